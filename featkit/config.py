@@ -1,0 +1,150 @@
+"""Base of every configuration: typed, frozen, strict, and with a fingerprint that decides what may be reused.
+
+A field that cannot change a result (number of workers, batch size) is marked `Runtime` and stays out of the
+fingerprint. A yaml file in `configs/` says only what differs from the defaults in code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from featkit.errors import BadInputError, UsageError
+from featkit.resources import resource_dir
+
+T = TypeVar("T")
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+class _RuntimeMarker:
+    """Says of a field: how the work is done, not what comes out."""
+
+
+Runtime = Annotated[T, _RuntimeMarker()]
+
+
+class Config(BaseModel):
+    """A frozen set of named values; an unknown key is refused with the nearest right one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def result_fields(self) -> dict[str, Any]:
+        """The fields that decide a result, as plain json values."""
+        fields = type(self).model_fields
+        runtime = {n for n, f in fields.items() if any(isinstance(m, _RuntimeMarker) for m in f.metadata)}
+        plain = self.model_dump(mode="json", exclude=runtime)
+        for name in fields:
+            value = getattr(self, name)
+            if isinstance(value, Config):
+                plain[name] = value.result_fields()
+        return plain
+
+    def canonical_json(self) -> str:
+        """The fields that decide a result, as sorted json."""
+        return json.dumps(self.result_fields(), sort_keys=True)
+
+    def fingerprint(self) -> str:
+        """16 hex digits; equal when the same results may be expected."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:16]
+
+
+def make(config_type: type[ConfigT], values: dict[str, Any], where: str = "configuration") -> ConfigT:
+    """Build a config; wrong keys and values become one UsageError that names the nearest right key."""
+    try:
+        return config_type(**values)
+    except ValidationError as error:
+        problems = "; ".join(_explain(config_type, item) for item in error.errors()[:3])
+        raise UsageError(f"{where}: {problems}") from None
+
+
+def _explain(config_type: type[Config], item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{name}: {item['msg']} (got {item['input']!r})"
+    near = difflib.get_close_matches(str(item["loc"][-1]), config_type.model_fields, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(config_type.model_fields)}"
+    return f"unknown key {name!r}; {hint}"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A yaml file as a dict (an empty file is an empty dict). Raises BadInputError."""
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInputError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path}: cannot be read ({error})") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, say
+        first = str(error).splitlines()[0]
+        raise BadInputError(f"{path}: not a yaml file ({first}); fix the line it names") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+        raise BadInputError(f"{path}: a configuration is a mapping of names to values")
+    return loaded
+
+
+def named_config(name: str) -> dict[str, Any]:
+    """The values of `configs/<name>.yaml`, or of a yaml file given by its path. Raises UsageError, BadInputError."""
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"}:
+        return read_yaml(path)
+    folder = resource_dir("configs")
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+        raise UsageError(f"no configuration named {name!r}; {hint}")
+    return read_yaml(path)
+
+
+def overrides(assignments: list[str]) -> dict[str, Any]:
+    """`["a.b=1", "c=x"]` as nested values, each read as yaml. Raises UsageError."""
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set {assignment!r}: write it as key=value")
+        *parents, leaf = key.strip().split(".")
+        inner = values
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise UsageError(f"--set {assignment!r}: {parent!r} is set to a value already")
+        try:
+            inner[leaf] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):
+            raise UsageError(f"--set {assignment!r}: {text!r} is not a yaml value") from None
+    return values
+
+
+def differences(old_json: str, new: Config) -> str:
+    """What differs between a stored configuration and `new`, in words: `ratio: 0.8 -> 0.9`."""
+    try:
+        old = _flatten(json.loads(old_json))
+    except (ValueError, AttributeError):
+        return "its configuration cannot be read"
+    now = _flatten(new.result_fields())
+    changed = [
+        f"{key}: {old.get(key)} -> {now.get(key)}"
+        for key in sorted(old.keys() | now.keys())
+        if old.get(key) != now.get(key)
+    ]
+    return ", ".join(changed) or "nothing it names"
+
+
+def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,1 @@
+"""Training and benchmark data, and the rendered scene of the demo."""

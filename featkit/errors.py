@@ -1,0 +1,34 @@
+"""The errors a user can cause, each with the exit code the command line ends with.
+
+A message has one line and says what is wrong, where, and what to do about it.
+"""
+
+
+class FeatkitError(Exception):
+    """Base of every error that is reported as one line instead of a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(FeatkitError):
+    """The command or a configuration asks for something that does not exist."""
+
+    exit_code = 2
+
+
+class BadInputError(FeatkitError):
+    """A file or folder is missing, broken, or not what it was taken for."""
+
+    exit_code = 3
+
+
+class NothingCameOutError(FeatkitError):
+    """The work ran, but there is no result: no model, no point, no pose."""
+
+    exit_code = 4
+
+
+class NotWritableError(FeatkitError):
+    """The output cannot be written: no permission, no space, or locked by another process."""
+
+    exit_code = 5

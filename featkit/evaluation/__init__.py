@@ -1,0 +1,1 @@
+"""Metrics: recalls, pose errors, comparison with true cameras. Takes arrays, returns dataclasses."""

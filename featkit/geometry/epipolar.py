@@ -1,0 +1,42 @@
+"""Epipolar geometry of two calibrated views."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from featkit.geometry.poses import rotation_matrix
+from featkit.types import Pose
+
+
+def essential_matrix(pose0: Pose, pose1: Pose) -> Float[np.ndarray, "3 3"]:
+    """E with x1^T E x0 = 0 for normalised image points (Hartley and Zisserman, 9.6)."""
+    rotation0, rotation1 = rotation_matrix(pose0.qvec), rotation_matrix(pose1.qvec)
+    rotation = rotation1 @ rotation0.T
+    x, y, z = pose1.tvec - rotation @ pose0.tvec
+    return np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ rotation
+
+
+def epipolar_distances(
+    essential: Float[np.ndarray, "3 3"], points0: Float[np.ndarray, "n 2"], points1: Float[np.ndarray, "n 2"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Distance of each point to the line of its partner, in image 0 and in image 1, in normalised units."""
+    x0 = np.concatenate([points0, np.ones((len(points0), 1))], axis=1)
+    x1 = np.concatenate([points1, np.ones((len(points1), 1))], axis=1)
+    lines1, lines0 = x0 @ essential.T, x1 @ essential
+    algebraic = np.abs(np.sum(x1 * lines1, axis=1))
+    norm0 = np.maximum(np.linalg.norm(lines0[:, :2], axis=1), 1e-12)
+    norm1 = np.maximum(np.linalg.norm(lines1[:, :2], axis=1), 1e-12)
+    return algebraic / norm0, algebraic / norm1
+
+
+def epipolar_inliers(
+    essential: Float[np.ndarray, "3 3"],
+    points0: Float[np.ndarray, "n 2"],
+    points1: Float[np.ndarray, "n 2"],
+    threshold0: float,
+    threshold1: float,
+) -> Bool[np.ndarray, " n"]:
+    """Matches within the thresholds (normalised units) of their epipolar lines in both images."""
+    distance0, distance1 = epipolar_distances(essential, points0, points1)
+    return (distance0 <= threshold0) & (distance1 <= threshold1)

@@ -1,0 +1,108 @@
+"""Console output: the one module that installs handlers. Everything here writes to stderr; stdout is for results."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LOGGER = logging.getLogger("featkit")
+PLAIN_INTERVAL_S = 5.0  # without a terminal: seconds between two progress lines
+
+
+def setup(verbosity: int = 0) -> None:
+    """Install featkit's handler. verbosity: -1 warnings only, 0 what was done, 1 everything."""
+    level = {-1: logging.WARNING, 0: logging.INFO}.get(max(-1, verbosity), logging.DEBUG)
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        handler = RichHandler(
+            console=Console(stderr=True), show_path=False, show_time=False, show_level=False
+        )
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    for old in list(LOGGER.handlers):
+        LOGGER.removeHandler(old)
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(level)
+    LOGGER.propagate = False
+
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str = "items") -> Iterator[Advance]:
+    """Show how far a long piece of work is: a bar with rate and ETA, or plain lines without a terminal.
+
+    Yields a function that takes the number of items just done. Shown only when `setup` allows info messages.
+    """
+    if not LOGGER.isEnabledFor(logging.INFO) or not LOGGER.handlers or total == 0:
+        yield lambda count: None
+    elif sys.stderr.isatty():
+        with _bar(title, total, unit) as advance:
+            yield advance
+    else:
+        yield _plain_lines(title, total, unit)
+
+
+@contextmanager
+def _bar(title: str, total: int, unit: str) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.1f} {unit}/s" if task.speed else f"- {unit}/s")
+
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _plain_lines(title: str, total: int, unit: str) -> Advance:
+    started = time.monotonic()
+    state = {"done": 0, "said": started}
+
+    def advance(count: int) -> None:
+        state["done"] += count
+        now = time.monotonic()
+        if state["done"] < total and now - state["said"] < PLAIN_INTERVAL_S:
+            return
+        state["said"] = now
+        rate = state["done"] / max(now - started, 1e-9)
+        left = (total - state["done"]) / max(rate, 1e-9)
+        LOGGER.info("%s: %d/%d %s, %.1f/s, %.0f s left", title, state["done"], total, unit, rate, left)
+
+    return advance
+
+
+@contextmanager
+def timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Add the wall time of the block to `seconds[stage]`."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started

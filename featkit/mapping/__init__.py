@@ -1,0 +1,1 @@
+"""The only package that imports pycolmap for maps: database, verification, mapping, triangulation, alignment."""

@@ -1,0 +1,64 @@
+"""Names a user types -> the classes behind them, resolved only when asked for.
+
+Adding a method is one file, one row here, one yaml in `configs/`, one test.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from featkit.config import Config, make, named_config
+from featkit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`target` is "module:Class"; the class has a `Config` attribute and takes (config, device)."""
+
+    target: str
+    summary: str
+
+
+EXTRACTORS: dict[str, Entry] = {
+    "sift": Entry("featkit.features.sift:Sift", "DoG keypoints, SIFT or RootSIFT descriptors (pycolmap)"),
+}
+MATCHERS: dict[str, Entry] = {
+    "mutual": Entry(
+        "featkit.matching.mutual:MutualMatcher", "mutual nearest neighbour, ratio test on both sides"
+    ),
+}
+PAIRINGS: dict[str, Entry] = {
+    "exhaustive": Entry("featkit.pairing.exhaustive:Exhaustive", "every image with every other"),
+    "sequential": Entry(
+        "featkit.pairing.sequential:Sequential", "each image with the next ones in name order"
+    ),
+    "retrieval": Entry("featkit.pairing.retrieval:Retrieval", "each image with the most similar ones (VLAD)"),
+}
+KINDS = {"extractor": EXTRACTORS, "matcher": MATCHERS, "pairing": PAIRINGS}
+
+
+def resolve(kind: str, name: str) -> type[Any]:
+    """The class registered as `name` among `kind` ("extractor", "matcher", "pairing"). Raises UsageError."""
+    table = KINDS[kind]
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(table)}"
+        raise UsageError(f"no {kind} named {name!r}; {hint}")
+    module, _, attribute = table[name].target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def configured(kind: str, name: str, changes: dict[str, Any] | None = None) -> tuple[type[Any], Config]:
+    """The class and the config behind a name in `configs/`: the yaml's values, then `changes`.
+
+    A yaml names its class by the key `extractor`, `matcher` or `pairing`. Raises UsageError, BadInputError.
+    """
+    values = named_config(name)
+    target = values.pop(kind, None)
+    if target is None:
+        raise UsageError(f"configuration {name!r} has no key {kind!r}: it is not a {kind}")
+    cls = resolve(kind, str(target))
+    return cls, make(cls.Config, {**values, **(changes or {})}, where=f"configuration {name!r}")

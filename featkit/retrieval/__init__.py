@@ -1,0 +1,1 @@
+"""Global descriptors (VLAD) and top-k search. Knows descriptors and names, not images or pairs files."""

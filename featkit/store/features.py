@@ -1,0 +1,143 @@
+"""features.h5 in hloc's layout: one group per image (slashes nest) with keypoints, descriptors, scores, image_size.
+
+Descriptors lie D x N, keypoints are float32 pixel centres counted from (0, 0). Files written by hloc (no `complete`,
+float16 keypoints) are read as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from featkit.config import Config
+from featkit.errors import BadInputError
+from featkit.store import h5
+from featkit.types import Features
+
+
+class FeatureStore:
+    """One open features.h5. Get one from `open_features` or `append_features`."""
+
+    def __init__(self, path: Path, file: h5py.File):
+        self.path = path
+        self._file = file
+
+    def names(self) -> list[str]:
+        """Image names whose features are whole, sorted."""
+        made_here = "format" in self._file.attrs
+        names = h5.groups_with(self._file, "keypoints")
+        return [n for n in names if not made_here or h5.is_complete(self._file, n)]
+
+    def has(self, name: str) -> bool:
+        """Whether the features of an image are there and whole."""
+        return h5.is_complete(self._file, name)
+
+    def source_bytes(self, name: str) -> int:
+        """Size of the image file the features were taken from, in bytes; -1 when not known."""
+        return int(self._file[name].attrs.get("source_bytes", -1))
+
+    def read(self, name: str) -> Features:
+        """Features of one image. Raises BadInputError when they are missing or damaged."""
+        group = self._group(name)
+        try:
+            keypoints = np.asarray(group["keypoints"][()], dtype=np.float32).reshape(-1, 2)
+            descriptors = np.ascontiguousarray(group["descriptors"][()].T)
+            scores = self._optional(group, "scores")
+            features = Features(
+                keypoints=keypoints,
+                descriptors=descriptors,
+                scores=np.ones(len(keypoints), np.float32) if scores is None else scores.reshape(-1),
+                image_size=self._image_size(group),
+                scales=self._optional(group, "scales"),
+                oris=self._optional(group, "oris"),
+                uncertainty_px=float(group["keypoints"].attrs.get("uncertainty", 1.0)),
+            )
+        except (KeyError, OSError, ValueError, RuntimeError, TypeError) as error:
+            raise BadInputError(
+                f"{self.path}: features of {name!r} are damaged ({error}); extract again"
+            ) from None
+        if len(features.descriptors) != len(keypoints):
+            raise BadInputError(
+                f"{self.path}: {name!r} has {len(keypoints)} keypoints but {len(features.descriptors)} descriptors"
+            )
+        return features
+
+    def keypoints(self, name: str) -> np.ndarray:
+        """Only the keypoints of one image, (n, 2) float32."""
+        return np.asarray(self._group(name)["keypoints"][()], dtype=np.float32).reshape(-1, 2)
+
+    def descriptors(self, name: str) -> np.ndarray:
+        """Only the descriptors of one image, (n, d), as stored."""
+        return np.ascontiguousarray(self._group(name)["descriptors"][()].T)
+
+    def count(self, name: str) -> int:
+        """Number of keypoints of one image, without reading them."""
+        return int(self._group(name)["keypoints"].shape[0])
+
+    def image_size(self, name: str) -> tuple[int, int]:
+        """Width and height of one image, in pixels."""
+        return self._image_size(self._group(name))
+
+    def uncertainty_px(self, name: str) -> float:
+        """Standard deviation of the keypoints of one image, in pixels."""
+        return float(self._group(name)["keypoints"].attrs.get("uncertainty", 1.0))
+
+    def attributes(self) -> dict:
+        """What the file says of itself: kind, format, fingerprint, config, versions."""
+        return h5.root_attributes(self._file)
+
+    def write(self, name: str, features: Features, source_bytes: int = -1) -> None:
+        """Write the features of one image as a transaction."""
+        datasets = {
+            "keypoints": features.keypoints.astype(np.float32, copy=False),
+            "descriptors": np.ascontiguousarray(features.descriptors.T),
+            "scores": features.scores.astype(np.float32, copy=False),
+            "image_size": np.asarray(features.image_size, dtype=np.int64),
+        }
+        for optional in ("scales", "oris"):
+            values = getattr(features, optional)
+            if values is not None:
+                datasets[optional] = values.astype(np.float32, copy=False)
+        h5.write_item(
+            self._file,
+            name,
+            datasets,
+            attributes={"source_bytes": source_bytes},
+            dataset_attributes={("keypoints", "uncertainty"): features.uncertainty_px},
+        )
+
+    def _group(self, name: str) -> h5py.Group:
+        if name not in self._file or not isinstance(self._file[name], h5py.Group):
+            raise BadInputError(f"{self.path}: no features of image {name!r}; extract it first")
+        return self._file[name]
+
+    def _image_size(self, group: h5py.Group) -> tuple[int, int]:
+        if "image_size" not in group:
+            return (0, 0)
+        width, height = (int(v) for v in group["image_size"][()])
+        return width, height
+
+    def _optional(self, group: h5py.Group, name: str) -> np.ndarray | None:
+        return np.asarray(group[name][()], dtype=np.float32) if name in group else None
+
+
+@contextmanager
+def open_features(path: Path) -> Iterator[FeatureStore]:
+    """Open features.h5 to read. Raises BadInputError."""
+    with h5.reading(path) as file:
+        if file.attrs.get("kind", "features") != "features":
+            raise BadInputError(f"{path}: holds {file.attrs['kind']}, not features")
+        yield FeatureStore(path, file)
+
+
+@contextmanager
+def append_features(
+    path: Path, config: Config, weights_sha256: str = "", overwrite: bool = False
+) -> Iterator[FeatureStore]:
+    """Open features.h5 to add images. Raises BadInputError when another configuration made it."""
+    with h5.appending(path, "features", config, {"weights_sha256": weights_sha256}, overwrite) as file:
+        yield FeatureStore(path, file)

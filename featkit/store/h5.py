@@ -1,0 +1,179 @@
+"""The transaction under every HDF5 store: an item counts only when its attribute `complete` is there.
+
+Default libver, one flush after an item's data, `complete = 1` written last, one more flush. A process killed
+between two items leaves a file that opens; an item cut short has no `complete` and is written anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from featkit import __version__
+from featkit.config import Config, differences
+from featkit.errors import BadInputError, NotWritableError
+
+FORMAT_VERSION = 1
+COMPLETE = "complete"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[h5py.File]:
+    """Open a store to read. Raises BadInputError when it is missing, cut off or not HDF5."""
+    with _explained(path):
+        file = h5py.File(path, "r")
+    with file:
+        yield file
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise BadInputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise BadInputError(f"{path}: is a folder, not an HDF5 file") from None
+    except OSError as error:
+        if path.is_dir():
+            raise BadInputError(f"{path}: is a folder, not an HDF5 file") from None
+        if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK) or "unable to lock" in str(error):
+            raise NotWritableError(f"{path}: in use by another process; wait for it or stop it") from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC):
+            raise NotWritableError(f"{path}: {error.strerror}; choose another place with --out") from None
+        raise BadInputError(
+            f"{path}: not a whole HDF5 file (truncated, or of another kind); move it away or use --overwrite"
+        ) from None
+
+
+@contextmanager
+def appending(
+    path: Path, kind: str, config: Config, extra: dict[str, str], overwrite: bool
+) -> Iterator[h5py.File]:
+    """Open a store to add items made by `config`; create it when there is none.
+
+    kind: "features" or "matches". extra: further root attributes that must agree with those in the file.
+    Raises BadInputError when the file was made by another configuration, NotWritableError when it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise NotWritableError(
+            f"{path}: {error.strerror or error}; choose another place with --out"
+        ) from None
+    with _explained(path):
+        file = h5py.File(path, "a")
+    with file:
+        if "format" in file.attrs:
+            _check_same_origin(path, file, kind, config, extra)
+        elif len(file):
+            raise BadInputError(f"{path}: written by another program; choose another --out, or --overwrite")
+        else:
+            _write_root(file, kind, config, extra)
+        try:
+            yield file
+        except OSError as error:
+            if "No space left" in str(error) or error.errno == errno.ENOSPC:
+                raise NotWritableError(
+                    f"{path}: no space left; free some and run the same command again"
+                ) from None
+            raise
+
+
+def _write_root(file: h5py.File, kind: str, config: Config, extra: dict[str, str]) -> None:
+    root = {
+        "kind": kind,
+        "featkit_version": __version__,
+        "fingerprint": config.fingerprint(),
+        "config": config.canonical_json(),
+        **extra,
+        "format": FORMAT_VERSION,
+    }
+    for name, value in root.items():
+        file.attrs[name] = value
+    file.flush()
+
+
+def _check_same_origin(path: Path, file: h5py.File, kind: str, config: Config, extra: dict[str, str]) -> None:
+    attrs = file.attrs
+    if attrs["format"] != FORMAT_VERSION or attrs.get("kind") != kind:
+        raise BadInputError(
+            f"{path}: holds {attrs.get('kind')} of format {attrs['format']}, not {kind}; --overwrite"
+        )
+    if attrs.get("fingerprint") != config.fingerprint():
+        changed = differences(str(attrs.get("config", "{}")), config)
+        raise BadInputError(
+            f"{path}: made with another configuration ({changed}); --overwrite, or another --out"
+        )
+    for name, value in extra.items():
+        if attrs.get(name) != value:
+            raise BadInputError(
+                f"{path}: made with another {name.replace('_', ' ')} ({attrs.get(name)} -> {value});"
+                " --overwrite, or another --out"
+            )
+
+
+def write_item(
+    file: h5py.File,
+    key: str,
+    datasets: dict[str, Any],
+    attributes: dict[str, Any],
+    dataset_attributes: dict[tuple[str, str], Any] | None = None,
+) -> None:
+    """Write one group as a transaction; a half-written group of the same name is replaced.
+
+    dataset_attributes: (dataset, attribute) -> value, as `("keypoints", "uncertainty")`.
+    """
+    if key in file:
+        del file[key]
+    group = file.create_group(key)
+    for name, array in datasets.items():
+        group.create_dataset(name, data=array)
+    for (dataset, name), value in (dataset_attributes or {}).items():
+        group[dataset].attrs[name] = value
+    for name, value in attributes.items():
+        group.attrs[name] = value
+    file.flush()
+    group.attrs[COMPLETE] = 1
+    file.flush()
+
+
+def is_complete(file: h5py.File, key: str) -> bool:
+    """Whether an item was written to its end."""
+    try:
+        return key in file and isinstance(file[key], h5py.Group) and file[key].attrs.get(COMPLETE) == 1
+    except (KeyError, OSError, RuntimeError):  # damaged links
+        return False
+
+
+def groups_with(file: h5py.File, dataset: str) -> list[str]:
+    """Names of all groups that hold `dataset`, slashes nest, sorted by name."""
+    names: list[str] = []
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Group) and dataset in item:
+            names.append(name)
+
+    file.visititems(visit)
+    return sorted(names)
+
+
+def root_attributes(file: h5py.File) -> dict[str, Any]:
+    """The store's own description, as plain values."""
+    plain: dict[str, Any] = {}
+    for name, value in file.attrs.items():
+        plain[name] = value.item() if hasattr(value, "item") else value
+    if isinstance(plain.get("config"), str):
+        try:
+            plain["config"] = json.loads(plain["config"])
+        except ValueError:
+            plain["config"] = None
+    return plain

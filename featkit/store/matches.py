@@ -1,0 +1,120 @@
+"""matches.h5 in hloc's layout: a group per pair with matches0 (int32, -1 = none) and matching_scores0.
+
+hloc's key of a pair replaces "/" by "-" in both names and joins them by "/", so `a/b-c` and `a-b/c` share a key.
+Such names are refused together; every group also carries both names as attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from featkit.config import Config
+from featkit.errors import BadInputError
+from featkit.store import h5
+from featkit.types import Matches, Pair
+
+
+def pair_key(pair: Pair) -> str:
+    """hloc's group name of a pair."""
+    return f"{pair.name0.replace('/', '-')}/{pair.name1.replace('/', '-')}"
+
+
+def refuse_key_collisions(names: Iterable[str]) -> None:
+    """Raise BadInputError when two different image names would share a key."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.replace("/", "-"), name)
+        if other != name:
+            raise BadInputError(
+                f"image names {other!r} and {name!r} cannot stand in one matches file; rename one"
+            )
+
+
+class MatchStore:
+    """One open matches.h5. Get one from `open_matches` or `append_matches`."""
+
+    def __init__(self, path: Path, file: h5py.File):
+        self.path = path
+        self._file = file
+
+    def has(self, pair: Pair) -> bool:
+        """Whether the matches of a pair are there and whole, under this very order of names."""
+        key = pair_key(pair)
+        if not h5.is_complete(self._file, key):
+            return False
+        attrs = self._file[key].attrs
+        return attrs.get("name0") == pair.name0 and attrs.get("name1") == pair.name1
+
+    def pairs(self) -> list[Pair]:
+        """All pairs whose matches are whole, sorted. Names are taken from the attributes featkit writes."""
+        found = []
+        for key in h5.groups_with(self._file, "matches0"):
+            attrs = self._file[key].attrs
+            if "name0" in attrs and h5.is_complete(self._file, key):
+                found.append(Pair(str(attrs["name0"]), str(attrs["name1"])))
+        return sorted(found)
+
+    def read(self, pair: Pair) -> Matches:
+        """Matches of a pair, stored in either order of names. Raises BadInputError."""
+        for stored, swapped in ((pair, False), (Pair(pair.name1, pair.name0), True)):
+            key = pair_key(stored)
+            if key in self._file:
+                matches = self._read(key)
+                return self._swap(matches, pair) if swapped else matches
+        raise BadInputError(f"{self.path}: no matches of {pair.name0!r} and {pair.name1!r}; match them first")
+
+    def write(self, pair: Pair, matches: Matches) -> None:
+        """Write the matches of a pair as a transaction."""
+        datasets = {
+            "matches0": matches.matches0.astype(np.int32, copy=False),
+            "matching_scores0": matches.scores0.astype(np.float32, copy=False),
+        }
+        sizes = {"name0": pair.name0, "name1": pair.name1}
+        h5.write_item(self._file, pair_key(pair), datasets, attributes=sizes)
+
+    def attributes(self) -> dict:
+        """What the file says of itself: kind, format, fingerprint, config, versions."""
+        return h5.root_attributes(self._file)
+
+    def _read(self, key: str) -> Matches:
+        group = self._file[key]
+        try:
+            matches0 = np.asarray(group["matches0"][()], dtype=np.int32).reshape(-1)
+            scores0 = np.zeros(len(matches0), np.float32)
+            if "matching_scores0" in group:
+                scores0 = np.asarray(group["matching_scores0"][()], dtype=np.float32).reshape(-1)
+        except (KeyError, OSError, ValueError, RuntimeError) as error:
+            raise BadInputError(f"{self.path}: matches {key!r} are damaged ({error}); match again") from None
+        return Matches(matches0, scores0)
+
+    def _swap(self, matches: Matches, pair: Pair) -> Matches:
+        forward = matches.as_index_pairs()
+        size = int(forward[:, 1].max()) + 1 if len(forward) else 0
+        back, scores = np.full(size, -1, np.int32), np.zeros(size, np.float32)
+        back[forward[:, 1]] = forward[:, 0]
+        scores[forward[:, 1]] = matches.scores0[forward[:, 0]]
+        return Matches(back, scores)
+
+
+@contextmanager
+def open_matches(path: Path) -> Iterator[MatchStore]:
+    """Open matches.h5 to read. Raises BadInputError."""
+    with h5.reading(path) as file:
+        if file.attrs.get("kind", "matches") != "matches":
+            raise BadInputError(f"{path}: holds {file.attrs['kind']}, not matches")
+        yield MatchStore(path, file)
+
+
+@contextmanager
+def append_matches(
+    path: Path, config: Config, features_fingerprint: str, overwrite: bool = False
+) -> Iterator[MatchStore]:
+    """Open matches.h5 to add pairs. Raises BadInputError when another configuration or other features made it."""
+    extra = {"features_fingerprint": features_fingerprint}
+    with h5.appending(path, "matches", config, extra, overwrite) as file:
+        yield MatchStore(path, file)

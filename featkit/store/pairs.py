@@ -1,0 +1,58 @@
+"""pairs.txt: two image names a line, parted by a space, or by a tab when any name has a space.
+
+Beside it `pairs.json` says which configuration made it; readers never need that file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from featkit import __version__
+from featkit.config import Config
+from featkit.errors import BadInputError
+from featkit.store.text import read_lines, write_text
+from featkit.types import Pair
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Pairs in the order of the file; a pair named twice, in either order, counts once.
+
+    Raises BadInputError for a missing file, a line without two names, or an image paired with itself.
+    """
+    pairs: dict[tuple[str, str], Pair] = {}
+    for number, line in read_lines(path):
+        names = line.split("\t") if "\t" in line else line.split()
+        if len(names) != 2 or not all(name.strip() for name in names):
+            raise BadInputError(
+                f"{path}:{number}: two image names expected (tab-separated if a name has a space)"
+            )
+        pair = Pair(names[0].strip(), names[1].strip())
+        if pair.name0 == pair.name1:
+            raise BadInputError(f"{path}:{number}: {pair.name0!r} is paired with itself; remove the line")
+        pairs.setdefault(pair.key(), pair)
+    if not pairs:
+        raise BadInputError(f"{path}: no pairs in it")
+    return list(pairs.values())
+
+
+def write_pairs(path: Path, pairs: Iterable[Pair], config: Config | None = None) -> Path:
+    """Write pairs.txt, whole or not at all. Raises NotWritableError, or BadInputError for a name with a tab."""
+    listed = list(pairs)
+    names = [name for pair in listed for name in (pair.name0, pair.name1)]
+    for name in names:
+        if "\t" in name or "\n" in name:
+            raise BadInputError(f"image name {name!r} has a tab or a line break; rename it")
+    separator = "\t" if any(" " in name for name in names) else " "
+    write_text(path, "".join(f"{p.name0}{separator}{p.name1}\n" for p in listed))
+    if config is not None:
+        described = {
+            "kind": "pairs",
+            "featkit_version": __version__,
+            "fingerprint": config.fingerprint(),
+            "method": type(config).__name__,
+            "config": config.result_fields(),
+        }
+        write_text(path.with_suffix(".json"), json.dumps(described, indent=1) + "\n")
+    return path
