@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +21,7 @@ def setup(verbosity: int = 0) -> None:
         from rich.console import Console
         from rich.logging import RichHandler
 
-        handler = RichHandler(
-            console=Console(stderr=True), show_path=False, show_time=False, show_level=False
-        )
+        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, show_level=False)
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -31,6 +30,8 @@ def setup(verbosity: int = 0) -> None:
     LOGGER.addHandler(handler)
     LOGGER.setLevel(level)
     LOGGER.propagate = False
+    # COLMAP speaks through glog, which reads its level when pycolmap is first imported.
+    os.environ.setdefault("GLOG_minloglevel", "0" if level <= logging.DEBUG else "2")
 
 
 Advance = Callable[[int], None]

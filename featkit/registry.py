@@ -26,15 +26,11 @@ EXTRACTORS: dict[str, Entry] = {
     "sift": Entry("featkit.features.sift:Sift", "DoG keypoints, SIFT or RootSIFT descriptors (pycolmap)"),
 }
 MATCHERS: dict[str, Entry] = {
-    "mutual": Entry(
-        "featkit.matching.mutual:MutualMatcher", "mutual nearest neighbour, ratio test on both sides"
-    ),
+    "mutual": Entry("featkit.matching.mutual:MutualMatcher", "mutual nearest neighbour, ratio test on both sides"),
 }
 PAIRINGS: dict[str, Entry] = {
     "exhaustive": Entry("featkit.pairing.exhaustive:Exhaustive", "every image with every other"),
-    "sequential": Entry(
-        "featkit.pairing.sequential:Sequential", "each image with the next ones in name order"
-    ),
+    "sequential": Entry("featkit.pairing.sequential:Sequential", "each image with the next ones in name order"),
     "retrieval": Entry("featkit.pairing.retrieval:Retrieval", "each image with the most similar ones (VLAD)"),
 }
 KINDS = {"extractor": EXTRACTORS, "matcher": MATCHERS, "pairing": PAIRINGS}

@@ -31,9 +31,7 @@ def resize_affine(from_size: tuple[int, int], to_size: tuple[int, int]) -> Float
     return np.array([[scale[0], 0.0, 0.5 * scale[0] - 0.5], [0.0, scale[1], 0.5 * scale[1] - 0.5]])
 
 
-def apply_affine(
-    affine: Float[np.ndarray, "2 3"], points: Float[np.ndarray, "n 2"]
-) -> Float[np.ndarray, "n 2"]:
+def apply_affine(affine: Float[np.ndarray, "2 3"], points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
     """Points mapped by a 2 x 3 affine matrix; computed in float64, returned in the type of `points`."""
     return (points @ affine[:, :2].T + affine[:, 2]).astype(points.dtype)
 

@@ -45,15 +45,11 @@ def camera_centre(pose: Pose) -> Float[np.ndarray, "3"]:
 def rotation_angle_deg(a: Float[np.ndarray, "3 3"], b: Float[np.ndarray, "3 3"]) -> float:
     """Angle of the rotation that takes `a` to `b`, in degrees; exact down to rounding for small angles."""
     relative = a.T @ b
-    vee = np.array(
-        [relative[2, 1] - relative[1, 2], relative[0, 2] - relative[2, 0], relative[1, 0] - relative[0, 1]]
-    )
+    vee = np.array([relative[2, 1] - relative[1, 2], relative[0, 2] - relative[2, 0], relative[1, 0] - relative[0, 1]])
     return float(np.degrees(np.arctan2(np.linalg.norm(vee), np.trace(relative) - 1.0)))
 
 
-def look_at(
-    centre: Float[np.ndarray, "3"], target: Float[np.ndarray, "3"], up: Float[np.ndarray, "3"]
-) -> Pose:
+def look_at(centre: Float[np.ndarray, "3"], target: Float[np.ndarray, "3"], up: Float[np.ndarray, "3"]) -> Pose:
     """World-to-camera pose of a camera at `centre` that looks at `target` (x right, y down, z forward)."""
     forward = np.asarray(target, dtype=np.float64) - centre
     forward = forward / np.linalg.norm(forward)

@@ -57,9 +57,7 @@ class FeatureStore:
                 uncertainty_px=float(group["keypoints"].attrs.get("uncertainty", 1.0)),
             )
         except (KeyError, OSError, ValueError, RuntimeError, TypeError) as error:
-            raise BadInputError(
-                f"{self.path}: features of {name!r} are damaged ({error}); extract again"
-            ) from None
+            raise BadInputError(f"{self.path}: features of {name!r} are damaged ({error}); extract again") from None
         if len(features.descriptors) != len(keypoints):
             raise BadInputError(
                 f"{self.path}: {name!r} has {len(keypoints)} keypoints but {len(features.descriptors)} descriptors"

@@ -53,9 +53,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def appending(
-    path: Path, kind: str, config: Config, extra: dict[str, str], overwrite: bool
-) -> Iterator[h5py.File]:
+def appending(path: Path, kind: str, config: Config, extra: dict[str, str], overwrite: bool) -> Iterator[h5py.File]:
     """Open a store to add items made by `config`; create it when there is none.
 
     kind: "features" or "matches". extra: further root attributes that must agree with those in the file.
@@ -66,9 +64,7 @@ def appending(
         if overwrite:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise NotWritableError(
-            f"{path}: {error.strerror or error}; choose another place with --out"
-        ) from None
+        raise NotWritableError(f"{path}: {error.strerror or error}; choose another place with --out") from None
     with _explained(path):
         file = h5py.File(path, "a")
     with file:
@@ -82,9 +78,7 @@ def appending(
             yield file
         except OSError as error:
             if "No space left" in str(error) or error.errno == errno.ENOSPC:
-                raise NotWritableError(
-                    f"{path}: no space left; free some and run the same command again"
-                ) from None
+                raise NotWritableError(f"{path}: no space left; free some and run the same command again") from None
             raise
 
 
@@ -105,14 +99,10 @@ def _write_root(file: h5py.File, kind: str, config: Config, extra: dict[str, str
 def _check_same_origin(path: Path, file: h5py.File, kind: str, config: Config, extra: dict[str, str]) -> None:
     attrs = file.attrs
     if attrs["format"] != FORMAT_VERSION or attrs.get("kind") != kind:
-        raise BadInputError(
-            f"{path}: holds {attrs.get('kind')} of format {attrs['format']}, not {kind}; --overwrite"
-        )
+        raise BadInputError(f"{path}: holds {attrs.get('kind')} of format {attrs['format']}, not {kind}; --overwrite")
     if attrs.get("fingerprint") != config.fingerprint():
         changed = differences(str(attrs.get("config", "{}")), config)
-        raise BadInputError(
-            f"{path}: made with another configuration ({changed}); --overwrite, or another --out"
-        )
+        raise BadInputError(f"{path}: made with another configuration ({changed}); --overwrite, or another --out")
     for name, value in extra.items():
         if attrs.get(name) != value:
             raise BadInputError(

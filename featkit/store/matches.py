@@ -30,9 +30,7 @@ def refuse_key_collisions(names: Iterable[str]) -> None:
     for name in names:
         other = seen.setdefault(name.replace("/", "-"), name)
         if other != name:
-            raise BadInputError(
-                f"image names {other!r} and {name!r} cannot stand in one matches file; rename one"
-            )
+            raise BadInputError(f"image names {other!r} and {name!r} cannot stand in one matches file; rename one")
 
 
 class MatchStore:

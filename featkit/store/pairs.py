@@ -25,9 +25,7 @@ def read_pairs(path: Path) -> list[Pair]:
     for number, line in read_lines(path):
         names = line.split("\t") if "\t" in line else line.split()
         if len(names) != 2 or not all(name.strip() for name in names):
-            raise BadInputError(
-                f"{path}:{number}: two image names expected (tab-separated if a name has a space)"
-            )
+            raise BadInputError(f"{path}:{number}: two image names expected (tab-separated if a name has a space)")
         pair = Pair(names[0].strip(), names[1].strip())
         if pair.name0 == pair.name1:
             raise BadInputError(f"{path}:{number}: {pair.name0!r} is paired with itself; remove the line")

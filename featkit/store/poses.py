@@ -51,9 +51,7 @@ def read_poses(path: Path) -> dict[str, Pose]:
         values = _numbers(path, number, fields[1:])
         norm = float(np.linalg.norm(values[:4]))
         if not 0.5 < norm < 2.0:
-            raise BadInputError(
-                f"{path}:{number}: the quaternion of {fields[0]!r} has length {norm:.3g}, not 1"
-            )
+            raise BadInputError(f"{path}:{number}: the quaternion of {fields[0]!r} has length {norm:.3g}, not 1")
         if fields[0] in poses:
             raise BadInputError(f"{path}:{number}: {fields[0]!r} has a pose already")
         poses[fields[0]] = Pose(qvec=values[:4] / norm, tvec=values[4:])
@@ -129,9 +127,7 @@ def _numbers(path: Path, number: int, fields: list[str]) -> np.ndarray:
     try:
         values = np.array([float(field) for field in fields])
     except ValueError:
-        raise BadInputError(
-            f"{path}:{number}: expected numbers after the name, got {' '.join(fields)!r}"
-        ) from None
+        raise BadInputError(f"{path}:{number}: expected numbers after the name, got {' '.join(fields)!r}") from None
     if not np.all(np.isfinite(values)):
         raise BadInputError(f"{path}:{number}: a number is not finite")
     return values

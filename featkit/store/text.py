@@ -35,7 +35,5 @@ def write_text(path: Path, text: str) -> Path:
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
-        raise NotWritableError(
-            f"{path}: cannot be written ({error.strerror}); choose another place"
-        ) from None
+        raise NotWritableError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
     return path

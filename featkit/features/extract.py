@@ -1,0 +1,132 @@
+"""The extract stage: images/ -> features.h5. Many threads decode and extract, one writes; resumable at any moment.
+
+Only a bounded window of images is in memory, however many there are. Results are written in the order of the
+names, so an interrupted and resumed run ends with the same file as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featkit.config import Config, Runtime
+from featkit.errors import BadInputError, NothingCameOutError
+from featkit.features.base import Extractor
+from featkit.images.decode import DecodeConfig, decode
+from featkit.images.listing import list_images
+from featkit.log import progress
+from featkit.registry import configured
+from featkit.store.features import FeatureStore, append_features
+from featkit.types import Features
+
+LOGGER = logging.getLogger(__name__)
+WINDOW_PER_WORKER = 2  # images in flight per worker: one at work, one waiting to be written
+
+
+class ExtractConfig(Config):
+    """Everything that decides what stands in features.h5."""
+
+    features: str = "rootsift"
+    """A name in configs/, or the path of a yaml file."""
+    extractor: dict = {}
+    """The extractor's resolved configuration; filled in by `resolve`."""
+    decode: DecodeConfig = DecodeConfig()
+    workers: Runtime[int] = 0
+    """Threads that decode and extract; 0: one per core."""
+    skip_broken: Runtime[bool] = False
+    """Leave out images that cannot be read (with a warning) instead of stopping."""
+
+
+@dataclass(frozen=True)
+class ExtractJob:
+    """A resolved extraction: the extractor is built, the configuration complete."""
+
+    config: ExtractConfig
+    extractor: Extractor
+
+    @staticmethod
+    def resolve(config: ExtractConfig, changes: dict | None = None, device: str = "auto") -> ExtractJob:
+        """Build the extractor named in `config`. changes: fields of its configuration that differ from the yaml.
+
+        Raises UsageError for an unknown name or field.
+        """
+        cls, extractor_config = configured("extractor", config.features, {**config.extractor, **(changes or {})})
+        complete = config.model_copy(update={"extractor": extractor_config.result_fields()})
+        return ExtractJob(complete, cls(extractor_config, device))
+
+
+def run(job: ExtractJob, images: Path, output: Path, names: list[str] | None = None, overwrite: bool = False) -> Path:
+    """Extract features of all images of a folder that `output` does not hold yet, and return `output`.
+
+    names: only these images, relative to the folder. Raises BadInputError for an image that cannot be read (unless
+    `skip_broken`) or a store of another configuration, NothingCameOutError when not one image could be used.
+    """
+    wanted = list_images(images) if names is None else names
+    with append_features(output, job.config, job.extractor.weights_sha256, overwrite) as store:
+        todo = [name for name in wanted if not _whole(store, images, name)]
+        if len(todo) < len(wanted):
+            LOGGER.info("extract: %d of %d images are done already", len(wanted) - len(todo), len(wanted))
+        with progress("extract", len(todo), "images") as advance:
+            for name, features in _extracted(job, images, todo):
+                if features is not None:
+                    store.write(name, features, source_bytes=(images / name).stat().st_size)
+                advance(1)
+        if not store.names():
+            raise NothingCameOutError(f"{images}: none of its {len(wanted)} images could be used")
+    return output
+
+
+def _whole(store: FeatureStore, images: Path, name: str) -> bool:
+    """Whether the features are there, whole, and of the file that lies there now (by its size)."""
+    if not store.has(name):
+        return False
+    path = images / name
+    return not path.is_file() or store.source_bytes(name) in (-1, path.stat().st_size)
+
+
+def _extracted(job: ExtractJob, images: Path, names: Iterable[str]) -> Iterator[tuple[str, Features | None]]:
+    """(name, features) in the order of `names`; None for an image passed over."""
+    workers = job.config.workers or os.cpu_count() or 1
+    if not job.extractor.on_cpu:
+        workers = min(workers, 4)  # the device is one; threads only decode ahead of it
+    waiting: deque[tuple[str, Future[Features]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="extract") as pool:
+        try:
+            for name in names:
+                waiting.append((name, pool.submit(extract_one, job, images / name)))
+                if len(waiting) >= workers * WINDOW_PER_WORKER:
+                    yield _finished(job, *waiting.popleft())
+            while waiting:
+                yield _finished(job, *waiting.popleft())
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _finished(job: ExtractJob, name: str, future: Future[Features]) -> tuple[str, Features | None]:
+    try:
+        features = future.result()
+    except BadInputError as error:
+        if not job.config.skip_broken:
+            raise BadInputError(f"{error} (or go on without it: --skip-broken)") from None
+        LOGGER.warning("passed over: %s", error)
+        return name, None
+    if len(features) == 0:
+        LOGGER.warning("%s: no keypoint found; it will match nothing", name)
+    return name, features
+
+
+def extract_one(job: ExtractJob, path: Path) -> Features:
+    """Features of one photograph, in the pixels of its file. Raises BadInputError."""
+    image = decode(path, job.config.decode, job.extractor.colour)
+    features = image.features_in_file(job.extractor.extract(image.pixels))
+    if not (np.isfinite(features.keypoints).all() and np.isfinite(features.descriptors).all()):
+        raise BadInputError(f"{path}: {job.config.features} gave features that are not finite; report it with the image")
+    return features

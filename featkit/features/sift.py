@@ -1,0 +1,177 @@
+"""DoG keypoints with SIFT (Lowe 2004) or RootSIFT (Arandjelovic and Zisserman 2012) descriptors, by pycolmap.
+
+COLMAP spends its budget of features on coarse scales first and drops the finest ones. Four fifths of the time and
+of the memory go into the finest octave (the doubled image). So on large images the coarser octaves are
+computed first, and the finest one only when they leave some of the budget, tile by tile: the same kind of features, a
+fraction of the time and memory when the budget is filled, and bounded memory when it is not.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from featkit.config import Config
+from featkit.geometry.pixels import from_colmap
+from featkit.types import Features
+
+DIMENSION = 128
+QUANTUM = 512.0  # pycolmap's descriptors are uint8 = round(512 x unit vector); division by 512 is exact in float16
+BASE_SIGMA = 1.6  # px: scale of octave 0, level 0 in VLFeat
+UNLIMITED = 10**9
+
+
+class SiftConfig(Config):
+    """COLMAP's options under COLMAP's names, with COLMAP's defaults."""
+
+    normalization: Literal["l1_root", "l2"] = "l1_root"
+    """l1_root: RootSIFT. l2: plain SIFT."""
+    max_num_features: int = 8192
+    """Budget as COLMAP counts it: whole levels of the scale space, coarse first, until it is passed."""
+    max_keypoints: int | None = None
+    """Hard limit: never more than this many (largest scales kept); also the budget when it is set."""
+    first_octave: int = -1
+    """-1: the image is doubled first."""
+    num_octaves: int = 4
+    octave_resolution: int = 3
+    """Levels per octave."""
+    peak_threshold: float = 0.02 / 3
+    """Smallest absolute DoG response, of intensities in [0, 1]."""
+    edge_threshold: float = 10.0
+    """Largest ratio of principal curvatures."""
+    max_num_orientations: int = 2
+    upright: bool = False
+    """True: no orientation is estimated; for photographs taken upright."""
+    coarse_first_megapixels: float = 1.5
+    """Larger images are done coarse octaves first, and their finest octave in tiles of about this size."""
+    tile_halo_px: int = 48
+    """Overlap of tiles: a descriptor of the finest octave reaches 31 px."""
+
+
+class Sift:
+    """SIFT on the CPU. Scores are scales: larger structures are found again more often, and COLMAP keeps them."""
+
+    Config: ClassVar[type[Config]] = SiftConfig
+    colour: ClassVar[bool] = False
+    on_cpu = True
+    weights_sha256 = ""
+
+    def __init__(self, config: SiftConfig, device: str = "auto"):
+        self.config = config
+        self._local = threading.local()  # pycolmap's extractor is not shared between threads
+
+    def extract(self, pixels: UInt8[np.ndarray, "h w"]) -> Features:
+        """Features of one grey image; see `Extractor.extract`."""
+        config = self.config
+        budget = config.max_keypoints or config.max_num_features
+        height, width = pixels.shape
+        large = width * height > config.coarse_first_megapixels * 1e6
+        if config.first_octave >= 0 or not large or config.num_octaves < 2:
+            rows, descriptors = self._detect(pixels, config.first_octave, config.num_octaves, budget)
+        else:
+            rows, descriptors = self._coarse_first(pixels, budget)
+        if config.max_keypoints is not None and len(rows) > config.max_keypoints:
+            keep = np.sort(np.argsort(-rows[:, 2], kind="stable")[: config.max_keypoints])
+            rows, descriptors = rows[keep], descriptors[keep]
+        return Features(
+            keypoints=from_colmap(rows[:, :2]),
+            descriptors=(descriptors.astype(np.float32) / QUANTUM).astype(np.float16),
+            scores=rows[:, 2].copy(),
+            image_size=(width, height),
+            scales=rows[:, 2].copy(),
+            oris=rows[:, 3].copy(),
+        )
+
+    def _coarse_first(self, pixels: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
+        config = self.config
+        rows, descriptors = self._detect(pixels, config.first_octave + 1, config.num_octaves - 1, budget)
+        if len(rows) >= budget:
+            return rows, descriptors
+        fine = [self._fine_tile(pixels, *tile) for tile in self._tiles(pixels.shape[1], pixels.shape[0])]
+        fine_rows = np.concatenate([part[0] for part in fine])
+        fine_descriptors = np.concatenate([part[1] for part in fine])
+        keep = self._whole_levels(fine_rows[:, 2], budget - len(rows))
+        return (
+            np.concatenate([fine_rows[keep], rows]),
+            np.concatenate([fine_descriptors[keep], descriptors]),
+        )
+
+    def _tiles(self, width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+        """Cores (x0, y0, x1, y1) that cover the image once."""
+        side = math.sqrt(self.config.coarse_first_megapixels * 1e6)
+        columns, rows = max(1, math.ceil(width / side)), max(1, math.ceil(height / side))
+        for row in range(rows):
+            for column in range(columns):
+                yield (
+                    column * width // columns,
+                    row * height // rows,
+                    (column + 1) * width // columns,
+                    (row + 1) * height // rows,
+                )
+
+    def _fine_tile(self, pixels: np.ndarray, x0: int, y0: int, x1: int, y1: int) -> tuple[np.ndarray, np.ndarray]:
+        """Features of the finest octave whose keypoints lie in the core of a tile."""
+        halo = self.config.tile_halo_px
+        left, top = max(0, x0 - halo), max(0, y0 - halo)
+        tile = np.ascontiguousarray(pixels[top : y1 + halo, left : x1 + halo])
+        rows, descriptors = self._detect(tile, self.config.first_octave, 1, UNLIMITED)
+        rows[:, :2] += (left, top)
+        inside = (rows[:, 0] >= x0) & (rows[:, 0] < x1) & (rows[:, 1] >= y0) & (rows[:, 1] < y1)
+        return rows[inside], descriptors[inside]
+
+    def _whole_levels(self, scales: Float[np.ndarray, " n"], budget: int) -> np.ndarray:
+        """Indices of the features on the coarsest levels, level by level until `budget` is passed."""
+        resolution = self.config.octave_resolution
+        base = BASE_SIGMA * 2.0**self.config.first_octave
+        levels = np.clip(np.round(resolution * np.log2(scales / base)), 0, resolution - 1)
+        lowest = 0
+        for level in reversed(range(resolution)):
+            lowest = level
+            if np.count_nonzero(levels >= level) > budget:
+                break
+        return np.flatnonzero(levels >= lowest)
+
+    def _detect(
+        self, pixels: np.ndarray, first_octave: int, num_octaves: int, budget: int
+    ) -> tuple[Float[np.ndarray, "n 4"], UInt8[np.ndarray, "n 128"]]:
+        """Rows (x, y, scale, orientation) in COLMAP pixels, and descriptors."""
+        keypoints, descriptors = self._extractor(first_octave, num_octaves, budget).extract_from_uint8_array(pixels)
+        if len(keypoints) == 0:
+            return np.zeros((0, 4), np.float32), np.zeros((0, DIMENSION), np.uint8)
+        import pycolmap
+
+        rows = np.asarray(pycolmap.keypoints_to_matrix(keypoints), dtype=np.float32)
+        return rows, np.asarray(descriptors.data)
+
+    def _extractor(self, first_octave: int, num_octaves: int, budget: int) -> Any:
+        """One pycolmap extractor per thread and setting."""
+        cache = self._local.__dict__.setdefault("extractors", {})
+        key = (first_octave, num_octaves, budget)
+        if key not in cache:
+            cache[key] = self._create(first_octave, num_octaves, budget)
+        return cache[key]
+
+    def _create(self, first_octave: int, num_octaves: int, budget: int) -> Any:
+        import pycolmap
+
+        options = pycolmap.FeatureExtractionOptions()
+        options.num_threads = 1
+        options.use_gpu = False
+        sift = options.sift
+        sift.max_num_features = budget
+        sift.first_octave, sift.num_octaves = first_octave, num_octaves
+        for name in (
+            "octave_resolution",
+            "peak_threshold",
+            "edge_threshold",
+            "max_num_orientations",
+            "upright",
+        ):
+            setattr(sift, name, getattr(self.config, name))
+        sift.normalization = getattr(pycolmap.Normalization, self.config.normalization.upper())
+        return pycolmap.FeatureExtractor.create(options, pycolmap.Device.cpu)

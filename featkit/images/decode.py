@@ -1,0 +1,152 @@
+"""Photograph -> upright 8-bit pixels, and the way back to the pixels of the file.
+
+Pillow reads the header (size, EXIF orientation) before anything is decoded; OpenCV decodes and resizes.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, UnidentifiedImageError
+
+from featkit.config import Config
+from featkit.errors import BadInputError
+from featkit.geometry.pixels import apply_affine, compose, resize_affine
+from featkit.images.orientation import stored_from_upright, upright
+from featkit.types import Features
+
+EXIF_ORIENTATION = 0x0112
+
+
+class DecodeConfig(Config):
+    """How a file becomes pixels."""
+
+    resize_max: int | None = None
+    """Longer side after resizing, px; smaller images keep their size. None: never resized."""
+    max_megapixels: float = 250.0
+    """A larger image is refused before it is decoded (one byte per pixel and channel would be needed)."""
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """pixels: (h, w) or (h, w, 3) RGB, uint8, upright. stored_size: width, height of the file.
+
+    stored_from_pixels: affine map of these pixels onto the file's pixels (centres at whole numbers in both).
+    """
+
+    pixels: UInt8[np.ndarray, "h w *c"]
+    stored_size: tuple[int, int]
+    stored_from_pixels: Float[np.ndarray, "2 3"]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width, height of `pixels`."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+    def features_in_file(self, features: Features) -> Features:
+        """The same features in the pixels of the file: keypoints, scales, orientations, uncertainty mapped back."""
+        affine = self.stored_from_pixels
+        linear = affine[:, :2]
+        scale = float(np.sqrt(abs(np.linalg.det(linear))))
+        return Features(
+            keypoints=apply_affine(affine, features.keypoints),
+            descriptors=features.descriptors,
+            scores=features.scores,
+            image_size=self.stored_size,
+            scales=None if features.scales is None else (features.scales * scale).astype(np.float32),
+            oris=None if features.oris is None else _turn(linear, features.oris),
+            uncertainty_px=features.uncertainty_px * scale,
+        )
+
+
+def _turn(linear: Float[np.ndarray, "2 2"], oris: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    directions = np.stack([np.cos(oris), np.sin(oris)], axis=1) @ linear.T
+    return np.arctan2(directions[:, 1], directions[:, 0]).astype(np.float32)
+
+
+def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedImage:
+    """Read one photograph. Raises BadInputError when it is missing, broken, cut off or too large."""
+    data = _read(path)
+    stored_size, tag = _header(path, data, config)
+    flags = (cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        pixels = None
+    if pixels is None or (pixels.shape[1], pixels.shape[0]) != stored_size:
+        raise BadInputError(f"{path}: cannot be decoded as an image; remove or replace it")
+    if colour:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    back = stored_from_upright(stored_size, tag)
+    pixels = upright(pixels, tag)
+    return _resized(DecodedImage(pixels, stored_size, back), config.resize_max)
+
+
+def stored_size(path: Path) -> tuple[int, int]:
+    """Width and height of the file in pixels, from its header alone. Raises BadInputError."""
+    try:
+        with Image.open(path) as header:
+            return header.size
+    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
+        raise BadInputError(f"{path}: not an image that can be read") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise BadInputError(f"{path}: no such image") from None
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
+    if not data:
+        raise BadInputError(f"{path}: an empty file; remove or replace it")
+    return data
+
+
+def _header(path: Path, data: bytes, config: DecodeConfig) -> tuple[tuple[int, int], int]:
+    try:
+        with Image.open(BytesIO(data)) as header:
+            size, form = header.size, header.format
+            tag = int(header.getexif().get(EXIF_ORIENTATION, 1) or 1)
+    except Image.DecompressionBombError:
+        raise BadInputError(f"{path}: more pixels than {config.max_megapixels:g} megapixels; scale it down") from None
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, TypeError, struct.error):
+        raise BadInputError(f"{path}: not an image that can be read; remove or replace it") from None
+    if size[0] * size[1] > config.max_megapixels * 1e6:
+        raise BadInputError(
+            f"{path}: {size[0]} x {size[1]} pixels, more than {config.max_megapixels:g} megapixels; scale it down"
+        )
+    if (form == "JPEG" and _jpeg_cut_off(data)) or (form == "PNG" and b"IEND" not in data[-64:]):
+        raise BadInputError(f"{path}: the file is cut off; copy it again or remove it")
+    return size, tag
+
+
+def _jpeg_cut_off(data: bytes) -> bool:
+    """Whether a JPEG has no end-of-image marker after its scan began (a thumbnail's own marker does not count)."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xDA:  # start of scan
+            return data.rfind(b"\xff\xd9") < position
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        position += 2 + struct.unpack(">H", data[position + 2 : position + 4])[0]
+    return position + 4 > len(data)
+
+
+def _resized(image: DecodedImage, resize_max: int | None) -> DecodedImage:
+    width, height = image.size
+    if resize_max is None or max(width, height) <= resize_max:
+        return image
+    scale = resize_max / max(width, height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    pixels = cv2.resize(image.pixels, size, interpolation=cv2.INTER_AREA)
+    back = compose(image.stored_from_pixels, resize_affine(size, (width, height)))
+    return DecodedImage(pixels, image.stored_size, back)

@@ -1,0 +1,107 @@
+"""The match stage: features.h5 + pairs.txt -> matches.h5. One thread reads ahead; resumable at any moment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+
+from featkit.config import Config
+from featkit.errors import BadInputError
+from featkit.log import progress
+from featkit.matching.base import Matcher
+from featkit.registry import configured
+from featkit.store.features import FeatureStore, open_features
+from featkit.store.matches import append_matches, refuse_key_collisions
+from featkit.store.pairs import read_pairs
+from featkit.types import Features, Pair
+
+LOGGER = logging.getLogger(__name__)
+CACHED_IMAGES = 64  # features kept in memory: pairs come sorted by their first image
+DEFAULT_BATCH = 32
+
+
+def resolve(name: str, changes: dict | None = None, device: str = "auto") -> tuple[Matcher, Config]:
+    """The matcher behind a name in configs/, and its configuration. Raises UsageError."""
+    cls, config = configured("matcher", name, changes)
+    return cls(config, device), config
+
+
+def run(
+    matcher: Matcher,
+    config: Config,
+    features: Path,
+    pairs: Path,
+    output: Path,
+    *,
+    query_features: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Match all pairs of a file that `output` does not hold yet, and return `output`.
+
+    query_features: where the features of the first name of each pair lie, when not in `features` too.
+    Raises BadInputError when a pair names an image without features, or when `output` was made from other features
+    or by another configuration.
+    """
+    listed = read_pairs(pairs)
+    with ExitStack() as stack:
+        store1 = stack.enter_context(open_features(features))
+        store0 = stack.enter_context(open_features(query_features)) if query_features else store1
+        _check(listed, store0, store1, pairs)
+        origin = str(store1.attributes().get("fingerprint", "foreign"))
+        matches = stack.enter_context(append_matches(output, config, origin, overwrite))
+        todo = [pair for pair in listed if not matches.has(pair)]
+        if len(todo) < len(listed):
+            LOGGER.info("match: %d of %d pairs are done already", len(listed) - len(todo), len(listed))
+        advance = stack.enter_context(progress("match", len(todo), "pairs"))
+        size = int(getattr(config, "batch_size", DEFAULT_BATCH))
+        for batch, loaded in _read_ahead(todo, store0, store1, size):
+            for pair, found in zip(batch, _match(matcher, batch, loaded), strict=True):
+                matches.write(pair, found)
+            advance(len(batch))
+    return output
+
+
+def _match(matcher: Matcher, batch: list[Pair], loaded: list[tuple[Features, Features]]) -> list:
+    try:
+        return matcher.match(loaded)
+    except BadInputError as error:
+        raise BadInputError(f"{batch[0].name0!r}, {batch[0].name1!r}: {error}; extract both with one method") from None
+
+
+def _check(pairs: list[Pair], store0: FeatureStore, store1: FeatureStore, path: Path) -> None:
+    known0 = set(store0.names())
+    known1 = known0 if store1 is store0 else set(store1.names())
+    missing = sorted({p.name0 for p in pairs} - known0) + sorted({p.name1 for p in pairs} - known1)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise BadInputError(f"{path}: {missing[0]!r}{more} has no features in {store0.path}; extract it first")
+    refuse_key_collisions(sorted({name for pair in pairs for name in (pair.name0, pair.name1)}))
+
+
+def _read_ahead(
+    pairs: list[Pair], store0: FeatureStore, store1: FeatureStore, size: int
+) -> Iterator[tuple[list[Pair], list[tuple[Features, Features]]]]:
+    """Batches of pairs with their features; the next batch is read while one is worked on."""
+
+    @lru_cache(maxsize=CACHED_IMAGES)
+    def load(second: bool, name: str) -> Features:
+        return (store1 if second else store0).read(name)
+
+    same = store0 is store1
+
+    def load_batch(batch: list[Pair]) -> list[tuple[Features, Features]]:
+        return [(load(same, pair.name0), load(True, pair.name1)) for pair in batch]
+
+    batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        coming = reader.submit(load_batch, batches[0]) if batches else None
+        for index, batch in enumerate(batches):
+            assert coming is not None
+            loaded = coming.result()
+            if index + 1 < len(batches):
+                coming = reader.submit(load_batch, batches[index + 1])
+            yield batch, loaded

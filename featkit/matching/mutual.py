@@ -1,0 +1,80 @@
+"""Mutual nearest neighbours with Lowe's ratio test on both sides.
+
+Semantics of kornia's `match_smnn`: i and j match when each is the other's nearest neighbour and, on both sides,
+d(first) <= ratio * d(second), d the Euclidean distance of unit descriptors. Sources: Lowe 2004, section 7.1;
+kornia.feature.match_smnn.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featkit.config import Config, Runtime
+from featkit.device import torch_device
+from featkit.errors import BadInputError
+from featkit.matching.top_two import TopTwo, top_two
+from featkit.types import Features, Matches
+
+
+class MutualConfig(Config):
+    """Which nearest neighbours count as matches."""
+
+    ratio: float | None = 0.8
+    """Largest distance to the nearest over distance to the second nearest, on both sides. None: no test."""
+    min_score: float | None = None
+    """Smallest similarity (cosine) of a match. None: no threshold."""
+    batch_size: Runtime[int] = 32
+    """Pairs that are read ahead and handed over together."""
+
+
+class MutualMatcher:
+    """Mutual nearest neighbours on unit descriptors, exact, on CPU or GPU.
+
+    Every pair is multiplied on its own in tiles of one fixed height, so its matches cannot depend on the batch.
+    """
+
+    Config: ClassVar[type[Config]] = MutualConfig
+
+    def __init__(self, config: MutualConfig, device: str = "auto"):
+        self.config = config
+        self.device = torch_device(device)
+
+    def match(self, batch: list[tuple[Features, Features]]) -> list[Matches]:
+        """Matches of each pair; see `Matcher.match`."""
+        moved: dict[int, Tensor] = {}
+        return [self._match_pair(self._on_device(a, moved), self._on_device(b, moved)) for a, b in batch]
+
+    def _on_device(self, features: Features, moved: dict[int, Tensor]) -> Tensor:
+        """Descriptors as float32 on the device; an image that stands in several pairs of a batch moves once."""
+        if id(features) not in moved:
+            tensor = torch.from_numpy(np.ascontiguousarray(features.descriptors))
+            moved[id(features)] = tensor.to(self.device, torch.float32)
+        return moved[id(features)]
+
+    def _match_pair(self, a: Tensor, b: Tensor) -> Matches:
+        if a.shape[1] != b.shape[1]:
+            raise BadInputError(f"descriptors of {a.shape[1]} and {b.shape[1]} numbers cannot be matched")
+        if len(a) == 0 or len(b) == 0:
+            return Matches(np.full(len(a), -1, np.int32), np.zeros(len(a), np.float32))
+        across, down = top_two(a, b)
+        good = down.index[across.index] == torch.arange(len(a), device=a.device)
+        good &= self._passes(across)
+        good &= self._passes(down)[across.index]
+        matches0 = torch.where(good, across.index, -1).to(torch.int32)
+        scores0 = torch.where(good, across.best, 0.0)
+        return Matches(matches0.cpu().numpy(), scores0.cpu().numpy())
+
+    def _passes(self, top: TopTwo) -> Tensor:
+        """Ratio test and score threshold; a NaN passes neither."""
+        good = torch.isfinite(top.best)
+        if self.config.min_score is not None:
+            good &= top.best >= self.config.min_score
+        if self.config.ratio is not None:
+            # |a - b|^2 = 2 - 2 ab for unit vectors; no second neighbour (-inf) is infinitely far away
+            squared_first, squared_second = (1.0 - top.best).clamp_min(0), (1.0 - top.second).clamp_min(0)
+            good &= squared_first <= self.config.ratio**2 * squared_second
+        return good
