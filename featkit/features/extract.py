@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from featkit.config import Config, Runtime
 from featkit.errors import BadInputError, NothingCameOutError
@@ -35,7 +37,7 @@ class ExtractConfig(Config):
 
     features: str = "rootsift"
     """A name in configs/, or the path of a yaml file."""
-    extractor: dict = {}
+    extractor: dict[str, Any] = Field(default_factory=dict)
     """The extractor's resolved configuration; filled in by `resolve`."""
     decode: DecodeConfig = DecodeConfig()
     workers: Runtime[int] = 0
@@ -128,5 +130,5 @@ def extract_one(job: ExtractJob, path: Path) -> Features:
     image = decode(path, job.config.decode, job.extractor.colour)
     features = image.features_in_file(job.extractor.extract(image.pixels))
     if not (np.isfinite(features.keypoints).all() and np.isfinite(features.descriptors).all()):
-        raise BadInputError(f"{path}: {job.config.features} gave features that are not finite; report it with the image")
+        raise BadInputError(f"{path}: {job.config.features} gave features that are not finite")
     return features

@@ -1,0 +1,196 @@
+"""The localize stage: a map + query features + matches -> poses.txt and poses.json.
+
+A query that fails is absent from poses.txt; poses.json gives its reason. Nothing is ever filled in.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featkit import __version__
+from featkit.config import Config
+from featkit.errors import NothingCameOutError
+from featkit.geometry.pixels import to_colmap
+from featkit.geometry.poses import camera_centre
+from featkit.localization.absolute_pose import PoseConfig, PoseEstimate, estimate_pose
+from featkit.localization.map_points import MapPoints
+from featkit.localization.queries import query_camera
+from featkit.log import progress
+from featkit.mapping.cameras import CameraConfig, to_intrinsics
+from featkit.mapping.model import read_model
+from featkit.store.features import FeatureStore, open_features
+from featkit.store.matches import MatchStore, open_matches
+from featkit.store.pairs import read_pairs
+from featkit.store.poses import Intrinsics, write_poses
+from featkit.store.text import write_text
+from featkit.types import Pose
+
+LOGGER = logging.getLogger(__name__)
+
+
+class LocalizeConfig(Config):
+    """From 2D-3D matches to poses."""
+
+    num_retrieved: int = 20
+    """Map images that each query is matched with."""
+    pose: PoseConfig = PoseConfig()
+    camera: CameraConfig = CameraConfig()
+    """For queries without a list of intrinsics."""
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """One query: its pose, or the reason why there is none."""
+
+    name: str
+    reason: str
+    keypoints: int
+    retrieved: int
+    matches_3d: int
+    intrinsics: Intrinsics | None
+    intrinsics_source: str
+    estimate: PoseEstimate | None = None
+
+    @property
+    def pose(self) -> Pose | None:
+        return None if self.reason or self.estimate is None else self.estimate.pose
+
+
+def run(
+    config: LocalizeConfig,
+    model: Path,
+    map_features: Path,
+    images: Path,
+    query_features: Path,
+    pairs: Path | None,
+    matches: Path | None,
+    output: Path,
+    *,
+    names: Sequence[str],
+    intrinsics: dict[str, Intrinsics] | None = None,
+) -> list[QueryResult]:
+    """Localize queries, write output/poses.txt and output/poses.json, and return every query's result.
+
+    model: folder of a COLMAP model made from `map_features`. images: folder of the queries. pairs: query first, map
+    image second; None (with matches None) when not one query could be paired. Raises BadInputError, and
+    NothingCameOutError, after writing poses.json, when not one query could be localized.
+    """
+    partners: dict[str, list[str]] = {name: [] for name in names}
+    for pair in read_pairs(pairs) if pairs is not None else ():
+        partners.setdefault(pair.name0, []).append(pair.name1)
+    results = []
+    with ExitStack() as stack:
+        map_store = stack.enter_context(open_features(map_features))
+        query_store = stack.enter_context(open_features(query_features))
+        found = None if matches is None else stack.enter_context(open_matches(matches))
+        points = MapPoints(read_model(model), map_store)
+        known = set(points.names())
+        with progress("localize", len(names), "queries") as advance:
+            for name in names:
+                usable = [partner for partner in partners[name] if partner in known]
+                result = _localize_one(config, name, points, images, query_store, usable, found, intrinsics)
+                results.append(result)
+                advance(1)
+    write_results(results, config, output)
+    if not any(result.pose is not None for result in results):
+        raise NothingCameOutError(
+            f"{images}: none of {len(results)} queries localized; reasons: {output}/poses.json"
+        )
+    return results
+
+
+def _localize_one(
+    config: LocalizeConfig,
+    name: str,
+    points: MapPoints,
+    images: Path,
+    queries: FeatureStore,
+    partners: list[str],
+    matches: MatchStore | None,
+    intrinsics: dict[str, Intrinsics] | None,
+) -> QueryResult:
+    query = query_camera(name, images, config.camera, intrinsics, points.model)
+    keypoints = queries.keypoints(name)
+    facts: dict[str, Any] = {
+        "name": name,
+        "keypoints": len(keypoints),
+        "retrieved": len(partners),
+        "intrinsics": to_intrinsics(query.camera),
+        "intrinsics_source": query.source,
+    }
+    if len(keypoints) == 0:
+        return QueryResult(reason="no keypoint found in the image", matches_3d=0, **facts)
+    if not partners or matches is None:
+        return QueryResult(reason="no map image was retrieved for it", matches_3d=0, **facts)
+    index, ids = points.correspondences(name, keypoints, partners, matches)
+    return _estimate(config.pose, points, query, keypoints, index, ids, facts)
+
+
+def _estimate(config: PoseConfig, points: MapPoints, query, keypoints, index, ids, facts: dict) -> QueryResult:
+    facts["matches_3d"] = len(index)
+    if len(index) < config.min_inliers:
+        reason = f"{len(index)} matches with points of the map, {config.min_inliers} are needed"
+        return QueryResult(reason=reason, **facts)
+    points2d = to_colmap(keypoints.astype(np.float64))[index]
+    refine = query.source == "guess"
+    estimate = estimate_pose(points2d, points.xyz(ids), query.camera, config, refine_focal=refine)
+    if estimate is None:
+        return QueryResult(reason="RANSAC found no pose", **facts)
+    facts["intrinsics"] = to_intrinsics(estimate.camera)
+    inliers = int(estimate.inlier.sum())
+    if inliers < config.min_inliers:
+        reason = f"{inliers} inliers of {len(index)} matches, {config.min_inliers} are needed"
+        return QueryResult(reason=reason, estimate=estimate, **facts)
+    return QueryResult(reason="", estimate=estimate, **facts)
+
+
+def write_results(results: Sequence[QueryResult], config: Config, output: Path) -> None:
+    """Write poses.txt (localized queries only) and poses.json (every query). Raises NotWritableError."""
+    localized = {result.name: result.pose for result in results if result.pose is not None}
+    write_poses(output / "poses.txt", localized)
+    described = {
+        "featkit_version": __version__,
+        "fingerprint": config.fingerprint(),
+        "config": config.result_fields(),
+        "queries": len(results),
+        "localized": len(localized),
+        "results": [describe(result) for result in results],
+    }
+    write_text(output / "poses.json", json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    LOGGER.info("localize: %d of %d queries", len(localized), len(results))
+
+
+def describe(result: QueryResult) -> dict[str, Any]:
+    """One query as plain json values; lengths in map units, angles in degrees."""
+    plain: dict[str, Any] = {
+        "name": result.name,
+        "localized": result.pose is not None,
+        "reason": result.reason or None,
+        "keypoints": result.keypoints,
+        "retrieved": result.retrieved,
+        "matches_3d": result.matches_3d,
+        "inliers": 0 if result.estimate is None else int(result.estimate.inlier.sum()),
+        "intrinsics_source": result.intrinsics_source,
+    }
+    if result.intrinsics is not None:
+        camera = result.intrinsics
+        plain["camera"] = [camera.model, camera.width, camera.height, *camera.params]
+    if result.pose is not None and result.estimate is not None:
+        estimate = result.estimate
+        plain |= {
+            "qvec": [float(v) for v in result.pose.qvec],
+            "tvec": [float(v) for v in result.pose.tvec],
+            "centre": [float(v) for v in camera_centre(result.pose)],
+            "residual_px": estimate.residual_px,
+            "centre_std": estimate.centre_std if np.isfinite(estimate.centre_std) else None,
+            "rotation_std_deg": estimate.rotation_std_deg if np.isfinite(estimate.rotation_std_deg) else None,
+        }
+    return plain

@@ -1,0 +1,56 @@
+"""Intrinsics of query photographs: from a list, from the map, from EXIF, or guessed. Where they came from is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pycolmap
+
+from featkit.errors import BadInputError
+from featkit.images.decode import stored_size
+from featkit.mapping.cameras import CameraConfig, infer_camera, to_camera
+from featkit.store.poses import Intrinsics
+
+Source = Literal["list", "params", "map", "exif", "guess"]
+
+
+@dataclass(frozen=True)
+class QueryCamera:
+    """A query's camera. `source` "guess" means that nothing is known: its focal length is estimated with the pose."""
+
+    camera: pycolmap.Camera
+    source: Source
+
+
+def query_camera(
+    name: str,
+    images: Path,
+    config: CameraConfig,
+    listed: dict[str, Intrinsics] | None,
+    model: pycolmap.Reconstruction,
+) -> QueryCamera:
+    """Camera of one query. Raises BadInputError when a list is given and does not have it, or has another size."""
+    if listed is not None:
+        if name not in listed:
+            raise BadInputError(f"{name!r} is not in the list of intrinsics; add `{name} MODEL width height params...`")
+        return QueryCamera(_of_size(name, to_camera(listed[name]), images / name), "list")
+    if config.params is not None:
+        return QueryCamera(infer_camera(images / name, config), "params")
+    camera = infer_camera(images / name, config)
+    if camera.has_prior_focal_length:
+        return QueryCamera(camera, "exif")
+    same = [c for c in model.cameras.values() if (c.width, c.height) == (camera.width, camera.height)]
+    if len(model.cameras) == 1 and same:
+        return QueryCamera(same[0], "map")
+    return QueryCamera(camera, "guess")
+
+
+def _of_size(name: str, camera: pycolmap.Camera, path: Path) -> pycolmap.Camera:
+    size = stored_size(path)
+    if size != (camera.width, camera.height):
+        raise BadInputError(
+            f"{name!r} is {size[0]} x {size[1]}, its intrinsics are for {camera.width} x {camera.height}; correct them"
+        )
+    return camera

@@ -1,0 +1,65 @@
+"""features.h5 + matches.h5 -> COLMAP's database.db. The half pixel of COLMAP's origin is added here, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from featkit.geometry.pixels import to_colmap
+from featkit.log import progress
+from featkit.store.features import FeatureStore
+from featkit.store.matches import MatchStore
+from featkit.types import Pair
+
+
+def write_images(
+    database: pycolmap.Database,
+    cameras: dict[int, pycolmap.Camera],
+    camera_ids: dict[str, int],
+    features: FeatureStore,
+    names: Sequence[str],
+) -> dict[str, int]:
+    """Write cameras, rigs, frames, images and keypoints in one transaction; image ids count from 1.
+
+    Each camera is its own rig and each image its own frame, as COLMAP does for photographs without a rig.
+    """
+    ids = {name: number for number, name in enumerate(names, start=1)}
+    with pycolmap.DatabaseTransaction(database):
+        for camera in cameras.values():
+            database.write_camera(camera, use_camera_id=True)
+            rig = pycolmap.Rig(rig_id=camera.camera_id)
+            rig.add_ref_sensor(camera.sensor_id)
+            database.write_rig(rig, use_rig_id=True)
+        for name, image_id in ids.items():
+            image = pycolmap.Image(name=name, camera_id=camera_ids[name], image_id=image_id)
+            database.write_image(image, use_image_id=True)
+            frame = pycolmap.Frame()
+            frame.frame_id, frame.rig_id = image_id, camera_ids[name]
+            frame.add_data_id(image.data_id)
+            database.write_frame(frame, use_frame_id=True)
+            database.write_keypoints(image_id, to_colmap(features.keypoints(name)))
+    return ids
+
+
+def write_matches(
+    database: pycolmap.Database, ids: dict[str, int], matches: MatchStore, pairs: Iterable[Pair]
+) -> list[Pair]:
+    """Write the matches of all pairs in one transaction; returns the pairs that have any."""
+    listed, written = list(pairs), []
+    with progress("database", len(listed), "pairs") as advance, pycolmap.DatabaseTransaction(database):
+        for pair in listed:
+            found = matches.read(pair).as_index_pairs()
+            if len(found):
+                database.write_matches(ids[pair.name0], ids[pair.name1], found.astype(np.uint32))
+                written.append(pair)
+            advance(1)
+    return written
+
+
+def count_verified(path: Path) -> tuple[int, int]:
+    """Pairs with a verified two-view geometry, and their inlier matches."""
+    with pycolmap.Database.open(str(path)) as database:
+        return database.num_verified_image_pairs(), database.num_inlier_matches()

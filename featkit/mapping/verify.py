@@ -1,0 +1,87 @@
+"""Matches -> two-view geometries in the database: by RANSAC, or against known poses. `config` is always set."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from featkit.config import Config
+from featkit.geometry.epipolar import epipolar_inliers, essential_matrix
+from featkit.geometry.poses import quaternion
+from featkit.log import progress
+from featkit.store.features import FeatureStore
+from featkit.types import Pair, Pose
+
+LOGGER = logging.getLogger(__name__)
+
+
+class VerifyConfig(Config):
+    """Geometric verification of one pair."""
+
+    max_error_px: float = 4.0
+    """RANSAC threshold; against known poses it is multiplied by the keypoints' uncertainty."""
+    min_inliers: int = 15
+    confidence: float = 0.999
+    max_trials: int = 10_000
+    seed: int = 0
+
+
+def by_ransac(path: Path, config: VerifyConfig) -> None:
+    """Verify all matches of a database that are not verified yet (E, F or H by LO-RANSAC; pycolmap)."""
+    options = pycolmap.TwoViewGeometryOptions()
+    options.min_num_inliers = config.min_inliers
+    options.ransac.max_error = config.max_error_px
+    options.ransac.confidence = config.confidence
+    options.ransac.max_num_trials = config.max_trials
+    options.ransac.random_seed = config.seed
+    LOGGER.info("verify: geometric verification of all pairs")
+    pycolmap.geometric_verification(str(path), two_view_geometry_options=options)
+
+
+def by_poses(
+    database: pycolmap.Database, ids: dict[str, int], pairs: Iterable[Pair], features: FeatureStore,
+    poses: dict[str, Pose], config: VerifyConfig,
+) -> None:  # fmt: skip
+    """Keep matches near their epipolar lines in both images: `max_error_px` times the keypoints' uncertainty."""
+    listed = list(pairs)
+    cameras = {name: database.read_camera(database.read_image(ids[name]).camera_id) for name in poses if name in ids}
+    with progress("verify", len(listed), "pairs") as advance, pycolmap.DatabaseTransaction(database):
+        for pair in listed:
+            names = (pair.name0, pair.name1)
+            matches = database.read_matches(ids[names[0]], ids[names[1]])
+            points, thresholds = [], []
+            for column, name in enumerate(names):
+                keypoints = database.read_keypoints(ids[name])[matches[:, column], :2]
+                points.append(np.asarray(cameras[name].cam_from_img(keypoints.astype(np.float64))))
+                error_px = config.max_error_px * features.uncertainty_px(name)
+                thresholds.append(cameras[name].cam_from_img_threshold(error_px))
+            essential = essential_matrix(poses[names[0]], poses[names[1]])
+            inlier = epipolar_inliers(essential, points[0], points[1], thresholds[0], thresholds[1])
+            _write(database, ids, pair, matches[inlier], poses, essential)
+            advance(1)
+
+
+def _write(database, ids: dict[str, int], pair: Pair, inliers: np.ndarray, poses: dict[str, Pose], essential) -> None:
+    """A calibrated two-view geometry; without `config` the triangulator of pycolmap 4.2.1 would drop it in silence."""
+    geometry = pycolmap.TwoViewGeometry()
+    geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
+    geometry.inlier_matches = inliers
+    geometry.E = essential
+    pose0, pose1 = to_rigid(poses[pair.name0]), to_rigid(poses[pair.name1])
+    geometry.cam2_from_cam1 = pose1 * pose0.inverse()
+    database.write_two_view_geometry(ids[pair.name0], ids[pair.name1], geometry)
+
+
+def to_rigid(pose: Pose) -> pycolmap.Rigid3d:
+    """A featkit pose as pycolmap's (whose quaternions are x, y, z, w)."""
+    w, x, y, z = pose.qvec
+    return pycolmap.Rigid3d(pycolmap.Rotation3d([x, y, z, w]), pose.tvec)
+
+
+def to_pose(rigid: pycolmap.Rigid3d) -> Pose:
+    """pycolmap's pose as featkit's."""
+    return Pose(quaternion(rigid.rotation.matrix()), np.array(rigid.translation))
