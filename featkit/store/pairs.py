@@ -6,19 +6,22 @@ Beside it `pairs.json` says which configuration made it; readers never need that
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from featkit import __version__
 from featkit.config import Config
-from featkit.errors import BadInputError
+from featkit.errors import BadInputError, NotWritableError
 from featkit.store.text import read_lines, write_text
 from featkit.types import Pair
 
 
-def read_pairs(path: Path) -> list[Pair]:
+def read_pairs(path: Path, directed: bool = False) -> list[Pair]:
     """Pairs in the order of the file; a pair named twice, in either order, counts once.
 
+    directed: the first name is a query and the second a map image, of two folders that may hold equal names; so
+    (a, b) and (b, a) are two pairs, and (a, a) is one.
     Raises BadInputError for a missing file, a line without two names, or an image paired with itself.
     """
     pairs: dict[tuple[str, str], Pair] = {}
@@ -27,30 +30,53 @@ def read_pairs(path: Path) -> list[Pair]:
         if len(names) != 2 or not all(name.strip() for name in names):
             raise BadInputError(f"{path}:{number}: two image names expected (tab-separated if a name has a space)")
         pair = Pair(names[0].strip(), names[1].strip())
-        if pair.name0 == pair.name1:
+        if pair.name0 == pair.name1 and not directed:
             raise BadInputError(f"{path}:{number}: {pair.name0!r} is paired with itself; remove the line")
-        pairs.setdefault(pair.key(), pair)
+        pairs.setdefault((pair.name0, pair.name1) if directed else pair.key(), pair)
     if not pairs:
         raise BadInputError(f"{path}: no pairs in it")
     return list(pairs.values())
 
 
-def write_pairs(path: Path, pairs: Iterable[Pair], config: Config | None = None) -> Path:
-    """Write pairs.txt, whole or not at all. Raises NotWritableError, or BadInputError for a name with a tab."""
+def write_pairs(
+    path: Path, pairs: Iterable[Pair], config: Config | None = None, extra: Mapping[str, Any] | None = None
+) -> Path:
+    """Write pairs.txt, whole or not at all. Raises NotWritableError, or BadInputError for a name with a tab.
+
+    config: what made the pairs; it is written to pairs.json, with the entries of `extra` beside it.
+    """
     listed = list(pairs)
     names = [name for pair in listed for name in (pair.name0, pair.name1)]
     for name in names:
         if "\t" in name or "\n" in name:
             raise BadInputError(f"image name {name!r} has a tab or a line break; rename it")
     separator = "\t" if any(" " in name for name in names) else " "
-    write_text(path, "".join(f"{p.name0}{separator}{p.name1}\n" for p in listed))
     if config is not None:
+        # The description goes first and the pairs last: pairs.txt never stands beside a description of other pairs.
+        _remove(path)
         described = {
             "kind": "pairs",
             "featkit_version": __version__,
             "fingerprint": config.fingerprint(),
             "method": type(config).__name__,
             "config": config.result_fields(),
+            **(extra or {}),
         }
         write_text(path.with_suffix(".json"), json.dumps(described, indent=1) + "\n")
-    return path
+    return write_text(path, "".join(f"{p.name0}{separator}{p.name1}\n" for p in listed))
+
+
+def describe_pairs(path: Path) -> dict[str, Any] | None:
+    """What pairs.json says of pairs.txt: fingerprint, method, config and more; None when featkit did not make it."""
+    try:
+        described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return described if isinstance(described, dict) and described.get("kind") == "pairs" else None
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise NotWritableError(f"{path}: cannot be replaced ({error.strerror}); choose another place") from None

@@ -1,0 +1,117 @@
+"""The pair stage: a folder of images, or features.h5 -> pairs.txt.
+
+Done work is skipped when pairs.json says that the same configuration, image names and seed made it (and the same
+features, where the method reads them); otherwise the pairs are made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from featkit.config import Config, differences
+from featkit.errors import BadInputError, NothingCameOutError, NotWritableError
+from featkit.images.listing import list_images
+from featkit.pairing.base import Pairing
+from featkit.registry import configured
+from featkit.store.features import open_features
+from featkit.store.pairs import describe_pairs, write_pairs
+
+LOGGER = logging.getLogger(__name__)
+
+
+class AutoConfig(Config):
+    """When all pairs are cheap enough."""
+
+    exhaustive_up_to: int = Field(default=60, ge=2, description="images; 60 make 1,770 pairs")
+
+
+def auto_method(num_images: int, config: AutoConfig) -> str:
+    """The pairing for that many images: "exhaustive", or "retrieval" above `exhaustive_up_to`."""
+    return "exhaustive" if num_images <= config.exhaustive_up_to else "retrieval"
+
+
+def run(
+    method: str | tuple[type[Any], Config],
+    source: Path,
+    output: Path,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Path:
+    """Choose pairs among the images of `source` and write them to `output` (pairs.txt, with pairs.json beside it).
+
+    method: a name in configs/, "auto" (see `auto_method`), or a pairing class and its configuration. source: a folder
+    of images or features.h5. overwrite: make the pairs anew in any case, also over a file featkit did not write.
+    Raises UsageError for an unknown method, BadInputError for fewer than two images, a folder where features are
+    needed, or an `output` of another origin; NothingCameOutError when no pair was found.
+    """
+    with ExitStack() as stack:
+        features = None if source.is_dir() else stack.enter_context(open_features(source))
+        names = list_images(source) if features is None else features.names()
+        if len(names) < 2:
+            raise BadInputError(f"{source}: pairs need two images, there are {len(names)}")
+        cls, config = _resolved(method, len(names))
+        if cls.needs_features and features is None:
+            raise BadInputError(
+                f"{source}: {cls.__name__.lower()} pairing compares features; extract first, then pair features.h5"
+            )
+        inputs: dict[str, Any] = {"names_sha256": names_digest(names), "seed": seed}
+        if cls.needs_features and features is not None:
+            inputs["features_fingerprint"] = str(features.attributes().get("fingerprint", ""))
+        if not overwrite and _done(output, config, inputs):
+            LOGGER.info("pair: %s is done already", output)
+            return output
+        pairing: Pairing = cls(config, device)
+        pairing.scratch_folder = output.parent
+        _make_folder(output.parent)
+        pairs = pairing.pairs(names, features, np.random.default_rng(seed))
+    if not pairs:
+        raise NothingCameOutError(f"{source}: no two of its {len(names)} images could be paired")
+    LOGGER.info("pair: %d pairs of %d images", len(pairs), len(names))
+    return write_pairs(output, pairs, config, inputs)
+
+
+def names_digest(names: list[str]) -> str:
+    """sha256 of a list of names, in hex."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def _resolved(method: str | tuple[type[Any], Config], num_images: int) -> tuple[type[Any], Config]:
+    if isinstance(method, tuple):
+        return method
+    return configured("pairing", auto_method(num_images, AutoConfig()) if method == "auto" else method)
+
+
+def _done(output: Path, config: Config, inputs: dict[str, Any]) -> bool:
+    """Whether `output` was made so. Raises BadInputError when featkit did not make it."""
+    if not output.exists():
+        return False
+    described = describe_pairs(output)
+    if described is None:
+        raise BadInputError(f"{output}: not made by featkit's pair stage; --overwrite, or another --out")
+    same_method = described.get("method") == type(config).__name__
+    if same_method and described.get("fingerprint") == config.fingerprint():
+        changed = [key for key, value in inputs.items() if described.get(key) != value]
+        if not changed:
+            return True
+        LOGGER.info("pair: %s is made anew, for other %s", output, ", ".join(changed))
+    else:
+        was = differences(json.dumps(described.get("config", {})), config) if same_method else "another method"
+        LOGGER.info("pair: %s is made anew (%s)", output, was)
+    return False
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotWritableError(f"{folder}: cannot be made ({error.strerror}); choose another place") from None

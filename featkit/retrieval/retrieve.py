@@ -1,0 +1,144 @@
+"""From stored descriptors to the most similar images: codebook, one vector per image, search, pairs.
+
+One image's descriptors are in memory at a time. Vectors are int16 (`fixed_point`): 100,000 images of 64 x 64 take
+781 MiB. They and the search stay within `memory_budget_mb`; vectors that do not fit go to a temporary file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int16
+
+from featkit.errors import BadInputError, NotWritableError
+from featkit.log import LOGGER, progress
+from featkit.retrieval.fixed_point import DOT_NORM, to_fixed_point
+from featkit.retrieval.search import LARGEST_BLOCK, MIB, block_bytes, top_k
+from featkit.retrieval.vlad import Codebook, VladConfig, train_codebook, unit_descriptors, vlad
+from featkit.store.features import FeatureStore
+from featkit.types import Pair
+
+
+@dataclass(frozen=True)
+class ImageVectors:
+    """Vectors of the images that have one; an image without keypoints is in neither list."""
+
+    names: list[str]
+    vectors: Int16[np.ndarray, "n d"]
+
+
+def retrieve(
+    queries: FeatureStore,
+    query_names: Sequence[str],
+    database: FeatureStore,
+    database_names: Sequence[str],
+    config: VladConfig,
+    num: int,
+    generator: np.random.Generator,
+    *,
+    device: str = "auto",
+    spill_folder: Path | None = None,
+) -> list[Pair]:
+    """Pairs (query, database image): for every query, in their order, its `num` most similar images, best first.
+
+    The codebook is trained on the database alone. No image is paired with its own name; a query without keypoints gets
+    no pairs and a database image without keypoints is never found. spill_folder: where vectors beyond the budget are
+    kept meanwhile (a file without a name; by default the system's temporary folder).
+    Raises BadInputError for missing or damaged features, or when no database image has a keypoint; UsageError for an
+    impossible budget; NotWritableError when there is no space to spill.
+    """
+    codebook = train_codebook(database, database_names, config, generator, device=device)
+    same = queries is database and list(query_names) == list(database_names)
+    rows = len(database_names) + (0 if same else len(query_names))
+    spill = needs_spill(rows, codebook.dims, num, config.memory_budget_mb)
+    with ExitStack() as stack:
+        folder = spill_folder if spill else None
+        args = (codebook, config, device, spill, folder)
+        found = stack.enter_context(image_vectors(database, database_names, *args))
+        asked = found if same else stack.enter_context(image_vectors(queries, query_names, *args))
+        used = 0 if spill else found.vectors.nbytes + (0 if same else asked.vectors.nbytes)
+        place = {name: index for index, name in enumerate(found.names)}
+        best, _ = top_k(
+            asked.vectors,
+            found.vectors,
+            num,
+            available_bytes=config.memory_budget_mb * MIB - used,
+            exclude=np.array([place.get(name, -1) for name in asked.names], np.int64),
+            backend=config.backend,
+            device=device,
+        )
+    return [
+        Pair(name, found.names[index])
+        for name, row in zip(asked.names, best, strict=True)
+        for index in row
+        if index >= 0
+    ]
+
+
+def needs_spill(rows: int, dims: int, num: int, memory_budget_mb: int) -> bool:
+    """Whether the vectors of `rows` images and a search with blocks of a good size exceed the budget."""
+    comfortable = block_bytes(min(rows, LARGEST_BLOCK // 8), dims, num)
+    return rows * dims * 2 + comfortable > memory_budget_mb * MIB
+
+
+@contextmanager
+def image_vectors(
+    store: FeatureStore,
+    names: Sequence[str],
+    codebook: Codebook,
+    config: VladConfig,
+    device: str = "auto",
+    spill: bool = False,
+    folder: Path | None = None,
+) -> Iterator[ImageVectors]:
+    """Vectors of `names`, in memory or (spill) in a temporary file in `folder` that vanishes with this context.
+
+    Raises BadInputError for features that do not fit the codebook, NotWritableError when there is no space.
+    """
+    kept: list[str] = []
+    if not spill:
+        table = np.empty((len(names), codebook.dims), np.int16)
+        for name, vector in _described(store, names, codebook, config, device):
+            table[len(kept)] = vector
+            kept.append(name)
+        yield ImageVectors(kept, table[: len(kept)])
+        return
+    LOGGER.info("vectors of %d images exceed %d MiB: kept in a file", len(names), config.memory_budget_mb)
+    try:
+        # Written as a stream and mapped only then: a full disk is an error here, in a memmap it would be a SIGBUS.
+        with tempfile.TemporaryFile(dir=folder, prefix=".featkit-vectors-") as file:
+            for name, vector in _described(store, names, codebook, config, device):
+                file.write(vector.tobytes())
+                kept.append(name)
+            file.flush()
+            shape = (len(kept), codebook.dims)
+            mapped = np.memmap(file, np.int16, "r", shape=shape) if kept else np.empty(shape, np.int16)
+            yield ImageVectors(kept, mapped)
+    except OSError as error:
+        raise NotWritableError(
+            f"{folder or tempfile.gettempdir()}: image vectors cannot be kept there ({error.strerror});"
+            " free some space or raise memory_budget_mb"
+        ) from None
+
+
+def _described(
+    store: FeatureStore, names: Sequence[str], codebook: Codebook, config: VladConfig, device: str
+) -> Iterator[tuple[str, Int16[np.ndarray, " d"]]]:
+    """Name and vector of every image that has one, in the order of `names`."""
+    with progress("describe images", len(names), "images") as advance:
+        for name in names:
+            rows = unit_descriptors(store, name, config.descriptors_per_image)
+            if len(rows) and rows.shape[1] != len(codebook.basis):
+                raise BadInputError(
+                    f"{store.path}: {name!r} has descriptors of length {rows.shape[1]}, the database"
+                    f" {len(codebook.basis)}; extract all images with one method"
+                )
+            vector = to_fixed_point(vlad(rows, codebook, config, device=device)[None, :], DOT_NORM)[0]
+            advance(1)
+            if vector.any():
+                yield name, vector

@@ -1,0 +1,121 @@
+"""Top-k by dot product in blocks that fit a memory budget; the same result for every budget and backend.
+
+Similarities are whole numbers (`fixed_point`), so a similarity and an index fit one int64 key: sorting keys sorts by
+similarity, and of equal similarities the lower index comes first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int16, Int64
+
+from featkit.errors import UsageError
+from featkit.retrieval.backend import Backend, choose_backend, torch_device
+
+MIB = 1 << 20
+INDEX_BITS = 32
+INDEX_MASK = (1 << INDEX_BITS) - 1
+NOTHING = np.iinfo(np.int64).min  # key of a place no database row took
+LARGEST_BLOCK = 4096
+SMALLEST_BLOCK = 16
+
+
+def block_bytes(rows: int, dims: int, num: int) -> int:
+    """Bytes a search with blocks of `rows` queries and `rows` database vectors needs besides the vectors, at most."""
+    operands = 2 * rows * dims * 4  # both blocks as float32
+    similarities = rows * rows * (4 + 8 + 1)  # float32, the int64 keys made of them, torch's partial sort
+    best = rows * (num + 2) * 8 * 8  # keys so far, keys of this block, and the copies that merge them
+    return operands + similarities + best
+
+
+def block_rows(dims: int, num: int, available_bytes: int) -> int:
+    """The largest block (a power of two) that fits. Raises UsageError when not even the smallest does."""
+    rows = LARGEST_BLOCK
+    while block_bytes(rows, dims, num) > available_bytes:
+        rows //= 2
+        if rows < SMALLEST_BLOCK:
+            least = -(-block_bytes(SMALLEST_BLOCK, dims, num) // MIB)
+            raise UsageError(f"memory_budget_mb: {least} MiB is the least for {num} of {dims} dimensions")
+    return rows
+
+
+def top_k(
+    queries: Int16[np.ndarray, "q d"],
+    database: Int16[np.ndarray, "n d"],
+    num: int,
+    *,
+    available_bytes: int,
+    exclude: Int64[np.ndarray, " q"] | None = None,
+    backend: Backend = "auto",
+    device: str = "auto",
+) -> tuple[Int64[np.ndarray, "q num"], Int64[np.ndarray, "q num"]]:
+    """(indices, similarities) of the `num` database rows with the largest dot product, best first.
+
+    queries, database: fixed-point vectors, in memory or a memmap. exclude: for each query one database index it must
+    not get (itself), or -1. available_bytes: memory beyond the two arrays and the result. Where there are fewer than
+    `num` rows the index is -1 and the similarity 0. Raises UsageError when available_bytes is too small.
+    """
+    library = choose_backend(backend, device)
+    rows = block_rows(queries.shape[1], num, available_bytes)
+    found = np.full((len(queries), num), -1, np.int64)
+    similarities = np.zeros((len(queries), num), np.int64)
+    for start in range(0, len(queries), rows):
+        some = queries[start : start + rows].astype(np.float32)
+        skip = np.full(len(some), -1) if exclude is None else exclude[start : start + rows]
+        keys = np.full((len(some), num), NOTHING, np.int64)
+        for first in range(0, len(database), rows):
+            block = database[first : first + rows].astype(np.float32)
+            if library == "faiss":
+                new = _block_faiss(some, block, num, skip - first, first)
+            else:
+                new = _block_torch(some, block, num, skip - first, first, torch_device(device))
+            keys = _largest(np.concatenate([keys, new], axis=1), num)
+            del block, new  # before the next block is read, or two would be held
+        taken = keys != NOTHING
+        found[start : start + rows] = np.where(taken, INDEX_MASK - (keys & INDEX_MASK), -1)
+        similarities[start : start + rows] = np.where(taken, keys >> INDEX_BITS, 0)
+    return found, similarities
+
+
+def _keys(similarities: np.ndarray, index: np.ndarray) -> np.ndarray:
+    return (similarities.astype(np.int64) << INDEX_BITS) + (INDEX_MASK - index)
+
+
+def _largest(keys: np.ndarray, num: int) -> np.ndarray:
+    """The `num` largest keys of every row, largest first."""
+    keys.sort(axis=1)
+    return keys[:, ::-1][:, :num].copy()
+
+
+def _block_torch(
+    queries: np.ndarray, block: np.ndarray, num: int, skip: np.ndarray, first: int, device: str
+) -> np.ndarray:
+    import torch
+
+    keys = (torch.from_numpy(queries).to(device) @ torch.from_numpy(block).to(device).T).to(torch.int64)
+    keys.mul_(1 << INDEX_BITS)
+    keys.add_(INDEX_MASK - first - torch.arange(len(block), device=device))
+    inside = np.flatnonzero((skip >= 0) & (skip < len(block)))
+    keys[torch.from_numpy(inside).to(device), torch.from_numpy(skip[inside]).to(device)] = NOTHING
+    return torch.topk(keys, min(num, len(block)), dim=1).values.cpu().numpy()
+
+
+def _block_faiss(queries: np.ndarray, block: np.ndarray, num: int, skip: np.ndarray, first: int) -> np.ndarray:
+    import faiss
+
+    # Two more than asked for: one may be the excluded row, and one shows whether a tie was cut.
+    count = min(num + 2, len(block))
+    similarities, index = faiss.knn(queries, block, count, metric=faiss.METRIC_INNER_PRODUCT)
+    keys = np.where(index == skip[:, None], NOTHING, _keys(similarities, first + index))
+    keys = _largest(keys, num)
+    if count == len(block):
+        return keys
+    # faiss does not promise which of equal rows it returns: where the tie reaches the cut, look at all of them.
+    cut = np.flatnonzero((keys[:, -1] >> INDEX_BITS) <= similarities[:, -1].astype(np.int64))
+    everything = np.arange(len(block))
+    for row in cut:
+        full = _keys(block @ queries[row], first + everything)
+        if 0 <= skip[row] < len(block):
+            full[skip[row]] = NOTHING
+        keys[row] = _largest(full[None, :], num)[0]
+    return keys
