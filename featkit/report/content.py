@@ -1,0 +1,113 @@
+"""What a report consists of: frozen dataclasses that carry data only; how they look is decided elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Camera3D:
+    """A pinhole camera with its principal point in the middle of the image.
+
+    rotation, translation: world to camera, x_camera = rotation @ x_world + translation.
+    width, height, focal_px: pixels. group: cameras of one group share a colour and a legend entry;
+    "map", "query" and "truth" have colours of their own.
+    """
+
+    name: str
+    rotation: Float[np.ndarray, "3 3"]
+    translation: Float[np.ndarray, "3"]
+    width: int
+    height: int
+    focal_px: float
+    group: str = "map"
+
+
+@dataclass(frozen=True)
+class Scene3D:
+    """Points (world units) with their RGB colours, and cameras."""
+
+    points: Float[np.ndarray, "n 3"]
+    colours: UInt8[np.ndarray, "n 3"]
+    cameras: Sequence[Camera3D] = ()
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class MatchPicture:
+    """Two RGB images side by side with their matches; points in pixels, the top-left pixel's centre is (0, 0)."""
+
+    title: str
+    image0: UInt8[np.ndarray, "h0 w0 3"]
+    image1: UInt8[np.ndarray, "h1 w1 3"]
+    points0: Float[np.ndarray, "m 2"]
+    points1: Float[np.ndarray, "m 2"]
+    inlier: Bool[np.ndarray, " m"]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often values occur; values that are not finite are left out and counted in the caption."""
+
+    title: str
+    x_label: str
+    values: Float[np.ndarray, " n"]
+    bins: int = 40
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under named columns. highlight: numbers of the rows to point out, such as failed items."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+    highlight: AbstractSet[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A text shown as it is, folded away."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One number at the top of the page. unit stands beside it, hint below it."""
+
+    label: str
+    value: str | int | float
+    unit: str = ""
+    hint: str = ""
+
+
+Item = Scene3D | MatchPicture | Histogram | Table | Configuration
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a paragraph (blank lines part paragraphs) and items below it."""
+
+    title: str
+    text: str = ""
+    items: Sequence[Item] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole page."""
+
+    title: str
+    subtitle: str = ""
+    headlines: Sequence[Headline] = ()
+    sections: Sequence[Section] = ()

@@ -1,0 +1,165 @@
+"""Tables, numbers, histograms and match pictures."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from featkit.report.content import Histogram, MatchPicture, Table
+from featkit.report.detail import LEVELS
+from featkit.report.formatting import decimals_for, format_cell, format_headline
+from featkit.report.histograms import histogram_figure
+from featkit.report.pictures import INLIER_RGB, OUTLIER_RGB, match_caption, match_jpeg
+from featkit.report.tables import table_html
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        (1234, "1234"),
+        (12345, "12,345"),
+        (-3, "-3"),
+        (np.int64(7), "7"),
+        (0.33689, "0.3369"),
+        (np.float32(0.5), "0.5000"),
+        (84.2, "84.20"),
+        (3.0, "3"),
+        (-1.5, "−1.500"),
+        (1.5e-6, "1.50e-06"),
+        (12345.678, "12,345.7"),
+        (3.2e9, "3.20e+09"),
+        (float("nan"), "–"),
+        (float("inf"), "∞"),
+        (float("-inf"), "−∞"),
+        (None, "–"),
+        (True, "True"),
+        ("a.jpg", "a.jpg"),
+    ],
+)
+def test_cells_as_text(cell: object, text: str) -> None:
+    assert format_cell(cell) == text  # type: ignore[arg-type]
+
+
+def test_decimals_are_one_number_per_column() -> None:
+    assert decimals_for([0.5, 120.0, None, "x", float("inf")]) == 1
+    assert decimals_for([3, 4]) == 2
+    assert format_cell(0.0012, decimals=1) == "0.0012"  # rather more digits than a false zero
+    assert format_cell(0.0, decimals=1) == "0.0"
+
+
+def test_headline_numbers_are_short() -> None:
+    assert [format_headline(v) for v in (84.23, 0.33689, 3.8993, 8262, "19 / 19", 5.0)] == [
+        "84.2",
+        "0.337",
+        "3.90",
+        "8262",
+        "19 / 19",
+        "5",
+    ]
+
+
+def test_table_html() -> None:
+    table = Table("T", ["name", "error"], [["a", 0.5], ["b", None], ["c", 12.25]], "note", highlight={1})
+    page = table_html(table, LEVELS[0])
+    assert '<th aria-sort="none"><button type="button">name</button></th>' in page
+    assert '<th class="number" aria-sort="none">' in page
+    assert '<td class="number" data-sort="0.5">0.50</td>' in page
+    assert '<td class="number" data-sort="12.25">12.25</td>' in page
+    assert '<tr class="highlight"><td>b</td><td class="number" data-sort="">–</td></tr>' in page
+    assert page.count('class="highlight"') == 1
+    assert "note" in page
+
+
+def test_table_edges() -> None:
+    assert "nothing to list" in table_html(Table("T", ["a", "b"], []), LEVELS[0])
+    assert "nothing to list" in table_html(Table("", [], []), LEVELS[0])
+    infinite = table_html(Table("", ["x"], [[float("inf")], [-float("inf")], [float("nan")]]), LEVELS[0])
+    assert 'data-sort="Infinity"' in infinite
+    assert 'data-sort="-Infinity"' in infinite
+    with pytest.raises(ValueError, match="a row of 1 cells under 2 columns"):
+        table_html(Table("T", ["a", "b"], [["only"]]), LEVELS[0])
+    long = table_html(Table("", ["n"], [[i] for i in range(100)]), replace(LEVELS[0], rows=10))
+    assert long.count("<tr>") == 11
+    assert "The first 10 of 100 rows are shown." in long
+
+
+def counts_and_centres(values: np.ndarray, bins: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    (bar,) = histogram_figure(Histogram("h", "x", values, bins)).data
+    return tuple(np.frombuffer(base64.b64decode(bar[a]["bdata"]), "<f4") for a in "yx")  # type: ignore[return-value]
+
+
+def test_histogram_counts_everything_once() -> None:
+    values = np.random.default_rng(1).exponential(size=1000)
+    counts, centres = counts_and_centres(values, 20)
+    np.testing.assert_array_equal(counts, np.histogram(values, 20)[0])
+    assert len(centres) == 20
+
+
+def test_histogram_of_whole_numbers_has_whole_bins() -> None:
+    counts, centres = counts_and_centres(np.array([2, 2, 3, 5]))
+    assert centres.tolist() == [2, 3, 4, 5]
+    assert counts.tolist() == [2, 1, 0, 1]
+    for top in (39, 40, 41, 1000):
+        counts, _ = counts_and_centres(np.arange(top))
+        assert len(counts) <= 40
+        assert counts.sum() == top
+
+
+@pytest.mark.parametrize("values", [[1.5], [0.3, np.nextafter(0.3, 1)], [2.0, 2.0], [1e30, 2e30]])
+def test_histogram_of_hardly_any_spread(values: list[float]) -> None:
+    counts, _ = counts_and_centres(np.array(values))
+    assert counts.sum() == len(values)
+
+
+def test_histogram_leaves_out_what_is_not_finite() -> None:
+    figure = histogram_figure(Histogram("h", "x", np.array([1.5, np.nan, np.inf])))
+    assert figure.caption == "1 values, median 1.500, mean 1.500, largest 1.500; 2 not finite and left out."
+    assert histogram_figure(Histogram("h", "x", np.zeros(0))).data == []
+
+
+def picture(count: int = 0, inliers: int = 0, size1: tuple[int, int] = (300, 200)) -> MatchPicture:
+    points = np.tile([[100.0, 100.0]], (count, 1))
+    image1 = np.zeros((size1[1], size1[0], 3), np.uint8)
+    return MatchPicture("p", np.zeros((200, 300, 3), np.uint8), image1, points, points, np.arange(count) < inliers)
+
+
+def decode(item: MatchPicture) -> np.ndarray:
+    jpeg = match_jpeg(item, LEVELS[0])
+    return cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+@pytest.mark.parametrize(("inliers", "colour"), [(1, INLIER_RGB), (0, OUTLIER_RGB)])
+def test_a_match_is_drawn_at_its_two_points(inliers: int, colour: tuple[int, int, int]) -> None:
+    drawn = decode(picture(1, inliers)).astype(int)
+    assert drawn.shape == (200, 606, 3)
+    for x in (100, 300 + 6 + 100):
+        assert np.abs(drawn[99:102, x - 1 : x + 2].mean(axis=(0, 1)) - colour).max() < 60
+    assert drawn[150:].sum(axis=2)[:, :300].max() < 60  # nothing is drawn elsewhere
+
+
+def test_pictures_of_any_shape_fit_the_width() -> None:
+    for size in ((4000, 3000), (50, 3000), (3000, 20), (1, 1)):
+        drawn = decode(picture(3, 2, size1=size))
+        assert drawn.shape[1] <= LEVELS[0].picture_width_px + 1
+
+
+def test_captions_and_empty_matches() -> None:
+    assert match_caption(picture(), LEVELS[0]) == "No matches."
+    assert decode(picture()).shape == (200, 606, 3)
+    assert match_caption(picture(8, 6), LEVELS[0]) == "8 matches, 6 inliers (75 %)."
+    assert match_caption(picture(1000, 500), LEVELS[0]) == "1000 matches, 500 inliers (50 %); 180 drawn."
+
+
+def test_points_outside_the_image_or_not_finite_do_no_harm() -> None:
+    item = picture(3, 3)
+    item.points1[:] = [[np.nan, 0.0], [1e12, -1e12], [5.0, 5.0]]
+    assert decode(item).shape == (200, 606, 3)
+
+
+def test_a_grey_image_is_refused_with_the_title() -> None:
+    with pytest.raises(ValueError, match=r"p: an image is uint8 \(200, 300\)"):
+        match_jpeg(replace(picture(), image0=np.zeros((200, 300), np.uint8)), LEVELS[0])
