@@ -1,0 +1,260 @@
+"""A small world with exact cameras, photographed by featkit itself: what `featkit demo` reconstructs.
+
+    images/0000.jpg ...                 the map
+    queries/query_0000.jpg ...          photographs to localize
+    truth/camera.txt                    `PINHOLE w h fx fy cx cy` in COLMAP pixels, the same for all photographs
+    truth/poses.txt, query_poses.txt    world to camera, in metres
+    truth/scene.json                    what the scene was made with, and the size of every file; written last
+
+Nothing is downloaded and nothing is measured: the truth is what the photographs were computed from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from jaxtyping import Float
+from pydantic import Field
+
+from featkit.config import Config, Runtime
+from featkit.data.raycast import Rectangle, Surface, first_hits, render
+from featkit.data.rendered_courtyard import FRONT_DEG, UP, courtyard, direction
+from featkit.data.rendered_light import textured
+from featkit.errors import NotWritableError
+from featkit.geometry.poses import look_at
+from featkit.log import LOGGER, progress
+from featkit.store.poses import Intrinsics, write_poses
+from featkit.store.text import write_text
+from featkit.types import Pose
+
+RENDERER = 1  # raised whenever the same config gives other pictures than before
+GOLDEN = 0.5 * (5**0.5 - 1)  # its multiples, modulo 1, spread evenly over the unit interval
+PLASTIC = 0.7548776662466927  # and so do those of this one, independently
+PICTURE = re.compile(r"(images/|queries/query_)\d{4,}\.(jpg|png)")
+
+
+class RenderedConfig(Config):
+    """How the scene is rendered.
+
+    width, height: of every photograph, in pixels.
+    focal_px: focal length in pixels; None for 0.9 of the width (a horizontal field of view of 58 degrees).
+    num_map, num_queries: photographs for the map and to localize. Any number: poses are a function of the index.
+    supersampling: samples per pixel and axis.
+    texel_m: metres a texel of the textures; a third of what a pixel sees at 8 m is enough.
+    noise_std: standard deviation of the sensor's noise, in grey levels of 255.
+    arc_deg: angle that the map's cameras stand on, seen from the middle of the scene, in degrees.
+    sun_azimuth_deg, sun_elevation_deg: where the light comes from, in degrees; azimuth from +x towards +y.
+    jpeg_quality: 1 to 100, for jpg. seed: decides textures, small variations of the poses, and noise.
+    workers: surfaces painted and photographs rendered at the same time.
+    """
+
+    width: int = Field(800, ge=32, le=8000)
+    height: int = Field(600, ge=32, le=8000)
+    focal_px: float | None = Field(None, gt=0)
+    num_map: int = Field(12, ge=1)
+    num_queries: int = Field(4, ge=0)
+    supersampling: int = Field(2, ge=1, le=8)
+    texel_m: float = Field(0.006, ge=0.001, le=0.05)
+    noise_std: float = Field(1.5, ge=0)
+    arc_deg: float = Field(76.0, gt=0, le=90)
+    sun_azimuth_deg: float = 62.0
+    sun_elevation_deg: float = Field(48.0, gt=0, le=90)
+    image_format: Literal["jpg", "png"] = "jpg"
+    jpeg_quality: int = Field(95, ge=1, le=100)
+    seed: int = Field(0, ge=0)
+    workers: Runtime[int] = Field(2, ge=1)
+
+
+@dataclass(frozen=True)
+class RenderedScene:
+    """Where a rendered scene lies, and its truth. poses: by name in images/; query_poses: by name in queries/."""
+
+    images: Path
+    queries: Path
+    camera: Path
+    poses_file: Path
+    query_poses_file: Path
+    intrinsics: Intrinsics
+    poses: dict[str, Pose]
+    query_poses: dict[str, Pose]
+
+
+def intrinsics(config: RenderedConfig) -> Intrinsics:
+    """The one camera, in COLMAP pixels: principal point at (width / 2, height / 2)."""
+    focal = config.focal_px if config.focal_px is not None else 0.9 * config.width
+    params = (focal, focal, 0.5 * config.width, 0.5 * config.height)
+    return Intrinsics("PINHOLE", config.width, config.height, params)
+
+
+def map_poses(config: RenderedConfig) -> dict[str, Pose]:
+    """World-to-camera poses of the map, by name: evenly along the arc, at varied heights and distances."""
+    along = (np.arange(config.num_map) + 0.5) / config.num_map
+    return {
+        f"{index:04d}.{config.image_format}": _pose_on_arc(config, place, index) for index, place in enumerate(along)
+    }
+
+
+def query_poses(config: RenderedConfig) -> dict[str, Pose]:
+    """World-to-camera poses of the queries, by name: between the map's, the first and last outside of them."""
+    along = np.linspace(-0.03, 1.03, config.num_queries) if config.num_queries > 1 else np.array([0.52])
+    return {
+        f"query_{index:04d}.{config.image_format}": _pose_on_arc(config, along[index], 1000.5 + index)
+        for index in range(config.num_queries)
+    }
+
+
+def _pose_on_arc(config: RenderedConfig, along: float, turn: float) -> Pose:
+    """A camera at share `along` of the arc; `turn` runs through heights, distances and aims without repeating."""
+    phase = np.array([turn * GOLDEN, turn * PLASTIC, turn * GOLDEN * PLASTIC]) + 0.1 * config.seed
+    height, distance, aim = phase % 1.0
+    angle = FRONT_DEG + (along - 0.5) * config.arc_deg
+    middle = 2.0 * direction(FRONT_DEG)
+    centre = middle + (7.8 + 1.8 * distance) * direction(angle) + (1.3 + 1.9 * height) * UP
+    target = middle + (aim - 0.5) * direction(angle + 90.0) + (1.55 + 0.3 * distance) * UP
+    return look_at(centre, target, UP)
+
+
+def render_scene(config: RenderedConfig, output: Path) -> RenderedScene:
+    """Write photographs and truth into `output`; nothing is done when the same scene is there and whole.
+
+    Photographs of an earlier, larger scene in the same place are removed. Raises NotWritableError.
+    """
+    scene = _scene(config, output)
+    record = output / "truth" / "scene.json"
+    before = _read_record(record)
+    if _is_whole(config, output, before):
+        LOGGER.info("rendered scene: up to date in %s", output)
+        return scene
+    jobs = [
+        *((scene.images / name, pose, [config.seed, 0, i]) for i, (name, pose) in enumerate(scene.poses.items())),
+        *(
+            (scene.queries / name, pose, [config.seed, 1, i])
+            for i, (name, pose) in enumerate(scene.query_poses.items())
+        ),
+    ]
+    try:
+        record.unlink(missing_ok=True)  # from here until the end the scene is not whole
+        scene.images.mkdir(parents=True, exist_ok=True)
+        scene.queries.mkdir(parents=True, exist_ok=True)
+        _remove_stale(output, before, {path for path, _, _ in jobs})
+        _render_all(config, jobs)
+    except OSError as error:
+        raise NotWritableError(f"{output}: cannot be written ({error.strerror}); choose another place") from None
+    camera = scene.intrinsics
+    write_text(scene.camera, f"PINHOLE {camera.width} {camera.height} {' '.join(map(repr, camera.params))}\n")
+    write_poses(scene.poses_file, scene.poses)
+    write_poses(scene.query_poses_file, scene.query_poses)
+    files = [path for path, _, _ in jobs] + [scene.camera, scene.poses_file, scene.query_poses_file]
+    write_text(record, json.dumps(_record(config, output, files), indent=1) + "\n")
+    return scene
+
+
+def surface_point(config: RenderedConfig, pose: Pose, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
+    """True world points (metres) under featkit pixels of a photograph taken from `pose`; NaN on the sky."""
+    return first_hits(_rectangles(), intrinsics(config), pose, pixels)
+
+
+def distance_to_surface(config: RenderedConfig, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, " n"]:
+    """Distance in metres from each world point to the nearest surface of the scene."""
+    points = np.asarray(points, dtype=np.float64)
+    nearest = np.full(len(points), np.inf)
+    for rectangle in _rectangles():
+        offset = points - rectangle.corner
+        edges = (rectangle.edge_u, rectangle.edge_v)
+        s, t = (np.clip(offset @ edge / (edge @ edge), 0.0, 1.0) for edge in edges)
+        nearest = np.minimum(nearest, np.linalg.norm(points - rectangle.at(s, t), axis=1))
+    return nearest
+
+
+def surfaces(config: RenderedConfig) -> tuple[Surface, ...]:
+    """The scene with its textures and light; takes seconds and some hundred MB at the default texel."""
+    elevation = np.radians(config.sun_elevation_deg)
+    sun = np.cos(elevation) * direction(config.sun_azimuth_deg) + np.sin(elevation) * UP
+    return textured(courtyard(), config.texel_m, sun, config.seed, config.workers)
+
+
+def _rectangles() -> list[Rectangle]:
+    return [face.rectangle for face in courtyard()]
+
+
+def _scene(config: RenderedConfig, output: Path) -> RenderedScene:
+    truth = output / "truth"
+    return RenderedScene(
+        images=output / "images",
+        queries=output / "queries",
+        camera=truth / "camera.txt",
+        poses_file=truth / "poses.txt",
+        query_poses_file=truth / "query_poses.txt",
+        intrinsics=intrinsics(config),
+        poses=map_poses(config),
+        query_poses=query_poses(config),
+    )
+
+
+Job = tuple[Path, Pose, list[int]]  # where to, from where, seed of the noise
+
+
+def _render_all(config: RenderedConfig, jobs: list[Job]) -> None:
+    world = surfaces(config)
+    with (
+        progress("rendering", len(jobs), "photographs") as advance,
+        ThreadPoolExecutor(config.workers) as pool,
+    ):
+        for _ in pool.map(lambda job: _render_one(config, world, job), jobs):
+            advance(1)
+
+
+def _render_one(config: RenderedConfig, world: tuple[Surface, ...], job: Job) -> None:
+    path, pose, seed = job
+    image = render(world, intrinsics(config), pose, config.supersampling)
+    noise = np.random.default_rng(seed).standard_normal(image.shape, dtype=np.float32)
+    image = np.clip(np.rint(image + config.noise_std * noise), 0, 255).astype(np.uint8)
+    options = [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality] if config.image_format == "jpg" else []
+    encoded = cv2.imencode(f".{config.image_format}", image, options)[1]
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(encoded.tobytes())
+    os.replace(part, path)
+
+
+def _record(config: RenderedConfig, output: Path, files: list[Path]) -> dict[str, object]:
+    return {
+        "renderer": RENDERER,
+        "fingerprint": config.fingerprint(),
+        "config": config.result_fields(),
+        "bytes": {path.relative_to(output).as_posix(): path.stat().st_size for path in files},
+    }
+
+
+def _read_record(path: Path) -> Mapping[str, object]:
+    """The record of an earlier run; empty when there is none that can be read (the scene is then made anew)."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and isinstance(record.get("bytes"), dict) else {}
+
+
+def _is_whole(config: RenderedConfig, output: Path, record: Mapping[str, object]) -> bool:
+    if record.get("renderer") != RENDERER or record.get("fingerprint") != config.fingerprint():
+        return False
+    sizes = record["bytes"]
+    assert isinstance(sizes, dict)
+    files = {name: output / name for name in sizes}
+    return bool(files) and all(f.is_file() and f.stat().st_size == sizes[name] for name, f in files.items())
+
+
+def _remove_stale(output: Path, record: Mapping[str, object], kept: set[Path]) -> None:
+    """Remove the photographs that the record names and this scene lacks; nothing else is ever removed."""
+    names = record.get("bytes")
+    for name in names if isinstance(names, dict) else ():
+        if PICTURE.fullmatch(name) and output / name not in kept:
+            (output / name).unlink(missing_ok=True)
