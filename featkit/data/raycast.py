@@ -126,7 +126,7 @@ def first_hits(
 
 
 def render(
-    surfaces: Sequence[Surface], camera: Intrinsics, pose: Pose, supersampling: int = 3, sky: Sky | None = None
+    surfaces: Sequence[Surface], camera: Intrinsics, pose: Pose, supersampling: int, sky: Sky | None = None
 ) -> Float[np.ndarray, "h w 3"]:
     """The photograph that a PINHOLE camera takes: BGR float32, 0 to 255, not rounded.
 

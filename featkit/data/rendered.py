@@ -49,7 +49,7 @@ class RenderedConfig(Config):
     focal_px: focal length in pixels; None for 0.9 of the width (a horizontal field of view of 58 degrees).
     num_map, num_queries: photographs for the map and to localize. Any number: poses are a function of the index.
     supersampling: samples per pixel and axis.
-    texel_m: metres a texel of the textures; a third of what a pixel sees at 8 m is enough.
+    texel_m: metres a texel of the textures; by default about half of what a pixel sees at 8 m.
     noise_std: standard deviation of the sensor's noise, in grey levels of 255.
     arc_deg: angle that the map's cameras stand on, seen from the middle of the scene, in degrees.
     sun_azimuth_deg, sun_elevation_deg: where the light comes from, in degrees; azimuth from +x towards +y.
