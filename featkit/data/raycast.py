@@ -1,4 +1,4 @@
-"""Photographs of textured rectangles seen by a pinhole camera, exact to a few thousandths of a pixel.
+"""Photographs of textured rectangles seen by a pinhole camera: exact rays, means of samples for the pixels.
 
 Every pixel is cut into k × k samples. A sample's ray meets the plane of a rectangle (corner o, edges u, v, in the
 camera's frame) where  λ (s, t, 1) = [u v o]^-1 (x, y, 1):  s and t are the place on the rectangle in units of its
