@@ -71,7 +71,7 @@ def test_disc_appears_where_colmap_projects_it(
     offsets = np.arange(-14, 15)
     found = np.array([(window.sum(0) @ offsets), (window.sum(1) @ offsets)]) / window.sum() + (column, row)
     assert window.max() > 190  # the disc is there, not only a smear
-    np.testing.assert_allclose(found, expected, atol=0.02)
+    np.testing.assert_allclose(found, expected, atol=0.01)
     np.testing.assert_allclose(found, projected(pose, point[None])[0], atol=0.07)
 
 
