@@ -1,0 +1,1 @@
+"""Named configurations: only what differs from the defaults in code."""

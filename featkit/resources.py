@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -22,9 +23,17 @@ def load_pipeline(name: str) -> ModuleType:
     path = resource_dir("pipelines") / f"{name}.py"
     if not path.is_file():
         raise UsageError(f"no pipeline named {name!r} in {path.parent}; see `pipelines/` for what there is")
-    spec = importlib.util.spec_from_file_location(f"featkit_pipeline_{name}", path)
+    full_name = f"featkit_pipeline_{name}"
+    if full_name in sys.modules:
+        return sys.modules[full_name]
+    spec = importlib.util.spec_from_file_location(full_name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[full_name] = module  # dataclasses and pydantic look annotations up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[full_name]
+        raise
     return module

@@ -1,0 +1,1 @@
+"""Recipes to read and edit: straight lines of featkit calls, one file per flow."""

@@ -49,6 +49,11 @@ class DecodedImage:
         """Width, height of `pixels`."""
         return self.pixels.shape[1], self.pixels.shape[0]
 
+    def pixels_from_file(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+        """Points of the file's pixels in these pixels."""
+        linear, offset = self.stored_from_pixels[:, :2], self.stored_from_pixels[:, 2]
+        return (points - offset) @ np.linalg.inv(linear).T
+
     def features_in_file(self, features: Features) -> Features:
         """The same features in the pixels of the file: keypoints, scales, orientations, uncertainty mapped back."""
         affine = self.stored_from_pixels

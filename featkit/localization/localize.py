@@ -84,7 +84,7 @@ def run(
     NothingCameOutError, after writing poses.json, when not one query could be localized.
     """
     partners: dict[str, list[str]] = {name: [] for name in names}
-    for pair in read_pairs(pairs) if pairs is not None else ():
+    for pair in read_pairs(pairs, directed=True) if pairs is not None else ():
         partners.setdefault(pair.name0, []).append(pair.name1)
     results = []
     with ExitStack() as stack:
@@ -101,9 +101,7 @@ def run(
                 advance(1)
     write_results(results, config, output)
     if not any(result.pose is not None for result in results):
-        raise NothingCameOutError(
-            f"{images}: none of {len(results)} queries localized; reasons: {output}/poses.json"
-        )
+        raise NothingCameOutError(f"{images}: none of {len(results)} queries localized; reasons: {output}/poses.json")
     return results
 
 

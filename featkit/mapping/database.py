@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
+from featkit.errors import BadInputError
 from featkit.geometry.pixels import to_colmap
 from featkit.log import progress
 from featkit.store.features import FeatureStore
@@ -62,4 +63,42 @@ def write_matches(
 def count_verified(path: Path) -> tuple[int, int]:
     """Pairs with a verified two-view geometry, and their inlier matches."""
     with pycolmap.Database.open(str(path)) as database:
-        return database.num_verified_image_pairs(), database.num_inlier_matches()
+        counts = database.read_two_view_geometry_num_inliers()[1]
+    return sum(count > 0 for count in counts), int(sum(counts))
+
+
+def verified_pairs(path: Path) -> list[tuple[Pair, int]]:
+    """Pairs with a verified two-view geometry and their number of inliers, most inliers first."""
+    with pycolmap.Database.open(str(path)) as database:
+        names = {image.image_id: image.name for image in database.read_all_images()}
+        pair_ids, counts = database.read_two_view_geometry_num_inliers()
+    ids = [pycolmap.pair_id_to_image_pair(pair_id) for pair_id in pair_ids]
+    rows = [(Pair(names[a], names[b]), int(n)) for (a, b), n in zip(ids, counts, strict=True) if n > 0]
+    return sorted(rows, key=lambda row: (-row[1], row[0]))
+
+
+def matches_and_inliers(path: Path, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """Index pairs (m, 2) of all matches of a pair, and a mask (m,) of those that verification kept."""
+    with pycolmap.Database.open(str(path)) as database:
+        ids = [database.read_image_with_name(name).image_id for name in (pair.name0, pair.name1)]
+        matches = database.read_matches(*ids).astype(np.int64)
+        kept = database.read_two_view_geometry(*ids).inlier_matches.astype(np.int64)
+    stride = int(max(matches.max(initial=0), kept.max(initial=0))) + 1
+    return matches, np.isin(matches @ [stride, 1], kept @ [stride, 1])
+
+
+def database_counts(path: Path) -> dict[str, int]:
+    """How much a database holds. Raises BadInputError when it is none."""
+    try:
+        with pycolmap.Database.open(str(path)) as database:
+            verified = sum(count > 0 for count in database.read_two_view_geometry_num_inliers()[1])
+            return {
+                "images": database.num_images(),
+                "cameras": database.num_cameras(),
+                "keypoints": database.num_keypoints(),
+                "matched_pairs": database.num_matched_image_pairs(),
+                "verified_pairs": verified,
+                "inlier_matches": database.num_inlier_matches(),
+            }
+    except Exception as error:  # pycolmap raises its own types, which differ between versions
+        raise BadInputError(f"{path}: not a COLMAP database ({str(error).splitlines()[0]})") from None

@@ -9,6 +9,7 @@ import pycolmap
 
 from featkit.errors import BadInputError, NotWritableError
 
+Model = pycolmap.Reconstruction  # so that other rooms can name it without importing pycolmap
 MODEL_FILES = ("cameras", "images", "points3D")
 
 

@@ -18,6 +18,7 @@ from featkit.mapping import verify
 from featkit.mapping.cameras import CameraConfig, cameras_of_images, check_sizes
 from featkit.mapping.model import largest_first, read_model, write_models
 from featkit.mapping.reference import Reference
+from featkit.mapping.verify import VerifyConfig
 from featkit.store.features import FeatureStore, open_features
 from featkit.store.matches import open_matches
 from featkit.store.pairs import read_pairs
@@ -33,7 +34,7 @@ class MapConfig(Config):
 
     mapper: Mapper = "incremental"
     camera: CameraConfig = CameraConfig()
-    verify: verify.VerifyConfig = verify.VerifyConfig()
+    verify: VerifyConfig = VerifyConfig()
     min_model_size: int = 3
     """Smallest number of registered images of a model that is kept."""
     min_num_matches: int = 15
@@ -42,6 +43,13 @@ class MapConfig(Config):
     seed: int = 0
     threads: Runtime[int] = -1
     """-1: all cores."""
+
+
+class DatabaseConfig(Config):
+    """The part of the configuration that decides the database."""
+
+    camera: CameraConfig
+    verify: VerifyConfig
 
 
 def build_database(
@@ -53,6 +61,7 @@ def build_database(
     output: Path,
     *,
     reference: Reference | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write cameras, keypoints, matches and verified two-view geometries to a COLMAP database, and return it.
 
@@ -60,6 +69,7 @@ def build_database(
     Raises BadInputError for images without features, NothingCameOutError when no pair could be verified.
     """
     stamp = output.with_suffix(".json")
+    stamped = DatabaseConfig(camera=config.camera, verify=config.verify)
     with open_features(features) as store, open_matches(matches) as found:
         names = store.names() if reference is None else [n for n in store.names() if n in reference.poses]
         if len(names) < 2:
@@ -67,7 +77,7 @@ def build_database(
         known = set(names)
         listed = [pair for pair in read_pairs(pairs) if pair.name0 in known and pair.name1 in known]
         inputs = _inputs(store, found.attributes(), names, listed, reference)
-        if output.is_file() and is_stamped(stamp, config.verify, inputs):
+        if output.is_file() and is_stamped(stamp, stamped, inputs) and not overwrite:
             LOGGER.info("database: done already")
             return output
         cameras, camera_ids = _cameras(config, images, names, reference)
@@ -87,7 +97,7 @@ def build_database(
             f"{images}: no two of {len(names)} images match; are they of one scene? (try --ratio 0.9)"
         )
     part.rename(output)
-    write_stamp(stamp, config.verify, inputs, kind="database", verified_pairs=verified, inlier_matches=inliers)
+    write_stamp(stamp, stamped, inputs, kind="database", verified_pairs=verified, inlier_matches=inliers)
     return output
 
 
@@ -118,7 +128,13 @@ def _cameras(config: MapConfig, images: Path, names: Sequence[str], reference: R
 
 
 def build_map(
-    config: MapConfig, images: Path, database: Path, output: Path, *, reference: Reference | None = None
+    config: MapConfig,
+    images: Path,
+    database: Path,
+    output: Path,
+    *,
+    reference: Reference | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Map a verified database (or triangulate it with the reference's poses) into output/0, output/1, ...
 
@@ -127,7 +143,7 @@ def build_map(
     stamp = output.with_name(f"{output.name}.json")
     made_by = read_stamp(database.with_suffix(".json")) or {}
     inputs = digest(str(made_by.get("inputs")), str(made_by.get("fingerprint")), str(reference is not None))
-    if output.is_dir() and is_stamped(stamp, config, inputs):
+    if output.is_dir() and is_stamped(stamp, config, inputs) and not overwrite:
         LOGGER.info("map: done already")
         return output
     stamp.unlink(missing_ok=True)

@@ -46,21 +46,22 @@ def run(
     Raises BadInputError when a pair names an image without features, or when `output` was made from other features
     or by another configuration.
     """
-    listed = read_pairs(pairs)
+    listed = read_pairs(pairs, directed=query_features is not None)
     with ExitStack() as stack:
         store1 = stack.enter_context(open_features(features))
         store0 = stack.enter_context(open_features(query_features)) if query_features else store1
         _check(listed, store0, store1, pairs)
         origin = str(store1.attributes().get("fingerprint", "foreign"))
         matches = stack.enter_context(append_matches(output, config, origin, overwrite))
-        todo = [pair for pair in listed if not matches.has(pair)]
+        count0, count1 = lru_cache(None)(store0.count), lru_cache(None)(store1.count)
+        todo = [pair for pair in listed if not matches.has(pair, (count0(pair.name0), count1(pair.name1)))]
         if len(todo) < len(listed):
             LOGGER.info("match: %d of %d pairs are done already", len(listed) - len(todo), len(listed))
         advance = stack.enter_context(progress("match", len(todo), "pairs"))
         size = int(getattr(config, "batch_size", DEFAULT_BATCH))
         for batch, loaded in _read_ahead(todo, store0, store1, size):
-            for pair, found in zip(batch, _match(matcher, batch, loaded), strict=True):
-                matches.write(pair, found)
+            for pair, both, found in zip(batch, loaded, _match(matcher, batch, loaded), strict=True):
+                matches.write(pair, found, (len(both[0]), len(both[1])))
             advance(len(batch))
     return output
 

@@ -40,13 +40,14 @@ class MatchStore:
         self.path = path
         self._file = file
 
-    def has(self, pair: Pair) -> bool:
-        """Whether the matches of a pair are there and whole, under this very order of names."""
+    def has(self, pair: Pair, counts: tuple[int, int]) -> bool:
+        """Whether the matches of a pair are there and whole, in this order, between that many keypoints."""
         key = pair_key(pair)
         if not h5.is_complete(self._file, key):
             return False
         attrs = self._file[key].attrs
-        return attrs.get("name0") == pair.name0 and attrs.get("name1") == pair.name1
+        stored = (attrs.get("name0"), attrs.get("name1"), attrs.get("keypoints0"), attrs.get("keypoints1"))
+        return stored == (pair.name0, pair.name1, *counts)
 
     def pairs(self) -> list[Pair]:
         """All pairs whose matches are whole, sorted. Names are taken from the attributes featkit writes."""
@@ -66,14 +67,19 @@ class MatchStore:
                 return self._swap(matches, pair) if swapped else matches
         raise BadInputError(f"{self.path}: no matches of {pair.name0!r} and {pair.name1!r}; match them first")
 
-    def write(self, pair: Pair, matches: Matches) -> None:
-        """Write the matches of a pair as a transaction."""
+    def write(self, pair: Pair, matches: Matches, counts: tuple[int, int]) -> None:
+        """Write the matches of a pair as a transaction. counts: keypoints of image 0 and image 1."""
         datasets = {
             "matches0": matches.matches0.astype(np.int32, copy=False),
             "matching_scores0": matches.scores0.astype(np.float32, copy=False),
         }
-        sizes = {"name0": pair.name0, "name1": pair.name1}
-        h5.write_item(self._file, pair_key(pair), datasets, attributes=sizes)
+        attributes = {
+            "name0": pair.name0,
+            "name1": pair.name1,
+            "keypoints0": counts[0],
+            "keypoints1": counts[1],
+        }
+        h5.write_item(self._file, pair_key(pair), datasets, attributes)
 
     def attributes(self) -> dict:
         """What the file says of itself: kind, format, fingerprint, config, versions."""

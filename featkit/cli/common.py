@@ -1,0 +1,147 @@
+"""What all verbs share: the common options, one-line errors with their exit codes, and results as text or json."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import typer
+
+from featkit.errors import FeatkitError, NotWritableError
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options that every verb takes."""
+
+    json: bool
+    verbose: int
+    quiet: bool
+    device: str
+    seed: int
+    debug: bool
+
+
+@dataclass
+class Outcome:
+    """What a verb ends with: `data` for --json, `lines` for people; exit_code only when it is not an error."""
+
+    data: dict[str, Any]
+    lines: list[str] = field(default_factory=list)
+    tables: list[Any] = field(default_factory=list)  # featkit.report.content.Table
+
+
+PANEL = "Common options"
+COMMON: dict[str, Any] = {
+    "json": Annotated[bool, typer.Option("--json", help="Print one json object.", rich_help_panel=PANEL)],
+    "verbose": Annotated[
+        int, typer.Option("-v", "--verbose", count=True, help="Say more (COLMAP's log too).", rich_help_panel=PANEL)
+    ],
+    "quiet": Annotated[bool, typer.Option("-q", "--quiet", help="Say only what is wrong.", rich_help_panel=PANEL)],
+    "device": Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=PANEL)],
+    "seed": Annotated[int, typer.Option(help="Seed of everything random.", min=0, rich_help_panel=PANEL)],
+    "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=PANEL)],
+}
+DEFAULTS = RunOptions(json=False, verbose=0, quiet=False, device="auto", seed=0, debug=False)
+
+
+def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
+    """Make a Typer command of a function that takes `run: RunOptions` and returns an Outcome."""
+    own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "run"]
+    common = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=getattr(DEFAULTS, name))
+        for name, annotation in COMMON.items()
+    ]
+
+    @functools.wraps(function)
+    def command(*args: Any, **kwargs: Any) -> None:
+        run = RunOptions(**{name: kwargs.pop(name) for name in COMMON})
+        _execute(functools.partial(function, *args, **kwargs, run=run), run)
+
+    del command.__wrapped__  # type: ignore[attr-defined]  # Typer would look through it for the signature
+    command.__signature__ = inspect.Signature(own + common)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in own + common}
+    return command
+
+
+def _execute(function: Callable[[], Outcome], run: RunOptions) -> None:
+    from featkit import log
+
+    log.setup(-1 if run.quiet else run.verbose)
+    try:
+        outcome = function()
+    except FeatkitError as error:
+        _fail(str(error), error.exit_code, run)
+    except KeyboardInterrupt:
+        _fail("stopped; run the same command again to go on", 130, run)
+    except PermissionError as error:
+        _fail(f"{error.filename}: {error.strerror}; choose a place you can write to", NotWritableError.exit_code, run)
+    except MemoryError:
+        _fail("out of memory; use --resize-max or fewer --workers", 1, run)
+    except Exception as error:
+        if run.debug:
+            raise
+        what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        _fail(f"unexpected {what}; run again with --debug for the traceback, and report it", 1, run)
+    else:
+        _show(outcome, run)
+
+
+def _fail(message: str, code: int, run: RunOptions) -> None:
+    if run.debug:
+        import traceback
+
+        traceback.print_exc()
+    if run.json:
+        print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False))
+    print(f"featkit: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _show(outcome: Outcome, run: RunOptions) -> None:
+    if run.json:
+        print(json.dumps(outcome.data, ensure_ascii=False, allow_nan=False, default=_plain))
+        return
+    if run.quiet:
+        return
+    for table in outcome.tables:
+        print_table(table)
+    for line in outcome.lines:
+        print(line)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        return value.item()
+    return str(value)
+
+
+def print_table(content: Any) -> None:
+    """Print a report table to the terminal; numbers stand right."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(content.title), title_justify="left", header_style="bold")
+    for index, column in enumerate(content.columns):
+        numeric = all(isinstance(row[index], int | float | None) for row in content.rows)
+        table.add_column(escape(column), justify="right" if numeric else "left")
+    for row in content.rows:
+        table.add_row(*(escape(cell_text(value)) for value in row))
+    Console().print(table)
+    if content.note:
+        print(content.note)
+
+
+def cell_text(value: Any) -> str:
+    """A table's cell as text: four significant digits, "-" for nothing."""
+    if value is None or (isinstance(value, float) and value != value):
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

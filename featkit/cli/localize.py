@@ -1,0 +1,83 @@
+"""`featkit localize`: a map + photographs -> their poses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featkit.cli.common import Outcome, RunOptions, verb
+
+HELP = """Find the poses of new photographs in a map.
+
+Example: `featkit localize scene/ --queries new_photographs/`
+
+Writes poses.txt (`name qw qx qy qz tx ty tz`, world to camera; only queries that were localized) and poses.json
+(inliers, uncertainty, and the reason of every failure)."""
+
+
+@verb
+def command(
+    map_folder: Annotated[Path, typer.Argument(metavar="MAP", help="A reconstructed scene, or its sparse model.")],
+    queries: Annotated[Path, typer.Option(help="Folder of photographs to localize.")],
+    intrinsics: Annotated[
+        Path | None, typer.Option(help="`name MODEL width height params...` a line; only these are localized.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the poses.", show_default="MAP/featkit/localize")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="The map's features.h5.", show_default="found beside the map")
+    ] = None,
+    pairs: Annotated[Path | None, typer.Option(help="Pairs file: query, map image.", show_default="retrieval")] = None,
+    num: Annotated[int | None, typer.Option(help="Map images retrieved per query.", min=1, show_default="20")] = None,
+    matcher: Annotated[str, typer.Option(help="Matcher by name.")] = "mutual",
+    camera_model: Annotated[
+        str | None, typer.Option(help="COLMAP camera model of the queries.", show_default="SIMPLE_RADIAL")
+    ] = None,
+    camera_params: Annotated[
+        str | None, typer.Option(help="Known parameters, comma-separated.", show_default="the map's, or EXIF")
+    ] = None,
+    truth: Annotated[Path | None, typer.Option(help="poses.txt with true poses: prints the recall.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As localize.pose.max_error_px=8; repeatable.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+    *,
+    run: RunOptions,
+) -> Outcome:
+    from featkit.cli.reconstruct import numbers
+    from featkit.config import make, merge, overrides
+    from featkit.report.summary import recall_table
+    from featkit.resources import load_pipeline
+
+    pipeline = load_pipeline("localize")
+    localize: dict[str, Any] = {"pose": {"seed": run.seed}}
+    camera: dict[str, Any] = {}
+    if camera_model is not None:
+        camera["model"] = camera_model
+    if camera_params is not None:
+        camera["params"] = numbers(camera_params)
+    if camera:
+        localize["camera"] = camera
+    if num is not None:
+        localize["num_retrieved"] = num
+    values = {"localize": localize, "matcher": matcher, "seed": run.seed}
+    config = make(pipeline.LocalizationConfig, merge(values, overrides(settings or [])), where="localize")
+    result = pipeline.run(
+        config,
+        map_folder,
+        queries,
+        out,
+        intrinsics=intrinsics,
+        features=features,
+        pairs=pairs,
+        truth=truth,
+        device=run.device,
+        overwrite=overwrite,
+    )
+    tables = [recall_table(result.metrics)] if "recall" in result.metrics else []
+    failed = [f"not localized: {q.name}: {q.reason}" for q in result.results if q.pose is None]
+    summary = f"{result.output / 'poses.txt'}: {result.metrics['localized']} of {result.metrics['queries']} queries"
+    return Outcome(result.metrics, [*failed, summary, f"report: {result.report}"], tables)

@@ -1,0 +1,44 @@
+"""The `featkit` command. Help imports neither torch nor pycolmap: verbs import what they need when they run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from featkit.cli import demo, extract, info, localize, match, pairs, reconstruct
+
+app = typer.Typer(
+    name="featkit",
+    help="From photographs to a map and to poses: local features run, trained and proven.",
+    epilog="Exit codes: 0 done, 2 usage, 3 bad input, 4 nothing came out, 5 not writable.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (reconstruct, localize, extract, pairs, match, info, demo):
+    name = module.__name__.rpartition(".")[2]
+    app.command(name, help=module.HELP, no_args_is_help=module is not demo)(module.command)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from featkit import __version__
+
+        print(f"featkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

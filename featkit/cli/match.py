@@ -1,0 +1,55 @@
+"""`featkit match`: features.h5 + pairs.txt -> matches.h5."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featkit.cli.common import Outcome, RunOptions, verb
+
+HELP = """Match the features of image pairs.
+
+Example: `featkit match feats.h5 pairs.txt --out matches.h5 --ratio 0.8`
+
+Stopped at any moment, it goes on where it was when the same command is run again."""
+
+
+@verb
+def command(
+    features: Annotated[Path, typer.Argument(help="The features file.")],
+    pairs: Annotated[Path, typer.Argument(help="The pairs file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The matches file to write.")],
+    matcher: Annotated[str, typer.Option(help="Configuration by name, or a yaml file.")] = "mutual",
+    ratio: Annotated[
+        float | None,
+        typer.Option(help="Ratio test on both sides; 1: none.", min=0.01, max=1, show_default="the configuration's"),
+    ] = None,
+    min_score: Annotated[
+        float | None, typer.Option(help="Smallest similarity of a match.", min=-1, max=1, show_default="none")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pairs at a time; changes no result.", min=1, show_default="the configuration's")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the configuration; repeatable.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+    *,
+    run: RunOptions,
+) -> Outcome:
+    from featkit.config import overrides
+    from featkit.matching import match
+    from featkit.store.matches import open_matches
+    from featkit.store.pairs import read_pairs
+
+    changes = overrides(settings or [])
+    named = {"ratio": ratio, "min_score": min_score, "batch_size": batch_size}
+    changes |= {name: value for name, value in named.items() if value is not None}
+    built, config = match.resolve(matcher, changes, run.device)
+    match.run(built, config, features, pairs, out, overwrite=overwrite)
+    with open_matches(out) as store:
+        counts = [store.read(pair).count for pair in read_pairs(pairs)]
+    data = {"out": str(out), "pairs": len(counts), "matches": sum(counts)}
+    return Outcome(data, [f"{out}: {sum(counts):,} matches of {len(counts):,} pairs"])

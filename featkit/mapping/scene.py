@@ -1,0 +1,104 @@
+"""Where things lie: photographs and outputs of a scene, and the parts of a map that was made before."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+
+from featkit.config import make
+from featkit.errors import BadInputError, NothingCameOutError, NotWritableError
+from featkit.features.extract import ExtractConfig
+from featkit.images.listing import SUFFIXES, list_images
+from featkit.mapping.model import is_model
+from featkit.mapping.reference import Reference
+from featkit.pairing import stage
+from featkit.store.features import open_features
+from featkit.store.pairs import read_pairs
+
+OUTPUT = "featkit"  # name of the folder that everything is written to
+
+
+@dataclass(frozen=True)
+class MapFiles:
+    """A map: the folder it was written to, its largest model, and the features it was made from."""
+
+    folder: Path
+    model: Path
+    features: Path
+
+
+def image_folder(scene: Path) -> Path:
+    """scene/images when it is there, else the scene itself. Raises BadInputError when it is no folder."""
+    if not scene.is_dir():
+        kind = "is a file; give the folder of the photographs" if scene.exists() else "no such folder"
+        raise BadInputError(f"{scene}: {kind}")
+    return scene / "images" if (scene / "images").is_dir() else scene
+
+
+def output_folder(scene: Path, output: Path | None) -> Path:
+    """Where a scene's results go. Raises NotWritableError when it cannot be made."""
+    folder = output or scene / OUTPUT
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
+            raise BadInputError(f"{folder}: holds images; choose another --out")
+    except OSError as error:
+        raise NotWritableError(f"{folder}: cannot be made ({error.strerror}); choose another --out") from None
+    return folder
+
+
+def usable_images(images: Path, only: Reference | Container[str] | None) -> list[str]:
+    """Names of the images of a folder: all, or those that `only` has. Raises BadInputError when none is left."""
+    names = list_images(images)
+    if only is None:
+        return names
+    wanted = only.poses if isinstance(only, Reference) else only
+    kept = [name for name in names if name in wanted]
+    if not kept:
+        raise BadInputError(f"{images}: the given list names none of its images; names are relative to it")
+    return kept
+
+
+def selected_pairs(
+    method: str, features: Path, names: list[str], output: Path, seed: int, device: str, overwrite: bool
+) -> Path:
+    """pairs.txt made by a method, or taken from a given pairs file. Raises featkit's errors."""
+    given = Path(method)
+    if given.suffix == ".txt":
+        read_pairs(given)
+        return given
+    if len(names) < 2:
+        raise BadInputError(f"{features}: a map takes two images or more, there is {len(names)}")
+    return stage.run(method, features, output, seed=seed, device=device, overwrite=overwrite)
+
+
+def find_map(folder: Path, features: Path | None = None) -> MapFiles:
+    """The parts of a map, given the scene, its featkit/ folder, sparse/ or sparse/0. Raises BadInputError."""
+    if not folder.is_dir():
+        raise BadInputError(f"{folder}: no such folder; give a scene that `featkit reconstruct` has mapped")
+    for base in (folder, folder / OUTPUT):
+        for model in (base, base / "0", base / "sparse" / "0", base / "sparse"):
+            if is_model(model):
+                return _with_features(model, features)
+    if (folder / OUTPUT).is_dir() or (folder / "features.h5").is_file():
+        raise NothingCameOutError(f"{folder}: there is no finished map in it; run `featkit reconstruct` to its end")
+    raise BadInputError(f"{folder}: no map here; run `featkit reconstruct {folder}` first")
+
+
+def _with_features(model: Path, features: Path | None) -> MapFiles:
+    candidates = [model, *model.resolve().parents[:2]]
+    for folder in candidates:
+        file = features or folder / "features.h5"
+        if file.is_file():
+            return MapFiles(folder if features is None else model, model, file)
+    raise BadInputError(f"{model}: the features.h5 it was made from is not beside it; name it with --features")
+
+
+def same_extraction(features: Path, skip_broken: bool) -> ExtractConfig:
+    """The configuration that made a features file. Raises BadInputError when featkit did not make it."""
+    with open_features(features) as store:
+        stored = store.attributes().get("config")
+    if not isinstance(stored, dict):
+        raise BadInputError(f"{features}: does not say how it was made; queries cannot be extracted the same way")
+    return make(ExtractConfig, {**stored, "skip_broken": skip_broken}, where=str(features))

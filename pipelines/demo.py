@@ -1,0 +1,72 @@
+"""The whole flow on a scene whose truth is known exactly: render, map, localize, compare. `featkit demo` runs this."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featkit.config import Config
+from featkit.data.rendered import RenderedConfig, distance_to_surface, render_scene
+from featkit.evaluation.localization import score_localization
+from featkit.log import timed
+from featkit.mapping.align import transform_pose, truth_from_map
+from featkit.mapping.cameras import CameraConfig
+from featkit.mapping.reconstruct import MapConfig, read_largest
+from featkit.report.demo import demo_report
+from featkit.report.metrics import localization_metrics
+from featkit.resources import load_pipeline
+from featkit.store.text import write_text
+
+
+class DemoConfig(Config):
+    """The rendered scene, and how it is mapped."""
+
+    scene: RenderedConfig = RenderedConfig()
+    features: str = "rootsift"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Where the demo lies, and how far from the truth it came out."""
+
+    output: Path
+    report: Path
+    metrics: dict[str, Any]
+
+
+def run(config: DemoConfig, output: Path, *, device: str = "auto", overwrite: bool = False) -> DemoResult:
+    """Render, map and localize, and compare with the exact truth. Raises featkit's errors."""
+    sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
+    seconds: dict[str, float] = {}
+
+    with timed("render", seconds):
+        scene = render_scene(config.scene, output)
+    camera = CameraConfig(model=scene.intrinsics.model, params=scene.intrinsics.params, mode="single", refine=False)
+    mapping = sfm.SfmConfig(extract={"features": config.features}, map=MapConfig(camera=camera), seed=config.scene.seed)
+    with timed("map", seconds):
+        mapped = sfm.run(mapping, output, truth=scene.poses_file, device=device, overwrite=overwrite)
+    with timed("localize", seconds):
+        localization = localize.LocalizationConfig(localize={"camera": camera}, seed=config.scene.seed)
+        localized = localize.run(localization, output, scene.queries, device=device, overwrite=overwrite)
+
+    model = read_largest(mapped.sparse)
+    truth_from = truth_from_map(model, scene.poses)
+    points = np.array([point.xyz for point in model.points3D.values()])
+    distances = distance_to_surface(config.scene, points @ truth_from[:, :3].T + truth_from[:, 3])
+    poses = {r.name: transform_pose(r.pose, truth_from) for r in localized.results if r.pose is not None}
+    score = score_localization(poses, scene.query_poses, sorted(scene.query_poses))
+
+    metrics: dict[str, Any] = {
+        "map": mapped.metrics,
+        "localization": localization_metrics(localized.results, score, localized.metrics["seconds"]),
+        "surface_distance_mm_median": 1e3 * float(np.median(distances)),
+        "surface_distance_mm_90": 1e3 * float(np.percentile(distances, 90)),
+        "seconds": seconds,
+    }
+    report = demo_report(config, metrics, output / "images", mapped.output, localized.results, truth_from, distances)
+    write_text(output / "demo.json", json.dumps(metrics, indent=1) + "\n")
+    return DemoResult(output, report, metrics)

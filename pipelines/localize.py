@@ -1,0 +1,105 @@
+"""From a map and new photographs to their poses, step by step. `featkit localize` runs this; copy it and change it.
+
+Queries are extracted with the configuration that the map's features were made with.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from featkit.config import Config, Runtime
+from featkit.evaluation.localization import score_localization
+from featkit.features import extract
+from featkit.features.extract import ExtractJob
+from featkit.localization import localize
+from featkit.localization.localize import LocalizeConfig, QueryResult
+from featkit.localization.query_pairs import pair_queries
+from featkit.log import timed
+from featkit.mapping.scene import find_map, same_extraction, usable_images
+from featkit.matching import match
+from featkit.report.localization import localization_report
+from featkit.report.metrics import localization_metrics
+from featkit.retrieval.vlad import VladConfig
+from featkit.store.poses import read_intrinsics_list, read_poses
+from featkit.store.text import write_text
+
+
+class LocalizationConfig(Config):
+    """Everything that decides the poses of queries, beside the map."""
+
+    retrieval: VladConfig = VladConfig()
+    matcher: str = "mutual"
+    matching: dict[str, Any] = Field(default_factory=dict)
+    """What differs from the matcher's configuration."""
+    localize: LocalizeConfig = LocalizeConfig()
+    skip_broken: Runtime[bool] = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LocalizationResult:
+    """Where everything lies, and what came out of every query."""
+
+    output: Path
+    report: Path
+    results: list[QueryResult]
+    metrics: dict[str, Any]
+
+
+def run(
+    config: LocalizationConfig,
+    map_folder: Path,
+    queries: Path,
+    output: Path | None = None,
+    *,
+    intrinsics: Path | None = None,
+    features: Path | None = None,
+    pairs: Path | None = None,
+    truth: Path | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> LocalizationResult:
+    """Localize a folder of photographs in a map.
+
+    map_folder: a scene, its featkit/ folder, or a sparse model beside its features. intrinsics: list of queries with
+    their cameras; only these are localized. truth: poses.txt to score against. Raises featkit's errors.
+    """
+    found = find_map(map_folder, features)
+    output = output or found.folder / "localize"
+    cameras = None if intrinsics is None else read_intrinsics_list(intrinsics)
+    true_poses = None if truth is None else read_poses(truth)
+    names = usable_images(queries, cameras)
+    job = ExtractJob.resolve(same_extraction(found.features, skip_broken=config.skip_broken), device=device)
+    matcher, matching = match.resolve(config.matcher, config.matching, device)
+    seconds: dict[str, float] = {}
+
+    with timed("extract", seconds):
+        query_features = extract.run(job, queries, output / "features.h5", names, overwrite)
+    with timed("retrieve", seconds):
+        chosen = pairs or pair_queries(
+            query_features, names, found, config.retrieval, config.localize.num_retrieved, output / "pairs.txt",
+            np.random.default_rng(config.seed), device,
+        )  # fmt: skip
+    with timed("match", seconds):
+        matches = match.run(
+            matcher, matching, found.features, chosen, output / "matches.h5",
+            query_features=query_features, overwrite=overwrite,
+        )  # fmt: skip
+    with timed("localize", seconds):
+        results = localize.run(
+            config.localize, found.model, found.features, queries, query_features, chosen, matches, output,
+            names=names, intrinsics=cameras,
+        )  # fmt: skip
+    poses = {result.name: result.pose for result in results if result.pose is not None}
+    score = None if true_poses is None else score_localization(poses, true_poses, names)
+    with timed("report", seconds):
+        metrics = localization_metrics(results, score, seconds)
+        report = localization_report(config, metrics, results, found, queries, output / "report.html", true_poses)
+    write_text(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    return LocalizationResult(output, report, results, metrics)

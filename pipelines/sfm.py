@@ -1,0 +1,102 @@
+"""From photographs to a map, step by step. `featkit reconstruct` runs this; copy it and change what you like.
+
+python -c "import featkit.resources as r; r.load_pipeline('sfm').run_folder('scene')"
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from featkit.config import Config
+from featkit.features import extract
+from featkit.features.extract import ExtractConfig, ExtractJob
+from featkit.log import timed
+from featkit.mapping import reconstruct
+from featkit.mapping.reconstruct import MapConfig
+from featkit.mapping.reference import read_reference
+from featkit.mapping.scene import image_folder, output_folder, selected_pairs, usable_images
+from featkit.matching import match
+from featkit.report.metrics import map_metrics
+from featkit.report.reconstruction import reconstruction_report
+from featkit.store.poses import read_poses
+from featkit.store.text import write_text
+
+
+class SfmConfig(Config):
+    """Everything that decides a map."""
+
+    extract: ExtractConfig = ExtractConfig()
+    pairs: str = "auto"
+    """auto, exhaustive, sequential, retrieval, another name in configs/, or the path of a pairs file."""
+    matcher: str = "mutual"
+    matching: dict[str, Any] = Field(default_factory=dict)
+    """What differs from the matcher's configuration."""
+    map: MapConfig = MapConfig()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SfmResult:
+    """Where everything lies, and what came out."""
+
+    output: Path
+    sparse: Path
+    report: Path
+    metrics: dict[str, Any]
+
+
+def run(
+    config: SfmConfig,
+    scene: Path,
+    output: Path | None = None,
+    *,
+    reference: Path | None = None,
+    truth: Path | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> SfmResult:
+    """Map a folder of photographs. Every step is skipped when it is done and whole.
+
+    scene: a folder with images/, or of images. reference: a COLMAP model or poses.txt to triangulate with instead of
+    mapping; only its images are used. truth: poses.txt to compare with. Raises featkit's errors.
+    """
+    images = image_folder(scene)
+    output = output_folder(scene, output)
+    known = None if reference is None else read_reference(reference, config.map.camera)
+    true_poses = None if truth is None else read_poses(truth)
+    names = usable_images(images, known)
+    job = ExtractJob.resolve(config.extract, device=device)
+    matcher, matching = match.resolve(config.matcher, config.matching, device)
+    seconds: dict[str, float] = {}
+
+    with timed("extract", seconds):
+        features = extract.run(job, images, output / "features.h5", names, overwrite)
+    with timed("pairs", seconds):
+        pairs = selected_pairs(config.pairs, features, names, output / "pairs.txt", config.seed, device, overwrite)
+    with timed("match", seconds):
+        matches = match.run(matcher, matching, features, pairs, output / "matches.h5", overwrite=overwrite)
+    with timed("verify", seconds):
+        database = reconstruct.build_database(
+            config.map, images, features, pairs, matches, output / "database.db", reference=known, overwrite=overwrite
+        )
+    with timed("map", seconds):
+        sparse = reconstruct.build_map(
+            config.map, images, database, output / "sparse", reference=known, overwrite=overwrite
+        )
+    with timed("report", seconds):
+        metrics = map_metrics(sparse, database, len(names), true_poses, align=known is None)
+        metrics["seconds"] = seconds
+        report = reconstruction_report(config, metrics, images, features, database, sparse, output / "report.html")
+    metrics["config"] = config.result_fields()
+    write_text(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    return SfmResult(output, sparse, report, metrics)
+
+
+def run_folder(scene: str) -> SfmResult:
+    """The whole flow with the defaults."""
+    return run(SfmConfig(), Path(scene))
