@@ -27,6 +27,8 @@ class DemoConfig(Config):
 
     scene: RenderedConfig = RenderedConfig()
     features: str = "rootsift"
+    max_keypoints: int = 4096
+    """Per image: enough for these small images, and the demo stays short."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ def run(config: DemoConfig, output: Path, *, device: str = "auto", overwrite: bo
     with timed("render", seconds):
         scene = render_scene(config.scene, output)
     camera = CameraConfig(model=scene.intrinsics.model, params=scene.intrinsics.params, mode="single", refine=False)
-    mapping = sfm.SfmConfig(extract={"features": config.features}, map=MapConfig(camera=camera), seed=config.scene.seed)
+    extract = {"features": config.features, "extractor": {"max_keypoints": config.max_keypoints}}
+    mapping = sfm.SfmConfig(extract=extract, map=MapConfig(camera=camera), seed=config.scene.seed)
     with timed("map", seconds):
         mapped = sfm.run(mapping, output, truth=scene.poses_file, device=device, overwrite=overwrite)
     with timed("localize", seconds):

@@ -27,7 +27,7 @@ def command(
     max_keypoints: Annotated[
         int | None, typer.Option(help="Never more keypoints per image.", min=1, show_default="the configuration's")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Threads; 0: one per core.", min=0)] = 0,
+    workers: Annotated[int, typer.Option(help="Workers; 0: one per core.", min=0)] = 0,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Pass over images that cannot be read.")] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the configuration; repeatable.")

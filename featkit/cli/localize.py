@@ -41,7 +41,7 @@ def command(
     ] = None,
     truth: Annotated[Path | None, typer.Option(help="poses.txt with true poses: prints the recall.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As localize.pose.max_error_px=8; repeatable.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As localize.num_retrieved=8.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
     *,

@@ -21,8 +21,8 @@ class Extractor(Protocol):
     Config: ClassVar[type[Config]]
     colour: ClassVar[bool]
     """Whether it takes RGB (h, w, 3) instead of grey (h, w) pixels."""
-    on_cpu: bool
-    """Whether it computes on the CPU, so that several images at once make sense."""
+    holds_gil: bool
+    """Whether it keeps Python's lock while it computes, so that several at once need several processes."""
     weights_sha256: str
     """Hash of the weights file, "" when there is none."""
 

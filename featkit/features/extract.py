@@ -1,4 +1,4 @@
-"""The extract stage: images/ -> features.h5. Many threads decode and extract, one writes; resumable at any moment.
+"""The extract stage: images/ -> features.h5. Many workers decode and extract, one writes; resumable at any moment.
 
 Only a bounded window of images is in memory, however many there are. Results are written in the order of the
 names, so an interrupted and resumed run ends with the same file as an undisturbed one.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pydantic import Field
 from featkit.config import Config, Runtime
 from featkit.errors import BadInputError, NothingCameOutError
 from featkit.features.base import Extractor
+from featkit.features.workers import Workers, workers
 from featkit.images.decode import DecodeConfig, decode
 from featkit.images.listing import list_images
 from featkit.log import progress
@@ -41,7 +42,7 @@ class ExtractConfig(Config):
     """The extractor's resolved configuration; filled in by `resolve`."""
     decode: DecodeConfig = DecodeConfig()
     workers: Runtime[int] = 0
-    """Threads that decode and extract; 0: one per core."""
+    """Processes or threads that decode and extract; 0: one per core."""
     skip_broken: Runtime[bool] = False
     """Leave out images that cannot be read (with a warning) instead of stopping."""
 
@@ -52,6 +53,7 @@ class ExtractJob:
 
     config: ExtractConfig
     extractor: Extractor
+    device: str
 
     @staticmethod
     def resolve(config: ExtractConfig, changes: dict | None = None, device: str = "auto") -> ExtractJob:
@@ -61,7 +63,7 @@ class ExtractJob:
         """
         cls, extractor_config = configured("extractor", config.features, {**config.extractor, **(changes or {})})
         complete = config.model_copy(update={"extractor": extractor_config.result_fields()})
-        return ExtractJob(complete, cls(extractor_config, device))
+        return ExtractJob(complete, cls(extractor_config, device), device)
 
 
 def run(job: ExtractJob, images: Path, output: Path, names: list[str] | None = None, overwrite: bool = False) -> Path:
@@ -93,28 +95,22 @@ def _whole(store: FeatureStore, images: Path, name: str) -> bool:
     return not path.is_file() or store.source_bytes(name) in (-1, path.stat().st_size)
 
 
-def _extracted(job: ExtractJob, images: Path, names: Iterable[str]) -> Iterator[tuple[str, Features | None]]:
+def _extracted(job: ExtractJob, images: Path, names: Sequence[str]) -> Iterator[tuple[str, Features | None]]:
     """(name, features) in the order of `names`; None for an image passed over."""
-    workers = job.config.workers or os.cpu_count() or 1
-    if not job.extractor.on_cpu:
-        workers = min(workers, 4)  # the device is one; threads only decode ahead of it
+    count = job.config.workers or os.cpu_count() or 1
     waiting: deque[tuple[str, Future[Features]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="extract") as pool:
-        try:
-            for name in names:
-                waiting.append((name, pool.submit(extract_one, job, images / name)))
-                if len(waiting) >= workers * WINDOW_PER_WORKER:
-                    yield _finished(job, *waiting.popleft())
-            while waiting:
-                yield _finished(job, *waiting.popleft())
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    with workers(job, count, names) as pool:
+        for name in names:
+            waiting.append((name, pool.submit(images / name)))
+            if len(waiting) >= count * WINDOW_PER_WORKER:
+                yield _finished(job, pool, *waiting.popleft())
+        while waiting:
+            yield _finished(job, pool, *waiting.popleft())
 
 
-def _finished(job: ExtractJob, name: str, future: Future[Features]) -> tuple[str, Features | None]:
+def _finished(job: ExtractJob, pool: Workers, name: str, future: Future[Features]) -> tuple[str, Features | None]:
     try:
-        features = future.result()
+        features = pool.result(future, name)
     except BadInputError as error:
         if not job.config.skip_broken:
             raise BadInputError(f"{error} (or go on without it: --skip-broken)") from None

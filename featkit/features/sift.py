@@ -58,7 +58,7 @@ class Sift:
 
     Config: ClassVar[type[Config]] = SiftConfig
     colour: ClassVar[bool] = False
-    on_cpu = True
+    holds_gil = True
     weights_sha256 = ""
 
     def __init__(self, config: SiftConfig, device: str = "auto"):

@@ -22,7 +22,7 @@ from featkit.geometry.pixels import to_colmap
 from featkit.geometry.poses import camera_centre
 from featkit.localization.absolute_pose import PoseConfig, PoseEstimate, estimate_pose
 from featkit.localization.map_points import MapPoints
-from featkit.localization.queries import query_camera
+from featkit.localization.queries import QueryCamera, query_camera
 from featkit.log import progress
 from featkit.mapping.cameras import CameraConfig, to_intrinsics
 from featkit.mapping.model import read_model
@@ -132,7 +132,15 @@ def _localize_one(
     return _estimate(config.pose, points, query, keypoints, index, ids, facts)
 
 
-def _estimate(config: PoseConfig, points: MapPoints, query, keypoints, index, ids, facts: dict) -> QueryResult:
+def _estimate(
+    config: PoseConfig,
+    points: MapPoints,
+    query: QueryCamera,
+    keypoints: np.ndarray,
+    index: np.ndarray,
+    ids: np.ndarray,
+    facts: dict[str, Any],
+) -> QueryResult:
     facts["matches_3d"] = len(index)
     if len(index) < config.min_inliers:
         reason = f"{len(index)} matches with points of the map, {config.min_inliers} are needed"

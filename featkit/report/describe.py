@@ -106,7 +106,7 @@ def _folder(path: Path) -> Described:
     except FeatkitError:
         names = list_images(path)
         return {"kind": "images", "path": str(path), "images": len(names)}
-    described = {"kind": "map", "path": str(found.folder), "features": str(found.features)}
+    described: Described = {"kind": "map", "path": str(found.folder), "features": str(found.features)}
     models = found.model.parent
     described["models"] = [_model(folder) for folder in sorted(models.iterdir()) if is_model(folder)]
     return described | _origin(read_stamp(found.folder / "sparse.json"))

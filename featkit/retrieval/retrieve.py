@@ -46,14 +46,15 @@ def retrieve(
 ) -> list[Pair]:
     """Pairs (query, database image): for every query, in their order, its `num` most similar images, best first.
 
-    The codebook is trained on the database alone. No image is paired with its own name; a query without keypoints gets
-    no pairs and a database image without keypoints is never found. spill_folder: where vectors beyond the budget are
-    kept meanwhile (a file without a name; by default the system's temporary folder).
+    The codebook is trained on the database alone. Within one store no image is paired with itself; a query without
+    keypoints gets no pairs and a database image without keypoints is never found. spill_folder: where vectors beyond
+    the budget are kept meanwhile (a file without a name; by default the system's temporary folder).
     Raises BadInputError for missing or damaged features, or when no database image has a keypoint; UsageError for an
     impossible budget; NotWritableError when there is no space to spill.
     """
     codebook = train_codebook(database, database_names, config, generator, device=device)
-    same = queries is database and list(query_names) == list(database_names)
+    within = queries is database
+    same = within and list(query_names) == list(database_names)
     rows = len(database_names) + (0 if same else len(query_names))
     spill = needs_spill(rows, codebook.dims, num, config.memory_budget_mb)
     with ExitStack() as stack:
@@ -68,7 +69,7 @@ def retrieve(
             found.vectors,
             num,
             available_bytes=config.memory_budget_mb * MIB - used,
-            exclude=np.array([place.get(name, -1) for name in asked.names], np.int64),
+            exclude=np.array([place.get(name, -1) if within else -1 for name in asked.names], np.int64),
             backend=config.backend,
             device=device,
         )

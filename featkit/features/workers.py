@@ -1,0 +1,101 @@
+"""Processes that decode and extract. pycolmap's SIFT holds Python's lock, so threads would take turns.
+
+Processes are spawned, not forked: a fork would copy locks of threads (OpenMP, HDF5) that no longer run. A program
+that extracts at its top level therefore needs `if __name__ == "__main__":`, as with every spawning library.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featkit.errors import FeatkitError
+from featkit.types import Features
+
+if TYPE_CHECKING:
+    from featkit.features.extract import ExtractConfig, ExtractJob
+
+PARENT_CHECK_S = 0.5  # how soon a worker ends when its parent was killed
+_job: ExtractJob | None = None  # in a worker process: what it was started for
+
+
+class WorkerDiedError(FeatkitError):
+    """A worker process was ended from outside, most often for memory."""
+
+
+class Workers:
+    """Runs `extract_one` on images, in order of submission, in processes or threads."""
+
+    def __init__(self, pool: Executor, job: ExtractJob, in_processes: bool):
+        self._pool, self._job, self._in_processes = pool, job, in_processes
+
+    def submit(self, path: Path) -> Future[Features]:
+        """Start on one photograph."""
+        from featkit.features.extract import extract_one
+
+        if self._in_processes:
+            return self._pool.submit(_work, path)
+        return self._pool.submit(extract_one, self._job, path)
+
+    def result(self, future: Future[Features], name: str) -> Features:
+        """Wait for one photograph. Raises what `extract_one` raises, WorkerDiedError when its process died."""
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            raise WorkerDiedError(
+                f"{name}: a worker process died on it or near it, most likely for memory;"
+                " run the same command again with fewer --workers, or with --resize-max"
+            ) from None
+
+
+@contextmanager
+def workers(job: ExtractJob, count: int, images: Sequence[str]) -> Iterator[Workers]:
+    """`count` workers at most, fewer for a few images. Whatever has not begun is dropped at the end."""
+    count = max(1, min(count, (len(images) + 1) // 2))
+    in_processes = job.extractor.holds_gil and count > 1
+    pool: Executor
+    if in_processes:
+        context = multiprocessing.get_context("spawn")
+        arguments = (job.config, job.device, os.getpid())
+        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=arguments)
+    else:
+        pool = ThreadPoolExecutor(count, thread_name_prefix="extract")
+    try:
+        yield Workers(pool, job, in_processes)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(config: ExtractConfig, device: str, parent: int) -> None:
+    """Begin a worker process: leave Ctrl-C to the parent, and end when the parent is gone."""
+    global _job
+    from featkit.features.extract import ExtractJob
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    import cv2
+
+    cv2.setNumThreads(1)
+    _job = ExtractJob.resolve(config, device=device)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os._exit(1)
+
+
+def _work(path: Path) -> Features:
+    from featkit.features.extract import extract_one
+
+    assert _job is not None
+    return extract_one(_job, path)
