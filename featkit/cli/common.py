@@ -63,7 +63,7 @@ def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
         run = RunOptions(**{name: kwargs.pop(name) for name in COMMON})
         _execute(functools.partial(function, *args, **kwargs, run=run), run)
 
-    del command.__wrapped__  # type: ignore[attr-defined]  # Typer would look through it for the signature
+    del command.__wrapped__  # Typer would look through it for the signature
     command.__signature__ = inspect.Signature(own + common)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in own + common}
     return command

@@ -73,7 +73,7 @@ def estimate_pose(
     return PoseEstimate(pose, inlier, residual, centre_std, rotation_std, camera)
 
 
-def _residual_px(rigid, camera, points2d: np.ndarray, points3d: np.ndarray) -> float:
+def _residual_px(rigid: pycolmap.Rigid3d, camera: pycolmap.Camera, points2d: np.ndarray, points3d: np.ndarray) -> float:
     """RMS per coordinate, px, with the six parameters of the pose taken off the degrees of freedom."""
     projected = np.asarray(camera.img_from_cam(rigid * points3d))
     freedom = max(1, 2 * len(points2d) - 6)

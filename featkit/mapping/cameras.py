@@ -89,7 +89,9 @@ def _group(name: str, mode: CameraMode) -> str:
     return name if mode == "per-image" else name.rpartition("/")[0]
 
 
-def check_sizes(cameras: dict[int, pycolmap.Camera], camera_ids: dict[str, int], sizes: dict[str, tuple[int, int]]):
+def check_sizes(
+    cameras: dict[int, pycolmap.Camera], camera_ids: dict[str, int], sizes: dict[str, tuple[int, int]]
+) -> None:
     """Raise BadInputError when an image is not of its camera's size."""
     for name, size in sizes.items():
         camera = cameras[camera_ids[name]]

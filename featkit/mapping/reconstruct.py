@@ -101,7 +101,9 @@ def build_database(
     return output
 
 
-def _inputs(store: FeatureStore, matches: dict, names: Sequence[str], pairs: list[Pair], reference) -> str:
+def _inputs(
+    store: FeatureStore, matches: dict, names: Sequence[str], pairs: list[Pair], reference: Reference | None
+) -> str:
     counts = [f"{name} {store.count(name)} {store.source_bytes(name)}" for name in names]
     origin = [str(store.attributes().get("fingerprint")), str(matches.get("fingerprint"))]
     known = [] if reference is None else [repr(sorted((n, p.qvec, p.tvec) for n, p in reference.poses.items()))]
@@ -120,7 +122,9 @@ def _fresh(output: Path, stamp: Path) -> Path:
     return part
 
 
-def _cameras(config: MapConfig, images: Path, names: Sequence[str], reference: Reference | None):
+def _cameras(
+    config: MapConfig, images: Path, names: Sequence[str], reference: Reference | None
+) -> tuple[dict[int, pycolmap.Camera], dict[str, int]]:
     if reference is None or reference.cameras is None or reference.camera_ids is None:
         return cameras_of_images(images, names, config.camera)
     used = {reference.camera_ids[name] for name in names}

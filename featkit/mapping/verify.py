@@ -43,9 +43,13 @@ def by_ransac(path: Path, config: VerifyConfig) -> None:
 
 
 def by_poses(
-    database: pycolmap.Database, ids: dict[str, int], pairs: Iterable[Pair], features: FeatureStore,
-    poses: dict[str, Pose], config: VerifyConfig,
-) -> None:  # fmt: skip
+    database: pycolmap.Database,
+    ids: dict[str, int],
+    pairs: Iterable[Pair],
+    features: FeatureStore,
+    poses: dict[str, Pose],
+    config: VerifyConfig,
+) -> None:
     """Keep matches near their epipolar lines in both images: `max_error_px` times the keypoints' uncertainty."""
     listed = list(pairs)
     cameras = {name: database.read_camera(database.read_image(ids[name]).camera_id) for name in poses if name in ids}
@@ -59,21 +63,22 @@ def by_poses(
                 points.append(np.asarray(cameras[name].cam_from_img(keypoints.astype(np.float64))))
                 error_px = config.max_error_px * features.uncertainty_px(name)
                 thresholds.append(cameras[name].cam_from_img_threshold(error_px))
-            essential = essential_matrix(poses[names[0]], poses[names[1]])
+            pose0, pose1 = poses[names[0]], poses[names[1]]
+            essential = essential_matrix(pose0, pose1)
             inlier = epipolar_inliers(essential, points[0], points[1], thresholds[0], thresholds[1])
-            _write(database, ids, pair, matches[inlier], poses, essential)
+            geometry = _known_geometry(pose0, pose1, essential, matches[inlier])
+            database.write_two_view_geometry(ids[names[0]], ids[names[1]], geometry)
             advance(1)
 
 
-def _write(database, ids: dict[str, int], pair: Pair, inliers: np.ndarray, poses: dict[str, Pose], essential) -> None:
+def _known_geometry(pose0: Pose, pose1: Pose, essential: np.ndarray, inliers: np.ndarray) -> pycolmap.TwoViewGeometry:
     """A calibrated two-view geometry; without `config` the triangulator of pycolmap 4.2.1 would drop it in silence."""
     geometry = pycolmap.TwoViewGeometry()
     geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
     geometry.inlier_matches = inliers
     geometry.E = essential
-    pose0, pose1 = to_rigid(poses[pair.name0]), to_rigid(poses[pair.name1])
-    geometry.cam2_from_cam1 = pose1 * pose0.inverse()
-    database.write_two_view_geometry(ids[pair.name0], ids[pair.name1], geometry)
+    geometry.cam2_from_cam1 = to_rigid(pose1) * to_rigid(pose0).inverse()
+    return geometry
 
 
 def to_rigid(pose: Pose) -> pycolmap.Rigid3d:
