@@ -1,0 +1,35 @@
+# Two commands do all their own set-up: `make demo` and `make test`. Both need Python >= 3.10 on Linux or macOS.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.featkit
+	$(BIN)/featkit demo --out featkit-demo
+
+test: $(VENV)/.featkit-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.featkit-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# `set -e`-like: each line stops make when it fails; the stamp is written last, so a broken install is done again.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "featkit needs Python 3.10 or newer; name one with: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 3; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.featkit: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[faiss]"
+	@touch $@
+
+$(VENV)/.featkit-test: $(VENV)/.featkit
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[faiss,test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info featkit-demo
