@@ -1,0 +1,103 @@
+"""What every result file says of its origin, and how a command's time and memory are measured."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+RESULTS = Path(__file__).resolve().parent / "results"
+LIBRARIES = ("featkit", "torch", "pycolmap", "opencv-python-headless", "numpy", "faiss-cpu")
+POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ended well. peak_memory_mb: largest sum of resident sizes over it and its children."""
+
+    stdout: str
+    seconds: float
+    peak_memory_mb: float
+
+
+def measure(command: list[str]) -> Finished:
+    """Run a command; raises RuntimeError with the end of its stderr when it fails."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    peak, done = [0.0], threading.Event()
+    watcher = threading.Thread(target=_watch, args=(process.pid, peak, done), daemon=True)
+    watcher.start()
+    stdout, stderr = process.communicate()
+    seconds = time.perf_counter() - started
+    done.set()
+    watcher.join()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit {process.returncode}\n{stderr[-2000:]}")
+    return Finished(stdout, seconds, round(peak[0], 1))
+
+
+def _watch(pid: int, peak: list[float], done: threading.Event) -> None:
+    while not done.wait(POLL_S):
+        total = 0
+        try:
+            root = psutil.Process(pid)
+            for process in (root, *root.children(recursive=True)):
+                try:
+                    total += process.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+        except psutil.NoSuchProcess:
+            return
+        peak[0] = max(peak[0], total / 1e6)
+
+
+def origin() -> dict[str, Any]:
+    """Command, versions, machine and date of a result."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
+    )
+    return {
+        "command": " ".join(["python", *[os.path.relpath(sys.argv[0]), *sys.argv[1:]]]),
+        "commit": commit.stdout.strip(),
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "system": platform.platform(terse=True),
+        },
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def write_result(name: str, result: dict[str, Any]) -> Path:
+    """Write benchmarks/results/<name>.json, the origin first."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({**origin(), **result}, indent=1) + "\n", encoding="utf-8")
+    return path

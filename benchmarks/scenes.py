@@ -1,0 +1,164 @@
+"""featkit and plain pycolmap on the same real scenes in one run, beside the papers' rows.
+
+    python benchmarks/scenes.py [--data ../shared/data] [--repeats 3] [--only NAME ...]
+
+Both sides map the full-size photographs with RootSIFT (pycolmap's default budget of 8192) on all cores, turn about;
+seconds are medians over the repeats. Errors are against the true cameras after one similarity. castle-P19 is also
+localized: mapped with the true poses of every image but each fourth, which are then the queries. Writes
+benchmarks/results/scenes.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from machine import Finished, measure, write_result
+
+from featkit.errors import FeatkitError
+from featkit.images.listing import list_images
+from featkit.mapping.align import compare_with_truth
+from featkit.mapping.model import is_model, largest_first, read_model
+from featkit.mapping.statistics import map_statistics
+from featkit.report.metrics import error_summary
+from featkit.store.poses import read_camera, read_poses, write_poses
+
+HERE = Path(__file__).resolve().parent
+SCENES = ("eth/fountain-P11", "eth/Herz-Jesu-P8", "posed/castle-P19", "sacre_coeur")
+LEFT_OUT = slice(3, None, 4)  # each fourth image of castle-P19 is a query
+LOCALIZED = "posed/castle-P19"
+
+
+def featkit_command(scene: Path, output: Path) -> list[str]:
+    command = [sys.executable, "-m", "featkit", "reconstruct", str(scene), "--out", str(output), "--json", "-q"]
+    camera = scene / "camera.txt"
+    if camera.is_file():
+        known = read_camera(camera)
+        params = ",".join(map(repr, known.params))
+        command += ["--camera-model", known.model, "--camera-params", params]
+        command += ["--camera-mode", "single", "--fix-intrinsics"]
+    return command
+
+
+def pycolmap_command(scene: Path, output: Path) -> list[str]:
+    images = scene / "images" if (scene / "images").is_dir() else scene
+    command = [sys.executable, str(HERE / "plain_pycolmap.py"), str(images), str(output)]
+    camera = scene / "camera.txt"
+    if camera.is_file():
+        known = read_camera(camera)
+        command += [known.model, ",".join(map(repr, known.params))]
+    return command
+
+
+def judged(models: list[Path], scene: Path) -> dict[str, Any]:
+    """Statistics of the largest model, and its camera errors where the truth is known."""
+    images = scene / "images" if (scene / "images").is_dir() else scene
+    largest = largest_first([read_model(folder) for folder in models])[0]
+    row: dict[str, Any] = {"models": len(models), **asdict(map_statistics(largest, len(list_images(images))))}
+    poses = scene / "poses.txt"
+    if poses.is_file():
+        errors = error_summary(compare_with_truth(largest, read_poses(poses)))
+        row |= {
+            "centre_error_mm_mean": 1e3 * errors["centre_mean"],
+            "centre_error_mm_max": 1e3 * errors["centre_max"],
+            "rotation_error_deg_mean": errors["rotation_deg_mean"],
+        }
+    return row
+
+
+def run_side(side: str, scene: Path, output: Path) -> tuple[dict[str, Any], Finished]:
+    """Run one side once; its row, with the seconds of the stages as it reports them."""
+    if side == "featkit":
+        finished = measure(featkit_command(scene, output))
+        models = output / "sparse"
+    else:
+        finished = measure(pycolmap_command(scene, output))
+        models = output
+    report = json.loads(finished.stdout.splitlines()[-1])
+    row = judged([folder for folder in sorted(models.iterdir()) if is_model(folder)], scene)
+    row["stage_seconds"] = report["seconds"]
+    return row, finished
+
+
+def run_scene(name: str, scene: Path, repeats: int) -> list[dict[str, Any]]:
+    """Both sides, turn about."""
+    rows: dict[str, dict[str, Any]] = {}
+    runs: dict[str, list[tuple[dict[str, float], Finished]]] = {"featkit": [], "pycolmap": []}
+    for _ in range(repeats):
+        for side in runs:
+            with tempfile.TemporaryDirectory() as output:
+                row, finished = run_side(side, scene, Path(output))
+            runs[side].append((row.pop("stage_seconds"), finished))
+            rows[side] = row
+            print(f"{name} {side}: {finished.seconds:.1f} s, {finished.peak_memory_mb:.0f} MB", flush=True)
+    table = []
+    for side, done in runs.items():
+        stages = {stage: round(statistics.median(s[stage] for s, _ in done), 2) for stage in done[0][0]}
+        seconds = [finished.seconds for _, finished in done]
+        table.append(
+            {
+                "scene": name,
+                "method": side,
+                **rows[side],
+                "stage_seconds": stages,
+                "seconds": round(statistics.median(seconds), 2),
+                "seconds_all": [round(value, 2) for value in seconds],
+                "peak_memory_mb": max(finished.peak_memory_mb for _, finished in done),
+            }
+        )
+    table[0]["time_over_pycolmap"] = round(table[0]["seconds"] / table[1]["seconds"], 3)
+    return table
+
+
+def localize(name: str, scene: Path) -> dict[str, Any]:
+    """Map all images but each fourth with their true poses, and localize those."""
+    poses = read_poses(scene / "poses.txt")
+    names = sorted(poses)
+    queries = names[LEFT_OUT]
+    camera = (scene / "camera.txt").read_text(encoding="utf-8")
+    line = next(line for line in camera.splitlines() if line and not line.startswith("#"))
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        (work / "camera.txt").write_text(camera, encoding="utf-8")
+        reference = write_poses(work / "poses.txt", {n: poses[n] for n in names if n not in queries})
+        listed = work / "queries.txt"
+        listed.write_text("".join(f"{query} {line}\n" for query in queries), encoding="utf-8")
+        featkit = [sys.executable, "-m", "featkit"]
+        mapping = [*featkit, "reconstruct", str(scene), "--out", str(work / "map"), "--reference", str(reference)]
+        mapped = json.loads(measure([*mapping, "--json", "-q"]).stdout)
+        command = [*featkit, "localize", str(work / "map"), "--queries", str(scene / "images")]
+        command += ["--intrinsics", str(listed), "--truth", str(scene / "poses.txt"), "--json", "-q"]
+        finished = measure(command)
+    found = json.loads(finished.stdout)
+    kept = ("queries", "localized", "recall", "median_m", "median_deg", "failed")
+    row = {"scene": name, **{key: found[key] for key in kept}, "seconds": round(finished.seconds, 2)}
+    return row | {"map_images": mapped["registered"], "map_points": mapped["points"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
+    parser.add_argument("--reference", type=Path, default=HERE.parent.parent / "shared" / "reference")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=SCENES)
+    arguments = parser.parse_args()
+    published = json.loads((arguments.reference / "eth_scenes.json").read_text(encoding="utf-8"))
+    result: dict[str, Any] = {"published": published, "rows": [], "localization": []}
+    try:
+        for name in arguments.only:
+            result["rows"] += run_scene(name, arguments.data / name, arguments.repeats)
+            if name == LOCALIZED:
+                result["localization"].append(localize(name, arguments.data / name))
+    except (FeatkitError, RuntimeError) as error:
+        sys.exit(str(error))
+    print(write_result("scenes", result))
+
+
+if __name__ == "__main__":
+    main()
