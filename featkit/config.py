@@ -75,19 +75,28 @@ def _explain(config_type: type[Config], item: Any) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A yaml file as a dict (an empty file is an empty dict). Raises BadInputError."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = _parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInputError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"{path}: cannot be read ({error})") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, say
-        first = str(error).splitlines()[0]
-        raise BadInputError(f"{path}: not a yaml file ({first}); fix the line it names") from None
+    except ValueError as error:
+        raise BadInputError(f"{path}: not a yaml file ({error}); fix the line it names") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
         raise BadInputError(f"{path}: a configuration is a mapping of names to values")
     return loaded
+
+
+def _parse_yaml(text: str) -> Any:
+    """The value a yaml text stands for. Raises ValueError, with a message of one line."""
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except Exception as error:  # besides YAMLError: an impossible date, `!!int` of nothing, `!!bool x`
+        raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
 
 
 def named_config(name: str) -> dict[str, Any]:
@@ -97,12 +106,19 @@ def named_config(name: str) -> dict[str, Any]:
         return read_yaml(path)
     folder = resource_dir("configs")
     path = folder / f"{name}.yaml"
-    if not path.is_file():
+    if not _is_file(path):
         known = sorted(p.stem for p in folder.glob("*.yaml"))
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
         raise UsageError(f"no configuration named {name!r}; {hint}")
     return read_yaml(path)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long or impossible for the file system
+        return False
 
 
 def overrides(assignments: list[str]) -> dict[str, Any]:
@@ -119,8 +135,8 @@ def overrides(assignments: list[str]) -> dict[str, Any]:
             if not isinstance(inner, dict):
                 raise UsageError(f"--set {assignment!r}: {parent!r} is set to a value already")
         try:
-            inner[leaf] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):
+            inner[leaf] = _parse_yaml(text)
+        except ValueError:
             raise UsageError(f"--set {assignment!r}: {text!r} is not a yaml value") from None
     return values
 
