@@ -21,8 +21,8 @@ def scenes_table() -> str:
     """featkit, pycolmap and the papers' rows side by side, and the localization below."""
     result = json.loads((RESULTS / "scenes.json").read_text(encoding="utf-8"))
     lines = [
-        "| scene | method | registered | points | observations | track | error px | centre mm | rotation deg | extract s"
-        " | match + verify s | map s | total s | memory MB |",
+        "| scene | method | registered | points | observations | track | error px | centre mm | rotation deg"
+        " | extract s | match + verify s | map s | total s | memory MB |",
         "|---|---|" + "---:|" * 12,
     ]
     papers = result["published"]["paper_rows"]
@@ -77,8 +77,9 @@ def _localization(result: dict[str, Any]) -> list[str]:
     lines = []
     for row in result["localization"]:
         recall = ", ".join(f"{100 * share:.0f} % within {threshold}" for threshold, share in row["recall"].items())
+        name = row["scene"].rpartition("/")[2]
         lines.append(
-            f"Localization on {row['scene'].rpartition('/')[2]}: {row['map_images']} images mapped with their true poses,"
+            f"Localization on {name}: {row['map_images']} images mapped with their true poses,"
             f" the other {row['queries']} localized: {recall}; medians {1e3 * row['median_m']:.1f} mm and"
             f" {row['median_deg']:.3f} deg."
         )
@@ -89,8 +90,8 @@ def _origin(result: dict[str, Any]) -> str:
     machine, versions = result["machine"], result["versions"]
     return (
         f"*Measured on {result['date']} with `{result['command']}`: {machine['processor']}, {machine['cores']} cores,"
-        f" pycolmap {versions['pycolmap']}, torch {versions['torch']}; errors after one similarity onto the true cameras."
-        " All figures: [`benchmarks/results/scenes.json`](benchmarks/results/scenes.json).*"
+        f" pycolmap {versions['pycolmap']}, torch {versions['torch']}; errors after one similarity onto the"
+        " true cameras. All figures: [`benchmarks/results/scenes.json`](benchmarks/results/scenes.json).*"
     )
 
 

@@ -82,7 +82,7 @@ def run(job: ExtractJob, images: Path, output: Path, names: list[str] | None = N
                 if features is not None:
                     store.write(name, features, source_bytes=(images / name).stat().st_size)
                 advance(1)
-        if not store.names():
+        if not any(store.has(name) for name in wanted):
             raise NothingCameOutError(f"{images}: none of its {len(wanted)} images could be used")
     return output
 

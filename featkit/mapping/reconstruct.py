@@ -80,14 +80,17 @@ def build_database(
         if output.is_file() and is_stamped(stamp, stamped, inputs) and not overwrite:
             LOGGER.info("database: done already")
             return output
-        cameras, camera_ids = _cameras(config, images, names, reference)
-        check_sizes(cameras, camera_ids, {name: store.image_size(name) for name in names})
-        part = _fresh(output, stamp)
-        with pycolmap.Database.open(str(part)) as database:
-            ids = db.write_images(database, cameras, camera_ids, store, names)
-            matched = db.write_matches(database, ids, found, listed)
-            if reference is not None:
-                verify.by_poses(database, ids, matched, store, reference.poses, config.verify)
+        part, part_stamp = output.with_name(f".{output.name}.part"), output.with_name(f".{output.name}.part.json")
+        if not (part.is_file() and is_stamped(part_stamp, stamped, inputs)) or overwrite:
+            cameras, camera_ids = _cameras(config, images, names, reference)
+            check_sizes(cameras, camera_ids, {name: store.image_size(name) for name in names})
+            _remove(part, part_stamp, output, stamp)
+            with pycolmap.Database.open(str(part)) as database:
+                ids = db.write_images(database, cameras, camera_ids, store, names)
+                matched = db.write_matches(database, ids, found, listed)
+                if reference is not None:
+                    verify.by_poses(database, ids, matched, store, reference.poses, config.verify)
+            write_stamp(part_stamp, stamped, inputs)  # from here on only verification is left, and it goes on
     if reference is None:
         verify.by_ransac(part, config.verify)
     verified, inliers = db.count_verified(part)
@@ -96,7 +99,9 @@ def build_database(
         raise NothingCameOutError(
             f"{images}: no two of {len(names)} images match; are they of one scene? (try --ratio 0.9)"
         )
+    _remove(output, stamp)
     part.rename(output)
+    part_stamp.unlink()
     write_stamp(stamp, stamped, inputs, kind="database", verified_pairs=verified, inlier_matches=inliers)
     return output
 
@@ -110,16 +115,13 @@ def _inputs(
     return digest(*origin, *counts, *(f"{p.name0}\t{p.name1}" for p in pairs), *known)
 
 
-def _fresh(output: Path, stamp: Path) -> Path:
-    """An empty place for a database that is written and verified before it takes its name."""
-    part = output.with_name(f".{output.name}.part")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        for old in (part, output, stamp):
-            old.unlink(missing_ok=True)
-    except OSError as error:
-        raise NotWritableError(f"{output}: cannot be written ({error.strerror})") from None
-    return part
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise NotWritableError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _cameras(
@@ -215,11 +217,28 @@ def _global(config: MapConfig, images: Path, database: Path, work: Path) -> list
     options.mapper.bundle_adjustment.refine_focal_length = config.camera.refine
     options.mapper.bundle_adjustment.refine_extra_params = config.camera.refine
     LOGGER.info("map: global mapper at work")
+    database = _calibrated(database, work)
     models = pycolmap.global_mapping(str(database), str(images), str(work), options=options)
     for model in models.values():
         if config.extract_colors:
             model.extract_colors_for_all_images(str(images))
     return list(models.values())
+
+
+def _calibrated(database: Path, work: Path) -> Path:
+    """A copy whose guessed focal lengths are estimated from the fundamental matrices; the database if none is guessed.
+
+    The global mapper takes focal lengths as they are until its bundle adjustment.
+    """
+    with pycolmap.Database.open(str(database)) as opened:
+        if all(camera.has_prior_focal_length for camera in opened.read_all_cameras()):
+            return database
+    copy = work / database.name
+    shutil.copyfile(database, copy)
+    if not pycolmap.calibrate_view_graph(str(copy)):
+        LOGGER.warning("map: focal lengths could not be estimated from the pairs; the guesses are used")
+        return database
+    return copy
 
 
 def _hierarchical(config: MapConfig, images: Path, database: Path, work: Path) -> list[pycolmap.Reconstruction]:
