@@ -62,9 +62,8 @@ class MatchStore:
         """Matches of a pair, stored in either order of names. Raises BadInputError."""
         for stored, swapped in ((pair, False), (Pair(pair.name1, pair.name0), True)):
             key = pair_key(stored)
-            if key in self._file:
-                matches = self._read(key)
-                return self._swap(matches, pair) if swapped else matches
+            if key in self._file and self._is_of(key, stored):
+                return self._swapped(key) if swapped else self._read(key)
         raise BadInputError(f"{self.path}: no matches of {pair.name0!r} and {pair.name1!r}; match them first")
 
     def write(self, pair: Pair, matches: Matches, counts: tuple[int, int]) -> None:
@@ -96,9 +95,17 @@ class MatchStore:
             raise BadInputError(f"{self.path}: matches {key!r} are damaged ({error}); match again") from None
         return Matches(matches0, scores0)
 
-    def _swap(self, matches: Matches, pair: Pair) -> Matches:
+    def _is_of(self, key: str, pair: Pair) -> bool:
+        """Whether a group is of these names, and not of others with the same key; hloc does not say."""
+        attrs = self._file[key].attrs
+        return (attrs.get("name0", pair.name0), attrs.get("name1", pair.name1)) == (pair.name0, pair.name1)
+
+    def _swapped(self, key: str) -> Matches:
+        """Matches from image 1 to image 0. hloc does not say how many keypoints image 1 has: up to the last match."""
+        matches = self._read(key)
         forward = matches.as_index_pairs()
         size = int(forward[:, 1].max()) + 1 if len(forward) else 0
+        size = max(size, int(self._file[key].attrs.get("keypoints1", 0)))
         back, scores = np.full(size, -1, np.int32), np.zeros(size, np.float32)
         back[forward[:, 1]] = forward[:, 0]
         scores[forward[:, 1]] = matches.scores0[forward[:, 0]]

@@ -41,16 +41,17 @@ def read_pairs(path: Path, directed: bool = False) -> list[Pair]:
 def write_pairs(
     path: Path, pairs: Iterable[Pair], config: Config | None = None, extra: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write pairs.txt, whole or not at all. Raises NotWritableError, or BadInputError for a name with a tab.
+    """Write pairs.txt, whole or not at all. Raises NotWritableError, or BadInputError for a name that a line of
+    text cannot hold.
 
     config: what made the pairs; it is written to pairs.json, with the entries of `extra` beside it.
     """
     listed = list(pairs)
     names = [name for pair in listed for name in (pair.name0, pair.name1)]
     for name in names:
-        if "\t" in name or "\n" in name:
-            raise BadInputError(f"image name {name!r} has a tab or a line break; rename it")
-    separator = "\t" if any(" " in name for name in names) else " "
+        if not _survives(name):
+            raise BadInputError(f"image name {name!r} cannot stand in a text file (a tab, '#' in front...); rename it")
+    separator = "\t" if any(len(name.split()) > 1 for name in names) else " "
     if config is not None:
         # The description goes first and the pairs last: pairs.txt never stands beside a description of other pairs.
         _remove(path)
@@ -64,6 +65,11 @@ def write_pairs(
         }
         write_text(path.with_suffix(".json"), json.dumps(described, indent=1) + "\n")
     return write_text(path, "".join(f"{p.name0}{separator}{p.name1}\n" for p in listed))
+
+
+def _survives(name: str) -> bool:
+    """Whether a name comes back from a line of text: no tab, line break, comment sign or space at an end."""
+    return name == name.strip() and name.splitlines() == [name] and "\t" not in name and name[0] not in "#\ufeff"
 
 
 def describe_pairs(path: Path) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ A name with spaces is legal: the last seven fields are the numbers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ CAMERA_PARAMS = {
     "FOV": 5,
     "THIN_PRISM_FISHEYE": 12,
 }
+WORD = re.compile(r"\S+")
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,11 @@ def read_intrinsics_list(path: Path) -> dict[str, Intrinsics]:
 
 def _split_name(line: str) -> tuple[str, str]:
     """The name may hold spaces: it ends where a camera model's name follows (or after the first word)."""
-    words = line.split(" ")
-    for index in range(1, len(words)):
-        if words[index] in CAMERA_PARAMS:
-            return " ".join(words[:index]).strip(), " ".join(words[index:])
-    name, _, rest = line.partition(" ")
-    return (name, rest) if rest else ("", "")
+    for word in list(WORD.finditer(line))[1:]:
+        if word.group() in CAMERA_PARAMS:
+            return line[: word.start()].strip(), line[word.start() :]
+    name, *rest = line.split(maxsplit=1)
+    return (name, rest[0]) if rest else ("", "")
 
 
 def _numbers(path: Path, number: int, fields: list[str]) -> np.ndarray:

@@ -28,11 +28,20 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a file beside its place and move it there, so that nobody sees half of it. Raises NotWritableError."""
+    """Write a file beside its place and move it there, so that nobody sees half of it.
+
+    Raises NotWritableError, or BadInputError for text that is no Unicode (a file name in another encoding).
+    """
     part = path.with_name(f".{path.name}.part")
     try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        start = text.rfind("\n", 0, error.start) + 1
+        line = text[start:].splitlines()[0]
+        raise BadInputError(f"{path}: {line!r} has a name that is not UTF-8; rename the file") from None
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(data)
         os.replace(part, path)
     except OSError as error:
         raise NotWritableError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
