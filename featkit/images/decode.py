@@ -6,6 +6,7 @@ Pillow reads the header (size, EXIF orientation) before anything is decoded; Ope
 from __future__ import annotations
 
 import struct
+import threading
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +23,8 @@ from featkit.images.orientation import stored_from_upright, upright
 from featkit.types import Features
 
 EXIF_ORIENTATION = 0x0112
+PNG_END = b"IEND\xaeB`\x82"  # the last chunk's name and checksum; some programs write more behind it
+_PILLOW_LIMIT = threading.Lock()
 
 
 class DecodeConfig(Config):
@@ -96,10 +99,21 @@ def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedIma
 def stored_size(path: Path) -> tuple[int, int]:
     """Width and height of the file in pixels, from its header alone. Raises BadInputError."""
     try:
-        with Image.open(path) as header:
+        with _open_header(path) as header:
             return header.size
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, TypeError, struct.error):
         raise BadInputError(f"{path}: not an image that can be read") from None
+
+
+def _open_header(source: Path | BytesIO) -> Image.Image:
+    """Pillow's image, nothing decoded. Pillow's own limit of pixels, a global, is lifted meanwhile: ours counts."""
+    with _PILLOW_LIMIT:
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            return Image.open(source)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _read(path: Path) -> bytes:
@@ -116,20 +130,25 @@ def _read(path: Path) -> bytes:
 
 def _header(path: Path, data: bytes, config: DecodeConfig) -> tuple[tuple[int, int], int]:
     try:
-        with Image.open(BytesIO(data)) as header:
+        with _open_header(BytesIO(data)) as header:
             size, form = header.size, header.format
-            tag = int(header.getexif().get(EXIF_ORIENTATION, 1) or 1)
-    except Image.DecompressionBombError:
-        raise BadInputError(f"{path}: more pixels than {config.max_megapixels:g} megapixels; scale it down") from None
+            _refuse_large(path, size, config)
+            # Pillow decodes a whole PNG in search of late metadata; only a late eXIf chunk is worth that.
+            late = form != "PNG" or b"eXIf" in data
+            exif = header.getexif() if late else Image.Image.getexif(header)
+            tag = int(exif.get(EXIF_ORIENTATION, 1) or 1)
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, TypeError, struct.error):
         raise BadInputError(f"{path}: not an image that can be read; remove or replace it") from None
+    if (form in {"JPEG", "MPO"} and _jpeg_cut_off(data)) or (form == "PNG" and PNG_END not in data):
+        raise BadInputError(f"{path}: the file is cut off; copy it again or remove it")
+    return size, tag
+
+
+def _refuse_large(path: Path, size: tuple[int, int], config: DecodeConfig) -> None:
     if size[0] * size[1] > config.max_megapixels * 1e6:
         raise BadInputError(
             f"{path}: {size[0]} x {size[1]} pixels, more than {config.max_megapixels:g} megapixels; scale it down"
         )
-    if (form == "JPEG" and _jpeg_cut_off(data)) or (form == "PNG" and b"IEND" not in data[-64:]):
-        raise BadInputError(f"{path}: the file is cut off; copy it again or remove it")
-    return size, tag
 
 
 def _jpeg_cut_off(data: bytes) -> bool:
