@@ -1,0 +1,48 @@
+"""What the README says is what the files and the commands say."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from featkit.cli.main import app
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```\n(.*?)```", README, re.DOTALL)
+    lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("featkit ")]
+
+
+def test_tables_are_those_of_the_result_files() -> None:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert tables.filled(README) == README
+    assert "| **featkit** |" in README
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_parse(line: str) -> None:
+    _, verb, *arguments = shlex.split(line)
+    group = typer.main.get_command(app)
+    command = group.commands[verb]  # type: ignore[attr-defined]
+    context = command.make_context(verb, list(arguments), resilient_parsing=False)
+    assert context.params
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands()) >= 6
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_links_lead_somewhere(target: str) -> None:
+    assert (ROOT / target).exists()
