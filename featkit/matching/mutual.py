@@ -60,6 +60,9 @@ class MutualMatcher:
             raise BadInputError(f"descriptors of {a.shape[1]} and {b.shape[1]} numbers cannot be matched")
         if len(a) == 0 or len(b) == 0:
             return Matches(np.full(len(a), -1, np.int32), np.zeros(len(a), np.float32))
+        usable0, usable1 = _finite_rows(a), _finite_rows(b)
+        if len(usable0) < len(a) or len(usable1) < len(b):
+            return self._match_usable(a, b, usable0, usable1)
         across, down = top_two(a, b)
         good = down.index[across.index] == torch.arange(len(a), device=a.device)
         good &= self._passes(across)
@@ -68,13 +71,29 @@ class MutualMatcher:
         scores0 = torch.where(good, across.best, 0.0)
         return Matches(matches0.cpu().numpy(), scores0.cpu().numpy())
 
+    def _match_usable(self, a: Tensor, b: Tensor, usable0: Tensor, usable1: Tensor) -> Matches:
+        """Matches of the rows without NaN or infinity; the others match nothing, and no row's neighbour."""
+        inner = self._match_pair(a[usable0], b[usable1])
+        found = inner.matches0 >= 0
+        matches0, scores0 = np.full(len(a), -1, np.int32), np.zeros(len(a), np.float32)
+        index0 = usable0.cpu().numpy()[found]
+        matches0[index0] = usable1.cpu().numpy()[inner.matches0[found]]
+        scores0[index0] = inner.scores0[found]
+        return Matches(matches0, scores0)
+
     def _passes(self, top: TopTwo) -> Tensor:
-        """Ratio test and score threshold; a NaN passes neither."""
-        good = torch.isfinite(top.best)
+        """Ratio test and score threshold."""
+        good = torch.ones_like(top.best, dtype=torch.bool)
         if self.config.min_score is not None:
             good &= top.best >= self.config.min_score
         if self.config.ratio is not None:
             # |a - b|^2 = 2 - 2 ab for unit vectors; no second neighbour (-inf) is infinitely far away
             squared_first, squared_second = (1.0 - top.best).clamp_min(0), (1.0 - top.second).clamp_min(0)
-            good &= squared_first <= self.config.ratio**2 * squared_second
+            # Two neighbours at distance 0 are as ambiguous as can be: kornia's 0 / 0 does not pass either.
+            good &= (squared_first <= self.config.ratio**2 * squared_second) & (squared_second > 0)
         return good
+
+
+def _finite_rows(rows: Tensor) -> Tensor:
+    """Indices of the rows without NaN or infinity."""
+    return torch.nonzero(rows.sum(1).isfinite())[:, 0]
