@@ -111,8 +111,17 @@ def _inputs(
 ) -> str:
     counts = [f"{name} {store.count(name)} {store.source_bytes(name)}" for name in names]
     origin = [str(store.attributes().get("fingerprint")), str(matches.get("fingerprint"))]
-    known = [] if reference is None else [repr(sorted((n, p.qvec, p.tvec) for n, p in reference.poses.items()))]
+    known = [] if reference is None else [_described(reference, names)]
     return digest(*origin, *counts, *(f"{p.name0}\t{p.name1}" for p in pairs), *known)
+
+
+def _described(reference: Reference, names: Sequence[str]) -> str:
+    """Poses and cameras of a reference, every digit of them."""
+    poses = [(name, reference.poses[name].qvec.tolist(), reference.poses[name].tvec.tolist()) for name in names]
+    if reference.cameras is None or reference.camera_ids is None:
+        return repr(poses)
+    used = [reference.cameras[reference.camera_ids[name]] for name in names]
+    return repr((poses, [(c.camera_id, c.model_name, c.width, c.height, c.params.tolist()) for c in used]))
 
 
 def _remove(*paths: Path) -> None:
