@@ -1,0 +1,132 @@
+"""Pose of one query: exact on exact data, and its stated uncertainty is the scatter one sees."""
+
+import numpy as np
+import pycolmap
+import pytest
+
+from featkit.geometry.poses import camera_centre, look_at, rotation_angle_deg, rotation_matrix
+from featkit.localization.absolute_pose import PoseConfig, PoseEstimate, estimate_pose
+from featkit.mapping.verify import to_rigid
+from featkit.types import Pose
+
+CONFIG = PoseConfig()
+UP = np.array([0.0, 0.0, 1.0])
+
+
+def camera(focal: float = 700.0) -> pycolmap.Camera:
+    return pycolmap.Camera(model="SIMPLE_PINHOLE", width=800, height=600, params=[focal, 400, 300])
+
+
+def view(seed: int, count: int = 120) -> tuple[Pose, np.ndarray, np.ndarray]:
+    """A camera turned and shifted at random, points in front of it, and their exact projections."""
+    rng = np.random.default_rng(seed)
+    points = rng.uniform([-3, -2, -2], [3, 2, 2], (count, 3)) + np.array([10, -20, 5])
+    pose = look_at(np.array([10.0, -20, 5]) + rng.normal(size=3) * 2 + np.array([0, 9, 0]), points.mean(0), UP)
+    seen = camera().img_from_cam(to_rigid(pose) * points)
+    return pose, points, np.asarray(seen)
+
+
+def solved(points2d: np.ndarray, points3d: np.ndarray, config: PoseConfig = CONFIG, **more: bool) -> PoseEstimate:
+    estimate = estimate_pose(points2d, points3d, camera(), config, **more)
+    assert estimate is not None
+    return estimate
+
+
+def errors(pose: Pose, truth: Pose) -> tuple[float, float]:
+    centre = float(np.linalg.norm(camera_centre(pose) - camera_centre(truth)))
+    return centre, rotation_angle_deg(rotation_matrix(pose.qvec), rotation_matrix(truth.qvec))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_exact_data_gives_the_exact_pose(seed: int) -> None:
+    truth, points, seen = view(seed)
+    estimate = solved(seen, points)
+    centre, angle = errors(estimate.pose, truth)
+    assert centre < 1e-7
+    assert angle < 1e-6
+    assert estimate.inlier.all()
+    assert estimate.residual_px < 1e-6
+    assert estimate.centre_std < 1e-6
+
+
+@pytest.mark.parametrize(("seed", "sigma_px"), [(0, 1.5), (1, 0.2), (2, 1.0)])
+def test_the_stated_uncertainty_is_the_scatter(seed: int, sigma_px: float) -> None:
+    """Monte Carlo: noise on the projections, the pose again and again, RMS errors beside the stated ones."""
+    truth, points, seen = view(seed)
+    rng = np.random.default_rng(100 + seed)
+    table = []
+    for _ in range(200):
+        estimate = solved(seen + rng.normal(0, sigma_px, seen.shape), points, PoseConfig(max_trials=200))
+        assert estimate.inlier.all()
+        table.append(
+            (*errors(estimate.pose, truth), estimate.centre_std, estimate.rotation_std_deg, estimate.residual_px)
+        )
+    centre, angle, centre_std, rotation_std, residual = np.sqrt(np.mean(np.square(table), axis=0))
+    assert centre_std == pytest.approx(centre, rel=0.15)
+    assert rotation_std == pytest.approx(angle, rel=0.15)
+    assert residual == pytest.approx(sigma_px, rel=0.02)
+
+
+def test_uncertainty_has_the_unit_of_the_map() -> None:
+    """The same view of a world ten times as large: ten times the centre's deviation, the rotation's the same."""
+    _, points, seen = view(1)
+    noisy = seen + np.random.default_rng(0).normal(0, 1, seen.shape)
+    one, ten = solved(noisy, points), solved(noisy, 10 * points)
+    assert ten.centre_std == pytest.approx(10 * one.centre_std, rel=1e-3)
+    assert ten.rotation_std_deg == pytest.approx(one.rotation_std_deg, rel=1e-3)
+    moved = solved(noisy, points + np.array([1000.0, -500.0, 200.0]))
+    assert moved.centre_std == pytest.approx(one.centre_std, rel=1e-3)
+
+
+def test_outliers_are_rejected() -> None:
+    truth, points, seen = view(3, 200)
+    rng = np.random.default_rng(0)
+    noisy = seen + rng.normal(0, 0.5, seen.shape)
+    wrong = rng.permutation(200)[:100]
+    noisy[wrong] = rng.uniform([0, 0], [800, 600], (100, 2))
+    estimate = solved(noisy, points)
+    centre, angle = errors(estimate.pose, truth)
+    assert centre < 0.05
+    assert angle < 0.3
+    far = np.linalg.norm(noisy - seen, axis=1) > 2 * CONFIG.max_error_px
+    assert not estimate.inlier[far].any()
+    assert estimate.inlier[~np.isin(np.arange(200), wrong)].all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_too_few_points(count: int) -> None:
+    _, points, seen = view(0)
+    assert estimate_pose(seen[:count], points[:count], camera(), CONFIG) is None
+
+
+def test_the_same_seed_gives_the_same_pose() -> None:
+    _, points, seen = view(4)
+    noisy = seen + np.random.default_rng(0).normal(0, 3, seen.shape)
+    a, b = solved(noisy, points), solved(noisy, points)
+    assert a.pose.qvec.tobytes() == b.pose.qvec.tobytes()
+    assert a.pose.tvec.tobytes() == b.pose.tvec.tobytes()
+
+
+def test_the_focal_length_is_refined_on_request() -> None:
+    truth, points, seen = view(2, 200)
+    given = camera(840.0)
+    kept = estimate_pose(seen, points, given, PoseConfig(max_error_px=50))
+    refined = estimate_pose(seen, points, given, CONFIG, refine_focal=True)
+    assert kept is not None
+    assert refined is not None
+    assert kept.camera.params[0] == 840.0
+    assert refined.camera.params[0] == pytest.approx(700, rel=1e-4)
+    assert errors(refined.pose, truth)[0] < 1e-3
+    assert errors(kept.pose, truth)[0] > 0.1
+    assert given.params[0] == 840.0, "the caller's camera is left alone"
+
+
+def test_distortion_is_modelled() -> None:
+    """Points are seen through the camera's own distortion, and residuals are in its pixels."""
+    truth, points, _ = view(6)
+    lens = pycolmap.Camera(model="OPENCV", width=800, height=600, params=[700, 690, 400, 300, -0.2, 0.05, 0.001, 0.002])
+    seen = np.asarray(lens.img_from_cam(to_rigid(truth) * points))
+    estimate = estimate_pose(seen, points, lens, CONFIG)
+    assert estimate is not None
+    assert errors(estimate.pose, truth)[0] < 1e-6
+    assert estimate.residual_px < 1e-6
