@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +67,9 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
     except OSError as error:
         raise NotWritableError(f"{path}: {error.strerror or error}; choose another place with --out") from None
     with _explained(path):
-        file = h5py.File(path, "a")
+        if not path.exists():
+            _create(path, kind, config, extra)
+        file = h5py.File(path, "r+")
     with file:
         if "format" in file.attrs:
             _check_same_origin(path, file, kind, config, extra)
@@ -80,6 +83,20 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
             if "No space left" in str(error) or error.errno == errno.ENOSPC:
                 raise NotWritableError(f"{path}: no space left; free some and run the same command again") from None
             raise
+
+
+def _create(path: Path, kind: str, config: Config, extra: dict[str, str]) -> None:
+    """A store without items. It gets its name when it is whole: killed before, it would not open again."""
+    part = path.with_name(f".{path.name}.part")
+    with h5py.File(part, "w") as file:
+        _write_root(file, kind, config, extra)
+    try:
+        os.link(part, path)  # never over a store that another process began meanwhile
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        os.replace(part, path)
+    part.unlink(missing_ok=True)
 
 
 def _write_root(file: h5py.File, kind: str, config: Config, extra: dict[str, str]) -> None:
