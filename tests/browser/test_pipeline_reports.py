@@ -1,0 +1,59 @@
+"""The reports that the pipelines write, opened in a real browser: drawn, quiet, and asking for nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chromium import check_page
+
+Command = Callable[..., Any]
+
+
+def texts(browser: Any, selector: str) -> list[str]:
+    return [element.text for element in browser.find_elements("css selector", selector)]
+
+
+def test_report_of_a_map(browser: Any, mapped_scene: Any) -> None:
+    check_page(browser, mapped_scene.output / "report.html", scenes=1)
+    body = browser.find_element("css selector", "body").text
+    assert "6 / 6" in body
+    assert all(name in body for name in mapped_scene.rendered.poses)
+    assert browser.find_elements("css selector", "img"), "no picture of matches"
+    for scheme in ("light", "dark"):
+        assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth"), scheme
+        browser.find_element("id", "theme").click()
+
+
+def test_report_of_a_localization(
+    browser: Any, mapped_scene: Any, featkit_command: Command, tmp_path: Path
+) -> None:
+    queries = tmp_path / "queries"
+    shutil.copytree(mapped_scene.folder / "queries", queries)
+    import cv2
+    import numpy as np
+
+    grey = np.full((300, 400), 128, np.uint8)
+    cv2.imwrite(str(queries / "<b>&nothing.png"), grey)
+    ran = featkit_command("localize", mapped_scene.folder, "--queries", queries, "--out", tmp_path / "out", "-q")
+    assert ran.code == 0, ran.err
+    check_page(browser, tmp_path / "out" / "report.html", scenes=1)
+    body = browser.find_element("css selector", "body").text
+    assert "2 / 3" in body
+    assert "<b>&nothing.png" in body
+
+
+@pytest.mark.slow
+def test_report_of_a_small_demo(browser: Any, tmp_path: Path) -> None:
+    from featkit.data.rendered import RenderedConfig
+    from featkit.resources import load_pipeline
+
+    demo = load_pipeline("demo")
+    scene = RenderedConfig(width=320, height=240, num_map=4, num_queries=1, texel_m=0.02)
+    result = demo.run(demo.DemoConfig(scene=scene, max_keypoints=1000), tmp_path / "demo")
+    assert result.metrics["map"]["registered"] == 4
+    check_page(browser, result.report, scenes=1)
+    assert "4 / 4" in browser.find_element("css selector", "body").text

@@ -1,0 +1,118 @@
+"""Shared by all tests: real photographs when they are there, a rendered scene with its map, and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+    def json(self) -> dict[str, Any]:
+        """The one json object on stdout."""
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True)
+class MappedScene:
+    """A rendered scene (images/, queries/, truth/) whose map lies in featkit/, and the options that made the map."""
+
+    folder: Path
+    rendered: Any  # featkit.data.rendered.RenderedScene
+    options: tuple[str, ...]
+    ran: Ran
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "featkit"
+
+
+def run_featkit(*arguments: object, cwd: Path, timeout_s: float = 240.0) -> Ran:
+    """Run `python -m featkit ...` as a process of its own."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", "featkit", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False
+    )
+    return Ran(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with the real photographs; the test is skipped where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("real photographs are not here (../shared/data)")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def featkit_command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
+    """`featkit_command("info", path)` runs the command line from a folder that is not the repository."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+
+    def run(*arguments: object, cwd: Path | None = None, timeout_s: float = 240.0) -> Ran:
+        return run_featkit(*arguments, cwd=cwd or elsewhere, timeout_s=timeout_s)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_rendered(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Six map photographs and two queries of 400 x 300 px, with exact truth. Never written to: see `rendered_copy`."""
+    from featkit.data.rendered import RenderedConfig, render_scene
+
+    config = RenderedConfig(width=400, height=300, num_map=6, num_queries=2, texel_m=0.012)
+    return render_scene(config, tmp_path_factory.mktemp("rendered"))
+
+
+@pytest.fixture
+def rendered_copy(small_rendered: Any, tmp_path: Path) -> Path:
+    """A scene of one's own: images/, queries/, truth/."""
+    return Path(shutil.copytree(small_rendered.images.parent, tmp_path / "scene"))
+
+
+@pytest.fixture(scope="session")
+def mapped_scene(
+    small_rendered: Any, featkit_command: Callable[..., Ran], tmp_path_factory: pytest.TempPathFactory
+) -> MappedScene:
+    """The rendered scene, mapped by `featkit reconstruct` with its true camera. Never written to."""
+    folder = tmp_path_factory.mktemp("mapped") / "scene"
+    shutil.copytree(small_rendered.images.parent, folder)
+    params = ",".join(map(str, small_rendered.intrinsics.params))
+    options = (
+        "--camera-model", "PINHOLE", "--camera-params", params, "--camera-mode", "single", "--fix-intrinsics",
+        "--max-keypoints", "1500",
+    )  # fmt: skip
+    ran = featkit_command(
+        "reconstruct", folder, *options, "--truth", folder / "truth" / "poses.txt", "--json", "--quiet"
+    )
+    assert ran.code == 0, ran.err
+    return MappedScene(folder, small_rendered, options, ran)
+
+
+@pytest.fixture
+def mapped_copy(mapped_scene: MappedScene, tmp_path: Path) -> MappedScene:
+    """A mapped scene of one's own, to go on from."""
+    folder = Path(shutil.copytree(mapped_scene.folder, tmp_path / "scene"))
+    return MappedScene(folder, mapped_scene.rendered, mapped_scene.options, mapped_scene.ran)
