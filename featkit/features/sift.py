@@ -9,7 +9,6 @@ fraction of the time and memory when the budget is filled, and bounded memory wh
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
@@ -63,7 +62,6 @@ class Sift:
 
     def __init__(self, config: SiftConfig, device: str = "auto"):
         self.config = config
-        self._local = threading.local()  # pycolmap's extractor is not shared between threads
 
     def extract(self, pixels: UInt8[np.ndarray, "h w"]) -> Features:
         """Features of one grey image; see `Extractor.extract`."""
@@ -140,7 +138,7 @@ class Sift:
         self, pixels: np.ndarray, first_octave: int, num_octaves: int, budget: int
     ) -> tuple[Float[np.ndarray, "n 4"], UInt8[np.ndarray, "n 128"]]:
         """Rows (x, y, scale, orientation) in COLMAP pixels, and descriptors."""
-        keypoints, descriptors = self._extractor(first_octave, num_octaves, budget).extract_from_uint8_array(pixels)
+        keypoints, descriptors = self._create(first_octave, num_octaves, budget).extract_from_uint8_array(pixels)
         if len(keypoints) == 0:
             return np.zeros((0, 4), np.float32), np.zeros((0, DIMENSION), np.uint8)
         import pycolmap
@@ -148,15 +146,12 @@ class Sift:
         rows = np.asarray(pycolmap.keypoints_to_matrix(keypoints), dtype=np.float32)
         return rows, np.asarray(descriptors.data)
 
-    def _extractor(self, first_octave: int, num_octaves: int, budget: int) -> Any:
-        """One pycolmap extractor per thread and setting."""
-        cache = self._local.__dict__.setdefault("extractors", {})
-        key = (first_octave, num_octaves, budget)
-        if key not in cache:
-            cache[key] = self._create(first_octave, num_octaves, budget)
-        return cache[key]
-
     def _create(self, first_octave: int, num_octaves: int, budget: int) -> Any:
+        """A new pycolmap extractor for every call.
+
+        One that is used again for an image of the same size keeps the gradients of the last octave in which it found
+        a keypoint, and describes the next image's keypoints of that octave by them (VLFeat's `grad_o` is not reset).
+        """
         import pycolmap
 
         options = pycolmap.FeatureExtractionOptions()
