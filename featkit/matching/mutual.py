@@ -51,7 +51,7 @@ class MutualMatcher:
     def _on_device(self, features: Features, moved: dict[int, Tensor]) -> Tensor:
         """Descriptors as float32 on the device; an image that stands in several pairs of a batch moves once."""
         if id(features) not in moved:
-            tensor = torch.from_numpy(np.ascontiguousarray(features.descriptors))
+            tensor = torch.as_tensor(np.require(features.descriptors, requirements=["C", "W"]))
             moved[id(features)] = tensor.to(self.device, torch.float32)
         return moved[id(features)]
 
