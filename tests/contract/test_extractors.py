@@ -1,0 +1,139 @@
+"""What every registered extractor promises; see featkit/features/base.py."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from featkit.config import Config
+from featkit.features.base import Extractor
+from featkit.registry import configured
+from featkit.types import Features
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+NAMES = sorted(p.stem for p in CONFIGS.glob("*.yaml") if "extractor" in yaml.safe_load(p.read_text(encoding="utf-8")))
+ARRAYS = ("keypoints", "descriptors", "scores", "scales", "oris")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def extractor(request: pytest.FixtureRequest) -> Any:
+    cls, config = configured("extractor", request.param)
+    return cls(config, "cpu")
+
+
+def image(extractor: Extractor, seed: int = 0, width: int = 220, height: int = 160) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    shape = (height, width, 3) if extractor.colour else (height, width)
+    noise = cv2.GaussianBlur(rng.normal(size=shape), (0, 0), 2.5)
+    return np.clip(128 + 50 * noise / noise.std(), 0, 255).astype(np.uint8)
+
+
+def assert_same(a: Features, b: Features) -> None:
+    assert (a.image_size, a.uncertainty_px) == (b.image_size, b.uncertainty_px)
+    for name in ARRAYS:
+        x, y = getattr(a, name), getattr(b, name)
+        assert (x is None) == (y is None)
+        if x is not None:
+            assert x.dtype == y.dtype
+            assert x.tobytes() == y.tobytes(), name
+
+
+def test_attributes(extractor: Any) -> None:
+    assert issubclass(type(extractor).Config, Config)
+    assert isinstance(type(extractor).colour, bool)
+    assert isinstance(extractor.holds_gil, bool)
+    assert isinstance(extractor.weights_sha256, str)
+    type(extractor).Config()  # every field has a default
+
+
+def test_shapes_and_types(extractor: Any) -> None:
+    pixels = image(extractor)
+    found = extractor.extract(pixels)
+    n = len(found)
+    assert n > 50
+    assert found.image_size == (220, 160)
+    assert found.keypoints.shape == (n, 2)
+    assert found.keypoints.dtype == np.float32
+    assert found.descriptors.shape[0] == n
+    assert found.descriptors.dtype in (np.float16, np.float32)
+    assert np.abs(np.linalg.norm(found.descriptors.astype(float), axis=1) - 1).max() < 0.02
+    for name in ("scores", "scales", "oris"):
+        values = getattr(found, name)
+        if values is not None:
+            assert values.shape == (n,)
+            assert values.dtype == np.float32
+            assert np.isfinite(values).all()
+    if found.scales is not None:
+        assert found.scales.min() > 0
+    if found.oris is not None:
+        assert np.abs(found.oris).max() <= 2 * np.pi + 1e-5
+    assert found.uncertainty_px > 0
+
+
+def test_keypoints_lie_in_the_image(extractor: Any) -> None:
+    for width, height in [(220, 160), (97, 131)]:
+        found = extractor.extract(image(extractor, 1, width, height))
+        assert (found.keypoints >= -0.5).all()
+        assert (found.keypoints <= [width - 0.5, height - 0.5]).all()
+
+
+def test_the_same_pixels_give_the_same_features(extractor: Any) -> None:
+    pixels = image(extractor)
+    before = pixels.copy()
+    first = extractor.extract(pixels)
+    assert np.array_equal(pixels, before), "the image is left as it was"
+    extractor.extract(image(extractor, 5, 150, 190))
+    assert_same(extractor.extract(pixels), first)
+    assert_same(type(extractor)(extractor.config, "cpu").extract(pixels), first)
+
+
+def test_a_read_only_image(extractor: Any) -> None:
+    pixels = image(extractor)
+    pixels.flags.writeable = False
+    assert len(extractor.extract(pixels)) > 0
+
+
+def test_a_view_of_an_image(extractor: Any) -> None:
+    """Rows need not lie behind each other."""
+    wide = image(extractor, 2, 300, 160)
+    view = wide[:, 40:260]
+    assert_same(extractor.extract(view), extractor.extract(np.ascontiguousarray(view)))
+
+
+def test_no_texture(extractor: Any) -> None:
+    found = extractor.extract(np.full_like(image(extractor), 77))
+    assert len(found) == 0
+    assert found.keypoints.shape == (0, 2)
+    assert found.keypoints.dtype == np.float32
+    assert found.descriptors.shape == (0, extractor.extract(image(extractor)).descriptors.shape[1])
+    assert found.scores.shape == (0,)
+    assert found.image_size == (220, 160)
+
+
+def test_small_images(extractor: Any) -> None:
+    for width, height in [(1, 1), (3, 20), (20, 3), (8, 8)]:
+        found = extractor.extract(image(extractor, 3, 220, 160)[:height, :width].copy())
+        assert found.image_size == (width, height)
+
+
+def test_threads(extractor: Any) -> None:
+    images = [image(extractor, seed, 200 + 8 * seed, 150) for seed in range(4)]
+    alone = [extractor.extract(pixels) for pixels in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(extractor.extract, images * 2))
+    for found, expected in zip(together, alone * 2, strict=True):
+        assert_same(found, expected)
+
+
+def test_a_shifted_image_shifts_its_keypoints(extractor: Any) -> None:
+    """Most keypoints away from the border are found again, where they belong, in a crop by whole pixels."""
+    pixels = image(extractor, 4, 300, 240)
+    whole, part = extractor.extract(pixels), extractor.extract(pixels[32:, 32:].copy())
+    inner = whole.keypoints[np.all((whole.keypoints > 90) & (whole.keypoints < [240, 180]), axis=1)] - 32
+    nearest = np.linalg.norm(inner[:, None] - part.keypoints[None], axis=2).min(axis=1)
+    assert len(inner) > 10
+    assert (nearest < 0.25).mean() > 0.8
