@@ -1,13 +1,16 @@
 """The transaction under every HDF5 store: an item counts only when its attribute `complete` is there.
 
 Default libver, one flush after an item's data, `complete = 1` written last, one more flush. A process killed
-between two items leaves a file that opens; an item cut short has no `complete` and is written anew.
+between two items leaves a file that opens; an item cut short has no `complete` and is written anew. A kill inside a
+flush can tear the tree of groups: the next run then keeps the whole items it can reach and makes the others anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +25,8 @@ from featkit.errors import BadInputError, NotWritableError
 
 FORMAT_VERSION = 1
 COMPLETE = "complete"
+TORN = (RuntimeError, KeyError, OSError, ValueError)  # what h5py raises on damaged links and headers
+LOGGER = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -69,6 +74,8 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
     with _explained(path):
         if not path.exists():
             _create(path, kind, config, extra)
+        elif _is_torn(path):
+            _rescue(path)
         file = h5py.File(path, "r+")
     with file:
         if "format" in file.attrs:
@@ -97,6 +104,41 @@ def _create(path: Path, kind: str, config: Config, extra: dict[str, str]) -> Non
     except OSError:  # a file system without links
         os.replace(part, path)
     part.unlink(missing_ok=True)
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a kill inside a flush (some 0.1 ms of every item) left a tree that leads nowhere."""
+    with h5py.File(path, "r") as file:
+        try:
+            file.visit(lambda name: None)
+        except TORN:
+            return True
+    return False
+
+
+def _rescue(path: Path) -> None:
+    """Keep the whole items of a torn store that can still be reached; the others are made anew."""
+    part = path.with_name(f".{path.name}.part")
+    with h5py.File(path, "r") as old, h5py.File(part, "w") as new:
+        for name, value in old.attrs.items():
+            new.attrs[name] = value
+        count = _copy_whole(old, new)
+    os.replace(part, path)
+    LOGGER.warning("%s: torn by a killed run; %d whole items kept, the others are made anew", path, count)
+
+
+def _copy_whole(old: h5py.Group, new: h5py.File) -> int:
+    count = 0
+    with contextlib.suppress(*TORN):
+        for key in old:
+            with contextlib.suppress(*TORN):
+                item = old[key]
+                if isinstance(item, h5py.Group) and item.attrs.get(COMPLETE) == 1:
+                    old.file.copy(item, new, item.name)
+                    count += 1
+                elif isinstance(item, h5py.Group):
+                    count += _copy_whole(item, new)
+    return count
 
 
 def _write_root(file: h5py.File, kind: str, config: Config, extra: dict[str, str]) -> None:
@@ -169,7 +211,10 @@ def groups_with(file: h5py.File, dataset: str) -> list[str]:
         if isinstance(item, h5py.Group) and dataset in item:
             names.append(name)
 
-    file.visititems(visit)
+    try:
+        file.visititems(visit)
+    except TORN:
+        raise BadInputError(f"{file.filename}: torn by a killed run; run the command that makes it once more") from None
     return sorted(names)
 
 
