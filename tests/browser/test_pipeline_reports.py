@@ -28,9 +28,7 @@ def test_report_of_a_map(browser: Any, mapped_scene: Any) -> None:
         browser.find_element("id", "theme").click()
 
 
-def test_report_of_a_localization(
-    browser: Any, mapped_scene: Any, featkit_command: Command, tmp_path: Path
-) -> None:
+def test_report_of_a_localization(browser: Any, mapped_scene: Any, featkit_command: Command, tmp_path: Path) -> None:
     queries = tmp_path / "queries"
     shutil.copytree(mapped_scene.folder / "queries", queries)
     import cv2

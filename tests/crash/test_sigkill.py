@@ -30,6 +30,13 @@ def start(arguments: list[object], cwd: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def state_of(path: Path | None) -> tuple[int, int]:
+    """Size and time of change of a file; (0, 0) while there is none."""
+    if path is None or not path.exists():
+        return 0, 0
+    return path.stat().st_size, path.stat().st_mtime_ns
+
+
 @dataclass(frozen=True)
 class Undisturbed:
     """How long a whole run takes: until its output appears (start-up), and until it grows for the last time."""
@@ -51,9 +58,13 @@ def undisturbed(arguments: list[object], output: Path, cwd: Path) -> Undisturbed
     return Undisturbed(first, last)
 
 
-def kill_after(arguments: list[object], seconds: float, cwd: Path) -> int:
-    """Run, kill after that long, see that all worker processes end too; the return code."""
+def kill_after(arguments: list[object], seconds: float, cwd: Path, grown: Path | None = None) -> int:
+    """Run, kill after that long (since `grown` was written to by this run, if given), see that all worker processes
+    end too; the return code."""
+    before = state_of(grown)
     process = start(arguments, cwd)
+    while grown is not None and process.poll() is None and state_of(grown) == before:
+        time.sleep(0.002)
     try:
         process.wait(seconds)
         return process.returncode
@@ -107,8 +118,10 @@ def kill_often(arguments: list[object], output: Path, cwd: Path, timing: Undistu
     share = (timing.last_s - timing.first_s) / KILLS
     landed, before = 0, 0
     for number in range(KILLS):
-        earliest = 0.3 * timing.first_s if number < 2 else timing.first_s  # the first ones also before any output
-        code = kill_after(arguments, moments.uniform(earliest, timing.first_s + share), cwd)
+        if number < 2:  # before any output, or soon after
+            code = kill_after(arguments, moments.uniform(0.3, 1.1) * timing.first_s, cwd)
+        else:
+            code = kill_after(arguments, moments.uniform(0, share), cwd, grown=output)
         assert code in (0, -signal.SIGKILL)
         landed += code == -signal.SIGKILL
         now = complete_items(output)
@@ -184,7 +197,7 @@ def test_killed_reconstruction(mapped_copy: Any, mapped_scene: Any, featkit_comm
     arguments: list[object] = ["reconstruct", mapped_copy.folder, *mapped_copy.options]
     moments = random.Random(3)
     for name in (".database.db.part", "database.db", ".sparse.work", "sparse"):
-        assert kill_when(arguments, output / name, moments.uniform(0, 0.1), mapped_copy.folder) == -signal.SIGKILL
+        assert kill_when(arguments, output / name, moments.uniform(0, 0.1), output.parent.parent) == -signal.SIGKILL
         assert not (output / "metrics.json").exists()
     done = featkit_command(*arguments, "--json", "-q")
     assert done.code == 0, done.err

@@ -73,9 +73,7 @@ def test_the_map_is_exact_and_whole(mapped_scene: Any) -> None:
     assert {path.name for path in mapped_scene.folder.iterdir()} == {"images", "queries", "truth", "featkit"}
 
 
-def test_verb_by_verb_gives_what_reconstruct_gives(
-    mapped_scene: Any, featkit_command: Command, tmp_path: Path
-) -> None:
+def test_verb_by_verb_gives_what_reconstruct_gives(mapped_scene: Any, featkit_command: Command, tmp_path: Path) -> None:
     images = mapped_scene.folder / "images"
     features, pairs, matches = tmp_path / "new" / "f.h5", tmp_path / "p.txt", tmp_path / "m.h5"
     done = featkit_command("extract", images, "--out", features, "--max-keypoints", 1500, "--json")
