@@ -1,7 +1,7 @@
 """The README's tables from the files in benchmarks/results/.
 
-    python benchmarks/tables.py            # rewrite the tables between the README's markers
-    python benchmarks/tables.py --check    # exit 1 when they are not what the files say
+python benchmarks/tables.py            # rewrite the tables between the README's markers
+python benchmarks/tables.py --check    # exit 1 when they are not what the files say
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from featkit.mapping import reconstruct
 from featkit.mapping.reconstruct import MapConfig
 from featkit.mapping.reference import read_reference
 from featkit.mapping.scene import image_folder, output_folder, selected_pairs, usable_images
+from featkit.mapping.verified_database import build_database
 from featkit.matching import match
 from featkit.report.metrics import map_metrics
 from featkit.report.reconstruction import reconstruction_report
@@ -81,9 +82,10 @@ def run(
     with timed("match", seconds):
         matches = match.run(matcher, matching, features, pairs, output / "matches.h5", overwrite=overwrite)
     with timed("verify", seconds):
-        database = reconstruct.build_database(
-            config.map, images, features, pairs, matches, output / "database.db", reference=known, overwrite=overwrite
-        )
+        database = build_database(
+            reconstruct.database_config(config.map), images, features, pairs, matches, output / "database.db",
+            reference=known, overwrite=overwrite,
+        )  # fmt: skip
     with timed("map", seconds):
         sparse = reconstruct.build_map(
             config.map, images, database, output / "sparse", reference=known, overwrite=overwrite

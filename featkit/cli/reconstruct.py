@@ -87,7 +87,7 @@ def command(
         "extract": {"features": features, "skip_broken": skip_broken, "decode": {"resize_max": resize_max}},
         "pairs": pairs,
         "matcher": matcher,
-        "map": {"mapper": mapper, "camera": camera, "seed": run.seed},
+        "map": {"mapper": mapper, "camera": camera, "verify": {"seed": run.seed}, "seed": run.seed},
         "seed": run.seed,
     }
     if max_keypoints is not None:

@@ -13,9 +13,10 @@ from featkit.errors import BadInputError
 from featkit.geometry.pixels import from_colmap
 from featkit.mapping.align import compare_with_truth
 from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.reconstruct import MapConfig, build_database, build_map, read_largest
+from featkit.mapping.reconstruct import MapConfig, build_map, database_config, read_largest
 from featkit.mapping.reference import Reference
 from featkit.mapping.statistics import map_statistics, point_ids
+from featkit.mapping.verified_database import build_database
 from featkit.mapping.verify import to_pose
 from featkit.store.features import append_features
 from featkit.store.matches import append_matches
@@ -82,10 +83,10 @@ def reference(scene: Scene, focal_factor: float = 1.0) -> Reference:
 
 
 def build(scene: Scene, folder: Path, config: MapConfig, known: Reference | None) -> pycolmap.Reconstruction:
-    build_database(
-        config, scene.images, scene.features, scene.pairs, scene.matches, folder / "database.db", reference=known
-    )
-    build_map(config, scene.images, folder / "database.db", folder / "sparse", reference=known)
+    database = folder / "database.db"
+    verified = database_config(config)
+    build_database(verified, scene.images, scene.features, scene.pairs, scene.matches, database, reference=known)
+    build_map(config, scene.images, database, folder / "sparse", reference=known)
     return read_largest(folder / "sparse")
 
 
