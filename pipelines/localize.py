@@ -21,6 +21,8 @@ from featkit.localization import localize
 from featkit.localization.localize import LocalizeConfig, QueryResult
 from featkit.localization.query_pairs import pair_queries
 from featkit.log import timed
+from featkit.mapping.align import similarity_to_truth, transform_pose
+from featkit.mapping.model import read_model
 from featkit.mapping.scene import find_map, same_extraction, usable_images
 from featkit.matching import match
 from featkit.report.localization import localization_report
@@ -68,7 +70,9 @@ def run(
     """Localize a folder of photographs in a map.
 
     map_folder: a scene, its featkit/ folder, or a sparse model beside its features. intrinsics: list of queries with
-    their cameras; only these are localized. truth: poses.txt to score against. Raises featkit's errors.
+    their cameras; only these are localized. truth: poses.txt to score against; when it names three or more images of
+    the map too, the map is first moved onto those by a similarity (a map has a frame and a scale of its own).
+    Raises featkit's errors.
     """
     found = find_map(map_folder, features)
     output = output or found.folder / "localize"
@@ -96,10 +100,15 @@ def run(
             config.localize, found.model, found.features, queries, query_features, chosen, matches, output,
             names=names, intrinsics=cameras,
         )  # fmt: skip
-    poses = {result.name: result.pose for result in results if result.pose is not None}
-    score = None if true_poses is None else score_localization(poses, true_poses, names)
+    score, moved_by = None, None
+    if true_poses is not None:
+        moved_by = similarity_to_truth(read_model(found.model), true_poses)
+        poses = {r.name: transform_pose(r.pose, moved_by) for r in results if r.pose is not None}
+        score = score_localization(poses, true_poses, names)
     with timed("report", seconds):
         metrics = localization_metrics(results, score, seconds)
-        report = localization_report(config, metrics, results, found, queries, output / "report.html", true_poses)
+        report = localization_report(
+            config, metrics, results, found, queries, output / "report.html", true_poses, moved_by
+        )  # fmt: skip
     write_text(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return LocalizationResult(output, report, results, metrics)

@@ -36,6 +36,7 @@ class Outcome:
     tables: list[Any] = field(default_factory=list)  # featkit.report.content.Table
 
 
+WIDE = 200  # columns of a table that is written to a file
 PANEL = "Common options"
 COMMON: dict[str, Any] = {
     "json": Annotated[bool, typer.Option("--json", help="Print one json object.", rich_help_panel=PANEL)],
@@ -133,7 +134,10 @@ def print_table(content: Any) -> None:
         table.add_column(escape(column), justify="right" if numeric else "left")
     for row in content.rows:
         table.add_row(*(escape(cell_text(value)) for value in row))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a file has no width: nothing is cut
+        console = Console(width=WIDE)
+    console.print(table)
     if content.note:
         print(content.note)
 

@@ -39,7 +39,7 @@ def command(
     camera_params: Annotated[
         str | None, typer.Option(help="Known parameters, comma-separated.", show_default="the map's, or EXIF")
     ] = None,
-    truth: Annotated[Path | None, typer.Option(help="poses.txt with true poses: prints the recall.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="True poses (of the map's images too): prints the recall.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As localize.num_retrieved=8.")
     ] = None,

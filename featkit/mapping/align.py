@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from featkit.geometry.poses import camera_centre, quaternion, rotation_angle_deg
 from featkit.mapping.verify import to_pose
 from featkit.types import Pose
 
+LOGGER = logging.getLogger(__name__)
 MIN_COMMON = 3  # a similarity takes three centres that are not on one line
 
 
@@ -48,6 +50,15 @@ def compare_with_truth(model: pycolmap.Reconstruction, truth: dict[str, Pose], a
     ]
     errors = np.linalg.norm(centres - true_centres, axis=1)
     return PoseErrors([image.name for image in images], errors, np.array(angles), similarity)
+
+
+def similarity_to_truth(model: pycolmap.Reconstruction, truth: dict[str, Pose]) -> Float[np.ndarray, "3 4"]:
+    """`truth_from_map` when enough images of the map have a true pose, else the identity (and a warning)."""
+    common = sum(image.has_pose and image.name in truth for image in model.images.values())
+    if common >= MIN_COMMON:
+        return truth_from_map(model, truth)
+    LOGGER.warning("the truth names %d images of the map: its frame and scale are taken to be the truth's", common)
+    return np.eye(3, 4)
 
 
 def truth_from_map(model: pycolmap.Reconstruction, truth: dict[str, Pose]) -> Float[np.ndarray, "3 4"]:

@@ -9,15 +9,13 @@ import numpy as np
 
 from featkit.config import Config
 from featkit.data.rendered import RenderedConfig, intrinsics, map_poses, query_poses
-from featkit.geometry.poses import rotation_matrix
 from featkit.localization.localize import QueryResult
 from featkit.mapping.align import transform_pose
 from featkit.mapping.cameras import to_camera
 from featkit.mapping.model import read_model
-from featkit.mapping.verify import to_pose
-from featkit.report.content import Camera3D, Cell, Headline, Histogram, Report, Scene3D, Section, Table
+from featkit.report.content import Cell, Headline, Histogram, Report, Scene3D, Section, Table
 from featkit.report.page import write_report
-from featkit.report.reconstruction import camera_3d, configuration, match_pictures, scene_of
+from featkit.report.reconstruction import configuration, match_pictures, moved_scene, posed_camera
 from featkit.report.summary import camera_error_table, map_table, recall_table
 
 
@@ -78,21 +76,12 @@ def _headlines(metrics: dict[str, Any]) -> list[Headline]:
 
 
 def _scene(config: RenderedConfig, folder: Path, results: list[QueryResult], truth_from_map: np.ndarray) -> Scene3D:
-    model = read_model(folder / "sparse" / "0")
-    scene = scene_of(model)
+    scene = moved_scene(read_model(folder / "sparse" / "0"), truth_from_map)
     camera = to_camera(intrinsics(config))
-    cameras: list[Camera3D] = []
-
-    def add(name: str, pose: Any, group: str) -> None:
-        cameras.append(camera_3d(name, rotation_matrix(pose.qvec), pose.tvec, camera, group))
-
-    for image in model.images.values():
-        if image.has_pose:
-            add(image.name, transform_pose(to_pose(image.cam_from_world()), truth_from_map), "map")
+    cameras = list(scene.cameras)
     for result in results:
         if result.pose is not None:
-            add(result.name, transform_pose(result.pose, truth_from_map), "query")
+            cameras.append(posed_camera(result.name, transform_pose(result.pose, truth_from_map), camera, "query"))
     for name, pose in {**map_poses(config), **query_poses(config)}.items():
-        add(name, pose, "truth")
-    points = scene.points @ truth_from_map[:, :3].T + truth_from_map[:, 3]
-    return Scene3D(points, scene.colours, cameras)
+        cameras.append(posed_camera(name, pose, camera, "truth"))
+    return Scene3D(scene.points, scene.colours, cameras)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from featkit.config import Config
-from featkit.geometry.poses import rotation_matrix
 from featkit.localization.localize import QueryResult
+from featkit.mapping.align import transform_pose
 from featkit.mapping.cameras import to_camera
 from featkit.mapping.model import Model, read_model
 from featkit.mapping.scene import MapFiles
 from featkit.report.content import Cell, Headline, Item, Report, Scene3D, Section, Table
 from featkit.report.page import write_report
-from featkit.report.reconstruction import camera_3d, configuration, scene_of
+from featkit.report.reconstruction import configuration, moved_scene, posed_camera
 from featkit.report.summary import recall_table, seconds_table
 from featkit.types import Pose
 
@@ -26,11 +29,15 @@ def localization_report(
     queries: Path,
     output: Path,
     truth: dict[str, Pose] | None = None,
+    truth_from_map: Float[np.ndarray, "3 4"] | None = None,
 ) -> Path:
-    """Write report.html of a localization and return it."""
+    """Write report.html of a localization and return it.
+
+    truth: true poses, drawn beside the estimated ones. truth_from_map: similarity that everything is drawn after.
+    """
     tables: list[Item] = [recall_table(metrics)] if "recall" in metrics else []
     sections = [
-        Section("3D", items=[_scene(read_model(found.model), results, truth)]),
+        Section("3D", items=[_scene(read_model(found.model), results, truth, truth_from_map)]),
         Section("Result", items=[*tables, seconds_table(metrics)]),
         Section("Queries", items=[_query_table(metrics, results)]),
         Section("Made by", items=[configuration(config)]),
@@ -40,21 +47,29 @@ def localization_report(
         headlines += [
             Headline(f"Within {threshold}", f"{100 * share:.1f}", "%") for threshold, share in metrics["recall"].items()
         ]
-    report = Report(f"{queries.resolve().name} in the map", f"{found.model.resolve()}", headlines, sections)
+    report = Report(
+        f"{queries.resolve().name} in the map",
+        f"Localized by featkit {metrics['featkit_version']}",
+        headlines,
+        sections,
+    )
     return write_report(report, output)
 
 
-def _scene(model: Model, results: list[QueryResult], truth: dict[str, Pose] | None) -> Scene3D:
-    scene = scene_of(model)
+def _scene(
+    model: Model, results: list[QueryResult], truth: dict[str, Pose] | None, truth_from_map: np.ndarray | None
+) -> Scene3D:
+    similarity = np.eye(3, 4) if truth_from_map is None else truth_from_map
+    scene = moved_scene(model, similarity)
     cameras = list(scene.cameras)
     for result in results:
         if result.intrinsics is None:
             continue
         camera = to_camera(result.intrinsics)
-        true_pose = (truth or {}).get(result.name)
-        for pose, group in ((result.pose, "query"), (true_pose, "truth")):
-            if pose is not None:
-                cameras.append(camera_3d(result.name, rotation_matrix(pose.qvec), pose.tvec, camera, group))
+        if result.pose is not None:
+            cameras.append(posed_camera(result.name, transform_pose(result.pose, similarity), camera, "query"))
+        if truth and result.name in truth:
+            cameras.append(posed_camera(result.name, truth[result.name], camera, "truth"))
     return Scene3D(scene.points, scene.colours, cameras)
 
 

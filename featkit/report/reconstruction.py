@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import yaml
+from jaxtyping import Float
 
 from featkit.config import Config
+from featkit.geometry.poses import rotation_matrix
 from featkit.images.decode import DecodeConfig, decode
+from featkit.mapping.align import transform_pose
 from featkit.mapping.database import matches_and_inliers, verified_pairs
 from featkit.mapping.model import Model, read_model
 from featkit.mapping.statistics import image_statistics, tracks_and_errors
+from featkit.mapping.verify import to_pose
 from featkit.report.content import (
     Camera3D,
     Cell,
@@ -29,7 +33,7 @@ from featkit.report.content import (
 from featkit.report.page import write_report
 from featkit.report.summary import camera_error_table, map_table, seconds_table
 from featkit.store.features import open_features
-from featkit.types import Pair
+from featkit.types import Pair, Pose
 
 PICTURE_SIDE = 640  # px: longer side of each half of a match picture
 NUM_PICTURES = 4
@@ -42,7 +46,7 @@ def reconstruction_report(
     model = read_model(sparse / "0")
     lengths, errors = tracks_and_errors(model)
     sections = [
-        Section("3D", items=[scene_of(model)]),
+        Section("3D", items=[moved_scene(model, np.eye(3, 4))]),
         Section("Models", items=_model_tables(metrics)),
         Section("Matches", items=match_pictures(images, features, database)),
         Section("Images", items=[_image_table(model, features)]),
@@ -101,21 +105,28 @@ def configuration(config: Config) -> Configuration:
     return Configuration("Configuration", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
-def scene_of(model: Model, title: str = "") -> Scene3D:
-    """Points and registered cameras of a model."""
+def moved_scene(model: Model, similarity: Float[np.ndarray, "3 4"]) -> Scene3D:
+    """Points and registered cameras of a model after a similarity (s R | t) of the world."""
     points = list(model.points3D.values())
     xyz = np.array([point.xyz for point in points], dtype=np.float64).reshape(-1, 3)
     colours = np.array([point.color for point in points], dtype=np.uint8).reshape(-1, 3)
-    cameras = []
-    for image in sorted((i for i in model.images.values() if i.has_pose), key=lambda i: i.name):
-        camera, pose = model.cameras[image.camera_id], image.cam_from_world()
-        cameras.append(camera_3d(image.name, pose.rotation.matrix(), np.array(pose.translation), camera, "map"))
-    return Scene3D(xyz, colours, cameras, title)
+    images = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
+    cameras = [
+        posed_camera(
+            image.name,
+            transform_pose(to_pose(image.cam_from_world()), similarity),
+            model.cameras[image.camera_id],
+            "map",
+        )
+        for image in images
+    ]
+    return Scene3D(xyz @ similarity[:, :3].T + similarity[:, 3], colours, cameras)
 
 
-def camera_3d(name: str, rotation: np.ndarray, translation: np.ndarray, camera: Any, group: str) -> Camera3D:
+def posed_camera(name: str, pose: Pose, camera: Any, group: str) -> Camera3D:
     """A camera to draw."""
-    return Camera3D(name, rotation, translation, camera.width, camera.height, camera.mean_focal_length(), group)
+    rotation = rotation_matrix(pose.qvec)
+    return Camera3D(name, rotation, pose.tvec, camera.width, camera.height, camera.mean_focal_length(), group)
 
 
 def match_pictures(images: Path, features: Path, database: Path) -> list[Item]:
