@@ -19,10 +19,11 @@ from PIL import Image, UnidentifiedImageError
 from featkit.config import Config
 from featkit.errors import BadInputError
 from featkit.geometry.pixels import apply_affine, compose, resize_affine
-from featkit.images.orientation import stored_from_upright, upright
+from featkit.images.orientation import stored_from_upright, upright, with_tiff_tag_1
 from featkit.types import Features
 
 EXIF_ORIENTATION = 0x0112
+IMAGE_WIDTH, IMAGE_LENGTH = 0x0100, 0x0101  # TIFF tags
 PNG_END = b"IEND\xaeB`\x82"  # the last chunk's name and checksum; some programs write more behind it
 _PILLOW_LIMIT = threading.Lock()
 
@@ -81,7 +82,9 @@ def _turn(linear: Float[np.ndarray, "2 2"], oris: Float[np.ndarray, " n"]) -> Fl
 def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedImage:
     """Read one photograph. Raises BadInputError when it is missing, broken, cut off or too large."""
     data = _read(path)
-    stored_size, tag = _header(path, data, config)
+    stored_size, tag, form = _header(path, data, config)
+    if form == "TIFF" and tag != 1:  # OpenCV's TIFF decoder turns the pixels whatever its flags say
+        data = with_tiff_tag_1(data)
     flags = (cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -100,9 +103,17 @@ def stored_size(path: Path) -> tuple[int, int]:
     """Width and height of the file in pixels, from its header alone. Raises BadInputError."""
     try:
         with _open_header(path) as header:
-            return header.size
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, TypeError, struct.error):
+            return _size_in_file(header)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
         raise BadInputError(f"{path}: not an image that can be read") from None
+
+
+def _size_in_file(header: Image.Image) -> tuple[int, int]:
+    """Width and height as stored; Pillow swaps those of a TIFF that is to be turned (since 11.1)."""
+    if header.format != "TIFF":
+        return header.size
+    tags = header.tag_v2  # type: ignore[attr-defined]
+    return int(tags[IMAGE_WIDTH]), int(tags[IMAGE_LENGTH])
 
 
 def _open_header(source: Path | BytesIO) -> Image.Image:
@@ -128,20 +139,20 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _header(path: Path, data: bytes, config: DecodeConfig) -> tuple[tuple[int, int], int]:
+def _header(path: Path, data: bytes, config: DecodeConfig) -> tuple[tuple[int, int], int, str | None]:
     try:
         with _open_header(BytesIO(data)) as header:
-            size, form = header.size, header.format
+            size, form = _size_in_file(header), header.format
             _refuse_large(path, size, config)
             # Pillow decodes a whole PNG in search of late metadata; only a late eXIf chunk is worth that.
             late = form != "PNG" or b"eXIf" in data
             exif = header.getexif() if late else Image.Image.getexif(header)
-            tag = int(exif.get(EXIF_ORIENTATION, 1) or 1)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, TypeError, struct.error):
+            tag = int(exif.get(EXIF_ORIENTATION) or 0)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
         raise BadInputError(f"{path}: not an image that can be read; remove or replace it") from None
     if (form in {"JPEG", "MPO"} and _jpeg_cut_off(data)) or (form == "PNG" and PNG_END not in data):
         raise BadInputError(f"{path}: the file is cut off; copy it again or remove it")
-    return size, tag
+    return size, tag, form
 
 
 def _refuse_large(path: Path, size: tuple[int, int], config: DecodeConfig) -> None:

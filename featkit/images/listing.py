@@ -12,7 +12,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp",
 def list_images(folder: Path) -> list[str]:
     """Names of all images below `folder`: relative, with forward slashes, sorted. Hidden files are passed over.
 
-    Raises BadInputError when the folder is missing or holds no image.
+    Raises BadInputError when the folder is missing, holds no image, or one whose name is not UTF-8.
     """
     if not folder.is_dir():
         kind = "is a file, not a folder of images" if folder.exists() else "no such folder"
@@ -24,7 +24,15 @@ def list_images(folder: Path) -> list[str]:
     )
     if not names:
         raise BadInputError(f"{folder}: no images in it (looked for {', '.join(sorted(SUFFIXES))})")
+    for name in names:
+        if not name.isascii() and _not_utf8(name):
+            raise BadInputError(f"{folder}: the file name {name!r} is not UTF-8; rename it")
     return names
+
+
+def _not_utf8(name: str) -> bool:
+    """Whether a name holds bytes that Python could only keep as surrogates: no text file could hold it."""
+    return any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _hidden(relative: Path) -> bool:

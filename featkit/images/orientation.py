@@ -5,8 +5,12 @@ Source: EXIF 2.32, tag 0x0112. 0 and unknown values count as 1 (stored upright).
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 from jaxtyping import Float
+
+TAG = 0x0112
 
 # tag -> (swap x and y first, then flip x, then flip y), stored -> upright
 _STEPS = {
@@ -46,3 +50,27 @@ def stored_from_upright(stored_size: tuple[int, int], tag: int) -> Float[np.ndar
     if swap:
         linear, offset = linear[::-1].copy(), offset[::-1].copy()
     return np.concatenate([linear, offset[:, None]], axis=1)
+
+
+def with_tiff_tag_1(data: bytes) -> bytes:
+    """The bytes of a TIFF whose first directory says "stored upright"; unchanged when it has no orientation tag.
+
+    Source: TIFF 6.0, section 2 (directories of 12-byte entries) and BigTIFF (magic 43, entries of 20 bytes).
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    big = struct.unpack_from(order + "H", data, 2)[0] == 43
+    start_at, offset, count, entry = (8, "Q", "Q", 20) if big else (4, "I", "H", 12)
+    try:
+        (start,) = struct.unpack_from(order + offset, data, start_at)
+        (entries,) = struct.unpack_from(order + count, data, start)
+        first = start + struct.calcsize(order + count)
+        for at in range(first, first + entry * min(entries, len(data) // entry), entry):
+            tag, kind = struct.unpack_from(order + "HH", data, at)
+            if tag == TAG:
+                value = at + entry - (8 if big else 4)
+                patched = bytearray(data)
+                struct.pack_into(order + ("I" if kind == 4 else "H"), patched, value, 1)  # LONG or SHORT
+                return bytes(patched)
+    except struct.error:  # cut off: the decoder will say so
+        pass
+    return data

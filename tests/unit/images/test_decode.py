@@ -36,26 +36,29 @@ def tagged(path: Path, tag: int | None, pixels: np.ndarray, **more: object) -> P
 
 
 @pytest.mark.parametrize("tag", [None, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 def test_all_orientations_are_as_pillow_turns_them(tmp_path: Path, tag: int | None, suffix: str) -> None:
-    path = tagged(tmp_path / f"a.{suffix}", tag, picture(), **({} if suffix == "png" else {"quality": 100}))
+    best = {"jpg": {"quality": 100}, "webp": {"lossless": True}}.get(suffix, {})
+    path = tagged(tmp_path / f"a.{suffix}", tag, picture(), **best)
     with Image.open(path) as image:
         expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     found = decode(path, PLAIN, colour=True)
     assert found.pixels.shape == expected.shape
     assert found.pixels.flags.c_contiguous
-    assert found.stored_size == (17, 11)
-    if suffix == "png":
+    assert found.stored_size == stored_size(path) == (17, 11)
+    if suffix != "jpg":
         assert np.array_equal(found.pixels, expected)
     else:  # OpenCV and Pillow may round chroma differently
         assert np.abs(found.pixels.astype(int) - expected).mean() < 2
 
 
 @pytest.mark.parametrize("tag", range(9))
-def test_a_pixel_finds_its_place_in_the_file(tmp_path: Path, tag: int) -> None:
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_a_pixel_finds_its_place_in_the_file(tmp_path: Path, tag: int, suffix: str) -> None:
     stored = np.zeros((11, 17), np.uint8)
     stored[3, 12] = 255
-    image = decode(tagged(tmp_path / "a.png", tag, stored), PLAIN)
+    best = {"lossless": True} if suffix == "webp" else {}
+    image = decode(tagged(tmp_path / f"a.{suffix}", tag, stored, **best), PLAIN)
     y, x = np.argwhere(image.pixels == 255)[0]
     features = Features(
         keypoints=np.array([[x, y]], np.float32),
@@ -76,6 +79,32 @@ def test_a_pixel_finds_its_place_in_the_file(tmp_path: Path, tag: int) -> None:
     ahead = apply_affine(image.stored_from_pixels, step)[0] - [12, 3]
     assert mapped.oris is not None
     assert np.arctan2(ahead[1], ahead[0]) == pytest.approx(mapped.oris[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("more", [{"compression": "tiff_lzw"}, {"big_tiff": True}], ids=["lzw", "big"])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("tag", [3, 6])
+def test_other_kinds_of_tiff_are_turned_once(tmp_path: Path, tag: int, bits: int, more: dict[str, object]) -> None:
+    stored = np.zeros((11, 17), np.uint8 if bits == 8 else np.uint16)
+    stored[3, 12] = 2**bits - 1
+    image = decode(tagged(tmp_path / "a.tif", tag, stored, **more), PLAIN)
+    expected = upright(np.uint8(255) * (stored > 0), tag)
+    assert np.array_equal(image.pixels, expected)
+
+
+def test_a_big_endian_tiff(tmp_path: Path) -> None:
+    """As some cameras write it; one strip, 8-bit grey."""
+    entries = [(256, 4, 4), (257, 4, 3), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (274, 3, 6)]
+    entries += [(277, 3, 1), (278, 4, 3), (279, 4, 12)]
+    block = struct.pack(">H", len(entries))
+    for tag, kind, value in entries:
+        block += struct.pack(">HHI", tag, kind, 1)
+        block += struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value)
+    stored = np.arange(0, 240, 20, dtype=np.uint8)
+    (tmp_path / "a.tif").write_bytes(b"MM\0*" + struct.pack(">I", 20) + stored.tobytes() + block + b"\0" * 4)
+    image = decode(tmp_path / "a.tif", PLAIN)
+    assert image.stored_size == (4, 3)
+    assert np.array_equal(image.pixels, upright(stored.reshape(3, 4), 6))
 
 
 @pytest.mark.parametrize("tag", range(1, 9))

@@ -24,6 +24,17 @@ def test_a_hidden_parent_does_not_hide(tmp_path: Path) -> None:
     assert list_images(tmp_path / ".cache" / "scene") == ["a.jpg"]
 
 
+def test_a_name_that_is_no_text_is_refused_in_one_line(tmp_path: Path) -> None:
+    try:
+        touch(tmp_path, "ok.jpg", "sub/caf\udce9.jpg")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    with pytest.raises(BadInputError, match=r"'sub/caf\\udce9\.jpg' is not UTF-8") as error:
+        list_images(tmp_path)
+    str(error.value).encode()  # can be printed anywhere
+    assert "\n" not in str(error.value)
+
+
 def test_nothing_to_list(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="no such folder"):
         list_images(tmp_path / "none")
