@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -67,9 +67,34 @@ def _explain(config_type: type[Config], item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
         return f"{name}: {item['msg']} (got {item['input']!r})"
-    near = difflib.get_close_matches(str(item["loc"][-1]), config_type.model_fields, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(config_type.model_fields)}"
+    known = _inner_config(config_type, item["loc"][:-1]).model_fields
+    near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
     return f"unknown key {name!r}; {hint}"
+
+
+def _inner_config(config_type: type[Config], loc: tuple[int | str, ...]) -> type[Config]:
+    """The config a place of a validation error lies in: `("verify",)` is the type of the field `verify`.
+
+    Indices, keys of a dict and pydantic's names for the members of a union are no fields and are passed over.
+    """
+    candidates: list[type[Config]] = []
+    for part in loc:
+        field = config_type.model_fields.get(part) if isinstance(part, str) else None
+        named = next((c for c in candidates if c.__name__ == part), None)
+        if named is not None:
+            config_type = named
+        elif field is not None:
+            candidates = _configs_in(field.annotation)
+            config_type = candidates[0] if candidates else config_type
+    return config_type
+
+
+def _configs_in(annotation: Any) -> list[type[Config]]:
+    """The configs an annotation mentions: one of `Inner`, `Inner | None`, `list[Inner]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    return [config for inner in get_args(annotation) for config in _configs_in(inner)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from featkit.config import Config, make, named_config
+from featkit.config import Config, make, merge, named_config
 from featkit.errors import UsageError
 
 
@@ -48,7 +48,7 @@ def resolve(kind: str, name: str) -> type[Any]:
 
 
 def configured(kind: str, name: str, changes: dict[str, Any] | None = None) -> tuple[type[Any], Config]:
-    """The class and the config behind a name in `configs/`: the yaml's values, then `changes`.
+    """The class and the config behind a name in `configs/`: the yaml's values, with `changes` laid over them (`merge`).
 
     A yaml names its class by the key `extractor`, `matcher` or `pairing`. Raises UsageError, BadInputError.
     """
@@ -57,4 +57,4 @@ def configured(kind: str, name: str, changes: dict[str, Any] | None = None) -> t
     if target is None:
         raise UsageError(f"configuration {name!r} has no key {kind!r}: it is not a {kind}")
     cls = resolve(kind, str(target))
-    return cls, make(cls.Config, {**values, **(changes or {})}, where=f"configuration {name!r}")
+    return cls, make(cls.Config, merge(values, changes or {}), where=f"configuration {name!r}")

@@ -45,6 +45,44 @@ def test_unknown_key_names_the_nearest() -> None:
         make(Outer, {"inner": {"rato": 1}})
 
 
+class Third(Config):
+    score: float = 0.0
+
+
+class Deep(Config):
+    outer: Outer = Outer()
+    maybe: Inner | None = None
+    many: tuple[Inner, ...] = ()
+    either: Inner | Third = Inner()
+    named: dict[str, Inner] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "nearest"),
+    [
+        ({"outer": {"inner": {"rato": 1}}}, "outer.inner.rato", "ratio"),
+        ({"outer": {"sise": 1}}, "outer.sise", "size"),
+        ({"maybe": {"thread": 1}}, "maybe.thread", "threads"),
+        ({"many": [{}, {"rato": 1}]}, "many.1.rato", "ratio"),
+        ({"either": {"scor": 1}}, r"either.Third.scor", "score"),
+        ({"named": {"a": {"rato": 1}}}, "named.a.rato", "ratio"),
+    ],
+)
+def test_an_unknown_inner_key_names_the_nearest_of_the_inner_config(values: dict, key: str, nearest: str) -> None:
+    with pytest.raises(UsageError, match=rf"unknown key '{key}'; did you mean '{nearest}'"):
+        make(Deep, values)
+    with pytest.raises(UsageError, match="known keys: ratio, threads"):
+        make(Deep, {"outer": {"inner": {"zzz": 1}}})
+
+
+def test_changes_to_a_named_configuration_are_laid_over_its_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("pairing: retrieval\nnum_matched: 5\nvlad: {num_clusters: 8, power: 1.0}\n")
+    _, config = configured("pairing", str(path), {"vlad": {"num_clusters": 16}})
+    assert config.model_dump()["num_matched"] == 5
+    assert (config.vlad.num_clusters, config.vlad.power) == (16, 1.0)  # type: ignore[attr-defined]
+
+
 def test_wrong_value_says_what_it_got() -> None:
     with pytest.raises(UsageError, match=r"ratio: .*'much'"):
         make(Inner, {"ratio": "much"})
