@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 def torch_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the GPU when there is one. Raises UsageError when it is not there."""
+    """The device of that name ("cuda:1" is the second GPU); "auto" is the GPU when there is one.
+
+    Raises UsageError for any other name, and for a GPU that is not there.
+    """
     import torch
 
     if name == "auto":
@@ -19,7 +22,11 @@ def torch_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"--device {name}: choose auto, cpu or cuda") from None
+        device = None
+    if device is None or device.type not in {"cpu", "cuda"}:
+        raise UsageError(f"--device {name}: choose auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices, counted from 0")
     return device

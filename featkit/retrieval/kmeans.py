@@ -6,10 +6,16 @@ distances are exact and neither the library nor the number of threads can move a
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from featkit.retrieval.backend import Backend, choose_backend, torch_device
+from featkit.device import torch_device
+from featkit.retrieval.backend import Backend, choose_backend
+
+if TYPE_CHECKING:
+    import torch
 
 ROWS_AT_ONCE = 65536  # points per product: 16 MiB of distances at 64 centroids
 
@@ -73,7 +79,7 @@ def _nearest_faiss(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _nearest_torch(points: np.ndarray, centroids: np.ndarray, device: str) -> np.ndarray:
+def _nearest_torch(points: np.ndarray, centroids: np.ndarray, device: torch.device) -> np.ndarray:
     import torch
 
     x, c = torch.from_numpy(points).to(device), torch.from_numpy(centroids).to(device)

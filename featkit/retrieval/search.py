@@ -6,11 +6,17 @@ similarity, and of equal similarities the lower index comes first.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from jaxtyping import Int16, Int64
 
+from featkit.device import torch_device
 from featkit.errors import UsageError
-from featkit.retrieval.backend import Backend, choose_backend, torch_device
+from featkit.retrieval.backend import Backend, choose_backend
+
+if TYPE_CHECKING:
+    import torch
 
 MIB = 1 << 20
 INDEX_BITS = 32
@@ -88,7 +94,7 @@ def _largest(keys: np.ndarray, num: int) -> np.ndarray:
 
 
 def _block_torch(
-    queries: np.ndarray, block: np.ndarray, num: int, skip: np.ndarray, first: int, device: str
+    queries: np.ndarray, block: np.ndarray, num: int, skip: np.ndarray, first: int, device: torch.device
 ) -> np.ndarray:
     import torch
 

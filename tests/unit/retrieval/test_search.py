@@ -26,6 +26,13 @@ def brute_force(queries: np.ndarray, database: np.ndarray, num: int, exclude: np
     return found
 
 
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize("device", ["banana", "gpu", "", "mps", "cpu:x", "cuda:999"])
+def test_a_device_that_is_not_there_is_a_usage_error(backend: str, device: str) -> None:
+    with pytest.raises(UsageError, match=f"--device {device}: "):
+        top_k(table(4), table(4), 2, available_bytes=MIB, backend=backend, device=device)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rows", [16, 64, 4096])
 @pytest.mark.parametrize("largest", [200, 1])  # 1: almost every similarity is a tie
