@@ -67,9 +67,9 @@ class Matches:
         return np.stack([index0, self.matches0[index0]], axis=1).astype(np.int32)
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Pair:
-    """Two image names, as they stand in pairs.txt."""
+    """Two image names, as they stand in pairs.txt. With slots: a large collection has millions of them."""
 
     name0: str
     name1: str

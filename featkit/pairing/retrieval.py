@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 from pydantic import Field
 
 from featkit.config import Config
 from featkit.errors import UsageError
-from featkit.retrieval.retrieve import retrieve
+from featkit.retrieval.retrieve import most_similar
 from featkit.retrieval.vlad import VladConfig
 from featkit.store.features import FeatureStore
 from featkit.types import Pair
@@ -43,7 +44,7 @@ class Retrieval:
         if features is None:
             raise UsageError("pairing by retrieval compares features: extract first, then pair features.h5")
         listed = list(dict.fromkeys(names))
-        found = retrieve(
+        found = most_similar(
             features,
             listed,
             features,
@@ -54,7 +55,15 @@ class Retrieval:
             device=self.device,
             spill_folder=self.scratch_folder,
         )
-        unique: dict[tuple[str, str], Pair] = {}
-        for pair in found:
-            unique.setdefault(pair.key(), pair)
-        return list(unique.values())
+        named = found.database_names  # the same as query_names: one store, one list
+        return [Pair(named[a], named[b]) for a, b in each_once(found.best).tolist()]
+
+
+def each_once(best: Int64[np.ndarray, "n num"]) -> Int64[np.ndarray, "m 2"]:
+    """Index pairs (row, entry) in reading order without entries of -1; of (a, b) and (b, a) the first one."""
+    rows = np.repeat(np.arange(len(best)), best.shape[1])
+    pairs = np.stack([rows, best.reshape(-1)], axis=1)
+    pairs = pairs[pairs[:, 1] >= 0]
+    keys = pairs.min(axis=1) * len(best) + pairs.max(axis=1)
+    _, first = np.unique(keys, return_index=True)
+    return pairs[np.sort(first)]

@@ -1,7 +1,7 @@
 """The pair stage: a folder of images, or features.h5 -> pairs.txt.
 
 Done work is skipped when pairs.json says that the same configuration, image names and seed made it (and the same
-features, where the method reads them); otherwise the pairs are made anew.
+features, keypoint by keypoint, where the method reads them); otherwise the pairs are made anew.
 """
 
 from __future__ import annotations
@@ -46,20 +46,21 @@ def run(
     seed: int = 0,
     device: str = "auto",
     overwrite: bool = False,
+    names: list[str] | None = None,
+    auto: AutoConfig | None = None,
 ) -> Path:
     """Choose pairs among the images of `source` and write them to `output` (pairs.txt, with pairs.json beside it).
 
     method: a name in configs/, "auto" (see `auto_method`), or a pairing class and its configuration. source: a folder
     of images or features.h5. overwrite: make the pairs anew in any case, also over a file featkit did not write.
+    names: only these images of the source, in the source's order. auto: what "auto" means here.
     Raises UsageError for an unknown method, BadInputError for fewer than two images, a folder where features are
     needed, or an `output` of another origin; NothingCameOutError when no pair was found.
     """
     with ExitStack() as stack:
         features = None if source.is_dir() else stack.enter_context(open_features(source))
-        names = list_images(source) if features is None else features.names()
-        if len(names) < 2:
-            raise BadInputError(f"{source}: pairs need two images, there are {len(names)}")
-        cls, config = _resolved(method, len(names))
+        names = _chosen(list_images(source) if features is None else features.names(), names, source)
+        cls, config = _resolved(method, len(names), auto or AutoConfig())
         if cls.needs_features and features is None:
             raise BadInputError(
                 f"{source}: {cls.__name__.lower()} pairing compares features; extract first, then pair features.h5"
@@ -67,6 +68,7 @@ def run(
         inputs: dict[str, Any] = {"names_sha256": names_digest(names), "seed": seed}
         if cls.needs_features and features is not None:
             inputs["features_fingerprint"] = str(features.attributes().get("fingerprint", ""))
+            inputs["features_sha256"] = names_digest([features.digest(name) for name in names])
         if not overwrite and _done(output, config, inputs):
             LOGGER.info("pair: %s is done already", output)
             return output
@@ -80,15 +82,25 @@ def run(
     return write_pairs(output, pairs, config, inputs)
 
 
+def _chosen(available: list[str], names: list[str] | None, source: Path) -> list[str]:
+    """The images to pair, in the order of `available`. Raises BadInputError when fewer than two remain."""
+    wanted = None if names is None else set(names)
+    chosen = [name for name in available if wanted is None or name in wanted]
+    if len(chosen) < 2:
+        which = "" if wanted is None else f" of the {len(wanted)} asked for"
+        raise BadInputError(f"{source}: pairs need two images, there are {len(chosen)}{which}")
+    return chosen
+
+
 def names_digest(names: list[str]) -> str:
-    """sha256 of a list of names, in hex."""
+    """sha256 of a list of names (or of other texts of one line), in hex."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
-def _resolved(method: str | tuple[type[Any], Config], num_images: int) -> tuple[type[Any], Config]:
+def _resolved(method: str | tuple[type[Any], Config], num_images: int, auto: AutoConfig) -> tuple[type[Any], Config]:
     if isinstance(method, tuple):
         return method
-    return configured("pairing", auto_method(num_images, AutoConfig()) if method == "auto" else method)
+    return configured("pairing", auto_method(num_images, auto) if method == "auto" else method)
 
 
 def _done(output: Path, config: Config, inputs: dict[str, Any]) -> bool:

@@ -2,6 +2,9 @@
 
 One image's descriptors are in memory at a time. Vectors are int16 (`fixed_point`): 100,000 images of 64 x 64 take
 781 MiB. They and the search stay within `memory_budget_mb`; vectors that do not fit go to a temporary file.
+The budget does not include: the training of the codebook (see `train_codebook`; over before vectors are made), the
+descriptors of one image, the libraries themselves, the names, and the result (8 bytes for each image found, 15 MiB for
+100,000 images with 20 each; as `Pair`s about 56 bytes each, 107 MiB).
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int16
+from jaxtyping import Int16, Int64
 
 from featkit.errors import BadInputError, NotWritableError
 from featkit.log import LOGGER, progress
@@ -32,6 +35,17 @@ class ImageVectors:
     vectors: Int16[np.ndarray, "n d"]
 
 
+@dataclass(frozen=True)
+class Found:
+    """query_names, database_names: the images that have a vector. best: for every query indices into database_names,
+    most similar first; -1 where there are fewer.
+    """
+
+    query_names: list[str]
+    database_names: list[str]
+    best: Int64[np.ndarray, "q num"]
+
+
 def retrieve(
     queries: FeatureStore,
     query_names: Sequence[str],
@@ -46,8 +60,34 @@ def retrieve(
 ) -> list[Pair]:
     """Pairs (query, database image): for every query, in their order, its `num` most similar images, best first.
 
-    The codebook is trained on the database alone. Within one store no image is paired with itself; a query without
-    keypoints gets no pairs and a database image without keypoints is never found. spill_folder: where vectors beyond
+    Arguments and errors as for `most_similar`.
+    """
+    found = most_similar(
+        queries, query_names, database, database_names, config, num, generator, device=device, spill_folder=spill_folder
+    )
+    return [
+        Pair(name, found.database_names[index])
+        for name, row in zip(found.query_names, found.best, strict=True)
+        for index in row[row >= 0].tolist()
+    ]
+
+
+def most_similar(
+    queries: FeatureStore,
+    query_names: Sequence[str],
+    database: FeatureStore,
+    database_names: Sequence[str],
+    config: VladConfig,
+    num: int,
+    generator: np.random.Generator,
+    *,
+    device: str = "auto",
+    spill_folder: Path | None = None,
+) -> Found:
+    """For every query the `num` most similar images of the database.
+
+    The codebook is trained on the database alone. Within one store no image is found for itself; a query without
+    keypoints is left out and a database image without keypoints is never found. spill_folder: where vectors beyond
     the budget are kept meanwhile (a file without a name; by default the system's temporary folder).
     Raises BadInputError for missing or damaged features, or when no database image has a keypoint; UsageError for an
     impossible budget; NotWritableError when there is no space to spill.
@@ -63,22 +103,24 @@ def retrieve(
         found = stack.enter_context(image_vectors(database, database_names, *args))
         asked = found if same else stack.enter_context(image_vectors(queries, query_names, *args))
         used = 0 if spill else found.vectors.nbytes + (0 if same else asked.vectors.nbytes)
-        place = {name: index for index, name in enumerate(found.names)}
         best, _ = top_k(
             asked.vectors,
             found.vectors,
             num,
             available_bytes=config.memory_budget_mb * MIB - used,
-            exclude=np.array([place.get(name, -1) if within else -1 for name in asked.names], np.int64),
+            exclude=_own_index(asked.names, found.names, same) if within else None,
             backend=config.backend,
             device=device,
         )
-    return [
-        Pair(name, found.names[index])
-        for name, row in zip(asked.names, best, strict=True)
-        for index in row
-        if index >= 0
-    ]
+        return Found(asked.names, found.names, best)
+
+
+def _own_index(asked: list[str], found: list[str], same: bool) -> Int64[np.ndarray, " q"]:
+    """Where each image asked for stands among those that can be found, or -1."""
+    if same:
+        return np.arange(len(found))
+    place = {name: index for index, name in enumerate(found)}
+    return np.array([place.get(name, -1) for name in asked], np.int64)
 
 
 def needs_spill(rows: int, dims: int, num: int, memory_budget_mb: int) -> bool:

@@ -10,7 +10,7 @@ from featkit.config import Config
 from featkit.errors import BadInputError, NothingCameOutError, UsageError
 from featkit.pairing import stage
 from featkit.pairing.exhaustive import Exhaustive
-from featkit.pairing.retrieval import Retrieval, RetrievalConfig
+from featkit.pairing.retrieval import Retrieval, RetrievalConfig, each_once
 from featkit.pairing.sequential import Sequential, SequentialConfig
 from featkit.pairing.stage import AutoConfig, auto_method, run
 from featkit.registry import PAIRINGS, configured
@@ -106,6 +106,45 @@ def test_retrieval_is_made_anew_for_other_features(tmp_path: Path, made: list[st
     assert made == ["Retrieval"] * 2
 
 
+def rewrite(source: Path, name: str) -> None:
+    """Other features of one image, by the same configuration: as after the photograph was replaced."""
+    rows = np.random.default_rng(99).normal(size=(30, 8)).astype(np.float16)
+    with append_features(source, Config()) as store:
+        store.write(name, Features(np.ones((30, 2), np.float32), rows, np.ones(30, np.float32), (9, 9)))
+
+
+def test_retrieval_is_made_anew_when_one_image_was_extracted_again(tmp_path: Path, made: list[str]) -> None:
+    source, output = features(tmp_path / "f.h5", [30] * 5), tmp_path / "pairs.txt"
+    names = [f"img{i}.jpg" for i in range(4)]
+    run((Retrieval, SMALL), source, output, names=names)
+    rewrite(source, "img4.jpg")  # not one of them
+    run((Retrieval, SMALL), source, output, names=names)
+    assert made == ["Retrieval"]
+    rewrite(source, "img2.jpg")
+    run((Retrieval, SMALL), source, output, names=names)
+    assert made == ["Retrieval"] * 2
+
+
+def test_methods_without_features_do_not_care_about_them(tmp_path: Path, made: list[str]) -> None:
+    source, output = features(tmp_path / "f.h5", [30] * 4), tmp_path / "pairs.txt"
+    run("exhaustive", source, output)
+    rewrite(source, "img2.jpg")
+    run("exhaustive", source, output)
+    assert made == ["Exhaustive"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "features"])
+def test_only_the_names_given_in_the_order_of_the_source(tmp_path: Path, kind: str) -> None:
+    source = folder(tmp_path / "images", 5) if kind == "folder" else features(tmp_path / "f.h5", [5] * 5)
+    output = tmp_path / "pairs.txt"
+    run("exhaustive", source, output, names=["img3.jpg", "img1.jpg", "elsewhere.jpg", "img4.jpg", "img1.jpg"])
+    assert output.read_text().splitlines() == ["img1.jpg img3.jpg", "img1.jpg img4.jpg", "img3.jpg img4.jpg"]
+    run("exhaustive", source, output, names=["img0.jpg", "img1.jpg"])
+    assert len(read_pairs(output)) == 1
+    with pytest.raises(BadInputError, match="two images, there are 1 of the 2 asked for"):
+        run("exhaustive", source, output, names=["img0.jpg", "elsewhere.jpg"])
+
+
 def test_stopped_before_the_pairs_were_written_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import featkit.store.pairs as store_pairs
 
@@ -198,6 +237,16 @@ def test_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[str]) 
     assert auto_method(3, AutoConfig(exhaustive_up_to=2)) == "retrieval"
     run("auto", folder(tmp_path / "images", 3), tmp_path / "pairs.txt")
     assert made == ["Exhaustive"]
+    source = features(tmp_path / "f.h5", [20] * 4)
+    run("auto", source, tmp_path / "pairs.txt", auto=AutoConfig(exhaustive_up_to=3))
+    run("auto", source, tmp_path / "pairs.txt", auto=AutoConfig(exhaustive_up_to=3), names=["img0.jpg", "img1.jpg"])
+    assert made == ["Exhaustive", "Retrieval", "Exhaustive"]
+
+
+def test_each_pair_once_in_reading_order() -> None:
+    best = np.array([[2, 1], [0, -1], [1, 0], [-1, -1]])
+    assert each_once(best).tolist() == [[0, 2], [0, 1], [2, 1]]
+    assert each_once(np.empty((0, 3), np.int64)).tolist() == []
 
 
 def test_yaml_names_resolve() -> None:
