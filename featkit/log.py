@@ -8,9 +8,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 LOGGER = logging.getLogger("featkit")
+_CONSOLES: list[Console] = []  # at most one: log lines and bars must know of each other, or one tears the other
 PLAIN_INTERVAL_S = 5.0  # without a terminal: seconds between two progress lines
+
+
+def _console() -> Console:
+    """The one rich console of this process, on the stderr of the moment."""
+    from rich.console import Console
+
+    if not _CONSOLES:
+        _CONSOLES.append(Console(stderr=True))
+    return _CONSOLES[0]
 
 
 def setup(verbosity: int = 0) -> None:
@@ -18,10 +32,9 @@ def setup(verbosity: int = 0) -> None:
     level = {-1: logging.WARNING, 0: logging.INFO}.get(max(-1, verbosity), logging.DEBUG)
     handler: logging.Handler
     if sys.stderr.isatty():
-        from rich.console import Console
         from rich.logging import RichHandler
 
-        handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, show_level=False)
+        handler = RichHandler(console=_console(), show_path=False, show_time=False, show_level=False)
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -54,7 +67,6 @@ def progress(title: str, total: int, unit: str = "items") -> Iterator[Advance]:
 
 @contextmanager
 def _bar(title: str, total: int, unit: str) -> Iterator[Advance]:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -77,9 +89,18 @@ def _bar(title: str, total: int, unit: str) -> Iterator[Advance]:
         Rate(),
         TimeRemainingColumn(),
     ]
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    # stdout is for results, also those printed while a bar stands: rich would catch them and write them to stderr.
+    with Progress(*columns, console=_console(), redirect_stdout=False) as bar:
         task = bar.add_task(title, total=total)
-        yield lambda count: bar.advance(task, count)
+        left = total
+
+        def advance(count: int) -> None:
+            nonlocal left
+            count = min(count, left)  # a bar beyond its end would show a negative time
+            left -= count
+            bar.advance(task, count)
+
+        yield advance
 
 
 def _plain_lines(title: str, total: int, unit: str) -> Advance:
@@ -87,7 +108,9 @@ def _plain_lines(title: str, total: int, unit: str) -> Advance:
     state = {"done": 0, "said": started}
 
     def advance(count: int) -> None:
-        state["done"] += count
+        if state["done"] == total:  # more than was announced: the last line stands
+            return
+        state["done"] = min(state["done"] + count, total)
         now = time.monotonic()
         if state["done"] < total and now - state["said"] < PLAIN_INTERVAL_S:
             return
