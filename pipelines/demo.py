@@ -12,10 +12,13 @@ import numpy as np
 from featkit.config import Config
 from featkit.data.rendered import RenderedConfig, distance_to_surface, render_scene
 from featkit.evaluation.localization import score_localization
+from featkit.localization.absolute_pose import PoseConfig
+from featkit.localization.localize import LocalizeConfig
 from featkit.log import timed
 from featkit.mapping.align import transform_pose, truth_from_map
 from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.reconstruct import MapConfig, read_largest
+from featkit.mapping.verify import VerifyConfig
 from featkit.report.demo import demo_report
 from featkit.report.metrics import localization_metrics
 from featkit.resources import load_pipeline
@@ -47,13 +50,16 @@ def run(config: DemoConfig, output: Path, *, device: str = "auto", overwrite: bo
 
     with timed("render", seconds):
         scene = render_scene(config.scene, output)
+    seed = config.scene.seed
     camera = CameraConfig(model=scene.intrinsics.model, params=scene.intrinsics.params, mode="single", refine=False)
     extract = {"features": config.features, "extractor": {"max_keypoints": config.max_keypoints}}
-    mapping = sfm.SfmConfig(extract=extract, map=MapConfig(camera=camera), seed=config.scene.seed)
+    geometry = MapConfig(camera=camera, verify=VerifyConfig(seed=seed), seed=seed)
+    mapping = sfm.SfmConfig(extract=extract, map=geometry, seed=seed)
     with timed("map", seconds):
         mapped = sfm.run(mapping, output, truth=scene.poses_file, device=device, overwrite=overwrite)
     with timed("localize", seconds):
-        localization = localize.LocalizationConfig(localize={"camera": camera}, seed=config.scene.seed)
+        poses = LocalizeConfig(camera=camera, pose=PoseConfig(seed=seed))
+        localization = localize.LocalizationConfig(localize=poses, seed=seed)
         localized = localize.run(localization, output, scene.queries, device=device, overwrite=overwrite)
 
     model = read_largest(mapped.sparse)

@@ -1,18 +1,20 @@
-"""From a map and new photographs to their poses, step by step. `featkit localize` runs this; copy it and change it.
+"""From a map and new photographs to their poses, step by step. `featkit localize` runs this.
 
-Queries are extracted with the configuration that the map's features were made with.
+Copy it, change what you like, and run it: `python localize.py scene/ new_photographs/`. Queries are extracted with the
+configuration that the map's features were made with.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
+from featkit import log
 from featkit.config import Config, Runtime
 from featkit.evaluation.localization import score_localization
 from featkit.features import extract
@@ -22,6 +24,7 @@ from featkit.localization.localize import LocalizeConfig, QueryResult
 from featkit.localization.query_pairs import pair_queries
 from featkit.log import timed
 from featkit.mapping.align import similarity_to_truth, transform_pose
+from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import find_map, same_extraction, usable_images
 from featkit.matching import match
@@ -40,7 +43,8 @@ class LocalizationConfig(Config):
     matching: dict[str, Any] = Field(default_factory=dict)
     """What differs from the matcher's configuration."""
     localize: LocalizeConfig = LocalizeConfig()
-    skip_broken: Runtime[bool] = True
+    workers: Runtime[int] = 0
+    """Processes that extract; 0: one per core."""
     seed: int = 0
 
 
@@ -78,20 +82,22 @@ def run(
     output = output or found.folder / "localize"
     cameras = None if intrinsics is None else read_intrinsics_list(intrinsics)
     true_poses = None if truth is None else read_poses(truth)
-    names = usable_images(queries, cameras)
-    job = ExtractJob.resolve(same_extraction(found.features, skip_broken=config.skip_broken), device=device)
+    check_camera(config.localize.camera)
+    readable = usable_images(queries, cameras)
+    names = readable if cameras is None else list(cameras)  # a listed query without an image is one that failed
+    job = ExtractJob.resolve(same_extraction(found.features, workers=config.workers), device=device)
     matcher, matching = match.resolve(config.matcher, config.matching, device)
     seconds: dict[str, float] = {}
 
     with timed("extract", seconds):
-        query_features = extract.run(job, queries, output / "features.h5", names, overwrite)
+        query_features = extract.run(job, queries, output / "features.h5", readable, overwrite)
     with timed("retrieve", seconds):
         chosen = pairs or pair_queries(
-            query_features, names, found, config.retrieval, config.localize.num_retrieved, output / "pairs.txt",
-            np.random.default_rng(config.seed), device,
+            query_features, readable, found, config.retrieval, config.localize.num_retrieved, output / "pairs.txt",
+            config.seed, device,
         )  # fmt: skip
     with timed("match", seconds):
-        matches = match.run(
+        matches = None if chosen is None else match.run(
             matcher, matching, found.features, chosen, output / "matches.h5",
             query_features=query_features, overwrite=overwrite,
         )  # fmt: skip
@@ -107,8 +113,14 @@ def run(
         score = score_localization(poses, true_poses, names)
     with timed("report", seconds):
         metrics = localization_metrics(results, score, seconds)
+        ran = config.model_copy(update={"matching": matching.result_fields()})
         report = localization_report(
-            config, metrics, results, found, queries, output / "report.html", true_poses, moved_by
+            ran, metrics, results, found, queries, output / "report.html", true_poses, moved_by
         )  # fmt: skip
     write_text(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return LocalizationResult(output, report, results, metrics)
+
+
+if __name__ == "__main__":  # worker processes import this file: only the main one may run it
+    log.setup()
+    print(run(LocalizationConfig(), Path(sys.argv[1]), Path(sys.argv[2])).output / "poses.txt")

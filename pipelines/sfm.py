@@ -1,27 +1,31 @@
-"""From photographs to a map, step by step. `featkit reconstruct` runs this; copy it and change what you like.
+"""From photographs to a map, step by step. `featkit reconstruct` runs this.
 
-python -c "import featkit.resources as r; r.load_pipeline('sfm').run_folder('scene')"
+Copy it, change what you like, and run it: `python sfm.py scene/`.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from featkit import log
 from featkit.config import Config
 from featkit.features import extract
 from featkit.features.extract import ExtractConfig, ExtractJob
 from featkit.log import timed
 from featkit.mapping import reconstruct
+from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.reconstruct import MapConfig
 from featkit.mapping.reference import read_reference
-from featkit.mapping.scene import image_folder, output_folder, selected_pairs, usable_images
+from featkit.mapping.scene import image_folder, output_folder, pair_method, selected_pairs, usable_images
 from featkit.mapping.verified_database import build_database
 from featkit.matching import match
+from featkit.pairing.stage import AutoConfig
 from featkit.report.metrics import map_metrics
 from featkit.report.reconstruction import reconstruction_report
 from featkit.store.poses import read_poses
@@ -34,6 +38,10 @@ class SfmConfig(Config):
     extract: ExtractConfig = ExtractConfig()
     pairs: str = "auto"
     """auto, exhaustive, sequential, retrieval, another name in configs/, or the path of a pairs file."""
+    auto: AutoConfig = AutoConfig()
+    """What "auto" means."""
+    pairing: dict[str, Any] = Field(default_factory=dict)
+    """What differs from the pairing's configuration."""
     matcher: str = "mutual"
     matching: dict[str, Any] = Field(default_factory=dict)
     """What differs from the matcher's configuration."""
@@ -70,21 +78,23 @@ def run(
     output = output_folder(scene, output)
     known = None if reference is None else read_reference(reference, config.map.camera)
     true_poses = None if truth is None else read_poses(truth)
-    names = usable_images(images, known)
+    check_camera(config.map.camera)
+    names = usable_images(images, None if known is None else known.poses.keys())
     job = ExtractJob.resolve(config.extract, device=device)
+    method = pair_method(config.pairs, config.pairing, len(names), config.auto)
     matcher, matching = match.resolve(config.matcher, config.matching, device)
     seconds: dict[str, float] = {}
 
     with timed("extract", seconds):
         features = extract.run(job, images, output / "features.h5", names, overwrite)
     with timed("pairs", seconds):
-        pairs = selected_pairs(config.pairs, features, names, output / "pairs.txt", config.seed, device, overwrite)
+        pairs = selected_pairs(method, features, names, output / "pairs.txt", config.seed, device, overwrite)
     with timed("match", seconds):
         matches = match.run(matcher, matching, features, pairs, output / "matches.h5", overwrite=overwrite)
     with timed("verify", seconds):
         database = build_database(
             reconstruct.database_config(config.map), images, features, pairs, matches, output / "database.db",
-            reference=known, overwrite=overwrite,
+            names=names, reference=known, overwrite=overwrite,
         )  # fmt: skip
     with timed("map", seconds):
         sparse = reconstruct.build_map(
@@ -93,12 +103,15 @@ def run(
     with timed("report", seconds):
         metrics = map_metrics(sparse, database, len(names), true_poses, align=known is None)
         metrics["seconds"] = seconds
-        report = reconstruction_report(config, metrics, images, features, database, sparse, output / "report.html")
-    metrics["config"] = config.result_fields()
+        ran = config.model_copy(update={"extract": job.config, "matching": matching.result_fields()})
+        if not isinstance(method, Path):
+            ran = ran.model_copy(update={"pairing": method[1].result_fields()})
+        report = reconstruction_report(ran, metrics, images, features, database, sparse, output / "report.html")
+    metrics["config"] = ran.result_fields()
     write_text(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return SfmResult(output, sparse, report, metrics)
 
 
-def run_folder(scene: str) -> SfmResult:
-    """The whole flow with the defaults."""
-    return run(SfmConfig(), Path(scene))
+if __name__ == "__main__":  # worker processes import this file: only the main one may run it
+    log.setup()
+    print(run(SfmConfig(), Path(sys.argv[1])).report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class RunOptions:
 
 @dataclass
 class Outcome:
-    """What a verb ends with: `data` for --json, `lines` for people; exit_code only when it is not an error."""
+    """What a verb ends with: `data` for --json, `tables` and `lines` for people."""
 
     data: dict[str, Any]
     lines: list[str] = field(default_factory=list)
@@ -75,7 +76,9 @@ def _execute(function: Callable[[], Outcome], run: RunOptions) -> None:
 
     log.setup(-1 if run.quiet else run.verbose)
     try:
-        outcome = function()
+        _show(function(), run)
+    except BrokenPipeError:  # whoever read the output has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except FeatkitError as error:
         _fail(str(error), error.exit_code, run)
     except KeyboardInterrupt:
@@ -83,14 +86,12 @@ def _execute(function: Callable[[], Outcome], run: RunOptions) -> None:
     except PermissionError as error:
         _fail(f"{error.filename}: {error.strerror}; choose a place you can write to", NotWritableError.exit_code, run)
     except MemoryError:
-        _fail("out of memory; use --resize-max or fewer --workers", 1, run)
+        _fail("out of memory; fewer --workers, or --resize-max, take less", 1, run)
     except Exception as error:
         if run.debug:
             raise
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         _fail(f"unexpected {what}; run again with --debug for the traceback, and report it", 1, run)
-    else:
-        _show(outcome, run)
 
 
 def _fail(message: str, code: int, run: RunOptions) -> None:
@@ -106,14 +107,14 @@ def _fail(message: str, code: int, run: RunOptions) -> None:
 
 def _show(outcome: Outcome, run: RunOptions) -> None:
     if run.json:
-        print(json.dumps(outcome.data, ensure_ascii=False, allow_nan=False, default=_plain))
+        print(json.dumps(outcome.data, allow_nan=False, default=_plain), flush=True)
         return
     if run.quiet:
         return
     for table in outcome.tables:
         print_table(table)
     for line in outcome.lines:
-        print(line)
+        print(line, flush=True)
 
 
 def _plain(value: Any) -> Any:

@@ -39,6 +39,7 @@ def command(
     camera_params: Annotated[
         str | None, typer.Option(help="Known parameters, comma-separated.", show_default="the map's, or EXIF")
     ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that extract; 0: one per core.", min=0)] = 0,
     truth: Annotated[Path | None, typer.Option(help="True poses (of the map's images too): prints the recall.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As localize.num_retrieved=8.")
@@ -63,7 +64,7 @@ def command(
         localize["camera"] = camera
     if num is not None:
         localize["num_retrieved"] = num
-    values = {"localize": localize, "matcher": matcher, "seed": run.seed}
+    values = {"localize": localize, "matcher": matcher, "workers": workers, "seed": run.seed}
     config = make(pipeline.LocalizationConfig, merge(values, overrides(settings or [])), where="localize")
     result = pipeline.run(
         config,

@@ -65,6 +65,7 @@ def command(
     fix_intrinsics: Annotated[
         bool, typer.Option("--fix-intrinsics", help="Do not refine the cameras.", rich_help_panel=CAMERAS)
     ] = False,
+    workers: Annotated[int, typer.Option(help="Processes that extract; 0: one per core.", min=0)] = 0,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Pass over images that cannot be read.")] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As map.verify.max_error_px=2; repeatable.")
@@ -84,7 +85,12 @@ def command(
     if camera_params is not None:
         camera["params"] = numbers(camera_params)
     values: dict[str, Any] = {
-        "extract": {"features": features, "skip_broken": skip_broken, "decode": {"resize_max": resize_max}},
+        "extract": {
+            "features": features,
+            "skip_broken": skip_broken,
+            "workers": workers,
+            "decode": {"resize_max": resize_max},
+        },
         "pairs": pairs,
         "matcher": matcher,
         "map": {"mapper": mapper, "camera": camera, "verify": {"seed": run.seed}, "seed": run.seed},

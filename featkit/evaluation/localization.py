@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from featkit.errors import BadInputError
 from featkit.geometry.poses import camera_centre, rotation_angle_deg, rotation_matrix
 from featkit.types import Pose
 
@@ -37,11 +38,16 @@ def score_localization(
     queries: Sequence[str],
     thresholds: Sequence[tuple[float, float]] = THRESHOLDS,
 ) -> LocalizationScore:
-    """Score estimated poses of `queries`; those without a true pose are left out of the count."""
+    """Score estimated poses of `queries`; those without a true pose are left out of the count.
+
+    Raises BadInputError when not one query has a true pose.
+    """
     judged = [name for name in queries if name in truth]
+    if not judged:
+        raise BadInputError("the truth names none of the queries; names are relative to the folder of the queries")
     errors = {name: pose_error(poses[name], truth[name]) for name in judged if name in poses}
     recall = tuple(
-        sum(centre <= metres and angle <= degrees for centre, angle in errors.values()) / max(1, len(judged))
+        sum(centre <= metres and angle <= degrees for centre, angle in errors.values()) / len(judged)
         for metres, degrees in thresholds
     )
     table = np.array(list(errors.values())).reshape(-1, 2)

@@ -6,6 +6,7 @@ names, so an interrupted and resumed run ends with the same file as an undisturb
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections import deque
@@ -18,28 +19,29 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from featkit.config import Config, Runtime
+from featkit.config import Config, Runtime, make, named_config
 from featkit.errors import BadInputError, NothingCameOutError
 from featkit.features.base import Extractor
-from featkit.features.workers import Workers, workers
+from featkit.features.workers import Workers, usable_cores, workers
 from featkit.images.decode import DecodeConfig, decode
 from featkit.images.listing import list_images
 from featkit.log import progress
-from featkit.registry import configured
+from featkit.registry import configured, resolve
 from featkit.store.features import FeatureStore, append_features
 from featkit.types import Features
 
 LOGGER = logging.getLogger(__name__)
+SAMPLE_BYTES = 1 << 16
 WINDOW_PER_WORKER = 2  # images in flight per worker: one at work, one waiting to be written
 
 
 class ExtractConfig(Config):
     """Everything that decides what stands in features.h5."""
 
-    features: str = "rootsift"
+    features: Runtime[str] = "rootsift"
     """A name in configs/, or the path of a yaml file."""
     extractor: dict[str, Any] = Field(default_factory=dict)
-    """The extractor's resolved configuration; filled in by `resolve`."""
+    """What differs from that configuration; `resolve` fills in all of it, and the extractor's name as `extractor`."""
     decode: DecodeConfig = DecodeConfig()
     workers: Runtime[int] = 0
     """Processes or threads that decode and extract; 0: one per core."""
@@ -61,8 +63,15 @@ class ExtractJob:
 
         Raises UsageError for an unknown name or field.
         """
-        cls, extractor_config = configured("extractor", config.features, {**config.extractor, **(changes or {})})
-        complete = config.model_copy(update={"extractor": extractor_config.result_fields()})
+        values = {**config.extractor, **(changes or {})}
+        if "extractor" in values:  # resolved before: the yaml may have moved or changed since
+            name = values.pop("extractor")
+            cls = resolve("extractor", name)
+            extractor_config = make(cls.Config, values, where=f"configuration {config.features!r}")
+        else:
+            cls, extractor_config = configured("extractor", config.features, values)
+            name = named_config(config.features)["extractor"]
+        complete = config.model_copy(update={"extractor": {"extractor": name, **extractor_config.result_fields()}})
         return ExtractJob(complete, cls(extractor_config, device), device)
 
 
@@ -80,7 +89,7 @@ def run(job: ExtractJob, images: Path, output: Path, names: list[str] | None = N
         with progress("extract", len(todo), "images") as advance:
             for name, features in _extracted(job, images, todo):
                 if features is not None:
-                    store.write(name, features, source_bytes=(images / name).stat().st_size)
+                    store.write(name, features, source_digest(images / name))
                 advance(1)
         if not any(store.has(name) for name in wanted):
             raise NothingCameOutError(f"{images}: none of its {len(wanted)} images could be used")
@@ -88,16 +97,28 @@ def run(job: ExtractJob, images: Path, output: Path, names: list[str] | None = N
 
 
 def _whole(store: FeatureStore, images: Path, name: str) -> bool:
-    """Whether the features are there, whole, and of the file that lies there now (by its size)."""
-    if not store.has(name):
-        return False
-    path = images / name
-    return not path.is_file() or store.source_bytes(name) in (-1, path.stat().st_size)
+    """Whether the features are there, whole, and of the file that lies there now."""
+    return store.has(name) and store.source(name) in ("", source_digest(images / name))
+
+
+def source_digest(path: Path) -> str:
+    """16 hex digits that tell one photograph from another: of the file's size, its first and its last 64 KiB.
+
+    "" when there is no such file. Hashing the whole file would make every resumed run read every photograph.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(SAMPLE_BYTES)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - SAMPLE_BYTES))
+            return hashlib.sha256(size.to_bytes(8, "little") + head + file.read()).hexdigest()[:16]
+    except OSError:
+        return ""
 
 
 def _extracted(job: ExtractJob, images: Path, names: Sequence[str]) -> Iterator[tuple[str, Features | None]]:
     """(name, features) in the order of `names`; None for an image passed over."""
-    count = job.config.workers or os.cpu_count() or 1
+    count = job.config.workers or usable_cores()
     waiting: deque[tuple[str, Future[Features]]] = deque()
     with workers(job, count, names) as pool:
         for name in names:

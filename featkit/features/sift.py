@@ -21,7 +21,7 @@ from featkit.types import Features
 
 DIMENSION = 128
 QUANTUM = 512.0  # pycolmap's descriptors are uint8 = round(512 x unit vector); division by 512 is exact in float16
-BASE_SIGMA = 1.6  # px: scale of octave 0, level 0 in VLFeat
+BASE_SIGMA = 1.6  # px: VLFeat's level 0 of octave 0 has 1.6 * 2^(1 / levels per octave)
 UNLIMITED = 10**9
 
 
@@ -88,12 +88,13 @@ class Sift:
     def _coarse_first(self, pixels: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
         config = self.config
         rows, descriptors = self._detect(pixels, config.first_octave + 1, config.num_octaves - 1, budget)
-        if len(rows) >= budget:
+        found = _num_keypoints(rows)
+        if found >= budget:
             return rows, descriptors
         fine = [self._fine_tile(pixels, *tile) for tile in self._tiles(pixels.shape[1], pixels.shape[0])]
         fine_rows = np.concatenate([part[0] for part in fine])
         fine_descriptors = np.concatenate([part[1] for part in fine])
-        keep = self._whole_levels(fine_rows[:, 2], budget - len(rows))
+        keep = self._whole_levels(fine_rows, budget - found)
         return (
             np.concatenate([fine_rows[keep], rows]),
             np.concatenate([fine_descriptors[keep], descriptors]),
@@ -122,15 +123,15 @@ class Sift:
         inside = (rows[:, 0] >= x0) & (rows[:, 0] < x1) & (rows[:, 1] >= y0) & (rows[:, 1] < y1)
         return rows[inside], descriptors[inside]
 
-    def _whole_levels(self, scales: Float[np.ndarray, " n"], budget: int) -> np.ndarray:
-        """Indices of the features on the coarsest levels, level by level until `budget` is passed."""
+    def _whole_levels(self, rows: Float[np.ndarray, "n 4"], budget: int) -> np.ndarray:
+        """Indices of the finest octave's features on its coarsest levels, level by level until `budget` is passed."""
         resolution = self.config.octave_resolution
-        base = BASE_SIGMA * 2.0**self.config.first_octave
-        levels = np.clip(np.round(resolution * np.log2(scales / base)), 0, resolution - 1)
+        base = BASE_SIGMA * 2.0 ** (self.config.first_octave + 1.0 / resolution)
+        levels = np.clip(np.round(resolution * np.log2(rows[:, 2] / base)), 0, resolution - 1)
         lowest = 0
         for level in reversed(range(resolution)):
             lowest = level
-            if np.count_nonzero(levels >= level) > budget:
+            if _num_keypoints(rows[levels >= level]) > budget:
                 break
         return np.flatnonzero(levels >= lowest)
 
@@ -170,3 +171,8 @@ class Sift:
             setattr(sift, name, getattr(self.config, name))
         sift.normalization = getattr(pycolmap.Normalization, self.config.normalization.upper())
         return pycolmap.FeatureExtractor.create(options, pycolmap.Device.cpu)
+
+
+def _num_keypoints(rows: Float[np.ndarray, "n 4"]) -> int:
+    """Keypoints as COLMAP counts them for its budget: one with two orientations is one."""
+    return len(np.unique(rows[:, :3], axis=0))

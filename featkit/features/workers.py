@@ -53,8 +53,16 @@ class Workers:
         except BrokenProcessPool:
             raise WorkerDiedError(
                 f"{name}: a worker process died on it or near it, most likely for memory;"
-                " run the same command again with fewer --workers, or with --resize-max"
+                " run the same command again with fewer workers (--workers), or with --resize-max"
             ) from None
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
 
 
 @contextmanager

@@ -115,6 +115,9 @@ def _localize_one(
     matches: MatchStore | None,
     intrinsics: dict[str, Intrinsics] | None,
 ) -> QueryResult:
+    if not queries.has(name):
+        reason = "the image cannot be read" if (images / name).is_file() else "there is no such image"
+        return QueryResult(name, reason, 0, 0, 0, None, "")
     query = query_camera(name, images, config.camera, intrinsics, points.model)
     keypoints = queries.keypoints(name)
     facts: dict[str, Any] = {

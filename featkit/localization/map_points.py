@@ -25,6 +25,8 @@ class MapPoints:
     def __init__(self, model: pycolmap.Reconstruction, features: FeatureStore):
         self.model = model
         self._images = {image.name: image for image in model.images.values() if image.has_pose}
+        if not self._images:
+            raise BadInputError("no image of the map has a pose; nothing can be localized in it")
         self._points_of = lru_cache(CACHED_IMAGES)(self._read_points)
         self._check_same_keypoints(features)
 
@@ -44,8 +46,8 @@ class MapPoints:
                     f"{features.path}: {name!r} has {len(stored)} keypoints, the map's image has"
                     f" {image.num_points2D()}; localize with the features that the map was made from"
                 )
-        if len(stored) and np.abs(to_colmap(stored)[0] - image.points2D[0].xy).max() > MAX_KEYPOINT_SHIFT_PX:
-            raise BadInputError(f"{features.path}: these are not the features that the map was made from")
+            if len(stored) and np.abs(to_colmap(stored)[0] - image.points2D[0].xy).max() > MAX_KEYPOINT_SHIFT_PX:
+                raise BadInputError(f"{features.path}: {name!r} has other keypoints than the map; see --features")
 
     def correspondences(
         self, query: str, keypoints: Float[np.ndarray, "n 2"], partners: list[str], matches: MatchStore

@@ -39,12 +39,10 @@ def query_camera(
     if config.params is not None:
         return QueryCamera(infer_camera(images / name, config), "params")
     camera = infer_camera(images / name, config)
-    if camera.has_prior_focal_length:
-        return QueryCamera(camera, "exif")
     same = [c for c in model.cameras.values() if (c.width, c.height) == (camera.width, camera.height)]
-    if len(model.cameras) == 1 and same:
+    if len(model.cameras) == 1 and same:  # refined by the map, so better than EXIF
         return QueryCamera(same[0], "map")
-    return QueryCamera(camera, "guess")
+    return QueryCamera(camera, "exif" if camera.has_prior_focal_length else "guess")
 
 
 def _of_size(name: str, camera: pycolmap.Camera, path: Path) -> pycolmap.Camera:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 
-from featkit.errors import NothingCameOutError
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import MapFiles
 from featkit.retrieval.retrieve import retrieve
 from featkit.retrieval.vlad import VladConfig
 from featkit.store.features import open_features
 from featkit.store.pairs import write_pairs
+from featkit.store.stamp import digest, is_stamped, write_stamp
+
+LOGGER = logging.getLogger(__name__)
 
 
 def pair_queries(
@@ -22,20 +25,32 @@ def pair_queries(
     config: VladConfig,
     num: int,
     output: Path,
-    generator: np.random.Generator,
+    seed: int,
     device: str = "auto",
-) -> Path:
-    """Write pairs (query, map image), best first; only registered images of the map are retrieved.
+) -> Path | None:
+    """Write pairs (query, map image), best first, unless they are there; only registered images are retrieved.
 
-    Queries without features (images passed over) get no pair. Raises NothingCameOutError when there is not one pair.
+    Queries without features (images passed over) get no pair. None when there is not one pair.
     """
+    stamp = output.with_suffix(".json")
     registered = sorted(image.name for image in read_model(found.model).images.values() if image.has_pose)
     with open_features(query_features) as queries, open_features(found.features) as database:
-        described = set(queries.names())
-        usable = [name for name in names if name in described]
+        usable = [name for name in names if queries.has(name)]
+        inputs = digest(
+            str(num),
+            str(seed),
+            *(f"{name} {queries.digest(name)}" for name in usable),
+            *(f"{name} {database.digest(name)}" for name in registered),
+        )
+        if output.is_file() and is_stamped(stamp, config, inputs):
+            LOGGER.info("retrieve: done already")
+            return output
+        generator = np.random.default_rng(seed)
         pairs = retrieve(
             queries, usable, database, registered, config, num, generator, device=device, spill_folder=output.parent
         )
     if not pairs:
-        raise NothingCameOutError(f"{query_features}: no query has a keypoint to retrieve map images with")
-    return write_pairs(output, pairs, config)
+        return None
+    write_pairs(output, pairs)
+    write_stamp(stamp, config, inputs, kind="pairs", method="retrieval of map images")
+    return output

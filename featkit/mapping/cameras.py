@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pycolmap
 
 from featkit.config import Config
@@ -39,6 +40,8 @@ def check(config: CameraConfig) -> None:
     expected = CAMERA_PARAMS[config.model]
     if config.params is not None and len(config.params) != expected:
         raise UsageError(f"--camera-params: {config.model} takes {expected} numbers, {len(config.params)} are given")
+    if config.params is not None and not (np.all(np.isfinite(config.params)) and config.params[0] > 0):
+        raise UsageError("--camera-params: all must be finite, and the focal length (the first) positive")
 
 
 def infer_camera(path: Path, config: CameraConfig) -> pycolmap.Camera:

@@ -64,7 +64,6 @@ def build_map(
     if output.is_dir() and is_stamped(stamp, config, inputs) and not overwrite:
         LOGGER.info("map: done already")
         return output
-    stamp.unlink(missing_ok=True)
     work = output.with_name(f".{output.name}.work")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -79,6 +78,7 @@ def build_map(
         raise NothingCameOutError(
             f"{images}: no model came out; the pairs may see too little in common (more keypoints, --pairs exhaustive)"
         )
+    stamp.unlink(missing_ok=True)
     write_models(models, output)
     write_stamp(stamp, config, inputs, kind="map", models=len(models))
     return output

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from featkit.config import make
+from featkit.config import Config, make
 from featkit.errors import BadInputError, NothingCameOutError, NotWritableError
 from featkit.features.extract import ExtractConfig
 from featkit.images.listing import SUFFIXES, list_images
 from featkit.mapping.model import is_model
-from featkit.mapping.reference import Reference
 from featkit.pairing import stage
+from featkit.registry import configured
 from featkit.store.features import open_features
 from featkit.store.pairs import read_pairs
 
+PairMethod = Path | tuple[type[Any], Config]
 OUTPUT = "featkit"  # name of the folder that everything is written to
 
 
@@ -48,57 +50,77 @@ def output_folder(scene: Path, output: Path | None) -> Path:
     return folder
 
 
-def usable_images(images: Path, only: Reference | Container[str] | None) -> list[str]:
+def usable_images(images: Path, only: Collection[str] | None) -> list[str]:
     """Names of the images of a folder: all, or those that `only` has. Raises BadInputError when none is left."""
     names = list_images(images)
     if only is None:
         return names
-    wanted = only.poses if isinstance(only, Reference) else only
-    kept = [name for name in names if name in wanted]
+    kept = [name for name in names if name in only]
     if not kept:
         raise BadInputError(f"{images}: the given list names none of its images; names are relative to it")
     return kept
 
 
 def selected_pairs(
-    method: str, features: Path, names: list[str], output: Path, seed: int, device: str, overwrite: bool
+    method: PairMethod, features: Path, names: list[str], output: Path, seed: int, device: str, overwrite: bool
 ) -> Path:
-    """pairs.txt made by a method, or taken from a given pairs file. Raises featkit's errors."""
-    given = Path(method)
-    if given.suffix == ".txt":
-        read_pairs(given)
-        return given
+    """pairs.txt made by a method, or the given pairs file. Raises featkit's errors."""
+    if isinstance(method, Path):
+        return method
     if len(names) < 2:
         raise BadInputError(f"{features}: a map takes two images or more, there is {len(names)}")
-    return stage.run(method, features, output, seed=seed, device=device, overwrite=overwrite)
+    return stage.run(method, features, output, names=names, seed=seed, device=device, overwrite=overwrite)
+
+
+def pair_method(name: str, changes: dict[str, Any], images: int, auto: stage.AutoConfig) -> PairMethod:
+    """The pairing behind a name ("auto": by the number of images), or the path of a pairs file.
+
+    Raises UsageError for an unknown name, BadInputError for a file that is no list of pairs.
+    """
+    if name.endswith(".txt"):
+        read_pairs(Path(name))
+        return Path(name)
+    chosen = stage.auto_method(images, auto) if name == "auto" else name
+    return configured("pairing", chosen, changes)
 
 
 def find_map(folder: Path, features: Path | None = None) -> MapFiles:
     """The parts of a map, given the scene, its featkit/ folder, sparse/ or sparse/0. Raises BadInputError."""
     if not folder.is_dir():
         raise BadInputError(f"{folder}: no such folder; give a scene that `featkit reconstruct` has mapped")
-    for base in (folder, folder / OUTPUT):
-        for model in (base, base / "0", base / "sparse" / "0", base / "sparse"):
-            if is_model(model):
-                return _with_features(model, features)
+    models = [
+        model
+        for base in (folder / OUTPUT, folder)
+        for model in (base, base / "0", base / "sparse" / "0", base / "sparse")
+        if is_model(model)
+    ]
+    for model in models:  # a scene may bring a model of its own, without features
+        found = _with_features(model, features)
+        if found is not None:
+            return found
+    if models:
+        raise BadInputError(f"{models[0]}: the features.h5 it was made from is not beside it; name it with --features")
     if (folder / OUTPUT).is_dir() or (folder / "features.h5").is_file():
         raise NothingCameOutError(f"{folder}: there is no finished map in it; run `featkit reconstruct` to its end")
     raise BadInputError(f"{folder}: no map here; run `featkit reconstruct {folder}` first")
 
 
-def _with_features(model: Path, features: Path | None) -> MapFiles:
-    candidates = [model, *model.resolve().parents[:2]]
-    for folder in candidates:
-        file = features or folder / "features.h5"
-        if file.is_file():
-            return MapFiles(folder if features is None else model, model, file)
-    raise BadInputError(f"{model}: the features.h5 it was made from is not beside it; name it with --features")
+def _with_features(model: Path, features: Path | None) -> MapFiles | None:
+    if features is not None:
+        if not features.is_file():
+            raise BadInputError(f"{features}: no such features file")
+        return MapFiles(model, model, features)
+    folders = [model, *model.resolve().parents[:2]]
+    return next((MapFiles(f, model, f / "features.h5") for f in folders if (f / "features.h5").is_file()), None)
 
 
-def same_extraction(features: Path, skip_broken: bool) -> ExtractConfig:
-    """The configuration that made a features file. Raises BadInputError when featkit did not make it."""
+def same_extraction(features: Path, workers: int = 0) -> ExtractConfig:
+    """The configuration that made a features file; broken images are passed over.
+
+    Raises BadInputError when featkit did not make the file.
+    """
     with open_features(features) as store:
         stored = store.attributes().get("config")
     if not isinstance(stored, dict):
         raise BadInputError(f"{features}: does not say how it was made; queries cannot be extracted the same way")
-    return make(ExtractConfig, {**stored, "skip_broken": skip_broken}, where=str(features))
+    return make(ExtractConfig, {**stored, "skip_broken": True, "workers": workers}, where=str(features))

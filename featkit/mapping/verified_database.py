@@ -42,17 +42,21 @@ def build_database(
     matches: Path,
     output: Path,
     *,
+    names: Sequence[str] | None = None,
     reference: Reference | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write cameras, keypoints, matches and verified two-view geometries to a COLMAP database, and return it.
 
-    With a reference only its images are used, with its cameras, and matches are verified against its poses.
+    names: only these images. With a reference only its images are used, with its cameras, and matches are verified
+    against its poses.
     Raises BadInputError for images without features, NothingCameOutError when no pair could be verified.
     """
     stamp = output.with_suffix(".json")
     with open_features(features) as store, open_matches(matches) as found:
-        names = store.names() if reference is None else [n for n in store.names() if n in reference.poses]
+        wanted = None if names is None else set(names)
+        names = [name for name in store.names() if wanted is None or name in wanted]
+        names = [name for name in names if reference is None or name in reference.poses]
         if len(names) < 2:
             raise BadInputError(f"{features}: a map takes two images or more, {len(names)} are usable")
         known = set(names)
@@ -65,7 +69,7 @@ def build_database(
         if not (part.is_file() and is_stamped(part_stamp, config, inputs)) or overwrite:
             cameras, camera_ids = _cameras(config.camera, images, names, reference)
             check_sizes(cameras, camera_ids, {name: store.image_size(name) for name in names})
-            _remove(part, part_stamp, output, stamp)
+            _remove(part, part_stamp)
             with pycolmap.Database.open(str(part)) as database:
                 ids = db.write_images(database, cameras, camera_ids, store, names)
                 matched = db.write_matches(database, ids, found, listed)
@@ -78,19 +82,21 @@ def build_database(
     LOGGER.info("verify: %d of %d pairs verified, %d inlier matches", verified, len(listed), inliers)
     if verified == 0:
         raise NothingCameOutError(
-            f"{images}: no two of {len(names)} images match; are they of one scene? (try --ratio 0.9)"
+            f"{images}: no two of {len(names)} images match; are they of one scene"
+            + (", and the reference's poses theirs?" if reference else "? (try --ratio 0.9)")
         )
-    _remove(output, stamp)
+    _remove(output)
+    # The stamp before the name: killed between the two, the next run finds the part and has nothing left to verify.
+    write_stamp(stamp, config, inputs, kind="database", verified_pairs=verified, inlier_matches=inliers)
     part.rename(output)
     part_stamp.unlink()
-    write_stamp(stamp, config, inputs, kind="database", verified_pairs=verified, inlier_matches=inliers)
     return output
 
 
 def _inputs(
     store: FeatureStore, matches: dict, names: Sequence[str], pairs: list[Pair], reference: Reference | None
 ) -> str:
-    counts = [f"{name} {store.count(name)} {store.source_bytes(name)}" for name in names]
+    counts = [f"{name} {store.digest(name)}" for name in names]
     origin = [str(store.attributes().get("fingerprint")), str(matches.get("fingerprint"))]
     known = [] if reference is None else [_described(reference, names)]
     return digest(*origin, *counts, *(f"{p.name0}\t{p.name1}" for p in pairs), *known)
@@ -117,7 +123,15 @@ def _remove(*paths: Path) -> None:
 def _cameras(
     config: CameraConfig, images: Path, names: Sequence[str], reference: Reference | None
 ) -> tuple[dict[int, pycolmap.Camera], dict[str, int]]:
-    if reference is None or reference.cameras is None or reference.camera_ids is None:
-        return cameras_of_images(images, names, config)
-    used = {reference.camera_ids[name] for name in names}
-    return {k: v for k, v in reference.cameras.items() if k in used}, {n: reference.camera_ids[n] for n in names}
+    if reference is not None and reference.cameras is not None and reference.camera_ids is not None:
+        used = {reference.camera_ids[name] for name in names}
+        kept = {camera_id: camera for camera_id, camera in reference.cameras.items() if camera_id in used}
+        return kept, {name: reference.camera_ids[name] for name in names}
+    cameras, camera_ids = cameras_of_images(images, names, config)
+    guessed = [name for name in names if not cameras[camera_ids[name]].has_prior_focal_length]
+    if reference is not None and guessed:
+        raise BadInputError(
+            f"{images / guessed[0]}: its focal length is not known, and known poses leave nothing to guess;"
+            " give --camera-params, or put a camera.txt beside the poses"
+        )
+    return cameras, camera_ids

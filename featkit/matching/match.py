@@ -53,15 +53,16 @@ def run(
         _check(listed, store0, store1, pairs)
         origin = str(store1.attributes().get("fingerprint", "foreign"))
         matches = stack.enter_context(append_matches(output, config, origin, overwrite))
-        count0, count1 = lru_cache(None)(store0.count), lru_cache(None)(store1.count)
-        todo = [pair for pair in listed if not matches.has(pair, (count0(pair.name0), count1(pair.name1)))]
+        digest0, digest1 = lru_cache(None)(store0.digest), lru_cache(None)(store1.digest)
+        digests = {pair: (digest0(pair.name0), digest1(pair.name1)) for pair in listed}
+        todo = [pair for pair in listed if not matches.has(pair, digests[pair])]
         if len(todo) < len(listed):
             LOGGER.info("match: %d of %d pairs are done already", len(listed) - len(todo), len(listed))
         advance = stack.enter_context(progress("match", len(todo), "pairs"))
         size = int(getattr(config, "batch_size", DEFAULT_BATCH))
         for batch, loaded in _read_ahead(todo, store0, store1, size):
             for pair, both, found in zip(batch, loaded, _match(matcher, batch, loaded), strict=True):
-                matches.write(pair, found, (len(both[0]), len(both[1])))
+                matches.write(pair, found, digests[pair], len(both[1]))
             advance(len(batch))
     return output
 
@@ -76,10 +77,13 @@ def _match(matcher: Matcher, batch: list[Pair], loaded: list[tuple[Features, Fea
 def _check(pairs: list[Pair], store0: FeatureStore, store1: FeatureStore, path: Path) -> None:
     known0 = set(store0.names())
     known1 = known0 if store1 is store0 else set(store1.names())
-    missing = sorted({p.name0 for p in pairs} - known0) + sorted({p.name1 for p in pairs} - known1)
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise BadInputError(f"{path}: {missing[0]!r}{more} has no features in {store0.path}; extract it first")
+    for missing, store in (
+        (sorted({p.name0 for p in pairs} - known0), store0),
+        (sorted({p.name1 for p in pairs} - known1), store1),
+    ):
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise BadInputError(f"{path}: {missing[0]!r}{more} has no features in {store.path}; extract it first")
     refuse_key_collisions(sorted({name for pair in pairs for name in (pair.name0, pair.name1)}))
 
 

@@ -34,7 +34,7 @@ def truth_table(metrics: dict[str, Any]) -> Table:
         ["query centres, largest error", f"{1e3 * max((e['m'] for e in errors), default=float('nan')):.2f} mm"],
         ["query rotations, largest error", f"{max((e['deg'] for e in errors), default=float('nan')):.4f} deg"],
     ]
-    note = "The scene is about 8 m wide; the map is moved onto the truth by one similarity."
+    note = "The scene is about 11 m wide; the map is moved onto the truth by one similarity."
     return Table("featkit against the exact truth", ["", "result"], rows, note)
 
 
@@ -55,7 +55,10 @@ def demo_report(
         Section("Truth", items=[truth_table(metrics), recall_table(metrics["localization"])]),
         Section("Cameras", items=[camera_error_table(metrics["map"]["truth"]), map_table(metrics["map"])]),
         Section("Matches", items=pictures),
-        Section("Points", items=[Histogram("Distance to the true surface", "mm", np.minimum(1e3 * distances, 50.0))]),
+        Section(
+            "Points",
+            items=[Histogram("Distance to the true surface", "mm; 50: all beyond", np.minimum(1e3 * distances, 50))],
+        ),
         Section("Made by", items=[configuration(config)]),
     ]
     return write_report(

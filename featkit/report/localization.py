@@ -1,4 +1,4 @@
-"""The report of a localization: queries in the map, a table of all of them, and pictures of their matches."""
+"""The report of a localization: the queries in the map, and a table of all of them with the reasons of failures."""
 
 from __future__ import annotations
 

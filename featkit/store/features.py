@@ -6,6 +6,7 @@ float16 keypoints) are read as they are.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,9 +37,16 @@ class FeatureStore:
         """Whether the features of an image are there and whole."""
         return h5.is_complete(self._file, name)
 
-    def source_bytes(self, name: str) -> int:
-        """Size of the image file the features were taken from, in bytes; -1 when not known."""
-        return int(self._file[name].attrs.get("source_bytes", -1))
+    def digest(self, name: str) -> str:
+        """16 hex digits of keypoints and descriptors: what is made from the features is as old as these."""
+        group = self._group(name)
+        if "digest" in group.attrs:
+            return str(group.attrs["digest"])
+        return features_digest(self.read(name))
+
+    def source(self, name: str) -> str:
+        """What identifies the image file the features were taken from; "" when not known."""
+        return str(self._file[name].attrs.get("source", ""))
 
     def read(self, name: str) -> Features:
         """Features of one image. Raises BadInputError when they are missing or damaged."""
@@ -88,7 +96,7 @@ class FeatureStore:
         """What the file says of itself: kind, format, fingerprint, config, versions."""
         return h5.root_attributes(self._file)
 
-    def write(self, name: str, features: Features, source_bytes: int = -1) -> None:
+    def write(self, name: str, features: Features, source: str = "") -> None:
         """Write the features of one image as a transaction."""
         datasets = {
             "keypoints": features.keypoints.astype(np.float32, copy=False),
@@ -104,13 +112,15 @@ class FeatureStore:
             self._file,
             name,
             datasets,
-            attributes={"source_bytes": source_bytes},
+            attributes={"source": source, "digest": features_digest(features)},
             dataset_attributes={("keypoints", "uncertainty"): features.uncertainty_px},
         )
 
     def _group(self, name: str) -> h5py.Group:
         if name not in self._file or not isinstance(self._file[name], h5py.Group):
             raise BadInputError(f"{self.path}: no features of image {name!r}; extract it first")
+        if "format" in self._file.attrs and not h5.is_complete(self._file, name):
+            raise BadInputError(f"{self.path}: the features of {name!r} are cut short; run the extraction again")
         return self._file[name]
 
     def _image_size(self, group: h5py.Group) -> tuple[int, int]:
@@ -121,6 +131,14 @@ class FeatureStore:
 
     def _optional(self, group: h5py.Group, name: str) -> np.ndarray | None:
         return np.asarray(group[name][()], dtype=np.float32) if name in group else None
+
+
+def features_digest(features: Features) -> str:
+    """16 hex digits of the keypoints (float32) and descriptors (as they are)."""
+    keypoints = np.ascontiguousarray(features.keypoints, dtype=np.float32)
+    hashed = hashlib.sha256(keypoints.tobytes())
+    hashed.update(np.ascontiguousarray(features.descriptors).tobytes())
+    return hashed.hexdigest()[:16]
 
 
 @contextmanager

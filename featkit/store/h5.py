@@ -67,29 +67,37 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            path.unlink(missing_ok=True)
+        if overwrite and path.exists():
+            _check_replaceable(path, kind)
+            path.unlink()
     except OSError as error:
         raise NotWritableError(f"{path}: {error.strerror or error}; choose another place with --out") from None
     with _explained(path):
         if not path.exists():
             _create(path, kind, config, extra)
-        elif _is_torn(path):
-            _rescue(path)
+        else:
+            with h5py.File(path, "r") as file:
+                _check_same_origin(path, file, kind, config, extra)
+            if _is_torn(path):
+                _rescue(path)
         file = h5py.File(path, "r+")
     with file:
-        if "format" in file.attrs:
-            _check_same_origin(path, file, kind, config, extra)
-        elif len(file):
-            raise BadInputError(f"{path}: written by another program; choose another --out, or --overwrite")
-        else:
-            _write_root(file, kind, config, extra)
         try:
             yield file
         except OSError as error:
             if "No space left" in str(error) or error.errno == errno.ENOSPC:
                 raise NotWritableError(f"{path}: no space left; free some and run the same command again") from None
             raise
+
+
+def _check_replaceable(path: Path, kind: str) -> None:
+    """Only stores of the same kind are overwritten, whole or broken: a mistyped --out must not cost a photograph."""
+    if not h5py.is_hdf5(path):
+        raise BadInputError(f"{path}: not an HDF5 file, so it is not replaced; choose another --out")
+    with contextlib.suppress(OSError, *TORN), h5py.File(path, "r") as file:
+        found = file.attrs.get("kind", kind)
+        if found != kind:
+            raise BadInputError(f"{path}: holds {found}, not {kind}, so it is not replaced; choose another --out")
 
 
 def _create(path: Path, kind: str, config: Config, extra: dict[str, str]) -> None:
@@ -157,6 +165,8 @@ def _write_root(file: h5py.File, kind: str, config: Config, extra: dict[str, str
 
 def _check_same_origin(path: Path, file: h5py.File, kind: str, config: Config, extra: dict[str, str]) -> None:
     attrs = file.attrs
+    if "format" not in attrs:
+        raise BadInputError(f"{path}: written by another program; choose another --out, or --overwrite")
     if attrs["format"] != FORMAT_VERSION or attrs.get("kind") != kind:
         raise BadInputError(f"{path}: holds {attrs.get('kind')} of format {attrs['format']}, not {kind}; --overwrite")
     if attrs.get("fingerprint") != config.fingerprint():

@@ -40,14 +40,14 @@ class MatchStore:
         self.path = path
         self._file = file
 
-    def has(self, pair: Pair, counts: tuple[int, int]) -> bool:
-        """Whether the matches of a pair are there and whole, in this order, between that many keypoints."""
+    def has(self, pair: Pair, digests: tuple[str, str]) -> bool:
+        """Whether the matches of a pair are there and whole, in this order, of features with these digests."""
         key = pair_key(pair)
         if not h5.is_complete(self._file, key):
             return False
         attrs = self._file[key].attrs
-        stored = (attrs.get("name0"), attrs.get("name1"), attrs.get("keypoints0"), attrs.get("keypoints1"))
-        return stored == (pair.name0, pair.name1, *counts)
+        stored = (attrs.get("name0"), attrs.get("name1"), attrs.get("features0"), attrs.get("features1"))
+        return stored == (pair.name0, pair.name1, *digests)
 
     def pairs(self) -> list[Pair]:
         """All pairs whose matches are whole, sorted. Names are taken from the attributes featkit writes."""
@@ -66,8 +66,11 @@ class MatchStore:
                 return self._swapped(key) if swapped else self._read(key)
         raise BadInputError(f"{self.path}: no matches of {pair.name0!r} and {pair.name1!r}; match them first")
 
-    def write(self, pair: Pair, matches: Matches, counts: tuple[int, int]) -> None:
-        """Write the matches of a pair as a transaction. counts: keypoints of image 0 and image 1."""
+    def write(self, pair: Pair, matches: Matches, digests: tuple[str, str], keypoints1: int = 0) -> None:
+        """Write the matches of a pair as a transaction.
+
+        digests: of the features of image 0 and image 1. keypoints1: how many keypoints image 1 has.
+        """
         datasets = {
             "matches0": matches.matches0.astype(np.int32, copy=False),
             "matching_scores0": matches.scores0.astype(np.float32, copy=False),
@@ -75,8 +78,9 @@ class MatchStore:
         attributes = {
             "name0": pair.name0,
             "name1": pair.name1,
-            "keypoints0": counts[0],
-            "keypoints1": counts[1],
+            "features0": digests[0],
+            "features1": digests[1],
+            "keypoints1": keypoints1,
         }
         h5.write_item(self._file, pair_key(pair), datasets, attributes)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from featkit.errors import BadInputError
 from featkit.evaluation.localization import pose_error, score_localization
 from featkit.types import Pose
 
@@ -45,7 +46,8 @@ def test_only_queries_with_a_true_pose_are_judged() -> None:
     score = score_localization(FOUND, TRUTH, ["f"])
     assert (score.localized, score.recall) == (0, (0.0, 0.0, 0.0))
     assert np.isnan(score.median_m)
-    assert score_localization({}, {}, []).recall == (0.0, 0.0, 0.0)
+    with pytest.raises(BadInputError, match="names none of the queries"):
+        score_localization(FOUND, {"elsewhere": pose(0, 0)}, ["a"])
 
 
 def test_pose_error_is_of_centres() -> None:

@@ -46,14 +46,14 @@ def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "new" / "features.h5"
     with append_features(path, Made(), "sha") as store:
         for index, name in enumerate(NAMES):
-            store.write(name, features(index, index), source_bytes=100 + index)
+            store.write(name, features(index, index), source=f"{100 + index}")
     with open_features(path) as store:
         assert store.names() == sorted(NAMES)
         for index, name in enumerate(NAMES):
             assert_same(store.read(name), features(index, index))
             assert store.has(name)
             assert store.count(name) == index
-            assert store.source_bytes(name) == 100 + index
+            assert store.source(name) == f"{100 + index}"
             assert store.image_size(name) == (4000, 3000)
             assert store.uncertainty_px(name) == 1.7
             assert np.array_equal(store.keypoints(name), features(index, index).keypoints)

@@ -70,7 +70,7 @@ def test_more_keypoints_than_int16_holds(tmp_path: Path) -> None:
 def test_swapped_read(tmp_path: Path) -> None:
     written = matches(30, 41, 3)
     with append_matches(tmp_path / "m.h5", Made(), "") as store:
-        store.write(Pair("a", "b"), written, (30, 41))
+        store.write(Pair("a", "b"), written, ("", ""), 41)
         swapped = store.read(Pair("b", "a"))
     assert len(swapped.matches0) == len(swapped.scores0) == 41, "one entry for every keypoint of image 0"
     assert swapped.count == written.count
