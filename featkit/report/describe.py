@@ -16,6 +16,7 @@ from featkit.mapping.model import is_model, read_model
 from featkit.mapping.scene import find_map
 from featkit.mapping.statistics import map_statistics
 from featkit.registry import KINDS, configured
+from featkit.resources import resource_dir
 from featkit.store import h5
 from featkit.store.features import open_features
 from featkit.store.matches import open_matches
@@ -57,8 +58,7 @@ def _store(path: Path) -> Described:
         is_matches = attributes.get("kind") == "matches" or bool(h5.groups_with(file, "matches0"))
     origin = {key: attributes.get(key) for key in ("fingerprint", "featkit_version", "config")}
     if is_matches:
-        with open_matches(path) as matches:
-            counts = [matches.read(pair).count for pair in matches.pairs()]
+        counts = _match_counts(path)
         return {"kind": "matches", "path": str(path), "pairs": len(counts), "matches": sum(counts), **origin}
     with open_features(path) as features:
         names = features.names()
@@ -76,6 +76,19 @@ def _store(path: Path) -> Described:
     }
 
 
+def _match_counts(path: Path) -> list[int]:
+    """Matches of every pair. hloc's groups do not say which images they are of: the names are not needed here."""
+    with open_matches(path) as matches:
+        made_here = "format" in matches.attributes()
+        if made_here:
+            return [matches.read(pair).count for pair in matches.pairs()]
+    with h5.reading(path) as file:
+        try:
+            return [int((file[key]["matches0"][()] >= 0).sum()) for key in h5.groups_with(file, "matches0")]
+        except (*h5.TORN, TypeError) as error:
+            raise BadInputError(f"{path}: its matches are damaged ({error}); match again") from None
+
+
 def _text(path: Path) -> Described:
     """pairs, poses or intrinsics: the first reader that takes every line."""
     problems = []
@@ -89,8 +102,18 @@ def _text(path: Path) -> Described:
         if kind == "pairs":
             names = {name for pair in read_pairs(path) for name in (pair.name0, pair.name1)}
             described |= {"images": len(names), **_origin(describe_pairs(path))}
+        if kind == "poses":
+            described |= _localization(path, len(found))
         return described
     raise BadInputError(f"{problems[-1]} (nor is it a list of poses or of intrinsics)")
+
+
+def _localization(path: Path, poses: int) -> Described:
+    """What poses.json beside poses.txt says, when it is of these poses."""
+    stamp = read_stamp(path.with_suffix(".json"))
+    if stamp is None or stamp.get("localized") != poses:
+        return {}
+    return {key: stamp[key] for key in ("localized", "queries") if key in stamp} | _origin(stamp)
 
 
 def _origin(stamp: dict[str, Any] | None) -> Described:
@@ -100,7 +123,8 @@ def _origin(stamp: dict[str, Any] | None) -> Described:
 
 def _folder(path: Path) -> Described:
     if is_model(path):
-        return _model(path)
+        sparse = path.resolve().parent
+        return _model(path) | _origin(read_stamp(sparse.with_name(f"{sparse.name}.json")))
     try:
         found = find_map(path)
     except FeatkitError:
@@ -159,7 +183,18 @@ def _weights(path: Path) -> Described:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise BadInputError(f"{path}: not a safetensors file ({error})") from None
-    return {"kind": "weights", "path": str(path), "tensors": len(shapes), "metadata": metadata}
+    described: Described = {"kind": "weights", "path": str(path), "tensors": len(shapes), "metadata": metadata}
+    listed = _listed_weights(path.name)
+    return described if listed is None else described | {"manifest": listed}
+
+
+def _listed_weights(file_name: str) -> Described | None:
+    """The entry of featkit's own weights of that file name, or None."""
+    try:
+        manifest = json.loads((resource_dir("weights") / "manifest.json").read_text(encoding="utf-8"))
+        return next((dict(entry) for entry in manifest["weights"] if entry.get("file") == file_name), None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no manifest: nothing to add
+        return None
 
 
 def _json(path: Path) -> Described:
