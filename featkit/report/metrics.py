@@ -37,7 +37,7 @@ def map_metrics(
         "verified_pairs": verified,
         "inlier_matches": inliers,
         "models": [asdict(map_statistics(model, images)) for model in models],
-        "peak_memory_mb": peak_memory_mb(),
+        **peak_memory(),
     }
     if truth is not None:
         metrics["truth"] = error_summary(compare_with_truth(models[0], truth, align))
@@ -71,7 +71,7 @@ def localization_metrics(
         "localized": len(localized),
         "failed": {result.name: result.reason for result in results if result.pose is None},
         "seconds": seconds,
-        "peak_memory_mb": peak_memory_mb(),
+        **peak_memory(),
     }
     if score is not None:
         metrics |= {
@@ -91,7 +91,14 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def peak_memory_mb() -> float:
-    """Largest resident size of this process so far, MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)  # bytes on macOS, KiB on Linux
+def peak_memory() -> dict[str, float]:
+    """Largest resident size so far, in MB (10^6 bytes): of this process, and of its largest worker that has ended."""
+    return {
+        "peak_memory_mb": _peak_mb(resource.RUSAGE_SELF),
+        "peak_worker_memory_mb": _peak_mb(resource.RUSAGE_CHILDREN),
+    }
+
+
+def _peak_mb(who: int) -> float:
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB on Linux
+    return round(resource.getrusage(who).ru_maxrss * unit / 1e6, 1)

@@ -1,0 +1,26 @@
+"""Memory in metrics.json: megabytes of 10^6 bytes, and workers apart from the process that started them."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from featkit.report.metrics import peak_memory
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_is_what_the_kernel_says() -> None:
+    with open("/proc/self/status") as status:
+        (kib,) = (int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    assert peak_memory()["peak_memory_mb"] == pytest.approx(kib * 1024 / 1e6, rel=0.02)
+
+
+def test_a_large_worker_is_seen_apart() -> None:
+    before = peak_memory()
+    megabytes = int(before["peak_worker_memory_mb"]) + 60
+    subprocess.run([sys.executable, "-c", f"b'x' * {megabytes * 10**6}"], check=True)
+    after = peak_memory()
+    assert megabytes <= after["peak_worker_memory_mb"] < megabytes + 200
+    assert after["peak_memory_mb"] < before["peak_memory_mb"] + 50
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
