@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Iterable
 
 from featkit.report.content import Cell
@@ -11,10 +12,20 @@ from featkit.report.content import Cell
 NOTHING = "–"
 PLAIN_BELOW = 1e7  # floats from here on are written with an exponent
 
+PERCENTAGE = re.compile(r"[-−]?\d[\d,]*(\.\d+)?\s?%", re.ASCII)
+
 
 def is_number(cell: Cell) -> bool:
     """True of ints and floats (numpy's too), not of booleans."""
     return isinstance(cell, numbers.Real) and not isinstance(cell, bool)
+
+
+def number_in(cell: Cell) -> float | None:
+    """The number a cell stands for: itself, or that before the sign of a text like "93.3 %"; else None."""
+    if isinstance(cell, str):
+        text = cell.strip()
+        return float(text[:-1].replace(",", "").replace("−", "-")) if PERCENTAGE.fullmatch(text) else None
+    return float(cell) if cell is not None and is_number(cell) else None
 
 
 def decimals_for(values: Iterable[Cell]) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from featkit.report.content import Cell, Table
 from featkit.report.detail import Detail
 from featkit.report.escaping import for_html
-from featkit.report.formatting import decimals_for, format_cell, format_integer, is_number
+from featkit.report.formatting import decimals_for, format_cell, format_integer, number_in
 
 
 def table_html(table: Table, detail: Detail) -> str:
@@ -31,9 +31,9 @@ def table_html(table: Table, detail: Detail) -> str:
 
 
 def _numeric(column: Sequence[Cell]) -> bool:
-    """Whether a column holds numbers, and perhaps gaps."""
+    """Whether a column holds numbers or percentages, and perhaps gaps."""
     known = [cell for cell in column if cell is not None]
-    return bool(known) and all(is_number(cell) for cell in known)
+    return bool(known) and all(number_in(cell) is not None for cell in known)
 
 
 def _header(name: str, numeric: bool) -> str:
@@ -46,7 +46,8 @@ def _row(row: Sequence[Cell], numeric: Sequence[bool], decimals: Sequence[int], 
     for i, cell in enumerate(row):
         text = for_html(format_cell(cell, decimals[i]))
         kind = ' class="number"' if numeric[i] else ""
-        cells.append(f"<td{kind}{_sort_key(cell)}>{text}</td>")
+        key = _sort_key(cell) if numeric[i] or not isinstance(cell, str) else ""
+        cells.append(f"<td{kind}{key}>{text}</td>")
     kind = ' class="highlight"' if highlighted else ""
     return f"<tr{kind}>{''.join(cells)}</tr>"
 
@@ -55,9 +56,9 @@ def _sort_key(cell: Cell) -> str:
     """The full number for the page's script; text sorts by what is shown, gaps come last."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ' data-sort=""'
-    if is_number(cell):
-        value = float(cell)
-        return f' data-sort="{int(cell) if value.is_integer() else repr(value).replace("inf", "Infinity")}"'
+    value = number_in(cell)
+    if value is not None:
+        return f' data-sort="{int(value) if value.is_integer() else repr(value).replace("inf", "Infinity")}"'
     return ""
 
 

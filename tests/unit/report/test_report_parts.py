@@ -11,7 +11,7 @@ import pytest
 
 from featkit.report.content import Histogram, MatchPicture, Table
 from featkit.report.detail import LEVELS
-from featkit.report.formatting import decimals_for, format_cell, format_headline
+from featkit.report.formatting import decimals_for, format_cell, format_headline, number_in
 from featkit.report.histograms import histogram_figure
 from featkit.report.pictures import INLIER_RGB, OUTLIER_RGB, match_caption, match_jpeg
 from featkit.report.tables import table_html
@@ -72,6 +72,24 @@ def test_table_html() -> None:
     assert '<tr class="highlight"><td>b</td><td class="number" data-sort="">–</td></tr>' in page
     assert page.count('class="highlight"') == 1
     assert "note" in page
+
+
+def test_percentages_stand_and_sort_as_numbers() -> None:
+    page = table_html(Table("", ["name", "recall"], [["a", "93.3 %"], ["b", "100.0 %"], ["c", None]]), LEVELS[0])
+    assert '<th class="number" aria-sort="none"><button type="button">recall' in page
+    assert '<td class="number" data-sort="93.3">93.3 %</td>' in page
+    assert '<td class="number" data-sort="100">100.0 %</td>' in page
+    mixed = table_html(Table("", ["x"], [["93.3 %"], ["none"]]), LEVELS[0])
+    assert "<td>93.3 %</td>" in mixed, "a column with text is text, and sorts as it reads"
+
+
+@pytest.mark.parametrize(
+    ("cell", "number"),
+    [("93.3 %", 93.3), ("5%", 5), ("−1.5 %", -1.5), ("1,200 %", 1200), (3, 3), (0.5, 0.5), (None, None), (True, None)]
+    + [(text, None) for text in ("%", "a %", "5 px", "5", "1 % of 3", "٣ %", "")],
+)
+def test_what_number_a_cell_stands_for(cell: object, number: float | None) -> None:
+    assert number_in(cell) == number  # type: ignore[arg-type]
 
 
 def test_table_edges() -> None:
