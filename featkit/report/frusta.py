@@ -16,6 +16,14 @@ POINT_PERCENTILES = (1.0, 99.0)
 ENOUGH_POINTS = 200_000  # for the percentiles: more would take seconds and move nothing
 MARGIN = 1.12  # of the box, so that frusta at its border are whole
 FAR_CAMERA = 5.0  # a camera this many times farther out than the median camera is left out of the box
+# The view a scene opens with, in plotly's units: the box is a cube of side 1 around the origin.
+EYE = (0.0, -1.02, 0.64)  # behind the cameras and above them
+LOOK_AT = (0.0, 0.0, -0.04)
+FIELD_OF_VIEW_DEG = 45.0  # vertical; plotly's own
+STEP_BACK = 1.35  # the page's script multiplies the eye by this / (width / height) on screens narrower than this
+ASPECTS = (0.45, 0.8, 1.35, 3.0)  # width / height of a scene, telephone to desktop
+FILL = 0.93  # of half the picture's width and height: what must be seen ends here
+ENOUGH_SEEN = 2000  # points and cameras the view is fitted to
 
 
 def centre_of(camera: Camera3D) -> Float[np.ndarray, "3"]:
@@ -85,9 +93,11 @@ class ViewBox:
 def view_box(points: Float[np.ndarray, "n 3"], centres: Float[np.ndarray, "c 3"]) -> ViewBox:
     """The cube with nearly all points and every camera that is not far off. All coordinates must be finite.
 
-    A cube, because then one unit is equally long on all axes and a flat scene does not degenerate.
+    A cube, because then one unit is equally long on all axes and a flat scene does not degenerate. z is up. It is as
+    small as can be with all of these in the picture, frusta included, when the scene is opened (see `EYE`).
     """
     corners: list[np.ndarray] = []
+    near = centres[:0]
     if len(points):
         some = points[spread(len(points), ENOUGH_POINTS)]
         corners += [*np.percentile(some, POINT_PERCENTILES, axis=0)]
@@ -101,7 +111,67 @@ def view_box(points: Float[np.ndarray, "n 3"], centres: Float[np.ndarray, "c 3"]
         return ViewBox(np.zeros(3), 1.0)
     low, high = np.min(corners, axis=0), np.max(corners, axis=0)
     side = MARGIN * float((high - low).max())
-    return ViewBox(0.5 * (low + high), side if side > 0 else 1.0)
+    if side <= 0:
+        return ViewBox(0.5 * (low + high), 1.0)
+    rim = 0.5 * (side - float((high - low).max()))  # beyond the percentiles, as far as the smallest cube reaches
+    within = points[((points >= low - rim) & (points <= high + rim)).all(axis=1)]
+    seen = within[spread(len(within), ENOUGH_SEEN)], near[spread(len(near), ENOUGH_SEEN)]
+    for _ in range(80):  # 2 % at a time: at most five times the smallest cube
+        box = _centred(*seen, low, high, side)
+        if _in_the_picture(_extremes(*seen, box), box):
+            break
+        side *= 1.02
+    return box
+
+
+def _extremes(points: np.ndarray, centres: np.ndarray, box: ViewBox) -> Float[np.ndarray, "m 3"]:
+    """Points, and around every camera the reach of its frustum."""
+    reach = 1.3 * frustum_depth(centres, box)  # to the corners of a wide image
+    around = reach * np.concatenate([np.eye(3), -np.eye(3)])
+    return np.concatenate([points, (centres[:, None] + around).reshape(-1, 3)])
+
+
+def _centred(points: np.ndarray, centres: np.ndarray, low: np.ndarray, high: np.ndarray, side: float) -> ViewBox:
+    """The cube of that side around low .. high that puts what is seen into the middle of the picture."""
+    _, right, up = _looking()
+    box = ViewBox(0.5 * (low + high), side)
+    half = np.tan(np.radians(0.5 * FIELD_OF_VIEW_DEG))
+    for _ in range(6):
+        picture, distance = _projected(_extremes(points, centres, box), box, np.array(EYE))
+        x, y = 0.5 * (picture.min(axis=0) + picture.max(axis=0))
+        shift = float(np.median(distance)) * half * side * (x * right + y * up)
+        middle = np.clip(box.middle + shift, high - 0.5 * side, low + 0.5 * side)
+        box = ViewBox(middle, side)
+    return box
+
+
+def _in_the_picture(points: np.ndarray, box: ViewBox) -> bool:
+    """Whether all of them are seen in pictures of all `ASPECTS`, and in the cube."""
+    if not box.contains(points).all():
+        return False
+    for aspect in ASPECTS:
+        picture, distance = _projected(points, box, np.array(EYE) * max(1.0, STEP_BACK / aspect))
+        if (distance <= 0).any() or (np.abs(picture / [aspect, 1.0]) > FILL).any():
+            return False
+    return True
+
+
+def _projected(points: np.ndarray, box: ViewBox, eye: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x to the right and y up, (n, 2), in half heights of the picture, and the distance along the view, (n,)."""
+    forward, right, up = _looking(eye)
+    rays = (points - box.middle) / box.side - eye
+    distance = rays @ forward
+    safe = np.maximum(distance, 1e-6) * np.tan(np.radians(0.5 * FIELD_OF_VIEW_DEG))
+    return np.stack([rays @ right / safe, rays @ up / safe], axis=1), distance
+
+
+def _looking(eye: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit vectors of the view from `eye` (by default `EYE`) to `LOOK_AT`: forward, right, up."""
+    forward = np.array(LOOK_AT) - (np.array(EYE) if eye is None else eye)
+    forward = forward / np.linalg.norm(forward)
+    right = np.cross(forward, [0.0, 0.0, 1.0])
+    right = right / np.linalg.norm(right)
+    return forward, right, np.cross(right, forward)
 
 
 def frustum_depth(centres: Float[np.ndarray, "c 3"], box: ViewBox) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import replace
+from importlib.resources import files
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,18 @@ import pytest
 from featkit.geometry.poses import look_at, rotation_matrix
 from featkit.report.content import Camera3D, Scene3D
 from featkit.report.detail import LEVELS, spread
-from featkit.report.frusta import centre_of, frustum_corners, frustum_path, upright, view_box
+from featkit.report.frusta import (
+    EYE,
+    FIELD_OF_VIEW_DEG,
+    LOOK_AT,
+    STEP_BACK,
+    centre_of,
+    frustum_corners,
+    frustum_depth,
+    frustum_path,
+    upright,
+    view_box,
+)
 from featkit.report.scene3d import scene_figure
 
 
@@ -95,6 +107,48 @@ def test_view_ignores_far_points_and_a_lost_camera() -> None:
     box = view_box(points, centres)
     assert 5.0 < box.side < 20.0
     assert box.contains(centres).tolist() == [True] * 5 + [False]
+
+
+def scenes() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Points and camera centres, z up, cameras looking along y or inwards."""
+    rng = np.random.default_rng(0)
+    box, angles = rng.uniform(-1, 1, (3000, 3)), np.linspace(0, 2 * np.pi, 24)
+    line = np.linspace(-20, 20, 30)
+    return {
+        "before a wall": (box * [4, 2, 2] + [0, 8, 1], np.stack([line / 6, -np.abs(line) / 5, 0 * line], axis=1)),
+        "ring": (box * [2, 2, 0.5], np.stack([6 * np.cos(angles), 6 * np.sin(angles), 1 + 0 * angles], axis=1)),
+        "street": (box * [20, 2, 2] + [0, 4, 1], np.stack([line, 0 * line, 0 * line], axis=1)),
+        "tower": (box * [1, 1, 20], np.stack([0 * line, 0 * line - 4, line], axis=1)),
+        "drone": (box * [9, 9, 0.5], np.stack([line / 3, line / 4, 8 + 0 * line], axis=1)),
+        "cameras only": (np.zeros((0, 3)), np.array([[0.0, 0, 0], [1, 0, 0]])),
+    }
+
+
+@pytest.mark.parametrize("aspect", [0.5, 0.67, 0.79, 1.0, 1.35, 1.68, 2.85])
+@pytest.mark.parametrize("name", scenes())
+def test_the_first_view_shows_every_camera_and_the_points(name: str, aspect: float) -> None:
+    points, centres = scenes()[name]
+    box = view_box(points, centres)
+    eye = np.array(EYE) * max(1.0, STEP_BACK / aspect)  # as the page's script does it
+    depth = frustum_depth(centres, box)
+    near = [centres + depth * np.array(step) for step in ((1, 0, 0), (-1, 0, 0), (0, 0, 1), (0, 0, -1))]
+    seen = (np.concatenate([points, centres, *near]) - box.middle) / box.side
+    pose = look_at(eye, np.array(LOOK_AT), up=np.array([0.0, 0.0, 1.0]))
+    x, y, z = rotation_matrix(pose.qvec) @ seen.T + pose.tvec[:, None]
+    half = np.tan(np.radians(FIELD_OF_VIEW_DEG / 2))
+    inside = (z > 0) & (np.abs(x) < aspect * half * z) & (np.abs(y) < half * z)
+    assert inside[len(points) :].all()
+    assert inside.mean() > 0.99
+    assert box.contains(centres).all()
+    assert box.side < 3 * np.ptp(np.concatenate([points, centres]), axis=0).max()
+
+
+def test_the_scene_opens_with_the_view_its_box_is_made_for() -> None:
+    camera_of = scene_figure(Scene3D(*cloud(100)), LEVELS[0]).layout["scene"]["camera"]
+    assert tuple(camera_of["eye"].values()) == EYE
+    assert tuple(camera_of["center"].values()) == LOOK_AT
+    script = files("featkit.report").joinpath("script.js").read_text(encoding="utf-8")
+    assert f"Math.max(1, {STEP_BACK} * div.clientHeight / div.clientWidth)" in script
 
 
 def test_a_georeferenced_world_keeps_its_detail() -> None:
