@@ -14,13 +14,12 @@ from featkit.report.content import Camera3D, Scene3D
 from featkit.report.detail import Detail, spread
 from featkit.report.escaping import for_plotly
 from featkit.report.formatting import format_float, format_integer
-from featkit.report.frusta import ViewBox, centre_of, frustum_depth, frustum_path, upright, view_box
+from featkit.report.frusta import EYE, LOOK_AT, ViewBox, centre_of, frustum_depth, frustum_path, upright, view_box
 
 # Readable on a light and on a dark ground, and apart for most colour-blind readers.
 GROUP_COLOURS = {"map": "#2f7ed8", "query": "#e8701a", "truth": "#2a9d6f"}
 OTHER_COLOURS = ("#9b59d0", "#c23b75", "#8a8f2a", "#3aa6b9")
 NEUTRAL = "#8a94a3"  # points of a model without colours
-EYE = {"x": 0.0, "y": -1.02, "z": 0.64}  # behind the cameras and above them; the box has side 1
 
 
 @dataclass(frozen=True)
@@ -130,6 +129,10 @@ def _hover(camera: Camera3D) -> str:
     )
 
 
+def _xyz_of(place: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip("xyz", place, strict=True))
+
+
 def _layout(box: ViewBox) -> dict[str, Any]:
     reach = 0.5 * box.side
     axis = {"visible": False, "range": [-reach, reach], "autorange": False}
@@ -137,9 +140,9 @@ def _layout(box: ViewBox) -> dict[str, Any]:
         "xaxis": dict(axis),
         "yaxis": dict(axis),
         "zaxis": dict(axis),
-        "aspectmode": "data",
+        "aspectmode": "cube",  # the ranges are equal; "data" would take the aspect from what the traces extend to
         "dragmode": "turntable",
-        "camera": {"eye": dict(EYE), "up": {"x": 0, "y": 0, "z": 1}, "center": {"x": 0, "y": 0, "z": -0.04}},
+        "camera": {"eye": _xyz_of(EYE), "up": {"x": 0, "y": 0, "z": 1}, "center": _xyz_of(LOOK_AT)},
     }
     legend = {"x": 0.01, "y": 0.99, "xanchor": "left", "yanchor": "top", "itemsizing": "constant"}
     margin = {"l": 0, "r": 0, "t": 0, "b": 0}
