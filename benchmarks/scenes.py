@@ -2,8 +2,9 @@
 
     python benchmarks/scenes.py [--data ../shared/data] [--repeats 3] [--only NAME ...]
 
-Both sides map the full-size photographs with RootSIFT (pycolmap's default budget of 8192) on all cores, turn about;
-seconds are medians over the repeats. Errors are against the true cameras after one similarity. castle-P19 is also
+Both sides map the full-size photographs with RootSIFT (pycolmap's default budget of 8192) on all cores, turn about
+(featkit's mapper takes one, so that the same seed gives the same map); seconds are medians over the repeats, and the
+pages that featkit writes are in its time. Errors are against the true cameras after one similarity. castle-P19 is also
 localized: mapped with the true poses of every image but each fourth, which are then the queries. Writes
 benchmarks/results/scenes.json.
 """
