@@ -7,6 +7,9 @@ kornia.feature.match_smnn.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import ClassVar
 
 import numpy as np
@@ -18,6 +21,8 @@ from featkit.device import torch_device
 from featkit.errors import BadInputError
 from featkit.matching.top_two import TopTwo, top_two
 from featkit.types import Features, Matches
+
+MAX_THREADS = 8  # pairs at a time on the CPU: each has a tile of 4 MB per 1,000 keypoints
 
 
 class MutualConfig(Config):
@@ -46,7 +51,11 @@ class MutualMatcher:
     def match(self, batch: list[tuple[Features, Features]]) -> list[Matches]:
         """Matches of each pair; see `Matcher.match`."""
         moved: dict[int, Tensor] = {}
-        return [self._match_pair(self._on_device(a, moved), self._on_device(b, moved)) for a, b in batch]
+        loaded = [(self._on_device(a, moved), self._on_device(b, moved)) for a, b in batch]
+        if self.device.type != "cpu":
+            return [self._match_pair(a, b) for a, b in loaded]
+        with _one_pair_per_core() as pool:
+            return list(pool.map(lambda pair: self._match_pair(*pair), loaded))
 
     def _on_device(self, features: Features, moved: dict[int, Tensor]) -> Tensor:
         """Descriptors as float32 on the device; an image that stands in several pairs of a batch moves once."""
@@ -92,6 +101,24 @@ class MutualMatcher:
             # Two neighbours at distance 0 are as ambiguous as can be: kornia's 0 / 0 does not pass either.
             good &= (squared_first <= self.config.ratio**2 * squared_second) & (squared_second > 0)
         return good
+
+
+@contextmanager
+def _one_pair_per_core() -> Iterator[ThreadPoolExecutor]:
+    """Threads that each match a pair on their own share of torch's cores.
+
+    One pair's product, bound by arithmetic, then runs beside another's maxima, bound by memory; several cores on one
+    pair would wait for each other between the two. The share is the same for every batch, and so are the results.
+    """
+    cores = torch.get_num_threads()
+    threads = min(cores, MAX_THREADS)
+    share = max(1, cores // threads)
+    torch.set_num_threads(share)
+    try:
+        with ThreadPoolExecutor(threads, "match", initializer=torch.set_num_threads, initargs=(share,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(cores)
 
 
 def _finite_rows(rows: Tensor) -> Tensor:
