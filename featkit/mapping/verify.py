@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +12,11 @@ import pycolmap
 from featkit.config import Config
 from featkit.geometry.epipolar import epipolar_inliers, essential_matrix
 from featkit.geometry.poses import quaternion
-from featkit.log import Advance, progress
+from featkit.log import progress
 from featkit.store.features import FeatureStore
 from featkit.types import Pair, Pose
 
-POLL_S = 1.0  # seconds between two looks at how far the verification is
+LOGGER = logging.getLogger(__name__)
 
 
 class VerifyConfig(Config):
@@ -41,40 +38,9 @@ def by_ransac(path: Path, config: VerifyConfig) -> None:
     options.ransac.confidence = config.confidence
     options.ransac.max_num_trials = config.max_trials
     options.ransac.random_seed = config.seed
-    with _watched(path):
-        pycolmap.geometric_verification(str(path), two_view_geometry_options=options)
-
-
-@contextmanager
-def _watched(path: Path) -> Iterator[None]:
-    """Progress of a verification that runs in pycolmap: the rows it has written are counted from outside."""
-    stop = threading.Event()
-
-    def count() -> tuple[int, int]:
-        uri = f"{path.resolve().as_uri()}?mode=ro"
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=POLL_S)) as reader:
-            matched = reader.execute("SELECT COUNT(*) FROM matches").fetchone()[0]
-            return matched, reader.execute("SELECT COUNT(*) FROM two_view_geometries").fetchone()[0]
-
-    total, done_before = count()
-
-    def watch(advance: Advance) -> None:
-        shown = 0
-        while not stop.wait(POLL_S):
-            with contextlib.suppress(sqlite3.Error):  # locked just now
-                done = count()[1] - done_before
-                advance(done - shown)
-                shown = done
-        advance(total - done_before - shown)
-
-    with progress("verify", total - done_before, "pairs") as advance:
-        watcher = threading.Thread(target=watch, args=(advance,), daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            watcher.join()
+    # No look at the database meanwhile: a second SQLite in the process would break the locks of pycolmap's (SIGBUS).
+    LOGGER.info("verify: geometric verification of all pairs")
+    pycolmap.geometric_verification(str(path), two_view_geometry_options=options)
 
 
 def by_poses(
