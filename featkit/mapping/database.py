@@ -10,7 +10,6 @@ import pycolmap
 
 from featkit.errors import BadInputError
 from featkit.geometry.pixels import to_colmap
-from featkit.log import progress
 from featkit.store.features import FeatureStore
 from featkit.store.matches import MatchStore
 from featkit.types import Pair
@@ -22,19 +21,18 @@ def write_images(
     camera_ids: dict[str, int],
     features: FeatureStore,
     names: Sequence[str],
-) -> dict[str, int]:
+) -> None:
     """Write cameras, rigs, frames, images and keypoints in one transaction; image ids count from 1.
 
     Each camera is its own rig and each image its own frame, as COLMAP does for photographs without a rig.
     """
-    ids = {name: number for number, name in enumerate(names, start=1)}
     with pycolmap.DatabaseTransaction(database):
         for camera in cameras.values():
             database.write_camera(camera, use_camera_id=True)
             rig = pycolmap.Rig(rig_id=camera.camera_id)
             rig.add_ref_sensor(camera.sensor_id)
             database.write_rig(rig, use_rig_id=True)
-        for name, image_id in ids.items():
+        for image_id, name in enumerate(names, start=1):
             image = pycolmap.Image(name=name, camera_id=camera_ids[name], image_id=image_id)
             database.write_image(image, use_image_id=True)
             frame = pycolmap.Frame()
@@ -42,22 +40,21 @@ def write_images(
             frame.add_data_id(image.data_id)
             database.write_frame(frame, use_frame_id=True)
             database.write_keypoints(image_id, to_colmap(features.keypoints(name)))
-    return ids
 
 
-def write_matches(
-    database: pycolmap.Database, ids: dict[str, int], matches: MatchStore, pairs: Iterable[Pair]
-) -> list[Pair]:
-    """Write the matches of all pairs in one transaction; returns the pairs that have any."""
-    listed, written = list(pairs), []
-    with progress("database", len(listed), "pairs") as advance, pycolmap.DatabaseTransaction(database):
-        for pair in listed:
+def write_matches(database: pycolmap.Database, matches: MatchStore, pairs: Iterable[Pair]) -> list[Pair]:
+    """Write the matches of pairs in one transaction; returns those that have any and no two-view geometry yet."""
+    ids = {image.name: image.image_id for image in database.read_all_images()}
+    waiting = []
+    with pycolmap.DatabaseTransaction(database):
+        for pair in pairs:
+            both = (ids[pair.name0], ids[pair.name1])
             found = matches.read(pair).as_index_pairs()
-            if len(found):
-                database.write_matches(ids[pair.name0], ids[pair.name1], found.astype(np.uint32))
-                written.append(pair)
-            advance(1)
-    return written
+            if len(found) and not database.exists_matches(*both):
+                database.write_matches(*both, found.astype(np.uint32))
+            if len(found) and not database.exists_two_view_geometry(*both):
+                waiting.append(pair)
+    return waiting
 
 
 def count_verified(path: Path) -> tuple[int, int]:

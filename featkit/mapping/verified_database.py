@@ -6,13 +6,14 @@ It has a stamp beside it and is skipped only when that agrees; a verification th
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pycolmap
 
 from featkit.config import Config
 from featkit.errors import BadInputError, NothingCameOutError, NotWritableError
+from featkit.log import progress
 from featkit.mapping import database as db
 from featkit.mapping import verify
 from featkit.mapping.cameras import CameraConfig, cameras_of_images, check_sizes
@@ -25,6 +26,7 @@ from featkit.store.stamp import digest, is_stamped, write_stamp
 from featkit.types import Pair
 
 LOGGER = logging.getLogger(__name__)
+MIN_CHUNK, MAX_CHUNKS = 64, 50  # pairs verified before the next word of progress, and such words at most
 
 
 class DatabaseConfig(Config):
@@ -71,13 +73,17 @@ def build_database(
             check_sizes(cameras, camera_ids, {name: store.image_size(name) for name in names})
             _remove(part, part_stamp)
             with pycolmap.Database.open(str(part)) as database:
-                ids = db.write_images(database, cameras, camera_ids, store, names)
-                matched = db.write_matches(database, ids, found, listed)
-                if reference is not None:
-                    verify.by_poses(database, ids, matched, store, reference.poses, config.verify)
-            write_stamp(part_stamp, config, inputs)  # from here on only verification is left, and it goes on
-    if reference is None:
-        verify.by_ransac(part, config.verify)
+                db.write_images(database, cameras, camera_ids, store, names)
+            write_stamp(part_stamp, config, inputs)  # from here on it goes on where it was stopped
+        with progress("verify", len(listed), "pairs") as advance:
+            for chunk in _chunks(listed):
+                with pycolmap.Database.open(str(part)) as database:
+                    fresh = db.write_matches(database, found, chunk)
+                    if reference is not None:
+                        verify.by_poses(database, fresh, store, reference.poses, config.verify)
+                if reference is None:
+                    verify.by_ransac(part, config.verify)
+                advance(len(chunk))
     verified, inliers = db.count_verified(part)
     LOGGER.info("verify: %d of %d pairs verified, %d inlier matches", verified, len(listed), inliers)
     if verified == 0:
@@ -91,6 +97,13 @@ def build_database(
     part.rename(output)
     part_stamp.unlink()
     return output
+
+
+def _chunks(pairs: list[Pair]) -> Iterator[list[Pair]]:
+    """Runs of pairs that are written and verified together: pycolmap says nothing until it is done with all it has."""
+    size = max(MIN_CHUNK, -(-len(pairs) // MAX_CHUNKS))
+    for start in range(0, len(pairs), size):
+        yield pairs[start : start + size]
 
 
 def _inputs(

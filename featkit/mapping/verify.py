@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,11 +11,8 @@ import pycolmap
 from featkit.config import Config
 from featkit.geometry.epipolar import epipolar_inliers, essential_matrix
 from featkit.geometry.poses import quaternion
-from featkit.log import progress
 from featkit.store.features import FeatureStore
 from featkit.types import Pair, Pose
-
-LOGGER = logging.getLogger(__name__)
 
 
 class VerifyConfig(Config):
@@ -38,38 +34,35 @@ def by_ransac(path: Path, config: VerifyConfig) -> None:
     options.ransac.confidence = config.confidence
     options.ransac.max_num_trials = config.max_trials
     options.ransac.random_seed = config.seed
-    # No look at the database meanwhile: a second SQLite in the process would break the locks of pycolmap's (SIGBUS).
-    LOGGER.info("verify: geometric verification of all pairs")
     pycolmap.geometric_verification(str(path), two_view_geometry_options=options)
 
 
 def by_poses(
     database: pycolmap.Database,
-    ids: dict[str, int],
     pairs: Iterable[Pair],
     features: FeatureStore,
     poses: dict[str, Pose],
     config: VerifyConfig,
 ) -> None:
     """Keep matches near their epipolar lines in both images: `max_error_px` times the keypoints' uncertainty."""
-    listed = list(pairs)
-    cameras = {name: database.read_camera(database.read_image(ids[name]).camera_id) for name in poses if name in ids}
-    with progress("verify", len(listed), "pairs") as advance, pycolmap.DatabaseTransaction(database):
-        for pair in listed:
+    with pycolmap.DatabaseTransaction(database):
+        for pair in pairs:
             names = (pair.name0, pair.name1)
-            matches = database.read_matches(ids[names[0]], ids[names[1]])
+            images = [database.read_image_with_name(name) for name in names]
+            ids = [image.image_id for image in images]
+            matches = database.read_matches(*ids)
             points, thresholds = [], []
-            for column, name in enumerate(names):
-                keypoints = database.read_keypoints(ids[name])[matches[:, column], :2]
-                points.append(np.asarray(cameras[name].cam_from_img(keypoints.astype(np.float64))))
-                error_px = config.max_error_px * features.uncertainty_px(name)
-                thresholds.append(cameras[name].cam_from_img_threshold(error_px))
+            for column, image in enumerate(images):
+                camera = database.read_camera(image.camera_id)
+                keypoints = database.read_keypoints(image.image_id)[matches[:, column], :2]
+                points.append(np.asarray(camera.cam_from_img(keypoints.astype(np.float64))))
+                error_px = config.max_error_px * features.uncertainty_px(image.name)
+                thresholds.append(camera.cam_from_img_threshold(error_px))
             pose0, pose1 = poses[names[0]], poses[names[1]]
             essential = essential_matrix(pose0, pose1)
             inlier = epipolar_inliers(essential, points[0], points[1], thresholds[0], thresholds[1])
             geometry = _known_geometry(pose0, pose1, essential, matches[inlier])
-            database.write_two_view_geometry(ids[names[0]], ids[names[1]], geometry)
-            advance(1)
+            database.write_two_view_geometry(*ids, geometry)
 
 
 def _known_geometry(pose0: Pose, pose1: Pose, essential: np.ndarray, inliers: np.ndarray) -> pycolmap.TwoViewGeometry:
