@@ -70,7 +70,7 @@ def _times(result: dict[str, Any]) -> str:
         for row in result["rows"]
         if "time_over_pycolmap" in row
     ]
-    return f"featkit's time over pycolmap's, medians of one run: {', '.join(ratios)}."
+    return f"featkit's time over pycolmap's, both in one run: {', '.join(ratios)}."
 
 
 def _localization(result: dict[str, Any]) -> list[str]:
