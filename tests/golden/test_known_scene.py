@@ -11,13 +11,14 @@ from PIL import Image
 from featkit.config import Config
 from featkit.errors import BadInputError
 from featkit.geometry.pixels import from_colmap
+from featkit.mapping import verified_database, verify
 from featkit.mapping.align import compare_with_truth
 from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.reconstruct import MapConfig, build_map, database_config, read_largest
 from featkit.mapping.reference import Reference
 from featkit.mapping.statistics import map_statistics, point_ids
-from featkit.mapping.verified_database import build_database
-from featkit.mapping.verify import to_pose
+from featkit.mapping.verified_database import DatabaseConfig, build_database
+from featkit.mapping.verify import VerifyConfig, to_pose
 from featkit.store.features import append_features
 from featkit.store.matches import append_matches
 from featkit.store.pairs import write_pairs
@@ -146,3 +147,58 @@ def test_too_few_images(scene: Scene, tmp_path: Path) -> None:
     known = reference(scene)
     with pytest.raises(BadInputError, match="two images or more, 1 are usable"):
         build(scene, tmp_path, MapConfig(), Reference(one, known.cameras, known.camera_ids))
+
+
+Geometries = dict[tuple[str, str], tuple[int, list[list[int]]]]
+
+
+def verified(scene: Scene, folder: Path, known: Reference | None) -> Geometries:
+    """Configuration and inliers of every two-view geometry, by image names."""
+    config = DatabaseConfig(camera=CameraConfig(model="PINHOLE", params=CAMERA, mode="single"))
+    path = folder / "database.db"
+    build_database(config, scene.images, scene.features, scene.pairs, scene.matches, path, reference=known)
+    with pycolmap.Database.open(str(path)) as database:
+        names = {image.image_id: image.name for image in database.read_all_images()}
+        pair_ids, geometries = database.read_two_view_geometries()
+    pairs = [tuple(names[i] for i in pycolmap.pair_id_to_image_pair(pair_id)) for pair_id in pair_ids]
+    return {
+        (a, b): (int(geometry.config), geometry.inlier_matches.tolist())
+        for (a, b), geometry in zip(pairs, geometries, strict=True)
+    }
+
+
+@pytest.mark.parametrize("by_known_poses", [True, False])
+def test_chunks_of_pairs_change_nothing(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_known_poses: bool
+) -> None:
+    known = reference(scene) if by_known_poses else None
+    whole = verified(scene, tmp_path / "whole", known)
+    monkeypatch.setattr(verified_database, "MIN_CHUNK", 7)
+    assert len(whole) == 45
+    assert verified(scene, tmp_path / "chunks", known) == whole
+
+
+def test_a_stopped_verification_goes_on(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chunks that were done are neither written nor verified again, and the outcome is that of one run."""
+    whole = verified(scene, tmp_path / "whole", None)
+    monkeypatch.setattr(verified_database, "MIN_CHUNK", 7)
+    by_ransac, by_then = verify.by_ransac, []
+
+    def stop_at_the_third(path: Path, config: VerifyConfig) -> None:
+        by_then.append(path)
+        if len(by_then) == 3:
+            raise KeyboardInterrupt
+        by_ransac(path, config)
+
+    monkeypatch.setattr(verify, "by_ransac", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        verified(scene, tmp_path / "stopped", None)
+    with pycolmap.Database.open(str(by_then[-1])) as database:
+        assert database.num_matched_image_pairs() == 21
+        assert len(database.read_two_view_geometries()[0]) == 14
+    assert not (tmp_path / "stopped" / "database.db").exists()
+    written = []
+    monkeypatch.setattr(verify, "by_ransac", by_ransac)
+    monkeypatch.setattr(verified_database.db, "write_images", lambda *args: written.append(args))
+    assert verified(scene, tmp_path / "stopped", None) == whole
+    assert not written, "the images were there already"

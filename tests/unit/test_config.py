@@ -207,5 +207,6 @@ def test_any_yaml_file_is_read_or_bad_input(tmp_path: Path, data: bytes) -> None
         values = read_yaml(path)
     except BadInputError:
         return
+    assert isinstance(values, dict)
     with contextlib.suppress(UsageError):
-        make(Outer, values)
+        assert isinstance(make(Outer, values), Outer)
