@@ -5,7 +5,7 @@ A message has one line and says what is wrong, where, and what to do about it.
 
 
 class FeatkitError(Exception):
-    """Base of every error that is reported as one line instead of a traceback."""
+    """Base of every error that is reported as one line instead of a traceback; by itself, something unexpected."""
 
     exit_code = 1
 
@@ -32,3 +32,7 @@ class NotWritableError(FeatkitError):
     """The output cannot be written: no permission, no space, or locked by another process."""
 
     exit_code = 5
+
+
+class WorkerDiedError(FeatkitError):
+    """A worker process was ended from outside, most often for memory."""

@@ -18,15 +18,15 @@ from featkit import log
 from featkit.config import Config, Runtime
 from featkit.evaluation.localization import score_localization
 from featkit.features import extract
-from featkit.features.extract import ExtractJob
+from featkit.features.extract import ExtractJob, same_extraction
 from featkit.localization import localize
 from featkit.localization.localize import LocalizeConfig, QueryResult
-from featkit.localization.query_pairs import pair_queries
+from featkit.localization.query_pairs import given_pairs, pair_queries
 from featkit.log import timed
 from featkit.mapping.align import similarity_to_truth, transform_pose
 from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.model import read_model
-from featkit.mapping.scene import find_map, same_extraction, usable_images
+from featkit.mapping.scene import find_map, usable_images
 from featkit.matching import match
 from featkit.report.localization import localization_report
 from featkit.report.metrics import localization_metrics
@@ -92,7 +92,7 @@ def run(
     with timed("extract", seconds):
         query_features = extract.run(job, queries, output / "features.h5", readable, overwrite)
     with timed("retrieve", seconds):
-        chosen = pairs or pair_queries(
+        chosen = given_pairs(pairs, query_features, output / "pairs.txt") if pairs else pair_queries(
             query_features, readable, found, config.retrieval, config.localize.num_retrieved, output / "pairs.txt",
             config.seed, device,
         )  # fmt: skip

@@ -22,12 +22,14 @@ from featkit.mapping import reconstruct
 from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.reconstruct import MapConfig
 from featkit.mapping.reference import read_reference
-from featkit.mapping.scene import image_folder, output_folder, pair_method, selected_pairs, usable_images
+from featkit.mapping.scene import image_folder, output_folder, usable_images
 from featkit.mapping.verified_database import build_database
 from featkit.matching import match
+from featkit.pairing import stage as pairing
 from featkit.pairing.stage import AutoConfig
 from featkit.report.metrics import map_metrics
 from featkit.report.reconstruction import reconstruction_report
+from featkit.store.pairs import read_pairs
 from featkit.store.poses import read_poses
 from featkit.store.text import write_text
 
@@ -81,14 +83,19 @@ def run(
     check_camera(config.map.camera)
     names = usable_images(images, None if known is None else known.poses.keys())
     job = ExtractJob.resolve(config.extract, device=device)
-    method = pair_method(config.pairs, config.pairing, len(names), config.auto)
+    given = Path(config.pairs) if config.pairs.endswith(".txt") else None
+    if given is not None:
+        read_pairs(given)  # a wrong list is better found before the work than after
+    method = None if given else pairing.resolve(config.pairs, len(names), config.auto, config.pairing)
     matcher, matching = match.resolve(config.matcher, config.matching, device)
     seconds: dict[str, float] = {}
 
     with timed("extract", seconds):
         features = extract.run(job, images, output / "features.h5", names, overwrite)
     with timed("pairs", seconds):
-        pairs = selected_pairs(method, features, names, output / "pairs.txt", config.seed, device, overwrite)
+        pairs = given or pairing.run(
+            method, features, output / "pairs.txt", names=names, seed=config.seed, device=device, overwrite=overwrite
+        )
     with timed("match", seconds):
         matches = match.run(matcher, matching, features, pairs, output / "matches.h5", overwrite=overwrite)
     with timed("verify", seconds):
@@ -103,9 +110,9 @@ def run(
     with timed("report", seconds):
         metrics = map_metrics(sparse, database, len(names), true_poses, align=known is None)
         metrics["seconds"] = seconds
-        ran = config.model_copy(update={"extract": job.config, "matching": matching.result_fields()})
-        if not isinstance(method, Path):
-            ran = ran.model_copy(update={"pairing": method[1].result_fields()})
+        paired = {} if method is None else method[1].result_fields()
+        resolved = {"extract": job.config, "pairing": paired, "matching": matching.result_fields()}
+        ran = config.model_copy(update=resolved)
         report = reconstruction_report(ran, metrics, images, features, database, sparse, output / "report.html")
     metrics["config"] = ran.result_fields()
     write_text(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from featkit.cli import options
 from featkit.cli.common import Outcome, RunOptions, verb
 
 HELP = """Extract local features of all images of a folder.
@@ -19,20 +20,14 @@ Stopped at any moment, it goes on where it was when the same command is run agai
 @verb
 def command(
     images: Annotated[Path, typer.Argument(help="Folder of images (searched recursively).")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The features file to write.")],
-    features: Annotated[str, typer.Option(help="Configuration by name, or a yaml file.")] = "rootsift",
-    resize_max: Annotated[
-        int | None, typer.Option(help="Longer side after resizing, px.", min=16, show_default="no resizing")
-    ] = None,
-    max_keypoints: Annotated[
-        int | None, typer.Option(help="Never more keypoints per image.", min=1, show_default="the configuration's")
-    ] = None,
-    workers: Annotated[int, typer.Option(help="Workers; 0: one per core.", min=0)] = 0,
-    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Pass over images that cannot be read.")] = False,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the configuration; repeatable.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+    out: options.Out,
+    features: options.Features = "rootsift",
+    resize_max: options.ResizeMax = None,
+    max_keypoints: options.MaxKeypoints = None,
+    workers: options.Workers = 0,
+    skip_broken: options.SkipBroken = False,
+    settings: options.Settings = None,
+    overwrite: options.Overwrite = False,
     *,
     run: RunOptions,
 ) -> Outcome:
@@ -44,9 +39,7 @@ def command(
     config = extract.ExtractConfig(
         features=features, decode=DecodeConfig(resize_max=resize_max), workers=workers, skip_broken=skip_broken
     )
-    changes = overrides(settings or [])
-    if max_keypoints is not None:
-        changes["max_keypoints"] = max_keypoints
+    changes = overrides(settings or []) | options.given(max_keypoints=max_keypoints)
     job = extract.ExtractJob.resolve(config, changes, run.device)
     extract.run(job, images, out, overwrite=overwrite)
     with open_features(out) as store:

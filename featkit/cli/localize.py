@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from featkit.cli import options
 from featkit.cli.common import Outcome, RunOptions, verb
 
 HELP = """Find the poses of new photographs in a map.
@@ -32,38 +33,23 @@ def command(
     ] = None,
     pairs: Annotated[Path | None, typer.Option(help="Pairs file: query, map image.", show_default="retrieval")] = None,
     num: Annotated[int | None, typer.Option(help="Map images retrieved per query.", min=1, show_default="20")] = None,
-    matcher: Annotated[str, typer.Option(help="Matcher by name.")] = "mutual",
-    camera_model: Annotated[
-        str | None, typer.Option(help="COLMAP camera model of the queries.", show_default="SIMPLE_RADIAL")
-    ] = None,
-    camera_params: Annotated[
-        str | None, typer.Option(help="Known parameters, comma-separated.", show_default="the map's, or EXIF")
-    ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that extract; 0: one per core.", min=0)] = 0,
+    matcher: options.Matcher = "mutual",
+    camera_model: options.CameraModel = None,
+    camera_params: options.CameraParams = None,
+    workers: options.Workers = 0,
     truth: Annotated[Path | None, typer.Option(help="True poses (of the map's images too): prints the recall.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As localize.num_retrieved=8.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+    settings: options.Settings = None,
+    overwrite: options.Overwrite = False,
     *,
     run: RunOptions,
 ) -> Outcome:
-    from featkit.cli.reconstruct import numbers
     from featkit.config import make, merge, overrides
     from featkit.report.summary import recall_table
     from featkit.resources import load_pipeline
 
     pipeline = load_pipeline("localize")
-    localize: dict[str, Any] = {"pose": {"seed": run.seed}}
-    camera: dict[str, Any] = {}
-    if camera_model is not None:
-        camera["model"] = camera_model
-    if camera_params is not None:
-        camera["params"] = numbers(camera_params)
-    if camera:
-        localize["camera"] = camera
-    if num is not None:
-        localize["num_retrieved"] = num
+    camera = options.camera_fields(camera_model, camera_params)
+    localize = {"pose": {"seed": run.seed}, "camera": camera, **options.given(num_retrieved=num)}
     values = {"localize": localize, "matcher": matcher, "workers": workers, "seed": run.seed}
     config = make(pipeline.LocalizationConfig, merge(values, overrides(settings or [])), where="localize")
     result = pipeline.run(

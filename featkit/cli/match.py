@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from featkit.cli import options
 from featkit.cli.common import Outcome, RunOptions, verb
 
 HELP = """Match the features of image pairs.
@@ -20,22 +21,17 @@ Stopped at any moment, it goes on where it was when the same command is run agai
 def command(
     features: Annotated[Path, typer.Argument(help="The features file.")],
     pairs: Annotated[Path, typer.Argument(help="The pairs file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The matches file to write.")],
-    matcher: Annotated[str, typer.Option(help="Configuration by name, or a yaml file.")] = "mutual",
-    ratio: Annotated[
-        float | None,
-        typer.Option(help="Ratio test on both sides; 1: none.", min=0.01, max=1, show_default="the configuration's"),
-    ] = None,
+    out: options.Out,
+    matcher: options.Matcher = "mutual",
+    ratio: options.Ratio = None,
     min_score: Annotated[
         float | None, typer.Option(help="Smallest similarity of a match.", min=-1, max=1, show_default="none")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Pairs at a time; changes no result.", min=1, show_default="the configuration's")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the configuration; repeatable.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+    settings: options.Settings = None,
+    overwrite: options.Overwrite = False,
     *,
     run: RunOptions,
 ) -> Outcome:
@@ -44,9 +40,7 @@ def command(
     from featkit.store.matches import open_matches
     from featkit.store.pairs import read_pairs
 
-    changes = overrides(settings or [])
-    named = {"ratio": ratio, "min_score": min_score, "batch_size": batch_size}
-    changes |= {name: value for name, value in named.items() if value is not None}
+    changes = overrides(settings or []) | options.given(ratio=ratio, min_score=min_score, batch_size=batch_size)
     built, config = match.resolve(matcher, changes, run.device)
     match.run(built, config, features, pairs, out, overwrite=overwrite)
     with open_matches(out) as store:

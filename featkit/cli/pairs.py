@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from featkit.cli import options
 from featkit.cli.common import Outcome, RunOptions, verb
 
 HELP = """Choose which images to match.
@@ -19,14 +20,12 @@ Example: `featkit pairs feats.h5 --method retrieval --num 20 --out pairs.txt`
 @verb
 def command(
     source: Annotated[Path, typer.Argument(help="Folder of images, or feats.h5.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The pairs file to write.")],
+    out: options.Out,
     method: Annotated[str, typer.Option(help="auto, exhaustive, sequential or retrieval.")] = "auto",
     num: Annotated[
         int | None, typer.Option(help="Images each one is paired with.", min=1, show_default="the configuration's")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the configuration; repeatable.")
-    ] = None,
+    settings: options.Settings = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of another origin.")] = False,
     *,
     run: RunOptions,

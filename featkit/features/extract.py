@@ -27,7 +27,7 @@ from featkit.images.decode import DecodeConfig, decode
 from featkit.images.listing import list_images
 from featkit.log import progress
 from featkit.registry import configured, resolve
-from featkit.store.features import FeatureStore, append_features
+from featkit.store.features import FeatureStore, append_features, open_features
 from featkit.types import Features
 
 LOGGER = logging.getLogger(__name__)
@@ -140,6 +140,18 @@ def _finished(job: ExtractJob, pool: Workers, name: str, future: Future[Features
     if len(features) == 0:
         LOGGER.warning("%s: no keypoint found; it will match nothing", name)
     return name, features
+
+
+def same_extraction(features: Path, workers: int = 0) -> ExtractConfig:
+    """The configuration that made a features file; broken images are passed over.
+
+    Raises BadInputError when featkit did not make the file.
+    """
+    with open_features(features) as store:
+        stored = store.attributes().get("config")
+    if not isinstance(stored, dict):
+        raise BadInputError(f"{features}: does not say how it was made; queries cannot be extracted the same way")
+    return make(ExtractConfig, {**stored, "skip_broken": True, "workers": workers}, where=str(features))
 
 
 def extract_one(job: ExtractJob, path: Path) -> Features:

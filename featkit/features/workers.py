@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featkit.errors import FeatkitError
+from featkit.errors import WorkerDiedError
 from featkit.types import Features
 
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 PARENT_CHECK_S = 0.5  # how soon a worker ends when its parent was killed
 _job: ExtractJob | None = None  # in a worker process: what it was started for
-
-
-class WorkerDiedError(FeatkitError):
-    """A worker process was ended from outside, most often for memory."""
 
 
 class Workers:

@@ -12,7 +12,7 @@ from featkit.mapping.scene import MapFiles
 from featkit.retrieval.retrieve import retrieve
 from featkit.retrieval.vlad import VladConfig
 from featkit.store.features import open_features
-from featkit.store.pairs import write_pairs
+from featkit.store.pairs import read_pairs, write_pairs
 from featkit.store.stamp import digest, is_stamped, write_stamp
 
 LOGGER = logging.getLogger(__name__)
@@ -54,3 +54,13 @@ def pair_queries(
     write_pairs(output, pairs)
     write_stamp(stamp, config, inputs, kind="pairs", method="retrieval of map images")
     return output
+
+
+def given_pairs(pairs: Path, query_features: Path, output: Path) -> Path | None:
+    """The pairs of a given file whose query could be read, written to `output`; None when there is not one.
+
+    Raises BadInputError for a file that is no list of pairs.
+    """
+    with open_features(query_features) as queries:
+        usable = [pair for pair in read_pairs(pairs, directed=True) if queries.has(pair.name0)]
+    return write_pairs(output, usable) if usable else None

@@ -35,7 +35,7 @@ class MapConfig(DatabaseConfig):
     """Threads of the mapper; -1: all cores; 0: one for small scenes, all cores for larger ones.
 
     With several threads COLMAP's sums, and which initial pair it finds first, depend on who is faster: only one thread
-    gives the same bytes every time. It costs a sixth of the mapper's time on 2 cores."""
+    gives the same bytes every time."""
     single_thread_images: int = 200
     """Up to so many images `threads` = 0 means one."""
 

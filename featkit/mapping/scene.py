@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from featkit.config import Config, make
 from featkit.errors import BadInputError, NothingCameOutError, NotWritableError
-from featkit.features.extract import ExtractConfig
 from featkit.images.listing import SUFFIXES, list_images
 from featkit.mapping.model import is_model
-from featkit.pairing import stage
-from featkit.registry import configured
-from featkit.store.features import open_features
-from featkit.store.pairs import read_pairs
 
-PairMethod = Path | tuple[type[Any], Config]
 OUTPUT = "featkit"  # name of the folder that everything is written to
 
 
@@ -61,29 +53,6 @@ def usable_images(images: Path, only: Collection[str] | None) -> list[str]:
     return kept
 
 
-def selected_pairs(
-    method: PairMethod, features: Path, names: list[str], output: Path, seed: int, device: str, overwrite: bool
-) -> Path:
-    """pairs.txt made by a method, or the given pairs file. Raises featkit's errors."""
-    if isinstance(method, Path):
-        return method
-    if len(names) < 2:
-        raise BadInputError(f"{features}: a map takes two images or more, there is {len(names)}")
-    return stage.run(method, features, output, names=names, seed=seed, device=device, overwrite=overwrite)
-
-
-def pair_method(name: str, changes: dict[str, Any], images: int, auto: stage.AutoConfig) -> PairMethod:
-    """The pairing behind a name ("auto": by the number of images), or the path of a pairs file.
-
-    Raises UsageError for an unknown name, BadInputError for a file that is no list of pairs.
-    """
-    if name.endswith(".txt"):
-        read_pairs(Path(name))
-        return Path(name)
-    chosen = stage.auto_method(images, auto) if name == "auto" else name
-    return configured("pairing", chosen, changes)
-
-
 def find_map(folder: Path, features: Path | None = None) -> MapFiles:
     """The parts of a map, given the scene, its featkit/ folder, sparse/ or sparse/0. Raises BadInputError."""
     if not folder.is_dir():
@@ -112,15 +81,3 @@ def _with_features(model: Path, features: Path | None) -> MapFiles | None:
         return MapFiles(model, model, features)
     folders = [model, *model.resolve().parents[:2]]
     return next((MapFiles(f, model, f / "features.h5") for f in folders if (f / "features.h5").is_file()), None)
-
-
-def same_extraction(features: Path, workers: int = 0) -> ExtractConfig:
-    """The configuration that made a features file; broken images are passed over.
-
-    Raises BadInputError when featkit did not make the file.
-    """
-    with open_features(features) as store:
-        stored = store.attributes().get("config")
-    if not isinstance(stored, dict):
-        raise BadInputError(f"{features}: does not say how it was made; queries cannot be extracted the same way")
-    return make(ExtractConfig, {**stored, "skip_broken": True, "workers": workers}, where=str(features))

@@ -27,6 +27,9 @@ from featkit.store.pairs import describe_pairs, write_pairs
 LOGGER = logging.getLogger(__name__)
 
 
+Method = tuple[type[Any], Config]  # a pairing's class and its configuration
+
+
 class AutoConfig(Config):
     """When all pairs are cheap enough."""
 
@@ -38,8 +41,18 @@ def auto_method(num_images: int, config: AutoConfig) -> str:
     return "exhaustive" if num_images <= config.exhaustive_up_to else "retrieval"
 
 
+def resolve(
+    name: str, num_images: int, auto: AutoConfig | None = None, changes: dict[str, Any] | None = None
+) -> Method:
+    """The pairing behind a name in configs/, or behind "auto" for that many images.
+
+    changes: what differs from its configuration. Raises UsageError for an unknown name or field.
+    """
+    return configured("pairing", auto_method(num_images, auto or AutoConfig()) if name == "auto" else name, changes)
+
+
 def run(
-    method: str | tuple[type[Any], Config],
+    method: str | Method,
     source: Path,
     output: Path,
     *,
@@ -60,7 +73,7 @@ def run(
     with ExitStack() as stack:
         features = None if source.is_dir() else stack.enter_context(open_features(source))
         names = _chosen(list_images(source) if features is None else features.names(), names, source)
-        cls, config = _resolved(method, len(names), auto or AutoConfig())
+        cls, config = method if isinstance(method, tuple) else resolve(method, len(names), auto)
         if cls.needs_features and features is None:
             raise BadInputError(
                 f"{source}: {cls.__name__.lower()} pairing compares features; extract first, then pair features.h5"
@@ -95,12 +108,6 @@ def _chosen(available: list[str], names: list[str] | None, source: Path) -> list
 def names_digest(names: list[str]) -> str:
     """sha256 of a list of names (or of other texts of one line), in hex."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
-
-
-def _resolved(method: str | tuple[type[Any], Config], num_images: int, auto: AutoConfig) -> tuple[type[Any], Config]:
-    if isinstance(method, tuple):
-        return method
-    return configured("pairing", auto_method(num_images, auto) if method == "auto" else method)
 
 
 def _done(output: Path, config: Config, inputs: dict[str, Any]) -> bool:

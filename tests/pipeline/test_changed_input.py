@@ -120,6 +120,19 @@ def test_every_listed_query_has_its_reason(rendered: Path, tmp_path: Path) -> No
     assert list(result.metrics["recall"].values()) == pytest.approx([1 / 3] * 3)
 
 
+def test_given_pairs_with_a_query_that_cannot_be_read(rendered: Path, tmp_path: Path) -> None:
+    sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
+    sfm.run(sfm.SfmConfig(), rendered)
+    queries = tmp_path / "queries"
+    shutil.copytree(rendered / "queries", queries)
+    (queries / "broken.jpg").write_bytes(b"\xff\xd8\xff no more")
+    given = [Pair(query, f"000{i}.jpg") for query in ("broken.jpg", "query_0000.jpg") for i in range(5)]
+    pairs = write_pairs(tmp_path / "given.txt", given)
+    found = localize.run(localize.LocalizationConfig(), rendered, queries, tmp_path / "out", pairs=pairs)
+    assert found.metrics["localized"] == 1
+    assert found.metrics["failed"] == {"broken.jpg": "the image cannot be read"}
+
+
 def test_known_poses_without_intrinsics_are_refused(rendered: Path, tmp_path: Path) -> None:
     sfm = load_pipeline("sfm")
     poses = shutil.copy(rendered / "truth" / "poses.txt", tmp_path / "poses.txt")
