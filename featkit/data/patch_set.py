@@ -1,0 +1,98 @@
+"""Patches with the classes they belong to: what patch descriptors are trained and tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+
+class PatchArray(Protocol):
+    """An array of grey patches (n, side, side), in memory or mapped from files."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: np.ndarray) -> UInt8[np.ndarray, "b s s"]: ...
+
+
+@dataclass(frozen=True)
+class PatchSet:
+    """patches: (n, side, side) grey uint8. classes: equal for patches of one 3D point. scenes: index in `scene_names`.
+
+    Every class lies in one scene.
+    """
+
+    name: str
+    patches: PatchArray
+    classes: Int[np.ndarray, " n"]
+    scenes: Int[np.ndarray, " n"]
+    scene_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class ClassIndex:
+    """The members of every class that has enough of them: class c has `members[starts[c] : starts[c] + counts[c]]`."""
+
+    members: Int[np.ndarray, " n"]
+    starts: Int[np.ndarray, " c"]
+    counts: Int[np.ndarray, " c"]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @staticmethod
+    def of(classes: Int[np.ndarray, " n"], at_least: int = 2) -> ClassIndex:
+        """Group patches by class, in ascending order of class and patch; smaller classes are left out."""
+        members = np.argsort(classes, kind="stable")
+        ordered = classes[members]
+        starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(classes) else np.zeros(0, np.int64)
+        counts = np.diff(np.r_[starts, len(classes)])
+        keep = counts >= at_least
+        return ClassIndex(members, starts[keep], counts[keep])
+
+
+class _Joined:
+    """Several patch arrays as one."""
+
+    def __init__(self, parts: Sequence[PatchArray]):
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+        self.shape = (int(self._ends[-1]), *parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        out = np.empty((len(index), *self.shape[1:]), np.uint8)
+        which = np.searchsorted(self._ends, index, side="right")
+        for number in np.unique(which):
+            here = which == number
+            first = self._ends[number] - len(self._parts[number])
+            out[here] = self._parts[number][index[here] - first]
+        return out
+
+
+def union(sets: Sequence[PatchSet], name: str = "union") -> PatchSet:
+    """Several sets as one; classes and scenes stay apart. Raises ValueError for patches of different sizes."""
+    if len({patch_set.patches.shape[1:] for patch_set in sets}) != 1:
+        raise ValueError("patch sets of different patch sizes cannot be joined")
+    classes, scenes, names = [], [], []
+    next_class = 0
+    for patch_set in sets:
+        _, dense = np.unique(patch_set.classes, return_inverse=True)
+        classes.append(dense + next_class)
+        next_class += int(dense.max(initial=-1)) + 1
+        scenes.append(patch_set.scenes + len(names))
+        names.extend(patch_set.scene_names)
+    return PatchSet(
+        name, _Joined([s.patches for s in sets]), np.concatenate(classes), np.concatenate(scenes), tuple(names)
+    )
