@@ -1,0 +1,232 @@
+"""Which detections of several images are one keypoint of the scene (Winder and Brown 2007; Brown, Hua, Winder 2011).
+
+A class is a point of the map with one physical size and one direction, both taken from a real detection and carried
+through the cameras. A detection belongs to it when it lies where, as large as, and turned as the cameras say, within
+UBC's tolerances: the patches of a class differ as those of real detections do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from featkit.config import Config
+from featkit.data.pixel_grid import PixelGrid, expand
+from featkit.data.tracks import SceneTracks, Views
+
+PAIRS_AT_ONCE = 4_000_000  # bounds the memory of the vote, whatever the lengths of the tracks
+
+
+class ClassesConfig(Config):
+    """When detections are the same keypoint, and when two keypoints are told apart."""
+
+    position_px: float = 5.0
+    """Largest distance of a detection from the projected point, px of the image (Brown, Hua, Winder 2011, sec. 3)."""
+    position_sigmas: float = 0.94
+    """The same in sigmas of the detection: 5 px of a 64 px patch of 12 sigmas. UBC has no such bound; without it a small
+    keypoint's patch could lie beside its point."""
+    scale_octaves: float = 0.25
+    """Largest ratio of sizes, octaves (same source)."""
+    orientation_rad: float = math.pi / 8
+    """Largest difference of directions (same source)."""
+    separation: float = 2.0
+    """Two classes nearer than this many tolerances are ambiguous: the smaller one is left out (same source)."""
+    extra_views: bool = True
+    """Also take detections of images where the point should be visible, though it was not matched there."""
+    max_view_angle_deg: float = 60.0
+    """Extra views look at the point at most this far from a view that observed it."""
+    depth_tolerance: float = 0.05
+    """Extra views: relative difference from the depth of the points seen around it."""
+    depth_neighbours: int = 5
+    """Extra views: how many seen points around the projection tell the depth (their median)."""
+    depth_radius: float = 0.04
+    """Extra views: how far these may lie, share of the image's longer side."""
+    min_patches: int = 2
+    """Smaller classes are left out."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Keypoints of one image: featkit pixels of the file, DoG sigma in px, radians from +x towards +y."""
+
+    xy: Float[np.ndarray, "n 2"]
+    scales: Float[np.ndarray, " n"]
+    oris: Float[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+
+@dataclass(frozen=True)
+class Keypoints3D:
+    """Points with a size (log2 of world units) and a direction in the world, ascending by point."""
+
+    points: Int[np.ndarray, " k"]
+    log_sizes: Float[np.ndarray, " k"]
+    directions: Float[np.ndarray, "k 3"]
+
+
+@dataclass(frozen=True)
+class Members:
+    """Detections in the classes they belong to: one row per patch, by class, then by image.
+
+    keypoints: row of the Keypoints3D. extra: found in an image that was not matched there.
+    """
+
+    keypoints: Int[np.ndarray, " n"]
+    images: Int[np.ndarray, " n"]
+    detections: Int[np.ndarray, " n"]
+    extra: Bool[np.ndarray, " n"]
+
+    def select(self, index: np.ndarray) -> Members:
+        """The rows at `index`."""
+        return Members(self.keypoints[index], self.images[index], self.detections[index], self.extra[index])
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Where an image should show keypoints: rows of Keypoints3D with position, sigma (px) and angle in the image."""
+
+    keypoints: Int[np.ndarray, " n"]
+    xy: Float[np.ndarray, "n 2"]
+    log_scales: Float[np.ndarray, " n"]
+    angles: Float[np.ndarray, " n"]
+
+
+def turn(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Absolute difference of two angles, radians."""
+    return np.abs((a - b + math.pi) % (2 * math.pi) - math.pi)
+
+
+def position_limit(config: ClassesConfig, scales: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """How far detections of these sigmas may lie from the projection, px."""
+    return np.minimum(config.position_px, config.position_sigmas * scales)
+
+
+def keypoints_of_tracks(
+    tracks: SceneTracks, detections: Sequence[Detections], config: ClassesConfig
+) -> Keypoints3D:
+    """The size and direction most images of a track agree upon: every detection at an observation is heard.
+
+    Points without agreement of `min_patches` images are left out.
+    """
+    rows = _candidates(tracks, detections, config)
+    starts = np.flatnonzero(np.r_[True, np.diff(rows.points) != 0]) if len(rows.points) else np.zeros(0, np.int64)
+    counts = np.diff(np.r_[starts, len(rows.points)])
+    chosen, sizes = [], []
+    load = np.cumsum(counts**2) // PAIRS_AT_ONCE
+    for part in np.unique(load):
+        here = load == part
+        best, size = _elect(rows, starts[here], counts[here], config)
+        chosen.append(best)
+        sizes.append(size)
+    best = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
+    return Keypoints3D(
+        rows.points[best], np.concatenate(sizes) if sizes else np.zeros(0), rows.directions[best]
+    )
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Detections at observations, by point, then image."""
+
+    points: np.ndarray
+    images: np.ndarray
+    distances: np.ndarray  # in tolerances
+    log_sizes: np.ndarray
+    directions: np.ndarray
+    oris: np.ndarray
+    jacobians: np.ndarray
+
+
+def _candidates(tracks: SceneTracks, detections: Sequence[Detections], config: ClassesConfig) -> _Candidates:
+    parts: list[_Candidates] = []
+    for image, found in enumerate(detections):
+        index = np.unique(tracks.observed_points[tracks.observed_images == image])
+        views = tracks.views(image, index)
+        grid = PixelGrid(found.xy, config.position_px)
+        query, detection, distance = grid.pairs_within(views.xy, config.position_px)
+        limit = position_limit(config, found.scales[detection])
+        near = distance <= limit
+        query, detection, distance = query[near], detection[near], distance[near] / limit[near]
+        here = Views(*(getattr(views, field)[query] for field in Views.__dataclass_fields__))
+        parts.append(
+            _Candidates(
+                points=index[query],
+                images=np.full(len(query), image),
+                distances=distance,
+                log_sizes=np.log2(found.scales[detection] / here.magnification),
+                directions=tracks.in_plane(image, here, found.oris[detection]),
+                oris=found.oris[detection],
+                jacobians=here.jacobian,
+            )
+        )
+    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _Candidates.__dataclass_fields__}
+    order = np.argsort(joined["points"], kind="stable")
+    return _Candidates(**{name: values[order] for name, values in joined.items()})
+
+
+def _elect(
+    rows: _Candidates, starts: np.ndarray, counts: np.ndarray, config: ClassesConfig
+) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """For each run of candidates the row whose size and direction most images agree with, and their median size."""
+    group, speaker = expand(starts, counts)
+    which, listener = expand(starts[group], counts[group])
+    speaker = speaker[which]
+    angle = _image_angles(rows.jacobians[listener], rows.directions[speaker])
+    agrees = (np.abs(rows.log_sizes[speaker] - rows.log_sizes[listener]) <= config.scale_octaves) & (
+        turn(angle, rows.oris[listener]) <= config.orientation_rad
+    )
+    speaker, listener = speaker[agrees], listener[agrees]
+    # Both ascend, so the candidates of one image stand together: count images, not detections.
+    new = np.r_[True, (np.diff(speaker) != 0) | (np.diff(rows.images[listener]) != 0)]
+    votes = np.bincount(speaker[new], minlength=len(rows.points)) if len(speaker) else np.zeros(len(rows.points))
+    score = votes - 0.5 * rows.distances  # of equal votes the detection nearest to the point
+    best = np.array([s + int(np.argmax(score[s : s + c])) for s, c in zip(starts, counts, strict=True)], dtype=np.int64)
+    best = best[votes[best] >= config.min_patches]
+    kept = np.isin(speaker, best)
+    runs = np.flatnonzero(np.r_[True, np.diff(speaker[kept]) != 0])
+    sizes = [float(np.median(part)) for part in np.split(rows.log_sizes[listener[kept]], runs[1:])]
+    return best, np.array(sizes if len(best) else [], dtype=np.float64)
+
+
+def _image_angles(jacobians: Float[np.ndarray, "n 2 3"], directions: Float[np.ndarray, "n 3"]) -> np.ndarray:
+    flow = (jacobians @ directions[:, :, None])[:, :, 0]
+    return np.arctan2(flow[:, 1], flow[:, 0])
+
+
+def predictions(
+    tracks: SceneTracks, keypoints: Keypoints3D, image: int, extra: Bool[np.ndarray, " k"]
+) -> Predictions:
+    """Where `image` should show those keypoints for which `extra` is true."""
+    chosen = np.flatnonzero(extra)
+    views = tracks.views(image, keypoints.points[chosen])
+    return Predictions(
+        keypoints=chosen,
+        xy=views.xy,
+        log_scales=keypoints.log_sizes[chosen] + np.log2(views.magnification),
+        angles=_image_angles(views.jacobian, keypoints.directions[chosen]),
+    )
+
+
+def members_in_image(
+    predicted: Predictions, found: Detections, config: ClassesConfig
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """(row of Keypoints3D, detection): for every predicted keypoint the nearest detection within all tolerances."""
+    grid = PixelGrid(found.xy, config.position_px)
+    query, detection, distance = grid.pairs_within(predicted.xy, config.position_px)
+    limit = position_limit(config, found.scales[detection])
+    fits = (
+        (distance <= limit)
+        & (np.abs(np.log2(found.scales[detection]) - predicted.log_scales[query]) <= config.scale_octaves)
+        & (turn(found.oris[detection], predicted.angles[query]) <= config.orientation_rad)
+    )
+    query, detection, distance = query[fits], detection[fits], (distance / limit)[fits]
+    order = np.lexsort((distance, query))
+    query, detection = query[order], detection[order]
+    first = np.r_[True, np.diff(query) != 0] if len(query) else np.zeros(0, bool)
+    return predicted.keypoints[query[first]], detection[first]

@@ -1,0 +1,236 @@
+"""UBC PhotoTour's format (Winder and Brown 2007): bitmaps of 16 x 16 patches, memory-mapped, and their text files.
+
+patches0000.bmp ...  1024 x 1024 pixels, 8 bit grey, patches from left to right and from top to bottom.
+info.txt             a line per patch: id of its 3D point, id of its image (UBC leaves the second one 0).
+m50_N_N_0.txt        N test pairs, half of them matching: patch, its point, 0, patch, its point, 0, 0.
+scenes.txt           ours, optional: a line per image id: scene, tab, name of the image. Without it a folder is one scene.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from featkit.data.patch_set import PatchSet
+from featkit.errors import BadInputError, NotWritableError
+from featkit.store.text import read_lines, write_text
+
+BITMAP, ROW, SIDE = 1024, 16, 64  # px of a bitmap, patches in a row, px of a patch
+PER_BITMAP = ROW * ROW
+HEADER = struct.Struct("<2sIHHIIiiHHIIiiII")  # BITMAPFILEHEADER and BITMAPINFOHEADER
+PALETTE = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, axis=1) * np.array([1, 1, 1, 0], np.uint8)
+OFFSET = HEADER.size + PALETTE.size
+INFO, SCENES = "info.txt", "scenes.txt"
+
+
+@dataclass(frozen=True)
+class TestPairs:
+    """Pairs of patches, rows of a PatchSet. match: whether both show the same point."""
+
+    __test__ = False  # no test class, whatever pytest makes of the name
+
+    index0: Int[np.ndarray, " n"]
+    index1: Int[np.ndarray, " n"]
+    match: Bool[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.match)
+
+
+class MappedPatches:
+    """Patches of bitmaps on disk, (n, 64, 64): only those asked for are read."""
+
+    def __init__(self, paths: Sequence[Path], count: int, writable: bool = False):
+        self._tiles = [_map_bitmap(path, writable) for path in paths]
+        self.shape = (count, SIDE, SIDE)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: np.ndarray) -> UInt8[np.ndarray, "b s s"]:
+        index = np.asarray(index)
+        if index.dtype == bool:
+            index = np.flatnonzero(index)
+        out = np.empty((len(index), SIDE, SIDE), np.uint8)
+        for rows, tiles, places in self._by_bitmap(index):
+            out[rows] = tiles[places // ROW, places % ROW]
+        return out
+
+    def __setitem__(self, index: np.ndarray, patches: UInt8[np.ndarray, "b s s"]) -> None:
+        for rows, tiles, places in self._by_bitmap(np.asarray(index)):
+            tiles[places // ROW, places % ROW] = patches[rows]
+
+    def _by_bitmap(self, index: np.ndarray):  # type: ignore[no-untyped-def]
+        if len(index) and not (0 <= index.min() and index.max() < len(self)):
+            raise IndexError(f"patch {index.max()} of {len(self)}")
+        order = np.argsort(index // PER_BITMAP, kind="stable")
+        bitmap = index[order] // PER_BITMAP
+        for rows in np.split(order, np.flatnonzero(np.diff(bitmap)) + 1):
+            if len(rows):
+                yield rows, self._tiles[index[rows[0]] // PER_BITMAP], index[rows] % PER_BITMAP
+
+
+def _map_bitmap(path: Path, writable: bool = False) -> UInt8[np.ndarray, "16 16 64 64"]:
+    """A bitmap's patches as a view of the file. Raises BadInputError."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(OFFSET)
+            size = file.seek(0, 2)
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(head) < HEADER.size or head[:2] != b"BM":
+        raise BadInputError(f"{path}: not a bitmap; copy it again")
+    _, _, _, _, offset, _, width, height, _, bits, compression, *_ = HEADER.unpack(head[: HEADER.size])
+    if (width, abs(height)) != (BITMAP, BITMAP) or bits != 8 or compression != 0:
+        raise BadInputError(
+            f"{path}: {width} x {abs(height)} pixels of {bits} bits; patches lie in bitmaps of {BITMAP} x {BITMAP} of 8"
+        )
+    if size < offset + BITMAP * BITMAP or offset < HEADER.size:
+        raise BadInputError(f"{path}: the file is cut off ({size} bytes); copy it again")
+    pixels = np.memmap(path, np.uint8, "r+" if writable else "r", offset, (BITMAP, BITMAP))
+    upright = pixels[::-1] if height > 0 else pixels  # rows are stored from the bottom, unless the height is negative
+    return upright.reshape(ROW, SIDE, ROW, SIDE).transpose(0, 2, 1, 3)
+
+
+def bitmap_paths(folder: Path) -> list[Path]:
+    """The bitmaps of a folder, in order. Raises BadInputError when there is none or one is missing."""
+    if not folder.is_dir():
+        raise BadInputError(f"{folder}: {'is a file, not a folder of patches' if folder.exists() else 'no such folder'}")
+    found = sorted(folder.glob("patches*.bmp"))
+    if not found:
+        raise BadInputError(f"{folder}: no patches0000.bmp in it; make patches with `featkit data patches`")
+    wanted = [folder / f"patches{number:04d}.bmp" for number in range(len(found))]
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise BadInputError(f"{missing[0]}: missing, though there are {len(found)} bitmaps; copy the folder again")
+    return wanted
+
+
+def read_phototour(folder: Path) -> PatchSet:
+    """A folder of UBC's format, the patches memory-mapped. Raises BadInputError."""
+    paths = bitmap_paths(folder)
+    info = read_integers(folder / INFO, (2,))
+    if not PER_BITMAP * (len(paths) - 1) < len(info) <= PER_BITMAP * len(paths):
+        raise BadInputError(
+            f"{folder / INFO}: {len(info)} lines, but the {len(paths)} bitmaps hold"
+            f" {PER_BITMAP * (len(paths) - 1) + 1} to {PER_BITMAP * len(paths)} patches"
+        )
+    if info.min() < 0:
+        raise BadInputError(f"{folder / INFO}: line {int(np.argmax((info < 0).any(axis=1))) + 1} has a negative id")
+    classes, images = info[:, 0], info[:, 1]
+    if len(np.unique(classes)) == len(classes):
+        raise BadInputError(f"{folder / INFO}: no point has two patches; nothing can be learned or tested with it")
+    scenes, names = _scenes_of(folder, images)
+    return PatchSet(folder.resolve().name, MappedPatches(paths, len(info)), classes, scenes, names)
+
+
+def _scenes_of(folder: Path, images: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:
+    path = folder / SCENES
+    if not path.is_file():
+        return np.zeros(len(images), np.int64), (folder.resolve().name,)
+    of_image = [line.split("\t")[0] for _, line in read_lines(path)]
+    if images.max() >= len(of_image):
+        raise BadInputError(f"{path}: {len(of_image)} lines, but {INFO} has an image {images.max()}; copy it again")
+    names = tuple(dict.fromkeys(of_image))
+    return np.array([names.index(name) for name in of_image], dtype=np.int64)[images], names
+
+
+def read_integers(path: Path, columns: tuple[int, ...]) -> Int[np.ndarray, "n c"]:
+    """A text file of integers with one of these numbers of columns. Raises BadInputError with the line."""
+    rows = []
+    for number, line in read_lines(path):
+        parts = line.split()
+        try:
+            rows.append([int(part) for part in parts])
+        except ValueError:
+            raise BadInputError(f"{path}: line {number} is no row of whole numbers: {line[:60]!r}") from None
+        if len(parts) not in columns or len(parts) != len(rows[0]):
+            raise BadInputError(f"{path}: line {number} has {len(parts)} numbers, not {' or '.join(map(str, columns))}")
+    if not rows:
+        raise BadInputError(f"{path}: holds no line")
+    return np.array(rows, dtype=np.int64)
+
+
+def read_pairs(path: Path, patch_set: PatchSet) -> TestPairs:
+    """Test pairs of a patch set. Raises BadInputError for patches it lacks, or whose points differ from the file's."""
+    rows = read_integers(path, (6, 7))
+    index, points = rows[:, [0, 3]], rows[:, [1, 4]]
+    outside = (index < 0) | (index >= len(patch_set))
+    if outside.any():
+        line, column = np.argwhere(outside)[0]
+        raise BadInputError(f"{path}: names patch {index[line, column]}; {patch_set.name} has {len(patch_set)}")
+    wrong = patch_set.classes[index] != points
+    if wrong.any():
+        line, column = np.argwhere(wrong)[0]
+        raise BadInputError(
+            f"{path}: says patch {index[line, column]} shows point {points[line, column]}, but {INFO} says"
+            f" {patch_set.classes[index[line, column]]}; they are not of one set"
+        )
+    return TestPairs(index[:, 0], index[:, 1], points[:, 0] == points[:, 1])
+
+
+def find_pairs(folder: Path) -> Path:
+    """The largest m50 file of a folder that is meant for tests: UBC's of 100,000, else the largest.
+
+    Raises BadInputError.
+    """
+    official = folder / "m50_100000_100000_0.txt"
+    if official.is_file():
+        return official
+    found = [path for path in folder.glob("m50_*_*_0.txt") if path.name.split("_")[1].isdigit()]
+    if not found:
+        raise BadInputError(f"{folder}: no test pairs (m50_100000_100000_0.txt) in it")
+    return max(found, key=lambda path: int(path.name.split("_")[1]))
+
+
+def create_bitmaps(folder: Path, count: int) -> MappedPatches:
+    """Black bitmaps for `count` patches, to be filled by assignment. Raises NotWritableError."""
+    paths = [folder / f"patches{number:04d}.bmp" for number in range(-(-count // PER_BITMAP))]
+    size = OFFSET + BITMAP * BITMAP
+    head = HEADER.pack(b"BM", size, 0, 0, OFFSET, 40, BITMAP, BITMAP, 1, 8, 0, BITMAP * BITMAP, 2835, 2835, 256, 0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            path.write_bytes(head + PALETTE.tobytes() + bytes(BITMAP * BITMAP))
+    except OSError as error:
+        raise NotWritableError(f"{folder}: cannot be written ({error.strerror}); choose another place") from None
+    return MappedPatches(paths, count, writable=True)
+
+
+def write_info(folder: Path, classes: Int[np.ndarray, " n"], images: Int[np.ndarray, " n"]) -> Path:
+    """info.txt."""
+    return write_text(folder / INFO, "".join(f"{c} {i}\n" for c, i in zip(classes.tolist(), images.tolist(), strict=True)))
+
+
+def write_scenes(folder: Path, images: Sequence[tuple[str, str]]) -> Path:
+    """scenes.txt: (scene, name of the image) for every image id."""
+    return write_text(folder / SCENES, "".join(f"{scene}\t{image}\n" for scene, image in images))
+
+
+def write_pairs(folder: Path, pairs: TestPairs, classes: Int[np.ndarray, " n"]) -> Path:
+    """m50_N_N_0.txt, named as UBC's: N pairs in all."""
+    rows = zip(
+        pairs.index0.tolist(), classes[pairs.index0].tolist(), pairs.index1.tolist(), classes[pairs.index1].tolist(),
+        strict=True,
+    )  # fmt: skip
+    name = f"m50_{len(pairs)}_{len(pairs)}_0.txt"
+    return write_text(folder / name, "".join(f"{a} {p} 0 {b} {q} 0 0\n" for a, p, b, q in rows))
+
+
+def write_phototour(folder: Path, patch_set: PatchSet, images: Int[np.ndarray, " n"] | None = None) -> Path:
+    """Write a set of 64 x 64 patches. images: id of each patch's image; of its scene by default."""
+    if patch_set.patches.shape[1:] != (SIDE, SIDE):
+        raise ValueError(f"patches of {patch_set.patches.shape[1:]} pixels; the format has {SIDE} x {SIDE}")
+    bitmaps = create_bitmaps(folder, len(patch_set))
+    for start in range(0, len(patch_set), 4 * PER_BITMAP):
+        index = np.arange(start, min(start + 4 * PER_BITMAP, len(patch_set)))
+        bitmaps[index] = patch_set.patches[index]
+    write_info(folder, patch_set.classes, patch_set.scenes if images is None else images)
+    if images is None:
+        write_scenes(folder, [(name, "-") for name in patch_set.scene_names])
+    return folder

@@ -1,0 +1,86 @@
+"""A reconstruction as plain numpy: cameras, points, and which image saw which point where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+JACOBIAN_STEP = 1e-4  # of the depth: small against any lens, large against float64 rounding
+
+
+class Projector(Protocol):
+    """Points of a camera's frame -> pixels of its file (featkit's frame), NaN where the camera cannot see."""
+
+    def __call__(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]: ...
+
+
+@dataclass(frozen=True)
+class Views:
+    """How one image sees points.
+
+    xy: pixels, NaN where it cannot see. depth: along the optical axis, world units.
+    jacobian: pixels per world unit, along the three world axes. magnification: pixels per world unit of a small plane
+    at the point, parallel to the image. directions: unit vectors from the points to the camera's centre.
+    """
+
+    xy: Float[np.ndarray, "n 2"]
+    depth: Float[np.ndarray, " n"]
+    jacobian: Float[np.ndarray, "n 2 3"]
+    magnification: Float[np.ndarray, " n"]
+    directions: Float[np.ndarray, "n 3"]
+
+
+@dataclass(frozen=True)
+class SceneTracks:
+    """Images with world-to-camera poses, points, and observations in ascending order of the point.
+
+    image_sizes: width, height. observed_points and observed_images index `points` and `image_names`.
+    """
+
+    name: str
+    image_names: tuple[str, ...]
+    image_sizes: Int[np.ndarray, "m 2"]
+    rotations: Float[np.ndarray, "m 3 3"]
+    translations: Float[np.ndarray, "m 3"]
+    projectors: tuple[Projector, ...]
+    points: Float[np.ndarray, "p 3"]
+    observed_points: Int[np.ndarray, " o"]
+    observed_images: Int[np.ndarray, " o"]
+    observed_xy: Float[np.ndarray, "o 2"]
+
+    def views(self, image: int, index: Int[np.ndarray, " n"]) -> Views:
+        """The points at `index` as `image` sees them."""
+        rotation = self.rotations[image]
+        points = self.points[index]
+        local = points @ rotation.T + self.translations[image]
+        in_camera = self._camera_jacobian(image, local)
+        toward = -rotation.T @ self.translations[image] - points
+        return Views(
+            xy=self.projectors[image](local),
+            depth=local[:, 2],
+            jacobian=in_camera @ rotation,
+            magnification=np.sqrt(np.abs(in_camera[:, 0, 0] * in_camera[:, 1, 1] - in_camera[:, 0, 1] * in_camera[:, 1, 0])),
+            directions=toward / np.linalg.norm(toward, axis=1, keepdims=True),
+        )
+
+    def _camera_jacobian(self, image: int, local: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2 3"]:
+        """Pixels per world unit along the axes of the camera, by central differences: any lens model will do."""
+        step = JACOBIAN_STEP * np.abs(local[:, 2:])
+        columns = []
+        for axis in np.eye(3):
+            ahead, behind = self.projectors[image](local + step * axis), self.projectors[image](local - step * axis)
+            columns.append((ahead - behind) / (2 * step))
+        return np.stack(columns, axis=2)
+
+    def in_plane(
+        self, image: int, views: Views, angles: Float[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "n 3"]:
+        """World directions, parallel to the image plane, that point to `angles` (radians) in the image."""
+        rotation = self.rotations[image]
+        in_image = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        flat = np.linalg.solve(views.jacobian @ rotation.T[:, :2], in_image[:, :, None])[:, :, 0]
+        directions = flat @ rotation[:2]
+        return directions / np.linalg.norm(directions, axis=1, keepdims=True)

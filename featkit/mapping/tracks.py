@@ -1,0 +1,110 @@
+"""A COLMAP model -> SceneTracks: the last place where patch data needs pycolmap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+from jaxtyping import Float
+
+from featkit.data.scene_patches import NO_LICENCE, Scene
+from featkit.data.tracks import SceneTracks
+from featkit.errors import BadInputError, UsageError
+from featkit.geometry.pixels import from_colmap
+from featkit.mapping.model import is_model, read_model
+from featkit.mapping.scene import OUTPUT, image_folder
+from featkit.mapping.statistics import point_ids
+
+FOLD_TOLERANCE = 1e-3  # of the distance to the optical axis: how well undistortion must undo distortion
+
+
+@dataclass(frozen=True)
+class CameraProjector:
+    """Projects with a COLMAP camera, lens included."""
+
+    camera: pycolmap.Camera
+
+    def __call__(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]:
+        """Points of the camera's frame -> featkit pixels, NaN behind the camera and beyond the lens's fold."""
+        pixels = np.full((len(points), 2), np.nan)
+        ahead = np.flatnonzero(points[:, 2] > 0)
+        if len(ahead) == 0:
+            return pixels
+        seen = np.asarray(self.camera.img_from_cam(points[ahead]))
+        plane = points[ahead, :2] / points[ahead, 2:]
+        # A radial polynomial turns back far outside the image and would fold what lies there into it.
+        back = np.asarray(self.camera.cam_from_img(seen))
+        folded = ~(np.linalg.norm(back - plane, axis=1) <= FOLD_TOLERANCE * (1 + np.linalg.norm(plane, axis=1)))
+        seen[folded] = np.nan
+        pixels[ahead] = from_colmap(seen)
+        return pixels
+
+
+def find_model(scene: Path) -> Path:
+    """The model of a scene: its own sparse/, or what `featkit reconstruct` made of it. Raises BadInputError."""
+    if not scene.is_dir():
+        raise BadInputError(f"{scene}: {'is a file, not the folder of a scene' if scene.exists() else 'no such folder'}")
+    for base in (scene, scene / OUTPUT):
+        for model in (base / "sparse", base / "sparse" / "0", base, base / "0"):
+            if is_model(model):
+                return model
+    raise BadInputError(f"{scene}: no COLMAP model in sparse/; map it first with `featkit reconstruct {scene}`")
+
+
+def mapped_scenes(scenes: Sequence[Path], licence: str | None = None) -> list[Scene]:
+    """Scenes to take patches of. licence: of all photographs; else of each scene's licence file. Raises BadInputError.
+
+    Two scenes of one name raise UsageError.
+    """
+    names = [scene.resolve().name for scene in scenes]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two scenes are named {twice!r}; rename the folder of one")
+    return [
+        Scene(read_tracks(find_model(scene), name), image_folder(scene), licence or _licence_of(scene))
+        for scene, name in zip(scenes, names, strict=True)
+    ]
+
+
+def _licence_of(scene: Path) -> str:
+    for path in sorted(scene.iterdir()):
+        if path.is_file() and path.stem.lower() in {"licence", "license", "copying"}:
+            return path.read_text(encoding="utf-8", errors="replace")
+    return NO_LICENCE
+
+
+def read_tracks(model_dir: Path, name: str | None = None) -> SceneTracks:
+    """Read a COLMAP model. name: of the scene; the folder's by default. Raises BadInputError."""
+    model = read_model(model_dir)
+    images = sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: image.name)
+    cameras = [model.cameras[image.camera_id] for image in images]
+    poses = [np.asarray(image.cam_from_world().matrix()) for image in images]
+    points = sorted(model.points3D)
+    if not points or len(images) < 2:
+        raise BadInputError(f"{model_dir}: {len(images)} images and {len(points)} points; patches need 2 images")
+    seen = [_observations(image) for image in images]
+    ids = np.concatenate([part[0] for part in seen])
+    order = np.argsort(ids, kind="stable")
+    return SceneTracks(
+        name=name or model_dir.resolve().name,
+        image_names=tuple(image.name for image in images),
+        image_sizes=np.array([[camera.width, camera.height] for camera in cameras]),
+        rotations=np.stack([pose[:, :3] for pose in poses]),
+        translations=np.stack([pose[:, 3] for pose in poses]),
+        projectors=tuple(CameraProjector(camera) for camera in cameras),
+        points=np.array([model.points3D[i].xyz for i in points]),
+        observed_points=np.searchsorted(np.array(points), ids[order]),
+        observed_images=np.repeat(np.arange(len(images)), [len(part[0]) for part in seen])[order],
+        observed_xy=np.concatenate([part[1] for part in seen])[order],
+    )
+
+
+def _observations(image: pycolmap.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of the points an image sees and where it sees them, featkit pixels."""
+    ids = point_ids(image)
+    seen = ids >= 0
+    xy = np.array([point.xy for point in image.points2D], dtype=np.float64).reshape(-1, 2)
+    return ids[seen], from_colmap(xy[seen])
