@@ -1,0 +1,279 @@
+"""One file over HTTP: resumed where it was cut, checked against its checksum, never half there under its name.
+
+What has arrived lies in `NAME.*.part`, and a json beside it says of which version of the remote file it is the start
+(ETag or date, size), so that a file that changed meanwhile is begun anew instead of being glued together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import http.client
+import json
+import logging
+import math
+import os
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from featkit.config import Config, Runtime
+from featkit.data.checksums import CHUNK, Fetched, RemoteFile, check, digests
+from featkit.errors import BadInputError, NothingCameOutError, NotWritableError, UsageError
+from featkit.log import progress
+
+LOGGER = logging.getLogger(__name__)
+MB = 10**6
+AGENT = "featkit"
+
+
+class DownloadConfig(Config):
+    """How a download behaves on a bad line."""
+
+    timeout_s: Runtime[float] = 30.0
+    """A server silent for longer is taken for gone."""
+    attempts: Runtime[int] = 5
+    """Attempts in a row that bring nothing before it gives up; one that brings bytes starts the count anew."""
+    wait_s: Runtime[float] = 1.0
+    """Pause before the second attempt; doubled for each further one."""
+    max_bytes: Runtime[int] = 16 << 30
+    """No file may be larger."""
+
+
+class _Stopped(Exception):
+    """An attempt ended before the file was whole; another may go on."""
+
+
+class _ServerChangedFile(Exception):
+    """What lies in the part file is not the start of what the server has now."""
+
+
+def download(remote: RemoteFile, folder: Path, config: DownloadConfig | None = None) -> Fetched:
+    """Download a file into a folder, going on with what is there of it.
+
+    Raises UsageError for an address that is not http or https, NothingCameOutError when the server cannot be reached
+    or stops (what arrived is kept), BadInputError when the file is not the one expected (it is removed), and
+    NotWritableError without permission or space.
+    """
+    config = config or DownloadConfig()
+    _check_address(remote.url)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _whole(remote, folder, config)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST):
+            raise NotWritableError(f"{folder}: {error.strerror}; choose another --out, or free some space") from None
+        raise
+
+
+def _check_address(url: str) -> None:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.netloc:
+        raise UsageError(f"{url}: not an http or https address")
+
+
+def _whole(remote: RemoteFile, folder: Path, config: DownloadConfig) -> Fetched:
+    part = folder / f"{remote.name}.{hashlib.sha256(remote.url.encode()).hexdigest()[:8]}.part"  # one per address
+    _receive(remote, part, config)
+    fetched = digests(part)
+    try:
+        check(fetched, remote)
+    except BadInputError as error:
+        _forget(part)
+        raise BadInputError(f"{error}; what arrived was removed. Run again, or name a mirror with --url") from None
+    path = folder / remote.name
+    os.replace(part, path)
+    for rest in folder.glob(f"{remote.name}.*.part*"):  # of this address and of others that failed
+        rest.unlink()
+    return Fetched(path, fetched.size, fetched.md5, fetched.sha256)
+
+
+def _receive(remote: RemoteFile, part: Path, config: DownloadConfig) -> None:
+    """Fill the part file, attempt after attempt."""
+    fruitless = 0
+    while True:
+        before = _size(part)
+        try:
+            _attempt(remote, part, config)
+            return
+        except _ServerChangedFile:
+            LOGGER.warning("%s: the server's file is not the one begun; it is fetched anew", remote.url)
+            _forget(part)
+            reason = "the server's file changes at every attempt"
+        except (_Stopped, urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            _raise_if_hopeless(error, remote)
+            reason = _reason(error)
+        fruitless = 0 if _size(part) > before else fruitless + 1
+        if fruitless >= config.attempts:
+            raise NothingCameOutError(
+                f"{remote.url}: {_arrived(part, remote)} ({reason}); run the same command again to go on"
+            )
+        time.sleep(config.wait_s * 2 ** max(0, fruitless - 1))
+
+
+def _attempt(remote: RemoteFile, part: Path, config: DownloadConfig) -> None:
+    """One request, from where the part file ends to the end of the file."""
+    known = _read_state(part)
+    have = _size(part) if known else 0
+    request = urllib.request.Request(remote.url, headers={"User-Agent": AGENT, "Accept-Encoding": "identity"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        if known.get("version"):
+            request.add_header("If-Range", known["version"])
+    try:
+        response = _opener().open(request, timeout=config.timeout_s)
+    except urllib.error.HTTPError as error:
+        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
+            if _total_of_range(error.headers.get("Content-Range", "")) == have:
+                return  # it was whole already
+            raise _ServerChangedFile from None
+        raise
+    with response:
+        start, total = _place(response, have, known.get("total"))
+        if total is not None and total > config.max_bytes:
+            raise BadInputError(f"{remote.url}: {total:,} bytes, more than the {config.max_bytes:,} allowed")
+        if start == 0:
+            _write_state(part, {"version": _version(response), "total": total})
+        _copy(response, part, start, total, remote, config)
+
+
+def _copy(response: Any, part: Path, start: int, total: int | None, remote: RemoteFile, config: DownloadConfig) -> None:
+    """Append the body to the part file; bytes beyond the end that the server announced are a lie."""
+    size = start
+    with part.open("r+b" if start else "wb") as file, _bar(remote.name, total, start) as advance:
+        file.seek(start)
+        file.truncate()
+        while block := response.read1(CHUNK):
+            size += len(block)
+            if size > config.max_bytes:
+                raise BadInputError(f"{remote.url}: more than the {config.max_bytes:,} bytes allowed")
+            file.write(block)
+            advance(len(block))
+    if total is not None and size < total:
+        raise _Stopped(f"cut after {size:,} of {total:,} bytes")
+    if total is None and remote.size is not None and size < remote.size:
+        raise _Stopped(f"cut after {size:,} of {remote.size:,} bytes")
+
+
+def _place(response: Any, have: int, known_total: int | None) -> tuple[int, int | None]:
+    """Where in the file the body starts, and the file's size when the server says it.
+
+    Raises _ServerChangedFile for a part that was not asked for, or that is of a file of another size.
+    """
+    length = response.headers.get("Content-Length", "")
+    if response.status != http.client.PARTIAL_CONTENT:  # the whole file: the server knows no ranges
+        return 0, int(length) if length.isdigit() else None
+    stated = response.headers.get("Content-Range", "")
+    first = stated.removeprefix("bytes ").partition("-")[0].strip()
+    total = _total_of_range(stated)
+    if not have or first != str(have) or (known_total is not None and total not in (None, known_total)):
+        raise _ServerChangedFile
+    return have, total if total is not None else (have + int(length) if length.isdigit() else None)
+
+
+def _total_of_range(stated: str) -> int | None:
+    total = stated.rpartition("/")[2].strip()
+    return int(total) if total.isdigit() else None
+
+
+def _version(response: Any) -> str | None:
+    """What tells one version of the file from the next; a weak ETag does not promise equal bytes."""
+    tag = response.headers.get("ETag", "")
+    if tag and not tag.startswith("W/"):
+        return str(tag)
+    modified = response.headers.get("Last-Modified")
+    return str(modified) if modified else None
+
+
+class _OnlyHttp(urllib.request.HTTPRedirectHandler):
+    """Redirections lead to http and https only."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        _check_address(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _OnlyHttp(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+@contextlib.contextmanager
+def _bar(name: str, total: int | None, start: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar in MB; its function takes bytes."""
+    left_over = 0
+
+    def add(count: int) -> None:
+        nonlocal left_over
+        done, left_over = divmod(left_over + count, MB)
+        advance(done)
+
+    with progress(name, math.ceil((total - start) / MB) if total else 0, "MB") as advance:
+        yield add
+
+
+def _raise_if_hopeless(error: Exception, remote: RemoteFile) -> None:
+    """A missing or forbidden file does not come back by asking again."""
+    if isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code not in (408, 425, 429):
+        raise NothingCameOutError(
+            f"{remote.url}: the server says {error.code} {error.reason}; name a mirror with --url, or fetch"
+            f" {remote.name} by hand and give it with --archive"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server says {error.code} {error.reason}"
+    inner = getattr(error, "reason", None) or error
+    return str(inner) or type(error).__name__
+
+
+def _arrived(part: Path, remote: RemoteFile) -> str:
+    size = _size(part)
+    if not size:
+        return "nothing arrived"
+    of = f" of {remote.size:,}" if remote.size else ""
+    return f"{size:,}{of} bytes arrived and are kept"
+
+
+def _size(part: Path) -> int:
+    try:
+        return part.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _state_path(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _read_state(part: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(_state_path(part).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _write_state(part: Path, state: dict[str, Any]) -> None:
+    part.unlink(missing_ok=True)  # first the bytes, then what they are: never old bytes under a new name
+    _state_path(part).write_text(json.dumps(state), encoding="utf-8")
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _state_path(part).unlink(missing_ok=True)

@@ -1,0 +1,176 @@
+"""Archives of strangers, unpacked without harm: nothing outside the folder, no links, no devices, no bombs.
+
+Everything goes into a folder of its own beside the target, which gets its name when the last byte is there.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import re
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from featkit.config import Config, Runtime
+from featkit.errors import BadInputError, NotWritableError
+
+CHUNK = 1 << 20
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
+DRIVE = re.compile(r"^[A-Za-z]:")
+
+
+class UnpackConfig(Config):
+    """What an archive may hold at most."""
+
+    max_bytes: Runtime[int] = 32 << 30
+    """Bytes after unpacking; the largest data set of the catalogue takes 11 GB."""
+    max_files: Runtime[int] = 200_000
+    """Files; the largest of the catalogue has some 3,000."""
+    max_ratio: Runtime[float] = 200.0
+    """Unpacked over packed size; photographs and patches are below 20, a bomb is above 1,000."""
+    ratio_floor_bytes: Runtime[int] = 64 << 20
+    """Below this size the ratio is not asked: a small file of zeros is no bomb."""
+
+
+class _Budget:
+    """Bytes and files that are still allowed."""
+
+    def __init__(self, archive: Path, config: UnpackConfig):
+        self.archive, self.config = archive, config
+        self.files = self.bytes = 0
+        packed = archive.stat().st_size
+        self.limit = min(config.max_bytes, max(config.ratio_floor_bytes, int(config.max_ratio * packed)))
+
+    def file(self) -> None:
+        self.files += 1
+        if self.files > self.config.max_files:
+            raise BadInputError(f"{self.archive}: more than {self.config.max_files:,} files; not unpacked")
+
+    def take(self, count: int) -> None:
+        self.bytes += count
+        if self.bytes > self.limit:
+            raise BadInputError(
+                f"{self.archive}: unpacks to more than {self.limit:,} bytes, far beyond its size; not unpacked"
+            )
+
+
+def unpack(archive: Path, folder: Path, config: UnpackConfig | None = None) -> int:
+    """Unpack a zip or tar archive (also .gz, .bz2, .xz) into a new folder; the number of files.
+
+    One folder around everything is left out: `liberty/info.txt` becomes `info.txt`. An existing folder is replaced.
+    Raises BadInputError for an archive that is broken, leads outside, holds links or devices, or is too large;
+    NotWritableError without permission or space. The folder is then as it was before.
+    """
+    config = config or UnpackConfig()
+    work = folder.with_name(f".{folder.name}.unpacking")
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        budget = _Budget(archive, config)
+        with _explained(archive):
+            if zipfile.is_zipfile(archive):
+                _unpack_zip(archive, work, budget)
+            else:
+                _unpack_tar(archive, work, budget)
+        _into_place(_without_shell(work), folder)
+    except OSError as error:
+        raise NotWritableError(
+            f"{folder}: {error.strerror or error}; choose another --out, or free some space"
+        ) from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    if not budget.files:
+        raise BadInputError(f"{archive}: an empty archive")
+    return budget.files
+
+
+@contextmanager
+def _explained(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except (*BROKEN, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk; gzip and bz2 raise theirs without one
+            raise
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInputError(f"{archive}: not a whole zip or tar archive ({what}); fetch it again") from None
+
+
+def _unpack_zip(archive: Path, work: Path, budget: _Budget) -> None:
+    with zipfile.ZipFile(archive) as file:
+        for entry in file.infolist():
+            mode = entry.external_attr >> 16
+            if mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_IFMT(mode) == 0):
+                raise BadInputError(f"{archive}: {entry.filename!r} is a link or a device; not unpacked")
+            path = _inside(archive, work, entry.filename)
+            if entry.is_dir():
+                _make_folder(archive, path)
+                continue
+            with file.open(entry) as source:
+                _write(archive, source, path, budget)
+
+
+def _unpack_tar(archive: Path, work: Path, budget: _Budget) -> None:
+    with tarfile.open(archive, "r:*") as file:
+        for entry in file:
+            path = _inside(archive, work, entry.name)
+            if entry.isdir():
+                _make_folder(archive, path)
+                continue
+            source = file.extractfile(entry) if entry.isreg() else None
+            if source is None:
+                raise BadInputError(f"{archive}: {entry.name!r} is a link or a device; not unpacked")
+            with source:
+                _write(archive, source, path, budget)
+        while rest := file.fileobj.read(CHUNK) if file.fileobj else b"":  # gzip's checksum lies behind the last entry
+            budget.take(len(rest))
+
+
+def _inside(archive: Path, work: Path, name: str) -> Path:
+    """Where an entry goes. Raises BadInputError for a name that leads elsewhere, on any system."""
+    plain = name.replace("\\", "/")
+    parts = [part for part in plain.split("/") if part not in ("", ".")]
+    if plain.startswith("/") or DRIVE.match(plain) or ".." in parts or "\0" in name:
+        raise BadInputError(f"{archive}: {name!r} leads outside the folder; not unpacked")
+    return work.joinpath(*PurePosixPath(*parts).parts) if parts else work
+
+
+def _make_folder(archive: Path, path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise BadInputError(f"{archive}: {path.name!r} is a file and a folder at once; not unpacked") from None
+
+
+def _write(archive: Path, source: IO[bytes], path: Path, budget: _Budget) -> None:
+    budget.file()
+    _make_folder(archive, path.parent)
+    try:
+        target = path.open("xb")
+    except (FileExistsError, IsADirectoryError):
+        raise BadInputError(f"{archive}: {path.name!r} is in it twice; not unpacked") from None
+    with target:
+        while block := source.read(CHUNK):
+            budget.take(len(block))
+            target.write(block)
+
+
+def _without_shell(work: Path) -> Path:
+    """The folder in the archive that holds everything; the work folder itself when there is no such one."""
+    inner = [path for path in work.iterdir() if path.name != "__MACOSX"]
+    return inner[0] if len(inner) == 1 and inner[0].is_dir() else work
+
+
+def _into_place(made: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(made, folder)
+    shutil.rmtree(old, ignore_errors=True)
