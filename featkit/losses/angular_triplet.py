@@ -1,0 +1,100 @@
+"""AdaSample's angular hinge triplet loss, and the moving average of the loss that its sampler goes by.
+
+In words: a triplet hinge on squared angles, with the hardest negative of the batch; each pair counts with the weight
+its sampler gave it, so that preferring distant pairs does not bias the gradient; and the loss remembers how large it
+has been lately, from which the sampler decides how strongly to prefer distant pairs.
+
+    L_i = max(t + (d_i^pos)^2 - (d_i^neg)^2, 0)                                        eq. 14
+    d_i^pos = d(x_i, x_i^+),   d_i^neg = min_{j != i} min(d(x_i, x_j), d(x_i^+, x_j^+))
+    d(x, y) = acos(x.y)                                                                eq. 15
+    gradient: sum_i w_i grad L_i,   w_i in proportion to 1 / d_i^pos                   eq. 13
+    L_avg: moving average of the mean of L_i                                           section 3.2
+
+Zhang, Zhang, Zheng, Liu, Bian, Cheng: AdaSample (2019), sections 3.2 to 3.4, algorithm 1; the extended version's
+formulas are the same. Shapes: anchor, positive (n, d) with unit rows, weights (n,) -> a scalar.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from featkit.config import Config
+from featkit.losses.base import LossResult, PairBatch, PatchLoss
+from featkit.losses.distances import angle, paired_similarity, similarity_at
+from featkit.losses.negatives import Candidates, hardest_negatives, mean_where
+
+
+class AngularTripletConfig(Config):
+    name: Literal["angular_triplet"] = "angular_triplet"
+    """Which loss this configures."""
+    distance: Literal["angular", "euclidean"] = "angular"
+    """d: angle in radians (eq. 15; AHT in table 2), or Euclidean distance (HT in table 2)."""
+    margin: float = Field(1.0, gt=0)
+    """t, in units of the squared distance (section 5.1)."""
+    negatives: Candidates = "same_side"
+    """Where negatives are sought: eq. 14 as printed compares patches of one side; see losses/negatives.py."""
+    false_negative_distance: float = Field(0.008, ge=0, lt=2)
+    """Patches nearer than this (Euclidean) are no negatives. The paper follows HardNet, whose code has this guard."""
+    similarity_limit: float = Field(1.0 - 1e-6, gt=0, lt=1)
+    """Similarities are cut off here (0.0014 rad): the slope of acos is infinite at 1."""
+    scale_weights: bool = True
+    """Give the weights mean 1 in every batch: eq. 13 fixes them up to a factor, and the learning rate was found with
+    weights of 1. False: as the sampler gives them."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Over the pairs. The sum of algorithm 1 leaves its factor to the learning rate; the paper's rate of 10 is that of
+    HardNet, which takes the mean."""
+    average_start: float | None = Field(None, gt=0)
+    """L_avg before the first batch; None: the margin, the loss of a network that cannot tell patches apart (the paper
+    gives none)."""
+    average_memory: float = Field(0.99, ge=0, lt=1)
+    """Share of L_avg that a batch leaves as it was: an average over about the last 100 batches, 0.1 % of the paper's
+    training (the paper gives none)."""
+
+
+class AngularTripletLoss(PatchLoss):
+    """See the module. The buffer `average_loss` is L_avg, for the sampler of eq. 13; evaluation leaves it alone."""
+
+    Config = AngularTripletConfig
+    batch_kind = "pairs"
+    average_loss: Tensor
+
+    def __init__(self, config: AngularTripletConfig):
+        super().__init__()
+        self.config = config
+        start = config.margin if config.average_start is None else config.average_start
+        self.register_buffer("average_loss", torch.tensor(start, dtype=torch.float32))
+
+    def forward(self, batch: PairBatch, progress: float) -> LossResult:
+        """A pair without any negative adds nothing. Raises ValueError for fewer than two pairs."""
+        config = self.config
+        hardest = hardest_negatives(batch, config.negatives, similarity_at(config.false_negative_distance))
+        positive = self._squared(paired_similarity(batch.anchor, batch.positive))
+        negative = self._squared(hardest.similarity)
+        losses = (config.margin + positive - negative).clamp(min=0.0) * hardest.found  # eq. 14
+        if self.training:
+            memory = config.average_memory
+            self.average_loss.mul_(memory).add_((1.0 - memory) * losses.detach().mean())  # L_avg
+        weighted = losses * self._weights(batch)
+        statistics = {
+            "positive_distance": positive.detach().sqrt().mean(),
+            "negative_distance": mean_where(negative.detach().sqrt(), hardest.found),
+            "active_share": (losses.detach() > 0).float().mean(),
+            "average_loss": self.average_loss.detach().clone(),
+            "negatives_found": hardest.share,
+        }
+        return LossResult(weighted.mean() if config.reduction == "mean" else weighted.sum(), statistics)
+
+    def _squared(self, similarity: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        if self.config.distance == "euclidean":
+            return 2.0 - 2.0 * similarity.clamp(max=1.0)
+        return angle(similarity, self.config.similarity_limit).square()  # eq. 15
+
+    def _weights(self, batch: PairBatch) -> Float[Tensor, " n"] | float:
+        if batch.weights is None:
+            return 1.0
+        return batch.weights / batch.weights.mean() if self.config.scale_weights else batch.weights

@@ -1,0 +1,62 @@
+"""HardNet: the hardest negative in the batch, one triplet margin loss.
+
+In words: a pair's patches should be nearer to each other, by a margin, than either is to the nearest patch of any
+other pair in the batch; the loss is the mean shortfall.
+
+    L = 1/n sum_i max(0, 1 + d(a_i, p_i) - min(d(a_i, p_jmin), d(a_kmin, p_i))),    d(a, p) = sqrt(2 - 2 a.p)
+
+with j, k != i the nearest in row i and column i of the n x n matrix of anchor-positive distances.
+
+Mishchuk, Mishkin, Radenovic, Matas: Working hard to know your neighbor's margins (NeurIPS 2017), section 3.1 and its
+loss, the paper's only one. Shapes: anchor, positive (n, d) with unit rows -> a scalar.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from featkit.config import Config
+from featkit.losses.base import LossResult, PairBatch, PatchLoss
+from featkit.losses.distances import euclidean, paired_similarity, similarity_at
+from featkit.losses.negatives import Candidates, hardest_negatives, mean_where, pair_weights
+
+
+class HardNetLossConfig(Config):
+    name: Literal["hardnet"] = "hardnet"
+    """Which loss this configures."""
+    margin: float = Field(1.0, gt=0)
+    """By how much the negative must be farther than the positive, Euclidean distance (paper, section 3.1)."""
+    negatives: Candidates = "cross"
+    """Where negatives are sought (paper: row and column of the anchor-positive matrix); see losses/negatives.py."""
+    false_negative_distance: float = Field(0.008, ge=0, lt=2)
+    """Patches nearer than this are the same point under two labels and no negatives (authors' code; 0: paper)."""
+    epsilon: float = Field(1e-6, gt=0)
+    """Added to squared distances, so that equal descriptors have a finite gradient (authors' code)."""
+
+
+class HardNetLoss(PatchLoss):
+    """See the module."""
+
+    Config = HardNetLossConfig
+    batch_kind = "pairs"
+
+    def __init__(self, config: HardNetLossConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, batch: PairBatch, progress: float) -> LossResult:
+        """A pair without any negative adds nothing. Raises ValueError for fewer than two pairs."""
+        config = self.config
+        hardest = hardest_negatives(batch, config.negatives, similarity_at(config.false_negative_distance))
+        positive = euclidean(paired_similarity(batch.anchor, batch.positive), config.epsilon)
+        negative = euclidean(hardest.similarity, config.epsilon)
+        hinge = (config.margin + positive - negative).clamp(min=0.0) * hardest.found  # the paper's L
+        statistics = {
+            "positive_distance": positive.detach().mean(),
+            "negative_distance": mean_where(negative, hardest.found),
+            "active_share": (hinge.detach() > 0).float().mean(),
+            "negatives_found": hardest.share,
+        }
+        return LossResult((pair_weights(batch) * hinge).mean(), statistics)
