@@ -1,12 +1,13 @@
 """Patches around keypoints, all of one image at once: a Gaussian pyramid, then bilinear samples from the right level.
 
-Semantics of kornia's `extract_patches_from_pyramid` (Ebel et al. 2019 sample the same way): the level is
-floor(log2(side / out_px)), so that neighbouring samples lie 1 to 2 pixels of that level apart; outside the image the
-nearest border pixel is read. Levels are computed once per image, and keypoints are sampled level by level.
+Semantics of kornia's `extract_patches_from_pyramid`: the level is floor(log2(side / out_px)), so that neighbouring
+samples lie 1 to 2 pixels of that level apart; outside the image the nearest border pixel is read. Levels are computed
+once per image, and keypoints are sampled level by level.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
@@ -20,11 +21,15 @@ class PatchPyramid:
     """One grey image, ready to have patches cut out of it at any scale. Levels are made when they are first needed."""
 
     def __init__(self, image: Shaped[Tensor, "h w"]):
-        """image: uint8, or floating point in [0, 1]; the patches come out on its device."""
+        """image: uint8, or floating point in [0, 1]; the patches come out on its device. Raises ValueError."""
         if image.ndim != 2 or not image.numel():
             raise ValueError(f"patches are cut from a grey image (h, w), not from one of shape {tuple(image.shape)}")
         level = image.float()
-        self._levels = [level / 255.0 if image.dtype == torch.uint8 else level]
+        self.levels = [level / 255.0 if image.dtype == torch.uint8 else level]
+
+    @property
+    def device(self) -> torch.device:
+        return self.levels[0].device
 
     def cut(
         self,
@@ -38,58 +43,85 @@ class PatchPyramid:
         Sample (i, j) lies at centre + R (u_j, u_i) side / 2, with u_k = (2 k + 1) / out_px - 1. centres: pixels, centre
         of the top-left one at (0, 0). oris: radians from +x towards +y. A keypoint that is not finite gives zeros.
         """
-        device = self._levels[0].device
-        centres, side_px, oris = (v.to(device, torch.float32) for v in (centres, side_px, oris))
-        patches = torch.zeros(len(centres), out_px, out_px, device=device)
-        levels = self._level_of(side_px, out_px)
-        levels[~(centres.sum(1) + oris).isfinite()] = -1
-        for level in levels.unique().tolist():
-            if level < 0:
-                continue
-            index = torch.nonzero(levels == level)[:, 0]
-            axis = torch.stack([oris.cos(), oris.sin()], 1) * (0.5 * side_px)[:, None]
-            for part in index.split(max(1, CHUNK_SAMPLES.get(device.type, 1 << 20) // out_px**2)):
-                patches[part] = self._sample(int(level), centres[part], axis[part], out_px)
-        return patches
+        return KeypointPatches(self, centres, side_px, oris, out_px).all()
 
-    def _level_of(self, side_px: Float[Tensor, " n"], out_px: int) -> Int[Tensor, " n"]:
-        """Level of every patch; -1 where the side is not finite. The coarsest level still holds a whole patch."""
-        finite = side_px.isfinite()
-        wanted = (torch.where(finite, side_px, 0.0) / out_px).clamp_min(1.0).log2().floor().long()
-        wanted = wanted.clamp_max(self._coarsest(out_px))
-        return torch.where(finite, wanted, -1)
+    def level(self, level: int) -> Float[Tensor, "h w"]:
+        """The image, halved `level` times."""
+        while len(self.levels) <= level:
+            self.levels.append(halved(self.levels[-1]))
+        return self.levels[level]
 
-    def _coarsest(self, out_px: int) -> int:
-        """Levels are halved while the shorter side stays at least `out_px`."""
-        short = min(self._levels[0].shape)
-        level = 0
+    def coarsest(self, out_px: int) -> int:
+        """The last level: the image is halved while its shorter side stays at least `out_px`."""
+        short, level = min(self.levels[0].shape), 0
         while short // 2 >= out_px and short > 2:
-            short //= 2
-            level += 1
+            short, level = short // 2, level + 1
         return level
 
-    def _sample(
-        self, level: int, centres: Float[Tensor, "n 2"], axis: Float[Tensor, "n 2"], out_px: int
-    ) -> Float[Tensor, "n out out"]:
-        """axis: from a patch's centre to the middle of its +x side, in pixels."""
-        image = self._level(level)
-        steps = (2.0 * torch.arange(out_px, device=image.device) + 1.0) / out_px - 1.0
-        height, width = self._levels[0].shape
-        # Corners at -1 and 1 (align_corners=False) are the same places on every level, also where a side was odd.
-        unit = 2.0 / torch.tensor([width, height], device=image.device, dtype=torch.float32)
-        along = axis * unit
-        across = torch.stack([-axis[:, 1], axis[:, 0]], 1) * unit
-        origin = (centres + 0.5) * unit - 1.0
-        rows = origin[:, None] + steps[:, None] * across[:, None]  # (n, out, 2)
-        grid = rows[:, :, None] + (steps[:, None] * along[:, None])[:, None]  # (n, out, out, 2)
-        folded = grid.view(1, -1, out_px, 2)
-        sampled = F.grid_sample(image[None, None], folded, padding_mode="border", align_corners=False)
-        return sampled.view(-1, out_px, out_px)
 
-    def _level(self, level: int) -> Float[Tensor, "h w"]:
-        while len(self._levels) <= level:
-            self._levels.append(halved(self._levels[-1]))
-        return self._levels[level]
+class KeypointPatches:
+    """The patches of some keypoints of one image, cut when they are indexed; several threads may do so at once."""
+
+    def __init__(
+        self,
+        pyramid: PatchPyramid,
+        centres: Float[Tensor, "n 2"],
+        side_px: Float[Tensor, " n"],
+        oris: Float[Tensor, " n"],
+        out_px: int,
+    ):
+        """See `PatchPyramid.cut`."""
+        self._pyramid, self._out_px = pyramid, out_px
+        self._centres, sides, oris = (v.to(pyramid.device, torch.float32) for v in (centres, side_px, oris))
+        self._x_axis = torch.stack([oris.cos(), oris.sin()], 1) * (0.5 * sides)[:, None]
+        self._levels = self._levels_of(sides)
+        pyramid.level(int(self._levels.max()) if len(sides) else 0)  # all of them now: threads share the pyramid
+
+    def __len__(self) -> int:
+        return len(self._centres)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), self._out_px, self._out_px)
+
+    def __getitem__(self, index: Int[np.ndarray, " b"]) -> Float[Tensor, "b out out"]:
+        return self._cut(torch.as_tensor(index, device=self._pyramid.device))
+
+    def all(self) -> Float[Tensor, "n out out"]:
+        """All patches."""
+        return self._cut(torch.arange(len(self), device=self._pyramid.device))
+
+    def _levels_of(self, sides: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Level of every patch; -1 where something is not finite."""
+        finite = (self._centres.sum(1) + self._x_axis.sum(1)).isfinite()
+        spacing = torch.where(finite, sides, 0.0) / self._out_px
+        levels = spacing.clamp_min(1.0).log2().floor().long().clamp_max(self._pyramid.coarsest(self._out_px))
+        return torch.where(finite, levels, -1)
+
+    def _cut(self, index: Int[Tensor, " b"]) -> Float[Tensor, "b out out"]:
+        patches = torch.zeros(len(index), self._out_px, self._out_px, device=index.device)
+        levels = self._levels[index]
+        size = max(1, CHUNK_SAMPLES.get(index.device.type, 1 << 18) // self._out_px**2)
+        for level in levels.unique().tolist():
+            if level >= 0:
+                for part in torch.nonzero(levels == level)[:, 0].split(size):
+                    patches[part] = self._sample(level, index[part])
+        return patches
+
+    def _sample(self, level: int, index: Int[Tensor, " n"]) -> Float[Tensor, "n out out"]:
+        image = self._pyramid.levels[level]
+        steps = (2.0 * torch.arange(self._out_px, device=image.device) + 1.0) / self._out_px - 1.0
+        height, width = self._pyramid.levels[0].shape
+        # grid_sample's frame: corners of the image at -1 and 1, the same places on every level (align_corners=False)
+        unit = 2.0 / torch.tensor([width, height], device=image.device, dtype=torch.float32)
+        x_axis = self._x_axis[index]
+        y_axis = torch.stack([-x_axis[:, 1], x_axis[:, 0]], 1)
+        centres = (self._centres[index] + 0.5) * unit - 1.0
+        rows = centres[:, None] + steps[:, None] * (y_axis * unit)[:, None]  # (n, out, 2)
+        grid = rows[:, :, None] + (steps[:, None] * (x_axis * unit)[:, None])[:, None]  # (n, out, out, 2)
+        folded = grid.view(1, -1, self._out_px, 2)  # one image for all keypoints
+        sampled = F.grid_sample(image[None, None], folded, padding_mode="border", align_corners=False)
+        return sampled.view(-1, self._out_px, self._out_px)
 
 
 def halved(image: Float[Tensor, "h w"]) -> Float[Tensor, "h2 w2"]:

@@ -2,7 +2,8 @@
 
 The product of the descriptors is computed in tiles of fixed height that stay in the cache. In each tile a fast
 maximum over groups of entries finds the group of the best one; only that group is searched for its position and
-for the runner-up. Equal to `topk(2)` on the whole product.
+for the runner-up. Equal to `topk(2)` on the whole product; of equal bests, usual between binary descriptors, the
+one with the lowest index.
 """
 
 from __future__ import annotations
@@ -56,7 +57,11 @@ def _best_in_rows(tile: Float[Tensor, "r c"]) -> TopTwo:
     peaks = groups.amax(1)
     best, group = peaks.max(1)
     members = groups.gather(2, group[:, None, None].expand(-1, MEMBERS, 1))[:, :, 0]
-    return _finish(peaks, best, group, members, lambda place: place * stride + group)
+    found = _finish(peaks, best, group, members, lambda place: place * stride + group)
+    tied = torch.nonzero(found.second == found.best)[:, 0]
+    if len(tied):  # the lowest group need not hold the lowest index; argmax gives the first of equals
+        found.index[tied] = (tile[tied] == best[tied, None]).to(torch.uint8).argmax(1)
+    return found
 
 
 def _best_in_columns(tile: Float[Tensor, "r c"], m: int) -> TopTwo:
