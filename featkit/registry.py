@@ -24,6 +24,7 @@ class Entry:
 
 EXTRACTORS: dict[str, Entry] = {
     "sift": Entry("featkit.features.sift:Sift", "DoG keypoints, SIFT or RootSIFT descriptors (pycolmap)"),
+    "patches": Entry("featkit.features.patches:Patches", "DoG keypoints (pycolmap), a patch network's descriptors"),
 }
 MATCHERS: dict[str, Entry] = {
     "mutual": Entry("featkit.matching.mutual:MutualMatcher", "mutual nearest neighbour, ratio test on both sides"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
@@ -29,6 +29,26 @@ class Extractor(Protocol):
     def extract(self, pixels: UInt8[np.ndarray, "h w *c"]) -> Features:
         """Features in the frame of `pixels`: keypoints float32 (n, 2), descriptors (n, d) with unit rows.
 
-        `image_size` is the size of `pixels`. An image without texture gives n = 0 with the right d.
+        Binary descriptors are packed bits, uint8 (n, bits / 8). `image_size` is the size of `pixels`. An image without
+        texture gives n = 0 with the right d.
         """
         ...
+
+
+class TwoSteps(Extractor, Protocol):
+    """An extractor whose first step wants many processes and whose second wants one device.
+
+    extract(pixels) is finish(begin(pixels)). What `begin` gives can be sent from one process to another.
+    """
+
+    two_steps: bool
+    """Whether to run it so, on the device it was built for."""
+
+    def begin(self, pixels: UInt8[np.ndarray, "h w *c"]) -> Any: ...
+
+    def finish(self, begun: Any) -> Features: ...
+
+
+def in_two_steps(extractor: Extractor) -> bool:
+    """Whether one process should finish what others begin."""
+    return bool(getattr(extractor, "two_steps", False))

@@ -12,18 +12,18 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from pydantic import Field
 
 from featkit.config import Config, Runtime, make, named_config
 from featkit.errors import BadInputError, NothingCameOutError
-from featkit.features.base import Extractor
+from featkit.features.base import Extractor, TwoSteps
 from featkit.features.workers import Workers, usable_cores, workers
-from featkit.images.decode import DecodeConfig, decode
+from featkit.images.decode import DecodeConfig, DecodedImage, decode
 from featkit.images.listing import list_images
 from featkit.log import progress
 from featkit.registry import configured, resolve
@@ -119,7 +119,7 @@ def source_digest(path: Path) -> str:
 def _extracted(job: ExtractJob, images: Path, names: Sequence[str]) -> Iterator[tuple[str, Features | None]]:
     """(name, features) in the order of `names`; None for an image passed over."""
     count = job.config.workers or usable_cores()
-    waiting: deque[tuple[str, Future[Features]]] = deque()
+    waiting: deque[tuple[str, Future[Features | BegunImage]]] = deque()
     with workers(job, count, names) as pool:
         for name in names:
             waiting.append((name, pool.submit(images / name)))
@@ -129,7 +129,9 @@ def _extracted(job: ExtractJob, images: Path, names: Sequence[str]) -> Iterator[
             yield _finished(job, pool, *waiting.popleft())
 
 
-def _finished(job: ExtractJob, pool: Workers, name: str, future: Future[Features]) -> tuple[str, Features | None]:
+def _finished(
+    job: ExtractJob, pool: Workers, name: str, future: Future[Features | BegunImage]
+) -> tuple[str, Features | None]:
     try:
         features = pool.result(future, name)
     except BadInputError as error:
@@ -154,10 +156,35 @@ def same_extraction(features: Path, workers: int = 0) -> ExtractConfig:
     return make(ExtractConfig, {**stored, "skip_broken": True, "workers": workers}, where=str(features))
 
 
+@dataclass(frozen=True)
+class BegunImage:
+    """A photograph after the first of two steps. image: without its pixels. begun: what the extractor goes on from."""
+
+    path: Path
+    image: DecodedImage
+    begun: Any
+
+
 def extract_one(job: ExtractJob, path: Path) -> Features:
     """Features of one photograph, in the pixels of its file. Raises BadInputError."""
     image = decode(path, job.config.decode, job.extractor.colour)
-    features = image.features_in_file(job.extractor.extract(image.pixels))
+    return _in_file(job, path, image, job.extractor.extract(image.pixels))
+
+
+def begin_one(job: ExtractJob, path: Path) -> BegunImage:
+    """The first of two steps on one photograph (`base.TwoSteps`). Raises BadInputError."""
+    image = decode(path, job.config.decode, job.extractor.colour)
+    begun = cast(TwoSteps, job.extractor).begin(image.pixels)
+    return BegunImage(path, replace(image, pixels=image.pixels[:0]), begun)
+
+
+def finish_one(job: ExtractJob, begun: BegunImage) -> Features:
+    """The second step, on the device; `extract_one` is both. Raises BadInputError."""
+    return _in_file(job, begun.path, begun.image, cast(TwoSteps, job.extractor).finish(begun.begun))
+
+
+def _in_file(job: ExtractJob, path: Path, image: DecodedImage, found: Features) -> Features:
+    features = image.features_in_file(found)
     if not (np.isfinite(features.keypoints).all() and np.isfinite(features.descriptors).all()):
         raise BadInputError(f"{path}: {job.config.features} gave features that are not finite")
     return features

@@ -121,9 +121,9 @@ class FrozenNetwork:
     def _hynet(self, trunk: HyNet) -> tuple[list[Convolution], tuple[Tensor, Tensor]]:
         parts = []
         for convolution, activation in zip(trunk.convolutions, trunk.activations, strict=True):
-            assert (
-                isinstance(convolution, nn.Conv2d) and isinstance(activation, FrnTlu) and convolution.bias is not None
-            )
+            assert isinstance(convolution, nn.Conv2d)
+            assert isinstance(activation, FrnTlu)
+            assert convolution.bias is not None
             response_norm = self._response_norm(activation)
             parts.append(self._convolution(convolution.weight, convolution.bias, convolution.stride[0], response_norm))
         return parts, folded(trunk.last, trunk.norm)

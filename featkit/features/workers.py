@@ -1,6 +1,7 @@
 """Processes that decode and extract. pycolmap's SIFT holds Python's lock, so threads would take turns.
 
-Processes are spawned, not forked: a fork would copy locks of threads (OpenMP, HDF5) that no longer run. A program
+An extractor of two steps (`base.TwoSteps`) is begun by the workers and finished by this process, which alone uses the
+GPU. Processes are spawned, not forked: a fork would copy locks of threads (OpenMP, HDF5) that no longer run. A program
 that extracts at its top level therefore needs `if __name__ == "__main__":`, as with every spawning library.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,13 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featkit.errors import WorkerDiedError
+from featkit.features.base import in_two_steps
 from featkit.types import Features
 
 if TYPE_CHECKING:
-    from featkit.features.extract import ExtractConfig, ExtractJob
+    from featkit.features.extract import BegunImage, ExtractConfig, ExtractJob
 
 PARENT_CHECK_S = 0.5  # how soon a worker ends when its parent was killed
 _job: ExtractJob | None = None  # in a worker process: what it was started for
+_only_begin = False  # in a worker process: whether its parent finishes the images
 
 
 class Workers:
@@ -34,7 +38,7 @@ class Workers:
     def __init__(self, pool: Executor, job: ExtractJob, in_processes: bool):
         self._pool, self._job, self._in_processes = pool, job, in_processes
 
-    def submit(self, path: Path) -> Future[Features]:
+    def submit(self, path: Path) -> Future[Features | BegunImage]:
         """Start on one photograph."""
         from featkit.features.extract import extract_one
 
@@ -42,10 +46,13 @@ class Workers:
             return self._pool.submit(_work, path)
         return self._pool.submit(extract_one, self._job, path)
 
-    def result(self, future: Future[Features], name: str) -> Features:
+    def result(self, future: Future[Features | BegunImage], name: str) -> Features:
         """Wait for one photograph. Raises what `extract_one` raises, WorkerDiedError when its process died."""
+        from featkit.features.extract import finish_one
+
         try:
-            return future.result()
+            done = future.result()
+            return done if isinstance(done, Features) else finish_one(self._job, done)
         except BrokenProcessPool:
             raise WorkerDiedError(
                 f"{name}: a worker process died on it or near it, most likely for memory;"
@@ -69,7 +76,7 @@ def workers(job: ExtractJob, count: int, images: Sequence[str]) -> Iterator[Work
     pool: Executor
     if in_processes:
         context = multiprocessing.get_context("spawn")
-        arguments = (job.config, job.device, os.getpid())
+        arguments = (job.config, job.device, os.getpid(), in_two_steps(job.extractor))
         pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=arguments)
     else:
         pool = ThreadPoolExecutor(count, thread_name_prefix="extract")
@@ -79,9 +86,9 @@ def workers(job: ExtractJob, count: int, images: Sequence[str]) -> Iterator[Work
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(config: ExtractConfig, device: str, parent: int) -> None:
-    """Begin a worker process: leave Ctrl-C to the parent, and end when the parent is gone."""
-    global _job
+def _start(config: ExtractConfig, device: str, parent: int, only_begin: bool) -> None:
+    """Begin a worker process: leave Ctrl-C to the parent, and end when the parent is gone. It computes on one core."""
+    global _job, _only_begin
     from featkit.features.extract import ExtractJob
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -89,6 +96,10 @@ def _start(config: ExtractConfig, device: str, parent: int) -> None:
     import cv2
 
     cv2.setNumThreads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # what torch takes when it is imported
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    _only_begin = only_begin
     _job = ExtractJob.resolve(config, device=device)
 
 
@@ -98,8 +109,8 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _work(path: Path) -> Features:
-    from featkit.features.extract import extract_one
+def _work(path: Path) -> Features | BegunImage:
+    from featkit.features.extract import begin_one, extract_one
 
     assert _job is not None
-    return extract_one(_job, path)
+    return begin_one(_job, path) if _only_begin else extract_one(_job, path)
