@@ -34,11 +34,14 @@ PAIRINGS: dict[str, Entry] = {
     "sequential": Entry("featkit.pairing.sequential:Sequential", "each image with the next ones in name order"),
     "retrieval": Entry("featkit.pairing.retrieval:Retrieval", "each image with the most similar ones (VLAD)"),
 }
-KINDS = {"extractor": EXTRACTORS, "matcher": MATCHERS, "pairing": PAIRINGS}
+TASKS: dict[str, Entry] = {
+    "patch": Entry("featkit.training.patch_task:PatchTask", "a patch descriptor, trained on classes of patches"),
+}
+KINDS = {"extractor": EXTRACTORS, "matcher": MATCHERS, "pairing": PAIRINGS, "task": TASKS}
 
 
 def resolve(kind: str, name: str) -> type[Any]:
-    """The class registered as `name` among `kind` ("extractor", "matcher", "pairing"). Raises UsageError."""
+    """The class registered as `name` among `kind` ("extractor", "matcher", "pairing", "task"). Raises UsageError."""
     table = KINDS[kind]
     if name not in table:
         near = difflib.get_close_matches(name, table, n=1)
@@ -51,7 +54,7 @@ def resolve(kind: str, name: str) -> type[Any]:
 def configured(kind: str, name: str, changes: dict[str, Any] | None = None) -> tuple[type[Any], Config]:
     """The class and the config behind a name in `configs/`: the yaml's values, with `changes` laid over them (`merge`).
 
-    A yaml names its class by the key `extractor`, `matcher` or `pairing`. Raises UsageError, BadInputError.
+    A yaml names its class by the key `extractor`, `matcher`, `pairing` or `task`. Raises UsageError, BadInputError.
     """
     values = named_config(name)
     target = values.pop(kind, None)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from featkit.cli import data, demo, extract, info, localize, match, pairs, reconstruct
+from featkit.cli import data, demo, extract, info, localize, match, pairs, reconstruct, train
 
 app = typer.Typer(
     name="featkit",
@@ -21,6 +21,7 @@ for module in (reconstruct, localize, extract, pairs, match, info, demo):
     name = module.__name__.rpartition(".")[2]
     app.command(name, help=module.HELP, no_args_is_help=module is not demo)(module.command)
 app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
 
 
 def _version(value: bool) -> None:

@@ -63,6 +63,26 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """One line of a chart: y over x; values that are not finite are left out."""
+
+    name: str
+    x: Float[np.ndarray, " n"]
+    y: Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Several curves in one chart. log_y: the vertical axis is logarithmic, values of 0 and less are left out."""
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: Sequence[Curve]
+    log_y: bool = False
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows of cells under named columns. highlight: numbers of the rows to point out, such as failed items."""
 
@@ -91,7 +111,7 @@ class Headline:
     hint: str = ""
 
 
-Item = Scene3D | MatchPicture | Histogram | Table | Configuration
+Item = Scene3D | MatchPicture | Histogram | Curves | Table | Configuration
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,18 @@ from pathlib import Path
 from string import Template
 
 from featkit.errors import NotWritableError
-from featkit.report.content import Configuration, Headline, Histogram, Item, MatchPicture, Report, Scene3D, Section
+from featkit.report.content import (
+    Configuration,
+    Curves,
+    Headline,
+    Histogram,
+    Item,
+    MatchPicture,
+    Report,
+    Scene3D,
+    Section,
+)
+from featkit.report.curves import curves_figure
 from featkit.report.detail import LEVELS, Detail
 from featkit.report.escaping import for_html, for_script
 from featkit.report.formatting import format_headline, format_integer
@@ -96,6 +107,8 @@ class _ItemWriter:
             return self._figure(item.title, scene_figure(item, self.detail), "scene")
         if isinstance(item, Histogram):
             return self._figure(item.title, histogram_figure(item), "chart")
+        if isinstance(item, Curves):
+            return self._figure(item.title, curves_figure(item), "chart")
         if isinstance(item, MatchPicture):
             return self._picture(item)
         if isinstance(item, Configuration):

@@ -1,0 +1,80 @@
+"""`featkit train patch`: patches -> a patch descriptor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featkit.cli import options
+from featkit.cli.common import Outcome, RunOptions, verb
+
+if TYPE_CHECKING:
+    from featkit.data.patch_set import PatchSet
+
+HELP = "Train features."
+PATCH_HELP = """Train a patch descriptor: hardnet, hynet, sdgmnet, adasample, doap or doap-binary.
+
+Example: `featkit train patch --config hynet --data patches/liberty --out runs/hynet --budget 30min`
+
+The paper's schedule is fitted to --steps or --budget. Stopped at any moment, also by SIGKILL, the same command goes on
+where the last checkpoint was. The run's folder holds best.safetensors, last.safetensors, metrics.csv, report.html."""
+
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown")
+
+
+@verb
+def patch(
+    data: Annotated[
+        list[Path], typer.Option(help="PhotoTour folder or packed patches; several are joined.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
+    config: Annotated[str, typer.Option(help="Recipe by name, or a yaml file.")] = "hynet",
+    steps: Annotated[int | None, typer.Option(help="Length in batches.", min=1, show_default="the paper's")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Length as a time: 90s, 30min, 2h.", show_default="the paper's steps")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pairs (DOAP: patches) in a batch.", min=2, show_default="the recipe's")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.", show_default="the recipe's")] = None,
+    devices: Annotated[int, typer.Option(help="Processes, each with a device of its own.", min=1)] = 1,
+    settings: options.Settings = None,
+    overwrite: options.Overwrite = False,
+    *,
+    run: RunOptions,
+) -> Outcome:
+    from featkit.config import merge, overrides
+    from featkit.data.patch_set import union
+    from featkit.errors import UsageError
+    from featkit.registry import configured
+    from featkit.report.training import training_report, training_table
+    from featkit.training.train_patch import train_patch
+
+    if steps is not None and budget is not None:
+        raise UsageError("--steps and --budget: give one of them")
+    given = options.given(steps=steps, budget=budget, batch_size=batch_size, precision=precision)
+    changes = merge({**given, "seed": run.seed}, overrides(settings or []))
+    _, recipe = configured("task", config, changes)
+    sets = [_read(path) for path in data]
+    patches = sets[0] if len(sets) == 1 else union(sets, "+".join(one.name for one in sets))
+    trained = train_patch(recipe, patches, out, name=config, device=run.device, devices=devices, overwrite=overwrite)
+    if not trained.is_first:  # another process speaks
+        return Outcome(trained.summary)
+    report = training_report(out)
+    lines = [f"weights: {out / 'best.safetensors'}", f"report: {report}"]
+    return Outcome(trained.summary, lines, [training_table(trained.summary)])
+
+
+def _read(path: Path) -> PatchSet:
+    if path.is_dir():
+        from featkit.data.phototour import read_phototour
+
+        return read_phototour(path)
+    from featkit.data.patch_pack import read_patch_data
+
+    return read_patch_data(path)
+
+
+app.command("patch", help=PATCH_HELP, no_args_is_help=True)(patch)

@@ -1,0 +1,108 @@
+"""Patches as the network sees them in training: turned, cropped, resized and flipped, a whole batch at once.
+
+A patch is mapped by one affine transform from the output to the input, both in the frame of `grid_sample` with
+align_corners=False: the patch spans [-1, 1] in x and y. Without augmentation the transform is the identity, and the
+result is that of `featkit.features.describe.resize_patches`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
+from pydantic import Field
+from torch import Tensor
+
+from featkit.config import Config
+
+
+class AugmentConfig(Config):
+    """How patches are varied. The first four are drawn for every patch, the others once for all of a class."""
+
+    rotation_deg: float = Field(0.0, ge=0)
+    """Degrees: largest rotation either way. SDGMNet's and HardNet's code: 5."""
+    crop_area_min: float = Field(1.0, gt=0, le=1)
+    """Smallest share of the area that a random crop keeps. SDGMNet's and HardNet's code: 0.9."""
+    crop_ratio_max: float = Field(1.0, ge=1)
+    """Largest width / height of a crop before it is resized; its inverse is the smallest. Same code: 1.1 and 0.9."""
+    fill: Literal["zeros", "border"] = "zeros"
+    """What lies outside of the patch when it is rotated: black as in the authors' code, or its border repeated."""
+    quarter_turns: float = Field(0.0, ge=0, le=1)
+    """Probability of a turn by 90, 180 or 270 degrees (each a third of it). SDGMNet: 0.75; HyNet: 0.5."""
+    flip_horizontal: float = Field(0.0, ge=0, le=1)
+    """Probability of a left-right flip. SDGMNet: 1/3; HardNet+: 0.5."""
+    flip_vertical: float = Field(0.0, ge=0, le=1)
+    """Probability of an up-down flip, never with the other one. SDGMNet: 1/3; HyNet: 0.5."""
+    transpose: float = Field(0.0, ge=0, le=1)
+    """Probability that x and y are swapped. HardNet+: 0.5."""
+
+
+def draw_transforms(
+    config: AugmentConfig,
+    labels: Int[np.ndarray, " m"],
+    generator: np.random.Generator,
+    filled: Bool[np.ndarray, " m"] | None = None,
+    filled_rotation_deg: float = 0.0,
+) -> Float[np.ndarray, "m 2 3"]:
+    """The transform of every patch. labels: patches of one class are turned by 90 degrees and flipped together.
+
+    filled: these are turned by a random angle of up to `filled_rotation_deg` more, either way.
+    """
+    count = len(labels)
+    largest = np.full(count, config.rotation_deg)
+    if filled is not None:
+        largest = largest + filled * filled_rotation_deg
+    rotation = _rotations(np.deg2rad(largest * generator.uniform(-1, 1, count)))
+    side, middle = _crops(config, count, generator)
+    _, first, group = np.unique(labels, return_index=True, return_inverse=True)
+    shared = _turns_and_flips(config, len(first), generator)[group]
+    linear = rotation @ (side[:, :, None] * shared)
+    return np.concatenate([linear, rotation @ middle[:, :, None]], axis=2).astype(np.float32)
+
+
+def _rotations(angle: Float[np.ndarray, " m"]) -> Float[np.ndarray, "m 2 2"]:
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
+
+
+def _crops(
+    config: AugmentConfig, count: int, generator: np.random.Generator
+) -> tuple[Float[np.ndarray, "m 2"], Float[np.ndarray, "m 2"]]:
+    """Sides (as a share of the patch's) and middles of random crops; a side longer than the patch is cut to it."""
+    area = generator.uniform(config.crop_area_min, 1.0, count)
+    widest = np.log(config.crop_ratio_max)
+    ratio = np.exp(generator.uniform(-widest, widest, count))
+    side = np.minimum(np.sqrt(np.stack([area * ratio, area / ratio], 1)), 1.0)
+    return side, (1.0 - side) * generator.uniform(-1, 1, (count, 2))
+
+
+def _turns_and_flips(config: AugmentConfig, count: int, generator: np.random.Generator) -> Float[np.ndarray, "g 2 2"]:
+    chance = generator.random((count, 3))
+    third = config.quarter_turns / 3
+    turns = np.zeros(count) if third == 0 else np.minimum(3, np.ceil((config.quarter_turns - chance[:, 0]) / third))
+    matrix = np.rint(_rotations(np.maximum(turns, 0) * (np.pi / 2)))
+    horizontal = chance[:, 1] < config.flip_horizontal
+    vertical = ~horizontal & (chance[:, 1] < config.flip_horizontal + config.flip_vertical)
+    matrix[horizontal, :, 0] *= -1
+    matrix[vertical, :, 1] *= -1
+    swapped = chance[:, 2] < config.transpose
+    matrix[swapped] = matrix[swapped][:, :, ::-1]
+    return matrix
+
+
+def warp_patches(
+    patches: UInt8[Tensor, "m s s"], transforms: Float[Tensor, "m 2 3"], out_px: int, fill: str = "zeros"
+) -> Float[Tensor, "m 1 out out"]:
+    """Patches in [0, 1] seen through their transforms, at `out_px` pixels a side.
+
+    Sampled as densely as the input's pixels lie and then averaged (64 -> 32: 2 x 2 samples per pixel), so that
+    nothing aliases however the patch is turned.
+    """
+    values = patches[:, None].float().div_(255.0)
+    dense = max(1, patches.shape[-1] // out_px)
+    size = out_px * dense
+    grid = F.affine_grid(transforms, [len(patches), 1, size, size], align_corners=False)
+    warped = F.grid_sample(values, grid, mode="bilinear", padding_mode=fill, align_corners=False)
+    return F.avg_pool2d(warped, dense) if dense > 1 else warped

@@ -1,0 +1,127 @@
+"""Which patches of one scene may count as non-matches of each other: DOAP's label mining.
+
+A facade has the same window many times: patches of different points can look alike, and pushing their descriptors
+apart would teach the network noise. So the patches of each scene are clustered by appearance (HOG of the patch at
+64 x 64 and its pixels at 16 x 16, 2,240 values), and only patches of clusters that lie far enough apart are
+non-matches of each other. Source: DOAP, section 4.2 and appendix C.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from featkit.config import Config
+from featkit.data.hog import hog
+from featkit.data.patch_set import PatchArray, PatchSet
+
+HOG_PX, PIXELS_PX = 64, 16
+AT_ONCE = 512  # patches whose features are made together
+
+
+class LabelMiningConfig(Config):
+    """DOAP, appendix C.1."""
+
+    clusters: int = Field(100, ge=2)
+    """Of each scene's patches."""
+    percentile: float = Field(20.0, ge=0, lt=100)
+    """Percent: clusters nearer than this percentile of all distances between clusters are too alike."""
+    iterations: int = Field(20, ge=1)
+    """Steps of k-means, at most; not given by the paper."""
+    patches_per_scene: int = Field(20_000, ge=2)
+    """Patches the clusters are found with (all get one); not given by the paper."""
+    seed: int = Field(0, ge=0)
+
+
+@dataclass(frozen=True)
+class MinedLabels:
+    """clusters: of every patch, within its scene. far[s, i, j]: patches of clusters i and j of scene s do not match."""
+
+    scenes: Int[np.ndarray, " n"]
+    clusters: Int[np.ndarray, " n"]
+    far: Bool[np.ndarray, "s k k"]
+
+    def ignored(
+        self, patches: Int[np.ndarray, " m"], labels: Int[np.ndarray, " m"], device: torch.device | str = "cpu"
+    ) -> Bool[Tensor, "m m"]:
+        """Pairs of a batch that count neither as match nor as non-match: one scene, two points, too much alike."""
+        scenes, clusters = self.scenes[patches], self.clusters[patches]
+        same_scene = scenes[:, None] == scenes[None, :]
+        other_point = labels[:, None] != labels[None, :]
+        far = self.far[scenes[:, None], clusters[:, None], clusters[None, :]]
+        return torch.from_numpy(same_scene & other_point & ~far).to(device)
+
+
+def mine_labels(data: PatchSet, config: LabelMiningConfig, device: torch.device | str = "cpu") -> MinedLabels:
+    """Cluster the patches of every scene and find the clusters that lie far apart."""
+    clusters = np.zeros(len(data), np.int64)
+    far = np.zeros((len(data.scene_names), config.clusters, config.clusters), bool)
+    for scene in range(len(data.scene_names)):
+        members = np.flatnonzero(data.scenes == scene)
+        if len(members) == 0:
+            continue
+        generator = np.random.default_rng([config.seed, scene])
+        some = np.sort(generator.permutation(members)[: config.patches_per_scene])
+        centres = kmeans(features_of(data.patches, some, device), config.clusters, generator, config.iterations)
+        clusters[members] = np.concatenate(
+            [
+                nearest(features_of(data.patches, part, device), centres).cpu().numpy()
+                for part in np.array_split(members, -(-len(members) // AT_ONCE))
+            ]
+        )
+        here = far_apart(centres, config.percentile)
+        far[scene, : len(here), : len(here)] = here
+    return MinedLabels(data.scenes, clusters, far)
+
+
+def features_of(
+    patches: PatchArray, index: Int[np.ndarray, " m"], device: torch.device | str = "cpu"
+) -> Float[Tensor, "m 2240"]:
+    """HOG and pixels of patches of any size."""
+    found = []
+    for start in range(0, len(index), AT_ONCE):
+        pixels = torch.from_numpy(np.ascontiguousarray(patches[index[start : start + AT_ONCE]])).to(device)
+        values = pixels[:, None].float() / 255.0
+        if values.shape[-1] != HOG_PX:
+            values = F.interpolate(values, size=(HOG_PX, HOG_PX), mode="bilinear", align_corners=False)
+        small = F.avg_pool2d(values, HOG_PX // PIXELS_PX)
+        found.append(torch.cat([hog(values[:, 0]), small.flatten(1)], 1))
+    return torch.cat(found)
+
+
+def kmeans(
+    points: Float[Tensor, "n d"], clusters: int, generator: np.random.Generator, iterations: int
+) -> Float[Tensor, "k d"]:
+    """Lloyd's k-means from random points; k is smaller where there are fewer points. An empty cluster stays."""
+    start = generator.permutation(len(points))[:clusters]
+    centres = points[torch.from_numpy(np.sort(start)).to(points.device)].clone()
+    before = None
+    for _ in range(iterations):
+        labels = nearest(points, centres)
+        if before is not None and torch.equal(labels, before):
+            break
+        counts = torch.bincount(labels, minlength=len(centres))
+        sums = torch.zeros_like(centres).index_add_(0, labels, points)
+        centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
+        before = labels
+    return centres
+
+
+def nearest(points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> Int[Tensor, " n"]:
+    """The nearest centre of every point."""
+    return torch.addmm(centres.square().sum(1)[None, :], points, centres.T, alpha=-2.0).argmin(1)
+
+
+def far_apart(centres: Float[Tensor, "k d"], percentile: float) -> Bool[np.ndarray, "k k"]:
+    """Which centres are farther from each other than the percentile of all distances between two of them."""
+    distances = torch.cdist(centres.double(), centres.double()).cpu().numpy()
+    between = distances[np.triu_indices(len(distances), 1)]
+    if len(between) == 0:
+        return np.zeros(distances.shape, bool)
+    return distances > np.percentile(between, percentile)

@@ -1,0 +1,244 @@
+"""Which patches make a batch: pairs, whole groups, or the candidates of AdaSample.
+
+A sampler draws everything random of a batch from its own numpy generator, before any patch is read: the same seed
+gives the same batches on every device and on every number of devices, and the state is a small plain dict.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from featkit.data.patch_set import ClassIndex
+from featkit.errors import BadInputError, UsageError
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """A batch before its patches are read.
+
+    patches: index of every patch. labels: its class; patches of one class stand beside each other.
+    columns: patches per class when all have as many (pairs: 2; AdaSample: the anchor and its candidates), else 0.
+    filled: patches that are further copies of an existing one, to be turned at random.
+    chance: a number in [0, 1) per class, which decides the positive of AdaSample.
+    """
+
+    patches: Int[np.ndarray, " m"]
+    labels: Int[np.ndarray, " m"]
+    columns: int
+    filled: Bool[np.ndarray, " m"]
+    chance: Float[np.ndarray, " n"]
+
+
+class Sampler(Protocol):
+    """Draws batches for ever; `state` and `restore` go on where another one stopped, to the bit."""
+
+    def draw(self) -> BatchPlan: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+class _ClassPass:
+    """Walks all classes in random order, shuffled anew for each pass; between two turns of a class lie all others."""
+
+    def __init__(self, count: int, generator: np.random.Generator):
+        self._count = count
+        self._generator = generator
+        self._order = np.zeros(0, np.int64)
+        self._at = 0
+
+    def ahead(self, number: int) -> Int[np.ndarray, " n"]:
+        """The next `number` classes, all different; they stay until `advance`."""
+        left = self._order[self._at :]
+        if len(left) < number:
+            fresh = self._generator.permutation(self._count)
+            # Classes whose turn in the old pass is still to come have their turn in the new one at its end.
+            self._order, self._at = np.concatenate([left, fresh[~np.isin(fresh, left)], left]), 0
+        return self._order[self._at : self._at + number]
+
+    def advance(self, number: int) -> None:
+        self._at += number
+
+    def state(self) -> dict[str, Any]:
+        return {"order": self._order[self._at :].copy()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._order, self._at = np.asarray(state["order"], np.int64), 0
+
+
+def usable_classes(classes: Int[np.ndarray, " n"], at_least: int = 2) -> ClassIndex:
+    """The classes with enough patches to train with. Raises BadInputError when there is none."""
+    if len(classes) == 0:
+        raise BadInputError("the patch set is empty: there is nothing to train with")
+    index = ClassIndex.of(classes, at_least)
+    if len(index) == 0:
+        raise BadInputError(f"no class has {at_least} patches or more: every point needs at least two views")
+    return index
+
+
+class _Drawing:
+    """What all samplers share: the generator, the walk over the classes, and their state."""
+
+    def __init__(self, index: ClassIndex, generator: np.random.Generator):
+        self._index = index
+        self._generator = generator
+        self._pass = _ClassPass(len(index), generator)
+
+    def _next(self, number: int) -> Int[np.ndarray, " n"]:
+        rows = self._pass.ahead(number).copy()
+        self._pass.advance(number)
+        return rows
+
+    def state(self) -> dict[str, Any]:
+        return {"generator": json.dumps(self._generator.bit_generator.state), **self._pass.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._generator.bit_generator.state = json.loads(state["generator"])
+        self._pass.restore(state)
+
+
+class PairSampler(_Drawing):
+    """Two distinct patches of each of `batch_size` classes, no class twice in a batch.
+
+    Every class has its turn once per pass over all of them. Raises UsageError for a batch larger than the classes.
+    """
+
+    def __init__(self, index: ClassIndex, batch_size: int, generator: np.random.Generator):
+        super().__init__(index, generator)
+        check_batch(batch_size, len(index))
+        self._batch_size = batch_size
+
+    def draw(self) -> BatchPlan:
+        rows = self._next(self._batch_size)
+        members = draw_members(self._index, rows, 2, self._generator)
+        filled = np.zeros(members.size, bool)
+        return BatchPlan(members.ravel(), rows.repeat(2), 2, filled, np.zeros(len(rows)))
+
+
+class AdaSampler(_Drawing):
+    """The candidates of AdaSample: of each class an anchor and `candidates - 1` others, all of `class_size` patches.
+
+    A class of fewer patches is filled to `class_size` with copies of its own ones, to be turned at random. Which
+    candidate becomes the positive is decided by `choose_positives` with the network's descriptors.
+    Source: AdaSample, Alg. 1 and sec. 5.2. Raises UsageError for a batch larger than the classes.
+    """
+
+    def __init__(
+        self, index: ClassIndex, batch_size: int, class_size: int, candidates: int, generator: np.random.Generator
+    ):
+        super().__init__(index, generator)
+        check_batch(batch_size, len(index))
+        if not 2 <= candidates <= class_size:
+            raise UsageError(f"sampler.candidates: between 2 and class_size, {class_size} (got {candidates})")
+        self._batch_size, self._class_size, self._candidates = batch_size, class_size, candidates
+
+    def draw(self) -> BatchPlan:
+        rows = self._next(self._batch_size)
+        counts = self._index.counts[rows]
+        size = np.maximum(counts, self._class_size)
+        # Places in the filled class, in random order: the first is the anchor. Place p is a copy when p >= count.
+        places = _distinct(size, self._candidates, self._generator)
+        members = self._index.members[self._index.starts[rows][:, None] + places % counts[:, None]]
+        filled = places >= counts[:, None]
+        chance = self._generator.random(len(rows))
+        return BatchPlan(members.ravel(), rows.repeat(self._candidates), self._candidates, filled.ravel(), chance)
+
+
+class GroupSampler(_Drawing):
+    """Whole classes until `batch_size` patches are reached; of larger ones `max_per_group` patches at random.
+
+    two_scenes: half of the batch from each of two random scenes (DOAP, appendix C.2). class_scenes: scene of every
+    class of `index`. Raises UsageError for a batch larger than all patches, or two scenes where there is one.
+    """
+
+    def __init__(
+        self,
+        index: ClassIndex,
+        batch_size: int,
+        generator: np.random.Generator,
+        max_per_group: int,
+        class_scenes: Int[np.ndarray, " c"] | None = None,
+    ):
+        super().__init__(index, generator)
+        self._batch_size, self._max = batch_size, max_per_group
+        self._sizes = np.minimum(index.counts, max_per_group)
+        if batch_size > self._sizes.sum():
+            raise UsageError(
+                f"batch_size: a batch of {batch_size} patches is more than all groups have together "
+                f"({self._sizes.sum()}); ask for less, or bring more data"
+            )
+        self._scenes: list[np.ndarray] = []
+        if class_scenes is not None:
+            scenes = [np.flatnonzero(class_scenes == scene) for scene in np.unique(class_scenes)]
+            self._scenes = [rows for rows in scenes if self._sizes[rows].sum() >= batch_size // 2]
+            if len(self._scenes) < 2:
+                raise UsageError(
+                    f"sampler.two_scenes: fewer than two scenes have {batch_size // 2} patches; "
+                    "ask for a smaller batch, or set it to false"
+                )
+
+    def draw(self) -> BatchPlan:
+        rows = self._two_scenes() if self._scenes else self._walk()
+        parts = [self._group(row) for row in rows]
+        patches = np.concatenate(parts)
+        labels = rows.repeat([len(part) for part in parts])
+        return BatchPlan(patches, labels, 0, np.zeros(len(patches), bool), np.zeros(0))
+
+    def _walk(self) -> Int[np.ndarray, " g"]:
+        rows = self._pass.ahead(min(self._batch_size // 2, len(self._index)))
+        return self._next(_how_many(self._sizes[rows], self._batch_size))
+
+    def _two_scenes(self) -> Int[np.ndarray, " g"]:
+        chosen = self._generator.choice(len(self._scenes), 2, replace=False)
+        halves = []
+        for number in chosen:
+            rows = self._generator.permutation(self._scenes[number])
+            halves.append(rows[: _how_many(self._sizes[rows], self._batch_size // 2)])
+        return np.concatenate(halves)
+
+    def _group(self, row: int) -> Int[np.ndarray, " k"]:
+        start, count = self._index.starts[row], self._index.counts[row]
+        members = self._index.members[start : start + count]
+        return members if count <= self._max else self._generator.permutation(members)[: self._max]
+
+
+def check_batch(batch_size: int, classes: int) -> None:
+    """Raises UsageError for a batch that would need a class twice."""
+    if batch_size > classes:
+        raise UsageError(
+            f"batch_size: a batch of {batch_size} pairs needs as many classes, and there are {classes}; "
+            f"ask for at most {classes}, or bring more data"
+        )
+
+
+def draw_members(
+    index: ClassIndex, rows: Int[np.ndarray, " n"], number: int, generator: np.random.Generator
+) -> Int[np.ndarray, "n number"]:
+    """`number` distinct patches of every class in `rows`, uniformly, in random order."""
+    places = _distinct(index.counts[rows], number, generator)
+    return index.members[index.starts[rows][:, None] + places]
+
+
+def _distinct(sizes: Int[np.ndarray, " n"], number: int, generator: np.random.Generator) -> Int[np.ndarray, "n number"]:
+    """Row i: `number` distinct whole numbers below sizes[i], uniform over all ordered choices.
+
+    The j-th is drawn among those still free, then moved past the smaller ones that are taken.
+    """
+    drawn = np.empty((len(sizes), number), np.int64)
+    for j in range(number):
+        value = np.minimum((generator.random(len(sizes)) * (sizes - j)).astype(np.int64), sizes - j - 1)
+        for taken in np.sort(drawn[:, :j], axis=1).T:
+            value += value >= taken
+        drawn[:, j] = value
+    return drawn
+
+
+def _how_many(sizes: Int[np.ndarray, " g"], most: int) -> int:
+    """How many of the first groups fit into `most` patches; at least one."""
+    return max(1, int(np.searchsorted(np.cumsum(sizes), most, side="right")))

@@ -1,0 +1,108 @@
+"""The report of a training: its curves, last and best network, what it was trained with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featkit.errors import BadInputError
+from featkit.losses.sdgm import ANGLE_STATISTICS, POWER_STATISTICS
+from featkit.report.content import Cell, Configuration, Curve, Curves, Headline, Item, Report, Section, Table
+from featkit.report.page import write_report
+from featkit.training.run_folder import FIRST_COLUMNS, Row, RunFolder, read_metrics
+
+SHARES = (0.15, 0.35, 0.55, 0.75, 0.95)  # SDGMNet's tables II to IV: epochs 30, 70, 110, 150 and 190 of 200
+
+
+def training_report(run: Path) -> Path:
+    """Write report.html of a run's folder and return it. Raises BadInputError for a folder that holds no run."""
+    folder = RunFolder(run)
+    try:
+        summary = json.loads(folder.summary.read_text(encoding="utf-8"))
+        rows = read_metrics(folder.metrics)
+        configuration = (run / "config.yaml").read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{run}: not the folder of a finished training ({error})") from None
+    sections = [
+        Section("Networks", items=[training_table(summary)]),
+        Section("Curves", items=curves_of(rows)),
+        *statistics_sections(rows),
+        Section("Configuration", items=[Configuration("config.yaml", configuration)]),
+    ]
+    best = summary["best"]
+    data = summary["data"]
+    report = Report(
+        title=f"Training: {summary['recipe'] or summary['task']}",
+        subtitle=f"{data['name']}: {data['patches']:,} patches of {len(data['scenes'])} scenes",
+        headlines=[
+            Headline("held-out FPR95", 100 * best["held_out_fpr95"], "%", f"best, at step {best['step']:,}"),
+            Headline("steps", summary["steps"]),
+            Headline("patches seen", summary["patches"]),
+            Headline("training", round(summary["seconds"] / 60, 1), "min", f"on {summary['device']}"),
+        ],
+        sections=sections,
+    )
+    return write_report(report, folder.report)
+
+
+def training_table(summary: dict[str, Any]) -> Table:
+    """Last and best network, apart: the best was chosen on the pairs that it is measured on."""
+    rows: list[list[Cell]] = [
+        [which, summary[which]["step"], 100 * summary[which]["held_out_fpr95"]] for which in ("last", "best")
+    ]
+    note = "Held-out classes of the training set; the best step was chosen on them."
+    return Table("Training", ["network", "step", "held-out FPR95 %"], rows, note=note)
+
+
+def curves_of(rows: list[Row]) -> list[Item]:
+    """Loss, FPR95, learning rate, gradient, speed and waiting over the steps."""
+    found = [
+        _chart(rows, "Loss", "loss", {"loss": "loss"}),
+        _chart(rows, "Held-out FPR95", "%", {"held_out_fpr95": "FPR95"}, 100.0),
+        _chart(rows, "Learning rate", "learning rate", {"learning_rate": "learning rate"}),
+        _chart(rows, "Gradient", "norm over all parameters", {"gradient_norm": "gradient"}, log=True),
+        _chart(rows, "Speed", "patches per second", {"patches_per_s": "patches"}),
+        _chart(rows, "Waiting for data", "% of the time", {"wait_share": "waiting"}, 100.0),
+    ]
+    return [chart for chart in found if chart is not None]
+
+
+def statistics_sections(rows: list[Row]) -> list[Section]:
+    """What the loss says about itself: SDGMNet's statistics as its tables give them, AdaSample's average loss."""
+    names = list(dict.fromkeys(key for row in rows for key in row if key not in FIRST_COLUMNS))
+    items: list[Item | None] = []
+    if set(names) >= set(ANGLE_STATISTICS):
+        items.append(_chart(rows, "Angles", "rad", ANGLE_STATISTICS))
+        items.append(_chart(rows, "Power", "sum of weights", POWER_STATISTICS))
+        items.append(statistics_table(rows))
+        names = [name for name in names if name not in ANGLE_STATISTICS and name not in POWER_STATISTICS]
+    items += [_chart(rows, name.replace("_", " "), name.replace("_", " "), {name: name}) for name in names]
+    shown = [item for item in items if item is not None]
+    return [Section("Statistics of the loss", items=shown)] if shown else []
+
+
+def statistics_table(rows: list[Row]) -> Table:
+    """SDGMNet's statistics at the shares of the training that its tables II to IV show."""
+    steps = np.array([row["step"] for row in rows])
+    at = [rows[int(np.abs(steps - share * steps[-1]).argmin())] for share in SHARES]
+    body: list[list[Cell]] = [
+        [symbol, *(row[name] for row in at)] for name, symbol in {**ANGLE_STATISTICS, **POWER_STATISTICS}.items()
+    ]
+    columns = ["statistic", *(f"step {int(row['step']):,}" for row in at)]
+    return Table("Statistics along the training", columns, body, note="Angles in rad; SDGMNet, tables II to IV.")
+
+
+def _chart(
+    rows: list[Row], title: str, unit: str, names: dict[str, str], factor: float = 1.0, log: bool = False
+) -> Curves | None:
+    """Columns of the metrics, by name, over the steps; None when nothing stands in them."""
+    curves = []
+    for name, label in names.items():
+        some = [(row["step"], factor * row[name]) for row in rows if name in row]
+        if some:
+            x, y = np.array(some).T
+            curves.append(Curve(label, x, y))
+    return Curves(title, "step", unit, curves, log) if curves else None

@@ -1,0 +1,55 @@
+"""How many steps fit into a time: measured on the machine, before a training starts."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+
+import torch
+
+from featkit.data.patch_set import PatchSet
+from featkit.errors import UsageError
+from featkit.training.optimiser import build_optimiser
+from featkit.training.patch_config import PatchTraining
+from featkit.training.patch_task import PatchTask
+from featkit.training.world import World
+
+LOGGER = logging.getLogger(__name__)
+UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+TIMED_STEPS = 4
+RESERVE = 0.97  # of the budget: start, checkpoints and the report take the rest
+
+
+def seconds_of(budget: str) -> float:
+    """Seconds of `90s`, `30min`, `2h`. Raises UsageError."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(s|min|h)", budget.strip())
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(f"--budget {budget!r}: write it as 90s, 30min or 2h")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def steps_in(budget_s: float, config: PatchTraining, data: PatchSet, world: World) -> int:
+    """Steps that a training of `config` makes in that time, measurements on the held-out part included."""
+    task = PatchTask(config, str(world.device))
+    task.prepare(data, world)
+    optimiser = build_optimiser(config.optimiser, task.parameter_groups())
+    task.step(0.0)  # what happens once: memory, threads, compilation
+    optimiser.step()
+    started = time.perf_counter()
+    for _ in range(TIMED_STEPS):
+        optimiser.zero_grad(set_to_none=True)
+        float(task.step(0.5).loss)
+        optimiser.step()
+    step_s = (time.perf_counter() - started) / TIMED_STEPS
+    held_out_s = 0.0
+    if world.is_first:
+        started = time.perf_counter()
+        task.held_out()
+        held_out_s = (time.perf_counter() - started) / config.held_out.every
+    task.close()
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()
+    steps = max(1, int((RESERVE * budget_s - held_out_s) / step_s))
+    LOGGER.info("a step takes %.3g s: %d steps in %.0f s", step_s, steps, budget_s)
+    return int(world.first_says(steps))

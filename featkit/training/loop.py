@@ -1,0 +1,227 @@
+"""The training loop: steps, schedule, checkpoints and signals. What a step does is its task's business.
+
+Everything that decides the next steps is in the checkpoint, so that a run that was killed goes on as if it had not
+been: on the CPU with the same losses, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from featkit import __version__
+from featkit.config import Config, differences
+from featkit.errors import BadInputError, NothingCameOutError, UsageError
+from featkit.losses.base import LossResult
+from featkit.training.checkpoint import load_checkpoint, save_checkpoint
+from featkit.training.optimiser import build_optimiser, set_learning_rate
+from featkit.training.progress import Progress
+from featkit.training.run_folder import Row, RunFolder
+from featkit.training.stopping import Stopped, StopRequest, stop_signals
+from featkit.training.whole_batch import random_state, set_random_state
+from featkit.training.world import World
+
+LOGGER = logging.getLogger(__name__)
+RANK_SEEDS = 1_000_003  # between the seeds of two steps: more than there are processes
+
+
+class Task(Protocol):
+    """What the loop asks of a task."""
+
+    config: Any
+    network: nn.Module
+    batch_patches: int
+
+    def modules(self) -> dict[str, nn.Module]: ...
+
+    def parameter_groups(self) -> list[dict[str, Any]]: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+    def step(self, share: float) -> LossResult: ...
+
+    def held_out(self) -> float: ...
+
+    def batch_arrays(self) -> dict[str, Any]: ...
+
+    def waited_s(self) -> float: ...
+
+
+@dataclass
+class Progressed:
+    """How far a run is: all of it in the checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    history: list[Row] = field(default_factory=list)
+    pending: list[float] = field(default_factory=list)  # losses since the last row
+    best_score: float = math.inf
+    best_step: int = 0
+    best_network: dict[str, torch.Tensor] = field(default_factory=dict)
+    last_score: float = math.nan
+
+
+class Run:
+    """One training in one folder."""
+
+    def __init__(self, task: Task, folder: RunFolder, world: World, identity: str):
+        """identity: tells the data from other data."""
+        self.task, self.folder, self.world, self.identity = task, folder, world, identity
+        self.config = task.config
+        self.optimiser = build_optimiser(self.config.optimiser, task.parameter_groups())
+        self.done = Progressed()
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> bool:
+        """Go on from the folder's checkpoint; whether there is one. Raises UsageError, BadInputError."""
+        state = load_checkpoint(self.folder.checkpoint)
+        if state is None:
+            return False
+        check_same(state, self.config, self.identity, self.folder.path)
+        for name, module in self.task.modules().items():
+            try:
+                module.load_state_dict(state["modules"][name])
+            except (RuntimeError, KeyError) as error:
+                what = str(error).splitlines()[0]
+                raise BadInputError(
+                    f"{self.folder.checkpoint}: of another {name} ({what}); start anew with --overwrite"
+                ) from None
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.task.restore(state["task"])
+        if self.world.is_first:
+            set_random_state(state["random"], self.world.device)
+        else:  # its own was not saved: dropout must not be the first process's
+            torch.manual_seed(self.config.seed + self.world.rank + RANK_SEEDS * state["progress"]["step"])
+        self.done = Progressed(**state["progress"])
+        return True
+
+    def save(self) -> None:
+        """Write the checkpoint (the first process only)."""
+        self._saved_at = time.monotonic()
+        if not self.world.is_first:
+            return
+        state = {
+            "featkit_version": __version__,
+            "config": self.config.canonical_json(),
+            "data": self.identity,
+            "modules": {name: module.state_dict() for name, module in self.task.modules().items()},
+            "optimiser": self.optimiser.state_dict(),
+            "task": self.task.state(),
+            "random": random_state(self.world.device),
+            "progress": dict(vars(self.done)),
+        }
+        save_checkpoint(self.folder.checkpoint, state)
+
+    @property
+    def finished(self) -> bool:
+        return self.done.step >= self.config.steps
+
+    def train(self) -> None:
+        """All steps that are left. Raises Stopped after a signal, NothingCameOutError for a loss that is no number."""
+        every = self.config.log_every or max(1, self.config.steps // 1000)
+        progress = Progress(self.config.steps, self.done.step, self.task.batch_patches, quiet=not self.world.is_first)
+        with stop_signals() as request, progress:
+            while not self.finished:
+                loss, norm, result = self._step()
+                self.done.pending.append(loss)
+                score = self._measure()
+                if self.done.step % every == 0 or self.finished or score is not None:
+                    self._write_row(norm, result, score, progress)
+                progress.stepped(loss, score)
+                self._save_or_stop(request)
+        if self.world.is_first:
+            self.folder.write_metrics(self.done.history)
+
+    def _step(self) -> tuple[float, float, LossResult]:
+        share = self.done.step / self.config.steps
+        set_learning_rate(self.optimiser, self.config.schedule.factor(share))
+        self.optimiser.zero_grad(set_to_none=True)
+        started = time.perf_counter()
+        result = self.task.step(share)
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_gradient or math.inf)
+        loss, length = torch.stack([result.loss.float(), norm.float()]).tolist()
+        if not (math.isfinite(loss) and math.isfinite(length)):
+            self._give_up(loss, length)
+        self.optimiser.step()
+        self.done.step += 1
+        self.done.seconds += time.perf_counter() - started
+        return loss, length, result
+
+    def _give_up(self, loss: float, norm: float) -> None:
+        step = self.done.step + 1
+        if self.world.is_first:
+            self.folder.save_bad_batch(step, self.task.batch_arrays())
+        what = f"the loss became {loss}" if not math.isfinite(loss) else f"the gradient's norm became {norm}"
+        raise NothingCameOutError(
+            f"step {step}: {what}; its batch is in {self.folder.bad_batch}, the last good state in "
+            f"{self.folder.checkpoint}; lower optimiser.learning_rate or set max_gradient"
+        )
+
+    def _measure(self) -> float | None:
+        """FPR95 on the held-out part when its turn has come; the best network is kept."""
+        steps, every = self.config.steps, self.config.held_out.every
+        turns = int(self.done.step / steps / every + 1e-9) > int((self.done.step - 1) / steps / every + 1e-9)
+        if not (turns or self.finished) or not self.world.is_first:
+            return None
+        started = time.perf_counter()
+        score = self.task.held_out()
+        self.done.last_score = score
+        if score < self.done.best_score:
+            self.done.best_score, self.done.best_step = score, self.done.step
+            self.done.best_network = {k: v.detach().cpu().clone() for k, v in self.task.network.state_dict().items()}
+        self.done.seconds += time.perf_counter() - started
+        return score
+
+    def _write_row(self, norm: float, result: LossResult, score: float | None, progress: Progress) -> None:
+        pending, self.done.pending = self.done.pending, []
+        row: Row = {
+            "step": self.done.step,
+            "loss": pending[0] if len(pending) == 1 else sum(pending) / len(pending),
+            "learning_rate": self.optimiser.param_groups[0]["lr"],
+            "gradient_norm": norm,
+            **progress.speed(self.task.waited_s()),
+        }
+        if score is not None:
+            row["held_out_fpr95"] = score
+        row |= {name: float(value) for name, value in result.statistics.items()}
+        self.done.history.append(row)
+        if self.world.is_first:
+            self.folder.add(row, self.done.history)
+
+    def _save_or_stop(self, request: StopRequest) -> None:
+        stop = self.world.any(bool(request))
+        due = time.monotonic() - self._saved_at >= self.config.save_every_s
+        due = due or bool(self.config.save_every and self.done.step % self.config.save_every == 0)
+        if stop or due or self.finished:
+            self.save()
+        if stop and not self.finished:
+            number = request.signal_number or 15
+            raise Stopped(
+                f"stopped at step {self.done.step} of {self.config.steps}, all is saved in {self.folder.path}; "
+                "run the same command again to go on",
+                number,
+            )
+
+
+def check_same(state: dict[str, Any], config: Config, identity: str, path: Path) -> None:
+    """Raises UsageError when a checkpoint is of another configuration, BadInputError when of other data."""
+    if state["config"] != config.canonical_json():
+        raise UsageError(
+            f"{path}: was trained with another configuration ({differences(state['config'], config)}); "
+            "choose another folder, or start anew with --overwrite"
+        )
+    if state["data"] != identity:
+        raise BadInputError(
+            f"{path}: was trained on other patches ({state['data']}, now {identity}); "
+            "choose another folder, or start anew with --overwrite"
+        )

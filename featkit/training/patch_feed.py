@@ -1,0 +1,169 @@
+"""From plans to patches on the device: batches are drawn and gathered ahead, so that the network never waits.
+
+What a batch is made of is decided before any patch is read (`BatchPlan`, transforms), by generators whose state
+belongs to the batch: reading ahead changes nothing, and a resumed training sees the same batches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from featkit.data.augment import AugmentConfig, draw_transforms
+from featkit.data.patch_set import PatchArray
+from featkit.data.samplers import BatchPlan, Sampler
+
+MEMORY_SHARE = 0.4  # of the free memory that patches may take, when nobody says where they belong
+AHEAD = 3  # batches drawn ahead
+READ_AT_ONCE = 1 << 14
+
+
+@dataclass(frozen=True)
+class Fed:
+    """One batch. plan, transforms: of the whole batch. pixels: of this process's part, on the device."""
+
+    plan: BatchPlan
+    transforms: Float[np.ndarray, "m 2 3"]
+    pixels: UInt8[Tensor, "p s s"]
+
+
+class Draw:
+    """Plans and their transforms, with one state for both."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        augmentation: AugmentConfig,
+        generator: np.random.Generator,
+        filled_rotation_deg: float = 0.0,
+    ):
+        self._sampler, self._augmentation, self._generator = sampler, augmentation, generator
+        self._filled_rotation_deg = filled_rotation_deg
+
+    def __call__(self) -> tuple[BatchPlan, Float[np.ndarray, "m 2 3"]]:
+        plan = self._sampler.draw()
+        transforms = draw_transforms(
+            self._augmentation, plan.labels, self._generator, plan.filled, self._filled_rotation_deg
+        )
+        return plan, transforms
+
+    def state(self) -> dict[str, Any]:
+        return {"sampler": self._sampler.state(), "augmentation": json.dumps(self._generator.bit_generator.state)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._sampler.restore(state["sampler"])
+        self._generator.bit_generator.state = json.loads(state["augmentation"])
+
+
+class PatchFeed:
+    """Endless batches on a device; `part` says which rows of a batch of m patches belong to this process."""
+
+    def __init__(
+        self,
+        patches: PatchArray,
+        draw: Draw,
+        device: torch.device,
+        part: Callable[[BatchPlan], slice],
+        where: str = "auto",
+    ):
+        self._draw, self._device, self._part = draw, device, part
+        self._state = draw.state()
+        self.on_device = where == "device" or (where == "auto" and fits(patches, device))
+        self._patches: Any = on_device(patches, device) if self.on_device else patches
+        self._threaded = device.type == "cuda" or not self.on_device
+        self._queue: queue.Queue[Any] = queue.Queue(AHEAD)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.waited_s = 0.0
+
+    def next(self) -> Fed:
+        """The next batch; the time until it is there is added to `waited_s`."""
+        started = time.perf_counter()
+        if self._threaded and self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+        made = self._queue.get() if self._threaded else self._make()
+        if isinstance(made, BaseException):
+            raise made
+        plan, transforms, pixels, self._state = made
+        if self.on_device:
+            pixels = self._patches[torch.from_numpy(plan.patches[self._part(plan)]).to(self._device)]
+        else:
+            pixels = pixels.to(self._device, non_blocking=True)
+        self.waited_s += time.perf_counter() - started
+        return Fed(plan, transforms, pixels)
+
+    def state(self) -> dict[str, Any]:
+        """As it was after the batch that was handed out last."""
+        return self._state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on after the batch that `state` was taken after. Only before the first `next`."""
+        assert self._thread is None
+        self._draw.restore(state)
+        self._state = state
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._stop.set()
+        while self._thread is not None and self._thread.is_alive():
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                self._thread.join(0.01)
+
+    def _make(self) -> tuple[BatchPlan, np.ndarray, Tensor | None, dict[str, Any]]:
+        plan, transforms = self._draw()
+        pixels = None
+        if not self.on_device:
+            pixels = torch.from_numpy(self._patches[plan.patches[self._part(plan)]])
+            pixels = pixels.pin_memory() if self._device.type == "cuda" else pixels
+        return plan, transforms, pixels, self._draw.state()
+
+    def _work(self) -> None:
+        made: Any
+        while not self._stop.is_set():
+            try:
+                made = self._make()
+            except BaseException as error:  # raised again where the batch is asked for
+                made = error
+            while not self._stop.is_set():
+                try:
+                    self._queue.put(made, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(made, BaseException):
+                return
+
+
+def fits(patches: PatchArray, device: torch.device) -> bool:
+    """Whether all patches take but a part of the memory that is free on the device."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        try:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError):  # macOS does not say
+            free = 4 << 30
+    return int(np.prod(patches.shape)) <= MEMORY_SHARE * free
+
+
+def on_device(patches: PatchArray, device: torch.device) -> UInt8[Tensor, "n s s"]:
+    """All patches as one tensor."""
+    whole = torch.empty(tuple(patches.shape), dtype=torch.uint8, device=device)
+    for start in range(0, len(patches), READ_AT_ONCE):
+        index = np.arange(start, min(start + READ_AT_ONCE, len(patches)))
+        whole[start : start + len(index)] = torch.from_numpy(np.ascontiguousarray(patches[index])).to(device)
+    return whole

@@ -1,0 +1,214 @@
+"""Training a patch descriptor: what one step does. The loop around it is `featkit.training.loop`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from featkit.data.augment import warp_patches
+from featkit.data.informative_pairs import angles_from_anchor, choose_positives, pair_weights
+from featkit.data.label_mining import MinedLabels, mine_labels
+from featkit.data.patch_set import ClassIndex, PatchSet
+from featkit.data.samplers import AdaSampler, BatchPlan, GroupSampler, PairSampler, Sampler, usable_classes
+from featkit.device import torch_device
+from featkit.errors import UsageError
+from featkit.losses.base import GroupBatch, LossResult, PairBatch
+from featkit.losses.build import build_loss, scaled_to_budget
+from featkit.losses.sosnet import second_order_term
+from featkit.models.patch_network import PatchNetwork
+from featkit.training.held_out import HeldOutPairs, held_out_fpr95, held_out_pairs, split_classes
+from featkit.training.patch_config import AdaSample, Groups, PatchTraining
+from featkit.training.patch_feed import Draw, Fed, PatchFeed
+from featkit.training.whole_batch import backward, in_two
+from featkit.training.world import World
+
+DESCRIBED_AT_ONCE = 512  # candidates of AdaSample, without graph
+SMALLEST_AVERAGE = 1e-6  # of the loss: lambda / L_avg stays a number
+
+
+class PatchTask:
+    """A network, a loss and the batches they are trained with."""
+
+    Config = PatchTraining
+
+    def __init__(self, config: PatchTraining, device: str = "auto"):
+        self.config = config
+        self._device = torch_device(device)
+        self.network = PatchNetwork(config.network, torch.Generator().manual_seed(config.seed)).to(self._device)
+        loss = (
+            scaled_to_budget(config.loss, config.steps, config.batch_size) if config.scale_statistics else config.loss
+        )
+        self.loss = build_loss(loss).to(self._device)
+        wanted = "groups" if isinstance(config.sampler, Groups) else "pairs"
+        if self.loss.batch_kind != wanted:
+            raise UsageError(
+                f"loss {config.loss.name!r} takes {self.loss.batch_kind}; sampler.kind: {config.sampler.kind} "
+                f"gives {wanted}"
+            )
+        if isinstance(config.sampler, AdaSample) and not hasattr(self.loss, "average_loss"):
+            raise UsageError("sampler.kind: adasample goes by the average of the loss that angular_triplet keeps")
+
+    def prepare(self, data: PatchSet, world: World) -> None:
+        """Take the patches to train with. Raises BadInputError and UsageError when they are too few."""
+        self.world = world
+        classes = usable_classes(data.classes)
+        train, out = split_classes(classes, self.config.held_out, self.config.seed)
+        self._pairs: HeldOutPairs | None = None
+        if world.is_first:
+            self._pairs = held_out_pairs(data.patches, out, self.config.held_out, self.config.seed)
+        self._mined: MinedLabels | None = None
+        self.last: Fed | None = None
+        draw = Draw(
+            self._sampler(train, data),
+            self.config.augmentation,
+            np.random.default_rng([self.config.seed, 1]),
+            getattr(self.config.sampler, "filled_rotation_deg", 0.0),
+        )
+        self.feed = PatchFeed(data.patches, draw, world.device, self._part, self.config.patches_on)
+        trunk, self._head = in_two(self.network)
+        self._trunk: Any = torch.compile(trunk) if self.config.compile else trunk
+
+    def _sampler(self, train: ClassIndex, data: PatchSet) -> Sampler:
+        generator = np.random.default_rng([self.config.seed, 0])
+        sampler, batch = self.config.sampler, self.config.batch_size
+        if isinstance(sampler, Groups):
+            scenes = data.scenes[train.members[train.starts]] if sampler.two_scenes else None
+            if sampler.label_mining is not None:
+                self._mined = mine_labels(data, sampler.label_mining, self.world.device)
+            return GroupSampler(train, batch, generator, sampler.max_per_group, scenes)
+        if isinstance(sampler, AdaSample):
+            return AdaSampler(train, batch, sampler.class_size, sampler.candidates, generator)
+        return PairSampler(train, batch, generator)
+
+    def _part(self, plan: BatchPlan) -> slice:
+        if not plan.columns:
+            return self.world.part(len(plan.patches))
+        rows = self.world.part(len(plan.patches) // plan.columns)
+        return slice(rows.start * plan.columns, rows.stop * plan.columns)
+
+    @property
+    def batch_patches(self) -> int:
+        """Patches a step learns from."""
+        return self.config.batch_size * (1 if isinstance(self.config.sampler, Groups) else 2)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The network's parameters with their learning rates."""
+        optimiser = self.config.optimiser
+        scale = self.config.batch_size / optimiser.reference_batch if optimiser.reference_batch else 1.0
+        return self.network.parameter_groups(optimiser.learning_rate * scale)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint keeps, buffers included."""
+        return {"network": self.network, "loss": self.loss}
+
+    def state(self) -> dict[str, Any]:
+        """What else decides the next steps."""
+        return {"feed": self.feed.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.feed.restore(state["feed"])
+
+    def step(self, share: float) -> LossResult:
+        """Add the gradient of the next batch's loss. share: of the training that is done, in [0, 1)."""
+        self.network.train()
+        self.last = fed = self.feed.next()
+        if isinstance(self.config.sampler, AdaSample):
+            patches, weights, extra = self._informative(fed)
+        else:
+            patches, weights, extra = self._warped(fed), None, {}
+        plan = fed.plan
+        count = len(plan.patches) if not plan.columns else 2 * (len(plan.patches) // plan.columns)
+        result = backward(
+            self._trunk,
+            self.network,
+            patches,
+            count,
+            lambda features: self._loss_of(features, plan, weights, share),
+            self.world,
+            self.config.chunk,
+        )
+        return LossResult(result.loss.detach(), {**result.statistics, **extra})
+
+    def held_out(self) -> float:
+        """FPR95 on the held-out pairs; in the first process only."""
+        assert self._pairs is not None
+        return held_out_fpr95(self.network, self._pairs, self.world.device, self.config.precision)
+
+    def waited_s(self) -> float:
+        """Seconds spent waiting for patches so far."""
+        return self.feed.waited_s
+
+    def network_of(self, state: dict[str, Tensor]) -> PatchNetwork:
+        """A network of its own with these values."""
+        network = PatchNetwork(self.config.network)
+        network.load_state_dict(state)
+        return network.eval()
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self.feed.close()
+
+    def batch_arrays(self) -> dict[str, UInt8[np.ndarray, "..."]]:
+        """The last batch, to look into when something went wrong."""
+        if self.last is None:
+            return {}
+        plan = self.last.plan
+        return {"patches": plan.patches, "labels": plan.labels, "transforms": self.last.transforms}
+
+    def _warped(self, fed: Fed) -> Float[Tensor, "p 1 s s"]:
+        transforms = torch.from_numpy(fed.transforms[self._part(fed.plan)]).to(self.world.device)
+        return warp_patches(fed.pixels, transforms, self.network.input_px, self.config.augmentation.fill)
+
+    def _loss_of(
+        self, features: Float[Tensor, "m f"], plan: BatchPlan, weights: Tensor | None, share: float
+    ) -> LossResult:
+        found = self._head(features)
+        if not plan.columns:
+            labels = torch.from_numpy(plan.labels).to(features.device)
+            ignored = None if self._mined is None else self._mined.ignored(plan.patches, plan.labels, features.device)
+            return self.loss(GroupBatch(found.descriptor, labels, ignored), share)
+        batch = PairBatch(found.descriptor[0::2], found.descriptor[1::2], found.raw[0::2], found.raw[1::2], weights)
+        result = self.loss(batch, share)
+        if self.config.second_order_weight:
+            second = second_order_term(batch, self.config.second_order_neighbours)
+            total = result.loss + self.config.second_order_weight * second
+            return LossResult(total, {**result.statistics, "second_order": second.detach()})
+        return result
+
+    def _informative(self, fed: Fed) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Anchors and the positives that AdaSample chooses for them, the weights of the pairs, and statistics."""
+        sampler = self.config.sampler
+        assert isinstance(sampler, AdaSample)
+        plan, k = fed.plan, fed.plan.columns
+        candidates = self._warped(fed)  # (p k, 1, s, s)
+        rows = self.world.part(len(plan.patches) // k)
+        exponent = sampler.strength / max(float(self.loss.average_loss), SMALLEST_AVERAGE)  # lambda / L_avg, eq. 13
+        angles = angles_from_anchor(self._describe(candidates).unflatten(0, (-1, k)))
+        chance = torch.from_numpy(plan.chance[rows]).to(angles.device)
+        chosen = choose_positives(angles, exponent, chance)
+        pairs = candidates.unflatten(0, (-1, k))
+        every = torch.arange(len(chosen), device=angles.device)
+        patches = torch.stack([pairs[:, 0], pairs[every, 1 + chosen]], dim=1).flatten(0, 1)
+        distances = self.world.gather(angles[every, chosen][:, None], len(plan.patches) // k)[:, 0]
+        weights = pair_weights(distances, exponent, sampler.smallest_angle)
+        return (
+            patches,
+            weights,
+            {
+                "exponent": torch.tensor(exponent),
+                "positive_angle": distances.mean(),
+            },
+        )
+
+    @torch.no_grad()
+    def _describe(self, patches: Float[Tensor, "p 1 s s"]) -> Float[Tensor, "p d"]:
+        """Unit descriptors by the network as it is, without dropout and with running statistics."""
+        self.network.eval()
+        with self.world.autocast():
+            found = [self.network(part).descriptor.float() for part in patches.split(DESCRIBED_AT_ONCE)]
+        self.network.train()
+        return torch.cat(found)

@@ -1,0 +1,90 @@
+"""What a training leaves behind, beside its checkpoint: config.yaml, metrics.csv, TensorBoard events, summary.json."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from featkit.config import Config
+from featkit.store.text import write_text
+
+LOGGER = logging.getLogger(__name__)
+FIRST_COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "patches_per_s", "wait_share", "held_out_fpr95")
+Row = dict[str, float]
+
+
+class RunFolder:
+    """Paths and writers of one run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoint = path / "checkpoint.pt"
+        self.metrics = path / "metrics.csv"
+        self.summary = path / "summary.json"
+        self.report = path / "report.html"
+        self.bad_batch = path / "bad_batch.npz"
+        self._events: Any = None
+
+    def start(self, config: Config, task: str, history: list[Row]) -> None:
+        """Write config.yaml and the rows so far; what a killed run wrote after its checkpoint goes."""
+        values = {"task": task, **config.model_dump(mode="json")}
+        write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+        self.write_metrics(history)
+        try:
+            from tensorboardX import SummaryWriter
+        except ModuleNotFoundError:
+            LOGGER.info("tensorboardX is not installed: curves are in %s only", self.metrics.name)
+            return
+        purge = int(history[-1]["step"]) + 1 if history else 0
+        self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=purge)
+
+    def write_metrics(self, history: list[Row]) -> None:
+        """All rows, as metrics.csv."""
+        names = dict.fromkeys(FIRST_COLUMNS) | dict.fromkeys(key for row in history for key in row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {key: repr(value) if key != "step" else int(value) for key, value in row.items()} for row in history
+        )
+        write_text(self.metrics, text.getvalue())
+
+    def add(self, row: Row, history: list[Row]) -> None:
+        """One more row, the last of `history`."""
+        if len(history) > 1 and set(row) <= set(history[0]) | set(FIRST_COLUMNS) and self.metrics.exists():
+            with self.metrics.open(newline="") as file:
+                header = next(csv.reader(file))
+            cells = ["" if key not in row else repr(row[key]) if key != "step" else int(row[key]) for key in header]
+            with self.metrics.open("a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerow(cells)
+        else:
+            self.write_metrics(history)
+        if self._events is not None:
+            for key, value in row.items():
+                if key != "step":
+                    self._events.add_scalar(key, value, int(row["step"]))
+            self._events.flush()
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_text(self.summary, json.dumps(summary, indent=1) + "\n")
+
+    def save_bad_batch(self, step: int, arrays: dict[str, np.ndarray]) -> None:
+        """The batch at which a number stopped being one."""
+        np.savez(self.bad_batch, step=step, **arrays)
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The rows of a metrics.csv; empty cells are left out."""
+    with path.open(newline="") as file:
+        return [{key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]

@@ -1,0 +1,156 @@
+"""`featkit train patch`: patches -> a network, in a folder that can be stopped and gone on with at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from featkit import __version__
+from featkit.data.patch_set import PatchSet
+from featkit.errors import NotWritableError
+from featkit.training.budget import seconds_of, steps_in
+from featkit.training.checkpoint import load_checkpoint
+from featkit.training.loop import Run
+from featkit.training.patch_config import PatchTraining
+from featkit.training.patch_task import PatchTask
+from featkit.training.run_folder import RunFolder
+from featkit.training.world import World, launch
+
+LOGGER = logging.getLogger(__name__)
+FINGERPRINTED = 1000  # patches that tell a set from another one
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run came to. fpr95: on the held-out part, in [0, 1]."""
+
+    folder: Path
+    summary: dict[str, Any]
+    is_first: bool = True  # of several processes, the one that writes
+
+
+def train_patch(
+    config: PatchTraining,
+    data: PatchSet,
+    output: Path,
+    *,
+    name: str = "",
+    device: str = "auto",
+    devices: int = 1,
+    overwrite: bool = False,
+) -> Trained:
+    """Train a patch descriptor. name: of the recipe, for the records.
+
+    Raises UsageError, BadInputError, NotWritableError, NothingCameOutError (a loss that is no number) and Stopped
+    (after SIGTERM or SIGINT, everything saved).
+    """
+    world = launch(device, devices, config.precision)
+    folder = RunFolder(output)
+    if overwrite and world.is_first:
+        remove_run(folder)
+    world.barrier()
+    if config.budget:
+        config = config.model_copy(update={"steps": budgeted_steps(config, data, folder, world)})
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+        torch.manual_seed(config.seed + world.rank)  # dropout draws from torch's own generator
+        task = PatchTask(config, str(world.device))
+        task.prepare(data, world)
+        run = Run(task, folder, world, identity_of(data))
+        try:
+            return _train(run, task, name, data)
+        finally:
+            task.close()
+            folder.close()
+
+
+def budgeted_steps(config: PatchTraining, data: PatchSet, folder: RunFolder, world: World) -> int:
+    """Steps for the configuration's budget: those of the run in the folder when it has the same one."""
+    seconds = seconds_of(config.budget)
+    state = load_checkpoint(folder.checkpoint)
+    if state is not None:
+        stored = json.loads(state["config"])
+        if stored.get("budget") == config.budget:
+            return int(stored["steps"])
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+        return steps_in(seconds, config, data, world)
+
+
+def _train(run: Run, task: PatchTask, name: str, data: PatchSet) -> Trained:
+    folder, config = run.folder, run.config
+    resumed = run.resume()
+    if resumed and run.finished:
+        LOGGER.info("%s: finished already (%d steps); --overwrite trains anew", folder.path, run.done.step)
+    else:
+        if resumed:
+            LOGGER.info("%s: goes on after step %d of %d", folder.path, run.done.step, config.steps)
+        if run.world.is_first:
+            folder.start(config, "patch", run.done.history)
+        if not resumed:
+            run.save()
+        run.train()
+    summary = summarise(run, task, name, data)
+    if run.world.is_first:
+        folder.write_summary(summary)
+        export(run, task, summary)
+    return Trained(folder.path, summary, run.world.is_first)
+
+
+def summarise(run: Run, task: PatchTask, name: str, data: PatchSet) -> dict[str, Any]:
+    """summary.json: last and best network, what they were trained with and for how long."""
+    done = run.done
+    return {
+        "recipe": name,
+        "task": "patch",
+        "steps": done.step,
+        "patches": done.step * task.batch_patches,
+        "seconds": round(done.seconds, 1),
+        "last": {"step": done.step, "held_out_fpr95": done.last_score},
+        "best": {"step": done.best_step, "held_out_fpr95": done.best_score},
+        "data": {"name": data.name, "patches": len(data), "scenes": list(data.scene_names), "identity": run.identity},
+        "device": str(run.world.device),
+        "devices": run.world.size,
+        "versions": {"featkit": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
+        "config": run.config.result_fields(),
+    }
+
+
+def export(run: Run, task: PatchTask, summary: dict[str, Any]) -> None:
+    """last.safetensors and best.safetensors: what extracts features."""
+    try:
+        from featkit.weights import save_patch_network
+    except ModuleNotFoundError:
+        return
+
+    metadata = {"recipe": summary["recipe"], "data": summary["data"]["name"], "featkit_version": __version__}
+    for which in ("best", "last"):
+        network = task.network_of(run.done.best_network if which == "best" else task.network.state_dict())
+        step = str(summary[which]["step"])
+        save_patch_network(run.folder.path / f"{which}.safetensors", network, {**metadata, "step": step})
+
+
+def identity_of(data: PatchSet) -> str:
+    """`name, n patches, digest`: of the classes and of some patches."""
+    digest = hashlib.sha256(np.ascontiguousarray(data.classes, np.int64).tobytes())
+    some = np.unique(np.linspace(0, len(data) - 1, FINGERPRINTED).astype(np.int64)) if len(data) else np.zeros(0, int)
+    digest.update(np.ascontiguousarray(data.patches[some]).tobytes())
+    return f"{len(data)} patches, {digest.hexdigest()[:16]}"
+
+
+def remove_run(folder: RunFolder) -> None:
+    """Delete what an earlier run wrote, and nothing else. Raises NotWritableError."""
+    try:
+        for name in ("checkpoint.pt", "metrics.csv", "summary.json", "report.html", "bad_batch.npz", "config.yaml"):
+            (folder.path / name).unlink(missing_ok=True)
+        for name in ("best.safetensors", "last.safetensors"):
+            (folder.path / name).unlink(missing_ok=True)
+        shutil.rmtree(folder.path / "tensorboard", ignore_errors=True)
+    except OSError as error:
+        raise NotWritableError(f"{folder.path}: cannot be emptied ({error.strerror})") from None

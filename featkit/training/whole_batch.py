@@ -1,0 +1,135 @@
+"""Gradients of a loss that looks at a whole batch, whose patches are described in parts: chunks, or other processes.
+
+The network is taken in two: the trunk works on every patch by itself, the head on all of their features (the last
+BatchNorm). Features are computed in parts, the head and the loss once for the whole batch, and the gradient with
+respect to the features goes back through each part's trunk. With several chunks the trunk runs twice, the first time
+without graph, and the generators are set back between, so that dropout is the same both times.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from featkit.losses.base import LossResult
+from featkit.models.hynet import HyNet
+from featkit.models.patch_network import PatchDescription, PatchNetwork
+from featkit.training.world import World
+
+Trunk = Callable[[Tensor], Tensor]
+
+
+def in_two(network: PatchNetwork) -> tuple[nn.Module, Callable[[Float[Tensor, "m f"]], PatchDescription]]:
+    """The network up to its last BatchNorm, and the rest: `head(trunk(patches))` is `network(patches)`.
+
+    Both work on the network's own layers and parameters.
+    """
+    body = copy.copy(network.trunk)
+    body._modules = dict(body._modules)  # the copy's own table: the network keeps its last layer
+    if isinstance(body, HyNet):
+        norm: nn.Module = body.norm
+        body.norm = nn.Identity()  # type: ignore[assignment]
+    else:
+        norm = body.features[-1]
+        body.features = body.features[:-1]
+
+    def head(features: Float[Tensor, "m f"]) -> PatchDescription:
+        raw = norm(features[:, :, None, None]).flatten(1)
+        if network.is_binary:
+            return PatchDescription(raw, torch.tanh(raw))
+        return PatchDescription(raw, raw / torch.sqrt(raw.square().sum(1, keepdim=True) + network.config.norm_eps))
+
+    return (body if network.transformer is None else nn.Sequential(network.transformer, body)), head
+
+
+def backward(
+    trunk: Trunk,
+    network: nn.Module,
+    patches: Float[Tensor, "p 1 s s"],
+    count: int,
+    loss_of: Callable[[Float[Tensor, "m f"]], LossResult],
+    world: World,
+    chunk: int = 0,
+) -> LossResult:
+    """Add the gradient of the loss to the network's parameters.
+
+    patches: this process's part of the batch. count: patches of the whole batch. loss_of: from the features of all.
+    """
+    parts = patches.split(chunk) if chunk else (patches,)
+    if len(parts) == 1:
+        own = _features(trunk, patches, world)
+        return _through_features(own, count, loss_of, world, own.backward, network)
+    states = []
+    found = []
+    with torch.no_grad():
+        for part in parts:
+            states.append(random_state(world.device))
+            found.append(_features(trunk, part, world))
+    after = random_state(world.device)
+
+    def again(gradient: Tensor) -> None:
+        with batch_statistics_kept(network):
+            for part, state, piece in zip(parts, states, gradient.split(chunk), strict=True):
+                set_random_state(state, world.device)
+                _features(trunk, part, world).backward(piece)
+        set_random_state(after, world.device)
+
+    return _through_features(torch.cat(found), count, loss_of, world, again, network)
+
+
+def _features(trunk: Trunk, patches: Tensor, world: World) -> Float[Tensor, "p f"]:
+    with world.autocast():
+        return trunk(patches).float()
+
+
+def _through_features(
+    own: Tensor,
+    count: int,
+    loss_of: Callable[[Tensor], LossResult],
+    world: World,
+    back: Callable[[Tensor], Any],
+    network: nn.Module,
+) -> LossResult:
+    whole = world.gather(own, count).detach().requires_grad_()
+    result = loss_of(whole)
+    result.loss.backward()
+    assert whole.grad is not None
+    if len(own):
+        back(whole.grad[world.part(count)])
+    world.sum_gradients(network.parameters())
+    return result
+
+
+@contextmanager
+def batch_statistics_kept(network: nn.Module) -> Iterator[None]:
+    """BatchNorm normalises by the batch as in training, but its running statistics stay as they are."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's generators that dropout draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Go on from a state of `random_state`; one of another kind of device is left out."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
