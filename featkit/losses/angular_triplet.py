@@ -73,8 +73,8 @@ class AngularTripletLoss(PatchLoss):
         """A pair without any negative adds nothing. Raises ValueError for fewer than two pairs."""
         config = self.config
         hardest = hardest_negatives(batch, config.negatives, similarity_at(config.false_negative_distance))
-        positive = self._squared(paired_similarity(batch.anchor, batch.positive))
-        negative = self._squared(hardest.similarity)
+        positive = squared_distance(paired_similarity(batch.anchor, batch.positive), config)
+        negative = squared_distance(hardest.similarity, config)
         losses = (config.margin + positive - negative).clamp(min=0.0) * hardest.found  # eq. 14
         if self.training:
             memory = config.average_memory
@@ -89,12 +89,14 @@ class AngularTripletLoss(PatchLoss):
         }
         return LossResult(weighted.mean() if config.reduction == "mean" else weighted.sum(), statistics)
 
-    def _squared(self, similarity: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        if self.config.distance == "euclidean":
-            return 2.0 - 2.0 * similarity.clamp(max=1.0)
-        return angle(similarity, self.config.similarity_limit).square()  # eq. 15
-
     def _weights(self, batch: PairBatch) -> Float[Tensor, " n"] | float:
         if batch.weights is None:
             return 1.0
         return batch.weights / batch.weights.mean() if self.config.scale_weights else batch.weights
+
+
+def squared_distance(similarity: Float[Tensor, " n"], config: AngularTripletConfig) -> Float[Tensor, " n"]:
+    """d^2 of eq. 14, in squared radians or as squared Euclidean distance."""
+    if config.distance == "euclidean":
+        return 2.0 - 2.0 * similarity.clamp(max=1.0)
+    return angle(similarity, config.similarity_limit).square()  # eq. 15

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from featkit.losses.base import PairBatch
@@ -32,10 +32,14 @@ SIDES: dict[Candidates, tuple[tuple[int, int], ...]] = {
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """similarity: of each pair's hardest negative, differentiable; 0 without gradient where none is `found`."""
+    """similarity: of each pair's hardest negative, differentiable; 0 without gradient where none is `found`.
+
+    ends: the two patches it lies between, the pair's own first; i is the anchor of pair i, n + i its positive.
+    """
 
     similarity: Float[Tensor, " n"]
     found: Bool[Tensor, " n"]
+    ends: Int[Tensor, "n 2"]
 
     @property
     def share(self) -> Float[Tensor, ""]:
@@ -59,15 +63,15 @@ def hardest_negatives(batch: PairBatch, candidates: Candidates, below: float) ->
         partners = torch.stack([partner for _, partner in best]).gather(0, which[None])[0]
         found = values > NONE
         code = torch.tensor(SIDES[candidates], device=values.device)[which]  # (n, 2)
-        rows = torch.arange(n, device=values.device)
+        ends = torch.stack([torch.arange(n, device=values.device), partners], 1) + n * code
     both = torch.cat(sides)  # (2n, d)
-    similarity = paired_similarity(both[rows + n * code[:, 0]], both[partners + n * code[:, 1]])
-    return HardNegatives(torch.where(found, similarity, torch.zeros_like(similarity)), found)
+    similarity = paired_similarity(both[ends[:, 0]], both[ends[:, 1]])
+    return HardNegatives(torch.where(found, similarity, torch.zeros_like(similarity)), found, ends)
 
 
 def _best(
     rows: Float[Tensor, "n d"], columns: Float[Tensor, "n d"], below: float
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
     """Per row the largest similarity to another pair's column, and that pair's number."""
     similarity = similarity_matrix(rows, columns)
     similarity = similarity.masked_fill(similarity >= below, NONE).fill_diagonal_(NONE)

@@ -199,11 +199,26 @@ def test_pairs_without_negatives_change_nothing(raw_pairs, as_pairs) -> None:
     raw.requires_grad_()
     result = loss(as_pairs(raw), LATE)
     result.loss.backward()
-    assert float(result.loss) == 0.0
+    assert float(result.loss.detach()) == 0.0
     assert float(result.statistics["negatives_found"]) == 0.0
     assert raw.grad is not None
     assert float(raw.grad.abs().max()) == 0.0
     assert all(torch.equal(before[name], value) for name, value in loss.state_dict().items())
+
+
+def test_a_pair_without_negative_is_left_out_of_the_statistics(as_pairs) -> None:
+    """Pair 0 lies in the middle of a circle of 0.5 rad: nobody is farther than 0.6 rad from it, but from each other."""
+    turns = torch.arange(8, dtype=torch.float64) * math.pi / 4
+    tilt = torch.stack([torch.tensor([0.0, *([0.5] * 8)]), torch.tensor([0.3, *([0.52] * 8)])]).double()
+    around = torch.cat([torch.zeros(1, dtype=torch.float64), turns])
+    raw = torch.stack([tilt.sin() * around.cos(), tilt.sin() * around.sin(), tilt.cos()], dim=2)
+    raw[1, 0] = raw[0, 0]
+    statistics = SdgmLoss(SdgmLossConfig())(as_pairs(raw), LATE).statistics
+    assert float(statistics["negatives_found"]) == pytest.approx(8 / 9)
+    assert float(statistics["positive_angle_mean"]) == pytest.approx(0.02, rel=1e-3)  # not pair 0's 0
+    alone = SdgmLoss(SdgmLossConfig())(as_pairs(raw[:, 1:]), LATE).statistics
+    for name in TABLE_ROWS:
+        assert float(statistics[name]) == pytest.approx(float(alone[name]), rel=1e-5), name
 
 
 def test_evaluation_leaves_the_statistics_alone(raw_pairs, as_pairs) -> None:
