@@ -125,7 +125,8 @@ def _fetch_one(job: _Job, file: CatalogueFile) -> FetchedFile:
 def _from_any_source(job: _Job, file: CatalogueFile, note: dict[str, Any]) -> tuple[Fetched, str]:
     """Download and unpack from the first source that has the file. Raises the last source's error when none has."""
     urls = job.options.urls
-    own = next((urls[name] for name in (file.name, Path(file.name).stem, file.folder) if name in urls), None)
+    names = [file.name, Path(file.name).stem, file.folder or ""]
+    own = next((urls[name] for name in names if name in urls), None)
     sources = [Source(url=own)] if own else file.sources
     for number, source in enumerate(sources):
         try:

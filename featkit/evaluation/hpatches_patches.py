@@ -1,0 +1,238 @@
+"""HPatches' three tasks (Balntas et al., CVPR 2017, section 5), by the rules of the official benchmark.
+
+Verification: ROC area of 1M matching and 1M other pairs (balanced), and AP of the first fifth of the matching ones with
+all others (imbalanced), for others of one sequence (intra) and of two (inter). Matching: nearest neighbour of every
+reference patch in each of the five images; AP of those found, of all patches; mean over images, then sequences.
+Retrieval: the five patches of a query's point among the first distractors of other sequences; mean AP over queries,
+then over the sizes of the pool. AP is the trapezoid one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from featkit.config import Config
+from featkit.data.hpatches import KINDS, LEVELS, VIEWS, HPatches
+from featkit.evaluation.descriptor_distances import distance_matrix, indexed_distances
+from featkit.evaluation.hpatches_tasks import HPatchesTasks, Pairs, Points
+from featkit.evaluation.patch_describers import PatchDescriber
+from featkit.evaluation.retrieval_ap import ap_of_counts, average_precision
+from featkit.log import progress
+
+Task = Literal["verification", "matching", "retrieval"]
+TASKS: tuple[Task, ...] = ("verification", "matching", "retrieval")
+QUERIES_AT_ONCE = 128
+
+
+class HPatchesConfig(Config):
+    """Rules of the tasks; the defaults are those of hpatches-benchmark."""
+
+    tasks: tuple[Task, ...] = TASKS
+    """Those to run."""
+    imbalanced_share: float = 0.2
+    """Share of the matching pairs, from the first on, that the imbalanced protocol takes."""
+    pool_sizes: tuple[int, ...] = (100, 500, 1000, 5000, 10_000, 15_000, 20_000)
+    """Retrieval: patches in the list, the five right ones among them; a smaller pool is taken whole."""
+    ties: Literal["official", "against"] = "official"
+    """Retrieval: of equal distances the official script ranks the right patch first, which favours binary descriptors;
+    "against" ranks it last. (In verification the official script ranks it last.)"""
+
+
+@dataclass(frozen=True)
+class HPatchesScores:
+    """Shares in [0, 1] by level e, h, t; None: not run.
+
+    verification: {level: {"intra"|"inter": {"auc": , "ap": }}}. matching: {level: {"i"|"v": mAP}}.
+    retrieval: {level: {pool size: mAP}}. means: one number per task, averaged as the benchmark's tables are.
+    """
+
+    verification: dict[str, dict[str, dict[str, float]]] | None
+    matching: dict[str, dict[str, float]] | None
+    retrieval: dict[str, dict[int, float]] | None
+    means: dict[str, float]
+    tasks_from: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "verification": self.verification,
+            "matching": self.matching,
+            "retrieval": self.retrieval,
+            "means": self.means,
+            "tasks_from": self.tasks_from,
+        }
+
+
+@dataclass(frozen=True)
+class DescriptorTable:
+    """Descriptors of whole sequences in one table. starts: first row of [sequence, kind]; -1: not described."""
+
+    rows: Shaped[np.ndarray, "m d"]
+    starts: Int[np.ndarray, "s 16"]
+    counts: Int[np.ndarray, " s"]
+
+    def of(self, sequence: int, kind: int) -> Shaped[np.ndarray, "n d"]:
+        start = self.starts[sequence, kind]
+        return self.rows[start : start + self.counts[sequence]]
+
+
+def describe_sequences(data: HPatches, sequences: Sequence[str], method: PatchDescriber) -> DescriptorTable:
+    """Describe all patches of some sequences."""
+    starts = np.full((len(data.sequences), len(KINDS)), -1, np.int64)
+    parts, end = [], 0
+    with progress(method.name, len(sequences), "sequences") as advance:
+        for sequence in sequences:
+            for kind, name in enumerate(KINDS):
+                part = method.describe(data.patches(sequence, name))
+                starts[data.sequences.index(sequence), kind] = end
+                parts.append(part)
+                end += len(part)
+            advance(1)
+    return DescriptorTable(np.concatenate(parts), starts, np.array(list(data.counts.values())))
+
+
+def evaluate_hpatches(
+    data: HPatches,
+    sequences: Sequence[str],
+    tasks: HPatchesTasks,
+    method: PatchDescriber,
+    config: HPatchesConfig | None = None,
+) -> HPatchesScores:
+    """Run the tasks on the test sequences of a split."""
+    config = config or HPatchesConfig()
+    table = describe_sequences(data, sorted({*sequences, *tasks.sequences()}), method)
+    verification = matching = retrieval = None
+    if "verification" in config.tasks and tasks.positive is not None:
+        verification = score_verification(table, tasks, config)
+    if "matching" in config.tasks:
+        matching = score_matching(table, data, sequences)
+    if "retrieval" in config.tasks and tasks.queries is not None and tasks.distractors is not None:
+        retrieval = score_retrieval(table, tasks.queries, tasks.distractors, config)
+    means = {}
+    if verification is not None:
+        cases = [case for level in verification.values() for case in level.values()]
+        means["verification_auc"] = float(np.mean([case["auc"] for case in cases]))
+        means["verification_ap"] = float(np.mean([case["ap"] for case in cases]))
+    if matching is not None:
+        by_type = {kind: [level[kind] for level in matching.values() if kind in level] for kind in ("i", "v")}
+        means["matching"] = float(np.mean([np.mean(values) for values in by_type.values() if values]))
+    if retrieval is not None:
+        means["retrieval"] = float(np.mean([np.mean(list(sizes.values())) for sizes in retrieval.values()]))
+    return HPatchesScores(verification, matching, retrieval, means, tasks.source)
+
+
+def _kind(image: Int[np.ndarray, " n"], level: int) -> Int[np.ndarray, " n"]:
+    """Index in KINDS of an image (0 the reference) at a level of noise."""
+    return np.where(image == 0, 0, level * VIEWS + image)
+
+
+def score_verification(
+    table: DescriptorTable, tasks: HPatchesTasks, config: HPatchesConfig
+) -> dict[str, dict[str, dict[str, float]]]:
+    """ROC area and AP per level and kind of negatives. At equal distance non-matches come first."""
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for level, name in enumerate(LEVELS):
+        assert tasks.positive is not None
+        near = _pair_distances(table, tasks.positive, level)
+        few = near[: int(len(near) * config.imbalanced_share)]
+        scores[name] = {}
+        for kind, pairs in (("intra", tasks.intra), ("inter", tasks.inter)):
+            if pairs is None:
+                continue
+            far = np.sort(_pair_distances(table, pairs, level))
+            before = np.searchsorted(far, np.sort(near), side="right")
+            auc = 1 - before.mean() / len(far)
+            ap = ap_of_counts(np.searchsorted(far, np.sort(few), side="right"))
+            scores[name][kind] = {"auc": float(auc), "ap": float(ap)}
+    return scores
+
+
+def _pair_distances(table: DescriptorTable, pairs: Pairs, level: int) -> np.ndarray:
+    s1, t1, i1, s2, t2, i2 = pairs.rows.T
+    first = table.starts[s1, _kind(t1, level)] + i1
+    second = table.starts[s2, _kind(t2, level)] + i2
+    return indexed_distances(table.rows, first, second)
+
+
+def score_matching(table: DescriptorTable, data: HPatches, sequences: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Mean over images, then over the sequences of each type."""
+    found: dict[str, dict[str, list[float]]] = {level: {} for level in LEVELS}
+    with progress("matching", len(sequences), "sequences") as advance:
+        for sequence in sequences:
+            number = data.sequences.index(sequence)
+            for level, name in enumerate(LEVELS):
+                scores = [_matching_ap(table, number, level * VIEWS + view) for view in range(1, VIEWS + 1)]
+                found[name].setdefault(sequence[0], []).append(float(np.mean(scores)))
+            advance(1)
+    return {level: {kind: float(np.mean(values)) for kind, values in kinds.items()} for level, kinds in found.items()}
+
+
+def _matching_ap(table: DescriptorTable, sequence: int, kind: int) -> float:
+    """AP of the nearest neighbours of one image's reference patches: right is the patch of the same number."""
+    distances = distance_matrix(table.of(sequence, 0), table.of(sequence, kind))
+    nearest = distances.argmin(axis=1)
+    rows = np.arange(len(nearest))
+    return average_precision(distances[rows, nearest], nearest == rows, num_relevant=len(rows))
+
+
+def score_retrieval(
+    table: DescriptorTable, queries: Points, distractors: Points, config: HPatchesConfig
+) -> dict[str, dict[int, float]]:
+    """Mean AP per level and size of the pool, over the queries."""
+    others = table.rows[table.starts[distractors.rows[:, 0], 0] + distractors.rows[:, 1]]
+    sums = np.zeros((len(LEVELS), len(config.pool_sizes)))
+    with progress("retrieval", len(queries.rows), "queries") as advance:
+        for sequence in np.unique(queries.rows[:, 0]):
+            points = queries.rows[queries.rows[:, 0] == sequence, 1]
+            pool = others[distractors.rows[:, 0] != sequence]
+            for start in range(0, len(points), QUERIES_AT_ONCE):
+                part = points[start : start + QUERIES_AT_ONCE]
+                sums += _retrieval_aps(table, int(sequence), part, pool, config)
+                advance(len(part))
+    means = sums / len(queries.rows)
+    return {
+        level: {size: float(means[row, column]) for column, size in enumerate(config.pool_sizes)}
+        for row, level in enumerate(LEVELS)
+    }
+
+
+def _retrieval_aps(
+    table: DescriptorTable,
+    sequence: int,
+    points: Int[np.ndarray, " q"],
+    pool: Shaped[np.ndarray, "m d"],
+    config: HPatchesConfig,
+) -> np.ndarray:
+    """Sums of the APs of some queries of one sequence, (levels, sizes)."""
+    query = table.of(sequence, 0)[points]
+    far = distance_matrix(query, pool)
+    sums = np.zeros((len(LEVELS), len(config.pool_sizes)))
+    for level in range(len(LEVELS)):
+        right = np.stack(
+            [table.of(sequence, level * VIEWS + view)[points] for view in range(1, VIEWS + 1)], axis=1
+        )  # (q, 5, d)
+        near = np.stack([distance_matrix(query[row : row + 1], right[row])[0] for row in range(len(points))])
+        before = _ahead(np.sort(near, axis=1), far, config)
+        sums[level] = ap_of_counts(before).sum(axis=1)
+    return sums
+
+
+def _ahead(near: np.ndarray, far: np.ndarray, config: HPatchesConfig) -> Int[np.ndarray, "sizes q 5"]:
+    """How many distractors of each pool come before each right patch."""
+    ends = [max(0, min(size - VIEWS, far.shape[1])) for size in config.pool_sizes]
+    order = np.argsort(ends)
+    before = np.zeros((len(ends), *near.shape), np.int64)
+    counted, start = np.zeros(near.shape, np.int64), 0
+    for place in order:  # each distractor is looked at once, in the smallest pool that has it
+        part = far[:, start : ends[place]]
+        for rank in range(near.shape[1]):
+            wins = part < near[:, rank, None] if config.ties == "official" else part <= near[:, rank, None]
+            counted[:, rank] += np.count_nonzero(wins, axis=1)
+        start = ends[place]
+        before[place] = counted
+    return before

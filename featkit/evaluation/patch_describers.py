@@ -1,0 +1,131 @@
+"""Patches -> descriptors by the name of the method: the baselines SIFT and RootSIFT, and every trained network.
+
+SIFT of a patch (Lowe 2004, as UBC's tables have it): one upright descriptor at its centre, whose 4 x 4 cells of
+3 sigma cover the patch, so that a patch is 12 sigma wide. RootSIFT: square root of the L1-normalised SIFT
+(Arandjelovic and Zisserman 2012).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from jaxtyping import Shaped, UInt8
+
+from featkit.config import Config, Runtime
+from featkit.data.patch_set import PatchArray
+from featkit.log import progress
+
+BINS_PER_SIDE, SIGMA_PER_BIN = 4, 3
+DIMENSION = 128
+BATCH = 512  # patches of one task of a thread
+
+
+class SiftPatchConfig(Config):
+    """SIFT of a whole patch."""
+
+    root: bool = True
+    """RootSIFT instead of SIFT."""
+    octave: int = 0
+    """Octave of OpenCV's pyramid over the patch in which gradients are taken: the patch is halved so often before."""
+    layer: int = 0
+    """Blur of that octave: 1.6 x 2^(layer / 3) of its pixels."""
+    threads: Runtime[int] = 0
+    """0: one per core."""
+
+
+@dataclass(frozen=True)
+class PatchDescriber:
+    """A method. describe: (n, s, s) grey uint8 -> float32 (n, d), or packed bits uint8 (n, bits / 8)."""
+
+    name: str
+    describe: Callable[[PatchArray], Shaped[np.ndarray, "n d"]]
+    info: dict[str, Any]
+
+
+def describer(
+    name: str, device: str = "auto", batch_size: int = 512, precision: Literal["fp32", "bf16"] = "fp32"
+) -> PatchDescriber:
+    """The method of that name: "sift", "rootsift", the name of a weight, or the path of one. Raises UsageError."""
+    if name in {"sift", "rootsift"}:
+        config = SiftPatchConfig(root=name == "rootsift")
+        return PatchDescriber(name, lambda patches: describe_by_sift(patches, config), config.result_fields())
+    from featkit.device import torch_device
+    from featkit.features.describe import describe_patches
+    from featkit.weights import load_patch_network
+
+    place = torch_device(device)
+    network, weight = load_patch_network(name, place)
+
+    def describe(patches: PatchArray) -> np.ndarray:
+        return describe_patches(network, patches, place, batch_size, precision)
+
+    info = {"network": network.config.result_fields(), "precision": precision}
+    return PatchDescriber(name, describe, info | ({"weight_sha256": weight.sha256} if weight is not None else {}))
+
+
+def describe_by_sift(patches: PatchArray, config: SiftPatchConfig) -> Shaped[np.ndarray, "n d"]:
+    """SIFT or RootSIFT of every patch, float32 (n, 128) with unit rows (zero for a patch without any gradient)."""
+    out = np.zeros((len(patches), DIMENSION), np.float32)
+    starts = range(0, len(patches), BATCH)
+
+    def work(start: int) -> int:
+        index = np.arange(start, min(start + BATCH, len(patches)))
+        out[index] = _sift_of(patches[index], config)
+        return len(index)
+
+    with (
+        ThreadPoolExecutor(config.threads or os.cpu_count()) as pool,  # OpenCV lets go of Python's lock
+        progress("SIFT", len(patches), "patches") as advance,
+    ):
+        for count in pool.map(work, starts):
+            advance(count)
+    return normalised(out, config.root)
+
+
+def _sift_of(patches: UInt8[np.ndarray, "b s s"], config: SiftPatchConfig) -> Shaped[np.ndarray, "b 128"]:
+    sift = cv2.SIFT_create()
+    side = patches.shape[-1]
+    centre = (side - 1) / 2
+    sigma = side / (BINS_PER_SIDE * SIGMA_PER_BIN)
+    point = cv2.KeyPoint(centre, centre, 2 * sigma, 0.0, 1.0, (config.octave & 255) | (config.layer << 8))
+    rows = [sift.compute(np.ascontiguousarray(patch), [point])[1] for patch in patches]
+    return np.stack([np.zeros(DIMENSION, np.float32) if row is None else row[0] for row in rows])
+
+
+def normalised(descriptors: Shaped[np.ndarray, "n 128"], root: bool) -> Shaped[np.ndarray, "n 128"]:
+    """SIFT with unit length, or its RootSIFT."""
+    if root:
+        sums = descriptors.sum(axis=1, keepdims=True)
+        return np.sqrt(descriptors / np.maximum(sums, 1e-12))
+    lengths = np.linalg.norm(descriptors, axis=1, keepdims=True)
+    return descriptors / np.maximum(lengths, 1e-12)
+
+
+def describe_used(
+    method: PatchDescriber, patches: PatchArray, indices: Sequence[np.ndarray]
+) -> tuple[Shaped[np.ndarray, "m d"], list[np.ndarray]]:
+    """Describe only the patches that `indices` name; the descriptors, and each index array into them."""
+    used, inverse = np.unique(np.concatenate(indices), return_inverse=True)
+    descriptors = method.describe(_Chosen(patches, used))
+    ends = np.cumsum([len(index) for index in indices])
+    return descriptors, np.split(inverse, ends[:-1])
+
+
+class _Chosen:
+    """Some patches of an array, read when they are asked for."""
+
+    def __init__(self, patches: PatchArray, index: np.ndarray):
+        self._patches, self._index = patches, index
+        self.shape = (len(index), *patches.shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: np.ndarray) -> UInt8[np.ndarray, "b s s"]:
+        return self._patches[self._index[index]]
