@@ -1,0 +1,147 @@
+"""Per-pair gradient norms against one backward pass per pair through the whole batch."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from featkit.data.patch_set import PatchSet
+from featkit.errors import BadInputError, UsageError
+from featkit.features.describe import resize_patches
+from featkit.losses.angular_triplet import AngularTripletConfig
+from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
+from featkit.training.informativeness import (
+    Informativeness,
+    InformativenessConfig,
+    correlation,
+    informativeness,
+    ranks,
+    sample_pairs,
+    snapshots,
+)
+
+CPU = torch.device("cpu")
+
+
+def network_of(architecture: str = "l2net", **fields: object) -> PatchNetwork:
+    config = PatchNetworkConfig(architecture=architecture, **fields)
+    network = PatchNetwork(config, torch.Generator().manual_seed(0))
+    with torch.no_grad():  # running statistics of BatchNorm that are not those of an untrained network
+        network.train()(
+            torch.rand(8, 1, network.input_px, network.input_px, generator=torch.Generator().manual_seed(1))
+        )
+    return network
+
+
+def some_pairs(n: int = 6, side: int = 32) -> np.ndarray:
+    """Pairs of noise, the first nearly equal, the last hardly alike."""
+    rng = np.random.default_rng(0)
+    noise = np.linspace(2, 60, n)[:, None, None, None] * rng.normal(size=(n, 2, side, side))
+    return np.clip(rng.uniform(60, 190, (n, 1, side, side)) + noise, 0, 255).astype(np.uint8)
+
+
+def reference(network: PatchNetwork, pairs: np.ndarray, config: AngularTripletConfig) -> tuple[list, list]:
+    """Eq. 14 and 15 on descriptors of one forward pass; the gradient of each pair's term by itself."""
+    network.eval()
+    n = len(pairs)
+    a = network(resize_patches(torch.from_numpy(pairs[:, 0]), network.input_px)[:, None]).descriptor
+    p = network(resize_patches(torch.from_numpy(pairs[:, 1]), network.input_px)[:, None]).descriptor
+    distances, norms = [], []
+    for i in range(n):
+        d_pos = torch.acos(a[i] @ p[i])
+        d_neg = min(
+            (torch.acos(x[i] @ x[j]) for j in range(n) if j != i for x in (a, p)), key=lambda d: float(d.detach())
+        )
+        loss = torch.relu(config.margin + d_pos**2 - d_neg**2)
+        gradients = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
+        distances.append(float(d_pos.detach()))
+        norms.append(math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients)))
+    return distances, norms
+
+
+@pytest.mark.parametrize(
+    ("architecture", "side"), [("l2net", 32), ("l2net", 64), ("hynet", 32)], ids=["l2net", "resized", "hynet"]
+)
+def test_distances_and_norms_are_those_of_each_pairs_own_loss(architecture, side) -> None:
+    network, pairs = network_of(architecture), some_pairs(side=side)
+    config = InformativenessConfig(loss=AngularTripletConfig(margin=1.5))
+    found = informativeness(network.train(), pairs, config, CPU)  # dropout must not matter
+    distances, norms = reference(network, pairs, config.loss)
+    assert max(norms) > 1.2 * min(norms) > 0
+    np.testing.assert_allclose(found.distances, distances, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.gradient_norms, norms, rtol=2e-3)
+
+
+def test_fewer_gradients_with_negatives_from_all_pairs() -> None:
+    network, pairs = network_of(), some_pairs()
+    every = informativeness(network, pairs, InformativenessConfig(), CPU)
+    some = informativeness(network, pairs, InformativenessConfig(measured=3), CPU)
+    np.testing.assert_allclose(some.gradient_norms, every.gradient_norms[:3], rtol=1e-5)
+    np.testing.assert_allclose(some.distances, every.distances[:3], rtol=1e-5)
+
+
+def test_a_satisfied_triplet_teaches_nothing() -> None:
+    network, pairs = network_of(), some_pairs()
+    found = informativeness(network, pairs, InformativenessConfig(loss=AngularTripletConfig(margin=1e-6)), CPU)
+    _, norms = reference(network, pairs, AngularTripletConfig(margin=1e-6))
+    assert (found.gradient_norms == 0).any()
+    np.testing.assert_array_equal(found.gradient_norms == 0, np.array(norms) == 0)
+    assert found.active_share == pytest.approx(np.mean(np.array(norms) > 0))
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    network = network_of()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    informativeness(network, some_pairs(), InformativenessConfig(), CPU)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_binary_descriptors_are_refused() -> None:
+    with pytest.raises(UsageError, match="binary"):
+        informativeness(network_of(bits=64), some_pairs(), InformativenessConfig(), CPU)
+
+
+def test_correlations() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=50)
+    y = 0.5 * x + rng.normal(size=50)
+    assert correlation(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert Informativeness(x, np.exp(3 * x)).spearman == pytest.approx(1.0)
+    assert Informativeness(x, np.exp(3 * x)).pearson < 0.9
+    assert math.isnan(correlation(x, np.ones(50)))
+    assert ranks(np.array([3.0, 1.0, 3.0, 2.0, 3.0])).tolist() == [4, 1, 4, 2, 4]
+
+
+def patch_set(classes: list[int]) -> PatchSet:
+    numbers = np.arange(len(classes), dtype=np.uint8)
+    patches = np.broadcast_to(numbers[:, None, None], (len(classes), 4, 4)).copy()
+    return PatchSet("some", patches, np.array(classes), np.zeros(len(classes), int), ("one",))
+
+
+def test_pairs_are_two_patches_of_different_classes() -> None:
+    classes = [0, 0, 1, 2, 2, 2, 3, 3, 3, 3, 4, 4]
+    seen = set()
+    for seed in range(200):
+        pairs = sample_pairs(patch_set(classes), 3, np.random.default_rng(seed))
+        assert pairs.shape == (3, 2, 4, 4)
+        numbers = pairs[:, :, 0, 0].astype(int)
+        assert (numbers[:, 0] != numbers[:, 1]).all()
+        of_class = np.array(classes)[numbers]
+        assert (of_class[:, 0] == of_class[:, 1]).all()
+        assert len(set(of_class[:, 0])) == 3
+        seen |= {tuple(pair) for pair in numbers.tolist()}
+    assert len(seen) == 2 + 6 + 12 + 2  # every ordered pair of every class of two or more
+    assert len(sample_pairs(patch_set(classes), 100, np.random.default_rng(0))) == 4
+
+
+def test_too_few_classes_are_refused() -> None:
+    with pytest.raises(BadInputError, match="some: 1 classes of two patches or more; at least 3"):
+        sample_pairs(patch_set([0, 0, 1, 2]), 3, np.random.default_rng(0))
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="no weights of a training"):
+        snapshots(tmp_path)
