@@ -25,7 +25,9 @@ def informativeness(
     of_run: Annotated[Path, typer.Option("--run", help="Folder of a training.", show_default=False)],
     data: Annotated[Path, typer.Option(help="PhotoTour folder or packed patches.", show_default=False)],
     out: options.Out,
-    pairs: Annotated[int | None, typer.Option(help="Pairs looked at.", min=3, show_default="1024")] = None,
+    measured: Annotated[
+        int | None, typer.Option("--pairs", help="Pairs whose gradient is taken.", min=3, show_default="256")
+    ] = None,
     settings: options.Settings = None,
     *,
     run: RunOptions,
@@ -38,7 +40,7 @@ def informativeness(
     from featkit.report.informativeness import informativeness_report, informativeness_table
     from featkit.training.informativeness import InformativenessConfig, along_training, sample_pairs
 
-    config = make(InformativenessConfig, merge(options.given(pairs=pairs), overrides(settings or [])), "--set")
+    config = make(InformativenessConfig, merge(options.given(measured=measured), overrides(settings or [])), "--set")
     patches = read_patch_data(data)
     sample = sample_pairs(patches, config.pairs, np.random.default_rng(run.seed))
     along = along_training(of_run, sample, config, torch_device(run.device))
@@ -47,7 +49,7 @@ def informativeness(
         {"network": snapshot.name, "step": snapshot.step, "pearson": found.pearson, "spearman": found.spearman}
         for snapshot, found in along
     ]
-    outcome = {"report": str(report), "pairs": len(sample), "networks": rows}
+    outcome = {"report": str(report), "pairs": len(along[-1][1].distances), "networks": rows}
     return Outcome(outcome, [f"report: {report}"], [informativeness_table(along)])
 
 

@@ -37,7 +37,7 @@ def informativeness_report(along: Along, config: InformativenessConfig, run: Pat
                 f"Pairs ({snapshot.name})",
                 "Pairs in the order of their matching distance: what share of all draws would fall to a pair if it "
                 "were drawn by its distance, and by the norm of its gradient.",
-                [_probabilities(last)],
+                [probabilities(last)],
             ),
             Section(
                 "Distributions",
@@ -84,7 +84,7 @@ def _curve(along: Along) -> list[Curves]:
     return [Curves("Distance and informativeness", "step", "correlation", curves)]
 
 
-def _probabilities(found: Informativeness) -> Curves:
+def probabilities(found: Informativeness) -> Curves:
     """Probabilities induced by distance and by informativeness (figure 3, left), in groups of neighbours."""
     order = np.argsort(found.distances, kind="stable")
     groups = np.array_split(order, min(GROUPS, len(order)))
