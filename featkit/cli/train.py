@@ -50,6 +50,7 @@ def patch(
     from featkit.errors import UsageError
     from featkit.registry import configured
     from featkit.report.training import training_report, training_table
+    from featkit.training.patch_config import PatchTraining
     from featkit.training.train_patch import train_patch
 
     if steps is not None and budget is not None:
@@ -57,6 +58,8 @@ def patch(
     given = options.given(steps=steps, budget=budget, batch_size=batch_size, precision=precision)
     changes = merge({**given, "seed": run.seed}, overrides(settings or []))
     _, recipe = configured("task", config, changes)
+    if not isinstance(recipe, PatchTraining):
+        raise UsageError(f"--config {config}: not the training of a patch descriptor")
     sets = [_read(path) for path in data]
     patches = sets[0] if len(sets) == 1 else union(sets, "+".join(one.name for one in sets))
     trained = train_patch(recipe, patches, out, name=config, device=run.device, devices=devices, overwrite=overwrite)

@@ -36,8 +36,10 @@ class Task(Protocol):
     """What the loop asks of a task."""
 
     config: Any
-    network: nn.Module
-    batch_patches: int
+    network: Any
+
+    @property
+    def batch_patches(self) -> int: ...
 
     def modules(self) -> dict[str, nn.Module]: ...
 
@@ -105,8 +107,11 @@ class Run:
         return True
 
     def save(self) -> None:
-        """Write the checkpoint (the first process only)."""
+        """Write the checkpoint (the first process only). Raises NothingCameOutError rather than keep a broken network."""
         self._saved_at = time.monotonic()
+        tensors = [value for module in self.task.modules().values() for value in module.state_dict().values()]
+        if not all(bool(torch.isfinite(value).all()) for value in tensors):
+            self._give_up("the update left values in the network that are no numbers", self.done.step)
         if not self.world.is_first:
             return
         state = {
@@ -133,7 +138,7 @@ class Run:
             while not self.finished:
                 loss, norm, result = self._step()
                 self.done.pending.append(loss)
-                score = self._measure()
+                score = self._measure(progress)
                 if self.done.step % every == 0 or self.finished or score is not None:
                     self._write_row(norm, result, score, progress)
                 progress.stepped(loss, score)
@@ -151,23 +156,22 @@ class Run:
         norm = nn.utils.clip_grad_norm_(parameters, self.config.max_gradient or math.inf)
         loss, length = torch.stack([result.loss.float(), norm.float()]).tolist()
         if not (math.isfinite(loss) and math.isfinite(length)):
-            self._give_up(loss, length)
+            what = f"the loss became {loss}" if not math.isfinite(loss) else f"the gradient's norm became {length}"
+            self._give_up(what, self.done.step + 1)
         self.optimiser.step()
         self.done.step += 1
         self.done.seconds += time.perf_counter() - started
         return loss, length, result
 
-    def _give_up(self, loss: float, norm: float) -> None:
-        step = self.done.step + 1
+    def _give_up(self, what: str, step: int) -> None:
         if self.world.is_first:
             self.folder.save_bad_batch(step, self.task.batch_arrays())
-        what = f"the loss became {loss}" if not math.isfinite(loss) else f"the gradient's norm became {norm}"
         raise NothingCameOutError(
             f"step {step}: {what}; its batch is in {self.folder.bad_batch}, the last good state in "
             f"{self.folder.checkpoint}; lower optimiser.learning_rate or set max_gradient"
         )
 
-    def _measure(self) -> float | None:
+    def _measure(self, progress: Progress) -> float | None:
         """FPR95 on the held-out part when its turn has come; the best network is kept."""
         steps, every = self.config.steps, self.config.held_out.every
         turns = int(self.done.step / steps / every + 1e-9) > int((self.done.step - 1) / steps / every + 1e-9)
@@ -179,7 +183,9 @@ class Run:
         if score < self.done.best_score:
             self.done.best_score, self.done.best_step = score, self.done.step
             self.done.best_network = {k: v.detach().cpu().clone() for k, v in self.task.network.state_dict().items()}
-        self.done.seconds += time.perf_counter() - started
+        took = time.perf_counter() - started
+        self.done.seconds += took
+        progress.paused(took)
         return score
 
     def _write_row(self, norm: float, result: LossResult, score: float | None, progress: Progress) -> None:

@@ -123,7 +123,7 @@ class PatchFeed:
             except queue.Empty:
                 self._thread.join(0.01)
 
-    def _make(self) -> tuple[BatchPlan, np.ndarray, Tensor | None, dict[str, Any]]:
+    def _make(self) -> tuple[BatchPlan, np.ndarray, Any, dict[str, Any]]:
         plan, transforms = self._draw()
         pixels = None
         if not self.on_device:

@@ -51,6 +51,10 @@ class Progress:
             text += f", {duration((self._steps - self._step) / rate)} left"
         LOGGER.info("%s", text if fpr95 is None else f"{text}, held-out FPR95 {100 * fpr95:.2f} %")
 
+    def paused(self, seconds: float) -> None:
+        """So long no step was made: it does not count in the speed."""
+        self._asked += seconds
+
     def speed(self, waited_s: float) -> dict[str, float]:
         """patches_per_s and wait_share since the last call. waited_s: seconds waited for data so far, in all."""
         now = time.monotonic()

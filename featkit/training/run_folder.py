@@ -75,7 +75,7 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_text(self.summary, json.dumps(summary, indent=1) + "\n")
 
-    def save_bad_batch(self, step: int, arrays: dict[str, np.ndarray]) -> None:
+    def save_bad_batch(self, step: int, arrays: dict[str, Any]) -> None:
         """The batch at which a number stopped being one."""
         np.savez(self.bad_batch, step=step, **arrays)
 

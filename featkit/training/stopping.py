@@ -44,8 +44,8 @@ def stop_signals() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.signal_number = number
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, note)
+    for each in (signal.SIGTERM, signal.SIGINT):
+        before[each] = signal.signal(each, note)
     try:
         yield request
     finally:

@@ -22,6 +22,7 @@ from featkit.training.loop import Run
 from featkit.training.patch_config import PatchTraining
 from featkit.training.patch_task import PatchTask
 from featkit.training.run_folder import RunFolder
+from featkit.training.stopping import Stopped
 from featkit.training.world import World, launch
 
 LOGGER = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ def budgeted_steps(config: PatchTraining, data: PatchSet, folder: RunFolder, wor
 def _train(run: Run, task: PatchTask, name: str, data: PatchSet) -> Trained:
     folder, config = run.folder, run.config
     resumed = run.resume()
+    run.world.barrier()  # nobody writes a checkpoint before all have looked for one
     if resumed and run.finished:
         LOGGER.info("%s: finished already (%d steps); --overwrite trains anew", folder.path, run.done.step)
     else:
@@ -95,12 +97,22 @@ def _train(run: Run, task: PatchTask, name: str, data: PatchSet) -> Trained:
             folder.start(config, "patch", run.done.history)
         if not resumed:
             run.save()
-        run.train()
+        _until_stopped(run)
     summary = summarise(run, task, name, data)
     if run.world.is_first:
         folder.write_summary(summary)
         export(run, task, summary)
     return Trained(folder.path, summary, run.world.is_first)
+
+
+def _until_stopped(run: Run) -> None:
+    """Train; when stopped, only the first process says so: a failure of another one would end it."""
+    try:
+        run.train()
+    except Stopped:
+        if run.world.is_first:
+            raise
+        raise SystemExit(0) from None
 
 
 def summarise(run: Run, task: PatchTask, name: str, data: PatchSet) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def in_two(network: PatchNetwork) -> tuple[nn.Module, Callable[[Float[Tensor, "m
     body._modules = dict(body._modules)  # the copy's own table: the network keeps its last layer
     if isinstance(body, HyNet):
         norm: nn.Module = body.norm
-        body.norm = nn.Identity()  # type: ignore[assignment]
+        body.norm = nn.Identity()
     else:
         norm = body.features[-1]
         body.features = body.features[:-1]

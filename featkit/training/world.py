@@ -105,7 +105,7 @@ def _fabric_class() -> Any:
         from lightning.fabric import Fabric
     except ModuleNotFoundError:
         try:
-            from lightning_fabric import Fabric  # type: ignore[no-redef]
+            from lightning_fabric import Fabric
         except ModuleNotFoundError:
             raise UsageError("training needs Lightning Fabric: pip install 'lightning>=2.4,<3'") from None
     return Fabric

@@ -1,0 +1,234 @@
+"""A training from start to end: it goes on to the bit, refuses what does not belong together, and stops well."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import textured_patches
+
+from featkit.config import merge
+from featkit.data.patch_set import PatchSet
+from featkit.errors import BadInputError, NothingCameOutError, UsageError
+from featkit.losses.base import LossResult
+from featkit.losses.hynet import HyNetLoss
+from featkit.registry import configured
+from featkit.training.checkpoint import load_checkpoint, save_checkpoint
+from featkit.training.patch_config import PatchTraining
+from featkit.training.patch_task import PatchTask
+from featkit.training.run_folder import read_metrics
+from featkit.training.stopping import Stopped
+from featkit.training.train_patch import train_patch
+
+RECIPES = ("hardnet", "hynet", "sdgmnet", "adasample", "doap", "doap-binary")
+SMALL: dict[str, Any] = {"batch_size": 8, "steps": 6, "log_every": 1, "held_out": {"every": 0.5, "pairs": 10}}
+TIMES = {"patches_per_s", "wait_share"}
+
+
+def recipe(name: str = "hynet", **changes: Any) -> PatchTraining:
+    values = merge(SMALL, changes)
+    if name.startswith("adasample"):
+        values = merge({"sampler": {"class_size": 5, "candidates": 4}}, values)
+    _, config = configured("task", name, values)
+    assert isinstance(config, PatchTraining)
+    return config
+
+
+@pytest.fixture
+def killed_at(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`killed_at(3, SIGTERM)`: the signal comes while step 4 is computed, once."""
+
+    def plan(step: int, number: int) -> None:
+        plain, left = PatchTask.step, [step]
+
+        def step_and_die(task: PatchTask, share: float) -> Any:
+            left[0] -= 1
+            if left[0] == -1:
+                os.kill(os.getpid(), number)
+            return plain(task, share)
+
+        monkeypatch.setattr(PatchTask, "step", step_and_die)
+
+    return plan
+
+
+def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in history]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_stopped_training_goes_on_to_the_bit(name: str, textures: PatchSet, tmp_path: Path, killed_at: Any) -> None:
+    whole = train_patch(recipe(name), textures, tmp_path / "whole", device="cpu")
+    killed_at(3, signal.SIGTERM)
+    with pytest.raises(Stopped, match="stopped at step 4 of 6, all is saved .* run the same command") as stopped:
+        train_patch(recipe(name), textures, tmp_path / "cut", device="cpu")
+    assert stopped.value.exit_code == 143
+    cut = train_patch(recipe(name), textures, tmp_path / "cut", device="cpu")
+    one, other = (load_checkpoint(tmp_path / run / "checkpoint.pt") for run in ("whole", "cut"))
+    assert one is not None
+    assert other is not None
+    assert len(one["progress"]["history"]) == 6
+    assert without_times(one["progress"]["history"]) == without_times(other["progress"]["history"])
+    for part in ("network", "loss"):
+        for key, value in one["modules"][part].items():
+            assert torch.equal(value, other["modules"][part][key]), key
+    assert torch.equal(one["random"]["cpu"], other["random"]["cpu"])
+    assert whole.summary["best"] == cut.summary["best"]
+    rows = read_metrics(tmp_path / "cut" / "metrics.csv")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert without_times(rows) == without_times(one["progress"]["history"])
+
+
+def test_interrupting_says_130_and_a_rebuilt_metrics_file_has_no_rows_beyond_the_checkpoint(
+    textures: PatchSet, tmp_path: Path, killed_at: Any
+) -> None:
+    killed_at(1, signal.SIGINT)
+    with pytest.raises(Stopped) as stopped:
+        train_patch(recipe(), textures, tmp_path, device="cpu")
+    assert stopped.value.exit_code == 130
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text(metrics.read_text() + "3,0.5,0.01\n")  # what a later row of a killed run would leave
+    train_patch(recipe(), textures, tmp_path, device="cpu")
+    assert [row["step"] for row in read_metrics(metrics)] == [1, 2, 3, 4, 5, 6]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_finished_run_does_nothing_and_another_configuration_is_refused(
+    textures: PatchSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = {"steps": 2, "held_out": {"every": 1.0}}
+    first = train_patch(recipe(**short), textures, tmp_path, device="cpu", name="hynet")
+    monkeypatch.setattr(PatchTask, "step", lambda *_: pytest.fail("a step was taken"))
+    with caplog.at_level("INFO", "featkit"):
+        again = train_patch(recipe(**short), textures, tmp_path, device="cpu", name="hynet")
+    assert "finished already" in caplog.text
+    assert again.summary == first.summary
+    with pytest.raises(UsageError, match=r"another configuration \(batch_size: 8 -> 6\).*--overwrite"):
+        train_patch(recipe(**short, batch_size=6), textures, tmp_path, device="cpu")
+    with pytest.raises(BadInputError, match=r"other patches .*--overwrite"):
+        train_patch(recipe(**short), textured_patches(150, seed=9), tmp_path, device="cpu")
+    train_patch(recipe(**short, patches_on="host", save_every=1), textures, tmp_path, device="cpu")  # not a result
+    monkeypatch.undo()
+    anew = train_patch(recipe(**short, batch_size=6), textures, tmp_path, device="cpu", overwrite=True)
+    assert anew.summary["config"]["batch_size"] == 6
+
+
+def test_a_checkpoint_of_another_network_is_refused(textures: PatchSet, tmp_path: Path) -> None:
+    config = recipe(steps=1)
+    train_patch(config, textures, tmp_path, device="cpu")
+    path = tmp_path / "checkpoint.pt"
+    state = load_checkpoint(path)
+    assert state is not None
+    state["modules"]["network"].pop("trunk.last.weight")
+    state["progress"]["step"] = 0
+    save_checkpoint(path, state)
+    with pytest.raises(BadInputError, match=r"checkpoint\.pt: of another network .*--overwrite"):
+        train_patch(config, textures, tmp_path, device="cpu")
+
+
+def check_bad_batch(folder: Path, data: PatchSet, step: int) -> None:
+    batch = np.load(folder / "bad_batch.npz")
+    labels = data.classes[batch["patches"]].reshape(-1, 2)
+    assert batch["step"] == step
+    assert (labels[:, 0] == labels[:, 1]).all()
+    assert batch["transforms"].shape == (16, 2, 3)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_network_is_touched(
+    textures: PatchSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = HyNetLoss.forward
+
+    def poisoned(loss: HyNetLoss, batch: Any, progress: float) -> LossResult:
+        result = plain(loss, batch, progress)
+        return LossResult(result.loss * (float("nan") if progress >= 0.5 else 1.0), result.statistics)
+
+    monkeypatch.setattr(HyNetLoss, "forward", poisoned)
+    with pytest.raises(NothingCameOutError, match=r"step 4: the loss became nan; its batch is in .*bad_batch\.npz"):
+        train_patch(recipe(save_every=2), textures, tmp_path, device="cpu")
+    check_bad_batch(tmp_path, textures, 4)
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert state is not None
+    assert state["progress"]["step"] == 2
+    monkeypatch.undo()
+    assert train_patch(recipe(save_every=2), textures, tmp_path, device="cpu").summary["steps"] == 6
+
+
+def test_a_broken_network_is_never_saved(textures: PatchSet, tmp_path: Path) -> None:
+    config = recipe("hardnet", steps=40, save_every=1, optimiser={"learning_rate": 1e37, "reference_batch": None})
+    with pytest.raises(NothingCameOutError, match=r"step \d+: .*bad_batch\.npz") as caught:
+        train_patch(config, textures, tmp_path, device="cpu")
+    check_bad_batch(tmp_path, textures, int(re.findall(r"step (\d+)", str(caught.value))[0]))
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert state is not None
+    assert all(torch.isfinite(value).all() for value in state["modules"]["network"].values())
+
+
+def test_what_a_run_leaves_behind(textures: PatchSet, tmp_path: Path) -> None:
+    config = recipe("sdgmnet", steps=4, held_out={"every": 0.25, "pairs": 10})
+    trained = train_patch(config, textures, tmp_path, name="sdgmnet", device="cpu")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(trained.summary))
+    assert summary["patches"] == 4 * 16
+    assert summary["last"]["step"] == 4
+    rows = read_metrics(tmp_path / "metrics.csv")
+    scores = [row["held_out_fpr95"] for row in rows]
+    assert summary["best"]["held_out_fpr95"] == min(scores)
+    assert summary["last"]["held_out_fpr95"] == scores[-1]
+    assert summary["best"]["step"] == 1 + int(np.argmin(scores))
+    assert {"positive_angle_mean", "positive_power"} <= set(rows[0])
+    stored = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert stored.pop("task") == "patch"
+    assert PatchTraining(**stored) == config
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_bfloat16_trains_and_scores_float32_descriptors(textures: PatchSet, tmp_path: Path) -> None:
+    trained = train_patch(recipe(precision="bf16", steps=2), textures, tmp_path, device="cpu")
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert trained.summary["config"]["precision"] == "bf16"
+
+
+@pytest.mark.parametrize("name", ["hardnet", "hynet"])
+def test_the_loss_falls_on_textures(name: str, tmp_path: Path) -> None:
+    data = textured_patches(90, seed=4)
+    config = recipe(name, steps=12, batch_size=16, held_out={"every": 1.0})
+    train_patch(config, data, tmp_path, device="cpu")
+    losses = [row["loss"] for row in read_metrics(tmp_path / "metrics.csv")]
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:2])
+
+
+def test_losses_and_samplers_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(UsageError, match="takes groups"):
+        PatchTask(recipe("hynet", loss={"name": "average_precision"}), "cpu")
+    with pytest.raises(UsageError, match="angular_triplet"):
+        PatchTask(recipe("hynet", sampler={"kind": "adasample"}), "cpu")
+
+
+def test_the_memory_of_sdgmnets_statistics_is_fitted_to_the_length() -> None:
+    full = PatchTask(recipe("sdgmnet", steps=200_000, batch_size=1024), "cpu").loss.config
+    assert full.statistics_memory == pytest.approx(0.999)
+    assert full.power_start == pytest.approx(10_000)
+    short = PatchTask(recipe("sdgmnet", steps=20_000, batch_size=256), "cpu").loss.config
+    assert short.statistics_memory == pytest.approx(0.99)
+    assert short.power_start == pytest.approx(2_500)
+    given = recipe("sdgmnet", steps=20_000, scale_statistics=False)
+    assert PatchTask(given, "cpu").loss.config.statistics_memory == 0.999
+
+
+def test_the_learning_rate_scales_with_the_batch_where_a_reference_is_given() -> None:
+    def rate(name: str, batch: int) -> float:
+        return PatchTask(recipe(name, batch_size=batch), "cpu").parameter_groups()[0]["lr"]
+
+    assert rate("doap", 1024) == pytest.approx(0.1)
+    assert rate("doap", 256) == pytest.approx(0.025)
+    assert rate("hynet", 256) == rate("hynet", 512) == 0.01
