@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from featkit.models.frn_tlu import FrnTlu
 from featkit.models.l2net import CHANNELS, LAST_PX
-
-
-class FrnTlu(nn.Module):
-    """max(scale * x / sqrt(mean of x^2 over the map + eps) + bias, tau), each map of each patch by itself."""
-
-    def __init__(self, channels: int, eps: float, tau: float):
-        super().__init__()
-        self.eps = eps
-        self.scale = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.tau = nn.Parameter(torch.full((channels,), tau))
-
-    def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        x = maps.float()
-        scale, bias, tau = (p[:, None, None] for p in (self.scale, self.bias, self.tau))
-        y = scale * torch.rsqrt(x.square().mean(dim=(2, 3), keepdim=True) + self.eps) * x + bias
-        return torch.maximum(y, tau).to(maps.dtype)
 
 
 class HyNet(nn.Module):
