@@ -29,7 +29,9 @@ def write_hpatches(root: Path, seed: int = 0) -> Path:
         folder.mkdir(parents=True)
         truth = textures(count, 65, rng)
         for kind in KINDS:
-            level = {"r": 5, "e": 60, "h": 110, "t": 180}[kind[0]] * (0.5 + 0.2 * int(kind[1:] or 0) if kind != "ref" else 1)
+            level = {"r": 5, "e": 60, "h": 110, "t": 180}[kind[0]] * (
+                0.5 + 0.2 * int(kind[1:] or 0) if kind != "ref" else 1
+            )
             seen = truth + level * textures(count, 65, rng) / 128 - level
             cv2.imwrite(str(folder / f"{kind}.png"), seen.clip(0, 255).astype(np.uint8).reshape(-1, 65))
     return root

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from featkit.cli import options
+from featkit.cli import fetch, options
 from featkit.cli.common import Outcome, RunOptions, verb
 
 HELP = "Make, pack and fetch the data that descriptors are trained and tested on."
@@ -59,3 +59,4 @@ def patches(
 
 
 app.command("patches", help=PATCHES_HELP, no_args_is_help=True)(patches)
+app.command("fetch", help=fetch.HELP, no_args_is_help=True)(fetch.command)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from featkit.cli import data, demo, extract, info, localize, match, pairs, reconstruct, train
+from featkit.cli import data, demo, eval, extract, info, inspect, localize, match, pairs, reconstruct, train
 
 app = typer.Typer(
     name="featkit",
@@ -22,6 +22,8 @@ for module in (reconstruct, localize, extract, pairs, match, info, demo):
     app.command(name, help=module.HELP, no_args_is_help=module is not demo)(module.command)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
+app.add_typer(inspect.app, name="inspect")
+app.add_typer(eval.app, name="eval")
 
 
 def _version(value: bool) -> None:

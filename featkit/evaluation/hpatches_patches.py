@@ -19,7 +19,7 @@ from jaxtyping import Int, Shaped
 from featkit.config import Config
 from featkit.data.hpatches import KINDS, LEVELS, VIEWS, HPatches
 from featkit.evaluation.descriptor_distances import distance_matrix, indexed_distances
-from featkit.evaluation.hpatches_tasks import HPatchesTasks, Pairs, Points
+from featkit.evaluation.hpatches_tasks import DrawnTasksConfig, HPatchesTasks, Pairs, Points
 from featkit.evaluation.patch_describers import PatchDescriber
 from featkit.evaluation.retrieval_ap import ap_of_counts, average_precision
 from featkit.log import progress
@@ -38,6 +38,8 @@ class HPatchesConfig(Config):
     """Share of the matching pairs, from the first on, that the imbalanced protocol takes."""
     pool_sizes: tuple[int, ...] = (100, 500, 1000, 5000, 10_000, 15_000, 20_000)
     """Retrieval: patches in the list, the five right ones among them; a smaller pool is taken whole."""
+    drawn: DrawnTasksConfig = DrawnTasksConfig()
+    """Tasks that have no official files."""
     ties: Literal["official", "against"] = "official"
     """Retrieval: of equal distances the official script ranks the right patch first, which favours binary descriptors;
     "against" ranks it last. (In verification the official script ranks it last.)"""

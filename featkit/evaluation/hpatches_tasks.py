@@ -8,7 +8,7 @@ reference images. The matching task needs none.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +91,37 @@ def read_tasks(folder: Path, split: str, data: HPatches) -> HPatchesTasks | None
         else:
             found[name] = Points(_read_csv(path, PATCH_COLUMNS, data), data.sequences)
     return HPatchesTasks(str(folder), **found) if any(found.values()) else None  # type: ignore[arg-type]
+
+
+def find_or_draw(
+    data: HPatches,
+    sequences: Sequence[str],
+    split: str,
+    folder: Path | None,
+    config: DrawnTasksConfig,
+    generator: np.random.Generator,
+) -> HPatchesTasks:
+    """The official tasks of a split from a folder, or from those near the data; drawn from `sequences` without any.
+
+    Raises BadInputError when a given folder has none.
+    """
+    near = [folder] if folder else [data.root, data.root / "tasks", data.root.parent / "tasks"]
+    near += [] if folder else [data.root.parent / "hpatches-benchmark" / "tasks"]
+    found = next((tasks for place in near if place.is_dir() and (tasks := read_tasks(place, split, data))), None)
+    if found is None and folder is not None:
+        raise BadInputError(f"{folder}: no task file of split {split} in it, as verif_pos_split-{split}.csv")
+    verification = found is not None and None not in (found.positive, found.intra, found.inter)
+    retrieval = found is not None and None not in (found.queries, found.distractors)
+    if found is not None and verification and retrieval:
+        return found
+    drawn = draw_tasks(data, sequences, config, generator)
+    if found is not None and verification:
+        source = f"verification from {found.source}, retrieval {drawn.source}"
+        return replace(found, queries=drawn.queries, distractors=drawn.distractors, source=source)
+    if found is not None and retrieval:
+        source = f"retrieval from {found.source}, verification {drawn.source}"
+        return replace(drawn, queries=found.queries, distractors=found.distractors, source=source)
+    return drawn
 
 
 def _read_csv(path: Path, columns: Sequence[str], data: HPatches) -> Int[np.ndarray, "n c"]:

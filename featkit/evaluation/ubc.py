@@ -6,15 +6,20 @@ and test that the papers print.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import TestPairs, find_pairs, read_pairs, read_phototour
+from featkit.errors import BadInputError
 from featkit.evaluation.descriptor_distances import indexed_distances
 from featkit.evaluation.patch_describers import PatchDescriber, describe_used
 from featkit.evaluation.verification import fpr95
+
+SEED = re.compile(r"^(.*?)(-s(\d+))?$")  # of a run's folder
 
 
 @dataclass(frozen=True)
@@ -32,10 +37,11 @@ class UbcSet:
 
 @dataclass(frozen=True)
 class UbcScore:
-    """One cell of the table. train: set the method was trained on, "" for none. fpr95: share in [0, 1]."""
+    """One measurement. train: set the method was trained on, "" for none. fpr95: share in [0, 1]."""
 
     method: str
     train: str
+    variant: str
     test: str
     fpr95: float
     pairs: int
@@ -55,11 +61,72 @@ def evaluate_pairs(data: UbcSet, method: PatchDescriber) -> float:
     return fpr95(indexed_distances(descriptors, first, second), pairs.match)
 
 
-def evaluate_ubc(sets: Sequence[UbcSet], methods: Mapping[tuple[str, str], PatchDescriber]) -> list[UbcScore]:
-    """Every method on every set but its own. methods: by (name, name of the set it was trained on, or "")."""
-    return [
-        UbcScore(name, train, data.name, evaluate_pairs(data, method), len(data.pairs))
-        for (name, train), method in methods.items()
-        for data in sets
-        if data.name != train
-    ]
+@dataclass(frozen=True)
+class UbcMethod:
+    """A row of the table. train: set it was trained on, "" for none; variant: epoch and seed of a run, "" else."""
+
+    name: str
+    train: str
+    variant: str
+    weight: str
+    """What `describer` takes: a name or a path."""
+
+
+def find_runs(folder: Path, epochs: Sequence[str] = ("best", "last")) -> list[UbcMethod]:
+    """The weights of RUNS/SET/METHOD/{best,last}.safetensors; METHOD may end in -s and a seed. Raises BadInputError."""
+    found = []
+    for path in sorted(folder.glob("*/*/*.safetensors")):
+        if path.stem in epochs:
+            name, _, seed = SEED.match(path.parent.name).groups()  # type: ignore[union-attr]
+            variant = path.stem if seed is None else f"{path.stem}, seed {seed}"
+            found.append(UbcMethod(name, path.parent.parent.name, variant, str(path)))
+    if not found:
+        raise BadInputError(f"{folder}: no run in it; a run is SET/METHOD/best.safetensors, from `featkit train patch`")
+    return found
+
+
+def evaluate_ubc(
+    sets: Sequence[UbcSet], methods: Sequence[UbcMethod], make: Callable[[str], PatchDescriber]
+) -> list[UbcScore]:
+    """Every method on every set but the one it was trained on. make: descriptor of a `weight`."""
+    scores = []
+    for method in methods:
+        describe = make(method.weight)
+        for data in sets:
+            if data.name != method.train:
+                value = evaluate_pairs(data, describe)
+                scores.append(UbcScore(method.name, method.train, method.variant, data.name, value, len(data.pairs)))
+    return scores
+
+
+@dataclass(frozen=True)
+class UbcTable:
+    """columns: (training set, test set). rows: (method, variant) and FPR95 by column; None: not measured."""
+
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[str, str, tuple[float | None, ...]], ...]
+
+    @staticmethod
+    def mean(values: Sequence[float | None]) -> float | None:
+        """Mean of a row; None when a cell is missing."""
+        return None if any(value is None for value in values) else fmean(v for v in values if v is not None)
+
+
+def ubc_table(scores: Sequence[UbcScore]) -> UbcTable:
+    """The papers' table. A method that is not trained has the same value for every training set.
+
+    Without any method that was trained on one of the sets, the columns are the test sets alone, with "" as the training
+    set. A method trained on another set, such as the union, has no row.
+    """
+    tests = list(dict.fromkeys(score.test for score in scores))
+    trains = [test for test in tests if any(score.train == test for score in scores)]
+    columns = tuple((train, test) for test in tests for train in trains if train != test)
+    columns = columns or tuple(("", test) for test in tests)
+    rows: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
+    for score in scores:
+        cells = rows.setdefault((score.method, score.variant), {})
+        for train, test in columns:
+            if test == score.test and score.train in ("", train):
+                cells[train, test] = score.fpr95
+    lines = ((name, variant, tuple(map(cells.get, columns))) for (name, variant), cells in rows.items() if cells)
+    return UbcTable(columns, tuple(lines))

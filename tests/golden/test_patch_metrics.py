@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def slow_auc(distances: list[float], right: list[bool]) -> float:
     counts = slow_curve(distances, right)
     matches, others = counts[-1]
     area = 0.0
-    for (t0, f0), (t1, f1) in zip(counts, counts[1:], strict=False):
+    for (t0, f0), (t1, f1) in itertools.pairwise(counts):
         area += (f1 - f0) / others * (t0 + t1) / (2 * matches)
     return area
 
@@ -69,7 +70,9 @@ def kind_of(image: int, level: str) -> str:
     return "ref" if image == 0 else f"{level}{image}"
 
 
-def slow_verification(data: HPatches, tasks: HPatchesTasks, method: object, level: str, kind: str) -> tuple[float, float]:
+def slow_verification(
+    data: HPatches, tasks: HPatchesTasks, method: object, level: str, kind: str
+) -> tuple[float, float]:
     """(ROC area, AP): non-matches are listed first, then the matches, of which the AP takes the first fifth."""
     cache: dict[tuple[str, str], np.ndarray] = {}
 

@@ -1,0 +1,182 @@
+"""The UBC-style table of patch descriptors: six combinations of training and test set, beside the papers' rows.
+
+    python benchmarks/patch_table.py RUNS --data patches/liberty patches/buildings patches/aerial [--device cpu]
+
+RUNS holds trainings as RUNS/SET/METHOD (a second seed as METHOD-s1), made with
+`featkit train patch --config METHOD --data patches/SET --out RUNS/SET/METHOD`. Every weight, of the last and of the
+best epoch by held-out classes of its own training set, is tested on the two sets that it was not trained on; SIFT and
+RootSIFT on all. Numbers once measured are kept in RUNS/scores.json, so that the command can be stopped and run again.
+Writes benchmarks/results/patch_table.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from machine import write_result
+
+from featkit.data.checksums import digests
+from featkit.errors import FeatkitError
+from featkit.evaluation.patch_describers import SiftPatchConfig, describer
+from featkit.evaluation.published_tables import published
+from featkit.evaluation.ubc import UbcMethod, UbcScore, UbcSet, evaluate_pairs, find_runs, read_ubc, ubc_table
+
+BASELINES = ("sift", "rootsift")
+ORDER = (*BASELINES, "hardnet", "hynet", "adasample", "doap", "doap-binary", "sdgmnet")
+EPOCHS = ("last", "best")
+ANYWHERE = "-"  # the training set of what is not trained
+
+
+@dataclass
+class Kept:
+    """Scores by weight and test set, on disk after each one."""
+
+    path: Path
+    scores: dict[str, float]
+
+    @staticmethod
+    def read(path: Path) -> Kept:
+        return Kept(path, json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+
+    def add(self, key: str, value: float) -> None:
+        self.scores[key] = value
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.scores, indent=1) + "\n", encoding="utf-8")
+
+
+def measured(sets: list[UbcSet], methods: list[UbcMethod], device: str, kept: Kept) -> list[UbcScore]:
+    """FPR95 of every method on every set but its own."""
+    identity = {one.name: digests(one.pairs_file).sha256[:16] for one in sets}
+    scores = []
+    for method in methods:
+        weight = Path(method.weight)
+        if weight.is_file():
+            of = digests(weight).sha256[:16]
+        else:
+            of = f"{method.weight} {SiftPatchConfig(root=method.weight == 'rootsift').fingerprint()}"
+        for data in sets:
+            if data.name == method.train:
+                continue
+            key = f"{of} on {data.name} {identity[data.name]}"
+            if key not in kept.scores:
+                started = time.perf_counter()
+                kept.add(key, evaluate_pairs(data, describer(method.weight, device)))
+                seconds = time.perf_counter() - started
+                row = " ".join(
+                    part for part in (method.name, method.variant, method.train and f"from {method.train}") if part
+                )
+                print(f"{row} on {data.name}: {100 * kept.scores[key]:.3f} % ({seconds:.0f} s)", flush=True)
+            value = kept.scores[key]
+            scores.append(UbcScore(method.name, method.train, method.variant, data.name, value, len(data.pairs)))
+    return scores
+
+
+def seeds_together(scores: list[UbcScore]) -> list[dict[str, Any]]:
+    """A row per method and epoch: per column the mean over seeds in %, and their deviation where there are several."""
+    table = ubc_table(scores)
+    found: dict[tuple[str, str], list[tuple[float | None, ...]]] = {}
+    for name, variant, values in table.rows:
+        found.setdefault((name, variant.partition(",")[0]), []).append(values)
+    rows = []
+    for (name, epoch), seeds in found.items():
+        row: dict[str, Any] = {
+            "method": name,
+            "epoch": epoch or ANYWHERE,
+            "seeds": len(seeds),
+            "fpr95": {},
+            "deviation": {},
+        }
+        for column, head in enumerate(table.columns):
+            values = [100 * v for seed in seeds if (v := seed[column]) is not None]
+            label = f"{head[0] or ANYWHERE} -> {head[1]}"
+            row["fpr95"][label] = fmean(values) if values else None
+            if len(values) > 1:
+                row["deviation"][label] = stdev(values)
+        means = [100 * mean for seed in seeds if (mean := table.mean(seed)) is not None]
+        row["mean"] = fmean(means) if means else None
+        if len(means) > 1:
+            row["deviation"]["mean"] = stdev(means)
+        rows.append(row)
+    place = {name: number for number, name in enumerate(ORDER)}
+    return sorted(rows, key=lambda row: (place.get(row["method"], len(ORDER)), row["method"], row["epoch"] == "best"))
+
+
+def trainings(runs: Path) -> list[dict[str, Any]]:
+    """What each run says of itself."""
+    rows = []
+    for path in sorted(runs.glob("*/*/summary.json")):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        kept = ("recipe", "steps", "patches", "seconds", "device", "last", "best", "versions")
+        rows.append({"run": str(path.parent.relative_to(runs)), **{key: summary.get(key) for key in kept}})
+    return rows
+
+
+def markdown(result: dict[str, Any]) -> list[str]:
+    """Lines of the README's table: our rows, then the papers' with their own columns."""
+    heads = list(result["rows"][0]["fpr95"])
+    lines = ["| method | epoch | seeds | " + " | ".join(heads) + " | mean |", "|---|---|" + "---:|" * (len(heads) + 2)]
+    for row in result["rows"]:
+        cells = [_cell(row["fpr95"][head], row["deviation"].get(head)) for head in heads]
+        mean = _cell(row["mean"], row["deviation"].get("mean"))
+        seeds = row["seeds"] if row["epoch"] != ANYWHERE else ANYWHERE
+        lines.append(f"| {row['method']} | {row['epoch']} | {seeds} | " + " | ".join(cells) + f" | **{mean}** |")
+    columns = " | ".join(f"{train} -> {test}" for train, test in result["published"]["columns"])
+    lines += ["", f"| as published, on UBC | where | {columns} | mean |", "|---|---|" + "---:|" * 7]
+    for table in result["published"]["tables"]:
+        where = f"{table['paper'].partition(' (')[0]}, {table['where'].partition(';')[0]}"
+        for row in table["rows"]:
+            values = " | ".join(f"{value:.2f}" for value in row["values"])
+            lines.append(f"| *{row['name']}* | {where} | {values} | {row['mean']:.2f} |")
+    return lines
+
+
+def _cell(value: float | None, deviation: float | None) -> str:
+    if value is None:
+        return ANYWHERE
+    return f"{value:.2f}" if deviation is None else f"{value:.2f} ± {deviation:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--pairs", help="name of the file of test pairs in each folder")
+    arguments = parser.parse_args()
+    try:
+        sets = [read_ubc(folder, arguments.pairs) for folder in arguments.data]
+        methods = [UbcMethod(name, "", "", name) for name in BASELINES] + find_runs(arguments.runs, EPOCHS)
+        scores = measured(sets, methods, arguments.device, Kept.read(arguments.runs / "scores.json"))
+    except FeatkitError as error:
+        sys.exit(str(error))
+    data = {
+        one.name: {
+            "patches": len(one.patch_set),
+            "pairs": len(one.pairs),
+            "matching": int(one.pairs.match.sum()),
+            "pairs_file": one.pairs_file.name,
+            "scenes": list(one.patch_set.scene_names),
+        }
+        for one in sets
+    }
+    result = {
+        "unit": "FPR95, %",
+        "data": data,
+        "rows": seeds_together(scores),
+        "scores": [asdict(score) for score in scores],
+        "trainings": trainings(arguments.runs),
+        "published": published("ubc").model_dump(mode="json"),
+    }
+    print("\n".join(markdown(result)))
+    print(write_result("patch_table", result))
+
+
+if __name__ == "__main__":
+    main()

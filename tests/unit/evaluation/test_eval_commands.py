@@ -1,0 +1,208 @@
+"""`featkit eval ...` and `featkit data fetch`: tables, result files, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bad_server import Faults, serving
+from synthetic_patches import textures, write_hpatches, write_rome
+from typer.testing import CliRunner, Result
+
+from featkit.cli.main import app
+from featkit.data.patch_pairs import draw_pairs
+from featkit.data.patch_set import PatchSet
+from featkit.data.phototour import write_pairs, write_phototour
+from featkit.evaluation.published_tables import published
+from featkit.evaluation.ubc import UbcMethod, UbcScore, find_runs, ubc_table
+
+
+@pytest.fixture(autouse=True)
+def quiet_afterwards() -> Iterator[None]:
+    """A command installs featkit's log handler, on a stream that ends with the test."""
+    logger = logging.getLogger("featkit")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def results(*arguments: object) -> dict[str, Any]:
+    ran = run(*arguments, "--json", "--quiet")
+    assert ran.exit_code == 0, ran.output
+    return json.loads(ran.stdout)
+
+
+def refused(ran: Result, code: int, *words: str) -> None:
+    assert ran.exit_code == code, ran.output
+    assert len(ran.stderr.strip().splitlines()) == 1, ran.stderr
+    for word in words:
+        assert word in ran.stderr
+
+
+def photo_set(folder: Path, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
+    classes = np.repeat(np.arange(30), 3)
+    seen = textures(30, 64, rng)[classes] + 110 * (textures(90, 64, rng) / 128 - 1)
+    patches = PatchSet(folder.name, seen.clip(0, 255).astype(np.uint8), classes, np.zeros(90, int), (folder.name,))
+    write_phototour(folder, patches)
+    write_pairs(folder, draw_pairs(classes, patches.scenes, 120, rng), classes)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("sets")
+    return [photo_set(folder / name, seed) for seed, name in enumerate(("liberty", "aerial"))]
+
+
+def test_ubc(sets: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "scores.json"
+    ran = run("eval", "ubc", "--data", sets[0], "--data", sets[1], "--features", "sift, rootsift", "--out", out)
+    assert ran.exit_code == 0, ran.output
+    scores = json.loads(out.read_text())["scores"]
+    assert [(s["method"], s["test"], s["pairs"]) for s in scores] == [
+        (method, test, 120) for method in ("sift", "rootsift") for test in ("liberty", "aerial")
+    ]
+    assert all(0 <= s["fpr95"] < 0.6 for s in scores)
+    row = next(line for line in ran.stdout.splitlines() if "rootsift" in line)
+    for score in scores[2:]:
+        assert f"{100 * score['fpr95']:.4g}" in row
+    assert "m50_120_120_0.txt" in ran.stdout
+    assert "SDGMNet" not in ran.stdout
+    ran = run("eval", "ubc", "--data", sets[0], "--features", "sift", "--published")
+    assert "SDGMNet" in ran.stdout
+    assert "Table I" in ran.stdout
+
+
+def test_hpatches(tmp_path: Path) -> None:
+    root = write_hpatches(tmp_path / "data")
+    made = tmp_path / "tasks"
+    common = ["eval", "patches", "--root", root, "--features", "rootsift", "--split", "full"]
+    common += ["--set", "pool_sizes=[10,20]", "--set", "drawn.pairs=400"]
+    first = results(*common, "--write-tasks", made)
+    assert first["tasks_from"] == "drawn from 4 sequences"
+    assert set(first["scores"]["rootsift"]["means"]) == {"verification_auc", "verification_ap", "matching", "retrieval"}
+    again = results(*common, "--tasks", made, "--out", tmp_path / "scores.json")
+    assert again["tasks_from"] == str(made)
+    assert again["scores"]["rootsift"]["means"] == first["scores"]["rootsift"]["means"]
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"] == again["scores"]
+    other = results(*common, "--seed", "1", "--set", 'tasks=["verification"]')
+    assert set(other["scores"]["rootsift"]["means"]) == {"verification_auc", "verification_ap"}
+    assert (
+        other["scores"]["rootsift"]["means"]["verification_ap"]
+        != first["scores"]["rootsift"]["means"]["verification_ap"]
+    )
+    for path in made.glob("verif_*"):
+        path.unlink()
+    half = results(*common, "--tasks", made)
+    assert half["tasks_from"] == f"retrieval from {made}, verification drawn from 4 sequences"
+    assert half["scores"]["rootsift"]["retrieval"] == first["scores"]["rootsift"]["retrieval"]
+    refused(run(*common, "--tasks", tmp_path), 3, "no task file of split full")
+    refused(run("eval", "patches", "--root", tmp_path / "x", "-q"), 3, "featkit data fetch hpatches")
+    refused(run(*common, "--set", "pool_size=3"), 2, "did you mean 'pool_sizes'")
+
+
+def test_rome(tmp_path: Path) -> None:
+    found = results("eval", "rome", "--root", write_rome(tmp_path), "--features", "sift")
+    assert set(found["scores"]["sift"]) == {"train", "test"}
+    assert 0.1 < found["scores"]["sift"]["test"]["mean_ap"] <= 1
+    assert found["scores"]["sift"]["test"]["searched"] == 48
+    ran = run("eval", "rome", "--root", tmp_path, "--features", "sift", "--published")
+    assert "CKN-grad (1024)" in ran.stdout
+
+
+def test_mistakes(sets: list[Path], tmp_path: Path) -> None:
+    refused(run("eval", "ubc", "--data", tmp_path / "x"), 3, "no such folder")
+    refused(run("eval", "ubc", "--data", sets[0], "--features", " , "), 2, "--features")
+    refused(run("eval", "ubc", "--data", sets[0], "--pairs", "m50_1_1_0.txt"), 3, "m50_1_1_0.txt: no such file")
+    refused(run("eval", "ubc", "--data", sets[0], "--runs", tmp_path), 3, "no run in it")
+    refused(run("eval", "rome", "--root", tmp_path), 3, "featkit data fetch rome")
+
+
+def test_fetch(tmp_path: Path) -> None:
+    with serving(Faults({"labels": b"labels"})) as address:
+        name = "patch_retrieval_Rome_test_labels"
+        arguments = ("data", "fetch", "rome", "--out", tmp_path, "--only", name, "--url", f"{name}={address}/labels")
+        found = results(*arguments)
+        assert (tmp_path / f"{name}.mat").read_bytes() == b"labels"
+        assert [f["was_there"] for f in found["files"]] == [False]
+        assert [f["was_there"] for f in results(*arguments)["files"]] == [True]
+        missing = run(
+            *arguments[:5],
+            "--only",
+            "patch_retrieval_Rome_test",
+            "--url",
+            f"patch_retrieval_Rome_test={address}/no",
+            "-q",
+        )
+        assert missing.exit_code == 4
+        assert "missing: patch_retrieval_Rome_test.mat" in missing.stderr.splitlines()[-1]
+    refused(run("data", "fetch", "room", "--out", tmp_path), 2, "did you mean 'rome'")
+    refused(run("data", "fetch", "rome", "--out", tmp_path, "--url", "labels"), 2, "FILE=ADDRESS")
+    refused(run("data", "fetch", "rome", "--out", tmp_path, "--only", "labels"), 2, "not a file of this data set")
+
+
+# --- the table of trained methods ---
+
+
+def test_runs_are_found_with_their_seeds(tmp_path: Path) -> None:
+    for name in ("liberty/hynet", "liberty/hynet-s2", "aerial/doap-binary"):
+        for epoch in ("best", "last", "other"):
+            (tmp_path / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / f"{epoch}.safetensors").write_bytes(b"")
+    found = find_runs(tmp_path)
+    assert [(m.name, m.train, m.variant) for m in found] == [
+        ("doap-binary", "aerial", "best"),
+        ("doap-binary", "aerial", "last"),
+        ("hynet", "liberty", "best"),
+        ("hynet", "liberty", "last"),
+        ("hynet", "liberty", "best, seed 2"),
+        ("hynet", "liberty", "last, seed 2"),
+    ]
+    assert {m.variant for m in find_runs(tmp_path, ["last"])} == {"last", "last, seed 2"}
+    assert isinstance(found[0], UbcMethod)
+
+
+def score(method: str, train: str, test: str, value: float) -> UbcScore:
+    return UbcScore(method, train, "last" if train else "", test, value, 10)
+
+
+def test_the_table_has_every_combination_of_training_and_test() -> None:
+    scores = [score("sift", "", test, value) for test, value in (("a", 0.1), ("b", 0.2), ("c", 0.3))]
+    combinations = [(train, test) for train in "abc" for test in "abc" if train != test]
+    scores += [score("net", *pair, 0.01 * number) for number, pair in enumerate(combinations)]
+    scores.append(score("everything", "union", "a", 0.5))
+    table = ubc_table(scores)
+    assert table.columns == (("b", "a"), ("c", "a"), ("a", "b"), ("c", "b"), ("a", "c"), ("b", "c"))
+    assert table.rows[0] == ("sift", "", (0.1, 0.1, 0.2, 0.2, 0.3, 0.3))
+    assert table.rows[1] == ("net", "last", tuple(0.01 * combinations.index(pair) for pair in table.columns))
+    assert len(table.rows) == 2
+    assert table.mean(table.rows[0][2]) == pytest.approx(0.2)
+    half = ubc_table(scores[:4])
+    assert half.columns == (("a", "b"), ("a", "c"))
+    assert ubc_table(scores[:3]).columns == (("", "a"), ("", "b"), ("", "c"))
+    assert ubc_table([*scores[:3], scores[3]]).rows[1] == ("net", "last", (0.0, None))
+    assert table.mean((0.1, None)) is None
+
+
+def test_published_numbers_have_the_means_that_are_printed_beside_them() -> None:
+    ubc, rome = published("ubc"), published("rome")
+    assert len(ubc.columns) == 6
+    rows = [row for table in ubc.tables for row in table.rows]
+    assert {"SIFT", "HardNet", "HyNet", "SDGMNet", "AdaSample+*", "DOAP+", "DOAP-ST+ (256 bits)"} <= {
+        r.name for r in rows
+    }
+    for row in rows:
+        assert len(row.values) == 6
+        assert sum(row.values) / 6 == pytest.approx(row.mean, abs=0.011)
+    assert all(len(row.values) == len(rome.columns) for table in rome.tables for row in table.rows)
