@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from featkit.cli import data, demo, eval, extract, info, inspect, localize, match, pairs, reconstruct, train
+from featkit.cli import data, demo, eval, extract, info, inspect, localize, match, pairs, reconstruct, train, weights
 
 app = typer.Typer(
     name="featkit",
@@ -24,6 +24,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(inspect.app, name="inspect")
 app.add_typer(eval.app, name="eval")
+app.add_typer(weights.app, name="weights")
 
 
 def _version(value: bool) -> None:

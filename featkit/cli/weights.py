@@ -1,0 +1,143 @@
+"""`featkit weights`: what trained weights there are, and files into and out of that form."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featkit.cli.common import Outcome, RunOptions, verb
+
+if TYPE_CHECKING:
+    from featkit.weights import WeightInfo
+
+HELP = "List trained weights, import published ones, export a training's."
+LIST_HELP = "List the weights that can be used by name."
+SHOW_HELP = """Say all that is known about one weight.
+
+Example: `featkit weights show hynet`"""
+IMPORT_HELP = """Turn a published HardNet, SOSNet or HyNet checkpoint into a safetensors file.
+
+Example: `featkit weights import HardNet++.pth --out hardnet-plus-plus.safetensors`
+
+Use it by its path: `--set descriptor=hardnet-plus-plus.safetensors`. A file that would run code is refused."""
+EXPORT_HELP = """Make a weight of a training's network, and describe it in the manifest beside it.
+
+Example: `featkit weights export runs/hynet --name hynet --out weights/hynet.safetensors --add-to-manifest`"""
+
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown")
+
+
+class Published(str, Enum):
+    """Networks whose published checkpoints are known."""
+
+    hardnet = "hardnet"
+    sosnet = "sosnet"
+    hynet = "hynet"
+
+
+class Which(str, Enum):
+    """The two networks of a run."""
+
+    best = "best"
+    last = "last"
+
+
+@verb
+def list_(*, run: RunOptions) -> Outcome:
+    from featkit.report.content import Table
+    from featkit.weights import list_weights
+
+    rows = list_weights()
+    columns = ["name", "network", "values", "recipe", "data", "licence", "kB", "scores"]
+    table = Table("Weights", columns, [_cells(row) for row in rows])
+    data = {"weights": [row.result_fields() for row in rows]}
+    return Outcome(data, [] if rows else ["no weights are installed"], [table] if rows else [])
+
+
+@verb
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A weight by name, or a safetensors file.")],
+    *,
+    run: RunOptions,
+) -> Outcome:
+    import json
+
+    from featkit.report.describe import as_lines
+    from featkit.weights import find, listed, read_metadata, sha256_of
+
+    path, row = find(name), listed(name)
+    metadata: dict[str, Any] = dict(read_metadata(path))
+    if row is not None:
+        described = {"path": str(path), **row.result_fields(), "whole": sha256_of(path) == row.sha256}
+    else:
+        if "config" in metadata:
+            metadata["config"] = json.loads(metadata["config"])
+        described = {"path": str(path), "sha256": sha256_of(path), "bytes": path.stat().st_size, **metadata}
+    return Outcome(described, as_lines(described))
+
+
+@verb
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pth file.")],
+    architecture: Annotated[
+        Published | None, typer.Option(help="Whose it is.", show_default="seen in the file")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file to write.", show_default="beside the checkpoint")
+    ] = None,
+    *,
+    run: RunOptions,
+) -> Outcome:
+    from featkit.weights import import_checkpoint, save_patch_network, sha256_of
+
+    network = import_checkpoint(checkpoint, architecture.value if architecture else None)
+    path = out or checkpoint.with_suffix(".safetensors")
+    origin = {"imported_from": checkpoint.name, "imported_sha256": sha256_of(checkpoint)}
+    save_patch_network(path, network, origin)
+    config = network.config.result_fields()
+    data = {"out": str(path), "sha256": sha256_of(path), "config": config, **origin}
+    return Outcome(data, [f"{path}: {config['architecture']}, {network.dimension} values"])
+
+
+@verb
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, checkpoint.pt, or a weights file.")],
+    name: Annotated[str, typer.Option(help="What users will type.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.", show_default=False)],
+    which: Annotated[Which, typer.Option(help="Of the run's two networks.")] = Which.best,
+    add_to_manifest: Annotated[
+        bool, typer.Option("--add-to-manifest", help="Write its row into manifest.json beside --out.")
+    ] = False,
+    recipe: Annotated[str, typer.Option(help="How it was trained.", show_default="the run's")] = "",
+    data: Annotated[str, typer.Option(help="What it was trained on.", show_default="the run's")] = "",
+    licence: Annotated[str, typer.Option(help="Licence of the weight.", show_default="none said")] = "",
+    commit: Annotated[str, typer.Option(help="featkit's commit.", show_default="none said")] = "",
+    scores_json: Annotated[Path | None, typer.Option(help="Measured scores: a json object.")] = None,
+    *,
+    run: RunOptions,
+) -> Outcome:
+    from featkit.weights import Origin, add_row, export_weight, read_scores
+
+    scores = {} if scores_json is None else read_scores(scores_json)
+    origin = Origin(recipe=recipe, data=data, licence=licence, commit=commit, scores=scores)
+    row = export_weight(source, name, out, origin, which.value)
+    lines = [f"{out}: {row.bytes:,} bytes, sha256 {row.sha256}"]
+    if add_to_manifest:
+        lines.append(f"{add_row(row, out.parent)}: {name}")
+    return Outcome({"out": str(out), **row.result_fields()}, lines)
+
+
+def _cells(row: WeightInfo) -> list[Any]:
+    values = f"{row.config['bits']} bits" if row.config.get("bits") else "128"
+    scores = ", ".join(f"{key} {value:.4g}" for key, value in row.scores.items() if isinstance(value, int | float))
+    network = str(row.config.get("architecture", "?")) + (" + ST" if row.config.get("spatial_transformer") else "")
+    return [row.name, network, values, row.recipe, row.data, row.licence, round(row.bytes / 1000), scores]
+
+
+app.command("list", help=LIST_HELP)(list_)
+app.command("show", help=SHOW_HELP, no_args_is_help=True)(show)
+app.command("import", help=IMPORT_HELP, no_args_is_help=True)(import_)
+app.command("export", help=EXPORT_HELP, no_args_is_help=True)(export)
