@@ -1,12 +1,11 @@
 """The UBC-style table of patch descriptors: six combinations of training and test set, beside the papers' rows.
 
-    python benchmarks/patch_table.py RUNS --data patches/liberty patches/buildings patches/aerial [--device cpu]
+    python benchmarks/patch_table.py RUNS [RUNS2 ...] --data patches/liberty patches/buildings patches/aerial
 
-RUNS holds trainings as RUNS/SET/METHOD (a second seed as METHOD-s1), made with
-`featkit train patch --config METHOD --data patches/SET --out RUNS/SET/METHOD`. Every weight, of the last and of the
-best epoch by held-out classes of its own training set, is tested on the two sets that it was not trained on; SIFT and
-RootSIFT on all. Numbers once measured are kept in RUNS/scores.json, so that the command can be stopped and run again.
-Writes benchmarks/results/patch_table.json.
+RUNS holds trainings as RUNS/SET/METHOD, as `patch_runs.py` makes them; further folders, or METHOD-s1, are other seeds
+of the same. Every weight, of the last and of the best epoch by held-out classes of its own training set, is tested on
+the two sets that it was not trained on; SIFT and RootSIFT on all. Numbers once measured are kept in RUNS/scores.json, so
+that the command can be stopped and run again. Writes benchmarks/results/patch_table.json.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -114,7 +113,8 @@ def trainings(runs: Path) -> list[dict[str, Any]]:
     for path in sorted(runs.glob("*/*/summary.json")):
         summary = json.loads(path.read_text(encoding="utf-8"))
         kept = ("recipe", "steps", "patches", "seconds", "device", "last", "best", "versions")
-        rows.append({"run": str(path.parent.relative_to(runs)), **{key: summary.get(key) for key in kept}})
+        row = {"run": str(path.parent.relative_to(runs.parent)), "seed": summary.get("config", {}).get("seed")}
+        rows.append({**row, **{key: summary.get(key) for key in kept}})
     return rows
 
 
@@ -145,15 +145,18 @@ def _cell(value: float | None, deviation: float | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--pairs", help="name of the file of test pairs in each folder")
     arguments = parser.parse_args()
     try:
         sets = [read_ubc(folder, arguments.pairs) for folder in arguments.data]
-        methods = [UbcMethod(name, "", "", name) for name in BASELINES] + find_runs(arguments.runs, EPOCHS)
-        scores = measured(sets, methods, arguments.device, Kept.read(arguments.runs / "scores.json"))
+        methods = [UbcMethod(name, "", "", name) for name in BASELINES]
+        for number, folder in enumerate(arguments.runs):
+            found = find_runs(folder, EPOCHS)
+            methods += [replace(one, variant=f"{one.variant}, folder {number}") if number else one for one in found]
+        scores = measured(sets, methods, arguments.device, Kept.read(arguments.runs[0] / "scores.json"))
     except FeatkitError as error:
         sys.exit(str(error))
     data = {
@@ -171,7 +174,7 @@ def main() -> None:
         "data": data,
         "rows": seeds_together(scores),
         "scores": [asdict(score) for score in scores],
-        "trainings": trainings(arguments.runs),
+        "trainings": [row for folder in arguments.runs for row in trainings(folder)],
         "published": published("ubc").model_dump(mode="json"),
     }
     print("\n".join(markdown(result)))

@@ -148,7 +148,7 @@ def _copy(response: Any, part: Path, start: int, total: int | None, remote: Remo
     with part.open("r+b" if start else "wb") as file, _bar(remote.name, total, start) as advance:
         file.seek(start)
         file.truncate()
-        while block := response.read1(CHUNK):
+        while block := _read(response):
             size += len(block)
             if size > config.max_bytes:
                 raise BadInputError(f"{remote.url}: more than the {config.max_bytes:,} bytes allowed")
@@ -158,6 +158,14 @@ def _copy(response: Any, part: Path, start: int, total: int | None, remote: Remo
         raise _Stopped(f"cut after {size:,} of {total:,} bytes")
     if total is None and remote.size is not None and size < remote.size:
         raise _Stopped(f"cut after {size:,} of {remote.size:,} bytes")
+
+
+def _read(response: Any) -> bytes:
+    """The next bytes. Raises _Stopped for whatever goes wrong on the line, apart from what goes wrong on the disk."""
+    try:
+        return bytes(response.read1(CHUNK))
+    except (OSError, http.client.HTTPException) as error:
+        raise _Stopped(str(error) or type(error).__name__) from None
 
 
 def _place(response: Any, have: int, known_total: int | None) -> tuple[int, int | None]:

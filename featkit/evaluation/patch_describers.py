@@ -92,7 +92,7 @@ def describe_by_sift(patches: PatchArray, config: SiftPatchConfig) -> Shaped[np.
 
 
 def _sift_of(patches: UInt8[np.ndarray, "b s s"], config: SiftPatchConfig) -> Shaped[np.ndarray, "b 128"]:
-    sift = cv2.SIFT_create()
+    sift = cv2.SIFT.create()
     side = patches.shape[-1]
     centre = (side - 1) / 2
     sigma = side / (BINS_PER_SIDE * SIGMA_PER_BIN)

@@ -255,7 +255,7 @@ def test_ubc(tmp_path: Path, bits: int) -> None:
     seen = textures(40, 64, rng)[classes] + 130 * (textures(len(classes), 64, rng) / 128 - 1)
     patches = seen.clip(0, 255).astype(np.uint8)
     folder = write_phototour(tmp_path / "set", PatchSet("set", patches, classes, np.zeros(120, int), ("set",)))
-    index0, index1 = rng.integers(0, 60, 400), rng.integers(0, 60, 400)
+    index0, index1 = rng.integers(30, 90, 400), rng.integers(30, 90, 400)
     index1[:150] = index0[:150] // 3 * 3 + (index0[:150] + 1) % 3
     write_pairs(folder, TestPairs(index0, index1, classes[index0] == classes[index1]), classes)
 

@@ -80,9 +80,10 @@ def test_bad_releases(tmp_path: Path) -> None:
     for kind, message in (("e1", "no such file"), ("e2", "not an image"), ("e3", "65 x 520 px, not 65 x 585")):
         with pytest.raises(BadInputError, match=rf"{kind}.png: {message}"):
             data.patches("i_two", kind)
-    cv2.imwrite(str(folder / "ref.png"), np.zeros((100, 64), np.uint8))
-    with pytest.raises(BadInputError, match="no column of 65 x 65 patches"):
-        read_hpatches(root)
+    for shape in ((130, 64), (100, 65)):
+        cv2.imwrite(str(folder / "ref.png"), np.zeros(shape, np.uint8))
+        with pytest.raises(BadInputError, match="no column of 65 x 65 patches"):
+            read_hpatches(root)
     (folder / "ref.png").unlink()
     with pytest.raises(BadInputError, match=r"ref.png: no such file"):
         read_hpatches(root)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bad_server import Faults, serving
-from synthetic_patches import textures, write_hpatches, write_rome
+from synthetic_patches import textures, thumbnails, write_hpatches, write_rome
 from typer.testing import CliRunner, Result
 
 from featkit.cli.main import app
@@ -19,7 +19,7 @@ from featkit.data.patch_pairs import draw_pairs
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import write_pairs, write_phototour
 from featkit.evaluation.published_tables import published
-from featkit.evaluation.ubc import UbcMethod, UbcScore, find_runs, ubc_table
+from featkit.evaluation.ubc import UbcMethod, UbcScore, evaluate_pairs, evaluate_ubc, find_runs, read_ubc, ubc_table
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +171,20 @@ def test_runs_are_found_with_their_seeds(tmp_path: Path) -> None:
     ]
     assert {m.variant for m in find_runs(tmp_path, ["last"])} == {"last", "last, seed 2"}
     assert isinstance(found[0], UbcMethod)
+
+
+def test_a_method_is_not_tested_on_what_it_was_trained_on(sets: list[Path]) -> None:
+    data = [read_ubc(folder) for folder in sets]
+    made: list[str] = []
+    methods = [UbcMethod("net", "liberty", "best", "path"), UbcMethod("any", "", "", "name")]
+    scores = evaluate_ubc(data, methods, lambda weight: (made.append(weight), thumbnails())[1])
+    assert [(s.method, s.train, s.variant, s.test) for s in scores] == [
+        ("net", "liberty", "best", "aerial"),
+        ("any", "", "", "liberty"),
+        ("any", "", "", "aerial"),
+    ]
+    assert made == ["path", "name"], "a network is loaded once"
+    assert scores[0].fpr95 == scores[2].fpr95 == evaluate_pairs(data[1], thumbnails())
 
 
 def score(method: str, train: str, test: str, value: float) -> UbcScore:
