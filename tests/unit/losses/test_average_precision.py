@@ -124,11 +124,11 @@ def test_binary_codes_have_a_bin_per_hamming_distance() -> None:
     codes = torch.ones(bits + 1, bits, dtype=torch.float64)
     for i in range(bits + 1):
         codes[i, :i] = -1  # at Hamming distance |i - j| of each other
-    labels = torch.tensor([0, 1, 0, 1, 0, 1, 1])
+    labels = torch.tensor([0, 1, 0, 1, 0, 1, 0])
     ignored = torch.ones(7, 7, dtype=torch.bool)
     ignored[0] = False  # only the first asks; its distances are 1, 2, ..., 6
     loss = AveragePrecisionLoss(AveragePrecisionConfig(descriptor="binary"))(GroupBatch(codes, labels, ignored), 0.0)
-    assert float(loss.loss) == pytest.approx(1 - (1 / 2 + 2 / 4) / 2)
+    assert float(loss.loss) == pytest.approx(1 - (1 / 2 + 2 / 4 + 3 / 6) / 3)
 
 
 @pytest.mark.parametrize(("before", "tied"), [("01", "1100"), ("1", "10"), ("0011", "1110"), ("", "1")])
@@ -159,6 +159,13 @@ def test_a_distance_is_shared_between_two_bins() -> None:
     assert histogram[0, 0].tolist() == [1, 0, 0, 1]
     assert histogram[0, 1].tolist() == [0, 0, 0.75, 0.25]
     assert soft_histogram(position, relevant, counted, 4, 0.1)[0, 1].tolist() == [0, 0, 1, 0]
+
+
+def test_what_lies_at_the_end_or_beyond_falls_into_the_last_bin() -> None:
+    position = torch.tensor([[3.0, 3.00001, 2.99999, 3.0]], dtype=torch.float64)
+    relevant = torch.tensor([[True, True, False, False]])
+    histogram = soft_histogram(position, relevant, torch.ones_like(relevant), 4, 1.0)
+    torch.testing.assert_close(histogram[0], torch.tensor([[0, 0, 0, 2], [0, 0, 0, 2]]).double(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("descriptor", ["real", "binary"])

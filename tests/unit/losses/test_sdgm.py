@@ -206,19 +206,24 @@ def test_pairs_without_negatives_change_nothing(raw_pairs, as_pairs) -> None:
     assert all(torch.equal(before[name], value) for name, value in loss.state_dict().items())
 
 
-def test_a_pair_without_negative_is_left_out_of_the_statistics(as_pairs) -> None:
-    """Pair 0 lies in the middle of a circle of 0.5 rad: nobody is farther than 0.6 rad from it, but from each other."""
+@pytest.mark.parametrize("warm_up", [0.1, 1.0])
+def test_a_pair_without_negative_is_left_out(as_pairs, warm_up) -> None:
+    """Pair 0 lies in the middle of a circle of 0.45 rad: nobody is farther than 0.6 rad from it."""
     turns = torch.arange(8, dtype=torch.float64) * math.pi / 4
-    tilt = torch.stack([torch.tensor([0.0, *([0.5] * 8)]), torch.tensor([0.3, *([0.52] * 8)])]).double()
+    tilt = torch.stack([torch.tensor([0.0, *([0.45] * 8)]), torch.tensor([0.0, *([0.47] * 8)])]).double()
     around = torch.cat([torch.zeros(1, dtype=torch.float64), turns])
     raw = torch.stack([tilt.sin() * around.cos(), tilt.sin() * around.sin(), tilt.cos()], dim=2)
-    raw[1, 0] = raw[0, 0]
-    statistics = SdgmLoss(SdgmLossConfig())(as_pairs(raw), LATE).statistics
-    assert float(statistics["negatives_found"]) == pytest.approx(8 / 9)
-    assert float(statistics["positive_angle_mean"]) == pytest.approx(0.02, rel=1e-3)  # not pair 0's 0
-    alone = SdgmLoss(SdgmLossConfig())(as_pairs(raw[:, 1:]), LATE).statistics
+    raw[1, 0] = torch.tensor([math.sin(0.1), 0.0, math.cos(0.1)], dtype=torch.float64)
+    config = SdgmLossConfig(power_start=8.0, statistics_memory=0.5, warm_up_share=warm_up)
+    found = SdgmLoss(config)(as_pairs(raw), 0.0999)
+    assert float(found.statistics["negatives_found"]) == 1.0
+    found = SdgmLoss(config)(as_pairs(raw), LATE)
+    assert float(found.statistics["negatives_found"]) == pytest.approx(8 / 9)
+    assert float(found.statistics["positive_angle_mean"]) == pytest.approx(0.02, rel=1e-3)  # not pair 0's 0.1
+    alone = SdgmLoss(config)(as_pairs(raw[:, 1:]), LATE)
+    assert float(found.loss) == pytest.approx(float(alone.loss), rel=1e-6)
     for name in TABLE_ROWS:
-        assert float(statistics[name]) == pytest.approx(float(alone[name]), rel=1e-5), name
+        assert float(found.statistics[name]) == pytest.approx(float(alone.statistics[name]), rel=1e-5), name
 
 
 def test_evaluation_leaves_the_statistics_alone(raw_pairs, as_pairs) -> None:
