@@ -4,8 +4,8 @@
 
 RUNS holds trainings as RUNS/SET/METHOD, as `patch_runs.py` makes them; further folders, or METHOD-s1, are other seeds
 of the same. Every weight, of the last and of the best epoch by held-out classes of its own training set, is tested on
-the two sets that it was not trained on; SIFT and RootSIFT on all. Numbers once measured are kept in RUNS/scores.json, so
-that the command can be stopped and run again. Writes benchmarks/results/patch_table.json.
+the two sets that it was not trained on; SIFT and RootSIFT on all. Numbers once measured are kept in RUNS/scores.json:
+the command can be stopped and run again. Writes benchmarks/results/patch_table.json.
 """
 
 from __future__ import annotations
