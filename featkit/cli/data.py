@@ -18,6 +18,12 @@ Example: `featkit data patches scenes/church scenes/bridge --out patches/buildin
 A scene is a folder with images/ and a COLMAP model in sparse/, or one that `featkit reconstruct` has mapped. With the
 patches come test pairs, half of them matching."""
 
+PACK_HELP = """Pack folders of patches into one small file that trains elsewhere, as many whole points as fit.
+
+Example: `featkit data pack patches/liberty patches/buildings --out patches.zip --max-mb 30`
+
+Train with it as with a folder; one of its sets alone is `patches.zip/liberty`."""
+
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown")
 
 
@@ -48,7 +54,8 @@ def patches(
     pairs = summary["test_pairs"]
     lines = [
         f"{name}: {c['patches']:,} patches of {c['classes']:,} points"
-        f" ({c['patches_own']:,} where they were matched, {c['patches_extra']:,} found again elsewhere)"
+        f" ({c['patches_matched']:,} where they were matched, {c['patches_extra']:,} found again elsewhere,"
+        f" {c['patches_dense']:,} of points between those of the map)"
         for name, c in summary["scenes"].items()
     ]
     lines.append(
@@ -60,3 +67,31 @@ def patches(
 
 app.command("patches", help=PATCHES_HELP, no_args_is_help=True)(patches)
 app.command("fetch", help=fetch.HELP, no_args_is_help=True)(fetch.command)
+
+
+@verb
+def pack(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders in UBC PhotoTour's format.")],
+    out: options.Out,
+    max_mb: Annotated[float, typer.Option(help="Largest size of the file, 10^6 bytes.", min=0.01)] = 30.0,
+    side: Annotated[int, typer.Option(help="Reduce patches to this side, px; a multiple of 8.", min=8)] = 64,
+    quality: Annotated[int, typer.Option(help="Of JPEG; 0: without loss.", min=0, max=100)] = 80,
+    *,
+    run: RunOptions,
+) -> Outcome:
+    from featkit.data.pack_writer import PackConfig, write_pack
+
+    config = PackConfig(max_mb=max_mb, side=side, quality=quality)
+    manifest = write_pack(config, folders, out, run.seed)
+    size = out.stat().st_size / 1e6
+    lines = [
+        f"{name}: {s['patches']:,} of {s['of_patches']:,} patches, {s['classes']:,} points,"
+        f" {s['test_pairs']:,} test pairs, wrong by {s['mean_abs_error']:.2f} grey levels on average"
+        for name, s in manifest["sets"].items()
+    ]
+    total = sum(s["patches"] for s in manifest["sets"].values())
+    lines.append(f"{out}: {size:.1f} MB, {total:,} patches")
+    return Outcome({"out": str(out), "megabytes": size, **manifest}, lines)
+
+
+app.command("pack", help=PACK_HELP, no_args_is_help=True)(pack)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -21,14 +22,31 @@ from featkit.data.tracks import SceneTracks, Views
 PAIRS_AT_ONCE = 4_000_000  # bounds the memory of the vote, whatever the lengths of the tracks
 
 
+class DenseConfig(Config):
+    """When the points around a detection tell its depth; see dense_points.py."""
+
+    neighbours: int = 6
+    """How many of the nearest observed points are asked."""
+    radius: float = 0.03
+    """How far they may lie, share of the image's longer side."""
+    depth_residual: float = 0.004
+    """Largest weighted deviation of their inverse depths from a plane, relative: a step in depth is no surface."""
+    slope_ridge: float = 0.01
+    """Weight that holds the plane's slope down where the neighbours say little of it, relative to theirs."""
+    shared_neighbours: int = 3
+    """An image is searched when it observed this many of them."""
+    min_patches: int = 3
+    """Smaller classes are left out: no match of the map vouches for them."""
+
+
 class ClassesConfig(Config):
     """When detections are the same keypoint, and when two keypoints are told apart."""
 
     position_px: float = 5.0
     """Largest distance of a detection from the projected point, px of the image (Brown, Hua, Winder 2011, sec. 3)."""
     position_sigmas: float = 0.94
-    """The same in sigmas of the detection: 5 px of a 64 px patch of 12 sigmas. UBC has no such bound; without it a small
-    keypoint's patch could lie beside its point."""
+    """The same in sigmas of the detection: 5 px of a 64 px patch of 12 sigmas. UBC has no such bound; without it the
+    patch of a small keypoint could lie beside its point."""
     scale_octaves: float = 0.25
     """Largest ratio of sizes, octaves (same source)."""
     orientation_rad: float = math.pi / 8
@@ -37,7 +55,10 @@ class ClassesConfig(Config):
     """Two classes nearer than this many tolerances are ambiguous: the smaller one is left out (same source)."""
     extra_views: bool = True
     """Also take detections of images where the point should be visible, though it was not matched there."""
-    max_view_angle_deg: float = 60.0
+    extra_share: float = 0.75
+    """Extra views: share of the tolerances that counts; only geometry vouches for them. With 1 and 60 degrees 7 % of
+    them were wrong on the scenes this was measured on."""
+    max_view_angle_deg: float = 30.0
     """Extra views look at the point at most this far from a view that observed it."""
     depth_tolerance: float = 0.05
     """Extra views: relative difference from the depth of the points seen around it."""
@@ -47,6 +68,10 @@ class ClassesConfig(Config):
     """Extra views: how far these may lie, share of the image's longer side."""
     min_patches: int = 2
     """Smaller classes are left out."""
+    dense: DenseConfig | None = DenseConfig()
+    """Classes where the map has no point; None: only points of the map."""
+    dense_share: float = 0.75
+    """Share of the tolerances that counts for them."""
 
 
 @dataclass(frozen=True)
@@ -69,22 +94,47 @@ class Keypoints3D:
     log_sizes: Float[np.ndarray, " k"]
     directions: Float[np.ndarray, "k 3"]
 
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def select(self, index: np.ndarray) -> Keypoints3D:
+        """The keypoints at `index`."""
+        return Keypoints3D(self.points[index], self.log_sizes[index], self.directions[index])
+
+
+class Origin(IntEnum):
+    """How a detection came into its class."""
+
+    MATCHED = 0
+    """Its image was matched there when the map was made."""
+    EXTRA = 1
+    """Its image should see the point, and a detection fits."""
+    DENSE = 2
+    """The class is no point of the map: its depth was told by the points around."""
+
 
 @dataclass(frozen=True)
 class Members:
     """Detections in the classes they belong to: one row per patch, by class, then by image.
 
-    keypoints: row of the Keypoints3D. extra: found in an image that was not matched there.
+    keypoints: row of the Keypoints3D. origins: see Origin.
     """
 
     keypoints: Int[np.ndarray, " n"]
     images: Int[np.ndarray, " n"]
     detections: Int[np.ndarray, " n"]
-    extra: Bool[np.ndarray, " n"]
+    origins: Int[np.ndarray, " n"]
 
     def select(self, index: np.ndarray) -> Members:
         """The rows at `index`."""
-        return Members(self.keypoints[index], self.images[index], self.detections[index], self.extra[index])
+        return Members(self.keypoints[index], self.images[index], self.detections[index], self.origins[index])
+
+    @staticmethod
+    def joined(parts: Sequence[Members]) -> Members:
+        """The members of all images in one."""
+        names = ("keypoints", "images", "detections", "origins")
+        whole = Members(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        return whole.select(np.argsort(whole.keypoints, kind="stable"))
 
 
 @dataclass(frozen=True)
@@ -95,6 +145,10 @@ class Predictions:
     xy: Float[np.ndarray, "n 2"]
     log_scales: Float[np.ndarray, " n"]
     angles: Float[np.ndarray, " n"]
+
+    def select(self, index: np.ndarray) -> Predictions:
+        """The rows at `index`."""
+        return Predictions(self.keypoints[index], self.xy[index], self.log_scales[index], self.angles[index])
 
 
 def turn(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -107,9 +161,7 @@ def position_limit(config: ClassesConfig, scales: Float[np.ndarray, " n"]) -> Fl
     return np.minimum(config.position_px, config.position_sigmas * scales)
 
 
-def keypoints_of_tracks(
-    tracks: SceneTracks, detections: Sequence[Detections], config: ClassesConfig
-) -> Keypoints3D:
+def keypoints_of_tracks(tracks: SceneTracks, detections: Sequence[Detections], config: ClassesConfig) -> Keypoints3D:
     """The size and direction most images of a track agree upon: every detection at an observation is heard.
 
     Points without agreement of `min_patches` images are left out.
@@ -125,9 +177,7 @@ def keypoints_of_tracks(
         chosen.append(best)
         sizes.append(size)
     best = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
-    return Keypoints3D(
-        rows.points[best], np.concatenate(sizes) if sizes else np.zeros(0), rows.directions[best]
-    )
+    return Keypoints3D(rows.points[best], np.concatenate(sizes) if sizes else np.zeros(0), rows.directions[best])
 
 
 @dataclass(frozen=True)
@@ -199,9 +249,7 @@ def _image_angles(jacobians: Float[np.ndarray, "n 2 3"], directions: Float[np.nd
     return np.arctan2(flow[:, 1], flow[:, 0])
 
 
-def predictions(
-    tracks: SceneTracks, keypoints: Keypoints3D, image: int, extra: Bool[np.ndarray, " k"]
-) -> Predictions:
+def predictions(tracks: SceneTracks, keypoints: Keypoints3D, image: int, extra: Bool[np.ndarray, " k"]) -> Predictions:
     """Where `image` should show those keypoints for which `extra` is true."""
     chosen = np.flatnonzero(extra)
     views = tracks.views(image, keypoints.points[chosen])
@@ -214,16 +262,22 @@ def predictions(
 
 
 def members_in_image(
-    predicted: Predictions, found: Detections, config: ClassesConfig
+    predicted: Predictions, share: Float[np.ndarray, " n"], found: Detections, config: ClassesConfig
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """(row of Keypoints3D, detection): for every predicted keypoint the nearest detection within all tolerances."""
+    """(row of Keypoints3D, detection): for every predicted keypoint the nearest detection within all tolerances.
+
+    share: of the tolerances that counts, for each prediction.
+    """
     grid = PixelGrid(found.xy, config.position_px)
     query, detection, distance = grid.pairs_within(predicted.xy, config.position_px)
     limit = position_limit(config, found.scales[detection])
     fits = (
-        (distance <= limit)
-        & (np.abs(np.log2(found.scales[detection]) - predicted.log_scales[query]) <= config.scale_octaves)
-        & (turn(found.oris[detection], predicted.angles[query]) <= config.orientation_rad)
+        (distance <= share[query] * limit)
+        & (
+            np.abs(np.log2(found.scales[detection]) - predicted.log_scales[query])
+            <= share[query] * config.scale_octaves
+        )
+        & (turn(found.oris[detection], predicted.angles[query]) <= share[query] * config.orientation_rad)
     )
     query, detection, distance = query[fits], detection[fits], (distance / limit)[fits]
     order = np.lexsort((distance, query))

@@ -3,13 +3,13 @@
 patches0000.bmp ...  1024 x 1024 pixels, 8 bit grey, patches from left to right and from top to bottom.
 info.txt             a line per patch: id of its 3D point, id of its image (UBC leaves the second one 0).
 m50_N_N_0.txt        N test pairs, half of them matching: patch, its point, 0, patch, its point, 0, 0.
-scenes.txt           ours, optional: a line per image id: scene, tab, name of the image. Without it a folder is one scene.
+scenes.txt           ours, optional: a line per image id: scene, tab, image. Without it a folder is one scene.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +65,9 @@ class MappedPatches:
         for rows, tiles, places in self._by_bitmap(np.asarray(index)):
             tiles[places // ROW, places % ROW] = patches[rows]
 
-    def _by_bitmap(self, index: np.ndarray):  # type: ignore[no-untyped-def]
-        if len(index) and not (0 <= index.min() and index.max() < len(self)):
+    def _by_bitmap(self, index: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(rows of `index`, a bitmap's patches, places in it) for every bitmap that is asked."""
+        if len(index) and (index.min() < 0 or index.max() >= len(self)):
             raise IndexError(f"patch {index.max()} of {len(self)}")
         order = np.argsort(index // PER_BITMAP, kind="stable")
         bitmap = index[order] // PER_BITMAP
@@ -100,7 +101,9 @@ def _map_bitmap(path: Path, writable: bool = False) -> UInt8[np.ndarray, "16 16 
 def bitmap_paths(folder: Path) -> list[Path]:
     """The bitmaps of a folder, in order. Raises BadInputError when there is none or one is missing."""
     if not folder.is_dir():
-        raise BadInputError(f"{folder}: {'is a file, not a folder of patches' if folder.exists() else 'no such folder'}")
+        raise BadInputError(
+            f"{folder}: {'is a file, not a folder of patches' if folder.exists() else 'no such folder'}"
+        )
     found = sorted(folder.glob("patches*.bmp"))
     if not found:
         raise BadInputError(f"{folder}: no patches0000.bmp in it; make patches with `featkit data patches`")
@@ -127,6 +130,11 @@ def read_phototour(folder: Path) -> PatchSet:
         raise BadInputError(f"{folder / INFO}: no point has two patches; nothing can be learned or tested with it")
     scenes, names = _scenes_of(folder, images)
     return PatchSet(folder.resolve().name, MappedPatches(paths, len(info)), classes, scenes, names)
+
+
+def read_image_ids(folder: Path) -> Int[np.ndarray, " n"]:
+    """The image id of every patch of a folder (all 0 in UBC's own). Raises BadInputError."""
+    return read_integers(folder / INFO, (2,))[:, 1]
 
 
 def _scenes_of(folder: Path, images: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:
@@ -156,10 +164,18 @@ def read_integers(path: Path, columns: tuple[int, ...]) -> Int[np.ndarray, "n c"
     return np.array(rows, dtype=np.int64)
 
 
-def read_pairs(path: Path, patch_set: PatchSet) -> TestPairs:
-    """Test pairs of a patch set. Raises BadInputError for patches it lacks, or whose points differ from the file's."""
+def read_pairs(path: Path, patch_set: PatchSet | None = None) -> TestPairs:
+    """Test pairs. Raises BadInputError; with a set also for patches it lacks or whose points are others there."""
     rows = read_integers(path, (6, 7))
     index, points = rows[:, [0, 3]], rows[:, [1, 4]]
+    if patch_set is not None:
+        _check_pairs(path, index, points, patch_set)
+    return TestPairs(index[:, 0], index[:, 1], points[:, 0] == points[:, 1])
+
+
+def _check_pairs(
+    path: Path, index: Int[np.ndarray, "n 2"], points: Int[np.ndarray, "n 2"], patch_set: PatchSet
+) -> None:
     outside = (index < 0) | (index >= len(patch_set))
     if outside.any():
         line, column = np.argwhere(outside)[0]
@@ -171,7 +187,6 @@ def read_pairs(path: Path, patch_set: PatchSet) -> TestPairs:
             f"{path}: says patch {index[line, column]} shows point {points[line, column]}, but {INFO} says"
             f" {patch_set.classes[index[line, column]]}; they are not of one set"
         )
-    return TestPairs(index[:, 0], index[:, 1], points[:, 0] == points[:, 1])
 
 
 def find_pairs(folder: Path) -> Path:
@@ -204,7 +219,9 @@ def create_bitmaps(folder: Path, count: int) -> MappedPatches:
 
 def write_info(folder: Path, classes: Int[np.ndarray, " n"], images: Int[np.ndarray, " n"]) -> Path:
     """info.txt."""
-    return write_text(folder / INFO, "".join(f"{c} {i}\n" for c, i in zip(classes.tolist(), images.tolist(), strict=True)))
+    return write_text(
+        folder / INFO, "".join(f"{c} {i}\n" for c, i in zip(classes.tolist(), images.tolist(), strict=True))
+    )
 
 
 def write_scenes(folder: Path, images: Sequence[tuple[str, str]]) -> Path:

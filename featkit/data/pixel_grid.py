@@ -35,8 +35,8 @@ class PixelGrid:
         cells = self._cells(queries[finite])
         found_queries, found_points = [], []
         for row in (-1, 0, 1):  # three neighbouring cells of a row are one run of keys
-            first = np.searchsorted(self._keys_sorted, self._keys(cells + (-1, row)), side="left")
-            last = np.searchsorted(self._keys_sorted, self._keys(cells + (1, row)), side="right")
+            first = np.searchsorted(self._keys_sorted, self._keys(cells + np.array([-1, row])), side="left")
+            last = np.searchsorted(self._keys_sorted, self._keys(cells + np.array([1, row])), side="right")
             which, places = expand(first, last - first)
             found_queries.append(finite[which])
             found_points.append(self._order[places])

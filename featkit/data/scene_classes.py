@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from featkit.data.dense_points import dense_points
 from featkit.data.keypoint_classes import (
     ClassesConfig,
     Detections,
     Keypoints3D,
     Members,
+    Origin,
     Predictions,
     keypoints_of_tracks,
     members_in_image,
@@ -21,69 +23,130 @@ from featkit.data.keypoint_classes import (
 )
 from featkit.data.pixel_grid import PixelGrid
 from featkit.data.tracks import SceneTracks
-from featkit.data.visibility import observed_in, visible_in
+from featkit.data.visibility import visible_in
 
 
 @dataclass(frozen=True)
 class SceneClasses:
-    """The classes of a scene and how many each rule gave.
+    """The classes of a scene and how many each rule gave. members: `keypoints` are classes 0 .. n-1.
 
-    members: `keypoints` are classes 0 .. n-1. points: of the map, one per class.
+    dense: classes of detections that no track has.
     """
 
     members: Members
-    points: Int[np.ndarray, " c"]
+    keypoints: Keypoints3D
+    dense: Bool[np.ndarray, " c"]
     counts: dict[str, int]
 
 
 def scene_classes(tracks: SceneTracks, detections: Sequence[Detections], config: ClassesConfig) -> SceneClasses:
     """Keypoint classes of a scene. detections: one per image of `tracks`."""
-    keypoints = keypoints_of_tracks(tracks, detections, config)
-    parts: list[Members] = []
-    expected: list[Predictions] = []
-    visible = 0
-    for image, found in enumerate(detections):
-        own = observed_in(tracks, image, keypoints.points)
-        extra = visible_in(tracks, image, keypoints.points, config) & ~own
-        visible += int(extra.sum())
-        expected.append(predictions(tracks, keypoints, image, own | extra))
-        used = expected[-1] if config.extra_views else predictions(tracks, keypoints, image, own)
-        rows, which = members_in_image(used, found, config)
-        parts.append(Members(rows, np.full(len(rows), image), which, ~own[rows]))
-    joined = Members(*(np.concatenate([getattr(p, n) for p in parts]) for n in Members.__dataclass_fields__))
-    joined = joined.select(np.argsort(joined.keypoints, kind="stable"))
-    sizes = np.bincount(joined.keypoints, minlength=len(keypoints.points))
-    kept = _separate(expected, sizes, config) & (sizes >= config.min_patches)
-    members = joined.select(np.flatnonzero(kept[joined.keypoints]))
-    names = np.cumsum(kept) - 1
-    members = Members(names[members.keypoints], members.images, members.detections, members.extra)
+    elected = keypoints_of_tracks(tracks, detections, config)
     counts = {
         "map_points": len(tracks.points),
         "observations": len(tracks.observed_points),
-        "keypoints_elected": len(keypoints.points),
-        "elected_observations": int(np.isin(tracks.observed_points, keypoints.points).sum()),
-        "own_patches": int((~joined.extra).sum()),
-        "extra_visible": visible,
-        "extra_patches": int(joined.extra.sum()),
-        "classes_too_small": int((sizes < config.min_patches).sum()),
-        "classes_ambiguous": int((~kept & (sizes >= config.min_patches)).sum()),
-        "classes": int(kept.sum()),
-        "patches": len(members.images),
-        "patches_own": int((~members.extra).sum()),
-        "patches_extra": int(members.extra.sum()),
+        "elected_points": len(elected.points),
+        "elected_observations": int(np.isin(tracks.observed_points, elected.points).sum()),
     }
-    return SceneClasses(members, keypoints.points[kept], counts)
+    keypoints, extended = elected, tracks
+    if config.dense is not None:
+        keypoints, extended = _with_dense(tracks, detections, elected, config)
+    dense = keypoints.points >= len(tracks.points)
+    parts, expected = [], []
+    for image, found in enumerate(detections):
+        members, predicted = _in_image(tracks, extended, keypoints, image, found, config)
+        parts.append(members)
+        expected.append(predicted)
+    members = Members.joined(parts)
+    sizes = np.bincount(members.keypoints, minlength=len(dense))
+    least = np.where(dense, config.dense.min_patches if config.dense else 0, config.min_patches)
+    large = sizes >= least
+    kept = _separate(expected, np.where(large, sizes, 0), config) & large
+    counts |= {
+        "dense_points": int(dense.sum()),
+        "classes_too_small": int((~large).sum()),
+        "classes_ambiguous": int((large & ~kept).sum()),
+    }
+    return kept_classes(SceneClasses(members, keypoints, dense, counts), kept)
 
 
-def _separate(expected: Sequence[Predictions], sizes: Int[np.ndarray, " k"], config: ClassesConfig) -> Bool[np.ndarray, " k"]:
-    """Which keypoints stay when of any two that some image cannot tell apart only the one with more patches does."""
-    edges = np.unique(np.concatenate([_confusable(p, config) for p in expected]), axis=0)
-    rank = np.lexsort((np.arange(len(sizes)), -sizes))
-    kept = np.ones(len(sizes), bool)
+def kept_classes(classes: SceneClasses, kept: Bool[np.ndarray, " c"]) -> SceneClasses:
+    """Only some of the classes, as 0 .. n-1, counted anew."""
+    members = classes.members.select(np.flatnonzero(kept[classes.members.keypoints]))
+    names = np.cumsum(kept) - 1
+    members = replace(members, keypoints=names[members.keypoints])
+    counts = {
+        "classes": int(kept.sum()),
+        "classes_dense": int(classes.dense[kept].sum()),
+        "patches": len(members.images),
+        **{f"patches_{origin.name.lower()}": int((members.origins == origin).sum()) for origin in Origin},
+    }
+    keypoints = classes.keypoints.select(np.flatnonzero(kept))
+    return SceneClasses(members, keypoints, classes.dense[kept], classes.counts | counts)
+
+
+def _with_dense(
+    tracks: SceneTracks, detections: Sequence[Detections], elected: Keypoints3D, config: ClassesConfig
+) -> tuple[Keypoints3D, SceneTracks]:
+    """Keypoints of tracks, then those of detections that know their depth, with tracks of their own."""
+    assert config.dense is not None
+    dense = dense_points(tracks, detections, config.dense)
+    shift = len(tracks.points)
+    order = np.argsort(dense.searched_rows, kind="stable")
+    keypoints = Keypoints3D(
+        np.concatenate([elected.points, dense.keypoints.points + shift]),
+        np.concatenate([elected.log_sizes, dense.keypoints.log_sizes]),
+        np.concatenate([elected.directions, dense.keypoints.directions]),
+    )
+    extended = replace(
+        tracks,
+        points=np.concatenate([tracks.points, dense.points]),
+        observed_points=np.concatenate([tracks.observed_points, dense.searched_rows[order] + shift]),
+        observed_images=np.concatenate([tracks.observed_images, dense.searched_images[order]]),
+        observed_xy=np.concatenate([tracks.observed_xy, np.full((len(order), 2), np.nan)]),
+    )
+    return keypoints, extended
+
+
+def _in_image(
+    tracks: SceneTracks,
+    extended: SceneTracks,
+    keypoints: Keypoints3D,
+    image: int,
+    found: Detections,
+    config: ClassesConfig,
+) -> tuple[Members, Predictions]:
+    """Members among the detections of an image, and what the image should show."""
+    searched = np.zeros(len(extended.points), bool)
+    searched[extended.observed_points[extended.observed_images == image]] = True
+    own = searched[keypoints.points]
+    dense = keypoints.points >= len(tracks.points)
+    extra = np.zeros(len(own), bool)
+    if config.extra_views:
+        asked = np.flatnonzero(~own & ~dense)
+        extra[asked] = visible_in(tracks, image, keypoints.points[asked], config)
+    predicted = predictions(extended, keypoints, image, own | extra)
+    share = np.where(extra[predicted.keypoints], config.extra_share, 1.0)
+    share = np.where(dense[predicted.keypoints], config.dense_share, share)
+    rows, which = members_in_image(predicted, share, found, config)
+    origins = np.where(extra[rows], Origin.EXTRA, np.where(dense[rows], Origin.DENSE, Origin.MATCHED))
+    return Members(rows, np.full(len(rows), image), which, origins), predicted
+
+
+def _separate(
+    expected: Sequence[Predictions], sizes: Int[np.ndarray, " k"], config: ClassesConfig
+) -> Bool[np.ndarray, " k"]:
+    """Which keypoints stay when of any two that some image cannot tell apart only the one with more patches does.
+
+    Keypoints of size 0 neither stay nor stand in the way.
+    """
+    found = [_confusable(predicted.select(sizes[predicted.keypoints] > 0), config) for predicted in expected]
+    edges = np.unique(np.concatenate(found), axis=0)
     both = np.concatenate([edges, edges[:, ::-1]])
     both = both[np.argsort(both[:, 0], kind="stable")]
     starts = np.searchsorted(both[:, 0], np.arange(len(sizes) + 1))
-    for keypoint in rank:
+    kept = sizes > 0
+    for keypoint in np.lexsort((np.arange(len(sizes)), -sizes)):
         if kept[keypoint]:
             kept[both[starts[keypoint] : starts[keypoint + 1], 1]] = False
     return kept

@@ -19,10 +19,10 @@ from jaxtyping import Float, Int, UInt8
 
 from featkit import __version__
 from featkit.config import Config, Runtime
-from featkit.data.keypoint_classes import ClassesConfig, Detections, Members
+from featkit.data.keypoint_classes import ClassesConfig, Detections
 from featkit.data.patch_pairs import draw_pairs
 from featkit.data.phototour import INFO, SIDE, MappedPatches, create_bitmaps, write_info, write_pairs, write_scenes
-from featkit.data.scene_classes import SceneClasses, scene_classes
+from featkit.data.scene_classes import SceneClasses, kept_classes, scene_classes
 from featkit.data.tracks import SceneTracks
 from featkit.errors import BadInputError, NothingCameOutError, NotWritableError
 from featkit.features.extract import ExtractConfig, ExtractJob
@@ -86,7 +86,7 @@ def make_patches(
     check_output(out, overwrite)
     generator = np.random.default_rng(seed)
     found = [_classes_of(config, scene, generator) for scene in scenes]
-    if not any(len(part.classes.points) for part in found):
+    if not any(len(part.classes.keypoints) for part in found):
         raise NothingCameOutError(f"{scenes[0].images}: no keypoint was found again in two images; see --verbose")
     part = out.with_name(f".{out.name}.part")
     try:
@@ -147,7 +147,8 @@ def _detections(config: PatchesConfig, features: Features, scene: Scene, image: 
             f"{scene.images / scene.tracks.image_names[image]}: {features.image_size[0]} x {features.image_size[1]}"
             f" pixels, but the model's camera has {size[0]} x {size[1]}; use the photographs the model was made of"
         )
-    assert features.scales is not None and features.oris is not None
+    assert features.scales is not None
+    assert features.oris is not None
     xy, scales, oris = (np.asarray(v, dtype=np.float64) for v in (features.keypoints, features.scales, features.oris))
     if config.whole_patches:
         reach = (config.magnification / 2 * scales * (np.abs(np.cos(oris)) + np.abs(np.sin(oris))))[:, None]
@@ -158,15 +159,11 @@ def _detections(config: PatchesConfig, features: Features, scene: Scene, image: 
 
 def _limited(classes: SceneClasses, max_patches: int, generator: np.random.Generator) -> SceneClasses:
     """Whole classes in random order while they fit."""
-    sizes = np.bincount(classes.members.keypoints, minlength=len(classes.points))
+    sizes = np.bincount(classes.members.keypoints, minlength=len(classes.keypoints))
     order = generator.permutation(len(sizes))
     kept = np.zeros(len(sizes), bool)
     kept[order[np.cumsum(sizes[order]) <= max_patches]] = True
-    members = classes.members.select(np.flatnonzero(kept[classes.members.keypoints]))
-    names = np.cumsum(kept) - 1
-    renamed = Members(names[members.keypoints], members.images, members.detections, members.extra)
-    counts = classes.counts | {"classes": int(kept.sum()), "patches": len(members.images)}
-    return SceneClasses(renamed, classes.points[kept], counts)
+    return kept_classes(classes, kept)
 
 
 def _write(
@@ -207,7 +204,7 @@ def _numbered(found: Sequence[_Cut]) -> tuple[np.ndarray, np.ndarray, np.ndarray
         images.append(members.images + next_image)
         scenes.append(np.full(len(members.images), number))
         rows.append(next_row)
-        next_class += len(part.classes.points)
+        next_class += len(part.classes.keypoints)
         next_image += len(part.detections)
         next_row += len(members.images)
     return np.concatenate(classes), np.concatenate(images), np.concatenate(scenes), rows

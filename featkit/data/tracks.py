@@ -12,9 +12,15 @@ JACOBIAN_STEP = 1e-4  # of the depth: small against any lens, large against floa
 
 
 class Projector(Protocol):
-    """Points of a camera's frame -> pixels of its file (featkit's frame), NaN where the camera cannot see."""
+    """A camera with its lens, in pixels of its file (featkit's frame)."""
 
-    def __call__(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]: ...
+    def project(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]:
+        """Points of the camera's frame -> pixels, NaN where the camera cannot see."""
+        ...
+
+    def rays(self, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
+        """Pixels -> points of the camera's frame at depth 1."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -53,31 +59,42 @@ class SceneTracks:
 
     def views(self, image: int, index: Int[np.ndarray, " n"]) -> Views:
         """The points at `index` as `image` sees them."""
+        return self.views_of(image, self.points[index])
+
+    def views_of(self, image: int, points: Float[np.ndarray, "n 3"]) -> Views:
+        """Any points of the world as `image` sees them."""
         rotation = self.rotations[image]
-        points = self.points[index]
         local = points @ rotation.T + self.translations[image]
         in_camera = self._camera_jacobian(image, local)
         toward = -rotation.T @ self.translations[image] - points
         return Views(
-            xy=self.projectors[image](local),
+            xy=self.projectors[image].project(local),
             depth=local[:, 2],
             jacobian=in_camera @ rotation,
-            magnification=np.sqrt(np.abs(in_camera[:, 0, 0] * in_camera[:, 1, 1] - in_camera[:, 0, 1] * in_camera[:, 1, 0])),
+            magnification=np.sqrt(
+                np.abs(in_camera[:, 0, 0] * in_camera[:, 1, 1] - in_camera[:, 0, 1] * in_camera[:, 1, 0])
+            ),
             directions=toward / np.linalg.norm(toward, axis=1, keepdims=True),
         )
 
     def _camera_jacobian(self, image: int, local: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2 3"]:
         """Pixels per world unit along the axes of the camera, by central differences: any lens model will do."""
+        project = self.projectors[image].project
         step = JACOBIAN_STEP * np.abs(local[:, 2:])
         columns = []
         for axis in np.eye(3):
-            ahead, behind = self.projectors[image](local + step * axis), self.projectors[image](local - step * axis)
+            ahead, behind = project(local + step * axis), project(local - step * axis)
             columns.append((ahead - behind) / (2 * step))
         return np.stack(columns, axis=2)
 
-    def in_plane(
-        self, image: int, views: Views, angles: Float[np.ndarray, " n"]
+    def back_projected(
+        self, image: int, pixels: Float[np.ndarray, "n 2"], depths: Float[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n 3"]:
+        """Points of the world that an image sees at these pixels and depths."""
+        local = self.projectors[image].rays(pixels) * depths[:, None]
+        return (local - self.translations[image]) @ self.rotations[image]
+
+    def in_plane(self, image: int, views: Views, angles: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 3"]:
         """World directions, parallel to the image plane, that point to `angles` (radians) in the image."""
         rotation = self.rotations[image]
         in_image = np.stack([np.cos(angles), np.sin(angles)], axis=1)

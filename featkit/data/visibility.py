@@ -10,11 +10,6 @@ from featkit.data.pixel_grid import PixelGrid
 from featkit.data.tracks import SceneTracks, Views
 
 
-def observed_in(tracks: SceneTracks, image: int, points: Int[np.ndarray, " k"]) -> Bool[np.ndarray, " k"]:
-    """Which of these points the image observed."""
-    return np.isin(points, tracks.observed_points[tracks.observed_images == image])
-
-
 def visible_in(
     tracks: SceneTracks, image: int, points: Int[np.ndarray, " k"], config: ClassesConfig
 ) -> Bool[np.ndarray, " k"]:

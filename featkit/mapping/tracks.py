@@ -13,7 +13,7 @@ from jaxtyping import Float
 from featkit.data.scene_patches import NO_LICENCE, Scene
 from featkit.data.tracks import SceneTracks
 from featkit.errors import BadInputError, UsageError
-from featkit.geometry.pixels import from_colmap
+from featkit.geometry.pixels import from_colmap, to_colmap
 from featkit.mapping.model import is_model, read_model
 from featkit.mapping.scene import OUTPUT, image_folder
 from featkit.mapping.statistics import point_ids
@@ -27,7 +27,7 @@ class CameraProjector:
 
     camera: pycolmap.Camera
 
-    def __call__(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]:
+    def project(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]:
         """Points of the camera's frame -> featkit pixels, NaN behind the camera and beyond the lens's fold."""
         pixels = np.full((len(points), 2), np.nan)
         ahead = np.flatnonzero(points[:, 2] > 0)
@@ -42,11 +42,18 @@ class CameraProjector:
         pixels[ahead] = from_colmap(seen)
         return pixels
 
+    def rays(self, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
+        """featkit pixels -> points of the camera's frame at depth 1."""
+        plane = np.asarray(self.camera.cam_from_img(to_colmap(pixels)))
+        return np.concatenate([plane, np.ones((len(plane), 1))], axis=1)
+
 
 def find_model(scene: Path) -> Path:
     """The model of a scene: its own sparse/, or what `featkit reconstruct` made of it. Raises BadInputError."""
     if not scene.is_dir():
-        raise BadInputError(f"{scene}: {'is a file, not the folder of a scene' if scene.exists() else 'no such folder'}")
+        raise BadInputError(
+            f"{scene}: {'is a file, not the folder of a scene' if scene.exists() else 'no such folder'}"
+        )
     for base in (scene, scene / OUTPUT):
         for model in (base / "sparse", base / "sparse" / "0", base, base / "0"):
             if is_model(model):
