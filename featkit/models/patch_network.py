@@ -48,7 +48,7 @@ class PatchNetworkConfig(Config):
 
 
 class PatchDescription(NamedTuple):
-    """raw: before normalisation. descriptor: unit rows, or tanh(raw) of a binary descriptor. float32.
+    """raw: before normalisation. descriptor: unit rows, or tanh(raw) of a binary descriptor. float32 at least.
 
     A named tuple, not a dataclass: Lightning Fabric walks through what a module returns and refuses frozen ones.
     """
@@ -88,7 +88,11 @@ class PatchNetwork(nn.Module):
             return PatchDescription(nothing, nothing)
         if self.transformer is not None:
             patches = self.transformer(patches)
-        raw = self.trunk(patches).float()
+        return self.described(self.trunk(patches))
+
+    def described(self, raw: Float[Tensor, "b d"]) -> PatchDescription:
+        """Descriptors of the trunk's vectors."""
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         if self.is_binary:
             return PatchDescription(raw, torch.tanh(raw))
         norm = torch.sqrt(raw.square().sum(dim=1, keepdim=True) + self.config.norm_eps)

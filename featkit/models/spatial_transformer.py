@@ -23,7 +23,8 @@ STANDARDISE_EPS = 1e-7
 class SpatialTransformer(nn.Module):
     """Patches of 42x42 px -> patches of 32x32 px of the same grey values, seen through a predicted affine map.
 
-    Untrained it is the identity map: the whole patch at 32x32 px, bilinear with half-pixel centres.
+    Untrained it is the identity map: the whole patch at 32x32 px, bilinear with half-pixel centres, so that the same
+    square of the image is described as without it.
     """
 
     def __init__(self) -> None:
@@ -47,11 +48,11 @@ class SpatialTransformer(nn.Module):
     def affine(self, patches: Float[Tensor, "b 1 42 42"]) -> Float[Tensor, "b 2 3"]:
         """Maps from output to input coordinates (x, y, 1), both in [-1, 1] over the whole patch."""
         change = self.prediction(self.features(standardise(patches, "standard_deviation", STANDARDISE_EPS)))
-        identity = torch.eye(2, 3, device=patches.device)
-        return identity + change.float().reshape(-1, 2, 3)
+        change = change.to(torch.promote_types(change.dtype, torch.float32))
+        return torch.eye(2, 3, dtype=change.dtype, device=change.device) + change.reshape(-1, 2, 3)
 
     def forward(self, patches: Float[Tensor, "b 1 42 42"]) -> Float[Tensor, "b 1 32 32"]:
         affine = self.affine(patches)
         with torch.autocast(patches.device.type, enabled=False):  # a sampling position needs all its bits
             grid = F.affine_grid(affine, [len(patches), 1, OUTPUT_PX, OUTPUT_PX], align_corners=False)
-            return F.grid_sample(patches.float(), grid, padding_mode="border", align_corners=False)
+            return F.grid_sample(patches.to(grid.dtype), grid, padding_mode="border", align_corners=False)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.pt"
 SUMMARY = "summary.json"
+WORDS = ("recipe", "commit", "data", "licence")
 KEPT = ("steps", "patches", "seconds", "device", "devices", "versions")  # of a run's summary
 
 
@@ -44,7 +45,7 @@ def export_weight(
     network, told = _trained(source, which)
     said = {key: value for key, value in (origin or Origin()).result_fields().items() if value}
     told = {**told, **said}
-    words = {key: told[key] for key in ("recipe", "commit", "data", "licence") if told.get(key)}
+    words = {key: told[key] for key in WORDS if told.get(key)}
     row = {"name": name, "file": out.name, "config": network.config.result_fields(), **told}
     make(WeightInfo, {**row, "sha256": "0" * 64, "bytes": 0}, "weight")  # before anything is written
     save_patch_network(out, network, {**words, "name": name, "featkit_version": __version__})
@@ -66,7 +67,7 @@ def _trained(source: Path, which: str) -> tuple[PatchNetwork, dict[str, Any]]:
     if source.suffix == SUFFIX:
         network, _ = load_patch_network(source)
         metadata = read_metadata(source)
-        told = {key: metadata[key] for key in ("recipe", "commit", "data", "licence") if key in metadata}
+        told: dict[str, Any] = {key: metadata[key] for key in WORDS if key in metadata}
         return network, {**told, "training": {"step": int(metadata["step"])} if "step" in metadata else {}}
     network, done = from_training(source, which)
     return network, {"training": done}

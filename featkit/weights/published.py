@@ -120,7 +120,7 @@ def _state_dict(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _hardnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"trunk.{name}": tensor for name, tensor in state.items()}
+    return {f"trunk.{name}" if name.startswith("features.") else name: tensor for name, tensor in state.items()}
 
 
 def _sosnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
