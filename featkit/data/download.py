@@ -145,9 +145,7 @@ def _attempt(remote: RemoteFile, part: Path, config: DownloadConfig) -> None:
 def _copy(response: Any, part: Path, start: int, total: int | None, remote: RemoteFile, config: DownloadConfig) -> None:
     """Append the body to the part file; bytes beyond the end that the server announced are a lie."""
     size = start
-    with part.open("r+b" if start else "wb") as file, _bar(remote.name, total, start) as advance:
-        file.seek(start)
-        file.truncate()
+    with part.open("ab" if start else "wb") as file, _bar(remote.name, total, start) as advance:
         while block := _read(response):
             size += len(block)
             if size > config.max_bytes:
@@ -235,8 +233,8 @@ def _bar(name: str, total: int | None, start: int) -> Iterator[Callable[[int], N
 
 
 def _raise_if_hopeless(error: Exception, remote: RemoteFile) -> None:
-    """A missing or forbidden file does not come back by asking again."""
-    if isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code not in (408, 425, 429):
+    """A missing or forbidden file, or one on no web server, does not come back by asking again."""
+    if isinstance(error, urllib.error.HTTPError) and 300 <= error.code < 500 and error.code not in (408, 425, 429):
         raise NothingCameOutError(
             f"{remote.url}: the server says {error.code} {error.reason}; name a mirror with --url, or fetch"
             f" {remote.name} by hand and give it with --archive"

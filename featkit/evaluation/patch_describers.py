@@ -7,6 +7,7 @@ SIFT of a patch (Lowe 2004, as UBC's tables have it): one upright descriptor at 
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,10 @@ from pydantic import Field
 
 from featkit.config import Config, Runtime
 from featkit.data.patch_set import PatchArray
+from featkit.errors import UsageError
 from featkit.log import progress
 
+BASELINES = ("sift", "rootsift")
 BINS_PER_SIDE, SIGMA_PER_BIN = 4, 3
 DIMENSION = 128
 BATCH = 512  # patches of one task of a thread
@@ -59,9 +62,12 @@ def describer(
     name: str, device: str = "auto", batch_size: int = 512, precision: Literal["fp32", "bf16"] = "fp32"
 ) -> PatchDescriber:
     """The method of that name: "sift", "rootsift", the name of a weight, or the path of one. Raises UsageError."""
-    if name in {"sift", "rootsift"}:
+    if name in BASELINES:
         config = SiftPatchConfig(root=name == "rootsift")
         return PatchDescriber(name, lambda patches: describe_by_sift(patches, config), config.result_fields())
+    near = difflib.get_close_matches(name, BASELINES, n=1, cutoff=0.8)
+    if near:
+        raise UsageError(f"no method named {name!r}; did you mean {near[0]!r}?")
     from featkit.device import torch_device
     from featkit.features.describe import describe_patches
     from featkit.weights import load_patch_network

@@ -177,11 +177,12 @@ def test_only_the_web_is_read(tmp_path: Path) -> None:
     secret.write_bytes(b"s")
     with pytest.raises(UsageError, match="not an http or https address"):
         download(RemoteFile(secret.as_uri(), "a.bin"), tmp_path / "out", HASTY)
-    with (
-        serving(Faults({"a.bin": BODY}, redirect_to=secret.as_uri())) as address,
-        pytest.raises((UsageError, NothingCameOutError)),
-    ):
-        download(RemoteFile(f"{address}/a.bin", "a.bin"), tmp_path / "out", HASTY)
+    refusals = {secret.as_uri(): NothingCameOutError, "ftp://127.0.0.1/a.bin": UsageError}
+    for target, error in refusals.items():
+        faults = Faults({"a.bin": BODY}, redirect_to=target)
+        with serving(faults) as address, pytest.raises(error, match=r"is not allowed|not an http or https address"):
+            download(RemoteFile(f"{address}/a.bin", "a.bin"), tmp_path / "out", HASTY)
+        assert len(faults.requests) == 1, "asking again does not help"
     assert files_of(tmp_path / "out") == {}
     with serving(Faults({"target": BODY}, redirect_to="/target")) as address:
         download(RemoteFile(f"{address}/a.bin", "a.bin", MD5), tmp_path / "out", HASTY)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from bad_server import Faults, serving
 from synthetic_patches import textures, thumbnails, write_hpatches, write_rome
 from typer.testing import CliRunner, Result
@@ -20,6 +21,8 @@ from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import write_pairs, write_phototour
 from featkit.evaluation.published_tables import published
 from featkit.evaluation.ubc import UbcMethod, UbcScore, evaluate_pairs, evaluate_ubc, find_runs, read_ubc, ubc_table
+from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
+from featkit.weights import save_patch_network
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +87,30 @@ def test_ubc(sets: list[Path], tmp_path: Path) -> None:
     assert "Table I" in ran.stdout
 
 
+def test_ubc_with_weights_and_runs(sets: list[Path], tmp_path: Path) -> None:
+    for subset in ("liberty", "aerial"):
+        for number, config in enumerate((PatchNetworkConfig(), PatchNetworkConfig(architecture="l2net", bits=64))):
+            network = PatchNetwork(config, torch.Generator().manual_seed(number))
+            folder = tmp_path / subset / ("doap-binary" if config.bits else "hynet")
+            folder.mkdir(parents=True)
+            save_patch_network(folder / "best.safetensors", network)
+    path = tmp_path / "liberty" / "hynet" / "best.safetensors"
+    found = results("eval", "ubc", "--data", sets[0], "--data", sets[1], "--features", path, "--runs", tmp_path)[
+        "scores"
+    ]
+    assert [(s["method"], s["train"], s["variant"], s["test"]) for s in found] == [
+        (str(path), "", "", "liberty"),
+        (str(path), "", "", "aerial"),
+        ("doap-binary", "aerial", "best", "liberty"),
+        ("hynet", "aerial", "best", "liberty"),
+        ("doap-binary", "liberty", "best", "aerial"),
+        ("hynet", "liberty", "best", "aerial"),
+    ]
+    assert found[5]["fpr95"] == found[1]["fpr95"] != found[4]["fpr95"]
+    ran = run("eval", "ubc", *data, "--features", "sift")
+    assert "aerial -> liberty" in ran.stdout
+
+
 def test_hpatches(tmp_path: Path) -> None:
     root = write_hpatches(tmp_path / "data")
     made = tmp_path / "tasks"
@@ -124,6 +151,8 @@ def test_rome(tmp_path: Path) -> None:
 def test_mistakes(sets: list[Path], tmp_path: Path) -> None:
     refused(run("eval", "ubc", "--data", tmp_path / "x"), 3, "no such folder")
     refused(run("eval", "ubc", "--data", sets[0], "--features", " , "), 2, "--features")
+    refused(run("eval", "ubc", "--data", sets[0], "--features", "rootsfit"), 2, "did you mean 'rootsift'")
+    refused(run("eval", "ubc", "--data", sets[0], "--features", "a/b.safetensors"), 3, "no such weights file")
     refused(run("eval", "ubc", "--data", sets[0], "--pairs", "m50_1_1_0.txt"), 3, "m50_1_1_0.txt: no such file")
     refused(run("eval", "ubc", "--data", sets[0], "--runs", tmp_path), 3, "no run in it")
     refused(run("eval", "rome", "--root", tmp_path), 3, "featkit data fetch rome")

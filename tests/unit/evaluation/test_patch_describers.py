@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from featkit.errors import FeatkitError
+from featkit.errors import UsageError
 from featkit.evaluation.descriptor_distances import distance_matrix, indexed_distances, pair_distances
 from featkit.evaluation.patch_describers import (
     PatchDescriber,
@@ -17,6 +19,8 @@ from featkit.evaluation.patch_describers import (
     describe_used,
     describer,
 )
+from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
+from featkit.weights import load_patch_network, save_patch_network
 
 
 def textures(count: int, side: int = 64) -> np.ndarray:
@@ -102,8 +106,25 @@ def test_methods_by_name() -> None:
         method = describer(name, "cpu")
         assert method.name == name
         np.testing.assert_array_equal(method.describe(patches), describe_by_sift(patches, SiftPatchConfig(root=root)))
-    with pytest.raises(FeatkitError, match="rootsfit"):
+    with pytest.raises(UsageError, match="rootsfit"):
         describer("rootsfit", "cpu")
+
+
+@pytest.mark.parametrize("bits", [0, 64])
+def test_a_network_by_its_path(tmp_path: Path, bits: int) -> None:
+    """What the network itself says of the patches at its own size."""
+    network = PatchNetwork(PatchNetworkConfig(architecture="l2net", bits=bits), torch.Generator().manual_seed(0)).eval()
+    path = save_patch_network(tmp_path / "net.safetensors", network)
+    patches = textures(7)
+    found = describer(str(path), "cpu").describe(patches)
+    small = patches.reshape(7, 32, 2, 32, 2).mean(axis=(2, 4)) / 255
+    loaded, _ = load_patch_network(path, "cpu")
+    with torch.no_grad():
+        expected = loaded(torch.as_tensor(small, dtype=torch.float32)[:, None]).descriptor.numpy()
+    if bits:
+        assert found.tolist() == np.packbits(expected > 0, axis=1).tolist()
+    else:
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_only_what_is_used_is_described() -> None:
