@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from featkit.config import Config, make, read_yaml
@@ -32,6 +31,7 @@ from featkit.losses.distances import paired_similarity, similarity_at
 from featkit.losses.negatives import hardest_negatives
 from featkit.models.patch_network import PatchNetwork
 from featkit.training.patch_config import PatchTraining
+from featkit.weights import load_patch_network, read_metadata
 
 LOGGER = logging.getLogger(__name__)
 
@@ -158,11 +158,9 @@ def along_training(
     run: Path, pairs: UInt8[np.ndarray, "n 2 s s"], config: InformativenessConfig, device: torch.device
 ) -> list[tuple[Snapshot, Informativeness]]:
     """`informativeness` of the same pairs under every network of a run. Raises BadInputError, UsageError."""
-    from featkit.weights import load_patch_network
-
     out = []
     for snapshot in snapshots(run):
-        network = untrained(run) if snapshot.path is None else load_patch_network(str(snapshot.path), device)[0]
+        network = untrained(run) if snapshot.path is None else load_patch_network(snapshot.path, device)[0]
         found = informativeness(network, pairs, config, device)
         LOGGER.info("%s: correlation %.3f (ranks %.3f)", snapshot.name, found.pearson, found.spearman)
         out.append((snapshot, found))
@@ -192,9 +190,6 @@ def ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 
 
 def _step_of(path: Path) -> int | None:
-    """The step a weight says in its metadata."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return int((file.metadata() or {})["step"])
-    except (SafetensorError, OSError, KeyError, ValueError):
-        return None  # whoever loads it says what is wrong with it
+    """The step that a weight says it is of."""
+    step = read_metadata(path).get("step", "")
+    return int(step) if step.isdecimal() else None

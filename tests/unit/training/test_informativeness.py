@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from featkit.data.patch_set import PatchSet
 from featkit.errors import BadInputError, UsageError
@@ -15,12 +16,17 @@ from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
 from featkit.training.informativeness import (
     Informativeness,
     InformativenessConfig,
+    along_training,
     correlation,
     informativeness,
     ranks,
     sample_pairs,
     snapshots,
+    untrained,
 )
+from featkit.training.patch_config import PatchTraining
+from featkit.training.patch_task import PatchTask
+from featkit.weights import save_patch_network
 
 CPU = torch.device("cpu")
 
@@ -145,3 +151,53 @@ def test_too_few_classes_are_refused() -> None:
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="no weights of a training"):
         snapshots(tmp_path)
+
+
+def a_run(folder: Path, steps: dict[str, int], network: PatchNetworkConfig | None = None) -> PatchTraining:
+    """A folder as a training leaves it: weights of differently drawn networks, and config.yaml."""
+    training = PatchTraining(network=network or PatchNetworkConfig(architecture="l2net"), seed=5)
+    values = {"task": "patch", **training.model_dump(mode="json")}
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    for number, (name, step) in enumerate(steps.items()):
+        weight = PatchNetwork(training.network, torch.Generator().manual_seed(number))
+        (folder / name).parent.mkdir(exist_ok=True)
+        save_patch_network(folder / name, weight, {"step": str(step)} if step else {})
+    return training
+
+
+def test_networks_of_a_run_come_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    names = {
+        "snapshots/b.safetensors": 50,
+        "snapshots/a.safetensors": 200,
+        "best.safetensors": 100,
+        "last.safetensors": 300,
+    }
+    a_run(tmp_path / "run", names)
+    found = [(snapshot.name, snapshot.step) for snapshot in snapshots(tmp_path / "run")]
+    assert found == [("untrained", 0), ("b", 50), ("best", 100), ("a", 200), ("last", 300)]
+
+
+def test_one_weight_of_a_step_is_enough(tmp_path: Path) -> None:
+    a_run(tmp_path / "run", {"best.safetensors": 300, "last.safetensors": 300})
+    assert [snapshot.name for snapshot in snapshots(tmp_path / "run")] == ["untrained", "last"]
+    a_run(tmp_path / "old", {"last.safetensors": 0})  # does not say its step
+    assert [(s.name, s.step) for s in snapshots(tmp_path / "old")] == [("untrained", 0), ("last", None)]
+
+
+def test_untrained_network_is_the_one_training_starts_with(tmp_path: Path) -> None:
+    training = a_run(tmp_path / "run", {"last.safetensors": 1})
+    start = PatchTask(training, "cpu").network.state_dict()
+    found = untrained(tmp_path / "run").state_dict()
+    assert all(torch.equal(start[name], value) for name, value in found.items())
+
+
+def test_along_training_looks_at_the_same_pairs_with_each_network(tmp_path: Path) -> None:
+    training = a_run(tmp_path / "run", {"last.safetensors": 10})
+    pairs = some_pairs(4)
+    along = along_training(tmp_path / "run", pairs, InformativenessConfig(), CPU)
+    assert [snapshot.name for snapshot, _ in along] == ["untrained", "last"]
+    start = PatchNetwork(training.network, torch.Generator().manual_seed(5))
+    expected = informativeness(start, pairs, InformativenessConfig(), CPU)
+    np.testing.assert_allclose(along[0][1].gradient_norms, expected.gradient_norms, rtol=1e-5)
+    assert not np.allclose(along[1][1].gradient_norms, expected.gradient_norms, rtol=1e-2)
