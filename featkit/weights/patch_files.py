@@ -59,15 +59,11 @@ def load_patch_network(
     Raises UsageError for an unknown name, BadInputError for a file that is missing, damaged, of another network, or not
     the one that the manifest means.
     """
-    from featkit.models.patch_network import PatchNetwork
-
     path, row = find(name_or_path), listed(str(name_or_path))
     if row is not None and (found := sha256_of(path)) != row.sha256:
         raise BadInputError(f"{path}: its sha256 is {found}, the manifest says {row.sha256}; install featkit again")
     metadata, tensors = _read(path)
-    network = PatchNetwork(_config_of(path, metadata))
-    fill(network, _full(tensors), path)
-    return network.to(device).eval(), row
+    return filled(_config_of(path, metadata), _full(tensors), path).to(device), row
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -75,10 +71,15 @@ def read_metadata(path: Path) -> dict[str, str]:
     return _read(path)[0]
 
 
-def fill(network: PatchNetwork, tensors: dict[str, Tensor], path: Path) -> None:
-    """Put tensors into the network. Raises BadInputError for missing, unknown, misshapen or broken ones."""
+def filled(config: PatchNetworkConfig, tensors: dict[str, Tensor], path: Path) -> PatchNetwork:
+    """A network of these tensors, in eval mode. Raises BadInputError for missing, unknown, misshapen or broken ones."""
     import torch
 
+    from featkit.models.patch_network import PatchNetwork
+
+    with torch.device("meta"):  # first weights are not drawn: that would take time, and move torch's generator on
+        network = PatchNetwork(config)
+    network.to_empty(device="cpu")
     wanted = network.state_dict()
     missing = [name for name in wanted if name not in tensors and not name.endswith(COUNTED)]
     unknown = [name for name in tensors if name not in wanted]
@@ -93,7 +94,8 @@ def fill(network: PatchNetwork, tensors: dict[str, Tensor], path: Path) -> None:
             raise BadInputError(f"{what}: {name!r} has the shape {shapes}")
         if not bool(torch.isfinite(tensor).all()):
             raise BadInputError(f"{path}: {name!r} holds values that are no numbers; it is of no use")
-    network.load_state_dict({name: tensors.get(name, wanted[name]) for name in wanted})
+    network.load_state_dict({name: tensors.get(name, torch.tensor(0)) for name in wanted})
+    return network.eval()
 
 
 def _small(network: PatchNetwork, path: Path) -> dict[str, Tensor]:

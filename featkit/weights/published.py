@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from featkit.config import make
 from featkit.errors import BadInputError, UsageError
-from featkit.weights.patch_files import fill
+from featkit.weights.patch_files import filled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ def import_checkpoint(path: Path, architecture: str | None = None) -> PatchNetwo
     """
     import torch
 
-    from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
+    from featkit.models.patch_network import PatchNetworkConfig
 
     if architecture is not None and architecture not in NETWORKS:
         raise UsageError(f"no published network {architecture!r}; there are: {', '.join(NETWORKS)}")
@@ -51,18 +51,17 @@ def import_checkpoint(path: Path, architecture: str | None = None) -> PatchNetwo
     if kind is None:
         some = ", ".join(sorted(state)[:3])
         raise BadInputError(f"{path}: neither HardNet, SOSNet nor HyNet (its tensors: {some}, ...)")
-    network = PatchNetwork(PatchNetworkConfig(**NETWORKS[kind]))
+    config = PatchNetworkConfig(**NETWORKS[kind])
     renamed = {"hardnet": _hardnet, "sosnet": _sosnet, "hynet": _hynet}[kind](state)
     for name in [name for name in renamed if name.endswith(".eps")]:
-        if not torch.allclose(renamed.pop(name).abs(), torch.tensor(network.config.frn_eps), rtol=1e-3, atol=0):
-            raise BadInputError(f"{path}: {name!r} is not FRN's fixed {network.config.frn_eps}")
-    fill(network, renamed, path)
-    return network.eval()
+        if not torch.allclose(renamed.pop(name).abs(), torch.tensor(config.frn_eps), rtol=1e-3, atol=0):
+            raise BadInputError(f"{path}: {name!r} is not FRN's fixed {config.frn_eps}")
+    return filled(config, renamed, path)
 
 
 def from_training(path: Path, which: str) -> tuple[PatchNetwork, dict[str, Any]]:
     """The "best" or "last" network of a training's checkpoint, and the training's progress. Raises BadInputError."""
-    from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
+    from featkit.models.patch_network import PatchNetworkConfig
 
     state = read_checkpoint(path)
     try:
@@ -75,11 +74,10 @@ def from_training(path: Path, which: str) -> tuple[PatchNetwork, dict[str, Any]]
     if not tensors:
         raise BadInputError(f"{path}: the training has not measured any network yet; take --which last")
     try:
-        network = PatchNetwork(make(PatchNetworkConfig, values, f"{path}: its network"))
+        config = make(PatchNetworkConfig, values, f"{path}: its network")
     except UsageError as error:
         raise BadInputError(str(error)) from None
-    fill(network, tensors, path)
-    return network.eval(), done
+    return filled(config, tensors, path), done
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -37,9 +37,11 @@ EVERY = pytest.mark.parametrize("name", NETWORKS)
 def make_network(name: str) -> PatchNetwork:
     """In eval mode, BatchNorm with statistics of its own."""
     made = PatchNetwork(PatchNetworkConfig(**NETWORKS[name]), torch.Generator().manual_seed(0))
+    for layer in made.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
     with torch.no_grad():
-        for _ in range(6):
-            made(patches(made, 32))
+        made(patches(made))
     return made.eval()
 
 
@@ -82,6 +84,13 @@ def test_what_is_saved_loads(name: str, tmp_path: Path) -> None:
     assert read_metadata(path).items() >= {"recipe": "r", "step": "12"}.items()
     assert path.stat().st_size <= LARGEST_BYTES
     assert [file.name for file in path.parent.iterdir()] == ["w.safetensors"]
+
+
+def test_loading_draws_nothing(tmp_path: Path) -> None:
+    path = save_patch_network(tmp_path / "w.safetensors", make_network("l2net"))
+    before = torch.get_rng_state()
+    load_patch_network(path)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_matrices_are_halved_and_the_rest_is_not(tmp_path: Path) -> None:
