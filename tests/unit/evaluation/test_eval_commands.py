@@ -95,9 +95,8 @@ def test_ubc_with_weights_and_runs(sets: list[Path], tmp_path: Path) -> None:
             folder.mkdir(parents=True)
             save_patch_network(folder / "best.safetensors", network)
     path = tmp_path / "liberty" / "hynet" / "best.safetensors"
-    found = results("eval", "ubc", "--data", sets[0], "--data", sets[1], "--features", path, "--runs", tmp_path)[
-        "scores"
-    ]
+    data = ("--data", sets[0], "--data", sets[1], "--runs", tmp_path)
+    found = results("eval", "ubc", *data, "--features", path)["scores"]
     assert [(s["method"], s["train"], s["variant"], s["test"]) for s in found] == [
         (str(path), "", "", "liberty"),
         (str(path), "", "", "aerial"),
