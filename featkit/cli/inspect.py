@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,9 +16,6 @@ INFORMATIVENESS_HELP = """How well the distance within a pair tells what the pai
 Example: `featkit inspect informativeness --run runs/adasample --data patches/liberty --out informativeness.html`
 
 For every network in the run's folder: the correlation, over pairs, of matching distance and norm of the gradient."""
-
-if TYPE_CHECKING:
-    from featkit.data.patch_set import PatchSet
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -38,12 +35,13 @@ def informativeness(
     import numpy as np
 
     from featkit.config import make, merge, overrides
+    from featkit.data.patch_pack import read_patch_data
     from featkit.device import torch_device
     from featkit.report.informativeness import informativeness_report, informativeness_table
     from featkit.training.informativeness import InformativenessConfig, along_training, sample_pairs
 
     config = make(InformativenessConfig, merge(options.given(measured=measured), overrides(settings or [])), "--set")
-    patches = _read(data)
+    patches = read_patch_data(data)
     sample = sample_pairs(patches, config.pairs, np.random.default_rng(run.seed))
     along = along_training(of_run, sample, config, torch_device(run.device))
     report = informativeness_report(along, config, of_run, patches.name, out)
@@ -53,16 +51,6 @@ def informativeness(
     ]
     outcome = {"report": str(report), "pairs": len(along[-1][1].distances), "networks": rows}
     return Outcome(outcome, [f"report: {report}"], [informativeness_table(along)])
-
-
-def _read(path: Path) -> PatchSet:
-    if path.is_dir():
-        from featkit.data.phototour import read_phototour
-
-        return read_phototour(path)
-    from featkit.data.patch_pack import read_patch_data
-
-    return read_patch_data(path)
 
 
 app.command("informativeness", help=INFORMATIVENESS_HELP, no_args_is_help=True)(informativeness)
