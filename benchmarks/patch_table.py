@@ -133,14 +133,16 @@ def markdown(result: dict[str, Any]) -> list[str]:
         where = f"{table['paper'].partition(' (')[0]}, {table['where'].partition(';')[0]}"
         for row in table["rows"]:
             values = " | ".join(f"{value:.2f}" for value in row["values"])
-            lines.append(f"| *{row['name']}* | {where} | {values} | {row['mean']:.2f} |")
+            name = row["name"].replace("*", r"\*")
+            lines.append(f"| *{name}* | {where} | {values} | {row['mean']:.2f} |")
     return lines
 
 
 def _cell(value: float | None, deviation: float | None) -> str:
     if value is None:
         return ANYWHERE
-    return f"{value:.2f}" if deviation is None else f"{value:.2f} ± {deviation:.2f}"
+    digits = 2 if value >= 1 else 3
+    return f"{value:.{digits}f}" if deviation is None else f"{value:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def main() -> None:
