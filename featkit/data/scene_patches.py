@@ -88,14 +88,16 @@ def make_patches(
     found = [_classes_of(config, scene, generator) for scene in scenes]
     if not any(len(part.classes.keypoints) for part in found):
         raise NothingCameOutError(f"{scenes[0].images}: no keypoint was found again in two images; see --verbose")
-    part = out.with_name(f".{out.name}.part")
+    part, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         summary = _write(config, found, part, generator, seed)
         if out.exists():
-            shutil.rmtree(out)
+            shutil.rmtree(old, ignore_errors=True)
+            out.rename(old)
         part.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise NotWritableError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     finally:

@@ -1,0 +1,123 @@
+"""A COLMAP model as tracks: what pycolmap says of the same model, lenses included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+
+from featkit.data.scene_patches import NO_LICENCE
+from featkit.errors import BadInputError, UsageError
+from featkit.mapping.tracks import CameraProjector, find_model, mapped_scenes, read_tracks
+
+
+def synthetic(folder: Path, frames: int = 5, points: int = 60, radial: float = -0.08) -> pycolmap.Reconstruction:
+    options = pycolmap.SyntheticDatasetOptions()
+    options.num_rigs, options.num_frames_per_rig, options.num_points3D = 1, frames, points
+    options.num_points2D_without_point3D = 7
+    options.camera_model_id = pycolmap.CameraModelId.SIMPLE_RADIAL
+    options.camera_params = [1280.0, 512.0, 384.0, radial]
+    options.track_length = 3
+    pycolmap.set_random_seed(3)
+    model = pycolmap.synthesize_dataset(options)
+    folder.mkdir(parents=True)
+    model.write(str(folder))
+    return model
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    synthetic(tmp_path / "church" / "sparse")
+    (tmp_path / "church" / "images").mkdir()
+    return tmp_path / "church"
+
+
+def test_observations_are_those_of_the_model(scene: Path) -> None:
+    model = pycolmap.Reconstruction(str(scene / "sparse"))
+    tracks = read_tracks(scene / "sparse", "church")
+    assert tracks.name == "church"
+    assert tracks.image_names == tuple(sorted(image.name for image in model.images.values()))
+    ids = sorted(model.points3D)
+    np.testing.assert_allclose(tracks.points, [model.points3D[i].xyz for i in ids])
+    wanted = set()
+    for image in model.images.values():
+        for point in image.points2D:
+            if point.has_point3D():
+                place = (ids.index(point.point3D_id), tracks.image_names.index(image.name))
+                wanted.add((*place, *np.round(point.xy - 0.5, 6)))
+    rows = zip(tracks.observed_points, tracks.observed_images, *np.round(tracks.observed_xy, 6).T, strict=True)
+    assert set(rows) == wanted
+    assert len(tracks.observed_points) == len(wanted) == 60 * 3
+    assert (np.diff(tracks.observed_points) >= 0).all()
+
+
+def test_projection_is_pycolmaps_with_the_half_pixel_taken_away(scene: Path) -> None:
+    model = pycolmap.Reconstruction(str(scene / "sparse"))
+    tracks = read_tracks(scene / "sparse")
+    for number, name in enumerate(tracks.image_names):
+        image = next(image for image in model.images.values() if image.name == name)
+        views = tracks.views(number, np.arange(len(tracks.points)))
+        for point, xy, depth in zip(tracks.points, views.xy, views.depth, strict=True):
+            wanted = image.project_point(point)
+            if wanted is not None and np.isfinite(xy).all():
+                np.testing.assert_allclose(xy, wanted - 0.5, atol=1e-9)
+                assert depth == pytest.approx((image.cam_from_world() * point)[2])
+        seen = tracks.observed_points[tracks.observed_images == number]
+        assert np.isfinite(views.xy[seen]).all()
+        np.testing.assert_array_equal(tracks.image_sizes[number], (1024, 768))
+
+
+def test_rays_undo_the_lens(scene: Path) -> None:
+    tracks = read_tracks(scene / "sparse")
+    index = tracks.observed_points[tracks.observed_images == 2]
+    views = tracks.views(2, index)
+    np.testing.assert_allclose(tracks.back_projected(2, views.xy, views.depth), tracks.points[index], atol=1e-6)
+
+
+def test_a_lens_that_folds_shows_nothing_beyond_the_fold() -> None:
+    """r (1 - 0.3 r^2) grows up to r = 1.05 and then comes back into the image."""
+    camera = pycolmap.Camera(model="SIMPLE_RADIAL", width=1000, height=800, params=[500.0, 500, 400, -0.3])
+    slope = np.array([0.2, 0.8, 1.6])
+    points = np.stack([slope, 0 * slope, np.ones(3)], axis=1)
+    folded = np.asarray(camera.img_from_cam(points))[2]
+    assert 0 < folded[0] < 1000, "pycolmap alone sees the point"
+    pixels = CameraProjector(camera).project(points)
+    assert np.isfinite(pixels).all(axis=1).tolist() == [True, True, False]
+    np.testing.assert_allclose(pixels[:2, 0], 499.5 + 500 * slope[:2] * (1 - 0.3 * slope[:2] ** 2))
+    assert np.isnan(CameraProjector(camera).project(-points)).all()
+
+
+def test_a_model_is_found_where_scenes_and_featkit_put_it(tmp_path: Path) -> None:
+    for place in ("a/sparse", "b/sparse/0", "c/featkit/sparse/0", "d"):
+        synthetic(tmp_path / place)
+        assert find_model(tmp_path / place.split("/")[0]) == tmp_path / place
+    (tmp_path / "e").mkdir()
+    (tmp_path / "f").touch()
+    for name, message in (("e", "no COLMAP model"), ("f", "is a file"), ("g", "no such folder")):
+        with pytest.raises(BadInputError, match=message):
+            find_model(tmp_path / name)
+
+
+def test_scenes_bring_their_licence(scene: Path) -> None:
+    (found,) = mapped_scenes([scene])
+    assert (found.tracks.name, found.images, found.licence) == ("church", scene / "images", NO_LICENCE)
+    (scene / "LICENSE.md").write_text("CC0")
+    assert mapped_scenes([scene])[0].licence == "CC0"
+    assert mapped_scenes([scene], "mine")[0].licence == "mine"
+
+
+def test_two_scenes_of_one_name_are_refused(scene: Path, tmp_path: Path) -> None:
+    synthetic(tmp_path / "other" / "church" / "sparse")
+    with pytest.raises(UsageError, match="two scenes are named 'church'"):
+        mapped_scenes([scene, tmp_path / "other" / "church"])
+
+
+def test_a_model_without_points_is_refused(tmp_path: Path) -> None:
+    model = synthetic(tmp_path / "sparse")
+    for point in list(model.points3D):
+        model.delete_point3D(point)
+    model.write(str(tmp_path / "sparse"))
+    with pytest.raises(BadInputError, match="5 images and 0 points"):
+        read_tracks(tmp_path / "sparse")
