@@ -7,6 +7,7 @@ same bytes it is wrong by more, so bytes are better saved by quality than by siz
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -89,7 +90,8 @@ def write_pack(config: PackConfig, folders: Sequence[Path], out: Path, seed: int
     except OSError as error:
         raise NotWritableError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
     return manifest
 
 
