@@ -7,8 +7,9 @@ Photographs at full size, COLMAP's budget of 8192 features, the scene's true cam
 neighbours, incremental mapping; errors are against the true cameras after one similarity. RootSIFT is extracted first
 and its keypoints are what the patch networks describe; they stay in DIR. Every map that is done is a row in
 benchmarks/results/eth_descriptors.json at once: stopped, the same command goes on with what is missing, and pieces may
-be run one by one. The ratio of binary descriptors is that of Hamming distances. A weight that has changed is a new row
-in place of the old one.
+be run one by one (of features that were stopped half-way, `extract` counts the seconds of the last piece). The ratio
+of binary descriptors is that of Hamming distances. A weight that has changed is a new row in place of the
+old one.
 """
 
 from __future__ import annotations
