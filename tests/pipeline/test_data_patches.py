@@ -1,0 +1,60 @@
+"""`featkit data patches` and `featkit data pack` as people run them: from a map of one's own to a file that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featkit.data.patch_pack import read_patch_data, read_test_pairs
+from featkit.data.phototour import read_phototour
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def patches(mapped_scene: Any, featkit_command: Command, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    out = tmp_path_factory.mktemp("patches") / "courtyard"
+    return out, featkit_command("data", "patches", mapped_scene.folder, "--out", out, "--licence", "CC0", "--json")
+
+
+def test_from_a_map_to_patches(patches: tuple[Path, Any]) -> None:
+    out, ran = patches
+    assert ran.code == 0, ran.err
+    summary = ran.json()
+    patch_set = read_phototour(out)
+    assert summary["patches"] == len(patch_set) > 500
+    assert summary["scenes"]["scene"]["patches_matched"] > 200
+    assert summary["licences"] == {"scene": "CC0"}
+    assert "detect scene" in ran.err
+    assert "cut scene" in ran.err
+
+
+def test_from_patches_to_a_pack(patches: tuple[Path, Any], tmp_path: Path, featkit_command: Command) -> None:
+    out, _ = patches
+    ran = featkit_command("data", "pack", out, "--out", tmp_path / "p.zip", "--max-mb", 0.3)
+    assert ran.code == 0, ran.err
+    assert "grey levels on average" in ran.out
+    assert (tmp_path / "p.zip").stat().st_size <= 0.3e6
+    packed, pairs = read_patch_data(tmp_path / "p.zip"), read_test_pairs(tmp_path / "p.zip")
+    assert 100 < len(packed) <= len(read_phototour(out))
+    np.testing.assert_array_equal(packed.classes[pairs.index0] == packed.classes[pairs.index1], pairs.match)
+
+
+def test_wrong_turns(patches: tuple[Path, Any], mapped_scene: Any, tmp_path: Path, featkit_command: Command) -> None:
+    out, _ = patches
+    wrong = {
+        ("patches", tmp_path, "--out", tmp_path / "x"): (3, "no COLMAP model"),
+        ("patches", mapped_scene.folder, "--out", out): (3, "--overwrite"),
+        ("patches", mapped_scene.folder, mapped_scene.folder, "--out", tmp_path / "x"): (2, "two scenes are named"),
+        ("patches", mapped_scene.folder, "--out", tmp_path / "x", "--set", "classes.scale=1"): (2, "unknown key"),
+        ("pack", tmp_path, "--out", tmp_path / "p.zip"): (3, "no patches0000.bmp"),
+        ("pack", out, "--out", tmp_path / "p.zip", "--side", 60): (2, "multiple of 8"),
+    }
+    for arguments, (code, says) in wrong.items():
+        ran = featkit_command("data", *arguments)
+        assert (ran.code, says in ran.err) == (code, True), (arguments, ran.err)
+    assert list(tmp_path.iterdir()) == []
