@@ -81,13 +81,19 @@ def _inner_config(config_type: type[Config], loc: tuple[int | str, ...]) -> type
     candidates: list[type[Config]] = []
     for part in loc:
         field = config_type.model_fields.get(part) if isinstance(part, str) else None
-        named = next((c for c in candidates if c.__name__ == part), None)
+        named = next((c for c in candidates if part in _names(c)), None)
         if named is not None:
             config_type = named
         elif field is not None:
             candidates = _configs_in(field.annotation)
             config_type = candidates[0] if candidates else config_type
     return config_type
+
+
+def _names(config_type: type[Config]) -> set[object]:
+    """What a place calls a member of a union: its class name, or the value that tells it from the others."""
+    literals = (get_args(field.annotation) for field in config_type.model_fields.values())
+    return {config_type.__name__} | {values[0] for values in literals if len(values) == 1}
 
 
 def _configs_in(annotation: Any) -> list[type[Config]]:

@@ -24,6 +24,7 @@ def command(
     features: options.Features = "rootsift",
     resize_max: options.ResizeMax = None,
     max_keypoints: options.MaxKeypoints = None,
+    weights: options.Weights = None,
     workers: options.Workers = 0,
     skip_broken: options.SkipBroken = False,
     settings: options.Settings = None,
@@ -39,7 +40,7 @@ def command(
     config = extract.ExtractConfig(
         features=features, decode=DecodeConfig(resize_max=resize_max), workers=workers, skip_broken=skip_broken
     )
-    changes = overrides(settings or []) | options.given(max_keypoints=max_keypoints)
+    changes = overrides(settings or []) | options.given(max_keypoints=max_keypoints, weights=weights)
     job = extract.ExtractJob.resolve(config, changes, run.device)
     extract.run(job, images, out, overwrite=overwrite)
     with open_features(out) as store:

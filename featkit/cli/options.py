@@ -19,6 +19,10 @@ ResizeMax = Annotated[
 MaxKeypoints = Annotated[
     int | None, typer.Option(help="Never more keypoints per image.", min=1, show_default="the configuration's")
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="Trained weight by name, or a .safetensors file.", show_default="the configuration's"),
+]
 Workers = Annotated[int, typer.Option(help="Processes that extract; 0: one per core.", min=0)]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Pass over images that cannot be read.")]
 Matcher = Annotated[str, typer.Option(help="Matcher by name, or a yaml file.", rich_help_panel=MAPPING)]

@@ -51,6 +51,7 @@ def command(
     fix_intrinsics: Annotated[
         bool, typer.Option("--fix-intrinsics", help="Do not refine the cameras.", rich_help_panel=options.CAMERAS)
     ] = False,
+    weights: options.Weights = None,
     workers: options.Workers = 0,
     skip_broken: options.SkipBroken = False,
     settings: options.Settings = None,
@@ -68,7 +69,7 @@ def command(
     values = {
         "extract": {
             "features": features,
-            "extractor": options.given(max_keypoints=max_keypoints),
+            "extractor": options.given(max_keypoints=max_keypoints, weights=weights),
             "decode": {"resize_max": resize_max},
             "workers": workers,
             "skip_broken": skip_broken,

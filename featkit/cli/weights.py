@@ -22,7 +22,7 @@ IMPORT_HELP = """Turn a published HardNet, SOSNet or HyNet checkpoint into a saf
 
 Example: `featkit weights import HardNet++.pth --out hardnet-plus-plus.safetensors`
 
-Use it by its path: `--set descriptor=hardnet-plus-plus.safetensors`. A file that would run code is refused."""
+Use it by its path: `--weights hardnet-plus-plus.safetensors`. A file that would run code is refused."""
 EXPORT_HELP = """Make a weight of a training's network, and describe it in the manifest beside it.
 
 Example: `featkit weights export runs/hynet --name hynet --out weights/hynet.safetensors --add-to-manifest`"""

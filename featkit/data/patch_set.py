@@ -85,7 +85,8 @@ def union(sets: Sequence[PatchSet], name: str = "union") -> PatchSet:
     """Several sets as one; classes and scenes stay apart. Raises ValueError for patches of different sizes."""
     if len({patch_set.patches.shape[1:] for patch_set in sets}) != 1:
         raise ValueError("patch sets of different patch sizes cannot be joined")
-    classes, scenes, names = [], [], []
+    classes, scenes = [], []
+    names: list[str] = []
     next_class = 0
     for patch_set in sets:
         _, dense = np.unique(patch_set.classes, return_inverse=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class PatchesConfig(Config):
     """Which keypoints, what is cut around them, and which network describes it."""
 
-    descriptor: str = "sdgmnet"
+    weights: str = "sdgmnet"
     """A weight by its name in weights/manifest.json, or the path of a safetensors file."""
     detector: SiftConfig = SiftConfig()
     """The keypoints: COLMAP's options. `detector.upright` leaves the orientation out; `normalization` has no effect."""
@@ -68,7 +68,7 @@ class Patches:
         """Raises UsageError for a weight that is not there."""
         from featkit.weights import find, sha256_of
 
-        return sha256_of(find(self.config.descriptor))
+        return sha256_of(find(self.config.weights))
 
     @property
     def two_steps(self) -> bool:
@@ -114,6 +114,6 @@ class Patches:
         with self._loading:
             if self._network is None:
                 device = torch_device(self._device_name)
-                network, _ = load_patch_network(self.config.descriptor, device)
+                network, _ = load_patch_network(self.config.weights, device)
                 self._network = FrozenNetwork(network, device, self.config.precision)
             return self._network

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from featkit.config import Config, Runtime
 from featkit.errors import BadInputError
+from featkit.matching.packed_bits import is_packed, unpack_signs
 from featkit.retrieval.backend import Backend
 from featkit.retrieval.fixed_point import DISTANCE_NORM, to_fixed_point
 from featkit.retrieval.kmeans import kmeans, nearest_centroid
@@ -105,12 +106,13 @@ def vlad(
 
 
 def unit_descriptors(store: FeatureStore, name: str, limit: int) -> Float32[np.ndarray, "n d"]:
-    """Descriptors of one image, whatever their type, as unit rows: the `limit` best-scored ones, zero rows left out.
+    """Descriptors of one image, packed bits too, as unit rows: the `limit` best-scored ones, zero rows left out.
 
     Of equal scores the earlier keypoint counts as better. Raises BadInputError for NaN or infinite descriptors.
     """
     features = store.read(name)
-    rows = np.asarray(features.descriptors, dtype=np.float32)
+    packed = is_packed(features.descriptors)
+    rows = unpack_signs(features.descriptors) if packed else np.asarray(features.descriptors, dtype=np.float32)
     if rows.ndim != 2 or not np.all(np.isfinite(rows)):
         raise BadInputError(f"{store.path}: descriptors of {name!r} are not rows of finite numbers; extract again")
     if len(rows) > limit:

@@ -90,7 +90,7 @@ def find(name_or_path: str | Path) -> Path:
         raise BadInputError(f"{path}: no such weights file")
     known = [row.name for row in list_weights()]
     near = difflib.get_close_matches(name, known, n=1)
-    others = f"there are: {', '.join(known)}" if known else "none is installed"
+    others = f"there are: {', '.join(known)}" if known else "none is installed; name a file (--weights FILE)"
     raise UsageError(f"no weight named {name!r}; {f'did you mean {near[0]!r}?' if near else others}")
 
 

@@ -34,7 +34,7 @@ def extractor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     changes: dict[str, Any] = {}
     if name in NETWORKS:  # fewer keypoints are enough
         weight = _untrained(name, tmp_path_factory.mktemp("weights"))
-        changes = {"descriptor": weight, "detector": {"peak_threshold": 0.05}}
+        changes = {"weights": weight, "detector": {"peak_threshold": 0.05}}
     cls, config = configured("extractor", name, changes)
     return cls(config, "cpu")
 

@@ -32,7 +32,7 @@ def test_a_map_from_patches(
     weight = untrained(rendered_copy / "weight.safetensors", architecture="hynet", bits=bits)
     params = ",".join(map(str, small_rendered.intrinsics.params))
     ran = featkit_command(
-        "reconstruct", rendered_copy, "--features", features, "--set", f"extract.extractor.descriptor={weight}",
+        "reconstruct", rendered_copy, "--features", features, "--weights", weight,
         "--camera-model", "PINHOLE", "--camera-params", params, "--camera-mode", "single", "--fix-intrinsics",
         "--max-keypoints", "500", "--truth", rendered_copy / "truth" / "poses.txt", "--device", "cpu", "--json", "-q",
     )  # fmt: skip
@@ -47,7 +47,7 @@ def test_a_map_from_patches(
         assert len(file.attrs["weights_sha256"]) == 64
     again = featkit_command(
         "extract", rendered_copy / "images", "--out", rendered_copy / "featkit" / "features.h5", "--features", features,
-        "--set", f"descriptor={untrained(weight, architecture='l2net', bits=bits)}", "--max-keypoints", "500",
+        "--weights", untrained(weight, architecture='l2net', bits=bits), "--max-keypoints", "500",
     )  # fmt: skip
     assert again.code == 3, "features of another weight under the same name are not gone on with"
     assert "weight" in again.err

@@ -33,8 +33,10 @@ def test_tables_are_those_of_the_result_files() -> None:
 @pytest.mark.parametrize("line", commands())
 def test_commands_parse(line: str) -> None:
     _, verb, *arguments = shlex.split(line)
-    group = typer.main.get_command(app)
-    command = group.commands[verb]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    while hasattr(command, "commands"):
+        verb, *arguments = arguments
+        command = command.commands[verb]
     context = command.make_context(verb, list(arguments), resilient_parsing=False)
     assert context.params
 

@@ -54,7 +54,7 @@ def weight(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="module")
 def make(weight: Callable[..., Path]) -> Make:
     def patches(network: dict[str, Any] | None = None, **config: Any) -> Patches:
-        return Patches(PatchesConfig(descriptor=str(weight(**(network or {}))), **config), "cpu")
+        return Patches(PatchesConfig(weights=str(weight(**(network or {}))), **config), "cpu")
 
     return patches
 
@@ -99,7 +99,7 @@ def test_descriptors_are_the_networks(make: Make, architecture: str, cut_px: int
     assert found.descriptors.dtype == np.float16
     centres, scales, oris = (torch.from_numpy(v) for v in (found.keypoints, found.scales, found.oris))
     cut = cut_patches(torch.from_numpy(image()), centres, magnification * scales, oris, cut_px or 32)
-    network, _ = load_patch_network(extractor.config.descriptor, torch.device("cpu"))
+    network, _ = load_patch_network(extractor.config.weights, torch.device("cpu"))
     with torch.no_grad():
         expected = network(resize_patches(cut, 32)[:, None]).descriptor.numpy()
     assert np.abs(found.descriptors - expected).max() < 5e-4
@@ -143,23 +143,23 @@ def test_no_keypoints(make: Make, bits: int, width: int, kind: type) -> None:
 
 def test_the_hash_of_the_weight(make: Make) -> None:
     extractor = make()
-    expected = hashlib.sha256(Path(extractor.config.descriptor).read_bytes()).hexdigest()
+    expected = hashlib.sha256(Path(extractor.config.weights).read_bytes()).hexdigest()
     assert extractor.weights_sha256 == expected
 
 
 def test_a_missing_weight_is_one_clear_error(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), image())
-    job = ExtractJob.resolve(ExtractConfig(features="dog+sdgmnet"), {"descriptor": "no-such-weight"}, "cpu")
+    job = ExtractJob.resolve(ExtractConfig(features="dog+sdgmnet"), {"weights": "no-such-weight"}, "cpu")
     with pytest.raises(UsageError, match="no-such-weight"):
         extract.run(job, tmp_path, tmp_path / "features.h5")
     assert not (tmp_path / "features.h5").exists()
 
 
 def test_a_weight_of_ones_own(weight: Callable[..., Path]) -> None:
-    """`--set descriptor=FILE`, with any of the configurations."""
-    job = ExtractJob.resolve(ExtractConfig(features="dog+hardnet"), {"descriptor": str(weight())}, "cpu")
+    """`--weights FILE`, with any of the configurations."""
+    job = ExtractJob.resolve(ExtractConfig(features="dog+hardnet"), {"weights": str(weight())}, "cpu")
     assert len(job.extractor.extract(image())) > 50
-    assert job.config.extractor["descriptor"] == str(weight())
+    assert job.config.extractor["weights"] == str(weight())
 
 
 def test_what_decides_a_result() -> None:
@@ -168,7 +168,7 @@ def test_what_decides_a_result() -> None:
         return config.fingerprint()
 
     assert fingerprint(batch_size=7) == fingerprint()
-    for change in ({"precision": "bf16"}, {"magnification": 10.0}, {"cut_px": 0}, {"descriptor": "doap"}):
+    for change in ({"precision": "bf16"}, {"magnification": 10.0}, {"cut_px": 0}, {"weights": "doap"}):
         assert fingerprint(**change) != fingerprint()
 
 
@@ -179,7 +179,7 @@ def test_several_processes_give_what_one_gives(
     """two_steps: workers detect and this process describes, as on a GPU."""
     for index in range(4):
         cv2.imwrite(str(tmp_path / f"{index}.png"), image(index))
-    changes = {"descriptor": str(weight()), "max_keypoints": 60}
+    changes = {"weights": str(weight()), "max_keypoints": 60}
     finished: list[Any] = []
 
     def count(self: Patches, begun: Any, finish: Any = Patches.finish) -> Features:

@@ -94,7 +94,11 @@ def test_descriptors_of_any_type_become_unit_rows(make_store: MakeStore, kind: s
     rows = np.abs(random_rows(20))
     stored = (rows * 512).clip(0, 255).astype(np.uint8) if kind == "uint8" else rows.astype(kind)
     found = unit_descriptors(make_store({"a": stored}), "a", 100)
-    expected = stored.astype(float) / np.linalg.norm(stored.astype(float), axis=1, keepdims=True)
+    plain = stored.astype(float)
+    if kind == "uint8":  # packed bits: +1 where one is set, -1 where not
+        signs = [[1.0 if byte >> (7 - bit) & 1 else -1.0 for byte in row for bit in range(8)] for row in stored]
+        plain = np.array(signs)
+    expected = plain / np.linalg.norm(plain, axis=1, keepdims=True)
     assert found.dtype == np.float32
     assert np.allclose(found, expected, atol=1e-6)
 
