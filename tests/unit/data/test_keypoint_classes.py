@@ -204,7 +204,15 @@ def test_votes_count_images_not_detections() -> None:
         found[image] = Detections(np.zeros((0, 2)), np.zeros(0), np.zeros(0))
     classes = scene_classes(WORLD.tracks(observed), found, SPARSE)
     assert MIDDLE not in classes.keypoints.points
-    assert len(classes.keypoints) == COUNT - 1
+    assert classes.counts["elected_points"] == len(classes.keypoints) == COUNT - 1
+
+
+def test_of_two_that_fit_the_nearer_belongs() -> None:
+    found = found_in()
+    for image, exact in enumerate(found):
+        aside = Detections(exact.xy + np.array([0.4, 0.0]), exact.scales, exact.oris)
+        found[image] = with_more(aside, exact.xy, exact.scales, exact.oris)  # the exact one comes second
+    assert rows(scene_classes(WORLD.tracks(EVERYWHERE), found, SPARSE)) == {(p, i, p + COUNT) for p, i, _ in EXACT}
 
 
 def test_memory_is_bounded_without_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:

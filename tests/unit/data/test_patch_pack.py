@@ -190,7 +190,10 @@ def test_a_limit_too_small_for_a_class_of_each_set(folders: tuple[Path, Path], t
 def test_the_manifest_names_licences_and_settings(pack: Path) -> None:
     manifest = read_manifest(pack)
     assert manifest["settings"] == {"max_mb": 30.0, "side": 64, "quality": 0}
-    assert {name: entry["licence"] for name, entry in manifest["sets"].items()} == {"one": "one: CC0", "two": "two: CC0"}
+    assert {name: entry["licence"] for name, entry in manifest["sets"].items()} == {
+        "one": "one: CC0",
+        "two": "two: CC0",
+    }
 
 
 def test_a_folder_without_pairs_is_packed(tmp_path: Path) -> None:
@@ -251,7 +254,10 @@ def small_png(side: int) -> bytes:
 HOSTILE: dict[str, tuple[Callable[[dict[str, bytes]], None], str]] = {
     "a pickle": (set_member("one/labels.npy", npy(np.array([[{}, 1]], object), True)), "Object arrays"),
     "labels of another shape": (set_member("one/labels.npy", npy(np.zeros(9, int))), "no table of two columns"),
-    "labels of numbers that are no ids": (set_member("one/labels.npy", npy(np.zeros((9, 2)))), "no table of two columns"),
+    "labels of numbers that are no ids": (
+        set_member("one/labels.npy", npy(np.zeros((9, 2)))),
+        "no table of two columns",
+    ),
     "images beyond the scenes": (set_member("one/labels.npy", npy(np.full((9, 2), 99))), "do not fit together"),
     "negative classes": (set_member("one/labels.npy", npy(np.full((9, 2), -1))), "do not fit together"),
     "no image": (set_member("one/tile0000", b"hello"), "no mosaic"),
