@@ -56,7 +56,7 @@ class ClassesConfig(Config):
     extra_views: bool = True
     """Also take detections of images where the point should be visible, though it was not matched there."""
     extra_share: float = 0.75
-    """Extra views: share of the tolerances that counts; only geometry vouches for them. With 1 and 60 degrees 7 % of
+    """Extra views: share of the tolerances that counts; only geometry vouches for them. With 1 and 60 degrees 8 % of
     them were wrong on the scenes this was measured on."""
     max_view_angle_deg: float = 30.0
     """Extra views look at the point at most this far from a view that observed it."""

@@ -34,7 +34,8 @@ LOSSLESS = 101  # OpenCV's name for WebP without loss
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in the zip: the same patches give the same bytes
 SAMPLE = 2 * PER_BITMAP  # patches that tell how many bytes one takes
 LABEL_BYTES = 8.0  # of a patch, deflated: its class, its image, and its share of the test pairs
-MARGIN = 0.97  # of the room that an estimate of the bytes may fill
+MARGIN = 0.98  # of the room that an estimate of the bytes may fill
+FULL, GROWTHS = 0.96, 2  # a file emptier than this share is packed anew with more patches, so many times at most
 LICENCE = "licence.txt"
 
 
@@ -80,12 +81,14 @@ def write_pack(config: PackConfig, folders: Sequence[Path], out: Path, seed: int
     part = out.with_name(f".{out.name}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        room, grown = config.max_mb * 1e6, 0
         while True:
             manifest = _write(config, sources, cap, part, seed)
-            excess = part.stat().st_size / (config.max_mb * 1e6)
-            if excess <= 1:
+            fill = part.stat().st_size / room
+            if fill <= 1 and (fill >= FULL or grown == GROWTHS or cap >= max(len(s.patch_set) for s in sources)):
                 break
-            cap = int(min(cap, max(len(s.patch_set) for s in sources)) * MARGIN / excess)
+            grown += fill <= 1
+            cap = max(1, int(min(cap, max(len(s.patch_set) for s in sources)) * MARGIN / fill))
         os.replace(part, out)
     except OSError as error:
         raise NotWritableError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
