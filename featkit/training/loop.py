@@ -107,7 +107,7 @@ class Run:
         return True
 
     def save(self) -> None:
-        """Write the checkpoint (the first process only). Raises NothingCameOutError rather than keep a broken network."""
+        """Write the checkpoint (the first process only). Raises NothingCameOutError for a broken network."""
         self._saved_at = time.monotonic()
         tensors = [value for module in self.task.modules().values() for value in module.state_dict().values()]
         if not all(bool(torch.isfinite(value).all()) for value in tensors):

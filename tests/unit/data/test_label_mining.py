@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_a_step_of_kmeans_never_raises_the_cost() -> None:
         float(torch.cdist(points, kmeans(points, 8, np.random.default_rng(1), steps)).min(1).values.square().sum())
         for steps in range(1, 12)
     ]
-    assert all(later <= earlier + 1e-5 for earlier, later in zip(costs, costs[1:], strict=False))
+    assert all(later <= earlier + 1e-5 for earlier, later in itertools.pairwise(costs))
     assert costs[-1] < costs[0]
 
 

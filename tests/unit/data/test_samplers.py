@@ -57,7 +57,7 @@ def test_all_ordered_pairs_of_a_class_are_equally_likely() -> None:
     _, index = index_of([4])
     sampler = PairSampler(index, 1, generator())
     draws = 6000
-    counts = {pair: 0 for pair in itertools.permutations(range(4), 2)}
+    counts = dict.fromkeys(itertools.permutations(range(4), 2), 0)
     for _ in range(draws):
         counts[tuple(sampler.draw().patches.tolist())] += 1
     expected = draws / len(counts)

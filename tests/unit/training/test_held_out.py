@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import textured_patches
+from textures import textured_patches
 
 from featkit.data.patch_set import PatchSet
 from featkit.data.samplers import usable_classes

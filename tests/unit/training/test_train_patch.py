@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import textured_patches
+from textures import textured_patches
 
 from featkit.config import merge
 from featkit.data.patch_set import PatchSet
@@ -68,7 +68,7 @@ def without_times(history: list[dict[str, float]]) -> list[dict[str, float]]:
 def test_a_stopped_training_goes_on_to_the_bit(name: str, textures: PatchSet, tmp_path: Path, killed_at: Any) -> None:
     whole = train_patch(recipe(name), textures, tmp_path / "whole", device="cpu")
     killed_at(3, signal.SIGTERM)
-    with pytest.raises(Stopped, match="stopped at step 4 of 6, all is saved .* run the same command") as stopped:
+    with pytest.raises(Stopped, match=r"stopped at step 4 of 6, all is saved .* run the same command") as stopped:
         train_patch(recipe(name), textures, tmp_path / "cut", device="cpu")
     assert stopped.value.exit_code == 143
     cut = train_patch(recipe(name), textures, tmp_path / "cut", device="cpu")

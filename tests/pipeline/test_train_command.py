@@ -1,0 +1,79 @@
+"""`featkit train patch` as people run it: from a folder of patches to weights that describe, with its wrong turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textures import textured_patches
+
+from featkit.data.phototour import write_phototour
+
+Command = Callable[..., Any]
+SHORT = ("--device", "cpu", "--batch-size", 8, "--set", "held_out.every=0.5", "--set", "held_out.pairs=10")
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("patches")
+    write_phototour(folder, textured_patches(60, views=2))
+    return folder
+
+
+def test_from_patches_to_weights(patches: Path, tmp_path: Path, featkit_command: Command) -> None:
+    from featkit.weights import load_patch_network
+
+    run = tmp_path / "run"
+    done = featkit_command(
+        "train", "patch", "--config", "hynet", "--data", patches, "--out", run, "--steps", 4, *SHORT, "--json"
+    )
+    assert done.code == 0, done.err
+    assert done.json()["steps"] == 4
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"best.safetensors", "last.safetensors", "metrics.csv", "report.html", "config.yaml"}
+    assert "held-out FPR95" in done.err
+    assert "patches/s" in done.err
+    network, _ = load_patch_network(run / "best.safetensors", "cpu")
+    assert network.dimension == 128
+
+
+def test_a_budget_becomes_steps_and_the_same_budget_goes_on(
+    patches: Path, tmp_path: Path, featkit_command: Command
+) -> None:
+    run = tmp_path / "run"
+    command = ("train", "patch", "--config", "hardnet", "--data", patches, "--out", run, "--budget", "4s", *SHORT)
+    done = featkit_command(*command, "--json")
+    assert done.code == 0, done.err
+    assert 1 <= done.json()["steps"] < 400
+    again = featkit_command(*command, "--json")
+    assert again.json()["steps"] == done.json()["steps"]
+    assert "finished already" in again.err
+    other = featkit_command(*command[: -len(SHORT) - 1], "9min", *SHORT)
+    assert other.code == 2
+    assert "budget: 4s -> 9min" in other.err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (("--set", "batch_sise=4"), 2, "did you mean 'batch_size'?"),
+        (("--set", "loss.margn=4"), 2, "did you mean 'margin'?"),
+        (("--config", "sdgmnet", "--set", "loss.hard_margn=0.5"), 2, "did you mean 'hard_margin'?"),
+        (("--config", "doap", "--set", "sampler.max_per_grup=5"), 2, "did you mean 'max_per_group'?"),
+        (("--steps", 3, "--budget", "3s"), 2, "give one of them"),
+        (("--budget", "soon"), 2, "90s, 30min or 2h"),
+        (("--batch-size", 600), 2, "ask for at most"),
+        (("--config", "sift"), 2, "not a task"),
+        (("--config", "hardnett"), 2, "did you mean 'hardnet'?"),
+    ],
+    ids=str,
+)
+def test_wrong_turns(
+    options: tuple, code: int, says: str, patches: Path, tmp_path: Path, featkit_command: Command
+) -> None:
+    done = featkit_command("train", "patch", "--data", patches, "--out", tmp_path / "run", *SHORT, *options)
+    assert done.code == code, done.err
+    assert says in done.err
+    assert "Traceback" not in done.err
