@@ -115,11 +115,11 @@ def complete_items(path: Path) -> int:
 def kill_often(arguments: list[object], output: Path, cwd: Path, timing: Undisturbed, seed: int) -> None:
     """Kill KILLS runs of the same command at random moments, each soon enough that some work is left for the next."""
     moments = random.Random(seed)
-    share = (timing.last_s - timing.first_s) / KILLS
+    share = (timing.last_s - timing.first_s) / (2 * KILLS)  # twice: a run may be faster than the one that was timed
     landed, before = 0, 0
     for number in range(KILLS):
-        if number < 2:  # before any output, or soon after
-            code = kill_after(arguments, moments.uniform(0.3, 1.1) * timing.first_s, cwd)
+        if number < 2:  # before any output, most likely
+            code = kill_after(arguments, moments.uniform(0.3, 0.8) * timing.first_s, cwd)
         else:
             code = kill_after(arguments, moments.uniform(0, share), cwd, grown=output)
         assert code in (0, -signal.SIGKILL)
