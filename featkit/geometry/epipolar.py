@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float
 from featkit.geometry.poses import rotation_matrix
 from featkit.types import Pose
 
+SAME_PLACE = 1e-12  # of the translations' lengths: a shorter baseline is rounding
+
 
 def essential_matrix(pose0: Pose, pose1: Pose) -> Float[np.ndarray, "3 3"]:
     """E with x1^T E x0 = 0 for normalised image points (Hartley and Zisserman, 9.6)."""
@@ -17,10 +19,39 @@ def essential_matrix(pose0: Pose, pose1: Pose) -> Float[np.ndarray, "3 3"]:
     return np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ rotation
 
 
+def fundamental_matrix(
+    intrinsics0: Float[np.ndarray, "*b 3 3"],
+    rotation0: Float[np.ndarray, "*b 3 3"],
+    translation0: Float[np.ndarray, "*b 3"],
+    intrinsics1: Float[np.ndarray, "*b 3 3"],
+    rotation1: Float[np.ndarray, "*b 3 3"],
+    translation1: Float[np.ndarray, "*b 3"],
+) -> Float[np.ndarray, "*b 3 3"]:
+    """F01 with x1^T F01 x0 = 0, so that F01 x0 is the line of x0 in image 1; of Frobenius norm 1.
+
+    F01 = K1^-T [t]x R K0^-1 of the relative pose R, t (Hartley and Zisserman, 9.2). Poses are world to camera, points
+    are in the pixels that the intrinsics are given in (featkit's: see `intrinsics_from_colmap`). Raises ValueError for
+    cameras at one place: they have no epipolar lines.
+    """
+    rotation = rotation1 @ np.swapaxes(rotation0, -1, -2)
+    baseline = translation1 - np.einsum("...ij,...j->...i", rotation, translation0)
+    reach = np.linalg.norm(translation0, axis=-1) + np.linalg.norm(translation1, axis=-1)
+    if not np.all(np.linalg.norm(baseline, axis=-1) > SAME_PLACE * reach):
+        raise ValueError("two cameras at the same place have no fundamental matrix")
+    x, y, z = np.moveaxis(baseline, -1, 0)
+    zero = np.zeros_like(x)
+    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
+    found = np.swapaxes(np.linalg.inv(intrinsics1), -1, -2) @ cross @ rotation @ np.linalg.inv(intrinsics0)
+    return found / np.linalg.norm(found, axis=(-2, -1), keepdims=True)
+
+
 def epipolar_distances(
     essential: Float[np.ndarray, "3 3"], points0: Float[np.ndarray, "n 2"], points1: Float[np.ndarray, "n 2"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Distance of each point to the line of its partner, in image 0 and in image 1, in normalised units."""
+    """Distance of each point to the line of its partner, in image 0 and in image 1, in normalised units.
+
+    With a fundamental instead of an essential matrix, points and distances are in pixels.
+    """
     x0 = np.concatenate([points0, np.ones((len(points0), 1))], axis=1)
     x1 = np.concatenate([points1, np.ones((len(points1), 1))], axis=1)
     lines1, lines0 = x0 @ essential.T, x1 @ essential
