@@ -28,19 +28,20 @@ def training_report(run: Path) -> Path:
         raise BadInputError(f"{run}: not the folder of a finished training ({error})") from None
     sections = [
         Section("Networks", items=[training_table(summary)]),
-        Section("Curves", items=curves_of(rows)),
-        *statistics_sections(rows),
+        Section("Curves", items=curves_of(rows, summary["score"], summary["unit"])),
+        *statistics_sections(rows, {summary["score"]["name"], f"{summary['unit']}_per_s"}),
         Section("Configuration", items=[Configuration("config.yaml", configuration)]),
     ]
-    best = summary["best"]
-    data = summary["data"]
+    best, data, score, unit = (summary[key] for key in ("best", "data", "score", "unit"))
     report = Report(
         title=f"Training: {summary['recipe'] or summary['task']}",
-        subtitle=f"{data['name']}: {data['patches']:,} patches of {len(data['scenes'])} scenes",
+        subtitle=f"{data['name']}: {data[unit]:,} {unit} of {len(data['scenes'])} scenes",
         headlines=[
-            Headline("held-out FPR95", 100 * best["held_out_fpr95"], "%", f"best, at step {best['step']:,}"),
+            Headline(
+                score["label"], score["factor"] * best[score["name"]], score["unit"], f"best, at step {best['step']:,}"
+            ),
             Headline("steps", summary["steps"]),
-            Headline("patches seen", summary["patches"]),
+            Headline(f"{unit} seen", summary[unit]),
             Headline("training", round(summary["seconds"] / 60, 1), "min", f"on {summary['device']}"),
         ],
         sections=sections,
@@ -50,29 +51,36 @@ def training_report(run: Path) -> Path:
 
 def training_table(summary: dict[str, Any]) -> Table:
     """Last and best network, apart: the best was chosen on the pairs that it is measured on."""
+    score = summary["score"]
     rows: list[list[Cell]] = [
-        [which, summary[which]["step"], 100 * summary[which]["held_out_fpr95"]] for which in ("last", "best")
+        [which, summary[which]["step"], score["factor"] * summary[which][score["name"]]] for which in ("last", "best")
     ]
-    note = "Held-out classes of the training set; the best step was chosen on them."
-    return Table("Training", ["network", "step", "held-out FPR95 %"], rows, note=note)
+    note = "On what was held out of the training data; the best step was chosen on it."
+    return Table("Training", ["network", "step", f"{score['label']} {score['unit']}"], rows, note=note)
 
 
-def curves_of(rows: list[Row]) -> list[Item]:
-    """Loss, FPR95, learning rate, gradient, speed and waiting over the steps."""
+def curves_of(rows: list[Row], score: dict[str, Any], unit: str) -> list[Item]:
+    """Loss, score, learning rate, gradient, speed and waiting over the steps."""
     found = [
         _chart(rows, "Loss", "loss", {"loss": "loss"}),
-        _chart(rows, "Held-out FPR95", "%", {"held_out_fpr95": "FPR95"}, 100.0),
+        _chart(
+            rows,
+            score["label"][:1].upper() + score["label"][1:],
+            score["unit"],
+            {score["name"]: score["label"]},
+            score["factor"],
+        ),
         _chart(rows, "Learning rate", "learning rate", {"learning_rate": "learning rate"}),
         _chart(rows, "Gradient", "norm over all parameters", {"gradient_norm": "gradient"}, log=True),
-        _chart(rows, "Speed", "patches per second", {"patches_per_s": "patches"}),
+        _chart(rows, "Speed", f"{unit} per second", {f"{unit}_per_s": unit}),
         _chart(rows, "Waiting for data", "% of the time", {"wait_share": "waiting"}, 100.0),
     ]
     return [chart for chart in found if chart is not None]
 
 
-def statistics_sections(rows: list[Row]) -> list[Section]:
+def statistics_sections(rows: list[Row], shown_already: set[str]) -> list[Section]:
     """What the loss says about itself: SDGMNet's statistics as its tables give them, AdaSample's average loss."""
-    names = list(dict.fromkeys(key for row in rows for key in row if key not in FIRST_COLUMNS))
+    names = list(dict.fromkeys(key for row in rows for key in row if key not in {*FIRST_COLUMNS, *shown_already}))
     items: list[Item | None] = []
     if set(names) >= set(ANGLE_STATISTICS):
         items.append(_chart(rows, "Angles", "rad", ANGLE_STATISTICS))

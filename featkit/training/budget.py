@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from featkit.data.patch_set import PatchSet
 from featkit.errors import UsageError
+from featkit.training.base_config import TrainingConfig
+from featkit.training.loop import Task
 from featkit.training.optimiser import build_optimiser
-from featkit.training.patch_config import PatchTraining
-from featkit.training.patch_task import PatchTask
 from featkit.training.world import World
 
 LOGGER = logging.getLogger(__name__)
@@ -29,9 +30,9 @@ def seconds_of(budget: str) -> float:
     return float(match[1]) * UNITS[match[2]]
 
 
-def steps_in(budget_s: float, config: PatchTraining, data: PatchSet, world: World) -> int:
+def steps_in(budget_s: float, task_class: Callable[..., Task], config: TrainingConfig, data: Any, world: World) -> int:
     """Steps that a training of `config` makes in that time, measurements on the held-out part included."""
-    task = PatchTask(config, str(world.device))
+    task = task_class(config, str(world.device))
     task.prepare(data, world)
     optimiser = build_optimiser(config.optimiser, task.parameter_groups())
     task.step(0.0)  # what happens once: memory, threads, compilation

@@ -33,13 +33,31 @@ RANK_SEEDS = 1_000_003  # between the seeds of two steps: more than there are pr
 
 
 class Task(Protocol):
-    """What the loop asks of a task."""
+    """What training asks of a task. Built as `cls(config, device)`; then `prepare` takes the data, of its own type."""
 
     config: Any
     network: Any
+    name: str
+    unit: str
+    """What a batch is counted in: "patches", "pairs"."""
+    score: Score
 
     @property
-    def batch_patches(self) -> int: ...
+    def batch_items(self) -> int:
+        """How many of them a step learns from."""
+        ...
+
+    @classmethod
+    def identity_of(cls, data: Any) -> str:
+        """Tells the data from other data."""
+        ...
+
+    @classmethod
+    def described(cls, data: Any) -> dict[str, Any]:
+        """The data in the summary: `name` and what else."""
+        ...
+
+    def prepare(self, data: Any, world: World) -> None: ...
 
     def modules(self) -> dict[str, nn.Module]: ...
 
@@ -51,11 +69,32 @@ class Task(Protocol):
 
     def step(self, share: float) -> LossResult: ...
 
-    def held_out(self) -> float: ...
+    def held_out(self) -> float:
+        """The score on what was held out: smaller is better."""
+        ...
 
     def batch_arrays(self) -> dict[str, Any]: ...
 
     def waited_s(self) -> float: ...
+
+    def save_weights(self, path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+        """Write a network of this task with these values as a weight."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a network is measured by. name: its column. label: for people. Shown times `factor`, in `unit`."""
+
+    name: str
+    label: str
+    factor: float
+    unit: str
+
+    def text(self, value: float) -> str:
+        return f"{self.label} {self.factor * value:.2f} {self.unit}"
 
 
 @dataclass
@@ -133,7 +172,9 @@ class Run:
     def train(self) -> None:
         """All steps that are left. Raises Stopped after a signal, NothingCameOutError for a loss that is no number."""
         every = self.config.log_every or max(1, self.config.steps // 1000)
-        progress = Progress(self.config.steps, self.done.step, self.task.batch_patches, quiet=not self.world.is_first)
+        progress = Progress(
+            self.config.steps, self.done.step, self.task.batch_items, self.task.unit, quiet=not self.world.is_first
+        )
         with stop_signals() as request, progress:
             while not self.finished:
                 loss, norm, result = self._step()
@@ -141,7 +182,8 @@ class Run:
                 score = self._measure(progress)
                 if self.done.step % every == 0 or self.finished or score is not None:
                     self._write_row(norm, result, score, progress)
-                progress.stepped(loss, score)
+                progress.stepped(loss, "" if score is None else self.task.score.text(score))
+                self._keep_snapshot()
                 self._save_or_stop(request)
         if self.world.is_first:
             self.folder.write_metrics(self.done.history)
@@ -172,10 +214,8 @@ class Run:
         )
 
     def _measure(self, progress: Progress) -> float | None:
-        """FPR95 on the held-out part when its turn has come; the best network is kept."""
-        steps, every = self.config.steps, self.config.held_out.every
-        turns = int(self.done.step / steps / every + 1e-9) > int((self.done.step - 1) / steps / every + 1e-9)
-        if not (turns or self.finished) or not self.world.is_first:
+        """The score on the held-out part when its turn has come; the best network is kept."""
+        if not (self._turns(self.config.held_out.every) or self.finished) or not self.world.is_first:
             return None
         started = time.perf_counter()
         score = self.task.held_out()
@@ -188,6 +228,17 @@ class Run:
         progress.paused(took)
         return score
 
+    def _turns(self, every: float) -> bool:
+        """Whether this step ends such a share of the training."""
+        step, steps = self.done.step, self.config.steps
+        return int(step / steps / every + 1e-9) > int((step - 1) / steps / every + 1e-9)
+
+    def _keep_snapshot(self) -> None:
+        if self.config.snapshots and self.world.is_first and self._turns(1 / self.config.snapshots):
+            path = self.folder.snapshots / f"step_{self.done.step:07d}.safetensors"
+            path.parent.mkdir(exist_ok=True)
+            self.task.save_weights(path, self.task.network.state_dict(), {"step": str(self.done.step)})
+
     def _write_row(self, norm: float, result: LossResult, score: float | None, progress: Progress) -> None:
         pending, self.done.pending = self.done.pending, []
         row: Row = {
@@ -198,7 +249,7 @@ class Run:
             **progress.speed(self.task.waited_s()),
         }
         if score is not None:
-            row["held_out_fpr95"] = score
+            row[self.task.score.name] = score
         row |= {name: float(value) for name, value in result.statistics.items()}
         self.done.history.append(row)
         if self.world.is_first:
@@ -228,6 +279,6 @@ def check_same(state: dict[str, Any], config: Config, identity: str, path: Path)
         )
     if state["data"] != identity:
         raise BadInputError(
-            f"{path}: was trained on other patches ({state['data']}, now {identity}); "
+            f"{path}: was trained on other data ({state['data']}, now {identity}); "
             "choose another folder, or start anew with --overwrite"
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from featkit.training.patch_config import Adam, Sgd
+from featkit.training.base_config import Adam, Sgd
 
 
 def build_optimiser(config: Sgd | Adam, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -1,7 +1,6 @@
 """The configuration of a patch descriptor's training: everything that decides the weight that comes out.
 
-The numbers of each method stand in `configs/<method>.yaml`, in its paper's terms. Lengths are shares of the whole
-training, so that `--steps` and `--budget` keep the paper's shape.
+The numbers of each method stand in `configs/<method>.yaml`, in its paper's terms.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from featkit.data.label_mining import LabelMiningConfig
 from featkit.losses.build import LossConfig
 from featkit.losses.hynet import HyNetLossConfig
 from featkit.models.patch_network import PatchNetworkConfig
-from featkit.training.schedule import Constant, Schedule
+from featkit.training.base_config import Adam, Measured, Sgd, TrainingConfig
 
 
 class Pairs(Config):
@@ -53,41 +52,16 @@ class AdaSample(Config):
     """Rad: a positive nearer to its anchor counts as that far in its weight 1 / d, which would have no limit."""
 
 
-class Sgd(Config):
-    """Stochastic gradient descent."""
-
-    kind: Literal["sgd"] = "sgd"
-    learning_rate: float = Field(gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    dampening: float = Field(0.0, ge=0, le=1)
-    """HardNet's code: 0.9."""
-    weight_decay: float = Field(1e-4, ge=0)
-    reference_batch: int | None = None
-    """Batch size the learning rate is for: it scales linearly with `batch_size` (DOAP, appendix D); none: it stays."""
-
-
-class Adam(Config):
-    """Adam with its usual moments; its steps do not depend on the scale of the loss."""
-
-    kind: Literal["adam"] = "adam"
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    reference_batch: int | None = None
-    """As with Sgd."""
-
-
-class HeldOut(Config):
+class HeldOut(Measured):
     """The part of the training set that is left out of it, to choose the best step."""
 
     share: float = Field(0.05, gt=0, lt=1)
     """Share of the classes."""
     pairs: int = Field(2000, ge=10)
     """Matching pairs, and as many non-matching ones, at most: one of each class."""
-    every: float = Field(0.05, gt=0, le=1)
-    """Share of the training between two measurements of FPR95."""
 
 
-class PatchTraining(Config):
+class PatchTraining(TrainingConfig):
     """How a patch descriptor is trained."""
 
     network: PatchNetworkConfig = PatchNetworkConfig()
@@ -101,29 +75,13 @@ class PatchTraining(Config):
     sampler: Annotated[Pairs | Groups | AdaSample, Field(discriminator="kind")] = Pairs()
     augmentation: AugmentConfig = AugmentConfig()
     optimiser: Annotated[Sgd | Adam, Field(discriminator="kind")] = Adam(learning_rate=0.01)
-    schedule: Schedule = Constant()
     batch_size: int = Field(1024, ge=2)
     """Pairs in a batch; patches, when whole groups are drawn."""
     steps: int = Field(100_000, ge=1)
     """Length of the training."""
-    budget: str = ""
-    """What `--budget` said, if it did: `steps` were then measured on the machine."""
-    max_gradient: float | None = Field(None, gt=0)
-    """Longer gradients (their norm over all parameters) are cut to this length; none: they stay."""
     held_out: HeldOut = HeldOut()
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the network; descriptors and losses are float32 always."""
     chunk: int = Field(0, ge=0)
     """Patches described at once, 0: the whole batch. The gradient stays that of the whole batch: exactly where
     patches do not look at each other inside the network (HyNet); BatchNorm inside (L2-Net) sees one chunk at a time."""
-    seed: int = Field(0, ge=0)
     patches_on: Runtime[Literal["auto", "device", "host"]] = "auto"
     """Where patches wait: all of them on the device, or on the host and read ahead; auto: the device if they fit."""
-    compile: Runtime[bool] = False
-    """torch.compile for the network."""
-    save_every_s: Runtime[float] = Field(120.0, gt=0)
-    """Seconds between two checkpoints."""
-    save_every: Runtime[int] = Field(0, ge=0)
-    """Steps between two checkpoints besides; 0: only by time."""
-    log_every: Runtime[int] = Field(0, ge=0)
-    """Steps between two rows of metrics.csv; 0: a thousandth of the training."""

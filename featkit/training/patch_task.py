@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +23,15 @@ from featkit.losses.build import build_loss, scaled_to_budget
 from featkit.losses.sosnet import second_order_term
 from featkit.models.patch_network import PatchNetwork
 from featkit.training.held_out import HeldOutPairs, held_out_fpr95, held_out_pairs, split_classes
+from featkit.training.loop import Score
 from featkit.training.patch_config import AdaSample, Groups, PatchTraining
 from featkit.training.patch_feed import Draw, Fed, PatchFeed
 from featkit.training.whole_batch import backward, in_two
 from featkit.training.world import World
+from featkit.weights import save_patch_network
 
 DESCRIBED_AT_ONCE = 512  # candidates of AdaSample, without graph
+FINGERPRINTED = 1000  # patches that tell a set from another one
 SMALLEST_AVERAGE = 1e-6  # of the loss: lambda / L_avg stays a number
 
 
@@ -34,6 +39,9 @@ class PatchTask:
     """A network, a loss and the batches they are trained with."""
 
     Config = PatchTraining
+    name = "patch"
+    unit = "patches"
+    score = Score("held_out_fpr95", "held-out FPR95", 100.0, "%")
 
     def __init__(self, config: PatchTraining, device: str = "auto"):
         self.config = config
@@ -90,8 +98,20 @@ class PatchTask:
         rows = self.world.part(len(plan.patches) // plan.columns)
         return slice(rows.start * plan.columns, rows.stop * plan.columns)
 
+    @classmethod
+    def identity_of(cls, data: PatchSet) -> str:
+        """`n patches, digest`: of the classes and of some patches."""
+        digest = hashlib.sha256(np.ascontiguousarray(data.classes, np.int64).tobytes())
+        some = np.unique(np.linspace(0, len(data) - 1, FINGERPRINTED if len(data) else 0).astype(np.int64))
+        digest.update(np.ascontiguousarray(data.patches[some]).tobytes())
+        return f"{len(data)} patches, {digest.hexdigest()[:16]}"
+
+    @classmethod
+    def described(cls, data: PatchSet) -> dict[str, Any]:
+        return {"name": data.name, "patches": len(data), "scenes": list(data.scene_names)}
+
     @property
-    def batch_patches(self) -> int:
+    def batch_items(self) -> int:
         """Patches a step learns from."""
         return self.config.batch_size * (1 if isinstance(self.config.sampler, Groups) else 2)
 
@@ -142,11 +162,11 @@ class PatchTask:
         """Seconds spent waiting for patches so far."""
         return self.feed.waited_s
 
-    def network_of(self, state: dict[str, Tensor]) -> PatchNetwork:
-        """A network of its own with these values."""
+    def save_weights(self, path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        """Write the network with these values."""
         network = PatchNetwork(self.config.network)
         network.load_state_dict(state)
-        return network.eval()
+        save_patch_network(path, network.eval(), metadata)
 
     def close(self) -> None:
         """Stop reading ahead."""

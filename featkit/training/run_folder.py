@@ -16,7 +16,7 @@ from featkit.config import Config
 from featkit.store.text import write_text
 
 LOGGER = logging.getLogger(__name__)
-FIRST_COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "patches_per_s", "wait_share", "held_out_fpr95")
+FIRST_COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "wait_share")
 Row = dict[str, float]
 
 
@@ -30,6 +30,7 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.report = path / "report.html"
         self.bad_batch = path / "bad_batch.npz"
+        self.snapshots = path / "snapshots"
         self._events: Any = None
 
     def start(self, config: Config, task: str, history: list[Row]) -> None:

@@ -40,10 +40,7 @@ def in_two(network: PatchNetwork) -> tuple[nn.Module, Callable[[Float[Tensor, "m
         body.features = body.features[:-1]
 
     def head(features: Float[Tensor, "m f"]) -> PatchDescription:
-        raw = norm(features[:, :, None, None]).flatten(1)
-        if network.is_binary:
-            return PatchDescription(raw, torch.tanh(raw))
-        return PatchDescription(raw, raw / torch.sqrt(raw.square().sum(1, keepdim=True) + network.config.norm_eps))
+        return network.described(norm(features[:, :, None, None]).flatten(1))
 
     return (body if network.transformer is None else nn.Sequential(network.transformer, body)), head
 

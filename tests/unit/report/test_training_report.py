@@ -16,6 +16,10 @@ from featkit.report.curves import MOST_POINTS, curves_figure
 from featkit.report.training import curves_of, statistics_sections, statistics_table, training_report
 from featkit.training.run_folder import Row, RunFolder
 
+SCORE = {"name": "held_out_fpr95", "label": "held-out FPR95", "factor": 100.0, "unit": "%"}
+
+SHOWN = {"held_out_fpr95", "patches_per_s"}
+
 
 def rows_of(steps: int, statistics: tuple[str, ...] = ()) -> list[Row]:
     rows: list[Row] = []
@@ -37,6 +41,8 @@ def run_folder(path: Path, rows: list[Row]) -> Path:
         {
             "recipe": "sdgmnet",
             "task": "patch",
+            "unit": "patches",
+            "score": SCORE,
             "steps": 40,
             "patches": 81920,
             "seconds": 90.0,
@@ -76,10 +82,15 @@ def test_statistics_stand_at_the_shares_of_the_papers_tables() -> None:
 
 
 def test_other_losses_have_a_curve_for_each_statistic() -> None:
-    (section,) = statistics_sections(rows_of(10, ("average_loss", "exponent")))
+    (section,) = statistics_sections(rows_of(10, ("average_loss", "exponent")), SHOWN)
     assert [item.title for item in section.items] == ["average loss", "exponent"]  # type: ignore[union-attr]
-    assert statistics_sections(rows_of(10)) == []
-    assert [item.title for item in curves_of(rows_of(10))] == ["Loss", "Held-out FPR95", "Learning rate", "Speed"]  # type: ignore[union-attr]
+    assert statistics_sections(rows_of(10), SHOWN) == []
+    assert [item.title for item in curves_of(rows_of(10), SCORE, "patches")] == [
+        "Loss",
+        "Held-out FPR95",
+        "Learning rate",
+        "Speed",
+    ]  # type: ignore[union-attr]
 
 
 def drawn(figure_axis: dict[str, str]) -> np.ndarray:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from featkit.training.base_config import Adam, Sgd
 from featkit.training.optimiser import build_optimiser, set_learning_rate
-from featkit.training.patch_config import Adam, Sgd
 from featkit.training.schedule import Constant, Halve, Linear, Schedule, Steps
 
 

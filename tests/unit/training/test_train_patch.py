@@ -22,6 +22,7 @@ from featkit.losses.base import LossResult
 from featkit.losses.hynet import HyNetLoss
 from featkit.registry import configured
 from featkit.training.checkpoint import load_checkpoint, save_checkpoint
+from featkit.training.informativeness import snapshots
 from featkit.training.patch_config import PatchTraining
 from featkit.training.patch_task import PatchTask
 from featkit.training.run_folder import read_metrics
@@ -113,7 +114,7 @@ def test_a_finished_run_does_nothing_and_another_configuration_is_refused(
     assert again.summary == first.summary
     with pytest.raises(UsageError, match=r"another configuration \(batch_size: 8 -> 6\).*--overwrite"):
         train_patch(recipe(**short, batch_size=6), textures, tmp_path, device="cpu")
-    with pytest.raises(BadInputError, match=r"other patches .*--overwrite"):
+    with pytest.raises(BadInputError, match=r"other data .*--overwrite"):
         train_patch(recipe(**short), textured_patches(150, seed=9), tmp_path, device="cpu")
     train_patch(recipe(**short, patches_on="host", save_every=1), textures, tmp_path, device="cpu")  # not a result
     monkeypatch.undo()
@@ -232,3 +233,13 @@ def test_the_learning_rate_scales_with_the_batch_where_a_reference_is_given() ->
     assert rate("doap", 1024) == pytest.approx(0.1)
     assert rate("doap", 256) == pytest.approx(0.025)
     assert rate("hynet", 256) == rate("hynet", 512) == 0.01
+
+
+def test_snapshots_are_the_network_along_the_training(textures: PatchSet, tmp_path: Path) -> None:
+    train_patch(recipe(snapshots=3), textures, tmp_path, device="cpu")
+    assert [path.name for path in sorted((tmp_path / "snapshots").iterdir())] == [
+        f"step_{step:07d}.safetensors" for step in (2, 4, 6)
+    ]
+    assert {found.step for found in snapshots(tmp_path)} >= {0, 2, 4, 6}
+    train_patch(recipe(), textures, tmp_path, device="cpu", overwrite=True)
+    assert not (tmp_path / "snapshots").exists()

@@ -1,0 +1,159 @@
+"""A training from its data to weights, in a folder that can be stopped and gone on with at any moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from featkit import __version__
+from featkit.errors import NotWritableError
+from featkit.training.base_config import TrainingConfig
+from featkit.training.budget import seconds_of, steps_in
+from featkit.training.checkpoint import load_checkpoint
+from featkit.training.loop import Run, Task
+from featkit.training.run_folder import RunFolder
+from featkit.training.stopping import Stopped
+from featkit.training.world import World, launch
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run came to: `summary` is RUN/summary.json."""
+
+    folder: Path
+    summary: dict[str, Any]
+    is_first: bool = True  # of several processes, the one that writes
+
+
+def train(
+    task_class: Callable[..., Task],
+    config: TrainingConfig,
+    data: Any,
+    output: Path,
+    *,
+    name: str = "",
+    device: str = "auto",
+    devices: int = 1,
+    overwrite: bool = False,
+) -> Trained:
+    """Train a network by a task. data: of the type that the task takes. name: of the recipe, for the records.
+
+    Raises UsageError, BadInputError, NotWritableError, NothingCameOutError (a loss that is no number) and Stopped
+    (after SIGTERM or SIGINT, everything saved).
+    """
+    world = launch(device, devices, config.precision)
+    folder = RunFolder(output)
+    if overwrite and world.is_first:
+        remove_run(folder)
+    world.barrier()
+    if config.budget:
+        config = config.model_copy(update={"steps": budgeted_steps(task_class, config, data, folder, world)})
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+        torch.manual_seed(config.seed + world.rank)  # dropout draws from torch's own generator
+        task = task_class(config, str(world.device))
+        task.prepare(data, world)
+        run = Run(task, folder, world, task.identity_of(data))
+        try:
+            return _train(run, task, name, data)
+        finally:
+            task.close()
+            folder.close()
+
+
+def budgeted_steps(
+    task_class: Callable[..., Task], config: TrainingConfig, data: Any, folder: RunFolder, world: World
+) -> int:
+    """Steps for the configuration's budget: those of the run in the folder when it has the same one."""
+    seconds = seconds_of(config.budget)
+    state = load_checkpoint(folder.checkpoint)
+    if state is not None:
+        stored = json.loads(state["config"])
+        if stored.get("budget") == config.budget:
+            return int(stored["steps"])
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+        return steps_in(seconds, task_class, config, data, world)
+
+
+def _train(run: Run, task: Task, name: str, data: Any) -> Trained:
+    folder, config = run.folder, run.config
+    resumed = run.resume()
+    run.world.barrier()  # nobody writes a checkpoint before all have looked for one
+    if resumed and run.finished:
+        LOGGER.info("%s: finished already (%d steps); --overwrite trains anew", folder.path, run.done.step)
+    else:
+        if resumed:
+            LOGGER.info("%s: goes on after step %d of %d", folder.path, run.done.step, config.steps)
+        if run.world.is_first:
+            folder.start(config, task.name, run.done.history)
+        if not resumed:
+            run.save()
+        _until_stopped(run)
+    summary = summarise(run, task, name, data)
+    if run.world.is_first:
+        folder.write_summary(summary)
+        export(run, task, summary)
+    return Trained(folder.path, summary, run.world.is_first)
+
+
+def _until_stopped(run: Run) -> None:
+    """Train; when stopped, only the first process says so: a failure of another one would end it."""
+    try:
+        run.train()
+    except Stopped:
+        if run.world.is_first:
+            raise
+        raise SystemExit(0) from None
+
+
+def summarise(run: Run, task: Task, name: str, data: Any) -> dict[str, Any]:
+    """summary.json: last and best network, what they were trained with and for how long."""
+    done = run.done
+    return {
+        "recipe": name,
+        "task": task.name,
+        "steps": done.step,
+        "unit": task.unit,
+        task.unit: done.step * task.batch_items,
+        "seconds": round(done.seconds, 1),
+        "score": dataclasses.asdict(task.score),
+        "last": {"step": done.step, task.score.name: done.last_score},
+        "best": {"step": done.best_step, task.score.name: done.best_score},
+        "data": {**task.described(data), "identity": run.identity},
+        "device": str(run.world.device),
+        "devices": run.world.size,
+        "versions": {"featkit": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
+        "config": run.config.result_fields(),
+    }
+
+
+def export(run: Run, task: Task, summary: dict[str, Any]) -> None:
+    """last.safetensors and best.safetensors: what extracts features."""
+    metadata = {"recipe": summary["recipe"], "data": summary["data"]["name"], "featkit_version": __version__}
+    for which in ("best", "last"):
+        state = run.done.best_network if which == "best" else task.network.state_dict()
+        step = str(summary[which]["step"])
+        task.save_weights(run.folder.path / f"{which}.safetensors", state, {**metadata, "step": step})
+
+
+def remove_run(folder: RunFolder) -> None:
+    """Delete what an earlier run wrote, and nothing else. Raises NotWritableError."""
+    try:
+        for name in ("checkpoint.pt", "metrics.csv", "summary.json", "report.html", "bad_batch.npz", "config.yaml"):
+            (folder.path / name).unlink(missing_ok=True)
+        for name in ("best.safetensors", "last.safetensors"):
+            (folder.path / name).unlink(missing_ok=True)
+        for path in (folder.path / "tensorboard", folder.snapshots):
+            shutil.rmtree(path, ignore_errors=True)
+    except OSError as error:
+        raise NotWritableError(f"{folder.path}: cannot be emptied ({error.strerror})") from None
