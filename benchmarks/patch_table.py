@@ -20,6 +20,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from machine import write_result
+from tables import ANYWHERE, patch_lines
 
 from featkit.data.checksums import digests
 from featkit.errors import FeatkitError
@@ -30,7 +31,6 @@ from featkit.evaluation.ubc import UbcMethod, UbcScore, UbcSet, evaluate_pairs, 
 BASELINES = ("sift", "rootsift")
 ORDER = (*BASELINES, "hardnet", "hynet", "adasample", "doap", "doap-binary", "sdgmnet")
 EPOCHS = ("last", "best")
-ANYWHERE = "-"  # the training set of what is not trained
 
 
 @dataclass
@@ -118,33 +118,6 @@ def trainings(runs: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def markdown(result: dict[str, Any]) -> list[str]:
-    """Lines of the README's table: our rows, then the papers' with their own columns."""
-    heads = list(result["rows"][0]["fpr95"])
-    lines = ["| method | epoch | seeds | " + " | ".join(heads) + " | mean |", "|---|---|" + "---:|" * (len(heads) + 2)]
-    for row in result["rows"]:
-        cells = [_cell(row["fpr95"][head], row["deviation"].get(head)) for head in heads]
-        mean = _cell(row["mean"], row["deviation"].get("mean"))
-        seeds = row["seeds"] if row["epoch"] != ANYWHERE else ANYWHERE
-        lines.append(f"| {row['method']} | {row['epoch']} | {seeds} | " + " | ".join(cells) + f" | **{mean}** |")
-    columns = " | ".join(f"{train} -> {test}" for train, test in result["published"]["columns"])
-    lines += ["", f"| as published, on UBC | where | {columns} | mean |", "|---|---|" + "---:|" * 7]
-    for table in result["published"]["tables"]:
-        where = f"{table['paper'].partition(' (')[0]}, {table['where'].partition(';')[0]}"
-        for row in table["rows"]:
-            values = " | ".join(f"{value:.2f}" for value in row["values"])
-            name = row["name"].replace("*", r"\*")
-            lines.append(f"| *{name}* | {where} | {values} | {row['mean']:.2f} |")
-    return lines
-
-
-def _cell(value: float | None, deviation: float | None) -> str:
-    if value is None:
-        return ANYWHERE
-    digits = 2 if value >= 1 else 3
-    return f"{value:.{digits}f}" if deviation is None else f"{value:.{digits}f} ± {deviation:.{digits}f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
@@ -179,7 +152,7 @@ def main() -> None:
         "trainings": [row for folder in arguments.runs for row in trainings(folder)],
         "published": published("ubc").model_dump(mode="json"),
     }
-    print("\n".join(markdown(result)))
+    print("\n".join(patch_lines(result)))
     print(write_result("patch_table", result))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+ANYWHERE = "-"  # the training set of what is not trained
 
 
 def scenes_table() -> str:
@@ -95,13 +96,118 @@ def _origin(result: dict[str, Any]) -> str:
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {"scenes": scenes_table}
+def patches_table() -> str:
+    """FPR95 of the patch descriptors, trained on one set and tested on the others; the papers' below."""
+    result = _read("patch_table")
+    sets = "; ".join(f"{name}: {one['pairs']:,} test pairs" for name, one in result["data"].items())
+    trained = [row for row in result["trainings"] if row["patches"]]
+    budget = f"{max(row['patches'] for row in trained):,} patches each" if trained else ""
+    return "\n".join([*patch_lines(result), "", f"FPR95 in %. {sets}. Trained with {budget}.", "", _made(result)])
+
+
+def patch_lines(result: dict[str, Any]) -> list[str]:
+    """Lines of the README's table: our rows, then the papers' with their own columns."""
+    heads = list(result["rows"][0]["fpr95"])
+    lines = ["| method | epoch | seeds | " + " | ".join(heads) + " | mean |", "|---|---|" + "---:|" * (len(heads) + 2)]
+    for row in result["rows"]:
+        cells = [_fpr95(row["fpr95"][head], row["deviation"].get(head)) for head in heads]
+        mean = _fpr95(row["mean"], row["deviation"].get("mean"))
+        seeds = row["seeds"] if row["epoch"] != ANYWHERE else ANYWHERE
+        lines.append(f"| {row['method']} | {row['epoch']} | {seeds} | " + " | ".join(cells) + f" | **{mean}** |")
+    columns = " | ".join(f"{train} -> {test}" for train, test in result["published"]["columns"])
+    lines += ["", f"| as published, on UBC | where | {columns} | mean |", "|---|---|" + "---:|" * 7]
+    for table in result["published"]["tables"]:
+        where = f"{table['paper'].partition(' (')[0]}, {table['where'].partition(';')[0]}"
+        for row in table["rows"]:
+            values = " | ".join(f"{value:.2f}" for value in row["values"])
+            name = row["name"].replace("*", r"\*")
+            lines.append(f"| *{name}* | {where} | {values} | {row['mean']:.2f} |")
+    return lines
+
+
+def _fpr95(value: float | None, deviation: float | None) -> str:
+    if value is None:
+        return ANYWHERE
+    digits = 2 if value >= 1 else 3
+    return f"{value:.{digits}f}" if deviation is None else f"{value:.{digits}f} ± {deviation:.{digits}f}"
+
+
+def eth_table() -> str:
+    """Maps of the ETH scenes from the same keypoints by every descriptor, with and without the ratio test."""
+    result = _read("eth_descriptors")
+    lines = [
+        "| scene | features | ratio | registered | points | track | error px | centre mm | rotation deg |",
+        "|---|---|---:|" + "---:|" * 6,
+    ]
+    for row in result["rows"]:
+        cells = [
+            row["scene"],
+            row["features"],
+            row["ratio"],
+            f"{row['registered']} / {row['images']}",
+            f"{row['points']:,}",
+            f"{row['track_length']:.2f}",
+            f"{row['reprojection_px']:.3f}",
+            _number(row.get("centre_error_mm_mean"), ".2f"),
+            _number(row.get("rotation_error_deg_mean"), ".3f"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", _made(result)])
+
+
+def describe_table() -> str:
+    """Keypoints described per second, featkit beside kornia."""
+    result = _read("describe_speed")
+    lines = ["| device | method | keypoints/s | over kornia | over kornia's best batch |", "|---|---|---:|---:|---:|"]
+    for device in result["devices"]:
+        for row in device["rows"]:
+            lines.append(
+                f"| {device['where']} | {row['method']} | {row['keypoints_per_s']:,.0f} | {row['over_kornia']:.2f} |"
+                f" {row['over_kornia_in_its_best_batches']:.2f} |"
+            )
+    return "\n".join([*lines, "", _made(result)])
+
+
+def training_table() -> str:
+    """Training steps beside kornia's network alone."""
+    result = _read("training")
+    lines = ["| method | patches/s | over kornia | waiting for patches |", "|---|---:|---:|---:|"]
+    for row in result["rows"]:
+        lines.append(
+            f"| {row['method']} | {row['patches_per_s']:,.0f} | {row['over_kornia']:.2f} |"
+            f" {100 * row['wait_share']:.1f} % |"
+        )
+    return "\n".join([*lines, "", _made(result)])
+
+
+def _read(name: str) -> dict[str, Any]:
+    return {**json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")), "name": name}
+
+
+def _made(result: dict[str, Any]) -> str:
+    machine, name = result["machine"], result["name"]
+    return (
+        f"*Measured on {result['date']} with `{result['command']}`: {machine['processor']}, {machine['cores']} cores,"
+        f" torch {result['versions']['torch']}. All figures: [`benchmarks/results/{name}.json`]"
+        f"(benchmarks/results/{name}.json).*"
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "scenes": scenes_table,
+    "patches": patches_table,
+    "eth": eth_table,
+    "describe": describe_table,
+    "training": training_table,
+}
 
 
 def filled(readme: str) -> str:
     """The README with every table made anew."""
     for name, make in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(readme):
+            continue
         readme = pattern.sub(lambda match, table=make(): f"{match[1]}{table}\n{match[2]}", readme)
     return readme
 
