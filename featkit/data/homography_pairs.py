@@ -1,0 +1,125 @@
+"""Pairs out of single photographs: two random views of one, joined by a known homography.
+
+What a warm-up learns from where there are no poses: every pixel's place in the other view is known exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64, UInt8
+from torch import Tensor
+
+from featkit.config import Config
+from featkit.data.colour_jitter import JitterConfig
+from featkit.data.homographies import CanvasConfig, ViewConfig, draw_canvas, draw_view
+from featkit.data.image_tree import FileTree, is_image, open_tree
+from featkit.data.pixel_cache import PixelCache
+from featkit.data.posed_samples import on_canvas
+from featkit.errors import BadInputError
+
+CACHED_PX = 1.5  # of the canvas's longer side: larger photographs are kept reduced to it
+
+
+class HomographyConfig(Config):
+    """How two views of a photograph differ. The strengths are featkit's own choice."""
+
+    canvas: CanvasConfig = CanvasConfig()
+    jitter: JitterConfig = JitterConfig()
+    views: ViewConfig = ViewConfig(rotation_deg=30.0, scale_max=1.5, perspective=0.2)
+    """Of both views, independently: between them angles and zooms add up."""
+
+
+@dataclass(frozen=True)
+class HomographySample:
+    """Two RGB canvases. homography01: pixels of canvas 0 -> pixels of canvas 1. valid: has content."""
+
+    image0: UInt8[np.ndarray, "h w 3"]
+    image1: UInt8[np.ndarray, "h w 3"]
+    homography01: Float64[np.ndarray, "3 3"]
+    valid0: Bool[np.ndarray, "h w"]
+    valid1: Bool[np.ndarray, "h w"]
+    name: str
+
+
+@dataclass(frozen=True)
+class HomographyBatch:
+    """Samples of several photographs."""
+
+    images0: UInt8[Tensor, "b h w 3"]
+    images1: UInt8[Tensor, "b h w 3"]
+    homographies01: Float64[Tensor, "b 3 3"]
+    valid0: Bool[Tensor, "b h w"]
+    valid1: Bool[Tensor, "b h w"]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class HomographyPairs:
+    """Photographs of folders, zips, folders in zips, or single files. Raises BadInputError when there is none."""
+
+    def __init__(self, sources: Sequence[Path], config: HomographyConfig | None = None, cache_mb: float = 1000.0):
+        self._config, self._cache = config or HomographyConfig(), PixelCache(cache_mb)
+        self.files = [found for source in sources for found in photographs(source)]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def sample(self, index: int, generator: np.random.Generator) -> HomographySample:
+        """Two views of a photograph. Raises BadInputError when it is broken."""
+        config = self._config
+        tree, name = self.files[index]
+        pixels = self._cache.get(index, lambda: self._load(tree, name))
+        canvas = draw_canvas(config.canvas, (pixels.shape[1], pixels.shape[0]), generator)
+        views = [draw_view(config.views, config.canvas.size, generator) for _ in range(2)]
+        (image0, valid0), (image1, valid1) = (
+            on_canvas(pixels, view @ canvas, config.canvas, config.jitter, generator) for view in views
+        )
+        between = views[1] @ np.linalg.inv(views[0])
+        return HomographySample(image0, image1, between / between[2, 2], valid0, valid1, tree.where(name))
+
+    def collate(self, samples: Sequence[HomographySample]) -> HomographyBatch:
+        """Samples -> batch."""
+
+        def stacked(name: str) -> Tensor:
+            return torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]))
+
+        return HomographyBatch(
+            stacked("image0"),
+            stacked("image1"),
+            stacked("homography01"),
+            stacked("valid0"),
+            stacked("valid1"),
+            tuple(sample.name for sample in samples),
+        )
+
+    def _load(self, tree: FileTree, name: str) -> UInt8[np.ndarray, "h w 3"]:
+        return reduced(tree.upright_pixels(name), round(CACHED_PX * max(self._config.canvas.size)))
+
+
+def photographs(source: Path) -> list[tuple[FileTree, str]]:
+    """All images below a folder or in a zip, or the one file. Raises BadInputError when there is none."""
+    if source.is_file() and is_image(source.name):
+        return [(FileTree(source.parent), source.name)]
+    tree = open_tree(source)
+    found = [(tree, name) for name in tree.names() if is_image(name)]
+    if not found:
+        raise BadInputError(f"{source}: no photographs in it")
+    return found
+
+
+def reduced(pixels: UInt8[np.ndarray, "h w 3"], max_side: int) -> UInt8[np.ndarray, "H W 3"]:
+    """A photograph reduced by area to a longer side of at most `max_side`."""
+    import cv2
+
+    scale = max_side / max(pixels.shape[:2])
+    if scale >= 1:
+        return pixels
+    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)

@@ -1,0 +1,106 @@
+"""The two text files of posed pairs, line by line (posed_pairs.py says where they lie).
+
+img_cam.txt: `name w h fx fy cx cy r11 r12 ... r33 t1 t2 t3`, R row by row, world to camera.
+pairs.txt: two names, parted by a space, or by a tab when a name has a space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from featkit.errors import BadInputError
+
+NUMBERS = 18  # of a line of img_cam.txt, after the name
+SEPARATE = "two image names expected (tab-separated if a name has a space)"
+
+
+@dataclass(frozen=True)
+class CameraTable:
+    """Images with their cameras, as the file has them. lines: where in the file; sizes: width, height."""
+
+    names: tuple[str, ...]
+    lines: Int[np.ndarray, " m"]
+    sizes: Int[np.ndarray, "m 2"]
+    intrinsics: Float[np.ndarray, "m 3 3"]
+    rotations: Float[np.ndarray, "m 3 3"]
+    translations: Float[np.ndarray, "m 3"]
+
+
+def parse_cameras(text: str, where: str) -> CameraTable:
+    """Read img_cam.txt. Raises BadInputError that names the file and the line."""
+    names: dict[str, int] = {}
+    rows = []
+    for number, line in _lines(text):
+        fields = line.rsplit(maxsplit=NUMBERS)
+        if len(fields) != NUMBERS + 1:
+            raise BadInputError(f"{where}:{number}: expected `name w h fx fy cx cy R(9) t(3)`, {NUMBERS} numbers")
+        name = fields[0].strip()
+        if name in names:
+            raise BadInputError(f"{where}:{number}: {name!r} stands in line {names[name]} already; remove one")
+        try:
+            rows.append([float(field) for field in fields[1:]])
+        except ValueError:
+            raise BadInputError(f"{where}:{number}: {name!r}: what follows the name are not all numbers") from None
+        names[name] = number
+    if not rows:
+        raise BadInputError(f"{where}: no images in it")
+    values, lines = np.array(rows), np.array(list(names.values()))
+    bad = ~(np.isfinite(values).all(axis=1) & (values[:, :4] > 0).all(axis=1) & (values[:, :2] % 1 == 0).all(axis=1))
+    if bad.any():
+        raise BadInputError(
+            f"{where}:{lines[bad.argmax()]}: width and height are whole numbers above 0, focal lengths are above 0,"
+            " and all numbers are finite"
+        )
+    intrinsics = np.zeros((len(values), 3, 3))
+    intrinsics[:, 0, 0], intrinsics[:, 1, 1], intrinsics[:, 2, 2] = values[:, 2], values[:, 3], 1.0
+    intrinsics[:, :2, 2] = values[:, 4:6]
+    rotations = values[:, 6:15].reshape(-1, 3, 3)
+    return CameraTable(tuple(names), lines, values[:, :2].astype(np.int64), intrinsics, rotations, values[:, 15:])
+
+
+def parse_pairs(text: str, names: Sequence[str], where: str) -> tuple[Int[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
+    """Read pairs.txt: indices into `names`, and the line of each pair. Raises BadInputError."""
+    index = {name: i for i, name in enumerate(names)}
+    pairs, lines = [], []
+    for number, line in _lines(text):
+        both = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
+        if len(both) != 2 or not all(both):
+            raise BadInputError(f"{where}:{number}: {SEPARATE}")
+        unknown = next((name for name in both if name not in index), None)
+        if unknown is not None:
+            raise BadInputError(f"{where}:{number}: {unknown!r} has no camera in img_cam.txt; remove the line")
+        if both[0] == both[1]:
+            raise BadInputError(f"{where}:{number}: {both[0]!r} is paired with itself; remove the line")
+        pairs.append((index[both[0]], index[both[1]]))
+        lines.append(number)
+    if not pairs:
+        raise BadInputError(f"{where}: no pairs in it; at least one is needed to learn from")
+    return np.array(pairs), np.array(lines)
+
+
+def format_cameras(cameras: CameraTable) -> str:
+    """The text of img_cam.txt; numbers come back to the last bit."""
+    lines = []
+    for row, name in enumerate(cameras.names):
+        k = cameras.intrinsics[row]
+        values = [k[0, 0], k[1, 1], k[0, 2], k[1, 2], *cameras.rotations[row].ravel(), *cameras.translations[row]]
+        size = f"{cameras.sizes[row, 0]} {cameras.sizes[row, 1]}"
+        lines.append(f"{name} {size} {' '.join(repr(float(value)) for value in values)}\n")
+    return "".join(lines)
+
+
+def format_pairs(pairs: Iterable[Sequence[int]], names: Sequence[str]) -> str:
+    """The text of pairs.txt. names: of all images."""
+    separator = "\t" if any(len(name.split()) > 1 for name in names) else " "
+    return "".join(f"{names[first]}{separator}{names[second]}\n" for first, second in pairs)
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        stripped = line.strip()
+        if stripped and not stripped.startswith("#"):
+            yield number, stripped
