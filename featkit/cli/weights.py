@@ -116,6 +116,14 @@ def export(
     licence: Annotated[str, typer.Option(help="Licence of the weight.", show_default="none said")] = "",
     commit: Annotated[str, typer.Option(help="featkit's commit.", show_default="none said")] = "",
     scores_json: Annotated[Path | None, typer.Option(help="Measured scores: a json object.")] = None,
+    max_mb: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest file, MB; its largest matrices take 8 bits where need be.",
+            min=0,
+            show_default="3 for patches, 10 for SCFeat",
+        ),
+    ] = None,
     *,
     run: RunOptions,
 ) -> Outcome:
@@ -123,7 +131,7 @@ def export(
 
     scores = {} if scores_json is None else read_scores(scores_json)
     origin = Origin(recipe=recipe, data=data, licence=licence, commit=commit, scores=scores)
-    row = export_weight(source, name, out, origin, which.value)
+    row = export_weight(source, name, out, origin, which.value, max_mb)
     lines = [f"{out}: {row.bytes:,} bytes, sha256 {row.sha256}"]
     if add_to_manifest:
         lines.append(f"{add_row(row, out.parent)}: {name}")
@@ -131,9 +139,12 @@ def export(
 
 
 def _cells(row: WeightInfo) -> list[Any]:
-    values = f"{row.config['bits']} bits" if row.config.get("bits") else "128"
+    values = f"{row.config['bits']} bits" if row.config.get("bits") else str(row.config.get("descriptor_channels", 128))
     scores = ", ".join(f"{key} {value:.4g}" for key, value in row.scores.items() if isinstance(value, int | float))
-    network = str(row.config.get("architecture", "?")) + (" + ST" if row.config.get("spatial_transformer") else "")
+    network = (
+        f"scfeat {row.config.get('encoder')}" if row.kind == "scfeat" else str(row.config.get("architecture", "?"))
+    )
+    network += " + ST" if row.config.get("spatial_transformer") else ""
     return [row.name, network, values, row.recipe, row.data, row.licence, round(row.bytes / 1000), scores]
 
 

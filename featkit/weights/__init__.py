@@ -4,6 +4,7 @@ from featkit.weights.export import Origin, export_weight, read_scores
 from featkit.weights.manifest import WeightInfo, add_row, find, list_weights, listed, sha256_of
 from featkit.weights.patch_files import load_patch_network, read_metadata, save_patch_network
 from featkit.weights.published import import_checkpoint
+from featkit.weights.scfeat_files import load_scfeat_network, save_scfeat_network
 
 __all__ = [
     "Origin",
@@ -15,8 +16,10 @@ __all__ = [
     "list_weights",
     "listed",
     "load_patch_network",
+    "load_scfeat_network",
     "read_metadata",
     "read_scores",
     "save_patch_network",
+    "save_scfeat_network",
     "sha256_of",
 ]

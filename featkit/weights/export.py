@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,9 +15,12 @@ from featkit.errors import BadInputError
 from featkit.weights.manifest import SUFFIX, WeightInfo, sha256_of
 from featkit.weights.patch_files import load_patch_network, read_metadata, save_patch_network
 from featkit.weights.published import from_training
+from featkit.weights.scfeat_files import FORMAT as SCFEAT_FORMAT
+from featkit.weights.scfeat_files import load_scfeat_network, save_scfeat_network
 
 if TYPE_CHECKING:
     from featkit.models.patch_network import PatchNetwork
+    from featkit.models.scfeat import SCFeatNetwork
 
 CHECKPOINT = "checkpoint.pt"
 SUMMARY = "summary.json"
@@ -35,21 +39,36 @@ class Origin(Config):
 
 
 def export_weight(
-    source: Path, name: str, out: Path, origin: Origin | None = None, which: Literal["best", "last"] = "best"
+    source: Path,
+    name: str,
+    out: Path,
+    origin: Origin | None = None,
+    which: Literal["best", "last"] = "best",
+    max_mb: float | None = None,
 ) -> WeightInfo:
     """Write a training's network to `out`; the row that describes it is returned, not written.
 
-    source: a run's folder, its checkpoint.pt, or a weights file. which: of the run's two networks. Raises UsageError
-    for an impossible name, BadInputError for another file, NotWritableError.
+    source: a run's folder, its checkpoint.pt, or a weights file. which: of the run's two networks. max_mb: size of the
+    file, kept with 8 bits where need be (`write_network`). Raises UsageError for an impossible name or size,
+    BadInputError for another file, NotWritableError.
     """
     network, told = _trained(source, which)
     said = {key: value for key, value in (origin or Origin()).result_fields().items() if value}
     told = {**told, **said}
     words = {key: told[key] for key in WORDS if told.get(key)}
-    row = {"name": name, "file": out.name, "config": network.config.result_fields(), **told}
+    kind = kind_of(network)
+    row = {"name": name, "kind": kind, "file": out.name, "config": network.config.result_fields(), **told}
     make(WeightInfo, {**row, "sha256": "0" * 64, "bytes": 0}, "weight")  # before anything is written
-    save_patch_network(out, network, {**words, "name": name, "featkit_version": __version__})
+    save: Callable[..., Path] = save_scfeat_network if kind == "scfeat" else save_patch_network
+    save(out, network, {**words, "name": name, "featkit_version": __version__}, max_mb)
     return make(WeightInfo, {**row, "sha256": sha256_of(out), "bytes": out.stat().st_size}, "weight")
+
+
+def kind_of(network: PatchNetwork | SCFeatNetwork) -> Literal["patch", "scfeat"]:
+    """What the manifest calls it."""
+    from featkit.models.scfeat import SCFeatNetwork
+
+    return "scfeat" if isinstance(network, SCFeatNetwork) else "patch"
 
 
 def read_scores(path: Path) -> dict[str, Any]:
@@ -60,20 +79,22 @@ def read_scores(path: Path) -> dict[str, Any]:
     return scores
 
 
-def _trained(source: Path, which: str) -> tuple[PatchNetwork, dict[str, Any]]:
+def _trained(source: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, dict[str, Any]]:
     """The network, and what its run says of itself in the words of a WeightInfo."""
     if source.is_dir():
         return _from_run(source, which)
+    network: PatchNetwork | SCFeatNetwork
     if source.suffix == SUFFIX:
-        network, _ = load_patch_network(source)
         metadata = read_metadata(source)
+        is_scfeat = metadata.get("format") == SCFEAT_FORMAT
+        network = load_scfeat_network(source) if is_scfeat else load_patch_network(source)[0]
         told: dict[str, Any] = {key: metadata[key] for key in WORDS if key in metadata}
         return network, {**told, "training": {"step": int(metadata["step"])} if "step" in metadata else {}}
     network, done = from_training(source, which)
     return network, {"training": done}
 
 
-def _from_run(folder: Path, which: str) -> tuple[PatchNetwork, dict[str, Any]]:
+def _from_run(folder: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, dict[str, Any]]:
     """A run's folder: its weights file, or the checkpoint when the training has not ended."""
     weights, summary = folder / f"{which}{SUFFIX}", folder / SUMMARY
     network, told = _trained(weights if weights.is_file() else folder / CHECKPOINT, which)
@@ -85,7 +106,7 @@ def _from_run(folder: Path, which: str) -> tuple[PatchNetwork, dict[str, Any]]:
         told["recipe"], told["data"] = run["recipe"], run["data"]["name"]
         told["training"] = {key: run[key] for key in KEPT if key in run} | {"network": which, **measured}
     except (KeyError, TypeError, AttributeError):
-        raise BadInputError(f"{summary}: not the summary of `featkit train patch`") from None
+        raise BadInputError(f"{summary}: not the summary of `featkit train`") from None
     return network, told
 
 

@@ -25,8 +25,8 @@ class WeightInfo(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
     """What the user types, and `descriptor:` of a configuration says."""
-    kind: Literal["patch"] = "patch"
-    """patch: a patch descriptor."""
+    kind: Literal["patch", "scfeat"] = "patch"
+    """patch: a patch descriptor. scfeat: dense descriptors and a detector."""
     file: str
     """Its name in the manifest's folder."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -34,7 +34,7 @@ class WeightInfo(Config):
     bytes: int
     """Size of the file."""
     config: dict[str, Any]
-    """The network: the values of a PatchNetworkConfig."""
+    """The network: the values of a PatchNetworkConfig, or of an SCFeatNetworkConfig."""
     recipe: str = ""
     """The configuration it was trained with: a name in configs/, and the options that differ."""
     commit: str = ""

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 from featkit.config import make
 from featkit.errors import BadInputError, UsageError
 from featkit.weights.patch_files import filled
+from featkit.weights.scfeat_files import filled_scfeat
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from featkit.models.patch_network import PatchNetwork
+    from featkit.models.scfeat import SCFeatNetwork
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "hardnet": {"architecture": "l2net"},
@@ -59,9 +61,10 @@ def import_checkpoint(path: Path, architecture: str | None = None) -> PatchNetwo
     return filled(config, renamed, path)
 
 
-def from_training(path: Path, which: str) -> tuple[PatchNetwork, dict[str, Any]]:
+def from_training(path: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, dict[str, Any]]:
     """The "best" or "last" network of a training's checkpoint, and the training's progress. Raises BadInputError."""
     from featkit.models.patch_network import PatchNetworkConfig
+    from featkit.models.scfeat import SCFeatNetworkConfig
 
     state = read_checkpoint(path)
     try:
@@ -70,14 +73,15 @@ def from_training(path: Path, which: str) -> tuple[PatchNetwork, dict[str, Any]]
         values = json.loads(state["config"])["network"]
         done = {"step": progress["best_step" if which == "best" else "step"], "seconds": progress["seconds"]}
     except (KeyError, TypeError, ValueError):
-        raise BadInputError(f"{path}: not a checkpoint of `featkit train patch`") from None
+        raise BadInputError(f"{path}: not a checkpoint of `featkit train patch` or `scfeat`") from None
     if not tensors:
         raise BadInputError(f"{path}: the training has not measured any network yet; take --which last")
     try:
-        config = make(PatchNetworkConfig, values, f"{path}: its network")
+        if "encoder" in values:
+            return filled_scfeat(make(SCFeatNetworkConfig, values, f"{path}: its network"), tensors, path), done
+        return filled(make(PatchNetworkConfig, values, f"{path}: its network"), tensors, path), done
     except UsageError as error:
         raise BadInputError(str(error)) from None
-    return filled(config, tensors, path), done
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

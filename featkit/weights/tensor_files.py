@@ -1,0 +1,181 @@
+"""A network's tensors as a safetensors file: half precision, what it is in the metadata, never above a given size.
+
+Tensors of one axis (biases, thresholds, BatchNorm's statistics) stay float32: they are few, and FRN's scale and bias
+nearly cancel. A file that would be too large keeps its largest matrices in 8 bits, the largest first, until it fits:
+each row (first axis) with a step of its own, `NAME` int8 and `NAME.step` float32.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from featkit.config import Config, make
+from featkit.errors import BadInputError, NotWritableError, UsageError
+from featkit.weights.manifest import find, listed, sha256_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+LARGEST_HALF = 65504.0
+LARGEST_INT8 = 127
+BYTES_PER_MB = 1_000_000
+STEP = ".step"
+COUNTED = "num_batches_tracked"  # BatchNorm's counter: nothing reads it
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def write_network(
+    path: Path, network: nn.Module, metadata: dict[str, str], default_mb: float, max_mb: float | None
+) -> Path:
+    """Write a network's tensors; the same tensors and metadata give the same bytes.
+
+    max_mb: size of the file; None: `default_mb` for a network that can be brought down to it, otherwise no limit.
+    Raises UsageError for a `max_mb` that cannot be kept, NotWritableError, and BadInputError for a network with values
+    that are no numbers.
+    """
+    content = _content(_state(network, path), metadata, path, default_mb, max_mb)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as error:
+        raise NotWritableError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+    return path
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata, and the tensors in float32. Raises BadInputError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, _full({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        what = str(error).splitlines()[0]
+        raise BadInputError(
+            f"{path}: not a safetensors file ({what}); a published .pth becomes one with `featkit weights import`"
+        ) from None
+
+
+def find_whole(name_or_path: str | Path) -> Path:
+    """The file of a weight. Raises UsageError, and BadInputError also for one that is not what the manifest means."""
+    path, row = find(name_or_path), listed(str(name_or_path))
+    if row is not None and (found := sha256_of(path)) != row.sha256:
+        raise BadInputError(f"{path}: its sha256 is {found}, the manifest says {row.sha256}; install featkit again")
+    return path
+
+
+def config_of(path: Path, metadata: dict[str, str], file_format: str, config_type: type[ConfigT]) -> ConfigT:
+    """The network's configuration by the file's metadata. Raises BadInputError."""
+    if metadata.get("format") != file_format:
+        noun = file_format.rsplit(" ", 1)[0].removeprefix("featkit ")
+        told = metadata.get("format", "none")
+        raise BadInputError(
+            f"{path}: not a {noun} of this featkit (its metadata has no format {file_format!r}: {told})"
+        )
+    try:
+        values = json.loads(metadata["config"])
+        return make(config_type, values, f"{path}: its network")
+    except UsageError as error:
+        raise BadInputError(str(error)) from None
+    except (KeyError, ValueError, TypeError):
+        raise BadInputError(f"{path}: its metadata does not say which network it is") from None
+
+
+def fill(network: nn.Module, tensors: dict[str, Tensor], path: Path, what: str) -> None:
+    """Load all of a network's tensors. what: which network it is, for messages.
+
+    Raises BadInputError for missing, unknown, misshapen or broken ones.
+    """
+    import torch
+
+    wanted = network.state_dict()
+    missing = [name for name in wanted if name not in tensors and not name.endswith(COUNTED)]
+    unknown = [name for name in tensors if name not in wanted]
+    for problem, names in (("it lacks", missing), ("the network has no place for its", unknown)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise BadInputError(f"{path}: not the weights of {what}: {problem} {names[0]!r}{more}")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(wanted[name].shape)}"
+            raise BadInputError(f"{path}: not the weights of {what}: {name!r} has the shape {shapes}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise BadInputError(f"{path}: {name!r} holds values that are no numbers; it is of no use")
+    network.load_state_dict({name: tensors.get(name, torch.tensor(0)) for name in wanted})
+
+
+def in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 values and the step of each row (first axis), float32: weight ~ values * step."""
+    import torch
+
+    step = weight.flatten(1).abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST_INT8
+    values = torch.round(weight / step.reshape(-1, *[1] * (weight.ndim - 1)))
+    return values.to(torch.int8), step
+
+
+def _state(network: nn.Module, path: Path) -> dict[str, Tensor]:
+    import torch
+
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in network.state_dict().items()
+        if not name.endswith(COUNTED)
+    }
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise BadInputError(f"{path}: not written, {name!r} holds values that are no numbers")
+    return state
+
+
+def _content(
+    state: dict[str, Tensor], metadata: dict[str, str], path: Path, default_mb: float, max_mb: float | None
+) -> bytes:
+    """The file's bytes."""
+    half = {name: t.half() if t.ndim > 1 and t.abs().amax() < LARGEST_HALF else t.float() for name, t in state.items()}
+    limit = BYTES_PER_MB * (default_mb if max_mb is None else max_mb)
+    content, small = _bytes(half, metadata), dict(half)
+    for name in sorted((name for name in half if half[name].ndim > 1), key=lambda name: -half[name].nbytes):
+        if len(content) <= limit:
+            break
+        small[name], small[name + STEP] = in_8_bits(state[name])
+        content = _bytes(small, metadata)
+    if len(content) <= limit:
+        return content
+    if max_mb is not None:
+        least = len(content) / BYTES_PER_MB
+        raise UsageError(f"{path}: not written, the network takes {least:.1f} MB in 8 bits, more than {max_mb:g} MB")
+    return _bytes(half, metadata)
+
+
+def _bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    from safetensors.torch import save
+
+    return _with_metadata(save(tensors), metadata)
+
+
+def _full(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What was written, in float32."""
+    full = {name: tensor.float() for name, tensor in tensors.items()}
+    for name in [name for name in full if name.endswith(STEP) and name.removesuffix(STEP) in full]:
+        step = full.pop(name)
+        weight = full[name.removesuffix(STEP)]
+        full[name.removesuffix(STEP)] = weight * step.reshape(-1, *[1] * (weight.ndim - 1))
+    return full
+
+
+def _with_metadata(content: bytes, metadata: dict[str, str]) -> bytes:
+    """A safetensors file with metadata in order: safetensors itself writes it in another order each time.
+
+    The file is the length of a json header (8 bytes, little endian), the header, and the tensors' bytes.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    ordered = {"__metadata__": {key: str(metadata[key]) for key in sorted(metadata)}, **header}
+    text = json.dumps(ordered, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + content[end:]
