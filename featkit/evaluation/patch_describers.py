@@ -59,9 +59,12 @@ class PatchDescriber:
 
 
 def describer(
-    name: str, device: str = "auto", batch_size: int = 512, precision: Literal["fp32", "bf16"] = "fp32"
+    name: str, device: str = "auto", batch_size: int = 0, precision: Literal["fp32", "bf16"] = "fp32"
 ) -> PatchDescriber:
-    """The method of that name: "sift", "rootsift", the name of a weight, or the path of one. Raises UsageError."""
+    """The method of that name: "sift", "rootsift", the name of a weight, or the path of one. Raises UsageError.
+
+    batch_size: 0 for a good one.
+    """
     if name in BASELINES:
         config = SiftPatchConfig(root=name == "rootsift")
         return PatchDescriber(name, lambda patches: describe_by_sift(patches, config), config.result_fields())

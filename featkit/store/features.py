@@ -53,7 +53,7 @@ class FeatureStore:
         group = self._group(name)
         try:
             keypoints = np.asarray(group["keypoints"][()], dtype=np.float32).reshape(-1, 2)
-            descriptors = np.ascontiguousarray(group["descriptors"][()].T)
+            descriptors = self._descriptors(group)
             scores = self._optional(group, "scores")
             features = Features(
                 keypoints=keypoints,
@@ -77,8 +77,8 @@ class FeatureStore:
         return np.asarray(self._group(name)["keypoints"][()], dtype=np.float32).reshape(-1, 2)
 
     def descriptors(self, name: str) -> np.ndarray:
-        """Only the descriptors of one image, (n, d), as stored."""
-        return np.ascontiguousarray(self._group(name)["descriptors"][()].T)
+        """Only the descriptors of one image, (n, d): as stored, or float32 for bytes of another program."""
+        return self._descriptors(self._group(name))
 
     def count(self, name: str) -> int:
         """Number of keypoints of one image, without reading them."""
@@ -122,6 +122,12 @@ class FeatureStore:
         if "format" in self._file.attrs and not h5.is_complete(self._file, name):
             raise BadInputError(f"{self.path}: the features of {name!r} are cut short; run the extraction again")
         return self._file[name]
+
+    def _descriptors(self, group: h5py.Group) -> np.ndarray:
+        stored = np.ascontiguousarray(group["descriptors"][()].T)
+        if stored.dtype == np.uint8 and "format" not in self._file.attrs:
+            return stored.astype(np.float32)  # values such as SIFT's; only featkit's own bytes are packed bits
+        return stored
 
     def _image_size(self, group: h5py.Group) -> tuple[int, int]:
         if "image_size" not in group:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 from synthetic_patches import matlab5, write_rome
 
 from featkit.data.matlab5 import read_matlab
@@ -35,10 +36,9 @@ def test_arrays_of_a_matlab_file(tmp_path: Path, compressed: bool, order: str) -
 @pytest.mark.parametrize("compressed", [True, False])
 def test_arrays_that_scipy_wrote(tmp_path: Path, compressed: bool) -> None:
     """An independent writer; it stores whole doubles as bytes, and texts and structs between the arrays."""
-    io = pytest.importorskip("scipy.io")
     path = tmp_path / "a.mat"
     whole = {"doubles": np.arange(12.0).reshape(3, 4), "s": {"a": 1}, "t": "text", **ARRAYS, "c": np.array([1j])}
-    io.savemat(path, whole, do_compression=compressed)
+    scipy.io.savemat(path, whole, do_compression=compressed)
     found = read_matlab(path)
     assert set(found) == {"doubles", *ARRAYS}
     np.testing.assert_array_equal(found["doubles"], whole["doubles"])

@@ -107,6 +107,23 @@ def test_reads_a_file_of_hloc(tmp_path: Path) -> None:
             store.read("none")
 
 
+@pytest.mark.parametrize("ours", [False, True])
+def test_bytes_of_another_program_are_values_not_bits(tmp_path: Path, ours: bool) -> None:
+    path = tmp_path / "features.h5"
+    stored = np.arange(24, dtype=np.uint8).reshape(8, 3)
+    with h5py.File(path, "w") as file:
+        group = file.create_group("a.jpg")
+        group["keypoints"], group["descriptors"] = np.zeros((3, 2), np.float32), stored
+        if ours:
+            file.attrs["format"], group.attrs["complete"] = h5.FORMAT_VERSION, 1
+            file.attrs["kind"] = "features"
+    with open_features(path) as store:
+        found = store.read("a.jpg").descriptors
+        assert found.dtype == (np.uint8 if ours else np.float32)
+        assert np.array_equal(found, stored.T)
+        assert np.array_equal(store.descriptors("a.jpg"), found)
+
+
 def test_an_interrupted_write_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`complete` is written last: an error at any earlier step leaves an item that is written anew."""
     path = tmp_path / "features.h5"
