@@ -1,0 +1,163 @@
+"""SCFeat's line-to-window search: where in the other image is a query point, when only its epipolar line is known?
+
+In words: of the samples along the part of the line that the image shows, the one most similar to the query is taken,
+without gradient. Around it, moved at random so that the answer is not always in the middle, lies a window; the match is
+the expected position under a softmax of the similarities in the window:
+
+    y_hat_i = sum_k p_ik y_ik,     p_i = softmax_k( T q_i . D1(y_ik) ),     y_ik: grid of the window,  T = 60
+    sigma_i = sqrt(var_x) + sqrt(var_y) of the same distribution            how sure the match is, in pixels
+
+Sun, Zhu, Ji: Shared Coupling-bridge for Weakly Supervised Local Feature Learning, III-D (1); the search is PoSFeat's
+(Li et al., CVPR 2022) and CAPS' (Wang et al., ECCV 2020), the constants are the authors' code.
+Shapes: maps (b, c, h, w) at any resolution, query points (b, n, 2) in pixels -> positions (b, n, 2) in pixels.
+
+Map vectors are normalised before they are interpolated (authors' code), so that interpolating similarities is the same
+as interpolating vectors. The similarities of every query with the whole map are one matrix product; line and window
+only read from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from featkit.config import Config
+from featkit.geometry.epipolar_lines import clip_to_image, epipolar_lines
+from featkit.geometry.sampling import sample_map
+from featkit.losses.distances import full_precision
+from featkit.losses.scfeat.points import inside, mask_at, uniform
+
+
+class LineToWindowConfig(Config):
+    temperature: float = Field(60.0, gt=0)
+    """Factor of the cosines in the window's softmax (authors' code)."""
+    line_samples: int = Field(100, ge=2)
+    """Places along the epipolar line that compete for the window, both ends included (authors' code)."""
+    window_share: float = Field(0.1, gt=0, le=1)
+    """Width and height of the window as shares of the image's, and of the map's samples in it (authors' code)."""
+    min_window_samples: int = Field(3, ge=2)
+    """Samples of the window along each axis at least: ours, for images below 120 px."""
+    jitter: float = Field(0.707, ge=0)
+    """How far the window is moved at most, along each axis, as a share of half of it (authors' code)."""
+    min_deviation_px: float = Field(0.003, gt=0)
+    """Deviations along an axis are at least this (authors' code: 1e-5 of half the image)."""
+
+
+@dataclass(frozen=True)
+class WindowMatches:
+    """positions: of the matches, in pixels of the other image, differentiable. deviation: in pixels, no gradient.
+
+    valid: whether the line crosses what the other image shows, and the window lies on it. lines: of the query points.
+    """
+
+    positions: Float[Tensor, "b n 2"]
+    deviation: Float[Tensor, "b n"]
+    valid: Bool[Tensor, "b n"]
+    lines: Float[Tensor, "b n 3"]
+
+
+def search_line_to_window(
+    map0: Float[Tensor, "b c h w"],
+    map1: Float[Tensor, "b c h w"],
+    points0: Float[Tensor, "b n 2"],
+    fundamental01: Float[Tensor, "b 3 3"],
+    image_size: tuple[int, int],
+    config: LineToWindowConfig,
+    generator: torch.Generator,
+    valid1: Bool[Tensor, "b 1 h w"] | None = None,
+) -> WindowMatches:
+    """Matches in image 1 of query points of image 0. valid1: pixels of image 1 that show anything; None: all."""
+    with torch.autocast(map0.device.type, enabled=False):
+        similarity = _similarities(full_precision(map0), full_precision(map1), points0, image_size)
+        with torch.no_grad():
+            lines = epipolar_lines(points0, fundamental01)
+            best, on_line = _best_on_line(similarity, lines, image_size, config.line_samples, valid1)
+            centres = best + _jitter(points0.shape[:2], image_size, config, generator, best)
+            offsets = _window_offsets(image_size, map1.shape[2:], config, best)
+        positions, deviation = _expectation(similarity, centres, offsets, image_size, config, valid1)
+    return WindowMatches(positions, deviation, on_line & inside(centres, image_size), lines)
+
+
+def _similarities(
+    map0: Float[Tensor, "b c h w"],
+    map1: Float[Tensor, "b c h w"],
+    points0: Float[Tensor, "b n 2"],
+    image_size: tuple[int, int],
+) -> Float[Tensor, "b*n 1 h w"]:
+    """Cosines of every query point's descriptor with every vector of the other map."""
+    queries = F.normalize(sample_map(map0, points0, image_size), dim=2)
+    similarity = queries @ F.normalize(map1, dim=1).flatten(2)
+    return similarity.view(-1, 1, *map1.shape[2:])
+
+
+def _best_on_line(
+    similarity: Float[Tensor, "b*n 1 h w"],
+    lines: Float[Tensor, "b n 3"],
+    image_size: tuple[int, int],
+    samples: int,
+    valid1: Bool[Tensor, "b 1 h w"] | None,
+) -> tuple[Float[Tensor, "b n 2"], Bool[Tensor, "b n"]]:
+    """The sample of each line most similar to its query, and whether there was any to choose from."""
+    b, n = lines.shape[:2]
+    ends, crosses = clip_to_image(lines, image_size)
+    share = torch.linspace(0, 1, samples, dtype=ends.dtype, device=ends.device)[:, None]
+    points = ends[:, :, :1] + share * (ends[:, :, 1:] - ends[:, :, :1])  # (b, n, samples, 2)
+    found = sample_map(similarity, points.flatten(0, 1), image_size).view(b, n, samples)
+    shown = mask_at(valid1, points.flatten(1, 2)).view(b, n, samples)
+    winner = found.masked_fill(~shown, -torch.inf).argmax(2)
+    best = points.gather(2, winner[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
+    return best, crosses & shown.any(2)
+
+
+def _half_window(image_size: tuple[int, int], config: LineToWindowConfig, like: Tensor) -> Float[Tensor, "2"]:
+    return torch.tensor(image_size, dtype=like.dtype, device=like.device) * (config.window_share / 2)
+
+
+def _jitter(
+    shape: torch.Size,
+    image_size: tuple[int, int],
+    config: LineToWindowConfig,
+    generator: torch.Generator,
+    like: Tensor,
+) -> Float[Tensor, "b n 2"]:
+    """Uniform moves within +-jitter of half the window, along both axes independently, in pixels."""
+    moves = 2 * uniform((*shape, 2), generator, like.device).to(like.dtype) - 1
+    return config.jitter * _half_window(image_size, config, like) * moves
+
+
+def _window_offsets(
+    image_size: tuple[int, int], map_shape: torch.Size, config: LineToWindowConfig, like: Tensor
+) -> Float[Tensor, "k 2"]:
+    """The window's samples relative to its centre, in pixels: a regular grid from border to border."""
+    rows, columns = (max(config.min_window_samples, int(config.window_share * size)) for size in map_shape)
+    half = _half_window(image_size, config, like)
+    x = half[0] * torch.linspace(-1, 1, columns, dtype=like.dtype, device=like.device)
+    y = half[1] * torch.linspace(-1, 1, rows, dtype=like.dtype, device=like.device)
+    return torch.cartesian_prod(y, x).flip(1)
+
+
+def _expectation(
+    similarity: Float[Tensor, "b*n 1 h w"],
+    centres: Float[Tensor, "b n 2"],
+    offsets: Float[Tensor, "k 2"],
+    image_size: tuple[int, int],
+    config: LineToWindowConfig,
+    valid1: Bool[Tensor, "b 1 h w"] | None,
+) -> tuple[Float[Tensor, "b n 2"], Float[Tensor, "b n"]]:
+    """y_hat and sigma above. Samples outside what the image shows have similarity 0 (authors' code: zero padding)."""
+    b, n = centres.shape[:2]
+    points = centres[:, :, None] + offsets  # (b, n, k, 2)
+    found = sample_map(similarity, points.flatten(0, 1), image_size, "zeros").view(b, n, -1)
+    if valid1 is not None:
+        found = found * mask_at(valid1, points.flatten(1, 2)).view(b, n, -1)
+    probability = (config.temperature * found).softmax(2)
+    expected = probability @ offsets  # relative to the centre
+    with torch.no_grad():
+        variance = probability @ offsets.square() - expected.square()
+        deviation = variance.clamp(min=config.min_deviation_px**2).sqrt().sum(2)
+    return centres + expected, deviation

@@ -1,0 +1,48 @@
+"""Points of images, in pixels: one at random in every cell, which lie inside, and which see anything."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def uniform(shape: tuple[int, ...], generator: torch.Generator, device: torch.device | str) -> Float[Tensor, "..."]:
+    """Uniform numbers in [0, 1), drawn where the generator lives: one of the CPU gives every device the same."""
+    return torch.rand(shape, generator=generator, device=generator.device).to(device)
+
+
+def query_points(
+    b: int, image_size: tuple[int, int], cell: int, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> Float[Tensor, "b n 2"]:
+    """A uniformly random pixel of every whole cell of `cell` x `cell` pixels, row by row, for each of `b` images.
+
+    Raises ValueError for an image (width, height) smaller than a cell.
+    """
+    columns, rows = image_size[0] // cell, image_size[1] // cell
+    if columns < 1 or rows < 1:
+        raise ValueError(
+            f"an image of {image_size[0]} x {image_size[1]} px has no cell of {cell} px; use larger images"
+        )
+    y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
+    corners = cell * torch.stack([x, y], dim=-1).view(1, -1, 2)
+    within = (cell * uniform((b, rows * columns, 2), generator, device)).floor().clamp(max=cell - 1)
+    return corners + within
+
+
+def inside(points: Float[Tensor, "*b 2"], image_size: tuple[int, int]) -> Bool[Tensor, "*b"]:
+    """Which points lie between the centres of the first and of the last pixels."""
+    width, height = image_size
+    x, y = points[..., 0], points[..., 1]
+    return (x >= 0) & (y >= 0) & (x <= width - 1) & (y <= height - 1)
+
+
+def mask_at(mask: Bool[Tensor, "b 1 h w"] | None, points: Float[Tensor, "b n 2"]) -> Bool[Tensor, "b n"]:
+    """The mask (at image resolution) at the pixel nearest to each point; False outside. No mask is True everywhere."""
+    if mask is None:
+        return torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
+    height, width = mask.shape[2:]
+    nearest = points.detach().nan_to_num(-2.0).round()
+    x, y = nearest[..., 0].clamp(0, width - 1).long(), nearest[..., 1].clamp(0, height - 1).long()
+    found = mask.flatten(1).gather(1, y * width + x)
+    return found & (nearest[..., 0] == x) & (nearest[..., 1] == y)
