@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from featkit.data.posed_format import CameraTable, format_cameras, format_pairs
+from featkit.data.tracks import SceneTracks
 from featkit.geometry.poses import look_at, rotation_matrix
 
 UP = np.array([0.0, 0.0, 1.0])
@@ -61,3 +62,60 @@ def smooth_noise(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray
     """A coloured picture whose colours change over some ten pixels."""
     noise = cv2.GaussianBlur(rng.normal(0, 1, (*shape, 3)).astype(np.float32), (0, 0), 4)
     return np.clip(128 + 60 * noise / noise.std(), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class RadialLens:
+    """A camera with one coefficient of radial distortion, written as plainly as it can be. centre: featkit pixels."""
+
+    focal: float
+    centre: tuple[float, float]
+    k1: float = 0.0
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        pixels = np.full((len(points), 2), np.nan)
+        ahead = points[:, 2] > 0
+        plane = points[ahead, :2] / points[ahead, 2:]
+        square = (plane**2).sum(axis=1, keepdims=True)
+        seen = self.focal * plane * (1 + self.k1 * square) + self.centre
+        seen[(1 + 3 * self.k1 * square[:, 0]) <= 0] = np.nan  # beyond the fold
+        pixels[ahead] = seen
+        return pixels
+
+    def rays(self, pixels: np.ndarray) -> np.ndarray:
+        seen = (pixels - self.centre) / self.focal
+        distorted = np.linalg.norm(seen, axis=1, keepdims=True)
+        radius = distorted.copy()
+        for _ in range(50):  # Newton on  r (1 + k1 r^2) = distorted r
+            radius -= (radius * (1 + self.k1 * radius**2) - distorted) / (1 + 3 * self.k1 * radius**2)
+        plane = seen * radius / np.maximum(distorted, 1e-12)
+        return np.concatenate([plane, np.ones((len(plane), 1))], axis=1)
+
+
+def tracks_of(
+    name: str,
+    points: np.ndarray,
+    lenses: dict[str, RadialLens],
+    poses: list[tuple[np.ndarray, np.ndarray]],
+    size: tuple[int, int],
+) -> SceneTracks:
+    """A map in which every image observes all the points that it shows."""
+    seen = []
+    for lens, (rotation, translation) in zip(lenses.values(), poses, strict=True):
+        xy = lens.project(points @ rotation.T + translation)
+        seen.append(
+            (np.nan_to_num(xy, nan=-9) >= 0).all(axis=1) & (np.nan_to_num(xy) <= np.array(size) - 1).all(axis=1)
+        )
+    which, images = np.nonzero(np.array(seen).T)
+    return SceneTracks(
+        name=name,
+        image_names=tuple(lenses),
+        image_sizes=np.tile(size, (len(lenses), 1)),
+        rotations=np.stack([rotation for rotation, _ in poses]),
+        translations=np.stack([translation for _, translation in poses]),
+        projectors=tuple(lenses.values()),
+        points=points,
+        observed_points=which,
+        observed_images=images,
+        observed_xy=np.zeros((len(which), 2)),
+    )

@@ -1,4 +1,4 @@
-"""`featkit data ...`: patches to train and test descriptors with."""
+"""`featkit data ...`: patches and posed pairs to train and test descriptors with."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ Example: `featkit data patches scenes/church scenes/bridge --out patches/buildin
 
 A scene is a folder with images/ and a COLMAP model in sparse/, or one that `featkit reconstruct` has mapped. With the
 patches come test pairs, half of them matching."""
+
+POSED_HELP = """Make pairs of photographs with exact camera poses out of mapped scenes, in MegaDepth's layout.
+
+Example: `featkit data posed-pairs scenes/church scenes/bridge --out posed`
+
+A scene is what `featkit data patches` takes. Photographs are undistorted and reduced; pairs are chosen by shared
+points, angles and scale (--set choice.max_angle_deg=45 and the like). Stopped, the same command goes on."""
 
 PACK_HELP = """Pack folders of patches into one small file that trains elsewhere, as many whole points as fit.
 
@@ -66,6 +73,47 @@ def patches(
 
 
 app.command("patches", help=PATCHES_HELP, no_args_is_help=True)(patches)
+
+
+@verb
+def posed_pairs(
+    scenes: Annotated[list[Path], typer.Argument(metavar="SCENE...", help="Folders of mapped scenes.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+    max_side: Annotated[
+        int | None, typer.Option(help="Longer side of the photographs, px.", min=64, show_default="800")
+    ] = None,
+    max_pairs: Annotated[int | None, typer.Option(help="Of each photograph.", min=1, show_default="30")] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Of the photographs.", show_default="the scene's licence file")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Photographs at the same time; 0: one per core.", min=0)] = 0,
+    settings: options.Settings = None,
+    overwrite: options.Overwrite = False,
+    *,
+    run: RunOptions,
+) -> Outcome:
+    from featkit.config import make, merge, overrides
+    from featkit.data.posed_scene import PosedPairsConfig
+    from featkit.data.posed_writer import check_output, make_posed_pairs
+    from featkit.mapping.tracks import mapped_scenes
+
+    given = options.given(max_side=max_side, workers=workers)
+    if max_pairs is not None:
+        given["choice"] = {"max_pairs": max_pairs}
+    config = make(PosedPairsConfig, merge(overrides(settings or []), given), where="data posed-pairs")
+    check_output(out)
+    summary = make_posed_pairs(config, mapped_scenes(scenes, licence), out, run.seed, overwrite)
+    lines = [
+        f"{name}: {c['pairs']:,} of {c['of_pairs']:,} pairs of {c['images']:,} photographs;"
+        f" median {c['median_shared']:g} shared points, {c['median_angle_deg']:.1f} deg between rays,"
+        f" turned by {c['median_rotation_deg']:.0f} deg, scale {c['median_scale']:.2f}"
+        for name, c in summary["scenes"].items()
+    ]
+    lines.append(f"{out}: {summary['pairs']:,} pairs of {summary['images']:,} photographs")
+    return Outcome({"out": str(out), **summary}, lines)
+
+
+app.command("posed-pairs", help=POSED_HELP, no_args_is_help=True)(posed_pairs)
 app.command("fetch", help=fetch.HELP, no_args_is_help=True)(fetch.command)
 
 

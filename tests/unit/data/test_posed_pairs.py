@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from posed_scenes import MadeScene, make_scene
 
 from featkit.data.posed_format import format_cameras
 from featkit.data.posed_pairs import PosedConfig, PosedPairs, read_posed_pairs
@@ -17,7 +18,6 @@ from featkit.errors import BadInputError
 from featkit.geometry.epipolar import epipolar_distances
 from featkit.geometry.poses import rotation_angle_deg
 from featkit.store.stamp import digest
-from tests.posed_scenes import MadeScene, make_scene
 
 
 @pytest.fixture

@@ -1,0 +1,176 @@
+"""Which images of a reconstruction to learn from together: those that share points, near and far views alike.
+
+Every image gets up to `max_pairs` partners. Its candidates, sorted by how much they share with it, are cut into as
+many groups, and of each group one is drawn: easy and hard pairs come in equal numbers however many easy ones there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+
+from featkit.config import Config
+from featkit.data.tracks import SceneTracks
+
+BOX_SHARE = 0.05  # of the shared points that may lie outside of a box, on each of its sides
+
+
+class PairChoiceConfig(Config):
+    """Limits of a pair. Where no source is named they are featkit's own choice."""
+
+    min_shared: int = Field(30, ge=1)
+    """Points of the map that both images see."""
+    min_overlap: float = Field(0.05, ge=0, le=1)
+    """Those points as a share of all that the image with fewer points sees."""
+    min_angle_deg: float = Field(1.0, ge=0)
+    """Median angle under which the two cameras see a shared point, degrees; below it the baseline, and with it F, is
+    rounding of the map."""
+    max_angle_deg: float = Field(60.0, gt=0, le=180)
+    """The same, at most."""
+    max_rotation_deg: float = Field(80.0, gt=0, le=180)
+    """Angle of the rotation from one camera to the other, degrees. CAPS and SCFeat: 80."""
+    max_scale: float = Field(4.0, ge=1)
+    """Median ratio of the sizes at which the two images show a shared point."""
+    max_pairs: int = Field(30, ge=1)
+    """Of each image."""
+
+
+@dataclass(frozen=True)
+class PinholeView:
+    """An image without lens distortion. size: width, height; intrinsics: featkit's pixels; pose: world to camera."""
+
+    size: tuple[int, int]
+    intrinsics: Float[np.ndarray, "3 3"]
+    rotation: Float[np.ndarray, "3 3"]
+    translation: Float[np.ndarray, "3"]
+
+    def project(self, points: Float[np.ndarray, "n 3"]) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, " n"]]:
+        """featkit pixels and depths of points of the world that lie ahead."""
+        local = points @ self.rotation.T + self.translation
+        mapped = local @ self.intrinsics.T
+        return mapped[:, :2] / mapped[:, 2:], local[:, 2]
+
+    def inside(self, points: Float[np.ndarray, "n 3"]) -> Bool[np.ndarray, " n"]:
+        """Points that lie ahead and in the picture."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            pixels, depth = self.project(points)
+        return (depth > 0) & (pixels >= -0.5).all(axis=1) & (pixels <= np.array(self.size) - 0.5).all(axis=1)
+
+
+@dataclass(frozen=True)
+class PairStatistics:
+    """Pairs, and of each: points shared, their share, median angles in degrees, ratio of sizes (at least 1), and the
+    boxes that hold the shared points in both images (x0 y0 x1 y1, featkit pixels)."""
+
+    pairs: Int[np.ndarray, "n 2"]
+    shared: Int[np.ndarray, " n"]
+    overlap: Float[np.ndarray, " n"]
+    angle_deg: Float[np.ndarray, " n"]
+    rotation_deg: Float[np.ndarray, " n"]
+    scale: Float[np.ndarray, " n"]
+    box0: Float[np.ndarray, "n 4"]
+    box1: Float[np.ndarray, "n 4"]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def select(self, index: np.ndarray) -> PairStatistics:
+        """The pairs at `index` (numbers or a mask)."""
+        return PairStatistics(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+
+def seen_points(tracks: SceneTracks, views: Sequence[PinholeView]) -> list[Int[np.ndarray, " p"]]:
+    """Of every image the points that it observed and that lie in its picture, ascending."""
+    found = []
+    for image, view in enumerate(views):
+        points = np.unique(tracks.observed_points[tracks.observed_images == image])
+        found.append(points[view.inside(tracks.points[points])])
+    return found
+
+
+def shared_counts(seen: Sequence[Int[np.ndarray, " p"]], num_points: int) -> Int[np.ndarray, "m m"]:
+    """How many points two images share."""
+    counts = np.zeros((len(seen), len(seen)), np.int64)
+    mask = np.zeros(num_points, bool)
+    for first, points in enumerate(seen):
+        mask[points] = True
+        for second in range(first):
+            counts[first, second] = counts[second, first] = int(mask[seen[second]].sum())
+        mask[points] = False
+    return counts
+
+
+def candidates(tracks: SceneTracks, views: Sequence[PinholeView], config: PairChoiceConfig) -> PairStatistics:
+    """All pairs within the limits, first image before second."""
+    seen = seen_points(tracks, views)
+    counts = shared_counts(seen, len(tracks.points))
+    rows = [
+        _measured(tracks, views, seen, int(first), int(second))
+        for first, second in np.argwhere(np.triu(counts >= config.min_shared, 1))
+    ]
+    columns = [np.array(column) for column in zip(*rows, strict=True)] if rows else _NOTHING
+    found = PairStatistics(*columns)
+    return found.select(
+        (found.overlap >= config.min_overlap)
+        & (found.angle_deg >= config.min_angle_deg)
+        & (found.angle_deg <= config.max_angle_deg)
+        & (found.rotation_deg <= config.max_rotation_deg)
+        & (found.scale <= config.max_scale)
+    )
+
+
+_NOTHING = [np.zeros((0, 2), np.int64), *[np.zeros(0)] * 5, np.zeros((0, 4)), np.zeros((0, 4))]
+
+
+def _measured(
+    tracks: SceneTracks, views: Sequence[PinholeView], seen: Sequence[Int[np.ndarray, " p"]], first: int, second: int
+) -> tuple:
+    both = np.intersect1d(seen[first], seen[second], assume_unique=True)
+    points, pair = tracks.points[both], (views[first], views[second])
+    rays = [points + view.rotation.T @ view.translation for view in pair]  # from the camera's centre
+    rays = [ray / np.linalg.norm(ray, axis=1, keepdims=True) for ray in rays]
+    angle = np.degrees(np.arccos(np.clip((rays[0] * rays[1]).sum(axis=1), -1, 1)))
+    placed = [view.project(points) for view in pair]
+    focal = [np.sqrt(view.intrinsics[0, 0] * view.intrinsics[1, 1]) for view in pair]
+    scale = float(np.median(placed[1][1] / placed[0][1])) * focal[0] / focal[1]
+    cosine = (np.trace(pair[0].rotation.T @ pair[1].rotation) - 1) / 2
+    return (
+        (first, second),
+        len(both),
+        len(both) / min(len(seen[first]), len(seen[second])),
+        float(np.median(angle)),
+        float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))),
+        max(scale, 1 / scale),
+        *(np.quantile(xy, (BOX_SHARE, 1 - BOX_SHARE), axis=0).ravel() for xy, _ in placed),
+    )
+
+
+def choose(found: PairStatistics, images: int, max_pairs: int, generator: np.random.Generator) -> PairStatistics:
+    """Of the candidates those to learn from: no image in more than `max_pairs`, spread over easy and hard ones."""
+    partners: list[Int[np.ndarray, " k"]] = []
+    for image in range(images):
+        own = np.flatnonzero((found.pairs == image).any(axis=1))
+        partners.append(own[np.argsort(-found.overlap[own], kind="stable")])
+    used, taken = np.zeros(images, np.int64), np.zeros(len(found), bool)
+
+    def take(rows: Int[np.ndarray, " k"]) -> bool:
+        """Take one of the rows at random whose two images have room."""
+        free = rows[~taken[rows] & (used[found.pairs[rows]] < max_pairs).all(axis=1)]
+        if len(free):
+            row = free[generator.integers(len(free))]
+            taken[row] = True
+            used[found.pairs[row]] += 1
+        return bool(len(free))
+
+    for group in range(max_pairs):
+        for image in generator.permutation(images):
+            own = partners[image]
+            start, stop = (len(own) * (group + end) // max_pairs for end in (0, 1))
+            take(own[start:stop])
+    for row in generator.permutation(len(found)):  # room that the groups have left
+        take(np.array([row]))
+    return found.select(taken)

@@ -1,0 +1,221 @@
+"""One mapped scene as posed pairs: its photographs undistorted and reduced, their cameras, and the pairs chosen."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from pydantic import Field
+
+from featkit.config import Config, Runtime
+from featkit.data.pair_choice import PairChoiceConfig, PairStatistics, PinholeView, candidates, choose
+from featkit.data.posed_format import CameraTable, format_cameras, format_pairs, parse_cameras
+from featkit.data.posed_pairs import ALIGNED, CAMERAS, IMAGES, PAIRS, STATISTICS, PosedConfig
+from featkit.data.scene_patches import Scene
+from featkit.data.undistort import Pinhole, pinhole_of, pinhole_picture
+from featkit.errors import BadInputError
+from featkit.features.workers import usable_cores
+from featkit.geometry.homography import intrinsics_from_colmap
+from featkit.images.decode import DecodeConfig, DecodedImage, decode
+from featkit.log import progress
+from featkit.store.stamp import digest
+from featkit.store.text import write_text
+
+DENSE, JOURNAL = "dense0", "img_cam.part"
+BOX_DIGITS = 1  # of a pixel, in pairs.json
+
+
+class PosedPairsConfig(Config):
+    """Everything that decides a set of posed pairs."""
+
+    max_side: int = Field(800, ge=64)
+    """Longer side of the photographs, px; smaller ones keep their size."""
+    quality: int = Field(92, ge=1, le=100)
+    """Of JPEG."""
+    choice: PairChoiceConfig = PairChoiceConfig()
+    workers: Runtime[int] = Field(0, ge=0)
+    """Photographs resampled at the same time; 0: one per core."""
+
+
+def write_scene(config: PosedPairsConfig, scene: Scene, folder: Path, generator: np.random.Generator) -> dict[str, Any]:
+    """Write folder/dense0/aligned, keeping photographs that the journal lists. Returns counts. Raises BadInputError."""
+    aligned = folder / DENSE / ALIGNED
+    aligned.mkdir(parents=True, exist_ok=True)
+    table = _photographs(config, scene, aligned, folder / JOURNAL)
+    views = [
+        PinholeView((int(w), int(h)), k, r, t)
+        for (w, h), k, r, t in zip(
+            table.sizes, intrinsics_from_colmap(table.intrinsics), table.rotations, table.translations, strict=True
+        )
+    ]
+    found = candidates(scene.tracks, views, config.choice)
+    if not len(found):
+        raise BadInputError(
+            f"{scene.tracks.name}: of the pairs that share points none is within the limits of the choice (angles,"
+            " rotation, scale, overlap); change them with --set choice.max_angle_deg=90 and the like"
+        )
+    chosen = choose(found, len(views), config.choice.max_pairs, generator)
+    used = np.unique(chosen.pairs)
+    for image in np.setdiff1d(np.arange(len(views)), used):
+        (aligned / IMAGES / table.names[image]).unlink(missing_ok=True)
+    write_text(aligned / CAMERAS, format_cameras(_rows(table, used)))
+    pairs = format_pairs(chosen.pairs, table.names)
+    write_text(aligned / PAIRS, pairs)
+    write_text(aligned / STATISTICS, json.dumps(_statistics(chosen, pairs)) + "\n")
+    return _counts(scene, chosen, len(found), len(used))
+
+
+def name_of(name: str) -> str:
+    """The name of an image in the set: always a JPEG."""
+    return name if name.lower().endswith((".jpg", ".jpeg")) else f"{name}.jpg"
+
+
+def _photographs(config: PosedPairsConfig, scene: Scene, aligned: Path, journal: Path) -> CameraTable:
+    """Write all photographs that are not there yet; the cameras of all, in the order of the tracks.
+
+    A line of the journal, an img_cam.txt in the order of writing, says that a photograph is whole.
+    """
+    tracks = scene.tracks
+    names = [name_of(name) for name in tracks.image_names]
+    _check_names(names, scene.images)
+    done = _read_journal(journal, aligned)
+    left = [number for number, name in enumerate(names) if name not in done]
+
+    def make(number: int) -> tuple[int, Pinhole]:
+        return number, _write_photograph(config, scene, number, aligned / IMAGES / names[number])
+
+    with (
+        ThreadPoolExecutor(config.workers or usable_cores()) as pool,
+        progress(f"photographs of {tracks.name}", len(left), "images") as advance,
+        journal.open("w", encoding="utf-8") as lines,
+    ):
+        lines.write("".join(done.values()))
+        for number, pinhole in pool.map(make, left):
+            line = format_cameras(
+                CameraTable(
+                    (names[number],),
+                    np.array([0]),
+                    np.array([pinhole.size]),
+                    pinhole.intrinsics[None],
+                    (pinhole.turn @ tracks.rotations[number])[None],
+                    (pinhole.turn @ tracks.translations[number])[None],
+                )
+            )
+            lines.write(line)
+            lines.flush()
+            done[names[number]] = line
+            advance(1)
+    return parse_cameras("".join(done[name] for name in names), str(journal))
+
+
+def _read_journal(journal: Path, aligned: Path) -> dict[str, str]:
+    """Lines of photographs that are there, by name; a line that was cut off does not count."""
+    if not journal.is_file():
+        return {}
+    whole = [line for line in journal.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    if not whole:
+        return {}
+    names = parse_cameras("".join(whole), str(journal)).names
+    return {name: line for name, line in zip(names, whole, strict=True) if (aligned / IMAGES / name).is_file()}
+
+
+def _write_photograph(config: PosedPairsConfig, scene: Scene, number: int, target: Path) -> Pinhole:
+    path = scene.images / scene.tracks.image_names[number]
+    image = decode(path, DecodeConfig(), colour=True)
+    size = tuple(scene.tracks.image_sizes[number].tolist())
+    if image.stored_size != size:
+        raise BadInputError(
+            f"{path}: {image.stored_size[0]} x {image.stored_size[1]} pixels, but the model's camera has"
+            f" {size[0]} x {size[1]}; use the photographs the model was made of"
+        )
+    if np.linalg.det(image.stored_from_pixels[:, :2]) < 0:  # no camera sees a mirrored file upright: it stays as it is
+        image = _unturned(image)
+    projector = scene.tracks.projectors[number]
+    try:
+        pinhole = pinhole_of(projector, image.size, image.stored_from_pixels, config.max_side)
+        picture = pinhole_picture(image, projector, pinhole)
+    except ValueError as error:
+        raise BadInputError(
+            f"{path}: cannot be undistorted ({error}); remove it from the model, or map the scene again"
+        ) from None
+    smallest = PosedConfig().min_side_px
+    if min(pinhole.size) < smallest:
+        raise BadInputError(f"{path}: smaller than {smallest} px; there is nothing to learn from it")
+    _write_jpeg(picture, target, config.quality)
+    return pinhole
+
+
+def _unturned(image: DecodedImage) -> DecodedImage:
+    """The image with its pixels as they are stored."""
+    linear = image.stored_from_pixels[:, :2].round().astype(int)
+    pixels = image.pixels if linear[0, 0] else image.pixels.transpose(1, 0, 2)
+    stored = linear if linear[0, 0] else linear @ np.array([[0, 1], [1, 0]])
+    pixels = np.ascontiguousarray(pixels[:: stored[1, 1], :: stored[0, 0]])
+    return DecodedImage(pixels, image.stored_size, np.eye(2, 3))
+
+
+def _write_jpeg(picture: UInt8[np.ndarray, "h w 3"], target: Path, quality: int) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    part = target.with_name(f".{target.name}.part")
+    part.write_bytes(encoded.tobytes())
+    os.replace(part, target)
+
+
+def _check_names(names: Sequence[str], images: Path) -> None:
+    """Raise BadInputError for names that a line of text cannot hold, or that two images would get."""
+    for name in names:
+        if name != name.strip() or "\t" in name or name.splitlines() != [name] or name[0] == "#":
+            raise BadInputError(f"{images}: the name {name!r} cannot stand in a text file; rename it and map again")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise BadInputError(f"{images}: two images would be written as {twice!r}; rename one and map again")
+
+
+def _rows(table: CameraTable, rows: np.ndarray) -> CameraTable:
+    return CameraTable(
+        tuple(table.names[row] for row in rows),
+        table.lines[rows],
+        table.sizes[rows],
+        table.intrinsics[rows],
+        table.rotations[rows],
+        table.translations[rows],
+    )
+
+
+def _statistics(chosen: PairStatistics, pairs: str) -> dict[str, Any]:
+    """The content of pairs.json: lists in the order of pairs.txt."""
+    return {
+        "of_pairs": digest(pairs),
+        "shared": chosen.shared.tolist(),
+        "overlap": chosen.overlap.round(4).tolist(),
+        "angle_deg": chosen.angle_deg.round(3).tolist(),
+        "rotation_deg": chosen.rotation_deg.round(3).tolist(),
+        "scale": chosen.scale.round(4).tolist(),
+        "box0": chosen.box0.round(BOX_DIGITS).tolist(),
+        "box1": chosen.box1.round(BOX_DIGITS).tolist(),
+    }
+
+
+def _counts(scene: Scene, chosen: PairStatistics, possible: int, images: int) -> dict[str, Any]:
+    def middle(values: np.ndarray) -> float:
+        return round(float(np.median(values)), 3)
+
+    return {
+        "images": images,
+        "of_images": len(scene.tracks.image_names),
+        "pairs": len(chosen),
+        "of_pairs": possible,
+        "median_shared": middle(chosen.shared),
+        "median_overlap": middle(chosen.overlap),
+        "median_angle_deg": middle(chosen.angle_deg),
+        "median_rotation_deg": middle(chosen.rotation_deg),
+        "median_scale": middle(chosen.scale),
+    }

@@ -1,0 +1,129 @@
+"""`featkit data posed-pairs`: mapped scenes -> posed pairs in the layout of posed_pairs.py.
+
+    OUT/scene/dense0/aligned/...    the photographs as a pinhole camera sees them, their cameras, the pairs
+    OUT/scene/made.json             settings and counts; written last, so a scene with it is whole
+    OUT/dataset.json, licence.txt   of all scenes
+
+A scene grows in OUT/.scene.part and is moved when it is whole; a command that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featkit import __version__
+from featkit.data.pair_choice import PairChoiceConfig, shared_counts
+from featkit.data.posed_scene import JOURNAL, PosedPairsConfig, write_scene
+from featkit.data.scene_patches import DATASET, LICENCE, Scene
+from featkit.data.tracks import SceneTracks
+from featkit.errors import BadInputError, NotWritableError
+from featkit.store.stamp import digest, is_stamped, read_stamp, write_stamp
+from featkit.store.text import write_text
+
+LOGGER = logging.getLogger(__name__)
+MADE, STARTED = "made.json", "started.json"
+
+
+def make_posed_pairs(
+    config: PosedPairsConfig, scenes: Sequence[Scene], out: Path, seed: int = 0, overwrite: bool = False
+) -> dict[str, Any]:
+    """Write posed pairs of all scenes to the folder `out`; scenes that are whole there are kept. Returns what
+    dataset.json holds. Raises BadInputError, NotWritableError.
+    """
+    check_output(out)
+    for scene in scenes:
+        _check_shared(scene.tracks, config.choice)
+    counts = {}
+    try:
+        for scene in scenes:
+            counts[scene.tracks.name] = _make_scene(config, scene, out, seed, overwrite)
+        summary = {
+            "featkit_version": __version__,
+            "seed": seed,
+            "settings": config.result_fields(),
+            "pairs": sum(count["pairs"] for count in counts.values()),
+            "images": sum(count["images"] for count in counts.values()),
+            "scenes": counts,
+            "licences": {scene.tracks.name: scene.licence for scene in scenes},
+        }
+        licences = "".join(f"{scene.tracks.name}: {scene.licence.strip()}\n" for scene in scenes)
+        write_text(out / LICENCE, licences)
+        write_text(out / DATASET, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise NotWritableError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    return summary
+
+
+def check_output(out: Path) -> None:
+    """Refuse a folder that holds anything but posed pairs. Raises BadInputError."""
+    if out.is_file():
+        raise BadInputError(f"{out}: is a file; choose another --out")
+    for entry in sorted(out.iterdir()) if out.is_dir() else ():
+        known = entry.name in {DATASET, LICENCE} or entry.name.startswith(".") or (entry / MADE).is_file()
+        if not known:
+            raise BadInputError(f"{out}: holds {entry.name!r}, so it is no set of posed pairs; choose another --out")
+
+
+def _check_shared(tracks: SceneTracks, config: PairChoiceConfig) -> None:
+    """Raise BadInputError, before anything is written, when no two images share enough points."""
+    seen = [np.unique(tracks.observed_points[tracks.observed_images == i]) for i in range(len(tracks.image_names))]
+    most = shared_counts(seen, len(tracks.points)).max()
+    if most < config.min_shared:
+        raise BadInputError(
+            f"{tracks.name}: no two images share {config.min_shared} points (at most {most}); map the scene with more"
+            " photographs of the same things, or lower choice.min_shared"
+        )
+
+
+def _make_scene(config: PosedPairsConfig, scene: Scene, out: Path, seed: int, overwrite: bool) -> dict[str, Any]:
+    name, inputs = scene.tracks.name, _inputs(scene, seed)
+    target, part = out / name, out / f".{name}.part"
+    if is_stamped(target / MADE, config, inputs):
+        LOGGER.info("%s: up to date in %s", name, target)
+        return (read_stamp(target / MADE) or {})["counts"]
+    if target.exists() and not overwrite:
+        raise BadInputError(
+            f"{target}: was made with other settings or from another map; --overwrite, or choose another --out"
+        )
+    if not is_stamped(part / MADE, config, inputs):
+        if not is_stamped(part / STARTED, config, inputs):
+            shutil.rmtree(part, ignore_errors=True)
+            write_stamp(part / STARTED, config, inputs)
+        counts = write_scene(config, scene, part, np.random.default_rng([seed, 4]))
+        write_stamp(part / MADE, config, inputs, counts=counts)
+    for file in (STARTED, JOURNAL):
+        (part / file).unlink(missing_ok=True)
+    old = out / f".{name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    part.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    return (read_stamp(target / MADE) or {})["counts"]
+
+
+def _inputs(scene: Scene, seed: int) -> str:
+    """A digest of the map, of the sizes of the photographs' files, and of the seed."""
+    tracks = scene.tracks
+    hashed = hashlib.sha256()
+    for array in (
+        tracks.image_sizes,
+        tracks.rotations,
+        tracks.translations,
+        tracks.points,
+        tracks.observed_points,
+        tracks.observed_images,
+        tracks.observed_xy,
+    ):
+        hashed.update(np.ascontiguousarray(array).tobytes())
+    paths = {name: scene.images / name for name in tracks.image_names}
+    sizes = [f"{name} {path.stat().st_size if path.is_file() else -1}" for name, path in paths.items()]
+    return digest(hashed.hexdigest(), str(seed), *sizes)
