@@ -58,9 +58,9 @@ def make_scene(
     return MadeScene(folder, table, rng.uniform(-1, 1, (100, 3)))
 
 
-def smooth_noise(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """A coloured picture whose colours change over some ten pixels."""
-    noise = cv2.GaussianBlur(rng.normal(0, 1, (*shape, 3)).astype(np.float32), (0, 0), 4)
+def smooth_noise(shape: tuple[int, int], rng: np.random.Generator, sigma_px: float = 4.0) -> np.ndarray:
+    """A coloured picture whose colours change over a few sigma."""
+    noise = cv2.GaussianBlur(rng.normal(0, 1, (*shape, 3)).astype(np.float32), (0, 0), sigma_px)
     return np.clip(128 + 60 * noise / noise.std(), 0, 255).astype(np.uint8)
 
 
