@@ -1,0 +1,220 @@
+"""From a map to posed pairs and back: exact lines on rendered photographs, a lens, stops and wrong turns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from posed_scenes import RadialLens, tracks_of
+
+from featkit.data import posed_scene
+from featkit.data.homographies import CanvasConfig, ViewConfig
+from featkit.data.pair_choice import PairChoiceConfig
+from featkit.data.posed_pairs import PosedPairs, read_posed_pairs
+from featkit.data.posed_samples import PairAugmentation, PosedSamples
+from featkit.data.posed_scene import PosedPairsConfig, name_of
+from featkit.data.posed_writer import make_posed_pairs
+from featkit.data.rendered import RenderedConfig, surface_point
+from featkit.data.scene_patches import Scene
+from featkit.errors import BadInputError
+from featkit.geometry.epipolar import epipolar_distances
+from featkit.geometry.homography import apply_homography
+from featkit.geometry.poses import rotation_matrix
+
+RENDERED = RenderedConfig(width=400, height=300, num_map=6, num_queries=2, texel_m=0.012)  # tests/conftest.py's
+CONFIG = PosedPairsConfig(max_side=220, workers=1)
+K1 = -0.08
+POINTS = 300
+
+
+@pytest.fixture(scope="module")
+def lens_scene(small_rendered: Any, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """The rendered photographs as a camera with a lens takes them, and a map of points of their surfaces."""
+    images = tmp_path_factory.mktemp("lens")
+    focal, _, cx, cy = small_rendered.intrinsics.params
+    lens = RadialLens(focal, (cx - 0.5, cy - 0.5), K1)
+    y, x = np.mgrid[:300, :400]
+    rays = lens.rays(np.stack([x, y], axis=2).reshape(-1, 2).astype(float))
+    straight = (focal * rays[:, :2] + lens.centre).reshape(300, 400, 2).astype(np.float32)
+    rng, points = np.random.default_rng(0), []
+    for name, pose in small_rendered.poses.items():
+        picture = cv2.imread(str(small_rendered.images / name))
+        bent = cv2.remap(picture, straight[..., 0], straight[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        cv2.imwrite(str(images / name.replace(".jpg", ".png")), bent)
+        points.append(surface_point(RENDERED, pose, rng.uniform((40, 30), (360, 270), (POINTS, 2))))
+    cloud = np.concatenate(points)
+    cloud = cloud[np.isfinite(cloud).all(axis=1)]
+    poses = [(rotation_matrix(pose.qvec), pose.tvec) for pose in small_rendered.poses.values()]
+    lenses = {name.replace(".jpg", ".png"): lens for name in small_rendered.poses}
+    return Scene(tracks_of("courtyard", cloud, lenses, poses, (400, 300)), images, "CC0")
+
+
+@pytest.fixture(scope="module")
+def made(lens_scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("posed") / "out"
+    return out, make_posed_pairs(CONFIG, [lens_scene], out)
+
+
+def seen_by(pairs: PosedPairs, image: int, points: np.ndarray) -> np.ndarray:
+    """featkit pixels of world points by the camera that was read back; NaN outside of the image."""
+    cameras = pairs.scenes[0]
+    local = points @ cameras.rotations[image].T + cameras.translations[image]
+    mapped = local @ cameras.intrinsics[image].T
+    found = mapped[:, :2] / mapped[:, 2:]
+    inside = (local[:, 2] > 0) & ((found >= -0.5) & (found <= cameras.sizes[image] - 0.5)).all(axis=1)
+    return np.where(inside[:, None], found, np.nan)
+
+
+def test_true_matches_lie_on_their_lines(made: tuple[Path, Any], lens_scene: Scene) -> None:
+    """Written, resized, undistorted, read back; then augmented by homographies: 1e-3 px."""
+    pairs = read_posed_pairs(made[0])
+    assert len(pairs) == made[1]["pairs"] > 5
+    strong = ViewConfig(rotation_deg=40, scale_max=1.6, perspective=0.25)
+    samples = PosedSamples(pairs, PairAugmentation(canvas=CanvasConfig(width=160, height=120), views=strong))
+    for index, (_, first, second) in enumerate(pairs.pairs):
+        x0, x1 = (seen_by(pairs, image, lens_scene.tracks.points) for image in (first, second))
+        both = np.isfinite(x0).all(axis=1) & np.isfinite(x1).all(axis=1)
+        assert both.sum() > 100
+        found = epipolar_distances(pairs.fundamental01(index), x0[both], x1[both])
+        assert max(d.max() for d in found) < 1e-3
+        sample = samples.sample(index, np.random.default_rng(index))
+        on0 = apply_homography(sample.canvas0_from_image, x0[both])
+        on1 = apply_homography(sample.canvas1_from_image, x1[both])
+        good = np.isfinite(on0).all(axis=1) & np.isfinite(on1).all(axis=1)
+        assert max(d.max() for d in epipolar_distances(sample.fundamental01, on0[good], on1[good])) < 1e-3
+
+
+def difference(original: np.ndarray, picture: np.ndarray, between: np.ndarray, shift_px: float) -> float:
+    """Of a picture to the original seen through a homography and moved to the right, mean grey levels."""
+    moved = between.copy()
+    moved[0, 2] += shift_px
+    seen = cv2.warpPerspective(original, moved, (picture.shape[1], picture.shape[0]), flags=cv2.INTER_LINEAR)
+    return float(np.abs(seen.astype(int) - picture)[6:-6, 6:-6].mean())
+
+
+def test_the_cameras_are_those_of_the_pictures(made: tuple[Path, Any], small_rendered: Any) -> None:
+    """Bent by a lens, undistorted and reduced, each picture is the rendered one seen by the camera that was written."""
+    pairs = read_posed_pairs(made[0])
+    cameras = pairs.scenes[0]
+    focal, _, cx, cy = small_rendered.intrinsics.params
+    rendered = np.array([[focal, 0, cx - 0.5], [0, focal, cy - 0.5], [0, 0, 1]])
+    for image, name in enumerate(cameras.image_names):
+        picture = pairs.pixels(0, image)
+        assert max(picture.shape) == 220
+        original = cv2.imread(str(small_rendered.images / name.replace(".png.jpg", ".jpg")))[:, :, ::-1]
+        original = cv2.GaussianBlur(original, (0, 0), 0.7)  # the reduction's own blur
+        between = cameras.intrinsics[image] @ np.linalg.inv(rendered)
+
+        shifts = np.linspace(-0.5, 0.5, 5)
+        values = [difference(original, picture, between, shift) for shift in shifts]
+        bend = np.polyfit(shifts, values, 2)
+        assert abs(-bend[1] / (2 * bend[0])) < 0.1, "the best place is where the camera says"
+
+
+def test_what_is_written(made: tuple[Path, Any]) -> None:
+    out, summary = made
+    aligned = out / "courtyard" / "dense0" / "aligned"
+    assert sorted(p.name for p in aligned.iterdir()) == ["images", "img_cam.txt", "pairs.json", "pairs.txt"]
+    assert sorted(p.name for p in out.iterdir()) == ["courtyard", "dataset.json", "licence.txt"]
+    assert (out / "licence.txt").read_text() == "courtyard: CC0\n"
+    assert json.loads((out / "dataset.json").read_text()) == summary
+    told = json.loads((aligned / "pairs.json").read_text())
+    assert all(len(told[key]) == summary["pairs"] for key in ("shared", "overlap", "scale", "angle_deg", "box0"))
+    boxes = read_posed_pairs(out).boxes
+    np.testing.assert_allclose(boxes[:, 0], told["box0"])
+    assert (boxes[:, :, 2:] - boxes[:, :, :2] > 20).all()
+
+
+def test_a_set_that_is_whole_is_kept(
+    made: tuple[Path, Any], lens_scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(made[0], tmp_path / "out"))
+    monkeypatch.setattr(posed_scene, "decode", None)  # nothing may be read again
+    assert make_posed_pairs(CONFIG, [lens_scene], out) == made[1]
+    more = PosedPairsConfig(max_side=200, workers=1)
+    with pytest.raises(BadInputError, match="--overwrite"):
+        make_posed_pairs(more, [lens_scene], out)
+    with pytest.raises(BadInputError, match="--overwrite"):
+        make_posed_pairs(CONFIG, [lens_scene], out, seed=1)
+    monkeypatch.undo()
+    make_posed_pairs(more, [lens_scene], out, overwrite=True)
+    assert read_posed_pairs(out).scenes[0].sizes.max() == 200
+    assert sorted(p.name for p in out.iterdir()) == ["courtyard", "dataset.json", "licence.txt"]
+
+
+def test_stopped_it_goes_on(
+    made: tuple[Path, Any], lens_scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After three photographs it is stopped; the next run makes only the others, and the same bytes come out."""
+    whole, calls = posed_scene._write_photograph, []
+
+    def stops(config: Any, scene: Scene, number: int, target: Path) -> Any:
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(number)
+        return whole(config, scene, number, target)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(posed_scene, "_write_photograph", stops)
+    with pytest.raises(KeyboardInterrupt):
+        make_posed_pairs(CONFIG, [lens_scene], out)
+    assert not (out / "courtyard").exists()
+    journal = out / ".courtyard.part" / posed_scene.JOURNAL
+    journal.write_text(journal.read_text()[:-10])  # the last line was being written
+    again: list[int] = []
+    monkeypatch.setattr(
+        posed_scene, "_write_photograph", lambda c, s, number, t: (again.append(number), whole(c, s, number, t))[1]
+    )
+    assert make_posed_pairs(CONFIG, [lens_scene], out) == made[1]
+    assert again == [2, 3, 4, 5]
+    files = [path.relative_to(out) for path in out.rglob("*") if path.is_file()]
+    assert sorted(files) == sorted(p.relative_to(made[0]) for p in made[0].rglob("*") if p.is_file())
+    assert all((out / file).read_bytes() == (made[0] / file).read_bytes() for file in files)
+
+
+def test_wrong_turns(lens_scene: Scene, tmp_path: Path) -> None:
+    tracks, out = lens_scene.tracks, tmp_path / "out"
+    alone = replace(tracks, observed_images=np.arange(len(tracks.observed_images)) % len(tracks.image_names))
+    thin = replace(alone, observed_points=np.arange(len(alone.observed_points)) % len(alone.points))
+    wrong: list[tuple[PosedPairsConfig, Scene, str]] = [
+        (PosedPairsConfig(choice=PairChoiceConfig(min_shared=99999)), lens_scene, "no two images share 99999 points"),
+        (CONFIG, replace(lens_scene, tracks=replace(thin, points=thin.points)), "no two images share 30 points"),
+        (
+            PosedPairsConfig(max_side=220, workers=1, choice=PairChoiceConfig(max_angle_deg=1.5)),
+            lens_scene,
+            "none is within the limits",
+        ),
+        (CONFIG, replace(lens_scene, tracks=replace(tracks, image_sizes=tracks.image_sizes * 2)), "the model's camera"),
+        (CONFIG, replace(lens_scene, images=tmp_path / "gone"), "no such image"),
+        (CONFIG, replace(lens_scene, tracks=replace(tracks, image_names=("#a", *tracks.image_names[1:]))), "rename"),
+        (
+            CONFIG,
+            replace(lens_scene, tracks=replace(tracks, projectors=(RadialLens(300, (199.5, 149.5), -5.0),) * 6)),
+            "cannot be undistorted",
+        ),
+        (PosedPairsConfig(max_side=70, workers=1), lens_scene, "smaller than 64 px"),
+    ]
+    for config, scene, says in wrong:
+        with pytest.raises(BadInputError, match=says):
+            make_posed_pairs(config, [scene], out)
+        assert not (out / "courtyard").exists()
+        shutil.rmtree(out, ignore_errors=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("")
+    with pytest.raises(BadInputError, match=r"letter\.txt"):
+        make_posed_pairs(CONFIG, [lens_scene], tmp_path / "full")
+
+
+def test_names() -> None:
+    assert [name_of(name) for name in ("a.JPG", "b/c.jpeg", "d.png", "e")] == [
+        "a.JPG",
+        "b/c.jpeg",
+        "d.png.jpg",
+        "e.jpg",
+    ]
