@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from featkit.cli import fetch, options
 from featkit.cli.common import Outcome, RunOptions, verb
+from featkit.errors import UsageError
 
 HELP = "Make, pack and fetch the data that descriptors are trained and tested on."
 PATCHES_HELP = """Cut patches of the same points out of all photographs of mapped scenes, in UBC PhotoTour's format.
@@ -25,11 +26,13 @@ Example: `featkit data posed-pairs scenes/church scenes/bridge --out posed`
 A scene is what `featkit data patches` takes. Photographs are undistorted and reduced; pairs are chosen by shared
 points, angles and scale (--set choice.max_angle_deg=45 and the like). Stopped, the same command goes on."""
 
-PACK_HELP = """Pack folders of patches into one small file that trains elsewhere, as many whole points as fit.
+PACK_HELP = """Pack folders of patches, or of posed pairs and photographs, into one small file that trains elsewhere.
 
-Example: `featkit data pack patches/liberty patches/buildings --out patches.zip --max-mb 30`
+Examples: `featkit data pack patches/liberty patches/buildings --out patches.zip --max-mb 30`,
+`featkit data pack posed photos --out photographs.zip --max-mb 60`
 
-Train with it as with a folder; one of its sets alone is `patches.zip/liberty`."""
+As many whole points, or photographs, as fit. Train with it as with a folder; one of its sets alone is
+`patches.zip/liberty`."""
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -119,18 +122,48 @@ app.command("fetch", help=fetch.HELP, no_args_is_help=True)(fetch.command)
 
 @verb
 def pack(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders in UBC PhotoTour's format.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Patches (UBC PhotoTour's format), or posed pairs and photographs."),
+    ],
     out: options.Out,
-    max_mb: Annotated[float, typer.Option(help="Largest size of the file, 10^6 bytes.", min=0.01)] = 30.0,
-    side: Annotated[int, typer.Option(help="Reduce patches to this side, px; a multiple of 8.", min=8)] = 64,
-    quality: Annotated[int, typer.Option(help="Of JPEG; 0: without loss.", min=0, max=100)] = 80,
+    max_mb: Annotated[
+        float | None,
+        typer.Option(help="Largest size of the file, 10^6 bytes.", min=0.01, show_default="30; photographs: 60"),
+    ] = None,
+    side: Annotated[
+        int | None, typer.Option(help="Reduce patches to this side, px; a multiple of 8.", min=8, show_default="64")
+    ] = None,
+    max_side: Annotated[
+        int | None, typer.Option(help="Reduce photographs to this longer side, px.", min=64, show_default="640")
+    ] = None,
+    quality: Annotated[
+        int | None,
+        typer.Option(help="Of JPEG; 0: patches without loss.", min=0, max=100, show_default="80; photographs: 88"),
+    ] = None,
     *,
     run: RunOptions,
 ) -> Outcome:
+    from featkit.data.image_pack import kind_of
+
+    kinds = {kind_of(folder) for folder in folders}
+    if kinds == {"patches"}:
+        return _pack_patches(
+            folders, out, run.seed, options.given(max_mb=max_mb, side=side, quality=quality, max_side=max_side)
+        )
+    if "patches" in kinds:
+        patch_folder = next(folder for folder in folders if kind_of(folder) == "patches")
+        raise UsageError(f"{patch_folder}: no photographs in it; patches and photographs go into packs of their own")
+    return _pack_photographs(
+        folders, out, run.seed, options.given(max_mb=max_mb, max_side=max_side, quality=quality, side=side)
+    )
+
+
+def _pack_patches(folders: list[Path], out: Path, seed: int, values: dict[str, Any]) -> Outcome:
+    from featkit.config import make
     from featkit.data.pack_writer import PackConfig, write_pack
 
-    config = PackConfig(max_mb=max_mb, side=side, quality=quality)
-    manifest = write_pack(config, folders, out, run.seed)
+    manifest = write_pack(make(PackConfig, values, where="data pack of patches"), folders, out, seed)
     size = out.stat().st_size / 1e6
     lines = [
         f"{name}: {s['patches']:,} of {s['of_patches']:,} patches, {s['classes']:,} points,"
@@ -139,6 +172,22 @@ def pack(
     ]
     total = sum(s["patches"] for s in manifest["sets"].values())
     lines.append(f"{out}: {size:.1f} MB, {total:,} patches")
+    return Outcome({"out": str(out), "megabytes": size, **manifest}, lines)
+
+
+def _pack_photographs(folders: list[Path], out: Path, seed: int, values: dict[str, Any]) -> Outcome:
+    from featkit.config import make
+    from featkit.data.image_pack import ImagePackConfig, write_image_pack
+
+    manifest = write_image_pack(make(ImagePackConfig, values, where="data pack of photographs"), folders, out, seed)
+    size = out.stat().st_size / 1e6
+    lines = [
+        f"{name}: {s['images']:,} of {s['of_images']:,} photographs"
+        + (f", {s['pairs']:,} of {s['of_pairs']:,} pairs" if "pairs" in s else "")
+        + f", {s['megabytes']:.1f} MB"
+        for name, s in manifest["sets"].items()
+    ]
+    lines.append(f"{out}: {size:.1f} MB")
     return Outcome({"out": str(out), "megabytes": size, **manifest}, lines)
 
 

@@ -26,6 +26,7 @@ from featkit.errors import BadInputError
 
 FORMAT = 1
 MANIFEST = "pack.json"
+IMAGES_KIND = "photographs"  # the manifest's "kind" of a pack that image_pack.py wrote
 MAX_SIDE = 256  # px of a patch
 MAX_BYTES = 1 << 28  # of one member: more is no pack, but an attempt to fill the memory
 
@@ -120,6 +121,8 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 def _manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
     manifest = json.loads(_member(archive, MANIFEST))
+    if isinstance(manifest, dict) and manifest.get("kind") == IMAGES_KIND:
+        raise BadInputError(f"{archive.filename}: a pack of photographs, not of patches")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("sets"), dict):
         raise BadInputError(f"{archive.filename}: not a pack of format {FORMAT}; pack it again with this featkit")
     return manifest

@@ -15,6 +15,13 @@ def intrinsics_from_colmap(intrinsics: Float[np.ndarray, "*b 3 3"]) -> Float[np.
     return moved
 
 
+def intrinsics_to_colmap(intrinsics: Float[np.ndarray, "*b 3 3"]) -> Float[np.ndarray, "*b 3 3"]:
+    """The way back from `intrinsics_from_colmap`."""
+    moved = np.array(intrinsics, dtype=np.float64)
+    moved[..., :2, 2] += COLMAP_ORIGIN
+    return moved
+
+
 def as_homography(affine: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "3 3"]:
     """A 2 x 3 affine map as a homography."""
     return np.concatenate([affine, [[0.0, 0.0, 1.0]]])

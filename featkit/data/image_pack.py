@@ -1,0 +1,260 @@
+"""`featkit data pack` of photographs: posed pairs and folders of photographs -> one zip that is read as it is.
+
+    pack.json                           what it holds, how it was made, licences
+    NAME/scene/dense0/aligned/...       of a folder of posed pairs: read_posed_pairs takes the zip, or `pack.zip/NAME`
+    NAME/...jpg                         of a folder of photographs, upright: HomographyPairs takes them
+
+Photographs are reduced to what the network sees. Where they do not fit, every folder gives up photographs drawn at
+random until all have the same share of the room; folders smaller than that stay whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from pydantic import Field
+
+from featkit import __version__
+from featkit.config import Config
+from featkit.data.homography_pairs import photographs, reduced
+from featkit.data.image_tree import is_image, open_tree
+from featkit.data.pack_writer import EPOCH
+from featkit.data.patch_pack import FORMAT, IMAGES_KIND, MANIFEST
+from featkit.data.phototour import INFO
+from featkit.data.posed_format import CameraTable, format_cameras, format_pairs
+from featkit.data.posed_pairs import (
+    ALIGNED,
+    CAMERAS,
+    IMAGES,
+    PAIRS,
+    STATISTICS,
+    PosedConfig,
+    PosedPairs,
+    read_posed_pairs,
+)
+from featkit.data.posed_scene import name_of
+from featkit.data.scene_patches import LICENCE
+from featkit.errors import BadInputError, NothingCameOutError, NotWritableError, UsageError
+from featkit.geometry.homography import intrinsics_to_colmap
+from featkit.log import Advance, progress
+from featkit.store.stamp import digest
+
+SAMPLE = 8  # photographs that tell how large a folder will be
+ENTRY_BYTES = 400  # of a photograph beside its JPEG: the zip's directory, its camera and pairs, deflated
+EVERY_PAIR = PosedConfig(max_rotation_deg=180, max_pairs=1 << 40)
+Kind = Literal["patches", "posed", "photographs"]
+
+
+class ImagePackConfig(Config):
+    """What a pack of photographs holds."""
+
+    max_mb: float = Field(60.0, gt=0)
+    """Size of the file, 10^6 bytes."""
+    max_side: int = Field(640, ge=64)
+    """Longer side of the photographs, px."""
+    quality: int = Field(88, ge=1, le=100)
+    """Of JPEG."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A folder to pack. load: the pixels of photograph number i; groups: photographs that are of use together, in the
+    order in which they are taken."""
+
+    name: str
+    kind: Kind
+    names: tuple[str, ...]
+    load: Callable[[int], np.ndarray]
+    groups: Sequence[tuple[int, ...]]
+    posed: PosedPairs | None
+    licence: str
+
+
+def kind_of(folder: Path) -> Kind:
+    """What a folder holds, as far as packing goes; patches where nobody knows."""
+    if (folder / INFO).is_file() or not folder.is_dir():
+        return "patches"
+    names = open_tree(folder).names()
+    if any(name == CAMERAS or name.endswith(f"{ALIGNED}/{CAMERAS}") for name in names):
+        return "posed"
+    patches = any(name.startswith("patches") and name.endswith(".bmp") for name in names)
+    return "photographs" if not patches and any(is_image(name) for name in names) else "patches"
+
+
+def write_image_pack(config: ImagePackConfig, folders: Sequence[Path], out: Path, seed: int = 0) -> dict[str, Any]:
+    """Pack posed pairs and photographs into the zip `out`, whole or not at all; returns the manifest.
+
+    Raises UsageError, BadInputError, NothingCameOutError when not one pair or photograph of a folder fits,
+    NotWritableError.
+    """
+    names = [folder.resolve().name for folder in folders]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two of the folders are named {twice!r}; rename one")
+    if out.is_dir():
+        raise BadInputError(f"{out}: is a folder; name a file, such as {out / 'photographs.zip'}")
+    generator = np.random.default_rng(seed)
+    sources = [_source(folder, generator) for folder in folders]
+    part, most = out.with_name(f".{out.name}.part"), config.max_mb * 1e6
+    room = most
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            manifest = _write(config, sources, room, part, seed)
+            size = part.stat().st_size
+            if size <= most:
+                break
+            room *= 0.99 * most / size
+        os.replace(part, out)
+    except OSError as error:
+        raise NotWritableError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+    return manifest
+
+
+def _source(folder: Path, generator: np.random.Generator) -> _Source:
+    licence = folder / LICENCE
+    said = licence.read_text(encoding="utf-8", errors="replace").strip() if licence.is_file() else "not stated"
+    name, kind = folder.resolve().name, kind_of(folder)
+    if kind == "photographs":
+        files = photographs(folder)
+        groups = [(int(i),) for i in generator.permutation(len(files))]
+        names = tuple(name_of(file) for _, file in files)
+        return _Source(name, kind, names, lambda i: files[i][0].upright_pixels(files[i][1]), groups, None, said)
+    pairs = read_posed_pairs(folder, EVERY_PAIR)
+    first = np.cumsum([0, *(len(scene.image_names) for scene in pairs.scenes)])
+    places = [(number, image) for number, scene in enumerate(pairs.scenes) for image in range(len(scene.image_names))]
+    names = tuple(
+        f"{scene.name}/{ALIGNED}/{IMAGES}/{name_of(image)}" for scene in pairs.scenes for image in scene.image_names
+    )
+    order = pairs.pairs[generator.permutation(len(pairs))]
+    both: list[tuple[int, ...]] = [(int(first[scene] + a), int(first[scene] + b)) for scene, a, b in order]
+    return _Source(name, kind, names, lambda i: pairs.pixels(*places[i]), both, pairs, said)
+
+
+def _write(config: ImagePackConfig, sources: Sequence[_Source], room: float, part: Path, seed: int) -> dict[str, Any]:
+    sizes = [_estimate(config, source) for source in sources]
+    sets: dict[str, Any] = {}
+    with (
+        zipfile.ZipFile(part, "w") as archive,
+        progress("pack", sum(len(source.names) for source in sources), "photographs") as advance,
+    ):
+        for done, number in enumerate(
+            np.argsort(sizes, kind="stable")
+        ):  # small folders first: what they leave is shared
+            source = sources[number]
+            kept, used = _taken(config, source, room / (len(sources) - done), advance)
+            room -= used
+            sets[source.name] = _add(archive, source, kept)
+        manifest = {
+            "format": FORMAT,
+            "kind": IMAGES_KIND,
+            "featkit_version": __version__,
+            "seed": seed,
+            "settings": config.result_fields(),
+            "sets": {source.name: sets[source.name] for source in sources},
+        }
+        _deflate(archive, MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return manifest
+
+
+def _estimate(config: ImagePackConfig, source: _Source) -> float:
+    """Bytes of a whole folder, by some of its photographs."""
+    some = sorted({image for group in source.groups[:SAMPLE] for image in group})[:SAMPLE]
+    return len(source.names) * (
+        ENTRY_BYTES + sum(len(_encoded(config, source, image)[0]) for image in some) / len(some)
+    )
+
+
+def _taken(
+    config: ImagePackConfig, source: _Source, share: float, advance: Advance
+) -> tuple[dict[int, tuple[bytes, tuple[int, int]]], float]:
+    """The JPEGs and sizes of as many photographs as fit into a share of the room, and the bytes they take."""
+    kept: dict[int, tuple[bytes, tuple[int, int]]] = {}
+    used = 0.0
+    for group in source.groups:
+        new = {image: _encoded(config, source, image) for image in group if image not in kept}
+        more = sum(len(data) + ENTRY_BYTES for data, _ in new.values())
+        if used + more > share:
+            break
+        kept.update(new)
+        used += more
+        advance(len(new))
+    if not kept:
+        raise NothingCameOutError(
+            f"{config.max_mb:g} MB are too few for the photographs of {source.name}; allow more with --max-mb"
+        )
+    return kept, used
+
+
+def _encoded(config: ImagePackConfig, source: _Source, image: int) -> tuple[bytes, tuple[int, int]]:
+    """JPEG, and the size (width, height) it was reduced to."""
+    pixels = cv2.cvtColor(reduced(source.load(image), config.max_side), cv2.COLOR_RGB2BGR)
+    encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, config.quality])[1]
+    return encoded.tobytes(), (pixels.shape[1], pixels.shape[0])
+
+
+def _add(archive: zipfile.ZipFile, source: _Source, kept: dict[int, tuple[bytes, tuple[int, int]]]) -> dict[str, Any]:
+    """Write a folder's photographs, cameras and pairs; returns its entry of the manifest."""
+    for image in sorted(kept):
+        archive.writestr(zipfile.ZipInfo(f"{source.name}/{source.names[image]}", EPOCH), kept[image][0])
+    _deflate(archive, f"{source.name}/{LICENCE}", source.licence + "\n")
+    entry: dict[str, Any] = {"kind": source.kind, "images": len(kept), "of_images": len(source.names)}
+    if source.posed is not None:
+        first = 0
+        entry |= {"pairs": 0, "of_pairs": len(source.posed)}
+        for number, scene in enumerate(source.posed.scenes):
+            count = len(scene.image_names)
+            sizes = {i: kept[first + i][1] for i in range(count) if first + i in kept}
+            entry["pairs"] += _add_scene(archive, source, number, sizes)
+            first += count
+    return entry | {"megabytes": round(sum(len(data) for data, _ in kept.values()) / 1e6, 3), "licence": source.licence}
+
+
+def _add_scene(archive: zipfile.ZipFile, source: _Source, number: int, sizes: dict[int, tuple[int, int]]) -> int:
+    """Write the cameras and pairs of a scene's photographs that are kept, K scaled with them; how many pairs."""
+    assert source.posed is not None
+    scene, images = source.posed.scenes[number], np.array(sorted(sizes), dtype=np.int64)
+    rows = (source.posed.pairs[:, 0] == number) & np.isin(source.posed.pairs[:, 1:], images).all(axis=1)
+    if not rows.any():
+        return 0
+    new = np.array([sizes[image] for image in images])
+    scale = new / scene.sizes[images]
+    intrinsics = intrinsics_to_colmap(scene.intrinsics[images])
+    intrinsics[:, :2] *= scale[:, :, None]  # with the origin at the corner a resized image's K is K scaled
+    names = tuple(name_of(name) for name in scene.image_names)
+    table = CameraTable(
+        tuple(names[image] for image in images),
+        images,
+        new,
+        intrinsics,
+        scene.rotations[images],
+        scene.translations[images],
+    )
+    pairs = source.posed.pairs[rows, 1:]
+    text = format_pairs(pairs, names)
+    whole = np.ones((len(names), 2))
+    whole[images] = scale
+    boxes = (source.posed.boxes[rows] + 0.5) * np.tile(whole[pairs], 2) - 0.5
+    told = {"of_pairs": digest(text), "box0": boxes[:, 0].round(1).tolist(), "box1": boxes[:, 1].round(1).tolist()}
+    folder = f"{source.name}/{scene.name}/{ALIGNED}"
+    for name, content in ((CAMERAS, format_cameras(table)), (PAIRS, text), (STATISTICS, json.dumps(told) + "\n")):
+        _deflate(archive, f"{folder}/{name}", content)
+    return len(pairs)
+
+
+def _deflate(archive: zipfile.ZipFile, name: str, text: str) -> None:
+    info = zipfile.ZipInfo(name, EPOCH)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    archive.writestr(info, text.encode())
