@@ -1,0 +1,158 @@
+"""SCFeat's detection loss: keypoints that match well, by policy gradient.
+
+In words: draw keypoints in both images, match them by their descriptors, and make keypoints whose matches agree with
+the poses more probable, the others less.
+
+    L_kp = - 1 / (|Q_0| + |Q_1|) * ( sum_ij p_ij r_ij log(P_kp(x_i) P_kp(y_j))
+                                     + lambda L_fme (sum_i log P_kp(x_i) + sum_j log P_kp(y_j)) )           (eq. 21)
+
+    Q, P_kp  keypoints of an image and their probabilities: grid_policy.py
+    p_ij     probability that x_i and y_j match: softmax over row i times softmax over column j of -60 (1 - cos_ij)
+    r_ij     reward of the pair (eq. 20), from the match matrix (eq. 16 to 18) and L_fme (eq. 19)
+    lambda   -0.001: a small price of every keypoint; L_fme is 1 where it is not defined or not used
+
+The paper leaves the sign and p_ij to PoSFeat: minus, since the loss is minimised, and the sum weighted by p_ij, through
+which no gradient flows. Descriptors have no gradient either: their network is frozen.
+
+Sun, Zhu, Ji: Shared Coupling-bridge for Weakly Supervised Local Feature Learning, III-D (2).
+Shapes: scores (b, 1, h, w) at image resolution, maps (b, c, h', w'), F (b, 3, 3) -> a scalar, the mean over b pairs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from featkit.config import Config
+from featkit.geometry.sampling import sample_map
+from featkit.losses.base import LossResult
+from featkit.losses.distances import full_precision
+from featkit.losses.negatives import mean_where
+from featkit.losses.scfeat.epipolar_matches import match_matrix
+from featkit.losses.scfeat.fundamental_error import FundamentalError, FundamentalErrorConfig, fundamental_error
+from featkit.losses.scfeat.grid_policy import GridPolicyConfig, KeypointSample, accepted_first, sample_keypoints
+from featkit.losses.scfeat.rewards import RewardConfig, regulariser_factor, rewards
+
+NO_MATCH = -1e4  # affinity of what was not drawn: its probability is exactly 0 in float32
+
+
+class DetectionLossConfig(Config):
+    policy: GridPolicyConfig = GridPolicyConfig()
+    """How keypoints are drawn."""
+    epsilon_px: float = Field(2.0, gt=0)
+    """Good pairs are nearer than this to their epipolar lines in both images (paper, eq. 18)."""
+    temperature: float = Field(60.0, gt=0)
+    """Factor of the cosines in the match probabilities (authors' code)."""
+    error: FundamentalErrorConfig = FundamentalErrorConfig()
+    """How the error of the fundamental matrix is estimated."""
+    reward: RewardConfig = RewardConfig()
+    """What pairs earn."""
+    regulariser: float = -0.001
+    """lambda_reg (authors' code)."""
+    per_keypoint: bool = True
+    """Whether the sums are divided by |Q_0| + |Q_1| (paper), or left as they are (authors' code)."""
+
+
+class Judged(NamedTuple):
+    """gain: p_ij r_ij, 0 for what was not drawn. Statistics of the pairs of keypoints; nothing here has a gradient."""
+
+    gain: Float[Tensor, "b n m"]
+    error: FundamentalError
+    statistics: dict[str, Tensor]
+
+
+def detection_loss(
+    scores0: Float[Tensor, "b 1 h w"],
+    scores1: Float[Tensor, "b 1 h w"],
+    map0: Float[Tensor, "b c h2 w2"],
+    map1: Float[Tensor, "b c h2 w2"],
+    fundamental01: Float[Tensor, "b 3 3"],
+    image_size: tuple[int, int],
+    config: DetectionLossConfig,
+    generator: torch.Generator,
+    valid0: Bool[Tensor, "b 1 h w"] | None = None,
+    valid1: Bool[Tensor, "b 1 h w"] | None = None,
+) -> LossResult:
+    """L_kp above. valid0, valid1: pixels of the images that show anything; None: all.
+
+    Raises ValueError for scores that are not at the images' resolution.
+    """
+    if tuple(scores0.shape[2:]) != image_size[::-1] or scores0.shape != scores1.shape:
+        raise ValueError(f"scores of {tuple(scores0.shape)} and {tuple(scores1.shape)} for images of {image_size}")
+    sample0 = accepted_first(sample_keypoints(scores0, config.policy, generator, valid0))
+    sample1 = accepted_first(sample_keypoints(scores1, config.policy, generator, valid1))
+    with torch.no_grad(), torch.autocast(map0.device.type, enabled=False):
+        judged = _judged(sample0, sample1, map0, map1, fundamental01, image_size, config, generator)
+    loss = policy_loss(sample0, sample1, judged.gain, regulariser_factor(judged.error, config.reward), config)
+    drawn = torch.cat([sample0.accepted.sum(1), sample1.accepted.sum(1)]).float()
+    return LossResult(loss, {"keypoints": drawn.mean(), **judged.statistics})
+
+
+def policy_loss(
+    sample0: KeypointSample,
+    sample1: KeypointSample,
+    gain: Float[Tensor, "b n m"],
+    factor: Float[Tensor, " b"],
+    config: DetectionLossConfig,
+) -> Float[Tensor, ""]:
+    """Eq. 21 with gain_ij = p_ij r_ij and factor = L_fme: the gradient reaches the scores through log P_kp alone."""
+    log0 = torch.where(sample0.accepted, sample0.log_probability, 0.0)
+    log1 = torch.where(sample1.accepted, sample1.log_probability, 0.0)
+    earned = (log0 * gain.sum(2)).sum(1) + (log1 * gain.sum(1)).sum(1)  # sum_ij gain_ij (log0_i + log1_j)
+    total = earned + config.regulariser * factor * (log0.sum(1) + log1.sum(1))
+    if not config.per_keypoint:
+        return -total.sum()
+    return -(total / (sample0.accepted.sum(1) + sample1.accepted.sum(1)).clamp(min=1)).mean()
+
+
+def _judged(
+    sample0: KeypointSample,
+    sample1: KeypointSample,
+    map0: Float[Tensor, "b c h2 w2"],
+    map1: Float[Tensor, "b c h2 w2"],
+    fundamental01: Float[Tensor, "b 3 3"],
+    image_size: tuple[int, int],
+    config: DetectionLossConfig,
+    generator: torch.Generator,
+) -> Judged:
+    """Matches of the keypoints that were drawn, and what they earn."""
+    points = (sample0.points, sample1.points)
+    drawn = sample0.accepted[:, :, None] & sample1.accepted[:, None]
+    good = match_matrix(*points, fundamental01, config.epsilon_px) & drawn
+    error = fundamental_error(*points, good, fundamental01, image_size, config.error, generator)
+    reward = rewards(good, error, config.reward)
+    first, second = (
+        F.normalize(sample_map(full_precision(maps), at, image_size), dim=2)
+        for maps, at in zip((map0, map1), points, strict=True)
+    )
+    cosine = (first @ second.mT).masked_fill_(~drawn, -torch.inf)
+    probability = match_probability(cosine, drawn, config.temperature)
+    mutual = _mutual(cosine) & drawn
+    statistics = {
+        "good_share": (mutual & good).sum() / mutual.sum().clamp(min=1),
+        "good_matches": (mutual & good).sum() / len(good),
+        "fundamental_error": mean_where(error.value, error.defined),
+        "error_defined_share": error.defined.float().mean(),
+        "reward": (probability * reward).sum() / probability.sum().clamp(min=torch.finfo(probability.dtype).tiny),
+    }
+    return Judged(probability * reward, error, statistics)
+
+
+def match_probability(
+    cosine: Float[Tensor, "b n m"], drawn: Bool[Tensor, "b n m"], temperature: float
+) -> Float[Tensor, "b n m"]:
+    """p_ij above, over the keypoints that were drawn; 0 for the others."""
+    affinity = (temperature * (cosine - 1)).masked_fill_(~drawn, NO_MATCH)
+    return affinity.softmax(2).mul_(affinity.softmax(1)).mul_(drawn)
+
+
+def _mutual(cosine: Float[Tensor, "b n m"]) -> Bool[Tensor, "b n m"]:
+    """Which pairs are each other's nearest."""
+    rows = torch.zeros_like(cosine, dtype=torch.bool).scatter_(2, cosine.argmax(2, keepdim=True), True)
+    columns = torch.zeros_like(rows).scatter_(1, cosine.argmax(1, keepdim=True), True)
+    return rows & columns
