@@ -36,6 +36,7 @@ PAIRINGS: dict[str, Entry] = {
 }
 TASKS: dict[str, Entry] = {
     "patch": Entry("featkit.training.patch_task:PatchTask", "a patch descriptor, trained on classes of patches"),
+    "scfeat": Entry("featkit.training.scfeat.stages:ScfeatStages", "SCFeat, trained on pairs of images with poses"),
 }
 KINDS = {"extractor": EXTRACTORS, "matcher": MATCHERS, "pairing": PAIRINGS, "task": TASKS}
 

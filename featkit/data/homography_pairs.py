@@ -5,13 +5,14 @@ What a warm-up learns from where there are no poses: every pixel's place in the 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, UInt8
+from jaxtyping import Bool, Float64, Int, UInt8
 from torch import Tensor
 
 from featkit.config import Config
@@ -70,6 +71,13 @@ class HomographyPairs:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def select(self, index: Int[np.ndarray, " k"]) -> HomographyPairs:
+        """The photographs at `index`, in that order."""
+        some = copy.copy(self)
+        some.files = [self.files[int(i)] for i in index]
+        some._cache = PixelCache(self._cache.limit_mb)
+        return some
 
     def sample(self, index: int, generator: np.random.Generator) -> HomographySample:
         """Two views of a photograph. Raises BadInputError when it is broken."""

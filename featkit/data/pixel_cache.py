@@ -12,7 +12,7 @@ class PixelCache:
     """What came first stays, up to a limit: in an order drawn anew every epoch no other rule keeps more hits."""
 
     def __init__(self, limit_mb: float):
-        self._limit = limit_mb * 1e6
+        self.limit_mb = limit_mb
         self._kept: dict[Hashable, np.ndarray] = {}
         self._lock = threading.Lock()
         self.held_bytes = 0
@@ -24,7 +24,7 @@ class PixelCache:
             return found
         pixels = load()
         with self._lock:
-            if key not in self._kept and self.held_bytes + pixels.nbytes <= self._limit:
+            if key not in self._kept and self.held_bytes + pixels.nbytes <= 1e6 * self.limit_mb:
                 pixels.flags.writeable = False
                 self._kept[key] = pixels
                 self.held_bytes += pixels.nbytes

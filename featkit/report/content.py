@@ -53,6 +53,15 @@ class MatchPicture:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """Any picture, as JPEG, and what is to be seen in it."""
+
+    title: str
+    jpeg: bytes
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class Histogram:
     """How often values occur; values that are not finite are left out and counted in the caption."""
 
@@ -111,7 +120,7 @@ class Headline:
     hint: str = ""
 
 
-Item = Scene3D | MatchPicture | Histogram | Curves | Table | Configuration
+Item = Scene3D | MatchPicture | Picture | Histogram | Curves | Table | Configuration
 
 
 @dataclass(frozen=True)

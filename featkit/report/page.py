@@ -13,6 +13,7 @@ from featkit.report.content import (
     Histogram,
     Item,
     MatchPicture,
+    Picture,
     Report,
     Scene3D,
     Section,
@@ -110,6 +111,8 @@ class _ItemWriter:
         if isinstance(item, Curves):
             return self._figure(item.title, curves_figure(item), "chart")
         if isinstance(item, MatchPicture):
+            return self._matches(item)
+        if isinstance(item, Picture):
             return self._picture(item)
         if isinstance(item, Configuration):
             return self._configuration(item)
@@ -124,7 +127,14 @@ class _ItemWriter:
             f"<figcaption>{for_html(figure.caption)}</figcaption></figure>"
         )
 
-    def _picture(self, picture: MatchPicture) -> str:
+    def _picture(self, picture: Picture) -> str:
+        return (
+            f'<figure class="item">{_heading(picture.title)}'
+            f'<img src="{data_uri(picture.jpeg)}" alt="{for_html(picture.title)}">'
+            f"<figcaption>{for_html(picture.caption)}</figcaption></figure>"
+        )
+
+    def _matches(self, picture: MatchPicture) -> str:
         self.pictures += 1
         caption = for_html(match_caption(picture, self.detail))
         if self.pictures > self.detail.pictures:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,43 +12,99 @@ import numpy as np
 
 from featkit.errors import BadInputError
 from featkit.losses.sdgm import ANGLE_STATISTICS, POWER_STATISTICS
-from featkit.report.content import Cell, Configuration, Curve, Curves, Headline, Item, Report, Section, Table
+from featkit.report.content import Cell, Configuration, Curve, Curves, Headline, Item, Picture, Report, Section, Table
 from featkit.report.page import write_report
 from featkit.training.run_folder import FIRST_COLUMNS, Row, RunFolder, read_metrics
 
 SHARES = (0.15, 0.35, 0.55, 0.75, 0.95)  # SDGMNet's tables II to IV: epochs 30, 70, 110, 150 and 190 of 200
 
 
-def training_report(run: Path) -> Path:
-    """Write report.html of a run's folder and return it. Raises BadInputError for a folder that holds no run."""
+@dataclass(frozen=True)
+class Records:
+    """What a finished training left behind."""
+
+    summary: dict[str, Any]
+    rows: list[Row]
+    configuration: str
+    pictures: list[Path]
+
+
+def read_records(run: Path) -> Records:
+    """Raises BadInputError for a folder that holds no finished training."""
     folder = RunFolder(run)
     try:
         summary = json.loads(folder.summary.read_text(encoding="utf-8"))
-        rows = read_metrics(folder.metrics)
         configuration = (run / "config.yaml").read_text(encoding="utf-8")
+        return Records(summary, read_metrics(folder.metrics), configuration, sorted(folder.pictures.glob("*.jpg")))
     except (OSError, ValueError) as error:
         raise BadInputError(f"{run}: not the folder of a finished training ({error})") from None
+
+
+def training_report(run: Path) -> Path:
+    """Write report.html of a run's folder and return it. Raises BadInputError for a folder that holds no run."""
+    records = read_records(run)
+    summary = records.summary
+    data, unit = summary["data"], summary["unit"]
+    report = Report(
+        title=f"Training: {summary['recipe'] or summary['task']}",
+        subtitle=f"{data['name']}: {data[unit]:,} {unit} of {len(data['scenes'])} scenes",
+        headlines=headlines(summary),
+        sections=sections_of(records),
+    )
+    return write_report(report, RunFolder(run).report)
+
+
+def stages_report(run: Path, stages: Sequence[str]) -> Path:
+    """Write report.html of a training in stages, each in a folder of its own; those that are there are shown."""
+    found = {stage: read_records(run / stage) for stage in stages if RunFolder(run / stage).summary.is_file()}
+    if not found:
+        raise BadInputError(f"{run}: not the folder of a finished training (none of {', '.join(stages)} is there)")
+    last = list(found.values())[-1].summary
+    parts = [
+        f"{stage}: {r.summary['steps']:,} steps in {r.summary['seconds'] / 60:.1f} min" for stage, r in found.items()
+    ]
+    report = Report(
+        title=f"Training: {last['recipe'] or last['task']}",
+        subtitle="; ".join(parts),
+        headlines=headlines(last),
+        sections=[section for stage, records in found.items() for section in sections_of(records, f"{stage}: ")],
+    )
+    return write_report(report, RunFolder(run).report)
+
+
+def headlines(summary: dict[str, Any]) -> list[Headline]:
+    """Best score, length, time."""
+    best, score, unit = (summary[key] for key in ("best", "score", "unit"))
+    value = score["factor"] * best[score["name"]]
+    return [
+        Headline(score["label"], value, score["unit"], f"best, at step {best['step']:,}"),
+        Headline("steps", summary["steps"]),
+        Headline(f"{unit} seen", summary[unit]),
+        Headline("training", round(summary["seconds"] / 60, 1), "min", f"on {summary['device']}"),
+    ]
+
+
+def sections_of(records: Records, prefix: str = "") -> list[Section]:
+    """Networks, curves, statistics, pictures and configuration of one training. prefix: before every heading."""
+    summary, rows = records.summary, records.rows
     sections = [
         Section("Networks", items=[training_table(summary)]),
         Section("Curves", items=curves_of(rows, summary["score"], summary["unit"])),
         *statistics_sections(rows, {summary["score"]["name"], f"{summary['unit']}_per_s"}),
-        Section("Configuration", items=[Configuration("config.yaml", configuration)]),
     ]
-    best, data, score, unit = (summary[key] for key in ("best", "data", "score", "unit"))
-    report = Report(
-        title=f"Training: {summary['recipe'] or summary['task']}",
-        subtitle=f"{data['name']}: {data[unit]:,} {unit} of {len(data['scenes'])} scenes",
-        headlines=[
-            Headline(
-                score["label"], score["factor"] * best[score["name"]], score["unit"], f"best, at step {best['step']:,}"
-            ),
-            Headline("steps", summary["steps"]),
-            Headline(f"{unit} seen", summary[unit]),
-            Headline("training", round(summary["seconds"] / 60, 1), "min", f"on {summary['device']}"),
-        ],
-        sections=sections,
-    )
-    return write_report(report, folder.report)
+    if records.pictures:
+        sections.append(Section("Pictures", items=[_picture(path) for path in records.pictures]))
+    sections.append(Section("Configuration", items=[Configuration("config.yaml", records.configuration)]))
+    return [replace(section, title=_title(prefix, section.title)) for section in sections]
+
+
+def _title(prefix: str, title: str) -> str:
+    return f"{prefix[:1].upper()}{prefix[1:]}{title[:1].lower()}{title[1:]}" if prefix else title
+
+
+def _picture(path: Path) -> Picture:
+    name, _, step = path.stem.rpartition("_")
+    return Picture(f"{name}, step {int(step):,}", path.read_bytes())
 
 
 def training_table(summary: dict[str, Any]) -> Table:

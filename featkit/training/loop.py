@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import nn
 
 from featkit import __version__
@@ -79,6 +81,15 @@ class Task(Protocol):
 
     def save_weights(self, path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
         """Write a network of this task with these values as a weight."""
+        ...
+
+    @property
+    def picture_turns(self) -> int:
+        """How often along the training `pictures` are wanted."""
+        ...
+
+    def pictures(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        """What the network does now, in pictures by name."""
         ...
 
     def close(self) -> None: ...
@@ -184,6 +195,7 @@ class Run:
                     self._write_row(norm, result, score, progress)
                 progress.stepped(loss, "" if score is None else self.task.score.text(score))
                 self._keep_snapshot()
+                self._show()
                 self._save_or_stop(request)
         if self.world.is_first:
             self.folder.write_metrics(self.done.history)
@@ -238,6 +250,11 @@ class Run:
             path = self.folder.snapshots / f"step_{self.done.step:07d}.safetensors"
             path.parent.mkdir(exist_ok=True)
             self.task.save_weights(path, self.task.network.state_dict(), {"step": str(self.done.step)})
+
+    def _show(self) -> None:
+        turns = self.task.picture_turns
+        if turns and self.world.is_first and self._turns(1 / turns):
+            self.folder.add_pictures(self.done.step, self.task.pictures())
 
     def _write_row(self, norm: float, result: LossResult, score: float | None, progress: Progress) -> None:
         pending, self.done.pending = self.done.pending, []

@@ -41,6 +41,7 @@ class PatchTask:
     Config = PatchTraining
     name = "patch"
     unit = "patches"
+    picture_turns = 0
     score = Score("held_out_fpr95", "held-out FPR95", 100.0, "%")
 
     def __init__(self, config: PatchTraining, device: str = "auto"):
@@ -167,6 +168,9 @@ class PatchTask:
         network = PatchNetwork(self.config.network)
         network.load_state_dict(state)
         save_patch_network(path, network.eval(), metadata)
+
+    def pictures(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        return {}
 
     def close(self) -> None:
         """Stop reading ahead."""

@@ -9,14 +9,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import yaml
+from jaxtyping import UInt8
 
 from featkit.config import Config
 from featkit.store.text import write_text
 
 LOGGER = logging.getLogger(__name__)
 FIRST_COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "wait_share")
+JPEG = (cv2.IMWRITE_JPEG_QUALITY, 85)
 Row = dict[str, float]
 
 
@@ -31,6 +34,7 @@ class RunFolder:
         self.report = path / "report.html"
         self.bad_batch = path / "bad_batch.npz"
         self.snapshots = path / "snapshots"
+        self.pictures = path / "pictures"
         self._events: Any = None
 
     def start(self, config: Config, task: str, history: list[Row]) -> None:
@@ -72,6 +76,16 @@ class RunFolder:
                 if key != "step":
                     self._events.add_scalar(key, value, int(row["step"]))
             self._events.flush()
+
+    def add_pictures(self, step: int, pictures: dict[str, UInt8[np.ndarray, "h w 3"]]) -> None:
+        """RUN/pictures/NAME_STEP.jpg, and in TensorBoard."""
+        for name, pixels in pictures.items():
+            self.pictures.mkdir(exist_ok=True)
+            done, content = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), JPEG)
+            assert done
+            (self.pictures / f"{name}_{step:07d}.jpg").write_bytes(content.tobytes())
+            if self._events is not None:
+                self._events.add_image(name, pixels, step, dataformats="HWC")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_text(self.summary, json.dumps(summary, indent=1) + "\n")

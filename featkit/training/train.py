@@ -153,7 +153,7 @@ def remove_run(folder: RunFolder) -> None:
             (folder.path / name).unlink(missing_ok=True)
         for name in ("best.safetensors", "last.safetensors"):
             (folder.path / name).unlink(missing_ok=True)
-        for path in (folder.path / "tensorboard", folder.snapshots):
+        for path in (folder.path / "tensorboard", folder.snapshots, folder.pictures):
             shutil.rmtree(path, ignore_errors=True)
     except OSError as error:
         raise NotWritableError(f"{folder.path}: cannot be emptied ({error.strerror})") from None

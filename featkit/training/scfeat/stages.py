@@ -1,0 +1,152 @@
+"""`featkit train scfeat`: the stages one after the other, each in a folder of its own that can be gone on with."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featkit.data.posed_pairs import PosedPairs
+from featkit.errors import UsageError
+from featkit.models.scfeat import SCFeatNetwork
+from featkit.models.scfeat.resnet import load_encoder_weights
+from featkit.store.text import write_text
+from featkit.training.budget import seconds_of
+from featkit.training.checkpoint import load_checkpoint
+from featkit.training.scfeat.config import ScfeatTraining, StageTraining
+from featkit.training.scfeat.data import PhotoData, PosedData, Start
+from featkit.training.scfeat.dense_task import DenseTask
+from featkit.training.scfeat.description import DescriptionTask
+from featkit.training.scfeat.detection import DetectionTask
+from featkit.training.scfeat.warm_up import WarmUpTask
+from featkit.training.train import Trained, train
+from featkit.weights import load_scfeat_network
+
+LOGGER = logging.getLogger(__name__)
+WARM_UP, DESCRIPTION, DETECTION = STAGES = ("warm-up", "description", "detection")
+TASKS: dict[str, type[DenseTask[Any]]] = {WARM_UP: WarmUpTask, DESCRIPTION: DescriptionTask, DETECTION: DetectionTask}
+BEST = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class ScfeatData:
+    """What there is to learn from. photos: for the warm-up, folders or zips of photographs."""
+
+    name: str
+    pairs: PosedPairs
+    photos: tuple[Path, ...] = ()
+
+
+class ScfeatStages:
+    """SCFeat's training: built from its configuration, run on data."""
+
+    Config = ScfeatTraining
+
+    def __init__(self, config: ScfeatTraining, device: str = "auto"):
+        self.config, self.device = config, device
+
+    def configured(self) -> dict[str, StageTraining]:
+        """The stages' configurations by name, in order, complete."""
+        config = self.config
+        given = {WARM_UP: config.warm_up, DESCRIPTION: config.description, DETECTION: config.detection}
+        stages = {name: stage for name, stage in given.items() if stage is not None}
+        shares = sum(stage.share for stage in stages.values())
+        if config.budget and not all(stage.share > 0 for stage in stages.values()):
+            raise UsageError("--budget: every stage needs a `share` of it above 0")
+        made: dict[str, StageTraining] = {}
+        for name, stage in stages.items():
+            own: dict[str, Any] = {"network": config.network, "seed": config.seed}
+            if config.budget:
+                own["budget"] = f"{seconds_of(config.budget) * stage.share / shares:.0f}s"
+            if config.precision is not None:
+                own["precision"] = config.precision
+            made[name] = stage.model_copy(update=own)
+        return made
+
+    def run(
+        self,
+        data: ScfeatData,
+        output: Path,
+        *,
+        name: str = "",
+        encoder_weights: Path | None = None,
+        stages: Sequence[str] = STAGES,
+        devices: int = 1,
+        overwrite: bool = False,
+    ) -> list[Trained]:
+        """Train the stages named, in order; each starts from the best network of the one before, in OUT/<stage>.
+
+        The last one's networks are also OUT/best.safetensors and OUT/last.safetensors. Raises UsageError for a stage
+        that must start from one that is not there, and what `train` raises.
+        """
+        done = []
+        start = self.encoder_start(encoder_weights)
+        for stage, config in self.configured().items():
+            before, folder = start, output / stage
+            if stage in stages:
+                given = self._data(stage, data, before)
+                LOGGER.info("%s: %d %s, starts from %s", stage, given.count, TASKS[stage].unit, before.origin)
+                done.append(
+                    train(
+                        TASKS[stage],
+                        config,
+                        given,
+                        folder,
+                        name=name,
+                        device=self.device,
+                        devices=devices,
+                        overwrite=overwrite,
+                    )
+                )
+            if (folder / BEST).is_file():
+                start = self.start_from(folder)
+            elif stage not in stages and any(later in stages for later in STAGES[STAGES.index(stage) + 1 :]):
+                raise UsageError(
+                    f"{folder}: the stage {stage} comes first and is not there; run it, or all (no --stage)"
+                )
+        if done and done[-1].is_first:
+            _finish(done, output)
+        return done
+
+    def encoder_start(self, path: Path | None) -> Start:
+        """The encoder's values from a ResNet checkpoint, or nothing. Raises BadInputError."""
+        if path is None:
+            return Start()
+        network = SCFeatNetwork(self.config.network)
+        load_encoder_weights(network, path)
+        prefix = "backbone.encoder."
+        values = {key: value for key, value in network.state_dict().items() if key.startswith(prefix)}
+        return Start(values, path.name)
+
+    def start_from(self, folder: Path) -> Start:
+        """The best network of a stage: from its checkpoint, or where that is gone, rounded, from its weights file.
+
+        Raises BadInputError for a network of another size.
+        """
+        network = load_scfeat_network(folder / BEST, wanted=self.config.network)
+        state = load_checkpoint(folder / "checkpoint.pt")
+        values = network.state_dict() if state is None else state["progress"]["best_network"]
+        return Start({key: value.clone() for key, value in values.items()}, folder.name)
+
+    def _data(self, stage: str, data: ScfeatData, start: Start) -> PhotoData | PosedData:
+        if stage != WARM_UP:
+            return PosedData(data.name, data.pairs, start)
+        if not data.photos:
+            raise UsageError("the warm-up learns from photographs: give --photos, or leave it out: --set warm_up=null")
+        return PhotoData("+".join(path.name for path in data.photos), data.photos, start)
+
+
+def _finish(done: list[Trained], output: Path) -> None:
+    """The last stage's networks and a summary of all stages, in the run's own folder."""
+    last = done[-1].folder
+    for weights in (BEST, "last.safetensors"):
+        shutil.copyfile(last / weights, output / f".{weights}.part")
+        (output / f".{weights}.part").replace(output / weights)
+    found = [path for stage in STAGES if (path := output / stage / "summary.json").is_file()]
+    stages = [json.loads(path.read_text(encoding="utf-8")) for path in found]
+    summary = {**stages[-1], "seconds": round(sum(stage["seconds"] for stage in stages), 1), "stages": stages}
+    write_text(output / "summary.json", json.dumps(summary, indent=1) + "\n")

@@ -1,0 +1,160 @@
+"""SCFeat's training in its stages: each starts from the one before, goes on to the bit, and says what is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from posed_scenes import make_scene
+
+from featkit.config import make, merge
+from featkit.data.posed_pairs import read_posed_pairs
+from featkit.errors import BadInputError, NothingCameOutError, UsageError
+from featkit.losses.base import LossResult
+from featkit.models.scfeat import SCFeatNetwork
+from featkit.training.checkpoint import load_checkpoint
+from featkit.training.run_folder import read_metrics
+from featkit.training.scfeat.config import ScfeatTraining
+from featkit.training.scfeat.dense_task import DenseTask
+from featkit.training.scfeat.description import DescriptionTask
+from featkit.training.scfeat.stages import STAGES, ScfeatData, ScfeatStages
+from featkit.training.stopping import Stopped
+from featkit.weights import load_scfeat_network, save_scfeat_network
+
+CANVAS = {"canvas": {"width": 96, "height": 64}}
+STAGE = {"steps": 4, "batch_size": 1, "log_every": 1, "held_out": {"every": 0.5, "pairs": 2}, "pictures": 1}
+TINY: dict[str, Any] = {
+    "network": {
+        "encoder": "resnet18",
+        "decoder_channels": (8, 8),
+        "side_channels": 8,
+        "descriptor_channels": 16,
+        "norm_groups": 4,
+        "detector_feature_channels": 4,
+        "detector_image_channels": 4,
+        "detector_merged_channels": 4,
+    },
+    "warm_up": {**STAGE, "augmentation": CANVAS},
+    "description": {**STAGE, "augmentation": CANVAS},
+    "detection": {**STAGE, "augmentation": CANVAS},
+}
+TIMES = {"pairs_per_s", "photographs_per_s", "wait_share"}
+
+
+def recipe(**changes: Any) -> ScfeatTraining:
+    return make(ScfeatTraining, merge(TINY, changes))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ScfeatData:
+    root = tmp_path_factory.mktemp("posed")
+    make_scene(root, images=5)
+    return ScfeatData("made", read_posed_pairs(root), (root,))
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(run / "metrics.csv")]
+
+
+@pytest.fixture(scope="module")
+def whole(data: ScfeatData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run."""
+    run = tmp_path_factory.mktemp("whole")
+    ScfeatStages(recipe(), "cpu").run(data, run, name="tiny")
+    return run
+
+
+def test_every_stage_starts_from_the_one_before(whole: Path) -> None:
+    for stage in STAGES:
+        assert len(rows(whole / stage)) == STAGE["steps"]
+        assert list((whole / stage / "pictures").glob("*.jpg")) or stage == "warm-up"
+    warm_up, description, detection = (load_scfeat_network(whole / stage / "best.safetensors") for stage in STAGES)
+    began = load_checkpoint(whole / "detection" / "checkpoint.pt")
+    assert began is not None
+    changed = {k for k, v in detection.state_dict().items() if not torch.equal(v, description.state_dict()[k])}
+    assert changed
+    assert all(name.startswith("detector.") for name in changed), "backbone and bridge are frozen"
+    moved = [k for k, v in description.state_dict().items() if not torch.equal(v, warm_up.state_dict()[k])]
+    assert moved
+    assert not any(name.startswith("detector.") for name in moved)
+    assert (whole / "best.safetensors").read_bytes() == (whole / "detection" / "best.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stopped_training_goes_on_to_the_bit(
+    stage: str, data: ScfeatData, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = DenseTask.step
+
+    def step_and_die(task: DenseTask[Any], share: float) -> Any:
+        if task.name == stage and share == 0.5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(task, share)
+
+    monkeypatch.setattr(DenseTask, "step", step_and_die)
+    with pytest.raises(Stopped, match="stopped at step 3 of 4"):
+        ScfeatStages(recipe(), "cpu").run(data, tmp_path, name="tiny")
+    monkeypatch.undo()
+    ScfeatStages(recipe(), "cpu").run(data, tmp_path, name="tiny")
+    for each in STAGES:
+        assert rows(tmp_path / each) == rows(whole / each)
+    assert (tmp_path / "last.safetensors").read_bytes() == (whole / "last.safetensors").read_bytes()
+
+
+def test_stages_by_name(data: ScfeatData, tmp_path: Path) -> None:
+    stages = ScfeatStages(recipe(warm_up=None), "cpu")
+    with pytest.raises(UsageError, match=r"description: the stage description comes first and is not there"):
+        stages.run(data, tmp_path, stages=["detection"])
+    (done,) = stages.run(data, tmp_path, stages=["description"])
+    assert done.summary["data"]["start"] == "random"
+    (done,) = stages.run(data, tmp_path, stages=["detection"])
+    assert done.summary["data"]["start"] == "description"
+
+
+def test_the_encoder_may_come_from_elsewhere(data: ScfeatData, tmp_path: Path) -> None:
+    stages = ScfeatStages(recipe(warm_up=None), "cpu")
+    other = SCFeatNetwork(recipe().network, torch.Generator().manual_seed(9))
+    torch.save(other.backbone.encoder.state_dict(), tmp_path / "resnet18.pth")
+    start = stages.encoder_start(tmp_path / "resnet18.pth")
+    assert start.origin == "resnet18.pth"
+    assert torch.equal(start.values["backbone.encoder.conv1.weight"], other.backbone.encoder.conv1.weight)
+    assert all(name.startswith("backbone.encoder.") for name in start.values)
+
+
+def test_a_network_of_another_size_is_refused(tmp_path: Path) -> None:
+    network = SCFeatNetwork(recipe(network={"side_channels": 16}).network)
+    save_scfeat_network(tmp_path / "best.safetensors", network.eval(), {})
+    with pytest.raises(BadInputError, match="side_channels 16, but 8"):
+        ScfeatStages(recipe(), "cpu").start_from(tmp_path)
+
+
+def test_a_loss_that_is_no_number_stops_it(data: ScfeatData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = DescriptionTask._loss
+
+    def broken(task: DescriptionTask, batch: Any) -> LossResult:
+        found = plain(task, batch)
+        return LossResult(found.loss * (float("nan") if task.feed.state()["batches"] == 3 else 1.0), found.statistics)
+
+    monkeypatch.setattr(DescriptionTask, "_loss", broken)
+    with pytest.raises(NothingCameOutError, match=r"step 3: the loss became nan; its batch is in .*bad_batch.npz"):
+        ScfeatStages(recipe(warm_up=None), "cpu").run(data, tmp_path)
+    state = load_checkpoint(tmp_path / "description" / "checkpoint.pt")
+    assert state is not None
+    assert all(torch.isfinite(value).all() for value in state["modules"]["network"].values())
+
+
+def test_a_budget_is_shared() -> None:
+    stages = ScfeatStages(
+        recipe(budget="10min", warm_up={"share": 1}, description={"share": 2}, detection={"share": 1})
+    )
+    assert [stage.budget for stage in stages.configured().values()] == ["150s", "300s", "150s"]
+    none = ScfeatStages(recipe(budget="10min", detection={"share": 0}))
+    with pytest.raises(UsageError, match="share"):
+        none.configured()
+    scaled = recipe(detection={"steps": 2}).scaled_to(40)
+    assert scaled.warm_up is not None
+    assert (scaled.warm_up.steps, scaled.description.steps, scaled.detection.steps) == (40, 40, 20)
