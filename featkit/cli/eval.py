@@ -1,4 +1,4 @@
-"""`featkit eval ...`: descriptors of patches on the field's benchmarks."""
+"""`featkit eval ...`: features and descriptors on the field's benchmarks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from featkit.cli import options
+from featkit.cli import eval_matching, options
 from featkit.cli.common import Outcome, RunOptions, verb
 
-HELP = "Judge patch descriptors on UBC, HPatches and RomePatches."
+HELP = "Judge features on image matching, and patch descriptors on UBC, HPatches and RomePatches."
 UBC_HELP = """FPR95 on the test pairs of PhotoTour sets (UBC's own, or made with `featkit data patches`).
 
 Example: `featkit eval ubc --data patches/liberty --data patches/aerial --features rootsift,sdgmnet`
@@ -58,7 +58,7 @@ def ubc(
     from featkit.report.content import Table
 
     sets = [read_ubc(folder, pairs) for folder in data]
-    methods = [UbcMethod(name, "", "", name) for name in _names(features)]
+    methods = [UbcMethod(name, "", "", name) for name in eval_matching.method_names(features)]
     methods += find_runs(runs) if runs is not None else []
     scores = evaluate_ubc(sets, methods, lambda weight: describer(weight, run.device))
     found = ubc_table(scores)
@@ -112,7 +112,7 @@ def patches(
     }
     rows = []
     columns = ("verification_ap", "verification_auc", "matching", "retrieval")
-    for name in _names(features):
+    for name in eval_matching.method_names(features):
         scores = evaluate_hpatches(data, chosen, wanted, describer(name, run.device), config)
         results["scores"][name] = scores.as_json()
         rows.append([name, *(_percent(scores.means.get(column)) for column in columns)])
@@ -139,22 +139,13 @@ def rome(
     sets = {"train": read_rome(root, "train"), "test": read_rome(root, "test")}
     results: dict[str, Any] = {}
     rows = []
-    for name in _names(features):
+    for name in eval_matching.method_names(features):
         method = describer(name, run.device)
         scores = {part: evaluate_rome(data, method) for part, data in sets.items()}
         results[name] = {part: asdict(score) for part, score in scores.items()}
         rows.append([name, *(_percent(score.mean_ap) for score in scores.values())])
     tables = [Table("RomePatches, mAP, %", ["method", *sets], rows)]
     return _outcome({"scores": results}, tables + (_published("rome") if published else []), out)
-
-
-def _names(features: str) -> list[str]:
-    from featkit.errors import UsageError
-
-    names = [name.strip() for name in features.split(",") if name.strip()]
-    if not names:
-        raise UsageError("--features: names parted by commas, as rootsift,hynet")
-    return names
 
 
 def _percent(value: float | None) -> float | None:
@@ -185,6 +176,8 @@ def _outcome(results: dict[str, Any], tables: list[Any], out: Path | None) -> Ou
     return Outcome(results, [f"{out}: all numbers"] if out is not None else [], tables)
 
 
+app.command("hpatches", help=eval_matching.HPATCHES_HELP, no_args_is_help=True)(eval_matching.hpatches)
+app.command("oxford", help=eval_matching.OXFORD_HELP, no_args_is_help=True)(eval_matching.oxford)
 app.command("ubc", help=UBC_HELP, no_args_is_help=True)(ubc)
 app.command("patches", help=PATCHES_HELP, no_args_is_help=True)(patches)
 app.command("rome", help=ROME_HELP, no_args_is_help=True)(rome)

@@ -73,11 +73,12 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart: y over x; values that are not finite are left out."""
+    """One line of a chart: y over x; values that are not finite are left out. faint: a thin grey line behind others."""
 
     name: str
     x: Float[np.ndarray, " n"]
     y: Float[np.ndarray, " n"]
+    faint: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from featkit.report.content import Curve, Curves
 from featkit.report.escaping import for_plotly
 from featkit.report.formatting import format_cell, format_integer
-from featkit.report.scene3d import GROUP_COLOURS, OTHER_COLOURS, Figure, packed
+from featkit.report.scene3d import GROUP_COLOURS, NEUTRAL, OTHER_COLOURS, Figure, packed
 
 MOST_POINTS = 1500  # of one curve on the page; more are averaged in neighbouring groups
 COLOURS = (*GROUP_COLOURS.values(), *OTHER_COLOURS)
@@ -28,14 +28,18 @@ def curves_figure(curves: Curves) -> Figure:
         "showlegend": len(curves.curves) > 1,
         "dragmode": False,
     }
-    data = []
-    for number, curve in enumerate(curves.curves):
+    data, coloured = [], 0
+    for curve in sorted(curves.curves, key=lambda curve: not curve.faint):  # plotly draws the last one on top
         x, y = _shown(curve, curves.log_y)
+        drawn = (
+            {"color": NEUTRAL, "width": 1} if curve.faint else {"color": COLOURS[coloured % len(COLOURS)], "width": 2}
+        )
+        coloured += not curve.faint
         line = {
             "type": "scatter",
-            "mode": "lines+markers" if len(x) <= 30 else "lines",
+            "mode": "lines+markers" if len(x) <= 30 and not curve.faint else "lines",
             "name": for_plotly(curve.name),
-            "line": {"color": COLOURS[number % len(COLOURS)], "width": 2},
+            "line": drawn,
         }
         data.append(line | {"x": packed(x), "y": packed(y)})
     return Figure(data, layout, _caption(curves))
@@ -59,6 +63,8 @@ def _shown(curve: Curve, positive: bool) -> tuple[Float[np.ndarray, " k"], Float
 def _caption(curves: Curves) -> str:
     ends = []
     for curve in curves.curves:
+        if curve.faint:
+            continue
         finite = np.asarray(curve.y, np.float64)[np.isfinite(curve.y)]
         if len(finite):
             ends.append(f"{curve.name}: {format_integer(len(finite))} values, last {format_cell(float(finite[-1]))}")

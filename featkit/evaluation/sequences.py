@@ -1,0 +1,204 @@
+"""Image sequences with known homographies, in the layouts of HPatches and of the Oxford affine regions.
+
+A sequence is a folder of six images; five homographies map image 1 to each of the others.
+HPatches (Balntas et al., CVPR 2017): i_* (illumination) and v_* (viewpoint) with 1.ppm ... 6.ppm, H_1_2 ... H_1_6.
+Oxford (Mikolajczyk and Schmid, PAMI 2005): img1.* ... img6.*, H1to2p ... H1to6p. Homographies of both map pixel centres
+at whole numbers, which are featkit's pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from featkit.errors import BadInputError
+from featkit.images.decode import stored_size
+from featkit.images.listing import SUFFIXES
+from featkit.store.text import read_lines
+from featkit.types import Pair
+
+LOGGER = logging.getLogger(__name__)
+IMAGES = 6
+OTHERS = range(2, IMAGES + 1)
+TYPES = {"i_": "illumination", "v_": "viewpoint"}
+RELEASE = "hpatches-sequences-release"
+FETCH = "get HPatches with `featkit data fetch hpatches-sequences --out FOLDER`"
+# Beyond 1600 x 1200 px: D2-Net (Dusmanu et al., CVPR 2019) leaves them out, and 52 + 56 of the 116 sequences remain.
+TOO_LARGE = frozenset(
+    {
+        "i_contruction",
+        "i_crownnight",
+        "i_dc",
+        "i_pencils",
+        "i_whitebuilding",
+        "v_artisans",
+        "v_astronautis",
+        "v_talent",
+    }
+)
+OXFORD_HOMOGRAPHIES, HPATCHES_HOMOGRAPHIES = "H1to?p", "H_1_?"
+NAMED_AT_MOST = 6  # files of one error message
+UNIT_PX = 1000.0  # size of an image, roughly: a homography in this unit has entries near 1
+SINGULAR = 1e-12  # determinant, in that unit, of a matrix of norm 1 that is no homography
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """images: of image 1 to 6. homographies: image 1 -> image 2 ... 6, in featkit pixels."""
+
+    name: str
+    images: tuple[Path, ...]
+    homographies: Float[np.ndarray, "5 3 3"]
+
+    @property
+    def type(self) -> str:
+        """What HPatches calls it: "illumination" or "viewpoint"; "" for another data set."""
+        return TYPES.get(self.name[:2], "")
+
+    @property
+    def image_names(self) -> tuple[str, ...]:
+        """Names in a store, relative to the folder of sequences."""
+        return tuple(f"{self.name}/{path.name}" for path in self.images)
+
+    def pairs(self) -> Iterator[SequencePair]:
+        """Image 1 with each of the others."""
+        names = self.image_names
+        for number in OTHERS:
+            yield SequencePair(self, number, Pair(names[0], names[number - 1]), self.homographies[number - 2])
+
+
+@dataclass(frozen=True)
+class SequencePair:
+    """Image 1 and image `number`; homography: 1 -> `number`, in featkit pixels."""
+
+    sequence: Sequence
+    number: int
+    pair: Pair
+    homography: Float[np.ndarray, "3 3"]
+
+
+@dataclass(frozen=True)
+class SequenceSet:
+    """sequences: in order of their names. root: the folder they lie in. left_out: names of those too large."""
+
+    root: Path
+    sequences: tuple[Sequence, ...]
+    left_out: tuple[str, ...] = ()
+
+    def image_names(self) -> list[str]:
+        return [name for sequence in self.sequences for name in sequence.image_names]
+
+    def pairs(self) -> list[SequencePair]:
+        return [pair for sequence in self.sequences for pair in sequence.pairs()]
+
+    @property
+    def is_hpatches(self) -> bool:
+        """Whether the sequences are just those of D2-Net's protocol, on which the papers' numbers are measured."""
+        types = [sequence.type for sequence in self.sequences]
+        return (types.count("illumination"), types.count("viewpoint")) == (52, 56) and not TOO_LARGE & {
+            sequence.name for sequence in self.sequences
+        }
+
+
+def read_sequences(root: Path, names: Collection[str] = (), all_sequences: bool = False) -> SequenceSet:
+    """The sequences in a folder, in either layout. names: only these, whatever their size.
+
+    all_sequences: also those of HPatches that D2-Net's protocol leaves out as too large.
+    Raises BadInputError that names what is missing or broken.
+    """
+    root = _folder_of_sequences(root)
+    found = [path.name for path in sorted(root.iterdir()) if path.is_dir() and _is_sequence(path)]
+    unknown = sorted(set(names) - set(found))
+    if unknown:
+        raise BadInputError(f"{root}: no sequence {unknown[0]!r}; there are: {', '.join(found) or 'none'}")
+    if not found:
+        raise BadInputError(_nothing_found(root))
+    left_out = tuple(name for name in found if name in TOO_LARGE and not names and not all_sequences)
+    wanted = [name for name in found if name not in left_out and (not names or name in names)]
+    if left_out:
+        LOGGER.info(
+            "%d sequences are left out as too large, as D2-Net does (--all-sequences keeps them)", len(left_out)
+        )
+    problems: list[str] = []
+    sequences = tuple(_read_sequence(root / name, problems) for name in wanted)
+    if problems:
+        more = f" and {len(problems) - NAMED_AT_MOST} more" if len(problems) > NAMED_AT_MOST else ""
+        raise BadInputError(f"{root}: {'; '.join(problems[:NAMED_AT_MOST])}{more}; {FETCH}, or leave out the sequence")
+    if not sequences:
+        raise BadInputError(f"{root}: all {len(left_out)} sequences are too large for the protocol; --all-sequences")
+    return SequenceSet(root, sequences, left_out)
+
+
+def _folder_of_sequences(root: Path) -> Path:
+    if not root.is_dir():
+        kind = "is a file, not a folder of sequences" if root.exists() else "no such folder"
+        raise BadInputError(f"{root}: {kind}; {FETCH}")
+    return root / RELEASE if (root / RELEASE).is_dir() else root
+
+
+def _nothing_found(root: Path) -> str:
+    if _is_sequence(root):
+        return f"{root}: is one sequence; name the folder it lies in, and --sequences {root.resolve().name}"
+    return f"{root}: no sequence in it (folders with 1.ppm and H_1_2, or img1.png and H1to2p); {FETCH}"
+
+
+def _is_sequence(folder: Path) -> bool:
+    """Whether a folder is meant to be a sequence, whole or not."""
+    if folder.name[:2] in TYPES:
+        return True
+    return any(any(folder.glob(pattern)) for pattern in (OXFORD_HOMOGRAPHIES, HPATCHES_HOMOGRAPHIES))
+
+
+def _read_sequence(folder: Path, problems: list[str]) -> Sequence:
+    """A sequence; what is missing or broken in it is added to `problems`."""
+    oxford = any(folder.glob(OXFORD_HOMOGRAPHIES)) or _image(folder, "img1") is not None
+    images = []
+    for number in range(1, IMAGES + 1):
+        stem = f"img{number}" if oxford else str(number)
+        path = _image(folder, stem)
+        if path is None:
+            problems.append(f"{folder.name}/{stem}.{'png' if oxford else 'ppm'} is missing")
+            continue
+        try:
+            stored_size(path)
+            images.append(path)
+        except BadInputError:
+            problems.append(f"{folder.name}/{path.name} is not an image that can be read")
+    homographies = np.full((IMAGES - 1, 3, 3), np.nan)
+    for number in OTHERS:
+        name = f"H1to{number}p" if oxford else f"H_1_{number}"
+        try:
+            homographies[number - 2] = read_homography(folder / name)
+        except BadInputError as error:
+            problems.append(f"{folder.name}/{name} {str(error).removeprefix(f'{folder / name}: ')}")
+    return Sequence(folder.name, tuple(images), homographies)
+
+
+def _image(folder: Path, stem: str) -> Path | None:
+    found = sorted(path for path in folder.glob(f"{stem}.*") if path.suffix.lower() in SUFFIXES)
+    return found[0] if found else None
+
+
+def read_homography(path: Path) -> Float[np.ndarray, "3 3"]:
+    """Nine numbers, row by row. Raises BadInputError for anything else, and for a matrix that is no homography."""
+    if not path.is_file():
+        raise BadInputError(f"{path}: is missing")
+    try:
+        values = np.array([float(word) for _, line in read_lines(path) for word in line.replace(",", " ").split()])
+    except ValueError:
+        raise BadInputError(f"{path}: is not made of numbers") from None
+    if values.size != 9:
+        raise BadInputError(f"{path}: holds {values.size} numbers instead of 9")
+    homography = values.reshape(3, 3)
+    if not np.isfinite(homography).all():
+        raise BadInputError(f"{path}: has a number that is not finite")
+    unit = np.array([UNIT_PX, UNIT_PX, 1.0])
+    scaled = homography * unit[None] / unit[:, None]
+    if homography[2, 2] == 0 or abs(np.linalg.det(scaled / np.linalg.norm(scaled))) < SINGULAR:
+        raise BadInputError(f"{path}: is no homography between two images (singular, or the corner goes to infinity)")
+    return homography
