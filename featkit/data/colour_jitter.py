@@ -1,6 +1,6 @@
 """Random changes of a photograph's colours, by the definitions that PyTorch's users know as ColorJitter.
 
-With grey = 0.299 r + 0.587 g + 0.114 b, colours in [0, 1] and every result cut to [0, 1]:
+With grey = 0.299 r + 0.587 g + 0.114 b, and every result rounded and cut to 0 to 255:
 
     brightness b:  b x                     b in [1 - brightness, 1 + brightness], as the next two
     contrast c:    c x + (1 - c) mean(grey)
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, UInt8
 from pydantic import Field
 
 from featkit.config import Config
@@ -68,9 +68,8 @@ def jittered(
     """An image with its colours changed. valid: what counts for the mean that contrast turns about."""
     if jitter == Jitter():
         return pixels
-    colours = pixels.astype(np.float32) * np.float32(1 / 255)
     changes = (
-        lambda x: jitter.brightness * x,
+        lambda x: _looked_up(x, jitter.brightness, 0.0),
         lambda x: _contrast(x, jitter.contrast, valid),
         lambda x: _saturation(x, jitter.saturation),
         lambda x: _hue(x, jitter.hue),
@@ -78,25 +77,32 @@ def jittered(
     idle = (jitter.brightness == 1, jitter.contrast == 1, jitter.saturation == 1, jitter.hue == 0)
     for which in jitter.order:
         if not idle[which]:
-            colours = changes[which](colours)
-            np.clip(colours, 0, 1, out=colours)
-    return np.rint(colours * np.float32(255)).astype(np.uint8)
+            pixels = changes[which](pixels)
+    return pixels
+
+
+def _looked_up(pixels: UInt8[np.ndarray, "h w 3"], factor: float, offset: float) -> UInt8[np.ndarray, "h w 3"]:
+    """factor x + offset of every value, by a table."""
+    return cv2.LUT(pixels, np.clip(np.rint(factor * np.arange(256) + offset), 0, 255).astype(np.uint8))
 
 
 def _contrast(
-    colours: Float32[np.ndarray, "h w 3"], factor: float, valid: Bool[np.ndarray, "h w"] | None
-) -> Float32[np.ndarray, "h w 3"]:
-    grey = cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY)
+    pixels: UInt8[np.ndarray, "h w 3"], factor: float, valid: Bool[np.ndarray, "h w"] | None
+) -> UInt8[np.ndarray, "h w 3"]:
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     mean = cv2.mean(grey, None if valid is None else valid.astype(np.uint8))[0]
-    return factor * colours + np.float32((1 - factor) * mean)
+    return _looked_up(pixels, factor, (1 - factor) * mean)
 
 
-def _saturation(colours: Float32[np.ndarray, "h w 3"], factor: float) -> Float32[np.ndarray, "h w 3"]:
-    grey = cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY)
-    return factor * colours + (np.float32(1 - factor) * grey)[:, :, None]
+def _saturation(pixels: UInt8[np.ndarray, "h w 3"], factor: float) -> UInt8[np.ndarray, "h w 3"]:
+    grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(pixels, factor, grey, 1 - factor, 0)
 
 
-def _hue(colours: Float32[np.ndarray, "h w 3"], turns: float) -> Float32[np.ndarray, "h w 3"]:
-    hsv = cv2.cvtColor(colours, cv2.COLOR_RGB2HSV)
-    hsv[:, :, 0] = np.mod(hsv[:, :, 0] + np.float32(TURN * turns), np.float32(TURN))
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+def _hue(pixels: UInt8[np.ndarray, "h w 3"], turns: float) -> UInt8[np.ndarray, "h w 3"]:
+    """In floats: 8-bit hues are steps of 1.4 or 2 degrees."""
+    hsv = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV)  # value keeps the range 0 to 255
+    hue = hsv[:, :, 0]
+    hue += np.float32(TURN * turns % TURN)
+    hue[hue >= TURN] -= np.float32(TURN)
+    return np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)).clip(0, 255).astype(np.uint8)

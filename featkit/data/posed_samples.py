@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, UInt8
@@ -123,5 +124,4 @@ def on_canvas(
     """A photograph warped and with changed colours, black where it has no content; and where it has."""
     warped, valid = warp(pixels, canvas_from_image, canvas.size)
     changed = jittered(warped, draw_jitter(jitter, generator), valid)
-    changed[~valid] = 0
-    return changed, valid
+    return cv2.bitwise_and(changed, changed, mask=valid.astype(np.uint8)), valid
