@@ -12,7 +12,7 @@ from typing import Any
 
 from featkit.data.posed_pairs import PosedPairs
 from featkit.errors import UsageError
-from featkit.models.scfeat import SCFeatNetwork
+from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
 from featkit.models.scfeat.resnet import load_encoder_weights
 from featkit.store.text import write_text
 from featkit.training.budget import seconds_of
@@ -25,11 +25,13 @@ from featkit.training.scfeat.detection import DetectionTask
 from featkit.training.scfeat.warm_up import WarmUpTask
 from featkit.training.train import Trained, train
 from featkit.weights import load_scfeat_network
+from featkit.weights.scfeat_files import check_size
 
 LOGGER = logging.getLogger(__name__)
 WARM_UP, DESCRIPTION, DETECTION = STAGES = ("warm-up", "description", "detection")
 TASKS: dict[str, type[DenseTask[Any]]] = {WARM_UP: WarmUpTask, DESCRIPTION: DescriptionTask, DETECTION: DetectionTask}
 BEST = "best.safetensors"
+HEAD_FIELDS = tuple(name for name in SCFeatNetworkConfig.model_fields if name.startswith(("head", "detector_")))
 
 
 @dataclass(frozen=True)
@@ -123,14 +125,17 @@ class ScfeatStages:
         return Start(values, path.name)
 
     def start_from(self, folder: Path) -> Start:
-        """The best network of a stage: from its checkpoint, or where that is gone, rounded, from its weights file.
+        """The best backbone and bridge of a stage: from its checkpoint, or where that is gone, rounded, from its file.
 
-        Raises BadInputError for a network of another size.
+        The detector is learned by the last stage alone. Raises BadInputError for a network of another size.
         """
-        network = load_scfeat_network(folder / BEST, wanted=self.config.network)
+        network = load_scfeat_network(folder / BEST)
+        other_head = {name: getattr(network.config, name) for name in HEAD_FIELDS}
+        check_size(network.config, self.config.network.model_copy(update=other_head), folder / BEST)
         state = load_checkpoint(folder / "checkpoint.pt")
         values = network.state_dict() if state is None else state["progress"]["best_network"]
-        return Start({key: value.clone() for key, value in values.items()}, folder.name)
+        learned = {key: value.clone() for key, value in values.items() if not key.startswith("detector.")}
+        return Start(learned, folder.name)
 
     def _data(self, stage: str, data: ScfeatData, start: Start) -> PhotoData | PosedData:
         if stage != WARM_UP:
