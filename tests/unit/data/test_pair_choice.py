@@ -50,6 +50,7 @@ def test_what_is_measured() -> None:
     np.testing.assert_allclose(found.rotation_deg, [20, 10, 10], atol=1e-6)
     np.testing.assert_allclose(found.angle_deg, [20, 10, 10], rtol=0.03)
     np.testing.assert_allclose(found.scale, [1, 2, 2], rtol=0.03)
+    np.testing.assert_allclose(candidates(*scene([(0, 10), (20, 5)]), PairChoiceConfig()).scale, [2], rtol=0.03)
 
 
 def test_boxes_hold_what_both_see() -> None:

@@ -75,6 +75,17 @@ def test_images_of_a_pair_are_varied_independently(scene: MadeScene) -> None:
     assert plain.valid0.all()
 
 
+def test_both_images_are_cut_about_the_same_place(scene: MadeScene) -> None:
+    """001 and 003 stand upright; on a canvas that they cover, equal boxes are cut alike, anew every time."""
+    covered = CanvasConfig(width=128, height=96, cover_min=1)
+    samples = samples_of(scene, PairAugmentation(canvas=covered))
+    drawn = [samples.sample(5, np.random.default_rng(seed)) for seed in range(8)]
+    assert drawn[0].names == ("a/dense0/001.png", "a/dense0/003.png")
+    for sample in drawn:
+        np.testing.assert_array_equal(sample.canvas0_from_image, sample.canvas1_from_image)
+    assert np.std([sample.canvas0_from_image[1, 2] for sample in drawn]) > 5
+
+
 def test_the_same_generator_gives_the_same_bytes(scene: MadeScene) -> None:
     first, again, other = (
         samples_of(scene, cache_mb=cache).sample(3, np.random.default_rng(seed))
@@ -209,14 +220,16 @@ def test_a_resumed_feed_goes_on_with_the_same_batches(scene: MadeScene) -> None:
 
 
 def test_processes_share_a_batch(scene: MadeScene) -> None:
-    whole = PairFeed(samples_of(scene), 3, seed=5).next()
+    whole = PairFeed(samples_of(scene), 3, seed=5, workers=0)
     parts = [
-        PairFeed(samples_of(scene), 3, seed=5, part=lambda count, rank=rank: slice(2 * rank, 2 * rank + 2)).next()
+        PairFeed(samples_of(scene), 3, seed=5, workers=0, part=lambda count, rank=rank: slice(2 * rank, 2 * rank + 2))
         for rank in (0, 1)
     ]
-    assert [len(part) for part in parts] == [2, 1]
-    assert parts[0].names + parts[1].names == whole.names
-    np.testing.assert_array_equal(parts[1].images1[0], whole.images1[2])
+    for _ in range(2):
+        batch, first, second = (feed.next() for feed in (whole, *parts))
+        assert (len(first), len(second)) == (2, 1)
+        assert first.names + second.names == batch.names
+        np.testing.assert_array_equal(second.images1[0], batch.images1[2])
 
 
 def test_batches_of_photographs(photographs: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from posed_scenes import RadialLens, tracks_of
 
 from featkit.data import posed_scene
@@ -26,6 +27,7 @@ from featkit.errors import BadInputError
 from featkit.geometry.epipolar import epipolar_distances
 from featkit.geometry.homography import apply_homography
 from featkit.geometry.poses import rotation_matrix
+from featkit.images.orientation import stored_from_upright, upright
 
 RENDERED = RenderedConfig(width=400, height=300, num_map=6, num_queries=2, texel_m=0.012)  # tests/conftest.py's
 CONFIG = PosedPairsConfig(max_side=220, workers=1)
@@ -115,6 +117,57 @@ def test_the_cameras_are_those_of_the_pictures(made: tuple[Path, Any], small_ren
         values = [difference(original, picture, between, shift) for shift in shifts]
         bend = np.polyfit(shifts, values, 2)
         assert abs(-bend[1] / (2 * bend[0])) < 0.1, "the best place is where the camera says"
+
+
+@pytest.mark.parametrize("tag", [2, 5, 6, 8])
+def test_files_that_are_stored_turned(made: tuple[Path, Any], lens_scene: Scene, tmp_path: Path, tag: int) -> None:
+    """The same photograph stored on its side, its camera turned with it: the same picture, camera and pose come out.
+
+    A mirrored one (tags 2 and 5) has no upright camera and stays as it is stored: its lines are exact all the same.
+    """
+    tracks = lens_scene.tracks
+    images = Path(shutil.copytree(lens_scene.images, tmp_path / "images"))
+    affine = stored_from_upright((300, 400) if tag in {5, 6, 8} else (400, 300), tag)
+    linear, offset = affine[:, :2].round(), affine[:, 2]
+    pixels = np.asarray(Image.open(images / tracks.image_names[0]))
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    Image.fromarray(stored(pixels, tag)).save(images / tracks.image_names[0], exif=exif)
+    turn = np.eye(3)
+    turn[:2, :2] = linear
+    lens, size = tracks.projectors[0], np.abs(linear @ [400, 300]).astype(int)
+    assert isinstance(lens, RadialLens)
+    centre = linear @ lens.centre + offset
+    mirrored = np.linalg.det(linear) < 0
+    if mirrored:  # a mirrored world for a mirrored file: the camera as it would have been mapped from the file
+        turn = np.eye(3)
+    turned = replace(
+        tracks,
+        image_sizes=np.array([size, *tracks.image_sizes[1:]]),
+        rotations=np.array([turn @ tracks.rotations[0], *tracks.rotations[1:]]),
+        translations=np.array([turn @ tracks.translations[0], *tracks.translations[1:]]),
+        projectors=(replace(lens, centre=tuple(centre)), *tracks.projectors[1:]),
+    )
+    make_posed_pairs(CONFIG, [replace(lens_scene, tracks=turned, images=images)], tmp_path / "out")
+    found, plain = read_posed_pairs(tmp_path / "out"), read_posed_pairs(made[0])
+    if mirrored:
+        assert found.scenes[0].sizes[0].tolist() == plain.scenes[0].sizes[0].tolist()[:: 1 if tag == 2 else -1]
+        back = upright(found.pixels(0, 0), tag)
+        assert back.shape == plain.pixels(0, 0).shape
+        assert np.abs(back.astype(int) - plain.pixels(0, 0)).mean() < 2
+        return
+    for name in ("intrinsics", "rotations", "translations", "sizes"):
+        np.testing.assert_allclose(getattr(found.scenes[0], name), getattr(plain.scenes[0], name), atol=1e-6)
+    assert np.abs(found.pixels(0, 0).astype(int) - plain.pixels(0, 0)).max() <= 2
+
+
+def stored(pixels: np.ndarray, tag: int) -> np.ndarray:
+    """The pixels of a file that looks like `pixels` when its EXIF orientation is followed."""
+    for turned in (pixels, pixels.swapaxes(0, 1)):
+        for flipped in (turned, turned[::-1], turned[:, ::-1], turned[::-1, ::-1]):
+            if np.array_equal(upright(flipped, tag), pixels):
+                return np.ascontiguousarray(flipped)
+    raise AssertionError
 
 
 def test_what_is_written(made: tuple[Path, Any]) -> None:
