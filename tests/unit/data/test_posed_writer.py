@@ -154,7 +154,8 @@ def test_files_that_are_stored_turned(made: tuple[Path, Any], lens_scene: Scene,
         assert found.scenes[0].sizes[0].tolist() == plain.scenes[0].sizes[0].tolist()[:: 1 if tag == 2 else -1]
         back = upright(found.pixels(0, 0), tag)
         assert back.shape == plain.pixels(0, 0).shape
-        assert np.abs(back.astype(int) - plain.pixels(0, 0)).mean() < 2
+        unlike = np.abs(back.astype(int) - plain.pixels(0, 0)[::-1]).mean()
+        assert np.abs(back.astype(int) - plain.pixels(0, 0)).mean() < 5 < unlike  # JPEG's blocks lie elsewhere
         return
     for name in ("intrinsics", "rotations", "translations", "sizes"):
         np.testing.assert_allclose(getattr(found.scenes[0], name), getattr(plain.scenes[0], name), atol=1e-6)
