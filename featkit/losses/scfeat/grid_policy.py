@@ -59,8 +59,8 @@ def sample_keypoints(
         points = (corners + within).to(logits.dtype)
     score = logits.gather(2, proposed[..., None])[..., 0]
     log_probability = logits.log_softmax(2).gather(2, proposed[..., None])[..., 0] + F.logsigmoid(score)
-    refused = u[..., 1] >= score.detach().sigmoid()  # NaN is not refused: a loss must show it
-    return KeypointSample(points, log_probability, ~refused & mask_at(valid, points))
+    kept = (u[..., 1] < score.detach().sigmoid()) | log_probability.isnan()  # a loss must show NaN
+    return KeypointSample(points, log_probability, kept & mask_at(valid, points))
 
 
 def _cells(scores: Float[Tensor, "b 1 h w"], cell_px: int) -> tuple[Float[Tensor, "b n pixels"], Int[Tensor, "n 2"]]:

@@ -38,7 +38,7 @@ from featkit.losses.scfeat.fundamental_error import FundamentalError, Fundamenta
 from featkit.losses.scfeat.grid_policy import GridPolicyConfig, KeypointSample, accepted_first, sample_keypoints
 from featkit.losses.scfeat.rewards import RewardConfig, regulariser_factor, rewards
 
-NO_MATCH = -1e4  # affinity of what was not drawn: its probability is exactly 0 in float32
+NOT_DRAWN = -1e3  # instead of a cosine: beside anything that was drawn its probability is 0
 
 
 class DetectionLossConfig(Config):
@@ -130,29 +130,33 @@ def _judged(
         F.normalize(sample_map(full_precision(maps), at, image_size), dim=2)
         for maps, at in zip((map0, map1), points, strict=True)
     )
-    cosine = (first @ second.mT).masked_fill_(~drawn, -torch.inf)
+    cosine = (first @ second.mT).masked_fill_(~drawn, NOT_DRAWN)
     probability = match_probability(cosine, drawn, config.temperature)
-    mutual = _mutual(cosine) & drawn
+    gain = probability * reward
+    matches, good_matches = _mutual_matches(cosine, drawn, good)
     statistics = {
-        "good_share": (mutual & good).sum() / mutual.sum().clamp(min=1),
-        "good_matches": (mutual & good).sum() / len(good),
+        "good_share": good_matches / matches.clamp(min=1),
+        "good_matches": good_matches / len(good),
         "fundamental_error": mean_where(error.value, error.defined),
         "error_defined_share": error.defined.float().mean(),
-        "reward": (probability * reward).sum() / probability.sum().clamp(min=torch.finfo(probability.dtype).tiny),
+        "reward": gain.sum() / probability.sum().clamp(min=torch.finfo(gain.dtype).tiny),
     }
-    return Judged(probability * reward, error, statistics)
+    return Judged(gain, error, statistics)
 
 
 def match_probability(
     cosine: Float[Tensor, "b n m"], drawn: Bool[Tensor, "b n m"], temperature: float
 ) -> Float[Tensor, "b n m"]:
-    """p_ij above, over the keypoints that were drawn; 0 for the others."""
-    affinity = (temperature * (cosine - 1)).masked_fill_(~drawn, NO_MATCH)
+    """p_ij above, over the keypoints that were drawn; 0 for the others, whose cosines are NOT_DRAWN."""
+    affinity = temperature * cosine
     return affinity.softmax(2).mul_(affinity.softmax(1)).mul_(drawn)
 
 
-def _mutual(cosine: Float[Tensor, "b n m"]) -> Bool[Tensor, "b n m"]:
-    """Which pairs are each other's nearest."""
-    rows = torch.zeros_like(cosine, dtype=torch.bool).scatter_(2, cosine.argmax(2, keepdim=True), True)
-    columns = torch.zeros_like(rows).scatter_(1, cosine.argmax(1, keepdim=True), True)
-    return rows & columns
+def _mutual_matches(
+    cosine: Float[Tensor, "b n m"], drawn: Bool[Tensor, "b n m"], good: Bool[Tensor, "b n m"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """How many keypoints are each other's nearest, and how many of those pairs are good."""
+    nearest = cosine.argmax(2, keepdim=True)
+    mutual = cosine.gather(2, nearest) == cosine.amax(1)[:, None].mT.gather(1, nearest)
+    mutual &= drawn.gather(2, nearest)
+    return mutual.sum().float(), (mutual & good.gather(2, nearest)).sum().float()

@@ -1,0 +1,162 @@
+"""The error of the fundamental matrix against a loop over draws; exact pairs, random pairs, too few pairs."""
+
+import numpy as np
+import pytest
+import torch
+from eight_point_loop import eight_point, smooth_l1
+from two_views import two_views
+
+from featkit.losses.scfeat.fundamental_error import FundamentalErrorConfig, draw_sets, fundamental_error
+
+SIZE = (640, 480)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def scenes(noise_px: float, count: int = 30) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Two pairs of images; the partner of point i of image 0 is number count - 1 - i of image 1."""
+    views = [two_views(seed, count, SIZE) for seed in range(2)]
+    points0 = torch.from_numpy(np.stack([v.points0 for v in views]))
+    points1 = torch.from_numpy(np.stack([v.points1[::-1] for v in views]))
+    points1 = points1 + noise_px * torch.randn(points1.shape, generator=generator(9), dtype=torch.float64)
+    fundamental = torch.from_numpy(np.stack([v.fundamental for v in views]))
+    good = torch.eye(count, dtype=torch.bool).flip(0).expand(2, -1, -1)
+    return points0, points1, good, fundamental
+
+
+def image_units(fundamental: np.ndarray) -> np.ndarray:
+    """F for points whose unit is half the longer side, measured from the image's middle."""
+    to_pixels = np.array([[320.0, 0, 319.5], [0, 320.0, 239.5], [0, 0, 1]])
+    return to_pixels.T @ fundamental @ to_pixels
+
+
+def loop_error(a: np.ndarray, b: np.ndarray, truth: np.ndarray, scale: str) -> float:
+    """Smooth L1 of one draw."""
+    if scale == "authors":
+        found = eight_point(a, b, normalise=False)
+        return smooth_l1(found / found[2, 2], truth / (truth[2, 2] + 1e-10))
+    found = eight_point(a, b)
+    if scale == "image":
+        found, truth = image_units(found), image_units(truth)
+    found, truth = found / np.linalg.norm(found), truth / np.linalg.norm(truth)
+    return min(smooth_l1(found, truth), smooth_l1(-found, truth))
+
+
+@pytest.mark.parametrize("scale", ["image", "pixels", "authors"])
+@pytest.mark.parametrize("noise_px", [1.0, 30.0])
+def test_against_a_loop_over_draws(scale: str, noise_px: float) -> None:
+    points0, points1, good, fundamental = scenes(noise_px)
+    config = FundamentalErrorConfig(draws=25, scale=scale)
+    found = fundamental_error(points0, points1, good, fundamental, SIZE, config, generator(4))
+    sets, enough = draw_sets(good, 25, generator(4))
+    assert found.defined.all()
+    assert enough.all()
+    for pair in range(2):
+        errors = []
+        for draw in sets[pair].numpy():
+            a, b = points0[pair].numpy()[draw[:, 0]], points1[pair].numpy()[draw[:, 1]]
+            errors.append(loop_error(a, b, fundamental[pair].numpy(), scale))
+        assert float(found.value[pair]) == pytest.approx(min(errors), rel=1e-3)
+    over_batch = FundamentalErrorConfig(draws=25, scale=scale, over="batch")
+    summed = fundamental_error(points0, points1, good, fundamental, SIZE, over_batch, generator(4))
+    assert summed.value.tolist() == pytest.approx(2 * [float(found.value.sum())])
+
+
+def test_exact_pairs_have_no_error() -> None:
+    points0, points1, good, fundamental = scenes(0.0)
+    found = fundamental_error(points0, points1, good, fundamental, SIZE, FundamentalErrorConfig(), generator())
+    assert found.value.max() < 1e-12
+    single = [p.float() for p in (points0, points1)]
+    found = fundamental_error(*single, good, fundamental.float(), SIZE, FundamentalErrorConfig(), generator())
+    assert found.value.dtype == torch.float32
+    assert found.value.max() < 1e-8
+
+
+def test_random_pairs_have_a_large_error() -> None:
+    _, _, good, fundamental = scenes(0.0)
+    draw = generator()
+    points0, points1 = (torch.rand(2, 30, 2, generator=draw) * torch.tensor(SIZE) for _ in range(2))
+    found = fundamental_error(points0, points1, good, fundamental, SIZE, FundamentalErrorConfig(draws=5), draw)
+    assert found.defined.all()
+    assert found.value.min() > 0.01
+    assert found.value.max() <= 1 / 9 + 1e-6  # two matrices of norm 1 and the same sign: |difference|^2 <= 2
+
+
+def test_the_error_grows_with_the_noise() -> None:
+    values = []
+    for noise_px in (0.0, 0.3, 3.0, 30.0):
+        points0, points1, good, fundamental = scenes(noise_px)
+        config = FundamentalErrorConfig(draws=30)
+        values.append(fundamental_error(points0, points1, good, fundamental, SIZE, config, generator()).value.sum())
+    assert values == sorted(values)
+    assert values[1] < 0.1 * values[3]
+
+
+def test_the_sign_and_length_of_the_truth_do_not_matter() -> None:
+    points0, points1, good, fundamental = scenes(1.0)
+    config = FundamentalErrorConfig(draws=10)
+    one, other = (
+        fundamental_error(points0, points1, good, factor * fundamental, SIZE, config, generator()).value
+        for factor in (1.0, -50.0)
+    )
+    torch.testing.assert_close(one, other)
+
+
+def test_fewer_than_eight_pairs_define_nothing() -> None:
+    points0, points1, good, fundamental = scenes(1.0)
+    good = good.clone()
+    good[0, :-7] = False
+    found = fundamental_error(points0, points1, good, fundamental, SIZE, FundamentalErrorConfig(), generator())
+    assert found.defined.tolist() == [False, True]
+    assert found.value[0] == 0
+    assert found.value[1] > 0
+    none = fundamental_error(points0, points1, good & False, fundamental, SIZE, FundamentalErrorConfig(), generator())
+    assert not none.defined.any()
+    assert (none.value == 0).all()
+
+
+def test_pairs_that_determine_nothing_define_nothing() -> None:
+    """All points in one place, and a truth that is no matrix."""
+    points0, points1, good, fundamental = scenes(1.0)
+    points0 = torch.full_like(points0, 5.0)
+    fundamental = torch.stack([fundamental[0], torch.zeros(3, 3, dtype=torch.float64)])
+    found = fundamental_error(
+        points0, torch.full_like(points1, 5.0), good, fundamental, SIZE, FundamentalErrorConfig(), generator()
+    )
+    assert found.value.isfinite().all()
+    assert not found.defined[1]
+
+
+def test_draws_are_good_pairs_without_repetition() -> None:
+    good = torch.rand(3, 6, 7, generator=generator(1)) < 0.4
+    good[2] = False
+    good[2, 1, 1:] = True  # just eight
+    good[2, 5, 2:4] = True
+    sets, enough = draw_sets(good, 500, generator())
+    assert sets.shape == (3, 500, 8, 2)
+    assert enough.all()
+    for pair in range(3):
+        codes = sets[pair, ..., 0] * 7 + sets[pair, ..., 1]
+        assert good[pair].flatten()[codes].all()
+        assert (codes.sort(1).values.diff(dim=1) > 0).all()
+        counts = torch.bincount(codes.flatten(), minlength=42)[good[pair].flatten()].float()
+        share = 8 / int(good[pair].sum())
+        assert (counts / 500 - share).abs().max() < 5 * (share * (1 - share) / 500) ** 0.5 + 1e-6
+
+
+def test_all_subsets_are_equally_likely() -> None:
+    good = torch.ones(1, 2, 5, dtype=torch.bool)  # 45 subsets of eight of ten
+    sets, _ = draw_sets(good, 9000, generator())
+    codes = (2 ** (sets[0, ..., 0] * 5 + sets[0, ..., 1])).sum(1)
+    counts = codes.unique(return_counts=True)[1].float()
+    assert len(counts) == 45
+    chi_squared = ((counts - 200) ** 2 / 200).sum()
+    assert chi_squared < 90  # 44 degrees of freedom: five deviations
+
+
+def test_another_seed_draws_other_pairs() -> None:
+    good = torch.ones(1, 20, 20, dtype=torch.bool)
+    assert not torch.equal(draw_sets(good, 10, generator(0))[0], draw_sets(good, 10, generator(1))[0])
+    assert torch.equal(draw_sets(good, 10, generator(0))[0], draw_sets(good, 10, generator(0))[0])
