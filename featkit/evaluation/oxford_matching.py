@@ -4,8 +4,9 @@ The paper: Harris-Affine frames, descriptors of patches 3 times as large, neares
 Precision (mAP), computed as the area under the precision-recall curve", by VLBenchmarks. It does not say when a match
 is right nor what the recall is a share of. Here: any detector, the same in both images; only features that lie in both
 images; every one of image 1 with its nearest neighbour in image N, ranked by distance; AP by
-`average_precision_of_matches`. A match is right by either of two rules, each with an mAP of its own: "overlap", that of
-VLBenchmarks, for features with a scale, and "distance", for all. A pair in which nothing corresponds counts as 0.
+`average_precision_of_matches`. A match is right by either of two rules, each with an mAP of its own: "overlap" of the
+described regions (Mikolajczyk and Schmid, PAMI 2005), for features with a scale, and "distance", for all. Recall is a
+share of the features of image 1 that have a right partner. A pair in which nothing corresponds counts as 0.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from featkit.evaluation.descriptor_matching import (
     rank_matches,
 )
 from featkit.evaluation.predictions import Predictions
-from featkit.evaluation.region_overlap import inside, jacobians, near_pairs, overlap_errors
+from featkit.evaluation.region_overlap import inside, jacobians, near_pairs, near_regions, overlap_errors
 from featkit.evaluation.sequences import SequencePair, SequenceSet
 from featkit.geometry.homography import apply_homography
 from featkit.log import progress
@@ -42,8 +43,12 @@ class OxfordConfig(Config):
     """nearest: as the paper says; one_to_one: as VLBenchmarks does it."""
     max_overlap_error: float = Field(0.5, gt=0, le=0.5)
     """Largest overlap error of a right match (Mikolajczyk and Schmid 2005; VLBenchmarks' documentation)."""
-    region_radius_px: float = Field(30.0, gt=0)
-    """Radius that regions of image 1 are magnified to before their overlap is taken (VLBenchmarks)."""
+    magnification: float = Field(3.0, gt=0)
+    """Radius of the described region over a feature's scale (DOAP, 5.4; Mikolajczyk and Schmid 2005)."""
+    region_radius_px: float | None = Field(None, gt=0)
+    """Radius that regions of image 1 are magnified to before their overlap is taken, while the centres stay. None: they
+    keep their size. VLBenchmarks' default for the repeatability of detectors is 30, which takes a neighbour within some
+    16 px for right; thousands of features then have a right partner by chance."""
     max_error_px: float = Field(3.0, gt=0)
     """Rule "distance": largest reprojection error of a right match, in pixels of image N."""
 
@@ -157,15 +162,17 @@ def by_overlap(first: Features, second: Features, back: np.ndarray, config: Oxfo
     """Pairs whose regions overlap in image 1. back: image N -> 1."""
     assert first.scales is not None
     assert second.scales is not None
+    scales0, scales1 = first.scales.astype(np.float64), second.scales.astype(np.float64)
     centres, points = first.keypoints.astype(np.float64), second.keypoints.astype(np.float64)
-    mapped, affine = apply_homography(back, points), jacobians(back, points)
-    # With the ellipse's centre outside the circle less than half of either is shared, and the error is above 0.5.
-    index0, index1 = near_pairs(centres, mapped, config.region_radius_px)
-    magnified = config.region_radius_px / first.scales.astype(np.float64)
-    ratio = np.abs(np.linalg.det(affine))[index1] * (second.scales[index1] / first.scales[index0]) ** 2
-    possible = np.minimum(ratio, 1 / np.maximum(ratio, 1e-12)) >= 1 - config.max_overlap_error
-    index0, index1 = index0[possible], index1[possible]
-    shapes = affine[index1] * (magnified[index0] * second.scales[index1])[:, None, None]
-    errors = overlap_errors(mapped[index1] - centres[index0], shapes, config.region_radius_px)
+    mapped, shapes = apply_homography(back, points), jacobians(back, points) * scales1[:, None, None]
+    radii = (
+        scales0 * config.magnification
+        if config.region_radius_px is None
+        else np.full(len(scales0), config.region_radius_px)
+    )
+    mean_scales = np.sqrt(np.abs(np.linalg.det(shapes)))
+    index0, index1 = near_regions(centres, radii, scales0, mapped, mean_scales, config.max_overlap_error)
+    offsets = (mapped[index1] - centres[index0]) / radii[index0, None]  # in radii of the circle
+    errors = overlap_errors(offsets, shapes[index1] / scales0[index0, None, None], 1.0)
     fits = errors <= config.max_overlap_error
     return Correspondences(index0[fits], index1[fits], errors[fits])

@@ -1,9 +1,8 @@
 """Which features of two images cover the same piece of the scene: overlap error of their regions, or distance.
 
-A feature's region is a circle of its scale. One of image 1 (a circle) and one of image N, mapped into image 1 by the
-true homography's local affine map (an ellipse), are first magnified alike, so that the circle gets a radius of 30 px;
-their centres stay. Overlap error: 1 - area of the intersection / area of the union (Mikolajczyk et al., IJCV 2005;
-VLBenchmarks).
+A feature's region is a circle around it. That of image 1 (a circle) is compared with that of image N, mapped into image
+1 by the true homography's local affine map (an ellipse). Overlap error: 1 - area of the intersection / area of the
+union (Mikolajczyk and Schmid, PAMI 2005).
 """
 
 from __future__ import annotations
@@ -55,6 +54,36 @@ def near_pairs(
         for index0, index1 in _runs(key1, key0 + step - 1, key0 + step + 1)
     ]
     return np.concatenate([pair[0] for pair in found]), np.concatenate([pair[1] for pair in found])
+
+
+def near_regions(
+    centres: Float[np.ndarray, "n 2"],
+    radii: Float[np.ndarray, " n"],
+    scales0: Float[np.ndarray, " n"],
+    mapped: Float[np.ndarray, "m 2"],
+    scales1: Float[np.ndarray, " m"],
+    max_error: float,
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+    """Pairs whose overlap error may be at most `max_error`, itself at most 0.5: all of those, and few others.
+
+    centres, radii, scales0: of circles. mapped, scales1: of ellipses, a scale being the root of an area in the unit of
+    scales0. With the ellipse's centre outside the circle, less than half of either is shared, and the error is above
+    0.5; and areas that differ by more than 1 - max_error cannot be shared enough.
+    """
+    least = np.sqrt(1 - max_error)
+    found0, found1 = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    octaves = np.floor(np.log2(np.maximum(scales0, 1e-6)))
+    for octave in np.unique(octaves):  # large regions reach far, and there are few of them
+        some0 = np.flatnonzero(octaves == octave)
+        some1 = np.flatnonzero((scales1 >= least * 2.0**octave) & (scales1 <= 2.0 ** (octave + 1) / least))
+        index0, index1 = near_pairs(centres[some0], mapped[some1], float(radii[some0].max()))
+        found0.append(some0[index0])
+        found1.append(some1[index1])
+    index0, index1 = np.concatenate(found0), np.concatenate(found1)
+    ratio = scales1[index1] / scales0[index0]
+    distance = np.linalg.norm(mapped[index1] - centres[index0], axis=1)
+    keep = (distance <= radii[index0]) & (ratio >= least) & (ratio <= 1 / least)
+    return index0[keep], index1[keep]
 
 
 def _runs(keys: np.ndarray, low: np.ndarray, high: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

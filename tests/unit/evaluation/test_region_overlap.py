@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from featkit.evaluation.region_overlap import inside, jacobians, near_pairs, overlap_errors
+from featkit.evaluation.region_overlap import inside, jacobians, near_pairs, near_regions, overlap_errors
 from featkit.geometry.homography import apply_homography
 
 HOMOGRAPHY = np.array([[0.9, 0.3, 12.0], [-0.2, 1.2, 5.0], [4e-4, -3e-4, 1.0]])
@@ -65,6 +65,24 @@ def test_neighbours_against_all_pairs() -> None:
         assert found == sorted(map(tuple, expected.tolist()))
     assert near_pairs(first[:0], second, 5.0)[0].shape == (0,)
     assert near_pairs(first, second[5:6], 5.0)[0].shape == (0,)
+
+
+def test_near_regions_miss_no_overlap() -> None:
+    rng = np.random.default_rng(4)
+    centres, mapped = rng.uniform(0, 150, (300, 2)), rng.uniform(0, 150, (260, 2))
+    scales = 1.5 * 2 ** rng.exponential(1.2, 300)
+    shapes = (np.eye(2) + rng.normal(0, 0.2, (260, 2, 2))) * (1.5 * 2 ** rng.exponential(1.2, 260))[:, None, None]
+    radii = 3 * scales
+    found = set(zip(*(a.tolist() for a in near_regions(
+        centres, radii, scales, mapped, np.sqrt(np.abs(np.linalg.det(shapes))), 0.5
+    )), strict=True))  # fmt: skip
+    right = set()
+    for i in range(300):
+        errors = overlap_errors((mapped - centres[i]) / radii[i], shapes / scales[i], 1.0)
+        right |= {(i, int(j)) for j in np.flatnonzero(errors <= 0.5)}
+    assert right <= found
+    assert len(right) > 50
+    assert len(found) < 8 * len(right)
 
 
 def test_jacobians_against_differences() -> None:
