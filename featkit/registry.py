@@ -25,6 +25,9 @@ class Entry:
 EXTRACTORS: dict[str, Entry] = {
     "sift": Entry("featkit.features.sift:Sift", "DoG keypoints, SIFT or RootSIFT descriptors (pycolmap)"),
     "patches": Entry("featkit.features.patches:Patches", "DoG keypoints (pycolmap), a patch network's descriptors"),
+    "scfeat": Entry(
+        "featkit.features.scfeat:Scfeat", "keypoints and descriptors of one dense network, learned from poses"
+    ),
 }
 MATCHERS: dict[str, Entry] = {
     "mutual": Entry("featkit.matching.mutual:MutualMatcher", "mutual nearest neighbour, ratio test on both sides"),
