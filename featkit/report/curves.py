@@ -25,7 +25,7 @@ def curves_figure(curves: Curves) -> Figure:
         },
         "margin": {"l": 64, "r": 12, "t": 8, "b": 48},
         "legend": {"orientation": "h", "y": 1.12},
-        "showlegend": len(curves.curves) > 1,
+        "showlegend": sum(not curve.faint for curve in curves.curves) > 1,
         "dragmode": False,
     }
     data, coloured = [], 0
@@ -40,6 +40,7 @@ def curves_figure(curves: Curves) -> Figure:
             "mode": "lines+markers" if len(x) <= 30 and not curve.faint else "lines",
             "name": for_plotly(curve.name),
             "line": drawn,
+            "showlegend": not curve.faint,
         }
         data.append(line | {"x": packed(x), "y": packed(y)})
     return Figure(data, layout, _caption(curves))
@@ -63,9 +64,9 @@ def _shown(curve: Curve, positive: bool) -> tuple[Float[np.ndarray, " k"], Float
 def _caption(curves: Curves) -> str:
     ends = []
     for curve in curves.curves:
-        if curve.faint:
-            continue
         finite = np.asarray(curve.y, np.float64)[np.isfinite(curve.y)]
-        if len(finite):
+        if len(finite) and not curve.faint:
             ends.append(f"{curve.name}: {format_integer(len(finite))} values, last {format_cell(float(finite[-1]))}")
-    return "; ".join(ends) + "." if ends else "No values."
+    text = "; ".join(ends) + "." if ends else "No values."
+    faint = [curve.name for curve in curves.curves if curve.faint]
+    return f"{text} Thin grey lines: {', '.join(faint)}." if faint else text

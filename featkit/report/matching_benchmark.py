@@ -37,7 +37,7 @@ RIGHT_PX = 3.0  # a match is drawn as right up to this error
 EXTREMES = 2  # worst pairs, and best pairs, of a method that are shown
 PICTURED_METHODS = 4
 PICTURE_MAX_PX = 1000
-ELSEWHERE = "Measured on HPatches, not on these sequences: no numbers to compare with, only where the field stands."
+ELSEWHERE = "Measured on HPatches, not on these sequences: the numbers do not compare."
 
 
 def score_table(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> Table:
@@ -158,9 +158,10 @@ def _charts(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingCo
     charts: list[Item] = []
     for group in scores[0].groups:
         ours = [_curve(score.name, score.groups[group], config) for score in scores]
-        theirs = [Curve(f"{one.name}, published", thresholds, np.array(one.of(group)), True) for one in known.curves]
+        theirs = [Curve(one.name, thresholds, np.array(one.of(group)), True) for one in known.curves]
         title = f"MMA, {group}"
         if data.is_hpatches:
+            title += ", and as published"
             charts.append(Curves(title, "threshold, px", "MMA, %", [*theirs, *ours]))
             continue
         charts.append(Curves(title, "threshold, px", "MMA, %", ours))
