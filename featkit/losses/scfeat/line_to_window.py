@@ -138,7 +138,7 @@ def _window_offsets(
     half = _half_window(image_size, config, like)
     x = half[0] * torch.linspace(-1, 1, columns, dtype=like.dtype, device=like.device)
     y = half[1] * torch.linspace(-1, 1, rows, dtype=like.dtype, device=like.device)
-    return torch.cartesian_prod(y, x).flip(1)
+    return torch.cartesian_prod(x, y)
 
 
 def _expectation(

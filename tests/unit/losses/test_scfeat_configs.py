@@ -1,0 +1,45 @@
+"""Configurations of SCFeat's losses: the paper's constants, and every field explained."""
+
+import ast
+import inspect
+
+import pytest
+
+from featkit.config import Config
+from featkit.losses.scfeat.contrastive import ContrastiveLossConfig
+from featkit.losses.scfeat.description import DescriptionLossConfig
+from featkit.losses.scfeat.fundamental_error import FundamentalErrorConfig
+from featkit.losses.scfeat.grid_policy import GridPolicyConfig
+from featkit.losses.scfeat.line_to_window import LineToWindowConfig
+from featkit.losses.scfeat.policy_gradient import DetectionLossConfig
+from featkit.losses.scfeat.rewards import RewardConfig
+
+CONFIGS: list[type[Config]] = [
+    ContrastiveLossConfig,
+    DescriptionLossConfig,
+    DetectionLossConfig,
+    FundamentalErrorConfig,
+    GridPolicyConfig,
+    LineToWindowConfig,
+    RewardConfig,
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_field_says_what_it_is(config: type[Config]) -> None:
+    body = ast.parse(inspect.getsource(config)).body[0].body  # type: ignore[attr-defined]
+    fields = [node for node in body if isinstance(node, ast.AnnAssign)]
+    assert fields
+    for node in fields:
+        after = body[body.index(node) + 1]
+        assert isinstance(after, ast.Expr), ast.unparse(node.target)
+        assert isinstance(after.value, ast.Constant), ast.unparse(node.target)
+
+
+def test_defaults_are_the_papers() -> None:
+    description, detection = DescriptionLossConfig(), DetectionLossConfig()
+    assert (description.cell_px, description.line_samples, description.temperature) == (16, 100, 60)
+    assert (description.window_share, description.jitter, description.mask_share) == (0.1, 0.707, 0.1)
+    assert (detection.policy.cell_px, detection.epsilon_px, detection.temperature) == (8, 2, 60)
+    assert (detection.error.draws, detection.regulariser, detection.reward.error_factor) == (100, -0.001, True)
+    assert (detection.reward.good, detection.reward.bad) == (1, -0.25)
