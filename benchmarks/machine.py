@@ -74,7 +74,7 @@ def origin() -> dict[str, Any]:
         ["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
     )
     return {
-        "command": " ".join(["python", *[os.path.relpath(sys.argv[0]), *sys.argv[1:]]]),
+        "command": " ".join(["python", os.path.relpath(sys.argv[0]), *(_portable(word) for word in sys.argv[1:])]),
         "commit": commit.stdout.strip(),
         "versions": {"python": platform.python_version(), **versions},
         "machine": {
@@ -85,6 +85,11 @@ def origin() -> dict[str, Any]:
         },
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _portable(word: str) -> str:
+    """A word of the command line without the folders of one machine."""
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def _processor() -> str:

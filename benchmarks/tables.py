@@ -135,23 +135,28 @@ def _fpr95(value: float | None, deviation: float | None) -> str:
 def eth_table() -> str:
     """Maps of the ETH scenes from the same keypoints by every descriptor, with and without the ratio test."""
     result = _read("eth_descriptors")
-    lines = [
-        "| scene | features | ratio | registered | points | track | error px | centre mm | rotation deg |",
-        "|---|---|---:|" + "---:|" * 6,
-    ]
-    for row in result["rows"]:
+    ratios = sorted({row["ratio"] for row in result["rows"]})
+    heads = " | ".join(
+        f"{what}, {'no ratio' if ratio == 'none' else f'ratio {ratio}'}"
+        for ratio in ratios
+        for what in ("points", "track", "error px", "centre mm")
+    )
+    lines = [f"| scene | features | registered | {heads} |", "|---|---|---:|" + "---:|" * (4 * len(ratios))]
+    rows = {(row["scene"], row["features"], row["ratio"]): row for row in result["rows"]}
+    for scene, features in dict.fromkeys((row["scene"], row["features"]) for row in result["rows"]):
+        of_it = [rows[scene, features, ratio] for ratio in ratios]
+        registered = " and ".join(dict.fromkeys(f"{row['registered']} / {row['images']}" for row in of_it))
         cells = [
-            row["scene"],
-            row["features"],
-            row["ratio"],
-            f"{row['registered']} / {row['images']}",
-            f"{row['points']:,}",
-            f"{row['track_length']:.2f}",
-            f"{row['reprojection_px']:.3f}",
-            _number(row.get("centre_error_mm_mean"), ".2f"),
-            _number(row.get("rotation_error_deg_mean"), ".3f"),
+            cell
+            for row in of_it
+            for cell in (
+                f"{row['points']:,}",
+                f"{row['track_length']:.2f}",
+                f"{row['reprojection_px']:.3f}",
+                _number(row.get("centre_error_mm_mean"), ".2f"),
+            )
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(f"| {scene} | {features} | {registered} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", _made(result)])
 
 
