@@ -139,17 +139,20 @@ def _content(
     half = {name: t.half() if t.ndim > 1 and t.abs().amax() < LARGEST_HALF else t.float() for name, t in state.items()}
     limit = BYTES_PER_MB * (default_mb if max_mb is None else max_mb)
     content, small = _bytes(half, metadata), dict(half)
-    for name in sorted((name for name in half if half[name].ndim > 1), key=lambda name: -half[name].nbytes):
-        if len(content) <= limit:
-            break
-        small[name], small[name + STEP] = in_8_bits(state[name])
-        content = _bytes(small, metadata)
     if len(content) <= limit:
         return content
+    least = sum(t.numel() if t.ndim > 1 else t.nbytes for t in half.values())
+    for name in sorted((name for name in half if half[name].ndim > 1), key=lambda name: -half[name].nbytes):
+        if least > limit:
+            break
+        small[name], small[name + STEP] = in_8_bits(state[name])
+        packed = _bytes(small, metadata)
+        if len(packed) <= limit:
+            return packed
     if max_mb is not None:
-        least = len(content) / BYTES_PER_MB
-        raise UsageError(f"{path}: not written, the network takes {least:.1f} MB in 8 bits, more than {max_mb:g} MB")
-    return _bytes(half, metadata)
+        least_mb = least / BYTES_PER_MB
+        raise UsageError(f"{path}: not written, 8 bits take {least_mb:.1f} MB, more than the limit of {max_mb:g} MB")
+    return content
 
 
 def _bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

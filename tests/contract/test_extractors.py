@@ -15,13 +15,14 @@ from featkit.registry import configured
 from featkit.types import Features
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-NETWORKS = {"dog+sdgmnet": {"architecture": "hynet"}, "dog+doap-binary": {"architecture": "l2net", "bits": 256}}
+PATCH_NETWORKS = {"dog+sdgmnet": {"architecture": "hynet"}, "dog+doap-binary": {"architecture": "l2net", "bits": 256}}
 """Patch descriptors run with an untrained network; the others differ from one of these in their weight alone."""
+DENSE_NETWORKS = {"scfeat": {"encoder": "resnet18"}}
 
 
 def _extractors() -> list[str]:
     named = {p.stem: yaml.safe_load(p.read_text(encoding="utf-8")).get("extractor") for p in CONFIGS.glob("*.yaml")}
-    return sorted(name for name, target in named.items() if target and (target != "patches" or name in NETWORKS))
+    return sorted(name for name, target in named.items() if target and (target != "patches" or name in PATCH_NETWORKS))
 
 
 NAMES = _extractors()
@@ -32,9 +33,11 @@ ARRAYS = ("keypoints", "descriptors", "scores", "scales", "oris")
 def extractor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     name = request.param
     changes: dict[str, Any] = {}
-    if name in NETWORKS:  # fewer keypoints are enough
+    if name in PATCH_NETWORKS:  # fewer keypoints are enough
         weight = _untrained(name, tmp_path_factory.mktemp("weights"))
         changes = {"weights": weight, "detector": {"peak_threshold": 0.05}}
+    if name in DENSE_NETWORKS:
+        changes = {"weights": _untrained_dense(name, tmp_path_factory.mktemp("weights")), "threshold": 0.5}
     cls, config = configured("extractor", name, changes)
     return cls(config, "cpu")
 
@@ -46,9 +49,23 @@ def _untrained(name: str, folder: Path) -> str:
     from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
     from featkit.weights import save_patch_network
 
-    network = PatchNetwork(PatchNetworkConfig(**NETWORKS[name]), torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    network = PatchNetwork(PatchNetworkConfig(**PATCH_NETWORKS[name]), torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     save_patch_network(folder / f"{name}.safetensors", network, {})
     return str(folder / f"{name}.safetensors")
+
+
+def _untrained_dense(name: str, folder: Path) -> str:
+    """The same of a dense network. Its detector goes by the image more than by features that nobody has trained."""
+    import torch
+
+    from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
+    from featkit.weights import save_scfeat_network
+
+    config = SCFeatNetworkConfig(**DENSE_NETWORKS[name])  # type: ignore[arg-type]
+    network = SCFeatNetwork(config, torch.Generator().manual_seed(0)).eval()
+    with torch.no_grad():
+        network.detector.merge.weight[:, : config.detector_feature_channels] *= 0.3
+    return str(save_scfeat_network(folder / f"{name}.safetensors", network))
 
 
 def image(extractor: Extractor, seed: int = 0, width: int = 220, height: int = 160) -> np.ndarray:

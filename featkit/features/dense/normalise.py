@@ -12,6 +12,7 @@ from torch import Tensor
 Normalisation = Literal["l2", "fusion"]
 FUSED_NORMS = 4
 """m of eq. 25; the weight of the L_p norm is p (section IV-B)."""
+LEAST_NORM = 1e-12
 LIFT_RADIUS = 8.0
 """Of the sphere that fused vectors (at most 2.3 long, most 1.6) are put on."""
 
@@ -29,8 +30,7 @@ def fusion(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     The norms are those of the absolute values: the paper's formula has roots of negative numbers for odd p.
     """
     orders = range(1, FUSED_NORMS + 1)
-    tiny = torch.finfo(vectors.dtype).tiny
-    scale = sum(p / torch.linalg.vector_norm(vectors, p, dim=1, keepdim=True).clamp_min(tiny) for p in orders)
+    scale = sum(p / torch.linalg.vector_norm(vectors, p, dim=1, keepdim=True).clamp_min(LEAST_NORM) for p in orders)
     return vectors * scale / sum(orders)
 
 
