@@ -4,8 +4,8 @@
 
 POSED: posed pairs (`featkit data posed-pairs`); PHOTOS: photographs for the warm-up. Each row is a training in
 RUNS/ROW; a row that shares its first stages with another one starts from those, and rows that only extract differently
-are not trained. What is done is passed over, what was stopped goes on. MMA as SCFeat's Table II has it (eq. 24), mutual nearest
-neighbours, on the Oxford affine sequences. Writes benchmarks/results/scfeat_ablation.json.
+are not trained. What is done is passed over, what was stopped goes on. MMA as SCFeat's Table II has it (eq. 24), mutual
+nearest neighbours, on the Oxford affine sequences. Writes benchmarks/results/scfeat_ablation.json.
 """
 
 from __future__ import annotations
