@@ -21,7 +21,7 @@ Example: `featkit train patch --config hynet --data patches/liberty --out runs/h
 The paper's schedule is fitted to --steps or --budget. Stopped at any moment, also by SIGKILL, the same command goes on
 where the last checkpoint was. The run's folder holds best.safetensors, last.safetensors, metrics.csv, report.html."""
 
-SCFEAT_HELP = """Train SCFeat from camera poses: description, then detection; a warm-up before them if the recipe has one.
+SCFEAT_HELP = """Train SCFeat from camera poses: description, then detection; a warm-up first where asked.
 
 Example: `featkit train scfeat --data posed/mine --out runs/mine --budget 2h`
 

@@ -126,9 +126,9 @@ class FastDetector:
         for (first, image), block in zip(image_bands, resampling(coarse.rows, SCALE, False, BLOCK), strict=True):
             merged = self._merge_image(image, margin=True)
             wide = self._merge_feature.widened(feature[:, :, block.low : block.high], coarse.columns)
-            from_features = merged.new_empty((merged.shape[2], merged.shape[3], merged.shape[1]))
-            self._merge_feature.heightened(wide, block._replace(low=0, high=block.high - block.low), from_features)
-            yield first, merged.add_(from_features.permute(2, 0, 1))
+            shifted = block._replace(low=0, high=block.high - block.low)
+            self._merge_feature.heightened(wide, shifted, merged[0].permute(1, 2, 0))
+            yield first, merged
 
     def _image_bands(
         self, images: Float[Tensor, "1 3 h w"], moments: Moments | None, margin: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -56,9 +57,18 @@ class FrozenSCFeat:
         self._precision, self._map = precision, descriptor_map
         self._is_fast = (device.type == "cpu" and precision == "fp32") if fast is None else fast
         self._forward = torch.compile(self._network) if compiled else self._network
-        self._bridge = FastBridge(self._network.bridge)
-        self._backbone = FastBackbone(self._network.backbone)
-        self._detector = FastDetector(self._network.detector)
+
+    @cached_property
+    def _bridge(self) -> FastBridge:
+        return FastBridge(self._network.bridge)
+
+    @cached_property
+    def _backbone(self) -> FastBackbone:
+        return FastBackbone(self._network.backbone)
+
+    @cached_property
+    def _detector(self) -> FastDetector:
+        return FastDetector(self._network.detector)
 
     @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "b h w 3"]) -> DenseFeatures:

@@ -55,6 +55,7 @@ class UpsampledConv:
         rows, columns = window or Window.whole(height, width)
         wide = self.widened(maps, columns)
         result = maps.new_empty((self._factor * height, wide.shape[2], self._channels))
+        result.copy_(torch.zeros_like(result[0, 0]) if self._bias is None else self._bias)
         for block in resampling(rows, self._factor, self._aligned):
             self.heightened(wide, block, result[block.first : block.last])
         return result.permute(2, 0, 1)[None]
@@ -63,22 +64,22 @@ class UpsampledConv:
         """Columns enlarged and their taps added up, for each tap of the rows."""
         _, channels, height, width = maps.shape
         flat = maps.permute(0, 2, 3, 1).reshape(height * width, channels)
-        wide = maps.new_empty((TAPS, height, self._factor * width, self._channels))
+        mixed = maps.new_empty((TAPS, height * width, TAPS * self._channels))
         for tap in range(TAPS):
-            mixed = (flat @ self._weight[tap]).view(height, width * TAPS, self._channels)
-            for block in resampling(columns, self._factor, self._aligned):
-                weights = block.weights.to(maps.device).flatten(1).expand(height, -1, -1)
-                part = mixed[:, TAPS * block.low : TAPS * block.high]
-                wide[tap, :, block.first : block.last] = torch.bmm(weights, part)
-        return wide
+            torch.mm(flat, self._weight[tap], out=mixed[tap])
+        mixed = mixed.view(TAPS * height, width * TAPS, self._channels)
+        wide = maps.new_empty((TAPS * height, self._factor * width, self._channels))
+        for block in resampling(columns, self._factor, self._aligned):
+            weights = block.weights.to(maps.device).flatten(1).expand(TAPS * height, -1, -1)
+            part = mixed[:, TAPS * block.low : TAPS * block.high]
+            wide[:, block.first : block.last] = torch.bmm(weights, part)
+        return wide.view(TAPS, height, -1, self._channels)
 
     def heightened(self, wide: Float[Tensor, "3 h w o"], block: Resampling, result: Float[Tensor, "rows w o"]) -> None:
-        """Write the rows of a block: enlarged, their taps added up, with the bias. `result` is contiguous."""
+        """Add the rows of a block, enlarged and their taps added up, to `result`, which is contiguous."""
         weights = block.weights.to(wide.device).transpose(1, 2).flatten(1)
         taps = wide[:, block.low : block.high].reshape(weights.shape[1], -1)
-        torch.mm(weights, taps, out=result.view(len(result), -1))
-        if self._bias is not None:
-            result += self._bias
+        result.view(len(result), -1).addmm_(weights, taps)
 
 
 @lru_cache(maxsize=256)
