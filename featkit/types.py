@@ -21,6 +21,7 @@ class Features:
     image_size: width, height in pixels.
     scales: radius-like size in pixels; oris: radians, counted from +x towards +y.
     uncertainty_px: standard deviation of a keypoint, in pixels.
+    turns: a descriptor is so many side by side, of the image turned by as many equal steps counter-clockwise.
     """
 
     keypoints: Float[np.ndarray, "n 2"]
@@ -30,6 +31,7 @@ class Features:
     scales: Float[np.ndarray, " n"] | None = None
     oris: Float[np.ndarray, " n"] | None = None
     uncertainty_px: float = 1.0
+    turns: int = 1
 
     def __len__(self) -> int:
         return len(self.keypoints)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from pydantic import Field, field_validator
 
 from featkit.config import Config, Runtime
@@ -22,7 +22,8 @@ from featkit.types import Features
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from featkit.features.dense.frozen_scfeat import FrozenSCFeat
+    from featkit.features.dense.frozen_scfeat import DenseFeatures, FrozenSCFeat
+    from featkit.features.dense.keypoints import ScoredPoints
     from featkit.features.dense.one_thread import OneThread
 
 LOGGER = logging.getLogger(__name__)
@@ -51,6 +52,9 @@ class ScfeatConfig(Config):
     """fused: before the bridge, "w/ pruning" (III-E). normalised: behind it, "w/o pruning" of Table III."""
     normalisation: Literal["l2", "fusion"] = "l2"
     """Eq. 22, or eq. 25 with m = 4 (one more value, so that rows have length 1)."""
+    turns: Literal[1, 4] = 1
+    """4: each keypoint is described in the image turned by 0, 90, 180 and 270 degrees, side by side in one row, and the
+    matcher finds the turn between two images: for photographs that are not all upright, in four times the time."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the network's maps. Half precision is for GPUs, and for CPUs that compute in it."""
     max_pixels: Runtime[int] = Field(default=6_000_000, ge=512 * 512)
@@ -112,10 +116,10 @@ class Scfeat:
     def _none(self, image: np.ndarray) -> Features:
         self._ready()
         assert self._network is not None
-        dimension = self._network.dimension + (self.config.normalisation == "fusion")
+        dimension = (self._network.dimension + (self.config.normalisation == "fusion")) * self.config.turns
         height, width = image.shape[:2]
         nothing = np.zeros((0, 2), np.float32), np.zeros((0, dimension), np.float16), np.zeros(0, np.float32)
-        return Features(*nothing, image_size=(width, height))
+        return Features(*nothing, image_size=(width, height), turns=self.config.turns)
 
     def _ready(self) -> OneThread:
         """The thread that runs the network; the network is loaded on the first call."""
@@ -138,26 +142,45 @@ class Scfeat:
 
     def _run(self, images: list[np.ndarray]) -> list[Features]:
         """Images of one size, in the network's thread."""
+        from featkit.features.dense.turns import side_by_side, turned
+
+        height, width = images[0].shape[:2]
+        maps, scores = self._dense(images)
+        found = [self._keypoints(image_scores) for image_scores in scores[:, 0]]
+        rows = [[self._rows(values, keypoints.points)] for values, keypoints in zip(maps, found, strict=True)]
+        for turn in range(1, self.config.turns):
+            maps, _ = self._dense([np.rot90(image, turn) for image in images])
+            for values, keypoints, of_image in zip(maps, found, rows, strict=True):
+                of_image.append(self._rows(values, turned(keypoints.points, (height, width), turn)))
+        return [
+            Features(
+                keypoints.points.float().cpu().numpy(),
+                side_by_side(of_image),
+                keypoints.scores.float().cpu().numpy(),
+                image_size=(width, height),
+                turns=self.config.turns,
+            )
+            for keypoints, of_image in zip(found, rows, strict=True)
+        ]
+
+    def _dense(self, images: list[np.ndarray]) -> DenseFeatures:
+        """Descriptor maps of the padded images, scores of the images."""
         import torch
+
+        from featkit.features.dense.frozen_scfeat import DenseFeatures
 
         assert self._network is not None
         height, width = images[0].shape[:2]
         bottom, right = -height % MULTIPLE_PX, -width % MULTIPLE_PX
         padded = [np.pad(image, ((0, bottom), (0, right), (0, 0)), mode="edge") for image in images]
         maps, scores = self._network(torch.from_numpy(np.stack(padded)))
-        with torch.inference_mode():
-            pairs = zip(maps, scores[:, 0, :height, :width], strict=True)
-            return [self._features(values, image_scores) for values, image_scores in pairs]
+        return DenseFeatures(maps, scores[:, :, :height, :width])
 
-    def _features(self, maps: Tensor, scores: Tensor) -> Features:
-        """maps: of the padded image. scores: of the image."""
+    def _keypoints(self, scores: Tensor) -> ScoredPoints:
         from featkit.features.dense.keypoints import find_keypoints
-        from featkit.features.dense.normalise import normalised_rows
-        from featkit.geometry.sampling import sample_map
-        from featkit.models.scfeat.detector import SCALE
 
         config = self.config
-        found = find_keypoints(
+        return find_keypoints(
             scores,
             config.threshold,
             config.nms_window,
@@ -166,9 +189,16 @@ class Scfeat:
             config.min_keypoints,
             config.refine,
         )
+
+    def _rows(self, maps: Float[Tensor, "d h/4 w/4"], points: Float[Tensor, "n 2"]) -> Float[np.ndarray, "n d2"]:
+        """Descriptors, rows of length 1. maps: of the padded image."""
+        import torch
+
+        from featkit.features.dense.normalise import normalised_rows
+        from featkit.geometry.sampling import sample_map
+        from featkit.models.scfeat.detector import SCALE
+
         padded_size = (maps.shape[2] * SCALE, maps.shape[1] * SCALE)
-        vectors = sample_map(maps[None], found.points[None], padded_size)[0]
-        rows = normalised_rows(vectors, config.normalisation).half()
-        height, width = scores.shape
-        arrays = (found.points.float().cpu().numpy(), rows.cpu().numpy(), found.scores.float().cpu().numpy())
-        return Features(*arrays, image_size=(width, height))
+        with torch.inference_mode():
+            vectors = sample_map(maps[None], points[None], padded_size)[0]
+            return normalised_rows(vectors, self.config.normalisation).cpu().numpy()

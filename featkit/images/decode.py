@@ -71,6 +71,7 @@ class DecodedImage:
             scales=None if features.scales is None else (features.scales * scale).astype(np.float32),
             oris=None if features.oris is None else _turn(linear, features.oris),
             uncertainty_px=features.uncertainty_px * scale,
+            turns=features.turns,
         )
 
 

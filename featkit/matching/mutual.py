@@ -2,7 +2,8 @@
 
 Semantics of kornia's `match_smnn`: i and j match when each is the other's nearest neighbour and, on both sides,
 d(first) <= ratio * d(second), d the Euclidean distance of unit descriptors, or the Hamming distance of packed bits
-(rows of uint8). Of equally near neighbours the first one counts. Sources: Lowe 2004, section 7.1;
+(rows of uint8). Of equally near neighbours the first one counts. Descriptors of turned images (`Features.turns`) are
+compared at the turn at which two images agree best. Sources: Lowe 2004, section 7.1;
 kornia.feature.match_smnn.
 """
 
@@ -22,6 +23,7 @@ from featkit.device import torch_device
 from featkit.errors import BadInputError
 from featkit.matching.packed_bits import BYTE, is_packed, unpack_signs
 from featkit.matching.top_two import TopTwo, top_two
+from featkit.matching.turns import TRIED, moved_round, relative_turn
 from featkit.types import Features, Matches
 
 MAX_THREADS = 8  # pairs at a time on the CPU: each has a tile of 4 MB per 1,000 keypoints
@@ -56,7 +58,7 @@ class MutualMatcher:
     def match(self, batch: list[tuple[Features, Features]]) -> list[Matches]:
         """Matches of each pair; see `Matcher.match`."""
         moved: dict[int, Tensor] = {}
-        loaded = [(self._on_device(a, moved), self._on_device(b, moved), _bits(a, b)) for a, b in batch]
+        loaded = [(*self._aligned(a, b, moved), _bits(a, b)) for a, b in batch]
         if self.device.type != "cpu":
             return [self._match_pair(*pair) for pair in loaded]
         with _one_pair_per_core() as pool:
@@ -69,6 +71,16 @@ class MutualMatcher:
             rows = unpack_signs(rows) if is_packed(rows) else np.require(rows, requirements=["C", "W"])
             moved[id(features)] = torch.as_tensor(rows).to(self.device, torch.float32)
         return moved[id(features)]
+
+    def _aligned(self, a: Features, b: Features, moved: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+        """Descriptors of a pair on the device; those of turned images as they fit together."""
+        rows0, rows1 = self._on_device(a, moved), self._on_device(b, moved)
+        if a.turns != b.turns:
+            raise BadInputError(f"features of {a.turns} and {b.turns} turns cannot be matched; extract both alike")
+        if a.turns == 1 or rows0.shape[1] != rows1.shape[1]:
+            return rows0, rows1
+        places = relative_turn(rows0[_best_of(a, TRIED)], rows1[_best_of(b, TRIED)], a.turns)
+        return rows0, moved_round(rows1, a.turns, places)
 
     def _match_pair(self, a: Tensor, b: Tensor, bits: int) -> Matches:
         """bits: length of binary descriptors, whose rows hold -1 and +1; 0 for rows of length 1."""
@@ -133,6 +145,11 @@ def _one_pair_per_core() -> Iterator[ThreadPoolExecutor]:
             yield pool
     finally:
         torch.set_num_threads(cores)
+
+
+def _best_of(features: Features, count: int) -> np.ndarray:
+    """Indices of the best keypoints, at most `count`."""
+    return np.argsort(-features.scores, kind="stable")[:count].copy()
 
 
 def _bits(a: Features, b: Features) -> int:

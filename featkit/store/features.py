@@ -63,6 +63,7 @@ class FeatureStore:
                 scales=self._optional(group, "scales"),
                 oris=self._optional(group, "oris"),
                 uncertainty_px=float(group["keypoints"].attrs.get("uncertainty", 1.0)),
+                turns=int(group["descriptors"].attrs.get("turns", 1)),
             )
         except (KeyError, OSError, ValueError, RuntimeError, TypeError) as error:
             raise BadInputError(f"{self.path}: features of {name!r} are damaged ({error}); extract again") from None
@@ -113,7 +114,10 @@ class FeatureStore:
             name,
             datasets,
             attributes={"source": source, "digest": features_digest(features)},
-            dataset_attributes={("keypoints", "uncertainty"): features.uncertainty_px},
+            dataset_attributes={
+                ("keypoints", "uncertainty"): features.uncertainty_px,
+                ("descriptors", "turns"): features.turns,
+            },
         )
 
     def _group(self, name: str) -> h5py.Group:

@@ -1,0 +1,76 @@
+"""Descriptors of turned images: which turn a pair is compared at."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from featkit.errors import BadInputError
+from featkit.matching.mutual import MutualConfig, MutualMatcher
+from featkit.matching.turns import moved_round, relative_turn
+from featkit.types import Features
+
+
+def features(seed: int, count: int = 60, turns: int = 4, length: int = 16) -> Features:
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(count, turns, length))
+    rows /= np.linalg.norm(rows, axis=2, keepdims=True) * turns**0.5
+    points = rng.uniform(0, 100, (count, 2)).astype(np.float32)
+    scores = rng.permutation(count).astype(np.float32)
+    return Features(points, rows.reshape(count, turns * length).astype(np.float32), scores, (100, 100), turns=turns)
+
+
+def seen_turned(a: Features, places: int, seed: int = 1) -> tuple[Features, np.ndarray]:
+    """Features of the same image turned, in another order and with noise; and where those of `a` are among them."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(a))
+    rows = np.roll(a.descriptors.reshape(len(a), a.turns, -1), -places, axis=1).reshape(len(a), -1)[order]
+    rows = rows + rng.normal(0, 0.02, rows.shape)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return replace(a, descriptors=rows.astype(np.float32)), np.argsort(order)
+
+
+@pytest.mark.parametrize("places", range(4))
+def test_the_turn_of_a_pair_is_found(places: int) -> None:
+    a = features(0)
+    b, expected = seen_turned(a, places)
+    assert relative_turn(torch.from_numpy(a.descriptors), torch.from_numpy(b.descriptors), 4) == places
+    matches = MutualMatcher(MutualConfig(), "cpu").match([(a, b)])[0]
+    np.testing.assert_array_equal(matches.matches0, expected)
+
+
+def test_without_turns_a_turned_image_is_another() -> None:
+    a = features(0)
+    b, expected = seen_turned(a, 1)
+    plain = MutualMatcher(MutualConfig(), "cpu").match([(replace(a, turns=1), replace(b, turns=1))])[0]
+    assert (plain.matches0 == expected).mean() < 0.1
+
+
+def test_rows_moved_round() -> None:
+    rows = torch.arange(8.0)[None]
+    assert moved_round(rows, 4, 1).tolist() == [[6, 7, 0, 1, 2, 3, 4, 5]]
+    assert moved_round(rows, 4, 0).tolist() == rows.tolist()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_few_keypoints(count: int) -> None:
+    a, b = features(0), features(1, count=count)
+    for pair in ((a, b), (b, a)):
+        matches = MutualMatcher(MutualConfig(ratio=None), "cpu").match([pair])[0]
+        assert len(matches.matches0) == len(pair[0])
+
+
+def test_a_broken_row_decides_nothing() -> None:
+    a = features(0)
+    b, expected = seen_turned(a, 2)
+    b.descriptors[3] = np.nan
+    matches = MutualMatcher(MutualConfig(), "cpu").match([(a, b)])[0].matches0
+    assert (matches[expected != 3] == expected[expected != 3]).all()
+    assert matches[expected == 3] == -1
+
+
+def test_turns_must_agree() -> None:
+    a = features(0)
+    with pytest.raises(BadInputError, match="4 and 1 turns"):
+        MutualMatcher(MutualConfig(), "cpu").match([(a, replace(a, turns=1))])
