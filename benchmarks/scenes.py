@@ -16,6 +16,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ LEFT_OUT = slice(3, None, 4)  # each fourth image of castle-P19 is a query
 LOCALIZED = "posed/castle-P19"
 
 
-def featkit_command(scene: Path, output: Path) -> list[str]:
+def featkit_command(scene: Path, output: Path, options: Sequence[str] = ()) -> list[str]:
+    """options: more of them, such as other features."""
     command = [sys.executable, "-m", "featkit", "reconstruct", str(scene), "--out", str(output), "--json", "-q"]
     camera = scene / "camera.txt"
     if camera.is_file():
@@ -44,7 +46,7 @@ def featkit_command(scene: Path, output: Path) -> list[str]:
         params = ",".join(map(repr, known.params))
         command += ["--camera-model", known.model, "--camera-params", params]
         command += ["--camera-mode", "single", "--fix-intrinsics"]
-    return command
+    return [*command, *options]
 
 
 def pycolmap_command(scene: Path, output: Path) -> list[str]:
@@ -117,7 +119,7 @@ def run_scene(name: str, scene: Path, repeats: int) -> list[dict[str, Any]]:
     return table
 
 
-def localize(name: str, scene: Path) -> dict[str, Any]:
+def localize(name: str, scene: Path, options: Sequence[str] = ()) -> dict[str, Any]:
     """Map all images but each fourth with their true poses, and localize those."""
     poses = read_poses(scene / "poses.txt")
     names = sorted(poses)
@@ -132,7 +134,7 @@ def localize(name: str, scene: Path) -> dict[str, Any]:
         listed.write_text("".join(f"{query} {line}\n" for query in queries), encoding="utf-8")
         featkit = [sys.executable, "-m", "featkit"]
         mapping = [*featkit, "reconstruct", str(scene), "--out", str(work / "map"), "--reference", str(reference)]
-        mapped = json.loads(measure([*mapping, "--json", "-q"]).stdout)
+        mapped = json.loads(measure([*mapping, *options, "--json", "-q"]).stdout)
         command = [*featkit, "localize", str(work / "map"), "--queries", str(scene / "images")]
         command += ["--intrinsics", str(listed), "--truth", str(scene / "poses.txt"), "--json", "-q"]
         finished = measure(command)

@@ -185,6 +185,76 @@ def training_table() -> str:
     return "\n".join([*lines, "", _made(result)])
 
 
+def oxford_table() -> str:
+    """MMAScore per sequence of the Oxford set."""
+    result = _read("oxford_mma")
+    names = result["sequences"]
+    lines = [
+        f"| features | {' | '.join(names)} | MMAScore | features | matches |",
+        "|---|" + "---:|" * (len(names) + 3),
+    ]
+    for row in result["rows"]:
+        scores = " | ".join(f"{100 * row['sequences'][name]['mma_score']:.1f}" for name in names)
+        counts = f"{row['mean_features']:,.0f} | {row['mean_matches']:,.0f}"
+        lines.append(f"| {_label(row['features'])} | {scores} | **{100 * row['mma_score']:.1f}** | {counts} |")
+    return "\n".join([*lines, "", _made(result)])
+
+
+def scfeat_scenes_table() -> str:
+    """Maps by SCFeat and by RootSIFT at the same size; localization below."""
+    result = _read("scfeat_scenes")
+    lines = [
+        "| scene | features | registered | points | track | error px | centre mm | total s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in sorted(result["rows"], key=lambda row: row["scene"]):
+        lines.append(
+            f"| {row['scene'].rpartition('/')[2]} | {row['features']} | {row['registered']} / {row['images']} |"
+            f" {row['points']:,} | {row['track_length']:.2f} | {row['reprojection_px']:.3f} |"
+            f" {_number(row.get('centre_error_mm_mean'), '.2f')} | {row['seconds']:.0f} |"
+        )
+    for row in result["localization"]:
+        recall = ", ".join(f"{100 * share:.0f} % within {threshold}" for threshold, share in row["recall"].items())
+        lines += ["", f"{row['scene'].rpartition('/')[2]} localized by {row['features']}: {recall}; medians"
+                  f" {1e3 * row['median_m']:.1f} mm and {row['median_deg']:.3f} deg."]  # fmt: skip
+    return "\n".join([*lines, "", _made(result)])
+
+
+def dense_speed_table() -> str:
+    """Images per second of SCFeat beside its bare network and kornia's networks."""
+    result = _read("dense_speed")
+    lines = [
+        "| device | size | network | extract, images/s | bare network | as written | over ALIKED | memory MB |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for one in result["results"]:
+        speed = {row["method"].removeprefix(f"{one['network']} "): row["images_per_s"] for row in one["rows"]}
+        over = one["extract_over_peers"].get("kornia ALIKED")
+        lines.append(
+            f"| {one['where']} | {one['size']} | {one['network']} | {speed['extract']:.2f} | {speed['network']:.2f} |"
+            f" {speed['as written']:.2f} | {_number(over, '.2f')} | {one['peak_memory']['extract_process_mb']:,.0f} |"
+        )
+    return "\n".join([*lines, "", _made(result)])
+
+
+def ablation_table() -> str:
+    """SCFeat's ablations: MMAScore of rows that were trained alike."""
+    result = _read("scfeat_ablation")
+    lines = ["| row | MMAScore | features | matches |", "|---|---:|---:|---:|"]
+    for row in result["rows"]:
+        overall = row["mma"]["methods"][0]["groups"]["overall"]
+        lines.append(
+            f"| {row['row']} | {100 * overall['mma_score']:.1f} | {overall['features']:,.0f} |"
+            f" {overall['matches']:,.0f} |"
+        )
+    return "\n".join([*lines, "", f"Batches of description: {result['steps']:,}.", "", _made(result)])
+
+
+def _label(features: str) -> str:
+    """A method's name without the place of its weight."""
+    return features.partition("=")[0]
+
+
 def _read(name: str) -> dict[str, Any]:
     return {**json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")), "name": name}
 
@@ -204,6 +274,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "eth": eth_table,
     "describe": describe_table,
     "training": training_table,
+    "oxford": oxford_table,
+    "scfeat-scenes": scfeat_scenes_table,
+    "dense-speed": dense_speed_table,
+    "ablation": ablation_table,
 }
 
 
