@@ -97,8 +97,8 @@ def warp_patches(
 ) -> Float[Tensor, "m 1 out out"]:
     """Patches in [0, 1] seen through their transforms, at `out_px` pixels a side.
 
-    Sampled as densely as the input's pixels lie and then averaged (64 -> 32: 2 x 2 samples per pixel), so that
-    nothing aliases however the patch is turned.
+    Where a pixel of the result covers several of the input's, as many are sampled and averaged (64 -> 32: 2 x 2), so
+    that nothing aliases however the patch is turned. 64 -> 42 is read as it is: 1.5 px apart, as an STN does.
     """
     values = patches[:, None].float().div_(255.0)
     dense = max(1, patches.shape[-1] // out_px)

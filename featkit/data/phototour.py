@@ -9,9 +9,12 @@ scenes.txt           ours, optional: a line per image id: scene, tab, image. Wit
 from __future__ import annotations
 
 import struct
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -25,6 +28,7 @@ PER_BITMAP = ROW * ROW
 HEADER = struct.Struct("<2sIHHIIiiHHIIiiII")  # BITMAPFILEHEADER and BITMAPINFOHEADER
 PALETTE = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, axis=1) * np.array([1, 1, 1, 0], np.uint8)
 OFFSET = HEADER.size + PALETTE.size
+MAPPED = 128  # bitmaps of a set at a time; a process may commonly have 1,024 open files
 INFO, SCENES = "info.txt", "scenes.txt"
 
 
@@ -43,10 +47,17 @@ class TestPairs:
 
 
 class MappedPatches:
-    """Patches of bitmaps on disk, (n, 64, 64): only those asked for are read."""
+    """Patches of bitmaps on disk, (n, 64, 64): only those asked for are read.
+
+    Every bitmap is checked at once. At most `MAPPED` are mapped at a time, since each holds an open file: UBC's own
+    sets have up to 2,475 of them. Any number of threads may read.
+    """
 
     def __init__(self, paths: Sequence[Path], count: int, writable: bool = False):
-        self._tiles = [_map_bitmap(path, writable) for path in paths]
+        self._bitmaps = [_check_bitmap(path) for path in paths]
+        self._mode: Literal["r", "r+"] = "r+" if writable else "r"
+        self._mapped: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
         self.shape = (count, SIDE, SIDE)
 
     def __len__(self) -> int:
@@ -73,11 +84,38 @@ class MappedPatches:
         bitmap = index[order] // PER_BITMAP
         for rows in np.split(order, np.flatnonzero(np.diff(bitmap)) + 1):
             if len(rows):
-                yield rows, self._tiles[index[rows[0]] // PER_BITMAP], index[rows] % PER_BITMAP
+                yield rows, self._tiles(int(index[rows[0]]) // PER_BITMAP), index[rows] % PER_BITMAP
+
+    def _tiles(self, number: int) -> UInt8[np.ndarray, "16 16 64 64"]:
+        """A bitmap's patches as a view of the file."""
+        with self._lock:
+            if number not in self._mapped:
+                self._mapped[number] = self._bitmaps[number].mapped(self._mode)
+                if len(self._mapped) > MAPPED:
+                    self._mapped.popitem(last=False)
+            self._mapped.move_to_end(number)
+            return self._mapped[number]
 
 
-def _map_bitmap(path: Path, writable: bool = False) -> UInt8[np.ndarray, "16 16 64 64"]:
-    """A bitmap's patches as a view of the file. Raises BadInputError."""
+@dataclass(frozen=True)
+class _Bitmap:
+    """offset: bytes before the pixels. from_bottom: whether their rows are stored so."""
+
+    path: Path
+    offset: int
+    from_bottom: bool
+
+    def mapped(self, mode: Literal["r", "r+"]) -> UInt8[np.ndarray, "16 16 64 64"]:
+        try:
+            pixels = np.memmap(self.path, np.uint8, mode, self.offset, (BITMAP, BITMAP))
+        except (OSError, ValueError) as error:
+            raise BadInputError(f"{self.path}: cannot be read ({error})") from None
+        upright = pixels[::-1] if self.from_bottom else pixels
+        return upright.reshape(ROW, SIDE, ROW, SIDE).transpose(0, 2, 1, 3)
+
+
+def _check_bitmap(path: Path) -> _Bitmap:
+    """Raises BadInputError for what is no whole bitmap of patches."""
     try:
         with path.open("rb") as file:
             head = file.read(OFFSET)
@@ -93,9 +131,7 @@ def _map_bitmap(path: Path, writable: bool = False) -> UInt8[np.ndarray, "16 16 
         )
     if size < offset + BITMAP * BITMAP or offset < HEADER.size:
         raise BadInputError(f"{path}: the file is cut off ({size} bytes); copy it again")
-    pixels = np.memmap(path, np.uint8, "r+" if writable else "r", offset, (BITMAP, BITMAP))
-    upright = pixels[::-1] if height > 0 else pixels  # rows are stored from the bottom, unless the height is negative
-    return upright.reshape(ROW, SIDE, ROW, SIDE).transpose(0, 2, 1, 3)
+    return _Bitmap(path, offset, height > 0)
 
 
 def bitmap_paths(folder: Path) -> list[Path]:

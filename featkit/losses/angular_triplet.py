@@ -53,7 +53,8 @@ class AngularTripletConfig(Config):
     gives none)."""
     average_memory: float = Field(0.99, ge=0, lt=1)
     """Share of L_avg that a batch leaves as it was: an average over about the last 100 batches, 0.1 % of the paper's
-    training (the paper gives none)."""
+    training (the paper gives none). Not scaled to shorter trainings: in some hundred steps L_avg lags behind the loss,
+    and distant pairs are preferred a little less than the paper would."""
 
 
 class AngularTripletLoss(PatchLoss):

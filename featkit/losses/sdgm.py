@@ -92,10 +92,12 @@ class SdgmLossConfig(Config):
         at 10,000, 9.8 times the power of 1024 weights of 1, and comes down to it within some 2.5 % of the training,
         which raises the gradient as slowly (section III-E calls it a one cycle policy). Hence the memory becomes 0.5 %
         of `steps`, but 10 steps at least, and E[P] starts in proportion to `pairs`. Nothing else depends on them.
+        Values other than the paper's are somebody's choice and stay.
         """
-        memory_steps = max(0.005 * steps, 10.0)
+        fitted = {"statistics_memory": 1.0 - 1.0 / max(0.005 * steps, 10.0), "power_start": 10_000.0 * pairs / 1024.0}
+        papers = SdgmLossConfig()
         return self.model_copy(
-            update={"statistics_memory": 1.0 - 1.0 / memory_steps, "power_start": 10_000.0 * pairs / 1024.0}
+            update={name: value for name, value in fitted.items() if getattr(self, name) == getattr(papers, name)}
         )
 
 

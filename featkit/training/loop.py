@@ -11,7 +11,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -60,6 +60,11 @@ class Task(Protocol):
         ...
 
     def prepare(self, data: Any, world: World) -> None: ...
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the network has values that training might spoil; asked after `prepare`."""
+        ...
 
     def modules(self) -> dict[str, nn.Module]: ...
 
@@ -159,9 +164,7 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint (the first process only). Raises NothingCameOutError for a broken network."""
         self._saved_at = time.monotonic()
-        tensors = [value for module in self.task.modules().values() for value in module.state_dict().values()]
-        if not all(bool(torch.isfinite(value).all()) for value in tensors):
-            self._give_up("the update left values in the network that are no numbers", self.done.step)
+        self._check_network()
         if not self.world.is_first:
             return
         state = {
@@ -187,10 +190,12 @@ class Run:
             self.config.steps, self.done.step, self.task.batch_items, self.task.unit, quiet=not self.world.is_first
         )
         with stop_signals() as request, progress:
+            if self.done.step == 0 and self.task.starts_trained and self.world.is_first:
+                self._add_row({"step": 0, self.task.score.name: self._measure(progress)})
             while not self.finished:
                 loss, norm, result = self._step()
                 self.done.pending.append(loss)
-                score = self._measure(progress)
+                score = self._measure_in_turn(progress)
                 if self.done.step % every == 0 or self.finished or score is not None:
                     self._write_row(norm, result, score, progress)
                 progress.stepped(loss, "" if score is None else self.task.score.text(score))
@@ -217,7 +222,7 @@ class Run:
         self.done.seconds += time.perf_counter() - started
         return loss, length, result
 
-    def _give_up(self, what: str, step: int) -> None:
+    def _give_up(self, what: str, step: int) -> NoReturn:
         if self.world.is_first:
             self.folder.save_bad_batch(step, self.task.batch_arrays())
         raise NothingCameOutError(
@@ -225,20 +230,33 @@ class Run:
             f"{self.folder.checkpoint}; lower optimiser.learning_rate or set max_gradient"
         )
 
-    def _measure(self, progress: Progress) -> float | None:
-        """The score on the held-out part when its turn has come; the best network is kept."""
-        if not (self._turns(self.config.held_out.every) or self.finished) or not self.world.is_first:
+    def _measure_in_turn(self, progress: Progress) -> float | None:
+        """The score on the held-out part, when it is time for it."""
+        if not (self._turns(self.config.held_out.every) or self.finished):
             return None
+        self._check_network()
+        return self._measure(progress) if self.world.is_first else None
+
+    def _measure(self, progress: Progress) -> float:
+        """The score; the best network is kept, of equal ones the one that has learned longest."""
         started = time.perf_counter()
-        score = self.task.held_out()
+        try:
+            score = self.task.held_out()
+        except BadInputError as error:  # finite weights, but descriptors that are no numbers
+            self._give_up(str(error), self.done.step)
         self.done.last_score = score
-        if score < self.done.best_score:
+        if score <= self.done.best_score:
             self.done.best_score, self.done.best_step = score, self.done.step
             self.done.best_network = {k: v.detach().cpu().clone() for k, v in self.task.network.state_dict().items()}
         took = time.perf_counter() - started
         self.done.seconds += took
         progress.paused(took)
         return score
+
+    def _check_network(self) -> None:
+        tensors = [value for module in self.task.modules().values() for value in module.state_dict().values()]
+        if not all(bool(torch.isfinite(value).all()) for value in tensors):
+            self._give_up("the update left values in the network that are no numbers", self.done.step)
 
     def _turns(self, every: float) -> bool:
         """Whether this step ends such a share of the training."""
@@ -267,7 +285,9 @@ class Run:
         }
         if score is not None:
             row[self.task.score.name] = score
-        row |= {name: float(value) for name, value in result.statistics.items()}
+        self._add_row(row | {name: float(value) for name, value in result.statistics.items()})
+
+    def _add_row(self, row: Row) -> None:
         self.done.history.append(row)
         if self.world.is_first:
             self.folder.add(row, self.done.history)

@@ -42,6 +42,7 @@ class PatchTask:
     name = "patch"
     unit = "patches"
     picture_turns = 0
+    starts_trained = False
     score = Score("held_out_fpr95", "held-out FPR95", 100.0, "%")
 
     def __init__(self, config: PatchTraining, device: str = "auto"):
@@ -57,6 +58,11 @@ class PatchTask:
             raise UsageError(
                 f"loss {config.loss.name!r} takes {self.loss.batch_kind}; sampler.kind: {config.sampler.kind} "
                 f"gives {wanted}"
+            )
+        if config.second_order_weight and wanted == "groups":
+            raise UsageError(
+                f"second_order_weight: SOSNet's term compares pairs, and loss {config.loss.name!r} takes whole groups; "
+                "leave it 0, or choose a loss of pairs"
             )
         if isinstance(config.sampler, AdaSample) and not hasattr(self.loss, "average_loss"):
             raise UsageError("sampler.kind: adasample goes by the average of the loss that angular_triplet keeps")

@@ -63,9 +63,8 @@ class RunFolder:
 
     def add(self, row: Row, history: list[Row]) -> None:
         """One more row, the last of `history`."""
-        if len(history) > 1 and set(row) <= set(history[0]) | set(FIRST_COLUMNS) and self.metrics.exists():
-            with self.metrics.open(newline="") as file:
-                header = next(csv.reader(file))
+        header = self._header() if len(history) > 1 else []
+        if set(row) <= set(header):
             cells = ["" if key not in row else repr(row[key]) if key != "step" else int(row[key]) for key in header]
             with self.metrics.open("a", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerow(cells)
@@ -76,6 +75,13 @@ class RunFolder:
                 if key != "step":
                     self._events.add_scalar(key, value, int(row["step"]))
             self._events.flush()
+
+    def _header(self) -> list[str]:
+        """Columns of metrics.csv."""
+        if not self.metrics.exists():
+            return []
+        with self.metrics.open(newline="") as file:
+            return next(csv.reader(file), [])
 
     def add_pictures(self, step: int, pictures: dict[str, UInt8[np.ndarray, "h w 3"]]) -> None:
         """RUN/pictures/NAME_STEP.jpg, and in TensorBoard."""

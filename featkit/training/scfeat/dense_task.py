@@ -53,6 +53,7 @@ class DenseTask(Generic[BatchT]):
         """Take the data, and the values to start with. Raises BadInputError when there is too little to learn from."""
         self.world = world
         fill(self.network, data.start.values, data.start.origin)
+        self.starts_trained = bool(data.start.values)
         training, held_out = self._sources(data)
         self.feed: PairFeed[Any, BatchT] = PairFeed(
             training, self.config.batch_size, self.config.seed, self.config.workers, world.part

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,9 @@ import pytest
 
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import (
+    MAPPED,
+    PER_BITMAP,
+    MappedPatches,
     TestPairs,
     create_bitmaps,
     find_pairs,
@@ -100,6 +105,25 @@ def test_only_the_files_of_the_patches_are_touched(folder: Path) -> None:
     bitmaps = create_bitmaps(folder, COUNT)
     bitmaps[np.array([299])] = np.full((1, 64, 64), 9, np.uint8)
     assert (patches[np.array([299])] == 9).all()
+
+
+def test_more_bitmaps_than_a_process_may_open(folder: Path, tmp_path: Path) -> None:
+    """UBC's own sets have up to 2,475 of them, and 1,024 open files are a common limit."""
+    many = tmp_path / "many"
+    many.mkdir()
+    paths = [many / f"patches{number:04d}.bmp" for number in range(MAPPED + 100)]
+    for number, path in enumerate(paths):
+        os.link(folder / f"patches{number % 2:04d}.bmp", path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + MAPPED + 20, hard))
+    try:
+        patches = MappedPatches(paths, PER_BITMAP * len(paths))
+        everywhere = np.random.default_rng(0).permutation(PER_BITMAP * len(paths))[:4000]
+        found = patches[everywhere]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    two = MappedPatches(paths[:2], 2 * PER_BITMAP)
+    np.testing.assert_array_equal(found, two[everywhere % (2 * PER_BITMAP)])
 
 
 def test_a_folder_without_scenes_is_one_scene(folder: Path) -> None:

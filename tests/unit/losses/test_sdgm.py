@@ -263,6 +263,8 @@ def test_scaled_to_a_budget_the_powers_come_down_at_the_same_share_of_the_traini
     assert SdgmLossConfig().scaled_to(200_000, 1024) == SdgmLossConfig()
     assert SdgmLossConfig().scaled_to(100, 1024).statistics_memory == pytest.approx(0.9)
     assert SdgmLossConfig(hard_margin=0.3).scaled_to(100, 64).hard_margin == 0.3
+    chosen = SdgmLossConfig(statistics_memory=0.95, power_start=7.0).scaled_to(100, 64)
+    assert (chosen.statistics_memory, chosen.power_start) == (0.95, 7.0)
 
 
 def test_weights_of_the_sampler_multiply_both_sides(raw_pairs, as_pairs) -> None:

@@ -28,6 +28,7 @@ from featkit.training.patch_task import PatchTask
 from featkit.training.run_folder import read_metrics
 from featkit.training.stopping import Stopped
 from featkit.training.train_patch import train_patch
+from featkit.training.world import launch
 
 RECIPES = ("hardnet", "hynet", "sdgmnet", "adasample", "doap", "doap-binary")
 SMALL: dict[str, Any] = {"batch_size": 8, "steps": 6, "log_every": 1, "held_out": {"every": 0.5, "pairs": 10}}
@@ -163,8 +164,10 @@ def test_a_loss_that_is_no_number_stops_before_the_network_is_touched(
     assert train_patch(recipe(save_every=2), textures, tmp_path, device="cpu").summary["steps"] == 6
 
 
-def test_a_broken_network_is_never_saved(textures: PatchSet, tmp_path: Path) -> None:
-    config = recipe("hardnet", steps=40, save_every=1, optimiser={"learning_rate": 1e37, "reference_batch": None})
+@pytest.mark.parametrize("saved_or_measured", [{"save_every": 1}, {"held_out": {"every": 0.025, "pairs": 10}}])
+def test_a_broken_network_is_never_saved(textures: PatchSet, tmp_path: Path, saved_or_measured: dict[str, Any]) -> None:
+    broken = {"learning_rate": 1e37, "reference_batch": None}
+    config = recipe("hardnet", steps=40, optimiser=broken, **saved_or_measured)
     with pytest.raises(NothingCameOutError, match=r"step \d+: .*bad_batch\.npz") as caught:
         train_patch(config, textures, tmp_path, device="cpu")
     check_bad_batch(tmp_path, textures, int(re.findall(r"step (\d+)", str(caught.value))[0]))
@@ -184,7 +187,7 @@ def test_what_a_run_leaves_behind(textures: PatchSet, tmp_path: Path) -> None:
     scores = [row["held_out_fpr95"] for row in rows]
     assert summary["best"]["held_out_fpr95"] == min(scores)
     assert summary["last"]["held_out_fpr95"] == scores[-1]
-    assert summary["best"]["step"] == 1 + int(np.argmin(scores))
+    assert summary["best"]["step"] == 1 + max(np.flatnonzero(np.array(scores) == min(scores)))  # of equals the last
     assert {"positive_angle_mean", "positive_power"} <= set(rows[0])
     stored = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert stored.pop("task") == "patch"
@@ -243,3 +246,44 @@ def test_snapshots_are_the_network_along_the_training(textures: PatchSet, tmp_pa
     assert {found.step for found in snapshots(tmp_path)} >= {0, 2, 4, 6}
     train_patch(recipe(), textures, tmp_path, device="cpu", overwrite=True)
     assert not (tmp_path / "snapshots").exists()
+
+
+def first_gradient(config: PatchTraining, data: PatchSet) -> torch.Tensor:
+    task = PatchTask(config, "cpu")
+    task.prepare(data, launch("cpu", 1, "fp32"))
+    try:
+        task.step(0.0)
+    finally:
+        task.close()
+    return torch.cat([p.grad.flatten() for p in task.network.parameters() if p.grad is not None])
+
+
+def test_the_second_order_term_is_learned_from(textures: PatchSet) -> None:
+    without, with_it = (first_gradient(recipe("hardnet", second_order_weight=w), textures) for w in (0.0, 1.0))
+    assert (with_it - without).norm() > 0.01 * without.norm()
+
+
+def test_the_second_order_term_takes_pairs() -> None:
+    with pytest.raises(UsageError, match=r"second_order_weight: .* takes whole groups"):
+        PatchTask(recipe("doap", second_order_weight=1.0), "cpu")
+
+
+def test_mined_labels_change_what_is_learned(textures: PatchSet) -> None:
+    """Patches of one scene that look too different from each other are left out as non-matches."""
+    mining = {"clusters": 4, "percentile": 50.0}
+    plain, mined = (
+        first_gradient(recipe("doap", batch_size=32, sampler={"label_mining": value}), textures)
+        for value in (None, mining)
+    )
+    assert (plain - mined).norm() > 0.01 * plain.norm()
+
+
+def test_batches_of_two_scenes(textures: PatchSet) -> None:
+    scenes = np.asarray(textures.scenes)
+    task = PatchTask(recipe("doap", batch_size=32, sampler={"two_scenes": True}), "cpu")
+    task.prepare(textures, launch("cpu", 1, "fp32"))
+    try:
+        task.step(0.0)
+        assert len(np.unique(scenes[task.batch_arrays()["patches"]])) == 2
+    finally:
+        task.close()
