@@ -1,7 +1,7 @@
 """Images per second and peak memory of SCFeat, decode and store included, beside its bare network, ALIKED and DISK.
 
     python benchmarks/dense_speed.py [--networks scfeat-s scfeat] [--sizes 640x480 1600x1200] [--repeats 5]
-                                     [--images 8] [--devices cpu cuda] [--photos FOLDER] [--weights FILE ...]
+                                     [--images 8] [--devices cpu cuda] [--photos FOLDER] [--out NAME]
 
 Per device, network and size: `network` is one forward of what featkit runs (FrozenSCFeat, uint8 image to maps and
 scores); `as written` the same network as it was trained, in NCHW, as the authors run theirs; `extract` the real stage

@@ -1,7 +1,8 @@
 """The one pixel convention: the centre of the top-left pixel is (0, 0).
 
-COLMAP puts the top-left *corner* of that pixel at (0, 0), so its coordinates are larger by one half. The two
-functions below are the only places where the half pixel is added or taken away.
+COLMAP puts the top-left *corner* of that pixel at (0, 0), so its coordinates are larger by one half. Whoever goes from
+one to the other adds or takes away `COLMAP_ORIGIN`: points below, intrinsics in homography.py, and what works with
+COLMAP's intrinsics pixel by pixel (data/undistort.py, data/raycast.py).
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ the expected position under a softmax of the similarities in the window:
     y_hat_i = sum_k p_ik y_ik,     p_i = softmax_k( T q_i . D1(y_ik) ),     y_ik: grid of the window,  T = 60
     sigma_i = sqrt(var_x) + sqrt(var_y) of the same distribution            how sure the match is, in pixels
 
+The authors add the deviations in shares of width and height instead, so that in a wide image those in y count for more.
+
 Sun, Zhu, Ji: Shared Coupling-bridge for Weakly Supervised Local Feature Learning, III-D (1); the search is PoSFeat's
 (Li et al., CVPR 2022) and CAPS' (Wang et al., ECCV 2020), the constants are the authors' code.
 Shapes: maps (b, c, h, w) at any resolution, query points (b, n, 2) in pixels -> positions (b, n, 2) in pixels.

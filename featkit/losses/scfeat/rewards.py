@@ -11,6 +11,10 @@ Read literally the last factor is minus P_m: bad pairs earn nothing and good one
 L_fme: fundamental_error.py, the same for all pairs of keypoints of two images. Where it is not defined, or without the
 error factor (the paper's ablation), PoSFeat's constants: +1 and -0.25.
 
+In numbers: with 100 draws and the default scale L_fme is some 1e-6 to 1e-5, so a good pair earns +1, a bad one next to
+nothing, and the regulariser, which L_fme multiplies, is negligible. That is the paper's formula as it stands. Where bad
+pairs are to cost something, `error_factor: false` is the alternative.
+
 Sun, Zhu, Ji: Shared Coupling-bridge for Weakly Supervised Local Feature Learning, III-D (2).
 Shapes: P_m (b, n, m), L_fme (b,) -> (b, n, m). No gradients.
 """

@@ -6,7 +6,7 @@ import torch
 from eight_point_loop import eight_point, smooth_l1
 from two_views import two_views
 
-from featkit.losses.scfeat.fundamental_error import FundamentalErrorConfig, draw_sets, fundamental_error
+from featkit.losses.scfeat.fundamental_error import FundamentalErrorConfig, _subsets, draw_sets, fundamental_error
 
 SIZE = (640, 480)
 
@@ -154,6 +154,30 @@ def test_all_subsets_are_equally_likely() -> None:
     assert len(counts) == 45
     chi_squared = ((counts - 200) ** 2 / 200).sum()
     assert chi_squared < 90  # 44 degrees of freedom: five deviations
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8), (3, 7, 37), (2, 16, 16), (2, 64, 70), (3, 40, 193)])
+@pytest.mark.parametrize("share", [0.03, 0.5, 1.0])
+def test_numbers_become_places_as_in_a_list_of_all(shape: tuple[int, int, int], share: float) -> None:
+    """Blocks that end anywhere, empty ones, and a matrix that begins or lies anyhow in memory."""
+    good = torch.rand(shape, generator=generator(2)) < share
+    good[-1, :, shape[2] // 2 :] &= share == 1.0
+    listed = [one.nonzero() for one in good]
+    numbers = _subsets(torch.tensor([len(one) for one in listed]), 20, generator(3))
+    somewhere = torch.cat([good.flatten()[:3], good.flatten()])[3:].view(shape)
+    for same in (good, somewhere, good.mT.contiguous().mT):
+        sets, enough = draw_sets(same, 20, generator(3))
+        assert enough.tolist() == [len(one) >= 8 for one in listed]
+        for pair in enough.nonzero()[:, 0].tolist():
+            assert torch.equal(sets[pair], listed[pair][numbers[pair]])
+        assert (sets >= 0).all()
+        assert (sets < torch.tensor(shape[1:])).all()
+
+
+def test_no_keypoints_at_all() -> None:
+    sets, enough = draw_sets(torch.zeros(2, 0, 5, dtype=torch.bool), 3, generator())
+    assert sets.shape == (2, 3, 8, 2)
+    assert not enough.any()
 
 
 def test_another_seed_draws_other_pairs() -> None:
