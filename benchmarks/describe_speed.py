@@ -1,12 +1,13 @@
 """Keypoints described per second, patch cutting included: featkit beside kornia in one run, on the CPU and a GPU.
 
-    python benchmarks/describe_speed.py [--image FILE] [--keypoints 8192] [--repeats 5] [--devices cpu cuda]
+    python benchmarks/describe_speed.py [--image FILE] [--keypoints 8192] [--repeats 5] [--devices cpu cuda] [--drawn]
 
 Both sides get one photograph (uint8, in main memory), its DoG keypoints and HyNet with the same weights, and give
 float32 descriptors in main memory, turn about; rows are medians. kornia runs `extract_patches_from_pyramid` and HyNet
 as its `get_laf_descriptors` does (all patches at once), and also in batches of several sizes, of which the fastest is
 kept. featkit cuts at 32 px as kornia does (the row whose descriptors are compared), and at 64 px as its extractor does.
-Writes benchmarks/results/describe_speed.json.
+--drawn takes random keypoints, so that pycolmap need not be there. Writes benchmarks/results/describe_speed.json
+(describe_speed_cuda.json without the CPU).
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from machine import write_result
 from featkit.features.describe import describe_patches
 from featkit.features.frozen import FrozenNetwork, Precision
 from featkit.features.patch_cutting import KeypointPatches, PatchPyramid
-from featkit.features.sift import Sift, SiftConfig
 from featkit.images.decode import DecodeConfig, decode
 from featkit.models.hynet import FrnTlu
 from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
@@ -36,6 +36,23 @@ HERE = Path(__file__).resolve().parent
 MAGNIFICATION = 12.0
 BATCHES = {"cpu": (32, 64, 256), "cuda": (2048,)}
 Run = Callable[[], np.ndarray]
+
+
+def detected(pixels: np.ndarray, count: int) -> Features:
+    """The image's DoG keypoints."""
+    from featkit.features.sift import Sift, SiftConfig
+
+    return Sift(SiftConfig(max_keypoints=count)).extract(pixels)
+
+
+def drawn(pixels: np.ndarray, count: int) -> Features:
+    """Random keypoints, most of them small, as detected ones are."""
+    rng = np.random.default_rng(0)
+    size = pixels.shape[1], pixels.shape[0]
+    places = rng.uniform(0, size, (count, 2)).astype(np.float32)
+    scales = (1.6 * 2 ** rng.exponential(1.0, count).clip(max=5)).astype(np.float32)
+    oris = rng.uniform(-np.pi, np.pi, count).astype(np.float32)
+    return Features(places, np.zeros((count, 1), np.float32), np.ones(count, np.float32), size, scales, oris)
 
 
 def networks() -> tuple[PatchNetwork, torch.nn.Module]:
@@ -168,17 +185,19 @@ def main() -> None:
     parser.add_argument("--keypoints", type=int, default=8192)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--devices", nargs="*", default=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+    parser.add_argument("--drawn", action="store_true", help="random keypoints instead of detected ones")
     arguments = parser.parse_args()
     image = arguments.image or sorted(default.iterdir())[0]
     pixels = decode(image, DecodeConfig()).pixels
-    found = Sift(SiftConfig(max_keypoints=arguments.keypoints)).extract(pixels)
+    found = (drawn if arguments.drawn else detected)(pixels, arguments.keypoints)
     height, width = pixels.shape
     result: dict[str, Any] = {
         "image": f"{image.name}, {width} x {height} px",
         "kornia": kornia.__version__,
+        "keypoints": "drawn" if arguments.drawn else "DoG",
         "devices": [on_device(name, pixels, found, arguments.repeats) for name in arguments.devices],
     }
-    print(write_result("describe_speed", result))
+    print(write_result("describe_speed" if "cpu" in arguments.devices else "describe_speed_cuda", result))
 
 
 if __name__ == "__main__":

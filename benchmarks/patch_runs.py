@@ -2,9 +2,10 @@
 
     python benchmarks/patch_runs.py --data PATCHES --runs RUNS --patches 160000
 
-PATCHES holds one folder per subset, made by `featkit data patches`. Each run is RUNS/<subset>/<recipe>. A run that is
-done is passed over, one that was stopped goes on. The budget is counted in patches that the network learns from, not in
-seconds: it is the same on every machine.
+PATCHES holds one folder per subset, made by `featkit data patches`, or is a pack of them (`featkit data pack`). Each
+run is RUNS/<subset>/<recipe>, with -s<seed> for other seeds than 0. A run that is done is passed over, one that was
+stopped goes on. The budget is counted in patches that the network learns from, not in seconds: it is the same on every
+machine.
 """
 
 from __future__ import annotations
@@ -35,16 +36,17 @@ def main() -> None:
     arguments = parser.parse_args()
     for subset in arguments.subsets:
         for recipe in arguments.recipes:
-            run = arguments.runs / subset / recipe
+            run = arguments.runs / subset / (f"{recipe}-s{arguments.seed}" if arguments.seed else recipe)
             print(f"== {run}", flush=True)
             subprocess.run(command(arguments, subset, recipe, run), check=True)
 
 
 def command(arguments: argparse.Namespace, subset: str, recipe: str, run: Path) -> list[str]:
     """The command line that trains one run."""
-    folders = (
-        sorted(p for p in arguments.data.iterdir() if p.is_dir()) if subset == UNION else [arguments.data / subset]
-    )
+    folders = [arguments.data / subset]
+    if subset == UNION:
+        is_pack = arguments.data.is_file()
+        folders = [arguments.data] if is_pack else sorted(p for p in arguments.data.iterdir() if p.is_dir())
     batch = arguments.batch if recipe in BY_PATCHES else arguments.batch // PAIRED
     changes = [change.partition(":")[2] for change in arguments.set if change.partition(":")[0] in (recipe, "all")]
     return [

@@ -1,0 +1,63 @@
+"""What stands in weights/: whole, small, described, and usable by name."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from featkit.features.patches import DetectedKeypoints, Patches, PatchesConfig
+from featkit.matching.mutual import MutualConfig, MutualMatcher
+from featkit.resources import resource_dir
+from featkit.types import Features
+from featkit.weights import find, list_weights, sha256_of
+
+PATCH_NETWORKS = ("adasample", "doap", "doap-binary", "hardnet", "hynet", "sdgmnet")
+MOST_BYTES, MOST_IN_ALL = {"patch": 3e6, "scfeat": 10e6}, 16e6
+
+
+def test_every_recipe_has_its_weight() -> None:
+    shipped = {row.name for row in list_weights()}
+    assert shipped >= set(PATCH_NETWORKS)
+    files = {path.name for path in resource_dir("weights").glob("*.safetensors")}
+    assert files == {row.file for row in list_weights()}, "files and manifest.json name the same weights"
+
+
+def test_they_are_small() -> None:
+    rows = list_weights()
+    assert all(row.bytes <= MOST_BYTES[row.kind] for row in rows)
+    assert sum(row.bytes for row in rows) <= MOST_IN_ALL
+
+
+@pytest.mark.parametrize("name", [row.name for row in list_weights()])
+def test_its_row_says_where_it_comes_from(name: str) -> None:
+    row = next(row for row in list_weights() if row.name == name)
+    path = find(name)
+    assert sha256_of(path) == row.sha256
+    assert path.stat().st_size == row.bytes
+    assert row.recipe
+    assert row.commit
+    assert row.data
+    assert row.licence
+    assert row.scores
+    assert {"steps", "seconds", "device"} <= set(row.training)
+
+
+@pytest.mark.parametrize("name", PATCH_NETWORKS)
+def test_a_patch_network_tells_places_apart(name: str) -> None:
+    """Places of a texture, found again where it is dimmed, noisy and seen a little larger and from another side."""
+    rng = np.random.default_rng(0)
+    texture = cv2.GaussianBlur(rng.normal(size=(400, 400)).astype(np.float32), (0, 0), 2.5)
+    texture = 128 + 40 * texture / texture.std()
+    slanted = np.array([[1.15, 0.15, -40.0], [-0.05, 1.05, 5.0]], np.float32)
+    seen = 0.7 * cv2.warpAffine(texture, slanted, (400, 400))
+    places = rng.uniform(80, 320, (200, 2)).astype(np.float32)
+    extractor = Patches(PatchesConfig(weights=name), "cpu")
+    found = []
+    for view, points in ((texture, places), (seen, places @ slanted[:, :2].T + slanted[:, 2])):
+        pixels = np.clip(view + rng.normal(0, 4, view.shape), 0, 255).astype(np.uint8)
+        nothing, one = np.zeros((200, 0), np.float16), np.ones(200, np.float32)
+        keypoints = Features(points, nothing, one, (400, 400), scales=3 * one, oris=0 * one)
+        found.append(extractor.finish(DetectedKeypoints(pixels, keypoints)))
+    matches = MutualMatcher(MutualConfig(ratio=0.95), "cpu").match([(found[0], found[1])])[0].matches0
+    assert (matches == np.arange(200)).mean() > 0.9
