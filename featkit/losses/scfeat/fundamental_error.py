@@ -30,9 +30,9 @@ from torch import Tensor
 from featkit.config import Config
 from featkit.geometry.eight_point import PAIRS, fundamental_of_eight, unit_norm
 from featkit.losses.scfeat.points import uniform
+from featkit.losses.scfeat.ranked_mask import RankedMask
 
 Scale = Literal["image", "pixels", "authors"]
-BLOCK = 256  # entries of the match matrix that are counted together; a multiple of 8, below 8 * 256
 
 
 class FundamentalErrorConfig(Config):
@@ -119,46 +119,14 @@ def draw_sets(
     if not len(flat):
         empty = torch.zeros(len(good), dtype=torch.long, device=good.device)
         return empty.new_zeros(len(good), draws, PAIRS, 2), empty >= PAIRS
-    before = _counted_blocks(flat)
+    ranked = RankedMask.of(flat)
     starts = per_pair * torch.arange(len(good) + 1, device=good.device)
-    first = _rank_at(flat, before, starts)
+    first = ranked.rank_at(starts)
     counts = first.diff()
-    ranks = first[:-1, None, None] + _subsets(counts, draws, generator)
-    places = (_place_of(flat, before, ranks) - starts[:-1, None, None]).clamp(0, per_pair - 1)
+    numbers = first[:-1, None, None] + _subsets(counts, draws, generator)
+    places = (ranked.place_of(numbers) - starts[:-1, None, None]).clamp(0, per_pair - 1)
     columns = good.shape[2]
     return torch.stack([places // columns, places % columns], dim=-1), counts >= PAIRS
-
-
-def _counted_blocks(flat: Bool[Tensor, " k"]) -> Int[Tensor, " blocks+1"]:
-    """How many are true before each block, the last one's end included: a matrix of millions is read once.
-
-    Eight bytes are added as one number: none of them overflows in a block.
-    """
-    whole = len(flat) // BLOCK * BLOCK
-    words = (flat if flat.storage_offset() % 8 == 0 else flat.clone())[:whole].view(torch.int64)
-    lanes = words.view(-1, BLOCK // 8).sum(1).view(torch.uint8)
-    counts = torch.cat([lanes.view(-1, 8).sum(1), flat[whole:].sum()[None]])
-    return F.pad(counts.cumsum(0), (1, 0))
-
-
-def _block_of(flat: Bool[Tensor, " k"], block: Int[Tensor, "*s"]) -> Int[Tensor, "*s size"]:
-    """How many are true in a block up to each of its places, that one included."""
-    inside = BLOCK * block[..., None] + torch.arange(BLOCK, device=flat.device)
-    return (flat[inside.clamp(max=len(flat) - 1)] & (inside < len(flat))).cumsum(-1)
-
-
-def _rank_at(flat: Bool[Tensor, " k"], before: Int[Tensor, " n"], places: Int[Tensor, "*s"]) -> Int[Tensor, "*s"]:
-    """How many are true before each place."""
-    block = places // BLOCK
-    counted = F.pad(_block_of(flat, block), (1, 0))
-    return before[block] + counted.gather(-1, (places % BLOCK)[..., None])[..., 0]
-
-
-def _place_of(flat: Bool[Tensor, " k"], before: Int[Tensor, " n"], ranks: Int[Tensor, "*s"]) -> Int[Tensor, "*s"]:
-    """Where the true one is before which there are so many others."""
-    block = (torch.searchsorted(before, ranks, right=True) - 1).clamp(max=len(before) - 2)
-    inside = torch.searchsorted(_block_of(flat, block), (ranks - before[block])[..., None], right=True)[..., 0]
-    return BLOCK * block + inside
 
 
 def _subsets(counts: Int[Tensor, " b"], draws: int, generator: torch.Generator) -> Int[Tensor, "b draws 8"]:
