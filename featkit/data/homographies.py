@@ -30,6 +30,9 @@ class CanvasConfig(Config):
     cover_min: float = Field(0.5, ge=0, le=1)
     """Between 0, a photograph of another shape fits whole and leaves margins, and 1, it covers the canvas and loses
     its ends. The place between is drawn uniformly from here to 1. Of no effect on photographs of the canvas's shape."""
+    zoom_max: float = Field(1.0, ge=1, le=8)
+    """The photograph is enlarged by up to so much beyond that (drawn evenly in the logarithm, alike for both images of
+    a pair, never beyond its own resolution) and a part of it is shown: on a small canvas it is seen sharp as well."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -55,8 +58,9 @@ def draw_canvas(
     generator: np.random.Generator,
     place: Float[np.ndarray, "2"] | None = None,
     box: Float[np.ndarray, "4"] | None = None,
+    zoom: float = 1.0,
 ) -> Float[np.ndarray, "3 3"]:
-    """C: an image of `size` (width, height) scaled and shifted onto the canvas.
+    """C: an image of `size` (width, height) scaled and shifted onto the canvas. zoom: see `draw_zoom`.
 
     Where the image is cut, the cut is about the point at `place` (0 to 1 in x and y; drawn when None) of `box`
     (x0 y0 x1 y1, pixels; the whole image when None): two images of a pair are cut about the same place of what both
@@ -67,6 +71,7 @@ def draw_canvas(
     place = generator.random(2) if place is None else place
     fit, cover = np.log((canvas / image).min()), np.log((canvas / image).max())
     scale = np.exp(fit + between * (cover - fit))
+    scale = max(scale, min(zoom * scale, 1.0))
     low, high = (np.full(2, -0.5), image - 0.5) if box is None else (box[:2], box[2:])
     free = canvas - scale * image
     start = np.clip(scale * (low + place * (high - low) + 0.5) - canvas / 2, 0, np.maximum(-free, 0))
@@ -74,10 +79,16 @@ def draw_canvas(
     return np.array([[scale, 0, 0.5 * scale - 0.5 + shift[0]], [0, scale, 0.5 * scale - 0.5 + shift[1]], [0, 0, 1]])
 
 
+def draw_zoom(config: CanvasConfig, generator: np.random.Generator) -> float:
+    """How much larger a photograph is shown than to fill the canvas."""
+    return float(config.zoom_max ** generator.random()) if config.zoom_max > 1 else 1.0
+
+
 def draw_view(config: ViewConfig, canvas: tuple[int, int], generator: np.random.Generator) -> Float[np.ndarray, "3 3"]:
     """V: canvas pixels -> canvas pixels, about the middle.
 
     It is drawn the way back, as the place that every new pixel is read from: no pixel is read from behind the horizon.
+    Third coordinates are positive, both ways, of all that the canvas shows: the sign of the matrix means something.
     """
     turn, zoom, *tilt = generator.uniform(-1, 1, 4)
     angle, scale = np.radians(config.rotation_deg) * turn, config.scale_max**zoom

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from featkit.config import Config
 from featkit.data.colour_jitter import JitterConfig, draw_jitter, jittered
-from featkit.data.homographies import CanvasConfig, ViewConfig, draw_canvas, draw_view, warp
+from featkit.data.homographies import CanvasConfig, ViewConfig, draw_canvas, draw_view, draw_zoom, warp
 from featkit.data.pixel_cache import PixelCache
 from featkit.data.posed_pairs import PosedPairs
 from featkit.geometry.homography import warped_fundamental
@@ -75,9 +75,9 @@ class PosedSamples:
     def sample(self, index: int, generator: np.random.Generator) -> PosedSample:
         """A pair as it looks this time. Raises BadInputError when an image is broken."""
         scene, *images = (int(v) for v in self._pairs.pairs[index])
-        place = generator.random(2)
+        place, zoom = generator.random(2), draw_zoom(self._config.canvas, generator)
         boxes = self._pairs.boxes[index]
-        seen = [self._seen(scene, image, place, box, generator) for image, box in zip(images, boxes, strict=True)]
+        seen = [self._seen(scene, image, place, box, zoom, generator) for image, box in zip(images, boxes, strict=True)]
         (image0, valid0, warp0), (image1, valid1, warp1) = seen
         fundamental = warped_fundamental(self._pairs.fundamental01(index), warp0, warp1)
         return PosedSample(image0, image1, fundamental, valid0, valid1, warp0, warp1, self._pairs.names(index))
@@ -103,12 +103,13 @@ class PosedSamples:
         image: int,
         place: Float[np.ndarray, "2"],
         box: Float[np.ndarray, "4"],
+        zoom: float,
         generator: np.random.Generator,
     ) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"], Float64[np.ndarray, "3 3"]]:
         config = self._config
         pixels = self._cache.get((scene, image), lambda: self._pairs.pixels(scene, image))
         size = pixels.shape[1], pixels.shape[0]
-        onto_canvas = draw_canvas(config.canvas, size, generator, place, box)
+        onto_canvas = draw_canvas(config.canvas, size, generator, place, box, zoom)
         whole = draw_view(config.views, config.canvas.size, generator) @ onto_canvas
         canvas, valid = on_canvas(pixels, whole, config.canvas, config.jitter, generator)
         return canvas, valid, whole

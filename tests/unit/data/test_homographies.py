@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from posed_scenes import smooth_noise
 
-from featkit.data.homographies import CanvasConfig, ViewConfig, content, draw_canvas, draw_view, warp
+from featkit.data.homographies import CanvasConfig, ViewConfig, content, draw_canvas, draw_view, draw_zoom, warp
 from featkit.geometry.homography import apply_homography
 
 CANVAS = CanvasConfig(width=128, height=96)
@@ -75,6 +75,18 @@ def test_two_images_are_cut_about_the_same_place() -> None:
     ]
     np.testing.assert_allclose(*np.array(tops).T)
     assert np.std(tops) > 30
+
+
+def test_a_zoom_shows_a_part_and_no_more_than_there_is() -> None:
+    size, rng = (8 * CANVAS.width, 8 * CANVAS.height), np.random.default_rng(0)
+    for zoom, expected in ((1.0, 1 / 8), (4.0, 1 / 2), (30.0, 1.0)):
+        found = draw_canvas(CANVAS, size, rng, zoom=zoom)
+        assert found[0, 0] == pytest.approx(expected)
+        assert content(found, size, CANVAS.size).all()
+    small = CANVAS.width // 2, CANVAS.height // 2
+    assert draw_canvas(CANVAS, small, rng, zoom=4.0)[0, 0] == pytest.approx(2.0), "what must be enlarged is not zoomed"
+    zooms = [draw_zoom(CanvasConfig(zoom_max=3.0), rng) for _ in range(200)]
+    assert 1 <= min(zooms) < 1.1 < 2.7 < max(zooms) <= 3
 
 
 def test_views_without_strength_stand_still() -> None:
