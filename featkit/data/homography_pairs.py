@@ -17,7 +17,7 @@ from torch import Tensor
 
 from featkit.config import Config
 from featkit.data.colour_jitter import JitterConfig
-from featkit.data.homographies import CanvasConfig, ViewConfig, draw_canvas, draw_view
+from featkit.data.homographies import CanvasConfig, ViewConfig, draw_canvas, draw_view, draw_zoom
 from featkit.data.image_tree import FileTree, is_image, open_tree
 from featkit.data.pixel_cache import PixelCache
 from featkit.data.posed_samples import on_canvas
@@ -37,7 +37,9 @@ class HomographyConfig(Config):
 
 @dataclass(frozen=True)
 class HomographySample:
-    """Two RGB canvases. homography01: pixels of canvas 0 -> pixels of canvas 1. valid: has content."""
+    """Two RGB canvases. homography01: pixels of canvas 0 -> pixels of canvas 1, of Frobenius norm 1, its sign such that
+    the third coordinate of whatever both see is positive. valid: has content.
+    """
 
     image0: UInt8[np.ndarray, "h w 3"]
     image1: UInt8[np.ndarray, "h w 3"]
@@ -49,7 +51,7 @@ class HomographySample:
 
 @dataclass(frozen=True)
 class HomographyBatch:
-    """Samples of several photographs."""
+    """Samples of several photographs; homographies01 with the sign of the samples'."""
 
     images0: UInt8[Tensor, "b h w 3"]
     images1: UInt8[Tensor, "b h w 3"]
@@ -84,13 +86,15 @@ class HomographyPairs:
         config = self._config
         tree, name = self.files[index]
         pixels = self._cache.get(index, lambda: self._load(tree, name))
-        canvas = draw_canvas(config.canvas, (pixels.shape[1], pixels.shape[0]), generator)
+        size, zoom = (pixels.shape[1], pixels.shape[0]), draw_zoom(config.canvas, generator)
+        canvas = draw_canvas(config.canvas, size, generator, zoom=zoom)
         views = [draw_view(config.views, config.canvas.size, generator) for _ in range(2)]
         (image0, valid0), (image1, valid1) = (
             on_canvas(pixels, view @ canvas, config.canvas, config.jitter, generator) for view in views
         )
-        between = views[1] @ np.linalg.inv(views[0])
-        return HomographySample(image0, image1, between / between[2, 2], valid0, valid1, tree.where(name))
+        between = views[1] @ np.linalg.inv(views[0])  # not through [2, 2]: pixel (0, 0) may lie beyond the horizon
+        between /= np.linalg.norm(between)
+        return HomographySample(image0, image1, between, valid0, valid1, tree.where(name))
 
     def collate(self, samples: Sequence[HomographySample]) -> HomographyBatch:
         """Samples -> batch."""
@@ -108,7 +112,8 @@ class HomographyPairs:
         )
 
     def _load(self, tree: FileTree, name: str) -> UInt8[np.ndarray, "h w 3"]:
-        return reduced(tree.upright_pixels(name), round(CACHED_PX * max(self._config.canvas.size)))
+        canvas = self._config.canvas
+        return reduced(tree.upright_pixels(name), round(CACHED_PX * canvas.zoom_max * max(canvas.size)))
 
 
 def photographs(source: Path) -> list[tuple[FileTree, str]]:

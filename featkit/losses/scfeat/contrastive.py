@@ -11,7 +11,8 @@ points of the other image, both ways.
 
 The InfoNCE loss (van den Oord, Li, Vinyals: Representation Learning with Contrastive Predictive Coding, 2018, eq. 4)
 over points of one pair of images. Not part of the SCFeat paper, which starts from an ImageNet encoder.
-Shapes: maps (b, c, h, w), homographies (b, 3, 3) from pixels of image 0 to those of image 1 -> a scalar.
+Shapes: maps (b, c, h, w), homographies (b, 3, 3) from pixels of image 0 to those of image 1 -> a scalar. The sign of a
+homography counts: points with a positive third coordinate are in front.
 """
 
 from __future__ import annotations
@@ -73,10 +74,9 @@ def contrastive_loss(
 def mapped_points(
     homography01: Float[Tensor, "b 3 3"], points0: Float[Tensor, "b n 2"]
 ) -> tuple[Float[Tensor, "b n 2"], Bool[Tensor, "b n"]]:
-    """Points of image 0 in image 1, in float64 inside; and which of them are in front (as pixel (0, 0) is)."""
-    wide = homography01.double()
-    moved = homogeneous(points0.double()) @ wide.mT
-    front = moved[..., 2] * wide[:, 2, 2, None].sign() > 0
+    """Points of image 0 in image 1, in float64 inside; and which of them are in front: of positive depth."""
+    moved = homogeneous(points0.double()) @ homography01.double().mT
+    front = moved[..., 2] > 0
     return (moved[..., :2] / torch.where(front, moved[..., 2], 1.0)[..., None]).to(points0.dtype), front
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from posed_scenes import MadeScene, make_scene, smooth_noise
 
 from featkit.data.colour_jitter import JitterConfig
-from featkit.data.homographies import CanvasConfig, ViewConfig
+from featkit.data.homographies import CanvasConfig, ViewConfig, draw_view
 from featkit.data.homography_pairs import HomographyConfig, HomographyPairs
 from featkit.data.pair_feed import PairFeed, PairOrder
 from featkit.data.pixel_cache import PixelCache
@@ -24,9 +25,12 @@ from featkit.data.posed_split import split_pairs
 from featkit.errors import BadInputError
 from featkit.geometry.epipolar import epipolar_distances
 from featkit.geometry.homography import apply_homography
+from featkit.losses.scfeat.contrastive import mapped_points
+from featkit.losses.scfeat.points import inside
 
 CANVAS = CanvasConfig(width=128, height=96)
 STRONG = ViewConfig(rotation_deg=40, scale_max=1.6, perspective=0.25)
+BEYOND_THE_HORIZON = (219, 301, 306, 394, 444)  # seeds of such views
 STILL = JitterConfig(brightness=0, contrast=0, saturation=0, hue=0)
 
 
@@ -149,6 +153,35 @@ def test_the_homography_joins_the_two_views(photographs: Path) -> None:
         assert difference.mean() < 2.0
         shifted = np.abs(np.roll(read, 1, axis=1).astype(int) - sample.image0)[both]
         assert shifted.mean() > 2 * difference.mean()
+
+
+def test_what_both_views_see_is_in_front_and_nothing_else(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strong views, some of whose pixels (0, 0) lie beyond the other's horizon. What a view sees is a quadrilateral."""
+    views = ViewConfig(rotation_deg=45, scale_max=2, perspective=0.3)
+    pairs = HomographyPairs([photographs], HomographyConfig(canvas=CANVAS, jitter=STILL, views=views))
+    y, x = np.mgrid[:96:3, :128:3]
+    pixels = np.stack([x, y], axis=2).reshape(-1, 2).astype(float)
+    corners = np.array([[0.0, 0], [127, 0], [127, 95], [0, 95]])
+    beyond = 0
+    for seed in (*BEYOND_THE_HORIZON, *range(30)):
+        rng = np.random.default_rng(seed)
+        drawn = [draw_view(views, CANVAS.size, rng) for _ in range(2)]
+        monkeypatch.setattr("featkit.data.homography_pairs.draw_view", lambda *_, left=iter(drawn): next(left))
+        sample = pairs.sample(seed % 3, rng)
+        points = cv2.perspectiveTransform(pixels[None], np.linalg.inv(drawn[0]))[0]
+        quadrilateral = cv2.perspectiveTransform(corners[None], np.linalg.inv(drawn[1])).astype(np.float32)
+        depth = np.array([cv2.pointPolygonTest(quadrilateral, point, True) for point in points.tolist()])
+        moved = np.concatenate([pixels, np.ones((len(pixels), 1))], axis=1) @ sample.homography01.T
+        there = moved[:, :2] / moved[:, 2:]
+        shown = (moved[:, 2] > 0) & (there >= 0).all(axis=1) & (there <= [127, 95]).all(axis=1)
+        sure = np.abs(depth) > 0.01
+        np.testing.assert_array_equal(shown[sure], depth[sure] > 0)
+        expected = cv2.perspectiveTransform(points[None], drawn[1])[0]
+        np.testing.assert_allclose(there[shown], expected[shown], atol=1e-6)
+        found, front = mapped_points(torch.from_numpy(sample.homography01)[None], torch.from_numpy(pixels)[None])
+        np.testing.assert_array_equal((front & inside(found, (128, 96)))[0].numpy(), shown)
+        beyond += bool(sample.homography01[2, 2] < 0 and shown.any())
+    assert beyond >= len(BEYOND_THE_HORIZON)
 
 
 def test_photographs_are_turned_upright(tmp_path: Path) -> None:

@@ -44,6 +44,16 @@ def test_matches_of_a_known_homography() -> None:
     assert wrong_share(ignorant, batch) > 0.9
 
 
+def test_matches_when_the_first_pixel_lies_beyond_the_horizon() -> None:
+    middle = np.array([[1, 0, 47.5], [0, 1, 31.5], [0, 0, 1]])
+    tilt = middle @ np.array([[1, 0, 0], [0, 1, 0], [0.015, 0.015, 1]]) @ np.linalg.inv(middle)
+    assert tilt[2, 2] < 0
+    batch = HomographyBatch(**images(), homographies01=torch.from_numpy(tilt)[None], names=("a",))
+    moved = torch.cat([cells(), torch.ones_like(cells()[..., :1])], -1) @ torch.from_numpy(np.linalg.inv(tilt)).T
+    knowing = torch.cat([places(cells()), places(moved[..., :2] / moved[..., 2:])])
+    assert wrong_share(knowing, batch) < 0.2  # 1 when nothing is seen
+
+
 def test_matches_on_epipolar_lines() -> None:
     batch = PosedBatch(**images(), fundamentals01=SIDEWAYS, names=(("a", "b"),))
     knowing = torch.cat([places(cells()), places(cells() + torch.tensor([8.0, 0.0]))])
