@@ -7,7 +7,7 @@ feature of image 1 is matched twice (what VLBenchmarks does under the same name)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from featkit.evaluation.descriptor_distances import pair_distances
 from featkit.matching.packed_bits import is_packed, unpack_signs
 from featkit.matching.top_two import top_two
+from featkit.matching.turns import moved_round, turn_of_pair
+from featkit.types import Features
 
 MatchingRule = Literal["nearest", "one_to_one"]
 
@@ -73,6 +75,18 @@ def rank_matches(
     else:
         index0, index1 = _one_to_one(rows0, rows1)
     return Ranking(index0, index1, pair_distances(descriptors0[index0], descriptors1[index1]))
+
+
+def turned_alike(first: Features, second: Features) -> Features:
+    """`second` with the descriptors of turned images (`Features.turns`) as they fit those of `first`, as when matched.
+
+    To be asked of all features of two images, before some are left out. Raises BadInputError for other turns.
+    """
+    places = turn_of_pair(first, second, _as_tensor(first.descriptors), _as_tensor(second.descriptors))
+    if places == 0:
+        return second
+    rows = torch.from_numpy(np.ascontiguousarray(second.descriptors))
+    return replace(second, descriptors=moved_round(rows, second.turns, places).numpy())
 
 
 def _as_tensor(descriptors: np.ndarray) -> torch.Tensor:

@@ -6,7 +6,8 @@ is right nor what the recall is a share of. Here: any detector, the same in both
 images; every one of image 1 with its nearest neighbour in image N, ranked by distance; AP by
 `average_precision_of_matches`. A match is right by either of two rules, each with an mAP of its own: "overlap" of the
 described regions (Mikolajczyk and Schmid, PAMI 2005), for features with a scale, and "distance", for all. Recall is a
-share of the features of image 1 that have a right partner. A pair in which nothing corresponds counts as 0.
+share of the features of image 1 that have a right partner. A pair in which nothing corresponds counts as 0. Descriptors
+of turned images (`Features.turns`) are compared at the turn that the matcher finds for the pair.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from featkit.evaluation.descriptor_matching import (
     MatchingRule,
     average_precision_of_matches,
     rank_matches,
+    turned_alike,
 )
 from featkit.evaluation.predictions import Predictions
 from featkit.evaluation.region_overlap import inside, jacobians, near_pairs, near_regions, overlap_errors
@@ -126,6 +128,7 @@ def _means(values: Sequence[dict[str, float]]) -> dict[str, float]:
 def precision_of_pair(pair: SequencePair, store: FeatureStore, config: OxfordConfig) -> PairPrecision:
     """AP of one pair, by each rule that its features allow."""
     first, second = store.read(pair.pair.name0), store.read(pair.pair.name1)
+    second = turned_alike(first, second)
     back = np.linalg.inv(pair.homography)
     sizes = first.image_size, second.image_size
     first = first.select(np.flatnonzero(inside(first.keypoints, pair.homography, sizes[1])))

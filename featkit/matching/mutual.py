@@ -23,7 +23,7 @@ from featkit.device import torch_device
 from featkit.errors import BadInputError
 from featkit.matching.packed_bits import BYTE, is_packed, unpack_signs
 from featkit.matching.top_two import TopTwo, top_two
-from featkit.matching.turns import TRIED, moved_round, relative_turn
+from featkit.matching.turns import moved_round, turn_of_pair
 from featkit.types import Features, Matches
 
 MAX_THREADS = 8  # pairs at a time on the CPU: each has a tile of 4 MB per 1,000 keypoints
@@ -75,12 +75,7 @@ class MutualMatcher:
     def _aligned(self, a: Features, b: Features, moved: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
         """Descriptors of a pair on the device; those of turned images as they fit together."""
         rows0, rows1 = self._on_device(a, moved), self._on_device(b, moved)
-        if a.turns != b.turns:
-            raise BadInputError(f"features of {a.turns} and {b.turns} turns cannot be matched; extract both alike")
-        if a.turns == 1 or rows0.shape[1] != rows1.shape[1]:
-            return rows0, rows1
-        places = relative_turn(rows0[_best_of(a, TRIED)], rows1[_best_of(b, TRIED)], a.turns)
-        return rows0, moved_round(rows1, a.turns, places)
+        return rows0, moved_round(rows1, a.turns, turn_of_pair(a, b, rows0, rows1))
 
     def _match_pair(self, a: Tensor, b: Tensor, bits: int) -> Matches:
         """bits: length of binary descriptors, whose rows hold -1 and +1; 0 for rows of length 1."""
@@ -145,11 +140,6 @@ def _one_pair_per_core() -> Iterator[ThreadPoolExecutor]:
             yield pool
     finally:
         torch.set_num_threads(cores)
-
-
-def _best_of(features: Features, count: int) -> np.ndarray:
-    """Indices of the best keypoints, at most `count`."""
-    return np.argsort(-features.scores, kind="stable")[:count].copy()
 
 
 def _bits(a: Features, b: Features) -> int:

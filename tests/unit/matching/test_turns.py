@@ -1,14 +1,20 @@
 """Descriptors of turned images: which turn a pair is compared at."""
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
 from featkit.errors import BadInputError
+from featkit.evaluation.oxford_matching import OxfordConfig, precision_of_pair
+from featkit.evaluation.sequences import Sequence
 from featkit.matching.mutual import MutualConfig, MutualMatcher
 from featkit.matching.turns import moved_round, relative_turn
+from featkit.store.features import FeatureStore
 from featkit.types import Features
 
 
@@ -74,3 +80,19 @@ def test_turns_must_agree() -> None:
     a = features(0)
     with pytest.raises(BadInputError, match="4 and 1 turns"):
         MutualMatcher(MutualConfig(), "cpu").match([(a, replace(a, turns=1))])
+
+
+@pytest.mark.parametrize("places", range(4))
+def test_the_precision_of_a_pair_is_that_of_its_turn(places: int) -> None:
+    """Turned features of one image, of which the other shows the left half: found as in the whole images."""
+    a = replace(features(0, count=200), descriptors=features(0, count=200).descriptors.astype(np.float16))
+    b, place = seen_turned(a, places)
+    points = np.empty_like(a.keypoints)
+    points[place] = a.keypoints
+    b = replace(b, keypoints=points, image_size=(50, 100))
+    homographies = np.tile(np.eye(3), (5, 1, 1))
+    pair = next(Sequence("s", tuple(Path(f"{i}.png") for i in range(6)), homographies).pairs())
+    store = cast(FeatureStore, SimpleNamespace(read={pair.pair.name0: a, pair.pair.name1: b}.__getitem__))
+    found = precision_of_pair(pair, store, OxfordConfig(max_error_px=0.1))
+    assert found.features[0] < 120
+    assert found.ap["distance"] == pytest.approx(1.0)
