@@ -126,7 +126,7 @@ def scfeat(
     if not isinstance(recipe, ScfeatTraining):
         raise UsageError(f"--config {config}: not a training of SCFeat")
     recipe = recipe if steps is None else recipe.scaled_to(steps)
-    learned_from = ScfeatData(data.stem, read_posed_pairs(data), tuple(photos or [data]))
+    learned_from = ScfeatData(data.stem, read_posed_pairs(data, recipe.data, recipe.seed), tuple(photos or [data]))
     trained = ScfeatStages(recipe, run.device).run(
         learned_from,
         out,

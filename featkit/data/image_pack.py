@@ -50,7 +50,7 @@ from featkit.store.stamp import digest
 
 SAMPLE = 8  # photographs that tell how large a folder will be
 ENTRY_BYTES = 400  # of a photograph beside its JPEG: the zip's directory, its camera and pairs, deflated
-EVERY_PAIR = PosedConfig(max_rotation_deg=180, max_pairs=1 << 40)
+EVERY_PAIR = PosedConfig(max_rotation_deg=180, max_pairs=1 << 40, principal_tolerance=1e3)  # a training judges
 Kind = Literal["patches", "posed", "photographs"]
 
 

@@ -7,7 +7,8 @@
 
 ROOT may be a folder above it, one of these folders, or a zip of them. Nobody states where the K of the release has its
 origin. It was made with COLMAP, so it is taken as COLMAP's: the *corner* of the top-left pixel is (0, 0), as in what
-`featkit data posed-pairs` writes. `origin: centre` reads it the other way. In memory K is always in featkit's pixels.
+`featkit data posed-pairs` writes. `featkit train scfeat --set data.origin=centre` reads it the other way. In memory K
+is always in featkit's pixels.
 """
 
 from __future__ import annotations
@@ -168,27 +169,36 @@ def _name_of(tree: FileTree, folder: str) -> str:
 
 
 def check_cameras(table: CameraTable, where: str, config: PosedConfig) -> None:
-    """Raise BadInputError for a pose that is no rotation, an image too small, a K that belongs to another size."""
+    """Raise BadInputError for a camera with a fault."""
+    found = camera_fault(table, config)
+    if found is not None:
+        row, why = found
+        raise BadInputError(f"{where}:{table.lines[row]}: {table.names[row]!r}: {why}")
 
-    def refuse(bad: Bool[np.ndarray, " m"], why: str) -> None:
-        if bad.any():
-            row = int(bad.argmax())
-            raise BadInputError(f"{where}:{table.lines[row]}: {table.names[row]!r}: {why}")
 
+def camera_fault(table: CameraTable, config: PosedConfig) -> tuple[int, str] | None:
+    """The first camera that cannot be learned from, and why: a pose that is no rotation, an image too small, a K that
+    belongs to another size.
+    """
     squared = table.rotations @ np.swapaxes(table.rotations, 1, 2)
     skew = np.abs(squared - np.eye(3)).max(axis=(1, 2)) > config.rotation_tolerance
-    refuse(
-        skew | (np.linalg.det(table.rotations) < 0),
-        "its nine numbers are no rotation (R R^T = 1, determinant 1); they stand row by row, world to camera",
-    )
-    refuse(
-        table.sizes.min(axis=1) < config.min_side_px, f"smaller than {config.min_side_px} px; there is nothing to learn"
-    )
     off = np.abs(table.intrinsics[:, :2, 2] / table.sizes - 0.5).max(axis=1)
-    refuse(
-        off > config.principal_tolerance,
-        "its principal point is far from the image's middle: is K of the image at another size? (principal_tolerance)",
+    faults = (
+        (
+            skew | (np.linalg.det(table.rotations) < 0),
+            "its nine numbers are no rotation (R R^T = 1, determinant 1); they stand row by row, world to camera",
+        ),
+        (
+            table.sizes.min(axis=1) < config.min_side_px,
+            f"smaller than {config.min_side_px} px; there is nothing to learn",
+        ),
+        (
+            off > config.principal_tolerance,
+            "its principal point is far from the image's middle: is K of the image at another size? If the photograph"
+            " was cropped, raise principal_tolerance (in a training: --set data.principal_tolerance=0.4)",
+        ),
     )
+    return next(((int(bad.argmax()), why) for bad, why in faults if bad.any()), None)
 
 
 def _read_pairs(

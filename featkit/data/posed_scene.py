@@ -17,7 +17,7 @@ from pydantic import Field
 from featkit.config import Config, Runtime
 from featkit.data.pair_choice import PairChoiceConfig, PairStatistics, PinholeView, candidates, choose
 from featkit.data.posed_format import CameraTable, format_cameras, format_pairs, parse_cameras
-from featkit.data.posed_pairs import ALIGNED, CAMERAS, IMAGES, PAIRS, STATISTICS, PosedConfig
+from featkit.data.posed_pairs import ALIGNED, CAMERAS, IMAGES, PAIRS, STATISTICS, PosedConfig, camera_fault
 from featkit.data.scene_patches import Scene
 from featkit.data.undistort import Pinhole, pinhole_of, pinhole_picture
 from featkit.errors import BadInputError
@@ -40,6 +40,8 @@ class PosedPairsConfig(Config):
     quality: int = Field(92, ge=1, le=100)
     """Of JPEG."""
     choice: PairChoiceConfig = PairChoiceConfig()
+    principal_tolerance: Runtime[float] = Field(PosedConfig().principal_tolerance, gt=0)
+    """As in `PosedConfig`: what a training refuses is not written. Raised here it must be raised there."""
     workers: Runtime[int] = Field(0, ge=0)
     """Photographs resampled at the same time; 0: one per core."""
 
@@ -88,7 +90,7 @@ def _photographs(config: PosedPairsConfig, scene: Scene, aligned: Path, journal:
     done = _read_journal(journal, aligned)
     left = [number for number, name in enumerate(names) if name not in done]
 
-    def make(number: int) -> tuple[int, Pinhole]:
+    def make(number: int) -> tuple[int, CameraTable]:
         return number, _write_photograph(config, scene, number, aligned / IMAGES / names[number])
 
     with (
@@ -97,17 +99,8 @@ def _photographs(config: PosedPairsConfig, scene: Scene, aligned: Path, journal:
         journal.open("w", encoding="utf-8") as lines,
     ):
         lines.write("".join(done.values()))
-        for number, pinhole in pool.map(make, left):
-            line = format_cameras(
-                CameraTable(
-                    (names[number],),
-                    np.array([0]),
-                    np.array([pinhole.size]),
-                    pinhole.intrinsics[None],
-                    (pinhole.turn @ tracks.rotations[number])[None],
-                    (pinhole.turn @ tracks.translations[number])[None],
-                )
-            )
+        for number, camera in pool.map(make, left):
+            line = format_cameras(camera)
             lines.write(line)
             lines.flush()
             done[names[number]] = line
@@ -126,7 +119,19 @@ def _read_journal(journal: Path, aligned: Path) -> dict[str, str]:
     return {name: line for name, line in zip(names, whole, strict=True) if (aligned / IMAGES / name).is_file()}
 
 
-def _write_photograph(config: PosedPairsConfig, scene: Scene, number: int, target: Path) -> Pinhole:
+def _camera_of(scene: Scene, number: int, pinhole: Pinhole) -> CameraTable:
+    """Its line of img_cam.txt."""
+    return CameraTable(
+        (name_of(scene.tracks.image_names[number]),),
+        np.array([0]),
+        np.array([pinhole.size]),
+        pinhole.intrinsics[None],
+        (pinhole.turn @ scene.tracks.rotations[number])[None],
+        (pinhole.turn @ scene.tracks.translations[number])[None],
+    )
+
+
+def _write_photograph(config: PosedPairsConfig, scene: Scene, number: int, target: Path) -> CameraTable:
     path = scene.images / scene.tracks.image_names[number]
     image = decode(path, DecodeConfig(), colour=True)
     size = tuple(scene.tracks.image_sizes[number].tolist())
@@ -140,16 +145,17 @@ def _write_photograph(config: PosedPairsConfig, scene: Scene, number: int, targe
     projector = scene.tracks.projectors[number]
     try:
         pinhole = pinhole_of(projector, image.size, image.stored_from_pixels, config.max_side)
+        camera = _camera_of(scene, number, pinhole)
+        fault = camera_fault(camera, PosedConfig(principal_tolerance=config.principal_tolerance))
+        if fault is not None:
+            raise BadInputError(f"{path}: {fault[1]}")
         picture = pinhole_picture(image, projector, pinhole)
     except ValueError as error:
         raise BadInputError(
             f"{path}: cannot be undistorted ({error}); remove it from the model, or map the scene again"
         ) from None
-    smallest = PosedConfig().min_side_px
-    if min(pinhole.size) < smallest:
-        raise BadInputError(f"{path}: smaller than {smallest} px; there is nothing to learn from it")
     _write_jpeg(picture, target, config.quality)
-    return pinhole
+    return camera
 
 
 def _unturned(image: DecodedImage) -> DecodedImage:

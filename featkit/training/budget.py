@@ -31,7 +31,10 @@ def seconds_of(budget: str) -> float:
 
 
 def steps_in(budget_s: float, task_class: Callable[..., Task], config: TrainingConfig, data: Any, world: World) -> int:
-    """Steps that a training of `config` makes in that time, measurements on the held-out part included."""
+    """Steps that a training of `config` makes in that time, measurements on the held-out part included.
+
+    Raises UsageError when it is too short for one.
+    """
     task = task_class(config, str(world.device))
     task.prepare(data, world)
     optimiser = build_optimiser(config.optimiser, task.parameter_groups())
@@ -43,14 +46,27 @@ def steps_in(budget_s: float, task_class: Callable[..., Task], config: TrainingC
         float(task.step(0.5).loss)
         optimiser.step()
     step_s = (time.perf_counter() - started) / TIMED_STEPS
-    held_out_s = 0.0
+    measure_s = 0.0
     if world.is_first:
         started = time.perf_counter()
         task.held_out()
-        held_out_s = (time.perf_counter() - started) / config.held_out.every
+        measure_s = time.perf_counter() - started
     task.close()
     if world.device.type == "cuda":
         torch.cuda.empty_cache()
-    steps = max(1, int((RESERVE * budget_s - held_out_s) / step_s))
+    before_s = measure_s if task.starts_trained else 0.0
+    steps = int(world.first_says(_steps_that_fit(RESERVE * budget_s - before_s, step_s, measure_s, config)))
+    if steps < 1:
+        least_s = (before_s + step_s + measure_s) / RESERVE
+        raise UsageError(
+            f"--budget: too short: {task.name} gets {budget_s:.3g} s of it, and {least_s:.3g} s are needed for one step"
+            " and a look at what is held out; give a longer one, or --steps"
+        )
     LOGGER.info("a step takes %.3g s: %d steps in %.0f s", step_s, steps, budget_s)
-    return int(world.first_says(steps))
+    return steps
+
+
+def _steps_that_fit(room_s: float, step_s: float, measure_s: float, config: TrainingConfig) -> int:
+    """A training shorter than its number of measurements is measured after every step; 0: not even one fits."""
+    often = (room_s - measure_s / config.held_out.every) / step_s
+    return max(0, int(often if often * config.held_out.every >= 1 else room_s / (step_s + measure_s)))

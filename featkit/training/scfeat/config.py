@@ -12,6 +12,7 @@ from pydantic import Field
 
 from featkit.config import Config, Runtime
 from featkit.data.homography_pairs import HomographyConfig
+from featkit.data.posed_pairs import PosedConfig
 from featkit.data.posed_samples import PairAugmentation
 from featkit.losses.scfeat.contrastive import ContrastiveLossConfig
 from featkit.losses.scfeat.description import DescriptionLossConfig
@@ -60,7 +61,14 @@ class WarmUp(StageTraining):
     loss: ContrastiveLossConfig = ContrastiveLossConfig()
 
 
-class Description(StageTraining):
+class PosedTraining(StageTraining):
+    """What learns from posed pairs."""
+
+    data: PosedConfig = PosedConfig()
+    """Set by the recipe's own `data`."""
+
+
+class Description(PosedTraining):
     """Backbone and bridge from camera poses (III-D (1))."""
 
     optimiser: Optimiser = Adam(learning_rate=1e-4)
@@ -73,7 +81,7 @@ class Description(StageTraining):
     loss: DescriptionLossConfig = DescriptionLossConfig()
 
 
-class Detection(StageTraining):
+class Detection(PosedTraining):
     """The detector from camera poses, backbone and bridge frozen (III-D (2))."""
 
     optimiser: Optimiser = Adam(learning_rate=1e-3)
@@ -86,9 +94,11 @@ class Detection(StageTraining):
 
 
 class ScfeatTraining(Config):
-    """The whole training. The stages' own `network` and `seed` are those given here."""
+    """The whole training. The stages' own `network`, `data` and `seed` are those given here."""
 
     network: SCFeatNetworkConfig = SCFeatNetworkConfig()
+    data: PosedConfig = PosedConfig()
+    """How posed pairs are read, and which of them are taken."""
     warm_up: WarmUp | None = None
     """None: the encoder starts from `--encoder-weights` (the paper: ImageNet), or at random."""
     description: Description = Description()

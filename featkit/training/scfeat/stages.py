@@ -17,7 +17,7 @@ from featkit.models.scfeat.resnet import load_encoder_weights
 from featkit.store.text import write_text
 from featkit.training.budget import seconds_of
 from featkit.training.checkpoint import load_checkpoint
-from featkit.training.scfeat.config import ScfeatTraining, StageTraining
+from featkit.training.scfeat.config import PosedTraining, ScfeatTraining, StageTraining
 from featkit.training.scfeat.data import PhotoData, PosedData, Start
 from featkit.training.scfeat.dense_task import DenseTask
 from featkit.training.scfeat.description import DescriptionTask
@@ -62,8 +62,11 @@ class ScfeatStages:
         made: dict[str, StageTraining] = {}
         for name, stage in stages.items():
             own: dict[str, Any] = {"network": config.network, "seed": config.seed}
+            if isinstance(stage, PosedTraining):
+                own["data"] = config.data
             if config.budget:
-                own["budget"] = f"{seconds_of(config.budget) * stage.share / shares:.0f}s"
+                seconds = seconds_of(config.budget) * stage.share / shares
+                own["budget"] = f"{seconds:.0f}s" if seconds >= 10 else f"{max(seconds, 0.01):.2f}s"
             if config.precision is not None:
                 own["precision"] = config.precision
             made[name] = stage.model_copy(update=own)
@@ -139,6 +142,13 @@ class ScfeatStages:
 
     def _data(self, stage: str, data: ScfeatData, start: Start) -> PhotoData | PosedData:
         if stage != WARM_UP:
+            if not start.values:
+                LOGGER.warning(
+                    "%s: the %s encoder starts from random numbers; give --encoder-weights FILE (ImageNet), or a"
+                    " warm_up stage, as the recipe scfeat-s has",
+                    stage,
+                    self.config.network.encoder,
+                )
             return PosedData(data.name, data.pairs, start)
         if not data.photos:
             raise UsageError("the warm-up learns from photographs: give --photos, or leave it out: --set warm_up=null")

@@ -17,7 +17,7 @@ from posed_scenes import RadialLens, tracks_of
 from featkit.data import posed_scene
 from featkit.data.homographies import CanvasConfig, ViewConfig
 from featkit.data.pair_choice import PairChoiceConfig
-from featkit.data.posed_pairs import PosedPairs, read_posed_pairs
+from featkit.data.posed_pairs import PosedConfig, PosedPairs, read_posed_pairs
 from featkit.data.posed_samples import PairAugmentation, PosedSamples
 from featkit.data.posed_scene import PosedPairsConfig, name_of
 from featkit.data.posed_writer import make_posed_pairs
@@ -232,6 +232,21 @@ def test_stopped_it_goes_on(
     assert all((out / file).read_bytes() == (made[0] / file).read_bytes() for file in files)
 
 
+def cropped(scene: Scene) -> Scene:
+    """As if most of what lay left of the middle had been cut off."""
+    focal = scene.tracks.projectors[0].focal  # type: ignore[attr-defined]
+    return replace(scene, tracks=replace(scene.tracks, projectors=(RadialLens(focal, (80.0, 149.5)),) * 6))
+
+
+def test_what_a_training_refuses_is_written_only_when_asked_for(lens_scene: Scene, tmp_path: Path) -> None:
+    config = PosedPairsConfig(max_side=220, workers=1, principal_tolerance=0.4)
+    assert config.fingerprint() == CONFIG.fingerprint(), "what is written is the same"
+    make_posed_pairs(config, [cropped(lens_scene)], tmp_path / "out")
+    with pytest.raises(BadInputError, match=r"img_cam.txt:1: .*data.principal_tolerance"):
+        read_posed_pairs(tmp_path / "out")
+    assert len(read_posed_pairs(tmp_path / "out", PosedConfig(principal_tolerance=0.4))) > 3
+
+
 def test_wrong_turns(lens_scene: Scene, tmp_path: Path) -> None:
     tracks, out = lens_scene.tracks, tmp_path / "out"
     alone = replace(tracks, observed_images=np.arange(len(tracks.observed_images)) % len(tracks.image_names))
@@ -253,6 +268,7 @@ def test_wrong_turns(lens_scene: Scene, tmp_path: Path) -> None:
             "cannot be undistorted",
         ),
         (PosedPairsConfig(max_side=70, workers=1), lens_scene, "smaller than 64 px"),
+        (CONFIG, cropped(lens_scene), r"png: its principal point is far from the image's middle.*principal_tolerance"),
     ]
     for config, scene, says in wrong:
         with pytest.raises(BadInputError, match=says):

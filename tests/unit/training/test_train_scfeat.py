@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from posed_scenes import make_scene
+from typer.testing import CliRunner
 
+from featkit.cli.main import app
 from featkit.config import make, merge
 from featkit.data.posed_pairs import read_posed_pairs
 from featkit.errors import BadInputError, NothingCameOutError, UsageError
@@ -70,7 +72,8 @@ def whole(data: ScfeatData, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_stage_starts_from_the_one_before(whole: Path) -> None:
     for stage in STAGES:
-        assert len(rows(whole / stage)) == STAGE["steps"]
+        first = [] if stage == "warm-up" else [0]  # what the stage before has learned is measured before it changes
+        assert [row["step"] for row in rows(whole / stage)] == [*first, *range(1, STAGE["steps"] + 1)]
         assert list((whole / stage / "pictures").glob("*.jpg")) or stage == "warm-up"
     warm_up, description, detection = (load_scfeat_network(whole / stage / "best.safetensors") for stage in STAGES)
     began = load_checkpoint(whole / "detection" / "checkpoint.pt")
@@ -105,14 +108,39 @@ def test_a_stopped_training_goes_on_to_the_bit(
     assert (tmp_path / "last.safetensors").read_bytes() == (whole / "last.safetensors").read_bytes()
 
 
-def test_stages_by_name(data: ScfeatData, tmp_path: Path) -> None:
+def test_stages_by_name(data: ScfeatData, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     stages = ScfeatStages(recipe(warm_up=None), "cpu")
     with pytest.raises(UsageError, match=r"description: the stage description comes first and is not there"):
         stages.run(data, tmp_path, stages=["detection"])
-    (done,) = stages.run(data, tmp_path, stages=["description"])
+    with caplog.at_level("WARNING", "featkit"):
+        (done,) = stages.run(data, tmp_path, stages=["description"])
     assert done.summary["data"]["start"] == "random"
+    assert "random numbers; give --encoder-weights FILE (ImageNet), or a warm_up stage" in caplog.text
+    caplog.clear()
     (done,) = stages.run(data, tmp_path, stages=["detection"])
     assert done.summary["data"]["start"] == "description"
+    assert "random numbers" not in caplog.text
+    other = ScfeatStages(recipe(warm_up=None, data={"max_rotation_deg": 70}), "cpu")
+    with pytest.raises(UsageError, match=r"another configuration \(data.max_rotation_deg: 80.0 -> 70.0\)"):
+        other.run(data, tmp_path, stages=["description"])
+
+
+def test_how_pairs_are_read_is_part_of_what_learns_from_them(data: ScfeatData, tmp_path: Path) -> None:
+    stages = ScfeatStages(recipe(data={"origin": "centre"})).configured()
+    assert [stage.result_fields().get("data", {}).get("origin") for stage in stages.values()] == [None, *["centre"] * 2]
+    root = data.photos[0]
+    for setting, says in (("data.max_rotation_deg=0.001", "no pair is left"), ("data.min_side_px=95", "than 95 px")):
+        command = ["train", "scfeat", "--data", str(root), "--out", str(tmp_path), "--set", setting]
+        ran = CliRunner().invoke(app, command)
+        assert (ran.exit_code, says in " ".join(ran.output.split())) == (3, True), ran.output
+
+
+def test_description_alone_learns(data: ScfeatData, tmp_path: Path) -> None:
+    changes = {"steps": 80, "batch_size": 2, "optimiser": {"kind": "adam", "learning_rate": 1e-3}}
+    ScfeatStages(recipe(warm_up=None, description=changes), "cpu").run(data, tmp_path, stages=["description"])
+    losses = [row["loss"] for row in rows(tmp_path / "description")]
+    assert len(losses) == 80
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10]), losses
 
 
 def test_the_encoder_may_come_from_elsewhere(data: ScfeatData, tmp_path: Path) -> None:
