@@ -166,12 +166,13 @@ def test_probabilities_of_matches_without_noise() -> None:
     torch.testing.assert_close(found[0], torch.diag(torch.tensor([1.0, 1.0, 0.0])), atol=1e-6, rtol=0)
 
 
-def test_both_images_learn_to_agree() -> None:
+@pytest.mark.parametrize("reward", [POSFEAT, RewardConfig()])
+def test_both_images_learn_to_agree(reward: RewardConfig) -> None:
     """Every cell looks like its partner, and a pair of keypoints is good in one row: a quarter by chance."""
     draw = generator(2)
     cells = torch.randn(1, 32, 4, 8, generator=draw)
     scores = [torch.zeros(1, 1, 16, 32).requires_grad_() for _ in range(2)]
-    config = DetectionLossConfig(policy=GridPolicyConfig(cell_px=4), epsilon_px=0.5, reward=POSFEAT)
+    config = DetectionLossConfig(policy=GridPolicyConfig(cell_px=4), epsilon_px=0.5, reward=reward)
     maps = [cells.repeat_interleave(4, 2).repeat_interleave(4, 3)] * 2
     optimiser = torch.optim.Adam(scores, lr=0.2)
     shares = []
