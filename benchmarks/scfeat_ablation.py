@@ -3,9 +3,13 @@
     python benchmarks/scfeat_ablation.py --data POSED --photos PHOTOS --runs RUNS --steps 2000 [--rows ...]
 
 POSED: posed pairs (`featkit data posed-pairs`); PHOTOS: photographs for the warm-up. Each row is a training in
-RUNS/ROW; a row that shares its first stages with another one starts from those, and rows that only extract differently
-are not trained. What is done is passed over, what was stopped goes on. MMA as SCFeat's Table II has it (eq. 24), mutual
-nearest neighbours, on the Oxford affine sequences. Writes benchmarks/results/scfeat_ablation.json.
+RUNS/ROW; a row that shares its first stages with the full one starts from those, and rows that only extract differently
+are not trained. Without the warm-up its batches are added to the description: every row has the same budget. What is
+done is passed over, what was stopped goes on.
+
+MMA as SCFeat's Table II has it (eq. 24), mutual nearest neighbours, on the Oxford affine sequences. Scores of different
+heads have different ranges, so no row has a threshold and all have the best --max-keypoints of an image. Writes
+benchmarks/results/scfeat_ablation.json.
 """
 
 from __future__ import annotations
@@ -22,13 +26,17 @@ from typing import Any
 import yaml
 from machine import write_result
 
+from featkit.config import overrides
+from featkit.registry import configured
+from featkit.training.scfeat.config import ScfeatTraining
+
 HERE = Path(__file__).resolve().parent
 STAGES = ("warm-up", "description", "detection")
 
 
 @dataclass(frozen=True)
 class Row:
-    """settings: of the training. shared: stages taken from the first row. extraction: fields of the extractor."""
+    """settings: of the training. shared: stages taken from the full row. extraction: fields of the extractor."""
 
     name: str
     settings: tuple[str, ...] = ()
@@ -40,16 +48,22 @@ class Row:
         return self.shared != STAGES
 
 
-FULL = "scfeat-s"
+FULL = Row("scfeat-s")
+NO_WARM_UP = "w/o warm-up"
+STILL = "{rotation_deg: 0, scale_max: 1, perspective: 0}"  # all of them: what is left out stays as the recipe has it
 ROWS = (
-    Row(FULL),
+    FULL,
     Row("w/o error factor", ("detection.loss.reward.error_factor=false",), STAGES[:2]),
     Row("PoSFeat's head and reward", ("detection.loss.reward.error_factor=false", "network.head=posfeat"), STAGES[:2]),
     Row("w/o pruning", shared=STAGES, extraction=(("descriptor_map", "normalised"),)),
     Row("w/o cross norm.", ("network.cross_norm=false",)),
     Row("fusion norm.", shared=STAGES, extraction=(("normalisation", "fusion"),)),
-    Row("w/o warm-up", ("warm_up=null",)),
-    Row("w/o turned views", ("description.augmentation.views={}", "detection.augmentation.views={}"), STAGES[:1]),
+    Row(NO_WARM_UP, ("warm_up=null",)),
+    Row(
+        "w/o turned views",
+        (f"description.augmentation.views={STILL}", f"detection.augmentation.views={STILL}"),
+        STAGES[:1],
+    ),
 )
 
 
@@ -58,19 +72,48 @@ def folder_of(runs: Path, row: Row) -> Path:
     return runs / "-".join(part for part in words.split("-") if part)
 
 
+def lengths(row: Row, steps: int, given: list[str]) -> list[str]:
+    """Settings of the row's stages' lengths, when the full one has so many steps of description."""
+    _, recipe = configured("task", FULL.name, overrides(given))
+    assert isinstance(recipe, ScfeatTraining)
+    assert recipe.warm_up is not None
+    full = recipe.scaled_to(steps)
+    assert full.warm_up is not None
+    if row.name == NO_WARM_UP:
+        description = full.warm_up.steps + full.description.steps
+        return [f"description.steps={description}", f"detection.steps={full.detection.steps}"]
+    stages = {"warm_up": full.warm_up, "description": full.description, "detection": full.detection}
+    return [f"{name}.steps={stage.steps}" for name, stage in stages.items()]
+
+
+def settings_of(row: Row, arguments: argparse.Namespace) -> list[str]:
+    return [*arguments.set, *lengths(row, arguments.steps, arguments.set), *row.settings]
+
+
+def share(row: Row, runs: Path) -> None:
+    """Copy the stages that the row has in common with the full one; a copy that was stopped does not count."""
+    for stage in row.shared:
+        source, target = folder_of(runs, FULL) / stage, folder_of(runs, row) / stage
+        if target.exists():
+            continue
+        if not (source / "summary.json").is_file():
+            sys.exit(f"{source}: is not finished, and {row.name!r} starts from it; train the row {FULL.name!r} first")
+        part = target.with_name(f".{stage}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(source, part)
+        part.rename(target)
+
+
 def train(row: Row, arguments: argparse.Namespace) -> Path:
     """The row's weight, trained if it is not there."""
-    run = folder_of(arguments.runs, row if row.is_trained else ROWS[0])
+    run = folder_of(arguments.runs, row if row.is_trained else FULL)
     if not row.is_trained:
         return run / "best.safetensors"
-    for stage in row.shared:
-        source = folder_of(arguments.runs, ROWS[0]) / stage
-        if not (run / stage).exists():
-            shutil.copytree(source, run / stage)
+    share(row, arguments.runs)
     command = [sys.executable, "-m", "featkit", "train", "scfeat", "--data", arguments.data, "--out", run]
-    command += ["--steps", arguments.steps, *(part for photos in arguments.photos for part in ("--photos", photos))]
+    command += [part for photos in arguments.photos for part in ("--photos", photos)]
     command += [part for stage in STAGES if stage not in row.shared for part in ("--stage", stage)]
-    command += [part for setting in (*arguments.set, *row.settings) for part in ("--set", setting)]
+    command += [part for setting in settings_of(row, arguments) for part in ("--set", setting)]
     subprocess.run([str(part) for part in command], check=True)
     return run / "best.safetensors"
 
@@ -81,6 +124,7 @@ def measure(row: Row, weight: Path, arguments: argparse.Namespace) -> dict[str, 
     place.mkdir(parents=True, exist_ok=True)
     features = place / "scfeat.yaml"
     values = {"extractor": "scfeat", "weights": str(weight.resolve()), **dict(row.extraction)}
+    values |= {"threshold": 0.0, "max_keypoints": arguments.max_keypoints}
     features.write_text(yaml.safe_dump(values), encoding="utf-8")
     command = [sys.executable, "-m", "featkit", "eval", "hpatches", "--root", arguments.sequences]
     command += ["--features", features, "--out", place / "eval", "--json"]
@@ -94,6 +138,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, nargs="+", default=[])
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2000, help="of description; the other stages in proportion")
+    parser.add_argument("--max-keypoints", type=int, default=2048, help="of an image")
     parser.add_argument("--sequences", type=Path, default=HERE.parent.parent / "shared" / "data" / "oxford-affine")
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], default=[row.name for row in ROWS])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of all trainings")
@@ -107,7 +152,8 @@ def main() -> None:
         summary = json.loads((weight.parent / "summary.json").read_text(encoding="utf-8"))
         trained = {"seconds": summary["seconds"], "stages": [one["steps"] for one in summary["stages"]]}
         rows.append({"row": row.name, "settings": row.settings, **trained, "mma": measure(row, weight, arguments)})
-    print(write_result("scfeat_ablation", {"steps": arguments.steps, "settings": arguments.set, "rows": rows}))
+    given = {"steps": arguments.steps, "settings": arguments.set, "max_keypoints": arguments.max_keypoints}
+    print(write_result("scfeat_ablation", {**given, "rows": rows}))
 
 
 if __name__ == "__main__":

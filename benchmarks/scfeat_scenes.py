@@ -10,6 +10,7 @@ benchmarks/results/scfeat_scenes.json.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +22,7 @@ from scenes import LOCALIZED, featkit_command, judged, localize
 from featkit.errors import FeatkitError
 
 HERE = Path(__file__).resolve().parent
+DIGITS = 16  # of a sha256
 MAPPED = ("eth/fountain-P11", "eth/Herz-Jesu-P8")
 
 
@@ -28,6 +30,15 @@ def options_of(features: str, resize_max: int) -> list[str]:
     """features: NAME or NAME=WEIGHT."""
     name, _, weight = features.partition("=")
     return ["--features", name, "--resize-max", str(resize_max), *(["--weights", weight] if weight else [])]
+
+
+def label_of(features: str) -> dict[str, str]:
+    """What its rows are called. weight: first digits of the file's sha256, or the name of one that is shipped."""
+    name, _, weight = features.partition("=")
+    path = Path(weight)
+    if weight and path.is_file():
+        weight = hashlib.sha256(path.read_bytes()).hexdigest()[:DIGITS]
+    return {"features": name, **({"weight": weight} if weight else {})}
 
 
 def mapped(features: str, scene: Path, resize_max: int) -> dict[str, Any]:
@@ -46,7 +57,7 @@ def main() -> None:
     rows, localization = [], []
     try:
         for features in arguments.features:
-            label = {"features": features.partition("=")[0]}
+            label = label_of(features)
             for name in MAPPED:
                 rows.append(label | {"scene": name} | mapped(features, arguments.data / name, arguments.resize_max))
                 print(rows[-1], flush=True)

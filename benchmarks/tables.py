@@ -203,19 +203,26 @@ def oxford_table() -> str:
 def scfeat_scenes_table() -> str:
     """Maps by SCFeat and by RootSIFT at the same size; localization below."""
     result = _read("scfeat_scenes")
+    names = [name for name, _ in {(row["features"], row.get("weight")) for row in result["rows"]}]
+
+    def label(row: dict[str, Any]) -> str:
+        """The weight stands with it where several were measured under one name."""
+        several = names.count(row["features"]) > 1 and "weight" in row
+        return f"{row['features']} ({row['weight']})" if several else row["features"]
+
     lines = [
         "| scene | features | registered | points | track | error px | centre mm | total s |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in sorted(result["rows"], key=lambda row: row["scene"]):
         lines.append(
-            f"| {row['scene'].rpartition('/')[2]} | {row['features']} | {row['registered']} / {row['images']} |"
+            f"| {row['scene'].rpartition('/')[2]} | {label(row)} | {row['registered']} / {row['images']} |"
             f" {row['points']:,} | {row['track_length']:.2f} | {row['reprojection_px']:.3f} |"
             f" {_number(row.get('centre_error_mm_mean'), '.2f')} | {row['seconds']:.0f} |"
         )
     for row in result["localization"]:
         recall = ", ".join(f"{100 * share:.0f} % within {threshold}" for threshold, share in row["recall"].items())
-        lines += ["", f"{row['scene'].rpartition('/')[2]} localized by {row['features']}: {recall}; medians"
+        lines += ["", f"{row['scene'].rpartition('/')[2]} localized by {label(row)}: {recall}; medians"
                   f" {1e3 * row['median_m']:.1f} mm and {row['median_deg']:.3f} deg."]  # fmt: skip
     return "\n".join([*lines, "", _made(result)])
 
