@@ -1,6 +1,7 @@
 """The UBC-style table of patch descriptors: six combinations of training and test set, beside the papers' rows.
 
-    python benchmarks/patch_table.py RUNS [RUNS2 ...] --data patches/liberty patches/buildings patches/aerial
+    python benchmarks/patch_table.py RUNS [RUNS2 ...] --data patches/liberty patches/buildings patches/aerial \
+                                     [--epochs last best]
 
 RUNS holds trainings as RUNS/SET/METHOD, as `patch_runs.py` makes them; further folders, or METHOD-s1, are other seeds
 of the same. Every weight, of the last and of the best epoch by held-out classes of its own training set, is tested on
@@ -14,6 +15,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -107,10 +109,10 @@ def seeds_together(scores: list[UbcScore]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (place.get(row["method"], len(ORDER)), row["method"], row["epoch"] == "best"))
 
 
-def trainings(runs: Path) -> list[dict[str, Any]]:
-    """What each run says of itself."""
+def trainings(runs: Path, sets: Sequence[str]) -> list[dict[str, Any]]:
+    """What each run on one of the sets says of itself."""
     rows = []
-    for path in sorted(runs.glob("*/*/summary.json")):
+    for path in sorted(path for name in sets for path in runs.glob(f"{name}/*/summary.json")):
         summary = json.loads(path.read_text(encoding="utf-8"))
         kept = ("recipe", "steps", "patches", "seconds", "device", "last", "best", "versions")
         row = {"run": str(path.parent.relative_to(runs.parent)), "seed": summary.get("config", {}).get("seed")}
@@ -123,13 +125,15 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--epochs", nargs="+", choices=EPOCHS, default=EPOCHS)
     parser.add_argument("--pairs", help="name of the file of test pairs in each folder")
     arguments = parser.parse_args()
     try:
         sets = [read_ubc(folder, arguments.pairs) for folder in arguments.data]
         methods = [UbcMethod(name, "", "", name) for name in BASELINES]
         for number, folder in enumerate(arguments.runs):
-            found = find_runs(folder, EPOCHS)
+            found = find_runs(folder, arguments.epochs)
+            found = [one for one in found if one.train in {data.name for data in sets}]
             methods += [replace(one, variant=f"{one.variant}, folder {number}") if number else one for one in found]
         scores = measured(sets, methods, arguments.device, Kept.read(arguments.runs[0] / "scores.json"))
     except FeatkitError as error:
@@ -149,7 +153,7 @@ def main() -> None:
         "data": data,
         "rows": seeds_together(scores),
         "scores": [asdict(score) for score in scores],
-        "trainings": [row for folder in arguments.runs for row in trainings(folder)],
+        "trainings": [row for folder in arguments.runs for row in trainings(folder, [one.name for one in sets])],
         "published": published("ubc").model_dump(mode="json"),
     }
     print("\n".join(patch_lines(result)))

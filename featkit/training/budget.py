@@ -12,8 +12,8 @@ import torch
 
 from featkit.errors import UsageError
 from featkit.training.base_config import TrainingConfig
-from featkit.training.loop import Task
 from featkit.training.optimiser import build_optimiser
+from featkit.training.task import Task
 from featkit.training.world import World
 
 LOGGER = logging.getLogger(__name__)

@@ -11,11 +11,9 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 from torch import nn
 
 from featkit import __version__
@@ -27,90 +25,12 @@ from featkit.training.optimiser import build_optimiser, set_learning_rate
 from featkit.training.progress import Progress
 from featkit.training.run_folder import Row, RunFolder
 from featkit.training.stopping import Stopped, StopRequest, stop_signals
+from featkit.training.task import Task
 from featkit.training.whole_batch import random_state, set_random_state
 from featkit.training.world import World
 
 LOGGER = logging.getLogger(__name__)
 RANK_SEEDS = 1_000_003  # between the seeds of two steps: more than there are processes
-
-
-class Task(Protocol):
-    """What training asks of a task. Built as `cls(config, device)`; then `prepare` takes the data, of its own type."""
-
-    config: Any
-    network: Any
-    name: str
-    unit: str
-    """What a batch is counted in: "patches", "pairs"."""
-    score: Score
-
-    @property
-    def batch_items(self) -> int:
-        """How many of them a step learns from."""
-        ...
-
-    @classmethod
-    def identity_of(cls, data: Any) -> str:
-        """Tells the data from other data."""
-        ...
-
-    @classmethod
-    def described(cls, data: Any) -> dict[str, Any]:
-        """The data in the summary: `name` and what else."""
-        ...
-
-    def prepare(self, data: Any, world: World) -> None: ...
-
-    @property
-    def starts_trained(self) -> bool:
-        """Whether the network has values that training might spoil; asked after `prepare`."""
-        ...
-
-    def modules(self) -> dict[str, nn.Module]: ...
-
-    def parameter_groups(self) -> list[dict[str, Any]]: ...
-
-    def state(self) -> dict[str, Any]: ...
-
-    def restore(self, state: dict[str, Any]) -> None: ...
-
-    def step(self, share: float) -> LossResult: ...
-
-    def held_out(self) -> float:
-        """The score on what was held out: smaller is better."""
-        ...
-
-    def batch_arrays(self) -> dict[str, Any]: ...
-
-    def waited_s(self) -> float: ...
-
-    def save_weights(self, path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-        """Write a network of this task with these values as a weight."""
-        ...
-
-    @property
-    def picture_turns(self) -> int:
-        """How often along the training `pictures` are wanted."""
-        ...
-
-    def pictures(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        """What the network does now, in pictures by name."""
-        ...
-
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a network is measured by. name: its column. label: for people. Shown times `factor`, in `unit`."""
-
-    name: str
-    label: str
-    factor: float
-    unit: str
-
-    def text(self, value: float) -> str:
-        return f"{self.label} {self.factor * value:.2f} {self.unit}"
 
 
 @dataclass

@@ -23,9 +23,9 @@ from featkit.losses.build import build_loss, scaled_to_budget
 from featkit.losses.sosnet import second_order_term
 from featkit.models.patch_network import PatchNetwork
 from featkit.training.held_out import HeldOutPairs, held_out_fpr95, held_out_pairs, split_classes
-from featkit.training.loop import Score
 from featkit.training.patch_config import AdaSample, Groups, PatchTraining
 from featkit.training.patch_feed import Draw, Fed, PatchFeed
+from featkit.training.task import Score
 from featkit.training.whole_batch import backward, in_two
 from featkit.training.world import World
 from featkit.weights import save_patch_network

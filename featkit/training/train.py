@@ -19,9 +19,10 @@ from featkit.errors import NotWritableError
 from featkit.training.base_config import TrainingConfig
 from featkit.training.budget import seconds_of, steps_in
 from featkit.training.checkpoint import load_checkpoint
-from featkit.training.loop import Run, Task
+from featkit.training.loop import Run
 from featkit.training.run_folder import RunFolder
 from featkit.training.stopping import Stopped
+from featkit.training.task import Task
 from featkit.training.world import World, launch
 
 LOGGER = logging.getLogger(__name__)

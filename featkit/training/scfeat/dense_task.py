@@ -15,8 +15,8 @@ from featkit.device import torch_device
 from featkit.errors import BadInputError
 from featkit.losses.base import LossResult
 from featkit.models.scfeat import DenseMaps, SCFeatNetwork
-from featkit.training.loop import Score
 from featkit.training.scfeat.config import StageTraining
+from featkit.training.task import Score
 from featkit.training.world import World
 from featkit.weights import save_scfeat_network
 

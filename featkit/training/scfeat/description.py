@@ -14,12 +14,12 @@ from featkit.data.posed_samples import PosedBatch, PosedSamples
 from featkit.data.posed_split import split_pairs
 from featkit.losses.base import LossResult
 from featkit.losses.scfeat.description import description_loss, one_way
-from featkit.training.loop import Score
 from featkit.training.scfeat.config import Description
 from featkit.training.scfeat.data import PosedData
 from featkit.training.scfeat.dense_task import DenseTask
 from featkit.training.scfeat.drawing import line_picture
 from featkit.training.scfeat.measures import off_line_share
+from featkit.training.task import Score
 
 PICTURE_SEED = 6
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from featkit.data.posed_samples import PosedBatch, PosedSamples
 from featkit.losses.base import LossResult
 from featkit.losses.scfeat.policy_gradient import detection_loss
-from featkit.training.loop import Score
 from featkit.training.scfeat.config import Detection
 from featkit.training.scfeat.data import PosedData
 from featkit.training.scfeat.dense_task import DenseTask
 from featkit.training.scfeat.description import posed_sources
 from featkit.training.scfeat.drawing import keypoint_picture
 from featkit.training.scfeat.measures import strongest, unmatched_share
+from featkit.training.task import Score
 
 
 class DetectionTask(DenseTask[PosedBatch]):

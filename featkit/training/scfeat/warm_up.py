@@ -13,11 +13,11 @@ from featkit.data.pair_feed import SampleSource
 from featkit.errors import BadInputError
 from featkit.losses.base import LossResult
 from featkit.losses.scfeat.contrastive import contrastive_loss
-from featkit.training.loop import Score
 from featkit.training.scfeat.config import WarmUp
 from featkit.training.scfeat.data import PhotoData
 from featkit.training.scfeat.dense_task import DenseTask
 from featkit.training.scfeat.measures import wrong_share
+from featkit.training.task import Score
 
 SPLIT_SEED = 5
 
