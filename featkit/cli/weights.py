@@ -140,7 +140,7 @@ def export(
 
 def _cells(row: WeightInfo) -> list[Any]:
     values = f"{row.config['bits']} bits" if row.config.get("bits") else str(row.config.get("descriptor_channels", 128))
-    scores = ", ".join(f"{key} {value:.4g}" for key, value in row.scores.items() if isinstance(value, int | float))
+    scores = ", ".join(f"{key} {value:,.10g}" for key, value in row.scores.items() if isinstance(value, int | float))
     network = (
         f"scfeat {row.config.get('encoder')}" if row.kind == "scfeat" else str(row.config.get("architecture", "?"))
     )
