@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,16 @@ def featkit_command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., R
         return run_featkit(*arguments, cwd=cwd or elsewhere, timeout_s=timeout_s)
 
     return run
+
+
+@pytest.fixture
+def quiet_afterwards() -> Iterator[None]:
+    """A command installs featkit's log handler, on a stream that ends with the test."""
+    logger = logging.getLogger("featkit")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
 
 
 @pytest.fixture(scope="session")

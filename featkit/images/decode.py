@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -63,15 +63,13 @@ class DecodedImage:
         affine = self.stored_from_pixels
         linear = affine[:, :2]
         scale = float(np.sqrt(abs(np.linalg.det(linear))))
-        return Features(
+        return replace(
+            features,
             keypoints=apply_affine(affine, features.keypoints),
-            descriptors=features.descriptors,
-            scores=features.scores,
             image_size=self.stored_size,
             scales=None if features.scales is None else (features.scales * scale).astype(np.float32),
             oris=None if features.oris is None else _turn(linear, features.oris),
             uncertainty_px=features.uncertainty_px * scale,
-            turns=features.turns,
         )
 
 

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
+import in_process
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from in_process import refused
+from typer.testing import Result
 from warped_sequences import SIZE, warped, write_sequence
 
-from featkit.cli.main import app
 from featkit.evaluation.published_curves import published_curves
 from featkit.store.features import open_features
 
+pytestmark = pytest.mark.usefixtures("quiet_afterwards")
 FAST = ("--workers", 1, "--max-keypoints", 150, "--device", "cpu")
 
 
-@pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
-    """A command installs featkit's log handler, on a stream that ends with the test."""
-    logger = logging.getLogger("featkit")
-    before = (list(logger.handlers), logger.level, logger.propagate)
-    yield
-    logger.handlers[:], logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
+def run(*arguments: object) -> Result:
+    return in_process.run("eval", *arguments)
+
+
+def results(*arguments: object) -> dict[str, Any]:
+    return in_process.results("eval", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +42,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "root"))
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["eval", *(str(argument) for argument in arguments)])
-
-
-def results(*arguments: object) -> dict[str, Any]:
-    ran = run(*arguments, "--json", "--quiet")
-    assert ran.exit_code == 0, ran.output
-    return json.loads(ran.stdout)
-
-
-def refused(ran: Result, code: int, *words: str) -> None:
-    assert ran.exit_code == code, ran.output
-    assert len(ran.stderr.strip().splitlines()) == 1, ran.stderr
-    for word in words:
-        assert word in ran.stderr
 
 
 def test_hpatches_from_images_to_a_page(root: Path, tmp_path: Path) -> None:
@@ -215,3 +196,7 @@ def test_an_image_cut_off_in_the_middle(root: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
     ran = run("hpatches", "--root", root, "--out", tmp_path / "out", "--quiet", *FAST)
     refused(ran, 3, "img4.png")
+    (stores,) = (tmp_path / "out").glob("predictions/*/features.h5")
+    with open_features(stores) as store:
+        assert {"stone/img1.png", "wood/img3.png"} <= set(store.names())
+        assert "wood/img4.png" not in store.names()

@@ -35,4 +35,4 @@ def match_matrix(
 ) -> Bool[Tensor, "b n m"]:
     """P_m above: nearer than epsilon_px in both images."""
     in_image0, in_image1 = two_way_distances(points0, points1, fundamental01)
-    return (in_image1 < epsilon_px) & (in_image0 < epsilon_px)  # the first decides how it lies in memory: row by row
+    return (in_image0 < epsilon_px) & (in_image1 < epsilon_px)

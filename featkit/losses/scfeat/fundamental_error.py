@@ -30,7 +30,6 @@ from torch import Tensor
 from featkit.config import Config
 from featkit.geometry.eight_point import PAIRS, fundamental_of_eight, unit_norm
 from featkit.losses.scfeat.points import uniform
-from featkit.losses.scfeat.ranked_mask import RankedMask
 
 Scale = Literal["image", "pixels", "authors"]
 
@@ -115,18 +114,17 @@ def draw_sets(
 
     Where there are fewer than eight the sets are arbitrary.
     """
-    flat, per_pair = good.flatten(), good[0].numel()
-    if not len(flat):
-        empty = torch.zeros(len(good), dtype=torch.long, device=good.device)
-        return empty.new_zeros(len(good), draws, PAIRS, 2), empty >= PAIRS
-    ranked = RankedMask.of(flat)
-    starts = per_pair * torch.arange(len(good) + 1, device=good.device)
-    first = ranked.rank_at(starts)
-    counts = first.diff()
-    numbers = first[:-1, None, None] + _subsets(counts, draws, generator)
-    places = (ranked.place_of(numbers) - starts[:-1, None, None]).clamp(0, per_pair - 1)
-    columns = good.shape[2]
-    return torch.stack([places // columns, places % columns], dim=-1), counts >= PAIRS
+    if not good[0].numel():
+        empty = torch.zeros((len(good), draws, PAIRS, 2), dtype=torch.long, device=good.device)
+        return empty, torch.zeros(len(good), dtype=torch.bool, device=good.device)
+    before = F.pad(good.sum(2).cumsum(1), (1, 0))  # good pairs in the rows above each
+    counts = before[:, -1]
+    numbers = _subsets(counts, draws, generator).flatten(1)
+    rows = (torch.searchsorted(before, numbers, right=True) - 1).clamp(max=good.shape[1] - 1)
+    in_row = numbers - before.gather(1, rows)
+    found = good[torch.arange(len(good), device=good.device)[:, None], rows].cumsum(2, dtype=torch.int32)
+    columns = torch.searchsorted(found, in_row[..., None].int(), right=True)[..., 0].clamp(max=good.shape[2] - 1)
+    return torch.stack([rows, columns], dim=-1).unflatten(1, (draws, PAIRS)), counts >= PAIRS
 
 
 def _subsets(counts: Int[Tensor, " b"], draws: int, generator: torch.Generator) -> Int[Tensor, "b draws 8"]:

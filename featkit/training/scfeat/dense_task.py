@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -26,7 +27,7 @@ WHOLE_MB = 1000.0  # no limit: half precision throughout
 DRAW_SEED = 4  # of what the losses draw
 
 
-class DenseTask(Generic[BatchT]):
+class DenseTask(ABC, Generic[BatchT]):
     """A subclass says what `_sources` are made of data, what `_loss` a batch has, and how `held_out` is measured."""
 
     Config: ClassVar[type[StageTraining]]
@@ -62,18 +63,21 @@ class DenseTask(Generic[BatchT]):
         self._draw = torch.Generator().manual_seed(seed_of(self.config.seed, DRAW_SEED, world.rank, 0))
         self._describe = torch.compile(self.network.describe) if self.config.compile else self.network.describe
 
+    @abstractmethod
     def _sources(self, data: Any) -> tuple[SampleSource[Any, BatchT], SampleSource[Any, BatchT]]:
-        raise NotImplementedError
+        """What is learned from, and what is held out. Raises BadInputError when there is too little."""
 
+    @abstractmethod
     def _loss(self, batch: BatchT) -> LossResult:
-        raise NotImplementedError
+        """Of one batch."""
 
+    @abstractmethod
     def held_out(self) -> float:
-        raise NotImplementedError
+        """The score on what is held out: smaller is better."""
 
+    @abstractmethod
     def parameters(self) -> list[nn.Parameter]:
         """What this stage learns."""
-        raise NotImplementedError
 
     def _fixed(self, source: SampleSource[Any, BatchT]) -> Any:
         """Held-out batches of one pair each: always the same ones, spread over all there are."""

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from bad_server import Faults, serving
+from in_process import refused, results, run
 from synthetic_patches import textures, thumbnails, write_hpatches, write_rome
-from typer.testing import CliRunner, Result
 
-from featkit.cli.main import app
 from featkit.data.patch_pairs import draw_pairs
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import write_pairs, write_phototour
@@ -24,32 +20,7 @@ from featkit.evaluation.ubc import UbcMethod, UbcScore, evaluate_pairs, evaluate
 from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
 from featkit.weights import save_patch_network
 
-
-@pytest.fixture(autouse=True)
-def quiet_afterwards() -> Iterator[None]:
-    """A command installs featkit's log handler, on a stream that ends with the test."""
-    logger = logging.getLogger("featkit")
-    before = (list(logger.handlers), logger.level, logger.propagate)
-    yield
-    logger.handlers[:], logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def results(*arguments: object) -> dict[str, Any]:
-    ran = run(*arguments, "--json", "--quiet")
-    assert ran.exit_code == 0, ran.output
-    return json.loads(ran.stdout)
-
-
-def refused(ran: Result, code: int, *words: str) -> None:
-    assert ran.exit_code == code, ran.output
-    assert len(ran.stderr.strip().splitlines()) == 1, ran.stderr
-    for word in words:
-        assert word in ran.stderr
+pytestmark = pytest.mark.usefixtures("quiet_afterwards")
 
 
 def photo_set(folder: Path, seed: int) -> Path:

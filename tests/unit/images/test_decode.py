@@ -67,11 +67,13 @@ def test_a_pixel_finds_its_place_in_the_file(tmp_path: Path, tag: int, suffix: s
         image_size=image.size,
         scales=np.array([2.0], np.float32),
         oris=np.array([0.3], np.float32),
+        turns=4,
     )
     mapped = image.features_in_file(features)
     assert mapped.keypoints.tolist() == [[12, 3]]
     assert mapped.keypoints.dtype == np.float32
     assert mapped.image_size == (17, 11)
+    assert mapped.turns == 4
     assert mapped.scales == pytest.approx([2.0])
     assert image.pixels_from_file(np.array([[12.0, 3.0]])) == pytest.approx(np.array([[x, y]]))
     # a short step along the orientation in upright pixels is a step along the mapped orientation in the file
