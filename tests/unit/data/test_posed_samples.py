@@ -90,6 +90,15 @@ def test_both_images_are_cut_about_the_same_place(scene: MadeScene) -> None:
     assert np.std([sample.canvas0_from_image[1, 2] for sample in drawn]) > 5
 
 
+def test_both_images_of_a_pair_are_zoomed_alike(scene: MadeScene) -> None:
+    small = CanvasConfig(width=64, height=64, cover_min=1, zoom_max=3)
+    samples = samples_of(scene, PairAugmentation(canvas=small))
+    drawn = [samples.sample(5, np.random.default_rng(seed)) for seed in range(8)]
+    scales = [(one.canvas0_from_image[0, 0], one.canvas1_from_image[0, 0]) for one in drawn]
+    assert all(first == second for first, second in scales)
+    assert max(scales)[0] > 1.2 * min(scales)[0]
+
+
 def test_the_same_generator_gives_the_same_bytes(scene: MadeScene) -> None:
     first, again, other = (
         samples_of(scene, cache_mb=cache).sample(3, np.random.default_rng(seed))
@@ -182,6 +191,15 @@ def test_what_both_views_see_is_in_front_and_nothing_else(photographs: Path, mon
         np.testing.assert_array_equal((front & inside(found, (128, 96)))[0].numpy(), shown)
         beyond += bool(sample.homography01[2, 2] < 0 and shown.any())
     assert beyond >= len(BEYOND_THE_HORIZON)
+
+
+def test_photographs_are_zoomed(tmp_path: Path) -> None:
+    """Of a photograph that grows brighter to the right a part as wide as the zoom lets be seen is shown."""
+    cv2.imwrite(str(tmp_path / "ramp.png"), np.tile(np.arange(256, dtype=np.uint8), (192, 1)))
+    canvas = CanvasConfig(width=64, height=64, cover_min=1, zoom_max=4)
+    pairs = HomographyPairs([tmp_path], HomographyConfig(canvas=canvas, jitter=STILL, views=ViewConfig()))
+    shown = [int(np.ptp(pairs.sample(0, np.random.default_rng(seed)).image0)) for seed in range(12)]
+    assert 60 <= min(shown) < 90 < 150 < max(shown) < 192
 
 
 def test_photographs_are_turned_upright(tmp_path: Path) -> None:

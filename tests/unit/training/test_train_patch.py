@@ -92,6 +92,7 @@ def test_a_stopped_training_goes_on_to_the_bit(name: str, textures: PatchSet, tm
 def test_interrupting_says_130_and_a_rebuilt_metrics_file_has_no_rows_beyond_the_checkpoint(
     textures: PatchSet, tmp_path: Path, killed_at: Any
 ) -> None:
+    handler = signal.getsignal(signal.SIGINT)
     killed_at(1, signal.SIGINT)
     with pytest.raises(Stopped) as stopped:
         train_patch(recipe(), textures, tmp_path, device="cpu")
@@ -100,7 +101,7 @@ def test_interrupting_says_130_and_a_rebuilt_metrics_file_has_no_rows_beyond_the
     metrics.write_text(metrics.read_text() + "3,0.5,0.01\n")  # what a later row of a killed run would leave
     train_patch(recipe(), textures, tmp_path, device="cpu")
     assert [row["step"] for row in read_metrics(metrics)] == [1, 2, 3, 4, 5, 6]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_finished_run_does_nothing_and_another_configuration_is_refused(
