@@ -9,6 +9,7 @@ import typer
 
 from featkit.cli import eval_matching, options
 from featkit.cli.common import Outcome, RunOptions, verb
+from featkit.cli.eval_common import method_names
 
 HELP = "Judge features on image matching, and patch descriptors on UBC, HPatches and RomePatches."
 UBC_HELP = """FPR95 on the test pairs of PhotoTour sets (UBC's own, or made with `featkit data patches`).
@@ -58,7 +59,7 @@ def ubc(
     from featkit.report.content import Table
 
     sets = [read_ubc(folder, pairs) for folder in data]
-    methods = [UbcMethod(name, "", "", name) for name in eval_matching.method_names(features)]
+    methods = [UbcMethod(name, "", "", name) for name in method_names(features)]
     methods += find_runs(runs) if runs is not None else []
     scores = evaluate_ubc(sets, methods, lambda weight: describer(weight, run.device))
     found = ubc_table(scores)
@@ -112,7 +113,7 @@ def patches(
     }
     rows = []
     columns = ("verification_ap", "verification_auc", "matching", "retrieval")
-    for name in eval_matching.method_names(features):
+    for name in method_names(features):
         scores = evaluate_hpatches(data, chosen, wanted, describer(name, run.device), config)
         results["scores"][name] = scores.as_json()
         rows.append([name, *(_percent(scores.means.get(column)) for column in columns)])
@@ -139,7 +140,7 @@ def rome(
     sets = {"train": read_rome(root, "train"), "test": read_rome(root, "test")}
     results: dict[str, Any] = {}
     rows = []
-    for name in eval_matching.method_names(features):
+    for name in method_names(features):
         method = describer(name, run.device)
         scores = {part: evaluate_rome(data, method) for part, data in sets.items()}
         results[name] = {part: asdict(score) for part, score in scores.items()}

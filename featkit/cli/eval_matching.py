@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,17 @@ import typer
 
 from featkit.cli import options
 from featkit.cli.common import Outcome, RunOptions, verb
-from featkit.errors import UsageError
+from featkit.cli.eval_common import (
+    Asked,
+    BenchmarkSettings,
+    FeatureNames,
+    OutFolder,
+    Weights,
+    made_by,
+    methods_of,
+    names_in,
+    written,
+)
 
 if TYPE_CHECKING:
     from featkit.evaluation.predictions import MatchRule, Method, Predictions
@@ -30,34 +39,10 @@ The root holds sequences in the Oxford or in HPatches' layout. Features are kept
 `featkit eval hpatches`; the tables are OUT/oxford/report.html."""
 
 Root = Annotated[Path, typer.Option(help="Folder of sequences.", show_default=False)]
-FeatureNames = Annotated[
-    str, typer.Option("--features", help="Configurations by name or path; comma-separated.", metavar="NAME,...")
-]
 SequenceNames = Annotated[
     str | None, typer.Option("--sequences", help="Only these, comma-separated.", metavar="NAME,...", show_default="all")
 ]
 AllSequences = Annotated[bool, typer.Option("--all-sequences", help="Also HPatches' 8 that are left out as too large.")]
-OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder of predictions and results.")]
-Weights = Annotated[
-    str | None,
-    typer.Option(help="Trained weight by name, or a .safetensors file; for one --features.", show_default="its own"),
-]
-BenchmarkSettings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change any field of the benchmark; repeatable."),
-]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What both verbs are asked for: features, and how they are extracted."""
-
-    features: str
-    weights: str | None
-    max_keypoints: int | None
-    resize_max: int | None
-    workers: int
-    overwrite: bool
 
 
 @verb
@@ -91,8 +76,8 @@ def hpatches(
     config = make(MatchingConfig, overrides(settings or []), where="eval hpatches")
     asked = Asked(features, weights, max_keypoints, resize_max, workers, overwrite)
     rule = MatchRule.resolve(matcher, options.given(ratio=ratio), run.device)
-    methods = _methods(asked, run.device)
-    data = read_sequences(root, _names(sequences), all_sequences)
+    methods = methods_of(asked, run.device)
+    data = read_sequences(root, names_in(sequences), all_sequences)
     scores = [evaluate_matching(data, _predicted(one, data, asked, out, rule), config) for one in methods]
     matched = {"name": rule.name, **rule.config.result_fields()}
     results = {
@@ -106,7 +91,7 @@ def hpatches(
     described |= {score.name: score.predictions.method.described() for score in scores}
     report = pages.write_matching_report(folder / "report.html", data, scores, config, described)
     tables = [pages.score_table(scores, data, config), pages.sequence_table(scores), pages.published_tables(data)[0]]
-    return _outcome(results, folder, report, tables)
+    return written(results, folder, report, tables)
 
 
 @verb
@@ -132,8 +117,8 @@ def oxford(
 
     config = make(OxfordConfig, overrides(settings or []), where="eval oxford")
     asked = Asked(features, weights, max_keypoints, resize_max, workers, overwrite)
-    methods = _methods(asked, run.device)
-    data = read_sequences(root, _names(sequences), all_sequences)
+    methods = methods_of(asked, run.device)
+    data = read_sequences(root, names_in(sequences), all_sequences)
     scores = [evaluate_precision(data, _predicted(one, data, asked, out), config) for one in methods]
     results = {
         **_described("oxford", data, config.result_fields()),
@@ -143,36 +128,7 @@ def oxford(
     described = {"benchmark": config.result_fields()}
     described |= {score.name: score.predictions.method.described() for score in scores}
     report = pages.write_precision_report(folder / "report.html", data, scores, described)
-    return _outcome(results, folder, report, [pages.precision_table(scores)])
-
-
-def method_names(features: str) -> list[str]:
-    """Names parted by commas, each once. Raises UsageError when there is none."""
-    names = _names(features)
-    if not names:
-        raise UsageError("--features: names parted by commas, as rootsift,hynet")
-    return names
-
-
-def _names(text: str | None) -> list[str]:
-    return list(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
-
-
-def _methods(asked: Asked, device: str) -> list[Method]:
-    from featkit.evaluation.predictions import Method
-    from featkit.features.extract import ExtractConfig, ExtractJob
-    from featkit.images.decode import DecodeConfig
-
-    names = method_names(asked.features)
-    if asked.weights is not None and len(names) > 1:
-        raise UsageError(f"--weights goes with one --features, not with {len(names)}")
-    changes = options.given(max_keypoints=asked.max_keypoints, weights=asked.weights)
-    methods = []
-    for name in names:
-        config = ExtractConfig(features=name, decode=DecodeConfig(resize_max=asked.resize_max), workers=asked.workers)
-        label = name if asked.weights is None else f"{name} ({Path(asked.weights).stem})"
-        methods.append(Method(label, ExtractJob.resolve(config, changes, device)))
-    return methods
+    return written(results, folder, report, [pages.precision_table(scores)])
 
 
 def _predicted(
@@ -185,23 +141,11 @@ def _predicted(
 
 
 def _described(benchmark: str, data: SequenceSet, config: dict[str, Any]) -> dict[str, Any]:
-    from featkit import __version__
-
     return {
-        "benchmark": benchmark,
-        "featkit_version": __version__,
+        **made_by(benchmark),
         "root": str(data.root),
         "sequences": [sequence.name for sequence in data.sequences],
         "left_out": list(data.left_out),
         "pairs": len(data.pairs()),
         "config": config,
     }
-
-
-def _outcome(results: dict[str, Any], folder: Path, report: Path, tables: list[Any]) -> Outcome:
-    import json
-
-    from featkit.store.text import write_text
-
-    written = write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
-    return Outcome(results, [f"{written}: all numbers", f"{report}: curves and pictures"], tables)

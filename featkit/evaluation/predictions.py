@@ -37,6 +37,11 @@ class Method:
         """Of everything that decides the features."""
         return digest(self.job.config.canonical_json(), self.job.extractor.weights_sha256)
 
+    @property
+    def file_name(self) -> str:
+        """The name, which may be a path, as part of a folder's name."""
+        return _file_name(self.name)
+
     def described(self) -> dict[str, Any]:
         """Configuration and weights, as plain values."""
         return {
@@ -84,7 +89,7 @@ def predict(
 
     folder: of all predictions. Raises BadInputError for an image that cannot be read.
     """
-    place = folder / f"{_file_name(method.name)}-{method.fingerprint}"
+    place = folder / f"{method.file_name}-{method.fingerprint}"
     features, matches = place / "features.h5", None
     seconds: dict[str, float] = {}
     with timed("extract", seconds):

@@ -1,0 +1,90 @@
+"""What the benchmarks that extract features share: their options, the methods that are asked for, what is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featkit.cli import options
+from featkit.cli.common import Outcome
+from featkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from featkit.evaluation.predictions import Method
+    from featkit.report.content import Table
+
+FeatureNames = Annotated[
+    str, typer.Option("--features", help="Configurations by name or path; comma-separated.", metavar="NAME,...")
+]
+OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder of predictions and results.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="Trained weight by name, or a .safetensors file; for one --features.", show_default="its own"),
+]
+BenchmarkSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change any field of the benchmark; repeatable."),
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which features, and how they are extracted."""
+
+    features: str
+    weights: str | None
+    max_keypoints: int | None
+    resize_max: int | None
+    workers: int
+    overwrite: bool
+
+
+def names_in(text: str | None) -> list[str]:
+    """Names parted by commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
+
+
+def method_names(features: str) -> list[str]:
+    """The same, at least one. Raises UsageError when there is none."""
+    names = names_in(features)
+    if not names:
+        raise UsageError("--features: names parted by commas, as rootsift,hynet")
+    return names
+
+
+def methods_of(asked: Asked, device: str) -> list[Method]:
+    """The features that are asked for, ready to extract. Raises UsageError for an unknown name or field."""
+    from featkit.evaluation.predictions import Method
+    from featkit.features.extract import ExtractConfig, ExtractJob
+    from featkit.images.decode import DecodeConfig
+
+    names = method_names(asked.features)
+    if asked.weights is not None and len(names) > 1:
+        raise UsageError(f"--weights goes with one --features, not with {len(names)}")
+    changes = options.given(max_keypoints=asked.max_keypoints, weights=asked.weights)
+    methods = []
+    for name in names:
+        config = ExtractConfig(features=name, decode=DecodeConfig(resize_max=asked.resize_max), workers=asked.workers)
+        label = name if asked.weights is None else f"{name} ({Path(asked.weights).stem})"
+        methods.append(Method(label, ExtractJob.resolve(config, changes, device)))
+    return methods
+
+
+def made_by(benchmark: str) -> dict[str, Any]:
+    """What every results.json begins with."""
+    from featkit import __version__
+
+    return {"benchmark": benchmark, "featkit_version": __version__}
+
+
+def written(results: dict[str, Any], folder: Path, report: Path, tables: list[Table]) -> Outcome:
+    """Write FOLDER/results.json; what the verb ends with. Raises NotWritableError."""
+    import json
+
+    from featkit.store.text import write_text
+
+    path = write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    return Outcome(results, [f"{path}: all numbers", f"{report}: curves and pictures"], tables)
