@@ -29,11 +29,10 @@ from featkit.mapping.align import compare_with_truth
 from featkit.mapping.model import is_model, largest_first, read_model
 from featkit.mapping.statistics import map_statistics
 from featkit.report.metrics import error_summary
-from featkit.store.poses import read_camera, read_poses, write_poses
+from featkit.store.poses import read_camera, read_poses
 
 HERE = Path(__file__).resolve().parent
 SCENES = ("eth/fountain-P11", "eth/Herz-Jesu-P8", "posed/castle-P19", "sacre_coeur")
-LEFT_OUT = slice(3, None, 4)  # each fourth image of castle-P19 is a query
 LOCALIZED = "posed/castle-P19"
 
 
@@ -121,27 +120,12 @@ def run_scene(name: str, scene: Path, repeats: int) -> list[dict[str, Any]]:
 
 def localize(name: str, scene: Path, options: Sequence[str] = ()) -> dict[str, Any]:
     """Map all images but each fourth with their true poses, and localize those."""
-    poses = read_poses(scene / "poses.txt")
-    names = sorted(poses)
-    queries = names[LEFT_OUT]
-    camera = (scene / "camera.txt").read_text(encoding="utf-8")
-    line = next(line for line in camera.splitlines() if line and not line.startswith("#"))
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        (work / "camera.txt").write_text(camera, encoding="utf-8")
-        reference = write_poses(work / "poses.txt", {n: poses[n] for n in names if n not in queries})
-        listed = work / "queries.txt"
-        listed.write_text("".join(f"{query} {line}\n" for query in queries), encoding="utf-8")
-        featkit = [sys.executable, "-m", "featkit"]
-        mapping = [*featkit, "reconstruct", str(scene), "--out", str(work / "map"), "--reference", str(reference)]
-        mapped = json.loads(measure([*mapping, *options, "--json", "-q"]).stdout)
-        command = [*featkit, "localize", str(work / "map"), "--queries", str(scene / "images")]
-        command += ["--intrinsics", str(listed), "--truth", str(scene / "poses.txt"), "--json", "-q"]
-        finished = measure(command)
-    found = json.loads(finished.stdout)
+    with tempfile.TemporaryDirectory() as work:
+        command = [sys.executable, "-m", "featkit", "eval", "localization", "--root", str(scene), "--out", work]
+        (found,) = json.loads(measure([*command, *options, "--json", "-q"]).stdout)["rows"]
     kept = ("queries", "localized", "recall", "median_m", "median_deg", "failed")
-    row = {"scene": name, **{key: found[key] for key in kept}, "seconds": round(finished.seconds, 2)}
-    return row | {"map_images": mapped["registered"], "map_points": mapped["points"]}
+    row = {"scene": name, **{key: found[key] for key in kept}, "seconds": round(sum(found["seconds"].values()), 2)}
+    return row | {"map_images": found["map"]["registered"], "map_points": found["map"]["points"]}
 
 
 def main() -> None:
