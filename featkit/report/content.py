@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import final
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-Cell = str | int | float | None
+
+@final
+@dataclass(frozen=True)
+class Link:
+    """A cell that leads to another file. address: relative to the page's folder, with slashes."""
+
+    text: str
+    address: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Cell = str | int | float | Link | None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numbers
 import re
 from collections.abc import Iterable
 
-from featkit.report.content import Cell
+from featkit.report.content import Cell, Link
 
 NOTHING = "–"
 PLAIN_BELOW = 1e7  # floats from here on are written with an exponent
@@ -25,7 +25,7 @@ def number_in(cell: Cell) -> float | None:
     if isinstance(cell, str):
         text = cell.strip()
         return float(text[:-1].replace(",", "").replace("−", "-")) if PERCENTAGE.fullmatch(text) else None
-    return float(cell) if cell is not None and is_number(cell) else None
+    return None if cell is None or isinstance(cell, Link) or not is_number(cell) else float(cell)
 
 
 def decimals_for(values: Iterable[Cell]) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from featkit.evaluation.predictions import Method
-from featkit.report.content import Cell, Configuration, Curve, Curves, Headline, Item, Report, Section, Table
+from featkit.report.content import Cell, Configuration, Curve, Curves, Headline, Item, Link, Report, Section, Table
 from featkit.report.page import write_report
 
 MM = 1e3
@@ -30,7 +30,7 @@ def localization_table(scores: Sequence[Localized]) -> Table:
     """A row per scene and method: the map, recall in %, medians in mm and degrees."""
     thresholds = list(scores[0].localization["recall"])
     columns = ["scene", "method", "map images", "points", "queries", "localized"]
-    columns += [f"within {threshold}, %" for threshold in thresholds] + ["median mm", "median deg"]
+    columns += [*thresholds, "median mm", "median deg"]
     rows: list[list[Cell]] = []
     for score in scores:
         found = score.localization
@@ -49,7 +49,9 @@ def write_localization_report(path: Path, scores: Sequence[Localized], described
     by_scene = {scene: [score for score in scores if score.scene == scene] for scene in scenes}
     best = max(scores, key=lambda score: tuple(score.localization["recall"].values()))
     threshold, share = next(iter(best.localization["recall"].items()))
-    pages: list[list[Cell]] = [[s.scene, s.method.name, str(s.report.relative_to(path.parent))] for s in scores]
+    pages: list[list[Cell]] = [
+        [s.scene, Link(s.method.name, s.report.relative_to(path.parent).as_posix())] for s in scores
+    ]
     report = Report(
         title="Localization of left-out photographs",
         subtitle=", ".join(scenes),
@@ -58,7 +60,7 @@ def write_localization_report(path: Path, scores: Sequence[Localized], described
             Section("Recall", items=[localization_table(scores)]),
             Section("Errors", items=[_errors(scene, of_it) for scene, of_it in by_scene.items()]),
             Section("Queries", items=[_queries(scene, of_it) for scene, of_it in by_scene.items()]),
-            Section("Pages", "Each with its map and queries in 3D.", [Table("", ["scene", "method", "page"], pages)]),
+            Section("Pages", "Each with its map and queries in 3D.", [Table("", ["scene", "method"], pages)]),
             Section("Configuration", items=_configurations(described)),
         ],
     )
@@ -70,8 +72,9 @@ def _errors(scene: str, scores: Sequence[Localized]) -> Item:
     curves = []
     for score in scores:
         metres = np.sort([error["m"] for error in score.localization["errors"].values()])
-        share = 100 * np.arange(1, len(metres) + 1) / score.localization["judged"]
-        curves.append(Curve(score.method.name, MM * metres, share))
+        share = 100 * np.arange(len(metres) + 1) / score.localization["judged"]
+        steps = np.concatenate([[0.0], np.repeat(metres, 2)])
+        curves.append(Curve(score.method.name, MM * steps, np.repeat(share, 2)[:-1]))
     return Curves(f"{scene}: queries found up to an error", "centre error, mm", "queries, %", curves)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from urllib.parse import quote
 
-from featkit.report.content import Cell, Table
+from featkit.report.content import Cell, Link, Table
 from featkit.report.detail import Detail
 from featkit.report.escaping import for_html
 from featkit.report.formatting import decimals_for, format_cell, format_integer, number_in
@@ -45,6 +46,8 @@ def _row(row: Sequence[Cell], numeric: Sequence[bool], decimals: Sequence[int], 
     cells = []
     for i, cell in enumerate(row):
         text = for_html(format_cell(cell, decimals[i]))
+        if isinstance(cell, Link):
+            text = f'<a href="{for_html(quote(cell.address))}">{text}</a>'
         kind = ' class="number"' if numeric[i] else ""
         key = _sort_key(cell) if numeric[i] or not isinstance(cell, str) else ""
         cells.append(f"<td{kind}{key}>{text}</td>")

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from featkit.report.content import Histogram, MatchPicture, Table
+from featkit.report.content import Histogram, Link, MatchPicture, Table
 from featkit.report.detail import LEVELS
 from featkit.report.formatting import decimals_for, format_cell, format_headline, number_in
 from featkit.report.histograms import histogram_figure
@@ -103,6 +103,13 @@ def test_table_edges() -> None:
     long = table_html(Table("", ["n"], [[i] for i in range(100)]), replace(LEVELS[0], rows=10))
     assert long.count("<tr>") == 11
     assert "The first 10 of 100 rows are shown." in long
+
+
+def test_a_cell_may_lead_to_another_page() -> None:
+    table = Table("", ["page"], [[Link("a <b>", 'x/a b"c.html')], [None]])
+    page = table_html(table, LEVELS[0])
+    assert '<a href="x/a%20b%22c.html">a &lt;b&gt;</a>' in page
+    assert format_cell(table.rows[0][0]) == "a <b>"
 
 
 def counts_and_centres(values: np.ndarray, bins: int = 40) -> tuple[np.ndarray, np.ndarray]:
