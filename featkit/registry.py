@@ -41,11 +41,14 @@ TASKS: dict[str, Entry] = {
     "patch": Entry("featkit.training.patch_task:PatchTask", "a patch descriptor, trained on classes of patches"),
     "scfeat": Entry("featkit.training.scfeat.stages:ScfeatStages", "SCFeat, trained on pairs of images with poses"),
 }
-KINDS = {"extractor": EXTRACTORS, "matcher": MATCHERS, "pairing": PAIRINGS, "task": TASKS}
+BENCHMARKS: dict[str, Entry] = {
+    "eth": Entry("featkit.evaluation.eth_benchmark:EthBenchmark", "maps of the ETH local-feature benchmark's scenes"),
+}
+KINDS = {"extractor": EXTRACTORS, "matcher": MATCHERS, "pairing": PAIRINGS, "task": TASKS, "benchmark": BENCHMARKS}
 
 
 def resolve(kind: str, name: str) -> type[Any]:
-    """The class registered as `name` among `kind` ("extractor", "matcher", "pairing", "task"). Raises UsageError."""
+    """The class registered as `name` among `kind` (a key of `KINDS`). Raises UsageError."""
     table = KINDS[kind]
     if name not in table:
         near = difflib.get_close_matches(name, table, n=1)
@@ -58,7 +61,7 @@ def resolve(kind: str, name: str) -> type[Any]:
 def configured(kind: str, name: str, changes: dict[str, Any] | None = None) -> tuple[type[Any], Config]:
     """The class and the config behind a name in `configs/`: the yaml's values, with `changes` laid over them (`merge`).
 
-    A yaml names its class by the key `extractor`, `matcher`, `pairing` or `task`. Raises UsageError, BadInputError.
+    A yaml names its class by one of the keys of `KINDS`, as `extractor`. Raises UsageError, BadInputError.
     """
     values = named_config(name)
     target = values.pop(kind, None)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featkit.cli import eval_localization, eval_matching, options
+from featkit.cli import eval_eth, eval_localization, eval_matching, eval_pose, options
 from featkit.cli.common import Outcome, RunOptions, verb
 from featkit.cli.eval_common import method_names
 
@@ -182,4 +182,6 @@ app.command("oxford", help=eval_matching.OXFORD_HELP, no_args_is_help=True)(eval
 app.command("ubc", help=UBC_HELP, no_args_is_help=True)(ubc)
 app.command("patches", help=PATCHES_HELP, no_args_is_help=True)(patches)
 app.command("rome", help=ROME_HELP, no_args_is_help=True)(rome)
+app.command("eth", help=eval_eth.HELP, no_args_is_help=True)(eval_eth.eth)
 app.command("localization", help=eval_localization.HELP, no_args_is_help=True)(eval_localization.localization)
+app.command("pose", help=eval_pose.HELP, no_args_is_help=True)(eval_pose.pose)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
+
 from featkit.config import Config, make, read_yaml
 
 FOLDER = Path(__file__).with_name("published")
@@ -18,6 +20,8 @@ class PublishedRow(Config):
     """In the unit and the order of the columns of the file."""
     mean: float | None = None
     """The mean that the paper prints, by its own rounding."""
+    scene: str = ""
+    """What it is measured on, where a table has several."""
 
 
 class PublishedTable(Config):
@@ -29,18 +33,20 @@ class PublishedTable(Config):
     """The table's number, and how it was measured if that matters."""
     rows: list[PublishedRow]
     """Those that are of use here."""
+    columns: list[str] = Field(default_factory=list)
+    """Its own, where tables differ in them."""
 
 
 class Published(Config):
     """All tables on one benchmark."""
 
     columns: list[str | tuple[str, str]]
-    """Test set, or (training set, test set)."""
+    """Test set, or (training set, test set), or what is measured."""
     tables: list[PublishedTable]
     """One per paper's table."""
 
 
 def published(benchmark: str) -> Published:
-    """What is printed on a benchmark: "ubc" or "rome"."""
+    """What is printed on a benchmark: "ubc", "rome", "hpatches_mma" or "eth"."""
     path = FOLDER / f"{benchmark}.yaml"
     return make(Published, read_yaml(path), where=str(path))

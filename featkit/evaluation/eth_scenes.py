@@ -1,0 +1,204 @@
+"""The scenes of the ETH local-feature benchmark (Schönberger et al., CVPR 2017), found below a folder.
+
+A scene is a folder with images/, or of images; what else a download has (database.db, keypoints/) is passed over. Where
+poses.txt lies beside, the cameras are known: `name qw qx qy qz tx ty tz`, world to camera, in metres; camera.txt holds
+the one camera of all images. Any folder of that layout is a scene, also one that is not of the benchmark.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featkit.errors import BadInputError
+from featkit.images.listing import SUFFIXES, list_images
+from featkit.store.poses import Intrinsics, read_camera, read_poses
+from featkit.types import Pose
+
+LOGGER = logging.getLogger(__name__)
+ETH = "https://cvg-data.inf.ethz.ch/local-feature-evaluation-schoenberger2017"
+ONE_D_SFM = "http://landmark.cs.cornell.edu/projects/1dsfm"
+MIN_IMAGES = 2  # a map takes two
+
+
+@dataclass(frozen=True)
+class KnownScene:
+    """A scene of the benchmark. images: how many it has. also: other names of its folder, as downloads have them."""
+
+    name: str
+    images: int
+    source: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Names its folder may have."""
+        return (self.name, *self.also)
+
+    def is_named(self, name: str) -> bool:
+        """Whether a name means this scene: letters' case, dashes and underscores do not count."""
+        return _plain(name) in {_plain(folder.rpartition("/")[2]) for folder in self.folders}
+
+
+SCENES = (
+    KnownScene("fountain-P11", 11, f"{ETH}/Strecha-Fountain.zip", ("Fountain", "Strecha-Fountain")),
+    KnownScene("Herz-Jesu-P8", 8, f"{ETH}/Strecha-Herzjesu.zip", ("Herzjesu", "Strecha-Herzjesu")),
+    KnownScene("South-Building", 128, f"{ETH}/South-Building.zip"),
+    KnownScene("Madrid_Metropolis", 1344, f"{ONE_D_SFM}/images.Madrid_Metropolis.tar"),
+    KnownScene(
+        "Gendarmenmarkt",
+        1463,
+        f"{ONE_D_SFM}/images.Gendarmenmarkt.tar",
+        ("home/wilsonkl/projects/SfM_Init/dataset_images/Gendarmenmarkt",),  # as its archive unpacks
+    ),
+    KnownScene("Tower_of_London", 1576, f"{ONE_D_SFM}/images.Tower_of_London.tar"),
+    KnownScene("Alamo", 2915, f"{ONE_D_SFM}/images.Alamo.tar"),
+    KnownScene("Roman_Forum", 2364, f"{ONE_D_SFM}/images.Roman_Forum.tar"),
+    KnownScene(
+        "Cornell", 6514, "http://vision.soic.indiana.edu/disco_files/ArtsQuad_dataset.tar", ("ArtsQuad_dataset",)
+    ),
+)
+
+
+@dataclass(frozen=True)
+class EthScene:
+    """A scene that is there. names: of its images, relative to `images`. truth: true poses of images that are there."""
+
+    name: str
+    folder: Path
+    images: Path
+    names: tuple[str, ...]
+    camera: Intrinsics | None
+    truth: dict[str, Pose] | None
+
+    @property
+    def known(self) -> KnownScene | None:
+        """What the benchmark says of it; None for another scene."""
+        return known_scene(self.name)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has as many images as the benchmark's scene, so that published numbers compare."""
+        return self.known is not None and self.known.images == len(self.names)
+
+
+@dataclass(frozen=True)
+class SceneSet:
+    """Scenes below a folder, and those of the benchmark that are not there."""
+
+    root: Path
+    scenes: tuple[EthScene, ...]
+    missing: tuple[KnownScene, ...]
+
+
+def known_scene(name: str) -> KnownScene | None:
+    """The benchmark's scene of that name, or None."""
+    return next((scene for scene in SCENES if scene.is_named(name)), None)
+
+
+def find_scenes(root: Path, wanted: Sequence[str] = ()) -> SceneSet:
+    """Scenes below `root`: those of the benchmark that are there, or those asked for by name.
+
+    Raises BadInputError that names what is missing, where it comes from, and what is broken.
+    """
+    if not root.is_dir():
+        kind = "is a file, not a folder of scenes" if root.exists() else "no such folder"
+        raise BadInputError(f"{root}: {kind}; {_sources(SCENES)}")
+    missing = tuple(scene for scene in SCENES if _folder_of(root, scene) is None)
+    if wanted:
+        folders = [_asked_for(root, name) for name in dict.fromkeys(wanted)]
+    else:
+        folders = [(scene.name, _folder_of(root, scene)) for scene in SCENES if scene not in missing]
+    absent = [name for name, folder in folders if folder is None]
+    if absent:
+        raise BadInputError(_absent(root, absent))
+    if not folders:
+        raise BadInputError(_none_there(root))
+    found = tuple(read_scene(folder, name) for name, folder in dict(folders).items() if folder is not None)
+    for scene in found:
+        if scene.known is not None and not scene.is_whole:
+            LOGGER.warning(
+                "%s: %d images, the benchmark has %d: published numbers do not compare",
+                scene.name, len(scene.names), scene.known.images,
+            )  # fmt: skip
+    return SceneSet(root, found, missing)
+
+
+def read_scene(folder: Path, name: str) -> EthScene:
+    """One scene. Raises BadInputError for fewer than two images, and for poses or a camera that cannot be read."""
+    images = folder / "images" if (folder / "images").is_dir() else folder
+    names = _names(images, name)
+    camera = folder / "camera.txt"
+    poses = folder / "poses.txt"
+    truth = None
+    if poses.is_file():
+        listed = read_poses(poses)
+        truth = {image: listed[image] for image in names if image in listed}
+        if not truth:
+            raise BadInputError(f"{poses}: names none of the {len(names)} images of {images}; names are relative to it")
+    return EthScene(name, folder, images, names, read_camera(camera) if camera.is_file() else None, truth)
+
+
+def _names(images: Path, scene: str) -> tuple[str, ...]:
+    known = known_scene(scene)
+    hint = f"; the benchmark's {scene} has {known.images}: {known.source}" if known else ""
+    try:
+        names = list_images(images)
+    except BadInputError as error:
+        raise BadInputError(f"{error}{hint}") from None
+    if len(names) < MIN_IMAGES:
+        raise BadInputError(f"{images}: only one image, {names[0]!r}, and a map takes two{hint}")
+    return tuple(names)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def _folder_of(root: Path, scene: KnownScene) -> Path | None:
+    """Where a scene of the benchmark lies, or None."""
+    exact = next((root / name for name in scene.folders if (root / name).is_dir()), None)
+    if exact is not None:
+        return exact
+    return next((path for path in sorted(root.iterdir()) if path.is_dir() and scene.is_named(path.name)), None)
+
+
+def _asked_for(root: Path, name: str) -> tuple[str, Path | None]:
+    """Name and folder of a scene; a folder of just that name comes first."""
+    known = known_scene(name)
+    label = known.name if known is not None else Path(name).name
+    if (root / name).is_dir() and Path(name).name == name != "..":
+        return label, root / name
+    return label, None if known is None else _folder_of(root, known)
+
+
+def _absent(root: Path, names: Sequence[str]) -> str:
+    known = [scene for scene in map(known_scene, names) if scene is not None]
+    parts = [f"{root}: no scene {', '.join(map(repr, names))}"]
+    if known:
+        parts.append(_sources(known))
+    if len(known) < len(names):
+        parts.append(f"there are: {', '.join(_folders(root)) or 'none'}")
+    return "; ".join(parts)
+
+
+def _none_there(root: Path) -> str:
+    if (root / "images").is_dir() or any(path.suffix.lower() in SUFFIXES for path in root.iterdir()):
+        return f"{root}: is one scene; name the folder it lies in, and --scenes {root.resolve().name}"
+    deeper = next((root / name for name in _folders(root) if any(_folder_of(root / name, one) for one in SCENES)), None)
+    if deeper is not None:
+        return f"{root}: no scene of the benchmark in it; there are some in {deeper}"
+    others = _folders(root)
+    other = f"other folders are asked for by name, as --scenes {others[0]}; " if others else ""
+    return f"{root}: no scene of the benchmark in it; {other}{_sources(SCENES)}"
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _sources(scenes: Sequence[KnownScene]) -> str:
+    return "get " + ", ".join(f"{scene.name} ({scene.images} images) from {scene.source}" for scene in scenes)

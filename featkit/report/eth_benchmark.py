@@ -1,0 +1,207 @@
+"""Tables and page of `featkit eval eth`: maps of the ETH local-feature benchmark, published rows beside ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featkit.evaluation.eth_benchmark import EthConfig
+from featkit.evaluation.eth_scenes import EthScene, SceneSet
+from featkit.evaluation.eth_scores import SceneScore, of_scene
+from featkit.evaluation.published_tables import PublishedTable, published
+from featkit.mapping.align import similarity_to_truth
+from featkit.mapping.dense import dense_is_possible
+from featkit.mapping.model import read_model
+from featkit.report.content import Cell, Configuration, Curve, Curves, Headline, Item, Report, Section, Table
+from featkit.report.page import write_report
+from featkit.report.reconstruction import match_pictures, moved_scene
+
+HEADS = {
+    "registered": "registered",
+    "points": "points",
+    "observations": "observations",
+    "track_length": "track",
+    "observations_per_image": "obs./image",
+    "reprojection_px": "error px",
+    "dense_points": "dense points",
+    "inlier_pairs": "inlier pairs",
+    "inlier_matches": "inlier matches",
+    "centre_error_mm_mean": "centre mm",
+    "centre_error_mm_max": "max mm",
+    "rotation_error_deg_mean": "rotation deg",
+    "rotation_error_deg_max": "max deg",
+}
+BENCHMARK = list(HEADS)[: list(HEADS).index("centre_error_mm_mean")]
+CAMERAS = [column for column in HEADS if column not in BENCHMARK]
+SHOWN_3D = 4  # maps that are drawn; of these methods of a scene also pairs of images
+CURVE_DEG = np.linspace(0.0, 10.0, 201)
+WITHOUT_CUDA = "No dense points: this pycolmap has no CUDA."
+
+
+def score_table(scores: Sequence[SceneScore]) -> Table:
+    """The benchmark's columns: a row per scene and method."""
+    columns = ["scene", "method", "images", *(HEADS[column] for column in BENCHMARK)]
+    rows: list[list[Cell]] = [
+        [score.scene.name, score.name, len(score.scene.names), *_cells(score, BENCHMARK)] for score in scores
+    ]
+    empty = {number for number, score in enumerate(scores) if score.model is None}
+    return Table("Maps", columns, rows, _note(scores), empty)
+
+
+def pose_table(scores: Sequence[SceneScore], config: EthConfig) -> Table | None:
+    """Errors against true cameras; None where no scene has any."""
+    judged = [score for score in scores if score.pose_auc is not None]
+    if not judged:
+        return None
+    columns = ["scene", "method", *(HEADS[column] for column in CAMERAS)]
+    columns += [f"AUC {degrees:g} deg" for degrees in config.pose_thresholds_deg] + ["pairs", "failed pairs"]
+    rows: list[list[Cell]] = []
+    for score in judged:
+        assert score.pose_auc is not None
+        assert score.pose_errors is not None
+        auc = [100 * value for value in score.pose_auc]
+        counts = [len(score.pose_errors.error_deg), score.pose_errors.failed]
+        rows.append([score.scene.name, score.name, *_cells(score, CAMERAS), *auc, *counts])
+    note = "Centres and rotations: registered images, after one similarity. AUC in %, over all pairs of images."
+    return Table("Cameras against the truth", columns, rows, note)
+
+
+def published_tables(scenes: Sequence[EthScene]) -> list[Table]:
+    """What is printed on these scenes: a table per paper's table, without those that have no row on them."""
+    names = {scene.name for scene in scenes}
+    tables = []
+    for table in published("eth").tables:
+        rows: list[list[Cell]] = [
+            [row.scene, row.name, *map(_number, row.values)] for row in table.rows if row.scene in names
+        ]
+        if rows:
+            tables.append(
+                Table(
+                    f"As published: {table.paper}, {table.where}",
+                    ["scene", "as published", *(HEADS[column] for column in table.columns)],
+                    rows,
+                    _compares(table, scenes),
+                )
+            )
+    return tables
+
+
+def published_rows(scenes: Sequence[EthScene]) -> list[dict[str, Any]]:
+    """The same as plain values."""
+    names = {scene.name: scene.is_whole for scene in scenes}
+    return [
+        {
+            "scene": row.scene,
+            "method": row.name,
+            "paper": table.paper,
+            "where": table.where,
+            "on_these_images": names[row.scene],
+            **dict(zip(table.columns, map(_number, row.values), strict=True)),
+        }
+        for table in published("eth").tables
+        for row in table.rows
+        if row.scene in names
+    ]
+
+
+def write_eth_report(
+    path: Path, data: SceneSet, scores: Sequence[SceneScore], config: EthConfig, described: dict[str, Any]
+) -> Path:
+    """Write the page. described: title -> plain values. Raises NotWritableError."""
+    poses = pose_table(scores, config)
+    missing = ", ".join(f"{scene.name} ({scene.source})" for scene in data.missing)
+    sections = [Section("Scores", items=[score_table(scores)])]
+    if poses is not None:
+        curves = [_pose_curves(of_scene(scores, scene.name)) for scene in data.scenes if scene.truth is not None]
+        sections.append(Section("Cameras against the truth", items=[poses, *curves]))
+    sections += [_scene_section(scene, of_scene(scores, scene.name)) for scene in data.scenes]
+    sections.append(Section("As published", items=published_tables(data.scenes)))
+    configurations: list[Item] = [Configuration(title, json.dumps(v, indent=1)) for title, v in described.items()]
+    sections.append(
+        Section("Configuration", f"Scenes that are not here: {missing}." if missing else "", configurations)
+    )
+    report = Report(
+        title="ETH local-feature benchmark",
+        subtitle=f"{data.root.name}: {', '.join(scene.name for scene in data.scenes)}",
+        headlines=_headlines(data, scores),
+        sections=sections,
+    )
+    return write_report(report, path)
+
+
+def _headlines(data: SceneSet, scores: Sequence[SceneScore]) -> list[Headline]:
+    found = []
+    for scene in data.scenes[:SHOWN_3D]:
+        best = max(
+            of_scene(scores, scene.name), key=lambda score: (score.statistics.registered, score.statistics.points)
+        )
+        registered = f"{best.statistics.registered} / {len(scene.names)}"
+        found.append(Headline(scene.name, registered, hint=f"images, {best.name}"))
+    return found
+
+
+def _cells(score: SceneScore, columns: Sequence[str]) -> list[Cell]:
+    values = score.as_json()
+    return [_number(values[column]) for column in columns]
+
+
+def _number(value: float | None) -> Cell:
+    return int(value) if isinstance(value, float) and value.is_integer() and value >= 1000 else value
+
+
+def _note(scores: Sequence[SceneScore]) -> str:
+    parts = [
+        f"{score.scene.name}: {score.map.camera} camera; {score.map.pairs:,} pairs, {score.map.pairs_by}."
+        for score in {score.scene.name: score for score in scores}.values()
+    ]
+    parts += [
+        f"{score.scene.name}, {score.name}: nothing came out ({score.map.reason})."
+        for score in scores
+        if score.model is None
+    ]
+    if not dense_is_possible():
+        parts.append(WITHOUT_CUDA)
+    return " ".join(parts)
+
+
+def _compares(table: PublishedTable, scenes: Sequence[EthScene]) -> str:
+    parts = []
+    if any(not scene.is_whole for scene in scenes):
+        partial = ", ".join(scene.name for scene in scenes if scene.known is not None and not scene.is_whole)
+        parts += [f"Not on these images of {partial}: the numbers do not compare."] if partial else []
+    if any(value >= 1000 for row in table.rows for value in row.values) and "k" not in table.where:
+        parts.append("")
+    return " ".join(filter(None, parts))
+
+
+def _pose_curves(scores: Sequence[SceneScore]) -> Curves:
+    """Share of pairs of images with an error up to x."""
+    curves = []
+    for score in scores:
+        assert score.pose_errors is not None
+        errors = np.sort(score.pose_errors.error_deg)
+        share = np.searchsorted(errors, CURVE_DEG, side="right") / max(len(errors), 1)
+        curves.append(Curve(score.name, CURVE_DEG, 100 * share))
+    return Curves(f"{scores[0].scene.name}: relative poses", "error up to, deg", "pairs of images, %", curves)
+
+
+def _scene_section(scene: EthScene, scores: Sequence[SceneScore]) -> Section:
+    """The maps in 3D, and pairs of images with their verified matches."""
+    items: list[Item] = []
+    shown = [score for score in scores if score.model is not None][:SHOWN_3D]
+    for score in shown:
+        assert score.model is not None
+        model = read_model(score.model)
+        similarity = np.eye(3, 4) if scene.truth is None else similarity_to_truth(model, scene.truth)
+        drawn = moved_scene(model, similarity)
+        items.append(type(drawn)(drawn.points, drawn.colours, drawn.cameras, f"{scene.name}, {score.name}"))
+    for score in shown[:1]:
+        assert score.map.database is not None
+        items += match_pictures(scene.images, score.map.predictions.features, score.map.database)
+    left_out = sum(score.model is not None for score in scores) - len(shown)
+    text = f"Pairs of {shown[0].name}, from most inliers to fewest." if shown else "Nothing came out."
+    return Section(scene.name, text + (f" {left_out} more methods are not drawn." if left_out > 0 else ""), items)
