@@ -30,11 +30,12 @@ class RunOptions:
 
 @dataclass
 class Outcome:
-    """What a verb ends with: `data` for --json, `tables` and `lines` for people."""
+    """What a verb ends with: `data` for --json, `tables` and `lines` for people, the `page` that it wrote."""
 
     data: dict[str, Any]
     lines: list[str] = field(default_factory=list)
     tables: list[Any] = field(default_factory=list)  # featkit.report.content.Table
+    page: Any = None  # featkit.report.content.Report
 
 
 WIDE = 200  # columns of a table that is written to a file

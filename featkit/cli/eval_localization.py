@@ -55,5 +55,5 @@ def localization(
         "rows": [score.as_json() for score in scores],
     }
     described = {"benchmark": config.result_fields(), **{one.name: one.described() for one in methods}}
-    report = pages.write_localization_report(folder / "report.html", scores, described)
-    return eval_common.written(results, folder, report, [pages.localization_table(scores)])
+    report = pages.localization_report(folder, scores, described)
+    return eval_common.finished(results, folder, report, [pages.localization_table(scores)])

@@ -15,10 +15,10 @@ from featkit.cli.eval_common import (
     FeatureNames,
     OutFolder,
     Weights,
+    finished,
     made_by,
     methods_of,
     names_in,
-    written,
 )
 
 if TYPE_CHECKING:
@@ -89,9 +89,9 @@ def hpatches(
     folder = out / "hpatches"
     described = {"benchmark": config.result_fields(), "matcher": matched}
     described |= {score.name: score.predictions.method.described() for score in scores}
-    report = pages.write_matching_report(folder / "report.html", data, scores, config, described)
+    report = pages.matching_report(data, scores, config, described)
     tables = [pages.score_table(scores, data, config), pages.sequence_table(scores), pages.published_tables(data)[0]]
-    return written(results, folder, report, tables)
+    return finished(results, folder, report, tables)
 
 
 @verb
@@ -127,8 +127,8 @@ def oxford(
     folder = out / "oxford"
     described = {"benchmark": config.result_fields()}
     described |= {score.name: score.predictions.method.described() for score in scores}
-    report = pages.write_precision_report(folder / "report.html", data, scores, described)
-    return written(results, folder, report, [pages.precision_table(scores)])
+    report = pages.precision_report(data, scores, described)
+    return finished(results, folder, report, [pages.precision_table(scores)])
 
 
 def _predicted(

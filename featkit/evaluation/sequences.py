@@ -112,7 +112,7 @@ def read_sequences(root: Path, names: Collection[str] = (), all_sequences: bool 
     Raises BadInputError that names what is missing or broken.
     """
     root = _folder_of_sequences(root)
-    found = [path.name for path in sorted(root.iterdir()) if path.is_dir() and _is_sequence(path)]
+    found = [path.name for path in sorted(root.iterdir()) if path.is_dir() and is_sequence(path)]
     unknown = sorted(set(names) - set(found))
     if unknown:
         raise BadInputError(f"{root}: no sequence {unknown[0]!r}; there are: {', '.join(found) or 'none'}")
@@ -142,12 +142,12 @@ def _folder_of_sequences(root: Path) -> Path:
 
 
 def _nothing_found(root: Path) -> str:
-    if _is_sequence(root):
+    if is_sequence(root):
         return f"{root}: is one sequence; name the folder it lies in, and --sequences {root.resolve().name}"
     return f"{root}: no sequence in it (folders with 1.ppm and H_1_2, or img1.png and H1to2p); {FETCH}"
 
 
-def _is_sequence(folder: Path) -> bool:
+def is_sequence(folder: Path) -> bool:
     """Whether a folder is meant to be a sequence, whole or not."""
     if folder.name[:2] in TYPES:
         return True

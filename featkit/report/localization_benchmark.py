@@ -11,7 +11,6 @@ import numpy as np
 
 from featkit.evaluation.predictions import Method
 from featkit.report.content import Cell, Configuration, Curve, Curves, Headline, Item, Link, Report, Section, Table
-from featkit.report.page import write_report
 
 MM = 1e3
 
@@ -43,16 +42,14 @@ def localization_table(scores: Sequence[Localized]) -> Table:
     )
 
 
-def write_localization_report(path: Path, scores: Sequence[Localized], described: dict[str, Any]) -> Path:
-    """Write the page: recall, errors of all queries, and where each localization's own page lies."""
+def localization_report(folder: Path, scores: Sequence[Localized], described: dict[str, Any]) -> Report:
+    """The page: recall, errors of all queries, and each localization's own page. folder: that it will lie in."""
     scenes = list(dict.fromkeys(score.scene for score in scores))
     by_scene = {scene: [score for score in scores if score.scene == scene] for scene in scenes}
     best = max(scores, key=lambda score: tuple(score.localization["recall"].values()))
     threshold, share = next(iter(best.localization["recall"].items()))
-    pages: list[list[Cell]] = [
-        [s.scene, Link(s.method.name, s.report.relative_to(path.parent).as_posix())] for s in scores
-    ]
-    report = Report(
+    pages: list[list[Cell]] = [[s.scene, Link(s.method.name, s.report.relative_to(folder).as_posix())] for s in scores]
+    return Report(
         title="Localization of left-out photographs",
         subtitle=", ".join(scenes),
         headlines=[Headline(f"best within {threshold}", 100 * share, "%", f"{best.method.name}, {best.scene}")],
@@ -64,7 +61,6 @@ def write_localization_report(path: Path, scores: Sequence[Localized], described
             Section("Configuration", items=_configurations(described)),
         ],
     )
-    return write_report(report, path)
 
 
 def _errors(scene: str, scores: Sequence[Localized]) -> Item:

@@ -28,7 +28,6 @@ from featkit.report.content import (
     Section,
     Table,
 )
-from featkit.report.page import write_report
 from featkit.store.features import open_features
 from featkit.store.matches import open_matches
 
@@ -105,12 +104,12 @@ def precision_table(scores: Sequence[MethodPrecision]) -> Table:
     return Table("Matching mAP, %", columns, rows, note)
 
 
-def write_matching_report(
-    path: Path, data: SequenceSet, scores: Sequence[MethodScore], config: MatchingConfig, described: dict[str, Any]
-) -> Path:
-    """Write the page of `featkit eval hpatches`. Raises NotWritableError."""
+def matching_report(
+    data: SequenceSet, scores: Sequence[MethodScore], config: MatchingConfig, described: dict[str, Any]
+) -> Report:
+    """The page of `featkit eval hpatches`."""
     best = max(scores, key=lambda score: score.groups[OVERALL].mma_score)
-    report = Report(
+    return Report(
         title="Image matching: mean matching accuracy",
         subtitle=f"{data.root.name}: {_note(data)}",
         headlines=[Headline("best MMAScore", 100 * best.groups[OVERALL].mma_score, "%", best.name)],
@@ -123,14 +122,11 @@ def write_matching_report(
             Section("Configuration", items=_configurations(described)),
         ],
     )
-    return write_report(report, path)
 
 
-def write_precision_report(
-    path: Path, data: SequenceSet, scores: Sequence[MethodPrecision], described: dict[str, Any]
-) -> Path:
-    """Write the page of `featkit eval oxford`. Raises NotWritableError."""
-    report = Report(
+def precision_report(data: SequenceSet, scores: Sequence[MethodPrecision], described: dict[str, Any]) -> Report:
+    """The page of `featkit eval oxford`."""
+    return Report(
         title="Image matching: mean average precision",
         subtitle=f"{data.root.name}: {_counted(data)}",
         sections=[
@@ -139,7 +135,6 @@ def write_precision_report(
             Section("Configuration", items=_configurations(described)),
         ],
     )
-    return write_report(report, path)
 
 
 def _precision_pairs(scores: Sequence[MethodPrecision], rule: str) -> Table:
