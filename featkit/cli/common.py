@@ -30,12 +30,16 @@ class RunOptions:
 
 @dataclass
 class Outcome:
-    """What a verb ends with: `data` for --json, `tables` and `lines` for people, the `page` that it wrote."""
+    """What a verb ends with: `data` for --json, `tables` and `lines` for people.
+
+    page, standings: of a benchmark, for the page over all of them.
+    """
 
     data: dict[str, Any]
     lines: list[str] = field(default_factory=list)
     tables: list[Any] = field(default_factory=list)  # featkit.report.content.Table
     page: Any = None  # featkit.report.content.Report
+    standings: list[Any] = field(default_factory=list)  # featkit.report.standings.Standing
 
 
 WIDE = 200  # columns of a table that is written to a file

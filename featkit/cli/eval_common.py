@@ -15,6 +15,7 @@ from featkit.errors import UsageError
 if TYPE_CHECKING:
     from featkit.evaluation.predictions import Method
     from featkit.report.content import Report, Table
+    from featkit.report.standings import Standing
 
 FeatureNames = Annotated[
     str, typer.Option("--features", help="Configurations by name or path; comma-separated.", metavar="NAME,...")
@@ -90,10 +91,12 @@ def written(results: dict[str, Any], folder: Path, report: Path, tables: list[Ta
     return Outcome(results, [f"{path}: all numbers", f"{report}: curves and pictures"], tables)
 
 
-def finished(results: dict[str, Any], folder: Path, page: Report, tables: list[Table]) -> Outcome:
+def finished(
+    results: dict[str, Any], folder: Path, page: Report, tables: list[Table], standings: list[Standing]
+) -> Outcome:
     """Write FOLDER/results.json and FOLDER/report.html; what the verb ends with. Raises NotWritableError."""
     from featkit.report.page import write_report
 
     outcome = written(results, folder, write_report(page, folder / "report.html"), tables)
-    outcome.page = page
+    outcome.page, outcome.standings = page, standings
     return outcome

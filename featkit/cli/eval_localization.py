@@ -56,4 +56,5 @@ def localization(
     }
     described = {"benchmark": config.result_fields(), **{one.name: one.described() for one in methods}}
     report = pages.localization_report(folder, scores, described)
-    return eval_common.finished(results, folder, report, [pages.localization_table(scores)])
+    tables, standings = [pages.localization_table(scores)], pages.localization_standings(scores)
+    return eval_common.finished(results, folder, report, tables, standings)

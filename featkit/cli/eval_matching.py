@@ -91,7 +91,7 @@ def hpatches(
     described |= {score.name: score.predictions.method.described() for score in scores}
     report = pages.matching_report(data, scores, config, described)
     tables = [pages.score_table(scores, data, config), pages.sequence_table(scores), pages.published_tables(data)[0]]
-    return finished(results, folder, report, tables)
+    return finished(results, folder, report, tables, pages.matching_standings(scores, data))
 
 
 @verb
@@ -128,7 +128,7 @@ def oxford(
     described = {"benchmark": config.result_fields()}
     described |= {score.name: score.predictions.method.described() for score in scores}
     report = pages.precision_report(data, scores, described)
-    return finished(results, folder, report, [pages.precision_table(scores)])
+    return finished(results, folder, report, [pages.precision_table(scores)], pages.precision_standings(scores, data))
 
 
 def _predicted(

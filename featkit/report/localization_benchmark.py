@@ -11,6 +11,7 @@ import numpy as np
 
 from featkit.evaluation.predictions import Method
 from featkit.report.content import Cell, Configuration, Curve, Curves, Headline, Item, Link, Report, Section, Table
+from featkit.report.standings import Standing
 
 MM = 1e3
 
@@ -40,6 +41,21 @@ def localization_table(scores: Sequence[Localized]) -> Table:
     return Table(
         "Localization", columns, rows, "The truth in metres; a query without a pose is wrong at every threshold."
     )
+
+
+def localization_standings(scores: Sequence[Localized]) -> list[Standing]:
+    """Recall at the strictest threshold in %, and the median errors."""
+    found = []
+    for score in scores:
+        of_it, name = score.localization, score.method.name
+        threshold, recall = next(iter(of_it["recall"].items()))
+        metres = of_it["median_m"]
+        found += [
+            Standing(name, f"{score.scene} within {threshold}, %", 100 * recall, "high"),
+            Standing(name, f"{score.scene} median, mm", None if metres is None else MM * metres, "low"),
+            Standing(name, f"{score.scene} median, deg", of_it["median_deg"], "low"),
+        ]
+    return found
 
 
 def localization_report(folder: Path, scores: Sequence[Localized], described: dict[str, Any]) -> Report:

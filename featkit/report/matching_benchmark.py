@@ -28,6 +28,7 @@ from featkit.report.content import (
     Section,
     Table,
 )
+from featkit.report.standings import Standing
 from featkit.store.features import open_features
 from featkit.store.matches import open_matches
 
@@ -74,6 +75,18 @@ def sequence_table(scores: Sequence[MethodScore]) -> Table:
         [name, *(100 * score.sequences[name].mma_score for score in scores)] for name in scores[0].sequences
     ]
     return Table("MMAScore by sequence, %", ["sequence", *(score.name for score in scores)], rows)
+
+
+def matching_standings(scores: Sequence[MethodScore], data: SequenceSet) -> list[Standing]:
+    """MMAScore over all pairs, in %."""
+    measure = f"MMAScore {data.root.resolve().name}, %"
+    return [Standing(score.name, measure, 100 * score.groups[OVERALL].mma_score, "high") for score in scores]
+
+
+def precision_standings(scores: Sequence[MethodPrecision], data: SequenceSet) -> list[Standing]:
+    """Mean of the sequences' mAP in %, right by distance: the rule that all features can be judged by."""
+    measure = f"mAP {data.root.resolve().name}, %"
+    return [Standing(score.name, measure, 100 * score.mean["distance"], "high") for score in scores]
 
 
 def published_tables(data: SequenceSet) -> list[Table]:

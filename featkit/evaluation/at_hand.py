@@ -1,0 +1,78 @@
+"""Which benchmarks a folder of data allows: every data set below it, told by its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from featkit.errors import BadInputError
+from featkit.evaluation.eth_scenes import known_scene
+from featkit.evaluation.sequences import is_sequence
+
+DEPTH = 4  # folders below the given one that are looked into
+WANTED = (
+    "sequences with homographies (HPatches, Oxford), scenes with images/, poses.txt and camera.txt (ETH, Strecha), or"
+    " with images/ and sparse/, patches in PhotoTour's format, hpatches-release, RomePatches"
+)
+
+
+@dataclass
+class DataAtHand:
+    """Folders, in order of their paths. A scene of the ETH benchmark is not among `localization`."""
+
+    sequences: list[Path] = field(default_factory=list)
+    """Folders of sequences, of HPatches' or of the Oxford layout."""
+    eth: list[Path] = field(default_factory=list)
+    """Scenes of the ETH benchmark by name."""
+    localization: list[Path] = field(default_factory=list)
+    """Other scenes with true poses."""
+    models: list[Path] = field(default_factory=list)
+    """Scenes with a COLMAP model only."""
+    patches: list[Path] = field(default_factory=list)
+    """Sets of patches in PhotoTour's format."""
+    hpatches: list[Path] = field(default_factory=list)
+    """Folders of HPatches' patches."""
+    rome: list[Path] = field(default_factory=list)
+    """Folders of RomePatches."""
+
+    def __len__(self) -> int:
+        return sum(len(folders) for folders in vars(self).values())
+
+
+def data_at_hand(root: Path) -> DataAtHand:
+    """Look below a folder. Raises BadInputError when it is none, or holds nothing that a benchmark runs on."""
+    if not root.is_dir():
+        raise BadInputError(f"{root}: no such folder; give one that holds data sets, see `featkit data fetch --help`")
+    found = DataAtHand()
+    for folder in _folders(root):
+        kind = _kind(folder)
+        if kind is not None:
+            getattr(found, kind).append(folder)
+    if not len(found):
+        raise BadInputError(f"{root}: nothing in it that a benchmark runs on: {WANTED}")
+    return found
+
+
+def _folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:
+    """The folder and those below it; nothing inside a data set, nor hidden."""
+    yield root
+    if depth == 0 or _kind(root) is not None:
+        return
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        yield from _folders(folder, depth - 1)
+
+
+def _kind(folder: Path) -> str | None:
+    """The field of DataAtHand that a folder belongs to."""
+    if (folder / "images").is_dir() or (folder / "poses.txt").is_file():
+        if (folder / "poses.txt").is_file() and (folder / "camera.txt").is_file():
+            return "eth" if known_scene(folder.name) else "localization"
+        return "models" if (folder / "sparse").is_dir() and (folder / "images").is_dir() else None
+    if (folder / "info.txt").is_file() and any(folder.glob("m50_*.txt")):
+        return "patches"
+    if any(folder.glob("patch_retrieval_Rome_*.mat")):
+        return "rome"
+    if any(folder.glob("[iv]_*/ref.png")):
+        return "hpatches"
+    return "sequences" if any(is_sequence(path) for path in folder.iterdir() if path.is_dir()) else None

@@ -1,0 +1,24 @@
+"""The table over all benchmarks."""
+
+from __future__ import annotations
+
+from featkit.report.standings import Standing, standings_table
+
+
+def test_a_row_per_method_a_column_per_measure() -> None:
+    standings = [
+        Standing("a", "MMA", 40.0, "high"),
+        Standing("b", "MMA", 50.5, "high"),
+        Standing("a", "error, px", 0.25, "low"),
+        Standing("b", "error, px", 0.5, "low"),
+        Standing("c", "error, px", 0.25, "low"),
+        Standing("b", "alone", 7.0, "high"),
+        Standing("a", "alone", float("nan"), "high"),
+    ]
+    table = standings_table(standings, ["c", "a", "b"])
+    assert list(table.columns) == ["method", "MMA ↑", "error, px ↓", "alone ↑"]
+    assert [list(row) for row in table.rows] == [
+        ["c", None, "0.2500 *", None],
+        ["a", "40.00", "0.2500 *", None],
+        ["b", "50.50 *", "0.5000", 7.0],
+    ]
