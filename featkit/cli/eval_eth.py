@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featkit.cli import eval_common, options
-from featkit.cli.common import Outcome, RunOptions, verb
+from featkit.cli.common import Outcome, RunOptions
 from featkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ eth-sdgmnet (no ratio test), eth-posfeat. Features and maps are kept in OUT/pred
 page."""
 
 
-@verb
 def eth(
     root: Annotated[Path, typer.Option(help="Folder of scenes.", show_default=False)],
     scenes: Annotated[
@@ -86,7 +85,7 @@ def eth(
     folder = out / "eth"
     report = pages.write_eth_report(folder / "report.html", data, scores, config, described)
     poses = pages.pose_table(scores, config)
-    tables = [pages.score_table(scores), *([poses] if poses else []), *pages.published_tables(data.scenes)]
+    tables = [pages.score_table(scores), *([poses] if poses else []), *pages.beside_tables(data.scenes, scores)]
     return eval_common.written(results, folder, report, tables)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from featkit.evaluation.eth_benchmark import EthConfig
 from featkit.evaluation.eth_scenes import EthScene, SceneSet
 from featkit.evaluation.eth_scores import SceneScore, of_scene
-from featkit.evaluation.published_tables import PublishedTable, published
+from featkit.evaluation.published_tables import published
 from featkit.mapping.align import similarity_to_truth
 from featkit.mapping.dense import dense_is_possible
 from featkit.mapping.model import read_model
@@ -26,7 +26,7 @@ HEADS = {
     "observations": "observations",
     "track_length": "track",
     "observations_per_image": "obs./image",
-    "reprojection_px": "error px",
+    "reprojection_px": "reproj. px",
     "dense_points": "dense points",
     "inlier_pairs": "inlier pairs",
     "inlier_matches": "inlier matches",
@@ -37,6 +37,7 @@ HEADS = {
 }
 BENCHMARK = list(HEADS)[: list(HEADS).index("centre_error_mm_mean")]
 CAMERAS = [column for column in HEADS if column not in BENCHMARK]
+COUNTS = {"registered", "points", "observations", "dense_points", "inlier_pairs", "inlier_matches"}
 SHOWN_3D = 4  # maps that are drawn; of these methods of a scene also pairs of images
 CURVE_DEG = np.linspace(0.0, 10.0, 201)
 WITHOUT_CUDA = "No dense points: this pycolmap has no CUDA."
@@ -66,32 +67,36 @@ def pose_table(scores: Sequence[SceneScore], config: EthConfig) -> Table | None:
         auc = [100 * value for value in score.pose_auc]
         counts = [len(score.pose_errors.error_deg), score.pose_errors.failed]
         rows.append([score.scene.name, score.name, *_cells(score, CAMERAS), *auc, *counts])
+    whole = {score.scene.name: score.scene for score in judged if score.scene.is_whole}
+    for row in published_rows(list(whole.values())):
+        if any(column in row for column in CAMERAS):
+            cells = [row.get(column) for column in CAMERAS]
+            label = f"{row['method']} ({_source(row)})"
+            rows.append([row["scene"], label, *cells, *[None] * (len(columns) - 2 - len(cells))])
     note = "Centres and rotations: registered images, after one similarity. AUC in %, over all pairs of images."
     return Table("Cameras against the truth", columns, rows, note)
 
 
-def published_tables(scenes: Sequence[EthScene]) -> list[Table]:
-    """What is printed on these scenes: a table per paper's table, without those that have no row on them."""
-    names = {scene.name for scene in scenes}
+def beside_tables(scenes: Sequence[EthScene], scores: Sequence[SceneScore]) -> list[Table]:
+    """Per scene our rows, and below what papers print of it; gaps where they print nothing."""
     tables = []
-    for table in published("eth").tables:
+    for scene in scenes:
+        printed = [row for row in published_rows([scene]) if set(row) & set(BENCHMARK)]
+        if not printed:
+            continue
         rows: list[list[Cell]] = [
-            [row.scene, row.name, *map(_number, row.values)] for row in table.rows if row.scene in names
+            [score.name, "here", *_cells(score, BENCHMARK)] for score in of_scene(scores, scene.name)
         ]
-        if rows:
-            tables.append(
-                Table(
-                    f"As published: {table.paper}, {table.where}",
-                    ["scene", "as published", *(HEADS[column] for column in table.columns)],
-                    rows,
-                    _compares(table, scenes),
-                )
-            )
+        ours = set(range(len(rows)))
+        rows += [[row["method"], _source(row), *(row.get(column) for column in BENCHMARK)] for row in printed]
+        columns = ["method", "from", *(HEADS[column] for column in BENCHMARK)]
+        note = "" if scene.is_whole else "Published rows are of another number of images: they do not compare."
+        tables.append(Table(f"{scene.name}, beside what is published", columns, rows, note, ours))
     return tables
 
 
 def published_rows(scenes: Sequence[EthScene]) -> list[dict[str, Any]]:
-    """The same as plain values."""
+    """Everything that is printed on these scenes, as plain values."""
     names = {scene.name: scene.is_whole for scene in scenes}
     return [
         {
@@ -100,7 +105,7 @@ def published_rows(scenes: Sequence[EthScene]) -> list[dict[str, Any]]:
             "paper": table.paper,
             "where": table.where,
             "on_these_images": names[row.scene],
-            **dict(zip(table.columns, map(_number, row.values), strict=True)),
+            **{name: _number(name, value) for name, value in zip(table.columns, row.values, strict=True)},
         }
         for table in published("eth").tables
         for row in table.rows
@@ -119,7 +124,7 @@ def write_eth_report(
         curves = [_pose_curves(of_scene(scores, scene.name)) for scene in data.scenes if scene.truth is not None]
         sections.append(Section("Cameras against the truth", items=[poses, *curves]))
     sections += [_scene_section(scene, of_scene(scores, scene.name)) for scene in data.scenes]
-    sections.append(Section("As published", items=published_tables(data.scenes)))
+    sections.append(_published_section(data.scenes, scores))
     configurations: list[Item] = [Configuration(title, json.dumps(v, indent=1)) for title, v in described.items()]
     sections.append(
         Section("Configuration", f"Scenes that are not here: {missing}." if missing else "", configurations)
@@ -131,6 +136,16 @@ def write_eth_report(
         sections=sections,
     )
     return write_report(report, path)
+
+
+def _published_section(scenes: Sequence[EthScene], scores: Sequence[SceneScore]) -> Section:
+    names = {scene.name for scene in scenes}
+    origins = [
+        f"{table.paper}: {table.where}."
+        for table in published("eth").tables
+        if any(row.scene in names for row in table.rows)
+    ]
+    return Section("As published", " ".join(origins) or "Nothing is.", beside_tables(scenes, scores))
 
 
 def _headlines(data: SceneSet, scores: Sequence[SceneScore]) -> list[Headline]:
@@ -146,11 +161,16 @@ def _headlines(data: SceneSet, scores: Sequence[SceneScore]) -> list[Headline]:
 
 def _cells(score: SceneScore, columns: Sequence[str]) -> list[Cell]:
     values = score.as_json()
-    return [_number(values[column]) for column in columns]
+    return [_number(column, values[column]) for column in columns]
 
 
-def _number(value: float | None) -> Cell:
-    return int(value) if isinstance(value, float) and value.is_integer() and value >= 1000 else value
+def _number(column: str, value: float | None) -> float | int | None:
+    return int(value) if value is not None and column in COUNTS else value
+
+
+def _source(row: dict[str, Any]) -> str:
+    """Short name of a paper, and of the table in it."""
+    return f"{row['paper'].partition(' (')[0]}, {row['where'].partition(';')[0].partition(',')[0]}"
 
 
 def _note(scores: Sequence[SceneScore]) -> str:
@@ -166,16 +186,6 @@ def _note(scores: Sequence[SceneScore]) -> str:
     if not dense_is_possible():
         parts.append(WITHOUT_CUDA)
     return " ".join(parts)
-
-
-def _compares(table: PublishedTable, scenes: Sequence[EthScene]) -> str:
-    parts = []
-    if any(not scene.is_whole for scene in scenes):
-        partial = ", ".join(scene.name for scene in scenes if scene.known is not None and not scene.is_whole)
-        parts += [f"Not on these images of {partial}: the numbers do not compare."] if partial else []
-    if any(value >= 1000 for row in table.rows for value in row.values) and "k" not in table.where:
-        parts.append("")
-    return " ".join(filter(None, parts))
 
 
 def _pose_curves(scores: Sequence[SceneScore]) -> Curves:
