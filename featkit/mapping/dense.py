@@ -34,7 +34,7 @@ def dense_is_possible() -> bool:
 def count_dense_points(config: DenseConfig, images: Path, model: Path, output: Path, inputs: str) -> int:
     """Number of fused points of a model; done once per configuration and `inputs` (a digest of the model).
 
-    Leaves output/fused.ply and a stamp beside it. Raises FeatkitError when COLMAP fails.
+    The points stay in output/fused.ply. Raises FeatkitError when COLMAP fails.
     """
     stamp = output / "dense.json"
     if is_stamped(stamp, config, inputs):
@@ -52,7 +52,9 @@ def count_dense_points(config: DenseConfig, images: Path, model: Path, output: P
         pycolmap.undistort_images(str(output), str(model), str(images), undistort_options=undistorted)
         pycolmap.patch_match_stereo(str(output), options=stereo)
         kind = "geometric" if config.geometric_consistency else "photometric"
-        fused = pycolmap.stereo_fusion(str(output / "fused.ply"), str(output), input_type=kind, options=fusion)
+        fused = pycolmap.stereo_fusion(
+            str(output / "fused.ply"), str(output), input_type=kind, options=fusion, output_type="PLY"
+        )
     except Exception as error:  # pycolmap's own exception types differ from one version to the next
         raise FeatkitError(f"{model}: no dense points ({str(error).splitlines()[0]}); --set dense=null skips") from None
     points = int(fused.num_points3D())
