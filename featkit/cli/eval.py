@@ -2,186 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable
 
 import typer
 
-from featkit.cli import eval_eth, eval_localization, eval_matching, eval_pose, options
-from featkit.cli.common import Outcome, RunOptions, verb
-from featkit.cli.eval_common import method_names
+from featkit.cli import eval_all, eval_eth, eval_localization, eval_matching, eval_patches, eval_pose
+from featkit.cli.common import Outcome, verb
 
-HELP = "Judge features on image matching, and patch descriptors on UBC, HPatches and RomePatches."
-UBC_HELP = """FPR95 on the test pairs of PhotoTour sets (UBC's own, or made with `featkit data patches`).
-
-Example: `featkit eval ubc --data patches/liberty --data patches/aerial --features rootsift,sdgmnet`
-
-With --runs, a folder of trainings SET/METHOD, every weight is tested on all sets but its own."""
-PATCHES_HELP = """HPatches' three tasks: verification, matching, retrieval.
-
-Example: `featkit eval patches --root data/hpatches --split a --features rootsift,hynet`
-
-The official task files are used where they are found; otherwise tasks are drawn by the same rules."""
-ROME_HELP = """Patch retrieval on RomePatches: mean AP of 1,000 queries, of the training set and of the test set.
-
-Example: `featkit eval rome --root data/rome --features rootsift,doap`"""
-
-Methods = Annotated[
-    str,
-    typer.Option("--features", help="sift, rootsift, weights by name or path; comma-separated.", metavar="NAME,..."),
-]
-ResultFile = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Write the results as json.", show_default="no file")
-]
-Published = Annotated[bool, typer.Option("--published", help="Show what papers print below.")]
+HELP = "Judge features and descriptors on the field's benchmarks: matching, maps, poses, patches."
+COMMANDS: dict[str, tuple[Callable[..., Outcome], str]] = {
+    "all": (eval_all.everything, eval_all.HELP),
+    "hpatches": (eval_matching.hpatches, eval_matching.HPATCHES_HELP),
+    "oxford": (eval_matching.oxford, eval_matching.OXFORD_HELP),
+    "eth": (eval_eth.eth, eval_eth.HELP),
+    "pose": (eval_pose.pose, eval_pose.HELP),
+    "localization": (eval_localization.localization, eval_localization.HELP),
+    "ubc": (eval_patches.ubc, eval_patches.UBC_HELP),
+    "patches": (eval_patches.patches, eval_patches.PATCHES_HELP),
+    "rome": (eval_patches.rome, eval_patches.ROME_HELP),
+}
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown")
-
-
-@verb
-def ubc(
-    data: Annotated[list[Path], typer.Option(help="Folder in PhotoTour's format; repeatable.", show_default=False)],
-    features: Methods = "sift,rootsift",
-    runs: Annotated[Path | None, typer.Option(help="Folder of trainings, SET/METHOD.", show_default="none")] = None,
-    pairs: Annotated[
-        str | None,
-        typer.Option(help="Name of the file of test pairs in each folder.", show_default="the largest m50_*"),
-    ] = None,
-    published: Published = False,
-    out: ResultFile = None,
-    *,
-    run: RunOptions,
-) -> Outcome:
-    from dataclasses import asdict
-
-    from featkit.evaluation.patch_describers import describer
-    from featkit.evaluation.ubc import UbcMethod, evaluate_ubc, find_runs, read_ubc, ubc_table
-    from featkit.report.content import Table
-
-    sets = [read_ubc(folder, pairs) for folder in data]
-    methods = [UbcMethod(name, "", "", name) for name in method_names(features)]
-    methods += find_runs(runs) if runs is not None else []
-    scores = evaluate_ubc(sets, methods, lambda weight: describer(weight, run.device))
-    found = ubc_table(scores)
-    heads = [f"{train} -> {test}" if train else test for train, test in found.columns]
-    rows = [
-        [name, variant or "-", *(_percent(value) for value in values), _percent(found.mean(values))]
-        for name, variant, values in found.rows
-    ]
-    note = "; ".join(f"{one.name}: {len(one.pairs):,} pairs of {one.pairs_file.name}" for one in sets)
-    tables = [Table("FPR95, %", ["method", "weight", *heads, "mean"], rows, note)]
-    results = {"scores": [asdict(score) for score in scores]}
-    return _outcome(results, tables + (_published("ubc") if published else []), out)
-
-
-@verb
-def patches(
-    root: Annotated[Path, typer.Option(help="Folder of hpatches-release.", show_default=False)],
-    features: Methods = "sift,rootsift",
-    split: Annotated[str, typer.Option(help="Split of splits.json (a, b, c, view, illum), or full.")] = "a",
-    splits: Annotated[Path | None, typer.Option(help="The splits.json.", show_default="found near --root")] = None,
-    tasks: Annotated[Path | None, typer.Option(help="Folder of task files.", show_default="found near --root")] = None,
-    write_tasks: Annotated[
-        Path | None, typer.Option(help="Write drawn tasks here, as the official files.", show_default="nowhere")
-    ] = None,
-    settings: options.Settings = None,
-    out: ResultFile = None,
-    *,
-    run: RunOptions,
-) -> Outcome:
-    import numpy as np
-
-    from featkit.config import make, overrides
-    from featkit.data.hpatches import read_hpatches, read_split
-    from featkit.evaluation import hpatches_tasks
-    from featkit.evaluation.hpatches_patches import HPatchesConfig, evaluate_hpatches
-    from featkit.evaluation.patch_describers import describer
-    from featkit.report.content import Table
-
-    config = make(HPatchesConfig, overrides(settings or []), where="eval patches")
-    data = read_hpatches(root)
-    chosen = read_split(data, split, splits)["test"]
-    generator = np.random.default_rng(run.seed)
-    wanted = hpatches_tasks.find_or_draw(data, chosen, split, tasks, config.drawn, generator)
-    if write_tasks is not None:
-        hpatches_tasks.write_tasks(write_tasks, split, wanted)
-    results: dict[str, Any] = {
-        "split": split,
-        "tasks_from": wanted.source,
-        "config": config.result_fields(),
-        "scores": {},
-    }
-    rows = []
-    columns = ("verification_ap", "verification_auc", "matching", "retrieval")
-    for name in method_names(features):
-        scores = evaluate_hpatches(data, chosen, wanted, describer(name, run.device), config)
-        results["scores"][name] = scores.as_json()
-        rows.append([name, *(_percent(scores.means.get(column)) for column in columns)])
-    heads = ["method", "verification mAP", "verification AUC", "matching mAP", "retrieval mAP"]
-    return _outcome(results, [Table(f"HPatches, split {split}, %", heads, rows, f"tasks: {wanted.source}")], out)
-
-
-@verb
-def rome(
-    root: Annotated[Path, typer.Option(help="Folder of the .mat files.", show_default=False)],
-    features: Methods = "sift,rootsift",
-    published: Published = False,
-    out: ResultFile = None,
-    *,
-    run: RunOptions,
-) -> Outcome:
-    from dataclasses import asdict
-
-    from featkit.data.rome import read_rome
-    from featkit.evaluation.patch_describers import describer
-    from featkit.evaluation.rome import evaluate_rome
-    from featkit.report.content import Table
-
-    sets = {"train": read_rome(root, "train"), "test": read_rome(root, "test")}
-    results: dict[str, Any] = {}
-    rows = []
-    for name in method_names(features):
-        method = describer(name, run.device)
-        scores = {part: evaluate_rome(data, method) for part, data in sets.items()}
-        results[name] = {part: asdict(score) for part, score in scores.items()}
-        rows.append([name, *(_percent(score.mean_ap) for score in scores.values())])
-    tables = [Table("RomePatches, mAP, %", ["method", *sets], rows)]
-    return _outcome({"scores": results}, tables + (_published("rome") if published else []), out)
-
-
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
-
-
-def _published(benchmark: str) -> list[Any]:
-    from featkit.evaluation.published_tables import published
-    from featkit.report.content import Table
-
-    known = published(benchmark)
-    heads = [column if isinstance(column, str) else " -> ".join(column) for column in known.columns]
-    return [
-        Table(
-            f"{table.paper}: {table.where}", ["as published", *heads], [[row.name, *row.values] for row in table.rows]
-        )
-        for table in known.tables
-    ]
-
-
-def _outcome(results: dict[str, Any], tables: list[Any], out: Path | None) -> Outcome:
-    import json
-
-    from featkit.store.text import write_text
-
-    if out is not None:
-        write_text(out, json.dumps(results, indent=1) + "\n")
-    return Outcome(results, [f"{out}: all numbers"] if out is not None else [], tables)
-
-
-app.command("hpatches", help=eval_matching.HPATCHES_HELP, no_args_is_help=True)(eval_matching.hpatches)
-app.command("oxford", help=eval_matching.OXFORD_HELP, no_args_is_help=True)(eval_matching.oxford)
-app.command("ubc", help=UBC_HELP, no_args_is_help=True)(ubc)
-app.command("patches", help=PATCHES_HELP, no_args_is_help=True)(patches)
-app.command("rome", help=ROME_HELP, no_args_is_help=True)(rome)
-app.command("eth", help=eval_eth.HELP, no_args_is_help=True)(eval_eth.eth)
-app.command("localization", help=eval_localization.HELP, no_args_is_help=True)(eval_localization.localization)
-app.command("pose", help=eval_pose.HELP, no_args_is_help=True)(eval_pose.pose)
+for name, (function, text) in COMMANDS.items():
+    app.command(name, help=text, no_args_is_help=True)(verb(function))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from featkit.cli import eval_common, options
-from featkit.cli.common import Outcome, RunOptions, verb
+from featkit.cli.common import Outcome, RunOptions
 
 HELP = """Recall of localization: photographs of a scene, found in a map of the others.
 
@@ -18,7 +18,6 @@ A scene is a folder with images/, poses.txt (true poses) and camera.txt. All pho
 their true poses, the others localized. Each map is kept in OUT/localization, with the report of its localization."""
 
 
-@verb
 def localization(
     root: Annotated[list[Path], typer.Option(help="Scene with true poses; repeatable.", show_default=False)],
     features: eval_common.FeatureNames = "rootsift",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featkit.cli import options
-from featkit.cli.common import Outcome, RunOptions, verb
+from featkit.cli.common import Outcome, RunOptions
 from featkit.cli.eval_common import (
     Asked,
     BenchmarkSettings,
@@ -45,7 +45,6 @@ SequenceNames = Annotated[
 AllSequences = Annotated[bool, typer.Option("--all-sequences", help="Also HPatches' 8 that are left out as too large.")]
 
 
-@verb
 def hpatches(
     root: Root,
     features: FeatureNames = "rootsift",
@@ -94,7 +93,6 @@ def hpatches(
     return finished(results, folder, report, tables, pages.matching_standings(scores, data))
 
 
-@verb
 def oxford(
     root: Root,
     features: FeatureNames = "sift,rootsift",

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from featkit.data.phototour import SCENES
 from featkit.errors import BadInputError
 from featkit.evaluation.eth_scenes import known_scene
+from featkit.evaluation.patch_describers import BASELINES
+from featkit.evaluation.predictions import Method
 from featkit.evaluation.sequences import is_sequence
+from featkit.store.text import read_lines
+from featkit.weights.manifest import list_weights
 
+LOGGER = logging.getLogger(__name__)
 DEPTH = 4  # folders below the given one that are looked into
 WANTED = (
     "sequences with homographies (HPatches, Oxford), scenes with images/, poses.txt and camera.txt (ETH, Strecha), or"
@@ -76,3 +83,35 @@ def _kind(folder: Path) -> str | None:
     if any(folder.glob("[iv]_*/ref.png")):
         return "hpatches"
     return "sequences" if any(is_sequence(path) for path in folder.iterdir() if path.is_dir()) else None
+
+
+def not_learned_from(folders: Iterable[Path], weights: Iterable[str]) -> list[Path]:
+    """Those whose scenes no weight was trained on, as the manifest has it. weights: sha256 of files; "": none.
+
+    A weight that the manifest does not know says nothing of its scenes.
+    """
+    used = set(weights)
+    learned = {scene for row in list_weights() if row.sha256 in used for scene in row.scenes}
+    kept = []
+    for folder in folders:
+        shared = sorted(scene_names(folder) & learned)
+        if shared:
+            LOGGER.info("%s: not measured on, a weight was trained on %s", folder, ", ".join(shared))
+        else:
+            kept.append(folder)
+    return kept
+
+
+def scene_names(folder: Path) -> set[str]:
+    """Its own name, and those that scenes.txt of a set of patches lists."""
+    listed = folder / SCENES
+    lines = [line for _, line in read_lines(listed)] if listed.is_file() else []
+    return {folder.resolve().name, *(line.split("\t")[0] for line in lines)}
+
+
+def patch_method(method: Method) -> str | None:
+    """What describes its patches, as `describer` takes it: a baseline's name or a weight. None: no patch descriptor."""
+    if method.name in BASELINES:
+        return method.name
+    extractor = method.job.config.extractor
+    return str(extractor["weights"]) if extractor["extractor"] == "patches" else None

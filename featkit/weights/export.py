@@ -104,6 +104,7 @@ def _from_run(folder: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, d
     try:
         measured = {key: value for key, value in run[which].items() if value is not None}
         told["recipe"], told["data"] = run["recipe"], run["data"]["name"]
+        told["scenes"] = run["data"].get("scenes", [])
         told["training"] = {key: run[key] for key in KEPT if key in run} | {"network": which, **measured}
     except (KeyError, TypeError, AttributeError):
         raise BadInputError(f"{summary}: not the summary of `featkit train`") from None

@@ -41,6 +41,8 @@ class WeightInfo(Config):
     """featkit's commit when it was trained."""
     data: str = ""
     """What it was trained on."""
+    scenes: tuple[str, ...] = ()
+    """Names of the scenes and sets among that: what is not measured on."""
     licence: str = ""
     """Of the weight; the data's licences may limit it."""
     scores: dict[str, Any] = Field(default_factory=dict)

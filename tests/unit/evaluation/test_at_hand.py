@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from featkit.config import named_config
 from featkit.errors import BadInputError
-from featkit.evaluation.at_hand import data_at_hand
+from featkit.evaluation.at_hand import data_at_hand, not_learned_from, patch_method, scene_names
+from featkit.evaluation.predictions import Method
+from featkit.features.extract import ExtractConfig, ExtractJob
+from featkit.weights import list_weights
 
 TREE = {
     "sequences": ("a/oxford/graf/H1to2p", "hp/v_wall/H_1_2", "hp/v_wall/1.ppm"),
     "eth": ("eth/fountain-P11/poses.txt", "eth/fountain-P11/camera.txt", "eth/fountain-P11/images/0.png"),
-    "localization": ("posed/castle/poses.txt", "posed/castle/camera.txt", "posed/castle/sparse/x", "posed/castle/images/0"),
+    "localization": ("posed/castle/poses.txt", "posed/castle/camera.txt", "posed/castle/sparse/x"),
     "models": ("scenes/barn/images/x/0.jpg", "scenes/barn/sparse/0/cameras.bin"),
     "patches": ("cut/liberty/info.txt", "cut/liberty/m50_1000_1000_0.txt"),
     "hpatches": ("hpatches-release/i_one/ref.png",),
@@ -53,6 +59,24 @@ def test_all_at_once_and_nothing_else(tmp_path: Path) -> None:
     make(tmp_path, ("photos/0.jpg", ".hidden/barn/images/0.jpg", ".hidden/barn/sparse/x", "posed/half/poses.txt"))
     found = data_at_hand(tmp_path)
     assert vars(found) == {kind: [tmp_path / name for name in names] for kind, names in FOLDERS.items()}
+
+
+def test_what_a_shipped_weight_was_trained_on_is_left_out(tmp_path: Path) -> None:
+    make(tmp_path, ("scenes/liberty/images/0", "cut/images.txt", "other/images/0"))
+    (tmp_path / "cut" / "scenes.txt").write_text("mine\ta.jpg\nchair\tb.jpg\n")
+    folders = [tmp_path / "scenes" / "liberty", tmp_path / "cut", tmp_path / "other"]
+    (hynet,) = (row for row in list_weights() if row.name == "hynet")
+    assert {"liberty", "chair"} <= set(hynet.scenes)
+    assert not_learned_from(folders, ["", hynet.sha256]) == [tmp_path / "other"]
+    assert not_learned_from(folders, ["", "0" * 64]) == folders
+    assert scene_names(folders[1]) == {"cut", "mine", "chair"}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("sift", "sift"), ("dog+hynet", "hynet"), ("scfeat", None)])
+def test_what_describes_the_patches_of_features(name: str, expected: str | None) -> None:
+    extractor = named_config(name)
+    job = SimpleNamespace(config=ExtractConfig(features=name, extractor=extractor))
+    assert patch_method(Method(name, cast(ExtractJob, job))) == expected
 
 
 def test_nothing_there(tmp_path: Path) -> None:
