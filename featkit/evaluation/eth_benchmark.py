@@ -31,7 +31,7 @@ from featkit.mapping.verified_database import build_database
 from featkit.matching import match
 from featkit.pairing import stage as pairing
 from featkit.pairing.stage import AutoConfig
-from featkit.registry import resolve
+from featkit.registry import configured, resolve
 from featkit.store.features import open_features
 from featkit.store.pairs import read_pairs
 from featkit.store.stamp import digest
@@ -95,6 +95,8 @@ class EthBenchmark:
     def __init__(self, config: EthConfig, device: str = "auto"):
         for name in config.extractors:
             resolve("extractor", name)  # a misspelt one would be passed over without a word
+        if config.paired_by != "auto":
+            configured("pairing", config.paired_by)  # better found before the work than after
         self.config = config
         self.device = device
         self.rule = MatchRule.resolve(config.matched_by, config.matching, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from featkit.evaluation.eth_scores import SceneScore, of_scene
 from featkit.evaluation.published_tables import published
 from featkit.mapping.align import similarity_to_truth
 from featkit.mapping.dense import dense_is_possible
-from featkit.mapping.model import read_model
-from featkit.report.content import Cell, Configuration, Curve, Curves, Headline, Item, Report, Section, Table
+from featkit.mapping.model import Model, read_model
+from featkit.report.content import Cell, Configuration, Curve, Curves, Headline, Item, Report, Scene3D, Section, Table
 from featkit.report.page import write_report
-from featkit.report.reconstruction import match_pictures, moved_scene
+from featkit.report.reconstruction import match_pictures, moved_scene, posed_camera
 
 HEADS = {
     "registered": "registered",
@@ -205,13 +206,22 @@ def _scene_section(scene: EthScene, scores: Sequence[SceneScore]) -> Section:
     shown = [score for score in scores if score.model is not None][:SHOWN_3D]
     for score in shown:
         assert score.model is not None
-        model = read_model(score.model)
-        similarity = np.eye(3, 4) if scene.truth is None else similarity_to_truth(model, scene.truth)
-        drawn = moved_scene(model, similarity)
-        items.append(type(drawn)(drawn.points, drawn.colours, drawn.cameras, f"{scene.name}, {score.name}"))
+        items.append(_drawn(scene, score.name, read_model(score.model)))
     for score in shown[:1]:
         assert score.map.database is not None
         items += match_pictures(scene.images, score.map.predictions.features, score.map.database)
     left_out = sum(score.model is not None for score in scores) - len(shown)
     text = f"Pairs of {shown[0].name}, from most inliers to fewest." if shown else "Nothing came out."
     return Section(scene.name, text + (f" {left_out} more methods are not drawn." if left_out > 0 else ""), items)
+
+
+def _drawn(scene: EthScene, method: str, model: Model) -> Scene3D:
+    """A map in the frame of the truth where there is one, with the true cameras of its images."""
+    truth = scene.truth or {}
+    found = moved_scene(model, similarity_to_truth(model, truth) if truth else np.eye(3, 4))
+    cameras = [
+        posed_camera(f"{image.name}, true", truth[image.name], model.cameras[image.camera_id], "truth")
+        for image in model.images.values()
+        if image.has_pose and image.name in truth
+    ]
+    return replace(found, cameras=[*found.cameras, *cameras], title=f"{scene.name}, {method}")
