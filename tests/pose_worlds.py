@@ -23,7 +23,7 @@ UP = np.array([0.0, 0.0, 1.0])
 
 @dataclass(frozen=True)
 class World:
-    """Cameras of one lens on an arc around points. focal and principal point in COLMAP's pixels, k1 of SIMPLE_RADIAL."""
+    """Cameras of one lens on an arc around points. focal, centre: COLMAP pixels. k1: as in SIMPLE_RADIAL."""
 
     poses: dict[str, Pose]
     points: np.ndarray
