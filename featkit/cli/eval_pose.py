@@ -54,7 +54,7 @@ def pose(
     ] = None,
     max_keypoints: options.MaxKeypoints = None,
     resize_max: Annotated[
-        int, typer.Option(help="Longer side after resizing, px; thresholds are in these pixels.", min=16)
+        int | None, typer.Option(help="Longer side after resizing, px; thresholds are in these pixels.", min=16)
     ] = 1600,
     workers: options.Workers = 0,
     settings: BenchmarkSettings = None,

@@ -98,13 +98,9 @@ class PosedScene:
                 f"{where}: {_first(dict.fromkeys(unknown))}: no such image in {self.truth}, which has"
                 f" {len(self.calibrations)}, such as {next(iter(self.calibrations))}"
             )
-        without = [
-            pair for pair in pairs if not self.poses and not {pair, Pair(pair.name1, pair.name0)} & set(self.listed)
-        ]
-        if without:
-            raise BadInputError(
-                f"{where}: {without[0].name0} and {without[0].name1}: {self.truth} has no pose of this pair"
-            )
+        for pair in pairs if not self.poses else ():
+            if pair not in self.listed and Pair(pair.name1, pair.name0) not in self.listed:
+                raise BadInputError(f"{where}: {pair.name0} and {pair.name1}: {self.truth} has no pose of this pair")
 
 
 def read_scenes(roots: Sequence[Path]) -> list[PosedScene]:

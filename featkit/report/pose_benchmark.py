@@ -35,7 +35,7 @@ CURVE_STEPS = 200
 PICTURED_METHODS = 4
 PICTURE_MAX_PX = 1000
 PROTOCOL = (
-    "AUC of the larger of the errors of rotation and of the direction of translation; a pair without a pose is"
+    "AUC of the larger of the errors of rotation and of translation's direction; a pair without a pose is"
     " infinitely wrong. Precision: matches that fit the true epipolar geometry."
 )
 
@@ -47,7 +47,7 @@ def auc_table(scores: Sequence[PoseScore], config: RelativePoseConfig) -> Table:
         whole = score.overall
         rows.append([score.name, round(whole.keypoints), *_cells(whole)])
     columns = ["method", "keypoints", *_columns(scores, config)]
-    return Table(f"Relative pose, {scores[0].overall.pairs} pairs, %", columns, rows, PROTOCOL)
+    return Table(f"Relative pose, {scores[0].overall.pairs} pairs: AUC, %", columns, rows, PROTOCOL)
 
 
 def scene_table(scores: Sequence[PoseScore], config: RelativePoseConfig) -> Table:
@@ -57,7 +57,7 @@ def scene_table(scores: Sequence[PoseScore], config: RelativePoseConfig) -> Tabl
         for name in scores[0].scenes
         for score in scores
     ]
-    return Table("Relative pose by scene, %", ["scene", "method", "pairs", *_columns(scores, config)], rows)
+    return Table("Relative pose by scene: AUC, %", ["scene", "method", "pairs", *_columns(scores, config)], rows)
 
 
 def error_table(scores: Sequence[PoseScore]) -> Table:
@@ -78,8 +78,8 @@ def pairs_table(scenes: Sequence[PosedScene], chosen: Mapping[str, ScenePairs]) 
     for scene in scenes:
         pairs = chosen[scene.name]
         drawn = "; ".join(f"{label}: {pairs.drawn[label]} of {count}" for label, count in pairs.found.items())
-        rows.append([scene.name, len(scene.calibrations), len(pairs.pairs), pairs.rule, drawn or "-", scene.truth.name])
-    return Table("Pairs", ["scene", "images", "pairs", "chosen by", "drawn", "true poses"], rows)
+        rows.append([scene.name, scene.truth.name, len(scene.calibrations), len(pairs.pairs), pairs.rule, drawn or "-"])
+    return Table("Pairs", ["scene", "true poses", "images", "pairs", "chosen by", "drawn"], rows)
 
 
 def write_pose_report(
@@ -111,7 +111,7 @@ def write_pose_report(
 
 def _columns(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[str]:
     estimators = scores[0].overall.estimators
-    aucs = [f"{_title(name)} AUC {degrees:g}°" for name in estimators for degrees in config.thresholds_deg]
+    aucs = [f"{_title(name)} {degrees:g}°" for name in estimators for degrees in config.thresholds_deg]
     return ["matches", "precision", *aucs]
 
 

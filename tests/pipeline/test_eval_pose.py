@@ -52,7 +52,7 @@ def test_from_images_to_a_page(rendered_copy: Path, small_rendered: Any, tmp_pat
         "--root", rendered_copy, "--root", listed, "--features", "rootsift, sift", "--out", out, "--max-pairs", 4, *FAST
     )  # fmt: skip
     assert ran.exit_code == 0, ran.output
-    for words in ("PoseLib AUC 5°", "OpenCV AUC 20°", "precision", "megadepth1500", "viewing directions", "rootsift"):
+    for words in ("PoseLib 5°", "OpenCV 20°", "AUC", "precision", "megadepth1500", "viewing directions", "rootsift"):
         assert words in ran.stdout
     found = json.loads((out / "pose" / "results.json").read_text())
     assert [scene["name"] for scene in found["scenes"]] == ["scene", "megadepth1500"]
