@@ -68,9 +68,7 @@ def plain_estimates(world: World, points0: np.ndarray, points1: np.ndarray) -> d
         "model": "SIMPLE_PINHOLE", "width": SIZE[0], "height": SIZE[1],
         "params": [world.focal, world.centre[0] - 0.5, world.centre[1] - 0.5],
     }  # fmt: skip
-    pose, _ = poselib.estimate_relative_pose(
-        points0, points1, camera, camera, {"max_epipolar_error": 1.0, "max_iterations": 10_000}
-    )
+    pose, _ = poselib.estimate_relative_pose(points0, points1, camera, camera, {"max_epipolar_error": 1.0})
     k = np.array([[world.focal, 0, world.centre[0] - 0.5], [0, world.focal, world.centre[1] - 0.5], [0, 0, 1]])
     normal = [(points - k[[0, 1], [2, 2]]) / k[[0, 1], [0, 1]] for points in (points0, points1)]
     essential, mask = cv2.findEssentialMat(
