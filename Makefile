@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint benchmarks clean
 
 demo: $(VENV)/.featkit
 	$(BIN)/featkit demo --out featkit-demo
@@ -16,6 +16,11 @@ lint: $(VENV)/.featkit-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Every feature on every benchmark, beside the measuring data in ../shared/data; rewrites the README's tables.
+benchmarks: $(VENV)/.featkit-test
+	$(BIN)/python benchmarks/leaderboard.py --work featkit-benchmarks
+	$(BIN)/python benchmarks/tables.py
 
 # `set -e`-like: each line stops make when it fails; the stamp is written last, so a broken install is done again.
 $(VENV)/bin/python:
@@ -32,4 +37,4 @@ $(VENV)/.featkit-test: $(VENV)/.featkit
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info featkit-demo
+	rm -rf $(VENV) build dist *.egg-info featkit-demo featkit-benchmarks

@@ -257,6 +257,26 @@ def ablation_table() -> str:
     return "\n".join([*lines, "", f"Batches of description: {result['steps']:,}.", "", _made(result)])
 
 
+def leaderboard_table() -> str:
+    """Every feature on every benchmark; the best of each column in bold."""
+    result = _read("leaderboard")
+    values = {(one["method"], one["measure"]): one["value"] for one in result["standings"]}
+    better = {one["measure"]: one["better"] for one in result["standings"]}
+    lines = ["| features | " + " | ".join(better) + " |", "|---|" + "---:|" * len(better)]
+    best = {
+        measure: (max if kind == "high" else min)(v for (_, m), v in values.items() if m == measure and v is not None)
+        for measure, kind in better.items()
+    }
+    for method in result["features"]:
+        cells = []
+        for measure in better:
+            value = values.get((method, measure))
+            text = ANYWHERE if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+            cells.append(f"**{text}**" if value == best[measure] else text)
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"{result['seconds'] / 60:.0f} minutes in all.", "", _made(result)])
+
+
 def _label(features: str) -> str:
     """A method's name without the place of its weight."""
     return features.partition("=")[0]
@@ -276,6 +296,7 @@ def _made(result: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "leaderboard": leaderboard_table,
     "scenes": scenes_table,
     "patches": patches_table,
     "eth": eth_table,

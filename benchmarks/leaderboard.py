@@ -1,0 +1,100 @@
+"""Every feature on every benchmark that the measuring data allow: one table, by one command (`make benchmarks`).
+
+    python benchmarks/leaderboard.py [rootsift dog+hynet scfeat ...] [--data ../shared/data] [--resize-max 1600]
+
+`featkit eval all` on the Oxford sequences, the ETH scenes, castle-P19 (localization), relative poses on both, and the
+FPR95 of patches that `featkit data patches` cuts from castle-P19's own model; no weight was trained on any of them.
+Photographs are resized (Oxford's are smaller). Keypoints per second are of the ETH scenes: decoding, detection,
+description and writing. --work keeps what is done: a stopped run goes on, then without these speeds.
+Writes benchmarks/results/leaderboard.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from machine import measure, write_result
+
+HERE = Path(__file__).resolve().parent
+FEATURES = (
+    "rootsift",
+    *(f"dog+{name}" for name in ("hardnet", "hynet", "adasample", "doap", "doap-binary", "sdgmnet")),
+)
+MEASURED = ("oxford-affine", "eth", "posed")  # folders of --data
+PATCHES_OF = "posed/castle-P19"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("features", nargs="*", default=FEATURES, help="names in configs/")
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
+    parser.add_argument("--resize-max", type=int, default=1600, help="px of the longer side")
+    parser.add_argument("--only", help="benchmarks by name, comma-separated")
+    parser.add_argument("--work", type=Path, help="keeps features, maps and pages")
+    arguments = parser.parse_args()
+    started = time.perf_counter()
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            work = (arguments.work or Path(temporary)).resolve()
+            data = gathered(arguments.data, work)
+            fresh = not (work / "eval").exists()
+            found, memory_mb = run(arguments, data, work)
+    except RuntimeError as error:
+        sys.exit(str(error))
+    result = {
+        "features": list(arguments.features),
+        "resize_max": arguments.resize_max,
+        "standings": [*found["standings"], *(speeds(found) if fresh else [])],
+        "failed": found["failed"],
+        "weights_sha256": {method["name"]: method["weights_sha256"] for method in found["methods"]},
+        "seconds": round(time.perf_counter() - started, 1),
+        "peak_memory_mb": memory_mb,
+    }
+    print(write_result("leaderboard", result))
+
+
+def gathered(data: Path, work: Path) -> Path:
+    """A folder with the measuring data, and with patches cut from one of its scenes."""
+    folder = work / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in MEASURED:
+        link = folder / name
+        if not link.exists():
+            link.symlink_to((data / name).resolve(), target_is_directory=True)
+    patches = folder / "patches" / Path(PATCHES_OF).name
+    if not patches.exists():
+        command = [sys.executable, "-m", "featkit", "data", "patches", str(data / PATCHES_OF), "--out", str(patches)]
+        measure([*command, "--quiet"])
+    return folder
+
+
+def run(arguments: argparse.Namespace, data: Path, work: Path) -> tuple[dict[str, Any], float]:
+    """What `featkit eval all` prints, and its memory in MB."""
+    command = [sys.executable, "-m", "featkit", "eval", "all", "--data", str(data), "--out", str(work / "eval")]
+    command += ["--features", ",".join(arguments.features), "--resize-max", str(arguments.resize_max)]
+    command += ["--only", arguments.only] if arguments.only else []
+    finished = measure([*command, "--json", "--quiet"])
+    return json.loads(finished.stdout), finished.peak_memory_mb
+
+
+def speeds(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Keypoints per second on the ETH scenes, as standings."""
+    total: dict[str, tuple[float, float]] = {}
+    for row in found["benchmarks"].get("eth: eth", {}).get("rows", []):
+        keypoints, seconds = total.get(row["name"], (0.0, 0.0))
+        keypoints += row["keypoints_per_image"] * row["images"]
+        total[row["name"]] = keypoints, seconds + row["seconds"]["extract"]
+    return [
+        {"method": name, "measure": "keypoints/s", "value": keypoints / seconds, "better": "high"}
+        for name, (keypoints, seconds) in total.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()
