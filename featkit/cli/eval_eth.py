@@ -83,10 +83,10 @@ def eth(
         "published": pages.published_rows(data.scenes),
     }
     folder = out / "eth"
-    report = pages.write_eth_report(folder / "report.html", data, scores, config, described)
+    report = pages.eth_report(data, scores, config, described)
     poses = pages.pose_table(scores, config)
     tables = [pages.score_table(scores), *([poses] if poses else []), *pages.beside_tables(data.scenes, scores)]
-    return eval_common.written(results, folder, report, tables)
+    return eval_common.finished(results, folder, report, tables, pages.eth_standings(scores))
 
 
 def _methods(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,8 +17,8 @@ from featkit.mapping.align import similarity_to_truth
 from featkit.mapping.dense import dense_is_possible
 from featkit.mapping.model import Model, read_model
 from featkit.report.content import Cell, Configuration, Curve, Curves, Headline, Item, Report, Scene3D, Section, Table
-from featkit.report.page import write_report
 from featkit.report.reconstruction import match_pictures, moved_scene, posed_camera
+from featkit.report.standings import Standing
 
 HEADS = {
     "registered": "registered",
@@ -114,10 +113,25 @@ def published_rows(scenes: Sequence[EthScene]) -> list[dict[str, Any]]:
     ]
 
 
-def write_eth_report(
-    path: Path, data: SceneSet, scores: Sequence[SceneScore], config: EthConfig, described: dict[str, Any]
-) -> Path:
-    """Write the page. described: title -> plain values. Raises NotWritableError."""
+def eth_standings(scores: Sequence[SceneScore]) -> list[Standing]:
+    """Points, track length, reprojection error and, where the truth is known, centre error of each scene."""
+    measured: tuple[tuple[str, str, Literal["high", "low"]], ...] = (
+        ("points", "points", "high"),
+        ("track_length", "track", "high"),
+        ("reprojection_px", "reproj., px", "low"),
+        ("centre_error_mm_mean", "centre, mm", "low"),
+    )
+    found = []
+    for score in scores:
+        values = score.as_json()
+        for key, label, better in measured:
+            if key != "centre_error_mm_mean" or score.scene.truth is not None:
+                found.append(Standing(score.name, f"{score.scene.name} {label}", values[key], better))
+    return found
+
+
+def eth_report(data: SceneSet, scores: Sequence[SceneScore], config: EthConfig, described: dict[str, Any]) -> Report:
+    """The page. described: title -> plain values."""
     poses = pose_table(scores, config)
     missing = ", ".join(f"{scene.name} ({scene.source})" for scene in data.missing)
     sections = [Section("Scores", items=[score_table(scores)])]
@@ -130,13 +144,12 @@ def write_eth_report(
     sections.append(
         Section("Configuration", f"Scenes that are not here: {missing}." if missing else "", configurations)
     )
-    report = Report(
+    return Report(
         title="ETH local-feature benchmark",
         subtitle=f"{data.root.name}: {', '.join(scene.name for scene in data.scenes)}",
         headlines=_headlines(data, scores),
         sections=sections,
     )
-    return write_report(report, path)
 
 
 def _published_section(scenes: Sequence[EthScene], scores: Sequence[SceneScore]) -> Section:
