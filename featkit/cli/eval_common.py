@@ -81,22 +81,15 @@ def made_by(benchmark: str) -> dict[str, Any]:
     return {"benchmark": benchmark, "featkit_version": __version__}
 
 
-def written(results: dict[str, Any], folder: Path, report: Path, tables: list[Table]) -> Outcome:
-    """Write FOLDER/results.json; what the verb ends with. Raises NotWritableError."""
-    import json
-
-    from featkit.store.text import write_text
-
-    path = write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
-    return Outcome(results, [f"{path}: all numbers", f"{report}: curves and pictures"], tables)
-
-
 def finished(
     results: dict[str, Any], folder: Path, page: Report, tables: list[Table], standings: list[Standing]
 ) -> Outcome:
     """Write FOLDER/results.json and FOLDER/report.html; what the verb ends with. Raises NotWritableError."""
-    from featkit.report.page import write_report
+    import json
 
-    outcome = written(results, folder, write_report(page, folder / "report.html"), tables)
-    outcome.page, outcome.standings = page, standings
-    return outcome
+    from featkit.report.page import write_report
+    from featkit.store.text import write_text
+
+    numbers = write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    report = write_report(page, folder / "report.html")
+    return Outcome(results, [f"{numbers}: all numbers", f"{report}: curves and pictures"], tables, page, standings)

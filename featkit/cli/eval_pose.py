@@ -15,9 +15,9 @@ from featkit.cli.eval_common import (
     FeatureNames,
     OutFolder,
     Weights,
+    finished,
     made_by,
     methods_of,
-    written,
 )
 from featkit.errors import UsageError
 
@@ -98,10 +98,10 @@ def pose(
     }
     described = {"benchmark": config.result_fields(), "matcher": matched}
     described |= {score.name: score.method.described() for score in scores}
-    report = pages.write_pose_report(out / "pose" / "report.html", scenes, chosen, scores, config, described)
+    report = pages.pose_report(scenes, chosen, scores, config, described)
     by_scene = [pages.scene_table(scores, config)] if len(scenes) > 1 else []
     tables = [pages.pairs_table(scenes, chosen), pages.auc_table(scores, config), pages.error_table(scores), *by_scene]
-    return written(results, out / "pose", report, tables)
+    return finished(results, out / "pose", report, tables, pages.pose_standings(scores, config))
 
 
 def _predicted(

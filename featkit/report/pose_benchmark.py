@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from featkit.report.content import (
     Section,
     Table,
 )
-from featkit.report.page import write_report
+from featkit.report.standings import Standing
 from featkit.store.features import open_features
 from featkit.store.matches import open_matches
 
@@ -82,18 +81,28 @@ def pairs_table(scenes: Sequence[PosedScene], chosen: Mapping[str, ScenePairs]) 
     return Table("Pairs", ["scene", "true poses", "images", "pairs", "chosen by", "drawn"], rows)
 
 
-def write_pose_report(
-    path: Path,
+def pose_standings(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[Standing]:
+    """AUC in % up to the middle threshold over all pairs, by every estimator."""
+    middle = len(config.thresholds_deg) // 2
+    measure = f"pose AUC {config.thresholds_deg[middle]:g} deg"
+    return [
+        Standing(score.name, f"{measure}, {_title(name)}, %", 100 * one.auc[middle], "high")
+        for score in scores
+        for name, one in score.overall.estimators.items()
+    ]
+
+
+def pose_report(
     scenes: Sequence[PosedScene],
     chosen: Mapping[str, ScenePairs],
     scores: Sequence[PoseScore],
     config: RelativePoseConfig,
     described: dict[str, Any],
-) -> Path:
-    """Write the page. Raises NotWritableError."""
+) -> Report:
+    """The page. described: title -> plain values."""
     by_scene = [Section("Scenes", items=[scene_table(scores, config)])] if len(scenes) > 1 else []
     count = f"{len(scenes)} {'scene' if len(scenes) == 1 else 'scenes'}, {scores[0].overall.pairs} pairs"
-    report = Report(
+    return Report(
         title="Relative pose",
         subtitle=f"{', '.join(scene.name for scene in scenes)}: {count}",
         headlines=_headlines(scores, config),
@@ -106,7 +115,6 @@ def write_pose_report(
             Section("Configuration", items=[_configuration(title, values) for title, values in described.items()]),
         ],
     )
-    return write_report(report, path)
 
 
 def _columns(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[str]:
