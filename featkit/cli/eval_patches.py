@@ -81,6 +81,7 @@ def patches(
         Path | None, typer.Option(help="Write drawn tasks here, as the official files.", show_default="nowhere")
     ] = None,
     settings: options.Settings = None,
+    published: Published = False,
     out: ResultFile = None,
     *,
     run: RunOptions,
@@ -116,7 +117,7 @@ def patches(
     heads = ["method", "verification mAP", "verification AUC", "matching mAP", "retrieval mAP"]
     tables = [Table(f"HPatches, split {split}, %", heads, rows, f"tasks: {wanted.source}")]
     standings = _standings({str(row[0]): dict(zip(heads[1:], row[1:], strict=True)) for row in rows}, "high")
-    return _outcome(results, tables, out, standings)
+    return _outcome(results, tables + (_published("hpatches_patches") if published else []), out, standings)
 
 
 def rome(

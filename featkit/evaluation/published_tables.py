@@ -47,6 +47,6 @@ class Published(Config):
 
 
 def published(benchmark: str) -> Published:
-    """What is printed on a benchmark: "ubc", "rome", "hpatches_mma" or "eth"."""
+    """What is printed on a benchmark: "ubc", "rome", "hpatches_patches", "hpatches_mma" or "eth"."""
     path = FOLDER / f"{benchmark}.yaml"
     return make(Published, read_yaml(path), where=str(path))

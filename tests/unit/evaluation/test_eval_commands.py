@@ -104,6 +104,7 @@ def test_hpatches(tmp_path: Path) -> None:
     half = results(*common, "--tasks", made)
     assert half["tasks_from"] == f"retrieval from {made}, verification drawn from 4 sequences"
     assert half["scores"]["rootsift"]["retrieval"] == first["scores"]["rootsift"]["retrieval"]
+    assert "Hardpos" in run(*common, "--published").stdout
     refused(run(*common, "--tasks", tmp_path), 3, "no task file of split full")
     refused(run("eval", "patches", "--root", tmp_path / "x", "-q"), 3, "featkit data fetch hpatches")
     refused(run(*common, "--set", "pool_size=3"), 2, "did you mean 'pool_sizes'")
@@ -218,4 +219,6 @@ def test_published_numbers_have_the_means_that_are_printed_beside_them() -> None
     for row in rows:
         assert len(row.values) == 6
         assert sum(row.values) / 6 == pytest.approx(row.mean, abs=0.011)
-    assert all(len(row.values) == len(rome.columns) for table in rome.tables for row in table.rows)
+    tasks = published("hpatches_patches")
+    for known in (rome, tasks):
+        assert all(len(row.values) == len(known.columns) for table in known.tables for row in table.rows)
