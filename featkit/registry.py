@@ -43,6 +43,7 @@ TASKS: dict[str, Entry] = {
 }
 BENCHMARKS: dict[str, Entry] = {
     "eth": Entry("featkit.evaluation.eth_benchmark:EthBenchmark", "maps of the ETH local-feature benchmark's scenes"),
+    "aachen": Entry("featkit.evaluation.aachen_benchmark:AachenBenchmark", "poses of Aachen Day-Night's queries"),
 }
 KINDS = {"extractor": EXTRACTORS, "matcher": MATCHERS, "pairing": PAIRINGS, "task": TASKS, "benchmark": BENCHMARKS}
 

@@ -10,7 +10,7 @@ import typer
 from featkit.cli import options
 from featkit.cli.common import Outcome, RunOptions, verb
 
-HELP = """Download a benchmark: phototour, hpatches, hpatches-sequences or rome.
+HELP = """Download a benchmark: phototour, hpatches, hpatches-sequences, rome or aachen.
 
 Example: `featkit data fetch phototour --out data/phototour --only liberty`
 

@@ -1,13 +1,16 @@
-"""`featkit localize`: a map + photographs -> their poses."""
+"""`featkit localize`: a map + photographs -> their poses. `featkit localize aachen`: those of a benchmark."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from types import ModuleType
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from featkit.cli import options
+from featkit.cli import localize_aachen, options
 from featkit.cli.common import Outcome, RunOptions, verb
 
 HELP = """Find the poses of new photographs in a map.
@@ -15,7 +18,34 @@ HELP = """Find the poses of new photographs in a map.
 Example: `featkit localize scene/ --queries new_photographs/`
 
 Writes poses.txt (`name qw qx qy qz tx ty tz`, world to camera; only queries that were localized) and poses.json
-(inliers, uncertainty, and the reason of every failure)."""
+(inliers, uncertainty, and the reason of every failure).
+
+Benchmarks by name, with options of their own: `featkit localize aachen --help` (a map in a folder of that name is
+./aachen)."""
+BENCHMARKS: dict[str, ModuleType] = {"aachen": localize_aachen}
+
+
+class LocalizeCommand(TyperCommand):
+    """`localize MAP ...`; where the first word is the name of a benchmark, that one's command takes the rest."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        benchmark = BENCHMARKS.get(args[0]) if args else None
+        if benchmark is None:
+            return super().make_context(info_name, args, parent, **extra)
+        command = typer.main.get_command(_app(benchmark.command, benchmark.HELP))
+        return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+
+
+def _app(command: Callable[..., None], text: str) -> typer.Typer:
+    """A benchmark's command by itself."""
+    app = typer.Typer(
+        rich_markup_mode="markdown",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.command(help=text, no_args_is_help=True)(command)
+    return app
 
 
 @verb

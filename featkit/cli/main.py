@@ -19,7 +19,8 @@ app = typer.Typer(
 )
 for module in (reconstruct, localize, extract, pairs, match, info, demo):
     name = module.__name__.rpartition(".")[2]
-    app.command(name, help=module.HELP, no_args_is_help=module is not demo)(module.command)
+    kind = localize.LocalizeCommand if module is localize else None
+    app.command(name, cls=kind, help=module.HELP, no_args_is_help=module is not demo)(module.command)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(inspect.app, name="inspect")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,15 @@ def localization_report(
     output: Path,
     truth: dict[str, Pose] | None = None,
     truth_from_map: Float[np.ndarray, "3 4"] | None = None,
+    title: str | None = None,
+    first: Sequence[Item] = (),
 ) -> Path:
     """Write report.html of a localization and return it.
 
     truth: true poses, drawn beside the estimated ones. truth_from_map: similarity that everything is drawn after.
+    title: instead of the queries' folder. first: items above the recall.
     """
-    tables: list[Item] = [recall_table(metrics)] if "recall" in metrics else []
+    tables: list[Item] = [*first, *([recall_table(metrics)] if "recall" in metrics else [])]
     sections = [
         Section("3D", items=[_scene(read_model(found.model), results, truth, truth_from_map)]),
         Section("Result", items=[*tables, seconds_table(metrics)]),
@@ -48,7 +52,7 @@ def localization_report(
             Headline(f"Within {threshold}", f"{100 * share:.1f}", "%") for threshold, share in metrics["recall"].items()
         ]
     report = Report(
-        f"{queries.resolve().name} in the map",
+        title or f"{queries.resolve().name} in the map",
         f"Localized by featkit {metrics['featkit_version']}",
         headlines,
         sections,

@@ -408,7 +408,7 @@ def test_another_address_can_be_given(tmp_path: Path) -> None:
 
 
 def test_the_catalogue_is_whole() -> None:
-    assert set(data_sets()) == {"phototour", "hpatches", "hpatches-sequences", "rome"}
+    assert set(data_sets()) == {"phototour", "hpatches", "hpatches-sequences", "rome", "aachen"}
     assert [file.folder for file in data_set("phototour").files] == ["liberty", "notredame", "yosemite"]
     for wanted in data_sets().values():
         for file in wanted.files:

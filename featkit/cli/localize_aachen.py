@@ -1,0 +1,148 @@
+"""`featkit localize aachen`: poses of Aachen Day-Night's queries, from any features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featkit.cli import eval_common, options
+from featkit.cli.common import Outcome, RunOptions, verb
+from featkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from featkit.data.aachen import AachenFiles
+    from featkit.evaluation.aachen_benchmark import AachenBenchmark, BothSides
+
+HELP = """Aachen Day-Night, v1.1 or v1.0: its reference model triangulated with any features, and its queries' poses.
+
+Example: `featkit localize aachen --root data/aachen --features scfeat --setting aachen-scfeat`
+
+The root is what `featkit data fetch aachen` leaves, or the published folders. --queries night: the local-feature
+challenge, whose list of pairs is matched when it is there; day-night: all queries, with hloc's lists. Without a list,
+images of the map are matched by shared points and queries by retrieval. Settings: aachen, aachen-scfeat (SCFeat, Tables
+IV and V), aachen-scfeat-n1-e100, -n3-e030, -n3-e050, -n5n3-e050 (the other rows of Table V), aachen-posfeat. Writes the
+submission for visuallocalization.net; --check FILE only says whether a submission is a valid one."""
+
+
+@verb
+def command(
+    root: Annotated[Path | None, typer.Option(help="Folder of the data set (required).", show_default=False)] = None,
+    version: Annotated[str, typer.Option(help="Of the data set: 1.1 or 1.0.")] = "1.1",
+    queries: Annotated[str, typer.Option(help="night or day-night.")] = "night",
+    features: eval_common.FeatureNames = "rootsift",
+    weights: eval_common.Weights = None,
+    setting: Annotated[str, typer.Option(help="Setting by name, or a yaml file.")] = "aachen",
+    db_pairs: Annotated[
+        Path | None, typer.Option(help="Pairs of images of the map.", show_default="the published list")
+    ] = None,
+    query_pairs: Annotated[
+        Path | None, typer.Option(help="Pairs: query, image of the map.", show_default="the published list")
+    ] = None,
+    max_keypoints: options.MaxKeypoints = None,
+    resize_max: options.ResizeMax = None,
+    workers: options.Workers = 0,
+    skip_broken: options.SkipBroken = False,
+    truth: Annotated[Path | None, typer.Option(help="True poses of the queries: prints the recall.")] = None,
+    check: Annotated[Path | None, typer.Option(help="Only check this submission.", show_default="none")] = None,
+    settings: eval_common.BenchmarkSettings = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of features and results.", show_default="ROOT/featkit")
+    ] = None,
+    overwrite: options.Overwrite = False,
+    *,
+    run: RunOptions,
+) -> Outcome:
+    from featkit.data.aachen import find_aachen
+    from featkit.data.aachen_pairs import published_lists
+    from featkit.resources import load_pipeline
+
+    if root is None:
+        raise UsageError("--root: the folder of Aachen Day-Night (a map in a folder named aachen is ./aachen)")
+    if check is not None:
+        return _check(root, version, check)
+    benchmark = _benchmark(setting, settings or [], run)
+    job = {"decode": {"resize_max": resize_max}, "workers": workers, "skip_broken": skip_broken}
+    methods = _features(benchmark, features, weights, options.given(max_keypoints=max_keypoints), job)
+    files = find_aachen(root, version, queries)
+    lists = published_lists(files, queries, db_pairs, query_pairs)
+    folder = out or root / "featkit"
+    done = [
+        load_pipeline("aachen").run(
+            benchmark, files, queries, method, folder, lists=lists, truth=truth, overwrite=overwrite
+        )
+        for method in methods
+    ]
+    return _finished(done, files, queries, setting, benchmark, folder / f"{version}-{queries}")
+
+
+def _benchmark(setting: str, settings: list[str], run: RunOptions) -> AachenBenchmark:
+    from featkit.config import merge, overrides
+    from featkit.evaluation.aachen_benchmark import AachenBenchmark, AachenConfig
+    from featkit.registry import configured
+
+    seeds: dict[str, Any] = {
+        "map": {"verify": {"seed": run.seed}, "seed": run.seed},
+        "localize": {"pose": {"seed": run.seed}},
+        "seed": run.seed,
+    }
+    config = configured("benchmark", setting, merge(seeds, overrides(settings)))[1]
+    if not isinstance(config, AachenConfig):
+        raise UsageError(f"--setting {setting}: is of another benchmark; those of this one begin with aachen")
+    return AachenBenchmark(config, run.device)
+
+
+def _features(
+    benchmark: AachenBenchmark, features: str, weights: str | None, changes: dict[str, Any], job: dict[str, Any]
+) -> list[BothSides]:
+    names = eval_common.method_names(features)
+    if weights is None:
+        return [benchmark.features(name, changes=changes, **job) for name in names]
+    if len(names) > 1:
+        raise UsageError(f"--weights goes with one --features, not with {len(names)}")
+    label = f"{names[0]} ({Path(weights).stem})"
+    return [benchmark.features(names[0], label, {**changes, "weights": weights}, **job)]
+
+
+def _check(root: Path, version: str, path: Path) -> Outcome:
+    """Whether a submission names queries only, each once, with poses that are poses."""
+    from featkit.data.aachen import query_names
+    from featkit.localization.submission import check_submission, file_name
+
+    conditions = query_names(root, version)
+    checked = check_submission(path, [name for names in conditions.values() for name in names])
+    checked.raise_problems()
+    counts = {
+        condition: {"queries": len(names), "localized": sum(file_name(name) in checked.poses for name in names)}
+        for condition, names in conditions.items()
+    }
+    shares = ", ".join(f"{c['localized']} of {c['queries']} of the {name}" for name, c in counts.items())
+    return Outcome({"valid": True, "conditions": counts}, [f"{path}: a valid submission; poses of {shares}"])
+
+
+def _finished(
+    done: list[Any], files: AachenFiles, queries: str, setting: str, benchmark: AachenBenchmark, folder: Path
+) -> Outcome:
+    from featkit.report import aachen as pages
+
+    measured = {result.name: result.metrics for result in done}
+    links = {result.name: f"{result.output.name}/{result.report.name}" for result in done}
+    whole = pages.is_whole(measured, files.version)
+    tables = [pages.method_table(measured, links), pages.beside_table(measured, files.version, whole)]
+    described = {setting: benchmark.config.result_fields()}
+    described |= {result.name: result.metrics["features"] for result in done}
+    results = {
+        **eval_common.made_by("aachen"),
+        "version": files.version,
+        "queries": queries,
+        "setting": setting,
+        "config": benchmark.config.result_fields(),
+        "rows": [{"name": result.name, "submission": str(result.submission), **result.metrics} for result in done],
+        "published": pages.published_rows(),
+    }
+    title = f"Aachen Day-Night v{files.version}, {queries}"
+    report = pages.aachen_report(title, measured, links, tables[-1], described)
+    outcome = eval_common.finished(results, folder, report, tables, pages.aachen_standings(measured))
+    outcome.lines = [*(f"{result.submission}: to upload; {result.report}" for result in done), *outcome.lines]
+    return outcome

@@ -1,0 +1,175 @@
+"""Aachen Day-Night, step by step: the reference model triangulated with any features, and the queries' poses in it.
+
+`featkit localize aachen` runs this, for v1.0 and v1.1, for the night's queries of the local-feature challenge (its
+pairs are matched) and for hloc's setting (day and night). Copy it, change what you like, and run it:
+`python aachen.py data/aachen`.
+
+    OUT/predictions/database, query/NAME-FINGERPRINT/features.h5, MATCHER-.../matches.h5    shared by all settings
+    OUT/VERSION-QUERIES/NAME-FINGERPRINT/        pairs, database.db, sparse/, poses.txt, the submission, report.html
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featkit import log
+from featkit.data.aachen import AachenFiles, find_aachen, place_images, read_queries
+from featkit.data.aachen_pairs import PairLists, database_pairs, published_lists, query_pairs
+from featkit.errors import BadInputError
+from featkit.evaluation.aachen_benchmark import (
+    AachenBenchmark,
+    AachenConfig,
+    BothSides,
+    covisible_list,
+    read_aachen_reference,
+    read_truth,
+    score_conditions,
+)
+from featkit.evaluation.localization import LocalizationScore, score_localization
+from featkit.evaluation.predictions import predict
+from featkit.localization import localize
+from featkit.localization.localize import QueryResult
+from featkit.localization.query_pairs import given_pairs, pair_queries
+from featkit.localization.submission import by_file_name, check_submission, submission_name, write_submission
+from featkit.log import timed
+from featkit.mapping import reconstruct
+from featkit.mapping.scene import MapFiles
+from featkit.mapping.verified_database import build_database
+from featkit.matching import match
+from featkit.report.aachen import aachen_metrics, condition_table
+from featkit.report.localization import localization_report
+from featkit.store.pairs import write_pairs
+from featkit.store.stamp import digest
+from featkit.store.text import write_text
+from featkit.types import Pose
+
+
+@dataclass(frozen=True)
+class AachenResult:
+    """One method's poses. scores: by condition ("day", "night"), where the truth is known."""
+
+    name: str
+    output: Path
+    submission: Path
+    report: Path
+    results: list[QueryResult]
+    scores: dict[str, LocalizationScore]
+    metrics: dict[str, Any]
+
+
+def run(
+    benchmark: AachenBenchmark,
+    files: AachenFiles,
+    queries: str,
+    features: BothSides,
+    output: Path,
+    *,
+    lists: PairLists | None = None,
+    truth: Path | None = None,
+    overwrite: bool = False,
+) -> AachenResult:
+    """Localize the queries of a choice ("night", "day-night"). Every step is skipped when it is done and whole.
+
+    lists: pairs to match; by default the published ones that are there. truth: poses.txt in the reference model's frame
+    (the names with or without folders). Raises featkit's errors.
+    """
+    config, rule, device = benchmark.config, benchmark.rule, benchmark.device
+    lists = lists or published_lists(files, queries)
+    reference = read_aachen_reference(files)
+    conditions = read_queries(files)
+    cameras = {name: camera for known in conditions.values() for name, camera in known.items()}
+    mapped, names = list(reference.poses), list(cameras)
+    by_file_name(names)  # a submission that cannot be written is better found before the work than after
+    true_poses = None if truth is None else _truth(truth, names)
+    images = place_images(files, [*mapped, *names], output / f"images-{files.version}")
+    listed = None if lists.database is None else database_pairs(lists.database, set(mapped))
+    asked = None if lists.queries is None else query_pairs(lists.queries, set(names), set(mapped))
+    place = output / f"{files.version}-{queries}" / f"{features.database.file_name}-{_fingerprint(config, features)}"
+    seconds: dict[str, float] = {}
+
+    with timed("extract database", seconds):
+        database_features = predict(
+            features.database, images, mapped, output / "predictions" / "database", overwrite=overwrite
+        ).features
+    with timed("extract queries", seconds):
+        query_features = predict(
+            features.query, images, names, output / "predictions" / "query", overwrite=overwrite
+        ).features
+    with timed("pair database", seconds):
+        pairs = (
+            covisible_list(files, config.covisible, output / f"pairs-db-covisible-{files.version}.txt")
+            if listed is None
+            else write_pairs(place / "pairs-db.txt", listed)
+        )
+    with timed("match database", seconds):
+        matched = database_features.parent / f"matches-{rule.config.fingerprint()}" / "matches.h5"
+        matches = match.run(rule.matcher, rule.config, database_features, pairs, matched, overwrite=overwrite)
+    with timed("verify", seconds):
+        database = build_database(
+            reconstruct.database_config(config.map), images, database_features, pairs, matches,
+            place / "database.db", names=mapped, reference=reference, overwrite=overwrite,
+        )  # fmt: skip
+    with timed("triangulate", seconds):
+        sparse = reconstruct.build_map(
+            config.map, images, database, place / "sparse", reference=reference, overwrite=overwrite
+        )
+    found = MapFiles(place, sparse / "0", database_features)
+    with timed("pair queries", seconds):
+        listing = None if asked is None else write_pairs(place / "pairs-query-listed.txt", asked)
+        query_list = given_pairs(listing, query_features, place / "pairs-query.txt") if listing else pair_queries(
+            query_features, names, found, config.retrieval, config.localize.num_retrieved,
+            place / "pairs-query-retrieved.txt", config.seed, device,
+        )  # fmt: skip
+    with timed("match queries", seconds):
+        by_both = digest(rule.config.fingerprint(), features.database.fingerprint)
+        query_matches = None if query_list is None else match.run(
+            rule.matcher, rule.config, database_features, query_list,
+            query_features.parent / f"matches-{by_both}" / "matches.h5",
+            query_features=query_features, overwrite=overwrite,
+        )  # fmt: skip
+    with timed("localize", seconds):
+        results = localize.run(
+            config.localize, found.model, database_features, images, query_features, query_list, query_matches, place,
+            names=names, intrinsics=cameras,
+        )  # fmt: skip
+    poses = {result.name: result.pose for result in results if result.pose is not None}
+    submission = write_submission(place / submission_name(files.version, features.database.file_name), poses)
+    check_submission(submission, names).raise_problems()
+    by_condition = {condition: list(known) for condition, known in conditions.items()}
+    scores = {} if true_poses is None else score_conditions(poses, true_poses, by_condition)
+    score = None if true_poses is None else score_localization(poses, true_poses, names)
+    with timed("report", seconds):
+        metrics = aachen_metrics(found.model, database, results, by_condition, scores, score, seconds)
+        metrics["pairs"] = {
+            "database": str(lists.database or "covisible"),
+            "queries": str(lists.queries or "retrieved"),
+        }
+        report = localization_report(
+            config, metrics, results, found, images, place / "report.html", true_poses,
+            title=f"Aachen v{files.version}, {queries}: {features.name}", first=[condition_table(metrics)],
+        )  # fmt: skip
+    metrics["config"], metrics["features"] = config.result_fields(), features.described()
+    write_text(place / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    return AachenResult(features.name, place, submission, report, results, scores, metrics)
+
+
+def _fingerprint(config: AachenConfig, features: BothSides) -> str:
+    return digest(config.fingerprint(), features.fingerprint)
+
+
+def _truth(path: Path, names: list[str]) -> dict[str, Pose]:
+    poses = read_truth(path, names)
+    if not poses:
+        raise BadInputError(f"{path}: names none of the {len(names)} queries")
+    return poses
+
+
+if __name__ == "__main__":  # worker processes import this file: only the main one may run it
+    log.setup()
+    data = find_aachen(Path(sys.argv[1]), "1.1", "night")
+    setting = AachenBenchmark(AachenConfig())
+    print(run(setting, data, "night", setting.features("rootsift"), data.root / "featkit").submission)
