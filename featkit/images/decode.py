@@ -98,6 +98,23 @@ def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedIma
     return _resized(DecodedImage(pixels, stored_size, back), config.resize_max)
 
 
+def from_pixels(pixels: UInt8[np.ndarray, "h w *c"], config: DecodeConfig, colour: bool = False) -> DecodedImage:
+    """A photograph in memory, grey or RGB and upright, as `decode` gives one from a file. Raises BadInputError.
+
+    Grey values of colours are OpenCV's weights; a JPEG decoder has its own, which differ by rounding.
+    """
+    grey = pixels.ndim == 2
+    if pixels.dtype != np.uint8 or pixels.size == 0 or not (grey or pixels.shape[2:] == (3,)):
+        raise BadInputError(f"an image of shape {pixels.shape}, {pixels.dtype}: uint8 (h, w) or (h, w, 3) is needed")
+    size = (pixels.shape[1], pixels.shape[0])
+    _refuse_large(Path("image"), size, config)
+    if grey and colour:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    elif not (grey or colour):
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    return _resized(DecodedImage(np.ascontiguousarray(pixels), size, stored_from_upright(size, 1)), config.resize_max)
+
+
 def stored_size(path: Path) -> tuple[int, int]:
     """Width and height of the file in pixels, from its header alone. Raises BadInputError."""
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from featkit import __version__
 from featkit.config import Config
@@ -21,7 +22,7 @@ from featkit.errors import NothingCameOutError
 from featkit.geometry.pixels import to_colmap
 from featkit.geometry.poses import camera_centre
 from featkit.localization.absolute_pose import PoseConfig, PoseEstimate, estimate_pose
-from featkit.localization.map_points import MapPoints
+from featkit.localization.map_points import MapPoints, MatchSource
 from featkit.localization.queries import QueryCamera, query_camera
 from featkit.log import progress
 from featkit.mapping.cameras import CameraConfig, to_intrinsics
@@ -119,7 +120,19 @@ def _localize_one(
         reason = "the image cannot be read" if (images / name).is_file() else "there is no such image"
         return QueryResult(name, reason, 0, 0, 0, None, "")
     query = query_camera(name, images, config.camera, intrinsics, points.model)
-    keypoints = queries.keypoints(name)
+    return localize_query(config.pose, name, query, queries.keypoints(name), partners, matches, points)
+
+
+def localize_query(
+    config: PoseConfig,
+    name: str,
+    query: QueryCamera,
+    keypoints: Float[np.ndarray, "n 2"],
+    partners: list[str],
+    matches: MatchSource | None,
+    points: MapPoints,
+) -> QueryResult:
+    """One query, from its matches with `partners`, images of the map. keypoints: in the pixels of its file."""
     facts: dict[str, Any] = {
         "name": name,
         "keypoints": len(keypoints),
@@ -132,7 +145,7 @@ def _localize_one(
     if not partners or matches is None:
         return QueryResult(reason="no map image was retrieved for it", matches_3d=0, **facts)
     index, ids = points.correspondences(name, keypoints, partners, matches)
-    return _estimate(config.pose, points, query, keypoints, index, ids, facts)
+    return _estimate(config, points, query, keypoints, index, ids, facts)
 
 
 def _estimate(

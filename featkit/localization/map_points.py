@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import pycolmap
@@ -12,11 +13,16 @@ from featkit.errors import BadInputError
 from featkit.geometry.pixels import to_colmap
 from featkit.mapping.statistics import point_ids
 from featkit.store.features import FeatureStore
-from featkit.store.matches import MatchStore
-from featkit.types import Pair
+from featkit.types import Matches, Pair
 
 CACHED_IMAGES = 512
 MAX_KEYPOINT_SHIFT_PX = 0.1
+
+
+class MatchSource(Protocol):
+    """Where matches of pairs come from: a MatchStore, or memory."""
+
+    def read(self, pair: Pair) -> Matches: ...
 
 
 class MapPoints:
@@ -50,7 +56,7 @@ class MapPoints:
                 raise BadInputError(f"{features.path}: {name!r} has other keypoints than the map; see --features")
 
     def correspondences(
-        self, query: str, keypoints: Float[np.ndarray, "n 2"], partners: list[str], matches: MatchStore
+        self, query: str, keypoints: Float[np.ndarray, "n 2"], partners: list[str], matches: MatchSource
     ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
         """2D-3D matches of a query through its matches with map images: keypoint index and point id, each pair once."""
         found = [np.zeros((0, 2), np.int64)]

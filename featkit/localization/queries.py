@@ -38,7 +38,30 @@ def query_camera(
         return QueryCamera(_of_size(name, to_camera(listed[name]), images / name), "list")
     if config.params is not None:
         return QueryCamera(infer_camera(images / name, config), "params")
-    camera = infer_camera(images / name, config)
+    return _of_map(infer_camera(images / name, config), model)
+
+
+def camera_of_pixels(
+    name: str,
+    size: tuple[int, int],
+    config: CameraConfig,
+    intrinsics: Intrinsics | None,
+    model: pycolmap.Reconstruction,
+) -> QueryCamera:
+    """Camera of a photograph in memory: as `query_camera`, without a file there is no EXIF. size: width, height, px.
+
+    Raises BadInputError for intrinsics of another size.
+    """
+    if intrinsics is not None:
+        return QueryCamera(_checked(name, to_camera(intrinsics), size), "list")
+    if config.params is not None:
+        return QueryCamera(to_camera(Intrinsics(config.model, *size, config.params)), "params")
+    focal = config.default_focal_factor * max(size)
+    return _of_map(pycolmap.Camera.create_from_model_name(1, config.model, focal, *size), model)
+
+
+def _of_map(camera: pycolmap.Camera, model: pycolmap.Reconstruction) -> QueryCamera:
+    """The one camera of the map when it has that size, else the one that was inferred."""
     same = [c for c in model.cameras.values() if (c.width, c.height) == (camera.width, camera.height)]
     if len(model.cameras) == 1 and same:  # refined by the map, so better than EXIF
         return QueryCamera(same[0], "map")
@@ -46,7 +69,10 @@ def query_camera(
 
 
 def _of_size(name: str, camera: pycolmap.Camera, path: Path) -> pycolmap.Camera:
-    size = stored_size(path)
+    return _checked(name, camera, stored_size(path))
+
+
+def _checked(name: str, camera: pycolmap.Camera, size: tuple[int, int]) -> pycolmap.Camera:
     if size != (camera.width, camera.height):
         raise BadInputError(
             f"{name!r} is {size[0]} x {size[1]}, its intrinsics are for {camera.width} x {camera.height}; correct them"

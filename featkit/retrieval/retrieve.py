@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int16, Int64
+from jaxtyping import Float32, Int16, Int64
 
 from featkit.errors import BadInputError, NotWritableError
 from featkit.log import LOGGER, progress
@@ -169,6 +169,21 @@ def image_vectors(
         ) from None
 
 
+def image_vector(
+    rows: Float32[np.ndarray, "n d"], codebook: Codebook, config: VladConfig, device: str, image: str
+) -> Int16[np.ndarray, " kp"]:
+    """The vector that images are compared by, all zeros without descriptors. rows: of `unit_descriptors`.
+
+    Raises BadInputError, which begins with `image`, for descriptors of another length than the database's.
+    """
+    if len(rows) and rows.shape[1] != len(codebook.basis):
+        raise BadInputError(
+            f"{image} has descriptors of length {rows.shape[1]}, the database {len(codebook.basis)};"
+            " extract all images with one method"
+        )
+    return to_fixed_point(vlad(rows, codebook, config, device=device)[None, :], DOT_NORM)[0]
+
+
 def _described(
     store: FeatureStore, names: Sequence[str], codebook: Codebook, config: VladConfig, device: str
 ) -> Iterator[tuple[str, Int16[np.ndarray, " d"]]]:
@@ -176,12 +191,7 @@ def _described(
     with progress("describe images", len(names), "images") as advance:
         for name in names:
             rows = unit_descriptors(store, name, config.descriptors_per_image)
-            if len(rows) and rows.shape[1] != len(codebook.basis):
-                raise BadInputError(
-                    f"{store.path}: {name!r} has descriptors of length {rows.shape[1]}, the database"
-                    f" {len(codebook.basis)}; extract all images with one method"
-                )
-            vector = to_fixed_point(vlad(rows, codebook, config, device=device)[None, :], DOT_NORM)[0]
+            vector = image_vector(rows, codebook, config, device, f"{store.path}: {name!r}")
             advance(1)
             if vector.any():
                 yield name, vector

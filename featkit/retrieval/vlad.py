@@ -22,6 +22,7 @@ from featkit.retrieval.backend import Backend
 from featkit.retrieval.fixed_point import DISTANCE_NORM, to_fixed_point
 from featkit.retrieval.kmeans import kmeans, nearest_centroid
 from featkit.store.features import FeatureStore
+from featkit.types import Features
 
 
 class VladConfig(Config):
@@ -110,11 +111,15 @@ def unit_descriptors(store: FeatureStore, name: str, limit: int) -> Float32[np.n
 
     Of equal scores the earlier keypoint counts as better. Raises BadInputError for NaN or infinite descriptors.
     """
-    features = store.read(name)
+    return unit_rows(store.read(name), limit, f"{store.path}: descriptors of {name!r}")
+
+
+def unit_rows(features: Features, limit: int, what: str = "descriptors") -> Float32[np.ndarray, "n d"]:
+    """`unit_descriptors` of features in memory. what: how an error begins."""
     packed = is_packed(features.descriptors)
     rows = unpack_signs(features.descriptors) if packed else np.asarray(features.descriptors, dtype=np.float32)
     if rows.ndim != 2 or not np.all(np.isfinite(rows)):
-        raise BadInputError(f"{store.path}: descriptors of {name!r} are not rows of finite numbers; extract again")
+        raise BadInputError(f"{what} are not rows of finite numbers; extract again")
     if len(rows) > limit:
         rows = rows[np.sort(np.argsort(-features.scores, kind="stable")[:limit])]
     rows = rows[np.any(rows != 0, axis=1)]

@@ -1,0 +1,208 @@
+"""A map that stays in memory, and answers one photograph after another: what `featkit localize` does, kept warm.
+
+from featkit import Localizer
+result = Localizer("scene/").localize("photograph.jpg")
+result.pose, result.reason
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from pydantic import Field
+
+from featkit.config import Config, Runtime
+from featkit.errors import UsageError
+from featkit.features.extract import ExtractJob, same_extraction
+from featkit.images.decode import DecodedImage, decode, from_pixels
+from featkit.localization.localize import LocalizeConfig, QueryResult, localize_query
+from featkit.localization.map_points import MapPoints
+from featkit.localization.queries import QueryCamera, camera_of_pixels, query_camera
+from featkit.mapping.cameras import check as check_camera
+from featkit.mapping.model import read_model
+from featkit.mapping.scene import find_map
+from featkit.matching import match
+from featkit.matching.packed_bits import is_packed
+from featkit.retrieval.retrieve import image_vector, image_vectors, needs_spill
+from featkit.retrieval.search import MIB, top_k
+from featkit.retrieval.vlad import VladConfig, train_codebook, unit_rows
+from featkit.store.features import FeatureStore, open_features
+from featkit.store.poses import Intrinsics, parse_intrinsics
+from featkit.types import Features, Matches, Pair
+
+Image = Path | str | UInt8[np.ndarray, "h w *c"]
+
+
+class LocalizerConfig(Config):
+    """What decides a pose, beside the map: the fields of the recipe behind `featkit localize`, with its defaults."""
+
+    retrieval: VladConfig = VladConfig()
+    matcher: str = "mutual"
+    matching: dict[str, Any] = Field(default_factory=dict)
+    """What differs from the matcher's configuration."""
+    localize: LocalizeConfig = LocalizeConfig()
+    seed: int = 0
+    cache_mb: Runtime[int] = Field(default=1024, ge=0)
+    """Features of map images that are kept in memory, MiB; 8,000 of 128 numbers are 4."""
+
+
+class Localizer:
+    """Poses of photographs in one map. Threads may share it: they extract side by side, and match one after another."""
+
+    def __init__(
+        self,
+        map_folder: Path | str,
+        config: LocalizerConfig | None = None,
+        *,
+        features: Path | str | None = None,
+        device: str = "auto",
+    ):
+        """Load the model, describe its images, and build the extractor that the map's features were made with.
+
+        map_folder: a scene, its featkit/ folder, or a sparse model beside its features. features: the map's features.h5
+        when it is elsewhere. Raises BadInputError and UsageError as `featkit localize` does.
+        """
+        self.config = config or LocalizerConfig()
+        check_camera(self.config.localize.camera)
+        found = find_map(Path(map_folder), None if features is None else Path(features))
+        self._device = device
+        self._job = ExtractJob.resolve(same_extraction(found.features, workers=1), device=device)
+        self._matcher, _ = match.resolve(self.config.matcher, self.config.matching, device)
+        self._turn = threading.Lock()
+        with ExitStack() as stack:
+            store = stack.enter_context(open_features(found.features))
+            self._points = MapPoints(read_model(found.model), store)
+            self._warm = WarmFeatures(store, self.config.cache_mb * MIB)
+            self._describe_map(store, stack)
+            self._open = stack.pop_all()
+
+    def _describe_map(self, store: FeatureStore, stack: ExitStack) -> None:
+        config, names = self.config.retrieval, self._points.names()
+        generator = np.random.default_rng(self.config.seed)
+        self._codebook = train_codebook(store, names, config, generator, device=self._device)
+        spill = needs_spill(
+            len(names) + 1, self._codebook.dims, self.config.localize.num_retrieved, config.memory_budget_mb
+        )
+        self._index = stack.enter_context(image_vectors(store, names, self._codebook, config, self._device, spill))
+        self._search_bytes = config.memory_budget_mb * MIB - (0 if spill else self._index.vectors.nbytes)
+
+    def localize(
+        self, image: Image, intrinsics: Intrinsics | str | None = None, *, name: str | None = None
+    ) -> QueryResult:
+        """The pose of one photograph, or the reason why there is none: what `featkit localize` finds for it.
+
+        image: a file, or uint8 pixels, upright, grey (h, w) or RGB (h, w, 3). intrinsics: its camera, also as
+        `MODEL width height params...`; None: the map's, EXIF's, or a guess that is refined with the pose. name: what
+        the result calls it. Raises BadInputError for an image that cannot be read or is not of its camera's size.
+        """
+        if isinstance(intrinsics, str):
+            intrinsics = parse_intrinsics(intrinsics, "intrinsics")
+        job = self._job
+        if isinstance(image, np.ndarray):
+            name = name or "image"
+            decoded = from_pixels(image, job.config.decode, job.extractor.colour)
+            camera = self._camera_of_pixels(name, decoded, intrinsics)
+        elif isinstance(image, str | Path):
+            path, name = Path(image), name or Path(image).name
+            decoded = decode(path, job.config.decode, job.extractor.colour)
+            camera = self._camera_of_file(path, intrinsics)
+        else:
+            raise UsageError(f"an image is a path or a numpy array, not a {type(image).__name__}")
+        features = decoded.features_in_file(job.extractor.extract(decoded.pixels))
+        with self._turn:  # torch's number of threads and the open file are shared
+            partners = self._retrieve(name, features)
+            found = self._match(name, features, partners)
+        pose = self.config.localize.pose
+        return localize_query(pose, name, camera, features.keypoints, partners, found, self._points)
+
+    def _camera_of_pixels(self, name: str, image: DecodedImage, intrinsics: Intrinsics | None) -> QueryCamera:
+        model, config = self._points.model, self.config.localize.camera
+        return camera_of_pixels(name, image.stored_size, config, intrinsics, model)
+
+    def _camera_of_file(self, path: Path, intrinsics: Intrinsics | None) -> QueryCamera:
+        listed = None if intrinsics is None else {path.name: intrinsics}
+        return query_camera(path.name, path.parent, self.config.localize.camera, listed, self._points.model)
+
+    def _retrieve(self, name: str, features: Features) -> list[str]:
+        """The most similar images of the map, best first; none for an image without keypoints."""
+        config = self.config.retrieval
+        rows = unit_rows(features, config.descriptors_per_image, f"{name!r}: descriptors")
+        vector = image_vector(rows, self._codebook, config, self._device, repr(name))
+        if not vector.any():
+            return []
+        best, _ = top_k(
+            vector[None],
+            self._index.vectors,
+            self.config.localize.num_retrieved,
+            available_bytes=self._search_bytes,
+            backend=config.backend,
+            device=self._device,
+        )
+        return [self._index.names[index] for index in best[0][best[0] >= 0].tolist()]
+
+    def _match(self, name: str, features: Features, partners: Sequence[str]) -> FoundMatches:
+        query = real_numbers(features)
+        found = self._matcher.match([(query, self._warm.read(partner)) for partner in partners])
+        return FoundMatches({Pair(name, partner): m for partner, m in zip(partners, found, strict=True)})
+
+    def close(self) -> None:
+        """Close the map's files; nothing can be localized after that."""
+        self._open.close()
+
+    def __enter__(self) -> Localizer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class FoundMatches:
+    """Matches in memory, read as from a matches.h5."""
+
+    by_pair: dict[Pair, Matches]
+
+    def read(self, pair: Pair) -> Matches:
+        return self.by_pair[pair]
+
+
+class WarmFeatures:
+    """Features of map images as the matcher wants them; those used last stay in memory. Not for several threads."""
+
+    def __init__(self, store: FeatureStore, budget_bytes: int):
+        self._store, self._left = store, budget_bytes
+        self._kept: OrderedDict[str, Features] = OrderedDict()
+
+    def read(self, name: str) -> Features:
+        """Raises BadInputError when they are missing or damaged."""
+        if name in self._kept:
+            self._kept.move_to_end(name)
+            return self._kept[name]
+        features = real_numbers(self._store.read(name))
+        self._kept[name] = features
+        self._left -= _bytes(features)
+        while self._left < 0 and self._kept:
+            self._left += _bytes(self._kept.popitem(last=False)[1])
+        return features
+
+
+def real_numbers(features: Features) -> Features:
+    """The same features with float32 descriptors, which is what a matcher makes of halves; packed bits stay."""
+    rows = features.descriptors
+    return features if is_packed(rows) else replace(features, descriptors=np.ascontiguousarray(rows, np.float32))
+
+
+def _bytes(features: Features) -> int:
+    arrays = (features.keypoints, features.descriptors, features.scores, features.scales, features.oris)
+    return sum(array.nbytes for array in arrays if array is not None)
