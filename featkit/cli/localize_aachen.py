@@ -78,18 +78,19 @@ def command(
 
 
 def _benchmark(setting: str, settings: list[str], run: RunOptions) -> AachenBenchmark:
-    from featkit.config import merge, overrides
+    from featkit.config import merge, named_config, overrides
     from featkit.evaluation.aachen_benchmark import AachenBenchmark, AachenConfig
     from featkit.registry import configured
 
+    if named_config(setting).get("benchmark") != "aachen":
+        raise UsageError(f"--setting {setting}: is of another benchmark; those of this one begin with aachen")
     seeds: dict[str, Any] = {
         "map": {"verify": {"seed": run.seed}, "seed": run.seed},
         "localize": {"pose": {"seed": run.seed}},
         "seed": run.seed,
     }
     config = configured("benchmark", setting, merge(seeds, overrides(settings)))[1]
-    if not isinstance(config, AachenConfig):
-        raise UsageError(f"--setting {setting}: is of another benchmark; those of this one begin with aachen")
+    assert isinstance(config, AachenConfig)
     return AachenBenchmark(config, run.device)
 
 

@@ -1,0 +1,225 @@
+"""`featkit localize aachen` as people run it, on a rendered scene in the benchmark's layout with exact truth."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import in_process
+import numpy as np
+import pytest
+from aachen_miniature import Miniature, World, rendered_world, write_miniature
+from in_process import refused
+from typer.testing import Result
+
+from featkit.data.aachen import find_aachen
+from featkit.data.rendered import RenderedConfig
+from featkit.evaluation.aachen_benchmark import read_aachen_reference, read_aachen_tracks
+from featkit.geometry.poses import camera_centre, rotation_matrix
+from featkit.mapping.covisibility import covisible_pairs
+from featkit.store.poses import write_poses
+
+pytestmark = pytest.mark.usefixtures("quiet_afterwards")
+CONFIG = RenderedConfig(width=400, height=300, num_map=6, num_queries=2, texel_m=0.012)  # that of `small_rendered`
+FAST = ("--workers", 1, "--max-keypoints", 1200, "--device", "cpu")
+FINE = "0.25 m, 2 deg"
+MODEL = "3D-models/aachen_v_1_1"
+
+
+def run(*arguments: object) -> Result:
+    return in_process.run("localize", "aachen", *arguments)
+
+
+@pytest.fixture(scope="module")
+def world(small_rendered: Any) -> World:
+    return rendered_world(small_rendered, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def made(world: World, tmp_path_factory: pytest.TempPathFactory) -> Miniature:
+    """v1.1, whole. Never written to."""
+    return write_miniature(tmp_path_factory.mktemp("aachen"), world)
+
+
+@pytest.fixture(scope="module")
+def truth(made: Miniature, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """True poses, names as the submission has them."""
+    poses = {name.rpartition("/")[2]: pose for name, pose in made.truth.items()}
+    return write_poses(tmp_path_factory.mktemp("truth") / "poses.txt", poses)
+
+
+@pytest.fixture(scope="module")
+def localized(made: Miniature, truth: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """hloc's setting. Never written to."""
+    out = tmp_path_factory.mktemp("out")
+    ran = run("--root", made.root, "--queries", "day-night", "--truth", truth, "--out", out, *FAST)
+    return out, ran
+
+
+def only(folder: Path, pattern: str) -> Path:
+    (found,) = folder.glob(pattern)
+    return found
+
+
+def test_day_and_night_are_found(made: Miniature, localized: tuple[Path, Result]) -> None:
+    out, ran = localized
+    assert ran.exit_code == 0, ran.output
+    for words in ("Localized queries", "SCFeat, Table IV", "74.3", "they do not compare", "to upload"):
+        assert words in ran.stdout
+    (row,) = json.loads((out / "1.1-day-night" / "results.json").read_text())["rows"]
+    assert row["name"] == "rootsift"
+    assert row["pairs"]["database"].endswith("aachen_v1.1/pairs-db-covis20.txt")
+    assert row["pairs"]["queries"].endswith("pairs-query-netvlad50.txt")
+    for condition in ("day", "night"):
+        counted = row["conditions"][condition]
+        assert (counted["queries"], counted["localized"], counted["judged"]) == (2, 2, 2)
+        assert counted["recall"] == {FINE: 1.0, "0.5 m, 5 deg": 1.0, "5 m, 10 deg": 1.0}
+        assert counted["median_m"] < 0.1
+    assert row["map"]["registered"] == 6
+    assert row["map"]["points"] > 150
+    assert row["map"]["reprojection_px"] < 1
+    place = only(out, "1.1-day-night/rootsift-*")
+    assert {"report.html", "metrics.json", "poses.txt", "poses.json", "sparse"} <= {p.name for p in place.iterdir()}
+    assert json.loads((place / "metrics.json").read_text())["conditions"] == row["conditions"]
+    page = (out / "1.1-day-night" / "report.html").read_text()
+    assert f"{place.name}/report.html" in page
+    assert "upload the submission" not in page  # the truth is known
+    assert "Day and night" in (place / "report.html").read_text()
+
+
+def test_the_map_stands_where_the_reference_does(made: Miniature, localized: tuple[Path, Result]) -> None:
+    """Poses are the reference's, and the given intrinsics stay as they are."""
+    from featkit.mapping.model import read_model
+    from featkit.mapping.verify import to_pose
+
+    model = read_model(only(localized[0], "1.1-day-night/rootsift-*/sparse/0"))
+    assert {image.name for image in model.images.values()} == made.poses.keys()
+    for image in model.images.values():
+        np.testing.assert_allclose(to_pose(image.cam_from_world()).tvec, made.poses[image.name].tvec, atol=1e-9)
+        assert model.cameras[image.camera_id].params.tolist() == [360.0, 200.0, 150.0, 0.0]
+
+
+def test_nvm_and_colmap_give_one_reference(made: Miniature) -> None:
+    files = find_aachen(made.root, "1.1", "night")
+    assert files.model is not None
+    first, second = read_aachen_reference(files), read_aachen_reference(replace(files, model=None))
+    assert first.poses.keys() == second.poses.keys() == made.poses.keys()
+    for name, pose in first.poses.items():
+        np.testing.assert_allclose(camera_centre(pose), camera_centre(second.poses[name]), atol=1e-9)
+        turned = rotation_matrix(pose.qvec) @ rotation_matrix(second.poses[name].qvec).T
+        np.testing.assert_allclose(turned, np.eye(3), atol=1e-9)
+        cameras = [r.cameras[r.camera_ids[name]] for r in (first, second)]  # type: ignore[index]
+        assert cameras[0].params.tolist() == cameras[1].params.tolist()
+    pairs = [covisible_pairs(read_aachen_tracks(f), 3) for f in (files, replace(files, model=None))]
+    by_name = [{pair.key() for pair in found} for found in pairs]
+    assert by_name[0] == by_name[1]
+    assert 6 <= len(by_name[0]) <= 15
+
+
+def test_the_submission_is_as_the_benchmark_wants_it(
+    made: Miniature, localized: tuple[Path, Result], tmp_path: Path
+) -> None:
+    submission = only(localized[0], "1.1-day-night/*/Aachen_v1_1_eval_*")
+    assert submission.name == "Aachen_v1_1_eval_[featkit-rootsift].txt"
+    lines = submission.read_text().splitlines()
+    assert {line.split()[0] for line in lines} == {name.rpartition("/")[2] for name in made.truth}
+    assert {len(line.split()) for line in lines} == {8}
+    checked = run("--root", made.root, "--check", submission)
+    assert checked.exit_code == 0, checked.output
+    assert "2 of 2 of the day, 2 of 2 of the night" in checked.stdout
+    damaged = tmp_path / "damaged.txt"
+    damaged.write_text("\n".join([*lines, lines[0], f"query/{lines[1]}"]))
+    refused(run("--root", made.root, "--check", damaged), 3, "line 5", "twice", "line 6", "has a folder")
+    damaged.write_text(lines[0].replace(lines[0].split()[1], "nan"))
+    refused(run("--root", made.root, "--check", damaged), 3, "line 1", "not finite")
+
+
+def test_a_second_run_does_nothing(made: Miniature, localized: tuple[Path, Result], tmp_path: Path) -> None:
+    """And another choice of queries takes features and matches as they are."""
+    out = Path(shutil.copytree(localized[0], tmp_path / "out"))
+    arguments = ("--root", made.root, "--out", out, *FAST)
+    again = run(*arguments, "--queries", "day-night")
+    assert again.exit_code == 0, again.output
+    for words in ("6 of 6 images are", "4 of 4 images are", "15 of 15 pairs are", "24 of 24 pairs are"):
+        assert words in again.stderr
+    for stage in ("database", "map"):
+        assert f"{stage}: done already" in again.stderr
+    before, after = (only(f, "1.1-day-night/*/poses.txt").read_text() for f in (localized[0], out))
+    assert before == after
+    night = run(*arguments)
+    assert night.exit_code == 0, night.output
+    for words in ("6 of 6 images are done", "2 of 2 images are done", "15 of 15 pairs are done", "12 of 12 pairs"):
+        assert words in night.stderr
+    assert "upload the submission" in night.stdout
+    (row,) = json.loads((out / "1.1-night" / "results.json").read_text())["rows"]
+    assert list(row["conditions"]) == ["night"]
+    assert row["conditions"]["night"]["localized"] == 2
+    assert row["pairs"]["database"] == row["pairs"]["queries"]
+    assert row["pairs"]["queries"].endswith("image_pairs_to_match_v1_1.txt")
+
+
+def test_without_lists_and_with_the_archives_side_by_side(
+    world: World, localized: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """v1.0 in NVM, as `data fetch` leaves it, v1.1's photographs in a folder of their own; pairs are made."""
+    made = write_miniature(tmp_path / "aachen", world, pairs=False)
+    more = made.root / "aachen_v1_1"
+    for name in ("sequences", "query/night/nexus5x_additional_night"):
+        target = more / "images_upright" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(made.images / name, target)
+    shutil.move(made.root / "3D-models", more)
+    for name in ("cameras", "images", "points3D"):
+        (more / MODEL / f"{name}.bin").unlink()
+    ran = run("--root", made.root, "--out", tmp_path / "out", "--set", "localize.num_retrieved=4", *FAST)
+    assert ran.exit_code == 0, ran.output
+    assert "challenge's list of pairs is not here" in ran.stderr
+    assert "photographs lie in 2 folders" in ran.stderr
+    (row,) = json.loads((tmp_path / "out" / "1.1-night" / "results.json").read_text())["rows"]
+    assert row["pairs"] == {"database": "covisible", "queries": "retrieved"}
+    assert row["conditions"]["night"] == {"queries": 2, "localized": 2}
+    assert row["map"]["registered"] == 6
+    again = run("--root", made.root, "--out", tmp_path / "out", "--set", "localize.num_retrieved=4", *FAST)
+    for words in ("covisible pairs: done already", "retrieve: done already", "map: done already"):
+        assert words in again.stderr
+
+
+def test_version_1_0_leaves_out_what_it_does_not_have(world: World, tmp_path: Path) -> None:
+    made = write_miniature(tmp_path / "aachen", world, version="1.0")
+    listed = made.root / "queries" / "night_time_queries_with_intrinsics.txt"
+    line = listed.read_text().splitlines()[0]
+    listed.write_text(f"{listed.read_text()}query/night/nexus5x_additional_night/x.jpg {line.split(maxsplit=1)[1]}\n")
+    ran = run("--root", made.root, "--version", "1.0", "--out", tmp_path / "out", *FAST)
+    assert ran.exit_code == 0, ran.output
+    assert "1 queries that v1.0 does not have" in ran.stderr
+    assert only(tmp_path / "out", "1.0-night/*/Aachen_eval_*").read_text().count("\n") == 2
+
+
+def test_what_is_missing_is_named(made: Miniature, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(made.root, tmp_path / "aachen"))
+    ask = ("--root", root, "--out", tmp_path / "out", "-q", *FAST)
+    refused(run(*ask, "--version", "1.0"), 3, "aachen_cvpr2018_db.nvm", "database_intrinsics.txt", "data fetch aachen")
+    refused(run(*ask, "--version", "1.2"), 2, "--version")
+    refused(run(*ask, "--queries", "noon"), 2, "day-night")
+    refused(run("--queries", "day-night", "-q"), 2, "--root", "./aachen")
+    refused(run(*ask, "--setting", "eth"), 2, "another benchmark")
+    refused(run(*ask, "--truth", made.root / "image_pairs_to_match_v1_1.txt"), 3, "qw qx")
+    (root / "images/images_upright/query/night/nexus5x/IMG_2016_0.jpg").unlink()
+    refused(run(*ask), 3, "no query/night/nexus5x/IMG_2016_0.jpg", "database_and_query_images.zip")
+    (root / MODEL / "images.bin").unlink()
+    (root / MODEL / "aachen_v_1_1.nvm").unlink()
+    (root / "queries" / "night_time_queries_with_intrinsics.txt").unlink()
+    refused(run(*ask), 3, "images.bin", "aachen_v_1_1.nvm", "night_time_queries", "aachen_v1_1.zip")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_map_in_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "aachen").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("./aachen", "aachen/"):
+        refused(in_process.run("localize", name, "--queries", tmp_path, "-q"), 3, "no map here")
+    assert "--setting" in run("--help").stdout
+    assert "MAP" in in_process.run("localize", "--help").stdout
