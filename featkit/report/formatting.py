@@ -12,7 +12,7 @@ from featkit.report.content import Cell, Link
 NOTHING = "–"
 PLAIN_BELOW = 1e7  # floats from here on are written with an exponent
 
-PERCENTAGE = re.compile(r"[-−]?\d[\d,]*(\.\d+)?\s?%", re.ASCII)
+SIGNED = re.compile(r"[-−]?\d[\d,]*(\.\d+)?\s?[%*]", re.ASCII)
 
 
 def is_number(cell: Cell) -> bool:
@@ -21,10 +21,10 @@ def is_number(cell: Cell) -> bool:
 
 
 def number_in(cell: Cell) -> float | None:
-    """The number a cell stands for: itself, or that before the sign of a text like "93.3 %"; else None."""
+    """The number a cell stands for: itself, or that before the sign of a text like "93.3 %" or "93.3 *"; else None."""
     if isinstance(cell, str):
         text = cell.strip()
-        return float(text[:-1].replace(",", "").replace("−", "-")) if PERCENTAGE.fullmatch(text) else None
+        return float(text[:-1].replace(",", "").replace("−", "-")) if SIGNED.fullmatch(text) else None
     return None if cell is None or isinstance(cell, Link) or not is_number(cell) else float(cell)
 
 

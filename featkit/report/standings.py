@@ -43,10 +43,10 @@ def _known(value: float | None) -> float | None:
 
 
 def _marked(column: Sequence[float | None], better: str) -> list[Cell]:
-    """The column as text, the best marked; as it is when there is nothing to choose from."""
+    """The column with the best marked; as it is when there is nothing to choose from."""
     known = [value for value in column if value is not None]
     if len(known) < 2:
         return list(column)
     best = max(known) if better == "high" else min(known)
     decimals = decimals_for(known)
-    return [None if v is None else format_cell(v, decimals) + (BEST if v == best else "") for v in column]
+    return [format_cell(v, decimals) + BEST if v == best else v for v in column]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from featkit.report.detail import LEVELS
 from featkit.report.standings import Standing, standings_table
+from featkit.report.tables import table_html
 
 
 def test_a_row_per_method_a_column_per_measure() -> None:
@@ -19,6 +21,7 @@ def test_a_row_per_method_a_column_per_measure() -> None:
     assert list(table.columns) == ["method", "MMA ↑", "error, px ↓", "alone ↑"]
     assert [list(row) for row in table.rows] == [
         ["c", None, "0.2500 *", None],
-        ["a", "40.00", "0.2500 *", None],
-        ["b", "50.50 *", "0.5000", 7.0],
+        ["a", 40.0, "0.2500 *", None],
+        ["b", "50.50 *", 0.5, 7.0],
     ]
+    assert '<td class="number" data-sort="50.5">50.50 *</td>' in table_html(table, LEVELS[0])
