@@ -31,7 +31,7 @@ class View:
 
 @dataclass(frozen=True)
 class World:
-    """What a miniature is made of. camera: SIMPLE_RADIAL, of all photographs.
+    """What a miniature is made of. camera: SIMPLE_RADIAL (or PINHOLE), of all photographs.
 
     points: (m, 3); seen: for every point the places (number of the view in `mapped`, x, y in COLMAP pixels).
     """
@@ -108,12 +108,12 @@ def write_miniature(root: Path, world: World, version: str = "1.1", pairs: bool 
         _write(images / DAY / f"IMG_2013_{number}.jpg", photograph)
         _write(images / folder / f"IMG_2016_{number}.jpg", by_night(photograph, number))
     made = Miniature(root, images, {n: v.pose for n, v in zip(names, world.mapped, strict=True)}, day, night)
-    folder = root / "3D-models" / ("aachen_v_1_1" if version == "1.1" else "")
-    folder.mkdir(parents=True, exist_ok=True)
+    models = root / "3D-models" / ("aachen_v_1_1" if version == "1.1" else "")
+    models.mkdir(parents=True, exist_ok=True)
     if version == "1.1":
-        model_of(world, names).write(str(folder))
-    (folder / ("aachen_v_1_1.nvm" if version == "1.1" else "aachen_cvpr2018_db.nvm")).write_text(nvm_of(world, names))
-    lists = folder / ("database_intrinsics_v1_1.txt" if version == "1.1" else "database_intrinsics.txt")
+        model_of(world, names).write(str(models))
+    (models / ("aachen_v_1_1.nvm" if version == "1.1" else "aachen_cvpr2018_db.nvm")).write_text(nvm_of(world, names))
+    lists = models / ("database_intrinsics_v1_1.txt" if version == "1.1" else "database_intrinsics.txt")
     lists.write_text(_listed(names, world.camera))
     (root / "queries").mkdir()
     (root / "queries" / "day_time_queries_with_intrinsics.txt").write_text(_listed(day, world.camera))
@@ -145,9 +145,9 @@ def model_of(world: World, names: Sequence[str]) -> pycolmap.Reconstruction:
     tracks = []
     for observations in world.seen:
         track = pycolmap.Track()
-        for view, x, y in observations:
-            track.add_element(view + 1, len(places[view]))
-            places[view].append((x, y))
+        for index, x, y in observations:
+            track.add_element(index + 1, len(places[index]))
+            places[index].append((x, y))
         tracks.append(track)
     for number, (name, view) in enumerate(zip(names, world.mapped, strict=True), start=1):
         model.add_camera_with_trivial_rig(
@@ -165,7 +165,11 @@ def model_of(world: World, names: Sequence[str]) -> pycolmap.Reconstruction:
 
 def nvm_of(world: World, names: Sequence[str]) -> str:
     """The same model as VisualSFM writes it: centres, and places relative to the principal point."""
-    focal, centre_x, centre_y, _ = world.camera.params
+    pinhole = world.camera.model == "PINHOLE"
+    focal, (centre_x, centre_y) = (
+        world.camera.params[0],
+        world.camera.params[2:] if pinhole else world.camera.params[1:3],
+    )
     lines = ["NVM_V3 ", "", str(len(names))]
     for name, view in zip(names, world.mapped, strict=True):
         numbers = " ".join(f"{value:.12f}" for value in (focal, *view.pose.qvec, *camera_centre(view.pose), 0.0))
@@ -174,9 +178,9 @@ def nvm_of(world: World, names: Sequence[str]) -> str:
     counts = [0] * len(names)
     for xyz, observations in zip(world.points, world.seen, strict=True):
         fields = [f"{value:.9f}" for value in xyz] + ["0", "0", "0", str(len(observations))]
-        for view, x, y in observations:
-            fields += [str(view), str(counts[view]), f"{x - centre_x:.6f}", f"{y - centre_y:.6f}"]
-            counts[view] += 1
+        for index, x, y in observations:
+            fields += [str(index), str(counts[index]), f"{x - centre_x:.6f}", f"{y - centre_y:.6f}"]
+            counts[index] += 1
         lines.append(" ".join(fields))
     return "\n".join([*lines, "", "", "0", "", "#the last part of NVM file points to the PLY files", "0", ""])
 

@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from featkit.cli import data, demo, eval, extract, info, inspect, localize, match, pairs, reconstruct, train, weights
+from featkit.cli import (
+    data,
+    demo,
+    eval,
+    extract,
+    info,
+    inspect,
+    localize,
+    match,
+    pairs,
+    reconstruct,
+    serve,
+    train,
+    weights,
+)
 
 app = typer.Typer(
     name="featkit",
@@ -17,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (reconstruct, localize, extract, pairs, match, info, demo):
+for module in (reconstruct, localize, extract, pairs, match, serve, info, demo):
     name = module.__name__.rpartition(".")[2]
     kind = localize.LocalizeCommand if module is localize else None
     app.command(name, cls=kind, help=module.HELP, no_args_is_help=module is not demo)(module.command)

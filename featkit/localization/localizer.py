@@ -154,6 +154,16 @@ class Localizer:
         found = self._matcher.match([(query, self._warm.read(partner)) for partner in partners])
         return FoundMatches({Pair(name, partner): m for partner, m in zip(partners, found, strict=True)})
 
+    @property
+    def map_images(self) -> int:
+        """Images of the map that have a pose."""
+        return len(self._points.names())
+
+    @property
+    def map_points(self) -> int:
+        """3D points of the map."""
+        return self._points.model.num_points3D()
+
     def close(self) -> None:
         """Close the map's files; nothing can be localized after that."""
         self._open.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import final
@@ -107,6 +107,16 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Bars:
+    """Bars side by side: for each of `groups` one per series. series: by name a value per group, NaN for no bar."""
+
+    title: str
+    y_label: str
+    groups: Sequence[str]
+    series: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows of cells under named columns. highlight: numbers of the rows to point out, such as failed items."""
 
@@ -135,7 +145,7 @@ class Headline:
     hint: str = ""
 
 
-Item = Scene3D | MatchPicture | Picture | Histogram | Curves | Table | Configuration
+Item = Scene3D | MatchPicture | Picture | Histogram | Curves | Bars | Table | Configuration
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from featkit.evaluation.published_tables import published
 from featkit.evaluation.sequences import SequencePair, SequenceSet
 from featkit.images.decode import DecodeConfig, decode
 from featkit.report.content import (
+    Bars,
     Cell,
     Configuration,
     Curve,
@@ -37,6 +38,7 @@ RIGHT_PX = 3.0  # a match is drawn as right up to this error
 EXTREMES = 2  # worst pairs, and best pairs, of a method that are shown
 PICTURED_METHODS = 4
 PICTURE_MAX_PX = 1000
+MOST_GROUPS = 20  # of bars in one chart
 ELSEWHERE = "Measured on HPatches, not on these sequences: the numbers do not compare."
 
 
@@ -129,7 +131,7 @@ def matching_report(
         sections=[
             Section("Scores", items=[score_table(scores, data, config)]),
             Section("Accuracy over the error", items=_charts(scores, data, config)),
-            Section("Sequences", items=[sequence_table(scores)]),
+            Section("Sequences", items=[sequence_table(scores), *_sequence_bars(scores)]),
             Section("Worst and best pairs", _pictures_text(scores), _pictures(scores, data, config)),
             Section("As published", items=published_tables(data)),
             Section("Configuration", items=_configurations(described)),
@@ -143,11 +145,25 @@ def precision_report(data: SequenceSet, scores: Sequence[MethodPrecision], descr
         title="Image matching: mean average precision",
         subtitle=f"{data.root.name}: {_counted(data)}",
         sections=[
-            Section("Scores", items=[precision_table(scores)]),
+            Section("Scores", items=[precision_table(scores), *_precision_bars(scores)]),
             Section("Pairs", items=[_precision_pairs(scores, rule) for rule in ("overlap", "distance")]),
             Section("Configuration", items=_configurations(described)),
         ],
     )
+
+
+def _sequence_bars(scores: Sequence[MethodScore]) -> list[Item]:
+    """A group per sequence, as long as they can be read."""
+    names = list(scores[0].sequences)
+    series = {score.name: [100 * score.sequences[name].mma_score for name in names] for score in scores}
+    return [Bars("MMAScore by sequence", "MMAScore, %", names, series)] if len(names) <= MOST_GROUPS else []
+
+
+def _precision_bars(scores: Sequence[MethodPrecision]) -> list[Item]:
+    """As DOAP's Fig. 6 has them."""
+    names = list(scores[0].sequences)
+    series = {score.name: [100 * score.sequences[name]["distance"] for name in names] for score in scores}
+    return [Bars("mAP by sequence, right by distance", "mAP, %", names, series)] if len(names) <= MOST_GROUPS else []
 
 
 def _precision_pairs(scores: Sequence[MethodPrecision], rule: str) -> Table:

@@ -6,7 +6,9 @@ from pathlib import Path
 from string import Template
 
 from featkit.errors import NotWritableError
+from featkit.report.bars import bars_figure
 from featkit.report.content import (
+    Bars,
     Configuration,
     Curves,
     Headline,
@@ -110,6 +112,8 @@ class _ItemWriter:
             return self._figure(item.title, histogram_figure(item), "chart")
         if isinstance(item, Curves):
             return self._figure(item.title, curves_figure(item), "chart")
+        if isinstance(item, Bars):
+            return self._figure(item.title, bars_figure(item), "chart")
         if isinstance(item, MatchPicture):
             return self._matches(item)
         if isinstance(item, Picture):

@@ -24,7 +24,7 @@ ROWS = [
     {"models", "losses", "weights"},
     {"features", "matching", "data", "retrieval", "pairing"},
     {"training", "mapping", "localization", "evaluation"},
-    {"report", "integrations"},
+    {"report", "integrations", "server"},
     {"cli", "__main__"},
 ]
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}

@@ -58,7 +58,7 @@ def test_posfeat_and_what_the_setting_says_nothing_of() -> None:
     assert benchmark("aachen").config.localize.num_retrieved == 50
     assert benchmark("aachen").config.covisible.num_matched == 20
     with pytest.raises(UsageError, match="did you mean 'scfeat'"):
-        AachenBenchmark(AachenConfig(extractors={"scfeet": {}}))  # type: ignore[dict-item]
+        AachenBenchmark(AachenConfig(extractors={"scfeet": {}}))
 
 
 def test_the_best_row_is_that_of_table_iv() -> None:

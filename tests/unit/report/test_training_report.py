@@ -11,7 +11,8 @@ import pytest
 
 from featkit.errors import BadInputError
 from featkit.losses.sdgm import TABLE_ROWS
-from featkit.report.content import Curve, Curves
+from featkit.report.bars import bars_figure
+from featkit.report.content import Bars, Curve, Curves
 from featkit.report.curves import MOST_POINTS, curves_figure
 from featkit.report.training import curves_of, statistics_sections, statistics_table, training_report
 from featkit.training.run_folder import Row, RunFolder
@@ -117,3 +118,14 @@ def test_a_long_curve_is_averaged_to_what_the_page_can_show() -> None:
     assert len(shown) == MOST_POINTS
     assert shown[0] == pytest.approx(4.5)
     json.dumps(figure.data)
+
+
+def test_bars_stand_in_groups() -> None:
+    figure = bars_figure(Bars("t", "mAP, %", ["graf", "wall <b>"], {"a": [50.0, float("nan")], "b": [10.0, 30.0]}))
+    assert [drawn(bar["y"]).tolist() for bar in figure.data] == [[50, 0], [10, 30]]
+    assert figure.data[0]["x"] == ["graf", "wall &lt;b&gt;"]
+    assert figure.layout["barmode"] == "group"
+    assert figure.caption == "Means: a 50, b 20."
+    assert bars_figure(Bars("t", "y", ["g"], {"a": [float("nan")]})).caption == "No values."
+    with pytest.raises(ValueError, match="a has 1 values for 2 groups"):
+        bars_figure(Bars("t", "y", ["g", "h"], {"a": [1.0]}))
