@@ -4,9 +4,9 @@
 
 Each fourth photograph is a query by day, and again darkened, noised and shifted in colour by night; the others are the
 reference model, with their true poses. Every pair is matched. Seconds and peak memory are of each stage by itself (the
-kernel's high-water mark is set back between two; Linux only), in one process. From several budgets: 1,000 images, 1,000 queries,
-all of v1.1 (6,697 images and 1,015 queries), and 100,000 images, at 20,000 keypoints (`extrapolated` says how). Writes
-benchmarks/results/aachen_miniature.json.
+kernel's high-water mark is set back between two; Linux only), in one process. From several budgets of keypoints:
+1,000 images, 1,000 queries, all of v1.1 (6,697 images and 1,015 queries), and 100,000 images, at 20,000 keypoints
+(`extrapolated` says how). Writes benchmarks/results/aachen_miniature.json.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import numpy as np
 import pycolmap
 
 from featkit.geometry.poses import camera_centre, rotation_matrix
+from featkit.mapping.covisibility import Tracks
 from featkit.mapping.verify import to_rigid
 from featkit.store.poses import Intrinsics
 from featkit.types import Pose
@@ -183,6 +184,15 @@ def nvm_of(world: World, names: Sequence[str]) -> str:
             counts[index] += 1
         lines.append(" ".join(fields))
     return "\n".join([*lines, "", "", "0", "", "#the last part of NVM file points to the PLY files", "0", ""])
+
+
+def tracks_of(model: pycolmap.Reconstruction) -> Tracks:
+    """Tracks as pycolmap has them, images by name."""
+    by_name = sorted((image.name, image_id) for image_id, image in model.images.items())
+    place = {image_id: index for index, (_, image_id) in enumerate(by_name)}
+    seen = [[place[element.image_id] for element in point.track.elements] for point in model.points3D.values()]
+    flat = np.array([index for track in seen for index in track], np.int32)
+    return Tracks(tuple(name for name, _ in by_name), np.cumsum([0, *map(len, seen)]), flat)
 
 
 def _listed(names: Sequence[str] | dict[str, Pose], camera: Intrinsics) -> str:

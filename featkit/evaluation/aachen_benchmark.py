@@ -21,12 +21,11 @@ from featkit.evaluation.predictions import MatchRule, Method
 from featkit.features.extract import ExtractConfig, ExtractJob, source_digest
 from featkit.localization.localize import LocalizeConfig
 from featkit.localization.submission import by_file_name, file_name
-from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs, model_tracks
-from featkit.mapping.model import read_model
+from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs
+from featkit.mapping.light_model import read_light_reference, read_light_tracks
 from featkit.mapping.nvm import read_nvm, read_nvm_reference
 from featkit.mapping.reconstruct import MapConfig
-from featkit.mapping.reference import Reference, read_reference
+from featkit.mapping.reference import Reference
 from featkit.registry import resolve
 from featkit.retrieval.vlad import VladConfig
 from featkit.store.pairs import write_pairs
@@ -114,7 +113,7 @@ class AachenBenchmark:
 def read_aachen_reference(files: AachenFiles) -> Reference:
     """Poses and cameras of the reference model, from the COLMAP model when it is there. Raises BadInputError."""
     if files.model is not None:
-        return read_reference(files.model, CameraConfig())
+        return read_light_reference(files.model)
     assert files.nvm is not None
     assert files.intrinsics is not None
     return read_nvm_reference(files.nvm, files.intrinsics)
@@ -123,7 +122,7 @@ def read_aachen_reference(files: AachenFiles) -> Reference:
 def read_aachen_tracks(files: AachenFiles) -> Tracks:
     """Which images of the reference model see each of its points. Raises BadInputError."""
     if files.model is not None:
-        return model_tracks(read_model(files.model))
+        return read_light_tracks(files.model)
     assert files.nvm is not None
     tracks = read_nvm(files.nvm).tracks
     assert tracks is not None

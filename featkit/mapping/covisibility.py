@@ -9,7 +9,6 @@ from jaxtyping import Int
 from pydantic import Field
 
 from featkit.config import Config
-from featkit.mapping.model import Model
 from featkit.types import Pair
 
 
@@ -27,20 +26,6 @@ class Tracks:
     names: tuple[str, ...]
     starts: Int[np.ndarray, " m1"]
     images: Int[np.ndarray, " n"]
-
-
-def model_tracks(model: Model) -> Tracks:
-    """Tracks of a COLMAP model; images without a pose are left out."""
-    posed = sorted((image.name, image_id) for image_id, image in model.images.items() if image.has_pose)
-    place = {image_id: index for index, (_, image_id) in enumerate(posed)}
-    lengths, images = [0], []
-    for point in model.points3D.values():
-        seen = [place[element.image_id] for element in point.track.elements if element.image_id in place]
-        images.extend(seen)
-        lengths.append(len(seen))
-    return Tracks(
-        tuple(name for name, _ in posed), np.cumsum(np.array(lengths, np.int64)), np.array(images, dtype=np.int32)
-    )
 
 
 def covisible_pairs(tracks: Tracks, num: int) -> list[Pair]:

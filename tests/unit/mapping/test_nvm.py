@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import pytest
+from aachen_miniature import tracks_of
 
 from featkit.errors import BadInputError
 from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.covisibility import model_tracks
 from featkit.mapping.nvm import read_nvm, read_nvm_reference
 from featkit.mapping.reference import read_reference
 
@@ -100,7 +100,7 @@ def test_the_same_reference_as_from_the_colmap_model(seed: int, tmp_path: Path) 
         assert ours.cameras is not None
         assert ours.camera_ids is not None
         assert ours.cameras[ours.camera_ids[name]].params.tolist() == camera.params.tolist()
-    tracks, expected = read_nvm(tmp_path / "model.nvm").tracks, model_tracks(model)
+    tracks, expected = read_nvm(tmp_path / "model.nvm").tracks, tracks_of(model)
     assert tracks is not None
     assert tracks.names == expected.names
     assert tracks.starts.tolist() == expected.starts.tolist()
