@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from featkit import log
 from featkit.data.aachen import AachenFiles, find_aachen, place_images, read_queries
-from featkit.data.aachen_pairs import PairLists, database_pairs, published_lists, query_pairs
+from featkit.data.aachen_pairs import PairLists, database_pairs, published_lists, query_pairs, with_features
 from featkit.errors import BadInputError
 from featkit.evaluation.aachen_benchmark import (
     AachenBenchmark,
@@ -32,8 +33,9 @@ from featkit.evaluation.aachen_benchmark import (
 from featkit.evaluation.localization import LocalizationScore, score_localization
 from featkit.evaluation.predictions import predict
 from featkit.localization import localize
+from featkit.localization.given_retrieval import pair_queries_given
 from featkit.localization.localize import QueryResult
-from featkit.localization.query_pairs import given_pairs, pair_queries
+from featkit.localization.query_pairs import pair_queries
 from featkit.localization.submission import by_file_name, check_submission, submission_name, write_submission
 from featkit.log import timed
 from featkit.mapping import reconstruct
@@ -42,7 +44,7 @@ from featkit.mapping.verified_database import build_database
 from featkit.matching import match
 from featkit.report.aachen import aachen_metrics, condition_table
 from featkit.report.localization import localization_report
-from featkit.store.pairs import write_pairs
+from featkit.store.pairs import read_pairs, write_pairs
 from featkit.store.stamp import digest
 from featkit.store.text import write_text
 from featkit.types import Pose
@@ -69,13 +71,15 @@ def run(
     output: Path,
     *,
     lists: PairLists | None = None,
+    retrieval: Sequence[Path] = (),
     truth: Path | None = None,
     overwrite: bool = False,
 ) -> AachenResult:
     """Localize the queries of a choice ("night", "day-night"). Every step is skipped when it is done and whole.
 
-    lists: pairs to match; by default the published ones that are there. truth: poses.txt in the reference model's frame
-    (the names with or without folders). Raises featkit's errors.
+    lists: pairs to match; by default the published ones that are there. retrieval: files of global descriptors (hloc's
+    layout) that images of the map are found by, where no list has the queries' pairs. truth: poses.txt in the reference
+    model's frame (the names with or without folders). Raises featkit's errors.
     """
     config, rule, device = benchmark.config, benchmark.rule, benchmark.device
     lists = lists or published_lists(files, queries)
@@ -100,11 +104,9 @@ def run(
             features.query, images, names, output / "predictions" / "query", overwrite=overwrite
         ).features
     with timed("pair database", seconds):
-        pairs = (
-            covisible_list(files, config.covisible, output / f"pairs-db-covisible-{files.version}.txt")
-            if listed is None
-            else write_pairs(place / "pairs-db.txt", listed)
-        )
+        covisible = output / f"pairs-db-covisible-{files.version}.txt"
+        wanted = read_pairs(covisible_list(files, config.covisible, covisible)) if listed is None else listed
+        pairs = write_pairs(place / "pairs-db.txt", with_features(wanted, database_features))
     with timed("match database", seconds):
         matched = database_features.parent / f"matches-{rule.config.fingerprint()}" / "matches.h5"
         matches = match.run(rule.matcher, rule.config, database_features, pairs, matched, overwrite=overwrite)
@@ -119,11 +121,16 @@ def run(
         )
     found = MapFiles(place, sparse / "0", database_features)
     with timed("pair queries", seconds):
-        listing = None if asked is None else write_pairs(place / "pairs-query-listed.txt", asked)
-        query_list = given_pairs(listing, query_features, place / "pairs-query.txt") if listing else pair_queries(
-            query_features, names, found, config.retrieval, config.localize.num_retrieved,
-            place / "pairs-query-retrieved.txt", config.seed, device,
-        )  # fmt: skip
+        number, retrieved = config.localize.num_retrieved, place / "pairs-query-retrieved.txt"
+        query_list: Path | None
+        if asked is not None:
+            query_list = write_pairs(place / "pairs-query.txt", with_features(asked, query_features, found.features))
+        elif retrieval:
+            query_list = pair_queries_given(retrieval, query_features, names, found, number, retrieved)
+        else:
+            query_list = pair_queries(
+                query_features, names, found, config.retrieval, number, retrieved, config.seed, device
+            )
     with timed("match queries", seconds):
         by_both = digest(rule.config.fingerprint(), features.database.fingerprint)
         query_matches = None if query_list is None else match.run(
@@ -144,10 +151,7 @@ def run(
     score = None if true_poses is None else score_localization(poses, true_poses, names)
     with timed("report", seconds):
         metrics = aachen_metrics(found.model, database, results, by_condition, scores, score, seconds)
-        metrics["pairs"] = {
-            "database": str(lists.database or "covisible"),
-            "queries": str(lists.queries or "retrieved"),
-        }
+        metrics["pairs"] = {"database": str(lists.database or "covisible"), "queries": _origin(lists, retrieval)}
         report = localization_report(
             config, metrics, results, found, images, place / "report.html", true_poses,
             title=f"Aachen v{files.version}, {queries}: {features.name}", first=[condition_table(metrics)],
@@ -155,6 +159,11 @@ def run(
     metrics["config"], metrics["features"] = config.result_fields(), features.described()
     write_text(place / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return AachenResult(features.name, place, submission, report, results, scores, metrics)
+
+
+def _origin(lists: PairLists, retrieval: Sequence[Path]) -> str:
+    """Where the queries' pairs are from."""
+    return str(lists.queries or " ".join(map(str, retrieval)) or "retrieved")
 
 
 def _fingerprint(config: AachenConfig, features: BothSides) -> str:

@@ -40,6 +40,14 @@ def command(
     query_pairs: Annotated[
         Path | None, typer.Option(help="Pairs: query, image of the map.", show_default="the published list")
     ] = None,
+    retrieval: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Pair queries by global descriptors, hloc's layout; twice: map's, queries'.",
+            show_default="the published list",
+        ),
+    ] = None,
     max_keypoints: options.MaxKeypoints = None,
     resize_max: options.ResizeMax = None,
     workers: options.Workers = 0,
@@ -54,6 +62,8 @@ def command(
     *,
     run: RunOptions,
 ) -> Outcome:
+    from dataclasses import replace
+
     from featkit.data.aachen import find_aachen
     from featkit.data.aachen_pairs import published_lists
     from featkit.resources import load_pipeline
@@ -66,11 +76,23 @@ def command(
     job = {"decode": {"resize_max": resize_max}, "workers": workers, "skip_broken": skip_broken}
     methods = _features(benchmark, features, weights, options.given(max_keypoints=max_keypoints), job)
     files = find_aachen(root, version, queries)
+    if retrieval and query_pairs:
+        raise UsageError("--retrieval makes the queries' pairs; it does not go with --query-pairs")
     lists = published_lists(files, queries, db_pairs, query_pairs)
+    if retrieval:
+        lists = replace(lists, queries=None)
     folder = out or root / "featkit"
     done = [
         load_pipeline("aachen").run(
-            benchmark, files, queries, method, folder, lists=lists, truth=truth, overwrite=overwrite
+            benchmark,
+            files,
+            queries,
+            method,
+            folder,
+            lists=lists,
+            retrieval=retrieval or (),
+            truth=truth,
+            overwrite=overwrite,
         )
         for method in methods
     ]

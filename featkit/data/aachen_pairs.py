@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from featkit.data.aachen import AachenFiles
 from featkit.errors import BadInputError
+from featkit.store.features import open_features
 from featkit.store.pairs import read_pairs
 from featkit.types import Pair
 
@@ -36,6 +37,19 @@ def published_lists(
             "%s: the challenge's list of pairs is not here; others are matched than in the papers", files.root
         )
     return PairLists(database_pairs or challenge or files.database_pairs, query_pairs or challenge or files.query_pairs)
+
+
+def with_features(pairs: Sequence[Pair], features: Path, second: Path | None = None) -> list[Pair]:
+    """Pairs whose images have features (second: where those of the second name are): broken images are passed over.
+
+    Raises BadInputError when none is left.
+    """
+    with open_features(features) as store0, open_features(second or features) as store1:
+        known0, known1 = set(store0.names()), set(store1.names())
+    kept = [pair for pair in pairs if pair.name0 in known0 and pair.name1 in known1]
+    if not kept:
+        raise BadInputError(f"{features}: not one of {len(pairs)} pairs has features; can the photographs be read?")
+    return kept
 
 
 def database_pairs(path: Path, mapped: Collection[str]) -> list[Pair]:

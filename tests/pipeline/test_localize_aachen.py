@@ -161,6 +161,29 @@ def test_a_second_run_does_nothing(made: Miniature, localized: tuple[Path, Resul
     assert row["pairs"]["queries"].endswith("image_pairs_to_match_v1_1.txt")
 
 
+def test_descriptors_of_others_and_broken_photographs(made: Miniature, tmp_path: Path) -> None:
+    """--retrieval; a query that cannot be read has a reason and no line. --skip-broken is for those of the map."""
+    import h5py
+
+    root, out = Path(shutil.copytree(made.root, tmp_path / "aachen")), tmp_path / "out"
+    described, names = tmp_path / "global.h5", [*made.poses, *made.night]
+    with h5py.File(described, "w") as file:
+        for name, row in zip(names, np.random.default_rng(0).normal(size=(len(names), 8)), strict=True):
+            file.create_dataset(f"{name}/global_descriptor", data=row)
+    for name in ("db/1.jpg", "query/night/nexus5x/IMG_2016_0.jpg"):
+        (root / "images" / "images_upright" / name).write_text("Dear Sir or Madam")
+    ask = ("--root", root, "--out", out, "--retrieval", described, *FAST)
+    refused(run(*ask, "-q"), 3, "db/1.jpg", "--skip-broken")
+    ran = run(*ask, "--skip-broken")
+    assert ran.exit_code == 0, ran.output
+    (row,) = json.loads((out / "1.1-night" / "results.json").read_text())["rows"]
+    assert row["pairs"]["queries"] == str(described)
+    assert row["failed"] == {"query/night/nexus5x/IMG_2016_0.jpg": "the image cannot be read"}
+    assert row["map"]["registered"] == 5
+    assert only(out, "1.1-night/*/Aachen_v1_1_eval_*").read_text().split()[0] == "IMG_2016_1.jpg"
+    refused(run(*ask, "--query-pairs", root / "image_pairs_to_match_v1_1.txt", "-q"), 2, "--query-pairs")
+
+
 def test_without_lists_and_with_the_archives_side_by_side(
     world: World, localized: tuple[Path, Result], tmp_path: Path
 ) -> None:
