@@ -97,6 +97,16 @@ def test_as_data_fetch_leaves_it(tmp_path: Path) -> None:
             place_images(files, [name], tmp_path / "links")
 
 
+def test_the_catalogue_invents_nothing() -> None:
+    """Every file that is looked for can be fetched; sizes and checksums stand together, for lists of pairs alone."""
+    sources = {file.name: file.sources[0] for file in data_set("aachen").files}
+    assert {"database_and_query_images.zip", "aachen_v1_1.zip", "aachen_cvpr2018_db.nvm"} <= sources.keys()
+    for name, source in sources.items():
+        assert (source.sha256 is None) == (source.size is None)
+        assert source.sha256 is None or "pairs" in name
+        assert source.url.startswith("https://")
+
+
 def test_what_does_not_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UsageError, match=r"--version 2: there is 1\.1 and 1\.0"):
         find_aachen(tmp_path, "2", "night")
