@@ -70,3 +70,12 @@ def configured(kind: str, name: str, changes: dict[str, Any] | None = None) -> t
         raise UsageError(f"configuration {name!r} has no key {kind!r}: it is not a {kind}")
     cls = resolve(kind, str(target))
     return cls, make(cls.Config, merge(values, changes or {}), where=f"configuration {name!r}")
+
+
+def setting_of(benchmark: str, setting: str, changes: dict[str, Any]) -> Config:
+    """The configuration of a benchmark under one of its settings' names. Raises UsageError for another benchmark's."""
+    named = named_config(setting).get("benchmark")
+    if named != benchmark:
+        whose = f"is of the benchmark {named!r}" if named else "is no setting of a benchmark"
+        raise UsageError(f"--setting {setting}: {whose}; those of this one begin with {benchmark!r}")
+    return configured("benchmark", setting, changes)[1]

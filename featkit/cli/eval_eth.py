@@ -53,7 +53,7 @@ def eth(
     from featkit.evaluation.eth_benchmark import EthBenchmark, EthConfig
     from featkit.evaluation.eth_scenes import find_scenes
     from featkit.evaluation.eth_scores import evaluate_eth
-    from featkit.registry import configured
+    from featkit.registry import setting_of
     from featkit.report import eth_benchmark as pages
 
     changes: dict[str, Any] = {
@@ -61,7 +61,7 @@ def eth(
         "map": {"verify": {"seed": run.seed}, "seed": run.seed},
         "seed": run.seed,
     }
-    config = configured("benchmark", setting, merge(changes, overrides(settings or [])))[1]
+    config = setting_of("eth", setting, merge(changes, overrides(settings or [])))
     assert isinstance(config, EthConfig)
     benchmark = EthBenchmark(config, run.device)
     job = {"decode": {"resize_max": resize_max}, "workers": workers, "skip_broken": skip_broken}

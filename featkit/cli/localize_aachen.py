@@ -100,18 +100,16 @@ def command(
 
 
 def _benchmark(setting: str, settings: list[str], run: RunOptions) -> AachenBenchmark:
-    from featkit.config import merge, named_config, overrides
+    from featkit.config import merge, overrides
     from featkit.evaluation.aachen_benchmark import AachenBenchmark, AachenConfig
-    from featkit.registry import configured
+    from featkit.registry import setting_of
 
-    if named_config(setting).get("benchmark") != "aachen":
-        raise UsageError(f"--setting {setting}: is of another benchmark; those of this one begin with aachen")
     seeds: dict[str, Any] = {
         "map": {"verify": {"seed": run.seed}, "seed": run.seed},
         "localize": {"pose": {"seed": run.seed}},
         "seed": run.seed,
     }
-    config = configured("benchmark", setting, merge(seeds, overrides(settings)))[1]
+    config = setting_of("aachen", setting, merge(seeds, overrides(settings)))
     assert isinstance(config, AachenConfig)
     return AachenBenchmark(config, run.device)
 
