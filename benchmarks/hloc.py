@@ -43,6 +43,7 @@ from featkit.mapping.model import read_model
 from featkit.mapping.statistics import map_statistics
 from featkit.store.poses import read_poses
 
+POLL_S = 0.002
 NOTHING = "nothing.png"  # a query without anything on it
 SHOWN = ("registered", "points", "observations", "track_length", "reprojection_px")
 TRIANGULATE = """
@@ -145,21 +146,26 @@ def rate(command: list[str], count: int, unit: str) -> dict[str, Any]:
     }
 
 
-def killed(make: Callable[[Path], tuple[list[str], Path]], whole: Path, seconds: float, kills: int) -> dict[str, Any]:
-    """SIGKILL at moments spread over the second half of an extraction, then the same command once more.
+def killed(make: Callable[[Path], tuple[list[str], Path]], whole: Path, kills: int) -> dict[str, Any]:
+    """SIGKILL when a random share of the file is written, then the same command once more.
 
     make: the command for an output folder, and its file. whole: what an undisturbed run wrote.
     """
     expected, draw = groups(whole, "keypoints"), random.Random(0)
-    found = {"kills": kills, "unreadable": 0, "does_not_go_on": 0, "images_missing_or_damaged": 0, "images_redone": []}
+    found: dict[str, Any] = dict.fromkeys(("ended_before", "unreadable", "does_not_go_on", "missing_or_damaged"), 0)
+    found |= {"kills": kills, "images_left_to_do": []}
     for _ in range(kills):
         with tempfile.TemporaryDirectory() as folder:
             command, path = make(Path(folder))
             process = subprocess.Popen(
                 command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
             )
-            time.sleep(seconds * draw.uniform(0.5, 0.95))
-            os.killpg(process.pid, signal.SIGKILL)  # its own group: this run started it and its workers
+            enough = draw.uniform(0.05, 0.95) * whole.stat().st_size
+            while process.poll() is None and not (path.exists() and path.stat().st_size >= enough):
+                time.sleep(POLL_S)
+            found["ended_before"] += process.poll() is not None
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its own group: this run started it and its workers
             process.wait()
             before: dict[str, Any] = {}
             if path.exists():
@@ -174,8 +180,8 @@ def killed(make: Callable[[Path], tuple[list[str], Path]], whole: Path, seconds:
             except (OSError, RuntimeError, KeyError):
                 after = {}
             good = [n for n, values in expected.items() if n in after and equal(values, after[n], *values)]
-            found["images_missing_or_damaged"] += len(expected) - len(good)
-            found["images_redone"].append(len(expected) - len(before))
+            found["missing_or_damaged"] += len(expected) - len(good)
+            found["images_left_to_do"].append(len(expected) - len(before))
     return found
 
 
@@ -270,9 +276,8 @@ def run(work: Work, features: str, matcher: str, kills: int) -> dict[str, Any]:
     )
     measure(command)
     for side in files if kills else ():
-        seconds = result["extract"][side]["seconds"]
         made = lambda out, side=side: extraction(side, features, work.all, out)  # noqa: E731
-        result["sigkill"][side] = killed(made, files[side]["features"], seconds, kills)
+        result["sigkill"][side] = killed(made, files[side]["features"], kills)
     empty = pycolmap.__version__ in NO_POINTS
     stored = (files["hloc"]["features"], files["hloc"]["map_matches"])
     if empty:
