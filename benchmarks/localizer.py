@@ -4,7 +4,8 @@
 
 Each fourth photograph is a query, the others are mapped. A query is read, extracted, and localized with the map warm;
 extraction alone is the same photograph read and extracted, turn about with it. Both run alone on the machine, one after
-another. Goal: at most 1.3 times extraction alone. Writes benchmarks/results/localizer.json.
+another; matched with all keypoints of the map (as `featkit localize` does) and with those that have a 3D point alone
+(`points_only`). Goal: at most 1.3 times extraction alone. Writes benchmarks/results/localizer.json.
 """
 
 from __future__ import annotations
@@ -82,11 +83,13 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def run(scene: Path, found: SplitScene, features: str, repeats: int, num: int | None) -> dict[str, Any]:
+def run(
+    scene: Path, found: SplitScene, features: str, repeats: int, num: int | None, points_only: bool
+) -> dict[str, Any]:
     """Time every query `repeats` times, after one that is not counted."""
     changes = {} if num is None else {"num_retrieved": num}
     values = LocalizerConfig().model_dump()
-    values["localize"] = {**values["localize"], **changes}
+    values |= {"localize": {**values["localize"], **changes}, "points_only": points_only}
     ready_s, localizer = timed(lambda: Localizer(found.map, LocalizerConfig(**values)))
     job = ExtractJob.resolve(same_extraction(find_map(found.map).features, workers=1))
     paths = [found.queries / name for name in list_images(found.queries)]
@@ -106,6 +109,7 @@ def run(scene: Path, found: SplitScene, features: str, repeats: int, num: int | 
     ratios = {key: round(percentiles(whole)[f"{key}_s"] / percentiles(alone)[f"{key}_s"], 3) for key in ("p50", "p95")}
     return {
         "features": features,
+        "points_only": points_only,
         "map_images": localizer.map_images,
         "map_points": localizer.map_points,
         "num_retrieved": localizer.config.localize.num_retrieved,
@@ -137,8 +141,10 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as work:
                 found = split(arguments.scene, Path(work))
                 mapped(found, features)
-                rows.append(run(arguments.scene, found, features, arguments.repeats, arguments.num))
-            print(json.dumps(rows[-1], indent=1), flush=True)
+                for points_only in (False, True):
+                    row = run(arguments.scene, found, features, arguments.repeats, arguments.num, points_only)
+                    print(json.dumps(row, indent=1), flush=True)
+                    rows.append(row)
     except (FeatkitError, RuntimeError) as error:
         sys.exit(str(error))
     if not arguments.dry:

@@ -40,6 +40,10 @@ class MapPoints:
         """Registered images, sorted."""
         return sorted(self._images)
 
+    def point_ids(self, name: str) -> Int[np.ndarray, " n"]:
+        """For every keypoint of a registered image the id of its 3D point, or -1."""
+        return self._points_of(name)
+
     def _read_points(self, name: str) -> Int[np.ndarray, " n"]:
         return point_ids(self._images[name])
 

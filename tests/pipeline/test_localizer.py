@@ -139,7 +139,23 @@ def test_what_cannot_be_localized_has_a_reason(localizer: featkit.Localizer, tmp
 def test_defaults_are_the_recipes() -> None:
     """Two places hold the fields; neither may drift."""
     recipe = load_pipeline("localize").LocalizationConfig().result_fields()
-    assert LocalizerConfig().result_fields() == recipe
+    assert LocalizerConfig().result_fields() == {**recipe, "points_only": False}
+
+
+def test_points_only_finds_the_same_places(
+    localizer: featkit.Localizer, queries: list[Path], mapped_scene: Any
+) -> None:
+    """Fewer neighbours to be mistaken for: as many inliers or more, and a pose within its noise."""
+    with featkit.Localizer(mapped_scene.folder, LocalizerConfig(points_only=True), device="cpu") as quick:
+        for path in queries:
+            found, expected = quick.localize(path), localizer.localize(path)
+            assert found.estimate is not None
+            assert expected.estimate is not None
+            assert found.estimate.inlier.sum() >= 0.95 * expected.estimate.inlier.sum()
+            assert found.matches_3d >= 0.95 * expected.matches_3d
+            centre, rotation = pose_error(found.estimate.pose, expected.estimate.pose)
+            assert centre < 6 * expected.estimate.centre_std
+            assert rotation < 6 * expected.estimate.rotation_std_deg
 
 
 def test_importing_featkit_stays_light() -> None:

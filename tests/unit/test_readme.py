@@ -15,8 +15,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```\n(.*?)```", README, re.DOTALL)
-    lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    lines = [line.partition("#")[0].strip() for language, text in blocks if not language for line in text.splitlines()]
     return [line for line in lines if line.startswith("featkit ")]
 
 
@@ -42,7 +42,7 @@ def test_commands_parse(line: str) -> None:
 
 
 def test_there_are_commands_to_check() -> None:
-    assert len(commands()) >= 6
+    assert len(commands()) >= 20
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
