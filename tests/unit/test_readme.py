@@ -42,7 +42,7 @@ def test_commands_parse(line: str) -> None:
 
 
 def test_there_are_commands_to_check() -> None:
-    assert len(commands()) >= 20
+    assert len(commands()) >= 16
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
