@@ -52,7 +52,7 @@ class LocalizerConfig(Config):
     localize: LocalizeConfig = LocalizeConfig()
     seed: int = 0
     points_only: bool = False
-    """Match with those keypoints of the map alone that have a 3D point: several times faster and smaller. The ratio test
+    """Match with those keypoints of the map alone that have a 3D point: faster and smaller. The ratio test
     then sees fewer neighbours, so the matches, and the pose by its noise, are not those of `featkit localize`."""
     cache_mb: Runtime[int] = Field(default=1024, ge=0)
     """Features of map images that are kept in memory, MiB; 8,000 of 128 numbers are 4."""
