@@ -230,7 +230,7 @@ def test_what_is_missing_is_named(made: Miniature, tmp_path: Path) -> None:
     refused(run(*ask, "--version", "1.2"), 2, "--version")
     refused(run(*ask, "--queries", "noon"), 2, "day-night")
     refused(run("--queries", "day-night", "-q"), 2, "--root", "./aachen")
-    refused(run(*ask, "--setting", "eth"), 2, "another benchmark")
+    refused(run(*ask, "--setting", "eth"), 2, "is of the benchmark 'eth'")
     refused(run(*ask, "--truth", made.root / "image_pairs_to_match_v1_1.txt"), 3, "qw qx")
     (root / "images/images_upright/query/night/nexus5x/IMG_2016_0.jpg").unlink()
     refused(run(*ask), 3, "no query/night/nexus5x/IMG_2016_0.jpg", "database_and_query_images.zip")
