@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from featkit.evaluation.localization import score_localization
 from featkit.features import extract
 from featkit.features.extract import ExtractJob, same_extraction
 from featkit.localization import localize
+from featkit.localization.given_retrieval import pair_queries_given
 from featkit.localization.localize import LocalizeConfig, QueryResult
 from featkit.localization.query_pairs import given_pairs, pair_queries
 from featkit.log import timed
 from featkit.mapping.align import similarity_to_truth, transform_pose
 from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.model import read_model
-from featkit.mapping.scene import find_map, usable_images
+from featkit.mapping.scene import MapFiles, find_map, usable_images
 from featkit.matching import match
 from featkit.report.localization import localization_report
 from featkit.report.metrics import localization_metrics
@@ -67,6 +69,7 @@ def run(
     intrinsics: Path | None = None,
     features: Path | None = None,
     pairs: Path | None = None,
+    retrieval: Sequence[Path] = (),
     truth: Path | None = None,
     device: str = "auto",
     overwrite: bool = False,
@@ -74,8 +77,10 @@ def run(
     """Localize a folder of photographs in a map.
 
     map_folder: a scene, its featkit/ folder, or a sparse model beside its features. intrinsics: list of queries with
-    their cameras; only these are localized. truth: poses.txt to score against; when it names three or more images of
-    the map too, the map is first moved onto those by a similarity (a map has a frame and a scale of its own).
+    their cameras; only these are localized. pairs: a file (query, map image). retrieval: files of global descriptors
+    (hloc's layout) that pair instead of those of the map's features. truth: poses.txt to score against; when it names
+    three or more images of the map too, the map is first moved onto those by a similarity (a map has a frame and a
+    scale of its own).
     Raises featkit's errors.
     """
     found = find_map(map_folder, features)
@@ -92,10 +97,7 @@ def run(
     with timed("extract", seconds):
         query_features = extract.run(job, queries, output / "features.h5", readable, overwrite)
     with timed("retrieve", seconds):
-        chosen = given_pairs(pairs, query_features, output / "pairs.txt") if pairs else pair_queries(
-            query_features, readable, found, config.retrieval, config.localize.num_retrieved, output / "pairs.txt",
-            config.seed, device,
-        )  # fmt: skip
+        chosen = _pair(config, query_features, readable, found, output / "pairs.txt", pairs, retrieval, device)
     with timed("match", seconds):
         matches = None if chosen is None else match.run(
             matcher, matching, found.features, chosen, output / "matches.h5",
@@ -119,6 +121,25 @@ def run(
         )  # fmt: skip
     write_text(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return LocalizationResult(output, report, results, metrics)
+
+
+def _pair(
+    config: LocalizationConfig,
+    query_features: Path,
+    names: Sequence[str],
+    found: MapFiles,
+    output: Path,
+    pairs: Path | None,
+    retrieval: Sequence[Path],
+    device: str,
+) -> Path | None:
+    """The pairs (query, map image): given ones, by given descriptors, or by those of the map's own features."""
+    number = config.localize.num_retrieved
+    if pairs:
+        return given_pairs(pairs, query_features, output)
+    if retrieval:
+        return pair_queries_given(retrieval, query_features, names, found, number, output)
+    return pair_queries(query_features, names, found, config.retrieval, number, output, config.seed, device)
 
 
 if __name__ == "__main__":  # worker processes import this file: only the main one may run it

@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 
 from featkit.cli import localize_aachen, options
 from featkit.cli.common import Outcome, RunOptions, verb
+from featkit.errors import UsageError
 
 HELP = """Find the poses of new photographs in a map.
 
@@ -62,6 +63,12 @@ def command(
         Path | None, typer.Option(help="The map's features.h5.", show_default="found beside the map")
     ] = None,
     pairs: Annotated[Path | None, typer.Option(help="Pairs file: query, map image.", show_default="retrieval")] = None,
+    retrieval: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Pair by global descriptors of map and queries in hloc's layout; twice: one file each."
+        ),
+    ] = None,
     num: Annotated[int | None, typer.Option(help="Map images retrieved per query.", min=1, show_default="20")] = None,
     matcher: options.Matcher = "mutual",
     camera_model: options.CameraModel = None,
@@ -77,6 +84,8 @@ def command(
     from featkit.report.summary import recall_table
     from featkit.resources import load_pipeline
 
+    if retrieval and pairs:
+        raise UsageError("--retrieval makes the pairs; it does not go with --pairs")
     pipeline = load_pipeline("localize")
     camera = options.camera_fields(camera_model, camera_params)
     localize = {"pose": {"seed": run.seed}, "camera": camera, **options.given(num_retrieved=num)}
@@ -90,6 +99,7 @@ def command(
         intrinsics=intrinsics,
         features=features,
         pairs=pairs,
+        retrieval=retrieval or (),
         truth=truth,
         device=run.device,
         overwrite=overwrite,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ from featkit.mapping.model import read_model
 from featkit.mapping.verify import to_pose
 from featkit.store.pairs import read_pairs
 from featkit.store.poses import read_camera, read_poses
+from featkit.types import Pair
 
 Command = Callable[..., Any]
 DOCUMENTED = {"features.h5", "pairs.txt", "matches.h5", "database.db", "sparse", "report.html", "metrics.json"}
@@ -249,6 +251,31 @@ def test_only_listed_queries_are_localized(mapped_scene: Any, featkit_command: C
     (result,) = json.loads((tmp_path / "out" / "poses.json").read_text())["results"]
     assert result["intrinsics_source"] == "list"
     assert result["camera"] == ["PINHOLE", 400, 300, *mapped_scene.rendered.intrinsics.params]
+
+
+def test_queries_paired_by_descriptors_of_others(mapped_scene: Any, featkit_command: Command, tmp_path: Path) -> None:
+    """--retrieval: each query's images by the given vectors; other vectors or none at all choose other images."""
+    queries, images = sorted(mapped_scene.rendered.query_poses), sorted(mapped_scene.rendered.poses)
+    folder, out, described = mapped_scene.folder / "queries", tmp_path / "out", tmp_path / "global.h5"
+    ask = ("localize", mapped_scene.folder, "--queries", folder, "--out", out, "--num", "3", "--json", "-q")
+    for shift in (0, 2):
+        with h5py.File(described, "w") as file:
+            for index, name in enumerate(images):
+                file[f"{name}/global_descriptor"] = np.eye(len(images))[index]
+            for index, name in enumerate(queries):
+                wanted = np.zeros(len(images))
+                wanted[[index + shift, index + shift + 1, index + shift + 2]] = 3, 2, 1
+                file[f"{name}/global_descriptor"] = wanted
+        ran = featkit_command(*ask, "--retrieval", described)
+        assert ran.code == 0, ran.err
+        assert ran.json()["localized"] == 2
+        expected = [Pair(name, images[index + shift + k]) for index, name in enumerate(queries) for k in range(3)]
+        assert list(read_pairs(out / "pairs.txt")) == expected
+    assert featkit_command(*ask).code == 0
+    assert list(read_pairs(out / "pairs.txt")) != expected
+    both = featkit_command(*ask, "--retrieval", described, "--pairs", out / "pairs.txt")
+    assert both.code == 2
+    assert "--pairs" in both.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("mode", "cameras"), [("single", 1), ("per-folder", 2), ("per-image", 6)])
