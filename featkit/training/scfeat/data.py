@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch import Tensor
 from featkit.data.homography_pairs import photographs
 from featkit.data.image_tree import FileTree
 from featkit.data.posed_pairs import PosedPairs
+
+PART = re.compile(r"/dense\d+$")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class PosedData:
 
     @property
     def scenes(self) -> list[str]:
-        return [scene.name for scene in self.pairs.scenes]
+        """Their names, without MegaDepth's /dense0: its parts of a scene are one."""
+        return list(dict.fromkeys(PART.sub("", scene.name) for scene in self.pairs.scenes))
 
     def identity(self) -> str:
         digest = hashlib.sha256(self.pairs.pairs.tobytes())
