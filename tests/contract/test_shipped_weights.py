@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from featkit.features.patches import DetectedKeypoints, Patches, PatchesConfig
+from featkit.features.scfeat import Scfeat, ScfeatConfig
 from featkit.matching.mutual import MutualConfig, MutualMatcher
 from featkit.resources import resource_dir
 from featkit.types import Features
@@ -18,7 +19,7 @@ MOST_BYTES, MOST_IN_ALL = {"patch": 3e6, "scfeat": 10e6}, 16e6
 
 def test_every_recipe_has_its_weight() -> None:
     shipped = {row.name for row in list_weights()}
-    assert shipped >= set(PATCH_NETWORKS)
+    assert shipped >= {*PATCH_NETWORKS, "scfeat-s"}
     files = {path.name for path in resource_dir("weights").glob("*.safetensors")}
     assert files == {row.file for row in list_weights()}, "files and manifest.json name the same weights"
 
@@ -61,3 +62,20 @@ def test_a_patch_network_tells_places_apart(name: str) -> None:
         found.append(extractor.finish(DetectedKeypoints(pixels, keypoints)))
     matches = MutualMatcher(MutualConfig(ratio=0.95), "cpu").match([(found[0], found[1])])[0].matches0
     assert (matches == np.arange(200)).mean() > 0.9
+
+
+def test_scfeat_finds_places_again() -> None:
+    """Its own keypoints, in a texture and in the same dimmed, noisy and seen from another side."""
+    rng = np.random.default_rng(1)
+    fine, coarse = (cv2.GaussianBlur(rng.normal(size=(360, 360)), (0, 0), sigma) for sigma in (1.5, 6))
+    texture = np.clip(128 + 30 * fine / fine.std() + 20 * coarse / coarse.std(), 0, 255).astype(np.uint8)
+    slanted = np.array([[1.1, 0.12, -30.0], [-0.06, 1.05, 4.0]], np.float32)
+    seen = np.clip(0.7 * cv2.warpAffine(texture, slanted, (360, 360)) + rng.normal(0, 4, (360, 360)), 0, 255)
+    images = [np.repeat(image.astype(np.uint8)[..., None], 3, axis=2) for image in (texture, seen)]
+    a, b = (Scfeat(ScfeatConfig(), "cpu").extract(image) for image in images)
+    matches = MutualMatcher(MutualConfig(ratio=None), "cpu").match([(a, b)])[0].matches0
+    found = np.flatnonzero(matches >= 0)
+    there = a.keypoints[found] @ slanted[:, :2].T + slanted[:, 2]
+    right = np.linalg.norm(there - b.keypoints[matches[found]], axis=1) < 3
+    assert right.sum() > 300
+    assert right.mean() > 0.9
