@@ -25,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 FEATURES = (
     "rootsift",
     *(f"dog+{name}" for name in ("hardnet", "hynet", "adasample", "doap", "doap-binary", "sdgmnet")),
+    "scfeat",
 )
 MEASURED = ("oxford-affine", "eth", "posed")  # folders of --data
 PATCHES_OF = "posed/castle-P19"
