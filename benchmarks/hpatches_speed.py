@@ -2,9 +2,9 @@
 
     python benchmarks/hpatches_speed.py [--data ../shared/data/oxford-affine] [--features rootsift] [--repeats 3]
 
-Features are extracted first and kept. Then, for 1, 2, ... all sequences (5 pairs each), matches are made and scored anew,
-start-up, pictures and page included. "growth": peak memory of all over that of the largest single sequence; the largest
-images decide it, not the number of pairs. Writes benchmarks/results/hpatches_speed.json.
+Features are extracted first and kept. Then, for 1, 2, ... all sequences (5 pairs each), matches are made and scored
+anew, start-up, pictures and page included. "growth": peak memory of all over that of the largest single sequence; the
+largest images decide it, not the number of pairs. Writes benchmarks/results/hpatches_speed.json.
 """
 
 from __future__ import annotations
