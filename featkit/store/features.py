@@ -1,7 +1,7 @@
 """features.h5 in hloc's layout: one group per image (slashes nest) with keypoints, descriptors, scores, image_size.
 
-Descriptors lie D x N, keypoints are float32 pixel centres counted from (0, 0). Files written by hloc (no `complete`,
-float16 keypoints) are read as they are.
+Descriptors lie D x N, keypoints are float32 pixel centres counted from (0, 0), orientations degrees (radians in memory).
+Files written by hloc (no `complete`, float16 keypoints) are read as they are.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class FeatureStore:
         try:
             keypoints = np.asarray(group["keypoints"][()], dtype=np.float32).reshape(-1, 2)
             descriptors = self._descriptors(group)
-            scores = self._optional(group, "scores")
+            scores, oris = self._optional(group, "scores"), self._optional(group, "oris")
             features = Features(
                 keypoints=keypoints,
                 descriptors=descriptors,
                 scores=np.ones(len(keypoints), np.float32) if scores is None else scores.reshape(-1),
                 image_size=self._image_size(group),
                 scales=self._optional(group, "scales"),
-                oris=self._optional(group, "oris"),
+                oris=None if oris is None else np.radians(oris),
                 uncertainty_px=float(group["keypoints"].attrs.get("uncertainty", 1.0)),
                 turns=int(group["descriptors"].attrs.get("turns", 1)),
             )
@@ -105,10 +105,10 @@ class FeatureStore:
             "scores": features.scores.astype(np.float32, copy=False),
             "image_size": np.asarray(features.image_size, dtype=np.int64),
         }
-        for optional in ("scales", "oris"):
-            values = getattr(features, optional)
-            if values is not None:
-                datasets[optional] = values.astype(np.float32, copy=False)
+        if features.scales is not None:
+            datasets["scales"] = features.scales.astype(np.float32, copy=False)
+        if features.oris is not None:
+            datasets["oris"] = np.degrees(features.oris).astype(np.float32, copy=False)
         h5.write_item(
             self._file,
             name,
