@@ -1,7 +1,7 @@
 """features.h5 in hloc's layout: one group per image (slashes nest) with keypoints, descriptors, scores, image_size.
 
-Descriptors lie D x N, keypoints are float32 pixel centres counted from (0, 0), orientations degrees (radians in memory).
-Files written by hloc (no `complete`, float16 keypoints) are read as they are.
+Descriptors lie D x N, keypoints are float32 pixel centres counted from (0, 0), orientations degrees (in memory
+radians). Files written by hloc (no `complete`, float16 keypoints) are read as they are.
 """
 
 from __future__ import annotations
