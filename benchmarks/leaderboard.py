@@ -5,8 +5,8 @@
 `featkit eval all` on the Oxford sequences, the ETH scenes, castle-P19 (localization), relative poses on both, and the
 FPR95 of patches that `featkit data patches` cuts from castle-P19's own model; no weight was trained on any of them.
 Photographs are resized (Oxford's are smaller), and every image gives its best --max-keypoints at most. Keypoints per
-second are of the ETH scenes: decoding, detection, description and writing. --work keeps what is done: a stopped run goes
-on, then without these speeds. Writes benchmarks/results/leaderboard.json.
+second are of the ETH scenes: decoding, detection, description and writing. --work keeps what is done: a stopped run
+goes on, then without these speeds. Writes benchmarks/results/leaderboard.json.
 """
 
 from __future__ import annotations
