@@ -78,14 +78,22 @@ def featkit_command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., R
     return run
 
 
-@pytest.fixture
-def quiet_afterwards() -> Iterator[None]:
-    """A command installs featkit's log handler, on a stream that ends with the test."""
-    logger = logging.getLogger("featkit")
-    before = (list(logger.handlers), logger.level, logger.propagate)
+@pytest.fixture(autouse=True)
+def _quiet_log() -> Iterator[None]:
+    """A command run in this process installs featkit's log handler, on a stream that ends with the test.
+
+    Before the test too: fixtures of a module may have run commands.
+    """
+    _without_handlers()
     yield
-    logger.handlers[:], logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
+    _without_handlers()
+
+
+def _without_handlers() -> None:
+    logger = logging.getLogger("featkit")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from featkit.cli.main import app
 
 
 def run(*arguments: object) -> Result:
-    """`featkit ARGUMENTS`. Use with the fixture `quiet_afterwards`."""
+    """`featkit ARGUMENTS`."""
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

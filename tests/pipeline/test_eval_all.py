@@ -15,7 +15,6 @@ from warped_sequences import write_sequence
 
 from featkit.data.rendered import RenderedConfig, render_scene
 
-pytestmark = pytest.mark.usefixtures("quiet_afterwards")
 FAST = ("--workers", 1, "--max-keypoints", 400, "--device", "cpu")
 
 

@@ -14,7 +14,6 @@ import pytest
 from in_process import refused
 from typer.testing import Result
 
-pytestmark = pytest.mark.usefixtures("quiet_afterwards")
 FAST = ("--workers", 1, "--max-keypoints", 800, "--device", "cpu")
 SCENE = "fountain-P11"
 

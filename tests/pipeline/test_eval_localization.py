@@ -14,7 +14,6 @@ from in_process import refused
 from featkit.data.rendered import RenderedConfig, render_scene
 from featkit.store.poses import read_poses, write_poses
 
-pytestmark = pytest.mark.usefixtures("quiet_afterwards")
 FAST = ("--workers", 1, "--max-keypoints", 600, "--device", "cpu")
 
 

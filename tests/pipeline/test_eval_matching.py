@@ -18,7 +18,6 @@ from warped_sequences import SIZE, warped, write_sequence
 from featkit.evaluation.published_curves import published_curves
 from featkit.store.features import open_features
 
-pytestmark = pytest.mark.usefixtures("quiet_afterwards")
 FAST = ("--workers", 1, "--max-keypoints", 150, "--device", "cpu")
 
 

@@ -18,7 +18,6 @@ from featkit.geometry.poses import rotation_matrix
 from featkit.store.features import open_features
 from featkit.store.pairs import read_pairs
 
-pytestmark = pytest.mark.usefixtures("quiet_afterwards")
 FEW_DRAWS = ("--set", "estimators.poselib.max_iterations=5000")
 FAST = ("--workers", 1, "--max-keypoints", 300, "--device", "cpu", *FEW_DRAWS)
 

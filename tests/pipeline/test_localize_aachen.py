@@ -22,7 +22,6 @@ from featkit.geometry.poses import camera_centre, rotation_matrix
 from featkit.mapping.covisibility import covisible_pairs
 from featkit.store.poses import write_poses
 
-pytestmark = pytest.mark.usefixtures("quiet_afterwards")
 CONFIG = RenderedConfig(width=400, height=300, num_map=6, num_queries=2, texel_m=0.012)  # that of `small_rendered`
 FAST = ("--workers", 1, "--max-keypoints", 1200, "--device", "cpu")
 FINE = "0.25 m, 2 deg"

@@ -5,20 +5,10 @@ import logging
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from featkit import log
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    logger = log.LOGGER
-    before = (list(logger.handlers), logger.level, logger.propagate)
-    yield
-    logger.handlers[:], logger.level, logger.propagate = before
-    logger.setLevel(before[1])
 
 
 def test_plain_lines_say_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

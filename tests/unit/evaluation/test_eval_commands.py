@@ -20,8 +20,6 @@ from featkit.evaluation.ubc import UbcMethod, UbcScore, evaluate_pairs, evaluate
 from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
 from featkit.weights import save_patch_network
 
-pytestmark = pytest.mark.usefixtures("quiet_afterwards")
-
 
 def photo_set(folder: Path, seed: int) -> Path:
     rng = np.random.default_rng(seed)

@@ -124,7 +124,6 @@ def test_pairs_of_one_collection(vectors: dict[str, np.ndarray], tmp_path: Path)
         given_retrieval([path], {"num_match": 2})
 
 
-@pytest.mark.usefixtures("quiet_afterwards")
 def test_the_pairs_verb(vectors: dict[str, np.ndarray], tmp_path: Path) -> None:
     images, out = tmp_path / "images", tmp_path / "pairs.txt"
     for name in MAP:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -138,7 +137,6 @@ def test_a_broken_request_does_not_stop_the_next(caplog: pytest.LogCaptureFixtur
             raise RuntimeError("secret of the machine")
 
     with client(StandIn(breaks), threads=1) as web:
-        logging.getLogger("featkit").propagate = True
         for _ in range(3):
             refused(web.post("/localize", content=photograph(), params={"name": "bad"}), 500, "RuntimeError")
             assert "secret" not in web.post("/localize", content=photograph(), params={"name": "bad"}).text
