@@ -24,6 +24,12 @@ Weights = Annotated[
     typer.Option(help="Trained weight by name, or a .safetensors file.", show_default="the configuration's"),
 ]
 Workers = Annotated[int, typer.Option(help="Processes that extract; 0: one per core.", min=0)]
+Masks = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Masks named as COLMAP's (a/b.jpg.png of a/b.jpg): no keypoint where one is zero."
+    ),
+]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Pass over images that cannot be read.")]
 Matcher = Annotated[str, typer.Option(help="Matcher by name, or a yaml file.", rich_help_panel=MAPPING)]
 Ratio = Annotated[

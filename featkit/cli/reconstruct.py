@@ -52,6 +52,7 @@ def command(
         bool, typer.Option("--fix-intrinsics", help="Do not refine the cameras.", rich_help_panel=options.CAMERAS)
     ] = False,
     weights: options.Weights = None,
+    masks: options.Masks = None,
     workers: options.Workers = 0,
     skip_broken: options.SkipBroken = False,
     settings: options.Settings = None,
@@ -73,6 +74,7 @@ def command(
             "decode": {"resize_max": resize_max},
             "workers": workers,
             "skip_broken": skip_broken,
+            "masks": masks,
         },
         "pairs": pairs,
         "matcher": matcher,
