@@ -48,6 +48,14 @@ def command(
     camera_mode: Annotated[
         str, typer.Option(help="single, per-folder or per-image.", rich_help_panel=options.CAMERAS)
     ] = "per-image",
+    intrinsics: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="`name MODEL width height params...` a line, or a .csv; others are inferred.",
+            rich_help_panel=options.CAMERAS,
+        ),
+    ] = None,
     fix_intrinsics: Annotated[
         bool, typer.Option("--fix-intrinsics", help="Do not refine the cameras.", rich_help_panel=options.CAMERAS)
     ] = False,
@@ -83,6 +91,15 @@ def command(
         "seed": run.seed,
     }
     config = make(sfm.SfmConfig, merge(values, overrides(settings or [])), where="reconstruct")
-    result = sfm.run(config, scene, out, reference=reference, truth=truth, device=run.device, overwrite=overwrite)
+    result = sfm.run(
+        config,
+        scene,
+        out,
+        reference=reference,
+        truth=truth,
+        intrinsics=intrinsics,
+        device=run.device,
+        overwrite=overwrite,
+    )
     lines = [f"map: {result.sparse / '0'}", f"report: {result.report}"]
     return Outcome(result.metrics, lines, [map_table(result.metrics)])

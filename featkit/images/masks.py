@@ -39,7 +39,9 @@ def find_masks(folder: Path, images: Path, names: Sequence[str]) -> dict[str, Pa
         raise BadInputError(f"{folder}: no mask for any of {len(names)} images; expected as {names[0]}.png")
     without = [name for name in names if name not in found]
     if without:
-        LOGGER.warning("%d of %d images have no mask (%s ...): all of each is used", len(without), len(names), without[0])
+        LOGGER.warning(
+            "%d of %d images have no mask (%s ...): all of each is used", len(without), len(names), without[0]
+        )
     return found
 
 

@@ -13,11 +13,11 @@ import pytest
 from in_process import refused, results, run
 from PIL import Image
 
+from featkit.features.extract import ExtractConfig, ExtractJob, begin_one, extract_one, finish_one
 from featkit.images.orientation import as_stored
 from featkit.store.features import open_features
 
 pytestmark = pytest.mark.usefixtures("quiet_afterwards")
-EXTRACTORS = ("rootsift", "dog+hynet", "scfeat")
 TAG = 6  # the second photograph is stored turned
 
 
@@ -56,14 +56,15 @@ def digests(path: Path) -> dict[str, str]:
         return {name: store.digest(name) for name in store.names()}
 
 
-@pytest.mark.parametrize("features", EXTRACTORS)
-@pytest.mark.parametrize("upright_masks", [False, True])
+@pytest.mark.parametrize(
+    ("features", "upright_masks"), [("rootsift", False), ("rootsift", True), ("dog+hynet", False), ("scfeat", False)]
+)
 def test_no_keypoint_in_a_masked_pixel(features: str, upright_masks: bool, pictures: Path, tmp_path: Path) -> None:
     masks = write_masks(tmp_path / "masks")
     if upright_masks:
         kept = mask_of("sub/turned.png")
         Image.fromarray(np.uint8(255) * kept).save(masks / "sub" / "turned.png.png")
-    options = ("--features", features, "--workers", 1, "--set", "max_keypoints=400")
+    options = ("--features", features, "--workers", 1, "--set", "max_keypoints=100")
     results("extract", pictures, "-o", tmp_path / "all.h5", *options)
     results("extract", pictures, "-o", tmp_path / "some.h5", *options, "--masks", masks)
     with open_features(tmp_path / "all.h5") as every, open_features(tmp_path / "some.h5") as some:
@@ -75,6 +76,16 @@ def test_no_keypoint_in_a_masked_pixel(features: str, upright_masks: bool, pictu
             np.testing.assert_array_equal(found.keypoints, whole.keypoints[expected])
             np.testing.assert_array_equal(found.descriptors, whole.descriptors[expected])
             assert found.image_size == whole.image_size
+
+
+def test_in_two_steps(pictures: Path, tmp_path: Path) -> None:
+    """As on a GPU, where one process describes what others detect."""
+    job = ExtractJob.resolve(ExtractConfig(features="dog+hynet"), {"max_keypoints": 60}, "cpu")
+    mask = write_masks(tmp_path / "masks") / "sub" / "turned.png.png"
+    path = pictures / "sub" / "turned.png"
+    alone, finished = extract_one(job, path, mask), finish_one(job, begin_one(job, path, mask))
+    assert 0 < len(alone) < 60
+    np.testing.assert_array_equal(finished.keypoints, alone.keypoints)
 
 
 def test_a_changed_mask_is_seen(pictures: Path, tmp_path: Path) -> None:
@@ -121,7 +132,16 @@ def test_a_map_of_masked_photographs(rendered_copy: Path, small_rendered: object
         kept[:100, :120] = 0
         cv2.imwrite(str(masks / f"{image.name}.png"), kept)
     data = results(
-        "reconstruct", rendered_copy, "--masks", masks, "--max-keypoints", 1000, "--workers", 1, "--camera-mode", "single"
+        "reconstruct",
+        rendered_copy,
+        "--masks",
+        masks,
+        "--max-keypoints",
+        1000,
+        "--workers",
+        1,
+        "--camera-mode",
+        "single",
     )
     assert data["registered"] >= 4
     with h5py.File(rendered_copy / "featkit" / "features.h5") as file:
