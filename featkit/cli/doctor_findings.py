@@ -9,7 +9,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,13 +76,11 @@ def versions() -> list[Finding]:
 
 
 def _python() -> Finding:
-    version = f"{platform.python_version()}, {platform.platform(terse=True)}"
-    old = sys.version_info < (3, 10)
-    return Finding("versions", "python", "wrong" if old else "ok", version, "Python 3.10 or later is needed" * old)
+    return Finding("versions", "python", "ok", f"{platform.python_version()}, {platform.platform(terse=True)}")
 
 
 def _required_ranges() -> dict[str, str]:
-    """Versions that featkit asks for, by lower-case name: `{"torch": "<2.14,>=2.6"}`; empty when it is not installed."""
+    """Versions that featkit asks for, by lower-case name (`torch`: `<2.14,>=2.6`); empty when it is not installed."""
     ranges = {}
     with contextlib.suppress(Exception):  # the package `packaging` is not featkit's own need
         from packaging.requirements import Requirement

@@ -1,8 +1,8 @@
 """A map as nerfstudio's transforms.json, for NeRFs and Gaussian splats.
 
 A frame's transform_matrix is camera to world, of a camera in OpenGL's axes: x right, y up, z backwards. The world is
-the map's after `applied_transform`, which is the one that nerfstudio's own conversion applies: (x, y, z) -> (x, z, -y), so
-that the y of a first camera held upright points to -z. Intrinsics are COLMAP's (the image's corner is the origin).
+the map's after `applied_transform`, which is the one that nerfstudio's own conversion applies: (x, y, z) -> (x, z, -y),
+so that the y of a first camera held upright points to -z. Intrinsics are COLMAP's (the image's corner is the origin).
 Source: nerfstudio's documentation, "Data conventions".
 """
 

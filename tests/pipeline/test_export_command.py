@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("quiet_afterwards")
 
 
 def test_nerfstudio_sees_what_the_photographs_saw(mapped_scene: Any, tmp_path: Path) -> None:
-    """Map points through the exported cameras fall onto their keypoints in features.h5 (whose origin is half a pixel off)."""
+    """Map points through the exported cameras fall onto their keypoints in features.h5 (half a pixel from COLMAP's)."""
     done = results("export", mapped_scene.folder, "--format", "nerfstudio", "-o", tmp_path / "nerf")
     assert done["images"] == 6
     assert done["notes"] == []
@@ -59,10 +59,10 @@ def test_every_format(mapped_scene: Any, tmp_path: Path) -> None:
     assert {"sfm/images.bin", "poses.txt", "pairs-covisible.txt", "queries_with_intrinsics.txt"} <= listed
     assert not list(tmp_path.glob(".*"))
     # what hloc writes as a list of queries is what featkit takes as one
+    queries, pairs = (tmp_path / "hloc" / name for name in ("queries_with_intrinsics.txt", "pairs-covisible.txt"))
     localized = results(
         "localize", mapped_scene.folder, "--queries", mapped_scene.folder / "images", "-o", tmp_path / "loc",
-        "--intrinsics", tmp_path / "hloc" / "queries_with_intrinsics.txt", "--pairs", tmp_path / "hloc" / "pairs-covisible.txt",
-        "--workers", 1,
+        "--intrinsics", queries, "--pairs", pairs, "--workers", 1,
     )  # fmt: skip
     assert localized["localized"] > 0
 

@@ -1,4 +1,4 @@
-"""Exported cameras and points project where the map's do, read by slow readers that know only the other program's rules."""
+"""Exported cameras and points project where the map's do, read by slow readers that know only the other's rules."""
 
 import json
 import math
