@@ -29,10 +29,13 @@ MAX_CENTRE_ERROR_M = 0.1  # of a scene of about 10 m; 0.007 is what comes out
 def command(*, run: RunOptions) -> Outcome:
     from dataclasses import asdict
 
+    from featkit import log
     from featkit.cli import doctor_findings as look
 
     found = [*look.versions(), *look.machine(), *look.room(Path.cwd()), *look.extras(), *look.traps()]
     started = time.monotonic()
+    if not run.verbose:
+        log.setup(-1)  # the tiny scene's own progress is nothing to read
     try:
         job, error = _main_job(run.device), None
     except Exception as problem:  # whatever stops the main job is what a doctor is asked for

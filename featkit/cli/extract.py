@@ -27,6 +27,7 @@ def command(
     max_keypoints: options.MaxKeypoints = None,
     weights: options.Weights = None,
     masks: options.Masks = None,
+    ignore_alpha: options.IgnoreAlpha = False,
     workers: options.Workers = 0,
     skip_broken: options.SkipBroken = False,
     settings: options.Settings = None,
@@ -41,7 +42,7 @@ def command(
 
     config = extract.ExtractConfig(
         features=features,
-        decode=DecodeConfig(resize_max=resize_max),
+        decode=DecodeConfig(**options.decode_fields(resize_max, ignore_alpha)),
         workers=workers,
         skip_broken=skip_broken,
         masks=masks,

@@ -61,6 +61,7 @@ def command(
     ] = False,
     weights: options.Weights = None,
     masks: options.Masks = None,
+    ignore_alpha: options.IgnoreAlpha = False,
     workers: options.Workers = 0,
     skip_broken: options.SkipBroken = False,
     settings: options.Settings = None,
@@ -79,7 +80,7 @@ def command(
         "extract": {
             "features": features,
             "extractor": options.given(max_keypoints=max_keypoints, weights=weights),
-            "decode": {"resize_max": resize_max},
+            "decode": options.decode_fields(resize_max, ignore_alpha),
             "workers": workers,
             "skip_broken": skip_broken,
             "masks": masks,

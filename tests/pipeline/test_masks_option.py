@@ -113,6 +113,21 @@ def test_a_changed_mask_is_seen(pictures: Path, tmp_path: Path) -> None:
     assert digests(out) == without
 
 
+def test_transparent_pixels(pictures: Path, tmp_path: Path) -> None:
+    images, kept = tmp_path / "images", mask_of("plain.png")
+    images.mkdir()
+    rgb = np.asarray(Image.open(pictures / "plain.png"))
+    Image.fromarray(np.dstack([rgb, np.uint8(255) * kept])).save(images / "a.png")
+    command = ("extract", images, "--workers", 1, "-o")
+    results(*command, tmp_path / "f.h5")
+    results(*command, tmp_path / "all.h5", "--ignore-alpha")
+    with open_features(tmp_path / "f.h5") as some, open_features(tmp_path / "all.h5") as every:
+        expected = [(x, y) for x, y in every.keypoints("a.png").tolist() if kept[int(y + 0.5), int(x + 0.5)]]
+        assert 0 < len(expected) < every.count("a.png")
+        assert [tuple(point) for point in some.keypoints("a.png").tolist()] == expected
+    refused(run(*command, tmp_path / "f.h5", "--ignore-alpha", "-q"), 3, "decode.min_alpha: 1 -> 0", "--overwrite")
+
+
 def test_worker_processes_mask_too(pictures: Path, tmp_path: Path) -> None:
     images = Path(shutil.copytree(pictures, tmp_path / "images"))
     masks = write_masks(tmp_path / "masks")
