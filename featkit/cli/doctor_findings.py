@@ -219,10 +219,9 @@ def room(folder: Path) -> list[Finding]:
 def _stores(folder: Path) -> Finding:
     try:
         with tempfile.TemporaryDirectory(prefix=".featkit-doctor-", dir=folder) as here:
-            import h5py
+            from featkit.store.h5 import probe
 
-            with h5py.File(Path(here) / "probe.h5", "w") as file:
-                file["probe"] = [1]
+            probe(Path(here) / "probe.h5")
     except PermissionError:
         return Finding("room", "stores", "note", f"{folder} cannot be written to", "give --out a folder that can be")
     except Exception as error:
