@@ -15,11 +15,13 @@ from pydantic import Field
 
 from featkit import log
 from featkit.config import Config
+from featkit.errors import UsageError
 from featkit.features import extract
 from featkit.features.extract import ExtractConfig, ExtractJob
 from featkit.log import timed
 from featkit.mapping import reconstruct
 from featkit.mapping.cameras import check as check_camera
+from featkit.mapping.cameras import listed_intrinsics
 from featkit.mapping.reconstruct import MapConfig
 from featkit.mapping.reference import read_reference
 from featkit.mapping.scene import image_folder, output_folder, usable_images
@@ -68,13 +70,15 @@ def run(
     *,
     reference: Path | None = None,
     truth: Path | None = None,
+    intrinsics: Path | None = None,
     device: str = "auto",
     overwrite: bool = False,
 ) -> SfmResult:
     """Map a folder of photographs. Every step is skipped when it is done and whole.
 
     scene: a folder with images/, or of images. reference: a COLMAP model or poses.txt to triangulate with instead of
-    mapping; only its images are used. truth: poses.txt to compare with. Raises featkit's errors.
+    mapping; only its images are used. truth: poses.txt to compare with. intrinsics: list of images with their cameras.
+    Raises featkit's errors.
     """
     images = image_folder(scene)
     output = output_folder(scene, output)
@@ -82,6 +86,11 @@ def run(
     true_poses = None if truth is None else read_poses(truth)
     check_camera(config.map.camera)
     names = usable_images(images, None if known is None else known.poses.keys())
+    if intrinsics is not None and known is not None and known.cameras is not None:
+        raise UsageError(
+            "--intrinsics: the reference has its cameras (its model's, or camera.txt); leave out one of both"
+        )
+    listed = None if intrinsics is None else listed_intrinsics(intrinsics, names)
     job = ExtractJob.resolve(config.extract, device=device)
     given = Path(config.pairs) if config.pairs.endswith(".txt") else None
     if given is not None:
@@ -101,7 +110,7 @@ def run(
     with timed("verify", seconds):
         database = build_database(
             reconstruct.database_config(config.map), images, features, pairs, matches, output / "database.db",
-            names=names, reference=known, overwrite=overwrite,
+            names=names, reference=known, intrinsics=listed, overwrite=overwrite,
         )  # fmt: skip
     with timed("map", seconds):
         sparse = reconstruct.build_map(

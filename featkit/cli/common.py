@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -32,7 +32,7 @@ class RunOptions:
 class Outcome:
     """What a verb ends with: `data` for --json, `tables` and `lines` for people.
 
-    page, standings: of a benchmark, for the page over all of them.
+    page, standings: of a benchmark, for the page over all of them. error: said after all else, with its exit code.
     """
 
     data: dict[str, Any]
@@ -40,6 +40,7 @@ class Outcome:
     tables: list[Any] = field(default_factory=list)  # featkit.report.content.Table
     page: Any = None  # featkit.report.content.Report
     standings: list[Any] = field(default_factory=list)  # featkit.report.standings.Standing
+    error: FeatkitError | None = None
 
 
 WIDE = 200  # columns of a table that is written to a file
@@ -81,7 +82,8 @@ def _execute(function: Callable[[], Outcome], run: RunOptions) -> None:
 
     log.setup(-1 if run.quiet else run.verbose)
     try:
-        _show(function(), run)
+        outcome = function()
+        _show(outcome, run)
     except BrokenPipeError:  # whoever read the output has enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except FeatkitError as error:
@@ -97,6 +99,9 @@ def _execute(function: Callable[[], Outcome], run: RunOptions) -> None:
             raise
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         _fail(f"unexpected {what}; run again with --debug for the traceback, and report it", 1, run)
+    else:
+        if outcome.error is not None:
+            _end(str(outcome.error), outcome.error.exit_code)
 
 
 def _fail(message: str, code: int, run: RunOptions) -> None:
@@ -106,6 +111,10 @@ def _fail(message: str, code: int, run: RunOptions) -> None:
         traceback.print_exc()
     if run.json:
         print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False))
+    _end(message, code)
+
+
+def _end(message: str, code: int) -> NoReturn:
     print(f"featkit: {message}", file=sys.stderr)
     raise typer.Exit(code)
 

@@ -14,7 +14,8 @@ HELP = """Extract local features of all images of a folder.
 
 Example: `featkit extract images/ --out feats.h5 --features rootsift --resize-max 1600`
 
-Stopped at any moment, it goes on where it was when the same command is run again."""
+Pixels that are masked (--masks) or transparent have no keypoints. Stopped at any moment, it goes on where it was when
+the same command is run again."""
 
 
 @verb
@@ -25,6 +26,8 @@ def command(
     resize_max: options.ResizeMax = None,
     max_keypoints: options.MaxKeypoints = None,
     weights: options.Weights = None,
+    masks: options.Masks = None,
+    ignore_alpha: options.IgnoreAlpha = False,
     workers: options.Workers = 0,
     skip_broken: options.SkipBroken = False,
     settings: options.Settings = None,
@@ -38,7 +41,11 @@ def command(
     from featkit.store.features import open_features
 
     config = extract.ExtractConfig(
-        features=features, decode=DecodeConfig(resize_max=resize_max), workers=workers, skip_broken=skip_broken
+        features=features,
+        decode=DecodeConfig(**options.decode_fields(resize_max, ignore_alpha)),
+        workers=workers,
+        skip_broken=skip_broken,
+        masks=masks,
     )
     changes = overrides(settings or []) | options.given(max_keypoints=max_keypoints, weights=weights)
     job = extract.ExtractJob.resolve(config, changes, run.device)

@@ -9,7 +9,9 @@ import typer
 from featkit.cli import (
     data,
     demo,
+    doctor,
     eval,
+    export,
     extract,
     info,
     inspect,
@@ -31,10 +33,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (reconstruct, localize, extract, pairs, match, serve, info, demo):
+for module in (reconstruct, localize, extract, pairs, match, export, serve, info, doctor, demo):
     name = module.__name__.rpartition(".")[2]
     kind = localize.LocalizeCommand if module is localize else None
-    app.command(name, cls=kind, help=module.HELP, no_args_is_help=module is not demo)(module.command)
+    app.command(name, cls=kind, help=module.HELP, no_args_is_help=module not in (demo, doctor))(module.command)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(inspect.app, name="inspect")

@@ -24,6 +24,13 @@ Weights = Annotated[
     typer.Option(help="Trained weight by name, or a .safetensors file.", show_default="the configuration's"),
 ]
 Workers = Annotated[int, typer.Option(help="Processes that extract; 0: one per core.", min=0)]
+Masks = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Masks named as COLMAP's (a/b.jpg.png of a/b.jpg): no keypoint where one is zero."
+    ),
+]
+IgnoreAlpha = Annotated[bool, typer.Option("--ignore-alpha", help="Keypoints in transparent pixels too.")]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Pass over images that cannot be read.")]
 Matcher = Annotated[str, typer.Option(help="Matcher by name, or a yaml file.", rich_help_panel=MAPPING)]
 Ratio = Annotated[
@@ -54,6 +61,11 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="The file to write.")]
 def given(**values: Any) -> dict[str, Any]:
     """Only the options that were given: the others keep the configuration's defaults."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def decode_fields(resize_max: int | None, ignore_alpha: bool) -> dict[str, Any]:
+    """Fields of a DecodeConfig."""
+    return {"resize_max": resize_max} | ({"min_alpha": 0} if ignore_alpha else {})
 
 
 def camera_fields(model: str | None, params: str | None) -> dict[str, Any]:

@@ -48,10 +48,20 @@ def command(
     camera_mode: Annotated[
         str, typer.Option(help="single, per-folder or per-image.", rich_help_panel=options.CAMERAS)
     ] = "per-image",
+    intrinsics: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="`name MODEL width height params...` a line, or a .csv; others are inferred.",
+            rich_help_panel=options.CAMERAS,
+        ),
+    ] = None,
     fix_intrinsics: Annotated[
         bool, typer.Option("--fix-intrinsics", help="Do not refine the cameras.", rich_help_panel=options.CAMERAS)
     ] = False,
     weights: options.Weights = None,
+    masks: options.Masks = None,
+    ignore_alpha: options.IgnoreAlpha = False,
     workers: options.Workers = 0,
     skip_broken: options.SkipBroken = False,
     settings: options.Settings = None,
@@ -70,9 +80,10 @@ def command(
         "extract": {
             "features": features,
             "extractor": options.given(max_keypoints=max_keypoints, weights=weights),
-            "decode": {"resize_max": resize_max},
+            "decode": options.decode_fields(resize_max, ignore_alpha),
             "workers": workers,
             "skip_broken": skip_broken,
+            "masks": masks,
         },
         "pairs": pairs,
         "matcher": matcher,
@@ -81,6 +92,15 @@ def command(
         "seed": run.seed,
     }
     config = make(sfm.SfmConfig, merge(values, overrides(settings or [])), where="reconstruct")
-    result = sfm.run(config, scene, out, reference=reference, truth=truth, device=run.device, overwrite=overwrite)
+    result = sfm.run(
+        config,
+        scene,
+        out,
+        reference=reference,
+        truth=truth,
+        intrinsics=intrinsics,
+        device=run.device,
+        overwrite=overwrite,
+    )
     lines = [f"map: {result.sparse / '0'}", f"report: {result.report}"]
     return Outcome(result.metrics, lines, [map_table(result.metrics)])

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +25,11 @@ from featkit.features.base import Extractor, TwoSteps
 from featkit.features.workers import Workers, usable_cores, workers
 from featkit.images.decode import DecodeConfig, DecodedImage, decode
 from featkit.images.listing import list_images
+from featkit.images.masks import find_masks, masked
 from featkit.log import progress
 from featkit.registry import configured, resolve
 from featkit.store.features import FeatureStore, append_features, open_features
+from featkit.store.stamp import digest
 from featkit.types import Features
 
 LOGGER = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ class ExtractConfig(Config):
     """Processes or threads that decode and extract; 0: one per core."""
     skip_broken: Runtime[bool] = False
     """Leave out images that cannot be read (with a warning) instead of stopping."""
+    masks: Runtime[Path | None] = None
+    """Folder of masks (`images.masks`). What a mask holds is told apart as the photograph's own content is."""
 
 
 @dataclass(frozen=True)
@@ -82,29 +86,36 @@ def run(job: ExtractJob, images: Path, output: Path, names: list[str] | None = N
     `skip_broken`) or a store of another configuration, NothingCameOutError when not one image could be used.
     """
     wanted = list_images(images) if names is None else names
+    masks = {} if job.config.masks is None else find_masks(job.config.masks, images, wanted)
     with append_features(output, job.config, job.extractor.weights_sha256, overwrite) as store:
-        todo = [name for name in wanted if not _whole(store, images, name)]
+        todo = [name for name in wanted if not _whole(store, name, images, masks)]
         if len(todo) < len(wanted):
             LOGGER.info("extract: %d of %d images are done already", len(wanted) - len(todo), len(wanted))
         with progress("extract", len(todo), "images") as advance:
-            for name, features in _extracted(job, images, todo):
+            for name, features in _extracted(job, images, todo, masks):
                 if features is not None:
-                    store.write(name, features, source_digest(images / name))
+                    store.write(name, features, _source(images / name, masks.get(name)))
                 advance(1)
         if not any(store.has(name) for name in wanted):
             raise NothingCameOutError(f"{images}: none of its {len(wanted)} images could be used")
     return output
 
 
-def _whole(store: FeatureStore, images: Path, name: str) -> bool:
-    """Whether the features are there, whole, and of the file that lies there now."""
-    return store.has(name) and store.source(name) in ("", source_digest(images / name))
+def _whole(store: FeatureStore, name: str, images: Path, masks: Mapping[str, Path]) -> bool:
+    """Whether the features are there, whole, and of the file (and mask) that lies there now."""
+    return store.has(name) and store.source(name) in ("", _source(images / name, masks.get(name)))
+
+
+def _source(path: Path, mask: Path | None) -> str:
+    """What tells a photograph, and the mask it has, from others."""
+    return source_digest(path) if mask is None else digest(source_digest(path), source_digest(mask))
 
 
 def source_digest(path: Path) -> str:
     """16 hex digits that tell one photograph from another: of the file's size, its first and its last 64 KiB.
 
-    "" when there is no such file. Hashing the whole file would make every resumed run read every photograph.
+    "" when there is no such file. Hashing the whole file would make every resumed run read every photograph. (A PNG's
+    last bytes are a checksum of all its pixels.)
     """
     try:
         with path.open("rb") as file:
@@ -116,13 +127,15 @@ def source_digest(path: Path) -> str:
         return ""
 
 
-def _extracted(job: ExtractJob, images: Path, names: Sequence[str]) -> Iterator[tuple[str, Features | None]]:
+def _extracted(
+    job: ExtractJob, images: Path, names: Sequence[str], masks: Mapping[str, Path]
+) -> Iterator[tuple[str, Features | None]]:
     """(name, features) in the order of `names`; None for an image passed over."""
     count = job.config.workers or usable_cores()
     waiting: deque[tuple[str, Future[Features | BegunImage]]] = deque()
     with workers(job, count, names) as pool:
         for name in names:
-            waiting.append((name, pool.submit(images / name)))
+            waiting.append((name, pool.submit(images / name, masks.get(name))))
             if len(waiting) >= count * WINDOW_PER_WORKER:
                 yield _finished(job, pool, *waiting.popleft())
         while waiting:
@@ -165,17 +178,22 @@ class BegunImage:
     begun: Any
 
 
-def extract_one(job: ExtractJob, path: Path) -> Features:
+def extract_one(job: ExtractJob, path: Path, mask: Path | None = None) -> Features:
     """Features of one photograph, in the pixels of its file. Raises BadInputError."""
-    image = decode(path, job.config.decode, job.extractor.colour)
+    image = _decoded(job, path, mask)
     return _in_file(job, path, image, job.extractor.extract(image.pixels))
 
 
-def begin_one(job: ExtractJob, path: Path) -> BegunImage:
+def begin_one(job: ExtractJob, path: Path, mask: Path | None = None) -> BegunImage:
     """The first of two steps on one photograph (`base.TwoSteps`). Raises BadInputError."""
-    image = decode(path, job.config.decode, job.extractor.colour)
+    image = _decoded(job, path, mask)
     begun = cast(TwoSteps, job.extractor).begin(image.pixels)
     return BegunImage(path, replace(image, pixels=image.pixels[:0]), begun)
+
+
+def _decoded(job: ExtractJob, path: Path, mask: Path | None) -> DecodedImage:
+    image = decode(path, job.config.decode, job.extractor.colour)
+    return image if mask is None else masked(image, mask, job.config.decode)
 
 
 def finish_one(job: ExtractJob, begun: BegunImage) -> Features:

@@ -38,13 +38,13 @@ class Workers:
     def __init__(self, pool: Executor, job: ExtractJob, in_processes: bool):
         self._pool, self._job, self._in_processes = pool, job, in_processes
 
-    def submit(self, path: Path) -> Future[Features | BegunImage]:
-        """Start on one photograph."""
+    def submit(self, path: Path, mask: Path | None = None) -> Future[Features | BegunImage]:
+        """Start on one photograph; mask: the file of its mask."""
         from featkit.features.extract import extract_one
 
         if self._in_processes:
-            return self._pool.submit(_work, path)
-        return self._pool.submit(extract_one, self._job, path)
+            return self._pool.submit(_work, path, mask)
+        return self._pool.submit(extract_one, self._job, path, mask)
 
     def result(self, future: Future[Features | BegunImage], name: str) -> Features:
         """Wait for one photograph. Raises what `extract_one` raises, WorkerDiedError when its process died."""
@@ -109,8 +109,8 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _work(path: Path) -> Features | BegunImage:
+def _work(path: Path, mask: Path | None) -> Features | BegunImage:
     from featkit.features.extract import begin_one, extract_one
 
     assert _job is not None
-    return begin_one(_job, path) if _only_begin else extract_one(_job, path)
+    return begin_one(_job, path, mask) if _only_begin else extract_one(_job, path, mask)

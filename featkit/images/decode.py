@@ -10,20 +10,23 @@ import threading
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, UnidentifiedImageError
+from pydantic import Field
 
 from featkit.config import Config
 from featkit.errors import BadInputError
-from featkit.geometry.pixels import apply_affine, compose, resize_affine
+from featkit.geometry.pixels import COLMAP_ORIGIN, apply_affine, compose, resize_affine
 from featkit.images.orientation import stored_from_upright, upright, with_tiff_tag_1
 from featkit.types import Features
 
 EXIF_ORIENTATION = 0x0112
 IMAGE_WIDTH, IMAGE_LENGTH = 0x0100, 0x0101  # TIFF tags
+ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}  # Pillow's
 PNG_END = b"IEND\xaeB`\x82"  # the last chunk's name and checksum; some programs write more behind it
 _PILLOW_LIMIT = threading.Lock()
 
@@ -35,6 +38,8 @@ class DecodeConfig(Config):
     """Longer side after resizing, px; smaller images keep their size. None: never resized."""
     max_megapixels: float = 250.0
     """A larger image is refused before it is decoded (one byte per pixel and channel would be needed)."""
+    min_alpha: int = Field(default=1, ge=0, le=255)
+    """Pixels less opaque than this, of 255, are masked; 0: the alpha channel does not matter."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,15 @@ class DecodedImage:
     """pixels: (h, w) or (h, w, 3) RGB, uint8, upright. stored_size: width, height of the file.
 
     stored_from_pixels: affine map of these pixels onto the file's pixels (centres at whole numbers in both).
+    usable: of the file's pixels, those that may have keypoints (neither masked nor transparent); None: all.
+    orientation: EXIF's, as the file has it.
     """
 
     pixels: UInt8[np.ndarray, "h w *c"]
     stored_size: tuple[int, int]
     stored_from_pixels: Float[np.ndarray, "2 3"]
+    usable: Bool[np.ndarray, "stored_h stored_w"] | None = None
+    orientation: int = 1
 
     @property
     def size(self) -> tuple[int, int]:
@@ -59,11 +68,14 @@ class DecodedImage:
         return (points - offset) @ np.linalg.inv(linear).T
 
     def features_in_file(self, features: Features) -> Features:
-        """The same features in the pixels of the file: keypoints, scales, orientations, uncertainty mapped back."""
+        """The same features in the pixels of the file: keypoints, scales, orientations, uncertainty mapped back.
+
+        Those in a masked pixel are left out.
+        """
         affine = self.stored_from_pixels
         linear = affine[:, :2]
         scale = float(np.sqrt(abs(np.linalg.det(linear))))
-        return replace(
+        mapped = replace(
             features,
             keypoints=apply_affine(affine, features.keypoints),
             image_size=self.stored_size,
@@ -71,6 +83,14 @@ class DecodedImage:
             oris=None if features.oris is None else _turn(linear, features.oris),
             uncertainty_px=features.uncertainty_px * scale,
         )
+        return mapped if self.usable is None else mapped.select(_in_usable(self.usable, mapped.keypoints))
+
+
+def _in_usable(usable: Bool[np.ndarray, "h w"], keypoints: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, " m"]:
+    """Indices of the keypoints whose pixel is usable."""
+    columns, rows = np.floor(keypoints + np.float32(COLMAP_ORIGIN)).astype(np.int64).T
+    height, width = usable.shape
+    return np.flatnonzero(usable[rows.clip(0, height - 1), columns.clip(0, width - 1)])
 
 
 def _turn(linear: Float[np.ndarray, "2 2"], oris: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -80,10 +100,12 @@ def _turn(linear: Float[np.ndarray, "2 2"], oris: Float[np.ndarray, " n"]) -> Fl
 
 def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedImage:
     """Read one photograph. Raises BadInputError when it is missing, broken, cut off or too large."""
-    data = _read(path)
-    stored_size, tag, form = _header(path, data, config)
-    if form == "TIFF" and tag != 1:  # OpenCV's TIFF decoder turns the pixels whatever its flags say
+    data = read_file(path)
+    header = read_header(path, data, config)
+    stored_size, tag = header.size, header.orientation
+    if header.form == "TIFF" and tag != 1:  # OpenCV's and Pillow's TIFF decoders turn the pixels unasked
         data = with_tiff_tag_1(data)
+    usable = _opaque(data, config.min_alpha) if header.has_alpha and config.min_alpha > 0 else None
     flags = (cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -95,7 +117,17 @@ def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedIma
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     back = stored_from_upright(stored_size, tag)
     pixels = upright(pixels, tag)
-    return _resized(DecodedImage(pixels, stored_size, back), config.resize_max)
+    return _resized(DecodedImage(pixels, stored_size, back, usable, tag), config.resize_max)
+
+
+def _opaque(data: bytes, min_alpha: int) -> Bool[np.ndarray, "h w"] | None:
+    """Which pixels of a file with an alpha channel are opaque enough; None when all are, or Pillow cannot say."""
+    try:
+        with _open_header(BytesIO(data)) as image:
+            found = np.asarray(image.convert("RGBA").getchannel("A")) >= min_alpha
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
+        return None
+    return None if found.all() else found
 
 
 def from_pixels(pixels: UInt8[np.ndarray, "h w *c"], config: DecodeConfig, colour: bool = False) -> DecodedImage:
@@ -143,7 +175,8 @@ def _open_header(source: Path | BytesIO) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The bytes of an image. Raises BadInputError when there are none."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -155,11 +188,22 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _header(path: Path, data: bytes, config: DecodeConfig) -> tuple[tuple[int, int], int, str | None]:
+class Header(NamedTuple):
+    """size: width, height as stored. orientation: EXIF's, 0 when there is none. form: Pillow's name of the format."""
+
+    size: tuple[int, int]
+    orientation: int
+    form: str | None
+    has_alpha: bool
+
+
+def read_header(path: Path, data: bytes, config: DecodeConfig) -> Header:
+    """What an image file says of itself. Raises BadInputError, also for one that is cut off or too large."""
     try:
         with _open_header(BytesIO(data)) as header:
             size, form = _size_in_file(header), header.format
             _refuse_large(path, size, config)
+            has_alpha = header.mode in ALPHA_MODES or "transparency" in header.info
             # Pillow decodes a whole PNG in search of late metadata; only a late eXIf chunk is worth that.
             late = form != "PNG" or b"eXIf" in data
             exif = header.getexif() if late else Image.Image.getexif(header)
@@ -168,7 +212,7 @@ def _header(path: Path, data: bytes, config: DecodeConfig) -> tuple[tuple[int, i
         raise BadInputError(f"{path}: not an image that can be read; remove or replace it") from None
     if (form in {"JPEG", "MPO"} and _jpeg_cut_off(data)) or (form == "PNG" and PNG_END not in data):
         raise BadInputError(f"{path}: the file is cut off; copy it again or remove it")
-    return size, tag, form
+    return Header(size, tag, form, has_alpha)
 
 
 def _refuse_large(path: Path, size: tuple[int, int], config: DecodeConfig) -> None:
@@ -200,4 +244,4 @@ def _resized(image: DecodedImage, resize_max: int | None) -> DecodedImage:
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     pixels = cv2.resize(image.pixels, size, interpolation=cv2.INTER_AREA)
     back = compose(image.stored_from_pixels, resize_affine(size, (width, height)))
-    return DecodedImage(pixels, image.stored_size, back)
+    return replace(image, pixels=pixels, stored_from_pixels=back)

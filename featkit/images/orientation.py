@@ -37,6 +37,18 @@ def upright(pixels: np.ndarray, tag: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
+def as_stored(pixels: np.ndarray, tag: int) -> np.ndarray:
+    """The way back from `upright`: an upright image as a file with this tag stores it; contiguous."""
+    swap, flip_x, flip_y = _STEPS.get(tag, _STEPS[1])
+    if flip_y:
+        pixels = pixels[::-1]
+    if flip_x:
+        pixels = pixels[:, ::-1]
+    if swap:
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels)
+
+
 def stored_from_upright(stored_size: tuple[int, int], tag: int) -> Float[np.ndarray, "2 3"]:
     """Affine map of upright pixels onto stored pixels. stored_size: width, height before turning."""
     swap, flip_x, flip_y = _STEPS.get(tag, _STEPS[1])

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pycolmap
+from pydantic import Field
 
 from featkit.config import Config
 from featkit.errors import BadInputError, UsageError
-from featkit.store.poses import CAMERA_PARAMS, Intrinsics
+from featkit.images.decode import stored_size
+from featkit.images.exif import focal_length_px
+from featkit.store.poses import CAMERA_PARAMS, Intrinsics, read_intrinsics_list
 
+LOGGER = logging.getLogger(__name__)
 CameraMode = Literal["single", "per-folder", "per-image"]
+Group = tuple[str, Intrinsics | None]  # what images that share a camera have in common
 
 
 class CameraConfig(Config):
@@ -29,6 +35,8 @@ class CameraConfig(Config):
     """Which images share one camera."""
     default_focal_factor: float = 1.2
     """Without EXIF: focal length over the longer side (COLMAP's guess)."""
+    sensor_width_mm: float | None = Field(default=None, gt=0)
+    """Longer side of the sensor, mm, for photographs whose EXIF has a focal length in mm but no sensor."""
     refine: bool = True
     """Let the mapper refine focal length and distortion, also of known parameters."""
 
@@ -45,7 +53,7 @@ def check(config: CameraConfig) -> None:
 
 
 def infer_camera(path: Path, config: CameraConfig) -> pycolmap.Camera:
-    """Camera of one photograph, by its EXIF focal length (pycolmap's sensor table) or the default guess.
+    """Camera of one photograph, by its EXIF focal length (pycolmap's, else `images.exif`'s) or the default guess.
 
     `has_prior_focal_length` tells the two apart. Raises BadInputError.
     """
@@ -61,29 +69,65 @@ def infer_camera(path: Path, config: CameraConfig) -> pycolmap.Camera:
     if config.params is not None:
         camera.params = list(config.params)
         camera.has_prior_focal_length = True
+    elif not camera.has_prior_focal_length:
+        size = (camera.width, camera.height)
+        focal = focal_length_px(path, size, config.sensor_width_mm)
+        if focal is not None:
+            camera = pycolmap.Camera.create_from_model_name(camera.camera_id, config.model, focal, *size)
+            camera.has_prior_focal_length = True
     return camera
 
 
+def listed_intrinsics(path: Path, names: Sequence[str]) -> dict[str, Intrinsics]:
+    """Intrinsics of those of the images that a list has. Raises BadInputError when it has none of them."""
+    listed = read_intrinsics_list(path)
+    found = {name: listed[name] for name in names if name in listed}
+    if not found:
+        raise BadInputError(
+            f"{path}: names none of the images, such as {names[0]!r}; names are relative to their folder"
+        )
+    if len(found) < len(names):
+        missing = len(names) - len(found)
+        LOGGER.info("intrinsics: %d of %d images are not in the list; theirs are inferred", missing, len(names))
+    return found
+
+
 def cameras_of_images(
-    images: Path, names: Sequence[str], config: CameraConfig
+    images: Path, names: Sequence[str], config: CameraConfig, listed: Mapping[str, Intrinsics] | None = None
 ) -> tuple[dict[int, pycolmap.Camera], dict[str, int]]:
     """Cameras by id (from 1), and the camera id of every image.
 
-    Raises BadInputError when images that share a camera have different sizes.
+    listed: known intrinsics; images that would share a camera do so when theirs are the same.
+    Raises BadInputError when known intrinsics are not of the image's size.
     """
     check(config)
-    groups = {name: _group(name, config.mode) for name in names}
-    first: dict[str, str] = {}
+    known = listed or {}
+    groups = {name: (_group(name, config.mode), known.get(name)) for name in names}
+    first: dict[Group, str] = {}
     for name, group in groups.items():
         first.setdefault(group, name)
+
+    def camera_of(name: str) -> pycolmap.Camera:
+        return to_camera(known[name]) if name in known else infer_camera(images / name, config)
+
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        inferred = list(pool.map(lambda name: infer_camera(images / name, config), first.values()))
+        list(pool.map(lambda name: _check_listed(images / name, name, known[name]), known))
+        inferred = list(pool.map(camera_of, first.values()))
     cameras: dict[int, pycolmap.Camera] = {}
-    ids: dict[str, int] = {}
+    ids: dict[Group, int] = {}
     for camera_id, (group, camera) in enumerate(zip(first, inferred, strict=True), start=1):
         camera.camera_id = camera_id
         cameras[camera_id], ids[group] = camera, camera_id
     return cameras, {name: ids[group] for name, group in groups.items()}
+
+
+def _check_listed(path: Path, name: str, intrinsics: Intrinsics) -> None:
+    width, height = stored_size(path)
+    if (width, height) != (intrinsics.width, intrinsics.height):
+        raise BadInputError(
+            f"{name!r} is {width} x {height} as stored,"
+            f" its intrinsics are for {intrinsics.width} x {intrinsics.height}; correct the list"
+        )
 
 
 def _group(name: str, mode: CameraMode) -> str:

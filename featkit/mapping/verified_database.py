@@ -6,7 +6,7 @@ It has a stamp beside it and is skipped only when that agrees; a verification th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pycolmap
@@ -22,6 +22,7 @@ from featkit.mapping.verify import VerifyConfig
 from featkit.store.features import FeatureStore, open_features
 from featkit.store.matches import open_matches
 from featkit.store.pairs import read_pairs
+from featkit.store.poses import Intrinsics
 from featkit.store.stamp import digest, is_stamped, write_stamp
 from featkit.types import Pair
 
@@ -46,12 +47,13 @@ def build_database(
     *,
     names: Sequence[str] | None = None,
     reference: Reference | None = None,
+    intrinsics: Mapping[str, Intrinsics] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write cameras, keypoints, matches and verified two-view geometries to a COLMAP database, and return it.
 
     names: only these images. With a reference only its images are used, with its cameras, and matches are verified
-    against its poses.
+    against its poses. intrinsics: known cameras of images, by name.
     Raises BadInputError for images without features, NothingCameOutError when no pair could be verified.
     """
     stamp = output.with_suffix(".json")
@@ -63,13 +65,14 @@ def build_database(
             raise BadInputError(f"{features}: a map takes two images or more, {len(names)} are usable")
         known = set(names)
         listed = [pair for pair in read_pairs(pairs) if pair.name0 in known and pair.name1 in known]
-        inputs = _inputs(store, found.attributes(), names, listed, reference)
+        given = {name: intrinsics[name] for name in names if name in intrinsics} if intrinsics else {}
+        inputs = _inputs(store, found.attributes(), names, listed, reference, given)
         if output.is_file() and is_stamped(stamp, config, inputs) and not overwrite:
             LOGGER.info("database: done already")
             return output
         part, part_stamp = output.with_name(f".{output.name}.part"), output.with_name(f".{output.name}.part.json")
         if not (part.is_file() and is_stamped(part_stamp, config, inputs)) or overwrite:
-            cameras, camera_ids = _cameras(config.camera, images, names, reference)
+            cameras, camera_ids = _cameras(config.camera, images, names, reference, given)
             check_sizes(cameras, camera_ids, {name: store.image_size(name) for name in names})
             _remove(part, part_stamp)
             with pycolmap.Database.open(str(part)) as database:
@@ -107,11 +110,17 @@ def _chunks(pairs: list[Pair]) -> Iterator[list[Pair]]:
 
 
 def _inputs(
-    store: FeatureStore, matches: dict, names: Sequence[str], pairs: list[Pair], reference: Reference | None
+    store: FeatureStore,
+    matches: dict,
+    names: Sequence[str],
+    pairs: list[Pair],
+    reference: Reference | None,
+    intrinsics: Mapping[str, Intrinsics],
 ) -> str:
     counts = [f"{name} {store.digest(name)}" for name in names]
     origin = [str(store.attributes().get("fingerprint")), str(matches.get("fingerprint"))]
     known = [] if reference is None else [_described(reference, names)]
+    known += [repr(sorted(intrinsics.items()))] if intrinsics else []
     return digest(*origin, *counts, *(f"{p.name0}\t{p.name1}" for p in pairs), *known)
 
 
@@ -134,17 +143,21 @@ def _remove(*paths: Path) -> None:
 
 
 def _cameras(
-    config: CameraConfig, images: Path, names: Sequence[str], reference: Reference | None
+    config: CameraConfig,
+    images: Path,
+    names: Sequence[str],
+    reference: Reference | None,
+    intrinsics: Mapping[str, Intrinsics],
 ) -> tuple[dict[int, pycolmap.Camera], dict[str, int]]:
     if reference is not None and reference.cameras is not None and reference.camera_ids is not None:
         used = {reference.camera_ids[name] for name in names}
         kept = {camera_id: camera for camera_id, camera in reference.cameras.items() if camera_id in used}
         return kept, {name: reference.camera_ids[name] for name in names}
-    cameras, camera_ids = cameras_of_images(images, names, config)
+    cameras, camera_ids = cameras_of_images(images, names, config, intrinsics)
     guessed = [name for name in names if not cameras[camera_ids[name]].has_prior_focal_length]
     if reference is not None and guessed:
         raise BadInputError(
             f"{images / guessed[0]}: its focal length is not known, and known poses leave nothing to guess;"
-            " give --camera-params, or put a camera.txt beside the poses"
+            " give --camera-params or --intrinsics, or put a camera.txt beside the poses"
         )
     return cameras, camera_ids

@@ -228,6 +228,12 @@ def groups_with(file: h5py.File, dataset: str) -> list[str]:
     return sorted(names)
 
 
+def probe(path: Path) -> None:
+    """Write and lock a small file, as every store does. Raises what HDF5 raises where that cannot be done."""
+    with h5py.File(path, "w") as file:
+        file["probe"] = [1]
+
+
 def root_attributes(file: h5py.File) -> dict[str, Any]:
     """The store's own description, as plain values."""
     plain: dict[str, Any] = {}

@@ -5,8 +5,9 @@ A name with spaces is legal: the last seven fields are the numbers.
 
 from __future__ import annotations
 
+import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,10 +102,12 @@ def read_camera(path: Path) -> Intrinsics:
 
 
 def read_intrinsics_list(path: Path) -> dict[str, Intrinsics]:
-    """hloc's list of queries: `name MODEL width height params...` a line. Raises BadInputError."""
+    """hloc's list of queries: `name MODEL width height params...` a line; or a .csv with these as its columns.
+
+    Raises BadInputError.
+    """
     cameras: dict[str, Intrinsics] = {}
-    for number, line in read_lines(path):
-        name, camera = _split_name(line)
+    for number, name, camera in _csv_rows(path) if path.suffix.lower() == ".csv" else _listed(path):
         if not name:
             raise BadInputError(f"{path}:{number}: expected `name MODEL width height params...`")
         if name in cameras:
@@ -113,6 +116,28 @@ def read_intrinsics_list(path: Path) -> dict[str, Intrinsics]:
     if not cameras:
         raise BadInputError(f"{path}: no intrinsics in it")
     return cameras
+
+
+def _listed(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line number, name, and the rest, of a list."""
+    for number, line in read_lines(path):
+        yield number, *_split_name(line)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line number, name, and the rest, of a csv. A first row whose second column is `model` is its heading."""
+    numbered = list(read_lines(path))
+    try:
+        rows = list(csv.reader((line for _, line in numbered), strict=True))
+    except csv.Error as error:
+        raise BadInputError(f"{path}: not a csv file ({error})") from None
+    if len(rows) != len(numbered):
+        raise BadInputError(f"{path}: a quoted cell runs over the end of its line; one image a line is expected")
+    for index, ((number, _), row) in enumerate(zip(numbered, rows, strict=True)):
+        cells = [cell.strip() for cell in row]
+        if index == 0 and [cell.lower() for cell in cells[1:2]] == ["model"]:
+            continue
+        yield number, cells[0], " ".join(cells[1:])
 
 
 def _split_name(line: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 Command = Callable[..., Any]
-VERBS = ("reconstruct", "localize", "extract", "pairs", "match", "serve", "info", "demo")
+VERBS = ("reconstruct", "localize", "extract", "pairs", "match", "export", "serve", "info", "doctor", "demo")
 COMMON = ("--json", "--verbose", "--quiet", "--device", "--seed", "--debug", "--help")
 
 

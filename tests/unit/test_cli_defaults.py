@@ -7,6 +7,7 @@ from featkit.cli.main import app
 from featkit.features.extract import ExtractConfig
 from featkit.localization.localize import LocalizeConfig
 from featkit.mapping.cameras import CameraConfig
+from featkit.mapping.covisibility import CovisibleConfig
 from featkit.resources import load_pipeline
 
 SFM = load_pipeline("sfm").SfmConfig()
@@ -21,6 +22,7 @@ SHOWN = {
     ("reconstruct", "camera_model"): CameraConfig().model,
     ("reconstruct", "workers"): SFM.extract.workers,
     ("reconstruct", "fix_intrinsics"): not SFM.map.camera.refine,
+    ("export", "num"): str(CovisibleConfig().num_matched),
     ("localize", "matcher"): LOCALIZE.matcher,
     ("localize", "num"): str(LocalizeConfig().num_retrieved),
     ("localize", "workers"): LOCALIZE.workers,

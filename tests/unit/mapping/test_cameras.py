@@ -91,3 +91,19 @@ def test_intrinsics_there_and_back() -> None:
     camera = to_camera(given, 7)
     assert to_intrinsics(camera) == given
     assert (camera.camera_id, camera.has_prior_focal_length) == (7, True)
+
+
+def test_listed_intrinsics_are_the_images_own(tmp_path: Path) -> None:
+    names = [photo(tmp_path, name, focal_35mm=28) for name in ("1.jpg", "2.jpg", "3.jpg", "4.jpg")]
+    one, other = (Intrinsics("PINHOLE", 600, 400, (focal, focal, 300.0, 200.0)) for focal in (500.0, 510.0))
+    listed = {"1.jpg": one, "2.jpg": other, "3.jpg": one}
+    cameras, ids = cameras_of_images(tmp_path, names, CameraConfig(mode="single"), listed)
+    assert [to_intrinsics(cameras[ids[name]]) for name in names[:3]] == [one, other, one]
+    assert ids["1.jpg"] == ids["3.jpg"] != ids["2.jpg"]
+    assert cameras[ids["4.jpg"]].model_name == "SIMPLE_RADIAL"
+    assert all(camera.has_prior_focal_length for camera in cameras.values())
+    apart = cameras_of_images(tmp_path, names, CameraConfig(), listed)[1]
+    assert len(set(apart.values())) == 4
+    turned = {"2.jpg": Intrinsics("PINHOLE", 400, 600, (500.0, 500.0, 200.0, 300.0))}
+    with pytest.raises(BadInputError, match=r"'2\.jpg' is 600 x 400 as stored, its intrinsics are for 400 x 600"):
+        cameras_of_images(tmp_path, names, CameraConfig(), turned)

@@ -1,0 +1,34 @@
+"""Points with colours as a .ply file, which every viewer of point clouds opens."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from featkit.errors import NotWritableError
+
+VERTEX = np.dtype([*((axis, "<f8") for axis in "xyz"), *((colour, "u1") for colour in ("red", "green", "blue"))])
+
+
+def write_ply(path: Path, points: Float[np.ndarray, "n 3"], colours: UInt8[np.ndarray, "n 3"]) -> Path:
+    """Binary, coordinates in float64 (of a map in metres on the globe float32 would lose half a metre).
+
+    Written whole or not at all. Raises NotWritableError.
+    """
+    rows = np.empty(len(points), VERTEX)
+    for index, (axis, colour) in enumerate(zip("xyz", ("red", "green", "blue"), strict=True)):
+        rows[axis], rows[colour] = points[:, index], colours[:, index]
+    properties = [f"property double {axis}" for axis in "xyz"]
+    properties += [f"property uchar {colour}" for colour in ("red", "green", "blue")]
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}", *properties, "end_header"]
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes("".join(f"{line}\n" for line in lines).encode() + rows.tobytes())
+        os.replace(part, path)
+    except OSError as error:
+        raise NotWritableError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+    return path

@@ -1,0 +1,231 @@
+"""Exported cameras and points project where the map's do, read by slow readers that know only the other's rules."""
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+import pytest
+
+from featkit.errors import BadInputError, NothingCameOutError
+from featkit.mapping.covisibility import CovisibleConfig
+from featkit.mapping.export import export
+from featkit.store.pairs import read_pairs
+from featkit.store.ply import write_ply
+from featkit.store.poses import read_intrinsics_list, read_poses
+
+CAMERAS = {
+    "SIMPLE_PINHOLE": [900.0, 512.0, 390.0],
+    "PINHOLE": [900.0, 910.0, 512.0, 390.0],
+    "SIMPLE_RADIAL": [900.0, 512.0, 390.0, -0.08],
+    "RADIAL": [900.0, 512.0, 390.0, -0.08, 0.02],
+    "OPENCV": [900.0, 910.0, 512.0, 390.0, -0.08, 0.02, 0.003, -0.002],
+    "OPENCV_FISHEYE": [700.0, 710.0, 512.0, 390.0, 0.03, -0.01, 0.004, -0.001],
+    "SIMPLE_RADIAL_FISHEYE": [700.0, 512.0, 390.0, 0.03],
+    "RADIAL_FISHEYE": [700.0, 512.0, 390.0, 0.03, -0.01],
+}
+UNKNOWN = {
+    "FULL_OPENCV": [900.0, 910.0, 512.0, 390.0, -0.08, 0.02, 0.003, -0.002, 0.01, 0.02, 0.01, 0.0],
+    "FOV": [900.0, 910.0, 512.0, 390.0, 0.5],
+    "THIN_PRISM_FISHEYE": [700.0, 710.0, 512.0, 390.0, 0.03, -0.01, 0.0, 0.0, 0.004, -0.001, 0.0, 0.0],
+}
+
+
+def scene(model: str, params: list[float], rigs: int = 1) -> pycolmap.Reconstruction:
+    """One camera per rig, so many images each, points with colours."""
+    options = pycolmap.SyntheticDatasetOptions()
+    options.num_rigs, options.num_frames_per_rig, options.num_points3D = rigs, 3, 40
+    options.num_points2D_without_point3D = 3
+    options.camera_model_id, options.camera_params = getattr(pycolmap.CameraModelId, model), params
+    pycolmap.set_random_seed(0)
+    made = pycolmap.synthesize_dataset(options)
+    for number, point in enumerate(made.points3D.values()):
+        point.color = np.array([number, 2 * number, 255 - number], np.uint8)
+    return made
+
+
+def saved(model: pycolmap.Reconstruction, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    model.write(str(folder))
+    return folder
+
+
+def ply_points(path: Path) -> list[tuple[float, float, float, int, int, int]]:
+    """Vertices of a binary ply of doubles and bytes, one after the other."""
+    head, _, data = path.read_bytes().partition(b"end_header\n")
+    lines = head.decode().splitlines()
+    assert lines[:2] == ["ply", "format binary_little_endian 1.0"]
+    count = int(lines[2].removeprefix("element vertex "))
+    assert lines[3:] == [f"property double {a}" for a in "xyz"] + [
+        f"property uchar {c}" for c in ("red", "green", "blue")
+    ]
+    assert len(data) == 27 * count
+    return [struct.unpack("<3d3B", data[27 * i : 27 * i + 27]) for i in range(count)]
+
+
+def distorted(kind: str, lens: dict[str, Any], x: float, y: float) -> tuple[float, float]:
+    """Of the plane at depth 1, y down. As nerfstudio's documentation names the coefficients, which are OpenCV's."""
+    radius = math.hypot(x, y)
+    if kind == "OPENCV_FISHEYE":
+        angle = math.atan(radius)
+        bent = angle * (1 + sum(lens[f"k{i}"] * angle ** (2 * i) for i in range(1, 5)))
+        return x * bent / radius, y * bent / radius
+    assert kind == "OPENCV"
+    k1, k2, p1, p2 = (lens[name] for name in ("k1", "k2", "p1", "p2"))
+    radial = 1 + k1 * radius**2 + k2 * radius**4
+    return (
+        x * radial + 2 * p1 * x * y + p2 * (radius**2 + 2 * x**2),
+        y * radial + 2 * p2 * x * y + p1 * (radius**2 + 2 * y**2),
+    )
+
+
+def seen_at(content: dict[str, Any], frame: dict[str, Any], point: np.ndarray) -> tuple[float, float]:
+    """Pixel of a point of the saved world: nerfstudio's cameras look along -z, y is up."""
+    lens = {**content, **frame}
+    x, y, z, one = np.linalg.solve(np.array(frame["transform_matrix"]), [*point, 1.0])
+    assert one == 1
+    assert z < 0
+    u, v = distorted(content["camera_model"], lens, x / -z, -y / -z)
+    return lens["fl_x"] * u + lens["cx"], lens["fl_y"] * v + lens["cy"]
+
+
+@pytest.mark.parametrize("rigs", [1, 2])
+@pytest.mark.parametrize("model", CAMERAS)
+def test_points_through_nerfstudios_cameras(model: str, rigs: int, tmp_path: Path) -> None:
+    made = scene(model, CAMERAS[model], rigs)
+    out = tmp_path / "out"
+    done = export("nerfstudio", saved(made, tmp_path / "sparse"), out)
+    assert done.files == [out / "sparse_pc.ply", out / "transforms.json"]
+    content = json.loads((out / "transforms.json").read_text())
+    assert ("fl_x" in content) == (rigs == 1)
+    applied = np.array(content["applied_transform"])
+    assert np.linalg.det(applied[:, :3]) == pytest.approx(1)
+    assert np.array_equal(applied @ [1, 2, 3, 1], [1, 3, -2])
+    vertices = ply_points(out / content["ply_file_path"])
+    frames = {frame["file_path"]: frame for frame in content["frames"]}
+    assert len(frames) == made.num_reg_images() == 3 * rigs
+    checked = 0
+    for image in made.images.values():
+        frame = frames[f"images/{image.name}"]
+        assert (frame.get("w", content.get("w")), frame.get("h", content.get("h"))) == (1024, 768)
+        turn = np.array(frame["transform_matrix"])[:3, :3]
+        np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
+        assert np.linalg.det(turn) == pytest.approx(1)
+        for vertex, point_id in zip(vertices, sorted(made.points3D), strict=True):
+            point = made.points3D[point_id]
+            np.testing.assert_allclose(vertex[:3], applied @ [*point.xyz, 1])
+            assert vertex[3:] == tuple(point.color)
+            expected = image.project_point(point.xyz)
+            if expected is not None and 0 <= expected[0] <= 1024 and 0 <= expected[1] <= 768:
+                np.testing.assert_allclose(seen_at(content, frame, np.array(vertex[:3])), expected, atol=1e-6)
+                checked += 1
+    assert checked > 20 * len(frames)
+
+
+@pytest.mark.parametrize("model", UNKNOWN)
+def test_lenses_that_nerfstudio_has_not(model: str, tmp_path: Path) -> None:
+    folder = saved(scene(model, UNKNOWN[model]), tmp_path / "sparse")
+    with pytest.raises(BadInputError, match=rf"has a {model} camera, which nerfstudio cannot hold.*undistort"):
+        export("nerfstudio", folder, tmp_path / "out")
+    assert not list(tmp_path.glob("out*")) + list(tmp_path.glob(".out*"))
+    assert export("ply", folder, tmp_path / "points.ply").points == 40  # a cloud has no lens
+
+
+def test_one_kind_of_lens(tmp_path: Path) -> None:
+    made = scene("OPENCV", CAMERAS["OPENCV"], 2)
+    second = made.cameras[2]
+    second.model, second.params = pycolmap.CameraModelId.OPENCV_FISHEYE, CAMERAS["OPENCV_FISHEYE"]
+    with pytest.raises(BadInputError, match="one kind of lens"):
+        export("nerfstudio", saved(made, tmp_path / "sparse"), tmp_path / "out")
+
+
+def test_where_the_photographs_are(tmp_path: Path) -> None:
+    """Beside the map, where --images says, or still to be put there; and what is not found in --images is an error."""
+    made = scene("PINHOLE", CAMERAS["PINHOLE"])
+    folder = saved(made, tmp_path / "scene" / "featkit" / "sparse" / "0")
+
+    def paths(out: Path, images: Path | None = None) -> tuple[set[Path], list[str]]:
+        done = export("nerfstudio", folder, out, images=images)
+        content = json.loads((out / "transforms.json").read_text())
+        return {(out / frame["file_path"]).resolve() for frame in content["frames"]}, done.notes
+
+    names = [image.name for image in made.images.values()]
+    found, notes = paths(tmp_path / "a")
+    assert found == {tmp_path / "a" / "images" / name for name in names}
+    assert "--images" in notes[0]
+    for images in (tmp_path / "scene" / "images", tmp_path / "elsewhere"):
+        for name in names:
+            (images / name).parent.mkdir(parents=True, exist_ok=True)
+            (images / name).touch()
+    assert paths(tmp_path / "scene" / "nerf") == ({tmp_path / "scene" / "images" / name for name in names}, [])
+    assert paths(tmp_path / "b", tmp_path / "elsewhere")[0] == {tmp_path / "elsewhere" / name for name in names}
+    with pytest.raises(BadInputError, match=r"nowhere: no '.*' in it"):
+        paths(tmp_path / "c", tmp_path / "nowhere")
+
+
+def test_colmaps_text_is_the_same_model(tmp_path: Path) -> None:
+    made = scene("OPENCV", CAMERAS["OPENCV"], 2)
+    export("text", saved(made, tmp_path / "sparse"), tmp_path / "text")
+    read = pycolmap.Reconstruction(str(tmp_path / "text"))
+    assert not list((tmp_path / "text").glob("*.bin"))
+    assert (read.num_reg_images(), read.num_points3D()) == (made.num_reg_images(), made.num_points3D())
+    for image_id, image in made.images.items():
+        same = read.images[image_id]
+        np.testing.assert_allclose(same.cam_from_world().matrix(), image.cam_from_world().matrix(), atol=1e-12)
+        np.testing.assert_allclose(same.camera.params, image.camera.params)
+        np.testing.assert_allclose([p.xy for p in same.points2D], [p.xy for p in image.points2D])
+    for point_id, point in made.points3D.items():
+        np.testing.assert_allclose(read.points3D[point_id].xyz, point.xyz)
+
+
+def test_what_hloc_takes(tmp_path: Path) -> None:
+    made = scene("OPENCV", CAMERAS["OPENCV"], 2)
+    out = tmp_path / "hloc"
+    export("hloc", saved(made, tmp_path / "sparse"), out, pairs=CovisibleConfig(num_matched=2))
+    assert pycolmap.Reconstruction(str(out / "sfm")).num_points3D() == made.num_points3D()
+    images = {image.name: image for image in made.images.values()}
+    cameras = read_intrinsics_list(out / "queries_with_intrinsics.txt")
+    poses = read_poses(out / "poses.txt")
+    assert cameras.keys() == poses.keys() == images.keys()
+    for name, image in images.items():
+        assert cameras[name].params == tuple(CAMERAS["OPENCV"])
+        rigid = image.cam_from_world()
+        np.testing.assert_allclose(poses[name].tvec, rigid.translation, atol=1e-8)
+        x, y, z, w = rigid.rotation.quat
+        assert abs(poses[name].qvec @ [w, x, y, z]) == pytest.approx(1)
+    shared = {name: {p.point3D_id for p in image.points2D if p.has_point3D()} for name, image in images.items()}
+    pairs = {pair.key() for pair in read_pairs(out / "pairs-covisible.txt")}
+    for name in images:
+        most = sorted((len(shared[name] & shared[other]) for other in images if other != name), reverse=True)[:2]
+        own = [len(shared[a] & shared[b]) for a, b in pairs if name in (a, b)]
+        assert sorted(own, reverse=True)[:2] == most
+
+
+def test_a_name_that_hloc_cannot_read(tmp_path: Path) -> None:
+    made = scene("PINHOLE", CAMERAS["PINHOLE"])
+    next(iter(made.images.values())).name = "a photograph.jpg"
+    with pytest.raises(BadInputError, match=r"'a photograph\.jpg': hloc parts names at spaces"):
+        export("hloc", saved(made, tmp_path / "sparse"), tmp_path / "out")
+
+
+def test_maps_with_nothing_in_them(tmp_path: Path) -> None:
+    made = scene("PINHOLE", CAMERAS["PINHOLE"])
+    for point_id in list(made.points3D):
+        made.delete_point3D(point_id)
+    folder = saved(made, tmp_path / "no points")
+    with pytest.raises(NothingCameOutError, match="no point"):
+        export("ply", folder, tmp_path / "a.ply")
+    export("nerfstudio", folder, tmp_path / "nerf")
+    assert "ply_file_path" not in json.loads((tmp_path / "nerf" / "transforms.json").read_text())
+    assert "no pairs-covisible.txt" in export("hloc", folder, tmp_path / "hloc").notes[0]
+    with pytest.raises(NothingCameOutError, match="no image of this model has a pose"):
+        export("text", saved(pycolmap.Reconstruction(), tmp_path / "empty"), tmp_path / "text")
+
+
+def test_a_cloud_far_from_its_origin(tmp_path: Path) -> None:
+    points = np.array([[4.5e6 + 0.001, -1.0, 2.0]])
+    (vertex,) = ply_points(write_ply(tmp_path / "a.ply", points, np.array([[1, 2, 3]], np.uint8)))
+    assert vertex == (4.5e6 + 0.001, -1.0, 2.0, 1, 2, 3)
