@@ -118,7 +118,7 @@ def from_pixels(pixels: UInt8[np.ndarray, "h w *c"], config: DecodeConfig, colou
 def stored_size(path: Path) -> tuple[int, int]:
     """Width and height of the file in pixels, from its header alone. Raises BadInputError."""
     try:
-        with _open_header(path) as header:
+        with open_header(path) as header:
             return _size_in_file(header)
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
         raise BadInputError(f"{path}: not an image that can be read") from None
@@ -132,7 +132,7 @@ def _size_in_file(header: Image.Image) -> tuple[int, int]:
     return int(tags[IMAGE_WIDTH]), int(tags[IMAGE_LENGTH])
 
 
-def _open_header(source: Path | BytesIO) -> Image.Image:
+def open_header(source: Path | BytesIO) -> Image.Image:
     """Pillow's image, nothing decoded. Pillow's own limit of pixels, a global, is lifted meanwhile: ours counts."""
     with _PILLOW_LIMIT:
         limit = Image.MAX_IMAGE_PIXELS
@@ -157,7 +157,7 @@ def _read(path: Path) -> bytes:
 
 def _header(path: Path, data: bytes, config: DecodeConfig) -> tuple[tuple[int, int], int, str | None]:
     try:
-        with _open_header(BytesIO(data)) as header:
+        with open_header(BytesIO(data)) as header:
             size, form = _size_in_file(header), header.format
             _refuse_large(path, size, config)
             # Pillow decodes a whole PNG in search of late metadata; only a late eXIf chunk is worth that.

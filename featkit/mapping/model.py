@@ -18,6 +18,11 @@ def is_model(folder: Path) -> bool:
     return any(all((folder / f"{name}{suffix}").is_file() for name in MODEL_FILES) for suffix in (".bin", ".txt"))
 
 
+def is_binary(folder: Path) -> bool:
+    """Whether a folder holds a COLMAP model in binary files (which count before text beside them)."""
+    return all((folder / f"{name}.bin").is_file() for name in MODEL_FILES)
+
+
 def read_model(folder: Path) -> pycolmap.Reconstruction:
     """Read a COLMAP model. Raises BadInputError."""
     if not is_model(folder):
