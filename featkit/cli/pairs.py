@@ -14,10 +14,10 @@ HELP = """Choose which images to match.
 
 Example: `featkit pairs feats.h5 --method retrieval --num 20 --out pairs.txt`
 
-`retrieval` compares the descriptors in feats.h5 (VLAD); all others also take a folder of images. `gps` pairs photographs
-taken near each other, by their EXIF or a csv of `name,lat,lon[,alt]`; one without a position is paired with all.
-`poses` pairs cameras of a COLMAP model that stand near each other and look the same way, `covisible` those that see the
-most points in common.
+`retrieval` compares the descriptors in feats.h5 (VLAD); all others also take a folder of images. `gps` pairs
+photographs taken near each other, by their EXIF or a csv of `name,lat,lon[,alt]`; one without a position is paired with
+all. `poses` pairs cameras of a COLMAP model that stand near each other and look the same way, `covisible` those that
+see the most points in common.
 With --retrieval FILE images are compared by anybody's global descriptors: an h5 file with a group per image that holds
 `global_descriptor`, as hloc writes for NetVLAD and others."""
 
@@ -60,8 +60,8 @@ def command(
     near = {"gps": "num_matched", "poses": "num_matched", "covisible": "num_matched"}
     number_of = {"retrieval": "num_matched", "sequential": "overlap", **near}
     asked = [("--images", images, {"gps"}), ("--gps-file", gps_file, {"gps"}), ("--model", model, {*near} - {"gps"})]
-    for option, value, methods in asked:
-        if value is not None and method not in methods:
+    for option, path, methods in asked:
+        if path is not None and method not in methods:
             raise UsageError(f"{option} goes with --method {' or '.join(sorted(methods))}, not with {method}")
     if gps_file is not None:
         changes["file"] = gps_file

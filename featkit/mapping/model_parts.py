@@ -1,4 +1,4 @@
-"""Poses, or who sees which point, of a COLMAP model: without its keypoints where it is binary, whole where it is text."""
+"""Poses, or who sees which point, of a COLMAP model; one in binary files is read without its keypoints."""
 
 from __future__ import annotations
 

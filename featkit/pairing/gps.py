@@ -35,8 +35,8 @@ class GpsConfig(Config):
     max_distance_m: float | None = Field(default=None, gt=0)
     """Images further apart are not paired, m; None: any distance (COLMAP: 100)."""
     use_altitude: bool = False
-    """Count altitudes in distances; an unknown one is the median of the others. Off, as in COLMAP (`ignore_z`): GPS errs
-    most in height."""
+    """Count altitudes in distances; an unknown one is the median of the others. Off, as in COLMAP (`ignore_z`): GPS
+    errs most in height."""
     without_position: Literal["all", "none"] = "all"
     """What an image without a position is paired with: "all" other images, so that it is not lost, or "none"."""
     file: Runtime[Path | None] = None

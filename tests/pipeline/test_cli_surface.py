@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 Command = Callable[..., Any]
-VERBS = ("reconstruct", "localize", "extract", "pairs", "match", "serve", "info", "demo")
+VERBS = ("reconstruct", "localize", "align", "extract", "pairs", "match", "serve", "info", "demo")
 COMMON = ("--json", "--verbose", "--quiet", "--device", "--seed", "--debug", "--help")
 
 
