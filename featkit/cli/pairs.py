@@ -83,8 +83,8 @@ def command(
     sources = Sources(images or (source if source.is_dir() else None), model)
     stage.run(chosen, source, out, seed=run.seed, device=run.device, overwrite=overwrite, sources=sources)
     pairs = read_pairs(out)
-    images = len({name for pair in pairs for name in (pair.name0, pair.name1)})
+    paired = len({name for pair in pairs for name in (pair.name0, pair.name1)})
     return Outcome(
-        {"out": str(out), "pairs": len(pairs), "images": images, "method": method},
-        [f"{out}: {len(pairs):,} pairs of {images:,} images"],
+        {"out": str(out), "pairs": len(pairs), "images": paired, "method": method},
+        [f"{out}: {len(pairs):,} pairs of {paired:,} images"],
     )
