@@ -21,8 +21,8 @@ FINEST = 10**7  # of a second of arc: 3 nanometres on the ground
 def gps_exif(latitude: float, longitude: float, altitude: float | None = None) -> Image.Exif:
     """EXIF with a position, in degrees, minutes and seconds as cameras write them."""
     exif = Image.Exif()
-    exif[0x010F] = "nobody"  # the camera's maker: Pillow takes an EXIF of a GPS directory alone for an empty one
     tags = exif.get_ifd(0x8825)
+    exif[0x8825] = 0  # where the directory lies: Pillow takes an EXIF that does not mention it for an empty one
     tags[1], tags[2] = "N" if latitude >= 0 else "S", parts(latitude)
     tags[3], tags[4] = "E" if longitude >= 0 else "W", parts(longitude)
     if altitude is not None:

@@ -9,7 +9,7 @@ import difflib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pycolmap
 from jaxtyping import Float
 
 from featkit import __version__
-from featkit.errors import BadInputError, UsageError
+from featkit.errors import BadInputError, NothingCameOutError, UsageError
 from featkit.geometry.wgs84 import Geodetic, enu, middle
 from featkit.images.located import locate, some_names
 from featkit.mapping.model import read_model, replaceable, write_model
@@ -164,6 +164,11 @@ def by_gps(
     else:
         positions = {name: position for name, position in positions.items() if name not in flat}
         without = [name for name in centres if name not in positions]
+    origin = target.origin or middle(list(positions.values()))
+    if flat and len(flat) == len(positions):
+        positions = {name: replace(p, altitude_m=origin.altitude_m) for name, p in positions.items()}
+    known = dict(zip(positions, enu(list(positions.values()), origin), strict=True))
+    found = _by_positions("gps", centres, known, located.source, config, seed, tuple(without), origin)
     if without:
         LOGGER.warning(
             "align: %d of %d registered images have no GPS position%s and are not used: %s",
@@ -172,9 +177,7 @@ def by_gps(
             " with an altitude" if 0 < len(flat) < len(positions) + len(flat) else "",
             some_names(without),
         )
-    origin = target.origin or middle(list(positions.values()))
-    known = dict(zip(positions, enu(list(positions.values()), origin), strict=True))
-    return _by_positions("gps", centres, known, located.source, config, seed, tuple(without), origin)
+    return found
 
 
 def by_references(
@@ -189,6 +192,8 @@ def by_references(
             f"{target.file}: {len(known)} of its {len(listed)} names are registered images of the model;"
             f" {MIN_POSITIONS} are needed" + (f" (not in the model: {some_names(unknown)})" if unknown else "")
         )
+    without = tuple(name for name in centres if name not in known)
+    found = _by_positions("references", centres, known, target.file, config, seed, without, None)
     if unknown:
         LOGGER.warning(
             "align: %d of %d references are not registered in the model and not used: %s",
@@ -196,8 +201,7 @@ def by_references(
             len(listed),
             some_names(unknown),
         )
-    without = tuple(name for name in centres if name not in known)
-    return _by_positions("references", centres, known, target.file, config, seed, without, None)
+    return found
 
 
 def by_distance(centres: Mapping[str, np.ndarray], target: DistanceTarget, model: Path) -> Alignment:
@@ -230,8 +234,8 @@ def _by_positions(
 ) -> Alignment:
     try:
         fit = fit_similarity(np.array([centres[name] for name in known]), np.array(list(known.values())), config, seed)
-    except BadInputError as error:
-        raise BadInputError(f"{source}: {error}") from None
+    except (BadInputError, NothingCameOutError) as error:
+        raise type(error)(f"{source}: {error}") from None
     if fit.orientation_std_deg > UNSURE_DEG:
         LOGGER.warning(
             "align: the orientation is unsure by %.1f degrees (one standard deviation): the cameras stand almost on one"

@@ -79,7 +79,7 @@ def fit_similarity(
         raise BadInputError(f"{len(source)} positions; {MIN_POSITIONS} that are not on one line are needed")
     _refuse_a_line(source, target, config)
     if config.max_error_m is not None:
-        used = _by_ransac(source, target, config.max_error_m, seed)
+        used = _by_ransac(source, target, config.max_error_m, config.min_share, seed)
     else:
         used = _by_least_median(source, target, config, np.random.default_rng(seed))
     if used.sum() < max(MIN_POSITIONS, config.min_share * len(used)):
@@ -101,13 +101,17 @@ def scale_of(similarity: Float[np.ndarray, "3 4"]) -> float:
     return float(np.cbrt(np.linalg.det(similarity[:, :3])))
 
 
-def _by_ransac(source: np.ndarray, target: np.ndarray, max_error: float, seed: int) -> Bool[np.ndarray, " n"]:
+def _by_ransac(
+    source: np.ndarray, target: np.ndarray, max_error: float, min_share: float, seed: int
+) -> Bool[np.ndarray, " n"]:
     options = pycolmap.RANSACOptions()
     options.max_error, options.random_seed = max_error, seed
+    options.min_inlier_ratio = min_share  # bounds the trials
     found = pycolmap.estimate_sim3d_robust(source, target, options)
     if found is None:
         return np.zeros(len(source), bool)
-    return _settled(source, target, np.asarray(found.matrix()), lambda residuals: max_error)
+    similarity = found["tgt_from_src"] if isinstance(found, dict) else found  # its stubs promise the similarity alone
+    return _settled(source, target, np.asarray(similarity.matrix()), lambda residuals: max_error)
 
 
 def _by_least_median(

@@ -31,7 +31,7 @@ def test_known_places() -> None:
     )
     assert east == pytest.approx([7.606, 0, 0], abs=1e-3)  # cos(47 degrees) of 11.1 m, on a slightly larger circle
     assert north == pytest.approx([0, 11.1178, 0], abs=1e-4)  # of radius 6,369,620 m + 400 m
-    assert up == pytest.approx([0, 0, 10])
+    assert up == pytest.approx([0, 0, 10], abs=1e-9)
 
 
 def test_unknown_altitudes_count_as_zero() -> None:
