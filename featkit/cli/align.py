@@ -16,8 +16,9 @@ Example: `featkit align scene/ --gps --out scene/metric`
 
 `--gps`: x east, y north, z up in metres, from the photographs' EXIF or a csv. `--references FILE`: onto known camera
 centres, `name x y z` a line. `--distance IMG_A IMG_B METRES`: only scaled, so that the two cameras are so far apart.
-Positions that do not fit the model's shape are found and left out; every residual is printed, and written with the
-origin to alignment.json beside the model."""
+GPS errs most in height: `--level` does without, for a survey flown at one height. Positions that do not fit the model's
+shape are found and left out; every residual is printed, and written with the origin to alignment.json beside the
+model."""
 
 
 @verb
@@ -36,6 +37,9 @@ def command(
             metavar="LAT,LON[,ALT]", help="Where east, north and up are 0.", show_default="the positions' median"
         ),
     ] = None,
+    level: Annotated[
+        bool, typer.Option("--level", help="Take no altitude from GPS: all cameras are at one height.")
+    ] = False,
     references: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Camera centres, `name x y z` a line, metres.")
     ] = None,
@@ -61,15 +65,15 @@ def command(
     gps = gps or gps_file is not None
     if gps + (references is not None) + (distance is not None) != 1:
         raise UsageError("align takes one of --gps, --references FILE and --distance IMG_A IMG_B METRES")
-    if not gps and (images is not None or origin is not None):
-        raise UsageError("--images and --origin go with --gps")
+    if not gps and (images is not None or origin is not None or level):
+        raise UsageError("--images, --origin and --level go with --gps")
     target: metric.Target
     if distance is not None:
         target = metric.DistanceTarget(*distance)
     elif references is not None:
         target = metric.ReferencesTarget(references)
     else:
-        target = metric.GpsTarget(images, gps_file, _origin(origin))
+        target = metric.GpsTarget(images, gps_file, _origin(origin), level)
     changes = merge(options.given(max_error_m=max_error), overrides(settings or []))
     config = make(SimilarityConfig, changes, where="align")
     found = metric.align(config, model, target, out, seed=run.seed, overwrite=overwrite)

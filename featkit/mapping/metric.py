@@ -34,11 +34,15 @@ SAME_PLACE = 1e-9  # of the model's extent: two cameras nearer than this stand a
 
 @dataclass(frozen=True)
 class GpsTarget:
-    """East, north, up at `origin` (None: the middle of the positions). images: None for those beside the model."""
+    """East, north, up at `origin` (None: the middle of the positions). images: None for those beside the model.
+
+    level: altitudes are not used, all cameras are taken to be at one height (the origin's).
+    """
 
     images: Path | None = None
     file: Path | None = None
     origin: Geodetic | None = None
+    level: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,13 +163,14 @@ def by_gps(
     located = locate(list(centres), images, target.file)
     positions, without = dict(located.positions), list(located.without)
     flat = [name for name, position in positions.items() if position.altitude_m is None]
-    if len(flat) == len(positions):
+    level = target.level or len(flat) == len(positions)
+    if level and not target.level:
         LOGGER.warning("align: no position has an altitude; all cameras are taken to be at one height")
-    else:
+    if not level:
         positions = {name: position for name, position in positions.items() if name not in flat}
         without = [name for name in centres if name not in positions]
     origin = target.origin or middle(list(positions.values()))
-    if flat and len(flat) == len(positions):
+    if level:
         positions = {name: replace(p, altitude_m=origin.altitude_m) for name, p in positions.items()}
     known = dict(zip(positions, enu(list(positions.values()), origin), strict=True))
     found = _by_positions("gps", centres, known, located.source, config, seed, tuple(without), origin)
@@ -174,7 +179,7 @@ def by_gps(
             "align: %d of %d registered images have no GPS position%s and are not used: %s",
             len(without),
             len(centres),
-            " with an altitude" if 0 < len(flat) < len(positions) + len(flat) else "",
+            " with an altitude" if flat and not level else "",
             some_names(without),
         )
     return found

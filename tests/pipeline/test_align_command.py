@@ -115,6 +115,18 @@ def test_some_without_position_or_height(scene: Path) -> None:
     assert apart(scene / "metric", level) < 4, "heights differ by 3 m"
 
 
+def test_altitudes_that_drift(scene: Path) -> None:
+    """Of a level flight whose altitudes climb by 110 m the horizontal positions still say everything."""
+    level = {name: centre * [1, 1, 0] for name, centre in CENTRES.items()}
+    places = geodetic(np.array(list(level.values())))
+    for number, (name, place) in enumerate(zip(NAMES, places, strict=True)):
+        photograph(scene / "images" / name, place + np.array([0, 0, 10.0 * number]))
+    command = ("align", scene, "--gps", "--origin", origin_of(ORIGIN), "-o", scene / "metric")
+    assert results(*command)["residual_m"]["rms"] > 5
+    assert results(*command, "--level")["residual_m"]["rms"] < 3, "heights differ by 3 m"
+    assert apart(scene / "metric", level) < 4
+
+
 def test_by_references(scene: Path) -> None:
     model, out = scene / "featkit" / "sparse" / "0", scene / "metric"
     listed = references(scene / "refs.txt", {WRONG: [0.0, 0.0, 900.0], "elsewhere.jpg": [1.0, 2.0, 3.0]})
