@@ -3,8 +3,9 @@
     python benchmarks/gps.py [--scene ../shared/data/scenes/caliterra] [--resize-max N]
 
 Both sides map the scene with RootSIFT and one camera for all photographs, from nothing; then each map is aligned to the
-positions in the photographs' EXIF, with the altitudes and, as for a flight at one height, without. The residuals are against those positions, which err by metres themselves;
-`apart_m` compares the two maps with each other, camera by camera, after one similarity, in the metres of the second.
+positions in the photographs' EXIF, with the altitudes and, as for a flight at one height, without. The residuals are
+against those positions, which err by metres themselves; `apart_m` compares the two maps with each other, camera by
+camera, after one similarity, in the metres of the second.
 Writes benchmarks/results/gps.json.
 """
 
