@@ -36,6 +36,9 @@ PAIRINGS: dict[str, Entry] = {
     "exhaustive": Entry("featkit.pairing.exhaustive:Exhaustive", "every image with every other"),
     "sequential": Entry("featkit.pairing.sequential:Sequential", "each image with the next ones in name order"),
     "retrieval": Entry("featkit.pairing.retrieval:Retrieval", "each image with the most similar ones (VLAD)"),
+    "gps": Entry("featkit.pairing.gps:Gps", "each image with the ones taken nearest to it, by EXIF or a csv"),
+    "poses": Entry("featkit.pairing.poses:ByPoses", "each image with the nearest of a model that look the same way"),
+    "covisible": Entry("featkit.pairing.covisible:Covisible", "each image with those of a model that share its points"),
 }
 TASKS: dict[str, Entry] = {
     "patch": Entry("featkit.training.patch_task:PatchTask", "a patch descriptor, trained on classes of patches"),

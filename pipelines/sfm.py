@@ -28,6 +28,7 @@ from featkit.mapping.scene import image_folder, output_folder, usable_images
 from featkit.mapping.verified_database import build_database
 from featkit.matching import match
 from featkit.pairing import stage as pairing
+from featkit.pairing.base import Sources
 from featkit.pairing.stage import AutoConfig
 from featkit.report.metrics import map_metrics
 from featkit.report.reconstruction import reconstruction_report
@@ -41,7 +42,7 @@ class SfmConfig(Config):
 
     extract: ExtractConfig = ExtractConfig()
     pairs: str = "auto"
-    """auto, exhaustive, sequential, retrieval, another name in configs/, or the path of a pairs file."""
+    """auto, exhaustive, sequential, retrieval, gps, poses, covisible, another name in configs/, or a pairs file."""
     auto: AutoConfig = AutoConfig()
     """What "auto" means."""
     pairing: dict[str, Any] = Field(default_factory=dict)
@@ -96,6 +97,9 @@ def run(
     if given is not None:
         read_pairs(given)  # a wrong list is better found before the work than after
     method = None if given else pairing.resolve(config.pairs, len(names), config.auto, config.pairing)
+    sources = Sources(images, reference if reference is not None and reference.is_dir() else None)
+    if method is not None:
+        pairing.check_sources(method, names, sources)
     matcher, matching = match.resolve(config.matcher, config.matching, device)
     seconds: dict[str, float] = {}
 
@@ -103,8 +107,9 @@ def run(
         features = extract.run(job, images, output / "features.h5", names, overwrite)
     with timed("pairs", seconds):
         pairs = given or pairing.run(
-            method, features, output / "pairs.txt", names=names, seed=config.seed, device=device, overwrite=overwrite
-        )
+            method, features, output / "pairs.txt", names=names, seed=config.seed, device=device, overwrite=overwrite,
+            sources=sources,
+        )  # fmt: skip
     with timed("match", seconds):
         matches = match.run(matcher, matching, features, pairs, output / "matches.h5", overwrite=overwrite)
     with timed("verify", seconds):

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from featkit.cli import (
+    align,
     data,
     demo,
     doctor,
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (reconstruct, localize, extract, pairs, match, export, serve, info, doctor, demo):
+for module in (reconstruct, localize, align, extract, pairs, match, export, serve, info, doctor, demo):
     name = module.__name__.rpartition(".")[2]
     kind = localize.LocalizeCommand if module is localize else None
     app.command(name, cls=kind, help=module.HELP, no_args_is_help=module not in (demo, doctor))(module.command)

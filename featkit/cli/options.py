@@ -50,6 +50,10 @@ CameraParams = Annotated[
     str | None,
     typer.Option(help="Known parameters, comma-separated.", show_default="EXIF", rich_help_panel=CAMERAS),
 ]
+GpsFile = Annotated[
+    Path | None,
+    typer.Option(metavar="CSV", help="Positions, `name,lat,lon[,alt]` a line.", show_default="the photographs' EXIF"),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change any field of the configuration; repeatable."),

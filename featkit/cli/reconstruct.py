@@ -29,8 +29,12 @@ def command(
     max_keypoints: options.MaxKeypoints = None,
     pairs: Annotated[
         str,
-        typer.Option(help="auto, exhaustive, sequential, retrieval, or a pairs file.", rich_help_panel=options.MAPPING),
+        typer.Option(
+            help="auto, exhaustive, sequential, retrieval, gps, poses, covisible, or a pairs file.",
+            rich_help_panel=options.MAPPING,
+        ),
     ] = "auto",
+    gps_file: options.GpsFile = None,
     matcher: options.Matcher = "mutual",
     ratio: options.Ratio = None,
     mapper: Annotated[
@@ -70,9 +74,12 @@ def command(
     run: RunOptions,
 ) -> Outcome:
     from featkit.config import make, merge, overrides
+    from featkit.errors import UsageError
     from featkit.report.summary import map_table
     from featkit.resources import load_pipeline
 
+    if gps_file is not None and pairs != "gps":
+        raise UsageError(f"--gps-file goes with --pairs gps, not with {pairs}")
     sfm = load_pipeline("sfm")
     camera = options.camera_fields(camera_model, camera_params)
     camera |= {"mode": camera_mode, "refine": not fix_intrinsics}
@@ -86,6 +93,7 @@ def command(
             "masks": masks,
         },
         "pairs": pairs,
+        "pairing": options.given(file=gps_file),
         "matcher": matcher,
         "matching": options.given(ratio=ratio),
         "map": {"mapper": mapper, "camera": camera, "verify": {"seed": run.seed}, "seed": run.seed},

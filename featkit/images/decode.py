@@ -150,7 +150,7 @@ def from_pixels(pixels: UInt8[np.ndarray, "h w *c"], config: DecodeConfig, colou
 def stored_size(path: Path) -> tuple[int, int]:
     """Width and height of the file in pixels, from its header alone. Raises BadInputError."""
     try:
-        with _open_header(path) as header:
+        with open_header(path) as header:
             return _size_in_file(header)
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
         raise BadInputError(f"{path}: not an image that can be read") from None
@@ -164,7 +164,7 @@ def _size_in_file(header: Image.Image) -> tuple[int, int]:
     return int(tags[IMAGE_WIDTH]), int(tags[IMAGE_LENGTH])
 
 
-def _open_header(source: Path | BytesIO) -> Image.Image:
+def open_header(source: Path | BytesIO) -> Image.Image:
     """Pillow's image, nothing decoded. Pillow's own limit of pixels, a global, is lifted meanwhile: ours counts."""
     with _PILLOW_LIMIT:
         limit = Image.MAX_IMAGE_PIXELS
@@ -200,7 +200,7 @@ class Header(NamedTuple):
 def read_header(path: Path, data: bytes, config: DecodeConfig) -> Header:
     """What an image file says of itself. Raises BadInputError, also for one that is cut off or too large."""
     try:
-        with _open_header(BytesIO(data)) as header:
+        with open_header(BytesIO(data)) as header:
             size, form = _size_in_file(header), header.format
             _refuse_large(path, size, config)
             has_alpha = header.mode in ALPHA_MODES or "transparency" in header.info

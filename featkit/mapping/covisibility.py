@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,16 @@ def covisible_pairs(tracks: Tracks, num: int) -> list[Pair]:
             key = (min(index, other), max(index, other))
             found.setdefault(key, Pair(tracks.names[index], tracks.names[other]))
     return list(found.values())
+
+
+def tracks_of_images(tracks: Tracks, names: Sequence[str]) -> Tracks:
+    """The same tracks, as seen by these images alone (all of them in `tracks`), in this order."""
+    place = np.full(len(tracks.names), -1, np.int32)
+    index = {name: i for i, name in enumerate(tracks.names)}
+    place[[index[name] for name in names]] = np.arange(len(names))
+    kept = place[tracks.images] >= 0
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return Tracks(tuple(names), before[tracks.starts], place[tracks.images[kept]])
 
 
 def _each_once(tracks: Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

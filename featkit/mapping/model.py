@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pycolmap
@@ -16,6 +18,11 @@ MODEL_FILES = ("cameras", "images", "points3D")
 def is_model(folder: Path) -> bool:
     """Whether a folder holds a COLMAP model, binary or text."""
     return any(all((folder / f"{name}{suffix}").is_file() for name in MODEL_FILES) for suffix in (".bin", ".txt"))
+
+
+def is_binary(folder: Path) -> bool:
+    """Whether a folder holds a COLMAP model in binary files (which count before text beside them)."""
+    return all((folder / f"{name}.bin").is_file() for name in MODEL_FILES)
 
 
 def read_model(folder: Path) -> pycolmap.Reconstruction:
@@ -47,3 +54,46 @@ def write_models(models: list[pycolmap.Reconstruction], folder: Path) -> Path:
     except OSError as error:
         raise NotWritableError(f"{folder}: cannot be written ({error.strerror})") from None
     return folder
+
+
+def replaceable(folder: Path, more: Collection[str] = ()) -> bool:
+    """Whether a folder holds a COLMAP model and nothing else (besides files named `more`)."""
+    known = {f"{name}{suffix}" for name in (*MODEL_FILES, "rigs", "frames") for suffix in (".bin", ".txt", ".ply")}
+    known |= {"project.ini", *more}
+    return is_model(folder) and all(path.is_file() and path.name in known for path in folder.iterdir())
+
+
+def write_model(model: pycolmap.Reconstruction, folder: Path, beside: Mapping[str, str]) -> Path:
+    """Write one model and small text files (by name) as a folder, whole or not at all; a folder there is replaced.
+
+    What was written is read again before it takes its place: pycolmap does not notice a disk that ran full. Raises
+    NotWritableError.
+    """
+    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    try:
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
+        part.mkdir(parents=True)
+        for name, text in beside.items():
+            (part / name).write_text(text, encoding="utf-8")
+        _write_whole(model, part)
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise NotWritableError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
+    return folder
+
+
+def _write_whole(model: pycolmap.Reconstruction, folder: Path) -> None:
+    """Raises OSError when what can be read back is not the model."""
+    try:
+        model.write(str(folder))
+        again = pycolmap.Reconstruction(str(folder))
+    except Exception as error:  # pycolmap's own exception types differ from one version to the next
+        raise OSError(errno.EIO, str(error).splitlines()[0]) from None
+    counts = [(m.num_reg_images(), m.num_points3D(), m.compute_num_observations()) for m in (model, again)]
+    if counts[0] != counts[1]:
+        raise OSError(errno.ENOSPC, "the disk is full")

@@ -57,12 +57,7 @@ def find_map(folder: Path, features: Path | None = None) -> MapFiles:
     """The parts of a map, given the scene, its featkit/ folder, sparse/ or sparse/0. Raises BadInputError."""
     if not folder.is_dir():
         raise BadInputError(f"{folder}: no such folder; give a scene that `featkit reconstruct` has mapped")
-    models = [
-        model
-        for base in (folder / OUTPUT, folder)
-        for model in (base, base / "0", base / "sparse" / "0", base / "sparse")
-        if is_model(model)
-    ]
+    models = _models(folder)
     for model in models:  # a scene may bring a model of its own, without features
         found = _with_features(model, features)
         if found is not None:
@@ -72,6 +67,32 @@ def find_map(folder: Path, features: Path | None = None) -> MapFiles:
     if (folder / OUTPUT).is_dir() or (folder / "features.h5").is_file():
         raise NothingCameOutError(f"{folder}: there is no finished map in it; run `featkit reconstruct` to its end")
     raise BadInputError(f"{folder}: no map here; run `featkit reconstruct {folder}` first")
+
+
+def find_model(folder: Path) -> Path:
+    """A COLMAP model's folder, given itself, sparse/, featkit/ or the scene. Raises BadInputError."""
+    if not folder.is_dir():
+        kind = "is a file; give the folder of the model" if folder.exists() else "no such folder"
+        raise BadInputError(f"{folder}: {kind}")
+    models = _models(folder)
+    if not models:
+        raise BadInputError(f"{folder}: no COLMAP model here (cameras, images and points3D as .bin or .txt)")
+    return models[0]
+
+
+def images_beside(model: Path) -> Path | None:
+    """The folder images/ of the scene that a model lies in; None when there is none up to four folders above it."""
+    above = [model.resolve(), *model.resolve().parents[:4]]
+    return next((folder / "images" for folder in above if (folder / "images").is_dir()), None)
+
+
+def _models(folder: Path) -> list[Path]:
+    return [
+        model
+        for base in (folder / OUTPUT, folder)
+        for model in (base, base / "0", base / "sparse" / "0", base / "sparse")
+        if is_model(model)
+    ]
 
 
 def _with_features(model: Path, features: Path | None) -> MapFiles | None:

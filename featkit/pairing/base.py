@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -28,4 +29,26 @@ class Pairing(Protocol):
 
         features: where the descriptors of `names` are; may be None unless `needs_features`.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Files beside the features that a pairing may read, where its configuration names none.
+
+    images: the folder that names are relative to. model: a COLMAP model's folder.
+    """
+
+    images: Path | None = None
+    model: Path | None = None
+
+
+@runtime_checkable
+class ReadsSources(Protocol):
+    """A pairing that reads more than names and features: photographs, a list of positions, or a model."""
+
+    sources: Sources
+
+    def digest(self, names: list[str]) -> str:
+        """16 hex digits of all it reads for these names: other ones may mean other pairs. Raises BadInputError."""
         ...

@@ -19,7 +19,7 @@ from pydantic import Field
 from featkit.config import Config, differences
 from featkit.errors import BadInputError, NothingCameOutError, NotWritableError
 from featkit.images.listing import list_images
-from featkit.pairing.base import Pairing
+from featkit.pairing.base import Pairing, ReadsSources, Sources
 from featkit.registry import configured
 from featkit.store.features import open_features
 from featkit.store.pairs import describe_pairs, write_pairs
@@ -61,12 +61,14 @@ def run(
     overwrite: bool = False,
     names: list[str] | None = None,
     auto: AutoConfig | None = None,
+    sources: Sources | None = None,
 ) -> Path:
     """Choose pairs among the images of `source` and write them to `output` (pairs.txt, with pairs.json beside it).
 
     method: a name in configs/, "auto" (see `auto_method`), or a pairing class and its configuration. source: a folder
     of images or features.h5. overwrite: make the pairs anew in any case, also over a file featkit did not write.
-    names: only these images of the source, in the source's order. auto: what "auto" means here.
+    names: only these images of the source, in the source's order. auto: what "auto" means here. sources: what methods
+    may read beside the features; without it their photographs are those of `source`, when that is a folder.
     Raises UsageError for an unknown method, BadInputError for fewer than two images, a folder where features are
     needed, or an `output` of another origin; NothingCameOutError when no pair was found.
     """
@@ -82,10 +84,13 @@ def run(
         if cls.needs_features and features is not None:
             inputs["features_fingerprint"] = str(features.attributes().get("fingerprint", ""))
             inputs["features_sha256"] = names_digest([features.digest(name) for name in names])
+        pairing: Pairing = cls(config, device)
+        if isinstance(pairing, ReadsSources):
+            pairing.sources = sources or Sources(images=source if features is None else None)
+            inputs["sources_sha256"] = pairing.digest(names)
         if not overwrite and _done(output, config, inputs):
             LOGGER.info("pair: %s is done already", output)
             return output
-        pairing: Pairing = cls(config, device)
         pairing.scratch_folder = output.parent
         _make_folder(output.parent)
         pairs = pairing.pairs(names, features, np.random.default_rng(seed))
@@ -93,6 +98,17 @@ def run(
         raise NothingCameOutError(f"{source}: no two of its {len(names)} images could be paired")
     LOGGER.info("pair: %d pairs of %d images", len(pairs), len(names))
     return write_pairs(output, pairs, config, inputs)
+
+
+def check_sources(method: Method, names: list[str], sources: Sources) -> None:
+    """Read what a method needs beside features, so that what is wrong with it is found before the work.
+
+    Raises what its `pairs` would raise.
+    """
+    pairing = method[0](method[1])
+    if isinstance(pairing, ReadsSources):
+        pairing.sources = sources
+        pairing.digest(names)
 
 
 def _chosen(available: list[str], names: list[str] | None, source: Path) -> list[str]:

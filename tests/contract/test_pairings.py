@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from geotagged import downward, made_model, photograph, write_made
 
 from featkit.config import Config
 from featkit.errors import UsageError
+from featkit.pairing.base import ReadsSources, Sources
 from featkit.registry import configured
 from featkit.store.features import FeatureStore, append_features, open_features
 from featkit.types import Features, Pair
@@ -31,10 +33,24 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeatureStore]:
         yield reading
 
 
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """Photographs with positions and a model of them, for those that read such things."""
+    folder = tmp_path_factory.mktemp("sources")
+    centres = {name: np.array([5.0 * number, 0, 50]) for number, name in enumerate(NAMES)}
+    for number, name in enumerate(NAMES):
+        photograph(folder / "images" / name, (10.0, 20.0 + 1e-4 * number))
+    model = made_model(downward(centres), [NAMES[i : i + 2] for i in range(len(NAMES) - 1)])
+    return Sources(folder / "images", write_made(model, folder / "model"))
+
+
 @pytest.fixture(params=METHODS)
-def method(request: pytest.FixtureRequest) -> Any:
+def method(request: pytest.FixtureRequest, sources: Sources) -> Any:
     cls, config = configured("pairing", request.param)
-    return cls(config, "cpu")
+    made = cls(config, "cpu")
+    if isinstance(made, ReadsSources):
+        made.sources = sources
+    return made
 
 
 def pairs(method: Any, store: FeatureStore, names: list[str], seed: int = 0) -> list[Pair]:
@@ -75,6 +91,18 @@ def test_two_images_are_one_pair(method: Any, store: FeatureStore) -> None:
 
 def test_a_name_given_twice_counts_once(method: Any, store: FeatureStore) -> None:
     assert {p.key() for p in pairs(method, store, NAMES + NAMES[:3])} == {p.key() for p in pairs(method, store, NAMES)}
+
+
+def test_what_else_is_read_is_told_apart(method: Any) -> None:
+    if not isinstance(method, ReadsSources):
+        return
+    first = method.digest(NAMES)
+    assert len(first) == 16
+    assert method.digest(NAMES[:4]) != first
+    assert method.digest(NAMES) == first
+    method.sources = Sources()
+    with pytest.raises(UsageError, match="--"):
+        type(method)(method.config, "cpu").digest(NAMES)
 
 
 def test_features_are_asked_for_when_needed(method: Any) -> None:

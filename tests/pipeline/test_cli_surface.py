@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 Command = Callable[..., Any]
-VERBS = ("reconstruct", "localize", "extract", "pairs", "match", "export", "serve", "info", "doctor", "demo")
+VERBS = (
+    *("reconstruct", "localize", "align", "extract", "pairs", "match", "export", "serve", "info"),
+    *("doctor", "demo"),
+)
 COMMON = ("--json", "--verbose", "--quiet", "--device", "--seed", "--debug", "--help")
 
 

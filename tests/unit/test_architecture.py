@@ -22,8 +22,8 @@ ROWS = [
     {"__init__", "types", "config", "errors", "geometry", "log", "resources", "registry", "device"},
     {"store", "images"},
     {"models", "losses", "weights"},
-    {"features", "matching", "data", "retrieval", "pairing"},
-    {"training", "mapping", "localization", "evaluation"},
+    {"features", "matching", "data", "retrieval"},
+    {"pairing", "training", "mapping", "localization", "evaluation"},
     {"report", "integrations", "server"},
     {"cli", "__main__"},
 ]

@@ -61,7 +61,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-@pytest.mark.parametrize("name", sorted(PAIRINGS))
+@pytest.mark.parametrize("name", sorted(set(PAIRINGS) - {"gps", "poses", "covisible"}))  # which read more
 def test_every_registered_pairing_runs_by_its_name(tmp_path: Path, name: str) -> None:
     output = run(name, features(tmp_path / "features.h5", [40] * 5), tmp_path / "out" / "pairs.txt")
     pairs = read_pairs(output)

@@ -1,0 +1,258 @@
+"""A model in metres: moved by one similarity onto GPS positions or known camera centres, or scaled by one distance.
+
+The moved model is written with alignment.json beside its files: what was done, the origin, and every residual.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+from jaxtyping import Float
+
+from featkit import __version__
+from featkit.errors import BadInputError, NothingCameOutError, UsageError
+from featkit.geometry.wgs84 import Geodetic, enu, middle
+from featkit.images.located import locate, some_names
+from featkit.mapping.model import read_model, replaceable, write_model
+from featkit.mapping.scene import find_model, images_beside
+from featkit.mapping.similarity import MIN_POSITIONS, SimilarityConfig, SimilarityFit, fit_similarity, scale_of
+from featkit.store.references import read_references
+
+LOGGER = logging.getLogger(__name__)
+WRITTEN = "alignment.json"
+UNSURE_DEG = 5.0  # a standard deviation of the orientation that is warned of
+SAME_PLACE = 1e-9  # of the model's extent: two cameras nearer than this stand at one place
+
+
+@dataclass(frozen=True)
+class GpsTarget:
+    """East, north, up at `origin` (None: the middle of the positions). images: None for those beside the model.
+
+    level: altitudes are not used, all cameras are taken to be at one height (the origin's).
+    """
+
+    images: Path | None = None
+    file: Path | None = None
+    origin: Geodetic | None = None
+    level: bool = False
+
+
+@dataclass(frozen=True)
+class ReferencesTarget:
+    """The frame of a list `name x y z`."""
+
+    file: Path
+
+
+@dataclass(frozen=True)
+class DistanceTarget:
+    """The distance of two camera centres, metres. Neither turned nor moved."""
+
+    name0: str
+    name1: str
+    metres: float
+
+
+Target = GpsTarget | ReferencesTarget | DistanceTarget
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What was done to a model. names: of the images with a known position, beside the rows of `fit` (None: distance).
+
+    without: registered images that have no known position.
+    """
+
+    method: str
+    metric_from_model: Float[np.ndarray, "3 4"]
+    names: tuple[str, ...] = ()
+    fit: SimilarityFit | None = None
+    without: tuple[str, ...] = ()
+    origin: Geodetic | None = None
+
+    @property
+    def scale(self) -> float:
+        """Metres per unit of the model."""
+        return scale_of(self.metric_from_model)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values: lengths in metres, offsets of the moved camera centres from the given positions."""
+        found: dict[str, Any] = {
+            "method": self.method,
+            "scale": self.scale,
+            "metric_from_model": self.metric_from_model.tolist(),
+        }
+        if self.origin is not None:
+            found["frame"] = "x east, y north, z up at the origin, WGS 84"
+            found["origin"] = asdict(self.origin)
+        if self.fit is not None:
+            kept = self.fit.residuals[self.fit.used]
+            found |= {
+                "positions": len(self.names),
+                "used": int(self.fit.used.sum()),
+                "without_position": list(self.without),
+                "residual_m": {
+                    "rms": float(np.sqrt((kept**2).mean())),
+                    "median": float(np.median(kept)),
+                    "max": float(kept.max()),
+                },
+                "orientation_std_deg": self.fit.orientation_std_deg,
+                "scale_std": self.fit.scale_std,
+                "images": [
+                    {"name": name, "residual_m": float(residual), "offset_m": offset.tolist(), "used": bool(used)}
+                    for name, residual, offset, used in zip(
+                        self.names, self.fit.residuals, self.fit.offsets, self.fit.used, strict=True
+                    )
+                ],
+            }
+        return found
+
+
+def align(
+    config: SimilarityConfig, model: Path, target: Target, output: Path, *, seed: int = 0, overwrite: bool = False
+) -> Alignment:
+    """Write the model to the folder `output` in metres, with alignment.json; whole or not at all.
+
+    model: a COLMAP model's folder, or a mapped scene. overwrite: also over a model that this did not write. Raises
+    BadInputError, UsageError (a distance that is none, GPS without a source), NothingCameOutError when the positions do
+    not fit, NotWritableError.
+    """
+    folder = find_model(model)
+    refuse_output(output, folder, overwrite)
+    reconstruction = read_model(folder)
+    centres = _centres(reconstruction, folder)
+    if isinstance(target, DistanceTarget):
+        found = by_distance(centres, target, folder)
+    elif isinstance(target, ReferencesTarget):
+        found = by_references(centres, target, config, seed)
+    else:
+        found = by_gps(centres, target, folder, config, seed)
+    reconstruction.transform(pycolmap.Sim3d(found.metric_from_model))
+    described = {"kind": "alignment", "featkit_version": __version__, "model": folder.name, "seed": seed}
+    described |= {"config": config.result_fields(), **found.as_json()}
+    write_model(reconstruction, output, {WRITTEN: json.dumps(described, indent=1, ensure_ascii=False) + "\n"})
+    return found
+
+
+def refuse_output(output: Path, model: Path, overwrite: bool) -> None:
+    """Raise BadInputError when `output` holds something that must not be replaced."""
+    if not output.exists() or (output / WRITTEN).is_file():
+        return
+    if overwrite and replaceable(output, (WRITTEN,)):
+        return
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    what = "is the model itself" if output.resolve() == model.resolve() else "holds something else already"
+    more = "--overwrite, or another --out" if replaceable(output, (WRITTEN,)) else "choose another --out"
+    raise BadInputError(f"{output}: {what}; {more}")
+
+
+def by_gps(
+    centres: Mapping[str, np.ndarray], target: GpsTarget, model: Path, config: SimilarityConfig, seed: int
+) -> Alignment:
+    """East, north and up in metres from GPS positions. Raises as `align` does."""
+    images = target.images or (images_beside(model) if target.file is None else None)
+    located = locate(list(centres), images, target.file)
+    positions, without = dict(located.positions), list(located.without)
+    flat = [name for name, position in positions.items() if position.altitude_m is None]
+    level = target.level or len(flat) == len(positions)
+    if level and not target.level:
+        LOGGER.warning("align: no position has an altitude; all cameras are taken to be at one height")
+    if not level:
+        positions = {name: position for name, position in positions.items() if name not in flat}
+        without = [name for name in centres if name not in positions]
+    origin = target.origin or middle(list(positions.values()))
+    if level:
+        positions = {name: replace(p, altitude_m=origin.altitude_m) for name, p in positions.items()}
+    known = dict(zip(positions, enu(list(positions.values()), origin), strict=True))
+    found = _by_positions("gps", centres, known, located.source, config, seed, tuple(without), origin)
+    if without:
+        LOGGER.warning(
+            "align: %d of %d registered images have no GPS position%s and are not used: %s",
+            len(without),
+            len(centres),
+            " with an altitude" if flat and not level else "",
+            some_names(without),
+        )
+    return found
+
+
+def by_references(
+    centres: Mapping[str, np.ndarray], target: ReferencesTarget, config: SimilarityConfig, seed: int
+) -> Alignment:
+    """Onto known camera centres; those of images that the model does not have are named in one warning."""
+    listed = read_references(target.file)
+    known = {name: listed[name] for name in centres if name in listed}
+    unknown = [name for name in listed if name not in centres]
+    if len(known) < MIN_POSITIONS:
+        raise BadInputError(
+            f"{target.file}: {len(known)} of its {len(listed)} names are registered images of the model;"
+            f" {MIN_POSITIONS} are needed" + (f" (not in the model: {some_names(unknown)})" if unknown else "")
+        )
+    without = tuple(name for name in centres if name not in known)
+    found = _by_positions("references", centres, known, target.file, config, seed, without, None)
+    if unknown:
+        LOGGER.warning(
+            "align: %d of %d references are not registered in the model and not used: %s",
+            len(unknown),
+            len(listed),
+            some_names(unknown),
+        )
+    return found
+
+
+def by_distance(centres: Mapping[str, np.ndarray], target: DistanceTarget, model: Path) -> Alignment:
+    """Scaled so that two camera centres are so far apart; the frame's axes and origin stay."""
+    if not (np.isfinite(target.metres) and target.metres > 0):
+        raise UsageError(f"--distance {target.metres:g}: a distance in metres is more than 0")
+    for name in (target.name0, target.name1):
+        if name not in centres:
+            near = difflib.get_close_matches(name, centres, n=1)
+            hint = (
+                f"did you mean {near[0]!r}?" if near else f"it has {next(iter(centres))!r} and {len(centres) - 1} more"
+            )
+            raise BadInputError(f"{model}: no image {name!r} is registered in this model; {hint}")
+    apart = float(np.linalg.norm(centres[target.name0] - centres[target.name1]))
+    every = np.array(list(centres.values()))
+    if apart <= SAME_PLACE * float(np.linalg.norm(np.ptp(every, axis=0))):
+        raise BadInputError(f"{target.name0!r} and {target.name1!r} stand at one place in the model; take two others")
+    return Alignment("distance", np.eye(3, 4) * (target.metres / apart))
+
+
+def _by_positions(
+    method: str,
+    centres: Mapping[str, np.ndarray],
+    known: Mapping[str, np.ndarray],
+    source: Path,
+    config: SimilarityConfig,
+    seed: int,
+    without: tuple[str, ...],
+    origin: Geodetic | None,
+) -> Alignment:
+    try:
+        fit = fit_similarity(np.array([centres[name] for name in known]), np.array(list(known.values())), config, seed)
+    except (BadInputError, NothingCameOutError) as error:
+        raise type(error)(f"{source}: {error}") from None
+    if fit.orientation_std_deg > UNSURE_DEG:
+        LOGGER.warning(
+            "align: the orientation is unsure by %.1f degrees (one standard deviation): the cameras stand almost on one"
+            " line, or the positions are poor for so small a scene",
+            fit.orientation_std_deg,
+        )
+    return Alignment(method, fit.target_from_source, tuple(known), fit, without, origin)
+
+
+def _centres(model: pycolmap.Reconstruction, folder: Path) -> dict[str, Float[np.ndarray, "3"]]:
+    """Camera centres of the registered images, by name, in the order of the names."""
+    found = {image.name: image.projection_center() for image in model.images.values() if image.has_pose}
+    if not found:
+        raise BadInputError(f"{folder}: no image of this model has a pose")
+    return dict(sorted(found.items()))

@@ -1,0 +1,96 @@
+"""Parts of models, binary and text; models written with files beside, whole or not at all."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from geotagged import downward, made_model, survey, write_made
+
+from featkit.errors import BadInputError, NotWritableError
+from featkit.geometry.poses import camera_centre
+from featkit.mapping import model as models
+from featkit.mapping.covisibility import Tracks, tracks_of_images
+from featkit.mapping.model import read_model, replaceable, write_model
+from featkit.mapping.model_parts import poses_of_model, tracks_of_model
+from featkit.mapping.scene import find_model, images_beside
+
+CENTRES = survey(6)
+SEEN = [["00.jpg", "03.jpg"], ["01.jpg", "00.jpg", "05.jpg"], ["02.jpg"]]
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_poses_and_tracks(tmp_path: Path, text: bool) -> None:
+    folder = write_made(made_model(downward(CENTRES), SEEN), tmp_path / "m", text)
+    poses = poses_of_model(folder)
+    assert {name: camera_centre(pose).tolist() for name, pose in poses.items()} == {
+        name: pytest.approx(centre.tolist()) for name, centre in CENTRES.items()
+    }
+    tracks = tracks_of_model(folder)
+    listed = [sorted(tracks.names[i] for i in tracks.images[a:b]) for a, b in pairwise(tracks.starts)]
+    assert sorted(listed) == sorted(sorted(track) for track in SEEN)
+
+
+def test_tracks_of_some_images() -> None:
+    tracks = Tracks(("a", "b", "c"), np.array([0, 2, 2, 5]), np.array([0, 2, 1, 2, 0], np.int32))
+    some = tracks_of_images(tracks, ["c", "a"])
+    assert some.names == ("c", "a")
+    assert some.starts.tolist() == [0, 2, 2, 4]
+    assert some.images.tolist() == [1, 0, 0, 1]
+    assert tracks_of_images(tracks, []).starts.tolist() == [0, 0, 0, 0]
+
+
+def test_where_a_model_is_found(tmp_path: Path) -> None:
+    scene = tmp_path / "scene"
+    (scene / "images").mkdir(parents=True)
+    model = write_made(made_model(downward(CENTRES)), scene / "featkit" / "sparse" / "0")
+    for given in (scene, scene / "featkit", scene / "featkit" / "sparse", model):
+        assert find_model(given) == model
+        assert images_beside(find_model(given)) == scene.resolve() / "images"
+    assert images_beside(tmp_path) is None
+    with pytest.raises(BadInputError, match="no such folder"):
+        find_model(tmp_path / "nowhere")
+    with pytest.raises(BadInputError, match="is a file"):
+        find_model(model / "images.bin")
+    with pytest.raises(BadInputError, match="no COLMAP model"):
+        find_model(scene / "images")
+
+
+def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = made_model(downward(CENTRES), SEEN), made_model(downward(survey(4)))
+    out = write_model(first, tmp_path / "out", {"note.json": "{}"})
+    assert (out / "note.json").read_text() == "{}"
+    assert replaceable(out, ("note.json",))
+    assert not replaceable(out)
+    (tmp_path / ".out.part").mkdir()  # left by a killed run
+    (tmp_path / ".out.part" / "images.bin").write_bytes(b"half")
+    plain = models._write_whole
+
+    def cut_off(model: object, folder: Path) -> None:
+        """As on a full disk, of which pycolmap says nothing."""
+
+        class Wrote:
+            def write(self, path: str) -> None:
+                model.write(path)  # type: ignore[attr-defined]
+                file = Path(path) / "images.bin"
+                file.write_bytes(file.read_bytes()[:-40])
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(model, name)
+
+        plain(Wrote(), folder)
+
+    monkeypatch.setattr(models, "_write_whole", cut_off)
+    with pytest.raises(NotWritableError, match="cannot be written"):
+        write_model(second, out, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert read_model(out).num_reg_images() == 6, "the earlier one still stands"
+    monkeypatch.undo()
+    write_model(second, out, {})
+    assert read_model(out).num_reg_images() == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotWritableError, match="--out"):
+        write_model(second, tmp_path / "file" / "out", {})
