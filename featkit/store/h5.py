@@ -22,6 +22,7 @@ import h5py
 from featkit import __version__
 from featkit.config import Config, differences
 from featkit.errors import BadInputError, NotWritableError
+from featkit.stopping import finish_first
 
 FORMAT_VERSION = 1
 COMPLETE = "complete"
@@ -191,18 +192,19 @@ def write_item(
 
     dataset_attributes: (dataset, attribute) -> value, as `("keypoints", "uncertainty")`.
     """
-    if key in file:
-        del file[key]
-    group = file.create_group(key)
-    for name, array in datasets.items():
-        group.create_dataset(name, data=array)
-    for (dataset, name), value in (dataset_attributes or {}).items():
-        group[dataset].attrs[name] = value
-    for name, value in attributes.items():
-        group.attrs[name] = value
-    file.flush()
-    group.attrs[COMPLETE] = 1
-    file.flush()
+    with finish_first():
+        if key in file:
+            del file[key]
+        group = file.create_group(key)
+        for name, array in datasets.items():
+            group.create_dataset(name, data=array)
+        for (dataset, name), value in (dataset_attributes or {}).items():
+            group[dataset].attrs[name] = value
+        for name, value in attributes.items():
+            group.attrs[name] = value
+        file.flush()
+        group.attrs[COMPLETE] = 1
+        file.flush()
 
 
 def is_complete(file: h5py.File, key: str) -> bool:

@@ -16,12 +16,12 @@ import torch
 
 from featkit import __version__
 from featkit.errors import NotWritableError
+from featkit.stopping import Stopped
 from featkit.training.base_config import TrainingConfig
 from featkit.training.budget import seconds_of, steps_in
 from featkit.training.checkpoint import load_checkpoint
 from featkit.training.loop import Run
 from featkit.training.run_folder import RunFolder
-from featkit.training.stopping import Stopped
 from featkit.training.task import Task
 from featkit.training.world import World, launch
 
