@@ -8,6 +8,7 @@ from pathlib import Path
 import pycolmap
 
 from featkit.errors import BadInputError, NotWritableError
+from featkit.mapping.whole_model import check_count, check_whole
 
 Model = pycolmap.Reconstruction  # so that other rooms can name it without importing pycolmap
 MODEL_FILES = ("cameras", "images", "points3D")
@@ -22,10 +23,14 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
     """Read a COLMAP model. Raises BadInputError."""
     if not is_model(folder):
         raise BadInputError(f"{folder}: no COLMAP model here (cameras, images and points3D as .bin or .txt)")
+    check_whole(folder)
     try:
-        return pycolmap.Reconstruction(str(folder))
+        model = pycolmap.Reconstruction(str(folder))
     except Exception as error:  # pycolmap's own exception types differ from one version to the next
         raise BadInputError(f"{folder}: the model cannot be read ({str(error).splitlines()[0]})") from None
+    if not (folder / "points3D.bin").is_file():
+        check_count(folder / "points3D.txt", model.num_points3D())
+    return model
 
 
 def largest_first(models: list[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
