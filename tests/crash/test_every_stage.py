@@ -23,7 +23,7 @@ from featkit.data.phototour import write_phototour
 
 KILLS = 4  # of every stage
 ATTEMPTS = 5 * KILLS  # a run may be done before its moment comes
-TIMES = ("seconds", "patches_per_s", "wait_share")
+TIMES = ("seconds", "peak_memory_mb", "peak_worker_memory_mb", "patches_per_s", "wait_share")
 UNCOMPARED = {".html", ".pt", ".jpg"}  # times of day and of work stand in them
 
 
