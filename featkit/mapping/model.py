@@ -46,9 +46,19 @@ def write_models(models: list[pycolmap.Reconstruction], folder: Path) -> Path:
         for number, model in enumerate(models):
             (part / str(number)).mkdir(parents=True)
             model.write(str(part / str(number)))
+            _check_written(part / str(number), folder)
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)
     except OSError as error:
         raise NotWritableError(f"{folder}: cannot be written ({error.strerror})") from None
     return folder
+
+
+def _check_written(part: Path, folder: Path) -> None:
+    """COLMAP does not look whether the disk took what it wrote."""
+    try:
+        check_whole(part)
+    except BadInputError:
+        shutil.rmtree(part.parent, ignore_errors=True)
+        raise NotWritableError(f"{folder}: no space left; free some and run the same command again") from None

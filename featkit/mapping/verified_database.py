@@ -19,7 +19,9 @@ from featkit.mapping import verify
 from featkit.mapping.cameras import CameraConfig, cameras_of_images, check_sizes
 from featkit.mapping.reference import Reference
 from featkit.mapping.verify import VerifyConfig
+from featkit.store.disk import explained_by_disk
 from featkit.store.features import FeatureStore, open_features
+from featkit.store.lock import locked
 from featkit.store.matches import open_matches
 from featkit.store.pairs import read_pairs
 from featkit.store.stamp import digest, is_stamped, write_stamp
@@ -52,8 +54,24 @@ def build_database(
 
     names: only these images. With a reference only its images are used, with its cameras, and matches are verified
     against its poses.
-    Raises BadInputError for images without features, NothingCameOutError when no pair could be verified.
+    Raises BadInputError for images without features, NothingCameOutError when no pair could be verified,
+    NotWritableError without space or while another process writes it.
     """
+    with locked(output), explained_by_disk(output):
+        return _build(config, images, features, pairs, matches, output, names, reference, overwrite)
+
+
+def _build(
+    config: DatabaseConfig,
+    images: Path,
+    features: Path,
+    pairs: Path,
+    matches: Path,
+    output: Path,
+    names: Sequence[str] | None,
+    reference: Reference | None,
+    overwrite: bool,
+) -> Path:
     stamp = output.with_suffix(".json")
     with open_features(features) as store, open_matches(matches) as found:
         wanted = None if names is None else set(names)

@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from featkit import __version__
 from featkit.config import Config, differences
 from featkit.errors import BadInputError, NotWritableError
 from featkit.stopping import finish_first
+from featkit.store.disk import refused_by_disk, require_space
 
 FORMAT_VERSION = 1
 COMPLETE = "complete"
+SLACK_BYTES = 1 << 16  # headers, names and the tree of groups that an item or a new store takes beside its numbers
 TORN = (RuntimeError, KeyError, OSError, ValueError)  # what h5py raises on damaged links and headers
 LOGGER = logging.getLogger(__name__)
 
@@ -82,13 +85,13 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
             if _is_torn(path):
                 _rescue(path)
         file = h5py.File(path, "r+")
-    with file:
-        try:
+    try:
+        with file:
             yield file
-        except OSError as error:
-            if "No space left" in str(error) or error.errno == errno.ENOSPC:
-                raise NotWritableError(f"{path}: no space left; free some and run the same command again") from None
-            raise
+    except (OSError, RuntimeError) as error:  # h5py: RuntimeError when it cannot close a file
+        if (reason := refused_by_disk(error)) is not None:
+            raise NotWritableError(f"{path}: {reason}; free some and run the same command again") from None
+        raise
 
 
 def _check_replaceable(path: Path, kind: str) -> None:
@@ -104,6 +107,7 @@ def _check_replaceable(path: Path, kind: str) -> None:
 def _create(path: Path, kind: str, config: Config, extra: dict[str, str]) -> None:
     """A store without items. It gets its name when it is whole: killed before, it would not open again."""
     part = path.with_name(f".{path.name}.part")
+    require_space(path, SLACK_BYTES)
     with h5py.File(part, "w") as file:
         _write_root(file, kind, config, extra)
     try:
@@ -192,6 +196,7 @@ def write_item(
 
     dataset_attributes: (dataset, attribute) -> value, as `("keypoints", "uncertainty")`.
     """
+    require_space(Path(file.filename), sum(np.asarray(array).nbytes for array in datasets.values()) + SLACK_BYTES)
     with finish_first():
         if key in file:
             del file[key]
