@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -25,11 +26,15 @@ from featkit.config import Config, differences
 from featkit.errors import BadInputError, NotWritableError
 from featkit.stopping import finish_first
 from featkit.store.disk import refused_by_disk, require_space
+from featkit.types import Pair
 
 FORMAT_VERSION = 1
 COMPLETE = "complete"
 SLACK_BYTES = 1 << 16  # headers, names and the tree of groups that an item or a new store takes beside its numbers
 TORN = (RuntimeError, KeyError, OSError, ValueError)  # what h5py raises on damaged links and headers
+# Beside these, what numbers and texts of other kinds than were written raise where they are used.
+DAMAGE = (*TORN, TypeError, IndexError, AttributeError, ArithmeticError, MemoryError, SystemError)
+ReadT = TypeVar("ReadT", bound=Callable[..., Any])
 LOGGER = logging.getLogger(__name__)
 
 
@@ -40,6 +45,32 @@ def reading(path: Path) -> Iterator[h5py.File]:
         file = h5py.File(path, "r")
     with file:
         yield file
+
+
+def kind_of(file: h5py.File, default: str) -> str:
+    """What a store says that it holds; `default` when it does not say. Raises BadInputError."""
+    with _explained(Path(file.filename)):
+        return str(file.attrs.get("kind", default))
+
+
+def explains_damage(method: ReadT) -> ReadT:
+    """A store's method that reads: whatever a damaged file makes of it is a BadInputError.
+
+    The store says its `path`, and what it `holds`.
+    """
+
+    @functools.wraps(method)
+    def reading_method(self: Any, *arguments: Any) -> Any:
+        try:
+            return method(self, *arguments)
+        except DAMAGE as error:
+            what = arguments[0] if arguments else "all items"
+            which = f"{what.name0!r} and {what.name1!r}" if isinstance(what, Pair) else repr(what)
+            raise BadInputError(
+                f"{self.path}: {self.holds} of {which} are damaged ({_said(error)}); make them again (--overwrite)"
+            ) from error
+
+    return reading_method  # type: ignore[return-value]
 
 
 @contextmanager
@@ -60,6 +91,12 @@ def _explained(path: Path) -> Iterator[None]:
         raise BadInputError(
             f"{path}: not a whole HDF5 file (truncated, or of another kind); move it away or use --overwrite"
         ) from None
+    except DAMAGE as error:
+        raise BadInputError(f"{path}: damaged ({_said(error)}); move it away or use --overwrite") from error
+
+
+def _said(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 @contextmanager
@@ -98,7 +135,7 @@ def _check_replaceable(path: Path, kind: str) -> None:
     """Only stores of the same kind are overwritten, whole or broken: a mistyped --out must not cost a photograph."""
     if not h5py.is_hdf5(path):
         raise BadInputError(f"{path}: not an HDF5 file, so it is not replaced; choose another --out")
-    with contextlib.suppress(OSError, *TORN), h5py.File(path, "r") as file:
+    with contextlib.suppress(*DAMAGE), h5py.File(path, "r") as file:
         found = file.attrs.get("kind", kind)
         if found != kind:
             raise BadInputError(f"{path}: holds {found}, not {kind}, so it is not replaced; choose another --out")
@@ -124,7 +161,7 @@ def _is_torn(path: Path) -> bool:
     with h5py.File(path, "r") as file:
         try:
             file.visit(lambda name: None)
-        except TORN:
+        except DAMAGE:
             return True
     return False
 
@@ -142,11 +179,11 @@ def _rescue(path: Path) -> None:
 
 def _copy_whole(old: h5py.Group, new: h5py.File) -> int:
     count = 0
-    with contextlib.suppress(*TORN):
+    with contextlib.suppress(*DAMAGE):
         for key in old:
-            with contextlib.suppress(*TORN):
+            with contextlib.suppress(*DAMAGE):
                 item = old[key]
-                if isinstance(item, h5py.Group) and item.attrs.get(COMPLETE) == 1:
+                if is_complete(old, key):
                     old.file.copy(item, new, item.name)
                     count += 1
                 elif isinstance(item, h5py.Group):
@@ -196,27 +233,44 @@ def write_item(
 
     dataset_attributes: (dataset, attribute) -> value, as `("keypoints", "uncertainty")`.
     """
-    require_space(Path(file.filename), sum(np.asarray(array).nbytes for array in datasets.values()) + SLACK_BYTES)
-    with finish_first():
-        if key in file:
-            del file[key]
-        group = file.create_group(key)
-        for name, array in datasets.items():
-            group.create_dataset(name, data=array)
-        for (dataset, name), value in (dataset_attributes or {}).items():
-            group[dataset].attrs[name] = value
-        for name, value in attributes.items():
-            group.attrs[name] = value
-        file.flush()
-        group.attrs[COMPLETE] = 1
-        file.flush()
+    path = Path(file.filename)
+    require_space(path, sum(np.asarray(array).nbytes for array in datasets.values()) + SLACK_BYTES)
+    try:
+        with finish_first():
+            _write(file, key, datasets, attributes, dataset_attributes or {})
+    except DAMAGE as error:
+        if refused_by_disk(error) is not None:  # `appending` tells
+            raise
+        raise BadInputError(f"{path}: {key!r} cannot be written ({_said(error)}); --overwrite starts anew") from error
+
+
+def _write(
+    file: h5py.File,
+    key: str,
+    datasets: dict[str, Any],
+    attributes: dict[str, Any],
+    dataset_attributes: dict[tuple[str, str], Any],
+) -> None:
+    if key in file:
+        del file[key]
+    group = file.create_group(key)
+    for name, array in datasets.items():
+        group.create_dataset(name, data=array)
+    for (dataset, name), value in dataset_attributes.items():
+        group[dataset].attrs[name] = value
+    for name, value in attributes.items():
+        group.attrs[name] = value
+    file.flush()
+    group.attrs[COMPLETE] = 1
+    file.flush()
 
 
 def is_complete(file: h5py.File, key: str) -> bool:
     """Whether an item was written to its end."""
     try:
-        return key in file and isinstance(file[key], h5py.Group) and file[key].attrs.get(COMPLETE) == 1
-    except (KeyError, OSError, RuntimeError):  # damaged links
+        whole = key in file and isinstance(file[key], h5py.Group) and file[key].attrs.get(COMPLETE)
+        return np.ndim(whole) == 0 and bool(whole == 1)
+    except DAMAGE:
         return False
 
 
@@ -230,7 +284,7 @@ def groups_with(file: h5py.File, dataset: str) -> list[str]:
 
     try:
         file.visititems(visit)
-    except TORN:
+    except DAMAGE:
         raise BadInputError(f"{file.filename}: torn by a killed run; run the command that makes it once more") from None
     return sorted(names)
 
