@@ -89,7 +89,7 @@ def _build(
         if not (part.is_file() and is_stamped(part_stamp, config, inputs)) or overwrite:
             cameras, camera_ids = _cameras(config.camera, images, names, reference)
             check_sizes(cameras, camera_ids, {name: store.image_size(name) for name in names})
-            _remove(part, part_stamp)
+            _remove(part_stamp, *_with_journals(part))
             with pycolmap.Database.open(str(part)) as database:
                 db.write_images(database, cameras, camera_ids, store, names)
             write_stamp(part_stamp, config, inputs)  # from here on it goes on where it was stopped
@@ -109,7 +109,7 @@ def _build(
             f"{images}: no two of {len(names)} images match; are they of one scene"
             + (", and the reference's poses theirs?" if reference else "? (try --ratio 0.9)")
         )
-    _remove(output)
+    _remove(*_with_journals(output))
     # The stamp before the name: killed between the two, the next run finds the part and has nothing left to verify.
     write_stamp(stamp, config, inputs, kind="database", verified_pairs=verified, inlier_matches=inliers)
     part.rename(output)
@@ -140,6 +140,11 @@ def _described(reference: Reference, names: Sequence[str]) -> str:
         return repr(poses)
     used = [reference.cameras[reference.camera_ids[name]] for name in names]
     return repr((poses, [(c.camera_id, c.model_name, c.width, c.height, c.params.tolist()) for c in used]))
+
+
+def _with_journals(database: Path) -> list[Path]:
+    """A database and what SQLite leaves beside it when it is killed: replayed into another one they would be wrong."""
+    return [database, *(database.with_name(database.name + end) for end in ("-wal", "-shm", "-journal"))]
 
 
 def _remove(*paths: Path) -> None:

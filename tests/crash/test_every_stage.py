@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,11 +117,14 @@ def items(path: Path) -> dict[str, Any]:
 
 
 def rows(path: Path) -> dict[str, list[Any]]:
-    """Every row of every table of COLMAP's database, which must be sound."""
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
-        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        return {name: sorted(database.execute(f"SELECT * FROM {name}").fetchall(), key=repr) for name in names}
+    """Every row of every table of COLMAP's database, which must be sound; of a copy, with the journal beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        for one in path.parent.glob(f"{path.name}*"):
+            shutil.copy(one, folder)
+        with contextlib.closing(sqlite3.connect(Path(folder) / path.name)) as database:
+            assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            return {name: sorted(database.execute(f"SELECT * FROM {name}").fetchall(), key=repr) for name in names}
 
 
 def without_times(value: Any) -> Any:
