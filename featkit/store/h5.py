@@ -122,6 +122,7 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
             if _is_torn(path):
                 _rescue(path)
         file = h5py.File(path, "r+")
+        _part(path).unlink(missing_ok=True)  # of a run that was killed when the store had got its name
     try:
         with file:
             yield file
@@ -141,9 +142,14 @@ def _check_replaceable(path: Path, kind: str) -> None:
             raise BadInputError(f"{path}: holds {found}, not {kind}, so it is not replaced; choose another --out")
 
 
+def _part(path: Path) -> Path:
+    """Where a store is written before it gets its name."""
+    return path.with_name(f".{path.name}.part")
+
+
 def _create(path: Path, kind: str, config: Config, extra: dict[str, str]) -> None:
     """A store without items. It gets its name when it is whole: killed before, it would not open again."""
-    part = path.with_name(f".{path.name}.part")
+    part = _part(path)
     require_space(path, SLACK_BYTES)
     with h5py.File(part, "w") as file:
         _write_root(file, kind, config, extra)
@@ -168,7 +174,7 @@ def _is_torn(path: Path) -> bool:
 
 def _rescue(path: Path) -> None:
     """Keep the whole items of a torn store that can still be reached; the others are made anew."""
-    part = path.with_name(f".{path.name}.part")
+    part = _part(path)
     with h5py.File(path, "r") as old, h5py.File(part, "w") as new:
         for name, value in old.attrs.items():
             new.attrs[name] = value
