@@ -26,7 +26,8 @@ def require_space(path: Path, size: int) -> None:
     """See that a file may grow by so many bytes. Raises NotWritableError, before anything is written."""
     with contextlib.suppress(OSError, AttributeError):  # a system that does not say: the write itself will
         disk = os.statvfs(path.parent)
-        if disk.f_blocks and disk.f_bavail * disk.f_frsize < size:
+        read_only = disk.f_flag & os.ST_RDONLY  # which the write itself will say
+        if disk.f_blocks and not read_only and disk.f_bavail * disk.f_frsize < size:
             raise NotWritableError(f"{path}: {FULL[errno.ENOSPC]}; free some and run the same command again")
     limit = _file_limit()
     if limit is not None and (path.stat().st_size if path.exists() else 0) + size > limit:

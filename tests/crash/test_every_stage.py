@@ -141,6 +141,7 @@ def visible(folder: Path) -> dict[str, Path]:
         for name in found
         if not any(part.startswith(".") or part == "tensorboard" for part in name.parts)
         and name.suffix not in UNCOMPARED
+        and not name.name.endswith(("-wal", "-shm"))  # SQLite's own, beside a database that is open
     }
 
 

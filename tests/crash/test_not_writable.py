@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from featkit.store.features import append_features
 from featkit.store.lock import locked
 
 Command = Callable[..., Any]
-SIZE = 12 << 20  # bytes of the small disk
+SIZE = 48 << 20  # bytes of the small disk
 
 
 def refused(ran: Any, *words: str) -> None:
@@ -118,16 +119,16 @@ def test_a_training_on_a_full_disk(disk: Path, featkit_command: Command, tmp_pat
     write_phototour(patches, textured_patches(30, views=2))
     command = ["train", "patch", "--data", patches, "--out", disk / "run", "--steps", 2, "--batch-size", 2]
     ballast = fill(disk, 200_000)
-    refused(featkit_command(*command, "--device", "cpu", "-q"), "checkpoint.pt")
-    ballast.unlink()
+    try:
+        refused(featkit_command(*command, "--device", "cpu", "-q"), "checkpoint.pt", "no space left")
+    finally:
+        ballast.unlink()
     assert [path.name for path in (disk / "run").iterdir() if "checkpoint" in path.name] == []
     shutil.rmtree(disk / "run")
 
 
 def test_a_limit_of_file_sizes(mapped_scene: Any, tmp_path: Path) -> None:
     """`ulimit -f`: the store stays readable."""
-    import sys
-
     output = tmp_path / "f.h5"
     script = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
