@@ -5,11 +5,14 @@ watches the clock meanwhile: native code (COLMAP's mapper, a large network) cann
 or at a second signal, the process ends at once. That loses no more than SIGKILL does, which every file here survives:
 the item in hand, of a training what came after its last checkpoint.
 
+pycolmap takes SIGTERM for itself when it is loaded (its logging library prints a stack and dies): it is taken back.
 A native call that keeps Python's lock (COLMAP's SIFT in a process with one worker) lets the thread run when it returns.
 """
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import os
 import select
 import signal
@@ -26,6 +29,8 @@ from featkit.errors import FeatkitError
 GRACE_S = 3.0  # for what is in hand; 5 s are promised, and a busy machine needs some of them to end a process
 SAME_S = 0.5  # a second signal within this time is the first one again: terminals and job systems both send theirs
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+TAKES_SIGNALS = "pycolmap"
+SIGACTION_BYTES = 1024  # more than any system's struct sigaction
 SAYING = "stopped; run the same command again to go on"
 _active: list[StopRequest] = []  # at most one: signals belong to the process
 
@@ -101,6 +106,8 @@ def stoppable(last_words: Callable[[StopRequest], None]) -> Iterator[StopRequest
     woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     watcher = threading.Thread(target=_watch, args=(reader, note, request, last_words), name="stopping", daemon=True)
     watcher.start()
+    keeper = _HandlersKept()
+    sys.meta_path.insert(0, keeper)  # type: ignore[arg-type]
     _active.append(request)
     try:
         yield request
@@ -113,9 +120,44 @@ def stoppable(last_words: Callable[[StopRequest], None]) -> Iterator[StopRequest
         _end_watch(writer, watcher, reader)
     finally:
         _active.clear()
+        if keeper in sys.meta_path:
+            sys.meta_path.remove(keeper)  # type: ignore[arg-type]
         signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _HandlersKept:
+    """An import hook: signals are handled after the import of pycolmap as before, in whatever thread it is imported."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != TAKES_SIGNALS:
+            return None
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            plain = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                with _kept():
+                    plain(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Python's own `signal` works in the main thread only; the C library's handlers are the process's."""
+    library = ctypes.CDLL(None)
+    actions = {each: ctypes.create_string_buffer(SIGACTION_BYTES) for each in SIGNALS}
+    for each, action in actions.items():
+        library.sigaction(int(each), None, action)
+    try:
+        yield
+    finally:
+        for each, action in actions.items():
+            library.sigaction(int(each), action, None)
 
 
 def _end_watch(writer: int, watcher: threading.Thread, reader: int) -> None:

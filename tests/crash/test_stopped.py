@@ -189,6 +189,36 @@ def test_extraction_in_processes(
     assert 0 < done < 40, "the rest was left for the second run"
 
 
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_pycolmap_does_not_keep_sigterm(where: str) -> None:
+    """Its logging library takes the signal when it is loaded, prints a stack and dies."""
+    script = f"""
+import os, signal, sys, threading, time
+from featkit import stopping
+
+def load():
+    import pycolmap
+
+with stopping.stoppable(lambda request: None):
+    try:
+        assert "pycolmap" not in sys.modules
+        if {where == "main"}:
+            load()
+        else:
+            thread = threading.Thread(target=load)
+            thread.start()
+            thread.join()
+        assert "pycolmap" in sys.modules
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+        sys.exit(1)
+    except stopping.Interrupted:
+        print("ours")
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stdout) == (0, "ours\n"), ran.stderr
+
+
 def test_an_item_is_finished_first() -> None:
     """A signal inside of `finish_first` waits for its end, and is not lost."""
     script = """
