@@ -107,7 +107,7 @@ def stoppable(last_words: Callable[[StopRequest], None]) -> Iterator[StopRequest
     watcher = threading.Thread(target=_watch, args=(reader, note, request, last_words), name="stopping", daemon=True)
     watcher.start()
     keeper = _HandlersKept()
-    sys.meta_path.insert(0, keeper)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, keeper)
     _active.append(request)
     try:
         yield request
@@ -121,7 +121,7 @@ def stoppable(last_words: Callable[[StopRequest], None]) -> Iterator[StopRequest
     finally:
         _active.clear()
         if keeper in sys.meta_path:
-            sys.meta_path.remove(keeper)  # type: ignore[arg-type]
+            sys.meta_path.remove(keeper)
         signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -133,7 +133,7 @@ class _HandlersKept:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != TAKES_SIGNALS:
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
             plain = spec.loader.exec_module
