@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import json
@@ -13,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from featkit import stopping
 from featkit.errors import FeatkitError, NotWritableError
 
 
@@ -43,6 +45,15 @@ class Outcome:
     error: FeatkitError | None = None
 
 
+ELSEWHERE = "choose a place you can write to"
+UNWRITABLE = {  # what the system says of a place, and what to do about it
+    errno.EACCES: ELSEWHERE,
+    errno.EPERM: ELSEWHERE,
+    errno.EROFS: ELSEWHERE,
+    errno.ENOSPC: "free some and run the same command again",
+    errno.EDQUOT: "free some and run the same command again",
+    errno.EFBIG: "allow larger files (ulimit -f) and run the same command again",
+}
 WIDE = 200  # columns of a table that is written to a file
 PANEL = "Common options"
 COMMON: dict[str, Any] = {
@@ -81,27 +92,49 @@ def _execute(function: Callable[[], Outcome], run: RunOptions) -> None:
     from featkit import log
 
     log.setup(-1 if run.quiet else run.verbose)
-    try:
-        outcome = function()
-        _show(outcome, run)
-    except BrokenPipeError:  # whoever read the output has enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except FeatkitError as error:
-        _fail(str(error), error.exit_code, run)
-    except KeyboardInterrupt:
-        _fail("stopped; run the same command again to go on", 130, run)
-    except PermissionError as error:
-        _fail(f"{error.filename}: {error.strerror}; choose a place you can write to", NotWritableError.exit_code, run)
-    except MemoryError:
-        _fail("out of memory; fewer --workers, or --resize-max, take less", 1, run)
-    except Exception as error:
-        if run.debug:
-            raise
-        what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-        _fail(f"unexpected {what}; run again with --debug for the traceback, and report it", 1, run)
-    else:
-        if outcome.error is not None:
-            _end(str(outcome.error), outcome.error.exit_code)
+    with stopping.stoppable(functools.partial(_last_words, run=run)) as request:
+        try:
+            outcome = function()
+            _show(outcome, run)
+        except BrokenPipeError:  # whoever read the output has enough, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (Exception, KeyboardInterrupt) as error:
+            if request and not isinstance(error, stopping.Stopped):  # whatever the signal made of it
+                message, code = stopping.SAYING, request.exit_code
+            else:
+                message, code = _said_of(error, run)
+            request.told = True
+            _fail(message, code, run)
+        else:
+            if outcome.error is not None:
+                request.told = True
+                _end(str(outcome.error), outcome.error.exit_code)
+
+
+def _said_of(error: BaseException, run: RunOptions) -> tuple[str, int]:
+    """One line, and the exit code. Raises the error itself where its traceback is asked for."""
+    if isinstance(error, FeatkitError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return stopping.SAYING, 130
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; {UNWRITABLE[error.errno]}", NotWritableError.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory; fewer --workers, or --resize-max, take less", 1
+    if run.debug:
+        raise error
+    what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    return f"unexpected {what}; run again with --debug for the traceback, and report it", 1
+
+
+def _last_words(request: stopping.StopRequest, run: RunOptions) -> None:
+    """What is said when native code would not stop. The main thread may hold Python's own streams."""
+    if run.json:
+        answer = {"error": stopping.SAYING, "exit_code": request.exit_code}
+        os.write(1, f"{json.dumps(answer)}\n".encode())
+    cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress bar hides it
+    os.write(2, f"{cursor}featkit: {stopping.SAYING}\n".encode())
 
 
 def _fail(message: str, code: int, run: RunOptions) -> None:

@@ -28,7 +28,7 @@ from featkit.cli import (
 app = typer.Typer(
     name="featkit",
     help="From photographs to a map and to poses: local features run, trained and proven.",
-    epilog="Exit codes: 0 done, 2 usage, 3 bad input, 4 nothing came out, 5 not writable.",
+    epilog="Exit codes: 0 done, 2 usage, 3 bad input, 4 nothing came out, 5 not writable, 130 or 143 stopped.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

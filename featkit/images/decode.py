@@ -123,7 +123,7 @@ def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedIma
 def _opaque(data: bytes, min_alpha: int) -> Bool[np.ndarray, "h w"] | None:
     """Which pixels of a file with an alpha channel are opaque enough; None when all are, or Pillow cannot say."""
     try:
-        with _open_header(BytesIO(data)) as image:
+        with open_header(BytesIO(data)) as image:
             found = np.asarray(image.convert("RGBA").getchannel("A")) >= min_alpha
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
         return None

@@ -10,6 +10,7 @@ from pathlib import Path
 import pycolmap
 
 from featkit.errors import BadInputError, NotWritableError
+from featkit.mapping.whole_model import check_count, check_whole
 
 Model = pycolmap.Reconstruction  # so that other rooms can name it without importing pycolmap
 MODEL_FILES = ("cameras", "images", "points3D")
@@ -29,10 +30,14 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
     """Read a COLMAP model. Raises BadInputError."""
     if not is_model(folder):
         raise BadInputError(f"{folder}: no COLMAP model here (cameras, images and points3D as .bin or .txt)")
+    check_whole(folder)
     try:
-        return pycolmap.Reconstruction(str(folder))
+        model = pycolmap.Reconstruction(str(folder))
     except Exception as error:  # pycolmap's own exception types differ from one version to the next
         raise BadInputError(f"{folder}: the model cannot be read ({str(error).splitlines()[0]})") from None
+    if not (folder / "points3D.bin").is_file():
+        check_count(folder / "points3D.txt", model.num_points3D())
+    return model
 
 
 def largest_first(models: list[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
@@ -47,11 +52,12 @@ def write_models(models: list[pycolmap.Reconstruction], folder: Path) -> Path:
         shutil.rmtree(part, ignore_errors=True)
         for number, model in enumerate(models):
             (part / str(number)).mkdir(parents=True)
-            model.write(str(part / str(number)))
+            _write_whole(model, part / str(number))
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)
     except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
         raise NotWritableError(f"{folder}: cannot be written ({error.strerror})") from None
     return folder
 
@@ -66,8 +72,7 @@ def replaceable(folder: Path, more: Collection[str] = ()) -> bool:
 def write_model(model: pycolmap.Reconstruction, folder: Path, beside: Mapping[str, str]) -> Path:
     """Write one model and small text files (by name) as a folder, whole or not at all; a folder there is replaced.
 
-    What was written is read again before it takes its place: pycolmap does not notice a disk that ran full. Raises
-    NotWritableError.
+    Raises NotWritableError.
     """
     part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
     try:
@@ -83,17 +88,16 @@ def write_model(model: pycolmap.Reconstruction, folder: Path, beside: Mapping[st
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise NotWritableError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
+        raise NotWritableError(f"{folder}: cannot be written ({error.strerror})") from None
     return folder
 
 
 def _write_whole(model: pycolmap.Reconstruction, folder: Path) -> None:
-    """Raises OSError when what can be read back is not the model."""
+    """Raises OSError, also for a full disk: COLMAP does not look whether it took what was written."""
     try:
         model.write(str(folder))
-        again = pycolmap.Reconstruction(str(folder))
+        check_whole(folder)
+    except BadInputError:
+        raise OSError(errno.ENOSPC, "no space left; free some and run the same command again") from None
     except Exception as error:  # pycolmap's own exception types differ from one version to the next
         raise OSError(errno.EIO, str(error).splitlines()[0]) from None
-    counts = [(m.num_reg_images(), m.num_points3D(), m.compute_num_observations()) for m in (model, again)]
-    if counts[0] != counts[1]:
-        raise OSError(errno.ENOSPC, "the disk is full")

@@ -15,6 +15,8 @@ from featkit.mapping import verify
 from featkit.mapping.model import largest_first, read_model, write_models
 from featkit.mapping.reference import Reference
 from featkit.mapping.verified_database import DatabaseConfig
+from featkit.store.disk import explained_by_disk
+from featkit.store.lock import locked
 from featkit.store.stamp import digest, is_stamped, read_stamp, write_stamp
 
 LOGGER = logging.getLogger(__name__)
@@ -56,8 +58,16 @@ def build_map(
 ) -> Path:
     """Map a verified database (or triangulate it with the reference's poses) into output/0, output/1, ...
 
-    All models that come out are kept, the largest first. Raises NothingCameOutError when there is none, or no point.
+    All models that come out are kept, the largest first. Raises NothingCameOutError when there is none, or no point,
+    NotWritableError without space or while another process writes them.
     """
+    with locked(output), explained_by_disk(output):
+        return _build(config, images, database, output, reference, overwrite)
+
+
+def _build(
+    config: MapConfig, images: Path, database: Path, output: Path, reference: Reference | None, overwrite: bool
+) -> Path:
     stamp = output.with_name(f"{output.name}.json")
     made_by = read_stamp(database.with_suffix(".json")) or {}
     inputs = digest(str(made_by.get("inputs")), str(made_by.get("fingerprint")), str(reference is not None))

@@ -19,7 +19,9 @@ from featkit.mapping import verify
 from featkit.mapping.cameras import CameraConfig, cameras_of_images, check_sizes
 from featkit.mapping.reference import Reference
 from featkit.mapping.verify import VerifyConfig
+from featkit.store.disk import explained_by_disk
 from featkit.store.features import FeatureStore, open_features
+from featkit.store.lock import locked
 from featkit.store.matches import open_matches
 from featkit.store.pairs import read_pairs
 from featkit.store.poses import Intrinsics
@@ -54,8 +56,25 @@ def build_database(
 
     names: only these images. With a reference only its images are used, with its cameras, and matches are verified
     against its poses. intrinsics: known cameras of images, by name.
-    Raises BadInputError for images without features, NothingCameOutError when no pair could be verified.
+    Raises BadInputError for images without features, NothingCameOutError when no pair could be verified,
+    NotWritableError without space or while another process writes it.
     """
+    with locked(output), explained_by_disk(output):
+        return _build(config, images, features, pairs, matches, output, names, reference, intrinsics, overwrite)
+
+
+def _build(
+    config: DatabaseConfig,
+    images: Path,
+    features: Path,
+    pairs: Path,
+    matches: Path,
+    output: Path,
+    names: Sequence[str] | None,
+    reference: Reference | None,
+    intrinsics: Mapping[str, Intrinsics] | None,
+    overwrite: bool,
+) -> Path:
     stamp = output.with_suffix(".json")
     with open_features(features) as store, open_matches(matches) as found:
         wanted = None if names is None else set(names)
@@ -74,7 +93,7 @@ def build_database(
         if not (part.is_file() and is_stamped(part_stamp, config, inputs)) or overwrite:
             cameras, camera_ids = _cameras(config.camera, images, names, reference, given)
             check_sizes(cameras, camera_ids, {name: store.image_size(name) for name in names})
-            _remove(part, part_stamp)
+            _remove(part_stamp, *_with_journals(part))
             with pycolmap.Database.open(str(part)) as database:
                 db.write_images(database, cameras, camera_ids, store, names)
             write_stamp(part_stamp, config, inputs)  # from here on it goes on where it was stopped
@@ -94,7 +113,7 @@ def build_database(
             f"{images}: no two of {len(names)} images match; are they of one scene"
             + (", and the reference's poses theirs?" if reference else "? (try --ratio 0.9)")
         )
-    _remove(output)
+    _remove(*_with_journals(output))
     # The stamp before the name: killed between the two, the next run finds the part and has nothing left to verify.
     write_stamp(stamp, config, inputs, kind="database", verified_pairs=verified, inlier_matches=inliers)
     part.rename(output)
@@ -131,6 +150,11 @@ def _described(reference: Reference, names: Sequence[str]) -> str:
         return repr(poses)
     used = [reference.cameras[reference.camera_ids[name]] for name in names]
     return repr((poses, [(c.camera_id, c.model_name, c.width, c.height, c.params.tolist()) for c in used]))
+
+
+def _with_journals(database: Path) -> list[Path]:
+    """A database and what SQLite leaves beside it when it is killed: replayed into another one they would be wrong."""
+    return [database, *(database.with_name(database.name + end) for end in ("-wal", "-shm", "-journal"))]
 
 
 def _remove(*paths: Path) -> None:

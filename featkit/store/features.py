@@ -23,10 +23,13 @@ from featkit.types import Features
 class FeatureStore:
     """One open features.h5. Get one from `open_features` or `append_features`."""
 
+    holds = "features"
+
     def __init__(self, path: Path, file: h5py.File):
         self.path = path
         self._file = file
 
+    @h5.explains_damage
     def names(self) -> list[str]:
         """Image names whose features are whole, sorted."""
         made_here = "format" in self._file.attrs
@@ -37,6 +40,7 @@ class FeatureStore:
         """Whether the features of an image are there and whole."""
         return h5.is_complete(self._file, name)
 
+    @h5.explains_damage
     def digest(self, name: str) -> str:
         """16 hex digits of keypoints and descriptors: what is made from the features is as old as these."""
         group = self._group(name)
@@ -44,55 +48,63 @@ class FeatureStore:
             return str(group.attrs["digest"])
         return features_digest(self.read(name))
 
+    @h5.explains_damage
     def source(self, name: str) -> str:
         """What identifies the image file the features were taken from; "" when not known."""
         return str(self._file[name].attrs.get("source", ""))
 
+    @h5.explains_damage
     def read(self, name: str) -> Features:
         """Features of one image. Raises BadInputError when they are missing or damaged."""
         group = self._group(name)
-        try:
-            keypoints = np.asarray(group["keypoints"][()], dtype=np.float32).reshape(-1, 2)
-            descriptors = self._descriptors(group)
-            scores, oris = self._optional(group, "scores"), self._optional(group, "oris")
-            features = Features(
-                keypoints=keypoints,
-                descriptors=descriptors,
-                scores=np.ones(len(keypoints), np.float32) if scores is None else scores.reshape(-1),
-                image_size=self._image_size(group),
-                scales=self._optional(group, "scales"),
-                oris=None if oris is None else np.radians(oris),
-                uncertainty_px=float(group["keypoints"].attrs.get("uncertainty", 1.0)),
-                turns=int(group["descriptors"].attrs.get("turns", 1)),
-            )
-        except (KeyError, OSError, ValueError, RuntimeError, TypeError) as error:
-            raise BadInputError(f"{self.path}: features of {name!r} are damaged ({error}); extract again") from None
+        keypoints = np.asarray(group["keypoints"][()], dtype=np.float32).reshape(-1, 2)
+        descriptors = self._descriptors(group)
+        scores, oris = self._optional(group, "scores"), self._optional(group, "oris")
+        features = Features(
+            keypoints=keypoints,
+            descriptors=descriptors,
+            scores=np.ones(len(keypoints), np.float32) if scores is None else scores.reshape(-1),
+            image_size=self._image_size(group),
+            scales=self._optional(group, "scales"),
+            oris=None if oris is None else np.radians(oris),
+            uncertainty_px=float(group["keypoints"].attrs.get("uncertainty", 1.0)),
+            turns=int(group["descriptors"].attrs.get("turns", 1)),
+        )
+        parts = (features.scores, features.scales, features.oris)
+        if any(part is not None and len(part) != len(keypoints) for part in parts):
+            raise BadInputError(f"{self.path}: {name!r} has scores, scales or angles for another number of keypoints")
         if len(features.descriptors) != len(keypoints):
             raise BadInputError(
                 f"{self.path}: {name!r} has {len(keypoints)} keypoints but {len(features.descriptors)} descriptors"
             )
         return features
 
+    @h5.explains_damage
     def keypoints(self, name: str) -> np.ndarray:
         """Only the keypoints of one image, (n, 2) float32."""
         return np.asarray(self._group(name)["keypoints"][()], dtype=np.float32).reshape(-1, 2)
 
+    @h5.explains_damage
     def descriptors(self, name: str) -> np.ndarray:
         """Only the descriptors of one image, (n, d): as stored, or float32 for bytes of another program."""
         return self._descriptors(self._group(name))
 
+    @h5.explains_damage
     def count(self, name: str) -> int:
         """Number of keypoints of one image, without reading them."""
         return int(self._group(name)["keypoints"].shape[0])
 
+    @h5.explains_damage
     def image_size(self, name: str) -> tuple[int, int]:
         """Width and height of one image, in pixels."""
         return self._image_size(self._group(name))
 
+    @h5.explains_damage
     def uncertainty_px(self, name: str) -> float:
         """Standard deviation of the keypoints of one image, in pixels."""
         return float(self._group(name)["keypoints"].attrs.get("uncertainty", 1.0))
 
+    @h5.explains_damage
     def attributes(self) -> dict:
         """What the file says of itself: kind, format, fingerprint, config, versions."""
         return h5.root_attributes(self._file)
@@ -155,8 +167,8 @@ def features_digest(features: Features) -> str:
 def open_features(path: Path) -> Iterator[FeatureStore]:
     """Open features.h5 to read. Raises BadInputError."""
     with h5.reading(path) as file:
-        if file.attrs.get("kind", "features") != "features":
-            raise BadInputError(f"{path}: holds {file.attrs['kind']}, not features")
+        if (kind := h5.kind_of(file, "features")) != "features":
+            raise BadInputError(f"{path}: holds {kind}, not features")
         yield FeatureStore(path, file)
 
 

@@ -53,14 +53,14 @@ def read_global_descriptors(files: Sequence[Path], names: Sequence[str]) -> Floa
 def _has(file: h5py.File, name: str) -> bool:
     try:
         return name in file and isinstance(file[name], h5py.Group) and DATASET in file[name]
-    except h5.TORN:
+    except h5.DAMAGE:
         return False
 
 
 def _row(group: h5py.Group, name: str) -> Float32[np.ndarray, " d"]:
     try:
         row = np.asarray(group[DATASET][()], dtype=np.float32).reshape(-1)
-    except (*h5.TORN, TypeError) as error:
+    except h5.DAMAGE as error:
         raise BadInputError(f"{group.file.filename}: the {DATASET} of {name!r} is damaged ({error})") from None
     if len(row) == 0 or not np.isfinite(row).all():
         raise BadInputError(f"{group.file.filename}: the {DATASET} of {name!r} is not a row of finite numbers")

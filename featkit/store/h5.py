@@ -9,23 +9,32 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
+import numpy as np
 
 from featkit import __version__
 from featkit.config import Config, differences
 from featkit.errors import BadInputError, NotWritableError
+from featkit.stopping import finish_first
+from featkit.store.disk import refused_by_disk, require_space
+from featkit.types import Pair
 
 FORMAT_VERSION = 1
 COMPLETE = "complete"
+SLACK_BYTES = 1 << 16  # headers, names and the tree of groups that an item or a new store takes beside its numbers
 TORN = (RuntimeError, KeyError, OSError, ValueError)  # what h5py raises on damaged links and headers
+# Beside these, what numbers and texts of other kinds than were written raise where they are used.
+DAMAGE = (*TORN, TypeError, IndexError, AttributeError, ArithmeticError, MemoryError, SystemError)
+ReadT = TypeVar("ReadT", bound=Callable[..., Any])
 LOGGER = logging.getLogger(__name__)
 
 
@@ -36,6 +45,32 @@ def reading(path: Path) -> Iterator[h5py.File]:
         file = h5py.File(path, "r")
     with file:
         yield file
+
+
+def kind_of(file: h5py.File, default: str) -> str:
+    """What a store says that it holds; `default` when it does not say. Raises BadInputError."""
+    with _explained(Path(file.filename)):
+        return str(file.attrs.get("kind", default))
+
+
+def explains_damage(method: ReadT) -> ReadT:
+    """A store's method that reads: whatever a damaged file makes of it is a BadInputError.
+
+    The store says its `path`, and what it `holds`.
+    """
+
+    @functools.wraps(method)
+    def reading_method(self: Any, *arguments: Any) -> Any:
+        try:
+            return method(self, *arguments)
+        except DAMAGE as error:
+            what = arguments[0] if arguments else "all items"
+            which = f"{what.name0!r} and {what.name1!r}" if isinstance(what, Pair) else repr(what)
+            raise BadInputError(
+                f"{self.path}: {self.holds} of {which} are damaged ({_said(error)}); make them again (--overwrite)"
+            ) from error
+
+    return reading_method  # type: ignore[return-value]
 
 
 @contextmanager
@@ -56,6 +91,12 @@ def _explained(path: Path) -> Iterator[None]:
         raise BadInputError(
             f"{path}: not a whole HDF5 file (truncated, or of another kind); move it away or use --overwrite"
         ) from None
+    except DAMAGE as error:
+        raise BadInputError(f"{path}: damaged ({_said(error)}); move it away or use --overwrite") from error
+
+
+def _said(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 @contextmanager
@@ -81,28 +122,35 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
             if _is_torn(path):
                 _rescue(path)
         file = h5py.File(path, "r+")
-    with file:
-        try:
+        _part(path).unlink(missing_ok=True)  # of a run that was killed when the store had got its name
+    try:
+        with file:
             yield file
-        except OSError as error:
-            if "No space left" in str(error) or error.errno == errno.ENOSPC:
-                raise NotWritableError(f"{path}: no space left; free some and run the same command again") from None
-            raise
+    except (OSError, RuntimeError) as error:  # h5py: RuntimeError when it cannot close a file
+        if (reason := refused_by_disk(error)) is not None:
+            raise NotWritableError(f"{path}: {reason}; free some and run the same command again") from None
+        raise
 
 
 def _check_replaceable(path: Path, kind: str) -> None:
     """Only stores of the same kind are overwritten, whole or broken: a mistyped --out must not cost a photograph."""
     if not h5py.is_hdf5(path):
         raise BadInputError(f"{path}: not an HDF5 file, so it is not replaced; choose another --out")
-    with contextlib.suppress(OSError, *TORN), h5py.File(path, "r") as file:
+    with contextlib.suppress(*DAMAGE), h5py.File(path, "r") as file:
         found = file.attrs.get("kind", kind)
         if found != kind:
             raise BadInputError(f"{path}: holds {found}, not {kind}, so it is not replaced; choose another --out")
 
 
+def _part(path: Path) -> Path:
+    """Where a store is written before it gets its name."""
+    return path.with_name(f".{path.name}.part")
+
+
 def _create(path: Path, kind: str, config: Config, extra: dict[str, str]) -> None:
     """A store without items. It gets its name when it is whole: killed before, it would not open again."""
-    part = path.with_name(f".{path.name}.part")
+    part = _part(path)
+    require_space(path, SLACK_BYTES)
     with h5py.File(part, "w") as file:
         _write_root(file, kind, config, extra)
     try:
@@ -119,14 +167,14 @@ def _is_torn(path: Path) -> bool:
     with h5py.File(path, "r") as file:
         try:
             file.visit(lambda name: None)
-        except TORN:
+        except DAMAGE:
             return True
     return False
 
 
 def _rescue(path: Path) -> None:
     """Keep the whole items of a torn store that can still be reached; the others are made anew."""
-    part = path.with_name(f".{path.name}.part")
+    part = _part(path)
     with h5py.File(path, "r") as old, h5py.File(part, "w") as new:
         for name, value in old.attrs.items():
             new.attrs[name] = value
@@ -137,11 +185,11 @@ def _rescue(path: Path) -> None:
 
 def _copy_whole(old: h5py.Group, new: h5py.File) -> int:
     count = 0
-    with contextlib.suppress(*TORN):
+    with contextlib.suppress(*DAMAGE):
         for key in old:
-            with contextlib.suppress(*TORN):
+            with contextlib.suppress(*DAMAGE):
                 item = old[key]
-                if isinstance(item, h5py.Group) and item.attrs.get(COMPLETE) == 1:
+                if is_complete(old, key):
                     old.file.copy(item, new, item.name)
                     count += 1
                 elif isinstance(item, h5py.Group):
@@ -191,12 +239,30 @@ def write_item(
 
     dataset_attributes: (dataset, attribute) -> value, as `("keypoints", "uncertainty")`.
     """
+    path = Path(file.filename)
+    require_space(path, sum(np.asarray(array).nbytes for array in datasets.values()) + SLACK_BYTES)
+    try:
+        with finish_first():
+            _write(file, key, datasets, attributes, dataset_attributes or {})
+    except DAMAGE as error:
+        if refused_by_disk(error) is not None:  # `appending` tells
+            raise
+        raise BadInputError(f"{path}: {key!r} cannot be written ({_said(error)}); --overwrite starts anew") from error
+
+
+def _write(
+    file: h5py.File,
+    key: str,
+    datasets: dict[str, Any],
+    attributes: dict[str, Any],
+    dataset_attributes: dict[tuple[str, str], Any],
+) -> None:
     if key in file:
         del file[key]
     group = file.create_group(key)
     for name, array in datasets.items():
         group.create_dataset(name, data=array)
-    for (dataset, name), value in (dataset_attributes or {}).items():
+    for (dataset, name), value in dataset_attributes.items():
         group[dataset].attrs[name] = value
     for name, value in attributes.items():
         group.attrs[name] = value
@@ -208,8 +274,9 @@ def write_item(
 def is_complete(file: h5py.File, key: str) -> bool:
     """Whether an item was written to its end."""
     try:
-        return key in file and isinstance(file[key], h5py.Group) and file[key].attrs.get(COMPLETE) == 1
-    except (KeyError, OSError, RuntimeError):  # damaged links
+        whole = key in file and isinstance(file[key], h5py.Group) and file[key].attrs.get(COMPLETE)
+        return np.ndim(whole) == 0 and bool(whole == 1)
+    except DAMAGE:
         return False
 
 
@@ -223,7 +290,7 @@ def groups_with(file: h5py.File, dataset: str) -> list[str]:
 
     try:
         file.visititems(visit)
-    except TORN:
+    except DAMAGE:
         raise BadInputError(f"{file.filename}: torn by a killed run; run the command that makes it once more") from None
     return sorted(names)
 

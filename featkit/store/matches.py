@@ -36,6 +36,8 @@ def refuse_key_collisions(names: Iterable[str]) -> None:
 class MatchStore:
     """One open matches.h5. Get one from `open_matches` or `append_matches`."""
 
+    holds = "matches"
+
     def __init__(self, path: Path, file: h5py.File):
         self.path = path
         self._file = file
@@ -45,10 +47,14 @@ class MatchStore:
         key = pair_key(pair)
         if not h5.is_complete(self._file, key):
             return False
-        attrs = self._file[key].attrs
-        stored = (attrs.get("name0"), attrs.get("name1"), attrs.get("features0"), attrs.get("features1"))
-        return stored == (pair.name0, pair.name1, *digests)
+        try:
+            attrs = self._file[key].attrs
+            stored = [attrs.get(name) for name in ("name0", "name1", "features0", "features1")]
+            return bool(stored == [pair.name0, pair.name1, *digests])
+        except h5.DAMAGE:
+            return False
 
+    @h5.explains_damage
     def pairs(self) -> list[Pair]:
         """All pairs whose matches are whole, sorted. Names are taken from the attributes featkit writes."""
         found = []
@@ -58,6 +64,7 @@ class MatchStore:
                 found.append(Pair(str(attrs["name0"]), str(attrs["name1"])))
         return sorted(found)
 
+    @h5.explains_damage
     def read(self, pair: Pair) -> Matches:
         """Matches of a pair, stored in either order of names. Raises BadInputError."""
         for stored, swapped in ((pair, False), (Pair(pair.name1, pair.name0), True)):
@@ -84,19 +91,19 @@ class MatchStore:
         }
         h5.write_item(self._file, pair_key(pair), datasets, attributes)
 
+    @h5.explains_damage
     def attributes(self) -> dict:
         """What the file says of itself: kind, format, fingerprint, config, versions."""
         return h5.root_attributes(self._file)
 
     def _read(self, key: str) -> Matches:
         group = self._file[key]
-        try:
-            matches0 = np.asarray(group["matches0"][()], dtype=np.int32).reshape(-1)
-            scores0 = np.zeros(len(matches0), np.float32)
-            if "matching_scores0" in group:
-                scores0 = np.asarray(group["matching_scores0"][()], dtype=np.float32).reshape(-1)
-        except (KeyError, OSError, ValueError, RuntimeError) as error:
-            raise BadInputError(f"{self.path}: matches {key!r} are damaged ({error}); match again") from None
+        matches0 = np.asarray(group["matches0"][()], dtype=np.int32).reshape(-1)
+        scores0 = np.zeros(len(matches0), np.float32)
+        if "matching_scores0" in group:
+            scores0 = np.asarray(group["matching_scores0"][()], dtype=np.float32).reshape(-1)
+        if len(scores0) != len(matches0):
+            raise BadInputError(f"{self.path}: {key!r} has {len(matches0)} matches but {len(scores0)} scores")
         return Matches(matches0, scores0)
 
     def _is_of(self, key: str, pair: Pair) -> bool:
@@ -120,8 +127,8 @@ class MatchStore:
 def open_matches(path: Path) -> Iterator[MatchStore]:
     """Open matches.h5 to read. Raises BadInputError."""
     with h5.reading(path) as file:
-        if file.attrs.get("kind", "matches") != "matches":
-            raise BadInputError(f"{path}: holds {file.attrs['kind']}, not matches")
+        if (kind := h5.kind_of(file, "matches")) != "matches":
+            raise BadInputError(f"{path}: holds {kind}, not matches")
         yield MatchStore(path, file)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,5 +45,7 @@ def write_text(path: Path, text: str) -> Path:
         part.write_bytes(data)
         os.replace(part, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise NotWritableError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
     return path

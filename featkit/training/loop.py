@@ -20,11 +20,11 @@ from featkit import __version__
 from featkit.config import Config, differences
 from featkit.errors import BadInputError, NothingCameOutError, UsageError
 from featkit.losses.base import LossResult
+from featkit.stopping import Stopped, StopRequest, stop_signals
 from featkit.training.checkpoint import load_checkpoint, save_checkpoint
 from featkit.training.optimiser import build_optimiser, set_learning_rate
 from featkit.training.progress import Progress
 from featkit.training.run_folder import Row, RunFolder
-from featkit.training.stopping import Stopped, StopRequest, stop_signals
 from featkit.training.task import Task
 from featkit.training.whole_batch import random_state, set_random_state
 from featkit.training.world import World

@@ -15,10 +15,12 @@ import yaml
 from jaxtyping import UInt8
 
 from featkit.config import Config
+from featkit.store.disk import require_space
 from featkit.store.text import write_text
 
 LOGGER = logging.getLogger(__name__)
 FIRST_COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "wait_share")
+ROOM_BYTES = 1 << 20  # TensorBoard's writer, a thread of its own, does not take a full disk
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 85)
 Row = dict[str, float]
 
@@ -39,6 +41,7 @@ class RunFolder:
 
     def start(self, config: Config, task: str, history: list[Row]) -> None:
         """Write config.yaml and the rows so far; what a killed run wrote after its checkpoint goes."""
+        require_space(self.checkpoint, ROOM_BYTES)
         values = {"task": task, **config.model_dump(mode="json")}
         write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False))
         self.write_metrics(history)
@@ -62,7 +65,8 @@ class RunFolder:
         write_text(self.metrics, text.getvalue())
 
     def add(self, row: Row, history: list[Row]) -> None:
-        """One more row, the last of `history`."""
+        """One more row, the last of `history`. Raises NotWritableError before the disk is full."""
+        require_space(self.checkpoint, ROOM_BYTES)
         header = self._header() if len(history) > 1 else []
         if set(row) <= set(header):
             cells = ["" if key not in row else repr(row[key]) if key != "step" else int(row[key]) for key in header]

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ import torch
 
 from featkit import __version__
 from featkit.errors import NotWritableError
+from featkit.stopping import Stopped
+from featkit.store.lock import locked
 from featkit.training.base_config import TrainingConfig
 from featkit.training.budget import seconds_of, steps_in
 from featkit.training.checkpoint import load_checkpoint
 from featkit.training.loop import Run
 from featkit.training.run_folder import RunFolder
-from featkit.training.stopping import Stopped
 from featkit.training.task import Task
 from featkit.training.world import World, launch
 
@@ -55,9 +57,16 @@ def train(
     """
     world = launch(device, devices, config.precision)
     folder = RunFolder(output)
-    if overwrite and world.is_first:
-        remove_run(folder)
-    world.barrier()
+    with locked(folder.checkpoint) if world.is_first else nullcontext():
+        if overwrite and world.is_first:
+            remove_run(folder)
+        world.barrier()
+        return _in_folder(folder, task_class, config, data, name, world)
+
+
+def _in_folder(
+    folder: RunFolder, task_class: Callable[..., Task], config: TrainingConfig, data: Any, name: str, world: World
+) -> Trained:
     if config.budget:
         config = config.model_copy(update={"steps": budgeted_steps(task_class, config, data, folder, world)})
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):

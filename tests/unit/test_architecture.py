@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "featkit"
 # Rooms of one row may import each other and everything above them.
 ROWS = [
-    {"__init__", "types", "config", "errors", "geometry", "log", "resources", "registry", "device"},
+    {"__init__", "types", "config", "errors", "geometry", "log", "resources", "registry", "device", "stopping"},
     {"store", "images"},
     {"models", "losses", "weights"},
     {"features", "matching", "data", "retrieval"},

@@ -130,13 +130,33 @@ def test_models_on_disk(tmp_path: Path, model: pycolmap.Reconstruction) -> None:
         read_model(tmp_path)
 
 
-@pytest.mark.parametrize("kept", [0, 5])
-def test_a_cut_off_model(tmp_path: Path, model: pycolmap.Reconstruction, kept: int) -> None:
-    write_models([model], tmp_path / "sparse")
-    file = tmp_path / "sparse" / "0" / "images.bin"
-    file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(BadInputError, match="cannot be read"):
-        read_model(tmp_path / "sparse" / "0")
+@pytest.mark.parametrize("name", ["cameras", "images", "points3D", "rigs", "frames"])
+def test_a_cut_off_model(tmp_path: Path, model: pycolmap.Reconstruction, name: str) -> None:
+    """At any byte: pycolmap alone does not come back from some of them."""
+    folder = write_models([model], tmp_path / "sparse") / "0"
+    assert read_model(folder).num_points3D() == 50
+    file = folder / f"{name}.bin"
+    whole = file.read_bytes()
+    cuts = {*range(12), *np.random.default_rng(0).integers(0, len(whole), 60).tolist(), len(whole) - 1}
+    for kept in sorted(cuts):
+        file.write_bytes(whole[:kept])
+        with pytest.raises(BadInputError, match=f"{name}.bin: cut off"):
+            read_model(folder)
+    for size in (8, 64, 5000):
+        file.write_bytes(b"\xff" * size)
+        with pytest.raises(BadInputError, match=f"{name}.bin: cut off"):
+            read_model(folder)
+
+
+def test_a_text_model_without_its_last_lines(tmp_path: Path, model: pycolmap.Reconstruction) -> None:
+    """pycolmap alone takes it, with fewer points."""
+    model.write_text(str(tmp_path))
+    assert read_model(tmp_path).num_points3D() == 50
+    lines = (tmp_path / "points3D.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "points3D.txt").write_text("".join(lines[:-7]))
+    assert pycolmap.Reconstruction(str(tmp_path)).num_points3D() == 43
+    with pytest.raises(BadInputError, match=r"points3D.txt: cut off: 43 of the 50"):
+        read_model(tmp_path)
 
 
 def test_rigid_there_and_back(model: pycolmap.Reconstruction) -> None:

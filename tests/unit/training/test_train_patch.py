@@ -21,12 +21,12 @@ from featkit.errors import BadInputError, NothingCameOutError, UsageError
 from featkit.losses.base import LossResult
 from featkit.losses.hynet import HyNetLoss
 from featkit.registry import configured
+from featkit.stopping import Stopped
 from featkit.training.checkpoint import load_checkpoint, save_checkpoint
 from featkit.training.informativeness import snapshots
 from featkit.training.patch_config import PatchTraining
 from featkit.training.patch_task import PatchTask
 from featkit.training.run_folder import read_metrics
-from featkit.training.stopping import Stopped
 from featkit.training.train_patch import train_patch
 from featkit.training.world import launch
 

@@ -19,13 +19,13 @@ from featkit.data.posed_pairs import read_posed_pairs
 from featkit.errors import BadInputError, NothingCameOutError, UsageError
 from featkit.losses.base import LossResult
 from featkit.models.scfeat import SCFeatNetwork
+from featkit.stopping import Stopped
 from featkit.training.checkpoint import load_checkpoint
 from featkit.training.run_folder import read_metrics
 from featkit.training.scfeat.config import ScfeatTraining
 from featkit.training.scfeat.dense_task import DenseTask
 from featkit.training.scfeat.description import DescriptionTask
 from featkit.training.scfeat.stages import STAGES, ScfeatData, ScfeatStages
-from featkit.training.stopping import Stopped
 from featkit.weights import load_scfeat_network, save_scfeat_network
 
 CANVAS = {"canvas": {"width": 96, "height": 64}}

@@ -1,0 +1,28 @@
+"""docs/bad-input.md: every row has an exit code and names a test that is there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LINES = (ROOT / "docs" / "bad-input.md").read_text(encoding="utf-8").splitlines()
+ROWS = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in LINES if line.startswith("| ")][1:]
+CODES = {"0", "2", "3", "4", "5", "130", "143", "-"}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0][:40] for row in ROWS])
+def test_a_row_is_kept_by_its_test(row: list[str]) -> None:
+    assert len(row) == 4
+    assert set(re.split(r",\s*", row[2])) <= CODES
+    named = re.fullmatch(r"`(tests/[\w/]+\.py)::(test_\w+)`", row[3])
+    assert named, row[3]
+    tree = ast.parse((ROOT / named[1]).read_text(encoding="utf-8"))
+    assert named[2] in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_table_is_whole() -> None:
+    assert len(ROWS) > 40
