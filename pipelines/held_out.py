@@ -102,7 +102,8 @@ def run(
         extract=method.job.config, map={"verify": {"seed": config.seed}, "seed": config.seed}, **rule
     )
     mapped = sfm.run(
-        mapping, scene.folder, place, reference=reference, device=method.job.device, overwrite=overwrite
+        mapping, scene.folder, place, reference=reference, device=method.job.device, overwrite=overwrite,
+        engine=method.engine,
     )  # fmt: skip
     localization = localize.LocalizationConfig(
         localize={"pose": {"seed": config.seed}}, workers=method.job.config.workers, **rule

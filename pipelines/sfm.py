@@ -15,8 +15,9 @@ from pydantic import Field
 
 from featkit import log
 from featkit.config import Config
+from featkit.engine import stages
+from featkit.engine.base import LOCAL, EngineConfig
 from featkit.errors import UsageError
-from featkit.features import extract
 from featkit.features.extract import ExtractConfig, ExtractJob
 from featkit.log import timed
 from featkit.mapping import reconstruct
@@ -74,11 +75,13 @@ def run(
     intrinsics: Path | None = None,
     device: str = "auto",
     overwrite: bool = False,
+    engine: EngineConfig = LOCAL,
 ) -> SfmResult:
     """Map a folder of photographs. Every step is skipped when it is done and whole.
 
     scene: a folder with images/, or of images. reference: a COLMAP model or poses.txt to triangulate with instead of
     mapping; only its images are used. truth: poses.txt to compare with. intrinsics: list of images with their cameras.
+    engine: where extraction, matching and verification run.
     Raises featkit's errors.
     """
     images = image_folder(scene)
@@ -104,18 +107,21 @@ def run(
     seconds: dict[str, float] = {}
 
     with timed("extract", seconds):
-        features = extract.run(job, images, output / "features.h5", names, overwrite)
+        features = stages.extract(engine, job, images, output / "features.h5", names, overwrite)
     with timed("pairs", seconds):
         pairs = given or pairing.run(
             method, features, output / "pairs.txt", names=names, seed=config.seed, device=device, overwrite=overwrite,
             sources=sources,
         )  # fmt: skip
     with timed("match", seconds):
-        matches = match.run(matcher, matching, features, pairs, output / "matches.h5", overwrite=overwrite)
+        matches = stages.match(
+            engine, config.matcher, matcher, matching, features, pairs, output / "matches.h5",
+            device=device, overwrite=overwrite,
+        )  # fmt: skip
     with timed("verify", seconds):
         database = build_database(
             reconstruct.database_config(config.map), images, features, pairs, matches, output / "database.db",
-            names=names, reference=known, intrinsics=listed, overwrite=overwrite,
+            names=names, reference=known, intrinsics=listed, overwrite=overwrite, verifier=stages.verifier(engine),
         )  # fmt: skip
     with timed("map", seconds):
         sparse = reconstruct.build_map(

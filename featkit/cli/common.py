@@ -137,6 +137,11 @@ def _last_words(request: stopping.StopRequest, run: RunOptions) -> None:
     os.write(2, f"{cursor}featkit: {stopping.SAYING}\n".encode())
 
 
+def fail(error: FeatkitError) -> NoReturn:
+    """End the command with an error."""
+    _end(str(error), error.exit_code)
+
+
 def _fail(message: str, code: int, run: RunOptions) -> None:
     if run.debug:
         import traceback

@@ -8,6 +8,7 @@ import typer
 
 from featkit.cli import eval_all, eval_eth, eval_localization, eval_matching, eval_patches, eval_pose
 from featkit.cli.common import Outcome, verb
+from featkit.cli.engine_options import with_engine
 
 HELP = "Judge features and descriptors on the field's benchmarks: matching, maps, poses, patches."
 COMMANDS: dict[str, tuple[Callable[..., Outcome], str]] = {
@@ -24,4 +25,4 @@ COMMANDS: dict[str, tuple[Callable[..., Outcome], str]] = {
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown")
 for name, (function, text) in COMMANDS.items():
-    app.command(name, help=text, no_args_is_help=True)(verb(function))
+    app.command(name, help=text, no_args_is_help=True)(verb(with_engine(function)))

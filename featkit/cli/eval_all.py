@@ -15,6 +15,7 @@ from featkit.cli.common import Outcome, RunOptions
 from featkit.errors import FeatkitError, UsageError
 
 if TYPE_CHECKING:
+    from featkit.engine.base import EngineConfig
     from featkit.evaluation.at_hand import DataAtHand
     from featkit.evaluation.predictions import Method
     from featkit.report.all_benchmarks import BenchmarkPage
@@ -63,6 +64,7 @@ def everything(
     workers: options.Workers = 0,
     out: eval_common.OutFolder = Path("featkit-eval"),
     overwrite: options.Overwrite = False,
+    engine: EngineConfig | None = None,
     *,
     run: RunOptions,
 ) -> Outcome:
@@ -71,7 +73,7 @@ def everything(
     from featkit.report.standings import standings_table
 
     wanted = _wanted(only)
-    asked = eval_common.Asked(features, None, max_keypoints, resize_max, workers, overwrite)
+    asked = eval_common.Asked(features, None, max_keypoints, resize_max, workers, overwrite, engine)
     methods = eval_common.methods_of(asked, run.device)
     extraction = {
         "features": features,
@@ -79,6 +81,7 @@ def everything(
         **options.given(resize_max=resize_max),
         "workers": workers,
         "overwrite": overwrite,
+        "engine": engine,
     }
     planned = [one for one in _planned(data_at_hand(data), methods, extraction, out) if one.name in wanted]
     if not planned:

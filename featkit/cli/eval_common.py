@@ -13,6 +13,7 @@ from featkit.cli.common import Outcome
 from featkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from featkit.engine.base import EngineConfig
     from featkit.evaluation.predictions import Method
     from featkit.report.content import Report, Table
     from featkit.report.standings import Standing
@@ -41,6 +42,7 @@ class Asked:
     resize_max: int | None
     workers: int
     overwrite: bool
+    engine: EngineConfig | None = None
 
 
 def names_in(text: str | None) -> list[str]:
@@ -58,6 +60,7 @@ def method_names(features: str) -> list[str]:
 
 def methods_of(asked: Asked, device: str) -> list[Method]:
     """The features that are asked for, ready to extract. Raises UsageError for an unknown name or field."""
+    from featkit.engine.base import LOCAL
     from featkit.evaluation.predictions import Method
     from featkit.features.extract import ExtractConfig, ExtractJob
     from featkit.images.decode import DecodeConfig
@@ -70,7 +73,7 @@ def methods_of(asked: Asked, device: str) -> list[Method]:
     for name in names:
         config = ExtractConfig(features=name, decode=DecodeConfig(resize_max=asked.resize_max), workers=asked.workers)
         label = name if asked.weights is None else f"{name} ({Path(asked.weights).stem})"
-        methods.append(Method(label, ExtractJob.resolve(config, changes, device)))
+        methods.append(Method(label, ExtractJob.resolve(config, changes, device), asked.engine or LOCAL))
     return methods
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from featkit.cli.common import Outcome, RunOptions
 from featkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from featkit.engine.base import EngineConfig
     from featkit.evaluation.eth_benchmark import EthBenchmark
     from featkit.evaluation.predictions import Method
 
@@ -46,6 +48,7 @@ def eth(
     settings: eval_common.BenchmarkSettings = None,
     out: eval_common.OutFolder = Path("featkit-eval"),
     overwrite: options.Overwrite = False,
+    engine: EngineConfig | None = None,
     *,
     run: RunOptions,
 ) -> Outcome:
@@ -66,6 +69,8 @@ def eth(
     benchmark = EthBenchmark(config, run.device)
     job = {"decode": {"resize_max": resize_max}, "workers": workers, "skip_broken": skip_broken}
     methods = _methods(benchmark, features, weights, options.given(max_keypoints=max_keypoints), job)
+    if engine is not None:
+        methods = [replace(method, engine=engine) for method in methods]
     data = find_scenes(root, eval_common.names_in(scenes))
     scores = evaluate_eth(benchmark, data.scenes, methods, out / "predictions", overwrite)
     matcher = {"name": benchmark.rule.name, **benchmark.rule.config.result_fields()}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featkit.cli import eval_common, options
 from featkit.cli.common import Outcome, RunOptions
+
+if TYPE_CHECKING:
+    from featkit.engine.base import EngineConfig
 
 HELP = """Recall of localization: photographs of a scene, found in a map of the others.
 
@@ -30,6 +33,7 @@ def localization(
     workers: options.Workers = 0,
     out: eval_common.OutFolder = Path("featkit-eval"),
     overwrite: options.Overwrite = False,
+    engine: EngineConfig | None = None,
     *,
     run: RunOptions,
 ) -> Outcome:
@@ -40,7 +44,7 @@ def localization(
     held_out = load_pipeline("held_out")
     values = {"every": every, "matcher": matcher, "matching": options.given(ratio=ratio), "seed": run.seed}
     config = make(held_out.HeldOutConfig, values, where="eval localization")
-    asked = eval_common.Asked(features, weights, max_keypoints, resize_max, workers, overwrite)
+    asked = eval_common.Asked(features, weights, max_keypoints, resize_max, workers, overwrite, engine)
     methods = eval_common.methods_of(asked, run.device)
     scenes = [held_out.read_scene(folder, config) for folder in root]
     folder = out / "localization"

@@ -22,6 +22,7 @@ from featkit.cli.eval_common import (
 )
 
 if TYPE_CHECKING:
+    from featkit.engine.base import EngineConfig
     from featkit.evaluation.predictions import MatchRule, Method, Predictions
     from featkit.evaluation.sequences import SequenceSet
 
@@ -62,6 +63,7 @@ def hpatches(
     settings: BenchmarkSettings = None,
     out: OutFolder = Path("featkit-eval"),
     overwrite: options.Overwrite = False,
+    engine: EngineConfig | None = None,
     *,
     run: RunOptions,
 ) -> Outcome:
@@ -73,7 +75,7 @@ def hpatches(
     from featkit.report import matching_benchmark as pages
 
     config = make(MatchingConfig, overrides(settings or []), where="eval hpatches")
-    asked = Asked(features, weights, max_keypoints, resize_max, workers, overwrite)
+    asked = Asked(features, weights, max_keypoints, resize_max, workers, overwrite, engine)
     rule = MatchRule.resolve(matcher, options.given(ratio=ratio), run.device)
     methods = methods_of(asked, run.device)
     data = read_sequences(root, names_in(sequences), all_sequences)
@@ -105,6 +107,7 @@ def oxford(
     settings: BenchmarkSettings = None,
     out: OutFolder = Path("featkit-eval"),
     overwrite: options.Overwrite = False,
+    engine: EngineConfig | None = None,
     *,
     run: RunOptions,
 ) -> Outcome:
@@ -114,7 +117,7 @@ def oxford(
     from featkit.report import matching_benchmark as pages
 
     config = make(OxfordConfig, overrides(settings or []), where="eval oxford")
-    asked = Asked(features, weights, max_keypoints, resize_max, workers, overwrite)
+    asked = Asked(features, weights, max_keypoints, resize_max, workers, overwrite, engine)
     methods = methods_of(asked, run.device)
     data = read_sequences(root, names_in(sequences), all_sequences)
     scores = [evaluate_precision(data, _predicted(one, data, asked, out), config) for one in methods]

@@ -22,6 +22,7 @@ from featkit.cli.eval_common import (
 from featkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from featkit.engine.base import EngineConfig
     from featkit.evaluation.pose_pairs import ScenePairs
     from featkit.evaluation.pose_scenes import PosedScene
     from featkit.evaluation.predictions import MatchRule, Method, Predictions
@@ -60,6 +61,7 @@ def pose(
     settings: BenchmarkSettings = None,
     out: OutFolder = Path("featkit-eval"),
     overwrite: options.Overwrite = False,
+    engine: EngineConfig | None = None,
     *,
     run: RunOptions,
 ) -> Outcome:
@@ -75,7 +77,7 @@ def pose(
     values = {"seed": run.seed, "pairs": options.given(max_pairs=max_pairs)}
     config = make(RelativePoseConfig, merge(values, overrides(settings or [])), where="eval pose")
     rule = MatchRule.resolve(matcher, options.given(ratio=ratio), run.device)
-    asked = Asked(features, weights, max_keypoints, resize_max, workers, overwrite)
+    asked = Asked(features, weights, max_keypoints, resize_max, workers, overwrite, engine)
     methods = methods_of(asked, run.device)
     scenes = read_scenes(root)
     chosen = {scene.name: choose_pairs(scene, config.pairs, config.seed, pairs) for scene in scenes}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featkit.cli import options
 from featkit.cli.common import Outcome, RunOptions, verb
+from featkit.cli.engine_options import with_engine
+
+if TYPE_CHECKING:
+    from featkit.engine.base import EngineConfig
 
 HELP = """Extract local features of all images of a folder.
 
@@ -19,6 +23,7 @@ the same command is run again."""
 
 
 @verb
+@with_engine
 def command(
     images: Annotated[Path, typer.Argument(help="Folder of images (searched recursively).")],
     out: options.Out,
@@ -33,9 +38,11 @@ def command(
     settings: options.Settings = None,
     overwrite: options.Overwrite = False,
     *,
+    engine: EngineConfig,
     run: RunOptions,
 ) -> Outcome:
     from featkit.config import overrides
+    from featkit.engine import stages
     from featkit.features import extract
     from featkit.images.decode import DecodeConfig
     from featkit.store.features import open_features
@@ -49,7 +56,7 @@ def command(
     )
     changes = overrides(settings or []) | options.given(max_keypoints=max_keypoints, weights=weights)
     job = extract.ExtractJob.resolve(config, changes, run.device)
-    extract.run(job, images, out, overwrite=overwrite)
+    stages.extract(engine, job, images, out, overwrite=overwrite)
     with open_features(out) as store:
         counts = [store.count(name) for name in store.names()]
     data = {"out": str(out), "images": len(counts), "keypoints": sum(counts), "features": features}

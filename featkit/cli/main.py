@@ -19,9 +19,13 @@ from featkit.cli import (
     localize,
     match,
     pairs,
+    plan,
     reconstruct,
+    run,
     serve,
+    store,
     train,
+    verify,
     weights,
 )
 
@@ -34,10 +38,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (reconstruct, localize, align, extract, pairs, match, export, serve, info, doctor, demo):
+VERBS = (reconstruct, localize, align, extract, pairs, match, verify, export, serve, run, info, doctor, demo)
+for module in VERBS:
     name = module.__name__.rpartition(".")[2]
     kind = localize.LocalizeCommand if module is localize else None
     app.command(name, cls=kind, help=module.HELP, no_args_is_help=module not in (demo, doctor))(module.command)
+app.command("plan", help=plan.HELP, no_args_is_help=True, context_settings=plan.SETTINGS)(plan.command)
+app.add_typer(store.app, name="store")
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(inspect.app, name="inspect")

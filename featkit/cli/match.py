@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featkit.cli import options
 from featkit.cli.common import Outcome, RunOptions, verb
+from featkit.cli.engine_options import with_engine
+
+if TYPE_CHECKING:
+    from featkit.engine.base import EngineConfig
 
 HELP = """Match the features of image pairs.
 
@@ -18,6 +22,7 @@ Stopped at any moment, it goes on where it was when the same command is run agai
 
 
 @verb
+@with_engine
 def command(
     features: Annotated[Path, typer.Argument(help="The features file.")],
     pairs: Annotated[Path, typer.Argument(help="The pairs file.")],
@@ -33,16 +38,18 @@ def command(
     settings: options.Settings = None,
     overwrite: options.Overwrite = False,
     *,
+    engine: EngineConfig,
     run: RunOptions,
 ) -> Outcome:
     from featkit.config import overrides
+    from featkit.engine import stages
     from featkit.matching import match
     from featkit.store.matches import open_matches
     from featkit.store.pairs import read_pairs
 
     changes = overrides(settings or []) | options.given(ratio=ratio, min_score=min_score, batch_size=batch_size)
     built, config = match.resolve(matcher, changes, run.device)
-    match.run(built, config, features, pairs, out, overwrite=overwrite)
+    stages.match(engine, matcher, built, config, features, pairs, out, device=run.device, overwrite=overwrite)
     with open_matches(out) as store:
         counts = [store.read(pair).count for pair in read_pairs(pairs)]
     data = {"out": str(out), "pairs": len(counts), "matches": sum(counts)}

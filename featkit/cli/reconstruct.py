@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featkit.cli import options
 from featkit.cli.common import Outcome, RunOptions, verb
+from featkit.cli.engine_options import with_engine
+
+if TYPE_CHECKING:
+    from featkit.engine.base import EngineConfig
 
 HELP = """Make a map of a folder of photographs: features, pairs, matches, verified geometry, 3D model, report.
 
@@ -19,6 +23,7 @@ moment, it goes on where it was when the same command is run again."""
 
 
 @verb
+@with_engine
 def command(
     scene: Annotated[Path, typer.Argument(help="Folder with images/, or of images.")],
     out: Annotated[
@@ -71,6 +76,7 @@ def command(
     settings: options.Settings = None,
     overwrite: options.Overwrite = False,
     *,
+    engine: EngineConfig,
     run: RunOptions,
 ) -> Outcome:
     from featkit.config import make, merge, overrides
@@ -80,6 +86,8 @@ def command(
 
     if gps_file is not None and pairs != "gps":
         raise UsageError(f"--gps-file goes with --pairs gps, not with {pairs}")
+    if engine.name == "plan":
+        raise UsageError("one stage at a time is planned: extract, match, verify")
     sfm = load_pipeline("sfm")
     camera = options.camera_fields(camera_model, camera_params)
     camera |= {"mode": camera_mode, "refine": not fix_intrinsics}
@@ -109,6 +117,7 @@ def command(
         intrinsics=intrinsics,
         device=run.device,
         overwrite=overwrite,
+        engine=engine,
     )
     lines = [f"map: {result.sparse / '0'}", f"report: {result.report}"]
     return Outcome(result.metrics, lines, [map_table(result.metrics)])

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import Field
 
 from featkit.config import Config, merge, named_config
+from featkit.engine import stages
 from featkit.errors import NothingCameOutError
 from featkit.evaluation.eth_scenes import EthScene
 from featkit.evaluation.predictions import MatchRule, Method, Predictions, predict
@@ -28,7 +29,6 @@ from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.dense import DenseConfig
 from featkit.mapping.reconstruct import MapConfig
 from featkit.mapping.verified_database import build_database
-from featkit.matching import match
 from featkit.pairing import stage as pairing
 from featkit.pairing.stage import AutoConfig
 from featkit.registry import configured, resolve
@@ -135,9 +135,10 @@ class EthBenchmark:
                 names=names, seed=self.config.seed, device=self.device, overwrite=overwrite,
             )  # fmt: skip
         with timed("match", seconds):
-            matches = match.run(
-                self.rule.matcher, self.rule.config, found.features, pairs, matched / "matches.h5", overwrite=overwrite
-            )
+            matches = stages.match(
+                method.engine, self.rule.name, self.rule.matcher, self.rule.config, found.features, pairs,
+                matched / "matches.h5", device=self.device, overwrite=overwrite,
+            )  # fmt: skip
         found = Predictions(method, found.features, matches, seconds)
         result = SceneMap(scene, found, place, camera, pairs_by, len(read_pairs(pairs)))
         return _mapped(mapping, result, pairs, names, overwrite)
@@ -171,6 +172,7 @@ def _mapped(mapping: MapConfig, found: SceneMap, pairs: Path, names: list[str], 
             database = build_database(
                 reconstruct.database_config(mapping), scene.images, predictions.features, pairs, predictions.matches,
                 found.folder / "database.db", names=names, overwrite=overwrite,
+                verifier=stages.verifier(predictions.method.engine),
             )  # fmt: skip
         with timed("map", seconds):
             sparse = reconstruct.build_map(

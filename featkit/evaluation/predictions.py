@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from featkit.config import Config
-from featkit.features import extract
+from featkit.engine import stages
+from featkit.engine.base import LOCAL, EngineConfig
 from featkit.features.extract import ExtractJob
 from featkit.log import timed
 from featkit.matching import match
@@ -27,10 +28,11 @@ from featkit.types import Pair
 
 @dataclass(frozen=True)
 class Method:
-    """Features that are measured. name: of its row."""
+    """Features that are measured. name: of its row. engine: where they are extracted, and matched."""
 
     name: str
     job: ExtractJob
+    engine: EngineConfig = LOCAL
 
     @property
     def fingerprint(self) -> str:
@@ -93,12 +95,15 @@ def predict(
     features, matches = place / "features.h5", None
     seconds: dict[str, float] = {}
     with timed("extract", seconds):
-        extract.run(method.job, images, features, list(names), overwrite)
+        stages.extract(method.engine, method.job, images, features, list(names), overwrite)
     if rule is not None:
         matches = place / f"{_file_name(rule.name)}-{rule.config.fingerprint()}" / "matches.h5"
         listed = write_pairs(matches.with_name("pairs.txt"), pairs)
         with timed("match", seconds):
-            match.run(rule.matcher, rule.config, features, listed, matches, overwrite=overwrite)
+            stages.match(
+                method.engine, rule.name, rule.matcher, rule.config, features, listed, matches,
+                device=method.job.device, overwrite=overwrite,
+            )  # fmt: skip
     return Predictions(method, features, matches, seconds)
 
 

@@ -79,14 +79,22 @@ class ExtractJob:
         return ExtractJob(complete, cls(extractor_config, device), device)
 
 
-def run(job: ExtractJob, images: Path, output: Path, names: list[str] | None = None, overwrite: bool = False) -> Path:
+def run(
+    job: ExtractJob,
+    images: Path,
+    output: Path,
+    names: list[str] | None = None,
+    overwrite: bool = False,
+    masks: Mapping[str, Path] | None = None,
+) -> Path:
     """Extract features of all images of a folder that `output` does not hold yet, and return `output`.
 
-    names: only these images, relative to the folder. Raises BadInputError for an image that cannot be read (unless
+    names: only these images, relative to the folder. masks: of the images; by default those of the configuration's
+    folder. Raises BadInputError for an image that cannot be read (unless
     `skip_broken`) or a store of another configuration, NothingCameOutError when not one image could be used.
     """
     wanted = list_images(images) if names is None else names
-    masks = {} if job.config.masks is None else find_masks(job.config.masks, images, wanted)
+    masks = _masks(job, images, wanted) if masks is None else masks
     with append_features(output, job.config, job.extractor.weights_sha256, overwrite) as store:
         todo = [name for name in wanted if not _whole(store, name, images, masks)]
         if len(todo) < len(wanted):
@@ -99,6 +107,17 @@ def run(job: ExtractJob, images: Path, output: Path, names: list[str] | None = N
         if not any(store.has(name) for name in wanted):
             raise NothingCameOutError(f"{images}: none of its {len(wanted)} images could be used")
     return output
+
+
+def waiting(job: ExtractJob, images: Path, output: Path, names: list[str], overwrite: bool) -> list[str]:
+    """The images that `run` would extract; `output` is begun if it is not there. Raises as `run` does."""
+    masks = _masks(job, images, names)
+    with append_features(output, job.config, job.extractor.weights_sha256, overwrite) as store:
+        return [name for name in names if not _whole(store, name, images, masks)]
+
+
+def _masks(job: ExtractJob, images: Path, names: list[str]) -> dict[str, Path]:
+    return {} if job.config.masks is None else find_masks(job.config.masks, images, names)
 
 
 def _whole(store: FeatureStore, name: str, images: Path, masks: Mapping[str, Path]) -> bool:

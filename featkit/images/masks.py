@@ -34,7 +34,7 @@ def find_masks(folder: Path, images: Path, names: Sequence[str]) -> dict[str, Pa
         raise BadInputError(f"{folder}: {'is a file, not a folder of masks' if folder.exists() else 'no such folder'}")
     if folder.resolve() == images.resolve() or images.resolve() in folder.resolve().parents:
         raise BadInputError(f"{folder}: lies among the images, and its masks would be taken for some; move it beside")
-    found = {name: path for name in names if (path := _mask_of(folder, name)) is not None}
+    found = masks_of(folder, names)
     if not found:
         raise BadInputError(f"{folder}: no mask for any of {len(names)} images; expected as {names[0]}.png")
     without = [name for name in names if name not in found]
@@ -43,6 +43,11 @@ def find_masks(folder: Path, images: Path, names: Sequence[str]) -> dict[str, Pa
             "%d of %d images have no mask (%s ...): all of each is used", len(without), len(names), without[0]
         )
     return found
+
+
+def masks_of(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The mask file of every image that has one."""
+    return {name: path for name in names if (path := _mask_of(folder, name)) is not None}
 
 
 def _mask_of(folder: Path, name: str) -> Path | None:

@@ -6,7 +6,7 @@ It has a stamp beside it and is skipped only when that agrees; a verification th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pycolmap
@@ -22,7 +22,7 @@ from featkit.mapping.verify import VerifyConfig
 from featkit.store.disk import explained_by_disk
 from featkit.store.features import FeatureStore, open_features
 from featkit.store.lock import locked
-from featkit.store.matches import open_matches
+from featkit.store.matches import MatchStore, open_matches
 from featkit.store.pairs import read_pairs
 from featkit.store.poses import Intrinsics
 from featkit.store.stamp import digest, is_stamped, write_stamp
@@ -30,6 +30,10 @@ from featkit.types import Pair
 
 LOGGER = logging.getLogger(__name__)
 MIN_CHUNK, MAX_CHUNKS = 64, 50  # pairs verified before the next word of progress, and such words at most
+
+
+Verifier = Callable[[VerifyConfig, Path, Path, list[Pair]], None]
+"""Fills in the two-view geometries of a database: (how, the database, matches, the pairs)."""
 
 
 class DatabaseConfig(Config):
@@ -51,16 +55,19 @@ def build_database(
     reference: Reference | None = None,
     intrinsics: Mapping[str, Intrinsics] | None = None,
     overwrite: bool = False,
+    verifier: Verifier | None = None,
 ) -> Path:
     """Write cameras, keypoints, matches and verified two-view geometries to a COLMAP database, and return it.
 
     names: only these images. With a reference only its images are used, with its cameras, and matches are verified
-    against its poses. intrinsics: known cameras of images, by name.
+    against its poses. intrinsics: known cameras of images, by name. verifier: does elsewhere what RANSAC would do here.
     Raises BadInputError for images without features, NothingCameOutError when no pair could be verified,
     NotWritableError without space or while another process writes it.
     """
     with locked(output), explained_by_disk(output):
-        return _build(config, images, features, pairs, matches, output, names, reference, intrinsics, overwrite)
+        return _build(
+            config, images, features, pairs, matches, output, names, reference, intrinsics, overwrite, verifier
+        )
 
 
 def _build(
@@ -74,6 +81,7 @@ def _build(
     reference: Reference | None,
     intrinsics: Mapping[str, Intrinsics] | None,
     overwrite: bool,
+    verifier: Verifier | None,
 ) -> Path:
     stamp = output.with_suffix(".json")
     with open_features(features) as store, open_matches(matches) as found:
@@ -97,15 +105,10 @@ def _build(
             with pycolmap.Database.open(str(part)) as database:
                 db.write_images(database, cameras, camera_ids, store, names)
             write_stamp(part_stamp, config, inputs)  # from here on it goes on where it was stopped
-        with progress("verify", len(listed), "pairs") as advance:
-            for chunk in _chunks(listed):
-                with pycolmap.Database.open(str(part)) as database:
-                    fresh = db.write_matches(database, found, chunk)
-                    if reference is not None:
-                        verify.by_poses(database, fresh, store, reference.poses, config.verify)
-                if reference is None:
-                    verify.by_ransac(part, config.verify)
-                advance(len(chunk))
+        if verifier is not None and reference is None:
+            verifier(config.verify, part, matches, listed)
+        else:
+            _verify_here(config.verify, part, store, found, listed, reference)
     verified, inliers = db.count_verified(part)
     LOGGER.info("verify: %d of %d pairs verified, %d inlier matches", verified, len(listed), inliers)
     if verified == 0:
@@ -119,6 +122,25 @@ def _build(
     part.rename(output)
     part_stamp.unlink()
     return output
+
+
+def _verify_here(
+    config: VerifyConfig,
+    part: Path,
+    features: FeatureStore,
+    matches: MatchStore,
+    pairs: list[Pair],
+    reference: Reference | None,
+) -> None:
+    with progress("verify", len(pairs), "pairs") as advance:
+        for chunk in _chunks(pairs):
+            with pycolmap.Database.open(str(part)) as database:
+                fresh = db.write_matches(database, matches, chunk)
+                if reference is not None:
+                    verify.by_poses(database, fresh, features, reference.poses, config)
+            if reference is None:
+                verify.by_ransac(part, config)
+            advance(len(chunk))
 
 
 def _chunks(pairs: list[Pair]) -> Iterator[list[Pair]]:

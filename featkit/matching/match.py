@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from featkit.log import progress
 from featkit.matching.base import Matcher
 from featkit.registry import configured
 from featkit.store.features import FeatureStore, open_features
-from featkit.store.matches import append_matches, refuse_key_collisions
+from featkit.store.matches import MatchStore, append_matches, refuse_key_collisions
 from featkit.store.pairs import read_pairs
 from featkit.types import Features, Pair
 
@@ -47,24 +48,73 @@ def run(
     or by another configuration.
     """
     listed = read_pairs(pairs, directed=query_features is not None)
+    return match_pairs(
+        matcher, config, features, listed, output, query_features=query_features, overwrite=overwrite, where=pairs
+    )
+
+
+def match_pairs(
+    matcher: Matcher,
+    config: Config,
+    features: Path,
+    listed: list[Pair],
+    output: Path,
+    *,
+    query_features: Path | None = None,
+    overwrite: bool = False,
+    where: Path | str = "pairs",
+) -> Path:
+    """As `run`, of pairs that are in memory. where: they came from, for errors."""
+    with _opened(config, features, listed, output, query_features, overwrite, where) as work:
+        if len(work.todo) < len(listed):
+            LOGGER.info("match: %d of %d pairs are done already", len(listed) - len(work.todo), len(listed))
+        size = int(getattr(config, "batch_size", DEFAULT_BATCH))
+        with progress("match", len(work.todo), "pairs") as advance:
+            for batch, loaded in _read_ahead(work.todo, work.store0, work.store1, size):
+                for pair, both, found in zip(batch, loaded, _match(matcher, batch, loaded), strict=True):
+                    work.matches.write(pair, found, work.digests[pair], len(both[1]))
+                advance(len(batch))
+    return output
+
+
+def waiting(
+    config: Config, features: Path, listed: list[Pair], output: Path, overwrite: bool, where: Path | str
+) -> list[Pair]:
+    """The pairs that `run` would match; `output` is begun if it is not there. Raises as `run` does."""
+    with _opened(config, features, listed, output, None, overwrite, where) as work:
+        return work.todo
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The stores of a run, digests of the features of each pair, and the pairs that are not matched yet."""
+
+    store0: FeatureStore
+    store1: FeatureStore
+    matches: MatchStore
+    digests: dict[Pair, tuple[str, str]]
+    todo: list[Pair]
+
+
+@contextmanager
+def _opened(
+    config: Config,
+    features: Path,
+    listed: list[Pair],
+    output: Path,
+    query_features: Path | None,
+    overwrite: bool,
+    where: Path | str,
+) -> Iterator[_Work]:
     with ExitStack() as stack:
         store1 = stack.enter_context(open_features(features))
         store0 = stack.enter_context(open_features(query_features)) if query_features else store1
-        _check(listed, store0, store1, pairs)
+        _check(listed, store0, store1, where)
         origin = str(store1.attributes().get("fingerprint", "foreign"))
         matches = stack.enter_context(append_matches(output, config, origin, overwrite))
         digest0, digest1 = lru_cache(None)(store0.digest), lru_cache(None)(store1.digest)
         digests = {pair: (digest0(pair.name0), digest1(pair.name1)) for pair in listed}
-        todo = [pair for pair in listed if not matches.has(pair, digests[pair])]
-        if len(todo) < len(listed):
-            LOGGER.info("match: %d of %d pairs are done already", len(listed) - len(todo), len(listed))
-        advance = stack.enter_context(progress("match", len(todo), "pairs"))
-        size = int(getattr(config, "batch_size", DEFAULT_BATCH))
-        for batch, loaded in _read_ahead(todo, store0, store1, size):
-            for pair, both, found in zip(batch, loaded, _match(matcher, batch, loaded), strict=True):
-                matches.write(pair, found, digests[pair], len(both[1]))
-            advance(len(batch))
-    return output
+        yield _Work(store0, store1, matches, digests, [p for p in listed if not matches.has(p, digests[p])])
 
 
 def _match(matcher: Matcher, batch: list[Pair], loaded: list[tuple[Features, Features]]) -> list:
@@ -74,7 +124,7 @@ def _match(matcher: Matcher, batch: list[Pair], loaded: list[tuple[Features, Fea
         raise BadInputError(f"{batch[0].name0!r}, {batch[0].name1!r}: {error}; extract both with one method") from None
 
 
-def _check(pairs: list[Pair], store0: FeatureStore, store1: FeatureStore, path: Path) -> None:
+def _check(pairs: list[Pair], store0: FeatureStore, store1: FeatureStore, where: Path | str) -> None:
     known0 = set(store0.names())
     known1 = known0 if store1 is store0 else set(store1.names())
     for missing, store in (
@@ -83,7 +133,7 @@ def _check(pairs: list[Pair], store0: FeatureStore, store1: FeatureStore, path: 
     ):
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise BadInputError(f"{path}: {missing[0]!r}{more} has no features in {store.path}; extract it first")
+            raise BadInputError(f"{where}: {missing[0]!r}{more} has no features in {store.path}; extract it first")
     refuse_key_collisions(sorted({name for pair in pairs for name in (pair.name0, pair.name1)}))
 
 

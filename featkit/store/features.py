@@ -16,7 +16,7 @@ import numpy as np
 
 from featkit.config import Config
 from featkit.errors import BadInputError
-from featkit.store import h5
+from featkit.store import h5, links
 from featkit.types import Features
 
 
@@ -34,7 +34,8 @@ class FeatureStore:
         """Image names whose features are whole, sorted."""
         made_here = "format" in self._file.attrs
         names = h5.groups_with(self._file, "keypoints")
-        return [n for n in names if not made_here or h5.is_complete(self._file, n)]
+        own = [n for n in names if not made_here or h5.is_complete(self._file, n)]
+        return sorted(own + links.linked_items(self._file))
 
     def has(self, name: str) -> bool:
         """Whether the features of an image are there and whole."""
@@ -133,6 +134,7 @@ class FeatureStore:
         )
 
     def _group(self, name: str) -> h5py.Group:
+        links.refuse_missing(self._file, name)
         if name not in self._file or not isinstance(self._file[name], h5py.Group):
             raise BadInputError(f"{self.path}: no features of image {name!r}; extract it first")
         if "format" in self._file.attrs and not h5.is_complete(self._file, name):

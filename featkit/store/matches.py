@@ -15,7 +15,7 @@ import numpy as np
 
 from featkit.config import Config
 from featkit.errors import BadInputError
-from featkit.store import h5
+from featkit.store import h5, links
 from featkit.types import Matches, Pair
 
 
@@ -58,7 +58,7 @@ class MatchStore:
     def pairs(self) -> list[Pair]:
         """All pairs whose matches are whole, sorted. Names are taken from the attributes featkit writes."""
         found = []
-        for key in h5.groups_with(self._file, "matches0"):
+        for key in h5.groups_with(self._file, "matches0") + links.linked_items(self._file):
             attrs = self._file[key].attrs
             if "name0" in attrs and h5.is_complete(self._file, key):
                 found.append(Pair(str(attrs["name0"]), str(attrs["name1"])))
@@ -69,9 +69,15 @@ class MatchStore:
         """Matches of a pair, stored in either order of names. Raises BadInputError."""
         for stored, swapped in ((pair, False), (Pair(pair.name1, pair.name0), True)):
             key = pair_key(stored)
+            links.refuse_missing(self._file, key)
             if key in self._file and self._is_of(key, stored):
                 return self._swapped(key) if swapped else self._read(key)
         raise BadInputError(f"{self.path}: no matches of {pair.name0!r} and {pair.name1!r}; match them first")
+
+    @h5.explains_damage
+    def read_key(self, key: str) -> Matches:
+        """Matches of the group of that name, as they are stored. Raises BadInputError."""
+        return self._read(key)
 
     def write(self, pair: Pair, matches: Matches, digests: tuple[str, str], keypoints1: int = 0) -> None:
         """Write the matches of a pair as a transaction.

@@ -23,7 +23,7 @@ ROWS = [
     {"store", "images"},
     {"models", "losses", "weights"},
     {"features", "matching", "data", "retrieval"},
-    {"pairing", "training", "mapping", "localization", "evaluation"},
+    {"pairing", "training", "mapping", "localization", "evaluation", "engine"},
     {"report", "integrations", "server"},
     {"cli", "__main__"},
 ]

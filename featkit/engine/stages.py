@@ -1,0 +1,124 @@
+"""The stages as users call them, here or elsewhere: what a local run writes, an engine writes too.
+
+An engine looks first at what the output holds already, plans shards of what is left, has them worked and adds links to
+them. The same command goes on where it was stopped: finished shards of the same plan are not worked again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from featkit.config import Config
+from featkit.engine.base import LOCAL, EngineConfig
+from featkit.engine.plan import Plan, join, make_plan
+from featkit.engine.tasks import ExtractTask, MatchTask
+from featkit.engine.verify_task import VerifyTask
+from featkit.errors import FeatkitError, NothingCameOutError
+from featkit.features import extract as extraction
+from featkit.features.extract import ExtractJob
+from featkit.images.listing import list_images
+from featkit.mapping.verified_database import Verifier
+from featkit.mapping.verify import VerifyConfig
+from featkit.matching import match as matching
+from featkit.matching.base import Matcher
+from featkit.store.features import open_features
+from featkit.store.lock import locked
+from featkit.store.pairs import read_pairs
+from featkit.types import Pair
+
+LOGGER = logging.getLogger(__name__)
+
+
+class Planned(FeatkitError):
+    """The work was planned, as asked, and is not done."""
+
+    exit_code = 0
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        count, last = len(plan.sizes), len(plan.sizes) - 1
+        super().__init__(
+            f"{plan.folder}: {count} shards planned; `featkit run {plan.folder} --shard I` works one"
+            f" (I = 0 to {last}, as a job array), the same command again joins them"
+        )
+
+
+def extract(
+    engine: EngineConfig,
+    job: ExtractJob,
+    images: Path,
+    output: Path,
+    names: list[str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """`features.extract.run` by an engine. Raises what it raises, Planned, and the engine's own errors."""
+    if engine.name == "local":
+        return extraction.run(job, images, output, names, overwrite)
+    wanted = list_images(images) if names is None else names
+    with locked(output):
+        todo = extraction.waiting(job, images, output, wanted, overwrite)
+        config = job.config.model_copy(update={"workers": max(1, int(engine.cpus))})
+        _work(engine, ExtractTask(config=config, images=images, device=job.device), todo, len(wanted), output)
+    with open_features(output) as store:
+        if not any(store.has(name) for name in wanted):
+            raise NothingCameOutError(f"{images}: none of its {len(wanted)} images could be used")
+    return output
+
+
+def match(
+    engine: EngineConfig,
+    name: str,
+    matcher: Matcher,
+    config: Config,
+    features: Path,
+    pairs: Path,
+    output: Path,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Path:
+    """`matching.match.run` by an engine. name: of the matcher in configs/. Raises as `extract` does."""
+    if engine.name == "local":
+        return matching.run(matcher, config, features, pairs, output, overwrite=overwrite)
+    listed = read_pairs(pairs)
+    with locked(output):
+        todo = matching.waiting(config, features, listed, output, overwrite, pairs)
+        task = MatchTask(matcher=name, settings=config.model_dump(mode="json"), features=features, device=device)
+        _work(engine, task, _names(todo), len(listed), output)
+    return output
+
+
+def verifier(engine: EngineConfig) -> Verifier | None:
+    """What `build_database` is to verify pairs with; None: by itself."""
+    return None if engine.name == "local" else partial(_verify, engine)
+
+
+def _verify(engine: EngineConfig, config: VerifyConfig, database: Path, matches: Path, pairs: list[Pair]) -> None:
+    task = VerifyTask(config=config, database=database, matches=matches)
+    _work(engine, task, _names(pairs), len(pairs), database)
+
+
+def _names(pairs: Sequence[Pair]) -> list[list[str]]:
+    return [[pair.name0, pair.name1] for pair in pairs]
+
+
+def _work(engine: EngineConfig, task: Any, todo: Sequence[Any], total: int, output: Path) -> None:
+    if len(todo) < total:
+        LOGGER.info("%s: %d of %d %s are done already", task.stage, total - len(todo), total, task.unit)
+    if not todo:
+        return
+    plan = make_plan(task, todo, output, engine.shards)
+    if engine.name == "plan" and plan.waiting():
+        raise Planned(plan)
+    if engine.name == "ray":
+        from featkit.engine.on_ray import work_on_ray
+
+        work_on_ray(plan, engine)
+    join(plan)
+
+
+__all__ = ["LOCAL", "Planned", "extract", "match", "verifier"]
