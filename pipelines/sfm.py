@@ -111,7 +111,7 @@ def run(
     with timed("pairs", seconds):
         pairs = given or pairing.run(
             method, features, output / "pairs.txt", names=names, seed=config.seed, device=device, overwrite=overwrite,
-            sources=sources,
+            sources=sources, describe=stages.describer(engine, output / "pairs.txt"),
         )  # fmt: skip
     with timed("match", seconds):
         matches = stages.match(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featkit.cli import options
 from featkit.cli.common import Outcome, RunOptions, verb
+from featkit.cli.engine_options import with_engine
+
+if TYPE_CHECKING:
+    from featkit.engine.base import EngineConfig
 
 HELP = """Choose which images to match.
 
@@ -23,6 +27,7 @@ With --retrieval FILE images are compared by anybody's global descriptors: an h5
 
 
 @verb
+@with_engine
 def command(
     source: Annotated[Path, typer.Argument(help="Folder of images, or feats.h5.")],
     out: options.Out,
@@ -46,9 +51,11 @@ def command(
     settings: options.Settings = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of another origin.")] = False,
     *,
+    engine: EngineConfig,
     run: RunOptions,
 ) -> Outcome:
     from featkit.config import overrides
+    from featkit.engine.stages import describer
     from featkit.errors import UsageError
     from featkit.pairing import stage
     from featkit.pairing.base import Sources
@@ -81,7 +88,10 @@ def command(
     elif method != "auto":
         chosen = configured("pairing", method, changes)
     sources = Sources(images or (source if source.is_dir() else None), model)
-    stage.run(chosen, source, out, seed=run.seed, device=run.device, overwrite=overwrite, sources=sources)
+    stage.run(
+        chosen, source, out, seed=run.seed, device=run.device, overwrite=overwrite, sources=sources,
+        describe=describer(engine, out),
+    )  # fmt: skip
     pairs = read_pairs(out)
     paired = len({name for pair in pairs for name in (pair.name0, pair.name1)})
     return Outcome(

@@ -7,13 +7,15 @@ them. The same command goes on where it was stopped: finished shards of the same
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from featkit.config import Config
 from featkit.engine.base import LOCAL, EngineConfig
+from featkit.engine.describe_task import DescribeTask, read_vectors, write_codebook
 from featkit.engine.plan import Plan, join, make_plan
 from featkit.engine.tasks import ExtractTask, MatchTask
 from featkit.engine.verify_task import VerifyTask
@@ -25,9 +27,12 @@ from featkit.mapping.verified_database import Verifier
 from featkit.mapping.verify import VerifyConfig
 from featkit.matching import match as matching
 from featkit.matching.base import Matcher
-from featkit.store.features import open_features
+from featkit.retrieval.retrieve import Describe
+from featkit.retrieval.vlad import Codebook, VladConfig
+from featkit.store.features import FeatureStore, open_features
 from featkit.store.lock import locked
 from featkit.store.pairs import read_pairs
+from featkit.store.stamp import digest
 from featkit.types import Pair
 
 LOGGER = logging.getLogger(__name__)
@@ -92,6 +97,30 @@ def match(
     return output
 
 
+def describer(engine: EngineConfig, output: Path) -> Describe | None:
+    """What `pairing.stage` is to describe images with, for pairs that go to `output`; None: by itself."""
+    return None if engine.name == "local" else partial(_describe, engine, output)
+
+
+def _describe(
+    engine: EngineConfig,
+    output: Path,
+    store: FeatureStore,
+    names: Sequence[str],
+    codebook: Codebook,
+    config: VladConfig,
+    device: str,
+) -> Iterator[tuple[str, Any]]:
+    kept = digest(codebook.basis.tobytes().hex(), codebook.centroids.tobytes().hex())
+    place = output.with_name(f"{output.name}.shards") / f"codebook-{kept}.npz"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_codebook(codebook, place)
+    task = DescribeTask(features=store.path, codebook=place, config=config, device=device)
+    plan = _worked(engine, task, names, output)
+    yield from read_vectors([plan.shard(number) for number in range(len(plan.sizes))])
+    shutil.rmtree(place.parent, ignore_errors=True)
+
+
 def verifier(engine: EngineConfig) -> Verifier | None:
     """What `build_database` is to verify pairs with; None: by itself."""
     return None if engine.name == "local" else partial(_verify, engine)
@@ -111,6 +140,11 @@ def _work(engine: EngineConfig, task: Any, todo: Sequence[Any], total: int, outp
         LOGGER.info("%s: %d of %d %s are done already", task.stage, total - len(todo), total, task.unit)
     if not todo:
         return
+    join(_worked(engine, task, todo, output))
+
+
+def _worked(engine: EngineConfig, task: Any, todo: Sequence[Any], output: Path) -> Plan:
+    """The plan of a task, all of its shards there. Raises Planned."""
     plan = make_plan(task, todo, output, engine.shards)
     if engine.name == "plan" and plan.waiting():
         raise Planned(plan)
@@ -118,7 +152,7 @@ def _work(engine: EngineConfig, task: Any, todo: Sequence[Any], total: int, outp
         from featkit.engine.on_ray import work_on_ray
 
         work_on_ray(plan, engine)
-    join(plan)
+    return plan
 
 
-__all__ = ["LOCAL", "Planned", "extract", "match", "verifier"]
+__all__ = ["LOCAL", "Planned", "describer", "extract", "match", "verifier"]

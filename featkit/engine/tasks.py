@@ -1,4 +1,4 @@
-"""The stages that can be cut into shards: extract, match, verify."""
+"""The stages that can be cut into shards: extraction and matching here, the others beside."""
 
 from __future__ import annotations
 
@@ -67,9 +67,15 @@ class MatchTask(Config):
 
 def task_type(stage: str) -> type[Config]:
     """The class behind a stage's name. Raises BadInputError."""
+    from featkit.engine.describe_task import DescribeTask
     from featkit.engine.verify_task import VerifyTask
 
-    types: dict[str, type[Config]] = {"extract": ExtractTask, "match": MatchTask, "verify": VerifyTask}
+    types: dict[str, type[Config]] = {
+        "extract": ExtractTask,
+        "describe": DescribeTask,
+        "match": MatchTask,
+        "verify": VerifyTask,
+    }
     if stage not in types:
         raise BadInputError(f"a plan of the stage {stage!r}; this featkit has {', '.join(types)}")
     return types[stage]

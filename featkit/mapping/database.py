@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pycolmap
+from jaxtyping import Float
 
 from featkit.errors import BadInputError
 from featkit.geometry.pixels import to_colmap
@@ -28,18 +29,40 @@ def write_images(
     """
     with pycolmap.DatabaseTransaction(database):
         for camera in cameras.values():
-            database.write_camera(camera, use_camera_id=True)
-            rig = pycolmap.Rig(rig_id=camera.camera_id)
-            rig.add_ref_sensor(camera.sensor_id)
-            database.write_rig(rig, use_rig_id=True)
+            _write_camera(database, camera)
         for image_id, name in enumerate(names, start=1):
-            image = pycolmap.Image(name=name, camera_id=camera_ids[name], image_id=image_id)
-            database.write_image(image, use_image_id=True)
-            frame = pycolmap.Frame()
-            frame.frame_id, frame.rig_id = image_id, camera_ids[name]
-            frame.add_data_id(image.data_id)
-            database.write_frame(frame, use_frame_id=True)
-            database.write_keypoints(image_id, to_colmap(features.keypoints(name)))
+            _write_image(database, image_id, name, camera_ids[name], to_colmap(features.keypoints(name)))
+
+
+def copy_images(whole: pycolmap.Database, part: pycolmap.Database, names: Sequence[str]) -> None:
+    """Write some images of a database with their cameras and keypoints to another one, under the same ids."""
+    images = sorted((whole.read_image_with_name(name) for name in names), key=lambda image: image.image_id)
+    with pycolmap.DatabaseTransaction(part):
+        for camera_id in sorted({image.camera_id for image in images}):
+            _write_camera(part, whole.read_camera(camera_id))
+        for image in images:
+            keypoints = whole.read_keypoints(image.image_id)
+            _write_image(part, image.image_id, image.name, image.camera_id, keypoints)
+
+
+def _write_camera(database: pycolmap.Database, camera: pycolmap.Camera) -> None:
+    database.write_camera(camera, use_camera_id=True)
+    rig = pycolmap.Rig(rig_id=camera.camera_id)
+    rig.add_ref_sensor(camera.sensor_id)
+    database.write_rig(rig, use_rig_id=True)
+
+
+def _write_image(
+    database: pycolmap.Database, image_id: int, name: str, camera_id: int, keypoints: Float[np.ndarray, "n c"]
+) -> None:
+    """keypoints: in COLMAP's pixels."""
+    image = pycolmap.Image(name=name, camera_id=camera_id, image_id=image_id)
+    database.write_image(image, use_image_id=True)
+    frame = pycolmap.Frame()
+    frame.frame_id, frame.rig_id = image_id, camera_id
+    frame.add_data_id(image.data_id)
+    database.write_frame(frame, use_frame_id=True)
+    database.write_keypoints(image_id, keypoints)
 
 
 def write_matches(database: pycolmap.Database, matches: MatchStore, pairs: Iterable[Pair]) -> list[Pair]:

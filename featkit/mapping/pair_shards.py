@@ -31,23 +31,9 @@ def verify_shard(config: VerifyConfig, database: Path, matches: Path, pairs: Seq
         pycolmap.Database.open(str(output)) as shard,
         open_matches(matches) as found,
     ):
-        _copy_images(whole, shard, sorted({name for pair in pairs for name in (pair.name0, pair.name1)}))
+        db.copy_images(whole, shard, sorted({name for pair in pairs for name in (pair.name0, pair.name1)}))
         db.write_matches(shard, found, pairs)
     verify.by_ransac(output, config)
-
-
-def _copy_images(whole: pycolmap.Database, shard: pycolmap.Database, names: Sequence[str]) -> None:
-    images = [whole.read_image_with_name(name) for name in names]
-    images.sort(key=lambda image: image.image_id)
-    with pycolmap.DatabaseTransaction(shard):
-        for camera_id in sorted({image.camera_id for image in images}):
-            camera = whole.read_camera(camera_id)
-            shard.write_camera(camera, use_camera_id=True)
-            shard.write_rig(whole.read_rig(camera_id), use_rig_id=True)
-        for image in images:
-            shard.write_image(image, use_image_id=True)
-            shard.write_frame(whole.read_frame(image.image_id), use_frame_id=True)
-            shard.write_keypoints(image.image_id, whole.read_keypoints(image.image_id))
 
 
 def collect(shards: Sequence[Path], database: Path) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from featkit.config import Config
 from featkit.errors import UsageError
-from featkit.retrieval.retrieve import most_similar
+from featkit.retrieval.retrieve import Describe, most_similar
 from featkit.retrieval.vlad import VladConfig
 from featkit.store.features import FeatureStore
 from featkit.types import Pair
@@ -34,6 +34,7 @@ class Retrieval:
         self.device = device
         # Where vectors beyond the memory budget are kept meanwhile; the stage sets it to the output's folder.
         self.scratch_folder: Path | None = None
+        self.describe: Describe | None = None  # what makes the images' vectors; None: this process
 
     def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
         """See `Pairing.pairs`; ordered by the image asked for, its most similar one first.
@@ -54,6 +55,7 @@ class Retrieval:
             generator,
             device=self.device,
             spill_folder=self.scratch_folder,
+            describe=self.describe,
         )
         named = found.database_names  # the same as query_names: one store, one list
         return [Pair(named[a], named[b]) for a, b in each_once(found.best).tolist()]

@@ -11,7 +11,7 @@ import json
 import logging
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
@@ -23,6 +23,9 @@ from featkit.pairing.base import Pairing, ReadsSources, Sources
 from featkit.registry import configured
 from featkit.store.features import open_features
 from featkit.store.pairs import describe_pairs, write_pairs
+
+if TYPE_CHECKING:
+    from featkit.retrieval.retrieve import Describe
 
 LOGGER = logging.getLogger(__name__)
 
@@ -62,6 +65,7 @@ def run(
     names: list[str] | None = None,
     auto: AutoConfig | None = None,
     sources: Sources | None = None,
+    describe: Describe | None = None,
 ) -> Path:
     """Choose pairs among the images of `source` and write them to `output` (pairs.txt, with pairs.json beside it).
 
@@ -69,6 +73,7 @@ def run(
     of images or features.h5. overwrite: make the pairs anew in any case, also over a file featkit did not write.
     names: only these images of the source, in the source's order. auto: what "auto" means here. sources: what methods
     may read beside the features; without it their photographs are those of `source`, when that is a folder.
+    describe: what makes the vectors that images are retrieved by; by default this process.
     Raises UsageError for an unknown method, BadInputError for fewer than two images, a folder where features are
     needed, or an `output` of another origin; NothingCameOutError when no pair was found.
     """
@@ -92,6 +97,8 @@ def run(
             LOGGER.info("pair: %s is done already", output)
             return output
         pairing.scratch_folder = output.parent
+        if describe is not None and hasattr(pairing, "describe"):
+            pairing.describe = describe
         _make_folder(output.parent)
         pairs = pairing.pairs(names, features, np.random.default_rng(seed))
     if not pairs:

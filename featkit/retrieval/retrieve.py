@@ -10,7 +10,7 @@ descriptors of one image, the libraries themselves, the names, and the result (8
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,11 @@ from featkit.retrieval.search import LARGEST_BLOCK, MIB, block_bytes, top_k
 from featkit.retrieval.vlad import Codebook, VladConfig, train_codebook, unit_descriptors, vlad
 from featkit.store.features import FeatureStore
 from featkit.types import Pair
+
+Describe = Callable[
+    [FeatureStore, Sequence[str], Codebook, VladConfig, str], Iterator[tuple[str, Int16[np.ndarray, " d"]]]
+]
+"""Vectors of images: (features, their names, codebook, configuration, device) -> name and vector; see `described`."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +88,14 @@ def most_similar(
     *,
     device: str = "auto",
     spill_folder: Path | None = None,
+    describe: Describe | None = None,
 ) -> Found:
     """For every query the `num` most similar images of the database.
 
     The codebook is trained on the database alone. Within one store no image is found for itself; a query without
     keypoints is left out and a database image without keypoints is never found. spill_folder: where vectors beyond
-    the budget are kept meanwhile (a file without a name; by default the system's temporary folder).
+    the budget are kept meanwhile (a file without a name; by default the system's temporary folder). describe: what
+    makes the vectors, in place of `described`.
     Raises BadInputError for missing or damaged features, or when no database image has a keypoint; UsageError for an
     impossible budget; NotWritableError when there is no space to spill.
     """
@@ -99,7 +106,7 @@ def most_similar(
     spill = needs_spill(rows, codebook.dims, num, config.memory_budget_mb)
     with ExitStack() as stack:
         folder = spill_folder if spill else None
-        args = (codebook, config, device, spill, folder)
+        args = (codebook, config, device, spill, folder, describe or described)
         found = stack.enter_context(image_vectors(database, database_names, *args))
         asked = found if same else stack.enter_context(image_vectors(queries, query_names, *args))
         used = 0 if spill else found.vectors.nbytes + (0 if same else asked.vectors.nbytes)
@@ -138,15 +145,17 @@ def image_vectors(
     device: str = "auto",
     spill: bool = False,
     folder: Path | None = None,
+    describe: Describe | None = None,
 ) -> Iterator[ImageVectors]:
     """Vectors of `names`, in memory or (spill) in a temporary file in `folder` that vanishes with this context.
 
     Raises BadInputError for features that do not fit the codebook, NotWritableError when there is no space.
     """
     kept: list[str] = []
+    made = (describe or described)(store, names, codebook, config, device)
     if not spill:
         table = np.empty((len(names), codebook.dims), np.int16)
-        for name, vector in _described(store, names, codebook, config, device):
+        for name, vector in made:
             table[len(kept)] = vector
             kept.append(name)
         yield ImageVectors(kept, table[: len(kept)])
@@ -155,7 +164,7 @@ def image_vectors(
     try:
         # Written as a stream and mapped only then: a full disk is an error here, in a memmap it would be a SIGBUS.
         with tempfile.TemporaryFile(dir=folder, prefix=".featkit-vectors-") as file:
-            for name, vector in _described(store, names, codebook, config, device):
+            for name, vector in made:
                 file.write(vector.tobytes())
                 kept.append(name)
             file.flush()
@@ -184,10 +193,10 @@ def image_vector(
     return to_fixed_point(vlad(rows, codebook, config, device=device)[None, :], DOT_NORM)[0]
 
 
-def _described(
+def described(
     store: FeatureStore, names: Sequence[str], codebook: Codebook, config: VladConfig, device: str
 ) -> Iterator[tuple[str, Int16[np.ndarray, " d"]]]:
-    """Name and vector of every image that has one, in the order of `names`."""
+    """Name and vector of every image that has one, in the order of `names`. Raises as `image_vector` does."""
     with progress("describe images", len(names), "images") as advance:
         for name in names:
             rows = unit_descriptors(store, name, config.descriptors_per_image)

@@ -112,6 +112,18 @@ def test_a_second_run_adds_what_is_new_alone(folder: Path) -> None:
     assert "plan" not in results(*command)  # nothing is left to plan
 
 
+def test_pairs_are_those_of_one_process(local: Path, folder: Path) -> None:
+    command = ("pairs", local / "feats.h5", "--method", "retrieval", "--num", "2", "--out")
+    results(*command, folder / "one.txt")
+    planned = results("plan", "--shards", "2", *command, folder / "many.txt")
+    assert (planned["shards"], planned["items"]) == (2, ITEMS)
+    for shard in range(2):
+        results("run", planned["plan"], "--shard", shard)
+    results(*command, folder / "many.txt", "--engine", "plan", "--shards", "2")
+    assert (folder / "many.txt").read_text() == (folder / "one.txt").read_text()
+    assert not (folder / "many.txt.shards").exists()
+
+
 def test_an_index_is_one_file_to_whoever_reads_by_name(local: Path, folder: Path) -> None:
     feats = folder / "feats.h5"
     results("run", results("plan", "--shards", "3", "extract", folder / "images", "--out", feats)["plan"])
