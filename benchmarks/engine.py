@@ -3,8 +3,9 @@
     python benchmarks/engine.py [--scene ../shared/data/scenes/liberty] [--resize-max 800] [--nodes 2]
 
 A cluster of --nodes nodes with one core each runs beside nothing else; local runs have as many workers. Commands are
-timed whole, so a Ray run also pays for its start and for importing featkit in every worker. Then one node is killed in the middle of an extraction: how long it takes, and what was worked twice.
-Last, an index of many links is opened and listed. Writes benchmarks/results/engine.json.
+timed whole, so a Ray run also pays for its start and for importing featkit in every worker. Then one node is killed in
+the middle of an extraction: how long that takes, and whether all is there. Last, an index of many links is opened and
+listed. Writes benchmarks/results/engine.json.
 """
 
 from __future__ import annotations

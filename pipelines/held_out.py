@@ -15,9 +15,10 @@ from pydantic import Field
 
 from featkit.config import Config
 from featkit.errors import BadInputError
-from featkit.evaluation.predictions import Method
+from featkit.evaluation.predictions import Method, predict
 from featkit.mapping.scene import image_folder
 from featkit.resources import load_pipeline
+from featkit.store.links import write_index
 from featkit.store.poses import read_poses, write_poses
 from featkit.store.stamp import digest
 from featkit.store.text import read_lines, write_text
@@ -84,11 +85,18 @@ def read_scene(folder: Path, config: HeldOutConfig) -> HeldOutScene:
 
 
 def run(
-    config: HeldOutConfig, scene: HeldOutScene, method: Method, output: Path, *, overwrite: bool = False
+    config: HeldOutConfig,
+    scene: HeldOutScene,
+    method: Method,
+    output: Path,
+    *,
+    predictions: Path | None = None,
+    overwrite: bool = False,
 ) -> HeldOutResult:
     """Map and localize by one method's features; what is done already is not done again.
 
-    output: of all scenes and methods. Raises featkit's errors: NothingCameOutError when nothing could be triangulated.
+    output: of all scenes and methods. predictions: folder of features that other benchmarks use too.
+    Raises featkit's errors: NothingCameOutError when nothing could be triangulated.
     """
     sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
     poses = read_poses(scene.folder / "poses.txt")
@@ -96,6 +104,11 @@ def run(
     write_text(place / "truth" / "camera.txt", scene.camera + "\n")
     reference = write_poses(place / "truth" / "poses.txt", {name: poses[name] for name in scene.mapped})
     listed = write_text(place / "queries.txt", _lines(scene.queries, scene.camera))
+    if predictions is not None and not overwrite:
+        images = image_folder(scene.folder)
+        found = predict(method, images, (*scene.mapped, *scene.queries), predictions / scene.name)
+        write_index(place / "features.h5", [found.features], scene.mapped)
+        write_index(place / "localize" / "features.h5", [found.features], scene.queries)
     rule = {"matcher": config.matcher, "matching": config.matching, "seed": config.seed}
 
     mapping = sfm.SfmConfig(

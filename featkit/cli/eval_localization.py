@@ -49,7 +49,9 @@ def localization(
     scenes = [held_out.read_scene(folder, config) for folder in root]
     folder = out / "localization"
     scores = [
-        held_out.run(config, scene, method, folder, overwrite=overwrite) for scene in scenes for method in methods
+        held_out.run(config, scene, method, folder, predictions=out / "predictions", overwrite=overwrite)
+        for scene in scenes
+        for method in methods
     ]
     results = {
         **eval_common.made_by("localization"),

@@ -8,7 +8,7 @@ Links are relative to the index; both may be moved together.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -67,20 +67,23 @@ def whole_items(file: h5py.File, kind: str) -> list[str]:
     return sorted(own + linked_items(file))
 
 
-def write_index(output: Path, shards: Sequence[Path]) -> int:
+def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | None = None) -> int:
     """Write an index of the whole items of shards, or add them to a store that is there; returns how many.
+
+    only: of these names.
 
     Root attributes are those of the store, or of the first shard; the others must agree. An item that the store has
     already is replaced. Raises BadInputError for a shard that is missing, damaged or made otherwise, or for an item
     that two shards have.
     """
+    output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(f".{output.name}.part")
     with ExitStack() as stack:
         opened = {path: stack.enter_context(h5.reading(path)) for path in shards}
         origin = stack.enter_context(h5.reading(output)) if output.exists() else opened[shards[0]]
         for path, file in opened.items():
             check_alike(origin, file, path)
-        owners = owners_of(opened)
+        owners = {name: path for name, path in owners_of(opened).items() if only is None or name in only}
         before = stack.enter_context(h5.reading(output)) if output.exists() else None
         with h5py.File(part, "w") as index:
             for name, value in origin.attrs.items():
