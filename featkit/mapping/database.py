@@ -10,9 +10,12 @@ import pycolmap
 
 from featkit.errors import BadInputError
 from featkit.geometry.pixels import to_colmap
+from featkit.log import progress
 from featkit.store.features import FeatureStore
 from featkit.store.matches import MatchStore
 from featkit.types import Pair
+
+IMAGES_AT_ONCE = 1000  # per transaction: SQLite keeps beside the database what one has written, until it ends
 
 
 def write_images(
@@ -22,9 +25,10 @@ def write_images(
     features: FeatureStore,
     names: Sequence[str],
 ) -> None:
-    """Write cameras, rigs, frames, images and keypoints in one transaction; image ids count from 1.
+    """Write cameras, rigs, frames, images and keypoints, some images per transaction; image ids count from 1.
 
-    Each camera is its own rig and each image its own frame, as COLMAP does for photographs without a rig.
+    Each camera is its own rig and each image its own frame, as COLMAP does for photographs without a rig. The database
+    is whole when this returns, and not before.
     """
     with pycolmap.DatabaseTransaction(database):
         for camera in cameras.values():
@@ -32,14 +36,23 @@ def write_images(
             rig = pycolmap.Rig(rig_id=camera.camera_id)
             rig.add_ref_sensor(camera.sensor_id)
             database.write_rig(rig, use_rig_id=True)
-        for image_id, name in enumerate(names, start=1):
-            image = pycolmap.Image(name=name, camera_id=camera_ids[name], image_id=image_id)
-            database.write_image(image, use_image_id=True)
-            frame = pycolmap.Frame()
-            frame.frame_id, frame.rig_id = image_id, camera_ids[name]
-            frame.add_data_id(image.data_id)
-            database.write_frame(frame, use_frame_id=True)
-            database.write_keypoints(image_id, to_colmap(features.keypoints(name)))
+    with progress("database", len(names), "images") as advance:
+        for start in range(0, len(names), IMAGES_AT_ONCE):
+            some = names[start : start + IMAGES_AT_ONCE]
+            with pycolmap.DatabaseTransaction(database):
+                for image_id, name in enumerate(some, start=start + 1):
+                    _write_image(database, image_id, name, camera_ids[name], features)
+            advance(len(some))
+
+
+def _write_image(database: pycolmap.Database, image_id: int, name: str, camera_id: int, features: FeatureStore) -> None:
+    image = pycolmap.Image(name=name, camera_id=camera_id, image_id=image_id)
+    database.write_image(image, use_image_id=True)
+    frame = pycolmap.Frame()
+    frame.frame_id, frame.rig_id = image_id, camera_id
+    frame.add_data_id(image.data_id)
+    database.write_frame(frame, use_frame_id=True)
+    database.write_keypoints(image_id, to_colmap(features.keypoints(name)))
 
 
 def write_matches(database: pycolmap.Database, matches: MatchStore, pairs: Iterable[Pair]) -> list[Pair]:

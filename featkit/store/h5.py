@@ -274,22 +274,31 @@ def _write(
 def is_complete(file: h5py.File, key: str) -> bool:
     """Whether an item was written to its end."""
     try:
-        whole = key in file and isinstance(file[key], h5py.Group) and file[key].attrs.get(COMPLETE)
-        return np.ndim(whole) == 0 and bool(whole == 1)
+        return is_whole(file.get(key))
     except DAMAGE:
         return False
 
 
+def is_whole(item: Any) -> bool:
+    """Whether what stands under a key is an item written to its end; raises what h5py does on damage."""
+    whole = isinstance(item, h5py.Group) and item.attrs.get(COMPLETE)
+    return np.ndim(whole) == 0 and bool(whole == 1)
+
+
 def groups_with(file: h5py.File, dataset: str) -> list[str]:
-    """Names of all groups that hold `dataset`, slashes nest, sorted by name."""
+    """Names of all groups that hold `dataset`, slashes nest, sorted by name; what lies in one is not opened."""
     names: list[str] = []
 
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Group) and dataset in item:
-            names.append(name)
+    def look_into(group: h5py.h5g.GroupID, above: bytes) -> None:
+        for key in group:
+            item = h5py.h5o.open(group, key)
+            if isinstance(item, h5py.h5g.GroupID) and dataset.encode() in item:
+                names.append((above + key).decode("utf-8", "surrogateescape"))  # as h5py does
+            elif isinstance(item, h5py.h5g.GroupID):
+                look_into(item, above + key + b"/")
 
     try:
-        file.visititems(visit)
+        look_into(file["/"].id, b"")
     except DAMAGE:
         raise BadInputError(f"{file.filename}: torn by a killed run; run the command that makes it once more") from None
     return sorted(names)
@@ -303,12 +312,9 @@ def probe(path: Path) -> None:
 
 def root_attributes(file: h5py.File) -> dict[str, Any]:
     """The store's own description, as plain values."""
-    plain: dict[str, Any] = {}
-    for name, value in file.attrs.items():
-        plain[name] = value.item() if hasattr(value, "item") else value
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in file.attrs.items()}
     if isinstance(plain.get("config"), str):
-        try:
-            plain["config"] = json.loads(plain["config"])
-        except ValueError:
-            plain["config"] = None
+        with contextlib.suppress(ValueError):
+            return {**plain, "config": json.loads(plain["config"])}
+        return {**plain, "config": None}
     return plain
