@@ -54,15 +54,18 @@ def run(
         origin = str(store1.attributes().get("fingerprint", "foreign"))
         matches = stack.enter_context(append_matches(output, config, origin, overwrite))
         digest0, digest1 = lru_cache(None)(store0.digest), lru_cache(None)(store1.digest)
-        digests = {pair: (digest0(pair.name0), digest1(pair.name1)) for pair in listed}
-        todo = [pair for pair in listed if not matches.has(pair, digests[pair])]
+
+        def digests(pair: Pair) -> tuple[str, str]:
+            return digest0(pair.name0), digest1(pair.name1)
+
+        todo = [pair for pair in listed if not matches.has(pair, digests(pair))]
         if len(todo) < len(listed):
             LOGGER.info("match: %d of %d pairs are done already", len(listed) - len(todo), len(listed))
         advance = stack.enter_context(progress("match", len(todo), "pairs"))
         size = int(getattr(config, "batch_size", DEFAULT_BATCH))
         for batch, loaded in _read_ahead(todo, store0, store1, size):
             for pair, both, found in zip(batch, loaded, _match(matcher, batch, loaded), strict=True):
-                matches.write(pair, found, digests[pair], len(both[1]))
+                matches.write(pair, found, digests(pair), len(both[1]))
             advance(len(batch))
     return output
 
