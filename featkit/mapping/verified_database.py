@@ -104,7 +104,7 @@ def _build(
                     if reference is not None:
                         verify.by_poses(database, fresh, store, reference.poses, config.verify)
                 if reference is None:
-                    verify.by_ransac(part, config.verify)
+                    verify.by_ransac(part, config.verify, fresh)
                 advance(len(chunk))
     verified, inliers = db.count_verified(part)
     LOGGER.info("verify: %d of %d pairs verified, %d inlier matches", verified, len(listed), inliers)

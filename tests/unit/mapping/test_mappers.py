@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from featkit.mapping.reconstruct import (
     read_largest,
 )
 from featkit.mapping.verified_database import build_database
+from featkit.mapping.verify import VerifyConfig, by_ransac
 from featkit.store.features import open_features
 from featkit.store.matches import append_matches
 from featkit.store.pairs import write_pairs
@@ -93,6 +95,35 @@ def test_clusters_are_mapped_apart(scene, survey_module, monkeypatch) -> None:
         chosen = config(survey_module, mapper="hierarchical", clusters=ClusterConfig(leaf_max_images=leaf, overlap=8))
         build_map(chosen, scene / "images", scene / "database.db", scene / f"leaf{leaf}")
         assert len(adjusted) == expected
+
+
+def test_listed_pairs_are_verified_as_all_are(scene, tmp_path) -> None:
+    """A portion of the pairs, then all the others: the same geometries as in one go."""
+    database = tmp_path / "database.db"
+    shutil.copyfile(scene / "database.db", database)
+    known, ids = geometries(database)
+    some = list(known)[:: len(known) // 20]
+    with pycolmap.Database.open(str(database)) as opened:
+        for pair in some:
+            opened.delete_two_view_geometry(*ids[pair])
+    by_ransac(database, VerifyConfig(), some[:7])
+    assert len(geometries(database)[0]) == len(known) - len(some) + 7
+    spaced = [Pair("no such.png", "other.png")]  # a name that pycolmap's list of pairs cannot hold
+    by_ransac(database, VerifyConfig(), spaced)
+    again = geometries(database)[0]
+    assert again.keys() == known.keys()
+    assert all(again[pair][0] == known[pair][0] for pair in some)
+    assert all(np.array_equal(again[pair][1], known[pair][1]) for pair in some)
+
+
+def geometries(database: Path) -> tuple[dict, dict]:
+    """Kind and inliers of every two-view geometry by pair of names, and the ids of the images."""
+    with pycolmap.Database.open(str(database)) as opened:
+        names = {image.image_id: image.name for image in opened.read_all_images()}
+        ids = [pycolmap.pair_id_to_image_pair(one) for one in opened.read_two_view_geometry_num_inliers()[0]]
+        found = {Pair(names[a], names[b]): opened.read_two_view_geometry(a, b) for a, b in ids}
+    kinds = {pair: (int(one.config), one.inlier_matches) for pair, one in found.items()}
+    return kinds, dict(zip(found, ids, strict=True))
 
 
 def test_fields_reach_the_mapper() -> None:
