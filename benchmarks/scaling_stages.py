@@ -11,10 +11,11 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pycolmap
 from survey import PARAMS, SurveyConfig, make_survey, write_survey
@@ -32,7 +33,7 @@ from featkit.report.metrics import map_metrics
 from featkit.report.reconstruction import reconstruction_report
 from featkit.retrieval.search import top_k
 from featkit.store.features import append_features, open_features
-from featkit.store.matches import append_matches, open_matches
+from featkit.store.matches import append_matches, open_matches, pair_key
 from featkit.store.pairs import read_pairs
 from featkit.store.poses import read_poses
 from featkit.types import Features, Matches, Pair
@@ -41,6 +42,7 @@ CAMERA = CameraConfig(model="PINHOLE", params=PARAMS, mode="single", refine=Fals
 SEARCHED = 4096  # vectors, each with each, to time the search alone
 TINY = 4  # keypoints of an image in the large store
 PAIRS_OF_ONE = 10  # in the large store of matches
+WRITTEN = 5_000  # items of the large stores that are written one by one
 SOME = 20_000  # items of the large stores that are read whole
 
 
@@ -147,29 +149,32 @@ class _Tiny(Config):
 
 
 def store_write(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """A store of features and one of matches with as many items as asked for, or as the time allows."""
+    """A store of features and one of matches with as many items as asked for.
+
+    The first ones are written as featkit does, each a transaction, and timed; the others are copies of one of them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    total, each_s = settings["items"], settings["limit_s"] / 2
-    config, shown = _Tiny(items=total), {}
+    total, config, shown = settings["items"], _Tiny(items=settings["items"]), {}
+    first = min(total, WRITTEN)
     rows = np.zeros((TINY, 2), np.float32), np.zeros((TINY, 8), np.float16), np.ones(TINY, np.float32)
     some = Features(*rows, (640, 480))
     found = Matches(np.zeros(TINY, np.int32), np.ones(TINY, np.float32))
-    with append_features(folder / "features.h5", config) as store:
-        shown["features"] = _written(lambda i: store.write(_name(i), some), total, each_s)
-    with append_matches(folder / "matches.h5", config, "tiny") as kept:
-        shown["matches"] = _written(lambda i: kept.write(_pair(i), found, ("0", "0"), TINY), total, each_s)
-    for kind in shown:
-        shown[kind]["bytes_an_item"] = round(size_of(folder / f"{kind}.h5") / max(1, shown[kind]["items"]))
-    return shown
-
-
-def _written(write: Callable[[int], None], total: int, limit_s: float) -> dict[str, Any]:
-    started = time.perf_counter()
-    done = 0
-    while done < total and time.perf_counter() - started < limit_s:
-        write(done)
-        done += 1
-    return {"items": done, "write_ms": round(1e3 * (time.perf_counter() - started) / max(1, done), 3)}
+    with append_features(folder / "features.h5", config) as store, clock(shown, "features_write_s"):
+        for number in range(first):
+            store.write(_name(number), some)
+    with append_matches(folder / "matches.h5", config, "tiny") as kept, clock(shown, "matches_write_s"):
+        for number in range(first):
+            kept.write(_pair(number), found, ("0", "0"), TINY)
+    with h5py.File(folder / "features.h5", "r+") as file:
+        for number in range(first, total):
+            file.copy(file[_name(0)], file, _name(number))
+    with h5py.File(folder / "matches.h5", "r+") as file:
+        for number in range(first, total):
+            pair = _pair(number)
+            file.copy(file[pair_key(_pair(0))], file, pair_key(pair))
+            file[pair_key(pair)].attrs["name0"], file[pair_key(pair)].attrs["name1"] = pair.name0, pair.name1
+    sizes = {f"{kind}_bytes": size_of(folder / f"{kind}.h5") for kind in ("features", "matches")}
+    return shown | sizes | {"written": first}
 
 
 def store_read(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -159,11 +159,10 @@ def store(result: Result) -> str:
     for kind, what, seconds, items in asked:
         lines.append(f"| {kind} | {read[kind]:,} | {what} | {seconds:,.2f} | {1e6 * seconds / max(1, items):,.0f} µs |")
     for kind in ("features", "matches"):
-        one = write[kind]
-        lines.append(
-            f"| {kind} | {one['items']:,} | write, {one['bytes_an_item']:,} bytes each |"
-            f" {one['write_ms'] * one['items'] / 1e3:,.0f} | {1e3 * one['write_ms']:,.0f} µs |"
-        )
+        seconds, size = write[f"{kind}_write_s"], write[f"{kind}_bytes"] / read[kind]
+        what = f"write {write['written']:,} of them, {size:,.0f} bytes each on disk"
+        each = 1e6 * seconds / write["written"]
+        lines.append(f"| {kind} | {read[kind]:,} | {what} | {seconds:,.2f} | {each:,.0f} µs |")
     return "\n".join(lines)
 
 
