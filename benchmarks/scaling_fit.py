@@ -80,7 +80,7 @@ def extrapolated(found: dict[str, Any], targets: Iterable[int] = TARGETS) -> lis
     for images in targets:
         for stage, fit in found.items():
             seconds, memory = fit["seconds"], fit["memory_mb"]
-            if seconds is None or memory is None:
+            if stage == "survey" or seconds is None or memory is None:
                 continue
             hours = seconds["factor"] * images ** seconds["exponent"] / 3600
             memory_gb = (memory["base"] + memory["per_1000"] * images / 1000) / 1e3
