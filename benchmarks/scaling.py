@@ -48,7 +48,10 @@ def main() -> None:
     asked = [row for row in run.rows if row["images"] in arguments.sizes]
     found = fits(asked)
     keypoints = [row["keypoints"] / row["images"] for row in asked if "keypoints" in row]
-    unit = unit_costs(asked, search, os.cpu_count() or 1, sum(keypoints) / len(keypoints)) if keypoints else None
+    unit = None
+    if keypoints and not run.stopped(search):
+        dims = settings["survey"]["dims"]
+        unit = unit_costs(asked, search, os.cpu_count() or 1, sum(keypoints) / len(keypoints), dims)
     result = {
         **settings,
         "limit_s": arguments.limit_s,

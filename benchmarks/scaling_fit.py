@@ -88,10 +88,10 @@ def extrapolated(found: dict[str, Any], targets: Iterable[int] = TARGETS) -> lis
     return rows
 
 
-def unit_costs(rows: list[Row], search: Row, cores: int, keypoints: float) -> dict[str, float] | None:
+def unit_costs(rows: list[Row], search: Row, cores: int, keypoints: float, dims: int) -> dict[str, float] | None:
     """Core-seconds of one image, pair or cluster as measured, of the largest size that ended.
 
-    None when a stage did not end at any size. keypoints: of an image, as measured.
+    None when a stage did not end at any size. keypoints, dims: of an image and of its descriptors, as measured.
     """
     largest: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: row["images"]):
@@ -103,12 +103,14 @@ def unit_costs(rows: list[Row], search: Row, cores: int, keypoints: float) -> di
     mapped = growth(row for row in rows if row["stage"] == "map incremental")
     at_cluster = None if mapped is None else mapped["factor"] * 550 ** mapped["exponent"]
     searched = cores * search["seconds"] / search["vectors"] ** 2
+    product = searched * keypoints**2 * dims / Assumptions.vector_dims  # of a pair: the same work, shorter vectors
     vectors_s = max(0.0, cores * pairs["seconds"] - searched * pairs["images"] ** 2)
     return {
         "keypoints": keypoints,
         "describe_image_core_s": vectors_s / pairs["images"],
         "search_core_s_per_image_squared": searched,
         "match_pair_core_s": cores * match["seconds"] / match["pairs"],
+        "match_product_core_s": product,
         "verify_pair_core_s": cores * verify["seconds"] / verify["pairs"],
         "matches_of_a_pair": verify["matches"] / verify["pairs"],
         "map_cluster_core_s": cores * (at_cluster or largest["map incremental"]["seconds"]),
@@ -118,11 +120,14 @@ def unit_costs(rows: list[Row], search: Row, cores: int, keypoints: float) -> di
 def on_paper(unit: dict[str, float], given: Assumptions, targets: Iterable[int] = TARGETS) -> list[Row]:
     """Core-hours of every stage, hours of machines, disk and network of a collection of photographs.
 
-    A pair's matching grows with the square of the keypoints, its verification with its matches, a cluster's map and an
-    image's vector with the keypoints; the search of retrieval with the square of the images.
+    The matrix product of a pair grows with the square of the keypoints, what else its matching takes (reading and
+    writing) with them; its verification with its matches, a cluster's map and an image's vector with the keypoints;
+    the search of retrieval with the square of the images.
     """
     rows = []
     dense = given.keypoints / unit["keypoints"]
+    product = unit["match_product_core_s"]
+    match_pair = product * dense**2 + max(0.0, unit["match_pair_core_s"] - product) * dense
     for images in targets:
         pairs = given.pairs_per_image * images
         clusters = max(1.0, images / (given.cluster_images - given.overlap))
@@ -130,7 +135,7 @@ def on_paper(unit: dict[str, float], given: Assumptions, targets: Iterable[int] 
             "extract": images * given.extract_core_s,
             "describe": images * unit["describe_image_core_s"] * dense,
             "search": images**2 * unit["search_core_s_per_image_squared"],
-            "match": pairs * unit["match_pair_core_s"] * dense**2,
+            "match": pairs * match_pair,
             "verify": pairs * unit["verify_pair_core_s"] * given.matches / unit["matches_of_a_pair"],
             "clusters": clusters * unit["map_cluster_core_s"] * dense,
         }
