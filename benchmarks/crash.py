@@ -316,8 +316,8 @@ def write_database(folder: Path, tell: Tell) -> None:
     verified_database.MIN_CHUNK, verified_database.MAX_CHUNKS = 4, 1000
     plain = verify.by_ransac
 
-    def by_ransac(path: Path, config: Any) -> None:
-        plain(path, config)
+    def by_ransac(path: Path, config: Any, pairs: Any) -> None:
+        plain(path, config, pairs)
         with pycolmap.Database.open(
             str(path)
         ) as opened:  # not by sqlite3: two libraries in one process break its locks

@@ -25,7 +25,7 @@ from ray.cluster_utils import Cluster
 from featkit.config import Config
 from featkit.errors import FeatkitError
 from featkit.mapping.database import verified_pairs
-from featkit.store import links
+from featkit.store import h5
 from featkit.store.features import append_features, open_features
 from featkit.store.matches import open_matches
 
@@ -101,7 +101,7 @@ def many_links(folder: Path) -> dict[str, Any]:
         with h5py.File(index, "w") as linked:
             for name, value in file.attrs.items():
                 linked.attrs[name] = value
-            linked.attrs[links.LINKED] = 1
+            linked.attrs[h5.LINKED] = 1
             for number in range(LINKS):
                 linked[f"{number // 1000:04d}/{number:06d}.jpg"] = h5py.ExternalLink("shard.h5", "item")
     begun = time.perf_counter()

@@ -24,27 +24,38 @@ POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that ended well. peak_memory_mb: largest sum of resident sizes over it and its children."""
+    """A command that ended well, or was stopped. peak_memory_mb: largest sum of resident sizes over it and its
+    children."""
 
     stdout: str
     seconds: float
     peak_memory_mb: float
+    stopped: bool = False
 
 
-def measure(command: list[str]) -> Finished:
-    """Run a command; raises RuntimeError with the end of its stderr when it fails."""
+def measure(command: list[str], limit_s: float | None = None) -> Finished:
+    """Run a command; raises RuntimeError with the end of its stderr when it fails.
+
+    limit_s: it is killed, and counts as stopped, when it takes longer.
+    """
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peak, done = [0.0], threading.Event()
     watcher = threading.Thread(target=_watch, args=(process.pid, peak, done), daemon=True)
     watcher.start()
-    stdout, stderr = process.communicate()
+    stopped = False
+    try:
+        stdout, stderr = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        stopped = True
+        process.kill()
+        stdout, stderr = process.communicate()
     seconds = time.perf_counter() - started
     done.set()
     watcher.join()
-    if process.returncode:
+    if process.returncode and not stopped:
         raise RuntimeError(f"{' '.join(command)}: exit {process.returncode}\n{stderr[-2000:]}")
-    return Finished(stdout, seconds, round(peak[0], 1))
+    return Finished(stdout, seconds, round(peak[0], 1), stopped)
 
 
 def _watch(pid: int, peak: list[float], done: threading.Event) -> None:

@@ -1,6 +1,6 @@
-"""The README's tables from the files in benchmarks/results/.
+"""The tables of README.md and docs/ from the files in benchmarks/results/.
 
-python benchmarks/tables.py            # rewrite the tables between the README's markers
+python benchmarks/tables.py            # rewrite the tables between the pages' markers
 python benchmarks/tables.py --check    # exit 1 when they are not what the files say
 """
 
@@ -10,8 +10,11 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import scaling_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -309,23 +312,42 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def filled(readme: str) -> str:
-    """The README with every table made anew."""
+def scaling_table(name: str) -> str:
+    """A table of docs/scaling.md; a line in its place where there is no measurement yet."""
+    if not (RESULTS / "scaling.json").is_file():
+        return "*Not measured yet: `python benchmarks/scaling.py`.*"
+    return scaling_tables.TABLES[name](_read("scaling"))
+
+
+TABLES |= {name: partial(scaling_table, name) for name in scaling_tables.TABLES}
+
+
+def pages() -> list[Path]:
+    """The pages that may have tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def filled(page: str) -> str:
+    """A page with every table of it made anew."""
     for name, make in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(readme):
+        if not pattern.search(page):
             continue
-        readme = pattern.sub(lambda match, table=make(): f"{match[1]}{table}\n{match[2]}", readme)
-    return readme
+        page = pattern.sub(lambda match, table=make(): f"{match[1]}{table}\n{match[2]}", page)
+    return page
 
 
 def main() -> None:
-    path = ROOT / "README.md"
-    old = path.read_text(encoding="utf-8")
-    new = filled(old)
-    if "--check" in sys.argv[1:]:
-        sys.exit("README.md: its tables are not those of benchmarks/results" if new != old else 0)
-    path.write_text(new, encoding="utf-8")
+    stale = []
+    for path in pages():
+        old = path.read_text(encoding="utf-8")
+        new = filled(old)
+        if new != old:
+            stale.append(str(path.relative_to(ROOT)))
+            if "--check" not in sys.argv[1:]:
+                path.write_text(new, encoding="utf-8")
+    if stale and "--check" in sys.argv[1:]:
+        sys.exit(f"{', '.join(stale)}: the tables are not those of benchmarks/results")
 
 
 if __name__ == "__main__":

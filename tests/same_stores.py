@@ -39,6 +39,6 @@ def assert_same(first: Path, second: Path) -> None:
             np.testing.assert_array_equal(numbers, numbers2)
             assert attributes == attributes2
     with h5py.File(first, "r") as a, h5py.File(second, "r") as b:
-        assert {k: v for k, v in a.attrs.items() if k != links.LINKED} == {
-            k: v for k, v in b.attrs.items() if k != links.LINKED
+        assert {k: v for k, v in a.attrs.items() if k != h5.LINKED} == {
+            k: v for k, v in b.attrs.items() if k != h5.LINKED
         }

@@ -219,7 +219,7 @@ def room(folder: Path) -> list[Finding]:
 def _stores(folder: Path) -> Finding:
     try:
         with tempfile.TemporaryDirectory(prefix=".featkit-doctor-", dir=folder) as here:
-            from featkit.store.h5 import probe
+            from featkit.store.disk import probe
 
             probe(Path(here) / "probe.h5")
     except PermissionError:

@@ -11,9 +11,12 @@ from jaxtyping import Float
 
 from featkit.errors import BadInputError
 from featkit.geometry.pixels import to_colmap
+from featkit.log import progress
 from featkit.store.features import FeatureStore
 from featkit.store.matches import MatchStore
 from featkit.types import Pair
+
+IMAGES_AT_ONCE = 1000  # per transaction: SQLite keeps beside the database what one has written, until it ends
 
 
 def write_images(
@@ -23,15 +26,21 @@ def write_images(
     features: FeatureStore,
     names: Sequence[str],
 ) -> None:
-    """Write cameras, rigs, frames, images and keypoints in one transaction; image ids count from 1.
+    """Write cameras, rigs, frames, images and keypoints, some images per transaction; image ids count from 1.
 
-    Each camera is its own rig and each image its own frame, as COLMAP does for photographs without a rig.
+    Each camera is its own rig and each image its own frame, as COLMAP does for photographs without a rig. The database
+    is whole when this returns, and not before.
     """
     with pycolmap.DatabaseTransaction(database):
         for camera in cameras.values():
             _write_camera(database, camera)
-        for image_id, name in enumerate(names, start=1):
-            _write_image(database, image_id, name, camera_ids[name], to_colmap(features.keypoints(name)))
+    with progress("database", len(names), "images") as advance:
+        for start in range(0, len(names), IMAGES_AT_ONCE):
+            some = names[start : start + IMAGES_AT_ONCE]
+            with pycolmap.DatabaseTransaction(database):
+                for image_id, name in enumerate(some, start=start + 1):
+                    _write_image(database, image_id, name, camera_ids[name], to_colmap(features.keypoints(name)))
+            advance(len(some))
 
 
 def copy_images(whole: pycolmap.Database, part: pycolmap.Database, names: Sequence[str]) -> None:

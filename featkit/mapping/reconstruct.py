@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 import pycolmap
+from pydantic import Field
 
+from featkit.config import Config
 from featkit.errors import NothingCameOutError
 from featkit.log import progress
 from featkit.mapping import verify
@@ -23,6 +25,25 @@ LOGGER = logging.getLogger(__name__)
 Mapper = Literal["incremental", "global", "hierarchical"]
 
 
+class ClusterConfig(Config):
+    """How the hierarchical mapper cuts the graph of verified pairs (COLMAP's SceneClustering: normalized cuts)."""
+
+    leaf_max_images: int = Field(default=500, ge=3)
+    """Images of one cluster at most, before its overlap is added (COLMAP: 500). It bounds the memory of a cluster."""
+    overlap: int = Field(default=50, ge=0)
+    """Images that a cluster shares with each one beside it, at most (COLMAP: 50); two maps are merged by them."""
+    branching: int = Field(default=2, ge=2)
+    """Parts that a cluster too large is cut into (COLMAP: 2)."""
+    strongest_pairs: int = Field(default=20, ge=1)
+    """The overlap is chosen among so many pairs of an image, those of most inliers (COLMAP's num_image_matches: 20)."""
+    workers: int = 0
+    """Clusters mapped at a time, each with its share of the threads; 0: one for a small scene, else COLMAP's choice.
+
+    Each holds a map of its own in memory."""
+    adjust_merged: bool = True
+    """One bundle adjustment of the whole after clusters were merged, which COLMAP leaves to the user."""
+
+
 class MapConfig(DatabaseConfig):
     """From matches to a map."""
 
@@ -32,6 +53,12 @@ class MapConfig(DatabaseConfig):
     min_num_matches: int = 15
     """Pairs with fewer verified matches are not used."""
     extract_colors: bool = True
+    global_adjustment_growth: float = Field(default=1.1, gt=1)
+    """The incremental mapper adjusts all of a map when its images or points are so many times those of the last time
+    (COLMAP: 1.1). The largest cost of a map of thousands of images: where one adjustment costs in proportion to
+    them, all come to g / (g - 1) of the last one, 11 of it at 1.1 and 4.3 at 1.3."""
+    clusters: ClusterConfig = ClusterConfig()
+    """Of the hierarchical mapper."""
     seed: int = 0
     threads: int = 0
     """Threads of the mapper; -1: all cores; 0: one for small scenes, all cores for larger ones.
@@ -129,6 +156,7 @@ def incremental_options(config: MapConfig, images: int) -> pycolmap.IncrementalP
     options.min_model_size = config.min_model_size
     options.min_num_matches = config.min_num_matches
     options.extract_colors = config.extract_colors
+    options.ba_global_frames_ratio = options.ba_global_points_ratio = config.global_adjustment_growth
     options.num_threads = _threads(config, images)
     options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = config.seed
     options.ba_refine_focal_length = config.camera.refine
@@ -171,14 +199,39 @@ def _calibrated(database: Path, work: Path) -> Path:
     return copy
 
 
-def _hierarchical(config: MapConfig, images: Path, database: Path, work: Path) -> list[pycolmap.Reconstruction]:
+def hierarchical_options(config: MapConfig, images: int) -> pycolmap.HierarchicalPipelineOptions:
+    """pycolmap's options of the hierarchical mapper, for a scene of that many images."""
     options = pycolmap.HierarchicalPipelineOptions()
+    options.num_threads = _threads(config, images)
+    options.num_workers = config.clusters.workers or options.num_threads
+    options.clustering_options.leaf_max_num_images = config.clusters.leaf_max_images
+    options.clustering_options.image_overlap = config.clusters.overlap
+    options.clustering_options.branching = config.clusters.branching
+    options.clustering_options.num_image_matches = config.clusters.strongest_pairs
+    options.incremental_options = incremental_options(config, images)
+    return options
+
+
+def _hierarchical(config: MapConfig, images: Path, database: Path, work: Path) -> list[pycolmap.Reconstruction]:
     total = _num_images(database)
-    options.num_threads = options.num_workers = _threads(config, total)
-    options.incremental_options = incremental_options(config, total)
-    LOGGER.info("map: hierarchical mapper at work")
-    models = pycolmap.hierarchical_mapping(str(database), str(images), str(work), options=options)
-    return list(models.values())
+    options = hierarchical_options(config, total)
+    LOGGER.info("map: hierarchical mapper at work, clusters of up to %d images", config.clusters.leaf_max_images)
+    models = list(pycolmap.hierarchical_mapping(str(database), str(images), str(work), options=options).values())
+    if total > config.clusters.leaf_max_images and config.clusters.adjust_merged:
+        LOGGER.info("map: adjusting what was merged")
+        for model in models:
+            pycolmap.bundle_adjustment(model, _whole_adjustment(config, total))
+            model.update_point_3d_errors()
+    return models
+
+
+def _whole_adjustment(config: MapConfig, images: int) -> pycolmap.BundleAdjustmentOptions:
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_focal_length = options.refine_extra_params = config.camera.refine
+    solver = getattr(options, "ceres", options).solver_options  # pycolmap moved it within 4.x
+    solver.num_threads = _threads(config, images)
+    options.print_summary = False
+    return options
 
 
 MAPPERS = {"incremental": _incremental, "global": _global, "hierarchical": _hierarchical}

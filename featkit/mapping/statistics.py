@@ -52,9 +52,9 @@ def image_statistics(model: pycolmap.Reconstruction) -> list[ImageStatistics]:
     errors = {point_id: point.error for point_id, point in model.points3D.items()}
     rows = []
     for image in sorted((i for i in model.images.values() if i.has_pose), key=lambda i: i.name):
-        seen = point_ids(image)
-        seen = seen[seen >= 0]
-        error = float(np.mean([errors[int(i)] for i in seen])) if len(seen) else float("nan")
+        points = image.points2D
+        seen = [errors[points[i].point3D_id] for i in image.get_observation_point2D_idxs()]
+        error = float(np.mean(seen)) if seen else float("nan")
         focal = model.cameras[image.camera_id].mean_focal_length()
         rows.append(ImageStatistics(image.name, image.camera_id, focal, image.num_points2D(), len(seen), error))
     return rows

@@ -139,7 +139,7 @@ def _verify_here(
                 if reference is not None:
                     verify.by_poses(database, fresh, features, reference.poses, config)
             if reference is None:
-                verify.by_ransac(part, config)
+                verify.by_ransac(part, config, fresh)
             advance(len(chunk))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +27,25 @@ class VerifyConfig(Config):
     seed: int = 0
 
 
-def by_ransac(path: Path, config: VerifyConfig) -> None:
-    """Verify all matches of a database that are not verified yet (E, F or H by LO-RANSAC; pycolmap)."""
+def by_ransac(path: Path, config: VerifyConfig, pairs: Collection[Pair] | None = None) -> None:
+    """Verify matches of a database that are not verified yet (E, F or H by LO-RANSAC; pycolmap).
+
+    pairs: only these. Without them pycolmap looks at every pair of the database, verified or not; so it does for names
+    with a space, which its list of pairs cannot hold. The result is the same.
+    """
     options = pycolmap.TwoViewGeometryOptions()
     options.min_num_inliers = config.min_inliers
     options.ransac.max_error = config.max_error_px
     options.ransac.confidence = config.confidence
     options.ransac.max_num_trials = config.max_trials
     options.ransac.random_seed = config.seed
-    pycolmap.geometric_verification(str(path), two_view_geometry_options=options)
+    if pairs is None or any(len(f"{pair.name0} {pair.name1}".split()) != 2 for pair in pairs):
+        pycolmap.geometric_verification(str(path), two_view_geometry_options=options)
+    elif pairs:
+        with tempfile.TemporaryDirectory() as folder:
+            listed = Path(folder) / "pairs.txt"
+            listed.write_text("".join(f"{pair.name0} {pair.name1}\n" for pair in pairs), encoding="utf-8")
+            pycolmap.verify_matches(str(path), str(listed), options)
 
 
 def by_poses(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ def match_pairs(
         with progress("match", len(work.todo), "pairs") as advance:
             for batch, loaded in _read_ahead(work.todo, work.store0, work.store1, size):
                 for pair, both, found in zip(batch, loaded, _match(matcher, batch, loaded), strict=True):
-                    work.matches.write(pair, found, work.digests[pair], len(both[1]))
+                    work.matches.write(pair, found, work.digests(pair), len(both[1]))
                 advance(len(batch))
     return output
 
@@ -92,7 +92,7 @@ class _Work:
     store0: FeatureStore
     store1: FeatureStore
     matches: MatchStore
-    digests: dict[Pair, tuple[str, str]]
+    digests: Callable[[Pair], tuple[str, str]]
     todo: list[Pair]
 
 
@@ -113,8 +113,11 @@ def _opened(
         origin = str(store1.attributes().get("fingerprint", "foreign"))
         matches = stack.enter_context(append_matches(output, config, origin, overwrite))
         digest0, digest1 = lru_cache(None)(store0.digest), lru_cache(None)(store1.digest)
-        digests = {pair: (digest0(pair.name0), digest1(pair.name1)) for pair in listed}
-        yield _Work(store0, store1, matches, digests, [p for p in listed if not matches.has(p, digests[p])])
+
+        def digests(pair: Pair) -> tuple[str, str]:
+            return digest0(pair.name0), digest1(pair.name1)
+
+        yield _Work(store0, store1, matches, digests, [p for p in listed if not matches.has(p, digests(p))])
 
 
 def _match(matcher: Matcher, batch: list[Pair], loaded: list[tuple[Features, Features]]) -> list:

@@ -29,18 +29,20 @@ def map_metrics(
     align: whether the map is moved onto the truth by a similarity first.
     """
     folders = sorted((path for path in sparse.iterdir() if path.is_dir()), key=lambda path: int(path.name))
-    models = [read_model(folder) for folder in folders]
+    largest = read_model(folders[0])
+    statistics = [map_statistics(largest, images)]
+    statistics += [map_statistics(read_model(folder), images) for folder in folders[1:]]  # one in memory at a time
     verified, inliers = count_verified(database)
     metrics: dict[str, Any] = {
         "featkit_version": __version__,
-        **asdict(map_statistics(models[0], images)),
+        **asdict(statistics[0]),
         "verified_pairs": verified,
         "inlier_matches": inliers,
-        "models": [asdict(map_statistics(model, images)) for model in models],
+        "models": [asdict(one) for one in statistics],
         **peak_memory(),
     }
     if truth is not None:
-        metrics["truth"] = error_summary(compare_with_truth(models[0], truth, align))
+        metrics["truth"] = error_summary(compare_with_truth(largest, truth, align))
     return metrics
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import h5py
+
 from featkit.errors import FeatkitError, NotWritableError
 
 FULL = {
@@ -41,6 +43,12 @@ def _file_limit() -> int | None:
         return None
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     return None if limit == resource.RLIM_INFINITY else limit
+
+
+def probe(path: Path) -> None:
+    """Write and lock a small file, as every store does. Raises what HDF5 raises where that cannot be done."""
+    with h5py.File(path, "w") as file:
+        file["probe"] = [1]
 
 
 def refused_by_disk(error: BaseException) -> str | None:

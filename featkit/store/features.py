@@ -135,11 +135,11 @@ class FeatureStore:
 
     def _group(self, name: str) -> h5py.Group:
         links.refuse_missing(self._file, name)
-        if name not in self._file or not isinstance(self._file[name], h5py.Group):
+        if name not in self._file or not isinstance(group := self._file[name], h5py.Group):
             raise BadInputError(f"{self.path}: no features of image {name!r}; extract it first")
-        if "format" in self._file.attrs and not h5.is_complete(self._file, name):
+        if "format" in self._file.attrs and not h5.is_whole(group):
             raise BadInputError(f"{self.path}: the features of {name!r} are cut short; run the extraction again")
-        return self._file[name]
+        return group
 
     def _descriptors(self, group: h5py.Group) -> np.ndarray:
         stored = np.ascontiguousarray(group["descriptors"][()].T)

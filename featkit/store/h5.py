@@ -30,6 +30,7 @@ from featkit.types import Pair
 
 FORMAT_VERSION = 1
 COMPLETE = "complete"
+LINKED = "shards"  # root attribute of an index (see `links`): how many files its items lie in
 SLACK_BYTES = 1 << 16  # headers, names and the tree of groups that an item or a new store takes beside its numbers
 TORN = (RuntimeError, KeyError, OSError, ValueError)  # what h5py raises on damaged links and headers
 # Beside these, what numbers and texts of other kinds than were written raise where they are used.
@@ -274,41 +275,44 @@ def _write(
 def is_complete(file: h5py.File, key: str) -> bool:
     """Whether an item was written to its end."""
     try:
-        whole = key in file and isinstance(file[key], h5py.Group) and file[key].attrs.get(COMPLETE)
-        return np.ndim(whole) == 0 and bool(whole == 1)
+        return is_whole(file.get(key))
     except DAMAGE:
         return False
 
 
-def groups_with(file: h5py.File, dataset: str) -> list[str]:
-    """Names of all groups that hold `dataset`, slashes nest, sorted by name."""
-    names: list[str] = []
+def is_whole(item: Any) -> bool:
+    """Whether what stands under a key is an item written to its end; raises what h5py does on damage."""
+    whole = isinstance(item, h5py.Group) and item.attrs.get(COMPLETE)
+    return np.ndim(whole) == 0 and bool(whole == 1)
 
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Group) and dataset in item:
-            names.append(name)
+
+def groups_with(file: h5py.File, dataset: str) -> list[str]:
+    """Names of all groups of this file that hold `dataset`, slashes nest, sorted; what lies in one is not opened."""
+    names: list[str] = []
+    linked = LINKED in file.attrs
+
+    def look_into(group: h5py.h5g.GroupID, above: bytes) -> None:
+        for key in group:
+            if linked and group.links.get_info(key).type == h5py.h5l.TYPE_EXTERNAL:
+                continue
+            item = h5py.h5o.open(group, key)
+            if isinstance(item, h5py.h5g.GroupID) and dataset.encode() in item:
+                names.append((above + key).decode("utf-8", "surrogateescape"))  # as h5py does
+            elif isinstance(item, h5py.h5g.GroupID):
+                look_into(item, above + key + b"/")
 
     try:
-        file.visititems(visit)
+        look_into(file["/"].id, b"")
     except DAMAGE:
         raise BadInputError(f"{file.filename}: torn by a killed run; run the command that makes it once more") from None
     return sorted(names)
 
 
-def probe(path: Path) -> None:
-    """Write and lock a small file, as every store does. Raises what HDF5 raises where that cannot be done."""
-    with h5py.File(path, "w") as file:
-        file["probe"] = [1]
-
-
 def root_attributes(file: h5py.File) -> dict[str, Any]:
     """The store's own description, as plain values."""
-    plain: dict[str, Any] = {}
-    for name, value in file.attrs.items():
-        plain[name] = value.item() if hasattr(value, "item") else value
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in file.attrs.items()}
     if isinstance(plain.get("config"), str):
-        try:
-            plain["config"] = json.loads(plain["config"])
-        except ValueError:
-            plain["config"] = None
+        with contextlib.suppress(ValueError):
+            return {**plain, "config": json.loads(plain["config"])}
+        return {**plain, "config": None}
     return plain

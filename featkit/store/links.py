@@ -17,14 +17,13 @@ import h5py
 from featkit.errors import BadInputError
 from featkit.store import h5
 
-LINKED = "shards"  # root attribute of an index: how many files its items lie in
 ORIGIN = ("kind", "format", "fingerprint", "weights_sha256", "features_fingerprint")
 ITEM_OF = {"features": "keypoints", "matches": "matches0"}  # kind of a store -> what each of its items holds
 
 
 def is_index(file: h5py.File) -> bool:
     """Whether a store has items in other files."""
-    return LINKED in file.attrs
+    return h5.LINKED in file.attrs
 
 
 def linked_items(file: h5py.File) -> list[str]:
@@ -94,7 +93,7 @@ def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | No
                 if name in index:
                     del index[name]
                 index[name] = h5py.ExternalLink(os.path.relpath(path, output.parent), name)
-            index.attrs[LINKED] = int(origin.attrs.get(LINKED, 0)) + len(opened)
+            index.attrs[h5.LINKED] = int(origin.attrs.get(h5.LINKED, 0)) + len(opened)
     os.replace(part, output)
     return len(owners)
 

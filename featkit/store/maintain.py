@@ -122,7 +122,7 @@ def merge(stores: Sequence[Path], output: Path, *, link: bool = False, overwrite
         require_space(output, sum(path.stat().st_size for path in stores))
         advance = stack.enter_context(progress("merge", len(owners), "items"))
         with h5py.File(part, "w") as new:
-            _copy_root(first, new, without=links.LINKED)
+            _copy_root(first, new, without=h5.LINKED)
             for name, path in sorted(owners.items()):
                 links.refuse_missing(opened[path], name)
                 item = opened[path][name]

@@ -44,11 +44,11 @@ class MatchStore:
 
     def has(self, pair: Pair, digests: tuple[str, str]) -> bool:
         """Whether the matches of a pair are there and whole, in this order, of features with these digests."""
-        key = pair_key(pair)
-        if not h5.is_complete(self._file, key):
-            return False
         try:
-            attrs = self._file[key].attrs
+            group = self._file.get(pair_key(pair))
+            if not h5.is_whole(group):
+                return False
+            attrs = group.attrs
             stored = [attrs.get(name) for name in ("name0", "name1", "features0", "features1")]
             return bool(stored == [pair.name0, pair.name1, *digests])
         except h5.DAMAGE:

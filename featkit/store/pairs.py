@@ -25,11 +25,13 @@ def read_pairs(path: Path, directed: bool = False) -> list[Pair]:
     Raises BadInputError for a missing file, a line without two names, or an image paired with itself.
     """
     pairs: dict[tuple[str, str], Pair] = {}
+    known: dict[str, str] = {}  # each name once in memory, in however many of millions of pairs it stands
     for number, line in read_lines(path):
         names = line.split("\t") if "\t" in line else line.split()
         if len(names) != 2 or not all(name.strip() for name in names):
             raise BadInputError(f"{path}:{number}: two image names expected (tab-separated if a name has a space)")
-        pair = Pair(names[0].strip(), names[1].strip())
+        name0, name1 = (known.setdefault(name.strip(), name.strip()) for name in names)
+        pair = Pair(name0, name1)
         if pair.name0 == pair.name1 and not directed:
             raise BadInputError(f"{path}:{number}: {pair.name0!r} is paired with itself; remove the line")
         pairs.setdefault((pair.name0, pair.name1) if directed else pair.key(), pair)

@@ -184,11 +184,11 @@ def test_a_stopped_verification_goes_on(scene: Scene, tmp_path: Path, monkeypatc
     monkeypatch.setattr(verified_database, "MIN_CHUNK", 7)
     by_ransac, by_then = verify.by_ransac, []
 
-    def stop_at_the_third(path: Path, config: VerifyConfig) -> None:
+    def stop_at_the_third(path: Path, config: VerifyConfig, pairs: list[Pair]) -> None:
         by_then.append(path)
         if len(by_then) == 3:
             raise KeyboardInterrupt
-        by_ransac(path, config)
+        by_ransac(path, config, pairs)
 
     monkeypatch.setattr(verify, "by_ransac", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
