@@ -126,7 +126,7 @@ def _connected(ray: Any, engine: EngineConfig) -> Iterator[None]:
             f"{where}: no Ray cluster answers there ({_first_line(error)}); `ray start --head` starts one"
         ) from None
     except (RuntimeError, ValueError, OSError) as error:
-        raise BadInputError(f"{where}: cannot be joined ({_first_line(error)})") from None
+        raise BadInputError(f"{where}: cannot be joined ({' '.join(str(error).split())})") from None
     try:
         yield
     finally:

@@ -210,7 +210,6 @@ def test_two_nodes_and_one_is_killed(cluster: Any, local: Path, folder: Path) ->
     options = ("--engine", "ray", "--ray-address", cluster.address)
     running = begin("extract", folder / "images", "--out", feats, *options, "--shards", ITEMS)
     wait_for(lambda: len(shards_done(feats)) >= 1 or running.poll() is not None)
-    assert not feats.with_name("done").exists()
     left = ITEMS - len(shards_done(feats))
     cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
     out, err = running.communicate(timeout=180)
@@ -229,14 +228,14 @@ def test_what_a_cluster_cannot_do(cluster: Any, folder: Path) -> None:
     for options, code, words in (
         (("--task-gpus", "1"), 2, ("--task-gpus 1", "has 0 GPUs")),
         (("--task-cpus", "64"), 2, ("--task-cpus 64", "has 1 CPUs")),
-        (("--device", "cuda"), 2, ("cuda",)),
+        (("--features", "scfeat", "--overwrite", "--device", "cuda"), 2, ("cuda", "shard")),
     ):
         ended = begin(*command, cluster.address, *options, "-q")
         _, err = ended.communicate(timeout=120)
         assert ended.returncode == code, err
         assert all(word in err for word in words), err
     (folder / "images" / "broken.jpg").write_bytes(b"no image")
-    ended = begin(*command, cluster.address, "--shards", ITEMS + 1, "-q")
+    ended = begin(*command, cluster.address, "--shards", ITEMS + 1, "--overwrite", "-q")
     _, err = ended.communicate(timeout=120)
     assert ended.returncode == 3, err
     assert "broken.jpg" in err
