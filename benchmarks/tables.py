@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import localization_tables
+import promise_tables
 import scaling_tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -312,14 +314,18 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def scaling_table(name: str) -> str:
-    """A table of docs/scaling.md; a line in its place where there is no measurement yet."""
-    if not (RESULTS / "scaling.json").is_file():
-        return "*Not measured yet: `python benchmarks/scaling.py`.*"
-    return scaling_tables.TABLES[name](_read("scaling"))
+def made_table(name: str, make: Callable[[dict[str, Any]], str], signed: bool = True) -> str:
+    """A table of one result; a line in its place where there is no measurement yet. signed: with its origin below."""
+    if not (RESULTS / f"{name}.json").is_file():
+        return f"*Not measured yet: `python benchmarks/{SCRIPTS.get(name, name)}.py`.*"
+    result = _read(name)
+    return f"{make(result)}\n\n{_made(result)}" if signed else make(result)
 
 
-TABLES |= {name: partial(scaling_table, name) for name in scaling_tables.TABLES}
+SCRIPTS = {"profile": "stage_profile"}  # whose name would hide one of Python's own modules
+TABLES |= {name: partial(made_table, "scaling", make, False) for name, make in scaling_tables.TABLES.items()}
+for module in (localization_tables, promise_tables):
+    TABLES |= {name: partial(made_table, result, make) for name, (result, make) in module.TABLES.items()}
 
 
 def pages() -> list[Path]:

@@ -1,0 +1,108 @@
+"""The tables of what is promised, from crash, versions, gps, orientations, engine and profile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def crash(result: Result) -> str:
+    """What SIGKILL costs, by way of writing."""
+    lines = [
+        "| way of writing | kills | files that do not open | silently wrong | lost beyond the item in hand |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        cells = [row["method"], *(f"{row[key]:,}" for key in ("kills", "unreadable", "silently_wrong", "lost"))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def versions(result: Result) -> str:
+    """One scene with each pycolmap; what a version counts is what the others count."""
+    rows = [row for row in result["rows"] if "failed" not in row]
+    columns = [key for key in rows[0] if key != "pycolmap"]
+    lines = [
+        "| pycolmap | " + " | ".join(column.replace("_", " ") for column in columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    for row in result["rows"]:
+        cells = [row["failed"]] if "failed" in row else [str(row[column]) for column in columns]
+        lines.append("| " + " | ".join([row["pycolmap"], *cells]) + " |")
+    return "\n".join(lines)
+
+
+def gps(result: Result) -> str:
+    """Pairs by GPS beside all pairs."""
+    lines = [
+        "| pairs by | pairs | registered | points | seconds | from its GPS positions, m |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        cells = [row["pairs_by"], f"{row['pairs']:,}", f"{row['registered']} / {row['images']}", f"{row['points']:,}"]
+        residual = row["aligned"]["residual_m"]
+        cells += [f"{row['seconds']:,.0f}", f"{residual['rms']:.2f} (rms), {residual['median']:.2f} (median)"]
+        lines.append("| " + " | ".join(cells) + " |")
+    compared = result["compared"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{result['scene']}: {100 * compared['share_of_pairs']:.0f} % of the pairs; the cameras of both maps, each"
+            f" in metres, are {compared['apart_m']['mean']:.2f} m apart on the mean.",
+        ]
+    )
+
+
+def orientations(result: Result) -> str:
+    """A scene and its copy that EXIF alone turns, in one map."""
+    lines = [
+        "| turned by | registered | models | centres apart, mm, at most | error of the turn, deg |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        cells = [f"{row['turn_deg']}°", f"{row['registered']} / {row['images']}", str(row["models"])]
+        cells += [f"{row['between_copies_mm_max']:.3f}", f"{row['turn_error_deg_max']:.4f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def engine(result: Result) -> str:
+    """Stages in one process and on a cluster of this machine."""
+    stages = list(result["local_s"])
+    lines = ["| | " + " | ".join(f"{stage}, s" for stage in stages) + " |", "|---|" + "---:|" * len(stages)]
+    for label, key in (("one process and its workers", "local_s"), (f"Ray, {result['nodes']} nodes", "ray_s")):
+        lines.append(f"| {label} | " + " | ".join(f"{result[key][stage]:.1f}" for stage in stages) + " |")
+    index, lost = result["index"], result["one_node_killed"]
+    same = "the same" if all(result["same_results"].values()) and lost["same"] else "NOT the same"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Results {same}, also with one node killed in the middle ({lost['seconds']:.0f} s). An index of"
+            f" {index['links']:,} links: {index['index_mb']:.0f} MB, opened in {1e3 * index['open_s']:.0f} ms, listed"
+            f" in {index['list_s']:.1f} s, {index['item_ms']:.2f} ms an item.",
+        ]
+    )
+
+
+def profile(result: Result) -> str:
+    """Each stage beside what bounds it."""
+    lines = ["| stage | s | bound | s | over it | goal |", "|---|---:|---|---:|---:|---:|"]
+    for row in result["rows"]:
+        goal = "-" if row["goal"] is None else f"{row['goal']:.2f}"
+        cells = [row["stage"], f"{row['seconds']:.2f}", row["limit"], f"{row['limit_seconds']:.2f}"]
+        lines.append("| " + " | ".join([*cells, f"{row['over_limit']:.2f}", goal]) + " |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "crash": ("crash", crash),
+    "versions": ("versions", versions),
+    "gps": ("gps", gps),
+    "orientations": ("orientations", orientations),
+    "engine": ("engine", engine),
+    "profile": ("profile", profile),
+}
