@@ -5,7 +5,7 @@
 Truth is the scene's own model: images that share --min-shared points or more. Every image asks for its k most similar
 others. "any": the share of images with at least one true one among them (recall@k of place recognition). "found": the
 true ones among them, divided by as many as k could hold. "random" is the expectation of drawing k others; "exhaustive"
-ranks by the matches of every pair that fit one fundamental matrix: the order that retrieval is meant to save.
+ranks by the verified matches of every pair: the order that retrieval is meant to save.
 Features as `featkit extract` makes them, at --resize-max px. Writes benchmarks/results/retrieval.json.
 """
 
@@ -20,23 +20,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from machine import measure, write_result
 
 from featkit.config import make, overrides
 from featkit.errors import FeatkitError
+from featkit.mapping.database import verified_pairs
 from featkit.mapping.model import read_model
 from featkit.retrieval.retrieve import most_similar
 from featkit.retrieval.vlad import VladConfig
 from featkit.store.features import open_features
-from featkit.store.matches import open_matches
-from featkit.types import Pair
 
 HERE = Path(__file__).resolve().parent
 SCENES = ("castle-P19", "caliterra", "liberty")
 DEPTHS = (1, 5, 10, 20)
-EPIPOLAR_PX = 3.0
 MIN_MATCHES = 8  # of a fundamental matrix
 SEED = 0
 
@@ -92,6 +89,9 @@ def row_of(scene: str, config: VladConfig, arguments: argparse.Namespace) -> dic
             paths = [str(work / "features.h5"), str(work / "pairs.txt"), "--out", str(work / "matches.h5")]
             started = time.perf_counter()
             measure([*featkit, "match", *paths, "--quiet"])
+            files = [str(work / name) for name in ("features.h5", "pairs.txt", "matches.h5")]
+            database = ["--out", str(work / "database.db"), "--camera-mode", "single"]
+            measure([*featkit, "verify", str(folder / "images"), *files, *database, "--quiet"])
             inliers = verified(work, names)
             seconds["exhaustive"] = round(time.perf_counter() - started, 2)
             orders["exhaustive"] = [
@@ -130,19 +130,12 @@ def shared_points(folder: Path) -> tuple[list[str], np.ndarray]:
 
 
 def verified(work: Path, names: list[str]) -> np.ndarray:
-    """Matches of any two images that fit a fundamental matrix."""
+    """Matches of any two images that fit one geometry."""
     inliers = np.zeros((len(names), len(names)), np.int64)
-    cv2.setRNGSeed(SEED)
-    with open_features(work / "features.h5") as features, open_matches(work / "matches.h5") as matches:
-        keypoints = [features.read(name).keypoints.astype(np.float64) for name in names]
-        for a, b in itertools.combinations(range(len(names)), 2):
-            found = matches.read(Pair(names[a], names[b]))
-            rows = np.flatnonzero(found.matches0 >= 0)
-            if len(rows) < MIN_MATCHES:
-                continue
-            points = keypoints[a][rows], keypoints[b][found.matches0[rows]]
-            _, mask = cv2.findFundamentalMat(*points, cv2.USAC_MAGSAC, EPIPOLAR_PX, 0.999, 2000)
-            inliers[a, b] = inliers[b, a] = 0 if mask is None else int(mask.sum())
+    index = {name: position for position, name in enumerate(names)}
+    for pair, count in verified_pairs(work / "database.db"):
+        a, b = index[pair.name0], index[pair.name1]
+        inliers[a, b] = inliers[b, a] = count
     return inliers
 
 
