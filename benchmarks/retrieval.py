@@ -34,7 +34,6 @@ from featkit.store.features import open_features
 HERE = Path(__file__).resolve().parent
 SCENES = ("castle-P19", "caliterra", "liberty")
 DEPTHS = (1, 5, 10, 20)
-MIN_MATCHES = 8  # of a fundamental matrix
 SEED = 0
 
 
