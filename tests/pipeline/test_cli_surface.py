@@ -15,8 +15,8 @@ import pytest
 
 Command = Callable[..., Any]
 VERBS = (
-    *("reconstruct", "localize", "align", "extract", "pairs", "match", "export", "serve", "info"),
-    *("doctor", "demo"),
+    *("reconstruct", "localize", "align", "extract", "pairs", "match", "verify", "export"),
+    *("serve", "run", "info", "doctor", "demo"),
 )
 COMMON = ("--json", "--verbose", "--quiet", "--device", "--seed", "--debug", "--help")
 

@@ -20,6 +20,7 @@ from in_process import refused, results, run
 from same_stores import assert_same
 
 from featkit.store.features import open_features
+from featkit.store.lock import locked
 
 ITEMS = 6  # photographs of the scene
 
@@ -157,6 +158,15 @@ def test_a_shard_that_is_missing_or_damaged(folder: Path) -> None:
     assert again["items"] == 2
     results("run", again["plan"])
     assert results("store", "check", feats) == {"kind": "features", "whole": 6, "broken": {}, "shards": 4}
+
+
+def test_two_runs_on_one_output_in_shards(folder: Path) -> None:
+    feats = folder / "feats.h5"
+    command = ("extract", folder / "images", "--out", feats, "--engine", "plan")
+    with locked(feats):
+        refused(run(*command), 5, "feats.h5", "in use")
+    assert not feats.exists()
+    assert results(*command)["items"] == ITEMS
 
 
 def test_machines_that_do_not_fit(folder: Path) -> None:
