@@ -154,7 +154,7 @@ from test_whole_batch import network_of, patches_of
 from featkit.losses.base import LossResult, PairBatch
 from featkit.losses.hynet import HyNetLoss, HyNetLossConfig
 from featkit.training.whole_batch import backward, in_two
-from featkit.training.world import launch
+from featkit.training.launch import launch
 
 world = launch("cpu", int(sys.argv[3]))
 network = network_of(dropout=0.0)
