@@ -34,18 +34,19 @@ class Normalised(torch.autograd.Function):
         variance = total(centred.square().sum(AXES)) / number
         scale = torch.rsqrt(variance + eps)
         found = centred * scale[:, None, None]
-        ctx.save_for_backward(found, scale, number)
-        ctx.total, ctx.dtype = total, maps.dtype
+        ctx.save_for_backward(maps, mean, scale, number)  # not what comes out: a ReLU may work in its place
+        ctx.total = total
         ctx.mark_non_differentiable(mean, variance, number)
         return found, mean, variance, number
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
-        found, scale, number = ctx.saved_tensors
+        maps, mean, scale, number = ctx.saved_tensors
+        found = (maps.float() - mean[:, None, None]) * scale[:, None, None]
         given = gradients[0].float()
         sums = ctx.total(torch.stack([given.sum(AXES), (given * found).sum(AXES)])) / number
         own = given - sums[0, :, None, None] - found * sums[1, :, None, None]
-        return (own * scale[:, None, None]).to(ctx.dtype), None, None
+        return (own * scale[:, None, None]).to(maps.dtype), None, None
 
 
 class SharedBatchNorm(nn.BatchNorm2d):

@@ -59,7 +59,7 @@ class DetectionLossConfig(Config):
 
 
 class Judged(NamedTuple):
-    """gain: p_ij r_ij, 0 for what was not drawn. pairs: of images in the whole batch. Statistics of the pairs of keypoints; nothing here has a gradient."""
+    """gain: p_ij r_ij, 0 for what was not drawn. pairs: of images in the whole batch. Nothing here has a gradient."""
 
     gain: Float[Tensor, "b n m"]
     error: FundamentalError

@@ -1,0 +1,108 @@
+"""What each of several processes runs in test_torchrun.py: `torchrun several_processes.py FOLDER`.
+
+All trainings happen in one world, since starting processes takes most of the time. The same functions are run by the
+test itself, in one process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from featkit.config import make, merge
+from featkit.data.patch_set import PatchSet
+from featkit.data.phototour import read_phototour
+from featkit.data.posed_pairs import read_posed_pairs
+from featkit.registry import configured
+from featkit.stopping import Stopped
+from featkit.training.patch_config import PatchTraining
+from featkit.training.patch_task import PatchTask
+from featkit.training.scfeat.config import ScfeatTraining
+from featkit.training.scfeat.stages import ScfeatData, ScfeatStages
+from featkit.training.train_patch import train_patch
+
+STEPS, STOP_AT = 20, 9
+PLAIN = {"kind": "sgd", "learning_rate": 1e-3, "momentum": 0.9, "reference_batch": None}
+# By plain gradients: Adam divides them by their size, so that those which are rounding alone become whole steps.
+PATCH: dict[str, Any] = {
+    "batch_size": 8,
+    "steps": STEPS,
+    "log_every": 1,
+    "held_out": {"every": 0.5, "pairs": 10},
+    "optimiser": PLAIN,
+}
+CANVAS = {"canvas": {"width": 96, "height": 64}}
+STAGE: dict[str, Any] = {
+    "steps": STEPS,
+    "batch_size": 2,
+    "log_every": 1,
+    "held_out": {"every": 1.0, "pairs": 1},
+    "pictures": 0,
+    "workers": 0,
+    "augmentation": CANVAS,
+    "optimiser": PLAIN,
+}
+WIDTHS = ("detector_feature_channels", "detector_image_channels", "detector_merged_channels", "side_channels")
+SCFEAT: dict[str, Any] = {
+    "network": {
+        "encoder": "resnet18",
+        "decoder_channels": (8, 8),
+        "descriptor_channels": 16,
+        "norm_groups": 4,
+        **dict.fromkeys(WIDTHS, 4),
+    },
+    "warm_up": STAGE,
+    "description": merge(STAGE, {"optimiser": {"learning_rate": 1e-5}}),
+    "detection": STAGE,
+}
+
+
+def patch_recipe(name: str, **changes: Any) -> PatchTraining:
+    _, config = configured("task", name, merge(PATCH, changes))
+    assert isinstance(config, PatchTraining)
+    return config
+
+
+def train(name: str, data: PatchSet, output: Path, **changes: Any) -> None:
+    train_patch(patch_recipe(name, **changes), data, output, name=name, device="cpu")
+
+
+def train_and_stop(name: str, data: PatchSet, output: Path) -> None:
+    """As `train`, but the first process is told to stop in the midst of it."""
+    plain = PatchTask.step
+
+    def step_and_stop(task: PatchTask, share: float) -> Any:
+        if task.world.is_first and share == STOP_AT / STEPS:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(task, share)
+
+    PatchTask.step = step_and_stop  # type: ignore[method-assign]
+    try:
+        train(name, data, output)
+    except (Stopped, SystemExit):
+        pass
+    else:
+        raise AssertionError("it was not stopped")
+    finally:
+        PatchTask.step = plain  # type: ignore[method-assign]
+
+
+def train_scfeat(posed: Path, output: Path) -> None:
+    data = ScfeatData("made", read_posed_pairs(posed), (posed,))
+    ScfeatStages(make(ScfeatTraining, SCFEAT), "cpu").run(data, output, name="tiny")
+
+
+def main(folder: Path) -> None:
+    data = read_phototour(folder / "patches")
+    train("hynet", data, folder / "two" / "hynet")
+    train("hardnet", data, folder / "two" / "hardnet")
+    train_scfeat(folder / "posed", folder / "two" / "scfeat")
+    train("hynet", data, folder / "one-then-two")  # the test has stopped it in one process
+    train_and_stop("hynet", data, folder / "two-then-one")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
