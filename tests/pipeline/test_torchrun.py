@@ -1,4 +1,4 @@
-"""Several processes by torchrun: the losses and weights of one process, resumed on any number, and no world that hangs."""
+"""Several processes by torchrun: losses and weights of one process, resumed on any number, and none that hangs."""
 
 from __future__ import annotations
 
