@@ -46,7 +46,7 @@ def launch(
         ]
         options["num_nodes"] = 1 if by is None else by.nodes
     mixed = "bf16-mixed" if precision == "bf16" else "32-true"
-    for name in ("lightning.fabric", "lightning_fabric", "lightning_utilities"):
+    for name in ("lightning.fabric", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # it announces every process
     made = fabric.Fabric(accelerator=chosen.type, devices=which, precision=mixed, **options)
     try:

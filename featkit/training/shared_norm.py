@@ -77,4 +77,4 @@ def share_batch_norms(network: nn.Module, total: Total) -> None:
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SharedBatchNorm
-            module.total = total  # type: ignore[assignment]
+            module.total = total

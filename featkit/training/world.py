@@ -113,9 +113,9 @@ class World:
             except FeatkitError as error:
                 made = None, error
         with self._together():
-            value, error = self._fabric.broadcast(made)
-        if error is not None:
-            raise error
+            value, failure = self._fabric.broadcast(made)
+        if failure is not None:
+            raise failure
         return cast(T, value)
 
     def check_same(self, what: str, value: str) -> None:
@@ -146,18 +146,16 @@ class World:
         """Of the processes that end by an error in this block, one says so; in the others it counts as said."""
         try:
             yield
-        except BaseException as error:
-            is_first = self.size == 1 or _is_first_to_fail(isinstance(error, ProcessLostError))
+        except Exception as error:
+            alone = self.is_first or (isinstance(error, ProcessLostError) and launched() is not None)
+            speaks = self.size == 1 or _is_first_to_fail(alone)
             if isinstance(error, FeatkitError):
-                error.said = not is_first
+                error.said = not speaks
             raise
 
 
-def _is_first_to_fail(lost: bool) -> bool:
-    """Asks the store that all processes share.
-
-    It may have gone with the first process: that has said why, unless this one only `lost` it and nobody watches both.
-    """
+def _is_first_to_fail(alone: bool) -> bool:
+    """Asks the store that all processes share. alone: the answer where it went with the process that held it."""
     from torch.distributed import distributed_c10d
 
     try:
@@ -165,4 +163,4 @@ def _is_first_to_fail(lost: bool) -> bool:
         store.set_timeout(timedelta(seconds=STORE_S))
         return bool(store.add(FAILED, 1) == 1)
     except (RuntimeError, ValueError):
-        return lost and launched() is not None
+        return alone

@@ -25,8 +25,9 @@ from featkit.training.scfeat.stages import ScfeatData, ScfeatStages
 from featkit.training.train_patch import train_patch
 
 STEPS, STOP_AT = 20, 9
-PLAIN = {"kind": "sgd", "learning_rate": 1e-3, "momentum": 0.9, "reference_batch": None}
-# By plain gradients: Adam divides them by their size, so that those which are rounding alone become whole steps.
+PLAIN = {"kind": "sgd", "learning_rate": 1e-5, "momentum": 0.9, "reference_batch": None}
+# By plain gradients and slowly: a hardest negative of an untrained network is often one of two that differ by rounding,
+# and Adam makes whole steps of gradients that are rounding alone.
 PATCH: dict[str, Any] = {
     "batch_size": 8,
     "steps": STEPS,
@@ -54,8 +55,8 @@ SCFEAT: dict[str, Any] = {
         "norm_groups": 4,
         **dict.fromkeys(WIDTHS, 4),
     },
-    "warm_up": STAGE,
-    "description": merge(STAGE, {"optimiser": {"learning_rate": 1e-5}}),
+    "warm_up": merge(STAGE, {"optimiser": {"learning_rate": 1e-6}}),
+    "description": merge(STAGE, {"optimiser": {"learning_rate": 1e-6}}),
     "detection": STAGE,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,7 +22,7 @@ class PartOfDraws:
     count: int
 
 
-Draws = torch.Generator | PartOfDraws
+Draws: TypeAlias = torch.Generator | PartOfDraws
 
 
 def uniform(shape: tuple[int, ...], draws: Draws, device: torch.device | str) -> Float[Tensor, "..."]:

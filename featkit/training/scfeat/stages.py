@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
@@ -109,9 +110,7 @@ class ScfeatStages:
                         overwrite=overwrite,
                     )
                 )
-            found = world.from_first(
-                lambda folder=folder: self.start_from(folder) if (folder / BEST).is_file() else None
-            )
+            found = world.from_first(functools.partial(self._learned, folder))
             if found is not None:
                 start = found
             elif stage not in stages and any(later in stages for later in STAGES[STAGES.index(stage) + 1 :]):
@@ -131,6 +130,9 @@ class ScfeatStages:
         prefix = "backbone.encoder."
         values = {key: value for key, value in network.state_dict().items() if key.startswith(prefix)}
         return Start(values, path.name)
+
+    def _learned(self, folder: Path) -> Start | None:
+        return self.start_from(folder) if (folder / BEST).is_file() else None
 
     def start_from(self, folder: Path) -> Start:
         """The best backbone and bridge of a stage: from its checkpoint, or where that is gone, rounded, from its file.
