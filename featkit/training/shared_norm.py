@@ -17,16 +17,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from featkit.losses.distances import full_precision
+
 Total = Callable[[Tensor], Tensor]
 AXES = (0, 2, 3)
 
 
 class Normalised(torch.autograd.Function):
-    """y above, in float32, and mean, (biased) variance and n, which have no gradient."""
+    """y above, in float32 at least, and mean, (biased) variance and n, which have no gradient."""
 
     @staticmethod
     def forward(ctx: Any, maps: Float[Tensor, "b c h w"], eps: float, total: Total) -> tuple[Tensor, ...]:
-        values = maps.float()
+        values = full_precision(maps)
         number = values.new_tensor([values.numel() // values.shape[1]])
         sums = total(torch.cat([values.sum(AXES), number]))
         mean, number = sums[:-1] / sums[-1], sums[-1]
@@ -42,8 +44,8 @@ class Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
         maps, mean, scale, number = ctx.saved_tensors
-        found = (maps.float() - mean[:, None, None]) * scale[:, None, None]
-        given = gradients[0].float()
+        found = (full_precision(maps) - mean[:, None, None]) * scale[:, None, None]
+        given = full_precision(gradients[0])
         sums = ctx.total(torch.stack([given.sum(AXES), (given * found).sum(AXES)])) / number
         own = given - sums[0, :, None, None] - found * sums[1, :, None, None]
         return (own * scale[:, None, None]).to(maps.dtype), None, None

@@ -24,7 +24,9 @@ from featkit.training.checkpoint import load_checkpoint
 from featkit.training.run_folder import read_metrics
 
 SAME_LOSS = 1e-5
-SAME_WEIGHTS = 1e-3  # of how far training has moved them: sums of two halves are rounded otherwise than one sum
+SAME_WEIGHTS = 3e-3  # of how far training has moved them: sums of two halves are rounded otherwise than one sum
+IN_FLOAT64 = 1e-9  # the same, of SCFeat
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 END_S = 60.0
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port")
 
@@ -71,9 +73,12 @@ def state_of(run: Path) -> dict[str, Any]:
 
 
 def moved(run: Path) -> torch.Tensor:
-    """All parameters and running statistics of the network, in one row."""
-    network = state_of(run)["modules"]["network"]
-    return torch.cat([value.double().flatten() for value in network.values()])
+    """All parameters of the network, in one row."""
+    return in_a_row(state_of(run)["modules"]["network"])
+
+
+def in_a_row(network: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([v.double().flatten() for key, v in network.items() if not key.endswith(STATISTICS)])
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,11 @@ def test_two_processes_learn_as_one_with_the_whole_batch(run: str, done: Path) -
     assert losses(two) == pytest.approx(losses(one), abs=SAME_LOSS)
     change = (moved(one) - start_of(run, done)).norm()
     assert change > 0
-    assert (moved(two) - moved(one)).norm() <= SAME_WEIGHTS * change
+    assert (moved(two) - moved(one)).norm() <= (IN_FLOAT64 if run.startswith("scfeat") else SAME_WEIGHTS) * change
+    first, second = (state_of(each)["modules"]["network"] for each in (one, two))
+    for key in first:
+        if key.endswith(STATISTICS):
+            assert torch.allclose(second[key].float(), first[key].float(), rtol=1e-4, atol=1e-5), key
 
 
 def start_of(run: str, done: Path) -> torch.Tensor:
@@ -98,13 +107,13 @@ def start_of(run: str, done: Path) -> torch.Tensor:
     if run.startswith("scfeat/"):
         stage = run.removeprefix("scfeat/")
         stages = ScfeatStages(make(ScfeatTraining, work.SCFEAT), "cpu")
-        network: Any = TASKS[stage](stages.configured()[stage], "cpu").network
+        network: Any = TASKS[stage](stages.configured()[stage], "cpu").network.double()
         before = {"description": "warm-up", "detection": "description"}.get(stage)
         if before is not None:
             network.load_state_dict(stages.start_from(done / "one" / "scfeat" / before).values, strict=False)
     else:
         network = PatchTask(work.patch_recipe(run), "cpu").network
-    return torch.cat([value.double().flatten() for value in network.state_dict().values()])
+    return in_a_row(network.state_dict())
 
 
 def test_statistics_are_those_of_the_whole_batch(done: Path) -> None:

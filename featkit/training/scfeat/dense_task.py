@@ -124,7 +124,9 @@ class DenseTask(ABC, Generic[BatchT]):
         if self.world.size == 1:
             return LossResult(result.loss.detach(), result.statistics)
         names = list(result.statistics)
-        loss, *values = self.world.total(torch.stack([result.loss, *result.statistics.values()]).float())
+        loss, *values = self.world.total(
+            torch.stack([result.loss, *(value.to(result.loss) for value in result.statistics.values())])
+        )
         return LossResult(loss, dict(zip(names, values, strict=True)))
 
     def _train_mode(self) -> None:
