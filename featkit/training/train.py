@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from featkit import __version__
+from featkit.config import differences
 from featkit.errors import NotWritableError
 from featkit.stopping import Stopped
 from featkit.store.lock import locked
@@ -90,7 +91,7 @@ def check_same(config: TrainingConfig, identity: str, world: World) -> None:
     if world.size > 1:
         world.check_same("featkit", __version__)
         world.check_same("data", identity)
-        world.check_same("configuration", config.canonical_json())
+        world.check_same("configuration", config.canonical_json(), lambda first: differences(first, config))
 
 
 def budgeted_steps(

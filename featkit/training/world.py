@@ -118,14 +118,18 @@ class World:
             raise failure
         return cast(T, value)
 
-    def check_same(self, what: str, value: str) -> None:
-        """Raises UsageError in a process that has another value than the first. what: for the message."""
+    def check_same(self, what: str, value: str, compared: Callable[[str], str] = "not {}".format) -> None:
+        """Raises UsageError in a process that has another value than the first.
+
+        For the message: what it is, and how this process's differs from the first one's.
+        """
         first = self.from_first(lambda: value)
         if value != first:
             import socket
 
             raise UsageError(
-                f"process {self.rank} on {socket.gethostname()} has another {what} than the first ({value}; {first});"
+                f"process {self.rank} on {socket.gethostname()} has another {what} than the first"
+                f" ({compared(first)});"
                 " start all of them with the same command, data and version"
             )
 
