@@ -34,7 +34,7 @@ PLAIN = {"kind": "sgd", "learning_rate": 1e-5, "momentum": 0.9, "reference_batch
 # By plain gradients and slowly: a hardest negative of an untrained network is often one of two that differ by rounding,
 # and Adam makes whole steps of gradients that are rounding alone.
 PATCH: dict[str, Any] = {
-    "batch_size": 8,
+    "batch_size": 4,
     "steps": STEPS,
     "log_every": 1,
     "held_out": {"every": 0.5, "pairs": 10},
