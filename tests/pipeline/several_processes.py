@@ -34,13 +34,13 @@ PLAIN = {"kind": "sgd", "learning_rate": 1e-5, "momentum": 0.9, "reference_batch
 # By plain gradients and slowly: a hardest negative of an untrained network is often one of two that differ by rounding,
 # and Adam makes whole steps of gradients that are rounding alone.
 PATCH: dict[str, Any] = {
-    "batch_size": 4,
+    "batch_size": 8,
     "steps": STEPS,
     "log_every": 1,
     "held_out": {"every": 0.5, "pairs": 10},
     "optimiser": PLAIN,
 }
-CANVAS = {"canvas": {"width": 96, "height": 64}}
+CANVAS = {"canvas": {"width": 64, "height": 64}}
 STAGE: dict[str, Any] = {
     "steps": STEPS,
     "batch_size": 2,
@@ -60,9 +60,9 @@ SCFEAT: dict[str, Any] = {
         "norm_groups": 2,
         **dict.fromkeys(WIDTHS, 4),
     },
-    "warm_up": STAGE,
+    "warm_up": merge(STAGE, {"steps": 6}),
     "description": STAGE,
-    "detection": merge(STAGE, {"optimiser": {"learning_rate": 1e-3}}),
+    "detection": merge(STAGE, {"steps": 10, "optimiser": {"learning_rate": 1e-3}}),
 }
 
 

@@ -44,7 +44,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [*TORCHRUN, free_port(), script, str(folder)], capture_output=True, text=True, timeout=400, env=environment(),
         check=False,
     )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    if ran.returncode:
+        pytest.fail(ran.stderr[:2000])
     work.train("hynet", data, folder / "one" / "hynet")
     work.train("hardnet", data, folder / "one" / "hardnet")
     work.train_scfeat(folder / "posed", folder / "one" / "scfeat")
@@ -86,7 +87,7 @@ def in_a_row(network: dict[str, torch.Tensor]) -> torch.Tensor:
 )  # fmt: skip
 def test_two_processes_learn_as_one_with_the_whole_batch(run: str, done: Path) -> None:
     one, two = done / "one" / run, done / "two" / run
-    assert len(losses(one)) == work.STEPS
+    assert len(losses(one)) == {"scfeat/warm-up": 6, "scfeat/detection": 10}.get(run, work.STEPS)
     assert losses(two) == pytest.approx(losses(one), abs=SAME_LOSS)
     change = (moved(one) - start_of(run, done)).norm()
     assert change > 0
@@ -195,10 +196,10 @@ def said_by_featkit(stderr: str) -> list[str]:
 
 
 def test_an_error_of_all_is_said_once(done: Path, tmp_path: Path) -> None:
-    arguments = [*TORCHRUN, free_port(), "-m", *command(done, tmp_path / "run", "--batch-size", "7")]
-    ran = subprocess.run(arguments, capture_output=True, text=True, timeout=400, env=environment(), check=False)
-    assert ran.returncode != 0
-    (said,) = said_by_featkit(ran.stderr)
+    with two_by_hand(command(done, tmp_path / "run", "--batch-size", "7")) as processes:
+        ended = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    (said,) = [line for stderr in ended for line in stderr.splitlines()]
     assert "batch_size: 7 pairs cannot be parted equally among 2 processes; take 8" in said
 
 
