@@ -22,9 +22,9 @@ from machine import write_result
 
 from featkit.data.phototour import read_phototour
 from featkit.registry import configured
+from featkit.training.launch import launch
 from featkit.training.optimiser import build_optimiser
 from featkit.training.patch_task import PatchTask
-from featkit.training.world import launch
 
 BEFORE = 2  # steps that are not counted
 

@@ -5,9 +5,13 @@ A message has one line and says what is wrong, where, and what to do about it.
 
 
 class FeatkitError(Exception):
-    """Base of every error that is reported as one line instead of a traceback; by itself, something unexpected."""
+    """Base of every error that is reported as one line instead of a traceback; by itself, something unexpected.
+
+    said: whether another process of the same work says it; None: nobody has asked.
+    """
 
     exit_code = 1
+    said: bool | None = None
 
 
 class UsageError(FeatkitError):
@@ -36,3 +40,7 @@ class NotWritableError(FeatkitError):
 
 class WorkerDiedError(FeatkitError):
     """A worker process was ended from outside, most often for memory."""
+
+
+class ProcessLostError(WorkerDiedError):
+    """Of several processes with the same work another one ended, or is silent."""

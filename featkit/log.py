@@ -47,6 +47,11 @@ def setup(verbosity: int = 0) -> None:
     os.environ.setdefault("GLOG_minloglevel", "0" if level <= logging.DEBUG else "2")
 
 
+def only_errors() -> None:
+    """Say nothing but errors from now on: of several processes with the same work, one speaks."""
+    LOGGER.setLevel(logging.ERROR)
+
+
 Advance = Callable[[int], None]
 
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from featkit import stopping
-from featkit.errors import FeatkitError, NotWritableError
+from featkit import launched, stopping
+from featkit.errors import FeatkitError, NotWritableError, ProcessLostError
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Outcome:
     page: Any = None  # featkit.report.content.Report
     standings: list[Any] = field(default_factory=list)  # featkit.report.standings.Standing
     error: FeatkitError | None = None
+    silent: bool = False  # another process shows it
 
 
 ELSEWHERE = "choose a place you can write to"
@@ -99,11 +100,13 @@ def _execute(function: Callable[[], Outcome], run: RunOptions) -> None:
         except BrokenPipeError:  # whoever read the output has enough, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except (Exception, KeyboardInterrupt) as error:
-            if request and not isinstance(error, stopping.Stopped):  # whatever the signal made of it
+            if request and not isinstance(error, stopping.Stopped | ProcessLostError):  # whatever the signal made of it
                 message, code = stopping.SAYING, request.exit_code
             else:
                 message, code = _said_of(error, run)
             request.told = True
+            if _said_elsewhere(error, bool(request)):
+                raise typer.Exit(code) from None
             _fail(message, code, run)
         else:
             if outcome.error is not None:
@@ -128,8 +131,17 @@ def _said_of(error: BaseException, run: RunOptions) -> tuple[str, int]:
     return f"unexpected {what}; run again with --debug for the traceback, and report it", 1
 
 
+def _said_elsewhere(error: BaseException, stopped: bool) -> bool:
+    """Whether another process of the same training says it."""
+    if isinstance(error, FeatkitError) and error.said is not None:
+        return error.said
+    return (stopped or isinstance(error, FeatkitError | KeyboardInterrupt)) and not launched.speaks()
+
+
 def _last_words(request: stopping.StopRequest, run: RunOptions) -> None:
     """What is said when native code would not stop. The main thread may hold Python's own streams."""
+    if not launched.speaks():
+        return
     if run.json:
         answer = {"error": stopping.SAYING, "exit_code": request.exit_code}
         os.write(1, f"{json.dumps(answer)}\n".encode())
@@ -158,6 +170,8 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 def _show(outcome: Outcome, run: RunOptions) -> None:
+    if outcome.silent:
+        return
     if run.json:
         print(json.dumps(outcome.data, allow_nan=False, default=_plain), flush=True)
         return

@@ -28,6 +28,13 @@ Example: `featkit train scfeat --data posed/mine --out runs/mine --budget 2h`
 Recipes: scfeat-s (ResNet-18, with a warm-up), scfeat-paper (ResNet-50, from --encoder-weights). Stopped at any moment,
 the same command goes on. The run's folder holds best.safetensors, report.html and a folder for each stage."""
 
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes on this machine, each with a device of its own.", min=1, show_default="1, or torchrun's"
+    ),
+]
+
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown")
 
 
@@ -46,7 +53,7 @@ def patch(
         int | None, typer.Option(help="Pairs (DOAP: patches) in a batch.", min=2, show_default="the recipe's")
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16.", show_default="the recipe's")] = None,
-    devices: Annotated[int, typer.Option(help="Processes, each with a device of its own.", min=1)] = 1,
+    devices: Devices = None,
     settings: options.Settings = None,
     overwrite: options.Overwrite = False,
     *,
@@ -57,6 +64,7 @@ def patch(
     from featkit.errors import UsageError
     from featkit.registry import configured
     from featkit.report.training import training_report, training_table
+    from featkit.training.launch import launch
     from featkit.training.patch_config import PatchTraining
     from featkit.training.train_patch import train_patch
 
@@ -67,11 +75,15 @@ def patch(
     _, recipe = configured("task", config, changes)
     if not isinstance(recipe, PatchTraining):
         raise UsageError(f"--config {config}: not the training of a patch descriptor")
-    sets = [_read(path) for path in data]
-    patches = sets[0] if len(sets) == 1 else union(sets, "+".join(one.name for one in sets))
-    trained = train_patch(recipe, patches, out, name=config, device=run.device, devices=devices, overwrite=overwrite)
-    if not trained.is_first:  # another process speaks
-        return Outcome(trained.summary)
+    world = launch(run.device, devices, recipe.precision, recipe.timeout_s)
+    with world.one_voice():
+        sets = [_read(path) for path in data]
+        patches = sets[0] if len(sets) == 1 else union(sets, "+".join(one.name for one in sets))
+        trained = train_patch(
+            recipe, patches, out, name=config, device=run.device, devices=devices, overwrite=overwrite
+        )
+    if not trained.is_first:
+        return Outcome(trained.summary, silent=True)
     report = training_report(out)
     lines = [f"weights: {out / 'best.safetensors'}", f"report: {report}"]
     return Outcome(trained.summary, lines, [training_table(trained.summary)])
@@ -101,7 +113,7 @@ def scfeat(
         str | None, typer.Option(help="Length as a time: 90s, 30min, 2h.", show_default="the recipe's steps")
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16.", show_default="the recipe's")] = None,
-    devices: Annotated[int, typer.Option(help="Processes, each with a device of its own.", min=1)] = 1,
+    devices: Devices = None,
     settings: options.Settings = None,
     overwrite: options.Overwrite = False,
     *,
@@ -112,6 +124,7 @@ def scfeat(
     from featkit.errors import UsageError
     from featkit.registry import configured
     from featkit.report.training import stages_report, training_table
+    from featkit.training.launch import launch
     from featkit.training.scfeat.config import ScfeatTraining
     from featkit.training.scfeat.stages import STAGES, ScfeatData, ScfeatStages
 
@@ -126,18 +139,22 @@ def scfeat(
     if not isinstance(recipe, ScfeatTraining):
         raise UsageError(f"--config {config}: not a training of SCFeat")
     recipe = recipe if steps is None else recipe.scaled_to(steps)
-    learned_from = ScfeatData(data.stem, read_posed_pairs(data, recipe.data, recipe.seed), tuple(photos or [data]))
-    trained = ScfeatStages(recipe, run.device).run(
-        learned_from,
-        out,
-        name=Path(config).stem,
-        encoder_weights=encoder_weights,
-        stages=stage or STAGES,
-        devices=devices,
-        overwrite=overwrite,
-    )
+    world = launch(run.device, devices, timeout_s=recipe.timeout_s)
+    with world.one_voice():
+        learned_from = ScfeatData(data.stem, read_posed_pairs(data, recipe.data, recipe.seed), tuple(photos or [data]))
+        trained = ScfeatStages(recipe, run.device).run(
+            learned_from,
+            out,
+            name=Path(config).stem,
+            encoder_weights=encoder_weights,
+            stages=stage or STAGES,
+            devices=devices,
+            overwrite=overwrite,
+        )
     summaries = {Path(one.folder).name: one.summary for one in trained}
-    if not trained or not trained[-1].is_first:  # another process speaks
+    if not world.is_first:
+        return Outcome({"stages": summaries}, silent=True)
+    if not trained:
         return Outcome({"stages": summaries})
     report = stages_report(out, STAGES)
     lines = [f"weights: {out / 'best.safetensors'}", f"report: {report}"]

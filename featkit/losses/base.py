@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -9,6 +10,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from featkit.config import Config
+
+Total = Callable[[Tensor], Tensor]
+"""Adds values without gradient up over the processes that have a part of the batch each."""
+
+
+def alone(values: Tensor) -> Tensor:
+    """The `Total` of a process that has the whole batch."""
+    return values
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,9 @@ class TrainingConfig(Config):
     seed: int = Field(0, ge=0)
     compile: Runtime[bool] = False
     """torch.compile for the network."""
+    timeout_s: Runtime[float] = Field(600.0, gt=0)
+    """Seconds that a process waits for the others of its training before it gives up: longer than a look at what is
+    held out, which the first one takes by itself."""
     save_every_s: Runtime[float] = Field(120.0, gt=0)
     """Seconds between two checkpoints."""
     save_every: Runtime[int] = Field(0, ge=0)

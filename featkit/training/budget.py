@@ -55,7 +55,7 @@ def steps_in(budget_s: float, task_class: Callable[..., Task], config: TrainingC
     if world.device.type == "cuda":
         torch.cuda.empty_cache()
     before_s = measure_s if task.starts_trained else 0.0
-    steps = int(world.first_says(_steps_that_fit(RESERVE * budget_s - before_s, step_s, measure_s, config)))
+    steps = int(world.from_first(lambda: _steps_that_fit(RESERVE * budget_s - before_s, step_s, measure_s, config)))
     if steps < 1:
         least_s = (before_s + step_s + measure_s) / RESERVE
         raise UsageError(

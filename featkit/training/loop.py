@@ -30,7 +30,6 @@ from featkit.training.whole_batch import random_state, set_random_state
 from featkit.training.world import World
 
 LOGGER = logging.getLogger(__name__)
-RANK_SEEDS = 1_000_003  # between the seeds of two steps: more than there are processes
 
 
 @dataclass
@@ -60,7 +59,7 @@ class Run:
 
     def resume(self) -> bool:
         """Go on from the folder's checkpoint; whether there is one. Raises UsageError, BadInputError."""
-        state = load_checkpoint(self.folder.checkpoint)
+        state = self.world.from_first(lambda: load_checkpoint(self.folder.checkpoint))
         if state is None:
             return False
         check_same(state, self.config, self.identity, self.folder.path)
@@ -74,10 +73,7 @@ class Run:
                 ) from None
         self.optimiser.load_state_dict(state["optimiser"])
         self.task.restore(state["task"])
-        if self.world.is_first:
-            set_random_state(state["random"], self.world.device)
-        else:  # its own was not saved: dropout must not be the first process's
-            torch.manual_seed(self.config.seed + self.world.rank + RANK_SEEDS * state["progress"]["step"])
+        set_random_state(state["random"], self.world.device)  # the same in all processes
         self.done = Progressed(**state["progress"])
         return True
 
@@ -187,7 +183,8 @@ class Run:
         if self.config.snapshots and self.world.is_first and self._turns(1 / self.config.snapshots):
             path = self.folder.snapshots / f"step_{self.done.step:07d}.safetensors"
             path.parent.mkdir(exist_ok=True)
-            self.task.save_weights(path, self.task.network.state_dict(), {"step": str(self.done.step)})
+            with torch.random.fork_rng(devices=[]):  # building a network draws
+                self.task.save_weights(path, self.task.network.state_dict(), {"step": str(self.done.step)})
 
     def _show(self) -> None:
         turns = self.task.picture_turns

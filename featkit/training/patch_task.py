@@ -25,6 +25,7 @@ from featkit.models.patch_network import PatchNetwork
 from featkit.training.held_out import HeldOutPairs, held_out_fpr95, held_out_pairs, split_classes
 from featkit.training.patch_config import AdaSample, Groups, PatchTraining
 from featkit.training.patch_feed import Draw, Fed, PatchFeed
+from featkit.training.shared_norm import share_batch_norms
 from featkit.training.task import Score
 from featkit.training.whole_batch import backward, in_two
 from featkit.training.world import World
@@ -70,6 +71,8 @@ class PatchTask:
     def prepare(self, data: PatchSet, world: World) -> None:
         """Take the patches to train with. Raises BadInputError and UsageError when they are too few."""
         self.world = world
+        if not isinstance(self.config.sampler, Groups):
+            world.check_batch(self.config.batch_size, "pairs")
         classes = usable_classes(data.classes)
         train, out = split_classes(classes, self.config.held_out, self.config.seed)
         self._pairs: HeldOutPairs | None = None
@@ -84,7 +87,9 @@ class PatchTask:
             getattr(self.config.sampler, "filled_rotation_deg", 0.0),
         )
         self.feed = PatchFeed(data.patches, draw, world.device, self._part, self.config.patches_on)
-        trunk, self._head = in_two(self.network)
+        trunk, self._head = in_two(self.network, several=world.size > 1)
+        if world.size > 1:
+            share_batch_norms(trunk, world.total)
         self._trunk: Any = torch.compile(trunk) if self.config.compile else trunk
 
     def _sampler(self, train: ClassIndex, data: PatchSet) -> Sampler:

@@ -16,16 +16,18 @@ import numpy as np
 import torch
 
 from featkit import __version__
+from featkit.config import differences
 from featkit.errors import NotWritableError
 from featkit.stopping import Stopped
 from featkit.store.lock import locked
 from featkit.training.base_config import TrainingConfig
 from featkit.training.budget import seconds_of, steps_in
 from featkit.training.checkpoint import load_checkpoint
+from featkit.training.launch import launch
 from featkit.training.loop import Run
 from featkit.training.run_folder import RunFolder
 from featkit.training.task import Task
-from featkit.training.world import World, launch
+from featkit.training.world import World
 
 LOGGER = logging.getLogger(__name__)
 
@@ -47,15 +49,16 @@ def train(
     *,
     name: str = "",
     device: str = "auto",
-    devices: int = 1,
+    devices: int | None = None,
     overwrite: bool = False,
 ) -> Trained:
     """Train a network by a task. data: of the type that the task takes. name: of the recipe, for the records.
 
-    Raises UsageError, BadInputError, NotWritableError, NothingCameOutError (a loss that is no number) and Stopped
-    (after SIGTERM or SIGINT, everything saved).
+    devices: processes on this machine; None: one, or as many as torchrun started. `output` is read and written by the
+    first process only. Raises UsageError, BadInputError, NotWritableError, NothingCameOutError (a loss that is no
+    number), ProcessLostError and Stopped (after SIGTERM or SIGINT, everything saved).
     """
-    world = launch(device, devices, config.precision)
+    world = launch(device, devices, config.precision, config.timeout_s)
     folder = RunFolder(output)
     with locked(folder.checkpoint) if world.is_first else nullcontext():
         if overwrite and world.is_first:
@@ -70,10 +73,12 @@ def _in_folder(
     if config.budget:
         config = config.model_copy(update={"steps": budgeted_steps(task_class, config, data, folder, world)})
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-        torch.manual_seed(config.seed + world.rank)  # dropout draws from torch's own generator
+        torch.manual_seed(config.seed)  # dropout draws from torch's own generator: alike in all processes
         task = task_class(config, str(world.device))
+        identity = task.identity_of(data)
+        check_same(config, identity, world)
         task.prepare(data, world)
-        run = Run(task, folder, world, task.identity_of(data))
+        run = Run(task, folder, world, identity)
         try:
             return _train(run, task, name, data)
         finally:
@@ -81,18 +86,31 @@ def _in_folder(
             folder.close()
 
 
+def check_same(config: TrainingConfig, identity: str, world: World) -> None:
+    """Raises UsageError in a process that was started with something else than the first."""
+    if world.size > 1:
+        world.check_same("featkit", __version__)
+        world.check_same("data", identity)
+        world.check_same("configuration", config.canonical_json(), lambda first: differences(first, config))
+
+
 def budgeted_steps(
     task_class: Callable[..., Task], config: TrainingConfig, data: Any, folder: RunFolder, world: World
 ) -> int:
     """Steps for the configuration's budget: those of the run in the folder when it has the same one."""
     seconds = seconds_of(config.budget)
-    state = load_checkpoint(folder.checkpoint)
-    if state is not None:
-        stored = json.loads(state["config"])
+    stored_config = world.from_first(lambda: _stored_config(folder))
+    if stored_config is not None:
+        stored = json.loads(stored_config)
         if stored.get("budget") == config.budget:
             return int(stored["steps"])
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
         return steps_in(seconds, task_class, config, data, world)
+
+
+def _stored_config(folder: RunFolder) -> str | None:
+    state = load_checkpoint(folder.checkpoint)
+    return None if state is None else state["config"]
 
 
 def _train(run: Run, task: Task, name: str, data: Any) -> Trained:
@@ -113,6 +131,7 @@ def _train(run: Run, task: Task, name: str, data: Any) -> Trained:
     if run.world.is_first:
         folder.write_summary(summary)
         export(run, task, summary)
+    run.world.barrier()  # what comes next may start from the weights
     return Trained(folder.path, summary, run.world.is_first)
 
 

@@ -25,19 +25,59 @@ from featkit.training.world import World
 Trunk = Callable[[Tensor], Tensor]
 
 
-def in_two(network: PatchNetwork) -> tuple[nn.Module, Callable[[Float[Tensor, "m f"]], PatchDescription]]:
+class PartOfDropout(nn.Module):
+    """Dropout of a part of a batch that is that of the whole batch: what every process draws alike, cut to its rows.
+
+    The features of the part come in pieces, one after the other; `start` is called before the first.
+    """
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+        self._rows, self._count, self._at = slice(0), 0, 0
+        self._factor: Tensor | None = None
+
+    def start(self, rows: slice, count: int) -> None:
+        """Of `count` rows of the whole batch, `rows` come. Draws anew."""
+        self._rows, self._count = rows, count
+        self._factor = None
+        self.again()
+
+    def again(self) -> None:
+        """The same rows once more, with the same draw."""
+        self._at = 0
+
+    @torch.compiler.disable
+    def forward(self, maps: Float[Tensor, "p c h w"]) -> Float[Tensor, "p c h w"]:
+        if self._factor is None:
+            ones = torch.ones((self._count, *maps.shape[1:]), dtype=maps.dtype, device=maps.device)
+            ones = ones.contiguous(memory_format=torch.channels_last)
+            self._factor = nn.functional.dropout(ones, self.probability)[self._rows].clone()
+        piece = self._factor[self._at : self._at + len(maps)]
+        self._at += len(maps)
+        return maps * piece
+
+
+def in_two(
+    network: PatchNetwork, several: bool = False
+) -> tuple[nn.Module, Callable[[Float[Tensor, "m f"]], PatchDescription]]:
     """The network up to its last BatchNorm, and the rest: `head(trunk(patches))` is `network(patches)`.
 
-    Both work on the network's own layers and parameters.
+    Both work on the network's own layers and parameters. several: processes; dropout, then a PartOfDropout, is on.
     """
     body = copy.copy(network.trunk)
     body._modules = dict(body._modules)  # the copy's own table: the network keeps its last layer
     if isinstance(body, HyNet):
         norm: nn.Module = body.norm
         body.norm = nn.Identity()
+        if several:
+            body.dropout = PartOfDropout(body.dropout.p)
     else:
         norm = body.features[-1]
         body.features = body.features[:-1]
+        if several:
+            layers = (PartOfDropout(one.p) if isinstance(one, nn.Dropout) else one for one in body.features)
+            body.features = nn.Sequential(*layers)
 
     def head(features: Float[Tensor, "m f"]) -> PatchDescription:
         return network.described(norm(features[:, :, None, None]).flatten(1))
@@ -58,7 +98,10 @@ def backward(
 
     patches: this process's part of the batch. count: patches of the whole batch. loss_of: from the features of all.
     """
-    parts = patches.split(chunk) if chunk else (patches,)
+    parts = _pieces(patches, count, chunk, world)
+    dropouts = [one for one in getattr(trunk, "modules", tuple)() if isinstance(one, PartOfDropout)]
+    for dropout in dropouts:
+        dropout.start(world.part(count), count)
     if len(parts) == 1:
         own = _features(trunk, patches, world)
         return _through_features(own, count, loss_of, world, own.backward, network)
@@ -71,13 +114,25 @@ def backward(
     after = random_state(world.device)
 
     def again(gradient: Tensor) -> None:
+        for dropout in dropouts:
+            dropout.again()
         with batch_statistics_kept(network):
-            for part, state, piece in zip(parts, states, gradient.split(chunk), strict=True):
+            for part, state, piece in zip(parts, states, gradient.split([len(part) for part in parts]), strict=True):
                 set_random_state(state, world.device)
                 _features(trunk, part, world).backward(piece)
         set_random_state(after, world.device)
 
     return _through_features(torch.cat(found), count, loss_of, world, again, network)
+
+
+def _pieces(patches: Tensor, count: int, chunk: int, world: World) -> tuple[Tensor, ...]:
+    """Of at most `chunk` patches each, as many in every process: BatchNorm waits for the others."""
+    if not chunk:
+        return (patches,)
+    if world.size == 1:
+        return patches.split(chunk)
+    per_process = -(-count // world.size)
+    return patches.tensor_split(-(-per_process // chunk))
 
 
 def _features(trunk: Trunk, patches: Tensor, world: World) -> Float[Tensor, "p f"]:
@@ -97,7 +152,7 @@ def _through_features(
     result = loss_of(whole)
     result.loss.backward()
     assert whole.grad is not None
-    if len(own):
+    if len(own) or world.size > 1:
         back(whole.grad[world.part(count)])
     world.sum_gradients(network.parameters())
     return result

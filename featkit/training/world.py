@@ -1,28 +1,37 @@
 """Where a training runs: one process or several, each with one device, under Lightning Fabric.
 
 Every process draws the same batch and describes its part of it; descriptors are gathered, so that the loss is that of
-the whole batch in every process, and parameter gradients are summed.
+the whole batch in every process, and parameter gradients are summed. SCFeat's losses are sums over pairs of images:
+each process has its part of them. What a run starts from comes from the first process, which alone reads and writes
+the run's folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from featkit.device import torch_device
-from featkit.errors import UsageError
+from featkit.errors import FeatkitError, ProcessLostError, UsageError
+from featkit.launched import launched
+
+T = TypeVar("T")
+STORE_S = 5.0  # within which the store of a world that breaks must answer
+FAILED = "featkit/failed"
 
 
 class World:
     """The processes of a training, as the code of one of them sees them."""
 
-    def __init__(self, fabric: Any):
+    def __init__(self, fabric: Any, timeout_s: float = 0.0):
+        """timeout_s: within which the processes wait for each other."""
         self._fabric = fabric
+        self._timeout_s = timeout_s
         self.device: torch.device = fabric.device
         self.rank: int = fabric.global_rank
         self.size: int = fabric.world_size
@@ -40,6 +49,14 @@ class World:
         per_process = -(-count // self.size)
         return slice(min(self.rank * per_process, count), min((self.rank + 1) * per_process, count))
 
+    def check_batch(self, count: int, unit: str) -> None:
+        """Raises UsageError for a batch that cannot be parted equally among the processes."""
+        if count % self.size:
+            raise UsageError(
+                f"batch_size: {count} {unit} cannot be parted equally among {self.size} processes; "
+                f"take {max(1, round(count / self.size)) * self.size}, or another number of processes"
+            )
+
     def gather(self, rows: Float[Tensor, "p d"], count: int) -> Float[Tensor, "m d"]:
         """The rows of all processes, in the order of the batch, without gradient. count: rows of the whole batch."""
         rows = rows.detach()
@@ -48,7 +65,17 @@ class World:
         per_process = -(-count // self.size)
         padded = torch.zeros((per_process, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
         padded[: len(rows)] = rows
-        return self._fabric.all_gather(padded).flatten(0, 1)[:count]
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        with self._together():
+            torch.distributed.all_gather(parts, padded)
+        return torch.cat(parts)[:count]
+
+    def total(self, values: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """The sum of the processes' values, without gradient."""
+        if self.size == 1:
+            return values.detach()
+        with self._together():
+            return self._fabric.all_reduce(values.detach().clone(), reduce_op="sum")
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Add the gradients of all processes up, in place."""
@@ -56,10 +83,10 @@ class World:
             return
         gradients = []
         for parameter in parameters:
-            if parameter.grad is None:  # this process had no patch of the batch
+            if parameter.grad is None:  # this process had nothing of the batch
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-        total = self._fabric.all_reduce(torch.cat([g.flatten() for g in gradients]), reduce_op="sum")
+        total = self.total(torch.cat([g.flatten() for g in gradients]))
         for gradient, part in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
@@ -67,45 +94,77 @@ class World:
         """Whether it is true in one of the processes."""
         if self.size == 1:
             return flag
-        value = torch.tensor(float(flag), device=self.device)
-        return bool(self._fabric.all_reduce(value, reduce_op="sum").item() > 0)
+        return bool(self.total(torch.tensor(float(flag), device=self.device)).item() > 0)
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
         if self.size > 1:
-            self._fabric.barrier()
+            with self._together():
+                self._fabric.barrier()
 
-    def first_says(self, value: Any) -> Any:
-        """The value that the first process has."""
-        return value if self.size == 1 else self._fabric.broadcast(value)
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What the first process makes; what it raises is raised by all."""
+        if self.size == 1:
+            return make()
+        made: tuple[T | None, FeatkitError | None] = (None, None)
+        if self.is_first:
+            try:
+                made = make(), None
+            except FeatkitError as error:
+                made = None, error
+        with self._together():
+            value, failure = self._fabric.broadcast(made)
+        if failure is not None:
+            raise failure
+        return cast(T, value)
 
+    def check_same(self, what: str, value: str, compared: Callable[[str], str] = "not {}".format) -> None:
+        """Raises UsageError in a process that has another value than the first.
 
-def launch(device: str = "auto", devices: int = 1, precision: str = "fp32") -> World:
-    """Start the processes of a training: one per device. Raises UsageError for devices that are not there."""
-    chosen = torch_device(device)
-    if chosen.type == "cuda" and devices > torch.cuda.device_count():
-        raise UsageError(f"--devices {devices}: torch sees {torch.cuda.device_count()} CUDA devices")
-    if devices < 1:
-        raise UsageError(f"--devices {devices}: at least one")
-    which: Any = devices
-    if chosen.type == "cuda" and devices == 1:
-        which = [chosen.index or 0]
-    fabric = _fabric_class()(
-        accelerator=chosen.type,
-        devices=which,
-        strategy="ddp" if devices > 1 else "auto",
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
-    )
-    fabric.launch()
-    return World(fabric)
+        For the message: what it is, and how this process's differs from the first one's.
+        """
+        first = self.from_first(lambda: value)
+        if value != first:
+            import socket
 
+            raise UsageError(
+                f"process {self.rank} on {socket.gethostname()} has another {what} than the first"
+                f" ({compared(first)});"
+                " start all of them with the same command, data and version"
+            )
 
-def _fabric_class() -> Any:
-    try:
-        from lightning.fabric import Fabric
-    except ModuleNotFoundError:
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Something that all processes do. Raises ProcessLostError when another one does not."""
         try:
-            from lightning_fabric import Fabric
-        except ModuleNotFoundError:
-            raise UsageError("training needs Lightning Fabric: pip install 'lightning>=2.4,<3'") from None
-    return Fabric
+            yield
+        except RuntimeError as error:  # what torch.distributed raises for a closed connection and for the timeout
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+            raise ProcessLostError(
+                f"another of the {self.size} processes ended, or was silent for {self._timeout_s:g} s ({reason}); "
+                "run the same command again to go on from the last checkpoint"
+            ) from None
+
+    @contextmanager
+    def one_voice(self) -> Iterator[None]:
+        """Of the processes that end by an error in this block, one says so; in the others it counts as said."""
+        try:
+            yield
+        except Exception as error:
+            alone = self.is_first or (isinstance(error, ProcessLostError) and launched() is not None)
+            speaks = self.size == 1 or _is_first_to_fail(alone)
+            if isinstance(error, FeatkitError):
+                error.said = not speaks
+            raise
+
+
+def _is_first_to_fail(alone: bool) -> bool:
+    """Asks the store that all processes share. alone: the answer where it went with the process that held it."""
+    from torch.distributed import distributed_c10d
+
+    try:
+        store = distributed_c10d._get_default_store()
+        store.set_timeout(timedelta(seconds=STORE_S))
+        return bool(store.add(FAILED, 1) == 1)
+    except (RuntimeError, ValueError):
+        return alone

@@ -19,7 +19,19 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "featkit"
 # Rooms of one row may import each other and everything above them.
 ROWS = [
-    {"__init__", "types", "config", "errors", "geometry", "log", "resources", "registry", "device", "stopping"},
+    {
+        "__init__",
+        "types",
+        "config",
+        "errors",
+        "geometry",
+        "log",
+        "resources",
+        "registry",
+        "device",
+        "stopping",
+        "launched",
+    },
     {"store", "images"},
     {"models", "losses", "weights"},
     {"features", "matching", "data", "retrieval"},

@@ -26,9 +26,9 @@ from torch import Tensor
 from featkit.config import Config
 from featkit.geometry.epipolar_lines import homogeneous
 from featkit.geometry.sampling import sample_map
-from featkit.losses.base import LossResult
+from featkit.losses.base import LossResult, Total, alone
 from featkit.losses.distances import full_precision
-from featkit.losses.scfeat.points import inside, mask_at, query_points
+from featkit.losses.scfeat.points import Draws, inside, mask_at, query_points
 
 NO_CANDIDATE = -1e4  # logit of a point that is not in N_i
 
@@ -48,13 +48,15 @@ def contrastive_loss(
     homography01: Float[Tensor, "b 3 3"],
     image_size: tuple[int, int],
     config: ContrastiveLossConfig,
-    generator: torch.Generator,
+    generator: Draws,
     valid0: Bool[Tensor, "b 1 h w"] | None = None,
     valid1: Bool[Tensor, "b 1 h w"] | None = None,
+    total: Total = alone,
 ) -> LossResult:
     """L above. valid0, valid1: pixels of the images that show anything, at image resolution; None: all.
 
     Points that image 1 does not show neither look for their partner nor are negatives. Without any the loss is 0.
+    total: the maps are then a part of a batch; losses and statistics of all parts add up to those of the whole.
     """
     points0 = query_points(len(map0), image_size, config.cell_px, generator, map0.device)
     points1, front = mapped_points(homography01, points0)
@@ -68,7 +70,15 @@ def contrastive_loss(
         cosine = first @ second.mT
         rows, row_hits = _one_way(cosine, points1, shown, config)
         columns, column_hits = _one_way(cosine.mT, points0, shown, config)
-    return LossResult((rows + columns) / 2, _statistics(cosine.detach(), shown, (row_hits + column_hits) / 2))
+    points, all_points = total(torch.stack([shown.sum(), torch.ones_like(shown).sum()]))
+    number = points.clamp(min=1)
+    own = torch.where(shown, cosine.detach().diagonal(dim1=1, dim2=2), 0.0).sum()
+    statistics = {
+        "own_similarity": own / number,
+        "found_share": (row_hits + column_hits) / (2 * number),
+        "shown_share": shown.sum() / all_points,
+    }
+    return LossResult((rows / number + columns / number) / 2, statistics)
 
 
 def mapped_points(
@@ -86,23 +96,11 @@ def _one_way(
     shown: Bool[Tensor, "b n"],
     config: ContrastiveLossConfig,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The row term, and the share of points whose own partner is the best of its candidates."""
+    """The row term's sum over points, and how many have their own partner as the best of their candidates."""
     own = torch.eye(cosine.shape[1], dtype=torch.bool, device=cosine.device)
     far = torch.cdist(targets, targets, compute_mode="donot_use_mm_for_euclid_dist") >= config.exclusion_px
     candidates = own | (far & shown[:, None])
     logits = (config.temperature * cosine).masked_fill(~candidates, NO_CANDIDATE)
     loss = logits.logsumexp(2) - logits.diagonal(dim1=1, dim2=2)
-    number = shown.sum().clamp(min=1)
     best = logits.detach().argmax(2) == torch.arange(cosine.shape[1], device=cosine.device)
-    return torch.where(shown, loss, 0.0).sum() / number, (best & shown).sum() / number
-
-
-def _statistics(
-    cosine: Float[Tensor, "b n n"], shown: Bool[Tensor, "b n"], hits: Float[Tensor, ""]
-) -> dict[str, Tensor]:
-    own = cosine.diagonal(dim1=1, dim2=2)
-    return {
-        "own_similarity": torch.where(shown, own, 0.0).sum() / shown.sum().clamp(min=1),
-        "found_share": hits,
-        "shown_share": shown.float().mean(),
-    }
+    return torch.where(shown, loss, 0.0).sum(), (best & shown).sum()

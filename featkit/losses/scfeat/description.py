@@ -24,9 +24,9 @@ from pydantic import Field
 from torch import Tensor
 
 from featkit.geometry.epipolar_lines import point_line_distance
-from featkit.losses.base import LossResult
+from featkit.losses.base import LossResult, Total, alone
 from featkit.losses.scfeat.line_to_window import LineToWindowConfig, WindowMatches, search_line_to_window
-from featkit.losses.scfeat.points import mask_at, query_points
+from featkit.losses.scfeat.points import Draws, mask_at, query_points
 
 
 class DescriptionLossConfig(LineToWindowConfig):
@@ -58,17 +58,19 @@ def description_loss(
     fundamental01: Float[Tensor, "b 3 3"],
     image_size: tuple[int, int],
     config: DescriptionLossConfig,
-    generator: torch.Generator,
+    generator: Draws,
     valid0: Bool[Tensor, "b 1 h w"] | None = None,
     valid1: Bool[Tensor, "b 1 h w"] | None = None,
+    total: Total = alone,
 ) -> LossResult:
     """L_desc above. valid0, valid1: pixels of the images that show anything, at image resolution; None: all.
 
     Without any match that counts the loss is 0, with a gradient of 0.
+    total: the maps are then a part of a batch; losses and statistics of all parts add up to those of the whole.
     """
-    there = one_way(map0, map1, fundamental01, image_size, config, generator, valid0, valid1)
-    back = one_way(map1, map0, fundamental01.mT, image_size, config, generator, valid1, valid0)
-    return LossResult(there.loss + back.loss, _statistics(there, back))
+    there = one_way(map0, map1, fundamental01, image_size, config, generator, valid0, valid1, total)
+    back = one_way(map1, map0, fundamental01.mT, image_size, config, generator, valid1, valid0, total)
+    return LossResult(there.loss + back.loss, _statistics(there, back, total=total))
 
 
 def one_way(
@@ -77,11 +79,12 @@ def one_way(
     fundamental01: Float[Tensor, "b 3 3"],
     image_size: tuple[int, int],
     config: DescriptionLossConfig,
-    generator: torch.Generator,
+    generator: Draws,
     valid0: Bool[Tensor, "b 1 h w"] | None = None,
     valid1: Bool[Tensor, "b 1 h w"] | None = None,
+    total: Total = alone,
 ) -> OneWay:
-    """Query points of image 0, their matches in image 1, and eq. 14 of them."""
+    """Query points of image 0, their matches in image 1, and eq. 14 of them (with `total`: their share of it)."""
     points0 = query_points(len(map0), image_size, config.cell_px, generator, map0.device)
     points0 = points0.to(torch.promote_types(map0.dtype, torch.float32))
     matches = search_line_to_window(map0, map1, points0, fundamental01, image_size, config, generator, valid1)
@@ -90,8 +93,8 @@ def one_way(
     valid = matches.valid & mask_at(valid0, points0)
     counted = valid & ~too_far
     weight = torch.where(counted, _weight(matches.deviation, config), 0.0)
-    total = (weight * torch.where(counted, distance, 0.0)).sum()
-    loss = total / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+    weighted = (weight * torch.where(counted, distance, 0.0)).sum()
+    loss = weighted / total(weight.sum()).clamp(min=torch.finfo(weight.dtype).tiny)
     return OneWay(loss, points0, matches, distance.detach(), valid, counted)
 
 
@@ -101,16 +104,17 @@ def _weight(deviation: Float[Tensor, "b n"], config: DescriptionLossConfig) -> F
     return 1 / (deviation if config.weight == "deviation" else deviation.square())
 
 
-def _statistics(*ways: OneWay) -> dict[str, Tensor]:
+def _statistics(*ways: OneWay, total: Total) -> dict[str, Tensor]:
     """Over all queries whose line crosses the other image, both ways; 0 when there are none."""
     valid = torch.cat([way.valid for way in ways])
     counted = torch.cat([way.counted for way in ways])
     distance = torch.cat([way.distance for way in ways])
     deviation = torch.cat([way.matches.deviation for way in ways])
-    number = valid.sum().clamp(min=1)
+    valid_queries, queries = total(torch.stack([valid.sum(), torch.ones_like(valid).sum()]))
+    number = valid_queries.clamp(min=1)
     return {
         "epipolar_distance_px": torch.where(valid, distance, 0.0).sum() / number,
         "deviation_px": torch.where(valid, deviation, 0.0).sum() / number,
-        "valid_share": valid.float().mean(),
-        "counted_share": counted.float().mean(),
+        "valid_share": valid.sum() / queries,
+        "counted_share": counted.sum() / queries,
     }

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from featkit.config import Config
 from featkit.geometry.eight_point import PAIRS, fundamental_of_eight, unit_norm
-from featkit.losses.scfeat.points import uniform
+from featkit.losses.base import Total, alone
+from featkit.losses.scfeat.points import Draws, uniform
 
 Scale = Literal["image", "pixels", "authors"]
 
@@ -61,16 +62,20 @@ def fundamental_error(
     fundamental01: Float[Tensor, "b 3 3"],
     image_size: tuple[int, int],
     config: FundamentalErrorConfig,
-    generator: torch.Generator,
+    generator: Draws,
+    total: Total = alone,
 ) -> FundamentalError:
-    """L_fme above, with the good pairs' indices drawn at random; draws that determine no F are passed over."""
+    """L_fme above, with the good pairs' indices drawn at random; draws that determine no F are passed over.
+
+    total: the batch's sum, where this is a part of one, is that of all parts.
+    """
     chosen, enough = draw_sets(good, config.draws, generator)
     sets0, sets1 = (_picked(points, chosen[..., side]) for side, points in enumerate((points0, points1)))
     errors = set_errors(sets0, sets1, fundamental01, image_size, config)
     value = torch.where(errors.isnan(), torch.inf, errors).amin(1).to(points0.dtype)
     defined = enough & value.isfinite()
     value = torch.where(defined, value, 0.0)
-    return FundamentalError(value.sum().expand_as(value) if config.over == "batch" else value, defined)
+    return FundamentalError(total(value.sum()).expand_as(value) if config.over == "batch" else value, defined)
 
 
 def _picked(points: Float[Tensor, "b n 2"], which: Int[Tensor, "b draws 8"]) -> Float[Tensor, "b draws 8 2"]:
@@ -108,7 +113,7 @@ def _smooth_l1(found: Float[Tensor, "b draws 3 3"], truth: Float[Tensor, "b 1 3 
 
 
 def draw_sets(
-    good: Bool[Tensor, "b n m"], draws: int, generator: torch.Generator
+    good: Bool[Tensor, "b n m"], draws: int, generator: Draws
 ) -> tuple[Int[Tensor, "b draws 8 2"], Bool[Tensor, " b"]]:
     """Row and column of eight different good pairs per draw, all subsets equally likely; and who has eight.
 
@@ -127,7 +132,7 @@ def draw_sets(
     return torch.stack([rows, columns], dim=-1).unflatten(1, (draws, PAIRS)), counts >= PAIRS
 
 
-def _subsets(counts: Int[Tensor, " b"], draws: int, generator: torch.Generator) -> Int[Tensor, "b draws 8"]:
+def _subsets(counts: Int[Tensor, " b"], draws: int, generator: Draws) -> Int[Tensor, "b draws 8"]:
     """Eight different numbers below each count, by Floyd's algorithm: any up to the k-th of the last 8, or that one."""
     u = uniform((len(counts), draws, PAIRS), generator, counts.device).double()
     last = (counts[:, None] - PAIRS + torch.arange(PAIRS, device=counts.device)).clamp(min=0)  # (b, 8)

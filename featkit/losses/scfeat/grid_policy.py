@@ -23,7 +23,7 @@ from torch import Tensor
 
 from featkit.config import Config
 from featkit.losses.distances import full_precision
-from featkit.losses.scfeat.points import mask_at, uniform
+from featkit.losses.scfeat.points import Draws, mask_at, uniform
 
 
 class GridPolicyConfig(Config):
@@ -43,7 +43,7 @@ class KeypointSample:
 def sample_keypoints(
     scores: Float[Tensor, "b 1 h w"],
     config: GridPolicyConfig,
-    generator: torch.Generator,
+    generator: Draws,
     valid: Bool[Tensor, "b 1 h w"] | None = None,
 ) -> KeypointSample:
     """One draw of the policy, cells row by row. valid: pixels that may become keypoints; None: all.

@@ -32,7 +32,7 @@ from featkit.config import Config
 from featkit.geometry.epipolar_lines import clip_to_image, epipolar_lines
 from featkit.geometry.sampling import sample_map
 from featkit.losses.distances import full_precision
-from featkit.losses.scfeat.points import inside, mask_at, uniform
+from featkit.losses.scfeat.points import Draws, inside, mask_at, uniform
 
 
 class LineToWindowConfig(Config):
@@ -70,7 +70,7 @@ def search_line_to_window(
     fundamental01: Float[Tensor, "b 3 3"],
     image_size: tuple[int, int],
     config: LineToWindowConfig,
-    generator: torch.Generator,
+    generator: Draws,
     valid1: Bool[Tensor, "b 1 h w"] | None = None,
 ) -> WindowMatches:
     """Matches in image 1 of query points of image 0. valid1: pixels of image 1 that show anything; None: all."""
@@ -124,7 +124,7 @@ def _jitter(
     shape: torch.Size,
     image_size: tuple[int, int],
     config: LineToWindowConfig,
-    generator: torch.Generator,
+    generator: Draws,
     like: Tensor,
 ) -> Float[Tensor, "b n 2"]:
     """Uniform moves within +-jitter of half the window, along both axes independently, in pixels."""

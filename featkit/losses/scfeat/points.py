@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TypeAlias
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def uniform(shape: tuple[int, ...], generator: torch.Generator, device: torch.device | str) -> Float[Tensor, "..."]:
-    """Uniform numbers in [0, 1), drawn where the generator lives: one of the CPU gives every device the same."""
-    return torch.rand(shape, generator=generator, device=generator.device).to(device)
+@dataclass(frozen=True)
+class PartOfDraws:
+    """Draws for some rows of a batch, as they would be for the whole of it. rows: which, of `count`.
+
+    All processes have a generator in the same state, which moves on by the whole batch in each of them.
+    """
+
+    generator: torch.Generator
+    rows: slice
+    count: int
+
+
+Draws: TypeAlias = torch.Generator | PartOfDraws
+
+
+def uniform(shape: tuple[int, ...], draws: Draws, device: torch.device | str) -> Float[Tensor, "..."]:
+    """Uniform numbers in [0, 1), drawn where the generator lives: one of the CPU gives every device the same.
+
+    The first axis is that of the batch.
+    """
+    if isinstance(draws, PartOfDraws):
+        return uniform((draws.count, *shape[1:]), draws.generator, device)[draws.rows]
+    return torch.rand(shape, generator=draws, device=draws.device).to(device)
 
 
 def query_points(
-    b: int, image_size: tuple[int, int], cell: int, generator: torch.Generator, device: torch.device | str = "cpu"
+    b: int, image_size: tuple[int, int], cell: int, generator: Draws, device: torch.device | str = "cpu"
 ) -> Float[Tensor, "b n 2"]:
     """A uniformly random pixel of every whole cell of `cell` x `cell` pixels, row by row, for each of `b` images.
 

@@ -30,12 +30,12 @@ from torch import Tensor
 
 from featkit.config import Config
 from featkit.geometry.sampling import sample_map
-from featkit.losses.base import LossResult
+from featkit.losses.base import LossResult, Total, alone
 from featkit.losses.distances import full_precision
-from featkit.losses.negatives import mean_where
 from featkit.losses.scfeat.epipolar_matches import match_matrix
 from featkit.losses.scfeat.fundamental_error import FundamentalError, FundamentalErrorConfig, fundamental_error
 from featkit.losses.scfeat.grid_policy import GridPolicyConfig, KeypointSample, accepted_first, sample_keypoints
+from featkit.losses.scfeat.points import Draws
 from featkit.losses.scfeat.rewards import RewardConfig, regulariser_factor, rewards
 
 NOT_DRAWN = -1e3  # instead of a cosine: beside anything that was drawn its probability is 0
@@ -59,10 +59,11 @@ class DetectionLossConfig(Config):
 
 
 class Judged(NamedTuple):
-    """gain: p_ij r_ij, 0 for what was not drawn. Statistics of the pairs of keypoints; nothing here has a gradient."""
+    """gain: p_ij r_ij, 0 for what was not drawn. pairs: of images in the whole batch. Nothing here has a gradient."""
 
     gain: Float[Tensor, "b n m"]
     error: FundamentalError
+    pairs: Float[Tensor, ""]
     statistics: dict[str, Tensor]
 
 
@@ -74,11 +75,13 @@ def detection_loss(
     fundamental01: Float[Tensor, "b 3 3"],
     image_size: tuple[int, int],
     config: DetectionLossConfig,
-    generator: torch.Generator,
+    generator: Draws,
     valid0: Bool[Tensor, "b 1 h w"] | None = None,
     valid1: Bool[Tensor, "b 1 h w"] | None = None,
+    total: Total = alone,
 ) -> LossResult:
     """L_kp above. valid0, valid1: pixels of the images that show anything; None: all.
+    total: the scores are then a part of a batch; losses and statistics of all parts add up to those of the whole.
 
     Raises ValueError for scores that are not at the images' resolution.
     """
@@ -87,10 +90,11 @@ def detection_loss(
     sample0 = accepted_first(sample_keypoints(scores0, config.policy, generator, valid0))
     sample1 = accepted_first(sample_keypoints(scores1, config.policy, generator, valid1))
     with torch.no_grad(), torch.autocast(map0.device.type, enabled=False):
-        judged = _judged(sample0, sample1, map0, map1, fundamental01, image_size, config, generator)
-    loss = policy_loss(sample0, sample1, judged.gain, regulariser_factor(judged.error, config.reward), config)
-    drawn = torch.cat([sample0.accepted.sum(1), sample1.accepted.sum(1)]).float()
-    return LossResult(loss, {"keypoints": drawn.mean(), **judged.statistics})
+        judged = _judged(sample0, sample1, map0, map1, fundamental01, image_size, config, generator, total)
+    factor = regulariser_factor(judged.error, config.reward)
+    loss = policy_loss(sample0, sample1, judged.gain, factor, config, total)
+    drawn = (sample0.accepted.sum() + sample1.accepted.sum()) / (2 * judged.pairs)
+    return LossResult(loss, {"keypoints": drawn, **judged.statistics})
 
 
 def policy_loss(
@@ -99,15 +103,17 @@ def policy_loss(
     gain: Float[Tensor, "b n m"],
     factor: Float[Tensor, " b"],
     config: DetectionLossConfig,
+    total: Total = alone,
 ) -> Float[Tensor, ""]:
     """Eq. 21 with gain_ij = p_ij r_ij and factor = L_fme: the gradient reaches the scores through log P_kp alone."""
     log0 = torch.where(sample0.accepted, sample0.log_probability, 0.0)
     log1 = torch.where(sample1.accepted, sample1.log_probability, 0.0)
     earned = (log0 * gain.sum(2)).sum(1) + (log1 * gain.sum(1)).sum(1)  # sum_ij gain_ij (log0_i + log1_j)
-    total = earned + config.regulariser * factor * (log0.sum(1) + log1.sum(1))
+    gained = earned + config.regulariser * factor * (log0.sum(1) + log1.sum(1))
     if not config.per_keypoint:
-        return -total.sum()
-    return -(total / (sample0.accepted.sum(1) + sample1.accepted.sum(1)).clamp(min=1)).mean()
+        return -gained.sum()
+    each = gained / (sample0.accepted.sum(1) + sample1.accepted.sum(1)).clamp(min=1)
+    return -each.sum() / total(torch.ones_like(each).sum())
 
 
 def _judged(
@@ -118,13 +124,14 @@ def _judged(
     fundamental01: Float[Tensor, "b 3 3"],
     image_size: tuple[int, int],
     config: DetectionLossConfig,
-    generator: torch.Generator,
+    generator: Draws,
+    total: Total,
 ) -> Judged:
     """Matches of the keypoints that were drawn, and what they earn."""
     points = (sample0.points, sample1.points)
     drawn = sample0.accepted[:, :, None] & sample1.accepted[:, None]
     good = match_matrix(*points, fundamental01, config.epsilon_px) & drawn
-    error = fundamental_error(*points, good, fundamental01, image_size, config.error, generator)
+    error = fundamental_error(*points, good, fundamental01, image_size, config.error, generator, total)
     reward = rewards(good, error, config.reward)
     first, second = (
         F.normalize(sample_map(full_precision(maps), at, image_size), dim=2)
@@ -134,14 +141,17 @@ def _judged(
     probability = match_probability(cosine, drawn, config.temperature)
     gain = probability * reward
     matches, good_matches = _mutual_matches(cosine, drawn, good)
+    defined = error.defined.sum()
+    own = (matches, defined, probability.sum(), torch.ones_like(error.value).sum())
+    all_matches, all_defined, all_probability, pairs = total(torch.stack([number.to(gain.dtype) for number in own]))
     statistics = {
-        "good_share": good_matches / matches.clamp(min=1),
-        "good_matches": good_matches / len(good),
-        "fundamental_error": mean_where(error.value, error.defined),
-        "error_defined_share": error.defined.float().mean(),
-        "reward": gain.sum() / probability.sum().clamp(min=torch.finfo(gain.dtype).tiny),
+        "good_share": good_matches / all_matches.clamp(min=1),
+        "good_matches": good_matches / pairs,
+        "fundamental_error": torch.where(error.defined, error.value, 0.0).sum() / all_defined.clamp(min=1),
+        "error_defined_share": defined / pairs,
+        "reward": gain.sum() / all_probability.clamp(min=torch.finfo(gain.dtype).tiny),
     }
-    return Judged(gain, error, statistics)
+    return Judged(gain, error, pairs, statistics)
 
 
 def match_probability(

@@ -108,6 +108,8 @@ class ScfeatTraining(Config):
     precision: Literal["fp32", "bf16"] | None = None
     """fp32 or bf16, of all stages; None: what each says."""
     seed: int = Field(0, ge=0)
+    timeout_s: Runtime[float] = Field(600.0, gt=0)
+    """Seconds that a process waits for the others, in all stages: longer than a look at what is held out."""
 
     def scaled_to(self, steps: int) -> ScfeatTraining:
         """The same with so many steps of description, and the other stages in proportion."""

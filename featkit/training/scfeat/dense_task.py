@@ -15,8 +15,10 @@ from featkit.data.pair_feed import PairFeed, SampleSource
 from featkit.device import torch_device
 from featkit.errors import BadInputError
 from featkit.losses.base import LossResult
+from featkit.losses.scfeat.points import Draws, PartOfDraws
 from featkit.models.scfeat import DenseMaps, SCFeatNetwork
 from featkit.training.scfeat.config import StageTraining
+from featkit.training.shared_norm import share_batch_norms
 from featkit.training.task import Score
 from featkit.training.world import World
 from featkit.weights import save_scfeat_network
@@ -53,6 +55,7 @@ class DenseTask(ABC, Generic[BatchT]):
     def prepare(self, data: Any, world: World) -> None:
         """Take the data, and the values to start with. Raises BadInputError when there is too little to learn from."""
         self.world = world
+        world.check_batch(self.config.batch_size, self.unit)
         fill(self.network, data.start.values, data.start.origin)
         self.starts_trained = bool(data.start.values)
         training, held_out = self._sources(data)
@@ -60,7 +63,11 @@ class DenseTask(ABC, Generic[BatchT]):
             training, self.config.batch_size, self.config.seed, self.config.workers, world.part
         )
         self.held_out_batches = list(self._fixed(held_out)) if world.is_first else []
-        self._draw = torch.Generator().manual_seed(seed_of(self.config.seed, DRAW_SEED, world.rank, 0))
+        self._generator = torch.Generator().manual_seed(seed_of(self.config.seed, DRAW_SEED, 0, 0))
+        self._draw: Draws = self._generator
+        if world.size > 1:
+            self._draw = PartOfDraws(self._generator, world.part(self.config.batch_size), self.config.batch_size)
+            share_batch_norms(self.network, world.total)
         self._describe = torch.compile(self.network.describe) if self.config.compile else self.network.describe
 
     @abstractmethod
@@ -69,7 +76,7 @@ class DenseTask(ABC, Generic[BatchT]):
 
     @abstractmethod
     def _loss(self, batch: BatchT) -> LossResult:
-        """Of one batch."""
+        """Of one batch; of several processes' parts, what adds up to it: `world.total` gives what they share."""
 
     @abstractmethod
     def held_out(self) -> float:
@@ -97,26 +104,30 @@ class DenseTask(ABC, Generic[BatchT]):
         return {"network": self.network}
 
     def state(self) -> dict[str, Any]:
-        return {"feed": self.feed.state(), "draw": self._draw.get_state()}
+        return {"feed": self.feed.state(), "draw": self._generator.get_state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Other processes than the first draw anew: only its generator is saved."""
         self.feed.restore(state["feed"])
-        if self.world.is_first:
-            self._draw.set_state(state["draw"])
-        else:
-            seed = seed_of(self.config.seed, DRAW_SEED, self.world.rank, state["feed"]["batches"])
-            self._draw.manual_seed(seed)
+        self._generator.set_state(state["draw"])
 
     def step(self, share: float) -> LossResult:
-        """Add the gradient of the next batch's loss: the mean over the parts that the processes work on."""
+        """Add the gradient of the next batch's loss, whose parts the processes work on."""
         self._train_mode()
         self.batch = self.feed.next()
-        rows = self.world.part(self.config.batch_size)
         result = self._loss(self.batch)
-        (result.loss * ((rows.stop - rows.start) / self.config.batch_size)).backward()
+        result.loss.backward()
         self.world.sum_gradients(self.parameters())
-        return LossResult(result.loss.detach(), result.statistics)
+        return self._of_all(result)
+
+    def _of_all(self, result: LossResult) -> LossResult:
+        """The parts' losses and statistics, which add up to those of the batch."""
+        if self.world.size == 1:
+            return LossResult(result.loss.detach(), result.statistics)
+        names = list(result.statistics)
+        loss, *values = self.world.total(
+            torch.stack([result.loss, *(value.to(result.loss) for value in result.statistics.values())])
+        )
+        return LossResult(loss, dict(zip(names, values, strict=True)))
 
     def _train_mode(self) -> None:
         self.network.train()

@@ -50,6 +50,7 @@ class DescriptionTask(DenseTask[PosedBatch]):
             self._draw,
             batch.valid0[:, None].to(self.device),
             batch.valid1[:, None].to(self.device),
+            self.world.total,
         )
 
     @torch.no_grad()

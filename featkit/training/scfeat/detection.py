@@ -52,6 +52,7 @@ class DetectionTask(DenseTask[PosedBatch]):
             self._draw,
             batch.valid0[:, None].to(self.device),
             batch.valid1[:, None].to(self.device),
+            self.world.total,
         )
 
     def _scores(self, batch: PosedBatch) -> tuple[Float[Tensor, "b2 1 h w"], Float[Tensor, "b2 d h4 w4"]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
@@ -17,6 +18,7 @@ from featkit.models.scfeat.resnet import load_encoder_weights
 from featkit.store.text import write_text
 from featkit.training.budget import seconds_of
 from featkit.training.checkpoint import load_checkpoint
+from featkit.training.launch import launch
 from featkit.training.scfeat.config import PosedTraining, ScfeatTraining, StageTraining
 from featkit.training.scfeat.data import PhotoData, PosedData, Start
 from featkit.training.scfeat.dense_task import DenseTask
@@ -61,7 +63,7 @@ class ScfeatStages:
             raise UsageError("--budget: every stage needs a `share` of it above 0")
         made: dict[str, StageTraining] = {}
         for name, stage in stages.items():
-            own: dict[str, Any] = {"network": config.network, "seed": config.seed}
+            own: dict[str, Any] = {"network": config.network, "seed": config.seed, "timeout_s": config.timeout_s}
             if isinstance(stage, PosedTraining):
                 own["data"] = config.data
             if config.budget:
@@ -80,7 +82,7 @@ class ScfeatStages:
         name: str = "",
         encoder_weights: Path | None = None,
         stages: Sequence[str] = STAGES,
-        devices: int = 1,
+        devices: int | None = None,
         overwrite: bool = False,
     ) -> list[Trained]:
         """Train the stages named, in order; each starts from the best network of the one before, in OUT/<stage>.
@@ -89,7 +91,8 @@ class ScfeatStages:
         that must start from one that is not there, and what `train` raises.
         """
         done = []
-        start = self.encoder_start(encoder_weights)
+        world = launch(self.device, devices, timeout_s=self.config.timeout_s)
+        start = world.from_first(lambda: self.encoder_start(encoder_weights))
         for stage, config in self.configured().items():
             before, folder = start, output / stage
             if stage in stages:
@@ -107,8 +110,9 @@ class ScfeatStages:
                         overwrite=overwrite,
                     )
                 )
-            if (folder / BEST).is_file():
-                start = self.start_from(folder)
+            found = world.from_first(functools.partial(self._learned, folder))
+            if found is not None:
+                start = found
             elif stage not in stages and any(later in stages for later in STAGES[STAGES.index(stage) + 1 :]):
                 raise UsageError(
                     f"{folder}: the stage {stage} comes first and is not there; run it, or all (no --stage)"
@@ -126,6 +130,9 @@ class ScfeatStages:
         prefix = "backbone.encoder."
         values = {key: value for key, value in network.state_dict().items() if key.startswith(prefix)}
         return Start(values, path.name)
+
+    def _learned(self, folder: Path) -> Start | None:
+        return self.start_from(folder) if (folder / BEST).is_file() else None
 
     def start_from(self, folder: Path) -> Start:
         """The best backbone and bridge of a stage: from its checkpoint, or where that is gone, rounded, from its file.

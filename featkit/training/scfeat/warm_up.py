@@ -56,6 +56,7 @@ class WarmUpTask(DenseTask[HomographyBatch]):
             self._draw,
             batch.valid0[:, None].to(self.device),
             batch.valid1[:, None].to(self.device),
+            self.world.total,
         )
 
     @torch.no_grad()

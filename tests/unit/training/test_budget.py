@@ -12,7 +12,7 @@ from featkit.losses.base import LossResult
 from featkit.training import budget
 from featkit.training.base_config import Adam, Measured, TrainingConfig
 from featkit.training.budget import RESERVE, steps_in
-from featkit.training.world import launch
+from featkit.training.launch import launch
 
 STEP_S, MEASURE_S = 0.02, 0.1
 CONFIG = TrainingConfig(optimiser=Adam(learning_rate=1.0), batch_size=1, steps=1, held_out=Measured(every=0.1))

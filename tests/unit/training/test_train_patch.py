@@ -24,11 +24,11 @@ from featkit.registry import configured
 from featkit.stopping import Stopped
 from featkit.training.checkpoint import load_checkpoint, save_checkpoint
 from featkit.training.informativeness import snapshots
+from featkit.training.launch import launch
 from featkit.training.patch_config import PatchTraining
 from featkit.training.patch_task import PatchTask
 from featkit.training.run_folder import read_metrics
 from featkit.training.train_patch import train_patch
-from featkit.training.world import launch
 
 RECIPES = ("hardnet", "hynet", "sdgmnet", "adasample", "doap", "doap-binary")
 SMALL: dict[str, Any] = {"batch_size": 8, "steps": 6, "log_every": 1, "held_out": {"every": 0.5, "pairs": 10}}

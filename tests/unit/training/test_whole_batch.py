@@ -154,7 +154,7 @@ from test_whole_batch import network_of, patches_of
 from featkit.losses.base import LossResult, PairBatch
 from featkit.losses.hynet import HyNetLoss, HyNetLossConfig
 from featkit.training.whole_batch import backward, in_two
-from featkit.training.world import launch
+from featkit.training.launch import launch
 
 world = launch("cpu", int(sys.argv[3]))
 network = network_of(dropout=0.0)
@@ -169,7 +169,7 @@ def loss_of(features):
 
 result = backward(trunk, network, patches[world.part(10)], 10, loss_of, world, 2)
 assert world.any(world.rank == world.size - 1) and not world.any(False)
-assert world.first_says(world.rank + 7) == 7
+assert world.from_first(lambda: world.rank + 7) == 7
 gradient = torch.cat([p.grad.flatten() for p in network.parameters()])
 buffers = torch.cat([b.flatten().float() for b in network.buffers()])
 torch.save([result.loss.detach(), gradient, buffers], f"{sys.argv[1]}.{world.size}.{world.rank}")

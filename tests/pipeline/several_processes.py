@@ -1,0 +1,151 @@
+"""What each of several processes runs in test_torchrun.py: `torchrun several_processes.py FOLDER`.
+
+All trainings happen in one world, since starting processes takes most of the time. The same functions are run by the
+test itself, in one process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featkit.config import make, merge
+from featkit.data.patch_set import PatchSet
+from featkit.data.phototour import read_phototour
+from featkit.data.posed_pairs import read_posed_pairs
+from featkit.models.scfeat import DenseMaps
+from featkit.registry import configured
+from featkit.stopping import Stopped
+from featkit.training.patch_config import PatchTraining
+from featkit.training.patch_task import PatchTask
+from featkit.training.scfeat.config import ScfeatTraining
+from featkit.training.scfeat.dense_task import DenseTask
+from featkit.training.scfeat.detection import DetectionTask
+from featkit.training.scfeat.stages import ScfeatData, ScfeatStages
+from featkit.training.train_patch import train_patch
+
+STEPS, STOP_AT = 20, 9
+PLAIN = {"kind": "sgd", "learning_rate": 1e-5, "momentum": 0.9, "reference_batch": None}
+# By plain gradients and slowly: a hardest negative of an untrained network is often one of two that differ by rounding,
+# and Adam makes whole steps of gradients that are rounding alone.
+PATCH: dict[str, Any] = {
+    "batch_size": 8,
+    "steps": STEPS,
+    "log_every": 1,
+    "held_out": {"every": 0.5, "pairs": 10},
+    "optimiser": PLAIN,
+}
+CANVAS = {"canvas": {"width": 64, "height": 64}}
+STAGE: dict[str, Any] = {
+    "steps": STEPS,
+    "batch_size": 2,
+    "log_every": 1,
+    "held_out": {"every": 1.0, "pairs": 1},
+    "pictures": 0,
+    "workers": 0,
+    "augmentation": CANVAS,
+    "optimiser": PLAIN,
+}
+WIDTHS = ("detector_feature_channels", "detector_image_channels", "detector_merged_channels", "side_channels")
+SCFEAT: dict[str, Any] = {
+    "network": {
+        "encoder": "resnet18",
+        "decoder_channels": (8, 8),
+        "descriptor_channels": 16,
+        "norm_groups": 2,
+        **dict.fromkeys(WIDTHS, 4),
+    },
+    "warm_up": merge(STAGE, {"steps": 6}),
+    "description": STAGE,
+    "detection": merge(STAGE, {"steps": 10, "optimiser": {"learning_rate": 1e-3}}),
+}
+
+
+def patch_recipe(name: str, **changes: Any) -> PatchTraining:
+    _, config = configured("task", name, merge(PATCH, changes))
+    assert isinstance(config, PatchTraining)
+    return config
+
+
+def train(name: str, data: PatchSet, output: Path, **changes: Any) -> None:
+    train_patch(patch_recipe(name, **changes), data, output, name=name, device="cpu")
+
+
+def train_and_stop(name: str, data: PatchSet, output: Path) -> None:
+    """As `train`, but the first process is told to stop in the midst of it."""
+    plain = PatchTask.step
+
+    def step_and_stop(task: PatchTask, share: float) -> Any:
+        if task.world.is_first and share == STOP_AT / STEPS:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(task, share)
+
+    PatchTask.step = step_and_stop  # type: ignore[method-assign]
+    try:
+        train(name, data, output)
+    except (Stopped, SystemExit):
+        pass
+    else:
+        raise AssertionError("it was not stopped")
+    finally:
+        PatchTask.step = plain  # type: ignore[method-assign]
+
+
+class InFloat64:
+    """Inside, SCFeat's network and losses compute in float64.
+
+    In float32 a difference of 1e-7 in the start of one process grows to 1e-2 of a loss within 15 steps: line searches,
+    and weights that are one over a deviation, enlarge what rounding makes of two sums instead of one.
+    """
+
+    def __enter__(self) -> None:
+        self._plain = (DenseTask.__init__, DenseTask.images, DenseTask.describe, DetectionTask._scores)
+        plain_init = DenseTask.__init__
+
+        def init(task: DenseTask[Any], *arguments: Any) -> None:
+            plain_init(task, *arguments)
+            task.network.double()
+
+        def scores(task: DetectionTask, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            images = task.images(torch.cat([batch.images0, batch.images1]))
+            with torch.no_grad():
+                maps = task.describe(images)
+            return task.network.detect(images, maps), maps.normalised
+
+        replaced: Any = (init, lambda _, pixels: pixels.permute(0, 3, 1, 2).double() / 255, described, scores)
+        self._set(*replaced)
+
+    def __exit__(self, *_: object) -> None:
+        self._set(*self._plain)
+
+    def _set(self, init: Any, images: Any, describe: Any, scores: Any) -> None:
+        DenseTask.__init__, DenseTask.images, DenseTask.describe = init, images, describe  # type: ignore[method-assign]
+        DetectionTask._scores = scores  # type: ignore[method-assign]
+
+
+def described(task: DenseTask[Any], images: torch.Tensor) -> DenseMaps:
+    return task.network.describe(images)
+
+
+def train_scfeat(posed: Path, output: Path) -> None:
+    data = ScfeatData("made", read_posed_pairs(posed), (posed,))
+    with InFloat64():
+        ScfeatStages(make(ScfeatTraining, SCFEAT), "cpu").run(data, output, name="tiny")
+
+
+def main(folder: Path) -> None:
+    data = read_phototour(folder / "patches")
+    train("hynet", data, folder / "two" / "hynet")
+    train("hardnet", data, folder / "two" / "hardnet")
+    train_scfeat(folder / "posed", folder / "two" / "scfeat")
+    train("hynet", data, folder / "one-then-two")  # the test has stopped it in one process
+    train_and_stop("hynet", data, folder / "two-then-one")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
