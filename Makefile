@@ -10,7 +10,7 @@ demo: $(VENV)/.featkit
 	$(BIN)/featkit demo --out featkit-demo
 
 test: $(VENV)/.featkit-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.featkit-test
 	$(BIN)/ruff format --check .

@@ -18,7 +18,6 @@ Command = Callable[..., Any]
 CENTRES = survey(12)  # metres: east, north, up
 NAMES = list(CENTRES)
 WRONG = "05.jpg"
-pytestmark = pytest.mark.usefixtures("quiet_afterwards")
 
 
 @pytest.fixture

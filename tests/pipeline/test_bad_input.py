@@ -24,7 +24,6 @@ from featkit.store.features import open_features
 from featkit.store.poses import read_poses
 from featkit.types import Features
 
-pytestmark = pytest.mark.usefixtures("quiet_afterwards")
 ORIENTATION = 0x0112
 GREY = warped(7, np.eye(3))  # 160 x 200
 

@@ -16,8 +16,6 @@ from featkit.store.features import append_features, open_features
 from featkit.store.matches import open_matches
 from featkit.types import Features, Pair
 
-pytestmark = pytest.mark.usefixtures("quiet_afterwards")
-
 
 class ByHand(Config):
     """What made the features of these tests."""

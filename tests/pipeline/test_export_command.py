@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from in_process import refused, results, run
 from PIL import Image
 
 from featkit.mapping.model import read_model
 from featkit.store.features import open_features
-
-pytestmark = pytest.mark.usefixtures("quiet_afterwards")
 
 
 def test_nerfstudio_sees_what_the_photographs_saw(mapped_scene: Any, tmp_path: Path) -> None:

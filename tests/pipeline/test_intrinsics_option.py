@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from in_process import refused, results, run
 
 from featkit.mapping.model import read_model
-
-pytestmark = pytest.mark.usefixtures("quiet_afterwards")
 
 
 def listed(path: Path, scene: Path, focal_px: float | None = None, separator: str = " ") -> Path:

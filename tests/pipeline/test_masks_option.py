@@ -17,7 +17,6 @@ from featkit.features.extract import ExtractConfig, ExtractJob, begin_one, extra
 from featkit.images.orientation import as_stored
 from featkit.store.features import open_features
 
-pytestmark = pytest.mark.usefixtures("quiet_afterwards")
 TAG = 6  # the second photograph is stored turned
 
 
