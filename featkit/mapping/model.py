@@ -58,7 +58,7 @@ def write_models(models: list[pycolmap.Reconstruction], folder: Path) -> Path:
         part.rename(folder)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise NotWritableError(f"{folder}: cannot be written ({error.strerror})") from None
+        raise NotWritableError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
     return folder
 
 
@@ -88,7 +88,7 @@ def write_model(model: pycolmap.Reconstruction, folder: Path, beside: Mapping[st
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise NotWritableError(f"{folder}: cannot be written ({error.strerror})") from None
+        raise NotWritableError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
     return folder
 
 

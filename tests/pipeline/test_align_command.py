@@ -227,7 +227,7 @@ def test_no_model(scene: Path) -> None:
         refused(run("align", given, "--gps", "-o", scene / "out", "--quiet"), 3, word)
     broken = scene / "featkit" / "sparse" / "0" / "images.bin"
     broken.write_bytes(broken.read_bytes()[:99])
-    refused(run("align", scene, "--gps", "-o", scene / "out", "--quiet"), 3, "cannot be read")
+    refused(run("align", scene, "--gps", "-o", scene / "out", "--quiet"), 3, "cut off")
 
 
 def test_pairs_by_every_method(scene: Path) -> None:
