@@ -29,9 +29,13 @@ def versions(result: Result) -> str:
         "|---|" + "---:|" * len(columns),
     ]
     for row in result["rows"]:
-        cells = [row["failed"]] if "failed" in row else [str(row[column]) for column in columns]
+        cells = [row["failed"]] if "failed" in row else [_plain(row[column]) for column in columns]
         lines.append("| " + " | ".join([row["pycolmap"], *cells]) + " |")
     return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(value).lower() if isinstance(value, list) else str(value)
 
 
 def gps(result: Result) -> str:
