@@ -21,8 +21,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from feature_tables import ANYWHERE, patch_lines
 from machine import write_result
-from tables import ANYWHERE, patch_lines
 
 from featkit.data.checksums import digests
 from featkit.errors import FeatkitError

@@ -1,0 +1,146 @@
+"""The tables of features, from leaderboard, patch_table, describe_speed, training, oxford_mma and SCFeat's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from map_tables import number
+
+Result = dict[str, Any]
+ANYWHERE = "-"  # the training set of what is not trained
+
+
+def leaderboard(result: Result) -> str:
+    """Every feature on every benchmark; the best of each column in bold."""
+    values = {(one["method"], one["measure"]): one["value"] for one in result["standings"]}
+    better = {one["measure"]: one["better"] for one in result["standings"]}
+    lines = ["| features | " + " | ".join(better) + " |", "|---|" + "---:|" * len(better)]
+    best = {
+        measure: (max if kind == "high" else min)(v for (_, m), v in values.items() if m == measure and v is not None)
+        for measure, kind in better.items()
+    }
+    for method in result["features"]:
+        cells = []
+        for measure in better:
+            value = values.get((method, measure))
+            text = ANYWHERE if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+            cells.append(f"**{text}**" if value == best[measure] else text)
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"{result['seconds'] / 60:.0f} minutes in all."])
+
+
+def patches(result: Result) -> str:
+    """FPR95 of the patch descriptors, trained on one set and tested on the others; the papers' below."""
+    sets = "; ".join(f"{name}: {one['pairs']:,} test pairs" for name, one in result["data"].items())
+    trained = [row for row in result["trainings"] if row["patches"]]
+    budget = f"{max(row['patches'] for row in trained):,} patches each" if trained else ""
+    return "\n".join([*patch_lines(result), "", f"FPR95 in %. {sets}. Trained with {budget}."])
+
+
+def patch_lines(result: Result) -> list[str]:
+    """Lines of the README's table: our rows, then the papers' with their own columns."""
+    heads = list(result["rows"][0]["fpr95"])
+    lines = ["| method | epoch | seeds | " + " | ".join(heads) + " | mean |", "|---|---|" + "---:|" * (len(heads) + 2)]
+    for row in result["rows"]:
+        cells = [_fpr95(row["fpr95"][head], row["deviation"].get(head)) for head in heads]
+        mean = _fpr95(row["mean"], row["deviation"].get("mean"))
+        seeds = row["seeds"] if row["epoch"] != ANYWHERE else ANYWHERE
+        lines.append(f"| {row['method']} | {row['epoch']} | {seeds} | " + " | ".join(cells) + f" | **{mean}** |")
+    columns = " | ".join(f"{train} -> {test}" for train, test in result["published"]["columns"])
+    lines += ["", f"| as published, on UBC | where | {columns} | mean |", "|---|---|" + "---:|" * 7]
+    for table in result["published"]["tables"]:
+        where = f"{table['paper'].partition(' (')[0]}, {table['where'].partition(';')[0]}"
+        for row in table["rows"]:
+            values = " | ".join(f"{value:.2f}" for value in row["values"])
+            name = row["name"].replace("*", r"\*")
+            lines.append(f"| *{name}* | {where} | {values} | {row['mean']:.2f} |")
+    return lines
+
+
+def _fpr95(value: float | None, deviation: float | None) -> str:
+    if value is None:
+        return ANYWHERE
+    digits = 2 if value >= 1 else 3
+    return f"{value:.{digits}f}" if deviation is None else f"{value:.{digits}f} ± {deviation:.{digits}f}"
+
+
+def describe(result: Result) -> str:
+    """Keypoints described per second, featkit beside kornia."""
+    lines = ["| device | method | keypoints/s | over kornia | over kornia's best batch |", "|---|---|---:|---:|---:|"]
+    for device in result["devices"]:
+        for row in device["rows"]:
+            lines.append(
+                f"| {device['where']} | {row['method']} | {row['keypoints_per_s']:,.0f} | {row['over_kornia']:.2f} |"
+                f" {row['over_kornia_in_its_best_batches']:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def training(result: Result) -> str:
+    """Training steps beside kornia's network alone."""
+    lines = ["| method | patches/s | over kornia | waiting for patches |", "|---|---:|---:|---:|"]
+    for row in result["rows"]:
+        lines.append(
+            f"| {row['method']} | {row['patches_per_s']:,.0f} | {row['over_kornia']:.2f} |"
+            f" {100 * row['wait_share']:.1f} % |"
+        )
+    return "\n".join(lines)
+
+
+def oxford(result: Result) -> str:
+    """MMAScore per sequence of the Oxford set."""
+    names = result["sequences"]
+    lines = [
+        f"| features | {' | '.join(names)} | MMAScore | features | matches |",
+        "|---|" + "---:|" * (len(names) + 3),
+    ]
+    for row in result["rows"]:
+        scores = " | ".join(f"{100 * row['sequences'][name]['mma_score']:.1f}" for name in names)
+        counts = f"{row['mean_features']:,.0f} | {row['mean_matches']:,.0f}"
+        lines.append(f"| {_label(row['features'])} | {scores} | **{100 * row['mma_score']:.1f}** | {counts} |")
+    return "\n".join(lines)
+
+
+def _label(features: str) -> str:
+    """A method's name without the place of its weight."""
+    return features.partition("=")[0]
+
+
+def dense_speed(result: Result) -> str:
+    """Images per second of SCFeat beside its bare network and kornia's networks."""
+    lines = [
+        "| device | size | network | extract, images/s | bare network | as written | over ALIKED | memory MB |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for one in result["results"]:
+        speed = {row["method"].removeprefix(f"{one['network']} "): row["images_per_s"] for row in one["rows"]}
+        over = one["extract_over_peers"].get("kornia ALIKED")
+        lines.append(
+            f"| {one['where']} | {one['size']} | {one['network']} | {speed['extract']:.2f} | {speed['network']:.2f} |"
+            f" {speed['as written']:.2f} | {number(over, '.2f')} | {one['peak_memory']['extract_process_mb']:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def ablation(result: Result) -> str:
+    """SCFeat's ablations: MMAScore of rows that were trained alike."""
+    lines = ["| row | MMAScore | features | matches |", "|---|---:|---:|---:|"]
+    for row in result["rows"]:
+        overall = row["mma"]["methods"][0]["groups"]["overall"]
+        lines.append(
+            f"| {row['row']} | {100 * overall['mma_score']:.1f} | {overall['features']:,.0f} |"
+            f" {overall['matches']:,.0f} |"
+        )
+    return "\n".join([*lines, "", f"Batches of description: {result['steps']:,}."])
+
+
+TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "leaderboard": ("leaderboard", leaderboard),
+    "patches": ("patch_table", patches),
+    "describe": ("describe_speed", describe),
+    "training": ("training", training),
+    "oxford": ("oxford_mma", oxford),
+    "dense-speed": ("dense_speed", dense_speed),
+    "ablation": ("scfeat_ablation", ablation),
+}
