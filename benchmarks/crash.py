@@ -1,6 +1,6 @@
 """SIGKILL at random moments, many times: what is lost by hloc's way of writing, and by featkit's stages.
 
-    python benchmarks/crash.py [--kills 1000] [--seed 0] [--only NAME ...]
+    python benchmarks/crash.py [--kills 1000] [--seed 0] [--only NAME ...] [--jobs 2]
 
 A process that does nothing but write is killed after a random part of the time that a whole run takes, and started
 again until all is written; then it begins anew. It says of every item when it is done. Rows: hloc's pattern (an HDF5
@@ -26,7 +26,9 @@ import sys
 import tempfile
 import time
 import traceback
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -36,6 +38,8 @@ import numpy as np
 from crash_database import DATABASE
 from crash_ways import WAYS, Way
 from machine import write_result
+
+EVERY = (*WAYS, DATABASE)
 
 
 @dataclass
@@ -122,22 +126,28 @@ def kill_often(way: Way, kills: int, seed: int, work: Path) -> Row:
     return row
 
 
+def kill_named(method: str, kills: int, seed: int) -> Row:
+    """`kill_often` in a folder of its own, for a process of its own."""
+    way = next(way for way in EVERY if way.method == method)
+    with tempfile.TemporaryDirectory() as work:
+        return kill_often(way, kills, seed, Path(work))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000, help="of each way of writing")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="ways of writing at a time")
     parser.add_argument("--only", nargs="*", default=[], help="words in the names of the ways")
     parser.add_argument("--no-result", action="store_true", help="print only")
     arguments = parser.parse_args()
-    ways = [*WAYS, DATABASE]
-    if arguments.only:
-        ways = [way for way in ways if any(word in way.method for word in arguments.only)]
+    ways = [way for way in EVERY if not arguments.only or any(word in way.method for word in arguments.only)]
+    kill = partial(kill_named, kills=arguments.kills, seed=arguments.seed)
     rows = []
-    for way in ways:
-        with tempfile.TemporaryDirectory() as work:
-            row = kill_often(way, arguments.kills, arguments.seed, Path(work))
-        rows.append(asdict(row))
-        print(", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in rows[-1].items()), flush=True)
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for row in pool.map(kill, [way.method for way in ways]):
+            rows.append(asdict(row))
+            print(", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in rows[-1].items()), flush=True)
     if not arguments.no_result:
         print(write_result("crash", {"items_in_a_run": {way.method: way.items for way in ways}, "rows": rows}))
 

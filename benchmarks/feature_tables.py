@@ -135,8 +135,19 @@ def ablation(result: Result) -> str:
     return "\n".join([*lines, "", f"Batches of description: {result['steps']:,}."])
 
 
+def hpatches(result: Result) -> str:
+    """Time and memory of matching and scoring, over more and more pairs."""
+    lines = ["| pairs | features an image | seconds | peak memory MB |", "|---:|---:|---:|---:|"]
+    for row in result["rows"]:
+        lines.append(
+            f"| {row['pairs']:,} | {row['mean_features']:,.0f} | {row['seconds']:.1f} | {row['peak_memory_mb']:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "leaderboard": ("leaderboard", leaderboard),
+    "hpatches": ("hpatches_speed", hpatches),
     "patches": ("patch_table", patches),
     "describe": ("describe_speed", describe),
     "training": ("training", training),

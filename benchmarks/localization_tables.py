@@ -98,27 +98,34 @@ def _map(found: dict[str, Any]) -> str:
 def localizer(result: Result) -> str:
     """Seconds a query of a warm map, beside its extraction alone."""
     lines = [
-        "| features | compared with | p50 s | p95 s | extraction, p50 s | over it, p50 | over it, p95 | localized |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| features | compared with | of images | p50 s | p95 s | extraction, p50 s | over it, p50 | over it, p95"
+        " | localized | median error, m |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in result["rows"]:
         against = "keypoints with a 3D point" if row["points_only"] else "all keypoints of the map"
-        cells = [row["features"], against, f"{row['localize']['p50_s']:.3f}", f"{row['localize']['p95_s']:.3f}"]
+        cells = [row["features"], against, str(min(row["num_retrieved"], row["map_images"]))]
+        cells += [f"{row['localize']['p50_s']:.3f}", f"{row['localize']['p95_s']:.3f}"]
         cells += [f"{row['extract_alone']['p50_s']:.3f}", f"{row['over_extraction']['p50']:.2f}"]
         cells += [f"{row['over_extraction']['p95']:.2f}", f"{row['localized']} of {row['queries']}"]
+        cells.append("-" if row["median_error_m"] is None else f"{row['median_error_m']:.3f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def serve(result: Result) -> str:
-    """The server under load, in words."""
-    broken = ", ".join(f"{count} answered {status}" for status, count in result["broken_requests"].items())
-    return (
-        f"`featkit serve` under {result['clients']} clients for {result['seconds']:.0f} s:"
-        f" {result['answers']} photographs answered, p50 {result['p50_s']:.2f} s, p95 {result['p95_s']:.2f} s,"
-        f" {sum(result['failures'].values())} failures; of broken requests in between {broken};"
-        f" {result['memory_mb']:,} MB."
-    )
+    """The server under load."""
+    lines = [
+        "| `featkit serve MAP` | clients | seconds | photographs answered | p50 s | p95 s | failures | broken requests"
+        " | memory MB |",
+        "|---|---:|---:|---:|---:|---:|---:|---|---:|",
+    ]
+    for row in result["rows"]:
+        broken = ", ".join(f"{count} answered {status}" for status, count in row["broken_requests"].items())
+        cells = [f"`{' '.join(row['options'])}`", str(row["clients"]), f"{row['seconds']:.0f}", str(row["answers"])]
+        cells += [f"{row['p50_s']:.2f}", f"{row['p95_s']:.2f}", str(sum(row["failures"].values())), broken]
+        lines.append("| " + " | ".join([*cells, f"{row['memory_mb']:,}"]) + " |")
+    return "\n".join(lines)
 
 
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {

@@ -3,7 +3,8 @@
     python benchmarks/serve_load.py [--scene ../shared/data/posed/castle-P19] [--seconds 60] [--clients 2]
 
 Each fourth photograph of the scene is a query, the others are mapped. Every client posts one photograph after another,
-each tenth time something broken (no image, a photograph cut off, nothing). Writes benchmarks/results/serve_load.json.
+each second time something broken (no image, a photograph cut off, nothing). As it comes, and with --points-only. Writes
+benchmarks/results/serve_load.json.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from machine import write_result
 from featkit.errors import FeatkitError
 from featkit.images.listing import list_images
 
-BROKEN_EVERY = 10
+BROKEN_EVERY = 2
 START_S = 300
 
 
@@ -46,9 +47,9 @@ class Load:
     broken: Counter[int] = field(default_factory=Counter)
 
 
-def started(found: SplitScene, log: Path, threads: int) -> tuple[subprocess.Popen[bytes], str]:
+def started(found: SplitScene, log: Path, options: list[str]) -> tuple[subprocess.Popen[bytes], str]:
     """The server and its address, once it is ready."""
-    command = [sys.executable, "-m", "featkit", "serve", str(found.map), "--port", "0", "--threads", str(threads)]
+    command = [sys.executable, "-m", "featkit", "serve", str(found.map), "--port", "0", *options]
     with log.open("w") as errors:
         process = subprocess.Popen(command, stderr=errors, stdout=subprocess.DEVNULL)
     for _ in range(START_S * 10):
@@ -77,7 +78,7 @@ def client(url: str, photographs: list[bytes], number: int, until: float, load: 
     while time.monotonic() < until:
         count += 1
         is_broken = count % BROKEN_EVERY == 0
-        data = broken[count // BROKEN_EVERY % 3] if is_broken else photographs[count % len(photographs)]
+        data = broken[count // BROKEN_EVERY % 3] if is_broken else photographs[count // BROKEN_EVERY % len(photographs)]
         began = time.monotonic()
         try:
             status, answer = posted(url, data)
@@ -93,9 +94,9 @@ def client(url: str, photographs: list[bytes], number: int, until: float, load: 
                 load.failures[f"{status} {answer.get('error')}"] += 1
 
 
-def run(found: SplitScene, work: Path, seconds: float, clients: int, threads: int) -> dict[str, Any]:
+def run(found: SplitScene, work: Path, seconds: float, clients: int, options: list[str]) -> dict[str, Any]:
     """Start the server, load it, stop it."""
-    process, address = started(found, work / "log", threads)
+    process, address = started(found, work / "log", options)
     try:
         camera = " ".join(map(str, (found.camera.model, found.camera.width, found.camera.height, *found.camera.params)))
         url = f"{address}/localize?{urllib.parse.urlencode({'intrinsics': camera})}"
@@ -121,7 +122,7 @@ def run(found: SplitScene, work: Path, seconds: float, clients: int, threads: in
     return {
         "seconds": round(took, 1),
         "clients": clients,
-        "threads": threads,
+        "options": options,
         "answers": len(load.seconds),
         "answers_per_s": round(len(load.seconds) / took, 3),
         **(percentiles(load.seconds) if load.seconds else {}),
@@ -147,13 +148,16 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             found = split(arguments.scene, Path(work))
             mapped(found, arguments.features)
-            result = run(found, Path(work), arguments.seconds, arguments.clients, arguments.threads)
+            rows = []
+            for more in ([], ["--points-only"]):
+                options = ["--threads", str(arguments.threads), *more]
+                rows.append(run(found, Path(work), arguments.seconds, arguments.clients, options))
+                print(json.dumps(rows[-1], indent=1), flush=True)
     except (FeatkitError, RuntimeError) as error:
         sys.exit(str(error))
-    print(json.dumps(result, indent=1))
     if not arguments.dry:
         named = {"scene": arguments.scene.name, "features": arguments.features}
-        print(write_result("serve_load", {**named, **result}))
+        print(write_result("serve_load", {**named, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import scaling_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SCRIPTS = {"profile": "stage_profile"}  # whose name would hide one of Python's own modules
+SCRIPTS = {"profile": "stage_profile"}  # one that would hide one of Python's own modules
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -38,6 +38,10 @@ def command(
     ] = None,
     num: Annotated[int | None, typer.Option(help="Map images retrieved per query.", min=1, show_default="20")] = None,
     matcher: options.Matcher = "mutual",
+    points_only: Annotated[
+        bool,
+        typer.Option("--points-only", help="Match with the map's keypoints that have a 3D point alone: faster."),
+    ] = False,
     camera_model: options.CameraModel = None,
     camera_params: options.CameraParams = None,
     max_mb: Annotated[float, typer.Option(help="Largest photograph, millions of bytes.", min=0.01)] = 32.0,
@@ -63,7 +67,8 @@ def command(
     serve = make(ServeConfig, limits, where="serve")
     camera = options.camera_fields(camera_model, camera_params)
     localize = {"pose": {"seed": run.seed}, "camera": camera, **options.given(num_retrieved=num)}
-    values = merge({"localize": localize, "matcher": matcher, "seed": run.seed}, overrides(settings or []))
+    values = {"localize": localize, "matcher": matcher, "points_only": points_only, "seed": run.seed}
+    values = merge(values, overrides(settings or []))
     config = make(LocalizerConfig, values, where="localize")
     with _listening(host, port) as socket, Localizer(map_folder, config, features=features, device=run.device) as warm:
         where = _address(socket)

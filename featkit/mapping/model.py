@@ -53,9 +53,7 @@ def write_models(models: list[pycolmap.Reconstruction], folder: Path) -> Path:
         for number, model in enumerate(models):
             (part / str(number)).mkdir(parents=True)
             _write_whole(model, part / str(number))
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
+        _put_in_place(part, folder)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise NotWritableError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
@@ -74,22 +72,28 @@ def write_model(model: pycolmap.Reconstruction, folder: Path, beside: Mapping[st
 
     Raises NotWritableError.
     """
-    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    part = folder.with_name(f".{folder.name}.part")
     try:
-        for left in (part, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         for name, text in beside.items():
             (part / name).write_text(text, encoding="utf-8")
         _write_whole(model, part)
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        _put_in_place(part, folder)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise NotWritableError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
     return folder
+
+
+def _put_in_place(part: Path, folder: Path) -> None:
+    """Give a finished folder its name; what had it before goes last."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_whole(model: pycolmap.Reconstruction, folder: Path) -> None:

@@ -36,7 +36,7 @@ class ClusterConfig(Config):
     """Parts that a cluster too large is cut into (COLMAP: 2)."""
     strongest_pairs: int = Field(default=20, ge=1)
     """The overlap is chosen among so many pairs of an image, those of most inliers (COLMAP's num_image_matches: 20)."""
-    workers: int = 0
+    workers: int = Field(default=0, ge=0)
     """Clusters mapped at a time, each with its share of the threads; 0: one for a small scene, else COLMAP's choice.
 
     Each holds a map of its own in memory."""

@@ -1,8 +1,8 @@
 """Whether the .bin files of a COLMAP model are as long as they say: pycolmap does not come back from one that was cut.
 
 Counts and lengths are followed from the first byte to the last, nothing else is read. Text files say in a comment how
-many lines they have, which pycolmap passes over. The layout is COLMAP's (its
-documentation, "Output Format", binary; rigs and frames since 3.12).
+many lines they have, which pycolmap passes over. The layout is COLMAP's (its documentation, "Output Format", binary;
+rigs and frames since 3.12).
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ SENSOR_BYTES = 8  # type, id
 POSE_BYTES = 56
 FRAME_BYTES = 64  # id, rig's id, pose; then the number of its images
 DATA_BYTES = 16
-
-
-ANNOUNCED = re.compile(r"#\s*Number of \w+: (\d+)")
+ANNOUNCED = re.compile(r"#\s*Number of \w+: (\d+)")  # in a text file
 
 
 class _Cut(Exception):

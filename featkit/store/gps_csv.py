@@ -1,4 +1,4 @@
-"""Positions by image from a csv: `name,lat,lon[,alt]` a line; degrees, and metres. And how positions are asked for.
+"""Positions by image from a csv: `name,lat,lon[,alt]` a line; degrees, and metres.
 
 A first line of column names is recognised (exiftool's `SourceFile,GPSLatitude,GPSLongitude,GPSAltitude` of
 `exiftool -n -csv` too) and decides the order of the columns; others are passed over then.
