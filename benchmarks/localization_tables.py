@@ -64,8 +64,12 @@ def hloc(result: Result) -> str:
     """featkit and hloc beside each other."""
     lines = ["| what | hloc | featkit |", "|---|---|---|"]
     extract, match = result["extract"], result["match"]
-    for key, words in (("images_per_s", "images/s, extraction"), ("peak_memory_mb", "memory, extraction, MB")):
-        lines.append(f"| {words} | {extract['hloc'][key]:,.2f} | {extract['featkit'][key]:,.2f} |")
+    sides = [extract["hloc"], extract["featkit"]]
+    for key, words, form in (
+        ("images_per_s", "images/s, extraction", ",.2f"),
+        ("peak_memory_mb", "memory, extraction, MB", ",.0f"),
+    ):
+        lines.append(f"| {words} | {' | '.join(format(side[key], form) for side in sides)} |")
     theirs = " / ".join(f"{match[label]['pairs_per_s']:,.1f}" for label in match if label.startswith("hloc"))
     lines.append(f"| pairs/s, by featkit's matcher / by its own | {theirs} | {match['featkit']['pairs_per_s']:,.1f} |")
     theirs = " / ".join(f"{match[label]['peak_memory_mb']:,.0f}" for label in match if label.startswith("hloc"))

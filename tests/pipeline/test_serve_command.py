@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,16 @@ import pytest
 
 import featkit
 from featkit.localization.localize import describe
+from featkit.localization.localizer import LocalizerConfig
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 
-@pytest.fixture(scope="module")
-def address(mapped_scene: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    command = [sys.executable, "-m", "featkit", "serve", mapped_scene.folder, "--port", "0", "--device", "cpu"]
-    log = tmp_path_factory.mktemp("serve") / "log"
+@contextmanager
+def serving(folder: Path, log: Path, *more: str) -> Iterator[str]:
+    """The address of a server, which is stopped at the end."""
+    command = [sys.executable, "-m", "featkit", "serve", folder, "--port", "0", "--device", "cpu", *more]
     with log.open("w") as errors:
         process = subprocess.Popen(
             [str(word) for word in command], stderr=errors, stdout=subprocess.PIPE, text=True, cwd=log.parent
@@ -54,6 +56,12 @@ def address(mapped_scene: Any, tmp_path_factory: pytest.TempPathFactory) -> Iter
         process.kill()
 
 
+@pytest.fixture(scope="module")
+def address(mapped_scene: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(mapped_scene.folder, tmp_path_factory.mktemp("serve") / "log") as found:
+        yield found
+
+
 def post(address: str, data: bytes, query: str = "") -> tuple[int, dict[str, Any]]:
     request = urllib.request.Request(f"{address}/localize{query}", data=data, method="POST")
     try:
@@ -64,10 +72,20 @@ def post(address: str, data: bytes, query: str = "") -> tuple[int, dict[str, Any
 
 
 def test_poses_are_the_localizers(address: str, mapped_scene: Any) -> None:
-    queries = sorted((mapped_scene.folder / "queries").iterdir())
+    check_poses(address, mapped_scene.folder, LocalizerConfig())
+
+
+def test_points_only(mapped_scene: Any, tmp_path: Path) -> None:
+    with serving(mapped_scene.folder, tmp_path / "log", "--points-only") as found:
+        check_poses(found, mapped_scene.folder, LocalizerConfig(points_only=True))
+
+
+def check_poses(address: str, scene: Path, config: LocalizerConfig) -> None:
+    """What the server answers is what a localizer of that configuration finds."""
+    queries = sorted((scene / "queries").iterdir())
     with ThreadPoolExecutor(2) as pool:  # two at once
         answers = list(pool.map(lambda path: post(address, path.read_bytes(), f"?name={path.name}"), queries))
-    with featkit.Localizer(mapped_scene.folder, device="cpu") as localizer:
+    with featkit.Localizer(scene, config, device="cpu") as localizer:
         for path, (status, answer) in zip(queries, answers, strict=True):
             expected = json.loads(json.dumps(describe(localizer.localize(path))))
             assert status == 200
