@@ -1,22 +1,23 @@
 """The two most similar rows of the other side, for every row of both sides, exactly and in one pass.
 
-The product of the descriptors is computed in tiles of fixed height that stay in the cache. In each tile a fast
-maximum over groups of entries finds the group of the best one; only that group is searched for its position and
-for the runner-up. Equal to `topk(2)` on the whole product; of equal bests, usual between binary descriptors, the
+The product of the descriptors is computed in tiles of fixed height. In each tile a fast maximum over groups of entries
+finds the group of the best one; only that group is searched for its position and for the runner-up. Entries of a column
+lie far apart in memory, so columns have small groups in large ones, and of later tiles only those columns are searched
+whose best two change. Equal to `topk(2)` on the whole product; of equal bests, usual between binary descriptors, the
 one with the lowest index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-MEMBERS = 32  # entries per group: the position is searched among 1/32 of the product
-TILE_ROWS = 1024  # rows of the product at a time: 1024 x 12k floats are 50 MB; a multiple of MEMBERS
+MEMBERS = 32  # entries per group of a row: the position is searched among 1/32 of it
+FEW, GROUPS = 8, 4  # of a column: entries per small group, small groups per large one
+TILE_ROWS = 1024  # rows of the product at a time: 1024 x 12k floats are 50 MB; a multiple of FEW * GROUPS
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def top_two(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> tuple[TopTwo, T
         tile[height:] = -torch.inf
         torch.mm(a[start : start + height], transposed, out=tile[:height, :m])
         rows.append(_best_in_rows(tile[:height]))
-        down = _merge(down, _best_in_columns(tile, m), start)
+        _update_columns(down, tile, m, start)
     across = TopTwo(
         torch.cat([r.index for r in rows]), torch.cat([r.best for r in rows]), torch.cat([r.second for r in rows])
     )
@@ -57,41 +58,37 @@ def _best_in_rows(tile: Float[Tensor, "r c"]) -> TopTwo:
     peaks = groups.amax(1)
     best, group = peaks.max(1)
     members = groups.gather(2, group[:, None, None].expand(-1, MEMBERS, 1))[:, :, 0]
-    found = _finish(peaks, best, group, members, lambda place: place * stride + group)
-    tied = torch.nonzero(found.second == found.best)[:, 0]
-    if len(tied):  # the lowest group need not hold the lowest index; argmax gives the first of equals
-        found.index[tied] = (tile[tied] == best[tied, None]).to(torch.uint8).argmax(1)
-    return found
-
-
-def _best_in_columns(tile: Float[Tensor, "r c"], m: int) -> TopTwo:
-    """Best two of each of the first m columns. A group is a run of MEMBERS rows."""
-    groups = tile.view(-1, MEMBERS, tile.shape[1])[:, :, :m]
-    peaks = groups.amax(1)
-    best, group = peaks.max(0)
-    members = groups.gather(0, group[None, None, :].expand(1, MEMBERS, -1))[0].T
-    return _finish(peaks.T, best, group, members, lambda place: group * MEMBERS + place)
-
-
-def _finish(
-    peaks: Float[Tensor, "n g"],
-    best: Float[Tensor, " n"],
-    group: Int[Tensor, " n"],
-    members: Float[Tensor, "n k"],
-    position: Callable[[Tensor], Tensor],
-) -> TopTwo:
-    """Search the members of the best group for the best entry; the second is among them or heads another group."""
     place = members.max(1).indices
-    others = peaks.scatter(1, group[:, None], -torch.inf).amax(1)
-    beside = members.scatter(1, place[:, None], -torch.inf).amax(1)
-    return TopTwo(position(place), best, torch.maximum(others, beside))
+    second = torch.maximum(_without(peaks, group, 1), _without(members, place, 1))
+    index = place * stride + group
+    tied = torch.nonzero(second == best)[:, 0]
+    if len(tied):  # the lowest group need not hold the lowest index; argmax gives the first of equals
+        index[tied] = (tile[tied] == best[tied, None]).to(torch.uint8).argmax(1)
+    return TopTwo(index, best, second)
 
 
-def _merge(old: TopTwo, new: TopTwo, offset: int) -> TopTwo:
-    """Best two of both; `new` counts its rows from `offset`. The older one stays among equals."""
-    better = new.best > old.best
-    return TopTwo(
-        torch.where(better, new.index + offset, old.index),
-        torch.where(better, new.best, old.best),
-        torch.maximum(torch.minimum(old.best, new.best), torch.where(better, new.second, old.second)),
-    )
+def _update_columns(old: TopTwo, tile: Float[Tensor, "r c"], m: int, start: int) -> None:
+    """Take a tile, whose rows count from `start`, into the best two of each of the first m columns, in place."""
+    entries = tile.view(-1, FEW, tile.shape[1])
+    small = entries.amax(1).view(-1, GROUPS, tile.shape[1])
+    large = small[:, :, :m].amax(1)
+    best, group = large.max(0)
+    columns = torch.nonzero(best > old.second)[:, 0]
+    best, group, large = best[columns], group[columns], large[:, columns]
+    inside = small[group, :, columns]
+    part = inside.max(1).indices
+    members = entries[group * GROUPS + part, :, columns]
+    place = members.max(1).indices
+    beside = torch.maximum(_without(inside, part, 1), _without(members, place, 1))
+    second = torch.maximum(_without(large, group, 0), beside)
+    index = (group * GROUPS + part) * FEW + place + start
+    best_before, second_before = old.best[columns], old.second[columns]
+    better = best > best_before  # the older one stays among equals
+    old.index[columns] = torch.where(better, index, old.index[columns])
+    old.best[columns] = torch.where(better, best, best_before)
+    old.second[columns] = torch.where(better, torch.maximum(second, best_before), torch.maximum(best, second_before))
+
+
+def _without(values: Float[Tensor, "*s"], index: Int[Tensor, " n"], dim: int) -> Float[Tensor, " n"]:
+    """The largest along a dimension but for the entry at `index`, which is lost; -inf if there is no other."""
+    return values.scatter_(dim, index.unsqueeze(dim), -torch.inf).amax(dim)
