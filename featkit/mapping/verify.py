@@ -31,7 +31,8 @@ def by_ransac(path: Path, config: VerifyConfig, pairs: Collection[Pair] | None =
     """Verify matches of a database that are not verified yet (E, F or H by LO-RANSAC; pycolmap).
 
     pairs: only these. Without them pycolmap looks at every pair of the database, verified or not; so it does for names
-    with a space, which its list of pairs cannot hold. The result is the same.
+    with a space, which its list of pairs cannot hold. The result is the same, whatever the order within a pair: RANSAC
+    draws otherwise when two images change places, so the one with the lower id always comes first.
     """
     options = pycolmap.TwoViewGeometryOptions()
     options.min_num_inliers = config.min_inliers
@@ -42,9 +43,12 @@ def by_ransac(path: Path, config: VerifyConfig, pairs: Collection[Pair] | None =
     if pairs is None or any(len(f"{pair.name0} {pair.name1}".split()) != 2 for pair in pairs):
         pycolmap.geometric_verification(str(path), two_view_geometry_options=options)
     elif pairs:
+        with pycolmap.Database.open(str(path)) as opened:
+            ids = {image.name: image.image_id for image in opened.read_all_images()}
+        ordered = [sorted((pair.name0, pair.name1), key=ids.__getitem__) for pair in pairs]
         with tempfile.TemporaryDirectory() as folder:
             listed = Path(folder) / "pairs.txt"
-            listed.write_text("".join(f"{pair.name0} {pair.name1}\n" for pair in pairs), encoding="utf-8")
+            listed.write_text("".join(f"{first} {second}\n" for first, second in ordered), encoding="utf-8")
             pycolmap.verify_matches(str(path), str(listed), options)
 
 
