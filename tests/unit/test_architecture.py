@@ -86,6 +86,8 @@ def test_imports_run_one_way(path: Path) -> None:
         assert LEVEL[parts[1]] <= LEVEL[room], f"{room} imports {name}"
         if parts[1] == "cli":
             assert room in {"cli", "__main__"}, f"{path} imports the command line"
+        if parts[1] == "engine":
+            assert room in {"engine", "evaluation", "cli"}, f"{path}: a stage knows who runs it"
         if room in {"models", "losses"}:
             assert parts[1] != "store", f"{path}: models and losses never do I/O"
 
