@@ -10,16 +10,15 @@ Ioffe and Szegedy: Batch Normalization, 2015, section 3. Shapes: x (b, c, h, w),
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from featkit.losses.base import Total
 from featkit.losses.distances import full_precision
 
-Total = Callable[[Tensor], Tensor]
 AXES = (0, 2, 3)
 
 

@@ -128,8 +128,7 @@ class World:
             import socket
 
             raise UsageError(
-                f"process {self.rank} on {socket.gethostname()} has another {what} than the first"
-                f" ({compared(first)});"
+                f"process {self.rank} on {socket.gethostname()} has another {what} than the first ({compared(first)});"
                 " start all of them with the same command, data and version"
             )
 
