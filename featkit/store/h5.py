@@ -1,8 +1,7 @@
 """The transaction under every HDF5 store: an item counts only when its attribute `complete` is there.
 
-Default libver, one flush after an item's data, `complete = 1` written last, one more flush. A process killed
-between two items leaves a file that opens; an item cut short has no `complete` and is written anew. A kill inside a
-flush can tear the tree of groups: the next run then keeps the whole items it can reach and makes the others anew.
+Default libver, an item's data, `complete = 1`, one flush; what a flush changes counts all at once (see `journal`). A
+process killed at any moment leaves a file with all items that were flushed; the one in hand is written anew.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from featkit import __version__
 from featkit.config import Config, differences
 from featkit.errors import BadInputError, NotWritableError
 from featkit.stopping import finish_first
+from featkit.store import journal
 from featkit.store.disk import refused_by_disk, require_space
 from featkit.types import Pair
 
@@ -41,11 +41,25 @@ LOGGER = logging.getLogger(__name__)
 
 @contextmanager
 def reading(path: Path) -> Iterator[h5py.File]:
-    """Open a store to read. Raises BadInputError when it is missing, cut off or not HDF5."""
+    """Open a store to read; what a killed writer began is undone first.
+
+    Raises BadInputError when it is missing, cut off or not HDF5, NotWritableError when it is in use or cannot be mended.
+    """
     with _explained(path):
+        _mend(path)
         file = h5py.File(path, "r")
     with file:
         yield file
+
+
+def _mend(path: Path) -> None:
+    try:
+        journal.put_back(path)
+    except OSError as error:
+        raise NotWritableError(
+            f"{path}: a killed run left it half written, and here it cannot be mended ({error.strerror}); make it"
+            f" writable, or copy it together with {journal.journal_of(path).name}"
+        ) from None
 
 
 def kind_of(file: h5py.File, default: str) -> str:
@@ -112,25 +126,30 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
         if overwrite and path.exists():
             _check_replaceable(path, kind)
             path.unlink()
+            journal.forget(path)
     except OSError as error:
         raise NotWritableError(f"{path}: {error.strerror or error}; choose another place with --out") from None
     with _explained(path):
         if not path.exists():
             _create(path, kind, config, extra)
         else:
+            _mend(path)
             with h5py.File(path, "r") as file:
                 _check_same_origin(path, file, kind, config, extra)
             if _is_torn(path):
                 _rescue(path)
-        file = h5py.File(path, "r+")
-        _part(path).unlink(missing_ok=True)  # of a run that was killed when the store had got its name
-    try:
-        with file:
-            yield file
-    except (OSError, RuntimeError) as error:  # h5py: RuntimeError when it cannot close a file
-        if (reason := refused_by_disk(error)) is not None:
-            raise NotWritableError(f"{path}: {reason}; free some and run the same command again") from None
-        raise
+        disk = journal.JournalledFile(path)
+    with disk:
+        try:
+            with _explained(path):
+                file = h5py.File(path, "r+", driver="fileobj", fileobj=disk)
+                _part(path).unlink(missing_ok=True)  # of a run that was killed when the store had got its name
+            with file:
+                yield file
+        except (OSError, RuntimeError) as error:  # h5py: RuntimeError when it cannot close a file
+            if (reason := refused_by_disk(disk.refused or error)) is not None:
+                raise NotWritableError(f"{path}: {reason}; free some and run the same command again") from None
+            raise
 
 
 def _check_replaceable(path: Path, kind: str) -> None:
@@ -152,6 +171,7 @@ def _create(path: Path, kind: str, config: Config, extra: dict[str, str]) -> Non
     """A store without items. It gets its name when it is whole: killed before, it would not open again."""
     part = _part(path)
     require_space(path, SLACK_BYTES)
+    journal.forget(path)  # of a file that somebody removed
     with h5py.File(part, "w") as file:
         _write_root(file, kind, config, extra)
     try:
@@ -164,7 +184,7 @@ def _create(path: Path, kind: str, config: Config, extra: dict[str, str]) -> Non
 
 
 def _is_torn(path: Path) -> bool:
-    """Whether a kill inside a flush (some 0.1 ms of every item) left a tree that leads nowhere."""
+    """Whether its tree leads nowhere: the machine went down while it was written, or it was copied without its journal."""
     with h5py.File(path, "r") as file:
         try:
             file.visit(lambda name: None)
@@ -181,7 +201,7 @@ def _rescue(path: Path) -> None:
             new.attrs[name] = value
         count = _copy_whole(old, new)
     os.replace(part, path)
-    LOGGER.warning("%s: torn by a killed run; %d whole items kept, the others are made anew", path, count)
+    LOGGER.warning("%s: cut off while it was written; %d whole items kept, the others are made anew", path, count)
 
 
 def _copy_whole(old: h5py.Group, new: h5py.File) -> int:
@@ -267,7 +287,6 @@ def _write(
         group[dataset].attrs[name] = value
     for name, value in attributes.items():
         group.attrs[name] = value
-    file.flush()
     group.attrs[COMPLETE] = 1
     file.flush()
 

@@ -1,0 +1,235 @@
+"""The journal: killed between any two writes to the disk, or within one, a store is what it was at its last flush."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featkit.config import Config
+from featkit.errors import NotWritableError
+from featkit.store import journal
+from featkit.store.features import append_features, open_features
+from featkit.types import Features
+
+NAMES = [f"{folder}/{number}.jpg" for number in range(4) for folder in ("a", "b/c")]
+
+
+class Made(Config):
+    threshold: float = 0.5
+
+
+def features_of(name: str) -> Features:
+    rng = np.random.default_rng(NAMES.index(name))
+    return Features(
+        keypoints=rng.uniform(0, 400, (40, 2)).astype(np.float32),
+        descriptors=rng.normal(size=(40, 32)).astype(np.float16),
+        scores=rng.uniform(size=40).astype(np.float32),
+        image_size=(400, 300),
+    )
+
+
+@dataclass(frozen=True)
+class Moment:
+    """done: items that were written by then. flushed: what the last flush left in the file."""
+
+    done: tuple[str, ...]
+    flushed: bytes
+
+
+class Moments:
+    """The store and its journal as they lie on the disk, copied before, within and after every write to either."""
+
+    def __init__(self, store: Path, folder: Path):
+        self.store, self.folder = store, folder
+        self.moments: list[Moment] = []
+        self.items: list[str] = []
+        self.flushed = b""
+
+    def keep(self) -> None:
+        place = self.folder / str(len(self.moments))
+        place.mkdir(parents=True)
+        for path in (self.store, journal.journal_of(self.store)):
+            if path.exists():
+                shutil.copy(path, place)
+        self.moments.append(Moment(tuple(self.items), self.flushed))
+
+    def around(self, plain: Callable[..., object], flushes: bool) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            self.keep()
+            result = plain(*arguments)
+            if flushes:
+                self.flushed = self.store.read_bytes()
+            self.keep()
+            return result
+
+        return call
+
+    def in_halves(self, file: FileIO, data: bytes | memoryview) -> None:
+        """What writes all, with a moment when half of it is written."""
+        view = memoryview(data)
+        for part in (view[: len(view) // 2], view[len(view) // 2 :]):
+            file.write(part)
+            self.keep()
+
+    def copy(self, number: int, folder: Path) -> Path:
+        """The store and its journal at a moment."""
+        return shutil.copytree(self.folder / str(number), folder / str(number)) / self.store.name
+
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory: pytest.TempPathFactory) -> Moments:
+    """A store is written, and one of its items once more."""
+    folder = tmp_path_factory.mktemp("moments")
+    found = Moments(folder / "features.h5", folder / "at")
+    with append_features(found.store, Made()):
+        pass
+    found.flushed = found.store.read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "_write_all", found.in_halves)
+        for name in ("truncate", "flush", "close"):
+            plain = getattr(journal.JournalledFile, name)
+            patch.setattr(journal.JournalledFile, name, found.around(plain, flushes=name == "flush"))
+        with append_features(found.store, Made()) as store:
+            for name in (*NAMES, NAMES[0]):
+                store.write(name, features_of(name))
+                found.items.append(name)
+    return found
+
+
+@pytest.fixture
+def torn(moments: Moments, tmp_path: Path) -> tuple[Path, Moment]:
+    """A store of which the most has been overwritten since its last flush."""
+    journals = [moments.folder / str(number) / ".features.h5.journal" for number in range(len(moments.moments))]
+    number = max(range(len(journals)), key=lambda i: journals[i].stat().st_size if journals[i].exists() else 0)
+    return moments.copy(number, tmp_path), moments.moments[number]
+
+
+def test_killed_at_every_write(moments: Moments, tmp_path: Path) -> None:
+    """What is read then is, to the byte, what the last flush left."""
+    overwritten = 0
+    for number, moment in enumerate(moments.moments):
+        path = moments.copy(number, tmp_path)
+        overwritten += not path.read_bytes().startswith(moment.flushed)
+        with open_features(path) as store:
+            names = store.names()
+            assert set(moment.done) <= set(names), number
+            for name in names:
+                np.testing.assert_array_equal(store.read(name).descriptors, features_of(name).descriptors)
+        assert path.read_bytes().startswith(moment.flushed)
+    assert len(moments.moments) > 200
+    assert overwritten > 50, "without the journal these would be read half written"
+
+
+def test_goes_on_after_a_kill(torn: tuple[Path, Moment]) -> None:
+    path, moment = torn
+    with append_features(path, Made()) as store:
+        for name in sorted(set(NAMES) - set(store.names())):
+            store.write(name, features_of(name))
+    assert list(path.parent.iterdir()) == [path], "nothing is left beside the store"
+    with open_features(path) as store:
+        assert store.names() == sorted(NAMES)
+
+
+def test_reading_puts_back(torn: tuple[Path, Moment]) -> None:
+    path, moment = torn
+    with open_features(path) as store:
+        assert set(store.names()) == set(moment.done)
+    assert path.read_bytes() == moment.flushed
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_killed_while_it_puts_back(torn: tuple[Path, Moment], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, moment = torn
+    plain = journal._write_all
+
+    def killed(file: FileIO, data: bytes | memoryview) -> None:
+        plain(file, memoryview(data)[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        monkeypatch.setattr(journal, "_write_all", killed)
+        with pytest.raises(KeyboardInterrupt), open_features(path):
+            pass
+        monkeypatch.undo()
+    with open_features(path) as store:
+        assert set(store.names()) == set(moment.done)
+    assert path.read_bytes() == moment.flushed
+
+
+def test_copied_with_its_journal(torn: tuple[Path, Moment], tmp_path: Path) -> None:
+    path, moment = torn
+    copy = shutil.copytree(path.parent, tmp_path / "copy") / path.name
+    with open_features(copy) as store:
+        assert set(store.names()) == set(moment.done)
+    assert copy.read_bytes() == moment.flushed
+
+
+def test_a_journal_of_another_file_is_not_put_back(torn: tuple[Path, Moment], tmp_path: Path) -> None:
+    path, _ = torn
+    with append_features(tmp_path / "other.h5", Made()) as store:
+        store.write(NAMES[0], features_of(NAMES[0]))
+    shutil.move(tmp_path / "other.h5", path)
+    before = path.read_bytes()
+    with open_features(path) as store:
+        assert store.names() == NAMES[:1]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("way", ["removed", "overwritten"])
+def test_begun_anew_beside_an_old_journal(torn: tuple[Path, Moment], way: str) -> None:
+    path, _ = torn
+    if way == "removed":
+        path.unlink()
+    with append_features(path, Made(), overwrite=way == "overwritten") as store:
+        assert store.names() == []
+        store.write(NAMES[1], features_of(NAMES[1]))
+    with open_features(path) as store:
+        assert store.names() == [NAMES[1]]
+
+
+def test_where_nothing_can_be_put_back(torn: tuple[Path, Moment], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = torn
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(journal.JournalledFile, "__init__", refused)
+    with pytest.raises(NotWritableError, match="half written, and here it cannot be mended"), open_features(path):
+        pass
+
+
+def test_refused_by_the_disk_within_an_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is closed without the item, and what was done before is there."""
+    path = tmp_path / "features.h5"
+    plain = journal._write_all
+
+    def full(file: FileIO, data: bytes | memoryview) -> None:
+        if file.name == path and len(data) > 1000:
+            raise OSError(28, "No space left on device")
+        plain(file, data)
+
+    with append_features(path, Made()) as store:
+        store.write(NAMES[0], features_of(NAMES[0]))
+    with pytest.raises(NotWritableError, match="no space left"), append_features(path, Made()) as store:
+        monkeypatch.setattr(journal, "_write_all", full)
+        store.write(NAMES[1], features_of(NAMES[1]))
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == [path]
+    with open_features(path) as store:
+        assert store.names() == NAMES[:1]
+        np.testing.assert_array_equal(store.read(NAMES[0]).scores, features_of(NAMES[0]).scores)
+
+
+def test_one_writer_and_no_reader_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "features.h5"
+    with append_features(path, Made()) as store:
+        store.write(NAMES[0], features_of(NAMES[0]))
+        for opened in (append_features(path, Made()), open_features(path)):
+            with pytest.raises(NotWritableError, match="in use by another process"), opened:
+                pass
