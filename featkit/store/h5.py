@@ -43,7 +43,8 @@ LOGGER = logging.getLogger(__name__)
 def reading(path: Path) -> Iterator[h5py.File]:
     """Open a store to read; what a killed writer began is undone first.
 
-    Raises BadInputError when it is missing, cut off or not HDF5, NotWritableError when it is in use or cannot be mended.
+    Raises BadInputError when it is missing, cut off or not HDF5, NotWritableError when it is in use or cannot be
+    mended.
     """
     with _explained(path):
         _mend(path)
@@ -184,7 +185,7 @@ def _create(path: Path, kind: str, config: Config, extra: dict[str, str]) -> Non
 
 
 def _is_torn(path: Path) -> bool:
-    """Whether its tree leads nowhere: the machine went down while it was written, or it was copied without its journal."""
+    """Whether its tree leads nowhere: the machine went down meanwhile, or it was copied without its journal."""
     with h5py.File(path, "r") as file:
         try:
             file.visit(lambda name: None)

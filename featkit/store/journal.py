@@ -53,7 +53,7 @@ def forget(path: Path) -> None:
 
 
 class JournalledFile:
-    """An existing binary file to read and write, as h5py's driver `fileobj` wants it. Only one process has it at a time.
+    """An existing binary file to read and write, as h5py's driver `fileobj` wants it, for one process at a time.
 
     Raises OSError; BlockingIOError when another process has it open, through HDF5 too.
     """

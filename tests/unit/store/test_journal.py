@@ -127,7 +127,7 @@ def test_killed_at_every_write(moments: Moments, tmp_path: Path) -> None:
 
 
 def test_goes_on_after_a_kill(torn: tuple[Path, Moment]) -> None:
-    path, moment = torn
+    path, _ = torn
     with append_features(path, Made()) as store:
         for name in sorted(set(NAMES) - set(store.names())):
             store.write(name, features_of(name))
@@ -216,8 +216,8 @@ def test_refused_by_the_disk_within_an_item(tmp_path: Path, monkeypatch: pytest.
 
     with append_features(path, Made()) as store:
         store.write(NAMES[0], features_of(NAMES[0]))
+    monkeypatch.setattr(journal, "_write_all", full)
     with pytest.raises(NotWritableError, match="no space left"), append_features(path, Made()) as store:
-        monkeypatch.setattr(journal, "_write_all", full)
         store.write(NAMES[1], features_of(NAMES[1]))
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == [path]
