@@ -125,14 +125,14 @@ def dense_speed(result: Result) -> str:
 
 def ablation(result: Result) -> str:
     """SCFeat's ablations: MMAScore of rows that were trained alike."""
-    lines = ["| row | MMAScore | features | matches |", "|---|---:|---:|---:|"]
+    lines = ["| row | MMAScore, % | features | matches | steps of the stages |", "|---|---:|---:|---:|---|"]
     for row in result["rows"]:
         overall = row["mma"]["methods"][0]["groups"]["overall"]
         lines.append(
             f"| {row['row']} | {100 * overall['mma_score']:.1f} | {overall['features']:,.0f} |"
-            f" {overall['matches']:,.0f} |"
+            f" {overall['matches']:,.0f} | {', '.join(map(str, row['stages']))} |"
         )
-    return "\n".join([*lines, "", f"Batches of description: {result['steps']:,}."])
+    return "\n".join(lines)
 
 
 def hpatches(result: Result) -> str:

@@ -4,8 +4,9 @@
 
 POSED: posed pairs (`featkit data posed-pairs`); PHOTOS: photographs for the warm-up. Each row is a training in
 RUNS/ROW; a row that shares its first stages with the full one starts from those, and rows that only extract differently
-are not trained. Without the warm-up its batches are added to the description: every row has the same budget. What is
-done is passed over, what was stopped goes on.
+are not trained. Without the warm-up its batches are added to the description: every row has the same budget. Each stage
+goes on with the last step of the one before, not with the best on held-out pairs: where that is the first, what a row
+changes would not show. What is done is passed over, what was stopped goes on.
 
 MMA as SCFeat's Table II has it (eq. 24), mutual nearest neighbours, on the Oxford affine sequences. Scores of different
 heads have different ranges, so no row has a threshold and all have the best --max-keypoints of an image. Writes
@@ -96,7 +97,7 @@ def share(row: Row, runs: Path) -> None:
         source, target = folder_of(runs, FULL) / stage, folder_of(runs, row) / stage
         if target.exists():
             continue
-        if not (source / "summary.json").is_file():
+        if not is_done(source):
             sys.exit(f"{source}: is not finished, and {row.name!r} starts from it; train the row {FULL.name!r} first")
         part = target.with_name(f".{stage}.part")
         shutil.rmtree(part, ignore_errors=True)
@@ -108,14 +109,26 @@ def train(row: Row, arguments: argparse.Namespace) -> Path:
     """The row's weight, trained if it is not there."""
     run = folder_of(arguments.runs, row if row.is_trained else FULL)
     if not row.is_trained:
-        return run / "best.safetensors"
+        return run / "last.safetensors"
     share(row, arguments.runs)
-    command = [sys.executable, "-m", "featkit", "train", "scfeat", "--data", arguments.data, "--out", run]
-    command += [part for photos in arguments.photos for part in ("--photos", photos)]
-    command += [part for stage in STAGES if stage not in row.shared for part in ("--stage", stage)]
-    command += [part for setting in settings_of(row, arguments) for part in ("--set", setting)]
-    subprocess.run([str(part) for part in command], check=True)
-    return run / "best.safetensors"
+    plain = [sys.executable, "-m", "featkit", "train", "scfeat", "--data", arguments.data, "--out", run]
+    plain += [part for photos in arguments.photos for part in ("--photos", photos)]
+    plain += [part for setting in settings_of(row, arguments) for part in ("--set", setting)]
+    for stage in STAGES[row.name == NO_WARM_UP :]:
+        if not is_done(run / stage):
+            subprocess.run([str(part) for part in (*plain, "--stage", stage)], check=True)
+            keep_last(run / stage)
+    return run / "last.safetensors"
+
+
+def keep_last(stage: Path) -> None:
+    """Let the next stage start from the last step: it reads the file `best` where there is no checkpoint."""
+    shutil.copy(stage / "last.safetensors", stage / "best.safetensors")
+    (stage / "checkpoint.pt").unlink()
+
+
+def is_done(stage: Path) -> bool:
+    return (stage / "summary.json").is_file() and not (stage / "checkpoint.pt").exists()
 
 
 def measure(row: Row, weight: Path, arguments: argparse.Namespace) -> dict[str, Any]:

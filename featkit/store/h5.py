@@ -145,11 +145,16 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
             with _explained(path):
                 file = h5py.File(path, "r+", driver="fileobj", fileobj=disk)
                 _part(path).unlink(missing_ok=True)  # of a run that was killed when the store had got its name
-            with file:
+            try:
                 yield file
-        except (OSError, RuntimeError) as error:  # h5py: RuntimeError when it cannot close a file
+            finally:
+                with finish_first():
+                    file.close()
+        except Exception as error:
             if (reason := refused_by_disk(disk.refused or error)) is not None:
                 raise NotWritableError(f"{path}: {reason}; free some and run the same command again") from None
+            if disk.refused is not None:  # of which HDF5 makes something else
+                raise disk.refused from None
             raise
 
 

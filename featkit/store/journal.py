@@ -14,7 +14,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
-from io import SEEK_END, SEEK_SET, FileIO
+from io import SEEK_END, FileIO
 from pathlib import Path
 from typing import Self
 
@@ -59,7 +59,7 @@ class JournalledFile:
     """
 
     def __init__(self, path: Path):
-        self.refused: OSError | None = None
+        self.refused: BaseException | None = None
         """Why a write failed, if one did: nothing counts any more then, and `close` puts back the last flush."""
         self._path = path
         self._has_begun = False
@@ -70,27 +70,14 @@ class JournalledFile:
             _undo(self._file, self._journal)
             self._size = self._file.seek(0, SEEK_END)
             undo.pop_all()
+        # FileIO's own methods: a signal's handler, which may raise, never runs inside them
+        self.seek, self.tell, self.readinto = self._file.seek, self._file.tell, self._file.readinto
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readinto(self, buffer: memoryview) -> int:
-        view, count = memoryview(buffer).cast("B"), 0
-        while count < len(view) and (more := self._file.readinto(view[count:])):
-            count += more
-        return count
-
-    def read(self, size: int = -1) -> bytes:
-        return self._file.read(size)
 
     def write(self, data: memoryview) -> int:
         where, view = self._file.tell(), memoryview(data).cast("B")
@@ -119,16 +106,17 @@ class JournalledFile:
         try:
             _undo(self._file, self._journal)
             self._file.truncate(min(self._size, self._file.seek(0, SEEK_END)))
+            self._journal.close()
             journal_of(self._path).unlink(missing_ok=True)
         finally:
             self._journal.close()
-            self._file.close()
+            self._file.close()  # and with it the lock, last
 
     @contextlib.contextmanager
     def _remembering_refusal(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C too: HDF5 cannot take back half a write
             self.refused = error
             raise
 

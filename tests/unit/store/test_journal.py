@@ -226,6 +226,37 @@ def test_refused_by_the_disk_within_an_item(tmp_path: Path, monkeypatch: pytest.
         np.testing.assert_array_equal(store.read(NAMES[0]).scores, features_of(NAMES[0]).scores)
 
 
+@pytest.mark.parametrize("moment", ["item", "close"])
+def test_interrupted_within_a_write(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that is answered while HDF5 writes."""
+    path = tmp_path / "features.h5"
+    plain = journal._write_all
+
+    def interrupted(file: FileIO, data: bytes | memoryview) -> None:
+        if file.name == path:
+            raise KeyboardInterrupt
+        plain(file, data)
+
+    with append_features(path, Made()) as store:
+        store.write(NAMES[0], features_of(NAMES[0]))
+    before = path.read_bytes()
+
+    def interrupt() -> None:
+        with append_features(path, Made()) as store:
+            if moment == "close":
+                store._file.attrs["more"] = 1
+            monkeypatch.setattr(journal, "_write_all", interrupted)
+            if moment == "item":
+                store.write(NAMES[1], features_of(NAMES[1]))
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    with open_features(path) as store:
+        assert store.names() == NAMES[:1]
+
+
 def test_one_writer_and_no_reader_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "features.h5"
     with append_features(path, Made()) as store:
