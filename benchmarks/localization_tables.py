@@ -107,7 +107,7 @@ def localizer(result: Result) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in result["rows"]:
-        against = "keypoints with a 3D point" if row["points_only"] else "all keypoints of the map"
+        against = "3D points, each once" if row["points_only"] else "all keypoints of the map"
         cells = [row["features"], against, str(min(row["num_retrieved"], row["map_images"]))]
         cells += [f"{row['localize']['p50_s']:.3f}", f"{row['localize']['p95_s']:.3f}"]
         cells += [f"{row['extract_alone']['p50_s']:.3f}", f"{row['over_extraction']['p50']:.2f}"]

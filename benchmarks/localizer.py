@@ -4,7 +4,7 @@
 
 Each fourth photograph is a query, the others are mapped. A query is read, extracted, and localized with the map warm;
 extraction alone is the same photograph read and extracted, turn about with it. Both run alone on the machine, one after
-another; matched with all keypoints of the map (as `featkit localize` does), with those that have a 3D point alone
+another; matched with all keypoints of the map (as `featkit localize` does), with its 3D points, each once
 (`points_only`), and with those of half as many retrieved images. Goal: at most 1.3 times extraction alone. Writes
 benchmarks/results/localizer.json.
 """

@@ -40,7 +40,7 @@ def command(
     matcher: options.Matcher = "mutual",
     points_only: Annotated[
         bool,
-        typer.Option("--points-only", help="Match with the map's keypoints that have a 3D point alone: faster."),
+        typer.Option("--points-only", help="Match with the map's 3D points alone, each once: faster."),
     ] = False,
     camera_model: options.CameraModel = None,
     camera_params: options.CameraParams = None,

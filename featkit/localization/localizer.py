@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,8 +52,8 @@ class LocalizerConfig(Config):
     localize: LocalizeConfig = LocalizeConfig()
     seed: int = 0
     points_only: bool = False
-    """Match with those keypoints of the map alone that have a 3D point: faster and smaller. The ratio test
-    then sees fewer neighbours, so the matches, and the pose by its noise, are not those of `featkit localize`."""
+    """Match with the 3D points that the retrieved images show, each once, as the most similar of them shows it: faster
+    and smaller. The matches, and the pose by its noise, are then not those of `featkit localize`."""
     cache_mb: Runtime[int] = Field(default=1024, ge=0)
     """Features of map images that are kept in memory, MiB; 8,000 of 128 numbers are 4."""
 
@@ -84,8 +84,7 @@ class Localizer:
         with ExitStack() as stack:
             store = stack.enter_context(open_features(found.features))
             self._points = MapPoints(read_model(found.model), store)
-            used = self._points.point_ids if self.config.points_only else None
-            self._warm = WarmFeatures(store, self.config.cache_mb * MIB, used)
+            self._warm = WarmFeatures(store, self._points, self.config.cache_mb * MIB, self.config.points_only)
             self._describe_map(store, stack)
             self._open = stack.pop_all()
 
@@ -124,7 +123,7 @@ class Localizer:
         features = decoded.features_in_file(job.extractor.extract(decoded.pixels))
         with self._turn:  # torch's number of threads and the open file are shared
             partners = self._retrieve(name, features)
-            found = self._match(name, features, partners)
+            found = self._match(name, features, partners) if partners else None
         pose = self.config.localize.pose
         return localize_query(pose, name, camera, features.keypoints, partners, found, self._points)
 
@@ -154,11 +153,14 @@ class Localizer:
         return [self._index.names[index] for index in best[0][best[0] >= 0].tolist()]
 
     def _match(self, name: str, features: Features, partners: Sequence[str]) -> FoundMatches:
-        query = real_numbers(features)
-        warm = [self._warm.read(partner) for partner in partners]
-        found = self._matcher.match([(query, image.features) for image in warm])
-        whole = [image.in_whole(matches) for image, matches in zip(warm, found, strict=True)]
-        return FoundMatches({Pair(name, partner): m for partner, m in zip(partners, whole, strict=True)})
+        query, warm = real_numbers(features), [self._warm.read(partner) for partner in partners]
+        if self.config.points_only:
+            points = PointsOnce.of(warm)
+            [found] = self._matcher.match([(query, points.features)])
+            by_image = points.by_image(found, len(warm))
+        else:
+            by_image = self._matcher.match([(query, image.features) for image in warm])
+        return FoundMatches({Pair(name, partner): m for partner, m in zip(partners, by_image, strict=True)})
 
     @property
     def map_images(self) -> int:
@@ -195,28 +197,63 @@ class FoundMatches:
 
 @dataclass(frozen=True)
 class WarmImage:
-    """Features of a map image as the matcher wants them. index: which of the image's keypoints they are; None: all."""
+    """Features of a map image as the matcher wants them.
+
+    index, point_ids: which of the image's keypoints they are, and their 3D points (-1: none).
+    """
 
     features: Features
-    index: Int[np.ndarray, " n"] | None
+    index: Int[np.ndarray, " n"]
+    point_ids: Int[np.ndarray, " n"]
 
-    def in_whole(self, matches: Matches) -> Matches:
-        """Matches with these features, as matches with the image's keypoints."""
-        if self.index is None or len(self.index) == 0:
-            return matches
-        return replace(matches, matches0=np.where(matches.matches0 >= 0, self.index[matches.matches0], -1))
+
+@dataclass(frozen=True)
+class PointsOnce:
+    """3D points that several images show, each as the first of them shows it.
+
+    features: their descriptors; where a keypoint lies is said of the image that shows it. image, index: for each, and
+    a -1 after the last, the number of that image and of its keypoint.
+    """
+
+    features: Features
+    image: Int[np.ndarray, " n1"]
+    index: Int[np.ndarray, " n1"]
+
+    @classmethod
+    def of(cls, images: Sequence[WarmImage]) -> PointsOnce:
+        """images: one or more, of keypoints with 3D points alone."""
+        number = np.repeat(np.arange(len(images)), [len(image.features) for image in images])
+        point_ids = np.concatenate([image.point_ids for image in images])
+        first = np.sort(np.unique(point_ids, return_index=True)[1])
+
+        def joined(parts: Iterable[np.ndarray]) -> np.ndarray:
+            return np.concatenate(list(parts))[first]
+
+        features = replace(
+            images[0].features,
+            keypoints=joined(image.features.keypoints for image in images),
+            descriptors=joined(image.features.descriptors for image in images),
+            scores=joined(image.features.scores for image in images),
+            scales=None,
+            oris=None,
+        )
+        index = joined(image.index for image in images)
+        return cls(features, np.append(number[first], -1), np.append(index, -1))
+
+    def by_image(self, matches: Matches, count: int) -> list[Matches]:
+        """Matches with these points as matches with the keypoints of each image."""
+        shown_by, index = self.image[matches.matches0], self.index[matches.matches0]
+        return [replace(matches, matches0=np.where(shown_by == number, index, -1)) for number in range(count)]
 
 
 class WarmFeatures:
     """Features of map images; those used last stay in memory. Not for several threads.
 
-    point_ids: when given, only keypoints with an id of 0 or more are kept.
+    points_only: only keypoints with a 3D point are kept.
     """
 
-    def __init__(
-        self, store: FeatureStore, budget_bytes: int, point_ids: Callable[[str], Int[np.ndarray, " n"]] | None = None
-    ):
-        self._store, self._left, self._point_ids = store, budget_bytes, point_ids
+    def __init__(self, store: FeatureStore, points: MapPoints, budget_bytes: int, points_only: bool):
+        self._store, self._point_ids, self._left, self._points_only = store, points.point_ids, budget_bytes, points_only
         self._kept: OrderedDict[str, WarmImage] = OrderedDict()
 
     def read(self, name: str) -> WarmImage:
@@ -224,11 +261,12 @@ class WarmFeatures:
         if name in self._kept:
             self._kept.move_to_end(name)
             return self._kept[name]
-        features, index = self._store.read(name), None
-        if self._point_ids is not None:
-            index = np.flatnonzero(self._point_ids(name) >= 0)
+        features, point_ids = self._store.read(name), self._point_ids(name)
+        index = np.arange(len(features))
+        if self._points_only:
+            index = np.flatnonzero(point_ids >= 0)
             features = features.select(index)
-        image = WarmImage(real_numbers(features), index)
+        image = WarmImage(real_numbers(features), index, point_ids[index])
         self._kept[name] = image
         self._left -= _bytes(image.features)
         while self._left < 0 and self._kept:

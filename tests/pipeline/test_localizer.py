@@ -18,10 +18,11 @@ import featkit
 from featkit.errors import BadInputError, UsageError
 from featkit.evaluation.localization import pose_error
 from featkit.localization.localize import describe
-from featkit.localization.localizer import LocalizerConfig
+from featkit.localization.localizer import LocalizerConfig, PointsOnce, WarmImage
 from featkit.mapping.align import transform_pose, truth_from_map
 from featkit.mapping.model import read_model
 from featkit.resources import load_pipeline
+from featkit.types import Features, Matches
 
 
 @pytest.fixture(scope="module")
@@ -145,17 +146,31 @@ def test_defaults_are_the_recipes() -> None:
 def test_points_only_finds_the_same_places(
     localizer: featkit.Localizer, queries: list[Path], mapped_scene: Any
 ) -> None:
-    """Fewer neighbours to be mistaken for: as many inliers or more, and a pose within its noise."""
+    """One look of each point may miss some of what another would match; the pose stays within its noise."""
     with featkit.Localizer(mapped_scene.folder, LocalizerConfig(points_only=True), device="cpu") as quick:
         for path in queries:
             found, expected = quick.localize(path), localizer.localize(path)
             assert found.estimate is not None
             assert expected.estimate is not None
-            assert found.estimate.inlier.sum() >= 0.95 * expected.estimate.inlier.sum()
-            assert found.matches_3d >= 0.95 * expected.matches_3d
+            assert found.estimate.inlier.sum() >= 0.85 * expected.estimate.inlier.sum()
+            assert found.matches_3d >= 0.85 * expected.matches_3d
             centre, rotation = pose_error(found.estimate.pose, expected.estimate.pose)
             assert centre < 6 * expected.estimate.centre_std
             assert rotation < 6 * expected.estimate.rotation_std_deg
+
+
+def test_each_point_once() -> None:
+    """Of three images, the first of which shows points 7 and 5, the second 5 and 9, the third nothing new."""
+
+    def image(index: list[int], point_ids: list[int], look: float) -> WarmImage:
+        rows = np.array([[point, look] for point in point_ids], np.float32)
+        features = Features(rows.copy(), rows, rows[:, 0].copy(), (40, 30))
+        return WarmImage(features, np.array(index), np.array(point_ids))
+
+    points = PointsOnce.of([image([3, 4], [7, 5], 0.1), image([0, 8], [5, 9], 0.2), image([1], [9], 0.3)])
+    np.testing.assert_allclose(points.features.descriptors, [[7, 0.1], [5, 0.1], [9, 0.2]])
+    found = Matches(np.array([2, -1, 0, 1]), np.ones(4, np.float32))
+    assert [one.matches0.tolist() for one in points.by_image(found, 3)] == [[-1, -1, 3, 4], [8, -1, -1, -1], [-1] * 4]
 
 
 def test_importing_featkit_stays_light() -> None:
