@@ -18,6 +18,7 @@ from featkit.mapping.statistics import map_statistics
 from featkit.registry import KINDS, configured
 from featkit.resources import resource_dir
 from featkit.store import h5
+from featkit.store.damage import TORN
 from featkit.store.features import open_features
 from featkit.store.matches import open_matches
 from featkit.store.pairs import describe_pairs, read_pairs
@@ -85,7 +86,7 @@ def _match_counts(path: Path) -> list[int]:
     with h5.reading(path) as file:
         try:
             return [int((file[key]["matches0"][()] >= 0).sum()) for key in h5.groups_with(file, "matches0")]
-        except (*h5.TORN, TypeError) as error:
+        except (*TORN, TypeError) as error:
             raise BadInputError(f"{path}: its matches are damaged ({error}); match again") from None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from featkit.config import Config
 from featkit.errors import BadInputError
 from featkit.store import h5, links
+from featkit.store.damage import explains_damage
 from featkit.types import Features
 
 
@@ -29,7 +30,7 @@ class FeatureStore:
         self.path = path
         self._file = file
 
-    @h5.explains_damage
+    @explains_damage
     def names(self) -> list[str]:
         """Image names whose features are whole, sorted."""
         made_here = "format" in self._file.attrs
@@ -41,7 +42,7 @@ class FeatureStore:
         """Whether the features of an image are there and whole."""
         return h5.is_complete(self._file, name)
 
-    @h5.explains_damage
+    @explains_damage
     def digest(self, name: str) -> str:
         """16 hex digits of keypoints and descriptors: what is made from the features is as old as these."""
         group = self._group(name)
@@ -49,12 +50,12 @@ class FeatureStore:
             return str(group.attrs["digest"])
         return features_digest(self.read(name))
 
-    @h5.explains_damage
+    @explains_damage
     def source(self, name: str) -> str:
         """What identifies the image file the features were taken from; "" when not known."""
         return str(self._file[name].attrs.get("source", ""))
 
-    @h5.explains_damage
+    @explains_damage
     def read(self, name: str) -> Features:
         """Features of one image. Raises BadInputError when they are missing or damaged."""
         group = self._group(name)
@@ -80,32 +81,32 @@ class FeatureStore:
             )
         return features
 
-    @h5.explains_damage
+    @explains_damage
     def keypoints(self, name: str) -> np.ndarray:
         """Only the keypoints of one image, (n, 2) float32."""
         return np.asarray(self._group(name)["keypoints"][()], dtype=np.float32).reshape(-1, 2)
 
-    @h5.explains_damage
+    @explains_damage
     def descriptors(self, name: str) -> np.ndarray:
         """Only the descriptors of one image, (n, d): as stored, or float32 for bytes of another program."""
         return self._descriptors(self._group(name))
 
-    @h5.explains_damage
+    @explains_damage
     def count(self, name: str) -> int:
         """Number of keypoints of one image, without reading them."""
         return int(self._group(name)["keypoints"].shape[0])
 
-    @h5.explains_damage
+    @explains_damage
     def image_size(self, name: str) -> tuple[int, int]:
         """Width and height of one image, in pixels."""
         return self._image_size(self._group(name))
 
-    @h5.explains_damage
+    @explains_damage
     def uncertainty_px(self, name: str) -> float:
         """Standard deviation of the keypoints of one image, in pixels."""
         return float(self._group(name)["keypoints"].attrs.get("uncertainty", 1.0))
 
-    @h5.explains_damage
+    @explains_damage
     def attributes(self) -> dict:
         """What the file says of itself: kind, format, fingerprint, config, versions."""
         return h5.root_attributes(self._file)

@@ -13,6 +13,7 @@ from jaxtyping import Float32
 
 from featkit.errors import BadInputError
 from featkit.store import h5
+from featkit.store.damage import DAMAGE
 
 DATASET = "global_descriptor"
 NAMED = 3  # missing images that an error names
@@ -53,14 +54,14 @@ def read_global_descriptors(files: Sequence[Path], names: Sequence[str]) -> Floa
 def _has(file: h5py.File, name: str) -> bool:
     try:
         return name in file and isinstance(file[name], h5py.Group) and DATASET in file[name]
-    except h5.DAMAGE:
+    except DAMAGE:
         return False
 
 
 def _row(group: h5py.Group, name: str) -> Float32[np.ndarray, " d"]:
     try:
         row = np.asarray(group[DATASET][()], dtype=np.float32).reshape(-1)
-    except h5.DAMAGE as error:
+    except DAMAGE as error:
         raise BadInputError(f"{group.file.filename}: the {DATASET} of {name!r} is damaged ({error})") from None
     if len(row) == 0 or not np.isfinite(row).all():
         raise BadInputError(f"{group.file.filename}: the {DATASET} of {name!r} is not a row of finite numbers")

@@ -7,15 +7,14 @@ process killed at any moment leaves a file with all items that were flushed; the
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import h5py
 import numpy as np
@@ -25,17 +24,16 @@ from featkit.config import Config, differences
 from featkit.errors import BadInputError, NotWritableError
 from featkit.stopping import finish_first
 from featkit.store import journal
+from featkit.store.damage import DAMAGE, explained, is_in_use, said
 from featkit.store.disk import refused_by_disk, require_space
-from featkit.types import Pair
+from featkit.store.journalled import in_place, journalled, spoiling
+from featkit.store.lock import locked
 
 FORMAT_VERSION = 1
 COMPLETE = "complete"
 LINKED = "shards"  # root attribute of an index (see `links`): how many files its items lie in
 SLACK_BYTES = 1 << 16  # headers, names and the tree of groups that an item or a new store takes beside its numbers
-TORN = (RuntimeError, KeyError, OSError, ValueError)  # what h5py raises on damaged links and headers
-# Beside these, what numbers and texts of other kinds than were written raise where they are used.
-DAMAGE = (*TORN, TypeError, IndexError, AttributeError, ArithmeticError, MemoryError, SystemError)
-ReadT = TypeVar("ReadT", bound=Callable[..., Any])
+TRIES, WAIT_S = 20, 0.05  # to open a store that others are mending
 LOGGER = logging.getLogger(__name__)
 
 
@@ -46,73 +44,41 @@ def reading(path: Path) -> Iterator[h5py.File]:
     Raises BadInputError when it is missing, cut off or not HDF5, NotWritableError when it is in use or cannot be
     mended.
     """
-    with _explained(path):
-        _mend(path)
-        file = h5py.File(path, "r")
+    with explained(path):
+        file = _opened(path)
     with file:
         yield file
+
+
+def _opened(path: Path) -> h5py.File:
+    """A store to read, mended first; others may be mending it just now, so once is not enough."""
+    for again in reversed(range(TRIES)):
+        try:
+            _mend(path)
+            return h5py.File(path, "r")
+        except OSError as error:
+            if not again or not is_in_use(error):
+                raise
+            time.sleep(WAIT_S)
+    raise AssertionError
 
 
 def _mend(path: Path) -> None:
     try:
         journal.put_back(path)
+    except BlockingIOError:
+        raise
     except OSError as error:
         raise NotWritableError(
-            f"{path}: a killed run left it half written, and here it cannot be mended ({error.strerror}); make it"
-            f" writable, or copy it together with {journal.journal_of(path).name}"
+            f"{path}: half written, by a run that was killed or that still writes, and here it cannot be mended"
+            f" ({error.strerror}); make it writable, or copy it together with {journal.journal_of(path).name}"
         ) from None
 
 
 def kind_of(file: h5py.File, default: str) -> str:
     """What a store says that it holds; `default` when it does not say. Raises BadInputError."""
-    with _explained(Path(file.filename)):
+    with explained(Path(file.filename)):
         return str(file.attrs.get("kind", default))
-
-
-def explains_damage(method: ReadT) -> ReadT:
-    """A store's method that reads: whatever a damaged file makes of it is a BadInputError.
-
-    The store says its `path`, and what it `holds`.
-    """
-
-    @functools.wraps(method)
-    def reading_method(self: Any, *arguments: Any) -> Any:
-        try:
-            return method(self, *arguments)
-        except DAMAGE as error:
-            what = arguments[0] if arguments else "all items"
-            which = f"{what.name0!r} and {what.name1!r}" if isinstance(what, Pair) else repr(what)
-            raise BadInputError(
-                f"{self.path}: {self.holds} of {which} are damaged ({_said(error)}); make them again (--overwrite)"
-            ) from error
-
-    return reading_method  # type: ignore[return-value]
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise BadInputError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise BadInputError(f"{path}: is a folder, not an HDF5 file") from None
-    except OSError as error:
-        if path.is_dir():
-            raise BadInputError(f"{path}: is a folder, not an HDF5 file") from None
-        if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK) or "unable to lock" in str(error):
-            raise NotWritableError(f"{path}: in use by another process; wait for it or stop it") from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC):
-            raise NotWritableError(f"{path}: {error.strerror}; choose another place with --out") from None
-        raise BadInputError(
-            f"{path}: not a whole HDF5 file (truncated, or of another kind); move it away or use --overwrite"
-        ) from None
-    except DAMAGE as error:
-        raise BadInputError(f"{path}: damaged ({_said(error)}); move it away or use --overwrite") from error
-
-
-def _said(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 @contextmanager
@@ -122,40 +88,26 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
     kind: "features" or "matches". extra: further root attributes that must agree with those in the file.
     Raises BadInputError when the file was made by another configuration, NotWritableError when it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if overwrite and path.exists():
-            _check_replaceable(path, kind)
-            path.unlink()
-            journal.forget(path)
-    except OSError as error:
-        raise NotWritableError(f"{path}: {error.strerror or error}; choose another place with --out") from None
-    with _explained(path):
-        if not path.exists():
-            _create(path, kind, config, extra)
-        else:
-            _mend(path)
-            with h5py.File(path, "r") as file:
+    with locked(path, lock=path.with_name(f".{path.name}.writer")):
+        try:
+            if overwrite and path.exists():
+                _check_replaceable(path, kind)
+                path.unlink()
+                journal.forget(path)
+        except OSError as error:
+            raise NotWritableError(f"{path}: {error.strerror or error}; choose another place with --out") from None
+        with explained(path):
+            if not path.exists():
+                _create(path, kind, config, extra)
+            with _opened(path) as file:
                 _check_same_origin(path, file, kind, config, extra)
+                is_index = LINKED in file.attrs
             if _is_torn(path):
                 _rescue(path)
-        disk = journal.JournalledFile(path)
-    with disk:
-        try:
-            with _explained(path):
-                file = h5py.File(path, "r+", driver="fileobj", fileobj=disk)
-                _part(path).unlink(missing_ok=True)  # of a run that was killed when the store had got its name
-            try:
-                yield file
-            finally:
-                with finish_first():
-                    file.close()
-        except Exception as error:
-            if (reason := refused_by_disk(disk.refused or error)) is not None:
-                raise NotWritableError(f"{path}: {reason}; free some and run the same command again") from None
-            if disk.refused is not None:  # of which HDF5 makes something else
-                raise disk.refused from None
-            raise
+            _part(path).unlink(missing_ok=True)  # of a run that was killed when the store had got its name
+        # HDF5 would follow an index's links through the same driver, and so into the index
+        with in_place(path) if is_index else journalled(path) as file:
+            yield file
 
 
 def _check_replaceable(path: Path, kind: str) -> None:
@@ -269,12 +221,12 @@ def write_item(
     path = Path(file.filename)
     require_space(path, sum(np.asarray(array).nbytes for array in datasets.values()) + SLACK_BYTES)
     try:
-        with finish_first():
+        with finish_first(), spoiling(file):
             _write(file, key, datasets, attributes, dataset_attributes or {})
     except DAMAGE as error:
         if refused_by_disk(error) is not None:  # `appending` tells
             raise
-        raise BadInputError(f"{path}: {key!r} cannot be written ({_said(error)}); --overwrite starts anew") from error
+        raise BadInputError(f"{path}: {key!r} cannot be written ({said(error)}); --overwrite starts anew") from error
 
 
 def _write(

@@ -10,19 +10,20 @@ is small. Nothing is synced to the disk: this is about processes that die, not a
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import struct
-import time
 import zlib
 from collections.abc import Iterator
 from io import SEEK_END, FileIO
 from pathlib import Path
 from typing import Self
 
-HEADER = struct.Struct("<16sQI")  # MAGIC, the file's size at the last flush, checksum of its HEAD bytes then
+HEADER = struct.Struct("<16sQIQQ")  # MAGIC, the file's size at the last flush, checksum of its HEAD, inodes of both
 RECORD = struct.Struct("<QQ")  # where the bytes that follow stood, and how many they are
 MAGIC = b"featkit journal1"
-TRIES, WAIT_S = 10, 0.05
 HEAD = 4096  # bytes by which a file is known: HDF5's superblock, which says its size, and the root's attributes
+NO_JOURNAL = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def journal_of(path: Path) -> Path:
@@ -32,19 +33,19 @@ def journal_of(path: Path) -> Path:
 
 
 def put_back(path: Path) -> None:
-    """Undo what a killed writer began; does nothing where there is nothing to undo, or while somebody writes.
+    """Undo what a killed writer began; does nothing where there is nothing to undo.
 
-    Raises OSError where the file may not be written.
+    Raises BlockingIOError while somebody writes or reads, OSError where the file may not be written.
     """
-    for _ in range(TRIES):
-        try:
-            if journal_of(path).stat().st_size > 0:
-                JournalledFile(path).close()
+    try:
+        if journal_of(path).stat().st_size == 0:
             return
-        except FileNotFoundError:
+        path.stat()
+    except OSError as error:
+        if error.errno in NO_JOURNAL:
             return
-        except BlockingIOError:  # another process writes, or puts back just now
-            time.sleep(WAIT_S)
+        raise
+    JournalledFile(path, must_lock=True).close()
 
 
 def forget(path: Path) -> None:
@@ -55,20 +56,26 @@ def forget(path: Path) -> None:
 class JournalledFile:
     """An existing binary file to read and write, as h5py's driver `fileobj` wants it, for one process at a time.
 
-    Raises OSError; BlockingIOError when another process has it open, through HDF5 too.
+    must_lock: refuse a file system without locks, where nobody knows whether the last writer lives. Raises OSError;
+    BlockingIOError when another process has it open, through HDF5 too.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, must_lock: bool = False):
         self.refused: BaseException | None = None
-        """Why a write failed, if one did: nothing counts any more then, and `close` puts back the last flush."""
-        self._path = path
+        """Why a write failed, if one did: then every further one fails, and `close` puts back the last flush."""
+        self.gives_up = False
+        """Set to let HDF5 close the file: what it writes from now on goes nowhere."""
+        self._journal_path = journal_of(path)
         self._has_begun = False
         with contextlib.ExitStack() as undo:
             self._file = undo.enter_context(FileIO(path, "r+"))
-            _lock(self._file)
-            self._journal = undo.enter_context(FileIO(journal_of(path), "a+"))
+            if not _lock(self._file) and must_lock:
+                raise BlockingIOError(errno.EAGAIN, "there are no locks on this file system")
+            if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(path)):
+                raise BlockingIOError(errno.EAGAIN, "replaced meanwhile")
+            self._journal = undo.enter_context(FileIO(self._journal_path, "a+"))
             _undo(self._file, self._journal)
-            self._size = self._file.seek(0, SEEK_END)
+            self._size = self._kept_from = self._file.seek(0, SEEK_END)
             undo.pop_all()
         # FileIO's own methods: a signal's handler, which may raise, never runs inside them
         self.seek, self.tell, self.readinto = self._file.seek, self._file.tell, self._file.readinto
@@ -80,26 +87,38 @@ class JournalledFile:
         self.close()
 
     def write(self, data: memoryview) -> int:
-        where, view = self._file.tell(), memoryview(data).cast("B")
-        with self._remembering_refusal():
-            self._keep(where, where + len(view))
-            self._file.seek(where)
-            _write_all(self._file, view)
-        return len(view)
+        try:
+            where, view = self._file.tell(), memoryview(data).cast("B")
+            if self._goes_on():
+                self._keep(where, where + len(view))
+                self._file.seek(where)
+                _write_all(self._file, view)
+            return len(view)
+        except BaseException as error:  # Ctrl-C too: HDF5 cannot take back half a write
+            self.refused = self.refused or error
+            raise
 
     def truncate(self, size: int) -> int:
-        with self._remembering_refusal():
-            self._keep(size, self._size)
-            self._file.truncate(size)
-        return size
+        try:
+            if self._goes_on():
+                self._keep(size, self._kept_from)
+                self._kept_from = min(self._kept_from, size)
+                self._file.truncate(size)
+            return size
+        except BaseException as error:
+            self.refused = self.refused or error
+            raise
 
     def flush(self) -> None:
         """From here on what was written counts. HDF5 calls this when all that it holds has been written."""
-        if self.refused is None:
-            if self._has_begun:
+        try:
+            if self._goes_on():
                 self._journal.truncate(0)
                 self._has_begun = False
-            self._size = self._file.seek(0, SEEK_END)
+                self._size = self._kept_from = self._file.seek(0, SEEK_END)
+        except BaseException as error:
+            self.refused = self.refused or error
+            raise
 
     def close(self) -> None:
         """What was written since the last flush does not count."""
@@ -107,38 +126,42 @@ class JournalledFile:
             _undo(self._file, self._journal)
             self._file.truncate(min(self._size, self._file.seek(0, SEEK_END)))
             self._journal.close()
-            journal_of(self._path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another user's folder: it is empty
+                self._journal_path.unlink()
         finally:
             self._journal.close()
             self._file.close()  # and with it the lock, last
 
-    @contextlib.contextmanager
-    def _remembering_refusal(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:  # Ctrl-C too: HDF5 cannot take back half a write
-            self.refused = error
-            raise
+    def _goes_on(self) -> bool:
+        if self.gives_up:
+            return False
+        if self.refused is not None:
+            raise self.refused
+        return True
 
     def _keep(self, start: int, end: int) -> None:
         """Copy to the journal what the last flush left between two places."""
-        end = min(end, self._size)
+        end = min(end, self._kept_from)
         if start >= end:
             return
         if not self._has_begun:
-            head = _read(self._file, 0, min(HEAD, self._size))
-            _write_all(self._journal, HEADER.pack(MAGIC, self._size, zlib.crc32(head)))
             self._has_begun = True
-        _write_all(self._journal, RECORD.pack(start, end - start) + _read(self._file, start, end - start))
+            head = zlib.crc32(_read(self._file, 0, min(HEAD, self._size)))
+            inodes = [os.fstat(file.fileno()).st_ino for file in (self._file, self._journal)]
+            _write_all(self._journal, HEADER.pack(MAGIC, self._size, head, *inodes))
+        old = _read(self._file, start, end - start)
+        _write_all(self._journal, RECORD.pack(start, len(old)) + old)
 
 
 def _undo(file: FileIO, journal: FileIO) -> None:
     """Put back what the journal holds, unless it is another file's; the journal is empty then."""
     header = _read(journal, 0, HEADER.size)
     if len(header) == HEADER.size:
-        magic, size, checksum = HEADER.unpack(header)
+        magic, size, head, *inodes = HEADER.unpack(header)
+        now = [os.fstat(one.fileno()).st_ino for one in (file, journal)]
+        replaced = inodes[0] != now[0] and inodes[1] == now[1]  # when both were copied both have new ones
         records = list(_records(journal))
-        if magic == MAGIC and zlib.crc32(_head_before(file, journal, records)[:size]) == checksum:
+        if magic == MAGIC and not replaced and zlib.crc32(_head_before(file, journal, records)[:size]) == head:
             for where, place, length in reversed(records):  # of bytes overwritten twice the first copy counts
                 file.seek(where)
                 _write_all(file, _read(journal, place, length))
@@ -184,15 +207,16 @@ def _write_all(file: FileIO, data: bytes | memoryview) -> None:
         view = view[file.write(view) :]
 
 
-def _lock(file: FileIO) -> None:
-    """As HDF5 locks its files. Raises BlockingIOError; a file system that has no locks gives none."""
+def _lock(file: FileIO) -> bool:
+    """Lock as HDF5 locks its files; False on a file system that has no locks. Raises BlockingIOError."""
     try:
         import fcntl
     except ModuleNotFoundError:  # not on Windows
-        return
+        return False
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
     except OSError:
-        return
+        return False
+    return True

@@ -13,8 +13,10 @@ from featkit.errors import NotWritableError
 
 
 @contextmanager
-def locked(output: Path) -> Iterator[None]:
+def locked(output: Path, lock: Path | None = None) -> Iterator[None]:
     """Inside, no other process is in a block for the same output. A killed process leaves nothing locked.
+
+    lock: the file that is locked, when it is not to be the output's usual one.
 
     Raises NotWritableError when another process is, or when the folder cannot be written to.
     """
@@ -23,7 +25,7 @@ def locked(output: Path) -> Iterator[None]:
     except ModuleNotFoundError:  # not on Windows
         yield
         return
-    lock = output.with_name(f".{output.name}.lock")
+    lock = (lock or output.with_name(f".{output.name}.lock")).absolute()  # whatever folder is current at the end
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)

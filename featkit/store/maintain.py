@@ -13,7 +13,8 @@ import h5py
 
 from featkit.errors import BadInputError, NotWritableError
 from featkit.log import progress
-from featkit.store import h5, links
+from featkit.store import h5, journal, links
+from featkit.store.damage import DAMAGE
 from featkit.store.disk import explained_by_disk, require_space
 from featkit.store.features import FeatureStore, features_digest
 from featkit.store.matches import MatchStore
@@ -74,7 +75,7 @@ def _what_is_wrong(file: h5py.File, path: Path, kind: str, name: str) -> str | N
             return "not what was written (its digest differs)"
     except BadInputError as error:
         return str(error).removeprefix(f"{path}: ")
-    except h5.DAMAGE as error:
+    except DAMAGE as error:
         return f"damaged ({error})"
     return None
 
@@ -106,6 +107,7 @@ def merge(stores: Sequence[Path], output: Path, *, link: bool = False, overwrite
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.unlink(missing_ok=True)
+        journal.forget(output)
     except OSError as error:
         raise NotWritableError(f"{output}: cannot be written ({error.strerror}); choose another --out") from None
     if link:

@@ -16,6 +16,7 @@ import numpy as np
 from featkit.config import Config
 from featkit.errors import BadInputError
 from featkit.store import h5, links
+from featkit.store.damage import DAMAGE, explains_damage
 from featkit.types import Matches, Pair
 
 
@@ -51,10 +52,10 @@ class MatchStore:
             attrs = group.attrs
             stored = [attrs.get(name) for name in ("name0", "name1", "features0", "features1")]
             return bool(stored == [pair.name0, pair.name1, *digests])
-        except h5.DAMAGE:
+        except DAMAGE:
             return False
 
-    @h5.explains_damage
+    @explains_damage
     def pairs(self) -> list[Pair]:
         """All pairs whose matches are whole, sorted. Names are taken from the attributes featkit writes."""
         found = []
@@ -64,7 +65,7 @@ class MatchStore:
                 found.append(Pair(str(attrs["name0"]), str(attrs["name1"])))
         return sorted(found)
 
-    @h5.explains_damage
+    @explains_damage
     def read(self, pair: Pair) -> Matches:
         """Matches of a pair, stored in either order of names. Raises BadInputError."""
         for stored, swapped in ((pair, False), (Pair(pair.name1, pair.name0), True)):
@@ -74,7 +75,7 @@ class MatchStore:
                 return self._swapped(key) if swapped else self._read(key)
         raise BadInputError(f"{self.path}: no matches of {pair.name0!r} and {pair.name1!r}; match them first")
 
-    @h5.explains_damage
+    @explains_damage
     def read_key(self, key: str) -> Matches:
         """Matches of the group of that name, as they are stored. Raises BadInputError."""
         return self._read(key)
@@ -97,7 +98,7 @@ class MatchStore:
         }
         h5.write_item(self._file, pair_key(pair), datasets, attributes)
 
-    @h5.explains_damage
+    @explains_damage
     def attributes(self) -> dict:
         """What the file says of itself: kind, format, fingerprint, config, versions."""
         return h5.root_attributes(self._file)
