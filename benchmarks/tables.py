@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ import scaling_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+LONGEST_COMMAND = 120  # characters; the file has all of it
 SCRIPTS = {"profile": "stage_profile"}  # one that would hide one of Python's own modules
 
 
@@ -31,8 +33,9 @@ def _read(name: str) -> dict[str, Any]:
 
 def _origin(result: dict[str, Any]) -> str:
     machine, name = result["machine"], result["name"]
+    command = textwrap.shorten(result["command"], LONGEST_COMMAND, placeholder=" ...")
     return (
-        f"*Measured on {result['date']} with `{result['command']}`: {machine['processor']}, {machine['cores']} cores,"
+        f"*Measured on {result['date']} with `{command}`: {machine['processor']}, {machine['cores']} cores,"
         f" torch {result['versions']['torch']}. All figures: [`benchmarks/results/{name}.json`]"
         f"(benchmarks/results/{name}.json).*"
     )
