@@ -22,6 +22,7 @@ from textures import textured_patches
 from warped_sequences import write_sequence
 
 from featkit.data.phototour import write_phototour
+from featkit.store.h5 import reading
 
 KILLS = 4  # of every stage
 ATTEMPTS = 5 * KILLS  # a run may be done before its moment comes
@@ -110,7 +111,7 @@ def items(path: Path) -> dict[str, Any]:
             data = {key: (d.dtype.str, d.shape, d[()].tobytes(), plain(d.attrs)) for key, d in item.items()}
             found[name] = (plain(item.attrs), data)
 
-    with h5py.File(path) as file:
+    with reading(path) as file:  # which undoes what a killed writer began
         found["/"] = plain(file.attrs)
         file.visititems(visit)
     return found
