@@ -63,7 +63,7 @@ def learned(featkit_command: Command, tmp_path_factory: pytest.TempPathFactory) 
             *(word for stage in ("warm_up", "description", "detection")
               for word in ("--set", f"{stage}.{CANVAS}", "--set", f"{stage}.batch_size={2 if stage == LAST else 4}")),
             *(word for stage in ("description", LAST) for word in ("--set", f"{stage}.{VIEWS}")),
-            "--set", "warm_up.steps=110", "--set", "description.steps=60", "--set", "detection.steps=30",
+            "--set", "warm_up.steps=170", "--set", "description.steps=60", "--set", "detection.steps=30",
             "--set", "description.optimiser.learning_rate=5e-4",
         ),
     ):  # fmt: skip
@@ -113,7 +113,7 @@ def test_it_maps_what_it_has_not_seen(learned: Learned, featkit_command: Command
     root = learned.other.images.parent
     params = ",".join(map(str, learned.other.intrinsics.params))
     ran = featkit_command(
-        "reconstruct", root, "--features", features_of(learned.trained, tmp_path), "--max-keypoints", 1000,
+        "reconstruct", root, "--features", features_of(learned.trained, tmp_path), "--max-keypoints", 2000,
         "--camera-model", "PINHOLE", "--camera-params", params, "--camera-mode", "single", "--fix-intrinsics",
         "--truth", root / "truth" / "poses.txt", "--device", "cpu", "--json", "-q",
     )  # fmt: skip

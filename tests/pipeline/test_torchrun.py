@@ -24,6 +24,7 @@ from featkit.training.checkpoint import load_checkpoint
 from featkit.training.run_folder import read_metrics
 
 SAME_LOSS = 1e-5
+DRIFT = 2e-4  # in 20 steps, where two ways of adding up alternate: 7e-5 was seen on one processor, 2e-6 on another
 SAME_WEIGHTS = 3e-3  # of how far training has moved them: sums of two halves are rounded otherwise than one sum
 IN_FLOAT64 = 1e-9  # the same, of SCFeat
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -187,7 +188,7 @@ def test_a_process_that_is_killed_or_silent_ends_the_other_and_one_goes_on(done:
             assert "run the same command again to go on" in said
     assert 7 <= steps_saved(tmp_path) < work.STEPS
     work.train("hynet", read_phototour(done / "patches"), tmp_path)
-    assert losses(tmp_path) == pytest.approx(losses(done / "one" / "hynet"), abs=SAME_LOSS)
+    assert losses(tmp_path) == pytest.approx(losses(done / "one" / "hynet"), abs=DRIFT)
 
 
 def said_by_featkit(stderr: str) -> list[str]:
