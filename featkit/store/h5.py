@@ -26,7 +26,7 @@ from featkit.stopping import finish_first
 from featkit.store import journal
 from featkit.store.damage import DAMAGE, explained, is_in_use, said
 from featkit.store.disk import refused_by_disk, require_space
-from featkit.store.journalled import in_place, journalled, spoiling
+from featkit.store.journalled import JournalledStore, in_place, journalled, spoiling
 from featkit.store.lock import locked
 
 FORMAT_VERSION = 1
@@ -105,7 +105,6 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
             if _is_torn(path):
                 _rescue(path)
             _part(path).unlink(missing_ok=True)  # of a run that was killed when the store had got its name
-        # HDF5 would follow an index's links through the same driver, and so into the index
         with in_place(path) if is_index else journalled(path) as file:
             yield file
 
@@ -245,6 +244,8 @@ def _write(
         group[dataset].attrs[name] = value
     for name, value in attributes.items():
         group.attrs[name] = value
+    if not isinstance(file, JournalledStore):
+        file.flush()  # what a flush changes does not count all at once there: the mark comes after it
     group.attrs[COMPLETE] = 1
     file.flush()
 

@@ -48,7 +48,7 @@ def journalled(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def in_place(path: Path) -> Iterator[h5py.File]:
-    """A store to write to without a journal."""
+    """A store to write to without a journal: an index, whose links HDF5 would follow through the same driver."""
     try:
         with explained(path):
             file = h5py.File(path, "r+")

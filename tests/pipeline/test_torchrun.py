@@ -24,7 +24,7 @@ from featkit.training.checkpoint import load_checkpoint
 from featkit.training.run_folder import read_metrics
 
 SAME_LOSS = 1e-5
-DRIFT = 2e-4  # in 20 steps, where two ways of adding up alternate: 7e-5 was seen on one processor, 2e-6 on another
+DRIFT = 2e-4  # of the last of 20 steps, where two ways of adding up alternate: 7e-5 seen, by processor
 SAME_WEIGHTS = 3e-3  # of how far training has moved them: sums of two halves are rounded otherwise than one sum
 IN_FLOAT64 = 1e-9  # the same, of SCFeat
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

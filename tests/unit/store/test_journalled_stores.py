@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from io import FileIO
 from pathlib import Path
 
 import h5py
+import killed_writes
 import numpy as np
 import pytest
 from killed_writes import NAMES, Made, Moment, assert_holds, features_of, written
@@ -166,3 +168,62 @@ def test_an_index_keeps_seeing_its_shards(tmp_path: Path) -> None:
     with append_features(index, Made()) as store:
         assert all(store.has(name) for name in NAMES)
     assert_holds(index, NAMES)
+
+
+def test_an_index_is_written_in_two_flushes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no journal: the mark of an item must not reach the disk before the item."""
+    index, seen = tmp_path / "features.h5", []
+    write_index(index, [written(tmp_path / "0.h5", NAMES[:2])])
+    plain = h5py.File.flush
+
+    def flush(file: h5py.File) -> None:
+        plain(file)
+        if NAMES[2] in file:
+            seen.append(h5.is_complete(file, NAMES[2]))
+
+    with append_features(index, Made()) as store:
+        monkeypatch.setattr(h5py.File, "flush", flush)
+        store.write(NAMES[2], features_of(NAMES[2]))
+    assert seen[:2] == [False, True]
+
+
+BEGINNER = """
+import sys
+from pathlib import Path
+from featkit.errors import NotWritableError
+from featkit.store.features import append_features
+from killed_writes import NAMES, Made, features_of
+sys.stdin.readline()
+try:
+    with append_features(Path(sys.argv[1]), Made()) as store:
+        print("begun", flush=True)
+        sys.stdin.readline()
+        store.write(NAMES[0], features_of(NAMES[0]))
+except NotWritableError as error:
+    print("in use" if "in use" in str(error) else error, flush=True)
+"""
+
+
+def test_two_begin_at_once(tmp_path: Path) -> None:
+    """One of them does; the other says so, and takes nothing away."""
+    path, here = tmp_path / "features.h5", str(Path(killed_writes.__file__).parent)
+    beginners = [
+        subprocess.Popen(
+            [sys.executable, "-c", BEGINNER, str(path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": here},
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    said = []
+    for beginner in beginners:
+        assert beginner.stdin is not None
+        beginner.stdin.write("go\n")
+        beginner.stdin.flush()
+    for beginner in beginners:
+        assert beginner.stdout is not None
+        said.append(beginner.stdout.readline().strip())
+    assert sorted(said) == ["begun", "in use", "in use"]
+    for beginner in beginners:
+        beginner.communicate("write\n", timeout=60)
+    assert_holds(path, NAMES[:1])
+    assert list(tmp_path.iterdir()) == [path]
