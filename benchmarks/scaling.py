@@ -1,6 +1,6 @@
 """How time, memory and disk of every stage grow with the number of images, and what a million would take.
 
-    python benchmarks/scaling.py [--sizes 200 1000 3000] [--mappers incremental hierarchical global] [--limit-s 360]
+    python benchmarks/scaling.py [--sizes 200 1000 3000] [--mappers incremental hierarchical global] [--limit-s 900]
 
 `survey.py` computes what a camera sees that flies over blocks of houses; its features go through featkit's own store,
 and then retrieval pairs, matching, verification, mapping and the report run as `featkit reconstruct` runs them, each
@@ -45,7 +45,9 @@ def main() -> None:
             store = run.large_store(arguments.store_items) if arguments.store_items else None
     except RuntimeError as error:
         sys.exit(str(error))
+    stages = list(OUTPUTS)
     asked = [row for row in run.rows if row["images"] in arguments.sizes]
+    asked.sort(key=lambda row: (row["images"], stages.index(row["stage"])))
     found = fits(asked)
     keypoints = [row["keypoints"] / row["images"] for row in asked if "keypoints" in row]
     unit = None
@@ -75,7 +77,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--points", type=int, default=SurveyConfig().points_per_image, help="in a frame, on average")
     parser.add_argument("--num-matched", type=int, default=20, help="images each one is paired with")
     parser.add_argument("--leaf-max-images", type=int, default=500, help="of a cluster of the hierarchical mapper")
-    parser.add_argument("--limit-s", type=float, default=360.0, help="seconds of one stage, at most")
+    parser.add_argument("--limit-s", type=float, default=900.0, help="seconds of one stage, at most")
     parser.add_argument("--store-items", type=int, default=300_000, help="of the large stores; 0: none")
     parser.add_argument("--work", type=Path, help="keeps features, maps and what was measured")
     return parser.parse_args()

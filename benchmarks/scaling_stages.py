@@ -51,8 +51,8 @@ OUTPUTS = {
     "pairs": ("pairs.txt", "pairs.json"),
     "match": ("matches.h5",),
     "verify": ("database.db", "database.json", ".database.db.part", ".database.db.part.json"),
-    "report": ("report.html",),
     **{f"map {name}": (f"sparse-{name}", f"sparse-{name}.json") for name in ("incremental", "hierarchical", "global")},
+    "report": ("report.html",),
     "store-write": ("features.h5", "matches.h5"),
 }
 

@@ -134,7 +134,7 @@ def paper(result: Result) -> str:
         f" {searched:.0f} ns for two images; a pair {1e3 * unit['match_pair_core_s']:.1f} ms to match and"
         f" {1e3 * unit['verify_pair_core_s']:.1f} ms to verify, at {unit['keypoints']:,.0f} keypoints and"
         f" {unit['matches_of_a_pair']:,.0f} matches; a cluster of {cluster} images"
-        f" {unit['map_cluster_core_s'] / 60:,.0f} minutes."
+        f" {unit['map_cluster_core_s']:,.0f} s to map."
     )
     return "\n".join([*lines, "", measured])
 
@@ -147,7 +147,7 @@ def store(result: Result) -> str:
     write, read, some = both["write"], both["read"], both["read"]["some"]
     lines = ["| store | items | what | seconds | an item |", "|---|---:|---|---:|---:|"]
     asked = [
-        ("features", "open", read["features_open_s"], 1),
+        ("features", "open", read["features_open_s"], 0),
         ("features", "list all names", read["features_list_s"], read["features"]),
         ("features", "is it whole, of all", read["features_has_s"], read["features"]),
         ("features", "digest of all", read["features_digest_s"], read["features"]),
@@ -157,12 +157,13 @@ def store(result: Result) -> str:
         ("matches", "is it done, of all", read["matches_has_s"], read["matches"]),
     ]
     for kind, what, seconds, items in asked:
-        lines.append(f"| {kind} | {read[kind]:,} | {what} | {seconds:,.2f} | {1e6 * seconds / max(1, items):,.0f} µs |")
+        each = f"{1e6 * seconds / items:,.0f} µs" if items else "-"
+        lines.append(f"| {kind} | {read[kind]:,} | {what} | {_short(seconds)} | {each} |")
     for kind in ("features", "matches"):
         seconds, size = write[f"{kind}_write_s"], write[f"{kind}_bytes"] / read[kind]
         what = f"write {write['written']:,} of them, {size:,.0f} bytes each on disk"
-        each = 1e6 * seconds / write["written"]
-        lines.append(f"| {kind} | {read[kind]:,} | {what} | {seconds:,.2f} | {each:,.0f} µs |")
+        each = f"{1e6 * seconds / write['written']:,.0f} µs"
+        lines.append(f"| {kind} | {read[kind]:,} | {what} | {_short(seconds)} | {each} |")
     return "\n".join(lines)
 
 

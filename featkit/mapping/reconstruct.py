@@ -57,6 +57,10 @@ class MapConfig(DatabaseConfig):
     """The incremental mapper adjusts all of a map when its images or points are so many times those of the last time
     (COLMAP: 1.1). The largest cost of a map of thousands of images: where one adjustment costs in proportion to
     them, all come to g / (g - 1) of the last one, 11 of it at 1.1 and 4.3 at 1.3."""
+    global_adjustment_tolerance: float = Field(default=1e-6, ge=0)
+    """An adjustment of a whole map ends when a step lowers its cost by less than this part of it. COLMAP's is 0 (go on
+    to the last iteration): several times as long on thousands of images, for changes far below the noise of a
+    keypoint. Maps of up to `single_thread_images` keep COLMAP's."""
     clusters: ClusterConfig = ClusterConfig()
     """Of the hierarchical mapper."""
     seed: int = 0
@@ -66,7 +70,7 @@ class MapConfig(DatabaseConfig):
     With several threads COLMAP's sums, and which initial pair it finds first, depend on who is faster: only one thread
     gives the same bytes every time."""
     single_thread_images: int = 200
-    """Up to so many images `threads` = 0 means one."""
+    """Up to so many images a scene is small: `threads` = 0 means one, and adjustments go on to the last iteration."""
 
 
 def database_config(config: MapConfig) -> DatabaseConfig:
@@ -150,6 +154,10 @@ def _threads(config: MapConfig, images: int) -> int:
     return config.threads or (1 if images <= config.single_thread_images else -1)
 
 
+def _tolerance(config: MapConfig, images: int) -> float:
+    return 0.0 if images <= config.single_thread_images else config.global_adjustment_tolerance
+
+
 def incremental_options(config: MapConfig, images: int) -> pycolmap.IncrementalPipelineOptions:
     """pycolmap's options of the incremental mapper and the triangulator, for a scene of that many images."""
     options = pycolmap.IncrementalPipelineOptions()
@@ -157,6 +165,7 @@ def incremental_options(config: MapConfig, images: int) -> pycolmap.IncrementalP
     options.min_num_matches = config.min_num_matches
     options.extract_colors = config.extract_colors
     options.ba_global_frames_ratio = options.ba_global_points_ratio = config.global_adjustment_growth
+    options.ba_global_function_tolerance = _tolerance(config, images)
     options.num_threads = _threads(config, images)
     options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = config.seed
     options.ba_refine_focal_length = config.camera.refine
@@ -230,6 +239,7 @@ def _whole_adjustment(config: MapConfig, images: int) -> pycolmap.BundleAdjustme
     options.refine_focal_length = options.refine_extra_params = config.camera.refine
     solver = getattr(options, "ceres", options).solver_options  # pycolmap moved it within 4.x
     solver.num_threads = _threads(config, images)
+    solver.function_tolerance = _tolerance(config, images)
     options.print_summary = False
     return options
 

@@ -137,6 +137,13 @@ def test_fields_reach_the_mapper() -> None:
     assert options.incremental_options.ba_global_frames_ratio == 1.4
 
 
+@pytest.mark.parametrize(("images", "expected"), [(200, 0.0), (201, 1e-5)])
+def test_adjustments_of_large_maps_end_early(images: int, expected: float) -> None:
+    chosen = MapConfig(global_adjustment_tolerance=1e-5)
+    assert incremental_options(chosen, images).ba_global_function_tolerance == expected
+    assert hierarchical_options(chosen, images).incremental_options.ba_global_function_tolerance == expected
+
+
 def test_the_survey_is_exact(scene, survey_module) -> None:
     """Keypoints lie within their noise of what pycolmap's camera says, but for the share that is misplaced."""
     made = survey_module.make_survey(survey_module.SurveyConfig(images=IMAGES, points_per_image=250, dims=4))
