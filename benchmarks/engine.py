@@ -26,6 +26,7 @@ from featkit.config import Config
 from featkit.errors import FeatkitError
 from featkit.mapping.database import verified_pairs
 from featkit.store import h5
+from featkit.store.attributes import copy_attributes
 from featkit.store.features import append_features, open_features
 from featkit.store.matches import open_matches
 
@@ -99,8 +100,7 @@ def many_links(folder: Path) -> dict[str, Any]:
         item["keypoints"] = [[0.0, 0.0]]
         item.attrs["complete"] = 1
         with h5py.File(index, "w") as linked:
-            for name, value in file.attrs.items():
-                linked.attrs[name] = value
+            copy_attributes(file, linked)
             linked.attrs[h5.LINKED] = 1
             for number in range(LINKS):
                 linked[f"{number // 1000:04d}/{number:06d}.jpg"] = h5py.ExternalLink("shard.h5", "item")

@@ -1,11 +1,13 @@
 """How time, memory and disk of every stage grow with the number of images, and what a million would take.
 
     python benchmarks/scaling.py [--sizes 200 1000 3000] [--mappers incremental hierarchical global] [--limit-s 900]
+                                 [--to-the-end 1000]
 
 `survey.py` computes what a camera sees that flies over blocks of houses; its features go through featkit's own store,
 and then retrieval pairs, matching, verification, mapping and the report run as `featkit reconstruct` runs them, each
 in a process of its own. Seconds are those of the work, peak memory that of the process. A stage that takes longer than
---limit-s is stopped and says so. Stores of --store-items images and pairs are opened, listed and looked through.
+--limit-s is stopped and says so. At the sizes of --to-the-end the incremental mapper is run once more with COLMAP's
+tolerance, 0. Stores of --store-items images and pairs are opened, listed and looked through.
 Growth is fitted over the sizes that ended: seconds = factor x images^exponent, memory = base + per 1,000 images; both
 are carried on to a million. `on_paper` is the same for photographs of 2,048 keypoints and 40 pairs an image. --work
 keeps what is done: a stopped run goes on. Writes benchmarks/results/scaling.json.
@@ -28,6 +30,7 @@ from survey import SurveyConfig
 
 HERE = Path(__file__).resolve().parent
 MAPPERS = ("incremental", "hierarchical", "global")
+TO_THE_END = "map incremental, tolerance 0"
 STARTUP_S = 60.0  # beyond the limit of a stage, for the imports and what is checked after it
 
 
@@ -40,7 +43,7 @@ def main() -> None:
             work = (arguments.work or Path(temporary)).resolve()
             run = Run(work, settings, arguments.limit_s)
             for images in arguments.sizes:
-                run.size(images, arguments.mappers)
+                run.size(images, arguments.mappers, images in arguments.to_the_end)
             search = run.row(0, "search", "search", work, {"dims": 4096, "num": arguments.num_matched})
             store = run.large_store(arguments.store_items) if arguments.store_items else None
     except RuntimeError as error:
@@ -78,6 +81,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--num-matched", type=int, default=20, help="images each one is paired with")
     parser.add_argument("--leaf-max-images", type=int, default=500, help="of a cluster of the hierarchical mapper")
     parser.add_argument("--limit-s", type=float, default=900.0, help="seconds of one stage, at most")
+    parser.add_argument("--to-the-end", type=int, nargs="*", default=[1000], help="sizes also mapped at tolerance 0")
     parser.add_argument("--store-items", type=int, default=300_000, help="of the large stores; 0: none")
     parser.add_argument("--work", type=Path, help="keeps features, maps and what was measured")
     return parser.parse_args()
@@ -97,7 +101,7 @@ class Run:
                 raise RuntimeError(f"{self.path}: measured with other settings; name another --work")
             self.rows = kept["rows"]
 
-    def size(self, images: int, mappers: list[str]) -> None:
+    def size(self, images: int, mappers: list[str], to_the_end: bool) -> None:
         """All stages of one size; after one that was stopped, no other that needs it."""
         folder = self.work / str(images)
         survey = {**self.settings["survey"], "images": images}
@@ -115,6 +119,8 @@ class Run:
             fields = {"mapper": mapper, "clusters": clusters}
             if not self.stopped(self.row(images, f"map {mapper}", "map", folder, fields)):
                 ended.append(mapper)
+        if to_the_end:
+            self.row(images, TO_THE_END, "map", folder, {"global_adjustment_tolerance": 0.0})
         if ended:
             self.row(images, "report", "report", folder, {"mapper": ended[0]})
 

@@ -32,6 +32,7 @@ from featkit.registry import configured
 from featkit.report.metrics import map_metrics
 from featkit.report.reconstruction import reconstruction_report
 from featkit.retrieval.search import top_k
+from featkit.store.attributes import set_attribute
 from featkit.store.features import append_features, open_features
 from featkit.store.matches import append_matches, open_matches, pair_key
 from featkit.store.pairs import read_pairs
@@ -52,6 +53,7 @@ OUTPUTS = {
     "match": ("matches.h5",),
     "verify": ("database.db", "database.json", ".database.db.part", ".database.db.part.json"),
     **{f"map {name}": (f"sparse-{name}", f"sparse-{name}.json") for name in ("incremental", "hierarchical", "global")},
+    "map incremental, tolerance 0": ("sparse-incremental", "sparse-incremental.json"),
     "report": ("report.html",),
     "store-write": ("features.h5", "matches.h5"),
 }
@@ -172,7 +174,8 @@ def store_write(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         for number in range(first, total):
             pair = _pair(number)
             file.copy(file[pair_key(_pair(0))], file, pair_key(pair))
-            file[pair_key(pair)].attrs["name0"], file[pair_key(pair)].attrs["name1"] = pair.name0, pair.name1
+            set_attribute(file[pair_key(pair)], "name0", pair.name0)
+            set_attribute(file[pair_key(pair)], "name1", pair.name1)
     sizes = {f"{kind}_bytes": size_of(folder / f"{kind}.h5") for kind in ("features", "matches")}
     return shown | sizes | {"written": first}
 

@@ -17,6 +17,7 @@ import numpy as np
 from featkit.config import Config
 from featkit.errors import BadInputError
 from featkit.store import h5, links
+from featkit.store.attributes import attribute
 from featkit.store.damage import explains_damage
 from featkit.types import Features
 
@@ -47,13 +48,13 @@ class FeatureStore:
         """16 hex digits of keypoints and descriptors: what is made from the features is as old as these."""
         group = self._group(name)
         if "digest" in group.attrs:
-            return str(group.attrs["digest"])
+            return str(attribute(group, "digest"))
         return features_digest(self.read(name))
 
     @explains_damage
     def source(self, name: str) -> str:
         """What identifies the image file the features were taken from; "" when not known."""
-        return str(self._file[name].attrs.get("source", ""))
+        return str(attribute(self._file[name], "source", ""))
 
     @explains_damage
     def read(self, name: str) -> Features:

@@ -24,9 +24,10 @@ from featkit.config import Config, differences
 from featkit.errors import BadInputError, NotWritableError
 from featkit.stopping import finish_first
 from featkit.store import journal
+from featkit.store.attributes import attribute, copy_attributes, set_attribute
 from featkit.store.damage import DAMAGE, explained, is_in_use, said
 from featkit.store.disk import refused_by_disk, require_space
-from featkit.store.journalled import JournalledStore, in_place, journalled, spoiling
+from featkit.store.journalled import JournalledStore, counted, in_place, journalled
 from featkit.store.lock import locked
 
 FORMAT_VERSION = 1
@@ -78,7 +79,7 @@ def _mend(path: Path) -> None:
 def kind_of(file: h5py.File, default: str) -> str:
     """What a store says that it holds; `default` when it does not say. Raises BadInputError."""
     with explained(Path(file.filename)):
-        return str(file.attrs.get("kind", default))
+        return str(attribute(file, "kind", default))
 
 
 @contextmanager
@@ -114,7 +115,7 @@ def _check_replaceable(path: Path, kind: str) -> None:
     if not h5py.is_hdf5(path):
         raise BadInputError(f"{path}: not an HDF5 file, so it is not replaced; choose another --out")
     with contextlib.suppress(*DAMAGE), h5py.File(path, "r") as file:
-        found = file.attrs.get("kind", kind)
+        found = attribute(file, "kind", kind)
         if found != kind:
             raise BadInputError(f"{path}: holds {found}, not {kind}, so it is not replaced; choose another --out")
 
@@ -154,8 +155,7 @@ def _rescue(path: Path) -> None:
     """Keep the whole items of a torn store that can still be reached; the others are made anew."""
     part = _part(path)
     with h5py.File(path, "r") as old, h5py.File(part, "w") as new:
-        for name, value in old.attrs.items():
-            new.attrs[name] = value
+        copy_attributes(old, new)
         count = _copy_whole(old, new)
     os.replace(part, path)
     LOGGER.warning("%s: cut off while it was written; %d whole items kept, the others are made anew", path, count)
@@ -185,23 +185,23 @@ def _write_root(file: h5py.File, kind: str, config: Config, extra: dict[str, str
         "format": FORMAT_VERSION,
     }
     for name, value in root.items():
-        file.attrs[name] = value
+        set_attribute(file, name, value)
     file.flush()
 
 
 def _check_same_origin(path: Path, file: h5py.File, kind: str, config: Config, extra: dict[str, str]) -> None:
-    attrs = file.attrs
-    if "format" not in attrs:
+    if "format" not in file.attrs:
         raise BadInputError(f"{path}: written by another program; choose another --out, or --overwrite")
-    if attrs["format"] != FORMAT_VERSION or attrs.get("kind") != kind:
-        raise BadInputError(f"{path}: holds {attrs.get('kind')} of format {attrs['format']}, not {kind}; --overwrite")
-    if attrs.get("fingerprint") != config.fingerprint():
-        changed = differences(str(attrs.get("config", "{}")), config)
+    number, found = file.attrs["format"], attribute(file, "kind")
+    if number != FORMAT_VERSION or found != kind:
+        raise BadInputError(f"{path}: holds {found} of format {number}, not {kind}; --overwrite")
+    if attribute(file, "fingerprint") != config.fingerprint():
+        changed = differences(str(attribute(file, "config", "{}")), config)
         raise BadInputError(f"{path}: made with another configuration ({changed}); --overwrite, or another --out")
     for name, value in extra.items():
-        if attrs.get(name) != value:
+        if (other := attribute(file, name)) != value:
             raise BadInputError(
-                f"{path}: made with another {name.replace('_', ' ')} ({attrs.get(name)} -> {value});"
+                f"{path}: made with another {name.replace('_', ' ')} ({other} -> {value});"
                 " --overwrite, or another --out"
             )
 
@@ -220,7 +220,7 @@ def write_item(
     path = Path(file.filename)
     require_space(path, sum(np.asarray(array).nbytes for array in datasets.values()) + SLACK_BYTES)
     try:
-        with finish_first(), spoiling(file):
+        with finish_first(), counted(file):
             _write(file, key, datasets, attributes, dataset_attributes or {})
     except DAMAGE as error:
         if refused_by_disk(error) is not None:  # `appending` tells
@@ -241,9 +241,9 @@ def _write(
     for name, array in datasets.items():
         group.create_dataset(name, data=array)
     for (dataset, name), value in dataset_attributes.items():
-        group[dataset].attrs[name] = value
+        set_attribute(group[dataset], name, value)
     for name, value in attributes.items():
-        group.attrs[name] = value
+        set_attribute(group, name, value)
     if not isinstance(file, JournalledStore):
         file.flush()  # what a flush changes does not count all at once there: the mark comes after it
     group.attrs[COMPLETE] = 1
@@ -288,7 +288,8 @@ def groups_with(file: h5py.File, dataset: str) -> list[str]:
 
 def root_attributes(file: h5py.File) -> dict[str, Any]:
     """The store's own description, as plain values."""
-    plain = {name: value.item() if hasattr(value, "item") else value for name, value in file.attrs.items()}
+    values = {name: attribute(file, name) for name in file.attrs}
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
     if isinstance(plain.get("config"), str):
         with contextlib.suppress(ValueError):
             return {**plain, "config": json.loads(plain["config"])}

@@ -14,15 +14,15 @@ import errno
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import SEEK_END, FileIO
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-HEADER = struct.Struct("<16sQIQQ")  # MAGIC, the file's size at the last flush, checksum of its HEAD, inodes of both
+HEADER = struct.Struct("<16sQI")  # MAGIC, the file's size at the last flush, checksum of its ends
 RECORD = struct.Struct("<QQ")  # where the bytes that follow stood, and how many they are
-MAGIC = b"featkit journal1"
-HEAD = 4096  # bytes by which a file is known: HDF5's superblock, which says its size, and the root's attributes
+MAGIC = b"featkit journal2"
+END = 4096  # bytes at either end by which a file is known: HDF5's superblock, the root's attributes; the last item
 NO_JOURNAL = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
@@ -62,9 +62,9 @@ class JournalledFile:
 
     def __init__(self, path: Path, must_lock: bool = False):
         self.refused: BaseException | None = None
-        """Why a write failed, if one did: then every further one fails, and `close` puts back the last flush."""
-        self.gives_up = False
-        """Set to let HDF5 close the file: what it writes from now on goes nowhere."""
+        """What went wrong first, if anything did: from then on nothing is written, `close` puts back the last flush.
+
+        HDF5 is not told: it cannot take back half a change, nor close its file after it. Whoever writes looks here."""
         self._journal_path = journal_of(path)
         self._has_begun = False
         with contextlib.ExitStack() as undo:
@@ -87,38 +87,17 @@ class JournalledFile:
         self.close()
 
     def write(self, data: memoryview) -> int:
-        try:
-            where, view = self._file.tell(), memoryview(data).cast("B")
-            if self._goes_on():
-                self._keep(where, where + len(view))
-                self._file.seek(where)
-                _write_all(self._file, view)
-            return len(view)
-        except BaseException as error:  # Ctrl-C too: HDF5 cannot take back half a write
-            self.refused = self.refused or error
-            raise
+        view = memoryview(data).cast("B")
+        self._unless_refused(self._write, view)
+        return len(view)
 
     def truncate(self, size: int) -> int:
-        try:
-            if self._goes_on():
-                self._keep(size, self._kept_from)
-                self._kept_from = min(self._kept_from, size)
-                self._file.truncate(size)
-            return size
-        except BaseException as error:
-            self.refused = self.refused or error
-            raise
+        self._unless_refused(self._truncate, size)
+        return size
 
     def flush(self) -> None:
         """From here on what was written counts. HDF5 calls this when all that it holds has been written."""
-        try:
-            if self._goes_on():
-                self._journal.truncate(0)
-                self._has_begun = False
-                self._size = self._kept_from = self._file.seek(0, SEEK_END)
-        except BaseException as error:
-            self.refused = self.refused or error
-            raise
+        self._unless_refused(self._flush)
 
     def close(self) -> None:
         """What was written since the last flush does not count."""
@@ -132,12 +111,28 @@ class JournalledFile:
             self._journal.close()
             self._file.close()  # and with it the lock, last
 
-    def _goes_on(self) -> bool:
-        if self.gives_up:
-            return False
-        if self.refused is not None:
-            raise self.refused
-        return True
+    def _unless_refused(self, change: Callable[..., None], *arguments: Any) -> None:
+        if self.refused is None:
+            try:
+                change(*arguments)
+            except BaseException as error:  # Ctrl-C too
+                self.refused = error
+
+    def _write(self, view: memoryview) -> None:
+        where = self._file.tell()
+        self._keep(where, where + len(view))
+        self._file.seek(where)
+        _write_all(self._file, view)
+
+    def _truncate(self, size: int) -> None:
+        self._keep(size, self._kept_from)
+        self._kept_from = min(self._kept_from, size)
+        self._file.truncate(size)
+
+    def _flush(self) -> None:
+        self._journal.truncate(0)
+        self._has_begun = False
+        self._size = self._kept_from = self._file.seek(0, SEEK_END)
 
     def _keep(self, start: int, end: int) -> None:
         """Copy to the journal what the last flush left between two places."""
@@ -146,9 +141,8 @@ class JournalledFile:
             return
         if not self._has_begun:
             self._has_begun = True
-            head = zlib.crc32(_read(self._file, 0, min(HEAD, self._size)))
-            inodes = [os.fstat(file.fileno()).st_ino for file in (self._file, self._journal)]
-            _write_all(self._journal, HEADER.pack(MAGIC, self._size, head, *inodes))
+            ends = _ends_before(self._file, self._journal, [], self._size)
+            _write_all(self._journal, HEADER.pack(MAGIC, self._size, ends))
         old = _read(self._file, start, end - start)
         _write_all(self._journal, RECORD.pack(start, len(old)) + old)
 
@@ -157,11 +151,9 @@ def _undo(file: FileIO, journal: FileIO) -> None:
     """Put back what the journal holds, unless it is another file's; the journal is empty then."""
     header = _read(journal, 0, HEADER.size)
     if len(header) == HEADER.size:
-        magic, size, head, *inodes = HEADER.unpack(header)
-        now = [os.fstat(one.fileno()).st_ino for one in (file, journal)]
-        replaced = inodes[0] != now[0] and inodes[1] == now[1]  # when both were copied both have new ones
+        magic, size, ends = HEADER.unpack(header)
         records = list(_records(journal))
-        if magic == MAGIC and not replaced and zlib.crc32(_head_before(file, journal, records)[:size]) == head:
+        if magic == MAGIC and size < 1 << 63 and _ends_before(file, journal, records, size) == ends:
             for where, place, length in reversed(records):  # of bytes overwritten twice the first copy counts
                 file.seek(where)
                 _write_all(file, _read(journal, place, length))
@@ -182,14 +174,17 @@ def _records(journal: FileIO) -> Iterator[tuple[int, int, int]]:
         place += length
 
 
-def _head_before(file: FileIO, journal: FileIO, records: list[tuple[int, int, int]]) -> bytes:
-    """The file's first bytes as they would be with all put back."""
-    head = bytearray(_read(file, 0, HEAD))
-    for where, place, length in reversed(records):
-        if where < HEAD:
-            old = _read(journal, place, min(length, HEAD - where))
-            head[where : where + len(old)] = old
-    return bytes(head)
+def _ends_before(file: FileIO, journal: FileIO, records: list[tuple[int, int, int]], size: int) -> int:
+    """Checksum of the first and last bytes below a size, as they would be with all put back."""
+    checksum = 0
+    for start, end in ((0, min(END, size)), (max(0, size - END), size)):
+        before = bytearray(_read(file, start, end - start).ljust(end - start, b"\0"))
+        for where, place, length in reversed(records):
+            first, last = max(start, where), min(end, where + length)
+            if first < last:
+                before[first - start : last - start] = _read(journal, place + first - where, last - first)
+        checksum = zlib.crc32(before, checksum)
+    return checksum
 
 
 def _read(file: FileIO, where: int, size: int) -> bytes:

@@ -29,21 +29,24 @@ def journalled(path: Path) -> Iterator[h5py.File]:
     """A store to write to. When something goes wrong, what was not flushed before does not count."""
     with explained(path):
         disk = JournalledFile(path)
-    with disk:
-        try:
+    try:
+        with disk:
             with explained(path):
                 file = JournalledStore(path, disk)
-            ended = False
             try:
                 yield file
-                ended = True
+                told = disk.refused  # by `counted`, and somebody has taken it in hand
+            except BaseException as error:
+                disk.refused = disk.refused or error
+                raise
             finally:
-                disk.gives_up = not ended or disk.refused is not None
-                with finish_first(), contextlib.suppress(*(DAMAGE if disk.gives_up else ())):
+                with finish_first(), contextlib.suppress(*(DAMAGE if disk.refused is not None else ())):
                     file.close()
-        except Exception as error:
-            _raise_refusal(path, disk.refused or error)
-            raise
+            if disk.refused is not None and disk.refused is not told:
+                raise disk.refused
+    except Exception as error:
+        _raise_refusal(path, disk.refused or error)
+        raise
 
 
 @contextmanager
@@ -68,11 +71,19 @@ def _raise_refusal(path: Path, error: BaseException) -> None:
 
 
 @contextmanager
-def spoiling(file: h5py.File) -> Iterator[None]:
-    """What goes wrong in an item makes every later write fail: a flush would make count what there is of the item."""
+def counted(file: h5py.File) -> Iterator[None]:
+    """An item is written inside, up to its flush. Raises what went wrong first: in an item before it, in it, or on the
+    disk, which HDF5 is not told; then nothing is written any more, as a flush would make count what there is of it."""
+    if not isinstance(file, JournalledStore):
+        yield
+        return
+    disk = file.disk
+    if disk.refused is not None:
+        raise disk.refused
     try:
         yield
     except BaseException as error:
-        if isinstance(file, JournalledStore):
-            file.disk.refused = file.disk.refused or error
-        raise
+        disk.refused = disk.refused or error
+        raise disk.refused from None
+    if disk.refused is not None:
+        raise disk.refused

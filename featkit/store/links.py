@@ -16,6 +16,7 @@ import h5py
 
 from featkit.errors import BadInputError
 from featkit.store import h5
+from featkit.store.attributes import attribute, copy_attributes
 
 ORIGIN = ("kind", "format", "fingerprint", "weights_sha256", "features_fingerprint")
 ITEM_OF = {"features": "keypoints", "matches": "matches0"}  # kind of a store -> what each of its items holds
@@ -85,8 +86,7 @@ def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | No
         owners = {name: path for name, path in owners_of(opened).items() if only is None or name in only}
         before = stack.enter_context(h5.reading(output)) if output.exists() else None
         with h5py.File(part, "w") as index:
-            for name, value in origin.attrs.items():
-                index.attrs[name] = value
+            copy_attributes(origin, index)
             if before is not None:
                 _copy(before, index)
             for name, path in owners.items():
@@ -113,7 +113,7 @@ def check_alike(first: h5py.File, other: h5py.File, path: Path) -> None:
     """Raise BadInputError when two stores were not made alike."""
     if "format" not in other.attrs:
         raise BadInputError(f"{path}: written by another program; featkit merges its own stores")
-    differ = [name.replace("_", " ") for name in ORIGIN if first.attrs.get(name) != other.attrs.get(name)]
+    differ = [name.replace("_", " ") for name in ORIGIN if attribute(first, name) != attribute(other, name)]
     if differ:
         raise BadInputError(
             f"{path}: has another {', '.join(differ)} than {first.filename}; stores of one configuration are merged"

@@ -14,6 +14,7 @@ import h5py
 from featkit.errors import BadInputError, NotWritableError
 from featkit.log import progress
 from featkit.store import h5, journal, links
+from featkit.store.attributes import copy_attributes
 from featkit.store.damage import DAMAGE
 from featkit.store.disk import explained_by_disk, require_space
 from featkit.store.features import FeatureStore, features_digest
@@ -85,7 +86,7 @@ def repair(path: Path, checked: Checked) -> None:
     part = path.with_name(f".{path.name}.part")
     with explained_by_disk(path), _replacing(part, path), h5.reading(path) as old, h5py.File(part, "w") as new:
         require_space(path, path.stat().st_size)
-        _copy_root(old, new)
+        copy_attributes(old, new)
         for name in checked.whole:
             shard = links.shard_of(old, name)
             if shard is None:
@@ -124,19 +125,13 @@ def merge(stores: Sequence[Path], output: Path, *, link: bool = False, overwrite
         require_space(output, sum(path.stat().st_size for path in stores))
         advance = stack.enter_context(progress("merge", len(owners), "items"))
         with h5py.File(part, "w") as new:
-            _copy_root(first, new, without=h5.LINKED)
+            copy_attributes(first, new, without=(h5.LINKED,))
             for name, path in sorted(owners.items()):
                 links.refuse_missing(opened[path], name)
                 item = opened[path][name]
                 item.file.copy(item, new, name)
                 advance(1)
     return len(owners)
-
-
-def _copy_root(old: h5py.File, new: h5py.File, without: str = "") -> None:
-    for name, value in old.attrs.items():
-        if name != without:
-            new.attrs[name] = value
 
 
 @contextlib.contextmanager

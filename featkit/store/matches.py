@@ -16,6 +16,7 @@ import numpy as np
 from featkit.config import Config
 from featkit.errors import BadInputError
 from featkit.store import h5, links
+from featkit.store.attributes import attribute
 from featkit.store.damage import DAMAGE, explains_damage
 from featkit.types import Matches, Pair
 
@@ -49,8 +50,7 @@ class MatchStore:
             group = self._file.get(pair_key(pair))
             if not h5.is_whole(group):
                 return False
-            attrs = group.attrs
-            stored = [attrs.get(name) for name in ("name0", "name1", "features0", "features1")]
+            stored = [attribute(group, name) for name in ("name0", "name1", "features0", "features1")]
             return bool(stored == [pair.name0, pair.name1, *digests])
         except DAMAGE:
             return False
@@ -60,9 +60,9 @@ class MatchStore:
         """All pairs whose matches are whole, sorted. Names are taken from the attributes featkit writes."""
         found = []
         for key in h5.groups_with(self._file, "matches0") + links.linked_items(self._file):
-            attrs = self._file[key].attrs
-            if "name0" in attrs and h5.is_complete(self._file, key):
-                found.append(Pair(str(attrs["name0"]), str(attrs["name1"])))
+            group = self._file[key]
+            if "name0" in group.attrs and h5.is_whole(group):
+                found.append(Pair(str(attribute(group, "name0")), str(attribute(group, "name1"))))
         return sorted(found)
 
     @explains_damage
@@ -115,8 +115,8 @@ class MatchStore:
 
     def _is_of(self, key: str, pair: Pair) -> bool:
         """Whether a group is of these names, and not of others with the same key; hloc does not say."""
-        attrs = self._file[key].attrs
-        return (attrs.get("name0", pair.name0), attrs.get("name1", pair.name1)) == (pair.name0, pair.name1)
+        group = self._file[key]
+        return Pair(attribute(group, "name0", pair.name0), attribute(group, "name1", pair.name1)) == pair
 
     def _swapped(self, key: str) -> Matches:
         """Matches from image 1 to image 0. hloc does not say how many keypoints image 1 has: up to the last match."""

@@ -75,6 +75,51 @@ def test_copied_with_its_journal(torn: tuple[Path, Moment], tmp_path: Path) -> N
     assert copy.read_bytes() == moment.flushed
 
 
+def test_copied_and_its_journal_moved(torn: tuple[Path, Moment], tmp_path: Path) -> None:
+    """By their numbers in the file system, one of the two is another file and the other is not."""
+    path, moment = torn
+    (tmp_path / "elsewhere").mkdir()
+    copy = Path(shutil.copy(path, tmp_path / "elsewhere"))
+    shutil.move(journal.journal_of(path), journal.journal_of(copy))
+    with open_features(copy) as store:
+        assert set(store.names()) == set(moment.done)
+    assert copy.read_bytes() == moment.flushed
+
+
+@pytest.mark.parametrize("where", [0, 4095, -4096, -1])
+def test_a_journal_of_a_file_with_other_ends(where: int, tmp_path: Path) -> None:
+    """As large as the one that it belongs to, it is left alone."""
+    path, other = tmp_path / "any.bin", tmp_path / "other.bin"
+    path.write_bytes(bytes(10_000))
+    disk = journal.JournalledFile(path)
+    disk.seek(5_000)
+    disk.write(memoryview(b"begun"))
+    shutil.copy(path, other)
+    shutil.copy(journal.journal_of(path), journal.journal_of(other))
+    disk.close()
+    data = bytearray(other.read_bytes())
+    data[where] = 1
+    other.write_bytes(data)
+    journal.put_back(other)
+    assert other.read_bytes() == data
+    assert path.read_bytes() == bytes(10_000)
+
+
+def test_a_change_across_an_end_is_put_back(tmp_path: Path) -> None:
+    """The ends are compared as they were."""
+    path = tmp_path / "any.bin"
+    path.write_bytes(bytes(10_000))
+    disk = journal.JournalledFile(path)
+    disk.seek(4_000)
+    disk.write(memoryview(b"begun" * 40))
+    kept = journal.journal_of(path).read_bytes(), path.read_bytes()
+    disk.close()
+    journal.journal_of(path).write_bytes(kept[0])
+    path.write_bytes(kept[1])
+    journal.put_back(path)
+    assert path.read_bytes() == bytes(10_000)
+
+
 def test_a_journal_of_another_file_is_not_put_back(torn: tuple[Path, Moment], tmp_path: Path) -> None:
     path, _ = torn
     with append_features(tmp_path / "other.h5", Made()) as store:

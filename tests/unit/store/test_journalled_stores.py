@@ -60,6 +60,47 @@ def test_an_item_that_cannot_replace_another(tmp_path: Path, monkeypatch: pytest
     assert_holds(path, NAMES[:2])
 
 
+def test_a_disk_that_refuses_once(tmp_path: Path) -> None:
+    """Any write, of an item or at the end: it is said, HDF5 closes its file, and what was whole before stays."""
+    nth = 1
+    while refused_at(tmp_path / "features.h5", nth):
+        nth += 1
+    assert nth > 100
+
+
+def refused_at(path: Path, nth: int) -> bool:
+    """Write a store whose disk refuses the nth write; whether there were so many."""
+    path.unlink(missing_ok=True)
+    written(path, NAMES[:2])
+    plain, count, done = journal._write_all, 0, NAMES[:2]
+
+    def full(file: FileIO, data: bytes | memoryview) -> None:
+        nonlocal count
+        count += 1
+        if count == nth:
+            raise OSError(28, "No space left on device")
+        plain(file, data)
+
+    def write_on() -> None:
+        with append_features(path, Made()) as store:
+            for name in NAMES[2:]:
+                store.write(name, features_of(name))
+                done.append(name)
+            store._file.attrs["more"] = 1  # which is not flushed before the end
+
+    said = ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "_write_all", full)
+        try:
+            write_on()
+        except NotWritableError as error:
+            said = str(error)
+    assert ("no space left" in said) == (count >= nth)
+    assert_holds(path, done)
+    assert list(path.parent.iterdir()) == [path]
+    return count >= nth
+
+
 def test_an_exception_between_items_loses_none(tmp_path: Path) -> None:
     path = tmp_path / "features.h5"
     with pytest.raises(BadInputError, match="no item"):

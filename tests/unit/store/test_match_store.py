@@ -54,7 +54,7 @@ def test_the_layout_is_hlocs(tmp_path: Path) -> None:
         assert group["matches0"].dtype == np.int32
         assert group["matches0"].shape == (4,)
         assert group["matching_scores0"].shape == (4,)
-        assert (group.attrs["name0"], group.attrs["name1"], group.attrs["complete"]) == ("db/a.jpg", "q/b.jpg", 1)
+        assert (group.attrs["name0"], group.attrs["name1"], group.attrs["complete"]) == (b"db/a.jpg", b"q/b.jpg", 1)
 
 
 def test_more_keypoints_than_int16_holds(tmp_path: Path) -> None:
