@@ -12,12 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from featkit.matching.products import product_of
+
 MEMBERS = 32  # entries per group of a row: the position is searched among 1/32 of it
-FEW, GROUPS = 8, 4  # of a column: entries per small group, small groups per large one
-TILE_ROWS = 1024  # rows of the product at a time: 1024 x 12k floats are 50 MB; a multiple of FEW * GROUPS
+FEW, GROUPS = 8, 4  # of a column: entries per small group, small groups per large one; tiles have a multiple of both
 
 
 @dataclass(frozen=True)
@@ -25,33 +26,31 @@ class TopTwo:
     """Per row: position and similarity of the most similar one, similarity of the second (-inf if there is none)."""
 
     index: Int[Tensor, " n"]
-    best: Float[Tensor, " n"]
-    second: Float[Tensor, " n"]
+    best: Shaped[Tensor, " n"]
+    second: Shaped[Tensor, " n"]
 
 
 def top_two(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> tuple[TopTwo, TopTwo]:
     """Best two of `b` for every row of `a`, and of `a` for every row of `b`, by dot product. n, m > 0."""
     n, m = len(a), len(b)
-    tile = a.new_empty(TILE_ROWS, -(-m // MEMBERS) * MEMBERS)
+    product = product_of(a, b)
+    tile = product.empty_tile(product.tile_rows, -(-m // MEMBERS) * MEMBERS)
     rows: list[TopTwo] = []
-    down = TopTwo(
-        torch.zeros(m, dtype=torch.long, device=a.device), a.new_full((m,), -torch.inf), a.new_full((m,), -torch.inf)
-    )
-    transposed = b.T.contiguous()
-    tile[:, m:] = -torch.inf
-    for start in range(0, n, TILE_ROWS):
-        height = min(TILE_ROWS, n - start)
-        tile[height:] = -torch.inf
-        torch.mm(a[start : start + height], transposed, out=tile[:height, :m])
-        rows.append(_best_in_rows(tile[:height]))
-        _update_columns(down, tile, m, start)
-    across = TopTwo(
-        torch.cat([r.index for r in rows]), torch.cat([r.best for r in rows]), torch.cat([r.second for r in rows])
-    )
-    return across, down
+    none = tile.new_full((m,), product.nothing)
+    down = TopTwo(torch.zeros(m, dtype=torch.long, device=a.device), none, none.clone())
+    for start in range(0, n, product.tile_rows):
+        part = tile[: min(product.tile_rows, n - start)]
+        tile[len(part) :] = product.nothing
+        product.compute(start, part)
+        rows.append(_best_in_rows(part, product.nothing))
+        product.compare_columns(start, part)
+        _update_columns(down, tile, m, start, product.nothing)
+    index, best, second = (torch.cat([getattr(row, name) for row in rows]) for name in ("index", "best", "second"))
+    across = TopTwo(index, product.of_rows(best), product.of_rows(second))
+    return across, TopTwo(down.index, product.of_columns(down.best), product.of_columns(down.second))
 
 
-def _best_in_rows(tile: Float[Tensor, "r c"]) -> TopTwo:
+def _best_in_rows(tile: Shaped[Tensor, "r c"], nothing: float) -> TopTwo:
     """Best two of every row. A group is every (c / MEMBERS)-th entry, so that its maximum runs along memory."""
     groups = tile.view(len(tile), MEMBERS, -1)
     stride = groups.shape[2]
@@ -59,7 +58,7 @@ def _best_in_rows(tile: Float[Tensor, "r c"]) -> TopTwo:
     best, group = peaks.max(1)
     members = groups.gather(2, group[:, None, None].expand(-1, MEMBERS, 1))[:, :, 0]
     place = members.max(1).indices
-    second = torch.maximum(_without(peaks, group, 1), _without(members, place, 1))
+    second = torch.maximum(_without(peaks, group, 1, nothing), _without(members, place, 1, nothing))
     index = place * stride + group
     tied = torch.nonzero(second == best)[:, 0]
     if len(tied):  # the lowest group need not hold the lowest index; argmax gives the first of equals
@@ -67,7 +66,7 @@ def _best_in_rows(tile: Float[Tensor, "r c"]) -> TopTwo:
     return TopTwo(index, best, second)
 
 
-def _update_columns(old: TopTwo, tile: Float[Tensor, "r c"], m: int, start: int) -> None:
+def _update_columns(old: TopTwo, tile: Shaped[Tensor, "r c"], m: int, start: int, nothing: float) -> None:
     """Take a tile, whose rows count from `start`, into the best two of each of the first m columns, in place."""
     entries = tile.view(-1, FEW, tile.shape[1])
     small = entries.amax(1).view(-1, GROUPS, tile.shape[1])
@@ -79,8 +78,8 @@ def _update_columns(old: TopTwo, tile: Float[Tensor, "r c"], m: int, start: int)
     part = inside.max(1).indices
     members = entries[group * GROUPS + part, :, columns]
     place = members.max(1).indices
-    beside = torch.maximum(_without(inside, part, 1), _without(members, place, 1))
-    second = torch.maximum(_without(large, group, 0), beside)
+    beside = torch.maximum(_without(inside, part, 1, nothing), _without(members, place, 1, nothing))
+    second = torch.maximum(_without(large, group, 0, nothing), beside)
     index = (group * GROUPS + part) * FEW + place + start
     best_before, second_before = old.best[columns], old.second[columns]
     better = best > best_before  # the older one stays among equals
@@ -89,6 +88,6 @@ def _update_columns(old: TopTwo, tile: Float[Tensor, "r c"], m: int, start: int)
     old.second[columns] = torch.where(better, torch.maximum(second, best_before), torch.maximum(best, second_before))
 
 
-def _without(values: Float[Tensor, "*s"], index: Int[Tensor, " n"], dim: int) -> Float[Tensor, " n"]:
-    """The largest along a dimension but for the entry at `index`, which is lost; -inf if there is no other."""
-    return values.scatter_(dim, index.unsqueeze(dim), -torch.inf).amax(dim)
+def _without(values: Shaped[Tensor, "*s"], index: Int[Tensor, " n"], dim: int, nothing: float) -> Shaped[Tensor, " n"]:
+    """The largest along a dimension but for the entry at `index`, which is lost; `nothing` if there is no other."""
+    return values.scatter_(dim, index.unsqueeze(dim), nothing).amax(dim)

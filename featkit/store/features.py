@@ -35,8 +35,7 @@ class FeatureStore:
     def names(self) -> list[str]:
         """Image names whose features are whole, sorted."""
         made_here = "format" in self._file.attrs
-        names = h5.groups_with(self._file, "keypoints")
-        own = [n for n in names if not made_here or h5.is_complete(self._file, n)]
+        own = [name for name, _ in h5.groups(self._file, "keypoints", whole=made_here)]
         return sorted(own + links.linked_items(self._file))
 
     def has(self, name: str) -> bool:

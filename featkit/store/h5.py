@@ -24,7 +24,7 @@ from featkit.config import Config, differences
 from featkit.errors import BadInputError, NotWritableError
 from featkit.stopping import finish_first
 from featkit.store import journal
-from featkit.store.attributes import attribute, copy_attributes, set_attribute
+from featkit.store.attributes import ESCAPED, attribute, copy_attributes, set_attribute
 from featkit.store.damage import DAMAGE, explained, is_in_use, said
 from featkit.store.disk import refused_by_disk, require_space
 from featkit.store.journalled import JournalledStore, counted, in_place, journalled
@@ -258,32 +258,47 @@ def is_complete(file: h5py.File, key: str) -> bool:
         return False
 
 
+def _seems_whole(item: h5py.Group) -> bool:
+    try:
+        return is_whole(item)
+    except DAMAGE:
+        return False
+
+
 def is_whole(item: Any) -> bool:
     """Whether what stands under a key is an item written to its end; raises what h5py does on damage."""
-    whole = isinstance(item, h5py.Group) and item.attrs.get(COMPLETE)
+    whole = isinstance(item, h5py.Group) and attribute(item, COMPLETE)
     return np.ndim(whole) == 0 and bool(whole == 1)
 
 
-def groups_with(file: h5py.File, dataset: str) -> list[str]:
-    """Names of all groups of this file that hold `dataset`, slashes nest, sorted; what lies in one is not opened."""
-    names: list[str] = []
+def groups(file: h5py.File, dataset: str, whole: bool = False) -> Iterator[tuple[str, h5py.Group]]:
+    """All groups of this file that hold `dataset`, by name, slashes nest; what lies in one is not opened.
+
+    whole: only those that were written to their end. Not those of an index's shards. Raises BadInputError.
+    """
     linked = LINKED in file.attrs
 
-    def look_into(group: h5py.h5g.GroupID, above: bytes) -> None:
+    def look_into(group: h5py.h5g.GroupID, above: bytes) -> Iterator[tuple[str, h5py.Group]]:
         for key in group:
             if linked and group.links.get_info(key).type == h5py.h5l.TYPE_EXTERNAL:
                 continue
             item = h5py.h5o.open(group, key)
             if isinstance(item, h5py.h5g.GroupID) and dataset.encode() in item:
-                names.append((above + key).decode("utf-8", "surrogateescape"))  # as h5py does
+                found = h5py.Group(item)
+                if not whole or _seems_whole(found):
+                    yield (above + key).decode("utf-8", ESCAPED), found
             elif isinstance(item, h5py.h5g.GroupID):
-                look_into(item, above + key + b"/")
+                yield from look_into(item, above + key + b"/")
 
     try:
-        look_into(file["/"].id, b"")
+        yield from look_into(file["/"].id, b"")
     except DAMAGE:
         raise BadInputError(f"{file.filename}: torn by a killed run; run the command that makes it once more") from None
-    return sorted(names)
+
+
+def groups_with(file: h5py.File, dataset: str) -> list[str]:
+    """Names of all groups of this file that hold `dataset`, sorted."""
+    return sorted(name for name, _ in groups(file, dataset))
 
 
 def root_attributes(file: h5py.File) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def refuse_missing(file: h5py.File, name: str) -> None:
 
 def whole_items(file: h5py.File, kind: str) -> list[str]:
     """Names of all whole items, wherever they lie, sorted."""
-    own = [name for name in h5.groups_with(file, ITEM_OF[kind]) if h5.is_complete(file, name)]
+    own = [name for name, _ in h5.groups(file, ITEM_OF[kind], whole=True)]
     return sorted(own + linked_items(file))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import h5py
@@ -58,12 +59,10 @@ class MatchStore:
     @explains_damage
     def pairs(self) -> list[Pair]:
         """All pairs whose matches are whole, sorted. Names are taken from the attributes featkit writes."""
-        found = []
-        for key in h5.groups_with(self._file, "matches0") + links.linked_items(self._file):
-            group = self._file[key]
-            if "name0" in group.attrs and h5.is_whole(group):
-                found.append(Pair(str(attribute(group, "name0")), str(attribute(group, "name1"))))
-        return sorted(found)
+        own = (item for _, item in h5.groups(self._file, "matches0", whole=True))
+        keys = (key for key in links.linked_items(self._file) if h5.is_complete(self._file, key))
+        named = (item for item in chain(own, map(self._file.get, keys)) if "name0" in item.attrs)
+        return sorted(Pair(str(attribute(item, "name0")), str(attribute(item, "name1"))) for item in named)
 
     @explains_damage
     def read(self, pair: Pair) -> Matches:

@@ -1,13 +1,26 @@
 """The tiled search equals `topk(2)` on the whole product, whatever the sizes."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featkit.matching.top_two import MEMBERS, TILE_ROWS, TopTwo, top_two
+from featkit.matching import products
+from featkit.matching.products import CodeProduct, RealProduct, codes_of, product_of
+from featkit.matching.top_two import MEMBERS, TopTwo, top_two
 
-SIZES = [1, 2, MEMBERS - 1, MEMBERS, MEMBERS + 1, TILE_ROWS - 1, TILE_ROWS, TILE_ROWS + 1, 2000]
+TILES = [size for product in (RealProduct, CodeProduct) for size in range(product.tile_rows - 1, product.tile_rows + 2)]
+SIZES = [1, 2, MEMBERS - 1, MEMBERS, MEMBERS + 1, *TILES, 2000]
+
+
+@pytest.fixture(autouse=True, params=["real numbers", "whole numbers"], scope="module")
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Whether the processor has 8-bit products; without them the same comes out, more slowly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "_has_fast_bytes", lambda: request.param == "whole numbers")
+        yield request.param
 
 
 def integers(n: int, d: int, seed: int, low: int = -50, high: int = 50) -> torch.Tensor:
@@ -60,3 +73,51 @@ def test_any_size(n: int, m: int, seed: int, width: int) -> None:
     across, down = top_two(a, b)
     assert_is_top_two(across, a @ b.T)
     assert_is_top_two(down, b @ a.T)
+
+
+def sift(n: int, seed: int, most: int = 255) -> torch.Tensor:
+    """Whole numbers divided by 512, of which the largest is there."""
+    rows = integers(n, 128, seed, 0, 60)
+    rows[n // 2, 5] = most
+    return rows / 512
+
+
+@pytest.mark.parametrize("largest", [(60, 60), (127, 127), (127, 128), (255, 100), (200, 255)])
+def test_descriptors_as_sift_has_them(way: str, largest: tuple[int, int]) -> None:
+    a, b = sift(700, 1, largest[0]), sift(900, 2, largest[1])
+    assert isinstance(product_of(a, b), CodeProduct) == (way == "whole numbers")
+    across, down = top_two(a, b)
+    exact = (a.double() @ b.double().T).float()
+    assert_is_top_two(across, exact)
+    assert_is_top_two(down, exact.T)
+    across, down = top_two(a, b[:1])
+    assert torch.all(across.second == -torch.inf)
+    assert_is_top_two(down, exact[:, :1].T)
+
+
+def test_real_numbers_are_multiplied_as_such() -> None:
+    a, b = torch.rand(300, 16), torch.rand(400, 16)
+    assert isinstance(product_of(a, b), RealProduct)
+    assert isinstance(product_of(a, sift(20, 1)[:, :16]), RealProduct)
+    across, down = top_two(a, b)
+    assert_is_top_two(across, a @ b.T)
+    assert_is_top_two(down, (a @ b.T).T)
+
+
+@pytest.mark.parametrize("low", [-128, -1, 0])
+@pytest.mark.parametrize("high", [1, 127, 128, 255])
+@pytest.mark.parametrize("scale", [1, 512])
+def test_whole_numbers_of_eight_bits(low: int, high: int, scale: int) -> None:
+    rows = torch.tensor([[low, 0.0], [1.0, high]]) / scale
+    codes = codes_of(rows)
+    if high > 127 and low < 0:
+        assert codes is None
+    else:
+        assert codes is not None
+        assert torch.equal((codes.rows.float() + codes.shift) / codes.scale, rows)
+
+
+@pytest.mark.parametrize("bad", [0.25 / 512, 256.0, -129.0, 1 / 3, float("nan"), float("inf"), -float("inf")])
+def test_what_eight_bits_do_not_hold(bad: float) -> None:
+    assert codes_of(torch.tensor([[1.0, 2.0], [bad, 3.0]])) is None
+    assert codes_of(torch.zeros(3, 0)) is None
