@@ -3,7 +3,7 @@
     python benchmarks/stage_profile.py [--scene ../shared/data/posed/castle-P19] [--resize-max 1024] [--repeats 3]
 
 Each stage of a map runs as a user runs it (store and progress included), turn about with its bare limit on the same
-input: the decoder alone, the network's forward alone, matrix products of the descriptors alone, pycolmap's verification
+input: the decoder alone, the network's forward alone, float32 products of the descriptors alone, pycolmap's verification
 of the same database alone, pycolmap's mapper alone, the same bytes to the same disk. `over_limit` is the stage's median
 over the limit's, of this run. Goals: scfeat's extraction at most 1 / 0.85 of its network, matching at most 1.3 of the
 products. Writes benchmarks/results/profile.json.
@@ -135,15 +135,21 @@ def decoding(images: Path, names: list[str]) -> Row:
     )
 
 
-def matching(work: Path) -> Row:
-    """Pairs of 8k descriptors, read from a store and matches written, beside their matrix products."""
+def matching(work: Path, kind: str) -> Row:
+    """Pairs of 8k descriptors, read from a store and matches written, beside their matrix products in float32.
+
+    kind: "real" for numbers as networks give them, "SIFT" for whole ones divided by 512.
+    """
     generator = np.random.default_rng(0)
     rows = []
     names = [f"{number}.jpg" for number in range(IMAGES_8K)]
-    with append_features(work / "8k.h5", ExtractConfig(), overwrite=True) as store:
+    features, output = work / f"8k-{kind}.h5", work / f"8k-{kind}-matches.h5"
+    with append_features(features, ExtractConfig(), overwrite=True) as store:
         for name in names:
             descriptors = generator.normal(size=(KEYPOINTS, DIMENSIONS)).astype(np.float32)
             descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
+            if kind == "SIFT":
+                descriptors = (np.abs(descriptors) * 512).round().clip(max=255) / np.float32(512)
             rows.append(torch.from_numpy(descriptors))
             keypoints = generator.uniform(0, 1000, (KEYPOINTS, 2)).astype(np.float32)
             scores = np.ones(KEYPOINTS, np.float32)
@@ -157,11 +163,10 @@ def matching(work: Path) -> Row:
         for i, j in pairs:
             torch.mm(rows[i], rows[j].T, out=product)
 
-    output = work / "8k-matches.h5"
     return Row(
-        f"match {len(pairs)} pairs of {KEYPOINTS:,} x {DIMENSIONS}",
+        f"match {len(pairs)} pairs of {KEYPOINTS:,} x {DIMENSIONS}, {kind}",
         "their matrix products",
-        lambda: match.run(matcher, config, work / "8k.h5", listed, output, overwrite=True),
+        lambda: match.run(matcher, config, features, listed, output, overwrite=True),
         bare,
         1.3,
     )
@@ -237,7 +242,8 @@ def main() -> None:
                 decoding(images, names),
                 extraction(images, names, arguments.resize_max, work),
                 dense_extraction(images, names, work),
-                matching(work),
+                matching(work, "SIFT"),
+                matching(work, "real"),
             ]
             found = [measured(row, arguments.repeats) for row in rows]
             found += [
