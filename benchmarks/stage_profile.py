@@ -3,10 +3,10 @@
     python benchmarks/stage_profile.py [--scene ../shared/data/posed/castle-P19] [--resize-max 1024] [--repeats 3]
 
 Each stage of a map runs as a user runs it (store and progress included), turn about with its bare limit on the same
-input: the decoder alone, the network's forward alone, float32 products of the descriptors alone, pycolmap's verification
-of the same database alone, pycolmap's mapper alone, the same bytes to the same disk. `over_limit` is the stage's median
-over the limit's, of this run. Goals: scfeat's extraction at most 1 / 0.85 of its network, matching at most 1.3 of the
-products. Writes benchmarks/results/profile.json.
+input: the decoder alone, the network's forward alone, float32 products of the descriptors alone, pycolmap's
+verification of the same database alone, pycolmap's mapper alone, the same bytes to the same disk. `over_limit` is the
+stage's median over the limit's, of this run. Goals: scfeat's extraction at most 1 / 0.85 of its network, matching at
+most 1.3 of the products. Writes benchmarks/results/profile.json.
 """
 
 from __future__ import annotations
