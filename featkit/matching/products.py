@@ -115,7 +115,7 @@ class CodeProduct:
     The last term is one for all of a row, so that it is added for the columns alone.
     """
 
-    tile_rows = 256  # 8 MB at 8k columns: what is read next is still in the cache
+    tile_rows = 128  # 4 MB at 8k columns: what is read next is still in the cache
     nothing: float = NOTHING
 
     def __init__(self, a: Codes, b: Codes):
@@ -126,17 +126,19 @@ class CodeProduct:
         self._of_column = a.shift * b.sums() + a.rows.shape[1] * a.shift * b.shift
 
     def empty_tile(self, rows: int, columns: int) -> Tensor:
-        """See `Product`. The other side gets columns of zeros, so that the product is written where it stays."""
-        self._transposed = pad(self._rows1, (0, 0, 0, columns - len(self._rows1))).T
+        """See `Product`. The other side gets rows of zeros, so that the product is written where it stays."""
+        beyond = columns - len(self._rows1)
+        self._transposed = pad(self._rows1, (0, 0, 0, beyond)).T
+        self._of_column = pad(self._of_column, (0, beyond), value=self.nothing)
         return torch.full((rows, columns), self.nothing, dtype=torch.int32)
 
     def compute(self, start: int, tile: Tensor) -> None:
         """See `Product`."""
-        m = len(self._rows1)
         torch._int_mm(self._rows0[start : start + len(tile)], self._transposed, out=tile)
         if self._shifts[0]:
-            tile[:, :m] += self._of_column
-        tile[:, m:] = self.nothing
+            tile += self._of_column
+        else:
+            tile[:, len(self._rows1) :] = self.nothing
 
     def compare_columns(self, start: int, tile: Tensor) -> None:
         """See `Product`."""
