@@ -7,7 +7,7 @@
 and then retrieval pairs, matching, verification, mapping and the report run as `featkit reconstruct` runs them, each
 in a process of its own. Seconds are those of the work, peak memory that of the process. A stage that takes longer than
 --limit-s is stopped and says so. At the sizes of --to-the-end the incremental mapper is run once more with COLMAP's
-tolerance, 0. Stores of --store-items images and pairs are opened, listed and looked through.
+tolerances, 0. Stores of --store-items images and pairs are opened, listed and looked through.
 Growth is fitted over the sizes that ended: seconds = factor x images^exponent, memory = base + per 1,000 images; both
 are carried on to a million. `on_paper` is the same for photographs of 2,048 keypoints and 40 pairs an image. --work
 keeps what is done: a stopped run goes on. Writes benchmarks/results/scaling.json.
@@ -120,7 +120,13 @@ class Run:
             if not self.stopped(self.row(images, f"map {mapper}", "map", folder, fields)):
                 ended.append(mapper)
         if to_the_end:
-            self.row(images, TO_THE_END, "map", folder, {"global_adjustment_tolerance": 0.0})
+            self.row(
+                images,
+                TO_THE_END,
+                "map",
+                folder,
+                {"global_adjustment_tolerance": 0.0, "local_adjustment_tolerance": 0.0},
+            )
         if ended:
             self.row(images, "report", "report", folder, {"mapper": ended[0]})
 

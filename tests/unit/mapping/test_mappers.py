@@ -139,8 +139,9 @@ def test_fields_reach_the_mapper() -> None:
 
 @pytest.mark.parametrize(("images", "expected"), [(200, 0.0), (201, 1e-5)])
 def test_adjustments_of_large_maps_end_early(images: int, expected: float) -> None:
-    chosen = MapConfig(global_adjustment_tolerance=1e-5)
+    chosen = MapConfig(global_adjustment_tolerance=1e-5, local_adjustment_tolerance=1e-3)
     assert incremental_options(chosen, images).ba_global_function_tolerance == expected
+    assert incremental_options(chosen, images).ba_local_function_tolerance == 1e-3
     assert hierarchical_options(chosen, images).incremental_options.ba_global_function_tolerance == expected
 
 
