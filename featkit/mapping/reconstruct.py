@@ -59,7 +59,7 @@ class MapConfig(DatabaseConfig):
     them, all come to g / (g - 1) of the last one, 11 of it at 1.1 and 4.3 at 1.3."""
     global_adjustment_tolerance: float = Field(default=1e-6, ge=0)
     """An adjustment of a whole map ends when a step lowers its cost by less than this part of it. COLMAP's is 0 (go on
-    to the last iteration): several times as long on thousands of images, for changes far below the noise of a
+    to the last iteration): a fifth more time on 1,000 images and more on more, for changes far below the noise of a
     keypoint. Maps of up to `single_thread_images` keep COLMAP's."""
     local_adjustment_tolerance: float = Field(default=1e-4, ge=0)
     """The same for the adjustment around each new image, which those of the whole go over again. COLMAP's is 0: a fifth
