@@ -25,31 +25,23 @@ class Product(Protocol):
     """The product of a (n, d) and b (m, d), of which one tile is there at a time."""
 
     tile_rows: int
+    dtype: torch.dtype
     nothing: float
     """What stands where there is no entry: less than any."""
 
-    def empty_tile(self, rows: int, columns: int) -> Tensor:
-        """A tile of at least m columns, without entries."""
-
     def compute(self, start: int, tile: Tensor) -> None:
-        """Rows start, start + 1, ... of the product, comparable within a row; columns beyond m hold nothing."""
+        """Write rows start, start + 1, ... of the product into a tile; columns beyond m hold nothing."""
 
-    def compare_columns(self, start: int, tile: Tensor) -> None:
-        """Make what `compute` left comparable within a column too."""
-
-    def of_rows(self, found: Tensor) -> Float[Tensor, " n"]:
-        """Similarities, from entries found by `compute` in each of the n rows."""
-
-    def of_columns(self, found: Tensor) -> Float[Tensor, " m"]:
-        """Similarities, from entries found after `compare_columns`."""
+    def similarities(self, found: Tensor) -> Float[Tensor, " k"]:
+        """What entries of the product mean; -inf for nothing."""
 
 
-def product_of(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Product:
-    """The fastest way to the product of two sets of descriptors on their device."""
+def product_of(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], columns: int) -> Product:
+    """The fastest way to the product of two sets of descriptors on their device, in tiles of so many columns, >= m."""
     if a.device.type == "cpu" and _has_fast_bytes():
         codes0, codes1 = codes_of(a), codes_of(b)
         if codes0 is not None and codes1 is not None:
-            return CodeProduct(codes0, codes1)
+            return CodeProduct(codes0, codes1, columns)
     return RealProduct(a, b)
 
 
@@ -60,24 +52,16 @@ class RealProduct:
     nothing: float = -torch.inf
 
     def __init__(self, a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]):
+        self.dtype = a.dtype
         self._a, self._b = a, b.T.contiguous()
-
-    def empty_tile(self, rows: int, columns: int) -> Tensor:
-        """See `Product`."""
-        return self._a.new_full((rows, columns), self.nothing)
 
     def compute(self, start: int, tile: Tensor) -> None:
         """See `Product`."""
-        torch.mm(self._a[start : start + len(tile)], self._b, out=tile[:, : self._b.shape[1]])
+        m = self._b.shape[1]
+        torch.mm(self._a[start : start + len(tile)], self._b, out=tile[:, :m])
+        tile[:, m:] = self.nothing
 
-    def compare_columns(self, start: int, tile: Tensor) -> None:
-        """They are already."""
-
-    def of_rows(self, found: Tensor) -> Float[Tensor, " n"]:
-        """The entries are the similarities."""
-        return found
-
-    def of_columns(self, found: Tensor) -> Float[Tensor, " m"]:
+    def similarities(self, found: Tensor) -> Float[Tensor, " k"]:
         """The entries are the similarities."""
         return found
 
@@ -110,51 +94,35 @@ def codes_of(rows: Float[Tensor, "n d"]) -> Codes | None:
 
 
 class CodeProduct:
-    """Of whole numbers, exact. With a = a' + s and b = b' + t: ab = a'b' + s sum(b') + d s t + t sum(a').
-
-    The last term is one for all of a row, so that it is added for the columns alone.
-    """
+    """Of whole numbers, exact. With a = a' + s and b = b' + t: ab = a'b' + s sum(b') + d s t + t sum(a')."""
 
     tile_rows = 128  # 4 MB at 8k columns: what is read next is still in the cache
+    dtype = torch.int32
     nothing: float = NOTHING
 
-    def __init__(self, a: Codes, b: Codes):
-        self._rows0, self._rows1 = (pad(codes.rows, (0, -codes.rows.shape[1] % GROUP)) for codes in (a, b))
-        self._shifts = a.shift, b.shift
-        self._scale = a.scale * b.scale
-        self._of_row = b.shift * a.sums()
-        self._of_column = a.shift * b.sums() + a.rows.shape[1] * a.shift * b.shift
-
-    def empty_tile(self, rows: int, columns: int) -> Tensor:
-        """See `Product`. The other side gets rows of zeros, so that the product is written where it stays."""
-        beyond = columns - len(self._rows1)
-        self._transposed = pad(self._rows1, (0, 0, 0, beyond)).T
-        self._of_column = pad(self._of_column, (0, beyond), value=self.nothing)
-        return torch.full((rows, columns), self.nothing, dtype=torch.int32)
+    def __init__(self, a: Codes, b: Codes, columns: int):
+        fill, beyond = -a.rows.shape[1] % GROUP, columns - len(b.rows)
+        self._a = pad(a.rows, (0, fill))
+        self._b = pad(b.rows, (0, fill, 0, beyond)).T  # with columns of zeros, so that the product fills a tile
+        self._m, self._scale = len(b.rows), a.scale * b.scale
+        self._of_row = b.shift * a.sums()[:, None] if b.shift else None
+        of_column = a.shift * b.sums() + a.rows.shape[1] * a.shift * b.shift
+        self._of_column = pad(of_column, (0, beyond), value=self.nothing) if a.shift else None
 
     def compute(self, start: int, tile: Tensor) -> None:
         """See `Product`."""
-        torch._int_mm(self._rows0[start : start + len(tile)], self._transposed, out=tile)
-        if self._shifts[0]:
+        stop = start + len(tile)
+        torch._int_mm(self._a[start:stop], self._b, out=tile)
+        if self._of_row is not None:
+            tile += self._of_row[start:stop]
+        if self._of_column is not None:
             tile += self._of_column
         else:
-            tile[:, len(self._rows1) :] = self.nothing
+            tile[:, self._m :] = self.nothing
 
-    def compare_columns(self, start: int, tile: Tensor) -> None:
+    def similarities(self, found: Tensor) -> Float[Tensor, " k"]:
         """See `Product`."""
-        if self._shifts[1]:
-            tile += self._of_row[start : start + len(tile), None]
-
-    def of_rows(self, found: Tensor) -> Float[Tensor, " n"]:
-        """See `Product`."""
-        return self._similarities(found, found + self._of_row)
-
-    def of_columns(self, found: Tensor) -> Float[Tensor, " m"]:
-        """See `Product`."""
-        return self._similarities(found, found)
-
-    def _similarities(self, found: Tensor, sums: Tensor) -> Tensor:
-        return torch.where(found > self.nothing // 2, sums.float() / self._scale, -torch.inf)
+        return torch.where(found > self.nothing // 2, found.float() / self._scale, -torch.inf)
 
 
 def _has_fast_bytes() -> bool:

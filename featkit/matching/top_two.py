@@ -33,8 +33,9 @@ class TopTwo:
 def top_two(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> tuple[TopTwo, TopTwo]:
     """Best two of `b` for every row of `a`, and of `a` for every row of `b`, by dot product. n, m > 0."""
     n, m = len(a), len(b)
-    product = product_of(a, b)
-    tile = product.empty_tile(product.tile_rows, -(-m // MEMBERS) * MEMBERS)
+    columns = -(-m // MEMBERS) * MEMBERS
+    product = product_of(a, b, columns)
+    tile = torch.empty(product.tile_rows, columns, dtype=product.dtype, device=a.device)
     rows: list[TopTwo] = []
     none = tile.new_full((m,), product.nothing)
     down = TopTwo(torch.zeros(m, dtype=torch.long, device=a.device), none, none.clone())
@@ -43,11 +44,10 @@ def top_two(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> tuple[TopTwo, T
         tile[len(part) :] = product.nothing
         product.compute(start, part)
         rows.append(_best_in_rows(part, product.nothing))
-        product.compare_columns(start, part)
         _update_columns(down, tile, m, start, product.nothing)
     index, best, second = (torch.cat([getattr(row, name) for row in rows]) for name in ("index", "best", "second"))
-    across = TopTwo(index, product.of_rows(best), product.of_rows(second))
-    return across, TopTwo(down.index, product.of_columns(down.best), product.of_columns(down.second))
+    across = TopTwo(index, product.similarities(best), product.similarities(second))
+    return across, TopTwo(down.index, product.similarities(down.best), product.similarities(down.second))
 
 
 def _best_in_rows(tile: Shaped[Tensor, "r c"], nothing: float) -> TopTwo:

@@ -15,6 +15,7 @@ from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.reconstruct import (
     ClusterConfig,
     MapConfig,
+    _whole_adjustment,
     build_map,
     database_config,
     hierarchical_options,
@@ -143,6 +144,8 @@ def test_adjustments_of_large_maps_end_early(images: int, expected: float) -> No
     assert incremental_options(chosen, images).ba_global_function_tolerance == expected
     assert incremental_options(chosen, images).ba_local_function_tolerance == 1e-3
     assert hierarchical_options(chosen, images).incremental_options.ba_global_function_tolerance == expected
+    whole = _whole_adjustment(chosen, images)
+    assert getattr(whole, "ceres", whole).solver_options.function_tolerance == expected
 
 
 def test_the_survey_is_exact(scene, survey_module) -> None:

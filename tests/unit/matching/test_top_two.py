@@ -1,6 +1,7 @@
 """The tiled search equals `topk(2)` on the whole product, whatever the sizes."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,14 @@ from featkit.matching.products import CodeProduct, RealProduct, codes_of, produc
 from featkit.matching.top_two import MEMBERS, TopTwo, top_two
 
 TILES = [size for product in (RealProduct, CodeProduct) for size in range(product.tile_rows - 1, product.tile_rows + 2)]
+HAS_FAST_BYTES = products._has_fast_bytes
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
 SIZES = [1, 2, MEMBERS - 1, MEMBERS, MEMBERS + 1, *TILES, 2000]
+
+
+@pytest.mark.skipif("avx512_vnni" not in CPU, reason="a processor without VNNI, or one that Linux does not describe")
+def test_a_processor_that_multiplies_bytes_is_known() -> None:
+    assert HAS_FAST_BYTES()
 
 
 @pytest.fixture(autouse=True, params=["real numbers", "whole numbers"], scope="module")
@@ -85,7 +93,7 @@ def sift(n: int, seed: int, most: int = 255) -> torch.Tensor:
 @pytest.mark.parametrize("largest", [(60, 60), (127, 127), (127, 128), (255, 100), (200, 255)])
 def test_descriptors_as_sift_has_them(way: str, largest: tuple[int, int]) -> None:
     a, b = sift(700, 1, largest[0]), sift(900, 2, largest[1])
-    assert isinstance(product_of(a, b), CodeProduct) == (way == "whole numbers")
+    assert isinstance(product_of(a, b, 928), CodeProduct) == (way == "whole numbers")
     across, down = top_two(a, b)
     exact = (a.double() @ b.double().T).float()
     assert_is_top_two(across, exact)
@@ -97,8 +105,8 @@ def test_descriptors_as_sift_has_them(way: str, largest: tuple[int, int]) -> Non
 
 def test_real_numbers_are_multiplied_as_such() -> None:
     a, b = torch.rand(300, 16), torch.rand(400, 16)
-    assert isinstance(product_of(a, b), RealProduct)
-    assert isinstance(product_of(a, sift(20, 1)[:, :16]), RealProduct)
+    assert isinstance(product_of(a, b, 416), RealProduct)
+    assert isinstance(product_of(a, sift(20, 1)[:, :16], 32), RealProduct)
     across, down = top_two(a, b)
     assert_is_top_two(across, a @ b.T)
     assert_is_top_two(down, (a @ b.T).T)
