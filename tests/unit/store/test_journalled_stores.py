@@ -57,6 +57,7 @@ def test_an_item_that_cannot_replace_another(tmp_path: Path, monkeypatch: pytest
         monkeypatch.undo()
         with pytest.raises((BadInputError, MemoryError)):
             store.write(NAMES[2], features_of(NAMES[2]))
+        assert NAMES[2] not in store._file, "nothing is begun any more"
     assert_holds(path, NAMES[:2])
 
 
@@ -99,6 +100,24 @@ def refused_at(path: Path, nth: int) -> bool:
     assert_holds(path, done)
     assert list(path.parent.iterdir()) == [path]
     return count >= nth
+
+
+def test_hdf5_is_not_told_of_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "any.bin"
+    path.write_bytes(b"as it was")
+    disk = journal.JournalledFile(path)
+
+    def full(file: FileIO, data: bytes | memoryview) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal, "_write_all", full)
+    assert disk.write(memoryview(b"new")) == 3
+    assert isinstance(disk.refused, OSError)
+    monkeypatch.undo()
+    assert disk.write(memoryview(b"new")) == 3
+    disk.flush()
+    disk.close()
+    assert path.read_bytes() == b"as it was"
 
 
 def test_an_exception_between_items_loses_none(tmp_path: Path) -> None:

@@ -38,6 +38,18 @@ def test_all_items_are_listed(stored: Path) -> None:
         assert h5.groups_with(file, "nothing") == []
 
 
+def test_an_item_whose_mark_is_damaged_is_left_out(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(item: h5py.Group, name: str) -> int:
+        if item.name == "/a/2.jpg":
+            raise OSError("bad object header")
+        return 1
+
+    monkeypatch.setattr(h5, "attribute", damaged)
+    with h5py.File(stored) as file:
+        found = [name for name, _ in h5.groups(file, "keypoints", whole=True)]
+    assert sorted(found) == sorted({*NAMES} - {"a/2.jpg"})
+
+
 def test_one_look_tells_whether_an_item_is_whole(stored: Path) -> None:
     with h5py.File(stored, "r+") as file:
         for name, value in (("b.jpg", 1), ("a/2.jpg", 0), ("a/10.jpg", [1, 1])):
