@@ -62,8 +62,8 @@ class MapConfig(DatabaseConfig):
     to the last iteration): a fifth more time on 1,000 images and more on more, for changes far below the noise of a
     keypoint. Maps of up to `single_thread_images` keep COLMAP's."""
     local_adjustment_tolerance: float = Field(default=1e-4, ge=0)
-    """The same for the adjustment around each new image, which those of the whole go over again. COLMAP's is 0: a fifth
-    more time on small maps, for cameras that are the same to a part in a hundred of their error."""
+    """The same for the adjustment around each new image, which those of the whole go over again. COLMAP's is 0: a tenth
+    to a fourth more time on small maps, for the same cameras within half a hundredth of their error."""
     clusters: ClusterConfig = ClusterConfig()
     """Of the hierarchical mapper."""
     seed: int = 0
