@@ -38,7 +38,7 @@ class PhotometricConfig(Config):
     temperature_stops: float = Field(0.0, ge=0, le=2)
     """Gain of red over blue, either way, in powers of 2."""
     shade: float = Field(0.0, ge=0, le=1)
-    """Depth of local light and shadow: a smooth field, and half of the time one shadow with an edge; 1 reaches black."""
+    """Depth of local light and shadow: a smooth field, half of the time one shadow with an edge; 1 reaches black."""
     night_probability: float = Field(0.0, ge=0, le=1)
     """Share of the images that are seen at dusk or by night: underexposed, with lamps and noise."""
     night_stops: float = Field(4.0, ge=0, le=10)
