@@ -205,12 +205,13 @@ def test_a_pull_holds_the_descriptors_where_they_were(data: ScfeatData, tmp_path
 def test_a_teacher_is_imitated_and_its_detector_goes_on(data: ScfeatData, tmp_path: Path) -> None:
     root = data.photos[0]
     rng = np.random.default_rng(0)
+    mean = rng.normal(size=16)  # what a few steps can learn
     names = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*.png"))]
     with append_features(tmp_path / "teacher.h5", Config()) as store:
         for name in names:
             height, width = cv2.imread(str(root / name)).shape[:2]
             keypoints = (rng.random((60, 2)) * (width - 1, height - 1)).astype(np.float32)
-            descriptors = rng.normal(size=(60, 16)).astype(np.float32)
+            descriptors = (mean + rng.normal(0, 0.1, (60, 16))).astype(np.float32)
             store.write(name, Features(keypoints, descriptors, rng.random(60).astype(np.float32), (width, height)))
     taught = ScfeatData("made", data.pairs, data.photos, (tmp_path / "teacher.h5",))
     warm_up = {"steps": 30, "batch_size": 2, "teacher": {"score_share": 1.0}}
