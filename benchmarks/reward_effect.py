@@ -56,18 +56,19 @@ ERRORS: dict[str, dict[str, Any]] = {
     "authors' code": {"pairs": "good", "scale": "authors", "draws": 1, "over": "batch"},
     "two index sets": {"pairs": "independent", "scale": "image"},
     "good, median": {"pairs": "good", "scale": "image", "quantile": 0.5},
-    "good, lines": {"pairs": "good", "scale": "lines"},
-    "good, lines, median": {"pairs": "good", "scale": "lines", "quantile": 0.5},
+    "good, lines 0.03": {"pairs": "good", "scale": "lines", "tolerance_share": 0.03},
+    "good, lines 0.03, median": {"pairs": "good", "scale": "lines", "tolerance_share": 0.03, "quantile": 0.5},
     "mutual, entries": {"pairs": "mutual", "scale": "image"},
     "mutual, entries, linear": {"pairs": "mutual", "scale": "image", "beta": 1e-3},
     "mutual, entries, median": {"pairs": "mutual", "scale": "image", "quantile": 0.5},
     "mutual, lines 0.03": {"pairs": "mutual", "scale": "lines", "tolerance_share": 0.03},
     "mutual, lines 0.1": {"pairs": "mutual", "scale": "lines", "tolerance_share": 0.1},
     "mutual, lines 0.2": {"pairs": "mutual", "scale": "lines", "tolerance_share": 0.2},
-    "mutual, lines, tenth": {"pairs": "mutual", "scale": "lines", "quantile": 0.1},
-    "mutual, lines, median": {"pairs": "mutual", "scale": "lines", "quantile": 0.5},
+    "mutual, lines 0.3": {"pairs": "mutual", "scale": "lines", "tolerance_share": 0.3},
+    "mutual, lines 0.5": {"pairs": "mutual", "scale": "lines", "tolerance_share": 0.5},
+    "mutual, lines 0.5, median": {"pairs": "mutual", "scale": "lines", "tolerance_share": 0.5, "quantile": 0.5},
     "likely, entries": {"pairs": "likely", "scale": "image"},
-    "likely, lines 0.1": {"pairs": "likely", "scale": "lines", "tolerance_share": 0.1},
+    "likely, lines 0.3": {"pairs": "likely", "scale": "lines", "tolerance_share": 0.3},
 }
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
@@ -119,7 +120,7 @@ def basis(
 
 
 def weights_of(error: FundamentalError, config: DetectionLossConfig) -> Float[Tensor, "b 3"]:
-    """What the loss multiplies the parts of `basis` with: rewards of good and of bad pairs, the regulariser's factor."""
+    """What the loss multiplies the parts of `basis` with: rewards of good and bad pairs, the regulariser's factor."""
     both = rewards(torch.tensor([[[True, False]]]).expand(len(error.value), -1, -1), error, config.reward)[:, 0]
     factor = regulariser_factor(error, config.reward) * config.regulariser / BASE.regulariser
     return torch.cat([both, factor[:, None]], dim=1)
