@@ -159,7 +159,7 @@ def reward(result: Result) -> str:
             values = tells = changed = ANYWHERE
         lines.append(
             f"| {row['formulation']} | {values} | {tells} | {row['reward']:.2f} | {changed} |"
-            f" {row['from_control']:.2g} | {row['turned_deg']:.2g} |"
+            f" {row['from_control']:.2g} | {row['turned_deg']:.0f} |"
         )
     return "\n".join(lines)
 

@@ -5,7 +5,7 @@
 Read literally the last factor is minus P_m: bad pairs earn nothing and good ones always exactly 1, L_fme cancels. So
 -P_m is read as "not P_m", as the authors' code has it:
 
-    good pair (P_m true):    1 - tanh L_fme        the better the good pairs determine F, the nearer to 1
+    good pair (P_m true):    1 - tanh L_fme        the better the matches determine F, the nearer to 1
     bad pair  (P_m false):     - tanh L_fme        the worse they do, the more a bad pair costs
 
 That is r = P_m - tanh L_fme: the error is a baseline, the reward that a pair must exceed to be encouraged. L_fme:

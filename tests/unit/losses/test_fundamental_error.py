@@ -67,7 +67,7 @@ def loop_line_error(found: np.ndarray, truth: np.ndarray, side: int, tolerance_p
 def loop_error(a: np.ndarray, b: np.ndarray, truth: np.ndarray, scale: str) -> float:
     """Smooth L1 of one draw."""
     if scale == "lines":
-        return loop_line_error(eight_point(a, b), truth, 5, 64.0, 1.0)
+        return loop_line_error(eight_point(a, b), truth, 5, 192.0, 1.0)
     if scale == "authors":
         found = eight_point(a, b, normalise=False)
         return smooth_l1(found / found[2, 2], truth / (truth[2, 2] + 1e-10))
@@ -120,7 +120,7 @@ def test_fields_of_the_lines(quantile: float, side: int, tolerance_share: float,
 
 
 def test_the_share_of_right_matches_decides_the_factor() -> None:
-    """Of matches that are all right, half right or all wrong: tanh L_fme goes from 0 to 1."""
+    """Of matches that are all right, half right or all wrong: tanh L_fme grows from next to 0."""
     points0, points1, good, fundamental = scenes(0.3, count=60)
     factors = []
     for right in (60, 40, 20, 0):
@@ -131,8 +131,8 @@ def test_the_share_of_right_matches_decides_the_factor() -> None:
         error = fundamental_error(points0, points1, pairs, fundamental, SIZE, FundamentalErrorConfig(), generator())
         factors.append(float(error.value.tanh().mean()))
     assert factors == sorted(factors)
-    assert factors[0] < 0.01
-    assert factors[-1] > 0.3
+    assert factors[0] < 1e-3
+    assert factors[-1] > 0.2
     algorithm_1 = FundamentalErrorConfig(scale="image")
     error = fundamental_error(points0, points1, good, fundamental, SIZE, algorithm_1, generator())
     assert error.value.max() < 1e-4
@@ -142,14 +142,13 @@ def test_two_index_sets_pair_unrelated_points() -> None:
     points0, points1, good, fundamental = scenes(0.0)
     config = FundamentalErrorConfig(pairs="independent", scale="image", draws=5)
     found = fundamental_error(points0, points1, good, fundamental, SIZE, config, generator(3))
-    first, second = generator(3), None
-    first_sets, _ = draw_sets(good, 5, first)
-    second, _ = draw_sets(good, 5, first)
+    draw = generator(3)
+    first, second = (draw_sets(good, 5, draw)[0] for _ in range(2))
     for pair in range(2):
         a, b = points0[pair].numpy(), points1[pair].numpy()
         errors = [
             loop_error(a[one[:, 0]], b[other[:, 1]], fundamental[pair].numpy(), "image")
-            for one, other in zip(first_sets[pair].numpy(), second[pair].numpy(), strict=True)
+            for one, other in zip(first[pair].numpy(), second[pair].numpy(), strict=True)
         ]
         assert float(found.value[pair]) == pytest.approx(min(errors), rel=1e-3)
     assert found.value.min() > 1e-3

@@ -103,8 +103,8 @@ def loop_loss(
 @pytest.mark.parametrize(
     ("reward", "pairs"),
     [
-        (RewardConfig(), "mutual"),
         (RewardConfig(), "likely"),
+        (RewardConfig(), "mutual"),
         (RewardConfig(regulariser="error"), "good"),
         (RewardConfig(error_factor=False), "good"),
     ],
