@@ -8,7 +8,7 @@ from typing import Any
 from map_tables import number
 
 Result = dict[str, Any]
-ANYWHERE = "-"  # the training set of what is not trained
+ANYWHERE = "-"  # the training set of what is not trained, and every other value that there is not
 
 
 def leaderboard(result: Result) -> str:
@@ -124,13 +124,42 @@ def dense_speed(result: Result) -> str:
 
 
 def ablation(result: Result) -> str:
-    """SCFeat's ablations: MMAScore of rows that were trained alike."""
-    lines = ["| row | MMAScore, % | features | matches | steps of the stages |", "|---|---:|---:|---:|---|"]
+    """SCFeat's ablations: MMAScore of rows that were trained alike, mean and spread of the seeds."""
+    lines = [
+        "| row | MMAScore, % | deviation | least to greatest | seeds | features | matches | steps of the stages |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
     for row in result["rows"]:
-        overall = row["mma"]["methods"][0]["groups"]["overall"]
+        seeds = row["seeds"]
+        score = {name: f"{100 * value:.1f}" for name, value in row["mma_score"].items()}
+        deviation, ends = score["deviation"], f"{score['min']} to {score['max']}"
+        if len(seeds) == 1:
+            deviation = ends = ANYWHERE
+        features, matches = (sum(one[key] for one in seeds) / len(seeds) for key in ("features", "matches"))
         lines.append(
-            f"| {row['row']} | {100 * overall['mma_score']:.1f} | {overall['features']:,.0f} |"
-            f" {overall['matches']:,.0f} | {', '.join(map(str, row['stages']))} |"
+            f"| {row['row']} | {score['mean']} | {deviation} | {ends} | {len(seeds)} | {features:,.0f} |"
+            f" {matches:,.0f} | {', '.join(map(str, seeds[0]['stages']))} |"
+        )
+    return "\n".join(lines)
+
+
+def reward(result: Result) -> str:
+    """What L_fme changes in the gradient of SCFeat's detector, in each way of computing it."""
+    quantiles = list(result["quantiles"])
+    lines = [
+        "| L_fme from | 10 %, median, 90 % | correlation with the share of bad matches | mean reward |"
+        " gradient changed | from control | turned, deg |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["detectors"]["trained"]:
+        if "l_fme" in row:
+            values = ", ".join(f"{row['l_fme'][quantiles.index(at)]:.2g}" for at in (0.1, 0.5, 0.9))
+            tells, changed = f"{row['tells_bad']:.2f}", f"{row['changed']:.2g}"
+        else:
+            values = tells = changed = ANYWHERE
+        lines.append(
+            f"| {row['formulation']} | {values} | {tells} | {row['reward']:.2f} | {changed} |"
+            f" {row['from_control']:.2g} | {row['turned_deg']:.0f} |"
         )
     return "\n".join(lines)
 
@@ -154,4 +183,5 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "oxford": ("oxford_mma", oxford),
     "dense-speed": ("dense_speed", dense_speed),
     "ablation": ("scfeat_ablation", ablation),
+    "reward": ("reward_effect", reward),
 }

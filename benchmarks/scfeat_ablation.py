@@ -1,15 +1,21 @@
 """SCFeat's ablations (paper, Table III), every row trained with the same small budget and measured on six sequences.
 
-    python benchmarks/scfeat_ablation.py --data POSED --photos PHOTOS --runs RUNS --steps 2000 [--rows ...]
+    python benchmarks/scfeat_ablation.py --data POSED --photos PHOTOS --runs RUNS --steps 2000 [--seeds 3] [--rows ...]
 
 POSED: posed pairs (`featkit data posed-pairs`); PHOTOS: photographs for the warm-up. Each row is a training in
-RUNS/ROW; a row that shares its first stages with the full one starts from those, and rows that only extract differently
-are not trained. Without the warm-up its batches are added to the description: every row has the same budget. Each stage
+RUNS/seed-N/ROW, once for each seed. A row that has its first stages in common with the full one starts from those of
+the same seed, so that rows that change the detection alone differ in it alone; rows that only extract differently are
+not trained. Without the warm-up its batches are added to the description: every row has the same budget. Each stage
 goes on with the last step of the one before, not with the best on held-out pairs: where that is the first, what a row
 changes would not show. What is done is passed over, what was stopped goes on.
 
-MMA as SCFeat's Table II has it (eq. 24), mutual nearest neighbours, on the Oxford affine sequences. Scores of different
-heads have different ranges, so no row has a threshold and all have the best --max-keypoints of an image. Writes
+The error factor (eq. 19 to 21) is to be compared with the row "control": good pairs earn 1, bad ones 0, no regulariser,
+which is what the rewards are when L_fme is 0. "w/o error factor" is the paper's row, PoSFeat's reward, and changes what
+bad pairs earn (-0.25) and the regulariser (-0.001) as well.
+
+MMA as SCFeat's Table II has it (eq. 24), mutual nearest neighbours, on the Oxford affine sequences: of every row the
+mean over the seeds, the standard deviation (n - 1), the least and the greatest. Scores of different heads have
+different ranges, so no row has a threshold and all have the best --max-keypoints of an image. Writes
 benchmarks/results/scfeat_ablation.json.
 """
 
@@ -18,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -49,11 +56,17 @@ class Row:
         return self.shared != STAGES
 
 
-FULL = Row("scfeat-s")
+FULL = Row("scfeat-s")  # the recipe, with the error factor as it is by default
 NO_WARM_UP = "w/o warm-up"
 STILL = "{rotation_deg: 0, scale_max: 1, perspective: 0}"  # all of them: what is left out stays as the recipe has it
 ROWS = (
     FULL,
+    Row(
+        "control",
+        ("detection.loss.reward.error_factor=false", "detection.loss.reward.bad=0", "detection.loss.regulariser=0"),
+        STAGES[:2],
+    ),
+    Row("error as algorithm 1", ("detection.loss.error.pairs=good", "detection.loss.error.scale=image"), STAGES[:2]),
     Row("w/o error factor", ("detection.loss.reward.error_factor=false",), STAGES[:2]),
     Row("PoSFeat's head and reward", ("detection.loss.reward.error_factor=false", "network.head=posfeat"), STAGES[:2]),
     Row("w/o pruning", shared=STAGES, extraction=(("descriptor_map", "normalised"),)),
@@ -68,9 +81,9 @@ ROWS = (
 )
 
 
-def folder_of(runs: Path, row: Row) -> Path:
+def folder_of(runs: Path, row: Row, seed: int) -> Path:
     words = "".join(c if c.isalnum() else "-" for c in row.name.replace("w/o", "without").lower())
-    return runs / "-".join(part for part in words.split("-") if part)
+    return runs / f"seed-{seed}" / "-".join(part for part in words.split("-") if part)
 
 
 def lengths(row: Row, steps: int, given: list[str]) -> list[str]:
@@ -91,27 +104,29 @@ def settings_of(row: Row, arguments: argparse.Namespace) -> list[str]:
     return [*arguments.set, *lengths(row, arguments.steps, arguments.set), *row.settings]
 
 
-def share(row: Row, runs: Path) -> None:
+def share(row: Row, runs: Path, seed: int) -> None:
     """Copy the stages that the row has in common with the full one; a copy that was stopped does not count."""
     for stage in row.shared:
-        source, target = folder_of(runs, FULL) / stage, folder_of(runs, row) / stage
+        source, target = folder_of(runs, FULL, seed) / stage, folder_of(runs, row, seed) / stage
         if target.exists():
             continue
         if not is_done(source):
             sys.exit(f"{source}: is not finished, and {row.name!r} starts from it; train the row {FULL.name!r} first")
         part = target.with_name(f".{stage}.part")
         shutil.rmtree(part, ignore_errors=True)
+        part.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source, part)
         part.rename(target)
 
 
-def train(row: Row, arguments: argparse.Namespace) -> Path:
+def train(row: Row, seed: int, arguments: argparse.Namespace) -> Path:
     """The row's weight, trained if it is not there."""
-    run = folder_of(arguments.runs, row if row.is_trained else FULL)
+    run = folder_of(arguments.runs, row if row.is_trained else FULL, seed)
     if not row.is_trained:
         return run / "last.safetensors"
-    share(row, arguments.runs)
+    share(row, arguments.runs, seed)
     plain = [sys.executable, "-m", "featkit", "train", "scfeat", "--data", arguments.data, "--out", run]
+    plain += ["--seed", seed]
     plain += [part for photos in arguments.photos for part in ("--photos", photos)]
     plain += [part for setting in settings_of(row, arguments) for part in ("--set", setting)]
     for stage in STAGES[row.name == NO_WARM_UP :]:
@@ -131,9 +146,9 @@ def is_done(stage: Path) -> bool:
     return (stage / "summary.json").is_file() and not (stage / "checkpoint.pt").exists()
 
 
-def measure(row: Row, weight: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """MMA of the row's features on the sequences."""
-    place = arguments.runs / "features" / folder_of(arguments.runs, row).name
+def measure(row: Row, seed: int, weight: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """MMAScore of the row's features, of all sequences and of each."""
+    place = arguments.runs / "features" / folder_of(Path(), row, seed)
     place.mkdir(parents=True, exist_ok=True)
     features = place / "scfeat.yaml"
     values = {"extractor": "scfeat", "weights": str(weight.resolve()), **dict(row.extraction)}
@@ -142,7 +157,22 @@ def measure(row: Row, weight: Path, arguments: argparse.Namespace) -> dict[str, 
     command = [sys.executable, "-m", "featkit", "eval", "hpatches", "--root", arguments.sequences]
     command += ["--features", features, "--out", place / "eval", "--json"]
     done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return compact(json.loads(done.stdout.splitlines()[-1])["methods"][0])
+
+
+def compact(method: dict[str, Any]) -> dict[str, Any]:
+    overall = method["groups"]["overall"]
+    return {
+        **{key: overall[key] for key in ("mma_score", "features", "matches")},
+        "sequences": {name: one["mma_score"] for name, one in method["sequences"].items()},
+    }
+
+
+def spread(scores: list[float]) -> dict[str, float]:
+    """Mean, standard deviation, least and greatest of the seeds."""
+    deviation = statistics.stdev(scores) if len(scores) > 1 else 0.0
+    found = {"mean": statistics.mean(scores), "deviation": deviation, "min": min(scores), "max": max(scores)}
+    return {name: round(value, 6) for name, value in found.items()}
 
 
 def main() -> None:
@@ -151,20 +181,33 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, nargs="+", default=[])
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2000, help="of description; the other stages in proportion")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each row, with seeds 0, 1, ...")
     parser.add_argument("--max-keypoints", type=int, default=2048, help="of an image")
     parser.add_argument("--sequences", type=Path, default=HERE.parent.parent / "shared" / "data" / "oxford-affine")
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], default=[row.name for row in ROWS])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of all trainings")
     arguments = parser.parse_args()
-    rows = []
-    for row in ROWS:
-        if row.name not in arguments.rows:
-            continue
-        print(f"== {row.name}", flush=True)
-        weight = train(row, arguments)
-        summary = json.loads((weight.parent / "summary.json").read_text(encoding="utf-8"))
-        trained = {"seconds": summary["seconds"], "stages": [one["steps"] for one in summary["stages"]]}
-        rows.append({"row": row.name, "settings": row.settings, **trained, "mma": measure(row, weight, arguments)})
+    asked = [row for row in ROWS if row.name in arguments.rows]
+    found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in asked}
+    for seed in range(arguments.seeds):
+        for row in asked:
+            print(f"== {row.name}, seed {seed}", flush=True)
+            weight = train(row, seed, arguments)
+            summary = json.loads((weight.parent / "summary.json").read_text(encoding="utf-8"))
+            trained = {"seconds": summary["seconds"], "stages": [one["steps"] for one in summary["stages"]]}
+            found[row.name].append({"seed": seed, **trained, **measure(row, seed, weight, arguments)})
+    rows = [
+        {
+            "row": row.name,
+            "settings": row.settings,
+            "mma_score": spread([one["mma_score"] for one in found[row.name]]),
+            "seeds": found[row.name],
+        }
+        for row in asked
+    ]
+    for row in rows:
+        score = row["mma_score"]
+        print(f"{row['row']:28}{100 * score['mean']:6.1f} +- {100 * score['deviation']:.1f}")
     given = {"steps": arguments.steps, "settings": arguments.set, "max_keypoints": arguments.max_keypoints}
     print(write_result("scfeat_ablation", {**given, "rows": rows}))
 

@@ -24,8 +24,8 @@ Example: `featkit eval eth --root data/eth --features rootsift,dog+hynet --setti
 The root holds scenes (fountain-P11, Herz-Jesu-P8, South-Building, Madrid_Metropolis, Gendarmenmarkt, Tower_of_London,
 Alamo, Roman_Forum, Cornell, or any folder asked for by --scenes), each with images/ and, where the truth is known,
 poses.txt and camera.txt. Settings: eth (the benchmark's), eth-scfeat-075, -080, -090, -092 (SCFeat, Table VII),
-eth-sdgmnet (no ratio test), eth-posfeat. Features and maps are kept in OUT/predictions; OUT/eth/report.html is the
-page."""
+eth-sdgmnet (no ratio test), eth-posfeat; SCFeat's and PoSFeat's with -side at the end read the NMS size as a side
+instead of a radius (docs/scfeat.md). Features and maps are kept in OUT/predictions; OUT/eth/report.html is the page."""
 
 
 def eth(

@@ -41,7 +41,8 @@ class ScfeatConfig(Config):
     threshold: float = Field(default=1.0, ge=0)
     """Least score, eps_s (IV-B: 1.0; 0.5 for queries by night)."""
     nms_window: int = Field(default=3, ge=1)
-    """N, px, odd: side of the square in which a keypoint is the maximum; 1: none (IV-C: 3, 5 in large images)."""
+    """Side of the square in which a keypoint is the maximum, px, odd; 1: no suppression. The paper's N x N read as a
+    radius is 2 N + 1 (1 on HPatches: 3); as a side it is N: docs/scfeat.md."""
     border_px: int = Field(default=1, ge=0)
     """No keypoints this near the image's edge, px (authors' code)."""
     min_keypoints: int = Field(default=0, ge=0)

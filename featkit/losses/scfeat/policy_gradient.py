@@ -9,7 +9,8 @@ the poses more probable, the others less.
     Q, P_kp  keypoints of an image and their probabilities: grid_policy.py
     p_ij     probability that x_i and y_j match: softmax over row i times softmax over column j of -60 (1 - cos_ij)
     r_ij     reward of the pair (eq. 20), from the match matrix (eq. 16 to 18) and L_fme (eq. 19)
-    lambda   -0.001: a small price of every keypoint; L_fme is 1 where it is not defined or not used
+    lambda   -0.001: a small price of every keypoint; tanh L_fme stands for L_fme there (rewards.py), and 1 where it is
+             not defined or not used
 
 The paper leaves the sign and p_ij to PoSFeat: minus, since the loss is minimised, and the sum weighted by p_ij, through
 which no gradient flows. Descriptors have no gradient either: their network is frozen.
@@ -58,13 +59,17 @@ class DetectionLossConfig(Config):
     """Whether the sums are divided by |Q_0| + |Q_1| (paper), or left as they are (authors' code)."""
 
 
-class Judged(NamedTuple):
-    """gain: p_ij r_ij, 0 for what was not drawn. pairs: of images in the whole batch. Nothing here has a gradient."""
+class Matches(NamedTuple):
+    """Of the keypoints of both images. Nothing here has a gradient.
 
-    gain: Float[Tensor, "b n m"]
-    error: FundamentalError
-    pairs: Float[Tensor, ""]
-    statistics: dict[str, Tensor]
+    drawn: pairs of two keypoints, not of what merely fills a row. good: P_m. mutual: each other's nearest.
+    probability: p_ij; 0 for what was not drawn.
+    """
+
+    drawn: Bool[Tensor, "b n m"]
+    good: Bool[Tensor, "b n m"]
+    mutual: Bool[Tensor, "b n m"]
+    probability: Float[Tensor, "b n m"]
 
 
 def detection_loss(
@@ -90,11 +95,14 @@ def detection_loss(
     sample0 = accepted_first(sample_keypoints(scores0, config.policy, generator, valid0))
     sample1 = accepted_first(sample_keypoints(scores1, config.policy, generator, valid1))
     with torch.no_grad(), torch.autocast(map0.device.type, enabled=False):
-        judged = _judged(sample0, sample1, map0, map1, fundamental01, image_size, config, generator, total)
-    factor = regulariser_factor(judged.error, config.reward)
-    loss = policy_loss(sample0, sample1, judged.gain, factor, config, total)
-    drawn = (sample0.accepted.sum() + sample1.accepted.sum()) / (2 * judged.pairs)
-    return LossResult(loss, {"keypoints": drawn, **judged.statistics})
+        matches = matched(sample0, sample1, map0, map1, fundamental01, image_size, config)
+        candidates = drawn_from(matches, config.error)
+        points = (sample0.points, sample1.points)
+        error = fundamental_error(*points, candidates, fundamental01, image_size, config.error, generator, total)
+        gain = matches.probability * rewards(matches.good, error, config.reward)
+        statistics = _statistics(sample0, sample1, matches, gain, error, total)
+    factor = regulariser_factor(error, config.reward)
+    return LossResult(policy_loss(sample0, sample1, gain, factor, config, total), statistics)
 
 
 def policy_loss(
@@ -116,7 +124,7 @@ def policy_loss(
     return -each.sum() / total(torch.ones_like(each).sum())
 
 
-def _judged(
+def matched(
     sample0: KeypointSample,
     sample1: KeypointSample,
     map0: Float[Tensor, "b c h2 w2"],
@@ -124,34 +132,47 @@ def _judged(
     fundamental01: Float[Tensor, "b 3 3"],
     image_size: tuple[int, int],
     config: DetectionLossConfig,
-    generator: Draws,
-    total: Total,
-) -> Judged:
-    """Matches of the keypoints that were drawn, and what they earn."""
+) -> Matches:
+    """How the keypoints that were drawn match, by their descriptors and by the poses."""
     points = (sample0.points, sample1.points)
     drawn = sample0.accepted[:, :, None] & sample1.accepted[:, None]
     good = match_matrix(*points, fundamental01, config.epsilon_px) & drawn
-    error = fundamental_error(*points, good, fundamental01, image_size, config.error, generator, total)
-    reward = rewards(good, error, config.reward)
     first, second = (
         F.normalize(sample_map(full_precision(maps), at, image_size), dim=2)
         for maps, at in zip((map0, map1), points, strict=True)
     )
     cosine = (first @ second.mT).masked_fill_(~drawn, NOT_DRAWN)
-    probability = match_probability(cosine, drawn, config.temperature)
-    gain = probability * reward
-    matches, good_matches = _mutual_matches(cosine, drawn, good)
+    return Matches(drawn, good, _mutual(cosine, drawn), match_probability(cosine, drawn, config.temperature))
+
+
+def drawn_from(matches: Matches, config: FundamentalErrorConfig) -> Bool[Tensor, "b n m"] | Float[Tensor, "b n m"]:
+    """The pairs that L_fme draws its sets of eight from."""
+    if config.pairs == "mutual":
+        return matches.mutual
+    return matches.probability if config.pairs == "likely" else matches.good
+
+
+def _statistics(
+    sample0: KeypointSample,
+    sample1: KeypointSample,
+    matches: Matches,
+    gain: Float[Tensor, "b n m"],
+    error: FundamentalError,
+    total: Total,
+) -> dict[str, Tensor]:
+    """Shares and means over the whole batch, of which this may be a part."""
     defined = error.defined.sum()
-    own = (matches, defined, probability.sum(), torch.ones_like(error.value).sum())
-    all_matches, all_defined, all_probability, pairs = total(torch.stack([number.to(gain.dtype) for number in own]))
-    statistics = {
-        "good_share": good_matches / all_matches.clamp(min=1),
-        "good_matches": good_matches / pairs,
+    own = (matches.mutual.sum(), defined, matches.probability.sum(), torch.ones_like(error.value).sum())
+    mutual, all_defined, probability, pairs = total(torch.stack([number.to(gain.dtype) for number in own]))
+    good = (matches.mutual & matches.good).sum()
+    return {
+        "keypoints": (sample0.accepted.sum() + sample1.accepted.sum()) / (2 * pairs),
+        "good_share": good / mutual.clamp(min=1),
+        "good_matches": good / pairs,
         "fundamental_error": torch.where(error.defined, error.value, 0.0).sum() / all_defined.clamp(min=1),
         "error_defined_share": defined / pairs,
-        "reward": gain.sum() / all_probability.clamp(min=torch.finfo(gain.dtype).tiny),
+        "reward": gain.sum() / probability.clamp(min=torch.finfo(gain.dtype).tiny),
     }
-    return Judged(gain, error, pairs, statistics)
 
 
 def match_probability(
@@ -162,11 +183,8 @@ def match_probability(
     return affinity.softmax(2).mul_(affinity.softmax(1)).mul_(drawn)
 
 
-def _mutual_matches(
-    cosine: Float[Tensor, "b n m"], drawn: Bool[Tensor, "b n m"], good: Bool[Tensor, "b n m"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """How many keypoints are each other's nearest, and how many of those pairs are good."""
+def _mutual(cosine: Float[Tensor, "b n m"], drawn: Bool[Tensor, "b n m"]) -> Bool[Tensor, "b n m"]:
+    """Which keypoints are each other's nearest."""
     nearest = cosine.argmax(2, keepdim=True)
     mutual = cosine.gather(2, nearest) == cosine.amax(1)[:, None].mT.gather(1, nearest)
-    mutual &= drawn.gather(2, nearest)
-    return mutual.sum().float(), (mutual & good.gather(2, nearest)).sum().float()
+    return torch.zeros_like(drawn).scatter_(2, nearest, mutual) & drawn

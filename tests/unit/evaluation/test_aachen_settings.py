@@ -37,7 +37,8 @@ def test_rows_of_table_v(name: str) -> None:
     nms0, nms1, score0, score1, printed = TABLE_V[name]
     for side, nms, score in ((sides.database, nms0, score0), (sides.query, nms1, score1)):
         extractor = side.job.config.extractor
-        assert (extractor["nms_window"], extractor["threshold"], extractor["max_keypoints"]) == (nms, score, 20000)
+        assert (extractor["nms_window"], extractor["threshold"]) == (2 * nms + 1, score)  # N is a radius
+        assert extractor["max_keypoints"] == 20000
     same = sides.database.job.config.fingerprint() == sides.query.job.config.fingerprint()
     assert same == ((nms0, score0) == (nms1, score1))
     assert made.rule.config.result_fields()["ratio"] is None

@@ -27,7 +27,7 @@ def test_groups_of_scfeats_table_vii(group: str, nms: int, score: float, ratio: 
     benchmark = setting(f"eth-scfeat-{group}")
     assert benchmark.rule.config.result_fields()["ratio"] == ratio
     changed = benchmark.config.extractors
-    assert changed == {"scfeat": {"nms_window": nms, "threshold": score, "max_keypoints": 20000}}
+    assert changed == {"scfeat": {"nms_window": 2 * nms + 1, "threshold": score, "max_keypoints": 20000}}  # a radius
 
 
 def test_ratios_of_the_others() -> None:

@@ -1,12 +1,21 @@
 """The error of the fundamental matrix against a loop over draws; exact pairs, random pairs, too few pairs."""
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from eight_point_loop import eight_point, smooth_l1
 from two_views import two_views
 
-from featkit.losses.scfeat.fundamental_error import FundamentalErrorConfig, _subsets, draw_sets, fundamental_error
+from featkit.losses.scfeat.fundamental_error import (
+    FundamentalErrorConfig,
+    _subsets,
+    draw_likely_sets,
+    draw_sets,
+    fundamental_error,
+)
 
 SIZE = (640, 480)
 
@@ -32,8 +41,33 @@ def image_units(fundamental: np.ndarray) -> np.ndarray:
     return to_pixels.T @ fundamental @ to_pixels
 
 
+def ends_in_image(line: np.ndarray) -> list[np.ndarray]:
+    """Where a line crosses the image's border: two points, or none."""
+    a, b, c = line
+    last = np.array(SIZE) - 1
+    crossings = [np.array([x, -(a * x + c) / b]) for x in (0.0, last[0])]
+    crossings += [np.array([-(b * y + c) / a, y]) for y in (0.0, last[1])]
+    return [p for p in crossings if (p >= -1e-9).all() and (p <= last + 1e-9).all()]
+
+
+def loop_line_error(found: np.ndarray, truth: np.ndarray, side: int, tolerance_px: float, beta: float) -> float:
+    """Distances of the true lines' ends from the lines found, of a grid of points of either image, one by one."""
+    gaps = []
+    for there, estimated in ((truth, found), (truth.T, found.T)):
+        for column, row in itertools.product(range(side), range(side)):
+            x = np.array([(column + 0.5) / side * (SIZE[0] - 1), (row + 0.5) / side * (SIZE[1] - 1), 1.0])
+            line = estimated @ x
+            for end in ends_in_image(there @ x):
+                distance = abs(line @ [*end, 1.0]) / np.hypot(*line[:2])
+                gaps.append(min(distance, np.hypot(SIZE[0] - 1, SIZE[1] - 1)) / tolerance_px)
+    assert gaps
+    return float(np.mean([g * g / (2 * beta) if g < beta else g - beta / 2 for g in gaps]))
+
+
 def loop_error(a: np.ndarray, b: np.ndarray, truth: np.ndarray, scale: str) -> float:
     """Smooth L1 of one draw."""
+    if scale == "lines":
+        return loop_line_error(eight_point(a, b), truth, 5, 192.0, 1.0)
     if scale == "authors":
         found = eight_point(a, b, normalise=False)
         return smooth_l1(found / found[2, 2], truth / (truth[2, 2] + 1e-10))
@@ -44,7 +78,7 @@ def loop_error(a: np.ndarray, b: np.ndarray, truth: np.ndarray, scale: str) -> f
     return min(smooth_l1(found, truth), smooth_l1(-found, truth))
 
 
-@pytest.mark.parametrize("scale", ["image", "pixels", "authors"])
+@pytest.mark.parametrize("scale", ["lines", "image", "pixels", "authors"])
 @pytest.mark.parametrize("noise_px", [1.0, 30.0])
 def test_against_a_loop_over_draws(scale: str, noise_px: float) -> None:
     points0, points1, good, fundamental = scenes(noise_px)
@@ -64,6 +98,98 @@ def test_against_a_loop_over_draws(scale: str, noise_px: float) -> None:
     assert summed.value.tolist() == pytest.approx(2 * [float(found.value.sum())])
 
 
+@pytest.mark.parametrize(("quantile", "side", "tolerance_share", "beta"), [(0.3, 2, 0.02, 1.0), (0.5, 3, 0.1, 0.2)])
+def test_fields_of_the_lines(quantile: float, side: int, tolerance_share: float, beta: float) -> None:
+    points0, points1, good, fundamental = scenes(5.0)
+    fields: dict[str, Any] = {"lines_side": side, "tolerance_share": tolerance_share, "beta": beta}
+    config = FundamentalErrorConfig(draws=11, quantile=quantile, **fields)
+    found = fundamental_error(points0, points1, good, fundamental, SIZE, config, generator(4))
+    sets, _ = draw_sets(good, 11, generator(4))
+    for pair in range(2):
+        errors = [
+            loop_line_error(
+                eight_point(points0[pair].numpy()[draw[:, 0]], points1[pair].numpy()[draw[:, 1]]),
+                fundamental[pair].numpy(),
+                side,
+                tolerance_share * SIZE[0],
+                beta,
+            )
+            for draw in sets[pair].numpy()
+        ]
+        assert float(found.value[pair]) == pytest.approx(np.quantile(errors, quantile), rel=1e-3)
+
+
+def test_the_share_of_right_matches_decides_the_factor() -> None:
+    """Of matches that are all right, half right or all wrong: tanh L_fme grows from next to 0."""
+    points0, points1, good, fundamental = scenes(0.3, count=60)
+    factors = []
+    for right in (60, 40, 20, 0):
+        pairs = torch.zeros_like(good)
+        pairs[:, :right] = good[:, :right]
+        for row in range(right, 60):
+            pairs[:, row, (7 * row) % (60 - right or 1)] = True  # columns of the points without a right match
+        error = fundamental_error(points0, points1, pairs, fundamental, SIZE, FundamentalErrorConfig(), generator())
+        factors.append(float(error.value.tanh().mean()))
+    assert factors == sorted(factors)
+    assert factors[0] < 1e-3
+    assert factors[-1] > 0.2
+    algorithm_1 = FundamentalErrorConfig(scale="image")
+    error = fundamental_error(points0, points1, good, fundamental, SIZE, algorithm_1, generator())
+    assert error.value.max() < 1e-4
+
+
+def test_two_index_sets_pair_unrelated_points() -> None:
+    points0, points1, good, fundamental = scenes(0.0)
+    config = FundamentalErrorConfig(pairs="independent", scale="image", draws=5)
+    found = fundamental_error(points0, points1, good, fundamental, SIZE, config, generator(3))
+    draw = generator(3)
+    first, second = (draw_sets(good, 5, draw)[0] for _ in range(2))
+    for pair in range(2):
+        a, b = points0[pair].numpy(), points1[pair].numpy()
+        errors = [
+            loop_error(a[one[:, 0]], b[other[:, 1]], fundamental[pair].numpy(), "image")
+            for one, other in zip(first[pair].numpy(), second[pair].numpy(), strict=True)
+        ]
+        assert float(found.value[pair]) == pytest.approx(min(errors), rel=1e-3)
+    assert found.value.min() > 1e-3
+
+
+def test_likely_pairs_are_drawn_as_often_as_their_weights_say() -> None:
+    weights = torch.rand(2, 6, 7, generator=generator(1), dtype=torch.float64)
+    weights[0, 2] = 0
+    weights[1, :, 3] = 0
+    weights[1] *= 1e-6  # only ratios count
+    sets, enough = draw_likely_sets(weights, 4000, generator())
+    assert enough.all()
+    assert sets.shape == (2, 4000, 8, 2)
+    for pair in range(2):
+        codes = sets[pair, ..., 0] * 7 + sets[pair, ..., 1]
+        shares = torch.bincount(codes.flatten(), minlength=42) / codes.numel()
+        expected = (weights[pair] / weights[pair].sum()).flatten()
+        assert (shares - expected).abs().max() < 5 * (0.1 / codes.numel()) ** 0.5
+        assert (shares[expected == 0] == 0).all()
+    few = torch.zeros(1, 4, 4)
+    few[0, 0, :] = few[0, 1, :3] = 0.5
+    assert not draw_likely_sets(few, 3, generator())[1].any()
+    assert draw_likely_sets(torch.zeros(2, 0, 5), 3, generator())[0].shape == (2, 3, 8, 2)
+
+
+def test_a_set_that_names_a_pair_twice_is_passed_over() -> None:
+    """Nine pairs with noise: most sets have fewer than eight different ones, and those would fit anything."""
+    points0, points1, good, fundamental = scenes(3.0)
+    weights = good.double()
+    weights[:, 9:] = 0
+    config = FundamentalErrorConfig(draws=300, scale="image", pairs="likely")
+    found = fundamental_error(points0, points1, weights, fundamental, SIZE, config, generator(2))
+    sets, _ = draw_likely_sets(weights, 300, generator(2))
+    for pair in range(2):
+        whole = [one for one in sets[pair].numpy() if len({tuple(row) for row in one}) == 8]
+        assert 0 < len(whole) < 60
+        a, b = points0[pair].numpy(), points1[pair].numpy()
+        errors = [loop_error(a[one[:, 0]], b[one[:, 1]], fundamental[pair].numpy(), "image") for one in whole]
+        assert float(found.value[pair]) == pytest.approx(min(errors), rel=1e-3)
+
+
 def test_exact_pairs_have_no_error() -> None:
     points0, points1, good, fundamental = scenes(0.0)
     found = fundamental_error(points0, points1, good, fundamental, SIZE, FundamentalErrorConfig(), generator())
@@ -78,7 +204,9 @@ def test_random_pairs_have_a_large_error() -> None:
     _, _, good, fundamental = scenes(0.0)
     draw = generator()
     points0, points1 = (torch.rand(2, 30, 2, generator=draw) * torch.tensor(SIZE) for _ in range(2))
-    found = fundamental_error(points0, points1, good, fundamental, SIZE, FundamentalErrorConfig(draws=5), draw)
+    found = fundamental_error(
+        points0, points1, good, fundamental, SIZE, FundamentalErrorConfig(draws=5, scale="image"), draw
+    )
     assert found.defined.all()
     assert found.value.min() > 0.01
     assert found.value.max() <= 1 / 9 + 1e-6  # two matrices of norm 1 and the same sign: |difference|^2 <= 2

@@ -43,3 +43,4 @@ def test_defaults_are_the_papers() -> None:
     assert (detection.policy.cell_px, detection.epsilon_px, detection.temperature) == (8, 2, 60)
     assert (detection.error.draws, detection.regulariser, detection.reward.error_factor) == (100, -0.001, True)
     assert (detection.reward.good, detection.reward.bad) == (1, -0.25)
+    assert (detection.error.quantile, detection.error.beta) == (0, 1)  # the minimum of smooth L1
