@@ -99,6 +99,11 @@ def format_pairs(pairs: Iterable[Sequence[int]], names: Sequence[str]) -> str:
     return "".join(f"{names[first]}{separator}{names[second]}\n" for first, second in pairs)
 
 
+def has_lines(text: str) -> bool:
+    """Whether there is anything but empty lines and comments."""
+    return next(_lines(text), None) is not None
+
+
 def _lines(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.splitlines(), start=1):
         stripped = line.strip()

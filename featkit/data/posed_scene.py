@@ -17,7 +17,7 @@ from pydantic import Field
 from featkit.config import Config, Runtime
 from featkit.data.pair_choice import PairChoiceConfig, PairStatistics, PinholeView, candidates, choose
 from featkit.data.posed_format import CameraTable, format_cameras, format_pairs, parse_cameras
-from featkit.data.posed_pairs import ALIGNED, CAMERAS, IMAGES, PAIRS, STATISTICS, PosedConfig, camera_fault
+from featkit.data.posed_pairs import ALIGNED, CAMERAS, IMAGES, PAIRS, STATISTICS, PosedConfig, camera_faults
 from featkit.data.scene_patches import Scene
 from featkit.data.undistort import Pinhole, pinhole_of, pinhole_picture
 from featkit.errors import BadInputError
@@ -146,9 +146,9 @@ def _write_photograph(config: PosedPairsConfig, scene: Scene, number: int, targe
     try:
         pinhole = pinhole_of(projector, image.size, image.stored_from_pixels, config.max_side)
         camera = _camera_of(scene, number, pinhole)
-        fault = camera_fault(camera, PosedConfig(principal_tolerance=config.principal_tolerance))
-        if fault is not None:
-            raise BadInputError(f"{path}: {fault[1]}")
+        faults = camera_faults(camera, PosedConfig(principal_tolerance=config.principal_tolerance))
+        if faults:
+            raise BadInputError(f"{path}: {faults[0]}")
         picture = pinhole_picture(image, projector, pinhole)
     except ValueError as error:
         raise BadInputError(
