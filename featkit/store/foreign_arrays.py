@@ -68,8 +68,13 @@ def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
     if dtype.hasobject:
         if dtype != np.dtype(object):
             raise ValueError(f"{member} is an array of structures")
-        return np.asarray(unpickled(data)).reshape(shape)
+        found = unpickled(data)
+        if not isinstance(found, np.ndarray) or found.dtype != np.dtype(object):
+            raise ValueError(f"{member} is not an array of objects")
+        return np.asarray(found).reshape(shape)
     count = math.prod(shape)
+    if min(shape, default=0) < 0 or len(data) != count * dtype.itemsize:
+        raise ValueError(f"{member} is not of the size that it says")
     values = np.frombuffer(data, dtype, count) if count else np.zeros(0, dtype)
     return values.reshape(shape, order="F" if fortran else "C")
 
