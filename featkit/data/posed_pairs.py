@@ -89,7 +89,8 @@ class PosedScene:
 @dataclass(frozen=True)
 class PosedPairs:
     """Pairs of all scenes. pairs: scene and its two images. boxes: what each of them sees of the other (x0 y0 x1 y1,
-    featkit pixels; the whole image where nobody says). The order is that of the files.
+    featkit pixels; the whole image where nobody says). The order is that of the files. is_whole: all scenes of the
+    tree, read where they are: neither from a list of some nor by way of an index.
     """
 
     tree: FileTree
@@ -97,6 +98,7 @@ class PosedPairs:
     pairs: Int[np.ndarray, "n 3"]
     boxes: Float[np.ndarray, "n 2 4"]
     stretch_tolerance: float = PosedConfig().stretch_tolerance
+    is_whole: bool = True
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -165,7 +167,14 @@ def read_posed_pairs(root: Path, config: PosedConfig | None = None, seed: int = 
         boxes.append(seen[chosen])
     if not scenes:
         raise BadInputError(f"{nothing[0]}; no other scene is there" if nothing else _no_scene(root, config))
-    kept = PosedPairs(tree, tuple(scenes), np.concatenate(pairs), np.concatenate(boxes), config.stretch_tolerance)
+    kept = PosedPairs(
+        tree,
+        tuple(scenes),
+        np.concatenate(pairs),
+        np.concatenate(boxes),
+        config.stretch_tolerance,
+        not config.scenes and not any(Path(scene.files[0]).is_absolute() for scene in scenes),
+    )
     if not len(kept):
         raise BadInputError(
             f"{root}: no pair is left: all are turned by more than {config.max_rotation_deg:g} degrees, or their images"

@@ -12,6 +12,8 @@ from pydantic import Field
 from featkit.config import Config, Runtime
 from featkit.training.schedule import Constant, Schedule
 
+Precision = Literal["fp32", "bf16"]
+
 
 class Sgd(Config):
     """Stochastic gradient descent."""
@@ -57,8 +59,10 @@ class TrainingConfig(Config):
     max_gradient: float | None = Field(None, gt=0)
     """Longer gradients (their norm over all parameters) are cut to this length; none: they stay."""
     held_out: Measured = Measured()
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the network; descriptors and losses are float32 always."""
+    precision: Precision | Literal["auto"] = "auto"
+    """Of the network; distances, norms and losses are float32 always. auto: bf16 where a measurement before the
+    training says that it is faster (budget.py). A run keeps what it was begun with; its records and checkpoint name
+    that."""
     seed: int = Field(0, ge=0)
     compile: Runtime[bool] = False
     """torch.compile for the network."""

@@ -256,7 +256,7 @@ def test_wrong_files(scene: MadeScene, tmp_path: Path) -> None:
         with pytest.raises(BadInputError, match=rf"0001.npz: .*{says}"):
             read_posed_pairs(root)
     write_disk(scene, tmp_path / "disk", [[0, 1, 9]])
-    with pytest.raises(BadInputError, match="dataset.json: '0001': not as DISK writes it .*beyond the 5"):
+    with pytest.raises(BadInputError, match=r"dataset\.json: '0001': not as DISK writes it .*beyond the 5"):
         read_posed_pairs(tmp_path / "disk")
     shutil.make_archive(str(tmp_path / "packed"), "zip", root)
     with pytest.raises(BadInputError, match="unpack it"):
