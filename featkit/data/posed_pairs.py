@@ -131,15 +131,24 @@ class PosedPairs:
         found = self.tree.stored_pixels(name)
         if found.shape[:2] == (height, width):
             return found
-        factors = found.shape[1] / width, found.shape[0] / height
-        rounding = 1 / width + 1 / height
-        if abs(factors[0] - factors[1]) > max(factors) * (self.stretch_tolerance + rounding):
+        factors = resize_factors((width, height), (found.shape[1], found.shape[0]), self.stretch_tolerance)
+        if factors is None:
             raise BadInputError(
                 f"{self.tree.where(name)}: {found.shape[1]} x {found.shape[0]} pixels, but its camera is of {width} x"
                 f" {height}: cropped or turned; use the images that the cameras were made for (of any size)"
             )
         how = cv2.INTER_AREA if max(factors) > 1 else cv2.INTER_CUBIC
         return cv2.resize(found, (int(width), int(height)), interpolation=how)  # corners stay corners, as K counts
+
+
+def resize_factors(camera: tuple[int, int], file: tuple[int, int], tolerance: float) -> tuple[float, float] | None:
+    """How much larger a file is than its camera says, in width and in height; None where it was cropped or turned.
+
+    tolerance: of the relative difference between the two factors, beside the rounding of the sides to whole pixels.
+    """
+    factors = file[0] / camera[0], file[1] / camera[1]
+    rounding = 1 / camera[0] + 1 / camera[1]
+    return factors if abs(factors[0] - factors[1]) <= max(factors) * (tolerance + rounding) else None
 
 
 def read_posed_pairs(root: Path, config: PosedConfig | None = None, seed: int = 0) -> PosedPairs:
