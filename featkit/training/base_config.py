@@ -13,6 +13,7 @@ from featkit.config import Config, Runtime
 from featkit.training.schedule import Constant, Schedule
 
 Precision = Literal["fp32", "bf16"]
+AskedPrecision = Literal["auto", "fp32", "bf16"]
 
 
 class Sgd(Config):
@@ -59,7 +60,7 @@ class TrainingConfig(Config):
     max_gradient: float | None = Field(None, gt=0)
     """Longer gradients (their norm over all parameters) are cut to this length; none: they stay."""
     held_out: Measured = Measured()
-    precision: Precision | Literal["auto"] = "auto"
+    precision: AskedPrecision = "auto"
     """Of the network; distances, norms and losses are float32 always. auto: bf16 where a measurement before the
     training says that it is faster (budget.py). A run keeps what it was begun with; its records and checkpoint name
     that."""

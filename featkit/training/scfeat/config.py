@@ -18,7 +18,7 @@ from featkit.losses.scfeat.contrastive import ContrastiveLossConfig
 from featkit.losses.scfeat.description import DescriptionLossConfig
 from featkit.losses.scfeat.policy_gradient import DetectionLossConfig
 from featkit.models.scfeat import SCFeatNetworkConfig
-from featkit.training.base_config import Adam, Measured, Precision, Sgd, TrainingConfig
+from featkit.training.base_config import Adam, AskedPrecision, Measured, Sgd, TrainingConfig
 from featkit.training.schedule import Schedule, Steps
 
 Optimiser = Annotated[Sgd | Adam, Field(discriminator="kind")]
@@ -105,7 +105,7 @@ class ScfeatTraining(Config):
     detection: Detection = Detection()
     budget: str = ""
     """What `--budget` said, if it did."""
-    precision: Precision | Literal["auto"] | None = None
+    precision: AskedPrecision | None = None
     """auto, fp32 or bf16, of all stages; None: what each says."""
     seed: int = Field(0, ge=0)
     timeout_s: Runtime[float] = Field(600.0, gt=0)

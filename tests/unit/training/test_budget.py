@@ -191,3 +191,22 @@ def test_no_step_in_bf16_where_there_is_no_time_for_it() -> None:
     kind = task(step_s={"fp32": 0.4, "bf16": 0.01}, look_s=0.0)
     assert planned(kind, precision="auto", budget="10s").precision == "fp32"
     assert kind.taken == ["fp32"]
+
+
+def test_the_first_process_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one, much slower, takes the same steps and comes to the same plan."""
+    config = TrainingConfig(optimiser=Adam(learning_rate=1.0), batch_size=1, steps=1, budget="20s", precision="auto")
+    fast = task(step_s={"fp32": STEP_S, "bf16": 0.5 * STEP_S})
+    slow = task(step_s={"fp32": 5 * STEP_S, "bf16": 9 * STEP_S})
+    told: list[Any] = []
+    first, second = launch("cpu"), launch("cpu")
+    monkeypatch.setattr(first, "from_first", lambda make: told.append(make()) or told[-1])
+    CLOCK.now = 0.0
+    decided = plan(fast, config, None, first)
+    answers = iter(told)
+    monkeypatch.setattr(second, "from_first", lambda make: next(answers))
+    monkeypatch.setattr(second, "rank", 1)
+    assert plan(slow, config, None, second) == decided
+    assert decided.precision == "bf16"
+    assert slow.taken == fast.taken
+    assert next(answers, None) is None
