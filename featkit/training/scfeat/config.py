@@ -6,7 +6,7 @@ authors' code; `--steps` and `--budget` scale all stages together.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
