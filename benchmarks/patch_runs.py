@@ -53,7 +53,7 @@ def command(arguments: argparse.Namespace, subset: str, recipe: str, run: Path) 
         *(sys.executable, "-m", "featkit", "train", "patch", "--config", recipe, "--out", str(run)),
         *(part for folder in folders for part in ("--data", str(folder))),
         *("--steps", str(arguments.patches // arguments.batch), "--batch-size", str(batch)),
-        *("--seed", str(arguments.seed)),
+        *("--seed", str(arguments.seed), "--precision", "fp32"),  # of all alike, whatever machine each is trained on
         *(part for change in changes for part in ("--set", change)),
     ]
 

@@ -127,6 +127,7 @@ def train(row: Row, seed: int, arguments: argparse.Namespace) -> Path:
     share(row, arguments.runs, seed)
     plain = [sys.executable, "-m", "featkit", "train", "scfeat", "--data", arguments.data, "--out", run]
     plain += ["--seed", seed]
+    plain += ["--precision", "fp32"]  # of all rows alike
     plain += [part for photos in arguments.photos for part in ("--photos", photos)]
     plain += [part for setting in settings_of(row, arguments) for part in ("--set", setting)]
     for stage in STAGES[row.name == NO_WARM_UP :]:

@@ -26,6 +26,10 @@ class BadInputError(FeatkitError):
     exit_code = 3
 
 
+class EmptySceneError(BadInputError):
+    """A scene with nothing to learn from: among others it is passed over."""
+
+
 class NothingCameOutError(FeatkitError):
     """The work ran, but there is no result: no model, no point, no pose."""
 

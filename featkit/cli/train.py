@@ -35,6 +35,17 @@ Devices = Annotated[
     ),
 ]
 
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="fp32, bf16, or auto: bf16 where a short measurement says that it is faster.",
+        show_default="the recipe's, else auto; of a run that goes on its own",
+    ),
+]
+Budget = Annotated[
+    str | None, typer.Option(help="Length as a time: 90s, 30min, 2h.", show_default="the recipe's steps")
+]
+
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown")
 
 
@@ -46,13 +57,11 @@ def patch(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     config: Annotated[str, typer.Option(help="Recipe by name, or a yaml file.")] = "hynet",
     steps: Annotated[int | None, typer.Option(help="Length in batches.", min=1, show_default="the paper's")] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="Length as a time: 90s, 30min, 2h.", show_default="the paper's steps")
-    ] = None,
+    budget: Budget = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Pairs (DOAP: patches) in a batch.", min=2, show_default="the recipe's")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.", show_default="the recipe's")] = None,
+    precision: Precision = None,
     devices: Devices = None,
     settings: options.Settings = None,
     overwrite: options.Overwrite = False,
@@ -64,6 +73,7 @@ def patch(
     from featkit.errors import UsageError
     from featkit.registry import configured
     from featkit.report.training import training_report, training_table
+    from featkit.training.budget import seconds_of
     from featkit.training.launch import launch
     from featkit.training.patch_config import PatchTraining
     from featkit.training.train_patch import train_patch
@@ -75,6 +85,8 @@ def patch(
     _, recipe = configured("task", config, changes)
     if not isinstance(recipe, PatchTraining):
         raise UsageError(f"--config {config}: not the training of a patch descriptor")
+    if recipe.budget:
+        seconds_of(recipe.budget)  # refused before anything is read
     world = launch(run.device, devices, recipe.precision, recipe.timeout_s)
     with world.one_voice():
         sets = [_read(path) for path in data]
@@ -91,7 +103,14 @@ def patch(
 
 @verb
 def scfeat(
-    data: Annotated[Path, typer.Option(help="Posed pairs: MegaDepth in CAPS's layout, or a pack.", show_default=False)],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Posed pairs: MegaDepth in CAPS's layout, with LoFTR's or glue-factory's scene_info or DISK's"
+            " dataset.json, or a pack.",
+            show_default=False,
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     photos: Annotated[
         list[Path] | None,
@@ -102,6 +121,10 @@ def scfeat(
         typer.Option(
             help="features.h5 by a teacher of each --photos, in order (recipe scfeat-s-taught).", show_default=False
         ),
+    ] = None,
+    scenes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Only these scenes of --data: one name a line.", show_default="all"),
     ] = None,
     config: Annotated[str, typer.Option(help="Recipe by name, or a yaml file.")] = "scfeat-s",
     stage: Annotated[
@@ -115,10 +138,8 @@ def scfeat(
         int | None,
         typer.Option(help="Batches of description; others in proportion.", min=1, show_default="the recipe's"),
     ] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="Length as a time: 90s, 30min, 2h.", show_default="the recipe's steps")
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.", show_default="the recipe's")] = None,
+    budget: Budget = None,
+    precision: Precision = None,
     devices: Devices = None,
     settings: options.Settings = None,
     overwrite: options.Overwrite = False,
@@ -126,12 +147,14 @@ def scfeat(
     run: RunOptions,
 ) -> Outcome:
     from featkit.config import merge, overrides
+    from featkit.data.posed_format import read_scene_list
     from featkit.data.posed_pairs import read_posed_pairs
     from featkit.errors import UsageError
     from featkit.registry import configured
     from featkit.report.training import stages_report, training_table
     from featkit.training.launch import launch
     from featkit.training.scfeat.config import ScfeatTraining
+    from featkit.training.scfeat.data import photo_folders
     from featkit.training.scfeat.stages import STAGES, ScfeatData, ScfeatStages
 
     if steps is not None and budget is not None:
@@ -140,19 +163,19 @@ def scfeat(
     if unknown:
         raise UsageError(f"--stage {unknown[0]}: there are {', '.join(STAGES)}")
     given = options.given(budget=budget, precision=precision)
+    if scenes is not None:
+        given["data"] = {"scenes": read_scene_list(scenes)}
     changes = merge({**given, "seed": run.seed}, overrides(settings or []))
     _, recipe = configured("task", config, changes)
     if not isinstance(recipe, ScfeatTraining):
         raise UsageError(f"--config {config}: not a training of SCFeat")
     recipe = recipe if steps is None else recipe.scaled_to(steps)
+    ScfeatStages(recipe, run.device).configured()  # a budget too short for a stage is refused before anything is read
     world = launch(run.device, devices, timeout_s=recipe.timeout_s)
     with world.one_voice():
-        learned_from = ScfeatData(
-            data.stem,
-            read_posed_pairs(data, recipe.data, recipe.seed),
-            tuple(photos or [data]),
-            tuple(teacher or ()),
-        )
+        pairs = read_posed_pairs(data, recipe.data, recipe.seed)
+        photographs = tuple(photos or photo_folders(data, pairs))
+        learned_from = ScfeatData(data.stem, pairs, photographs, tuple(teacher or ()))
         trained = ScfeatStages(recipe, run.device).run(
             learned_from,
             out,

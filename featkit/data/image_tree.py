@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,15 +35,11 @@ class FileTree:
         return str(self.root / self.prefix / name)
 
     def names(self) -> list[str]:
-        """All files, sorted; hidden ones are passed over."""
+        """All files, sorted; hidden ones are passed over. Links to folders are followed, into each folder once."""
         if self.archive is not None:
             found = [n[len(self.prefix) :] for n in self.archive.namelist() if n.startswith(self.prefix)]
         else:
-            found = [
-                Path(folder, file).relative_to(self.root).as_posix()
-                for folder, _, files in os.walk(self.root)
-                for file in files
-            ]
+            found = list(_files_below(self.root))
         return sorted(n for n in found if n and not n.endswith("/") and not any(p[:1] == "." for p in n.split("/")))
 
     def read(self, name: str) -> bytes:
@@ -82,6 +80,40 @@ class FileTree:
         if self.archive is not None:
             return self.stored_pixels(name)
         return decode(self.root / name, DecodeConfig(), colour=True).pixels
+
+
+def _files_below(root: Path) -> Iterator[str]:
+    """Names of all files, relative to the root. A folder that can be reached in several ways is entered by its own
+    name, or the first of its links: no file comes twice, and links in a circle come to an end."""
+    seen: set[tuple[int, int]] = set()
+    waiting, links = [""], deque[str]()
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.popleft()
+        place = root / folder
+        try:
+            status = place.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(place) as entries:
+                inside = sorted(entries, key=lambda entry: entry.name)
+        except OSError:  # a link to nowhere, or a folder that may not be read: as if it were empty
+            continue
+        for entry in inside:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if not _is_folder(entry):
+                yield name
+            elif entry.is_symlink():
+                links.append(name)
+            else:
+                waiting.append(name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def open_tree(path: Path) -> FileTree:

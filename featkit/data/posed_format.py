@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from featkit.data.image_tree import FileTree
 from featkit.errors import BadInputError
 
 NUMBERS = 18  # of a line of img_cam.txt, after the name
@@ -97,6 +99,24 @@ def format_pairs(pairs: Iterable[Sequence[int]], names: Sequence[str]) -> str:
     """The text of pairs.txt. names: of all images."""
     separator = "\t" if any(len(name.split()) > 1 for name in names) else " "
     return "".join(f"{names[first]}{separator}{names[second]}\n" for first, second in pairs)
+
+
+def parse_scene_list(text: str, where: str) -> tuple[str, ...]:
+    """Scene names, one a line, each once; what follows a # is a comment. Raises BadInputError when there is none."""
+    names = dict.fromkeys(name for _, line in _lines(text) if (name := line.split(" #")[0].strip().strip("/")))
+    if not names:
+        raise BadInputError(f"{where}: no scene in it; write one name a line, such as 0001")
+    return tuple(names)
+
+
+def read_scene_list(path: Path) -> tuple[str, ...]:
+    """The names in a list of scenes. Raises BadInputError."""
+    return parse_scene_list(FileTree(path.parent).text(path.name), str(path))
+
+
+def has_lines(text: str) -> bool:
+    """Whether there is anything but empty lines and comments."""
+    return next(_lines(text), None) is not None
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

@@ -17,10 +17,19 @@ from pydantic import Field
 from featkit.config import Config, Runtime
 from featkit.data.pair_choice import PairChoiceConfig, PairStatistics, PinholeView, candidates, choose
 from featkit.data.posed_format import CameraTable, format_cameras, format_pairs, parse_cameras
-from featkit.data.posed_pairs import ALIGNED, CAMERAS, IMAGES, PAIRS, STATISTICS, PosedConfig, camera_fault
+from featkit.data.posed_pairs import (
+    ALIGNED,
+    CAMERAS,
+    IMAGES,
+    PAIRS,
+    STATISTICS,
+    PosedConfig,
+    camera_faults,
+    resize_factors,
+)
 from featkit.data.scene_patches import Scene
-from featkit.data.undistort import Pinhole, pinhole_of, pinhole_picture
-from featkit.errors import BadInputError
+from featkit.data.undistort import Pinhole, ResizedProjector, pinhole_of, pinhole_picture
+from featkit.errors import BadInputError, EmptySceneError
 from featkit.features.workers import usable_cores
 from featkit.geometry.homography import intrinsics_from_colmap
 from featkit.images.decode import DecodeConfig, DecodedImage, decode
@@ -42,6 +51,8 @@ class PosedPairsConfig(Config):
     choice: PairChoiceConfig = PairChoiceConfig()
     principal_tolerance: Runtime[float] = Field(PosedConfig().principal_tolerance, gt=0)
     """As in `PosedConfig`: what a training refuses is not written. Raised here it must be raised there."""
+    stretch_tolerance: Runtime[float] = Field(PosedConfig().stretch_tolerance, ge=0)
+    """As in `PosedConfig`: how differently a photograph's sides may be resized against its camera's."""
     workers: Runtime[int] = Field(0, ge=0)
     """Photographs resampled at the same time; 0: one per core."""
 
@@ -59,7 +70,7 @@ def write_scene(config: PosedPairsConfig, scene: Scene, folder: Path, generator:
     ]
     found = candidates(scene.tracks, views, config.choice)
     if not len(found):
-        raise BadInputError(
+        raise EmptySceneError(
             f"{scene.tracks.name}: of the pairs that share points none is within the limits of the choice (angles,"
             " rotation, scale, overlap); change them with --set choice.max_angle_deg=90 and the like"
         )
@@ -134,21 +145,25 @@ def _camera_of(scene: Scene, number: int, pinhole: Pinhole) -> CameraTable:
 def _write_photograph(config: PosedPairsConfig, scene: Scene, number: int, target: Path) -> CameraTable:
     path = scene.images / scene.tracks.image_names[number]
     image = decode(path, DecodeConfig(), colour=True)
-    size = tuple(scene.tracks.image_sizes[number].tolist())
-    if image.stored_size != size:
+    width, height = scene.tracks.image_sizes[number].tolist()
+    size = (width, height)
+    factors = resize_factors(size, image.stored_size, config.stretch_tolerance)
+    if factors is None:
         raise BadInputError(
             f"{path}: {image.stored_size[0]} x {image.stored_size[1]} pixels, but the model's camera has"
-            f" {size[0]} x {size[1]}; use the photographs the model was made of"
+            f" {size[0]} x {size[1]}: cropped or turned; use the photographs the model was made of (of any size)"
         )
     if np.linalg.det(image.stored_from_pixels[:, :2]) < 0:  # no camera sees a mirrored file upright: it stays as it is
         image = _unturned(image)
     projector = scene.tracks.projectors[number]
+    if factors != (1.0, 1.0):
+        projector = ResizedProjector(projector, factors)
     try:
         pinhole = pinhole_of(projector, image.size, image.stored_from_pixels, config.max_side)
         camera = _camera_of(scene, number, pinhole)
-        fault = camera_fault(camera, PosedConfig(principal_tolerance=config.principal_tolerance))
-        if fault is not None:
-            raise BadInputError(f"{path}: {fault[1]}")
+        faults = camera_faults(camera, PosedConfig(principal_tolerance=config.principal_tolerance))
+        if faults:
+            raise BadInputError(f"{path}: {faults[0]}")
         picture = pinhole_picture(image, projector, pinhole)
     except ValueError as error:
         raise BadInputError(

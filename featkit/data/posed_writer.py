@@ -13,9 +13,9 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,27 +24,30 @@ from featkit.data.pair_choice import PairChoiceConfig, shared_counts
 from featkit.data.posed_scene import JOURNAL, PosedPairsConfig, write_scene
 from featkit.data.scene_patches import DATASET, LICENCE, Scene
 from featkit.data.tracks import SceneTracks
-from featkit.errors import BadInputError, NotWritableError
+from featkit.errors import BadInputError, EmptySceneError, NotWritableError
 from featkit.store.stamp import digest, is_stamped, read_stamp, write_stamp
 from featkit.store.text import write_text
 
 LOGGER = logging.getLogger(__name__)
+T = TypeVar("T")
 MADE, STARTED = "made.json", "started.json"
 
 
 def make_posed_pairs(
     config: PosedPairsConfig, scenes: Sequence[Scene], out: Path, seed: int = 0, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write posed pairs of all scenes to the folder `out`; scenes that are whole there are kept. Returns what
-    dataset.json holds. Raises BadInputError, NotWritableError.
+    """Write posed pairs of all scenes to the folder `out`; scenes that are whole there are kept. Of several scenes
+    those with nothing to learn from are passed over with a line. Returns what dataset.json holds. Raises BadInputError,
+    NotWritableError.
     """
     check_output(out)
-    for scene in scenes:
-        _check_shared(scene.tracks, config.choice)
-    counts = {}
+    scenes = kept_of(scenes, lambda scene: _check_shared(scene.tracks, config.choice))
+    counts: dict[str, dict[str, Any]] = {}
     try:
-        for scene in scenes:
-            counts[scene.tracks.name] = _make_scene(config, scene, out, seed, overwrite)
+        scenes = kept_of(
+            scenes,
+            lambda scene: counts.update({scene.tracks.name: _make_scene(config, scene, out, seed, overwrite)}),
+        )
         summary = {
             "featkit_version": __version__,
             "seed": seed,
@@ -62,6 +65,25 @@ def make_posed_pairs(
     return summary
 
 
+def kept_of(items: Sequence[T], work: Callable[[T], object]) -> list[T]:
+    """The items that `work` finds something to learn from in; the others are passed over with a line.
+
+    Raises the first EmptySceneError when none is left.
+    """
+    kept, empty = [], []
+    for item in items:
+        try:
+            work(item)
+            kept.append(item)
+        except EmptySceneError as error:
+            empty.append(error)
+    if not kept and empty:
+        raise empty[0]
+    for reason in empty:
+        LOGGER.warning("passed over: %s", reason)
+    return kept
+
+
 def check_output(out: Path) -> None:
     """Refuse a folder that holds anything but posed pairs. Raises BadInputError."""
     if out.is_file():
@@ -77,7 +99,7 @@ def _check_shared(tracks: SceneTracks, config: PairChoiceConfig) -> None:
     seen = [np.unique(tracks.observed_points[tracks.observed_images == i]) for i in range(len(tracks.image_names))]
     most = shared_counts(seen, len(tracks.points)).max()
     if most < config.min_shared:
-        raise BadInputError(
+        raise EmptySceneError(
             f"{tracks.name}: no two images share {config.min_shared} points (at most {most}); map the scene with more"
             " photographs of the same things, or lower choice.min_shared"
         )
@@ -97,7 +119,11 @@ def _make_scene(config: PosedPairsConfig, scene: Scene, out: Path, seed: int, ov
         if not is_stamped(part / STARTED, config, inputs):
             shutil.rmtree(part, ignore_errors=True)
             write_stamp(part / STARTED, config, inputs)
-        counts = write_scene(config, scene, part, np.random.default_rng([seed, 4]))
+        try:
+            counts = write_scene(config, scene, part, np.random.default_rng([seed, 4]))
+        except EmptySceneError:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
         write_stamp(part / MADE, config, inputs, counts=counts)
     for file in (STARTED, JOURNAL):
         (part / file).unlink(missing_ok=True)

@@ -34,6 +34,22 @@ class Pinhole:
     turn: Float[np.ndarray, "3 3"]
 
 
+@dataclass(frozen=True)
+class ResizedProjector:
+    """The camera of a photograph that was resized. factors: of its width and of its height."""
+
+    projector: Projector
+    factors: tuple[float, float]
+
+    def project(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]:
+        """Points of the camera's frame -> pixels of the resized file, NaN where the camera cannot see."""
+        return (self.projector.project(points) + COLMAP_ORIGIN) * self.factors - COLMAP_ORIGIN
+
+    def rays(self, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
+        """Pixels of the resized file -> points of the camera's frame at depth 1."""
+        return self.projector.rays((pixels + COLMAP_ORIGIN) / self.factors - COLMAP_ORIGIN)
+
+
 def pinhole_of(
     projector: Projector, upright_size: tuple[int, int], stored_from_upright: Float[np.ndarray, "2 3"], max_side: int
 ) -> Pinhole:

@@ -10,9 +10,10 @@ import numpy as np
 import pycolmap
 from jaxtyping import Float
 
+from featkit.data.posed_writer import kept_of
 from featkit.data.scene_patches import NO_LICENCE, Scene
 from featkit.data.tracks import SceneTracks
-from featkit.errors import BadInputError, UsageError
+from featkit.errors import BadInputError, EmptySceneError, UsageError
 from featkit.geometry.pixels import from_colmap, to_colmap
 from featkit.mapping.model import is_model, read_model
 from featkit.mapping.scene import OUTPUT, image_folder
@@ -50,6 +51,14 @@ class CameraProjector:
 
 def find_model(scene: Path) -> Path:
     """The model of a scene: its own sparse/, or what `featkit reconstruct` made of it. Raises BadInputError."""
+    return find_models(scene)[0]
+
+
+def find_models(scene: Path) -> list[Path]:
+    """The model of a scene, or all of sparse/manhattan: MegaDepth has one for each part of a scene that hangs together.
+
+    Raises BadInputError.
+    """
     if not scene.is_dir():
         raise BadInputError(
             f"{scene}: {'is a file, not the folder of a scene' if scene.exists() else 'no such folder'}"
@@ -57,23 +66,36 @@ def find_model(scene: Path) -> Path:
     for base in (scene, scene / OUTPUT):
         for model in (base / "sparse", base / "sparse" / "0", base, base / "0"):
             if is_model(model):
-                return model
+                return [model]
+    parts = [part for part in sorted((scene / "sparse" / "manhattan").glob("*")) if is_model(part)]
+    if parts:
+        return parts
     raise BadInputError(f"{scene}: no COLMAP model in sparse/; map it first with `featkit reconstruct {scene}`")
 
 
 def mapped_scenes(scenes: Sequence[Path], licence: str | None = None) -> list[Scene]:
     """Scenes to take patches of. licence: of all photographs; else of each scene's licence file. Raises BadInputError.
 
-    Two scenes of one name raise UsageError.
+    The parts of a scene of MegaDepth are named 0001, 0001.1 and so on. Of several scenes those of one image, or without
+    points, are passed over with a line. Two scenes of one name raise UsageError.
     """
     names = [scene.resolve().name for scene in scenes]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"two scenes are named {twice!r}; rename the folder of one")
-    return [
-        Scene(read_tracks(find_model(scene), name), image_folder(scene), licence or _licence_of(scene))
+    models = [
+        (scene, model, name if model.name == "0" or number == 0 else f"{name}.{model.name}")
         for scene, name in zip(scenes, names, strict=True)
+        for number, model in enumerate(find_models(scene))
     ]
+    found: list[Scene] = []
+
+    def read(one: tuple[Path, Path, str]) -> None:
+        scene, model, name = one
+        found.append(Scene(read_tracks(model, name), image_folder(scene), licence or _licence_of(scene)))
+
+    kept_of(models, read)
+    return found
 
 
 def _licence_of(scene: Path) -> str:
@@ -91,7 +113,7 @@ def read_tracks(model_dir: Path, name: str | None = None) -> SceneTracks:
     poses = [np.asarray(image.cam_from_world().matrix()) for image in images]
     points = sorted(model.points3D)
     if not points or len(images) < 2:
-        raise BadInputError(f"{model_dir}: {len(images)} images and {len(points)} points; patches need 2 images")
+        raise EmptySceneError(f"{model_dir}: {len(images)} images and {len(points)} points; patches need 2 images")
     seen = [_observations(image) for image in images]
     ids = np.concatenate([part[0] for part in seen])
     order = np.argsort(ids, kind="stable")

@@ -12,6 +12,9 @@ from pydantic import Field
 from featkit.config import Config, Runtime
 from featkit.training.schedule import Constant, Schedule
 
+Precision = Literal["fp32", "bf16"]
+AskedPrecision = Literal["auto", "fp32", "bf16"]
+
 
 class Sgd(Config):
     """Stochastic gradient descent."""
@@ -60,8 +63,10 @@ class TrainingConfig(Config):
     """Exponential average of the network along the training: its weight of the past at each step. It is the average
     that is measured, shown and exported (Polyak and Juditsky 1992; 0.999 is common); 0: the network as it is."""
     held_out: Measured = Measured()
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the network; descriptors and losses are float32 always."""
+    precision: AskedPrecision = "auto"
+    """Of the network; distances, norms and losses are float32 always. auto: bf16 where a measurement before the
+    training says that it is faster (budget.py). A run keeps what it was begun with; its records and checkpoint name
+    that."""
     seed: int = Field(0, ge=0)
     compile: Runtime[bool] = False
     """torch.compile for the network."""

@@ -24,9 +24,9 @@ def launch(
 ) -> World:
     """Join the processes that torchrun has started, or start them: one per device.
 
-    devices: on this node; None: as many as torchrun started, or one. timeout_s: how long a process waits for the
-    others. Raises UsageError for devices that are not there or not those of torchrun, ProcessLostError when the others
-    do not come.
+    devices: on this node; None: as many as torchrun started, or one. precision: of the networks; auto is float32 until
+    it is decided (`World.precision`). timeout_s: how long a process waits for the others. Raises UsageError for devices
+    that are not there or not those of torchrun, ProcessLostError when the others do not come.
     """
     by = launched()
     chosen = torch_device(device)
@@ -45,10 +45,9 @@ def launch(
             environments.LightningEnvironment() if by is None else environments.TorchElasticEnvironment()
         ]
         options["num_nodes"] = 1 if by is None else by.nodes
-    mixed = "bf16-mixed" if precision == "bf16" else "32-true"
     for name in ("lightning.fabric", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # it announces every process
-    made = fabric.Fabric(accelerator=chosen.type, devices=which, precision=mixed, **options)
+    made = fabric.Fabric(accelerator=chosen.type, devices=which, **options)
     try:
         made.launch()
     except RuntimeError as error:
@@ -59,7 +58,7 @@ def launch(
             f"the processes did not find each other within {timeout_s:g} s ({reason}); is the same command running on"
             " all nodes, with the same --rdzv-endpoint?"
         ) from None
-    world = World(made, timeout_s)
+    world = World(made, timeout_s, "bf16" if precision == "bf16" else "fp32")
     if not world.is_first:
         log.only_errors()
     return world

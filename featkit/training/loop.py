@@ -6,6 +6,7 @@ been: on the CPU with the same losses, bit for bit.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -272,10 +273,17 @@ class Run:
 
 
 def check_same(state: dict[str, Any], config: Config, identity: str, path: Path) -> None:
-    """Raises UsageError when a checkpoint is of another configuration, BadInputError when of other data."""
-    if state["config"] != config.canonical_json():
+    """Raises UsageError when a checkpoint is of another configuration, BadInputError when of other data.
+
+    The precision may be another one: `featkit.training.train.planned` says when.
+    """
+    stored, wanted = json.loads(state["config"]), json.loads(config.canonical_json())
+    if "precision" in stored and stored["precision"] != wanted["precision"]:
+        LOGGER.warning("%s: goes on in %s, begun in %s", path, wanted["precision"], stored["precision"])
+        stored["precision"] = wanted["precision"]
+    if stored != wanted:
         raise UsageError(
-            f"{path}: was trained with another configuration ({differences(state['config'], config)}); "
+            f"{path}: was trained with another configuration ({differences(json.dumps(stored), config)}); "
             "choose another folder, or start anew with --overwrite"
         )
     if state["data"] != identity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from featkit.data.patch_set import ClassIndex, PatchSet
 from featkit.data.samplers import AdaSampler, BatchPlan, GroupSampler, PairSampler, Sampler, usable_classes
 from featkit.device import torch_device
 from featkit.errors import UsageError
+from featkit.features.describe import describe_patches
 from featkit.losses.base import GroupBatch, LossResult, PairBatch
 from featkit.losses.build import build_loss, scaled_to_budget
 from featkit.losses.sosnet import second_order_term
@@ -32,6 +34,7 @@ from featkit.training.world import World
 from featkit.weights import save_patch_network
 
 DESCRIBED_AT_ONCE = 512  # candidates of AdaSample, without graph
+TIMED_PATCHES = 256  # held-out patches that tell how long all take
 FINGERPRINTED = 1000  # patches that tell a set from another one
 SMALLEST_AVERAGE = 1e-6  # of the loss: lambda / L_avg stays a number
 
@@ -169,6 +172,14 @@ class PatchTask:
         """FPR95 on the held-out pairs; in the first process only."""
         assert self._pairs is not None
         return held_out_fpr95(self.network, self._pairs, self.world.device, self.config.precision)
+
+    def held_out_s(self) -> float:
+        """Seconds that `held_out` takes, by some of its patches."""
+        assert self._pairs is not None
+        started, some = time.perf_counter(), self._pairs.pixels[:TIMED_PATCHES]
+        describe_patches(self.network, some, self.world.device, precision=self.world.precision)
+        self.network.train()
+        return (time.perf_counter() - started) * len(self._pairs.pixels) / len(some)
 
     def waited_s(self) -> float:
         """Seconds spent waiting for patches so far."""

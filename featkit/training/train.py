@@ -21,7 +21,7 @@ from featkit.errors import NotWritableError
 from featkit.stopping import Stopped
 from featkit.store.lock import locked
 from featkit.training.base_config import TrainingConfig
-from featkit.training.budget import seconds_of, steps_in
+from featkit.training.budget import plan
 from featkit.training.checkpoint import load_checkpoint
 from featkit.training.launch import launch
 from featkit.training.loop import Run
@@ -70,8 +70,9 @@ def train(
 def _in_folder(
     folder: RunFolder, task_class: Callable[..., Task], config: TrainingConfig, data: Any, name: str, world: World
 ) -> Trained:
-    if config.budget:
-        config = config.model_copy(update={"steps": budgeted_steps(task_class, config, data, folder, world)})
+    config = planned(task_class, config, data, folder, world)
+    assert config.precision != "auto"
+    world.precision = config.precision
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
         torch.manual_seed(config.seed)  # dropout draws from torch's own generator: alike in all processes
         task = task_class(config, str(world.device))
@@ -94,23 +95,41 @@ def check_same(config: TrainingConfig, identity: str, world: World) -> None:
         world.check_same("configuration", config.canonical_json(), lambda first: differences(first, config))
 
 
-def budgeted_steps(
+def planned(
     task_class: Callable[..., Task], config: TrainingConfig, data: Any, folder: RunFolder, world: World
-) -> int:
-    """Steps for the configuration's budget: those of the run in the folder when it has the same one."""
-    seconds = seconds_of(config.budget)
-    stored_config = world.from_first(lambda: _stored_config(folder))
-    if stored_config is not None:
-        stored = json.loads(stored_config)
-        if stored.get("budget") == config.budget:
-            return int(stored["steps"])
+) -> TrainingConfig:
+    """The configuration with its precision and its steps decided: by the run in the folder, or by measuring.
+
+    A run that goes on keeps the precision it was begun with, on another processor too: what is left of it is then
+    computed as it would have been, on the same kind of processor bit for bit. A precision that is given again (fp32 or
+    bf16, not auto) counts instead, from the next step on; of a run that is finished it changes nothing. The steps are
+    the run's own where it has the same budget. Raises UsageError for a budget that is too short.
+    """
+    stored = world.from_first(lambda: _stored(folder))
+    if stored is not None:
+        if config.precision == "auto" or stored.is_finished:
+            config = config.model_copy(update={"precision": stored.config.get("precision", "fp32")})
+        if config.budget and stored.config.get("budget") == config.budget:
+            return config.model_copy(update={"steps": int(stored.config["steps"])})
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-        return steps_in(seconds, task_class, config, data, world)
+        decided = plan(task_class, config, data, world)
+    return config.model_copy(update={"precision": decided.precision, "steps": decided.steps})
 
 
-def _stored_config(folder: RunFolder) -> str | None:
+@dataclass(frozen=True)
+class _Stored:
+    """What the checkpoint of a run says of it."""
+
+    config: dict[str, Any]
+    is_finished: bool
+
+
+def _stored(folder: RunFolder) -> _Stored | None:
     state = load_checkpoint(folder.checkpoint)
-    return None if state is None else state["config"]
+    if state is None:
+        return None
+    config = json.loads(state["config"])
+    return _Stored(config, state["progress"]["step"] >= config["steps"])
 
 
 def _train(run: Run, task: Task, name: str, data: Any) -> Trained:

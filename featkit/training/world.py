@@ -9,7 +9,7 @@ the run's folder.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from featkit.errors import FeatkitError, ProcessLostError, UsageError
 from featkit.launched import launched
+from featkit.training.base_config import Precision
 
 T = TypeVar("T")
 STORE_S = 5.0  # within which the store of a world that breaks must answer
@@ -28,13 +29,14 @@ FAILED = "featkit/failed"
 class World:
     """The processes of a training, as the code of one of them sees them."""
 
-    def __init__(self, fabric: Any, timeout_s: float = 0.0):
-        """timeout_s: within which the processes wait for each other."""
+    def __init__(self, fabric: Any, timeout_s: float = 0.0, precision: Precision = "fp32"):
+        """timeout_s: within which the processes wait for each other. precision: of the networks, until it is set."""
         self._fabric = fabric
         self._timeout_s = timeout_s
         self.device: torch.device = fabric.device
         self.rank: int = fabric.global_rank
         self.size: int = fabric.world_size
+        self.precision: Precision = precision
 
     @property
     def is_first(self) -> bool:
@@ -42,7 +44,9 @@ class World:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Inside of it the network computes in the training's precision."""
-        return self._fabric.autocast()
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def part(self, count: int) -> slice:
         """The rows of a batch of `count` that this process describes."""

@@ -43,7 +43,7 @@ def test_a_budget_becomes_steps_and_the_same_budget_goes_on(
     patches: Path, tmp_path: Path, featkit_command: Command
 ) -> None:
     run = tmp_path / "run"
-    command = ("train", "patch", "--config", "hardnet", "--data", patches, "--out", run, "--budget", "4s", *SHORT)
+    command = ("train", "patch", "--config", "hardnet", "--data", patches, "--out", run, "--budget", "6s", *SHORT)
     done = featkit_command(*command, "--json")
     assert done.code == 0, done.err
     assert 1 <= done.json()["steps"] < 400
@@ -52,7 +52,7 @@ def test_a_budget_becomes_steps_and_the_same_budget_goes_on(
     assert "finished already" in again.err
     other = featkit_command(*command[: -len(SHORT) - 1], "9min", *SHORT)
     assert other.code == 2
-    assert "budget: 4s -> 9min" in other.err
+    assert "budget: 6s -> 9min" in other.err
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,9 @@ def test_a_budget_becomes_steps_and_the_same_budget_goes_on(
         (("--config", "sdgmnet", "--set", "loss.hard_margn=0.5"), 2, "did you mean 'hard_margin'?"),
         (("--config", "doap", "--set", "sampler.max_per_grup=5"), 2, "did you mean 'max_per_group'?"),
         (("--steps", 3, "--budget", "3s"), 2, "give one of them"),
-        (("--budget", "soon"), 2, "90s, 30min or 2h"),
+        (("--budget", "soon"), 2, "write it as 90s, 30min (or 30m) or 2h"),
+        (("--budget", "0.01m"), 2, "too short; 5 s at least"),
+        (("--precision", "fp16"), 2, "'auto', 'fp32' or 'bf16'"),
         (("--batch-size", 600), 2, "ask for at most"),
         (("--config", "sift"), 2, "not a task"),
         (("--config", "hardnett"), 2, "did you mean 'hardnet'?"),
@@ -77,3 +79,15 @@ def test_wrong_turns(
     assert done.code == code, done.err
     assert says in done.err
     assert "Traceback" not in done.err
+
+
+def test_an_impossible_budget_is_refused_before_anything_is_read(tmp_path: Path, featkit_command: Command) -> None:
+    gone = ("--data", tmp_path / "gone", "--out", tmp_path / "run")
+    done = featkit_command("train", "patch", *gone, "--budget", "3s")
+    assert (done.code, "too short; 5 s at least" in done.err) == (2, True), done.err
+    done = featkit_command("train", "scfeat", *gone, "--budget", "20s")
+    assert (done.code, "detection gets 4 s of it; 5 s at least, so 25 s for all stages" in done.err) == (2, True), (
+        done.err
+    )
+    done = featkit_command("train", "scfeat", *gone, "--budget", "1m")
+    assert (done.code, "no such folder" in done.err) == (3, True), done.err

@@ -6,7 +6,7 @@ authors' code; `--steps` and `--budget` scale all stages together.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ from featkit.losses.scfeat.description import DescriptionLossConfig
 from featkit.losses.scfeat.imitation import ImitationConfig
 from featkit.losses.scfeat.policy_gradient import DetectionLossConfig
 from featkit.models.scfeat import SCFeatNetworkConfig
-from featkit.training.base_config import Adam, Measured, Sgd, TrainingConfig
+from featkit.training.base_config import Adam, AskedPrecision, Measured, Sgd, TrainingConfig
 from featkit.training.schedule import Schedule, Steps
 
 Optimiser = Annotated[Sgd | Adam, Field(discriminator="kind")]
@@ -128,8 +128,8 @@ class ScfeatTraining(Config):
     detection: Detection = Detection()
     budget: str = ""
     """What `--budget` said, if it did."""
-    precision: Literal["fp32", "bf16"] | None = None
-    """fp32 or bf16, of all stages; None: what each says."""
+    precision: AskedPrecision | None = None
+    """auto, fp32 or bf16, of all stages; None: what each says."""
     seed: int = Field(0, ge=0)
     timeout_s: Runtime[float] = Field(600.0, gt=0)
     """Seconds that a process waits for the others, in all stages: longer than a look at what is held out."""

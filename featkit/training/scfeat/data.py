@@ -15,7 +15,8 @@ from featkit.data.image_tree import FileTree
 from featkit.data.posed_pairs import PosedPairs
 from featkit.store.features import open_features
 
-PART = re.compile(r"/dense\d+$")
+PART = re.compile(r"/(dense\d+|\d[\d._]*)$")  # of CAPS's scenes, and of an index (scene_info.py)
+INSIDE = re.compile(r"images|imgs|aligned|dense\d+")  # folders of a scene that say nothing of which it is
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class PosedData:
 
     @property
     def scenes(self) -> list[str]:
-        """Their names, without MegaDepth's /dense0: its parts of a scene are one."""
+        """Their names, without MegaDepth's /dense0: its parts of a scene are one scene."""
         return list(dict.fromkeys(PART.sub("", scene.name) for scene in self.pairs.scenes))
 
     def identity(self) -> str:
@@ -60,6 +61,18 @@ class PosedData:
             for values in (scene.sizes, scene.intrinsics, scene.rotations, scene.translations):
                 digest.update(values.tobytes())
         return f"{self.count} pairs, {digest.hexdigest()[:16]}, from {self.start.origin} {self.start.digest()}".strip()
+
+
+def photo_folders(root: Path, pairs: PosedPairs) -> tuple[Path, ...]:
+    """Where the warm-up's photographs are when nobody names them: all below the root that was read, or only those of
+    the scenes where not all are learned from (a list of scenes) or their index is elsewhere (scene_info.py).
+    """
+    return (root,) if pairs.is_whole else pairs.image_folders()
+
+
+def scene_of(folder: Path) -> str:
+    """The name of the scene whose photographs are in a folder: 0001 of 0001/dense0/aligned/images."""
+    return next((part for part in reversed(folder.parts) if not INSIDE.fullmatch(part)), folder.name)
 
 
 @dataclass(frozen=True)
@@ -82,8 +95,8 @@ class PhotoData:
 
     @property
     def scenes(self) -> list[str]:
-        """The folders that the photographs were looked for in."""
-        return [folder.name for folder in self.folders]
+        """Those that the folders are of."""
+        return list(dict.fromkeys(scene_of(folder) for folder in self.folders))
 
     def identity(self) -> str:
         digest = hashlib.sha256("\n".join(sorted(name for _, name in self.files)).encode())

@@ -16,11 +16,11 @@ from featkit.errors import UsageError
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
 from featkit.models.scfeat.resnet import load_encoder_weights
 from featkit.store.text import write_text
-from featkit.training.budget import seconds_of
+from featkit.training.budget import LEAST_S, seconds_of
 from featkit.training.checkpoint import load_checkpoint
 from featkit.training.launch import launch
 from featkit.training.scfeat.config import PosedTraining, ScfeatTraining, StageTraining
-from featkit.training.scfeat.data import PhotoData, PosedData, Start
+from featkit.training.scfeat.data import PhotoData, PosedData, Start, scene_of
 from featkit.training.scfeat.dense_task import DenseTask
 from featkit.training.scfeat.description import DescriptionTask
 from featkit.training.scfeat.detection import DetectionTask
@@ -33,6 +33,7 @@ LOGGER = logging.getLogger(__name__)
 WARM_UP, DESCRIPTION, DETECTION = STAGES = ("warm-up", "description", "detection")
 TASKS: dict[str, type[DenseTask[Any]]] = {WARM_UP: WarmUpTask, DESCRIPTION: DescriptionTask, DETECTION: DetectionTask}
 BEST = "best.safetensors"
+NAMED = 5  # sources of photographs whose names a record joins; of more it has the data's name
 HEAD_FIELDS = tuple(name for name in SCFeatNetworkConfig.model_fields if name.startswith(("head", "detector_")))
 
 
@@ -56,7 +57,9 @@ class ScfeatStages:
         self.config, self.device = config, device
 
     def configured(self) -> dict[str, StageTraining]:
-        """The stages' configurations by name, in order, complete."""
+        """The stages' configurations by name, in order, complete. Raises UsageError for a budget of which a stage gets
+        nothing, or too little.
+        """
         config = self.config
         given = {WARM_UP: config.warm_up, DESCRIPTION: config.description, DETECTION: config.detection}
         stages = {name: stage for name, stage in given.items() if stage is not None}
@@ -70,7 +73,12 @@ class ScfeatStages:
                 own["data"] = config.data
             if config.budget:
                 seconds = seconds_of(config.budget) * stage.share / shares
-                own["budget"] = f"{seconds:.0f}s" if seconds >= 10 else f"{max(seconds, 0.01):.2f}s"
+                if seconds < LEAST_S:
+                    raise UsageError(
+                        f"--budget {config.budget!r}: too short: {name} gets {seconds:.3g} s of it; {LEAST_S:g} s at"
+                        f" least, so {LEAST_S * shares / stage.share:.0f} s for all stages"
+                    )
+                own["budget"] = f"{seconds:.0f}s" if seconds >= 10 else f"{seconds:.2f}s"
             if config.precision is not None:
                 own["precision"] = config.precision
             made[name] = stage.model_copy(update=own)
@@ -176,7 +184,8 @@ class ScfeatStages:
             raise UsageError(
                 "--teacher: this recipe has none; take --config scfeat-s-taught, or --set warm_up.teacher={}"
             )
-        name = "+".join(path.name for path in data.photos)
+        named = dict.fromkeys(scene_of(path) for path in data.photos)
+        name = "+".join(named) if len(named) <= NAMED else data.name
         return PhotoData(name, data.photos, start, data.teacher_files)
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -257,3 +258,95 @@ def test_boxes_are_of_the_pairs_they_were_written_with(scene: MadeScene) -> None
     assert read_posed_pairs(root_of(scene)).boxes[0, 0, 2] > 80
     (scene.folder / "pairs.json").write_text("{")
     assert read_posed_pairs(root_of(scene)).boxes[0, 0, 2] > 80
+
+
+def test_links_to_scenes_are_followed_once(tmp_path: Path) -> None:
+    """As people lay scenes out: 0001 and 0002 on another disk; links in a circle and to nowhere."""
+    store, root = tmp_path / "disk", tmp_path / "root"
+    for name in ("0001", "0002"):
+        make_scene(store, name)
+    root.mkdir()
+    (root / "0001").symlink_to(store / "0001")
+    (root / "again").symlink_to(store / "0001", target_is_directory=True)
+    (root / "0002").mkdir()
+    (root / "0002" / "dense0").symlink_to(store / "0002" / "dense0")
+    (store / "0001" / "up").symlink_to(root)
+    (root / "nowhere").symlink_to(tmp_path / "gone")
+    pairs = read_posed_pairs(root)
+    assert [named.name for named in pairs.scenes] == ["0001/dense0", "0002/dense0"]
+    assert pairs.pixels(0, 0).shape == (90, 120, 3)
+    (root / "0000").symlink_to(root / "real")
+    make_scene(root, "real")
+    assert read_posed_pairs(root).scenes[-1].name == "real/dense0", "a folder has its own name where it has one"
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / "pairs.txt").unlink(), "b/dense0/aligned/pairs.txt: no such file"),
+        (lambda folder: (folder / "pairs.txt").write_text("# none\n\n"), "b/dense0/aligned/pairs.txt: no pairs in it"),
+        (lambda folder: (folder / "img_cam.txt").write_text(""), "b/dense0/aligned/img_cam.txt: no images in it"),
+        (
+            lambda folder: (folder / "img_cam.txt").write_text((folder / "img_cam.txt").read_text().split("\n")[0]),
+            "b/dense0/aligned/img_cam.txt: only one image in it",
+        ),
+    ],
+)
+def test_a_scene_with_nothing_to_learn_from_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any, says: str
+) -> None:
+    scenes = {name: make_scene(tmp_path / "root", name, seed=seed) for seed, name in enumerate("abc")}
+    damage(scenes["b"].folder)
+    with caplog.at_level("WARNING", "featkit"):
+        pairs = read_posed_pairs(tmp_path / "root")
+    assert [named.name for named in pairs.scenes] == ["a/dense0", "c/dense0"]
+    assert np.bincount(pairs.pairs[:, 0]).tolist() == [6, 6]
+    assert largest_distance(pairs.select(np.arange(6, 12)), scenes["c"]) < 1e-6
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(f"passed over: {tmp_path / 'root' / says}")
+    for name in "ac":
+        shutil.rmtree(tmp_path / "root" / name)
+    with pytest.raises(BadInputError, match=rf"{says}.*no other scene is there"):
+        read_posed_pairs(tmp_path / "root")
+
+
+def test_a_list_of_scenes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("train/0001", "train/0002", "train/0022", "test/0003"):
+        make_scene(tmp_path, name)
+    for wanted, found in (
+        (("0002", "0001"), ["train/0001/dense0", "train/0002/dense0"]),
+        (("test/0003",), ["test/0003/dense0"]),
+        (("train", "0003/dense0"), ["test/0003/dense0", *(f"train/{n}/dense0" for n in ("0001", "0002", "0022"))]),
+    ):
+        pairs = read_posed_pairs(tmp_path, PosedConfig(scenes=wanted))
+        assert [named.name for named in pairs.scenes] == found
+    assert caplog.text == ""
+    assert len(read_posed_pairs(tmp_path, PosedConfig(scenes=("0001", "9999"))).scenes) == 1
+    assert "1 of the 2 scenes of the list are not there, such as 9999" in caplog.text
+    with pytest.raises(BadInputError, match="none of the 2 scenes of the list is there, such as '9998'"):
+        read_posed_pairs(tmp_path, PosedConfig(scenes=("9998", "9999")))
+
+
+@pytest.mark.parametrize("size", [(360, 270), (361, 269), (90, 68)])
+def test_photographs_of_another_size_are_resized_to_their_cameras(tmp_path: Path, size: tuple[int, int]) -> None:
+    """A spot of light where the large photograph sees a point lies where the camera of the table sees it."""
+    scene = make_scene(tmp_path, size=(120, 90))
+    place = (np.array([71.3, 38.8]) + 0.5) * np.array(size) / (120, 90) - 0.5
+    y, x = np.mgrid[: size[1], : size[0]]
+    light = 250 * np.exp(-((x - place[0]) ** 2 + (y - place[1]) ** 2) / (2 * (size[0] / 40) ** 2))
+    cv2.imwrite(str(scene.folder / "images" / "000.png"), np.repeat(light[..., None], 3, axis=2).round())
+    pairs = read_posed_pairs(tmp_path)
+    pixels = pairs.pixels(0, 0)[..., 0].astype(float)
+    assert pixels.shape == (90, 120)
+    y, x = np.mgrid[:90, :120]
+    found = np.array([(x * pixels).sum(), (y * pixels).sum()]) / pixels.sum()
+    np.testing.assert_allclose(found, [71.3, 38.8], atol=0.03)
+    assert largest_distance(pairs, scene) < 1e-6
+
+
+def test_photographs_that_were_cropped_are_refused(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, size=(120, 90))
+    cv2.imwrite(str(scene.folder / "images" / "000.png"), np.zeros((90, 100, 3), np.uint8))
+    with pytest.raises(BadInputError, match="100 x 90 pixels, but its camera is of 120 x 90: cropped or turned"):
+        read_posed_pairs(tmp_path).pixels(0, 0)
+    assert read_posed_pairs(tmp_path, PosedConfig(stretch_tolerance=0.25)).pixels(0, 0).shape == (90, 120, 3)

@@ -259,7 +259,11 @@ def test_wrong_turns(lens_scene: Scene, tmp_path: Path) -> None:
             lens_scene,
             "none is within the limits",
         ),
-        (CONFIG, replace(lens_scene, tracks=replace(tracks, image_sizes=tracks.image_sizes * 2)), "the model's camera"),
+        (
+            CONFIG,
+            replace(lens_scene, tracks=replace(tracks, image_sizes=tracks.image_sizes * [2, 1])),
+            "cropped or turned",
+        ),
         (CONFIG, replace(lens_scene, images=tmp_path / "gone"), "no such image"),
         (CONFIG, replace(lens_scene, tracks=replace(tracks, image_names=("#a", *tracks.image_names[1:]))), "rename"),
         (
@@ -279,6 +283,53 @@ def test_wrong_turns(lens_scene: Scene, tmp_path: Path) -> None:
     (tmp_path / "full" / "letter.txt").write_text("")
     with pytest.raises(BadInputError, match=r"letter\.txt"):
         make_posed_pairs(CONFIG, [lens_scene], tmp_path / "full")
+
+
+@pytest.mark.parametrize("size", [(200, 150), (641, 480)])
+def test_photographs_that_were_resized(
+    made: tuple[Path, Any], lens_scene: Scene, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """As MegaDepth's are next to its models: the same view as from the original photographs, lens and all."""
+    for name in lens_scene.tracks.image_names:
+        picture = cv2.imread(str(lens_scene.images / name))
+        how = cv2.INTER_AREA if size[0] < 400 else cv2.INTER_CUBIC
+        cv2.imwrite(str(tmp_path / name), cv2.resize(picture, size, interpolation=how))
+    make_posed_pairs(CONFIG, [replace(lens_scene, images=tmp_path)], tmp_path / "out")
+    resized, pairs = read_posed_pairs(tmp_path / "out"), read_posed_pairs(made[0])
+    np.testing.assert_array_equal(resized.pairs, pairs.pairs)
+    for index, (_, first, second) in enumerate(resized.pairs):
+        x0, x1 = (seen_by(resized, image, lens_scene.tracks.points) for image in (first, second))
+        both = np.isfinite(x0).all(axis=1) & np.isfinite(x1).all(axis=1)
+        assert max(d.max() for d in epipolar_distances(resized.fundamental01(index), x0[both], x1[both])) < 1e-3
+    for image in range(len(lens_scene.tracks.image_names)):
+        own, other = resized.pixels(0, image), pairs.pixels(0, image)
+        between = resized.scenes[0].intrinsics[image] @ np.linalg.inv(pairs.scenes[0].intrinsics[image])
+        shifts = np.linspace(-0.5, 0.5, 5)
+        bend = np.polyfit(shifts, [difference(other, own, between, shift) for shift in shifts], 2)
+        assert abs(-bend[1] / (2 * bend[0])) < 0.1, "the best place is where the camera says"
+
+
+def test_scenes_with_nothing_to_learn_from_are_passed_over(
+    lens_scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracks = lens_scene.tracks
+    thin = replace(
+        tracks,
+        name="thin",
+        observed_points=np.arange(len(tracks.observed_points)) % len(tracks.points),
+        observed_images=np.arange(len(tracks.observed_images)) % len(tracks.image_names),
+    )
+    near = replace(tracks, name="near", translations=0.001 * tracks.translations)
+    others = [replace(lens_scene, tracks=one) for one in (thin, near)]
+    config = PosedPairsConfig(max_side=100, workers=1)
+    with caplog.at_level("WARNING", "featkit"):
+        summary = make_posed_pairs(config, [others[0], lens_scene, others[1]], tmp_path / "out")
+    assert list(summary["scenes"]) == list(summary["licences"]) == ["courtyard"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["courtyard", "dataset.json", "licence.txt"]
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split(":")[:2] for line in lines] == [["passed over", " thin"], ["passed over", " near"]]
+    with pytest.raises(BadInputError, match="thin: no two images share"):
+        make_posed_pairs(config, others[:1], tmp_path / "none")
 
 
 def test_names() -> None:

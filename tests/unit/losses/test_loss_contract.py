@@ -11,6 +11,7 @@ from featkit.losses.build import LOSSES, LossConfig, build_loss, scaled_to_budge
 from featkit.losses.hardnet import HardNetLossConfig
 from featkit.losses.hynet import HyNetLossConfig
 from featkit.losses.sdgm import SdgmLossConfig
+from featkit.losses.sosnet import second_order_term
 
 CONFIGS = [
     HardNetLossConfig(),
@@ -97,6 +98,30 @@ def test_half_precision_descriptors_are_compared_in_full(pairs, config) -> None:
     expected = build_loss(config)(rounded, 0.5).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = build_loss(config)(half, 0.5).loss
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_half_precision_groups_are_compared_in_full(binary: bool) -> None:
+    values = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    half = (torch.tanh(values) if binary else torch.nn.functional.normalize(values)).bfloat16()
+    loss = build_loss(AveragePrecisionConfig(descriptor="binary") if binary else AveragePrecisionConfig())
+    labels = torch.arange(64) // 4
+    expected = loss(GroupBatch(half.float(), labels), 0.5).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss(GroupBatch(half, labels), 0.5).loss
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("neighbourhood", ["paper", "authors"])
+def test_half_precision_second_order_distances_are_compared_in_full(pairs, neighbourhood) -> None:
+    batch = pairs(64, 128)
+    half = [values.bfloat16() for values in (batch.anchor, batch.positive, batch.anchor_raw, batch.positive_raw)]
+    expected = second_order_term(PairBatch(*(values.float() for values in half)), 8, neighbourhood)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = second_order_term(PairBatch(*half), 8, neighbourhood)
     assert found.dtype == torch.float32
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
 

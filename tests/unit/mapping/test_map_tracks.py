@@ -100,6 +100,45 @@ def test_a_model_is_found_where_scenes_and_featkit_put_it(tmp_path: Path) -> Non
             find_model(tmp_path / name)
 
 
+@pytest.mark.parametrize("form", ["binary", "text"])
+def test_megadepth_as_it_is_published(tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture) -> None:
+    """0001/sparse/manhattan/0 and further parts beside 0001/images; a part of one image is passed over."""
+    scene = tmp_path / "MegaDepth_v1_SfM" / "0001"
+    (scene / "images").mkdir(parents=True)
+    models = {}
+    for part, frames in (("0", 5), ("1", 4), ("2", 1)):
+        folder = scene / "sparse" / "manhattan" / part
+        models[part] = synthetic(folder, frames=max(frames, 3))
+        if frames == 1:
+            for image in list(models[part].reg_image_ids())[1:]:
+                models[part].deregister_frame(models[part].images[image].frame_id)
+        for file in folder.iterdir():
+            file.unlink()
+        getattr(models[part], f"write_{form}")(str(folder))
+        for newer in ("rigs", "frames"):  # which COLMAP did not write then
+            for suffix in (".bin", ".txt"):
+                (folder / f"{newer}{suffix}").unlink(missing_ok=True)
+    assert find_model(scene) == scene / "sparse" / "manhattan" / "0"
+    with caplog.at_level("WARNING", "featkit"):
+        found = mapped_scenes([scene])
+    assert [(one.tracks.name, one.images) for one in found] == [
+        ("0001", scene / "images"),
+        ("0001.1", scene / "images"),
+    ]
+    assert "passed over: " in caplog.text
+    assert "manhattan/2: 1 images" in caplog.text
+    for one, part in zip(found, "01", strict=True):
+        images = {image.name: image for image in models[part].images.values()}
+        assert one.tracks.image_names == tuple(sorted(images))
+        for row, name in enumerate(one.tracks.image_names):
+            pose = images[name].cam_from_world().matrix()
+            np.testing.assert_allclose(one.tracks.rotations[row], pose[:, :3], atol=1e-9)
+            np.testing.assert_allclose(one.tracks.translations[row], pose[:, 3], atol=1e-9)
+        np.testing.assert_allclose(
+            one.tracks.points, [models[part].points3D[i].xyz for i in sorted(models[part].points3D)], atol=1e-9
+        )
+
+
 def test_scenes_bring_their_licence(scene: Path) -> None:
     (found,) = mapped_scenes([scene])
     assert (found.tracks.name, found.images, found.licence) == ("church", scene / "images", NO_LICENCE)

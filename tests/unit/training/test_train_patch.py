@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from featkit.losses.base import LossResult
 from featkit.losses.hynet import HyNetLoss
 from featkit.registry import configured
 from featkit.stopping import Stopped
+from featkit.training import train as training
+from featkit.training.budget import Plan
 from featkit.training.checkpoint import load_checkpoint, save_checkpoint
 from featkit.training.informativeness import snapshots
 from featkit.training.launch import launch
@@ -194,6 +197,79 @@ def test_what_a_run_leaves_behind(textures: PatchSet, tmp_path: Path) -> None:
     assert stored.pop("task") == "patch"
     assert PatchTraining(**stored) == config
     assert any((tmp_path / "tensorboard").iterdir())
+
+
+def stored_precisions(run: Path) -> list[str]:
+    """Of config.yaml, summary.json and the checkpoint."""
+    state = load_checkpoint(run / "checkpoint.pt")
+    assert state is not None
+    return [
+        yaml.safe_load((run / "config.yaml").read_text())["precision"],
+        json.loads((run / "summary.json").read_text())["config"]["precision"],
+        json.loads(state["config"])["precision"],
+    ]
+
+
+def test_a_run_keeps_the_precision_that_was_measured(
+    textures: PatchSet,
+    tmp_path: Path,
+    killed_at: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Stopped and gone on with on a processor that would choose otherwise: to the bit what bf16 gives."""
+    train_patch(recipe(precision="bf16"), textures, tmp_path / "whole", device="cpu")
+    train_patch(recipe(precision="fp32"), textures, tmp_path / "float", device="cpu")
+    monkeypatch.setattr(training, "plan", lambda kind, config, *_: Plan("bf16", config.steps))
+    killed_at(3, signal.SIGTERM)
+    with pytest.raises(Stopped):
+        train_patch(recipe(), textures, tmp_path / "cut", device="cpu")
+    monkeypatch.setattr(training, "plan", lambda kind, config, *_: Plan(config.precision.replace("auto", "fp32"), 6))
+    shutil.copytree(tmp_path / "cut", tmp_path / "again")
+    train_patch(recipe(), textures, tmp_path / "cut", device="cpu")
+    assert stored_precisions(tmp_path / "cut") == ["bf16"] * 3
+    last = {run: (tmp_path / run / "last.safetensors").read_bytes() for run in ("whole", "float", "cut")}
+    assert last["cut"] == last["whole"] != last["float"]
+    assert "goes on in" not in caplog.text
+    with caplog.at_level("WARNING", "featkit"):
+        train_patch(recipe(precision="fp32"), textures, tmp_path / "again", device="cpu")
+    assert "again: goes on in fp32, begun in bf16" in caplog.text
+    assert stored_precisions(tmp_path / "again") == ["fp32"] * 3
+    assert (tmp_path / "again" / "last.safetensors").read_bytes() not in last.values()
+    train_patch(recipe(precision="bf16"), textures, tmp_path / "again", device="cpu")
+    assert stored_precisions(tmp_path / "again") == ["fp32"] * 3, "what is finished stays as it was made"
+
+
+def test_a_short_training_is_in_float32(textures: PatchSet, tmp_path: Path) -> None:
+    train_patch(recipe(steps=1), textures, tmp_path, device="cpu")
+    assert stored_precisions(tmp_path) == ["fp32"] * 3
+
+
+@pytest.mark.parametrize("name", ["hynet", "sdgmnet", "adasample"])
+def test_losses_get_float32_vectors_of_exact_norm(
+    name: str, textures: PatchSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bf16 norms would be off by a thousandth."""
+    seen = []
+    plain = PatchTask._loss_of
+
+    def watched(task: PatchTask, features: torch.Tensor, *rest: Any) -> LossResult:
+        found = task._head(features.detach())
+        seen.append(
+            (features.dtype, found.descriptor.dtype, float((found.descriptor.detach().norm(dim=1) - 1).abs().max()))
+        )
+        result = plain(task, features, *rest)
+        seen.append(
+            (result.loss.dtype, *(value.dtype for value in result.statistics.values() if value.is_floating_point()))
+        )
+        return result
+
+    monkeypatch.setattr(PatchTask, "_loss_of", watched)
+    train_patch(recipe(name, precision="bf16", steps=1), textures, tmp_path, device="cpu")
+    vectors, results = seen
+    assert vectors[:2] == (torch.float32, torch.float32)
+    assert vectors[2] < 1e-5
+    assert set(results) == {torch.float32}
 
 
 def test_bfloat16_trains_and_scores_float32_descriptors(textures: PatchSet, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from posed_scenes import make_scene
 from typer.testing import CliRunner
 
@@ -237,6 +239,36 @@ def test_a_teacher_is_imitated_and_its_detector_goes_on(data: ScfeatData, tmp_pa
         longer.run(taught, tmp_path / "other", stages=["warm-up"])
 
 
+def test_a_list_of_scenes_is_what_is_learned_from(tmp_path: Path) -> None:
+    """In all stages, the warm-up's photographs included; it is part of the configuration of what is read."""
+    root = tmp_path / "MegaDepth"
+    for seed, name in enumerate(("0001", "0002", "0003")):
+        make_scene(root, name, images=4, seed=seed)
+    (tmp_path / "list.txt").write_text("# the training scenes\n0003\n\n0001/ # twice\n0001\n")
+    once = {"steps": 1, "held_out": {"every": 1.0, "pairs": 1}, "workers": 0}
+    recipe_file = tmp_path / "tiny.yaml"
+    values = merge(TINY, {"task": "scfeat", **dict.fromkeys(("warm_up", "description", "detection"), once)})
+    values["network"] = {key: list(v) if isinstance(v, tuple) else v for key, v in values["network"].items()}
+    recipe_file.write_text(yaml.safe_dump(values))
+    command = ["train", "scfeat", "--data", str(root), "--config", str(recipe_file), "--device", "cpu", "--json"]
+    ran = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "some"), "--scenes", str(tmp_path / "list.txt")])
+    assert ran.exit_code == 0, ran.output
+    summaries = json.loads(ran.stdout)["stages"]
+    assert summaries["warm-up"]["data"]["photographs"] == 8
+    for stage in STAGES:
+        assert summaries[stage]["data"]["scenes"] == ["0001", "0003"], stage
+        assert summaries[stage]["config"]["precision"] == "fp32"
+    assert summaries["description"]["data"]["pairs"] == 12
+    assert summaries["description"]["config"]["data"]["scenes"] == ["0003", "0001"]
+    for text, code, says in (
+        ("0009\n", 3, "none of the 1 scenes of the list is there"),
+        ("# none\n", 3, "no scene in it"),
+    ):
+        (tmp_path / "list.txt").write_text(text)
+        ran = CliRunner().invoke(app, [*command, "--out", str(tmp_path), "--scenes", str(tmp_path / "list.txt")])
+        assert (ran.exit_code, says in " ".join(ran.output.split())) == (code, True), ran.output
+
+
 def test_description_alone_learns(data: ScfeatData, tmp_path: Path) -> None:
     changes = {"steps": 80, "batch_size": 2, "optimiser": {"kind": "adam", "learning_rate": 1e-3}}
     ScfeatStages(recipe(warm_up=None, description=changes), "cpu").run(data, tmp_path, stages=["description"])
@@ -285,6 +317,12 @@ def test_a_budget_is_shared() -> None:
     none = ScfeatStages(recipe(budget="10min", detection={"share": 0}))
     with pytest.raises(UsageError, match="share"):
         none.configured()
+    short = ScfeatStages(recipe(budget="19s", description={"share": 2}, warm_up={"share": 1}, detection={"share": 1}))
+    with pytest.raises(UsageError, match=r"warm-up gets 4\.75 s of it; 5 s at least, so 20 s for all"):
+        short.configured()
+    assert {stage.precision for stage in ScfeatStages(recipe()).configured().values()} == {"auto"}
+    own = ScfeatStages(recipe(precision="bf16", warm_up={"precision": "fp32"})).configured()
+    assert {stage.precision for stage in own.values()} == {"bf16"}
     scaled = recipe(detection={"steps": 2}).scaled_to(40)
     assert scaled.warm_up is not None
     assert (scaled.warm_up.steps, scaled.description.steps, scaled.detection.steps) == (40, 40, 20)
