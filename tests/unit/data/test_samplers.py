@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from featkit.data.informative_pairs import angles_from_anchor, choose_positives, pair_weights
+from featkit.data.informative_pairs import choose_positives, distances_from_anchor, pair_weights
 from featkit.data.patch_set import ClassIndex
 from featkit.data.samplers import AdaSampler, GroupSampler, PairSampler, Sampler, usable_classes
 from featkit.errors import BadInputError, UsageError
@@ -212,7 +212,8 @@ def test_equal_candidates_are_still_chosen_among() -> None:
     assert set(chosen.tolist()) == {0, 1, 2, 3}
 
 
-def test_angles_are_those_of_the_anchor() -> None:
+def test_distances_are_those_of_the_anchor() -> None:
     turn = torch.tensor([0.0, 0.3, 2.0, 3.1])
     rows = torch.stack([turn.cos(), turn.sin()], 1)[None]
-    assert torch.allclose(angles_from_anchor(rows), turn[None, 1:], atol=1e-3)
+    assert torch.allclose(distances_from_anchor(rows, "angular"), turn[None, 1:], atol=1e-3)
+    assert torch.allclose(distances_from_anchor(rows, "euclidean"), 2 * (turn[None, 1:] / 2).sin(), atol=1e-6)
