@@ -60,6 +60,7 @@ class HardNetLoss(HingeLoss):
             "positive_distance": positive.detach().mean(),
             "negative_distance": mean_where(negative, hardest.found),
             "active_share": (hinge.detach() > 0).float().mean(),
+            "average_loss": self.average_loss.detach().clone(),
             "negatives_found": hardest.share,
         }
         return LossResult((self.weights_of(batch) * hinge).mean(), statistics)

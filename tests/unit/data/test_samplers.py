@@ -105,6 +105,18 @@ def test_groups_have_their_turn_once_per_pass() -> None:
     assert all(len(set(order[i * 55 : (i + 1) * 55])) == 55 for i in range(3))
 
 
+def test_every_group_leads_a_batch_once_per_pass_and_others_fill_it_at_random() -> None:
+    labels, index = index_of([3] * 20)
+    sampler = GroupSampler(index, 12, generator(), 16, fill_at_random=True)
+    plans = [sampler.draw() for _ in range(40)]
+    groups = [[label for label, _ in itertools.groupby(labels[plan.patches].tolist())] for plan in plans]
+    assert all(len(set(one)) == len(one) == 4 for one in groups)
+    assert len({one[0] for one in groups[:20]}) == len({one[0] for one in groups[20:]}) == 20
+    counts = np.bincount([label // 7 for one in groups for label in one[1:]], minlength=20)
+    assert counts.min() > 0
+    assert counts.max() > counts.min(), "at random, not in turn"
+
+
 def test_two_scenes_share_a_batch_by_halves() -> None:
     labels, index = index_of([3] * 60)
     class_scenes = np.arange(60) % 3

@@ -112,7 +112,9 @@ def test_one_error_names_all_that_is_missing_or_broken(tmp_path: Path) -> None:
 
 def test_an_empty_sequence_is_refused(tmp_path: Path) -> None:
     (tmp_path / "i_empty").mkdir()
-    with pytest.raises(BadInputError, match=r"i_empty/1.ppm is missing; i_empty/2.ppm is missing; i_empty/H_1_2 is missing;"):
+    with pytest.raises(
+        BadInputError, match=r"i_empty/1.ppm is missing; i_empty/2.ppm is missing; i_empty/H_1_2 is missing;"
+    ):
         read_sequences(tmp_path)
 
 
