@@ -1,4 +1,4 @@
-"""HPatches and RomePatches are trained on as DOAP and AdaSample do: what is read, which recipe, which runs are tested."""
+"""HPatches and RomePatches as training data: what is read, DOAP's and AdaSample's recipes, which runs are tested."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_hpatches_is_the_training_part_of_a_split(hpatches: Path) -> None:
     assert read_training_patches([hpatches], PatchDataConfig(hpatches_split="full")).scene_names == tuple(SEQUENCES)
     with pytest.raises(BadInputError, match="split 'view' has no sequence to train on"):
         read_training_patches([hpatches], PatchDataConfig(hpatches_split="view"))
-    with pytest.raises(UsageError, match="split 'c': .* has a, b, view"):
+    with pytest.raises(UsageError, match=r"split 'c': .* has a, b, view"):
         read_training_patches([hpatches], PatchDataConfig(hpatches_split="c"))
 
 
