@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -35,7 +36,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def result_fields(self) -> dict[str, Any]:
-        """The fields that decide a result, as plain json values."""
+        """The fields that decide a result, as plain json values; infinity, which json has not, as "inf"."""
         fields = type(self).model_fields
         runtime = {n for n, f in fields.items() if any(isinstance(m, _RuntimeMarker) for m in f.metadata)}
         plain = self.model_dump(mode="json", exclude=runtime)
@@ -43,7 +44,7 @@ class Config(BaseModel):
             value = getattr(self, name)
             if isinstance(value, Config):
                 plain[name] = value.result_fields()
-        return plain
+        return {name: _json_value(value) for name, value in plain.items()}
 
     def canonical_json(self) -> str:
         """The fields that decide a result, as sorted json."""
@@ -52,6 +53,15 @@ class Config(BaseModel):
     def fingerprint(self) -> str:
         """16 hex digits; equal when the same results may be expected."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:16]
+
+
+def _json_value(value: Any) -> Any:
+    """The same, with infinite floats as texts that a float field reads back."""
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _json_value(inner) for name, inner in value.items()}
+    return [_json_value(inner) for inner in value] if isinstance(value, list) else value
 
 
 def make(config_type: type[ConfigT], values: dict[str, Any], where: str = "configuration") -> ConfigT:

@@ -21,10 +21,10 @@ def textures(count: int, side: int, rng: np.random.Generator) -> np.ndarray:
     return np.stack([128 + 400 * cv2.GaussianBlur(patch, (0, 0), side / 12) for patch in noise])
 
 
-def write_hpatches(root: Path, seed: int = 0) -> Path:
-    """A release of four sequences; more noise from e to t, and from view to view."""
+def write_hpatches(root: Path, seed: int = 0, sequences: dict[str, int] = SEQUENCES) -> Path:
+    """A release; more noise from e to t, and from view to view. sequences: points of each, by name."""
     rng = np.random.default_rng(seed)
-    for name, count in SEQUENCES.items():
+    for name, count in sequences.items():
         folder = root / "hpatches-release" / name
         folder.mkdir(parents=True)
         truth = textures(count, 65, rng)

@@ -1,4 +1,4 @@
-"""Sequences of six images of one continuous texture under exact homographies, in HPatches' or the Oxford layout."""
+"""Sequences of images of one continuous texture under exact homographies, in HPatches' or the Oxford layout."""
 
 from __future__ import annotations
 
@@ -42,11 +42,13 @@ def warped(seed: int, homography: np.ndarray) -> np.ndarray:
     return np.clip(128 + 40 * total, 0, 255).astype(np.uint8).reshape(x.shape)
 
 
-def write_sequence(root: Path, name: str, seed: int = 0, oxford: bool = True, strength: float = 1.0) -> np.ndarray:
-    """Write six images and five homographies; returns the latter."""
+def write_sequence(
+    root: Path, name: str, seed: int = 0, oxford: bool = True, strength: float = 1.0, images: int = 6
+) -> np.ndarray:
+    """Write images and the homographies from the first to the others; returns the latter."""
     folder = root / name
     folder.mkdir(parents=True)
-    truth = homographies(seed, strength=strength)
+    truth = homographies(seed, images - 1, strength)
     for number, homography in enumerate([np.eye(3), *truth], start=1):
         path = folder / (f"img{number}.png" if oxford else f"{number}.ppm")
         assert cv2.imwrite(str(path), cv2.cvtColor(warped(seed, homography), cv2.COLOR_GRAY2BGR))
@@ -56,13 +58,13 @@ def write_sequence(root: Path, name: str, seed: int = 0, oxford: bool = True, st
     return truth
 
 
-def write_tiny(root: Path, name: str, oxford: bool = True) -> Path:
+def write_tiny(root: Path, name: str, oxford: bool = True, images: int = 6) -> Path:
     """A sequence to read, not to look at: images of 6 x 4 px, homographies that are the identity."""
     folder = root / name
     folder.mkdir(parents=True)
-    for number in range(1, 7):
+    for number in range(1, images + 1):
         path = folder / (f"img{number}.png" if oxford else f"{number}.ppm")
-        cv2.imwrite(str(path), np.full((4, 6, 3), 40 * number, np.uint8))
+        cv2.imwrite(str(path), np.full((4, 6, 3), 20 * number, np.uint8))
         if number > 1:
             (folder / (f"H1to{number}p" if oxford else f"H_1_{number}")).write_text("1 0 0\n0 1 0\n0 0 1\n")
     return folder

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from featkit.evaluation.predictions import MatchRule, Method, Predictions
     from featkit.evaluation.sequences import SequenceSet
 
-HPATCHES_HELP = """Image matching: mean matching accuracy (MMA) at 1 to 10 px, MMAScore, homography AUC.
+HPATCHES_HELP = """Image matching: mean matching accuracy (MMA) at 1 to 10 px, MMAScore, homographies.
 
 Example: `featkit eval hpatches --root data/hpatches --features rootsift,scfeat`
 
-The root holds sequences in HPatches' or in the Oxford layout. D2-Net's protocol: mutual nearest neighbours, 108
-sequences. Features and matches are kept in OUT/predictions, table and pictures are OUT/hpatches/report.html."""
+The root holds sequences of any length in HPatches' (also EVD's) or in the Oxford layout. D2-Net's protocol: mutual
+nearest neighbours, 108 sequences. Homographies: their AUC, and the share of the pairs in which one is found. Features
+and matches are kept in OUT/predictions, table and pictures are OUT/hpatches/report.html."""
 OXFORD_HELP = """Matching mAP of descriptors by nearest neighbour, per sequence and mean (DOAP, Fig. 6).
 
 Example: `featkit eval oxford --root data/oxford-affine --features sift,rootsift,dog+hynet`
@@ -92,7 +93,7 @@ def hpatches(
     described |= {score.name: score.predictions.method.described() for score in scores}
     report = pages.matching_report(data, scores, config, described)
     tables = [pages.score_table(scores, data, config), pages.sequence_table(scores), pages.published_tables(data)[0]]
-    return finished(results, folder, report, tables, pages.matching_standings(scores, data))
+    return finished(results, folder, report, tables, pages.matching_standings(scores, data, config))
 
 
 def oxford(

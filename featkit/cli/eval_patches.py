@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from featkit.cli import options
 from featkit.cli.common import Outcome, RunOptions
 from featkit.cli.eval_common import method_names
+
+if TYPE_CHECKING:
+    from featkit.evaluation.ubc import UbcMethod
 
 UBC_HELP = """FPR95 on the test pairs of PhotoTour sets (UBC's own, or made with `featkit data patches`).
 
@@ -20,10 +23,14 @@ PATCHES_HELP = """HPatches' three tasks: verification, matching, retrieval.
 
 Example: `featkit eval patches --root data/hpatches --split a --features rootsift,hynet`
 
-The official task files are used where they are found; otherwise tasks are drawn by the same rules."""
+The official task files are used where they are found; otherwise tasks are drawn by the same rules. With --runs, a
+folder of trainings SET/METHOD, the best and the last weight of each has a row; a run that was trained on sequences of
+the test part is left out."""
 ROME_HELP = """Patch retrieval on RomePatches: mean AP of 1,000 queries, of the training set and of the test set.
 
-Example: `featkit eval rome --root data/rome --features rootsift,doap`"""
+Example: `featkit eval rome --root data/rome --features rootsift,doap`
+
+With --runs, a folder of trainings SET/METHOD, the best and the last weight of each has a row."""
 
 Methods = Annotated[
     str,
@@ -35,10 +42,13 @@ ResultFile = Annotated[
 Published = Annotated[bool, typer.Option("--published", help="Show what papers print below.")]
 
 
+Runs = Annotated[Path | None, typer.Option(help="Folder of trainings, SET/METHOD.", show_default="none")]
+
+
 def ubc(
     data: Annotated[list[Path], typer.Option(help="Folder in PhotoTour's format; repeatable.", show_default=False)],
     features: Methods = "sift,rootsift",
-    runs: Annotated[Path | None, typer.Option(help="Folder of trainings, SET/METHOD.", show_default="none")] = None,
+    runs: Runs = None,
     pairs: Annotated[
         str | None,
         typer.Option(help="Name of the file of test pairs in each folder.", show_default="the largest m50_*"),
@@ -51,13 +61,11 @@ def ubc(
     from dataclasses import asdict
 
     from featkit.evaluation.patch_describers import describer
-    from featkit.evaluation.ubc import UbcMethod, evaluate_ubc, find_runs, read_ubc, ubc_table
+    from featkit.evaluation.ubc import evaluate_ubc, read_ubc, ubc_table
     from featkit.report.content import Table
 
     sets = [read_ubc(folder, pairs) for folder in data]
-    methods = [UbcMethod(name, "", "", name) for name in method_names(features)]
-    methods += find_runs(runs) if runs is not None else []
-    scores = evaluate_ubc(sets, methods, lambda weight: describer(weight, run.device))
+    scores = evaluate_ubc(sets, _methods(features, runs), lambda weight: describer(weight, run.device))
     found = ubc_table(scores)
     heads = [f"{train} -> {test}" if train else test for train, test in found.columns]
     rows = [
@@ -74,6 +82,7 @@ def ubc(
 def patches(
     root: Annotated[Path, typer.Option(help="Folder of hpatches-release.", show_default=False)],
     features: Methods = "sift,rootsift",
+    runs: Runs = None,
     split: Annotated[str, typer.Option(help="Split of splits.json (a, b, c, view, illum), or full.")] = "a",
     splits: Annotated[Path | None, typer.Option(help="The splits.json.", show_default="found near --root")] = None,
     tasks: Annotated[Path | None, typer.Option(help="Folder of task files.", show_default="found near --root")] = None,
@@ -108,14 +117,17 @@ def patches(
         "config": config.result_fields(),
         "scores": {},
     }
+    methods, left_out = _not_trained_on(_methods(features, runs), set(chosen))
     rows = []
     columns = ("verification_ap", "verification_auc", "matching", "retrieval")
-    for name in method_names(features):
-        scores = evaluate_hpatches(data, chosen, wanted, describer(name, run.device), config)
-        results["scores"][name] = scores.as_json()
-        rows.append([name, *(_percent(scores.means.get(column)) for column in columns)])
+    for method in methods:
+        scores = evaluate_hpatches(data, chosen, wanted, describer(method.weight, run.device), config)
+        results["scores"][method.label] = scores.as_json()
+        rows.append([method.label, *(_percent(scores.means.get(column)) for column in columns)])
+    results["left_out"] = left_out
     heads = ["method", "verification mAP", "verification AUC", "matching mAP", "retrieval mAP"]
-    tables = [Table(f"HPatches, split {split}, %", heads, rows, f"tasks: {wanted.source}")]
+    note = "; ".join([f"tasks: {wanted.source}", *(f"left out: {name} ({why})" for name, why in left_out.items())])
+    tables = [Table(f"HPatches, split {split}, %", heads, rows, note)]
     standings = _standings({str(row[0]): dict(zip(heads[1:], row[1:], strict=True)) for row in rows}, "high")
     return _outcome(results, tables + (_published("hpatches_patches") if published else []), out, standings)
 
@@ -123,6 +135,7 @@ def patches(
 def rome(
     root: Annotated[Path, typer.Option(help="Folder of the .mat files.", show_default=False)],
     features: Methods = "sift,rootsift",
+    runs: Runs = None,
     published: Published = False,
     out: ResultFile = None,
     *,
@@ -138,14 +151,34 @@ def rome(
     sets = {"train": read_rome(root, "train"), "test": read_rome(root, "test")}
     results: dict[str, Any] = {}
     rows = []
-    for name in method_names(features):
-        method = describer(name, run.device)
-        scores = {part: evaluate_rome(data, method) for part, data in sets.items()}
-        results[name] = {part: asdict(score) for part, score in scores.items()}
-        rows.append([name, *(_percent(score.mean_ap) for score in scores.values())])
+    for method in _methods(features, runs):
+        describe = describer(method.weight, run.device)
+        scores = {part: evaluate_rome(data, describe) for part, data in sets.items()}
+        results[method.label] = {part: asdict(score) for part, score in scores.items()}
+        rows.append([method.label, *(_percent(score.mean_ap) for score in scores.values())])
     tables = [Table("RomePatches, mAP, %", ["method", *sets], rows)]
     standings = _standings({str(row[0]): {"RomePatches test mAP, %": row[-1]} for row in rows}, "high")
     return _outcome({"scores": results}, tables + (_published("rome") if published else []), out, standings)
+
+
+def _methods(features: str, runs: Path | None) -> list[UbcMethod]:
+    """Those that are named, then the weights of a folder of trainings. Raises UsageError, BadInputError."""
+    from featkit.evaluation.ubc import UbcMethod, find_runs
+
+    named = [UbcMethod(name, "", "", name) for name in method_names(features)]
+    return named + (find_runs(runs) if runs is not None else [])
+
+
+def _not_trained_on(methods: list[UbcMethod], tested: set[str]) -> tuple[list[UbcMethod], dict[str, str]]:
+    """The methods whose training had none of the tested scenes; and why each of the others is left out."""
+    kept, left_out = [], {}
+    for method in methods:
+        shared = sorted(method.learned_scenes() & tested)
+        if shared:
+            left_out[method.label] = f"trained on {shared[0]}" + (f" and {len(shared) - 1} more" if shared[1:] else "")
+        else:
+            kept.append(method)
+    return kept, left_out
 
 
 def _percent(value: float | None) -> float | None:

@@ -23,7 +23,9 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown")
 @verb
 def informativeness(
     of_run: Annotated[Path, typer.Option("--run", help="Folder of a training.", show_default=False)],
-    data: Annotated[Path, typer.Option(help="PhotoTour folder or packed patches.", show_default=False)],
+    data: Annotated[
+        Path, typer.Option(help="PhotoTour, HPatches or RomePatches folder, or a pack.", show_default=False)
+    ],
     out: options.Out,
     measured: Annotated[
         int | None, typer.Option("--pairs", help="Pairs whose gradient is taken.", min=3, show_default="256")
@@ -35,13 +37,13 @@ def informativeness(
     import numpy as np
 
     from featkit.config import make, merge, overrides
-    from featkit.data.patch_pack import read_patch_data
+    from featkit.data.training_patches import read_training_patches
     from featkit.device import torch_device
     from featkit.report.informativeness import informativeness_report, informativeness_table
     from featkit.training.informativeness import InformativenessConfig, along_training, sample_pairs
 
     config = make(InformativenessConfig, merge(options.given(measured=measured), overrides(settings or [])), "--set")
-    patches = read_patch_data(data)
+    patches = read_training_patches([data])
     sample = sample_pairs(patches, config.pairs, np.random.default_rng(run.seed))
     along = along_training(of_run, sample, config, torch_device(run.device))
     report = informativeness_report(along, config, of_run, patches.name, out)

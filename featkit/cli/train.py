@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from featkit.cli import options
 from featkit.cli.common import Outcome, RunOptions, verb
 
-if TYPE_CHECKING:
-    from featkit.data.patch_set import PatchSet
-
 HELP = "Train features."
-PATCH_HELP = """Train a patch descriptor: hardnet, hynet, sdgmnet, adasample, doap or doap-binary.
+PATCH_HELP = """Train a patch descriptor: hardnet, hardnet-frn, hynet, sdgmnet, adasample, doap or doap-binary; for
+HPatches adasample-hpatches, doap-hpatches and doap-hpatches-lm, for RomePatches doap-rome and doap-binary-rome.
 
 Example: `featkit train patch --config hynet --data patches/liberty --out runs/hynet --budget 30min`
+
+`--data` is told by its files: PhotoTour's format, a pack, hpatches-release, RomePatches. Of HPatches the training part
+of split a is taken (`--set data.hpatches_split=b`).
 
 The paper's schedule is fitted to --steps or --budget. Stopped at any moment, also by SIGKILL, the same command goes on
 where the last checkpoint was. The run's folder holds best.safetensors, last.safetensors, metrics.csv, report.html."""
@@ -52,7 +53,10 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown")
 @verb
 def patch(
     data: Annotated[
-        list[Path], typer.Option(help="PhotoTour folder or packed patches; several are joined.", show_default=False)
+        list[Path],
+        typer.Option(
+            help="PhotoTour, HPatches or RomePatches folder, or a pack; several are joined.", show_default=False
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     config: Annotated[str, typer.Option(help="Recipe by name, or a yaml file.")] = "hynet",
@@ -69,7 +73,7 @@ def patch(
     run: RunOptions,
 ) -> Outcome:
     from featkit.config import merge, overrides
-    from featkit.data.patch_set import union
+    from featkit.data.training_patches import read_training_patches
     from featkit.errors import UsageError
     from featkit.registry import configured
     from featkit.report.training import training_report, training_table
@@ -89,8 +93,7 @@ def patch(
         seconds_of(recipe.budget)  # refused before anything is read
     world = launch(run.device, devices, recipe.precision, recipe.timeout_s)
     with world.one_voice():
-        sets = [_read(path) for path in data]
-        patches = sets[0] if len(sets) == 1 else union(sets, "+".join(one.name for one in sets))
+        patches = read_training_patches(data, recipe.data)
         trained = train_patch(
             recipe, patches, out, name=config, device=run.device, devices=devices, overwrite=overwrite
         )
@@ -193,16 +196,6 @@ def scfeat(
     report = stages_report(out, STAGES)
     lines = [f"weights: {out / 'best.safetensors'}", f"report: {report}"]
     return Outcome({"stages": summaries}, lines, [training_table(summary) for summary in summaries.values()])
-
-
-def _read(path: Path) -> PatchSet:
-    if path.is_dir():
-        from featkit.data.phototour import read_phototour
-
-        return read_phototour(path)
-    from featkit.data.patch_pack import read_patch_data
-
-    return read_patch_data(path)
 
 
 app.command("scfeat", help=SCFEAT_HELP, no_args_is_help=True)(scfeat)

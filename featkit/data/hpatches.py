@@ -21,6 +21,7 @@ from featkit.errors import BadInputError, UsageError
 
 SIDE = 65  # px
 LEVELS = ("e", "h", "t")  # easy, hard, tough
+RELEASE = "hpatches-release"
 VIEWS = 5
 KINDS = ("ref", *(f"{level}{view}" for level in LEVELS for view in range(1, VIEWS + 1)))
 SPLIT_PLACES = ("splits.json", "tasks/splits.json", "tasks/splits/splits.json", "python/utils/splits.json")
@@ -57,12 +58,17 @@ def read_hpatches(root: Path) -> HPatches:
     """The sequences below a folder, or below its hpatches-release. Raises BadInputError."""
     if not root.is_dir():
         raise BadInputError(f"{root}: no such folder; get the data with `featkit data fetch hpatches --out {root}`")
-    if (root / "hpatches-release").is_dir():
-        root = root / "hpatches-release"
+    if (root / RELEASE).is_dir():
+        root = root / RELEASE
     names = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[:2] in {"i_", "v_"})
     if not names:
-        raise BadInputError(f"{root}: no folder i_* or v_* in it; name the folder hpatches-release")
+        raise BadInputError(f"{root}: no folder i_* or v_* in it; name the folder {RELEASE}")
     return HPatches(root, {name: _count(root / name / "ref.png") for name in names})
+
+
+def is_hpatches(folder: Path) -> bool:
+    """Whether a folder is meant to be a release of patches, or holds one as hpatches-release."""
+    return (folder / RELEASE).is_dir() or any(folder.glob("[iv]_*/ref.png"))
 
 
 def _count(path: Path) -> int:
@@ -90,10 +96,12 @@ def read_split(data: HPatches, split: str, path: Path | None = None) -> dict[str
     if path is None:
         if split == "full":
             return {"train": (), "test": data.sequences}
-        raise BadInputError(f"{data.root}: no splits.json near it; give it with --splits, or take --split full")
+        raise BadInputError(
+            f"{data.root}: no splits.json near it; copy it there (`featkit data fetch hpatches`), or take split full"
+        )
     known = _splits_of(path)
     if split not in known and split != "full":
-        raise UsageError(f"--split {split}: {path} has {', '.join(known)}")
+        raise UsageError(f"split {split!r}: {path} has {', '.join(known)}")
     chosen = known.get(split, {"test": data.sequences})
     found = {part: tuple(chosen.get(part, ())) for part in ("train", "test")}
     missing = [name for names in found.values() for name in names if name not in data.counts]
@@ -125,19 +133,23 @@ def _splits_of(path: Path) -> dict[str, dict[str, list[str]]]:
     return known
 
 
-def hpatches_patch_set(data: HPatches, sequences: Sequence[str]) -> PatchSet:
-    """The patches of some sequences in memory, a class of 16 per point, a scene per sequence: to train on."""
-    parts, classes, scenes = [], [], []
-    first = 0
-    for number, sequence in enumerate(sequences):
-        count = data.counts[sequence]
-        for kind in KINDS:
-            parts.append(data.patches(sequence, kind))
-            classes.append(np.arange(first, first + count))
-            scenes.append(np.full(count, number))
-        first += count
-    if not parts:
+def hpatches_patch_set(data: HPatches, sequences: Sequence[str], name: str = "hpatches") -> PatchSet:
+    """The patches of some sequences in memory, a class of 16 per point, a scene per sequence: to train on.
+
+    4 KB a patch: 7 GB for the 76 sequences of split "a". Raises BadInputError.
+    """
+    if not sequences:
         raise BadInputError(f"{data.root}: no sequence to take patches from")
-    return PatchSet(
-        "hpatches", np.concatenate(parts), np.concatenate(classes), np.concatenate(scenes), tuple(sequences)
-    )
+    counts = [data.counts[sequence] for sequence in sequences]
+    patches = np.empty((len(KINDS) * sum(counts), SIDE, SIDE), np.uint8)
+    classes, scenes = np.empty(len(patches), np.int64), np.empty(len(patches), np.int64)
+    end = first = 0
+    for number, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
+        for kind in KINDS:
+            part = slice(end, end + count)
+            patches[part] = data.patches(sequence, kind)
+            classes[part] = np.arange(first, first + count)
+            scenes[part] = number
+            end += count
+        first += count
+    return PatchSet(name, patches, classes, scenes, tuple(sequences))

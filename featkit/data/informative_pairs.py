@@ -1,21 +1,26 @@
 """AdaSample: the positive of a pair is drawn by its distance from the anchor.
 
 p_i is proportional to d(x_i, x_0)^(lambda / L_avg), the pair's weight to 1 / d(x_i, x_0); d is the angle between
-descriptors, L_avg a moving average of the loss. Source: AdaSample, eq. 13 and 15.
+descriptors or their Euclidean distance, L_avg a moving average of the loss. Source: AdaSample, eq. 13 and 15.
 descriptors (n, k, d): of n classes the anchor (first) and k - 1 candidates.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def angles_from_anchor(descriptors: Float[Tensor, "n k d"]) -> Float[Tensor, "n c"]:
-    """Angle of every candidate from its anchor, radians; descriptors have unit length. c = k - 1."""
+def distances_from_anchor(
+    descriptors: Float[Tensor, "n k d"], distance: Literal["angular", "euclidean"]
+) -> Float[Tensor, "n c"]:
+    """Of every candidate from its anchor: radians, or Euclidean; descriptors have unit length. c = k - 1."""
+    if distance == "euclidean":
+        return (descriptors[:, 1:] - descriptors[:, :1]).norm(dim=2)
     cosine = (descriptors[:, 1:] * descriptors[:, :1]).sum(dim=2)
     return torch.arccos(cosine.clamp(-1.0, 1.0))
 
@@ -38,7 +43,7 @@ def choose_positives(
 def pair_weights(distances: Float[Tensor, " n"], exponent: float, smallest: float) -> Float[Tensor, " n"] | None:
     """1 / distance of the chosen positives (eq. 13, up to a factor); None for exponent 0, which is random sampling.
 
-    smallest: rad; a positive nearer than that counts as that far.
+    smallest: in the same unit; a positive nearer than that counts as that far.
     """
     return None if exponent == 0 else 1.0 / distances.clamp(min=smallest)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import cv2
 import numpy as np
 from jaxtyping import Int, UInt8
 
@@ -61,12 +62,13 @@ class ClassIndex:
 
 
 class _Joined:
-    """Several patch arrays as one."""
+    """Several patch arrays as one; larger patches are shrunk to the smallest side when they are read."""
 
     def __init__(self, parts: Sequence[PatchArray]):
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts])
-        self.shape = (int(self._ends[-1]), *parts[0].shape[1:])
+        side = min(part.shape[-1] for part in parts)
+        self.shape = (int(self._ends[-1]), side, side)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -75,16 +77,19 @@ class _Joined:
         out = np.empty((len(index), *self.shape[1:]), np.uint8)
         which = np.searchsorted(self._ends, index, side="right")
         for number in np.unique(which):
-            here = which == number
+            here = np.flatnonzero(which == number)
             first = self._ends[number] - len(self._parts[number])
-            out[here] = self._parts[number][index[here] - first]
+            read = self._parts[number][index[here] - first]
+            if read.shape[1:] == self.shape[1:]:
+                out[here] = read
+                continue
+            for place, patch in zip(here, read, strict=True):
+                out[place] = cv2.resize(patch, self.shape[1:], interpolation=cv2.INTER_AREA)
         return out
 
 
 def union(sets: Sequence[PatchSet], name: str = "union") -> PatchSet:
-    """Several sets as one; classes and scenes stay apart. Raises ValueError for patches of different sizes."""
-    if len({patch_set.patches.shape[1:] for patch_set in sets}) != 1:
-        raise ValueError("patch sets of different patch sizes cannot be joined")
+    """Several sets as one; classes and scenes stay separate, patches take the smallest of the sets' sizes."""
     classes, scenes = [], []
     names: list[str] = []
     next_class = 0

@@ -30,9 +30,15 @@ class RomePatches:
     labels: Int[np.ndarray, " n"]
     num_queries: int
 
-    def as_patch_set(self) -> PatchSet:
-        """All patches, to train on."""
-        return PatchSet("rome", self.patches, self.labels, np.zeros(len(self.labels), np.int64), ("rome",))
+    def as_patch_set(self, part: Part = "train") -> PatchSet:
+        """All patches, queries too, to train on; one scene, as the groups' photographs are not told apart."""
+        name = f"rome-{part}"
+        return PatchSet(name, self.patches, self.labels, np.zeros(len(self.labels), np.int64), (name,))
+
+
+def is_rome(folder: Path) -> bool:
+    """Whether a folder has one of the two sets, or part of it."""
+    return any(folder.glob("patch_retrieval_Rome_*.mat"))
 
 
 def read_rome(folder: Path, part: Part) -> RomePatches:

@@ -153,8 +153,10 @@ class AdaSampler(_Drawing):
 class GroupSampler(_Drawing):
     """Whole classes until `batch_size` patches are reached; of larger ones `max_per_group` patches at random.
 
-    two_scenes: half of the batch from each of two random scenes (DOAP, appendix C.2). class_scenes: scene of every
-    class of `index`. Raises UsageError for a batch larger than all patches, or two scenes where there is one.
+    class_scenes: scene of every class of `index`: half of the batch comes from each of two random scenes (DOAP,
+    appendix C.2). fill_at_random: only the first group of a batch is the next in turn, the others are any (appendix D,
+    for the few groups of RomePatches). Raises UsageError for a batch larger than all patches, or two scenes where
+    there is one.
     """
 
     def __init__(
@@ -164,9 +166,10 @@ class GroupSampler(_Drawing):
         generator: np.random.Generator,
         max_per_group: int,
         class_scenes: Int[np.ndarray, " c"] | None = None,
+        fill_at_random: bool = False,
     ):
         super().__init__(index, generator)
-        self._batch_size, self._max = batch_size, max_per_group
+        self._batch_size, self._max, self._fill_at_random = batch_size, max_per_group, fill_at_random
         self._sizes = np.minimum(index.counts, max_per_group)
         if batch_size > self._sizes.sum():
             raise UsageError(
@@ -191,6 +194,11 @@ class GroupSampler(_Drawing):
         return BatchPlan(patches, labels, 0, np.zeros(len(patches), bool), np.zeros(0))
 
     def _walk(self) -> Int[np.ndarray, " g"]:
+        if self._fill_at_random:
+            first = self._next(1)
+            others = self._generator.permutation(len(self._index))
+            rows = np.concatenate([first, others[others != first[0]]])
+            return rows[: _how_many(self._sizes[rows], self._batch_size)]
         rows = self._pass.ahead(min(self._batch_size // 2, len(self._index)))
         return self._next(_how_many(self._sizes[rows], self._batch_size))
 

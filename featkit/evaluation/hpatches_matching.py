@@ -1,8 +1,8 @@
 """Image matching on sequences with known homographies: the protocol of D2-Net, which SCFeat follows (section IV-B).
 
 Features of image 1 are matched with those of each other image (mutual nearest neighbours). Per pair: MMA at 1 to 10 px
-and the error of the homography estimated from the matches. A group's numbers are means over its pairs; its number of
-features is a mean over its images.
+and the error of the homography estimated from the matches: its AUC, and the share of pairs in which it is small enough
+to count as found. A group's numbers are means over its pairs; its number of features is a mean over its images.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class MatchingConfig(Config):
 
 @dataclass(frozen=True)
 class PairScore:
-    """One pair. image: its number, 2 to 6. features: of image 1 and of it. accuracy: MMA at each threshold."""
+    """One pair. image: its number, from 2. features: of image 1 and of it. accuracy: MMA at each threshold."""
 
     sequence: str
     image: int
@@ -70,6 +70,8 @@ class GroupScore:
     accuracy: Float[np.ndarray, " t"]
     mma_score: float
     homography_auc: tuple[float, ...]
+    homography_found: tuple[float, ...]
+    """Share of the pairs whose homography is right within each of `correct_within_px`."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -79,6 +81,7 @@ class GroupScore:
             "mma": _rounded(self.accuracy),
             "mma_score": round(self.mma_score, 6),
             "homography_auc": _rounded(self.homography_auc),
+            "homography_found": _rounded(self.homography_found),
         }
 
 
@@ -163,9 +166,10 @@ def score_pair(pair: SequencePair, features: FeatureStore, matches: MatchStore, 
 def group_score(name: str, pairs: Sequence[PairScore], config: MatchingConfig) -> GroupScore:
     """Means over some pairs, at least one."""
     counts: dict[tuple[str, int], int] = {}
-    for pair in pairs:  # image 1 stands in five pairs and counts once
+    for pair in pairs:  # image 1 is in every pair and counts once
         counts[pair.sequence, 1], counts[pair.sequence, pair.image] = pair.features
     curve = np.mean([pair.accuracy for pair in pairs], axis=0)
+    errors = [pair.corner_error_px for pair in pairs]
     return GroupScore(
         name=name,
         pairs=len(pairs),
@@ -173,5 +177,6 @@ def group_score(name: str, pairs: Sequence[PairScore], config: MatchingConfig) -
         matches=float(np.mean([pair.matches for pair in pairs])),
         accuracy=curve,
         mma_score=mma_score(curve, config.thresholds_px),
-        homography_auc=error_auc((pair.corner_error_px for pair in pairs), config.homography.thresholds_px),
+        homography_auc=error_auc(errors, config.homography.thresholds_px),
+        homography_found=tuple(float(np.mean(np.array(errors) <= px)) for px in config.homography.correct_within_px),
     )

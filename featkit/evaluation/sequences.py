@@ -1,14 +1,18 @@
 """Image sequences with known homographies, in the layouts of HPatches and of the Oxford affine regions.
 
-A sequence is a folder of six images; five homographies map image 1 to each of the others.
+A sequence is a folder of two or more images; a homography maps image 1 to each of the others.
 HPatches (Balntas et al., CVPR 2017): i_* (illumination) and v_* (viewpoint) with 1.ppm ... 6.ppm, H_1_2 ... H_1_6.
-Oxford (Mikolajczyk and Schmid, PAMI 2005): img1.* ... img6.*, H1to2p ... H1to6p. Homographies of both map pixel centres
-at whole numbers, which are featkit's pixels.
+Oxford (Mikolajczyk and Schmid, PAMI 2005): img1.* ... img6.*, H1to2p ... H1to6p. Both have six images; EVD (Mishkin et
+al., CVIU 2015) in HPatches' layout has two. A sequence ends with its highest homography, or with the last of the images
+that are numbered without a gap, whichever is later: each of these must be there.
+Homographies map pixel centres at whole numbers, which are featkit's pixels.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +27,7 @@ from featkit.store.text import read_lines
 from featkit.types import Pair
 
 LOGGER = logging.getLogger(__name__)
-IMAGES = 6
-OTHERS = range(2, IMAGES + 1)
+HPATCHES_IMAGES = 6
 TYPES = {"i_": "illumination", "v_": "viewpoint"}
 RELEASE = "hpatches-sequences-release"
 FETCH = "get HPatches with `featkit data fetch hpatches-sequences --out FOLDER`"
@@ -41,7 +44,7 @@ TOO_LARGE = frozenset(
         "v_talent",
     }
 )
-OXFORD_HOMOGRAPHIES, HPATCHES_HOMOGRAPHIES = "H1to?p", "H_1_?"
+OXFORD_HOMOGRAPHY, HPATCHES_HOMOGRAPHY = re.compile(r"H1to(\d{1,3})p"), re.compile(r"H_1_(\d{1,3})")
 NAMED_AT_MOST = 6  # files of one error message
 UNIT_PX = 1000.0  # size of an image, roughly: a homography in this unit has entries near 1
 SINGULAR = 1e-12  # determinant, in that unit, of a matrix of norm 1 that is no homography
@@ -49,11 +52,11 @@ SINGULAR = 1e-12  # determinant, in that unit, of a matrix of norm 1 that is no 
 
 @dataclass(frozen=True)
 class Sequence:
-    """images: of image 1 to 6. homographies: image 1 -> image 2 ... 6, in featkit pixels."""
+    """images: image 1 to n, at least two. homographies: image 1 -> image 2 ... n, in featkit pixels."""
 
     name: str
     images: tuple[Path, ...]
-    homographies: Float[np.ndarray, "5 3 3"]
+    homographies: Float[np.ndarray, "n-1 3 3"]
 
     @property
     def type(self) -> str:
@@ -68,7 +71,7 @@ class Sequence:
     def pairs(self) -> Iterator[SequencePair]:
         """Image 1 with each of the others."""
         names = self.image_names
-        for number in OTHERS:
+        for number in range(2, len(names) + 1):
             yield SequencePair(self, number, Pair(names[0], names[number - 1]), self.homographies[number - 2])
 
 
@@ -99,6 +102,8 @@ class SequenceSet:
     @property
     def is_hpatches(self) -> bool:
         """Whether the sequences are just those of D2-Net's protocol, on which the papers' numbers are measured."""
+        if any(len(sequence.images) != HPATCHES_IMAGES for sequence in self.sequences):
+            return False
         types = [sequence.type for sequence in self.sequences]
         return (types.count("illumination"), types.count("viewpoint")) == (52, 56) and not TOO_LARGE & {
             sequence.name for sequence in self.sequences
@@ -151,15 +156,24 @@ def is_sequence(folder: Path) -> bool:
     """Whether a folder is meant to be a sequence, whole or not."""
     if folder.name[:2] in TYPES:
         return True
-    return any(any(folder.glob(pattern)) for pattern in (OXFORD_HOMOGRAPHIES, HPATCHES_HOMOGRAPHIES))
+    return bool(_homography_numbers(folder, OXFORD_HOMOGRAPHY) or _homography_numbers(folder, HPATCHES_HOMOGRAPHY))
+
+
+def _homography_numbers(folder: Path, pattern: re.Pattern[str]) -> list[int]:
+    """N of every file that is named as a homography 1 -> N."""
+    return [int(found[1]) for path in folder.iterdir() if (found := pattern.fullmatch(path.name))]
 
 
 def _read_sequence(folder: Path, problems: list[str]) -> Sequence:
     """A sequence; what is missing or broken in it is added to `problems`."""
-    oxford = any(folder.glob(OXFORD_HOMOGRAPHIES)) or _image(folder, "img1") is not None
+    numbers = _homography_numbers(folder, OXFORD_HOMOGRAPHY)
+    oxford = bool(numbers) or _image(folder, "img1") is not None
+    stems = "img{}" if oxford else "{}"
+    numbered = next(n for n in itertools.count(1) if _image(folder, stems.format(n)) is None) - 1
+    last = max(2, numbered, *(numbers or _homography_numbers(folder, HPATCHES_HOMOGRAPHY)))
     images = []
-    for number in range(1, IMAGES + 1):
-        stem = f"img{number}" if oxford else str(number)
+    for number in range(1, last + 1):
+        stem = stems.format(number)
         path = _image(folder, stem)
         if path is None:
             problems.append(f"{folder.name}/{stem}.{'png' if oxford else 'ppm'} is missing")
@@ -169,8 +183,8 @@ def _read_sequence(folder: Path, problems: list[str]) -> Sequence:
             images.append(path)
         except BadInputError:
             problems.append(f"{folder.name}/{path.name} is not an image that can be read")
-    homographies = np.full((IMAGES - 1, 3, 3), np.nan)
-    for number in OTHERS:
+    homographies = np.full((last - 1, 3, 3), np.nan)
+    for number in range(2, last + 1):
         name = f"H1to{number}p" if oxford else f"H_1_{number}"
         try:
             homographies[number - 2] = read_homography(folder / name)

@@ -6,6 +6,7 @@ and test that the papers print.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,24 @@ class UbcMethod:
     variant: str
     weight: str
     """What `describer` takes: a name or a path."""
+
+    @property
+    def label(self) -> str:
+        """One name for the row: `hynet`, or `liberty/hynet, best`."""
+        return f"{self.train}/{self.name}, {self.variant}" if self.train else self.name
+
+    def learned_scenes(self) -> frozenset[str]:
+        """Scenes that a run was trained on, as the summary.json beside its weight has them; none for another weight.
+
+        Raises BadInputError for a summary that cannot be read.
+        """
+        path = Path(self.weight).parent / "summary.json"
+        if not self.train or not path.is_file():
+            return frozenset()
+        try:
+            return frozenset(json.loads(path.read_text(encoding="utf-8"))["data"]["scenes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise BadInputError(f"{path}: not the summary of a training; train it again, or move the run") from None
 
 
 def find_runs(folder: Path, epochs: Sequence[str] = ("best", "last")) -> list[UbcMethod]:

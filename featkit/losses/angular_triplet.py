@@ -18,18 +18,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from featkit.config import Config
-from featkit.losses.base import LossResult, PairBatch, PatchLoss
+from featkit.losses.base import HingeConfig, HingeLoss, LossResult, PairBatch
 from featkit.losses.distances import angle, paired_similarity, similarity_at
 from featkit.losses.negatives import Candidates, hardest_negatives, mean_where
 
 
-class AngularTripletConfig(Config):
+class AngularTripletConfig(HingeConfig):
     name: Literal["angular_triplet"] = "angular_triplet"
     """Which loss this configures."""
     distance: Literal["angular", "euclidean"] = "angular"
@@ -42,33 +40,19 @@ class AngularTripletConfig(Config):
     """Patches nearer than this (Euclidean) are no negatives. The paper follows HardNet, whose code has this guard."""
     similarity_limit: float = Field(1.0 - 1e-6, gt=0, lt=1)
     """Similarities are cut off here (0.0014 rad): the slope of acos is infinite at 1."""
-    scale_weights: bool = True
-    """Give the weights mean 1 in every batch: eq. 13 fixes them up to a factor, and the learning rate was found with
-    weights of 1. False: as the sampler gives them."""
     reduction: Literal["mean", "sum"] = "mean"
     """Over the pairs. The sum of algorithm 1 leaves its factor to the learning rate; the paper's rate of 10 is that of
     HardNet, which takes the mean."""
-    average_start: float | None = Field(None, gt=0)
-    """L_avg before the first batch; None: the margin, the loss of a network that cannot tell patches apart (the paper
-    gives none)."""
-    average_memory: float = Field(0.99, ge=0, lt=1)
-    """Share of L_avg that a batch leaves as it was: an average over about the last 100 batches, 0.1 % of the paper's
-    training (the paper gives none). Not scaled to shorter trainings: in some hundred steps L_avg lags behind the loss,
-    and distant pairs are preferred a little less than the paper would."""
 
 
-class AngularTripletLoss(PatchLoss):
-    """See the module. The buffer `average_loss` is L_avg, for the sampler of eq. 13; evaluation leaves it alone."""
+class AngularTripletLoss(HingeLoss):
+    """See the module, and `HingeLoss` for L_avg."""
 
     Config = AngularTripletConfig
-    batch_kind = "pairs"
-    average_loss: Tensor
 
     def __init__(self, config: AngularTripletConfig):
-        super().__init__()
+        super().__init__(config, config.distance)
         self.config = config
-        start = config.margin if config.average_start is None else config.average_start
-        self.register_buffer("average_loss", torch.tensor(start, dtype=torch.float32))
 
     def forward(self, batch: PairBatch, progress: float) -> LossResult:
         """A pair without any negative adds nothing. Raises ValueError for fewer than two pairs."""
@@ -77,10 +61,8 @@ class AngularTripletLoss(PatchLoss):
         positive = squared_distance(paired_similarity(batch.anchor, batch.positive), config)
         negative = squared_distance(hardest.similarity, config)
         losses = (config.margin + positive - negative).clamp(min=0.0) * hardest.found  # eq. 14
-        if self.training:
-            memory = config.average_memory
-            self.average_loss.mul_(memory).add_((1.0 - memory) * losses.detach().mean())  # L_avg
-        weighted = losses * self._weights(batch)
+        self.remember(losses)  # L_avg
+        weighted = losses * self.weights_of(batch)
         statistics = {
             "positive_distance": positive.detach().sqrt().mean(),
             "negative_distance": mean_where(negative.detach().sqrt(), hardest.found),
@@ -89,11 +71,6 @@ class AngularTripletLoss(PatchLoss):
             "negatives_found": hardest.share,
         }
         return LossResult(weighted.mean() if config.reduction == "mean" else weighted.sum(), statistics)
-
-    def _weights(self, batch: PairBatch) -> Float[Tensor, " n"] | float:
-        if batch.weights is None:
-            return 1.0
-        return batch.weights / batch.weights.mean() if self.config.scale_weights else batch.weights
 
 
 def squared_distance(similarity: Float[Tensor, " n"], config: AngularTripletConfig) -> Float[Tensor, " n"]:

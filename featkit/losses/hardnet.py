@@ -7,6 +7,9 @@ other pair in the batch; the loss is the mean shortfall.
 
 with j, k != i the nearest in row i and column i of the n x n matrix of anchor-positive distances.
 
+With AdaSample's sampler each hinge has the weight of its pair, and the loss keeps the average that the sampler goes by
+(`HingeLoss`): its table 1 has HardNet on positives that are generated.
+
 Mishchuk, Mishkin, Radenovic, Matas: Working hard to know your neighbor's margins (NeurIPS 2017), section 3.1 and its
 loss, the paper's only one. Shapes: anchor, positive (n, d) with unit rows -> a scalar.
 """
@@ -17,13 +20,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from featkit.config import Config
-from featkit.losses.base import LossResult, PairBatch, PatchLoss
+from featkit.losses.base import HingeConfig, HingeLoss, LossResult, PairBatch
 from featkit.losses.distances import euclidean, paired_similarity, similarity_at
-from featkit.losses.negatives import Candidates, hardest_negatives, mean_where, pair_weights
+from featkit.losses.negatives import Candidates, hardest_negatives, mean_where
 
 
-class HardNetLossConfig(Config):
+class HardNetLossConfig(HingeConfig):
     name: Literal["hardnet"] = "hardnet"
     """Which loss this configures."""
     margin: float = Field(1.0, gt=0)
@@ -31,19 +33,19 @@ class HardNetLossConfig(Config):
     negatives: Candidates = "cross"
     """Where negatives are sought (paper: row and column of the anchor-positive matrix); see losses/negatives.py."""
     false_negative_distance: float = Field(0.008, ge=0, lt=2)
-    """Patches nearer than this are the same point under two labels and no negatives (authors' code; 0: paper)."""
+    """Patches nearer than this are the same point under two labels and no negatives (authors' code; 0: paper). As
+    SDGMNet's baseline 2 sin(0.3) = 0.591: its anti-noise threshold of 0.6 rad (section III-E)."""
     epsilon: float = Field(1e-6, gt=0)
     """Added to squared distances, so that equal descriptors have a finite gradient (authors' code)."""
 
 
-class HardNetLoss(PatchLoss):
+class HardNetLoss(HingeLoss):
     """See the module."""
 
     Config = HardNetLossConfig
-    batch_kind = "pairs"
 
     def __init__(self, config: HardNetLossConfig):
-        super().__init__()
+        super().__init__(config, "euclidean")
         self.config = config
 
     def forward(self, batch: PairBatch, progress: float) -> LossResult:
@@ -53,10 +55,12 @@ class HardNetLoss(PatchLoss):
         positive = euclidean(paired_similarity(batch.anchor, batch.positive), config.epsilon)
         negative = euclidean(hardest.similarity, config.epsilon)
         hinge = (config.margin + positive - negative).clamp(min=0.0) * hardest.found  # the paper's L
+        self.remember(hinge)
         statistics = {
             "positive_distance": positive.detach().mean(),
             "negative_distance": mean_where(negative, hardest.found),
             "active_share": (hinge.detach() > 0).float().mean(),
+            "average_loss": self.average_loss.detach().clone(),
             "negatives_found": hardest.share,
         }
-        return LossResult((pair_weights(batch) * hinge).mean(), statistics)
+        return LossResult((self.weights_of(batch) * hinge).mean(), statistics)

@@ -31,8 +31,9 @@ class PatchNetworkConfig(Config):
     """Learning rate of the layer that predicts the affine map, as a share of the others' (DOAP, appendix B)."""
     bits: int = Field(default=0, ge=0, multiple_of=8)
     """0: 128 real values with unit norm. Otherwise that many bits, tanh in training (DOAP eq. 8: 256)."""
-    init: Literal["by_architecture", "orthogonal", "uniform"] = "by_architecture"
-    """orthogonal: HardNet's code, for l2net. uniform: PyTorch's default for convolutions, for hynet."""
+    init: Literal["by_architecture", "orthogonal", "uniform", "he"] = "by_architecture"
+    """orthogonal: HardNet's code, for l2net. uniform: PyTorch's default for convolutions, for hynet. he: normal with
+    variance 2 / inputs of a unit, biases 0 (He et al. 2015, eq. 10), which DOAP takes (appendix D)."""
     init_gain: float = Field(default=0.6, gt=0)
     """Gain of the orthogonal start (HardNet's code)."""
     input_norm: InputNorm = "standard_deviation"
@@ -110,17 +111,23 @@ class PatchNetwork(nn.Module):
 def initialise(network: PatchNetwork, generator: torch.Generator | None) -> None:
     """Draw the weights of all convolutions; normalisations start as they were built."""
     config = network.config
-    orthogonal = {"orthogonal": True, "uniform": False, "by_architecture": config.architecture == "l2net"}[config.init]
+    init = config.init
+    if init == "by_architecture":
+        init = "orthogonal" if config.architecture == "l2net" else "uniform"
     for layer in network.modules():
         if not isinstance(layer, nn.Conv2d):
             continue
         bound = layer.weight[0].numel() ** -0.5  # of PyTorch's own start: U(-bound, bound) for weight and bias
         with torch.no_grad():
-            if orthogonal:
+            if init == "orthogonal":
                 nn.init.orthogonal_(layer.weight, config.init_gain, generator)
+            elif init == "he":
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
             else:
                 layer.weight.uniform_(-bound, bound, generator=generator)
-            if layer.bias is not None:
+            if layer.bias is not None and init == "he":
+                layer.bias.zero_()
+            elif layer.bias is not None:
                 layer.bias.uniform_(-bound, bound, generator=generator)
     if network.transformer is not None:
         network.transformer.start_as_identity()

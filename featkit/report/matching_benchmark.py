@@ -43,18 +43,19 @@ ELSEWHERE = "Measured on HPatches, not on these sequences: the numbers do not co
 
 
 def score_table(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> Table:
-    """A row per method: features, matches, MMAScore of the groups, MMA and homography AUC over all pairs; in %."""
+    """A row per method: features, matches, MMAScore of the groups, MMA and homographies over all pairs; in %."""
     groups = list(scores[0].groups)
     shown = [px for px in SHOWN_MMA_PX if px in config.thresholds_px]
     columns = ["method", "features", "matches"]
     columns += [f"MMAScore {group}" if len(groups) > 1 else "MMAScore" for group in groups]
     columns += [f"MMA {px:g} px" for px in shown] + [f"AUC {px:g} px" for px in config.homography.thresholds_px]
+    columns += [f"H within {px:g} px" for px in config.homography.correct_within_px]
     rows: list[list[Cell]] = []
     for score in scores:
         whole = score.groups[OVERALL]
         curve = dict(zip(config.thresholds_px, whole.accuracy.tolist(), strict=True))
         values = [score.groups[group].mma_score for group in groups]
-        values += [curve[px] for px in shown] + list(whole.homography_auc)
+        values += [curve[px] for px in shown] + list(whole.homography_auc) + list(whole.homography_found)
         rows.append([score.name, round(whole.features), round(whole.matches), *(100 * value for value in values)])
     return Table("Image matching, %", columns, rows, _note(data))
 
@@ -79,10 +80,23 @@ def sequence_table(scores: Sequence[MethodScore]) -> Table:
     return Table("MMAScore by sequence, %", ["sequence", *(score.name for score in scores)], rows)
 
 
-def matching_standings(scores: Sequence[MethodScore], data: SequenceSet) -> list[Standing]:
-    """MMAScore over all pairs, in %."""
-    measure = f"MMAScore {data.root.resolve().name}, %"
-    return [Standing(score.name, measure, 100 * score.groups[OVERALL].mma_score, "high") for score in scores]
+def matching_standings(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> list[Standing]:
+    """MMAScore, and the share of the pairs whose homography is found, in %."""
+    name = data.root.resolve().name
+    standings = [
+        Standing(score.name, f"MMAScore {name}, %", 100 * score.groups[OVERALL].mma_score, "high") for score in scores
+    ]
+    for number, px in enumerate(config.homography.correct_within_px):
+        standings += [
+            Standing(
+                score.name,
+                f"H within {px:g} px {name}, %",
+                100 * score.groups[OVERALL].homography_found[number],
+                "high",
+            )
+            for score in scores
+        ]
+    return standings
 
 
 def precision_standings(scores: Sequence[MethodPrecision], data: SequenceSet) -> list[Standing]:

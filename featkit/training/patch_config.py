@@ -12,6 +12,7 @@ from pydantic import Field
 from featkit.config import Config, Runtime
 from featkit.data.augment import AugmentConfig
 from featkit.data.label_mining import LabelMiningConfig
+from featkit.data.training_patches import PatchDataConfig
 from featkit.losses.build import LossConfig
 from featkit.losses.hynet import HyNetLossConfig
 from featkit.models.patch_network import PatchNetworkConfig
@@ -32,6 +33,9 @@ class Groups(Config):
     """Patches of one class in a batch, at most. DOAP, appendix C: groups of 16."""
     two_scenes: bool = False
     """Each batch from two scenes, half of each (DOAP, appendix C.2); meant for label mining."""
+    fill: Literal["in_turn", "at_random"] = "in_turn"
+    """in_turn: every group once in a pass over all. at_random: only the first of each batch comes in turn, the others
+    are any, so that a pass over few groups has as many batches as groups (DOAP, appendix D, on RomePatches)."""
     label_mining: LabelMiningConfig | None = None
     """Which patches of one scene may count as non-matches (DOAP, sec. 4.2); none: all of other classes do."""
 
@@ -49,7 +53,11 @@ class AdaSample(Config):
     filled_rotation_deg: float = Field(15.0, ge=0)
     """Degrees: largest random rotation of such a copy, either way. The paper does not give it."""
     smallest_angle: float = Field(0.1, gt=0)
-    """Rad: a positive nearer to its anchor counts as that far in its weight 1 / d, which would have no limit."""
+    """A positive nearer to its anchor counts as that far in its weight 1 / d, which would have no limit. Rad, or
+    Euclidean distance, which is the same when small."""
+    distance: Literal["of_loss", "angular", "euclidean"] = "of_loss"
+    """d of eq. 13. of_loss: the one that the loss compares, as section 3.4 has it: angles for the angular hinge triplet
+    loss (AHT), Euclidean for the plain one (HT) and for HardNet's."""
 
 
 class HeldOut(Measured):
@@ -64,6 +72,7 @@ class HeldOut(Measured):
 class PatchTraining(TrainingConfig):
     """How a patch descriptor is trained."""
 
+    data: PatchDataConfig = PatchDataConfig()
     network: PatchNetworkConfig = PatchNetworkConfig()
     loss: LossConfig = HyNetLossConfig()
     scale_statistics: bool = True

@@ -13,14 +13,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from featkit.data.augment import warp_patches
-from featkit.data.informative_pairs import angles_from_anchor, choose_positives, pair_weights
+from featkit.data.informative_pairs import choose_positives, distances_from_anchor, pair_weights
 from featkit.data.label_mining import MinedLabels, mine_labels
 from featkit.data.patch_set import ClassIndex, PatchSet
 from featkit.data.samplers import AdaSampler, BatchPlan, GroupSampler, PairSampler, Sampler, usable_classes
 from featkit.device import torch_device
 from featkit.errors import UsageError
 from featkit.features.describe import describe_patches
-from featkit.losses.base import GroupBatch, LossResult, PairBatch
+from featkit.losses.base import GroupBatch, HingeLoss, LossResult, PairBatch
 from featkit.losses.build import build_loss, scaled_to_budget
 from featkit.losses.sosnet import second_order_term
 from featkit.models.patch_network import PatchNetwork
@@ -68,8 +68,11 @@ class PatchTask:
                 f"second_order_weight: SOSNet's term compares pairs, and loss {config.loss.name!r} takes whole groups; "
                 "leave it 0, or choose a loss of pairs"
             )
-        if isinstance(config.sampler, AdaSample) and not hasattr(self.loss, "average_loss"):
-            raise UsageError("sampler.kind: adasample goes by the average of the loss that angular_triplet keeps")
+        if isinstance(config.sampler, AdaSample) and not isinstance(self.loss, HingeLoss):
+            raise UsageError(
+                "sampler.kind: adasample goes by the average that angular_triplet and hardnet keep of their loss; "
+                f"choose one of them, or another sampler for {config.loss.name!r}"
+            )
 
     def prepare(self, data: PatchSet, world: World) -> None:
         """Take the patches to train with. Raises BadInputError and UsageError when they are too few."""
@@ -102,7 +105,8 @@ class PatchTask:
             scenes = data.scenes[train.members[train.starts]] if sampler.two_scenes else None
             if sampler.label_mining is not None:
                 self._mined = mine_labels(data, sampler.label_mining, self.world.device)
-            return GroupSampler(train, batch, generator, sampler.max_per_group, scenes)
+            at_random = sampler.fill == "at_random"
+            return GroupSampler(train, batch, generator, sampler.max_per_group, scenes, at_random)
         if isinstance(sampler, AdaSample):
             return AdaSampler(train, batch, sampler.class_size, sampler.candidates, generator)
         return PairSampler(train, batch, generator)
@@ -229,24 +233,26 @@ class PatchTask:
         """Anchors and the positives that AdaSample chooses for them, the weights of the pairs, and statistics."""
         sampler = self.config.sampler
         assert isinstance(sampler, AdaSample)
+        assert isinstance(self.loss, HingeLoss)
         plan, k = fed.plan, fed.plan.columns
         candidates = self._warped(fed)  # (p k, 1, s, s)
         rows = self.world.part(len(plan.patches) // k)
         exponent = sampler.strength / max(float(self.loss.average_loss), SMALLEST_AVERAGE)  # lambda / L_avg, eq. 13
-        angles = angles_from_anchor(self._describe(candidates).unflatten(0, (-1, k)))
-        chance = torch.from_numpy(plan.chance[rows]).to(angles.device)
-        chosen = choose_positives(angles, exponent, chance)
+        kind = self.loss.distance if sampler.distance == "of_loss" else sampler.distance
+        from_anchor = distances_from_anchor(self._describe(candidates).unflatten(0, (-1, k)), kind)
+        chance = torch.from_numpy(plan.chance[rows]).to(from_anchor.device)
+        chosen = choose_positives(from_anchor, exponent, chance)
         pairs = candidates.unflatten(0, (-1, k))
-        every = torch.arange(len(chosen), device=angles.device)
+        every = torch.arange(len(chosen), device=from_anchor.device)
         patches = torch.stack([pairs[:, 0], pairs[every, 1 + chosen]], dim=1).flatten(0, 1)
-        distances = self.world.gather(angles[every, chosen][:, None], len(plan.patches) // k)[:, 0]
+        distances = self.world.gather(from_anchor[every, chosen][:, None], len(plan.patches) // k)[:, 0]
         weights = pair_weights(distances, exponent, sampler.smallest_angle)
         return (
             patches,
             weights,
             {
                 "exponent": torch.tensor(exponent),
-                "positive_angle": distances.mean(),
+                "sampled_distance": distances.mean(),
             },
         )
 

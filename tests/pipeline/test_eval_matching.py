@@ -126,6 +126,34 @@ def test_oxford_shares_the_features(root: Path, tmp_path: Path) -> None:
     assert (out / "hpatches" / "report.html").is_file()
 
 
+def test_sequences_of_two_three_and_six_images(tmp_path: Path) -> None:
+    """EVD's kind of data: the share of the pairs whose homography is found, whatever the length."""
+    root = tmp_path / "root"
+    for name, images in (("adam", 2), ("cafe", 3), ("graf", 6)):
+        write_sequence(root, name, seed=images, oxford=False, strength=0.5, images=images)
+    cv2.imwrite(str(root / "cafe" / "3.ppm"), np.full((SIZE[1], SIZE[0], 3), 90, np.uint8))  # nothing to be found
+    arguments = ("hpatches", "--root", root, "--out", tmp_path / "out", *FAST)
+    ran = run(*arguments)
+    assert ran.exit_code == 0, ran.output
+    assert "H within 10 px" in ran.stdout
+    found = json.loads((tmp_path / "out" / "hpatches" / "results.json").read_text())
+    (method,) = found["methods"]
+    assert found["pairs"] == 1 + 2 + 5
+    assert [(pair["sequence"], pair["image"]) for pair in method["pairs"]] == [
+        ("adam", 2), ("cafe", 2), ("cafe", 3), *(("graf", number) for number in range(2, 7))
+    ]  # fmt: skip
+    errors = [pair["corner_error_px"] for pair in method["pairs"]]
+    assert errors[2] is None
+    assert max(error for error in errors if error is not None) < 3, "exact views"
+    overall = method["groups"]["overall"]
+    assert overall["homography_found"] == [pytest.approx(7 / 8)]
+    assert [one["homography_found"] for one in method["sequences"].values()] == [[1.0], [0.5], [1.0]]
+    again = results(*arguments, "--set", "homography.correct_within_px=[0.0001,3]")
+    assert again["methods"][0]["groups"]["overall"]["homography_found"] == [0.0, pytest.approx(7 / 8)]
+    oxford = results("oxford", "--root", root, "--features", "rootsift", "--out", tmp_path / "out", *FAST)
+    assert oxford["methods"][0]["sequences"]["adam"]["distance"] > 0.5
+
+
 def test_hpatches_own_layout_has_groups(tmp_path: Path) -> None:
     write_sequence(tmp_path / "root", "v_stone", seed=1, oxford=False)
     write_sequence(tmp_path / "root", "i_dome", seed=2, oxford=False, strength=0.3)

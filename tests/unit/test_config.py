@@ -1,6 +1,7 @@
 """Configurations: strict keys, overrides, fingerprints, and yaml that is never a traceback."""
 
 import contextlib
+import json
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,20 @@ def test_fingerprints_of_the_shipped_extractors_differ_in_every_field() -> None:
     assert set(plain) == set(type(config).model_fields)
     _, changed = configured("extractor", "rootsift", {"peak_threshold": 0.01})
     assert changed.fingerprint() != config.fingerprint()
+
+
+def test_infinity_is_read_back_from_its_json() -> None:
+    class Sampler(Config):
+        strength: float = 1.0
+        places: tuple[float, ...] = ()
+
+    class Recipe(Config):
+        sampler: Sampler = Sampler()
+
+    given = Recipe(sampler=Sampler(strength=float("inf"), places=(2.0, float("-inf"))))
+    text = json.dumps(given.result_fields(), allow_nan=False)
+    assert Recipe(**json.loads(text)) == given
+    assert given.fingerprint() != Recipe().fingerprint()
 
 
 def test_differences_in_words() -> None:

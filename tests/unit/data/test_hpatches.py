@@ -42,7 +42,7 @@ def test_splits_are_found_near_the_data(release: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps(SPLITS))
     assert read_split(data, "a", path) == {"train": ("i_one", "v_one"), "test": ("v_two", "i_two")}
     assert read_split(data, "view", path) == {"train": (), "test": ("v_one",)}
-    with pytest.raises(UsageError, match=r"--split b: .* has a, view"):
+    with pytest.raises(UsageError, match=r"split 'b': .* has a, view"):
         read_split(data, "b", path)
     for place in ("splits.json", "tasks/splits/splits.json"):
         near = tmp_path / "near" / place.count("/").__str__() / "hpatches-release"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from featkit.data.informative_pairs import angles_from_anchor, choose_positives, pair_weights
+from featkit.data.informative_pairs import choose_positives, distances_from_anchor, pair_weights
 from featkit.data.patch_set import ClassIndex
 from featkit.data.samplers import AdaSampler, GroupSampler, PairSampler, Sampler, usable_classes
 from featkit.errors import BadInputError, UsageError
@@ -103,6 +103,18 @@ def test_groups_have_their_turn_once_per_pass() -> None:
         plan = sampler.draw()
         order += [label for label, _ in itertools.groupby(labels[plan.patches].tolist())]
     assert all(len(set(order[i * 55 : (i + 1) * 55])) == 55 for i in range(3))
+
+
+def test_every_group_leads_a_batch_once_per_pass_and_others_fill_it_at_random() -> None:
+    labels, index = index_of([3] * 20)
+    sampler = GroupSampler(index, 12, generator(), 16, fill_at_random=True)
+    plans = [sampler.draw() for _ in range(40)]
+    groups = [[label for label, _ in itertools.groupby(labels[plan.patches].tolist())] for plan in plans]
+    assert all(len(set(one)) == len(one) == 4 for one in groups)
+    assert len({one[0] for one in groups[:20]}) == len({one[0] for one in groups[20:]}) == 20
+    counts = np.bincount([label // 7 for one in groups for label in one[1:]], minlength=20)
+    assert counts.min() > 0
+    assert counts.max() > counts.min(), "at random, not in turn"
 
 
 def test_two_scenes_share_a_batch_by_halves() -> None:
@@ -212,7 +224,8 @@ def test_equal_candidates_are_still_chosen_among() -> None:
     assert set(chosen.tolist()) == {0, 1, 2, 3}
 
 
-def test_angles_are_those_of_the_anchor() -> None:
+def test_distances_are_those_of_the_anchor() -> None:
     turn = torch.tensor([0.0, 0.3, 2.0, 3.1])
     rows = torch.stack([turn.cos(), turn.sin()], 1)[None]
-    assert torch.allclose(angles_from_anchor(rows), turn[None, 1:], atol=1e-3)
+    assert torch.allclose(distances_from_anchor(rows, "angular"), turn[None, 1:], atol=1e-3)
+    assert torch.allclose(distances_from_anchor(rows, "euclidean"), 2 * (turn[None, 1:] / 2).sin(), atol=1e-6)

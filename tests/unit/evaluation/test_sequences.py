@@ -9,7 +9,7 @@ import pytest
 from warped_sequences import write_tiny
 
 from featkit.errors import BadInputError
-from featkit.evaluation.sequences import OTHERS, TOO_LARGE, read_homography, read_sequences
+from featkit.evaluation.sequences import TOO_LARGE, read_homography, read_sequences
 
 
 @pytest.mark.parametrize("oxford", [True, False])
@@ -26,7 +26,7 @@ def test_both_layouts_read_alike(tmp_path: Path, oxford: bool) -> None:
     assert [path.name for path in first.images] == [f"img{n}.png" if oxford else f"{n}.ppm" for n in range(1, 7)]
     assert first.type == ("" if oxford else "viewpoint")
     pairs = list(first.pairs())
-    assert [pair.number for pair in pairs] == list(OTHERS)
+    assert [pair.number for pair in pairs] == [2, 3, 4, 5, 6]
     np.testing.assert_array_equal(pairs[2].homography, [[2.5, 0, 1], [0, 3, -4], [1e-4, 0, 1]])
     assert pairs[2].pair.name0 == first.image_names[0]
     assert pairs[2].pair.name1 == first.image_names[3]
@@ -57,6 +57,34 @@ def test_papers_numbers_are_of_just_their_sequences(tmp_path: Path) -> None:
     assert data.is_hpatches
     assert len(data.pairs()) == 540
     assert not read_sequences(tmp_path, ["i_00"]).is_hpatches
+    for name in ("6.ppm", "H_1_6"):
+        (tmp_path / "v_07" / name).unlink()
+    assert not read_sequences(tmp_path).is_hpatches, "one pair fewer than the papers'"
+
+
+@pytest.mark.parametrize("oxford", [True, False])
+@pytest.mark.parametrize("images", [2, 3, 12])
+def test_sequences_of_any_length(tmp_path: Path, images: int, oxford: bool) -> None:
+    write_tiny(tmp_path, "adam", oxford, images)
+    write_tiny(tmp_path, "bark", oxford)
+    (tmp_path / "adam" / ("img2021.png" if oxford else "2021.png")).write_bytes(b"numbered apart: not of the sequence")
+    short, six = read_sequences(tmp_path).sequences
+    assert len(short.images) == images
+    assert short.homographies.shape == (images - 1, 3, 3)
+    assert [pair.number for pair in short.pairs()] == list(range(2, images + 1))
+    assert [pair.pair.name1 for pair in short.pairs()] == list(short.image_names[1:])
+    assert len(six.images) == 6
+    assert len(read_sequences(tmp_path).pairs()) == images - 1 + 5
+
+
+def test_a_sequence_is_as_long_as_its_last_homography_or_image(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path, "adam", oxford=False, images=3)
+    (folder / "H_1_3").unlink()
+    with pytest.raises(BadInputError, match="adam/H_1_3 is missing"):
+        read_sequences(tmp_path)
+    (folder / "H_1_4").write_text("1 0 0 0 1 0 0 0 1")
+    with pytest.raises(BadInputError, match=r"adam/4.ppm is missing; adam/H_1_3 is missing"):
+        read_sequences(tmp_path)
 
 
 def test_one_error_names_all_that_is_missing_or_broken(tmp_path: Path) -> None:
@@ -84,7 +112,9 @@ def test_one_error_names_all_that_is_missing_or_broken(tmp_path: Path) -> None:
 
 def test_an_empty_sequence_is_refused(tmp_path: Path) -> None:
     (tmp_path / "i_empty").mkdir()
-    with pytest.raises(BadInputError, match=r"i_empty/1.ppm is missing; .* and 5 more"):
+    with pytest.raises(
+        BadInputError, match=r"i_empty/1.ppm is missing; i_empty/2.ppm is missing; i_empty/H_1_2 is missing;"
+    ):
         read_sequences(tmp_path)
 
 

@@ -123,12 +123,16 @@ def test_weights_are_factors_of_the_pairs(raw_pairs, as_pairs, config) -> None:
     assert float(loss(as_pairs(raw, weights), 0.0).loss) == pytest.approx(weighted, rel=1e-9)
 
 
-def test_weights_of_the_sampler_are_scaled_to_mean_one_unless_told_otherwise(raw_pairs, as_pairs) -> None:
+HINGES = [AngularTripletConfig, HardNetLossConfig]
+
+
+@pytest.mark.parametrize("of", HINGES)
+def test_weights_of_the_sampler_are_scaled_to_mean_one_unless_told_otherwise(raw_pairs, as_pairs, of) -> None:
     raw = raw_pairs(8)
-    plain = AngularTripletLoss(AngularTripletConfig())(as_pairs(raw), 0.0).loss
+    plain = build_loss(of())(as_pairs(raw), 0.0).loss
     threes = torch.full((8,), 3.0, dtype=torch.float64)
-    scaled = AngularTripletLoss(AngularTripletConfig())(as_pairs(raw, threes), 0.0).loss
-    given = AngularTripletLoss(AngularTripletConfig(scale_weights=False))(as_pairs(raw, threes), 0.0).loss
+    scaled = build_loss(of())(as_pairs(raw, threes), 0.0).loss
+    given = build_loss(of(scale_weights=False))(as_pairs(raw, threes), 0.0).loss
     assert float(scaled) == pytest.approx(float(plain))
     assert float(given) == pytest.approx(3 * float(plain))
 
@@ -140,9 +144,10 @@ def test_sum_is_n_times_the_mean(pairs) -> None:
     assert float(total) == pytest.approx(9 * float(mean))
 
 
-def test_average_loss_moves_towards_the_unweighted_mean(raw_pairs, as_pairs) -> None:
-    loss = AngularTripletLoss(AngularTripletConfig(average_memory=0.9, margin=2.0))
-    plain = AngularTripletLoss(AngularTripletConfig(margin=2.0))
+@pytest.mark.parametrize("of", HINGES)
+def test_average_loss_moves_towards_the_unweighted_mean(raw_pairs, as_pairs, of) -> None:
+    loss = build_loss(of(average_memory=0.9, margin=2.0))
+    plain = build_loss(of(margin=2.0))
     expected = 2.0  # starts at the margin
     for seed in range(4):
         raw = raw_pairs(10, seed=seed)

@@ -133,6 +133,24 @@ def test_hynet_starts_as_pytorch_does() -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_he_start_is_normal_with_variance_two_over_inputs(architecture: str) -> None:
+    """He et al. 2015, eq. 10, biases 0; so the squares of a rectified layer keep their mean."""
+    made = network(architecture, init="he")
+    for layer in made.modules():
+        if isinstance(layer, nn.Conv2d):
+            weight = layer.weight.detach()
+            inputs = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
+            unit = weight.flatten() / (2 / inputs) ** 0.5
+            error = len(unit) ** -0.5  # of one deviation
+            assert unit.mean().abs() < 4 * error
+            assert unit.std().item() == pytest.approx(1, abs=4 * error)
+            assert (unit.abs() > 2).float().mean().item() == pytest.approx(0.0455, abs=4 * (0.0455**0.5) * error)
+            assert layer.bias is None or not layer.bias.detach().any()
+    again = network(architecture, init="he")
+    assert all(torch.equal(a, b) for a, b in zip(made.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_init_can_be_chosen(architecture: str) -> None:
     rows = network(architecture, init="orthogonal", init_gain=2.0).get_parameter(
         "trunk.features.3.weight" if architecture == "l2net" else "trunk.convolutions.1.weight"
