@@ -37,7 +37,7 @@ def dense_points(tracks: SceneTracks, detections: Sequence[Detections], config: 
     for image, found in enumerate(detections):
         seen = np.flatnonzero(observers[:, image])
         views = tracks.views(image, seen)
-        chosen, depths, around = _depths(tracks, image, views, found, config)
+        chosen, depths, around = depths_at(tracks.image_sizes[image], views, found.xy, config)
         world = tracks.back_projected(image, found.xy[chosen], depths)
         own = tracks.views_of(image, world)
         points.append(world)
@@ -53,20 +53,23 @@ def dense_points(tracks: SceneTracks, detections: Sequence[Detections], config: 
     return DensePoints(np.concatenate(points), keypoints, np.concatenate(rows), np.concatenate(images))
 
 
-def _depths(
-    tracks: SceneTracks, image: int, views: Views, found: Detections, config: DenseConfig
+def depths_at(
+    image_size: Int[np.ndarray, "2"], views: Views, xy: Float[np.ndarray, "q 2"], config: DenseConfig
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"], Int[np.ndarray, "n k"]]:
-    """Detections that know their depth, their depths, and their neighbours (rows of `views`)."""
-    radius = config.radius * float(max(tracks.image_sizes[image]))
-    query, point, distance = PixelGrid(views.xy, radius).pairs_within(found.xy, radius)
+    """Places of an image that know their depth, their depths, and their neighbours (rows of `views`).
+
+    views: of the points that the image observed. xy: the places, px.
+    """
+    radius = config.radius * float(max(image_size))
+    query, point, distance = PixelGrid(views.xy, radius).pairs_within(xy, radius)
     order = np.lexsort((distance, query))
     query, point, distance = query[order], point[order], distance[order]
-    starts = np.searchsorted(query, np.arange(len(found) + 1))
+    starts = np.searchsorted(query, np.arange(len(xy) + 1))
     chosen = np.flatnonzero(np.diff(starts) >= config.neighbours)
     pick = starts[chosen][:, None] + np.arange(config.neighbours)
     around, distance = point[pick], distance[pick]
     inverse = 1.0 / views.depth[around]
-    offset = (views.xy[around] - found.xy[chosen][:, None]) / radius
+    offset = (views.xy[around] - xy[chosen][:, None]) / radius
     weights = 1.0 / (distance / radius + 0.05) ** 2
     weights /= weights.sum(axis=1, keepdims=True)
     design = np.concatenate([np.ones((*around.shape, 1)), offset], axis=2)

@@ -10,10 +10,12 @@ import numpy as np
 import pycolmap
 from jaxtyping import Float
 
+from featkit.data.homography_patches import Photographs
 from featkit.data.scene_patches import NO_LICENCE, Scene
 from featkit.data.tracks import SceneTracks
 from featkit.errors import BadInputError, UsageError
 from featkit.geometry.pixels import from_colmap, to_colmap
+from featkit.images.listing import list_images
 from featkit.mapping.model import is_model, read_model
 from featkit.mapping.scene import OUTPUT, image_folder
 from featkit.mapping.statistics import point_ids
@@ -61,19 +63,40 @@ def find_model(scene: Path) -> Path:
     raise BadInputError(f"{scene}: no COLMAP model in sparse/; map it first with `featkit reconstruct {scene}`")
 
 
-def mapped_scenes(scenes: Sequence[Path], licence: str | None = None) -> list[Scene]:
+def mapped_scenes(
+    scenes: Sequence[Path], licence: str | None = None, keypoints: Sequence[Path] | None = None
+) -> list[Scene]:
     """Scenes to take patches of. licence: of all photographs; else of each scene's licence file. Raises BadInputError.
 
-    Two scenes of one name raise UsageError.
+    keypoints: a features.h5 for each scene, whose keypoints take the place of a detector's. Two scenes of one name
+    raise UsageError, and so does another number of files.
     """
-    names = [scene.resolve().name for scene in scenes]
+    names = _different_names(scenes)
+    if keypoints and len(keypoints) != len(scenes):
+        raise UsageError(f"--keypoints: {len(keypoints)} files for {len(scenes)} scenes; give one for each, in order")
+    files: Sequence[Path | None] = keypoints or [None] * len(scenes)
+    return [
+        Scene(read_tracks(find_model(scene), name), image_folder(scene), licence or _licence_of(scene), file)
+        for scene, name, file in zip(scenes, names, files, strict=True)
+    ]
+
+
+def photograph_folders(folders: Sequence[Path], licence: str | None = None) -> list[Photographs]:
+    """Folders of single photographs; of a scene those in its images/. Raises as `mapped_scenes` does."""
+    names = _different_names(folders)
+    images = [image_folder(folder) for folder in folders]
+    return [
+        Photographs(name, where, tuple(list_images(where)), licence or _licence_of(folder))
+        for name, where, folder in zip(names, images, folders, strict=True)
+    ]
+
+
+def _different_names(folders: Sequence[Path]) -> list[str]:
+    names = [folder.resolve().name for folder in folders]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"two scenes are named {twice!r}; rename the folder of one")
-    return [
-        Scene(read_tracks(find_model(scene), name), image_folder(scene), licence or _licence_of(scene))
-        for scene, name in zip(scenes, names, strict=True)
-    ]
+    return names
 
 
 def _licence_of(scene: Path) -> str:

@@ -22,6 +22,9 @@ class Pairs(Config):
     """Two random patches of each of `batch_size` classes (HardNet, HyNet, SDGMNet)."""
 
     kind: Literal["pairs"] = "pairs"
+    same_image_share: float = Field(0.0, ge=0, le=1)
+    """Share of each batch whose first patches all come from one image, where the data names the images: the
+    non-matches that matching meets. The papers: 0."""
 
 
 class Groups(Config):
@@ -53,12 +56,20 @@ class AdaSample(Config):
 
 
 class HeldOut(Measured):
-    """The part of the training set that is left out of it, to choose the best step."""
+    """The part of the training set that is left out of it, to choose the best step by matching."""
 
+    scenes: tuple[str, ...] = ()
+    """Names of the scenes that are left out; none: drawn at random."""
     share: float = Field(0.05, gt=0, lt=1)
-    """Share of the classes."""
+    """Without names: whole scenes while they have no more than this share of the classes; where all are larger, so
+    many classes of all scenes."""
     pairs: int = Field(2000, ge=10)
-    """Matching pairs, and as many non-matching ones, at most: one of each class."""
+    """Matching pairs of patches, at most."""
+    min_shared: int = Field(50, ge=2)
+    """Two images of a scene are matched when they share so many points. Where no two do, or images are not known,
+    patches of different points of a scene are put together as if they were of two images."""
+    max_shared: int = Field(250, ge=2)
+    """Points of such a pair of images that are matched, at most."""
 
 
 class PatchTraining(TrainingConfig):

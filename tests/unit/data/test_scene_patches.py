@@ -92,14 +92,16 @@ def scene(small_rendered: Any) -> Scene:
 
 @pytest.fixture(scope="module")
 def detected(scene: Scene) -> dict[str, Detections]:
-    return dict(zip(scene.tracks.image_names, scene_patches._detected(CONFIG, scene), strict=True))
+    return dict(
+        zip(scene.tracks.image_names, scene_patches._detected(CONFIG, scene, np.random.default_rng(0)), strict=True)
+    )
 
 
 @pytest.fixture
 def quick(detected: dict[str, Detections], monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is detected anew: the photographs are the same in all tests."""
     monkeypatch.setattr(
-        scene_patches, "_detected", lambda config, scene: [detected[name] for name in scene.tracks.image_names]
+        scene_patches, "_detected", lambda config, scene, _: [detected[name] for name in scene.tracks.image_names]
     )
 
 
