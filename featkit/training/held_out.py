@@ -74,7 +74,7 @@ def split_classes(data: PatchSet, index: ClassIndex, config: HeldOut, seed: int)
 def _whole_scenes(
     data: PatchSet, of_class: np.ndarray, config: HeldOut, generator: np.random.Generator
 ) -> Bool[np.ndarray, " c"]:
-    """Classes of whole scenes, drawn while they fit into the share; of images that share enough, where images are known.
+    """Classes of whole scenes, drawn while they fit; only those whose images share enough, where images are known.
 
     Scenes of one name in several sets are one scene.
     """
