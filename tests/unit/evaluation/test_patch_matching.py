@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 
 from featkit.evaluation.patch_matching import image_pairs, matching_ap
 
@@ -53,4 +54,4 @@ def test_precision_of_matches_ranked_by_distance() -> None:
     second = np.array([[0.1, 0], [30, 0], [20.3, 0]])
     first[1] = (20.1, 0)  # its nearest is the third patch, at 0.2
     expected = (1 + 1) / 2 / 3 + (1 / 2 + 2 / 3) / 2 / 3
-    assert matching_ap(first, second) == np.float64(expected)
+    assert matching_ap(first, second) == pytest.approx(expected)
