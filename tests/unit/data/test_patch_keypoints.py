@@ -10,6 +10,7 @@ import pytest
 
 from featkit.config import Config
 from featkit.data.patch_keypoints import DetectorConfig, detected
+from featkit.data.pixel_grid import PixelGrid
 from featkit.errors import BadInputError
 from featkit.store.features import append_features
 from featkit.types import Features
@@ -51,6 +52,18 @@ def test_fast_finds_the_strongest_corners(images: Path) -> None:
     np.testing.assert_allclose(here.xy, [point.pt for point in best])
 
 
+def test_opencv_finds_the_same_keypoints_as_colmap(images: Path) -> None:
+    """Position, size and direction: the two detectors share one definition."""
+    colmap, opencv = (found(DetectorConfig(kind=kind), images)[0][1] for kind in ("dog", "opencv-dog"))
+    query, place, _ = PixelGrid(opencv.xy, 0.5).pairs_within(colmap.xy, 0.5)
+    octaves = np.log2(opencv.scales[place] / colmap.scales[query])
+    turns = (opencv.oris[place] - colmap.oris[query] + np.pi) % (2 * np.pi) - np.pi
+    same = (np.abs(octaves) < 0.2) & (np.abs(turns) < 0.2)
+    assert len(colmap) > 50
+    assert len(set(query[same])) > 0.6 * len(colmap)
+    assert np.abs(np.median((opencv.xy[place] - colmap.xy[query])[same], axis=0)).max() < 0.05
+
+
 def test_keypoints_of_a_file_are_taken_as_they_are(images: Path, tmp_path: Path) -> None:
     xy = np.array([[10.5, 20.0], [100.0, 50.25]], np.float32)
     one = np.ones(2, np.float32)
@@ -67,7 +80,6 @@ def test_keypoints_of_a_file_are_taken_as_they_are(images: Path, tmp_path: Path)
     np.testing.assert_allclose(free.xy, xy + 1)
     assert ((free.scales >= 3) & (free.scales <= 4)).all()
     (images / "c.png").write_bytes((images / "a.png").read_bytes())
+    rng = np.random.default_rng(0)
     with pytest.raises(BadInputError, match=r"f\.h5: no keypoints of 'c\.png'"):
-        list(
-            detected(DetectorConfig(), images, ("c.png",), "test", np.random.default_rng(0), 1, file=tmp_path / "f.h5")
-        )
+        list(detected(DetectorConfig(), images, ("c.png",), "test", rng, 1, file=tmp_path / "f.h5"))
