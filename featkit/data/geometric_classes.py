@@ -9,7 +9,7 @@ at the detection nearest to it. Tracks only give depths here; `source: tracks` t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -21,14 +21,14 @@ from featkit.data.keypoint_classes import (
     ClassesConfig,
     DenseConfig,
     Detections,
-    Keypoints3D,
     Predictions,
     members_in_image,
-    predictions,
 )
 from featkit.data.patch_frames import FrameJitter, Frames, corners, inside, jittered, whole_classes
 from featkit.data.scene_classes import separate
 from featkit.data.tracks import SceneTracks
+
+TANGENT_PX = 0.1  # step that tells the surface's tangents
 
 
 class GeometryConfig(Config):
@@ -53,13 +53,22 @@ class GeometryConfig(Config):
 
 
 @dataclass(frozen=True)
-class _Seeds:
-    """Keypoints with points of their own. images: whose keypoint each is; rays: from the point to its camera."""
+class Seeds:
+    """Keypoints of single images, with points and surfaces of their own.
 
-    points: Float[np.ndarray, "s 3"]
-    keypoints: Keypoints3D
+    images: whose keypoint each is. tangents: what one px along x and along y of that image is on the surface, world
+    units. scales: sigma in px, oris: radians, both in that image. rays: unit vectors from the points to its camera.
+    """
+
     images: Int[np.ndarray, " s"]
+    points: Float[np.ndarray, "s 3"]
+    tangents: Float[np.ndarray, "s 3 2"]
+    scales: Float[np.ndarray, " s"]
+    oris: Float[np.ndarray, " s"]
     rays: Float[np.ndarray, "s 3"]
+
+    def __len__(self) -> int:
+        return len(self.images)
 
 
 def geometric_frames(
@@ -77,10 +86,9 @@ def geometric_frames(
     classes: tolerances of detections, and of keypoints that are told apart. magnification: side of a patch in sigmas.
     max_patches: by whole classes drawn at random.
     """
-    seeds = _seeds(tracks, detections, config, generator)
-    placed = replace(tracks, points=seeds.points)
-    expected = [_expected(tracks, placed, seeds, image, config, magnification) for image in range(len(detections))]
-    views = np.bincount(np.concatenate([part.keypoints for part in expected]), minlength=len(seeds.keypoints))
+    seeds = draw_seeds(tracks, detections, config, generator)
+    expected = [_expected(tracks, seeds, image, config, magnification) for image in range(len(detections))]
+    views = np.bincount(np.concatenate([part.keypoints for part in expected]), minlength=len(seeds))
     order = generator.permutation(len(views)) + 1
     kept = separate(expected, np.where(views >= config.min_patches, order, 0), classes)
     projected = kept & (generator.random(len(kept)) < config.projected_share)
@@ -106,38 +114,46 @@ def geometric_frames(
     return joined.of_classes(large), counts
 
 
-def _seeds(
+def draw_seeds(
     tracks: SceneTracks, detections: Sequence[Detections], config: GeometryConfig, generator: np.random.Generator
-) -> _Seeds:
-    points, sizes, directions, rays, images = [], [], [], [], []
+) -> Seeds:
+    """Some of the detections that know their depth, of every image."""
+    parts = []
     for image, found in enumerate(detections):
         views = tracks.views(image, np.unique(tracks.observed_points[tracks.observed_images == image]))
-        chosen, depths, _ = depths_at(tracks.image_sizes[image], views, found.xy, config.depth)
-        some = np.sort(generator.permutation(len(chosen))[: config.seeds_per_image])
-        chosen, depths = chosen[some], depths[some]
-        world = tracks.back_projected(image, found.xy[chosen], depths)
-        own = tracks.views_of(image, world)
-        points.append(world)
-        sizes.append(np.log2(found.scales[chosen] / own.magnification))
-        directions.append(tracks.in_plane(image, own, found.oris[chosen]))
-        rays.append(own.directions)
-        images.append(np.full(len(chosen), image))
-    of_images = np.concatenate(images)
-    keypoints = Keypoints3D(np.arange(len(of_images)), np.concatenate(sizes), np.concatenate(directions))
-    return _Seeds(np.concatenate(points), keypoints, of_images, np.concatenate(rays))
+        known = depths_at(tracks.image_sizes[image], views, found.xy, config.depth)
+        some = np.sort(generator.permutation(len(known.rows))[: config.seeds_per_image])
+        rows, depths, slopes = known.rows[some], known.depths[some], known.slopes[some]
+        points = tracks.back_projected(image, found.xy[rows], depths)
+        tangents = []
+        for axis in np.eye(2):
+            nearby = 1.0 / (1.0 / depths + TANGENT_PX * slopes @ axis)
+            step = tracks.back_projected(image, found.xy[rows] + TANGENT_PX * axis, nearby) - points
+            tangents.append(step / TANGENT_PX)
+        rays = tracks.views_of(image, points).directions
+        images = np.full(len(rows), image)
+        parts.append(Seeds(images, points, np.stack(tangents, 2), found.scales[rows], found.oris[rows], rays))
+    return Seeds(*(np.concatenate([getattr(part, name) for part in parts]) for name in Seeds.__dataclass_fields__))
 
 
 def _expected(
-    tracks: SceneTracks, placed: SceneTracks, seeds: _Seeds, image: int, config: GeometryConfig, magnification: float
+    tracks: SceneTracks, seeds: Seeds, image: int, config: GeometryConfig, magnification: float
 ) -> Predictions:
-    """The seeds that an image should show whole. placed: the tracks with the seeds as points."""
-    predicted = predictions(placed, seeds.keypoints, image, visible_seeds(tracks, seeds, image, config))
-    shown = _at_projections(predicted, image)
+    """The seeds that an image should show whole: their size and direction by the surface, seen from there."""
+    chosen = np.flatnonzero(visible_seeds(tracks, seeds, image, config))
+    views = tracks.views_of(image, seeds.points[chosen])
+    affine = views.jacobian @ seeds.tangents[chosen]  # pixels of the seed's image -> pixels of this one
+    area = np.linalg.det(affine)
+    oris = seeds.oris[chosen]
+    along = (affine @ np.stack([np.cos(oris), np.sin(oris)], axis=1)[:, :, None])[:, :, 0]
+    scales = seeds.scales[chosen] * np.sqrt(np.maximum(area, 0))  # turned away: nothing to be seen
+    shown = Frames(chosen, np.full(len(chosen), image), views.xy, scales, np.arctan2(along[:, 1], along[:, 0]))
     whole = inside(corners(shown, magnification), tuple(tracks.image_sizes[image].tolist()))
-    return predicted.select(np.flatnonzero(whole & (shown.scales >= config.min_scale_px)))
+    shown = shown.select(np.flatnonzero(whole & (shown.scales >= config.min_scale_px)))
+    return Predictions(shown.classes, shown.xy, np.log2(shown.scales), shown.oris)
 
 
-def visible_seeds(tracks: SceneTracks, seeds: _Seeds, image: int, config: GeometryConfig) -> Bool[np.ndarray, " s"]:
+def visible_seeds(tracks: SceneTracks, seeds: Seeds, image: int, config: GeometryConfig) -> Bool[np.ndarray, " s"]:
     """Which seeds an image should show: its own, and those at the depth of what it sees around them."""
     views = tracks.views_of(image, seeds.points)
     like = (views.directions * seeds.rays).sum(axis=1) >= np.cos(np.radians(config.max_view_angle_deg))
@@ -146,10 +162,10 @@ def visible_seeds(tracks: SceneTracks, seeds: _Seeds, image: int, config: Geomet
         within = ((views.xy >= 0) & (views.xy <= size - 1)).all(axis=1)
     asked = np.flatnonzero(like & within & (seeds.images != image))
     around = tracks.views(image, np.unique(tracks.observed_points[tracks.observed_images == image]))
-    known, depths, _ = depths_at(size, around, views.xy[asked], config.depth)
-    agrees = np.abs(views.depth[asked[known]] / depths - 1) <= config.depth_tolerance
+    known = depths_at(size, around, views.xy[asked], config.depth)
+    there = asked[known.rows]
     visible = seeds.images == image
-    visible[asked[known[agrees]]] = True
+    visible[there[np.abs(views.depth[there] / known.depths - 1) <= config.depth_tolerance]] = True
     return visible
 
 

@@ -22,9 +22,6 @@ class Pairs(Config):
     """Two random patches of each of `batch_size` classes (HardNet, HyNet, SDGMNet)."""
 
     kind: Literal["pairs"] = "pairs"
-    same_image_share: float = Field(0.0, ge=0, le=1)
-    """Share of each batch whose first patches all come from one image, where the data names the images: the
-    non-matches that matching meets. The papers: 0."""
 
 
 class Groups(Config):
@@ -84,6 +81,9 @@ class PatchTraining(TrainingConfig):
     second_order_neighbours: int = Field(8, ge=1)
     """Neighbours of each descriptor that the term looks at. SOSNet: 8."""
     sampler: Annotated[Pairs | Groups | AdaSample, Field(discriminator="kind")] = Pairs()
+    same_image_share: float = Field(0.0, ge=0, le=1)
+    """Sampler `pairs`: share of each batch whose first patches all come from one image, where the data names the
+    images: the non-matches that matching meets. The papers: 0."""
     augmentation: AugmentConfig = AugmentConfig()
     optimiser: Annotated[Sgd | Adam, Field(discriminator="kind")] = Adam(learning_rate=0.01)
     batch_size: int = Field(1024, ge=2)

@@ -103,7 +103,7 @@ class PatchTask:
             return GroupSampler(train, batch, generator, sampler.max_per_group, scenes)
         if isinstance(sampler, AdaSample):
             return AdaSampler(train, batch, sampler.class_size, sampler.candidates, generator)
-        return PairSampler(train, batch, generator, sampler.same_image_share, data.images)
+        return PairSampler(train, batch, generator, self.config.same_image_share, data.images)
 
     def _part(self, plan: BatchPlan) -> slice:
         if not plan.columns:
