@@ -18,7 +18,7 @@ from featkit.data.homography_patches import (
     relit,
 )
 from featkit.data.keypoint_classes import ClassesConfig, Detections
-from featkit.data.patch_frames import FrameJitter
+from featkit.data.patch_frames import FrameJitter, corners
 from featkit.data.patch_keypoints import DetectorConfig
 from featkit.data.phototour import find_pairs, read_pairs, read_phototour
 from featkit.data.scene_patches import PatchesConfig, make_patches
@@ -68,6 +68,10 @@ def test_all_views_of_a_class_come_from_one_place_of_the_photograph(photographs:
         for source, target in ((frames.xy, places), (tip, tips)):
             if len(rows):
                 target[rows] = cv2.perspectiveTransform(source[rows][None], back)[0]
+        for square in corners(frames.select(rows), 12.0):
+            back_square = cv2.perspectiveTransform(square[None], back)[0]
+            for points in (square, back_square):
+                assert ((points >= -0.5) & (points <= np.array(SIZE) - 0.5)).all(), "whole in both"
         for row in rows[:5]:  # the area of a small square around it, traced back
             square = frames.xy[row] + 0.01 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
             area = cv2.contourArea(cv2.perspectiveTransform(square[None], back)[0].astype(np.float32) * 1e3) / 1e6
