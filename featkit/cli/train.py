@@ -97,6 +97,12 @@ def scfeat(
         list[Path] | None,
         typer.Option(help="Photographs for the warm-up: folder or zip; repeatable.", show_default="those of --data"),
     ] = None,
+    teacher: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="features.h5 by a teacher of each --photos, in order (recipe scfeat-s-taught).", show_default=False
+        ),
+    ] = None,
     config: Annotated[str, typer.Option(help="Recipe by name, or a yaml file.")] = "scfeat-s",
     stage: Annotated[
         list[str] | None,
@@ -141,7 +147,12 @@ def scfeat(
     recipe = recipe if steps is None else recipe.scaled_to(steps)
     world = launch(run.device, devices, timeout_s=recipe.timeout_s)
     with world.one_voice():
-        learned_from = ScfeatData(data.stem, read_posed_pairs(data, recipe.data, recipe.seed), tuple(photos or [data]))
+        learned_from = ScfeatData(
+            data.stem,
+            read_posed_pairs(data, recipe.data, recipe.seed),
+            tuple(photos or [data]),
+            tuple(teacher or ()),
+        )
         trained = ScfeatStages(recipe, run.device).run(
             learned_from,
             out,

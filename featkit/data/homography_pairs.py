@@ -19,8 +19,10 @@ from featkit.config import Config
 from featkit.data.colour_jitter import JitterConfig
 from featkit.data.homographies import CanvasConfig, ViewConfig, draw_canvas, draw_view, draw_zoom
 from featkit.data.image_tree import FileTree, is_image, open_tree
+from featkit.data.photometric import PhotometricConfig
 from featkit.data.pixel_cache import PixelCache
 from featkit.data.posed_samples import on_canvas
+from featkit.data.teacher import TaughtPoints, Teacher
 from featkit.errors import BadInputError
 
 CACHED_PX = 1.5  # of the canvas's longer side: larger photographs are kept reduced to it
@@ -31,6 +33,7 @@ class HomographyConfig(Config):
 
     canvas: CanvasConfig = CanvasConfig()
     jitter: JitterConfig = JitterConfig()
+    photometric: PhotometricConfig = PhotometricConfig()
     views: ViewConfig = ViewConfig(rotation_deg=30.0, scale_max=1.5, perspective=0.2)
     """Of both views, independently: between them angles and zooms add up."""
 
@@ -47,6 +50,7 @@ class HomographySample:
     valid0: Bool[np.ndarray, "h w"]
     valid1: Bool[np.ndarray, "h w"]
     name: str
+    taught: tuple[TaughtPoints, TaughtPoints] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,17 +63,34 @@ class HomographyBatch:
     valid0: Bool[Tensor, "b h w"]
     valid1: Bool[Tensor, "b h w"]
     names: tuple[str, ...]
+    taught: TaughtPoints | None = None
+    """Of all first, then of all second canvases, stacked; None without a teacher."""
 
     def __len__(self) -> int:
         return len(self.names)
 
 
 class HomographyPairs:
-    """Photographs of folders, zips, folders in zips, or single files. Raises BadInputError when there is none."""
+    """Photographs of folders, zips, folders in zips, or single files. Raises BadInputError when there is none.
 
-    def __init__(self, sources: Sequence[Path], config: HomographyConfig | None = None, cache_mb: float = 1000.0):
+    teacher: photographs without its features are left out; taught: how many of its keypoints a canvas gets at most.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Path],
+        config: HomographyConfig | None = None,
+        cache_mb: float = 1000.0,
+        teacher: Teacher | None = None,
+        taught: int = 256,
+    ):
         self._config, self._cache = config or HomographyConfig(), PixelCache(cache_mb)
-        self.files = [found for source in sources for found in photographs(source)]
+        self._teacher, self._taught = teacher, taught
+        self.files = [(*found, source) for source in sources for found in photographs(source)]
+        if teacher is not None:
+            self.files = [found for found in self.files if teacher.has(found[2], found[1])]
+            if not self.files:
+                raise BadInputError("the teacher's files hold features of none of the photographs; check their names")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -84,17 +105,25 @@ class HomographyPairs:
     def sample(self, index: int, generator: np.random.Generator) -> HomographySample:
         """Two views of a photograph. Raises BadInputError when it is broken."""
         config = self._config
-        tree, name = self.files[index]
+        tree, name, source = self.files[index]
         pixels = self._cache.get(index, lambda: self._load(tree, name))
         size, zoom = (pixels.shape[1], pixels.shape[0]), draw_zoom(config.canvas, generator)
         canvas = draw_canvas(config.canvas, size, generator, zoom=zoom)
         views = [draw_view(config.views, config.canvas.size, generator) for _ in range(2)]
         (image0, valid0), (image1, valid1) = (
-            on_canvas(pixels, view @ canvas, config.canvas, config.jitter, generator) for view in views
+            on_canvas(pixels, view @ canvas, config.canvas, config.jitter, config.photometric, generator)
+            for view in views
         )
         between = views[1] @ np.linalg.inv(views[0])  # not through [2, 2]: pixel (0, 0) may lie beyond the horizon
         between /= np.linalg.norm(between)
-        return HomographySample(image0, image1, between, valid0, valid1, tree.where(name))
+        taught = None
+        if self._teacher is not None:
+            taught0, taught1 = (
+                self._teacher.on_canvas(source, name, view @ canvas, size, config.canvas.size, self._taught)
+                for view in views
+            )
+            taught = taught0, taught1
+        return HomographySample(image0, image1, between, valid0, valid1, tree.where(name), taught)
 
     def collate(self, samples: Sequence[HomographySample]) -> HomographyBatch:
         """Samples -> batch."""
@@ -109,7 +138,16 @@ class HomographyPairs:
             stacked("valid0"),
             stacked("valid1"),
             tuple(sample.name for sample in samples),
+            self._stacked_points(samples),
         )
+
+    @staticmethod
+    def _stacked_points(samples: Sequence[HomographySample]) -> TaughtPoints | None:
+        points = [sample.taught[view] for view in range(2) for sample in samples if sample.taught is not None]
+        if not points:
+            return None
+        names = ("points", "descriptors", "scores", "shown")
+        return TaughtPoints(*(np.stack([getattr(one, name) for one in points]) for name in names))
 
     def _load(self, tree: FileTree, name: str) -> UInt8[np.ndarray, "h w 3"]:
         canvas = self._config.canvas

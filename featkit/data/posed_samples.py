@@ -1,6 +1,7 @@
 """One pair of photographs as it is learned from: on canvases of one size, its geometry exact.
 
-An image's way: decode -> one homography onto the canvas (homographies.py) -> colour jitter -> margins black. F of the
+An image's way: decode -> one homography onto the canvas (homographies.py) -> light (photometric.py) -> colour jitter
+-> margins black. F of the
 canvases is F of the photographs, carried through both homographies.
 """
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from featkit.config import Config
 from featkit.data.colour_jitter import JitterConfig, draw_jitter, jittered
 from featkit.data.homographies import CanvasConfig, ViewConfig, draw_canvas, draw_view, draw_zoom, warp
+from featkit.data.photometric import PhotometricConfig, photometric
 from featkit.data.pixel_cache import PixelCache
 from featkit.data.posed_pairs import PosedPairs
 from featkit.geometry.homography import warped_fundamental
@@ -28,6 +30,7 @@ class PairAugmentation(Config):
 
     canvas: CanvasConfig = CanvasConfig()
     jitter: JitterConfig = JitterConfig()
+    photometric: PhotometricConfig = PhotometricConfig()
     views: ViewConfig = ViewConfig()
 
 
@@ -111,7 +114,7 @@ class PosedSamples:
         size = pixels.shape[1], pixels.shape[0]
         onto_canvas = draw_canvas(config.canvas, size, generator, place, box, zoom)
         whole = draw_view(config.views, config.canvas.size, generator) @ onto_canvas
-        canvas, valid = on_canvas(pixels, whole, config.canvas, config.jitter, generator)
+        canvas, valid = on_canvas(pixels, whole, config.canvas, config.jitter, config.photometric, generator)
         return canvas, valid, whole
 
 
@@ -120,9 +123,11 @@ def on_canvas(
     canvas_from_image: Float64[np.ndarray, "3 3"],
     canvas: CanvasConfig,
     jitter: JitterConfig,
+    light: PhotometricConfig,
     generator: np.random.Generator,
 ) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]:
-    """A photograph warped and with changed colours, black where it has no content; and where it has."""
+    """A photograph warped, in another light, with changed colours, black where it has no content; and where it has."""
     warped, valid = warp(pixels, canvas_from_image, canvas.size)
-    changed = jittered(warped, draw_jitter(jitter, generator), valid)
+    changed = photometric(warped, light, generator)
+    changed = jittered(changed, draw_jitter(jitter, generator), valid)
     return cv2.bitwise_and(changed, changed, mask=valid.astype(np.uint8)), valid

@@ -56,6 +56,9 @@ class TrainingConfig(Config):
     """What `--budget` said, if it did: `steps` were then measured on the machine."""
     max_gradient: float | None = Field(None, gt=0)
     """Longer gradients (their norm over all parameters) are cut to this length; none: they stay."""
+    average: float = Field(0.0, ge=0, lt=1)
+    """Exponential average of the network along the training: its weight of the past at each step. It is the average
+    that is measured, shown and exported (Polyak and Juditsky 1992; 0.999 is common); 0: the network as it is."""
     held_out: Measured = Measured()
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the network; descriptors and losses are float32 always."""

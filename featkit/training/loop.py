@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -46,6 +48,24 @@ class Progressed:
     last_score: float = math.nan
 
 
+class Average:
+    """The exponential average of a network's values, BatchNorm's statistics included; whole numbers are left out.
+
+    After k steps the past weighs min(decay, k / (k + 10)): a young average forgets the random start.
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        self._network, self._decay = network, decay
+        self.values = {n: v.detach().clone() for n, v in network.state_dict().items() if v.is_floating_point()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take the network's values of this step in."""
+        past = min(self._decay, step / (step + 10))
+        own = self._network.state_dict()
+        torch._foreach_lerp_(list(self.values.values()), [own[name] for name in self.values], 1 - past)
+
+
 class Run:
     """One training in one folder."""
 
@@ -55,6 +75,7 @@ class Run:
         self.config = task.config
         self.optimiser = build_optimiser(self.config.optimiser, task.parameter_groups())
         self.done = Progressed()
+        self.average = Average(task.network, self.config.average) if self.config.average else None
         self._saved_at = time.monotonic()
 
     def resume(self) -> bool:
@@ -72,6 +93,8 @@ class Run:
                     f"{self.folder.checkpoint}: of another {name} ({what}); start anew with --overwrite"
                 ) from None
         self.optimiser.load_state_dict(state["optimiser"])
+        if self.average is not None:
+            self.average.values = {name: value.to(self.world.device) for name, value in state["average"].items()}
         self.task.restore(state["task"])
         set_random_state(state["random"], self.world.device)  # the same in all processes
         self.done = Progressed(**state["progress"])
@@ -89,6 +112,7 @@ class Run:
             "data": self.identity,
             "modules": {name: module.state_dict() for name, module in self.task.modules().items()},
             "optimiser": self.optimiser.state_dict(),
+            "average": {} if self.average is None else self.average.values,
             "task": self.task.state(),
             "random": random_state(self.world.device),
             "progress": dict(vars(self.done)),
@@ -135,6 +159,8 @@ class Run:
             self._give_up(what, self.done.step + 1)
         self.optimiser.step()
         self.done.step += 1
+        if self.average is not None:
+            self.average.update(self.done.step)
         self.done.seconds += time.perf_counter() - started
         return loss, length, result
 
@@ -157,17 +183,36 @@ class Run:
         """The score; the best network is kept, of equal ones the one that has learned longest."""
         started = time.perf_counter()
         try:
-            score = self.task.held_out()
+            with self.averaged():
+                score = self.task.held_out()
         except BadInputError as error:  # finite weights, but descriptors that are no numbers
             self._give_up(str(error), self.done.step)
         self.done.last_score = score
         if score <= self.done.best_score:
             self.done.best_score, self.done.best_step = score, self.done.step
-            self.done.best_network = {k: v.detach().cpu().clone() for k, v in self.task.network.state_dict().items()}
+            self.done.best_network = {name: value.cpu().clone() for name, value in self.network_state().items()}
         took = time.perf_counter() - started
         self.done.seconds += took
         progress.paused(took)
         return score
+
+    def network_state(self) -> dict[str, torch.Tensor]:
+        """What is measured and exported: the network's values, or their average. Not copies."""
+        state = {name: value.detach() for name, value in self.task.network.state_dict().items()}
+        return state if self.average is None else {**state, **self.average.values}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside of it the network has the averaged values, where an average is kept."""
+        if self.average is None:
+            yield
+            return
+        own = {name: value.clone() for name, value in self.task.network.state_dict().items()}
+        self.task.network.load_state_dict(self.network_state())
+        try:
+            yield
+        finally:
+            self.task.network.load_state_dict(own)
 
     def _check_network(self) -> None:
         tensors = [value for module in self.task.modules().values() for value in module.state_dict().values()]
@@ -184,12 +229,14 @@ class Run:
             path = self.folder.snapshots / f"step_{self.done.step:07d}.safetensors"
             path.parent.mkdir(exist_ok=True)
             with torch.random.fork_rng(devices=[]):  # building a network draws
-                self.task.save_weights(path, self.task.network.state_dict(), {"step": str(self.done.step)})
+                self.task.save_weights(path, self.network_state(), {"step": str(self.done.step)})
 
     def _show(self) -> None:
         turns = self.task.picture_turns
         if turns and self.world.is_first and self._turns(1 / turns):
-            self.folder.add_pictures(self.done.step, self.task.pictures())
+            with self.averaged():
+                pictures = self.task.pictures()
+            self.folder.add_pictures(self.done.step, pictures)
 
     def _write_row(self, norm: float, result: LossResult, score: float | None, progress: Progress) -> None:
         pending, self.done.pending = self.done.pending, []

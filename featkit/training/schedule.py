@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -51,4 +52,20 @@ class Steps(Config):
         return self.gamma ** sum(share >= place - 1e-9 for place in self.at)
 
 
-Schedule = Annotated[Constant | Linear | Halve | Steps, Field(discriminator="kind")]
+class Cosine(Config):
+    """Rises linearly, then falls along half a cosine (Loshchilov and Hutter: SGDR, 2017, eq. 5, without restarts)."""
+
+    kind: Literal["cosine"] = "cosine"
+    rise: float = Field(0.01, ge=0, lt=1)
+    """Share of the training in which the rate rises from 0."""
+    end: float = Field(0.01, ge=0, le=1)
+    """Factor at the end."""
+
+    def factor(self, share: float) -> float:
+        if share < self.rise:
+            return share / self.rise
+        done = (share - self.rise) / (1 - self.rise)
+        return self.end + (1 - self.end) * (1 + math.cos(math.pi * done)) / 2
+
+
+Schedule = Annotated[Constant | Linear | Halve | Steps | Cosine, Field(discriminator="kind")]

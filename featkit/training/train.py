@@ -170,7 +170,7 @@ def export(run: Run, task: Task, summary: dict[str, Any]) -> None:
     """last.safetensors and best.safetensors: what extracts features."""
     metadata = {"recipe": summary["recipe"], "data": summary["data"]["name"], "featkit_version": __version__}
     for which in ("best", "last"):
-        state = run.done.best_network if which == "best" else task.network.state_dict()
+        state = run.done.best_network if which == "best" else run.network_state()
         step = str(summary[which]["step"])
         task.save_weights(run.folder.path / f"{which}.safetensors", state, {**metadata, "step": step})
 

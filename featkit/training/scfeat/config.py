@@ -16,6 +16,7 @@ from featkit.data.posed_pairs import PosedConfig
 from featkit.data.posed_samples import PairAugmentation
 from featkit.losses.scfeat.contrastive import ContrastiveLossConfig
 from featkit.losses.scfeat.description import DescriptionLossConfig
+from featkit.losses.scfeat.imitation import ImitationConfig
 from featkit.losses.scfeat.policy_gradient import DetectionLossConfig
 from featkit.models.scfeat import SCFeatNetworkConfig
 from featkit.training.base_config import Adam, Measured, Sgd, TrainingConfig
@@ -49,6 +50,15 @@ class StageTraining(TrainingConfig):
     """Memory for decoded photographs."""
 
 
+class TeacherConfig(ImitationConfig):
+    """A published feature that the network imitates while it warms up; its features are given by --teacher."""
+
+    keypoints: int = Field(256, ge=2)
+    """Of a view, at most: the best that it shows."""
+    score_share: float = Field(0.25, gt=0, le=1)
+    """Share of a batch's photographs whose score maps are compared: the detector works at full resolution."""
+
+
 class WarmUp(StageTraining):
     """Backbone and bridge on two views of one photograph: where no ImageNet encoder is at hand. Not in the paper."""
 
@@ -57,8 +67,15 @@ class WarmUp(StageTraining):
     """Photographs in a batch, two views of each."""
     steps: int = Field(10_000, ge=1)
     share: float = Field(0.25, ge=0)
+    fused_share: float = Field(0.0, ge=0, le=1)
+    """Share of a batch's photographs that are compared by the map before the bridge, which gives the descriptors
+    (III-E); the others by the map behind it, which the other losses and the detector see."""
     augmentation: HomographyConfig = HomographyConfig()
     loss: ContrastiveLossConfig = ContrastiveLossConfig()
+    contrastive: float = Field(1.0, ge=0)
+    """Weight of the contrastive loss; less than 1 only beside a teacher."""
+    teacher: TeacherConfig | None = None
+    """None: learned from homographies alone."""
 
 
 class PosedTraining(StageTraining):
@@ -75,6 +92,12 @@ class Description(PosedTraining):
     schedule: Schedule = Steps(at=(0.9,))
     batch_size: int = Field(2, ge=1)
     """Pairs in a batch (IV-A: 2)."""
+    pull: float = Field(0.0, ge=0)
+    """Weight of the mean squared distance between unit vectors of the maps and those of the network that the stage
+    started from: what a warm-up learned is more than poses say. The paper starts from ImageNet and has none."""
+    freeze_norms: bool = False
+    """Whether BatchNorms work with the statistics that the stage started with, as the network will when it extracts;
+    in small batches those of the batch are noise. The authors' code: no."""
     steps: int = Field(100_000, ge=1)
     share: float = Field(0.6, ge=0)
     augmentation: PairAugmentation = PairAugmentation()

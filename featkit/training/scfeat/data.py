@@ -13,6 +13,7 @@ from torch import Tensor
 from featkit.data.homography_pairs import photographs
 from featkit.data.image_tree import FileTree
 from featkit.data.posed_pairs import PosedPairs
+from featkit.store.features import open_features
 
 PART = re.compile(r"/dense\d+$")
 
@@ -68,6 +69,8 @@ class PhotoData:
     name: str
     folders: tuple[Path, ...]
     start: Start = Start()
+    teacher_files: tuple[Path, ...] = ()
+    """Features of each folder's photographs by a teacher; none: without."""
 
     @cached_property
     def files(self) -> list[tuple[FileTree, str]]:
@@ -84,5 +87,8 @@ class PhotoData:
 
     def identity(self) -> str:
         digest = hashlib.sha256("\n".join(sorted(name for _, name in self.files)).encode())
+        for file in self.teacher_files:
+            with open_features(file) as store:
+                digest.update(repr([(name, store.digest(name)) for name in store.names()]).encode())
         found = f"{self.count} photographs, {digest.hexdigest()[:16]}"
         return f"{found}, from {self.start.origin} {self.start.digest()}".strip()

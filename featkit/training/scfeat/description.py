@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from torch import nn
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 
 from featkit.data.pair_feed import SampleSource
+from featkit.data.photometric import PhotometricConfig
 from featkit.data.posed_samples import PosedBatch, PosedSamples
 from featkit.data.posed_split import split_pairs
 from featkit.losses.base import LossResult
 from featkit.losses.scfeat.description import description_loss, one_way
+from featkit.models.scfeat import DenseMaps, SCFeatNetwork
 from featkit.training.scfeat.config import Description
 from featkit.training.scfeat.data import PosedData
 from featkit.training.scfeat.dense_task import DenseTask
 from featkit.training.scfeat.drawing import line_picture
 from featkit.training.scfeat.measures import off_line_share
 from featkit.training.task import Score
+from featkit.training.world import World
 
 PICTURE_SEED = 6
 
@@ -38,8 +43,38 @@ class DescriptionTask(DenseTask[PosedBatch]):
     def parameters(self) -> list[nn.Parameter]:
         return self.network.description_parameters()
 
+    def prepare(self, data: PosedData, world: World) -> None:
+        super().prepare(data, world)
+        self._start: SCFeatNetwork | None = None
+        if self.config.pull > 0:
+            self._start = copy.deepcopy(self.network).requires_grad_(False)
+
+    def _train_mode(self) -> None:
+        self.network.train()
+        if self.config.freeze_norms:
+            for module in self.network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
     def _loss(self, batch: PosedBatch) -> LossResult:
-        maps = self.describe(self.images(torch.cat([batch.images0, batch.images1])))
+        images = self.images(torch.cat([batch.images0, batch.images1]))
+        maps = self.describe(images)
+        found = self._epipolar(maps, batch)
+        if self._start is None:
+            return found
+        self._start.train(not self.config.freeze_norms)
+        with torch.no_grad(), self.world.autocast():
+            before = self._start.describe(images)
+        pulled = self._pulled(maps, before)
+        return LossResult(found.loss + self.config.pull * pulled, {**found.statistics, "pull": pulled.detach()})
+
+    def _pulled(self, maps: DenseMaps, before: DenseMaps) -> Float[Tensor, ""]:
+        """Mean over pixels and over both maps of the squared distance of unit vectors: 2 - 2 cos."""
+        pairs = ((maps.descriptors, before.descriptors), (maps.normalised, before.normalised))
+        cosines = [F.cosine_similarity(now, then.float(), dim=1).mean((1, 2)) for now, then in pairs]
+        return (2 - torch.cat(cosines) - torch.cat(cosines)).sum() / (4 * self.config.batch_size)
+
+    def _epipolar(self, maps: DenseMaps, batch: PosedBatch) -> LossResult:
         map0, map1 = maps.normalised.chunk(2)
         return description_loss(
             map0,
@@ -91,6 +126,7 @@ def posed_sources(data: PosedData, config: Any) -> tuple[PosedSamples, PosedSamp
     as_it_is = config.augmentation.model_copy(
         update={
             "jitter": config.augmentation.jitter.model_copy(update={"probability": 0.0}),
+            "photometric": PhotometricConfig(),
             "views": config.augmentation.views.model_copy(
                 update={"rotation_deg": 0.0, "scale_max": 1.0, "perspective": 0.0}
             ),

@@ -43,6 +43,8 @@ class ScfeatData:
     name: str
     pairs: PosedPairs
     photos: tuple[Path, ...] = ()
+    teacher_files: tuple[Path, ...] = ()
+    """A teacher's features of each of `photos`, for a warm-up with a teacher."""
 
 
 class ScfeatStages:
@@ -137,14 +139,19 @@ class ScfeatStages:
     def start_from(self, folder: Path) -> Start:
         """The best backbone and bridge of a stage: from its checkpoint, or where that is gone, rounded, from its file.
 
-        The detector is learned by the last stage alone. Raises BadInputError for a network of another size.
+        The detector is learned by the last stage alone, unless a teacher shows it in the warm-up what to score. Raises
+        BadInputError for a network of another size.
         """
         network = load_scfeat_network(folder / BEST)
         other_head = {name: getattr(network.config, name) for name in HEAD_FIELDS}
         check_size(network.config, self.config.network.model_copy(update=other_head), folder / BEST)
         state = load_checkpoint(folder / "checkpoint.pt")
         values = network.state_dict() if state is None else state["progress"]["best_network"]
-        learned = {key: value.clone() for key, value in values.items() if not key.startswith("detector.")}
+        warm_up = self.config.warm_up
+        taught = warm_up is not None and warm_up.teacher is not None and warm_up.teacher.score > 0
+        own_head = all(getattr(self.config.network, name) == value for name, value in other_head.items())
+        kept = taught and own_head
+        learned = {key: value.clone() for key, value in values.items() if kept or not key.startswith("detector.")}
         return Start(learned, folder.name)
 
     def _data(self, stage: str, data: ScfeatData, start: Start) -> PhotoData | PosedData:
@@ -159,7 +166,18 @@ class ScfeatStages:
             return PosedData(data.name, data.pairs, start)
         if not data.photos:
             raise UsageError("the warm-up learns from photographs: give --photos, or leave it out: --set warm_up=null")
-        return PhotoData("+".join(path.name for path in data.photos), data.photos, start)
+        taught = self.config.warm_up is not None and self.config.warm_up.teacher is not None
+        if taught and not data.teacher_files:
+            raise UsageError(
+                "the warm-up has a teacher: give its features of the photographs by --teacher FILE, as"
+                " `featkit extract PHOTOS --features aliked-n16rot --out FILE` writes them"
+            )
+        if data.teacher_files and not taught:
+            raise UsageError(
+                "--teacher: this recipe has none; take --config scfeat-s-taught, or --set warm_up.teacher={}"
+            )
+        name = "+".join(path.name for path in data.photos)
+        return PhotoData(name, data.photos, start, data.teacher_files)
 
 
 def _finish(done: list[Trained], output: Path) -> None:

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from featkit.training.base_config import Adam, Sgd
 from featkit.training.optimiser import build_optimiser, set_learning_rate
-from featkit.training.schedule import Constant, Halve, Linear, Schedule, Steps
+from featkit.training.schedule import Constant, Cosine, Halve, Linear, Schedule, Steps
 
 
 @pytest.mark.parametrize("steps", [90, 900, 87_930])
@@ -31,6 +31,14 @@ def test_sdgmnet_halves_every_tenth(steps: int) -> None:
 def test_linear_reaches_zero_after_the_last_step_and_constant_stays() -> None:
     assert [Linear().factor(step / 4) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
     assert Constant().factor(0.99) == 1.0
+
+
+def test_cosine_rises_then_falls_to_its_end() -> None:
+    schedule = Cosine(rise=0.1, end=0.02)
+    assert [schedule.factor(share) for share in (0.0, 0.05, 0.1)] == pytest.approx([0.0, 0.5, 1.0])
+    assert schedule.factor(0.55) == pytest.approx(0.51)  # half of the way down
+    assert schedule.factor(1.0) == pytest.approx(0.02)
+    assert Cosine(rise=0.0).factor(0.0) == 1.0
 
 
 def test_a_schedule_is_chosen_by_its_kind() -> None:

@@ -8,24 +8,28 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from posed_scenes import make_scene
 from typer.testing import CliRunner
 
 from featkit.cli.main import app
-from featkit.config import make, merge
+from featkit.config import Config, make, merge
 from featkit.data.posed_pairs import read_posed_pairs
 from featkit.errors import BadInputError, NothingCameOutError, UsageError
 from featkit.losses.base import LossResult
 from featkit.models.scfeat import SCFeatNetwork
 from featkit.stopping import Stopped
+from featkit.store.features import append_features
 from featkit.training.checkpoint import load_checkpoint
 from featkit.training.run_folder import read_metrics
 from featkit.training.scfeat.config import ScfeatTraining
 from featkit.training.scfeat.dense_task import DenseTask
 from featkit.training.scfeat.description import DescriptionTask
 from featkit.training.scfeat.stages import STAGES, ScfeatData, ScfeatStages
+from featkit.types import Features
 from featkit.weights import load_scfeat_network, save_scfeat_network
 
 CANVAS = {"canvas": {"width": 96, "height": 64}}
@@ -132,6 +136,104 @@ def test_how_pairs_are_read_is_part_of_what_learns_from_them(data: ScfeatData, t
         command = ["train", "scfeat", "--data", str(root), "--out", str(tmp_path), "--set", setting]
         ran = CliRunner().invoke(app, command)
         assert (ran.exit_code, says in " ".join(ran.output.split())) == (3, True), ran.output
+
+
+def test_the_average_is_what_is_measured_exported_and_gone_on_with(
+    data: ScfeatData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the formula, step by step, beside a run without it; a kill in between changes nothing."""
+    decay = 0.6
+    plain = recipe(warm_up=None, description={"held_out": {"every": 1.0}})
+    kept: list[dict[str, torch.Tensor]] = []
+    step = torch.optim.Adam.step
+
+    def noted(optimiser: torch.optim.Adam, *rest: Any) -> Any:
+        made = step(optimiser, *rest)
+        kept.append({n: p.detach().clone() for n, p in current[0].network.named_parameters()})
+        return made
+
+    current: list[Any] = []
+    prepare = DescriptionTask.prepare
+
+    def seen(task: DescriptionTask, *rest: Any) -> None:
+        prepare(task, *rest)
+        current[:] = [task]
+        kept.append({n: p.detach().clone() for n, p in task.network.named_parameters()})
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    monkeypatch.setattr(DescriptionTask, "prepare", seen)
+    ScfeatStages(plain, "cpu").run(data, tmp_path / "plain", stages=["description"])
+    monkeypatch.undo()
+    expected = kept[0]
+    for number, now in enumerate(kept[1:], start=1):
+        past = min(decay, number / (number + 10))
+        expected = {name: past * expected[name] + (1 - past) * value for name, value in now.items()}
+    averaged = recipe(warm_up=None, description={"held_out": {"every": 1.0}, "average": decay})
+
+    def stop(task: DenseTask[Any], share: float) -> Any:
+        if share == 0.5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain_step(task, share)
+
+    plain_step = DenseTask.step
+    monkeypatch.setattr(DenseTask, "step", stop)
+    with pytest.raises(Stopped):
+        ScfeatStages(averaged, "cpu").run(data, tmp_path / "averaged", stages=["description"])
+    monkeypatch.undo()
+    ScfeatStages(averaged, "cpu").run(data, tmp_path / "averaged", stages=["description"])
+    for weight in ("last", "best"):
+        found = load_scfeat_network(tmp_path / "averaged" / "description" / f"{weight}.safetensors").state_dict()
+        for name, value in expected.items():
+            assert torch.allclose(found[name], value, atol=2e-3, rtol=2e-3), name  # the file is float16
+    losses = [[row.get("loss") for row in rows(tmp_path / run / "description")] for run in ("plain", "averaged")]
+    assert losses[0] == losses[1], "the average does not change what is learned"
+
+
+def test_a_pull_holds_the_descriptors_where_they_were(data: ScfeatData, tmp_path: Path) -> None:
+    first = {"optimiser": {"kind": "adam", "learning_rate": 1e-3}, "steps": 12, "freeze_norms": True}
+    moved = {}
+    for pull in (1e-9, 1e4):
+        run = tmp_path / str(pull)
+        stages = ScfeatStages(recipe(description={**first, "pull": pull}, warm_up={"steps": 2}), "cpu")
+        stages.run(data, run, stages=["warm-up", "description"])
+        pulls = [row["pull"] for row in rows(run / "description") if "pull" in row]
+        assert abs(pulls[0]) < 1e-5, "with frozen norms both networks are the same at first"
+        moved[pull] = pulls[-1]
+    assert moved[1e4] < 0.5 * moved[1e-9]
+
+
+def test_a_teacher_is_imitated_and_its_detector_goes_on(data: ScfeatData, tmp_path: Path) -> None:
+    root = data.photos[0]
+    rng = np.random.default_rng(0)
+    names = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*.png"))]
+    with append_features(tmp_path / "teacher.h5", Config()) as store:
+        for name in names:
+            height, width = cv2.imread(str(root / name)).shape[:2]
+            keypoints = (rng.random((60, 2)) * (width - 1, height - 1)).astype(np.float32)
+            descriptors = rng.normal(size=(60, 16)).astype(np.float32)
+            store.write(name, Features(keypoints, descriptors, rng.random(60).astype(np.float32), (width, height)))
+    taught = ScfeatData("made", data.pairs, data.photos, (tmp_path / "teacher.h5",))
+    warm_up = {"steps": 30, "batch_size": 2, "teacher": {"score_share": 1.0}}
+    stages = ScfeatStages(recipe(warm_up=warm_up), "cpu")
+    stages.run(taught, tmp_path / "run", stages=["warm-up", "description"])
+    found = rows(tmp_path / "run" / "warm-up")
+    for name in ("teacher_distance", "teacher_score_entropy"):
+        values = [row[name] for row in found if name in row]
+        assert np.mean(values[-8:]) < np.mean(values[:8]), name
+    start, learned = (
+        load_scfeat_network(tmp_path / "run" / stage / "best.safetensors").state_dict()
+        for stage in ("warm-up", "description")
+    )
+    fresh = SCFeatNetwork(recipe().network, torch.Generator().manual_seed(0)).state_dict()
+    assert torch.equal(start["detector.feature.weight"], learned["detector.feature.weight"])
+    assert not torch.allclose(learned["detector.feature.weight"], fresh["detector.feature.weight"], atol=1e-3)
+    with pytest.raises(UsageError, match="give its features of the photographs by --teacher"):
+        stages.run(data, tmp_path / "none", stages=["warm-up"])
+    with pytest.raises(UsageError, match="--teacher: this recipe has none"):
+        ScfeatStages(recipe(), "cpu").run(taught, tmp_path / "plain", stages=["warm-up"])
+    longer = ScfeatStages(recipe(warm_up=warm_up, network={"descriptor_channels": 32}), "cpu")
+    with pytest.raises(BadInputError, match="16 values and the network's 32"):
+        longer.run(taught, tmp_path / "other", stages=["warm-up"])
 
 
 def test_description_alone_learns(data: ScfeatData, tmp_path: Path) -> None:

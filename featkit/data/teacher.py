@@ -1,0 +1,89 @@
+"""What a teacher saw in photographs: a features.h5 per folder of photographs, as `featkit extract` writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32
+
+from featkit.errors import BadInputError
+from featkit.geometry.homography import as_homography
+from featkit.geometry.pixels import resize_affine
+from featkit.store.features import FeatureStore, open_features
+
+
+@dataclass(frozen=True)
+class TaughtPoints:
+    """A teacher's keypoints on a canvas, `shown` ones first; descriptors with unit rows."""
+
+    points: Float32[np.ndarray, "n 2"]
+    descriptors: Float32[np.ndarray, "n d"]
+    scores: Float32[np.ndarray, " n"]
+    shown: Bool[np.ndarray, " n"]
+
+
+class Teacher:
+    """Features of photographs by folder and name. Raises BadInputError for files that are none, or differ in length."""
+
+    def __init__(self, folders: Sequence[Path], files: Sequence[Path]):
+        """files: the features of each folder's photographs, named relative to it."""
+        if len(folders) != len(files):
+            raise BadInputError(
+                f"{len(files)} teacher file(s) for {len(folders)} folder(s) of photographs: give one for each, in order"
+            )
+        self._open = ExitStack()
+        self._stores: dict[str, FeatureStore] = {}
+        lengths = {}
+        for folder, file in zip(folders, files, strict=True):
+            store = self._open.enter_context(open_features(file))
+            names = store.names()
+            if not names:
+                raise BadInputError(f"{file}: no features in it; extract the photographs of {folder} first")
+            self._stores[str(folder)] = store
+            lengths[str(file)] = store.descriptors(names[0]).shape[1]
+        if len(set(lengths.values())) > 1:
+            raise BadInputError(f"teachers of different lengths: {lengths}; extract all with the same features")
+        self.dimension = next(iter(lengths.values()))
+        self.description = ", ".join(
+            dict.fromkeys(str(store.attributes().get("config", "")) for store in self._stores.values())
+        )
+
+    def has(self, folder: Path, name: str) -> bool:
+        """Whether there are features of a photograph."""
+        return str(folder) in self._stores and self._stores[str(folder)].has(name)
+
+    def on_canvas(
+        self,
+        folder: Path,
+        name: str,
+        canvas_from_image: Float[np.ndarray, "3 3"],
+        image_size: tuple[int, int],
+        canvas_size: tuple[int, int],
+        count: int,
+    ) -> TaughtPoints:
+        """The best keypoints of a photograph that a canvas shows: `count` rows, the last ones perhaps not shown.
+
+        image_size: width and height of the pixels that `canvas_from_image` maps onto the canvas.
+        """
+        features = self._stores[str(folder)].read(name)
+        onto = canvas_from_image @ as_homography(resize_affine(features.image_size, image_size))
+        mapped = np.concatenate([features.keypoints, np.ones((len(features), 1))], axis=1) @ onto.T
+        front = mapped[:, 2] > 0  # the sign of a view's homography counts: see draw_view
+        places = mapped[:, :2] / np.where(front, mapped[:, 2], 1.0)[:, None]
+        inside = front & ((places >= 0) & (places <= np.array(canvas_size) - 1)).all(axis=1)
+        best = np.flatnonzero(inside)
+        best = best[np.argsort(-features.scores[best], kind="stable")[:count]]
+        points = np.zeros((count, 2), np.float32)
+        descriptors = np.zeros((count, self.dimension), np.float32)
+        scores = np.zeros(count, np.float32)
+        points[: len(best)], scores[: len(best)] = places[best], features.scores[best]
+        descriptors[: len(best)] = features.descriptors[best]
+        return TaughtPoints(points, descriptors, scores, np.arange(count) < len(best))
+
+    def close(self) -> None:
+        """Close the files."""
+        self._open.close()
