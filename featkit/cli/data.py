@@ -12,12 +12,14 @@ from featkit.cli.common import Outcome, RunOptions, verb
 from featkit.errors import UsageError
 
 HELP = "Make, pack and fetch the data that descriptors are trained and tested on."
-PATCHES_HELP = """Cut patches of the same points out of all photographs of mapped scenes, in UBC PhotoTour's format.
+PATCHES_HELP = """Cut patches of the same points out of photographs, in UBC PhotoTour's format.
 
-Example: `featkit data patches scenes/church scenes/bridge --out patches/buildings`
+Examples: `featkit data patches scenes/church scenes/bridge --out patches/buildings`,
+`featkit data patches photos --source homographies --out patches/warped`
 
-A scene is a folder with images/ and a COLMAP model in sparse/, or one that `featkit reconstruct` has mapped. With the
-patches come test pairs, half of them matching."""
+--source says who decides what is the same point: tracks, the matches of the map; geometry, projection and visibility
+alone; homographies, views that are made of single photographs. A scene is a folder with images/ and a COLMAP model in
+sparse/, or one that `featkit reconstruct` has mapped. With the patches come test pairs, half of them matching."""
 
 POSED_HELP = """Make pairs of photographs with exact camera poses out of mapped scenes, in MegaDepth's layout.
 
@@ -39,8 +41,18 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown")
 
 @verb
 def patches(
-    scenes: Annotated[list[Path], typer.Argument(metavar="SCENE...", help="Folders of mapped scenes.")],
+    scenes: Annotated[
+        list[Path], typer.Argument(metavar="SCENE...", help="Folders of mapped scenes; for homographies: photographs.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+    source: Annotated[str | None, typer.Option(help="tracks, geometry or homographies.", show_default="tracks")] = None,
+    keypoints: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="features.h5 with the keypoints of a scene, of any detector; one for each scene.",
+            show_default="detect DoG",
+        ),
+    ] = None,
     max_patches: Annotated[
         int | None, typer.Option(help="Of each scene, by whole points.", min=2, show_default="all")
     ] = None,
@@ -55,17 +67,22 @@ def patches(
 ) -> Outcome:
     from featkit.config import make, merge, overrides
     from featkit.data.scene_patches import PatchesConfig, check_output, make_patches
-    from featkit.mapping.tracks import mapped_scenes
+    from featkit.mapping.tracks import mapped_scenes, photograph_folders
 
-    values = merge(overrides(settings or []), options.given(max_patches=max_patches, workers=workers))
-    config = make(PatchesConfig, values, where="data patches")
+    given = options.given(source=source, max_patches=max_patches, workers=workers)
+    config = make(PatchesConfig, merge(overrides(settings or []), given), where="data patches")
     check_output(out, overwrite)
-    summary = make_patches(config, mapped_scenes(scenes, licence), out, run.seed, overwrite)
+    if config.source == "homographies":
+        if keypoints:
+            raise UsageError(
+                "--keypoints: of mapped scenes only; homographies take the detector of --set detector.kind"
+            )
+        summary = make_patches(config, photograph_folders(scenes, licence), out, run.seed, overwrite)
+    else:
+        summary = make_patches(config, mapped_scenes(scenes, licence, keypoints), out, run.seed, overwrite)
     pairs = summary["test_pairs"]
     lines = [
-        f"{name}: {c['patches']:,} patches of {c['classes']:,} points"
-        f" ({c['patches_matched']:,} where they were matched, {c['patches_extra']:,} found again elsewhere,"
-        f" {c['patches_dense']:,} of points between those of the map)"
+        f"{name}: {c['patches']:,} patches of {c['classes']:,} points ({_origins(c)})"
         for name, c in summary["scenes"].items()
     ]
     lines.append(
@@ -73,6 +90,19 @@ def patches(
         f" {pairs['matching'] + pairs['other']:,} test pairs ({pairs['matching']:,} matching)"
     )
     return Outcome({"out": str(out), **summary}, lines)
+
+
+def _origins(counts: dict[str, int]) -> str:
+    """Where the patches of a scene come from, by the counts of its source."""
+    if "views" in counts:
+        return f"in {counts['views']:,} views of {counts['photographs']:,} photographs"
+    if "seeds" in counts:
+        projected = counts["patches_projected"]
+        return f"{counts['patches'] - projected:,} at detections, {projected:,} at jittered projections"
+    return (
+        f"{counts['patches_matched']:,} where they were matched, {counts['patches_extra']:,} found again elsewhere,"
+        f" {counts['patches_dense']:,} of points between those of the map"
+    )
 
 
 app.command("patches", help=PATCHES_HELP, no_args_is_help=True)(patches)

@@ -37,13 +37,14 @@ def dense_points(tracks: SceneTracks, detections: Sequence[Detections], config: 
     for image, found in enumerate(detections):
         seen = np.flatnonzero(observers[:, image])
         views = tracks.views(image, seen)
-        chosen, depths, around = _depths(tracks, image, views, found, config)
-        world = tracks.back_projected(image, found.xy[chosen], depths)
+        known = depths_at(tracks.image_sizes[image], views, found.xy, config)
+        chosen = known.rows
+        world = tracks.back_projected(image, found.xy[chosen], known.depths)
         own = tracks.views_of(image, world)
         points.append(world)
         sizes.append(np.log2(found.scales[chosen] / own.magnification))
         directions.append(tracks.in_plane(image, own, found.oris[chosen]))
-        shared = observers[seen[around]].sum(axis=1) >= config.shared_neighbours
+        shared = observers[seen[known.neighbours]].sum(axis=1) >= config.shared_neighbours
         shared[:, image] = True
         row, searched = np.nonzero(shared)
         rows.append(row + first)
@@ -53,20 +54,33 @@ def dense_points(tracks: SceneTracks, detections: Sequence[Detections], config: 
     return DensePoints(np.concatenate(points), keypoints, np.concatenate(rows), np.concatenate(images))
 
 
-def _depths(
-    tracks: SceneTracks, image: int, views: Views, found: Detections, config: DenseConfig
-) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"], Int[np.ndarray, "n k"]]:
-    """Detections that know their depth, their depths, and their neighbours (rows of `views`)."""
-    radius = config.radius * float(max(tracks.image_sizes[image]))
-    query, point, distance = PixelGrid(views.xy, radius).pairs_within(found.xy, radius)
+@dataclass(frozen=True)
+class LocalDepths:
+    """Places of an image that know their depth: `rows` of those asked for.
+
+    slopes: change of the inverse depth along x and y, per px. neighbours: rows of the views that told.
+    """
+
+    rows: Int[np.ndarray, " n"]
+    depths: Float[np.ndarray, " n"]
+    slopes: Float[np.ndarray, "n 2"]
+    neighbours: Int[np.ndarray, "n k"]
+
+
+def depths_at(
+    image_size: Int[np.ndarray, "2"], views: Views, xy: Float[np.ndarray, "q 2"], config: DenseConfig
+) -> LocalDepths:
+    """What the points around tell of the depth at some places. views: of the points that the image observed. xy: px."""
+    radius = config.radius * float(max(image_size))
+    query, point, distance = PixelGrid(views.xy, radius).pairs_within(xy, radius)
     order = np.lexsort((distance, query))
     query, point, distance = query[order], point[order], distance[order]
-    starts = np.searchsorted(query, np.arange(len(found) + 1))
+    starts = np.searchsorted(query, np.arange(len(xy) + 1))
     chosen = np.flatnonzero(np.diff(starts) >= config.neighbours)
     pick = starts[chosen][:, None] + np.arange(config.neighbours)
     around, distance = point[pick], distance[pick]
     inverse = 1.0 / views.depth[around]
-    offset = (views.xy[around] - found.xy[chosen][:, None]) / radius
+    offset = (views.xy[around] - xy[chosen][:, None]) / radius
     weights = 1.0 / (distance / radius + 0.05) ** 2
     weights /= weights.sum(axis=1, keepdims=True)
     design = np.concatenate([np.ones((*around.shape, 1)), offset], axis=2)
@@ -78,4 +92,4 @@ def _depths(
     residual = np.einsum("nki,ni->nk", design, fit) / inverse - 1.0
     smooth = np.sqrt((weights * residual**2).sum(axis=1)) <= config.depth_residual
     smooth &= (fit[:, 0] >= inverse.min(axis=1)) & (fit[:, 0] <= inverse.max(axis=1))
-    return chosen[smooth], 1.0 / fit[smooth, 0], around[smooth]
+    return LocalDepths(chosen[smooth], 1.0 / fit[smooth, 0], fit[smooth, 1:] / radius, around[smooth])

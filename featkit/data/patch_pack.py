@@ -156,7 +156,7 @@ def _read_set(archive: zipfile.ZipFile, name: str) -> PatchSet:
         patches[start : start + wanted] = _tile(archive, f"{name}/tile{number:04d}", side, wanted)
     scenes = tuple(dict.fromkeys(of_image))
     of_scene = np.array([scenes.index(scene) for scene in of_image], dtype=np.int64)
-    return PatchSet(name, patches, labels[:, 0], of_scene[labels[:, 1]], scenes)
+    return PatchSet(name, patches, labels[:, 0], of_scene[labels[:, 1]], scenes, labels[:, 1])
 
 
 def _tile(archive: zipfile.ZipFile, name: str, side: int, count: int) -> UInt8[np.ndarray, "b s s"]:

@@ -17,7 +17,7 @@ def draw_pairs(
     Matching pairs are drawn without repetition from all there are; two patches of a class come from different images
     when the class has one patch per image, as `featkit data patches` makes them.
     """
-    first, second = _all_matching(classes)
+    first, second = all_matching(classes)
     half = min(count // 2, len(first))
     chosen = generator.permutation(len(first))[:half]
     swap = generator.random(half) < 0.5
@@ -28,7 +28,8 @@ def draw_pairs(
     return TestPairs(np.r_[a, c][order], np.r_[b, d][order], match[order])
 
 
-def _all_matching(classes: Int[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
+def all_matching(classes: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+    """All pairs of patches of one class, each once."""
     index = ClassIndex.of(classes)
     firsts, seconds = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for size in np.unique(index.counts):

@@ -26,7 +26,8 @@ class PatchArray(Protocol):
 class PatchSet:
     """patches: (n, side, side) grey uint8. classes: equal for patches of one 3D point. scenes: index in `scene_names`.
 
-    Every class lies in one scene.
+    Every class lies in one scene. images: equal for patches of one photograph, -1 where that is not known; None: of no
+    patch.
     """
 
     name: str
@@ -34,6 +35,7 @@ class PatchSet:
     classes: Int[np.ndarray, " n"]
     scenes: Int[np.ndarray, " n"]
     scene_names: tuple[str, ...]
+    images: Int[np.ndarray, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -89,16 +91,24 @@ class _Joined:
 
 
 def union(sets: Sequence[PatchSet], name: str = "union") -> PatchSet:
-    """Several sets as one; classes and scenes stay separate, patches take the smallest of the sets' sizes."""
-    classes, scenes = [], []
+    """Several sets as one; classes, scenes and images stay separate, patches take the smallest of the sets' sizes."""
+    classes, scenes, images = [], [], []
     names: list[str] = []
-    next_class = 0
+    next_class = next_image = 0
     for patch_set in sets:
         _, dense = np.unique(patch_set.classes, return_inverse=True)
         classes.append(dense + next_class)
         next_class += int(dense.max(initial=-1)) + 1
         scenes.append(patch_set.scenes + len(names))
         names.extend(patch_set.scene_names)
+        of_patch = np.full(len(patch_set), -1) if patch_set.images is None else patch_set.images
+        images.append(np.where(of_patch < 0, -1, of_patch + next_image))
+        next_image += int(of_patch.max(initial=-1)) + 1
     return PatchSet(
-        name, _Joined([s.patches for s in sets]), np.concatenate(classes), np.concatenate(scenes), tuple(names)
+        name,
+        _Joined([s.patches for s in sets]),
+        np.concatenate(classes),
+        np.concatenate(scenes),
+        tuple(names),
+        np.concatenate(images),
     )

@@ -165,7 +165,8 @@ def read_phototour(folder: Path) -> PatchSet:
     if len(np.unique(classes)) == len(classes):
         raise BadInputError(f"{folder / INFO}: no point has two patches; nothing can be learned or tested with it")
     scenes, names = _scenes_of(folder, images)
-    return PatchSet(folder.resolve().name, MappedPatches(paths, len(info)), classes, scenes, names)
+    of_patch = images if (folder / SCENES).is_file() else None  # UBC's own ids say nothing
+    return PatchSet(folder.resolve().name, MappedPatches(paths, len(info)), classes, scenes, names, of_patch)
 
 
 def read_image_ids(folder: Path) -> Int[np.ndarray, " n"]:

@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int
 from featkit.data.patch_set import ClassIndex
 from featkit.errors import BadInputError, UsageError
 
+MAX_IMAGES = 64  # that the same-image part of a batch is drawn from; what is missing then comes from the pass
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -106,19 +108,88 @@ class _Drawing:
 class PairSampler(_Drawing):
     """Two distinct patches of each of `batch_size` classes, no class twice in a batch.
 
-    Every class has its turn once per pass over all of them. Raises UsageError for a batch larger than the classes.
+    Every class has its turn at least once per pass over all of them. same_image_share: so much of each batch is drawn
+    from one image (and from further ones where it has too few classes): pairs whose first patches are all of that
+    image, non-matches of each other as matching meets them. images: of every patch, -1 where not known; without any
+    known one the share has no effect. Raises UsageError for a batch larger than the classes.
     """
 
-    def __init__(self, index: ClassIndex, batch_size: int, generator: np.random.Generator):
+    def __init__(
+        self,
+        index: ClassIndex,
+        batch_size: int,
+        generator: np.random.Generator,
+        same_image_share: float = 0.0,
+        images: Int[np.ndarray, " n"] | None = None,
+    ):
         super().__init__(index, generator)
         check_batch(batch_size, len(index))
         self._batch_size = batch_size
+        shown = None if images is None or same_image_share == 0 else _ImageClasses.of(index, images)
+        self._shown = shown if shown is not None and len(shown.rows) else None
+        self._from_image = round(same_image_share * batch_size)
 
     def draw(self) -> BatchPlan:
-        rows = self._next(self._batch_size)
-        members = draw_members(self._index, rows, 2, self._generator)
+        if self._shown is None:
+            rows = self._next(self._batch_size)
+            members = draw_members(self._index, rows, 2, self._generator)
+        else:
+            near, members = self._of_one_image(self._shown)
+            others = self._others(near)
+            members = np.concatenate([members, draw_members(self._index, others, 2, self._generator)])
+            rows = np.concatenate([near, others])
         filled = np.zeros(members.size, bool)
         return BatchPlan(members.ravel(), rows.repeat(2), 2, filled, np.zeros(len(rows)))
+
+    def _of_one_image(self, shown: _ImageClasses) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n 2"]]:
+        """Classes that one image shows, its patch of each, and another patch of the class."""
+        rows, firsts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        for _ in range(MAX_IMAGES):
+            missing = self._from_image - len(rows)
+            if missing == 0:
+                break
+            here = shown.of_image(int(self._generator.integers(len(shown.rows))))
+            here = here[~np.isin(shown.rows[here], rows)]
+            here = self._generator.permutation(here)[:missing]
+            rows, firsts = np.r_[rows, shown.rows[here]], np.r_[firsts, shown.places[here]]
+        counts = self._index.counts[rows]
+        seconds = (firsts + 1 + (self._generator.random(len(rows)) * (counts - 1)).astype(np.int64)) % counts
+        return rows, self._index.members[self._index.starts[rows][:, None] + np.stack([firsts, seconds], axis=1)]
+
+    def _others(self, taken: Int[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:
+        """The next classes of the pass that fill the batch; those that are taken already have had their turn."""
+        ahead = self._pass.ahead(self._batch_size)
+        free = np.flatnonzero(~np.isin(ahead, taken))[: self._batch_size - len(taken)]
+        rows = ahead[free].copy()
+        self._pass.advance(int(free[-1]) + 1 if len(free) else 0)
+        return rows
+
+
+@dataclass(frozen=True)
+class _ImageClasses:
+    """Which classes an image shows, one patch of each, by image: class `rows` by its member number `places`."""
+
+    rows: Int[np.ndarray, " k"]
+    places: Int[np.ndarray, " k"]
+    starts: Int[np.ndarray, " k"]
+    ends: Int[np.ndarray, " k"]
+
+    @staticmethod
+    def of(index: ClassIndex, images: Int[np.ndarray, " n"]) -> _ImageClasses:
+        rows = np.repeat(np.arange(len(index)), index.counts)
+        places = np.arange(len(rows)) - np.repeat(np.cumsum(index.counts) - index.counts, index.counts)
+        of_image = images[index.members[index.starts[rows] + places]]
+        order = np.lexsort((rows, of_image))
+        rows, places, of_image = rows[order], places[order], of_image[order]
+        first = np.r_[True, (np.diff(of_image) != 0) | (np.diff(rows) != 0)] if len(rows) else np.zeros(0, bool)
+        kept = first & (of_image >= 0)
+        rows, places, of_image = rows[kept], places[kept], of_image[kept]
+        starts, ends = (np.searchsorted(of_image, of_image, side=side) for side in ("left", "right"))
+        return _ImageClasses(rows, places, starts, ends)
+
+    def of_image(self, place: int) -> Int[np.ndarray, " n"]:
+        """Places of all classes of the image that shows the class at `place`."""
+        return np.arange(self.starts[place], self.ends[place])
 
 
 class AdaSampler(_Drawing):

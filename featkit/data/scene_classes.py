@@ -61,7 +61,7 @@ def scene_classes(tracks: SceneTracks, detections: Sequence[Detections], config:
     sizes = np.bincount(members.keypoints, minlength=len(dense))
     least = np.where(dense, config.dense.min_patches if config.dense else 0, config.min_patches)
     large = sizes >= least
-    kept = _separate(expected, np.where(large, sizes, 0), config) & large
+    kept = separate(expected, np.where(large, sizes, 0), config) & large
     counts |= {
         "dense_points": int(dense.sum()),
         "classes_too_small": int((~large).sum()),
@@ -133,20 +133,20 @@ def _in_image(
     return Members(rows, np.full(len(rows), image), which, origins), predicted
 
 
-def _separate(
-    expected: Sequence[Predictions], sizes: Int[np.ndarray, " k"], config: ClassesConfig
+def separate(
+    expected: Sequence[Predictions], priority: Int[np.ndarray, " k"], config: ClassesConfig
 ) -> Bool[np.ndarray, " k"]:
-    """Which keypoints stay when of any two that some image cannot tell apart only the one with more patches does.
+    """Which keypoints stay when of any two that some image cannot tell apart only the one of higher priority does.
 
-    Keypoints of size 0 neither stay nor stand in the way.
+    Keypoints of priority 0 neither stay nor stand in the way.
     """
-    found = [_confusable(predicted.select(sizes[predicted.keypoints] > 0), config) for predicted in expected]
+    found = [_confusable(predicted.select(priority[predicted.keypoints] > 0), config) for predicted in expected]
     edges = np.unique(np.concatenate(found), axis=0)
     both = np.concatenate([edges, edges[:, ::-1]])
     both = both[np.argsort(both[:, 0], kind="stable")]
-    starts = np.searchsorted(both[:, 0], np.arange(len(sizes) + 1))
-    kept = sizes > 0
-    for keypoint in np.lexsort((np.arange(len(sizes)), -sizes)):
+    starts = np.searchsorted(both[:, 0], np.arange(len(priority) + 1))
+    kept = priority > 0
+    for keypoint in np.lexsort((np.arange(len(priority)), -priority)):
         if kept[keypoint]:
             kept[both[starts[keypoint] : starts[keypoint + 1], 1]] = False
     return kept

@@ -1,6 +1,8 @@
-"""Patches in UBC's format from any reconstruction: detect again, find the classes, cut, write.
+"""Patches in UBC's format from reconstructions or single photographs: detect, find the classes, cut, write.
 
-Folder written: see phototour.py, and dataset.json (settings, scenes, counts) and licence.txt beside it.
+Where the classes come from is `source`: points of tracks and what fits them (scene_classes.py), projection and
+visibility alone (geometric_classes.py), or homographies of single photographs (homography_patches.py).
+Folder written: see phototour.py, and dataset.json (settings, scenes, counts) and licence.txt with it.
 """
 
 from __future__ import annotations
@@ -8,32 +10,32 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
+from pydantic import Field
 
 from featkit import __version__
 from featkit.config import Config, Runtime
+from featkit.data.geometric_classes import GeometryConfig, geometric_frames
+from featkit.data.homography_patches import HomographiesConfig, Photographs, homography_frames
 from featkit.data.keypoint_classes import ClassesConfig, Detections
+from featkit.data.patch_frames import FrameJitter, Frames, corners, in_pixels, inside, whole_classes
+from featkit.data.patch_keypoints import DetectorConfig, detected
 from featkit.data.patch_pairs import draw_pairs
 from featkit.data.phototour import INFO, SIDE, MappedPatches, create_bitmaps, write_info, write_pairs, write_scenes
-from featkit.data.scene_classes import SceneClasses, kept_classes, scene_classes
+from featkit.data.scene_classes import kept_classes, scene_classes
 from featkit.data.tracks import SceneTracks
 from featkit.errors import BadInputError, NothingCameOutError, NotWritableError
-from featkit.features.extract import ExtractConfig, ExtractJob
-from featkit.features.workers import usable_cores, workers
 from featkit.images.decode import DecodeConfig, DecodedImage, decode
 from featkit.log import progress
 from featkit.store.text import write_text
-from featkit.types import Features
 
 LOGGER = logging.getLogger(__name__)
-WINDOW = 2  # images in flight per worker
 DATASET, LICENCE = "dataset.json", "licence.txt"
 NO_LICENCE = "not stated: ask whoever took the photographs"
 
@@ -41,53 +43,84 @@ NO_LICENCE = "not stated: ask whoever took the photographs"
 class PatchesConfig(Config):
     """Everything that decides a set of patches."""
 
+    source: Literal["tracks", "geometry", "homographies"] = "tracks"
+    """Where classes come from: points that the map's own matches made; projection and visibility alone; or
+    homographies of single photographs."""
     classes: ClassesConfig = ClassesConfig()
-    magnification: float = 12.0
-    """Side of a patch in sigmas of its keypoint; the `patches` extractor's default too."""
-    peak_threshold: float = 0.01 / 3
-    """Smallest DoG response of a detection: half of COLMAP's, so that weak repetitions of a keypoint count too."""
-    max_num_features: int = 100_000
-    """Detections of an image, coarse scales first."""
+    """Of all sources: when two keypoints cannot be told apart. Of tracks and geometry: when a detection fits."""
+    geometry: GeometryConfig = GeometryConfig()
+    homographies: HomographiesConfig = HomographiesConfig()
+    jitter: FrameJitter = FrameJitter()
+    """Of patches that are not cut at a detection: projections, and all of homographies."""
+    detector: DetectorConfig = DetectorConfig()
+    magnification: float = Field(12.0, gt=0)
+    """Side of a patch in sigmas of its keypoint; the `patches` extractor's default too. 15 and 18 show 1.25 and 1.5
+    times as much; the extractor must then cut alike."""
     whole_patches: bool = True
     """Leave out detections whose patch reaches beyond the image."""
-    max_patches: int | None = None
+    max_patches: int | None = Field(None, ge=2)
     """Of each scene, by whole classes drawn at random; None: all."""
-    test_pairs: int = 100_000
+    test_pairs: int = Field(100_000, ge=0)
     """Half of them matching; fewer when the set has fewer matching ones. UBC's test sets have 100,000."""
-    workers: Runtime[int] = 0
+    workers: Runtime[int] = Field(0, ge=0)
     """Processes that detect; 0: one per core."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A reconstruction to take patches of, where its photographs lie, and their licence."""
+    """A reconstruction to take patches of, where its photographs lie, and their licence.
+
+    keypoints: a features.h5 whose keypoints take the place of the detector's.
+    """
 
     tracks: SceneTracks
     images: Path
     licence: str = NO_LICENCE
+    keypoints: Path | None = None
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """The patches of one scene, before they are cut."""
+    """The patches of one scene, before they are cut.
 
-    scene: Scene
-    detections: list[Detections]
-    classes: SceneClasses
+    pixels: decodes an image by its number. views: images in a row that show the same and can be confused: all of a
+    scene, or the views of one photograph.
+    """
+
+    name: str
+    licence: str
+    images: tuple[str, ...]
+    frames: Frames
+    counts: dict[str, int]
+    pixels: Callable[[int], DecodedImage]
+    views: int
 
 
 def make_patches(
-    config: PatchesConfig, scenes: Sequence[Scene], out: Path, seed: int = 0, overwrite: bool = False
+    config: PatchesConfig,
+    scenes: Sequence[Scene | Photographs],
+    out: Path,
+    seed: int = 0,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write the patches of all scenes to the folder `out`, whole or not at all; returns what dataset.json holds.
+
+    scenes: photographs when the source is homographies, else reconstructions.
 
     Raises BadInputError, NothingCameOutError when no scene gives a class, NotWritableError.
     """
     check_output(out, overwrite)
     generator = np.random.default_rng(seed)
-    found = [_classes_of(config, scene, generator) for scene in scenes]
-    if not any(len(part.classes.keypoints) for part in found):
-        raise NothingCameOutError(f"{scenes[0].images}: no keypoint was found again in two images; see --verbose")
+    found = [
+        _of_photographs(config, scene, (seed, number))
+        if isinstance(scene, Photographs)
+        else _of_scene(config, scene, generator)
+        for number, scene in enumerate(scenes)
+    ]
+    for one in found:
+        LOGGER.info("%s: %s", one.name, ", ".join(f"{key} {value:,}" for key, value in one.counts.items()))
+    if not any(len(one.frames) for one in found):
+        raise NothingCameOutError(f"{found[0].name}: no keypoint was found again in two images; see --verbose")
     part, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -115,71 +148,89 @@ def check_output(out: Path, overwrite: bool) -> None:
         raise BadInputError(f"{out}: is there already; choose another --out, or --overwrite")
 
 
-def _classes_of(config: PatchesConfig, scene: Scene, generator: np.random.Generator) -> _Cut:
-    detections = list(_detected(config, scene))
-    classes = scene_classes(scene.tracks, detections, config.classes)
-    LOGGER.info("%s: %s", scene.tracks.name, ", ".join(f"{k} {v:,}" for k, v in classes.counts.items()))
-    if config.max_patches is not None:
-        classes = _limited(classes, config.max_patches, generator)
-    return _Cut(scene, detections, classes)
-
-
-def _detected(config: PatchesConfig, scene: Scene) -> Iterator[Detections]:
-    """DoG keypoints of every image, in the order of the tracks, in pixels of the file."""
-    changes = {"max_num_features": config.max_num_features, "peak_threshold": config.peak_threshold}
-    job = ExtractJob.resolve(ExtractConfig(features="rootsift"), changes, "cpu")
-    count = config.workers or usable_cores()
-    names = scene.tracks.image_names
-    with workers(job, count, names) as pool, progress(f"detect {scene.tracks.name}", len(names), "images") as advance:
-        waiting: deque = deque()
-        for number in range(len(names) + count * WINDOW):
-            if number < len(names):
-                waiting.append((names[number], pool.submit(scene.images / names[number])))
-            if number >= count * WINDOW and waiting:
-                name, future = waiting.popleft()
-                features = pool.result(future, name)
-                yield _detections(config, features, scene, names.index(name))
-                advance(1)
-
-
-def _detections(config: PatchesConfig, features: Features, scene: Scene, image: int) -> Detections:
-    size = tuple(scene.tracks.image_sizes[image].tolist())
-    if features.image_size != size:
-        raise BadInputError(
-            f"{scene.images / scene.tracks.image_names[image]}: {features.image_size[0]} x {features.image_size[1]}"
-            f" pixels, but the model's camera has {size[0]} x {size[1]}; use the photographs the model was made of"
+def _of_scene(config: PatchesConfig, scene: Scene, generator: np.random.Generator) -> _Cut:
+    """Patches of a reconstruction, by tracks or by geometry."""
+    tracks = scene.tracks
+    detections = list(_detected(config, scene, generator))
+    if config.source == "geometry":
+        frames, counts = geometric_frames(
+            tracks,
+            detections,
+            config.geometry,
+            config.classes,
+            config.jitter,
+            config.magnification,
+            config.max_patches,
+            generator,
         )
-    assert features.scales is not None
-    assert features.oris is not None
-    xy, scales, oris = (np.asarray(v, dtype=np.float64) for v in (features.keypoints, features.scales, features.oris))
-    if config.whole_patches:
-        reach = (config.magnification / 2 * scales * (np.abs(np.cos(oris)) + np.abs(np.sin(oris))))[:, None]
-        whole = ((xy - reach >= -0.5) & (xy + reach <= np.array(size) - 0.5)).all(axis=1)
-        xy, scales, oris = xy[whole], scales[whole], oris[whole]
-    return Detections(xy, scales, oris)
+    else:
+        classes = scene_classes(tracks, detections, config.classes)
+        if config.max_patches is not None:
+            sizes = np.bincount(classes.members.keypoints, minlength=len(classes.keypoints))
+            classes = kept_classes(classes, whole_classes(sizes, config.max_patches, generator))
+        frames, counts = Frames.of_detections(classes, detections), classes.counts
+    return _Cut(
+        tracks.name,
+        scene.licence,
+        tracks.image_names,
+        frames,
+        counts,
+        lambda image: decode(scene.images / tracks.image_names[image], DecodeConfig()),
+        len(tracks.image_names),
+    )
 
 
-def _limited(classes: SceneClasses, max_patches: int, generator: np.random.Generator) -> SceneClasses:
-    """Whole classes in random order while they fit."""
-    sizes = np.bincount(classes.members.keypoints, minlength=len(classes.keypoints))
-    order = generator.permutation(len(sizes))
-    kept = np.zeros(len(sizes), bool)
-    kept[order[np.cumsum(sizes[order]) <= max_patches]] = True
-    return kept_classes(classes, kept)
+def _of_photographs(config: PatchesConfig, photographs: Photographs, seed: tuple[int, int]) -> _Cut:
+    """Patches of single photographs."""
+    views, frames, counts = homography_frames(
+        photographs,
+        config.homographies,
+        config.detector,
+        config.classes,
+        config.jitter,
+        config.magnification,
+        config.max_patches,
+        seed,
+        config.workers,
+    )
+    return _Cut(
+        photographs.name, photographs.licence, views.names, frames, counts, views.render, config.homographies.views
+    )
+
+
+def _detected(config: PatchesConfig, scene: Scene, generator: np.random.Generator) -> list[Detections]:
+    """Keypoints of every image, in the order of the tracks, in pixels of the file."""
+    tracks, found = scene.tracks, []
+    sizes = [tuple(size) for size in tracks.image_sizes.tolist()]
+    names = tracks.image_names
+    detections = detected(
+        config.detector, scene.images, names, tracks.name, generator, config.workers, file=scene.keypoints
+    )
+    for name, wanted, (size, here) in zip(names, sizes, detections, strict=True):
+        if size != wanted:
+            raise BadInputError(
+                f"{scene.images / name}: {size[0]} x {size[1]} pixels, but the model's camera has {wanted[0]} x"
+                f" {wanted[1]}; use the photographs the model was made of"
+            )
+        if config.whole_patches:
+            whole = inside(corners(here, config.magnification), size)
+            here = Detections(here.xy[whole], here.scales[whole], here.oris[whole])
+        found.append(here)
+    return found
 
 
 def _write(
     config: PatchesConfig, found: Sequence[_Cut], folder: Path, generator: np.random.Generator, seed: int
 ) -> dict[str, Any]:
-    classes, images, scenes, rows = _numbered(found)
+    classes, images, groups, rows = _numbered(found)
     bitmaps = create_bitmaps(folder, len(classes))
     for part, first in zip(found, rows, strict=True):
         _cut_scene(config, part, bitmaps, first)
     write_info(folder, classes, images)
-    write_scenes(folder, [(p.scene.tracks.name, name) for p in found for name in p.scene.tracks.image_names])
-    pairs = draw_pairs(classes, scenes, config.test_pairs, generator)
+    write_scenes(folder, [(part.name, name) for part in found for name in part.images])
+    pairs = draw_pairs(classes, groups, config.test_pairs, generator)
     written = write_pairs(folder, pairs, classes)
-    licences = {p.scene.tracks.name: p.scene.licence for p in found}
+    licences = {part.name: part.licence for part in found}
     write_text(folder / LICENCE, "".join(f"{name}: {text.strip()}\n" for name, text in licences.items()))
     summary = {
         "featkit_version": __version__,
@@ -189,7 +240,7 @@ def _write(
         "classes": int(classes.max()) + 1,
         "images": int(images.max()) + 1,
         "test_pairs": {"file": written.name, "matching": int(pairs.match.sum()), "other": int((~pairs.match).sum())},
-        "scenes": {p.scene.tracks.name: p.classes.counts for p in found},
+        "scenes": {part.name: part.counts for part in found},
         "licences": licences,
     }
     write_text(folder / DATASET, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
@@ -197,37 +248,40 @@ def _write(
 
 
 def _numbered(found: Sequence[_Cut]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
-    """Class, image and scene of every patch, numbered through all scenes, and each scene's first patch."""
-    classes, images, scenes, rows = [], [], [], []
-    next_class = next_image = next_row = 0
-    for number, part in enumerate(found):
-        members = part.classes.members
-        classes.append(members.keypoints + next_class)
-        images.append(members.images + next_image)
-        scenes.append(np.full(len(members.images), number))
+    """Class, image and group of every patch, numbered through all scenes, and each scene's first patch.
+
+    A group is what the patches of a test pair come from: a scene, or one photograph.
+    """
+    classes, images, groups, rows = [], [], [], []
+    next_class = next_image = next_group = next_row = 0
+    for part in found:
+        frames = part.frames
+        classes.append(frames.classes + next_class)
+        images.append(frames.images + next_image)
+        groups.append(frames.images // part.views + next_group)
         rows.append(next_row)
-        next_class += len(part.classes.keypoints)
-        next_image += len(part.detections)
-        next_row += len(members.images)
-    return np.concatenate(classes), np.concatenate(images), np.concatenate(scenes), rows
+        next_class += len(frames.sizes())
+        next_image += len(part.images)
+        next_group += len(part.images) // part.views
+        next_row += len(frames)
+    return np.concatenate(classes), np.concatenate(images), np.concatenate(groups), rows
 
 
 def _cut_scene(config: PatchesConfig, part: _Cut, bitmaps: MappedPatches, first: int) -> None:
-    members, tracks = part.classes.members, part.scene.tracks
-    with progress(f"cut {tracks.name}", len(tracks.image_names), "images") as advance:
-        for image, name in enumerate(tracks.image_names):
-            rows = np.flatnonzero(members.images == image)
+    frames = part.frames
+    with progress(f"cut {part.name}", len(part.images), "images") as advance:
+        for image in range(len(part.images)):
+            rows = np.flatnonzero(frames.images == image)
             if len(rows):
-                decoded = decode(part.scene.images / name, DecodeConfig())
-                index = members.detections[rows]
-                bitmaps[first + rows] = cut(config, decoded, part.detections[image], index)
+                found = Detections(frames.xy, frames.scales, frames.oris)
+                bitmaps[first + rows] = cut(config, part.pixels(image), found, rows)
             advance(1)
 
 
 def cut(
     config: PatchesConfig, image: DecodedImage, found: Detections, index: Int[np.ndarray, " n"]
 ) -> UInt8[np.ndarray, "n 64 64"]:
-    """Patches at the detections' own positions, sizes and directions."""
+    """Patches at the positions, sizes and directions of some keypoints."""
     import torch
 
     from featkit.features.patch_cutting import cut_patches
@@ -241,16 +295,3 @@ def cut(
         SIDE,
     )
     return (patches * 255).round().clamp(0, 255).to(torch.uint8).numpy()
-
-
-def in_pixels(
-    image: DecodedImage, xy: Float[np.ndarray, "n 2"], scales: Float[np.ndarray, " n"], oris: Float[np.ndarray, " n"]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keypoints in pixels of the file -> in the decoded (turned upright) pixels."""
-    linear = np.linalg.inv(image.stored_from_pixels[:, :2])
-    directions = np.stack([np.cos(oris), np.sin(oris)], axis=1) @ linear.T
-    return (
-        image.pixels_from_file(xy),
-        scales * np.sqrt(abs(np.linalg.det(linear))),
-        np.arctan2(directions[:, 1], directions[:, 0]),
-    )

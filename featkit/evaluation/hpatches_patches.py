@@ -21,7 +21,8 @@ from featkit.data.hpatches import KINDS, LEVELS, VIEWS, HPatches
 from featkit.evaluation.descriptor_distances import distance_matrix, indexed_distances
 from featkit.evaluation.hpatches_tasks import DrawnTasksConfig, HPatchesTasks, Pairs, Points
 from featkit.evaluation.patch_describers import PatchDescriber
-from featkit.evaluation.retrieval_ap import ap_of_counts, average_precision
+from featkit.evaluation.patch_matching import matching_ap
+from featkit.evaluation.retrieval_ap import ap_of_counts
 from featkit.log import progress
 
 Task = Literal["verification", "matching", "retrieval"]
@@ -176,10 +177,7 @@ def score_matching(table: DescriptorTable, data: HPatches, sequences: Sequence[s
 
 def _matching_ap(table: DescriptorTable, sequence: int, kind: int) -> float:
     """AP of the nearest neighbours of one image's reference patches: right is the patch of the same number."""
-    distances = distance_matrix(table.of(sequence, 0), table.of(sequence, kind))
-    nearest = distances.argmin(axis=1)
-    rows = np.arange(len(nearest))
-    return average_precision(distances[rows, nearest], nearest == rows, num_relevant=len(rows))
+    return matching_ap(table.of(sequence, 0), table.of(sequence, kind))
 
 
 def score_retrieval(

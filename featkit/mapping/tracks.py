@@ -10,11 +10,13 @@ import numpy as np
 import pycolmap
 from jaxtyping import Float
 
+from featkit.data.homography_patches import Photographs
 from featkit.data.posed_writer import kept_of
 from featkit.data.scene_patches import NO_LICENCE, Scene
 from featkit.data.tracks import SceneTracks
 from featkit.errors import BadInputError, EmptySceneError, UsageError
 from featkit.geometry.pixels import from_colmap, to_colmap
+from featkit.images.listing import list_images
 from featkit.mapping.model import is_model, read_model
 from featkit.mapping.scene import OUTPUT, image_folder
 from featkit.mapping.statistics import point_ids
@@ -73,29 +75,50 @@ def find_models(scene: Path) -> list[Path]:
     raise BadInputError(f"{scene}: no COLMAP model in sparse/; map it first with `featkit reconstruct {scene}`")
 
 
-def mapped_scenes(scenes: Sequence[Path], licence: str | None = None) -> list[Scene]:
+def mapped_scenes(
+    scenes: Sequence[Path], licence: str | None = None, keypoints: Sequence[Path] | None = None
+) -> list[Scene]:
     """Scenes to take patches of. licence: of all photographs; else of each scene's licence file. Raises BadInputError.
 
     The parts of a scene of MegaDepth are named 0001, 0001.1 and so on. Of several scenes those of one image, or without
-    points, are passed over with a line. Two scenes of one name raise UsageError.
+    points, are passed over with a line. keypoints: a features.h5 for each scene, whose keypoints take the place of a
+    detector's. Two scenes of one name raise UsageError, and so does another number of files.
     """
-    names = [scene.resolve().name for scene in scenes]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"two scenes are named {twice!r}; rename the folder of one")
+    names = _different_names(scenes)
+    if keypoints and len(keypoints) != len(scenes):
+        raise UsageError(f"--keypoints: {len(keypoints)} files for {len(scenes)} scenes; give one for each, in order")
+    files: Sequence[Path | None] = keypoints or [None] * len(scenes)
     models = [
-        (scene, model, name if model.name == "0" or number == 0 else f"{name}.{model.name}")
-        for scene, name in zip(scenes, names, strict=True)
+        (scene, model, name if model.name == "0" or number == 0 else f"{name}.{model.name}", file)
+        for scene, name, file in zip(scenes, names, files, strict=True)
         for number, model in enumerate(find_models(scene))
     ]
     found: list[Scene] = []
 
-    def read(one: tuple[Path, Path, str]) -> None:
-        scene, model, name = one
-        found.append(Scene(read_tracks(model, name), image_folder(scene), licence or _licence_of(scene)))
+    def read(one: tuple[Path, Path, str, Path | None]) -> None:
+        scene, model, name, file = one
+        found.append(Scene(read_tracks(model, name), image_folder(scene), licence or _licence_of(scene), file))
 
     kept_of(models, read)
     return found
+
+
+def photograph_folders(folders: Sequence[Path], licence: str | None = None) -> list[Photographs]:
+    """Folders of single photographs; of a scene those in its images/. Raises as `mapped_scenes` does."""
+    names = _different_names(folders)
+    images = [image_folder(folder) for folder in folders]
+    return [
+        Photographs(name, where, tuple(list_images(where)), licence or _licence_of(folder))
+        for name, where, folder in zip(names, images, folders, strict=True)
+    ]
+
+
+def _different_names(folders: Sequence[Path]) -> list[str]:
+    names = [folder.resolve().name for folder in folders]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two scenes are named {twice!r}; rename the folder of one")
+    return names
 
 
 def _licence_of(scene: Path) -> str:

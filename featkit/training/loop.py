@@ -249,7 +249,7 @@ class Run:
             **progress.speed(self.task.waited_s()),
         }
         if score is not None:
-            row[self.task.score.name] = score
+            row |= {self.task.score.name: score, **self.task.also_measured}
         self._add_row(row | {name: float(value) for name, value in result.statistics.items()})
 
     def _add_row(self, row: Row) -> None:

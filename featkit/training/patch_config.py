@@ -61,12 +61,20 @@ class AdaSample(Config):
 
 
 class HeldOut(Measured):
-    """The part of the training set that is left out of it, to choose the best step."""
+    """The part of the training set that is left out of it, to choose the best step by matching."""
 
+    scenes: tuple[str, ...] = ()
+    """Names of the scenes that are left out; none: drawn at random."""
     share: float = Field(0.05, gt=0, lt=1)
-    """Share of the classes."""
+    """Without names: whole scenes while they have no more than this share of the classes; where all are larger, so
+    many classes of all scenes."""
     pairs: int = Field(2000, ge=10)
-    """Matching pairs, and as many non-matching ones, at most: one of each class."""
+    """Matching pairs of patches, at most."""
+    min_shared: int = Field(50, ge=2)
+    """Two images of a scene are matched when they share so many points. Where no two do, or images are not known,
+    patches of different points of a scene are put together as if they were of two images."""
+    max_shared: int = Field(250, ge=2)
+    """Points of such a pair of images that are matched, at most."""
 
 
 class PatchTraining(TrainingConfig):
@@ -82,6 +90,9 @@ class PatchTraining(TrainingConfig):
     second_order_neighbours: int = Field(8, ge=1)
     """Neighbours of each descriptor that the term looks at. SOSNet: 8."""
     sampler: Annotated[Pairs | Groups | AdaSample, Field(discriminator="kind")] = Pairs()
+    same_image_share: float = Field(0.0, ge=0, le=1)
+    """Sampler `pairs`: share of each batch whose first patches all come from one image, where the data names the
+    images: the non-matches that matching meets. The papers: 0."""
     augmentation: AugmentConfig = AugmentConfig()
     optimiser: Annotated[Sgd | Adam, Field(discriminator="kind")] = Adam(learning_rate=0.01)
     batch_size: int = Field(1024, ge=2)

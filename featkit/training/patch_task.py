@@ -24,7 +24,7 @@ from featkit.losses.base import GroupBatch, HingeLoss, LossResult, PairBatch
 from featkit.losses.build import build_loss, scaled_to_budget
 from featkit.losses.sosnet import second_order_term
 from featkit.models.patch_network import PatchNetwork
-from featkit.training.held_out import HeldOutPairs, held_out_fpr95, held_out_pairs, split_classes
+from featkit.training.held_out import HeldOutPairs, held_out_pairs, held_out_scores, split_classes
 from featkit.training.patch_config import AdaSample, Groups, PatchTraining
 from featkit.training.patch_feed import Draw, Fed, PatchFeed
 from featkit.training.shared_norm import share_batch_norms
@@ -47,7 +47,7 @@ class PatchTask:
     unit = "patches"
     picture_turns = 0
     starts_trained = False
-    score = Score("held_out_fpr95", "held-out FPR95", 100.0, "%")
+    score = Score("held_out_matching_error", "held-out matching error (1 - mAP)", 100.0, "%")
 
     def __init__(self, config: PatchTraining, device: str = "auto"):
         self.config = config
@@ -80,10 +80,11 @@ class PatchTask:
         if not isinstance(self.config.sampler, Groups):
             world.check_batch(self.config.batch_size, "pairs")
         classes = usable_classes(data.classes)
-        train, out = split_classes(classes, self.config.held_out, self.config.seed)
+        train, out = split_classes(data, classes, self.config.held_out, self.config.seed)
+        self.also_measured: dict[str, float] = {}
         self._pairs: HeldOutPairs | None = None
         if world.is_first:
-            self._pairs = held_out_pairs(data.patches, out, self.config.held_out, self.config.seed)
+            self._pairs = held_out_pairs(data, out, self.config.held_out, self.config.seed)
         self._mined: MinedLabels | None = None
         self.last: Fed | None = None
         draw = Draw(
@@ -109,7 +110,7 @@ class PatchTask:
             return GroupSampler(train, batch, generator, sampler.max_per_group, scenes, at_random)
         if isinstance(sampler, AdaSample):
             return AdaSampler(train, batch, sampler.class_size, sampler.candidates, generator)
-        return PairSampler(train, batch, generator)
+        return PairSampler(train, batch, generator, self.config.same_image_share, data.images)
 
     def _part(self, plan: BatchPlan) -> slice:
         if not plan.columns:
@@ -173,9 +174,11 @@ class PatchTask:
         return LossResult(result.loss.detach(), {**result.statistics, **extra})
 
     def held_out(self) -> float:
-        """FPR95 on the held-out pairs; in the first process only."""
+        """1 - mAP of matching on the held-out pairs of images; in the first process only."""
         assert self._pairs is not None
-        return held_out_fpr95(self.network, self._pairs, self.world.device, self.config.precision)
+        scores = held_out_scores(self.network, self._pairs, self.world.device, self.config.precision)
+        self.also_measured = {"held_out_fpr95": scores.fpr95}
+        return scores.matching_error
 
     def held_out_s(self) -> float:
         """Seconds that `held_out` takes, by some of its patches."""

@@ -37,6 +37,8 @@ class Task(Protocol):
     unit: str
     """What a batch is counted in: "patches", "pairs"."""
     score: Score
+    also_measured: dict[str, float]
+    """Further numbers of the last `held_out`, by the name of their column."""
 
     @property
     def batch_items(self) -> int:

@@ -44,11 +44,40 @@ def test_from_patches_to_a_pack(patches: tuple[Path, Any], tmp_path: Path, featk
     np.testing.assert_array_equal(packed.classes[pairs.index0] == packed.classes[pairs.index1], pairs.match)
 
 
+def test_by_geometry_with_keypoints_of_a_file(mapped_scene: Any, tmp_path: Path, featkit_command: Command) -> None:
+    out, features = tmp_path / "geometry", mapped_scene.output / "features.h5"
+    arguments = ("data", "patches", mapped_scene.folder, "--out", out, "--source", "geometry", "--keypoints", features)
+    ran = featkit_command(*arguments, "--json")
+    assert ran.code == 0, ran.err
+    counts = ran.json()["scenes"]["scene"]
+    assert counts["patches"] == len(read_phototour(out)) > 300
+    assert 0 < counts["patches_projected"] < counts["patches"]
+    shown = featkit_command(*arguments, "--overwrite")
+    assert f"{counts['patches_projected']:,} at jittered projections" in shown.out
+
+
+def test_homographies_of_photographs(mapped_scene: Any, tmp_path: Path, featkit_command: Command) -> None:
+    out = tmp_path / "warped"
+    arguments = ("data", "patches", mapped_scene.folder, "--out", out, "--source", "homographies")
+    ran = featkit_command(*arguments, "--set", "homographies.keypoints=40", "--set", "detector.kind=opencv-dog")
+    assert ran.code == 0, ran.err
+    assert "views of" in ran.out
+    assert len(read_phototour(out)) > 200
+    wrong = featkit_command(*arguments, "--keypoints", mapped_scene.output / "features.h5", "--overwrite")
+    assert wrong.code == 2
+    assert "detector.kind" in wrong.err
+
+
 def test_wrong_turns(patches: tuple[Path, Any], mapped_scene: Any, tmp_path: Path, featkit_command: Command) -> None:
     out, _ = patches
     wrong = {
         ("patches", tmp_path, "--out", tmp_path / "x"): (3, "no COLMAP model"),
         ("patches", mapped_scene.folder, "--out", out): (3, "--overwrite"),
+        ("patches", mapped_scene.folder, "--out", tmp_path / "x", "--source", "stars"): (2, "homographies"),
+        ("patches", mapped_scene.folder, "--out", tmp_path / "x", "--keypoints", out, "--keypoints", out): (
+            2,
+            "2 files for 1 scenes",
+        ),
         ("patches", mapped_scene.folder, mapped_scene.folder, "--out", tmp_path / "x"): (2, "two scenes are named"),
         ("patches", mapped_scene.folder, "--out", tmp_path / "x", "--set", "classes.scale=1"): (2, "unknown key"),
         ("pack", tmp_path, "--out", tmp_path / "p.zip"): (3, "no patches0000.bmp"),

@@ -43,6 +43,7 @@ class DenseTask(ABC, Generic[BatchT]):
         self.device = torch_device(device)
         self.network = SCFeatNetwork(config.network, torch.Generator().manual_seed(config.seed)).to(self.device)
         self.batch: BatchT | None = None
+        self.also_measured: dict[str, float] = {}
 
     @classmethod
     def identity_of(cls, data: Any) -> str:

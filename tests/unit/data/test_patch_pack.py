@@ -7,6 +7,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -23,7 +24,7 @@ from featkit.data.patch_pack import (
     tiles_of,
 )
 from featkit.data.patch_pairs import draw_pairs
-from featkit.data.patch_set import PatchSet
+from featkit.data.patch_set import PatchSet, union
 from featkit.data.phototour import create_bitmaps, read_phototour, write_info, write_pairs, write_scenes
 from featkit.errors import BadInputError, NothingCameOutError, NotWritableError, UsageError
 
@@ -76,6 +77,8 @@ def same_set(got: PatchSet, wanted: PatchSet) -> None:
     np.testing.assert_array_equal(got.patches[everything], wanted.patches[everything])
     np.testing.assert_array_equal(got.classes, np.unique(wanted.classes, return_inverse=True)[1])
     assert [got.scene_names[i] for i in got.scenes] == [wanted.scene_names[i] for i in wanted.scenes]
+    assert wanted.images is not None
+    np.testing.assert_array_equal(got.images, wanted.images)
 
 
 def test_mosaics_are_undone() -> None:
@@ -92,6 +95,21 @@ def test_without_loss_every_set_comes_back(pack: Path, folders: tuple[Path, Path
         got, wanted = read_test_pairs(pack / folder.name), read_test_pairs(folder)
         np.testing.assert_array_equal([got.index0, got.index1], [wanted.index0, wanted.index1])
         np.testing.assert_array_equal(got.match, wanted.match)
+
+
+def test_images_of_joined_sets_stay_separate(folders: tuple[Path, Path]) -> None:
+    sets = [read_phototour(folder) for folder in folders]
+    first, unknown, last = sets[0], replace(sets[1], images=None), sets[1]
+    assert first.images is not None
+    assert last.images is not None
+    found = union([first, unknown, last])
+    assert found.images is not None
+    ends = np.cumsum([len(first), len(unknown), len(last)])
+    own, none, other = np.split(found.images, ends[:-1])
+    np.testing.assert_array_equal(own, first.images)
+    assert (none == -1).all()
+    assert not set(own) & set(other)
+    np.testing.assert_array_equal(other - other.min(), last.images - last.images.min())
 
 
 def test_the_whole_pack_is_the_union(pack: Path, folders: tuple[Path, Path]) -> None:

@@ -131,6 +131,7 @@ def test_a_folder_without_scenes_is_one_scene(folder: Path) -> None:
     got = read_phototour(folder)
     assert got.scene_names == ("set",)
     assert not got.scenes.any()
+    assert got.images is None
 
 
 def test_scenes_are_those_of_the_images(tmp_path: Path) -> None:

@@ -53,6 +53,58 @@ def test_every_class_has_its_turn_once_per_pass(batch: int) -> None:
     assert len({tuple(one) for one in passes[:6]}) > 3, "the passes are shuffled"
 
 
+def of_images(labels: np.ndarray, images: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, images, len(labels))
+
+
+def test_a_share_of_the_batch_is_of_one_image() -> None:
+    labels, index = index_of([4] * 200)
+    images = of_images(labels, 3)
+    sampler = PairSampler(index, 60, generator(), 0.25, images)
+    starts = set()
+    for _ in range(100):
+        pairs = sampler.draw().patches.reshape(-1, 2)
+        assert (labels[pairs[:, 0]] == labels[pairs[:, 1]]).all()
+        assert (pairs[:, 0] != pairs[:, 1]).all()
+        assert len(set(labels[pairs[:, 0]])) == 60
+        assert len(set(images[pairs[:15, 0]])) == 1
+        assert len(set(images[pairs[:15, 1]])) > 1
+        starts.add(int(images[pairs[0, 0]]))
+    assert starts == {0, 1, 2}
+    few = PairSampler(index, 60, generator(), 0.25, of_images(labels, 100))  # some 8 classes an image
+    counts = [len(set(of_images(labels, 100)[few.draw().patches[:30:2]])) for _ in range(20)]
+    assert min(counts) >= 2
+    assert max(counts) <= 6, "whole images, not patches of all"
+
+
+def test_every_class_still_has_its_turn_once_per_pass() -> None:
+    labels, index = index_of([3] * 90)
+    sampler = PairSampler(index, 20, generator(), 0.25, of_images(labels, 4))
+    drawn = [set(labels[sampler.draw().patches]) for _ in range(60)]
+    for first in range(47):
+        seen = set().union(*drawn[first : first + 13])  # more than two passes of 90 / 15 batches
+        assert len(seen) == 90
+
+
+def test_without_known_images_batches_are_the_plain_ones() -> None:
+    labels, index = index_of(SIZES)
+    plain = PairSampler(index, 7, generator())
+    for images in (None, np.full(len(labels), -1)):
+        sampler = PairSampler(index, 7, generator(), 0.5, images)
+        plain = PairSampler(index, 7, generator())
+        for _ in range(5):
+            np.testing.assert_array_equal(sampler.draw().patches, plain.draw().patches)
+
+
+def test_second_patches_of_one_image_pairs_are_uniform() -> None:
+    """A class of four, one of them in the image: each other one is drawn as often."""
+    index = usable_classes(np.zeros(4, int))
+    sampler = PairSampler(index, 1, generator(), 1.0, np.array([5, -1, -1, -1]))
+    pairs = np.array([sampler.draw().patches for _ in range(3000)])
+    assert (pairs[:, 0] == 0).all()
+    assert np.abs(np.bincount(pairs[:, 1], minlength=4) - [0, 1000, 1000, 1000]).max() < 110
+
+
 def test_all_ordered_pairs_of_a_class_are_equally_likely() -> None:
     _, index = index_of([4])
     sampler = PairSampler(index, 1, generator())
@@ -159,11 +211,13 @@ def test_the_anchor_of_adasample_is_any_patch_of_the_filled_class() -> None:
     assert abs(share_filled - 2 / 5) < 0.04
 
 
-@pytest.mark.parametrize("kind", ["pairs", "groups", "scenes", "adasample"])
+@pytest.mark.parametrize("kind", ["pairs", "one image", "groups", "scenes", "adasample"])
 def test_a_restored_sampler_draws_the_same_batches(kind: str) -> None:
-    _, index = index_of(SIZES * 3)
+    labels, index = index_of(SIZES * 3)
 
     def make() -> Sampler:
+        if kind == "one image":
+            return PairSampler(index, 9, generator(), 0.4, of_images(labels, 6))
         if kind == "pairs":
             return PairSampler(index, 9, generator())
         if kind == "adasample":

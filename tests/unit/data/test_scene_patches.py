@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featkit.data import scene_patches
+from featkit.data import geometric_classes, scene_patches
 from featkit.data.keypoint_classes import ClassesConfig, Detections
 from featkit.data.phototour import find_pairs, read_image_ids, read_pairs, read_phototour
 from featkit.data.rendered import RenderedConfig, surface_point
@@ -92,14 +92,16 @@ def scene(small_rendered: Any) -> Scene:
 
 @pytest.fixture(scope="module")
 def detected(scene: Scene) -> dict[str, Detections]:
-    return dict(zip(scene.tracks.image_names, scene_patches._detected(CONFIG, scene), strict=True))
+    return dict(
+        zip(scene.tracks.image_names, scene_patches._detected(CONFIG, scene, np.random.default_rng(0)), strict=True)
+    )
 
 
 @pytest.fixture
 def quick(detected: dict[str, Detections], monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is detected anew: the photographs are the same in all tests."""
     monkeypatch.setattr(
-        scene_patches, "_detected", lambda config, scene: [detected[name] for name in scene.tracks.image_names]
+        scene_patches, "_detected", lambda config, scene, _: [detected[name] for name in scene.tracks.image_names]
     )
 
 
@@ -181,6 +183,101 @@ def test_all_patches_of_a_class_show_one_place(scene: Scene, monkeypatch: pytest
         off[here] = np.linalg.norm(places[here] - np.nanmedian(places[here], axis=0), axis=1) / np.median(sigmas[here])
     assert np.mean(~(off < 2)) < 0.02
     assert np.median(off) < 0.3
+
+
+def geometric(**changes: Any) -> PatchesConfig:
+    """By geometry, without jitter unless asked."""
+    still = {"position_px": 0.0, "angle_deg": 0.0, "octaves": 0.0}
+    values = {"jitter": still, **changes, "geometry": {"seeds_per_image": 150, **changes.get("geometry", {})}}
+    return PatchesConfig(source="geometry", workers=1, test_pairs=200, **values)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("projected_share", [0.0, 1.0])
+def test_classes_by_geometry_show_one_place_of_the_surface(scene: Scene, projected_share: float) -> None:
+    """The true surface under every frame, its true size, and its true direction, where no track decided anything."""
+    config = geometric(geometry={"projected_share": projected_share})
+    found = scene_patches._of_scene(config, scene, np.random.default_rng(0))
+    frames, poses = found.frames, list(made_poses(scene))
+    assert len(frames) == found.counts["patches"] > 400
+    assert found.counts["patches_projected"] == (len(frames) if projected_share else 0)
+    assert frames.sizes().min() >= 2
+    assert (np.diff(frames.classes) >= 0).all()
+    places, tips, metres = np.zeros((len(frames), 3)), np.zeros((len(frames), 3)), np.zeros(len(frames))
+    for image, pose in enumerate(poses):
+        rows = np.flatnonzero(frames.images == image)
+        assert len(set(frames.classes[rows])) == len(rows)
+        along = np.stack([np.cos(frames.oris[rows]), np.sin(frames.oris[rows])], axis=1)
+        places[rows] = surface_point(RENDERED, pose, frames.xy[rows])
+        tips[rows] = surface_point(RENDERED, pose, frames.xy[rows] + along)
+        across = surface_point(RENDERED, pose, frames.xy[rows] + np.stack([-along[:, 1], along[:, 0]], axis=1))
+        area = np.linalg.norm(np.cross(tips[rows] - places[rows], across - places[rows]), axis=1)  # of a pixel
+        metres[rows] = frames.scales[rows] * np.sqrt(area)
+    off, octaves, turns = [], [], []
+    for number in range(len(frames.sizes())):
+        here = np.flatnonzero(frames.classes == number)
+        off.append(np.linalg.norm(places[here] - places[here[0]], axis=1)[1:] / metres[here[0]])
+        octaves.append(np.abs(np.log2(metres[here] / metres[here[0]]))[1:])
+        direction = tips[here] - places[here]
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        turns.append(np.degrees(np.arccos(np.clip(direction @ direction[0], -1, 1)))[1:])
+    off, octaves, turns = (np.concatenate(values) for values in (off, octaves, turns))  # type: ignore[assignment]
+    limits = (0.2, 0.05, 8.0) if projected_share else (0.7, 0.25, 25.0)  # detections: within their tolerances
+    for values, limit in zip((off, octaves, turns), limits, strict=True):
+        assert np.mean(~(np.asarray(values) < limit)) < 0.05
+        assert np.nanmedian(values) < limit / 2
+    again = scene_patches._of_scene(config, scene, np.random.default_rng(0))
+    np.testing.assert_array_equal(again.frames.xy, frames.xy)
+
+
+@pytest.mark.usefixtures("quick")
+def test_projections_are_jittered_within_the_limits(scene: Scene) -> None:
+    exact, moved = (
+        scene_patches._of_scene(config, scene, np.random.default_rng(0)).frames
+        for config in (
+            geometric(geometry={"projected_share": 1.0}),
+            geometric(
+                geometry={"projected_share": 1.0}, jitter={"position_px": 2.0, "angle_deg": 15.0, "octaves": 0.15}
+            ),
+        )
+    )
+    np.testing.assert_array_equal(exact.classes, moved.classes)
+    shift = (moved.xy - exact.xy) / (12 * exact.scales / 64)[:, None]  # px of a patch
+    turn = np.degrees((moved.oris - exact.oris + np.pi) % (2 * np.pi) - np.pi)
+    for values, limit in ((shift, 2.0), (turn, 15.0), (np.log2(moved.scales / exact.scales), 0.15)):
+        assert np.abs(values).max() <= limit + 1e-9
+        assert np.abs(values).max() > 0.95 * limit
+        assert np.std(values) == pytest.approx(limit / np.sqrt(3), rel=0.1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_set_by_geometry_is_written_and_limited(scene: Scene, tmp_path: Path) -> None:
+    summary = make_patches(geometric(max_patches=120), [scene], tmp_path / "set", seed=1)
+    patch_set = read_phototour(tmp_path / "set")
+    assert 100 < len(patch_set) == summary["patches"] <= 120
+    counts = summary["scenes"]["courtyard"]
+    assert counts["patches"] == len(patch_set)
+    assert 0 < counts["patches_projected"] < len(patch_set)
+    pairs = read_pairs(find_pairs(tmp_path / "set"), patch_set)
+    a, b = normalised(patch_set.patches[pairs.index0]), normalised(patch_set.patches[pairs.index1])
+    assert np.median((a * b).mean((1, 2))[pairs.match]) > 0.8
+    assert patch_set.images is not None
+    np.testing.assert_array_equal(patch_set.images, read_image_ids(tmp_path / "set"))
+
+
+def test_occluded_points_are_not_taken(scene: Scene) -> None:
+    """Seeds moved 5 % away from their camera lie behind the surface everywhere else: no other image shows them."""
+    detections = scene_patches._detected(CONFIG, scene, np.random.default_rng(0))
+    config = geometric().geometry
+    seeds = geometric_classes.draw_seeds(scene.tracks, detections, config, np.random.default_rng(0))
+    behind = replace(seeds, points=seeds.points - 0.05 * np.linalg.norm(seeds.points, axis=1)[:, None] * seeds.rays)
+    seen = [
+        sum(int(geometric_classes.visible_seeds(scene.tracks, some, image, config).sum()) for image in range(6))
+        for some in (seeds, behind)
+    ]
+    own = len(seeds.images)
+    assert seen[0] - own > own
+    assert seen[1] - own < 0.05 * (seen[0] - own)
 
 
 def made_poses(scene: Scene) -> Any:

@@ -188,9 +188,10 @@ def test_what_a_run_leaves_behind(textures: PatchSet, tmp_path: Path) -> None:
     assert summary["patches"] == 4 * 16
     assert summary["last"]["step"] == 4
     rows = read_metrics(tmp_path / "metrics.csv")
-    scores = [row["held_out_fpr95"] for row in rows]
-    assert summary["best"]["held_out_fpr95"] == min(scores)
-    assert summary["last"]["held_out_fpr95"] == scores[-1]
+    scores = [row["held_out_matching_error"] for row in rows]
+    assert summary["best"]["held_out_matching_error"] == min(scores)
+    assert summary["last"]["held_out_matching_error"] == scores[-1]
+    assert all(0 <= row["held_out_fpr95"] <= 1 for row in rows)
     assert summary["best"]["step"] == 1 + max(np.flatnonzero(np.array(scores) == min(scores)))  # of equals the last
     assert {"positive_angle_mean", "positive_power"} <= set(rows[0])
     stored = yaml.safe_load((tmp_path / "config.yaml").read_text())

@@ -1,0 +1,174 @@
+"""Classes of patches by projection and visibility alone: no descriptor has chosen which views belong together.
+
+A seed is a keypoint of one image, of any detector, whose depth the map's points around it tell (dense_points.py). It
+belongs to every image in which it should be visible: inside, seen from a direction not too different, and at the depth
+that the points seen around its projection tell. There its patch is cut either at the projection itself, jittered, or
+at the detection nearest to it. Tracks only give depths here; `source: tracks` takes points because SIFT matched them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+
+from featkit.config import Config
+from featkit.data.dense_points import depths_at
+from featkit.data.keypoint_classes import (
+    ClassesConfig,
+    DenseConfig,
+    Detections,
+    Predictions,
+    members_in_image,
+)
+from featkit.data.patch_frames import FrameJitter, Frames, corners, inside, jittered, whole_classes
+from featkit.data.scene_classes import separate
+from featkit.data.tracks import SceneTracks
+
+TANGENT_PX = 0.1  # step that tells the surface's tangents
+
+
+class GeometryConfig(Config):
+    """Which keypoints begin a class, and where it is visible."""
+
+    seeds_per_image: int = Field(500, ge=1)
+    """Keypoints of an image that begin a class, drawn at random among those that know their depth."""
+    projected_share: float = Field(0.5, ge=0, le=1)
+    """Share of the classes that are cut at jittered projections; the others at the detections nearest to them."""
+    detection_share: float = Field(0.75, gt=0, le=1)
+    """Share of the tolerances of `classes` that a detection has to keep."""
+    max_view_angle_deg: float = Field(60.0, gt=0, le=90)
+    """Largest angle at the point between the seed's ray and another image's."""
+    depth: DenseConfig = DenseConfig(neighbours=6, radius=0.05)
+    """How the points around tell a depth, in the seed's image and where it is looked for."""
+    depth_tolerance: float = Field(0.01, gt=0)
+    """Largest relative difference of the projected point's depth from what the points around it tell there."""
+    min_scale_px: float = Field(1.0, gt=0)
+    """Smallest sigma of a patch, px: what is smaller has no detail left to show."""
+    min_patches: int = Field(2, ge=2)
+    """Smaller classes are left out."""
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Keypoints of single images, with points and surfaces of their own.
+
+    images: whose keypoint each is. tangents: what one px along x and along y of that image is on the surface, world
+    units. scales: sigma in px, oris: radians, both in that image. rays: unit vectors from the points to its camera.
+    """
+
+    images: Int[np.ndarray, " s"]
+    points: Float[np.ndarray, "s 3"]
+    tangents: Float[np.ndarray, "s 3 2"]
+    scales: Float[np.ndarray, " s"]
+    oris: Float[np.ndarray, " s"]
+    rays: Float[np.ndarray, "s 3"]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def geometric_frames(
+    tracks: SceneTracks,
+    detections: Sequence[Detections],
+    config: GeometryConfig,
+    classes: ClassesConfig,
+    jitter: FrameJitter,
+    magnification: float,
+    max_patches: int | None,
+    generator: np.random.Generator,
+) -> tuple[Frames, dict[str, int]]:
+    """The patches of a scene and how many each rule gave. detections: one per image of `tracks`.
+
+    classes: tolerances of detections, and of keypoints that are told apart. magnification: side of a patch in sigmas.
+    max_patches: by whole classes drawn at random.
+    """
+    seeds = draw_seeds(tracks, detections, config, generator)
+    expected = [_expected(tracks, seeds, image, config, magnification) for image in range(len(detections))]
+    views = np.bincount(np.concatenate([part.keypoints for part in expected]), minlength=len(seeds))
+    order = generator.permutation(len(views)) + 1
+    kept = separate(expected, np.where(views >= config.min_patches, order, 0), classes)
+    projected = kept & (generator.random(len(kept)) < config.projected_share)
+    frames, counts = [], {"seeds": len(kept), "seeds_kept": int(kept.sum())}
+    for image, (predicted, found) in enumerate(zip(expected, detections, strict=True)):
+        at_projection = _at_projections(predicted.select(projected[predicted.keypoints]), image)
+        frames.append(jittered(at_projection, jitter, magnification, generator))
+        wanted = predicted.select((kept & ~projected)[predicted.keypoints])
+        share = np.full(len(wanted.keypoints), config.detection_share)
+        rows, which = members_in_image(wanted, share, found, classes)
+        images = np.full(len(rows), image)
+        frames.append(Frames(rows, images, found.xy[which], found.scales[which], found.oris[which]))
+    joined = Frames.joined(frames)
+    sizes = np.bincount(joined.classes, minlength=len(kept))
+    large = sizes >= config.min_patches
+    large &= whole_classes(np.where(large, sizes, 0), max_patches, generator)
+    counts |= {
+        "classes": int(large.sum()),
+        "classes_projected": int((large & projected).sum()),
+        "patches": int(sizes[large].sum()),
+        "patches_projected": int(sizes[large & projected].sum()),
+    }
+    return joined.of_classes(large), counts
+
+
+def draw_seeds(
+    tracks: SceneTracks, detections: Sequence[Detections], config: GeometryConfig, generator: np.random.Generator
+) -> Seeds:
+    """Some of the detections that know their depth, of every image."""
+    parts = []
+    for image, found in enumerate(detections):
+        views = tracks.views(image, np.unique(tracks.observed_points[tracks.observed_images == image]))
+        known = depths_at(tracks.image_sizes[image], views, found.xy, config.depth)
+        some = np.sort(generator.permutation(len(known.rows))[: config.seeds_per_image])
+        rows, depths, slopes = known.rows[some], known.depths[some], known.slopes[some]
+        points = tracks.back_projected(image, found.xy[rows], depths)
+        tangents = []
+        for axis in np.eye(2):
+            nearby = 1.0 / (1.0 / depths + TANGENT_PX * slopes @ axis)
+            step = tracks.back_projected(image, found.xy[rows] + TANGENT_PX * axis, nearby) - points
+            tangents.append(step / TANGENT_PX)
+        rays = tracks.views_of(image, points).directions
+        images = np.full(len(rows), image)
+        parts.append(Seeds(images, points, np.stack(tangents, 2), found.scales[rows], found.oris[rows], rays))
+    return Seeds(*(np.concatenate([getattr(part, name) for part in parts]) for name in Seeds.__dataclass_fields__))
+
+
+def _expected(
+    tracks: SceneTracks, seeds: Seeds, image: int, config: GeometryConfig, magnification: float
+) -> Predictions:
+    """The seeds that an image should show whole: their size and direction by the surface, seen from there."""
+    chosen = np.flatnonzero(visible_seeds(tracks, seeds, image, config))
+    views = tracks.views_of(image, seeds.points[chosen])
+    affine = views.jacobian @ seeds.tangents[chosen]  # pixels of the seed's image -> pixels of this one
+    area = np.linalg.det(affine)
+    oris = seeds.oris[chosen]
+    along = (affine @ np.stack([np.cos(oris), np.sin(oris)], axis=1)[:, :, None])[:, :, 0]
+    scales = seeds.scales[chosen] * np.sqrt(np.maximum(area, 0))  # turned away: nothing to be seen
+    shown = Frames(chosen, np.full(len(chosen), image), views.xy, scales, np.arctan2(along[:, 1], along[:, 0]))
+    whole = inside(corners(shown, magnification), tuple(tracks.image_sizes[image].tolist()))
+    shown = shown.select(np.flatnonzero(whole & (shown.scales >= config.min_scale_px)))
+    return Predictions(shown.classes, shown.xy, np.log2(shown.scales), shown.oris)
+
+
+def visible_seeds(tracks: SceneTracks, seeds: Seeds, image: int, config: GeometryConfig) -> Bool[np.ndarray, " s"]:
+    """Which seeds an image should show: its own, and those at the depth of what it sees around them."""
+    views = tracks.views_of(image, seeds.points)
+    like = (views.directions * seeds.rays).sum(axis=1) >= np.cos(np.radians(config.max_view_angle_deg))
+    size = tracks.image_sizes[image]
+    with np.errstate(invalid="ignore"):
+        within = ((views.xy >= 0) & (views.xy <= size - 1)).all(axis=1)
+    asked = np.flatnonzero(like & within & (seeds.images != image))
+    around = tracks.views(image, np.unique(tracks.observed_points[tracks.observed_images == image]))
+    known = depths_at(size, around, views.xy[asked], config.depth)
+    there = asked[known.rows]
+    visible = seeds.images == image
+    visible[there[np.abs(views.depth[there] / known.depths - 1) <= config.depth_tolerance]] = True
+    return visible
+
+
+def _at_projections(predicted: Predictions, image: int) -> Frames:
+    count = len(predicted.keypoints)
+    return Frames(predicted.keypoints, np.full(count, image), predicted.xy, 2.0**predicted.log_scales, predicted.angles)

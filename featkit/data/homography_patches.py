@@ -1,0 +1,189 @@
+"""Classes of patches from single photographs: a keypoint in several views that homographies make of its photograph.
+
+Every view is turned, zoomed, tilted and relit by itself; the keypoint's position, size and direction follow exactly and
+are then jittered. No correspondence was found by any descriptor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+from pydantic import Field
+
+from featkit.config import Config
+from featkit.data.colour_jitter import JitterConfig, draw_jitter
+from featkit.data.colour_jitter import jittered as recoloured
+from featkit.data.homographies import ViewConfig, draw_view, warp
+from featkit.data.keypoint_classes import ClassesConfig, Detections, Predictions
+from featkit.data.patch_frames import FrameJitter, Frames, corners, in_pixels, inside, jittered, whole_classes
+from featkit.data.patch_keypoints import DetectorConfig, detected
+from featkit.data.scene_classes import separate
+from featkit.geometry.homography import apply_homography, local_scale
+from featkit.images.decode import DecodeConfig, DecodedImage, decode
+
+TANGENT_PX = 1e-3  # step that tells how a homography turns a direction
+
+
+class LightConfig(Config):
+    """How differently the views of a photograph are lit."""
+
+    colours: JitterConfig = JitterConfig(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1)
+    gamma_max: float = Field(2.0, ge=1)
+    """Largest exponent of the grey values; its inverse is the smallest; drawn evenly in its logarithm."""
+
+
+class HomographiesConfig(Config):
+    """Views of single photographs. The strengths are featkit's own choice."""
+
+    views: int = Field(4, ge=2)
+    """Views of a photograph; a keypoint has a patch in each that shows it whole."""
+    keypoints: int = Field(200, ge=1)
+    """Keypoints of a photograph that begin a class, drawn at random."""
+    view: ViewConfig = ViewConfig(rotation_deg=180, scale_max=1.6, perspective=0.2)
+    """Of each view; between two of them the scale changes by up to 1.6 x 1.6, so from 0.4 to 2.5."""
+    light: LightConfig = LightConfig()
+    """Of each view."""
+    max_side: int = Field(1024, ge=64)
+    """Larger photographs are reduced to this longer side, px."""
+    min_scale_px: float = Field(1.0, gt=0)
+    """Smallest sigma of a patch, px."""
+    min_patches: int = Field(2, ge=2)
+    """Smaller classes are left out."""
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Single photographs below a folder, and their licence."""
+
+    name: str
+    folder: Path
+    names: tuple[str, ...]
+    licence: str
+
+
+@dataclass(frozen=True)
+class HomographyViews:
+    """All views of a folder's photographs, made again whenever one is asked for. Number v of photograph p: p k + v.
+
+    homographies: pixels of the reduced, upright photograph -> pixels of the view, which has the same size.
+    """
+
+    photographs: Photographs
+    config: HomographiesConfig
+    homographies: Float[np.ndarray, "v 3 3"]
+    seed: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the views: the photograph's and a number."""
+        return tuple(f"{name}#{view}" for name in self.photographs.names for view in range(self.config.views))
+
+    def render(self, number: int) -> DecodedImage:
+        """A view in grey."""
+        photograph = self.photographs.folder / self.photographs.names[number // self.config.views]
+        pixels = decode(photograph, _decoding(self.config), colour=True).pixels
+        size = pixels.shape[1], pixels.shape[0]
+        shown, _ = warp(pixels, self.homographies[number], size)
+        shown = relit(shown, self.config.light, np.random.default_rng([*self.seed, 1, number]))
+        grey = cv2.cvtColor(shown, cv2.COLOR_RGB2GRAY)
+        return DecodedImage(grey, size, np.eye(2, 3))
+
+
+def relit(
+    pixels: UInt8[np.ndarray, "h w 3"], config: LightConfig, generator: np.random.Generator
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A photograph with other colours and another gamma: all that changes the light of a view."""
+    exponent = config.gamma_max ** generator.uniform(-1, 1)
+    table = np.rint(255 * (np.arange(256) / 255) ** exponent).astype(np.uint8)
+    return cv2.LUT(recoloured(pixels, draw_jitter(config.colours, generator)), table)
+
+
+def homography_frames(
+    photographs: Photographs,
+    config: HomographiesConfig,
+    detector: DetectorConfig,
+    classes: ClassesConfig,
+    jitter: FrameJitter,
+    magnification: float,
+    max_patches: int | None,
+    seed: tuple[int, ...],
+    workers: int = 0,
+) -> tuple[HomographyViews, Frames, dict[str, int]]:
+    """The views of a folder's photographs, the patches in them, and how many there are.
+
+    classes: when two keypoints cannot be told apart. magnification: side of a patch in sigmas.
+    max_patches: by whole classes drawn at random. Raises BadInputError.
+    """
+    generator = np.random.default_rng([*seed, 0])
+    homographies, parts, first = [], [], 0
+    found = detected(
+        detector, photographs.folder, photographs.names, photographs.name, generator, workers, config.max_side
+    )
+    for number, (_, detections) in enumerate(found):
+        image = decode(photographs.folder / photographs.names[number], _decoding(config))
+        seeds = _seeds(image, detections, config, classes, magnification, generator)
+        for view in range(config.views):
+            homography = draw_view(config.view, image.size, generator)
+            homographies.append(homography)
+            shown = moved(seeds, homography, number * config.views + view, first)
+            shown = shown.select(_shown_whole(shown, homography, image.size, magnification, config))
+            parts.append(jittered(shown, jitter, magnification, generator))
+        first += len(seeds)
+    frames = Frames.joined(parts).without_small(config.min_patches)
+    frames = frames.of_classes(whole_classes(frames.sizes(), max_patches, generator))
+    counts = {
+        "photographs": len(photographs.names),
+        "views": len(homographies),
+        "classes": int(frames.classes.max(initial=-1)) + 1,
+        "patches": len(frames),
+    }
+    return HomographyViews(photographs, config, np.stack(homographies), seed), frames, counts
+
+
+def _decoding(config: HomographiesConfig) -> DecodeConfig:
+    return DecodeConfig(resize_max=config.max_side)
+
+
+def _seeds(
+    image: DecodedImage,
+    found: Detections,
+    config: HomographiesConfig,
+    classes: ClassesConfig,
+    magnification: float,
+    generator: np.random.Generator,
+) -> Detections:
+    """Some keypoints of a photograph, in its reduced, upright pixels, no two of which look alike."""
+    here = Detections(*in_pixels(image, found.xy, found.scales, found.oris))
+    whole = np.flatnonzero(inside(corners(here, magnification), image.size))
+    some = generator.permutation(whole)[: config.keypoints]
+    here = Detections(here.xy[some], here.scales[some], here.oris[some])
+    seen = Predictions(np.arange(len(some)), here.xy, np.log2(here.scales), here.oris)
+    kept = separate([seen], np.arange(len(some), 0, -1), classes)
+    return Detections(here.xy[kept], here.scales[kept], here.oris[kept])
+
+
+def moved(seeds: Detections, homography: Float[np.ndarray, "3 3"], image: int, first: int) -> Frames:
+    """Keypoints as a homography shows them. image: number of the view; first: class of the first keypoint."""
+    xy = apply_homography(homography, seeds.xy)
+    step = TANGENT_PX * np.stack([np.cos(seeds.oris), np.sin(seeds.oris)], axis=1)
+    along = apply_homography(homography, seeds.xy + step) - apply_homography(homography, seeds.xy - step)
+    scales = seeds.scales * local_scale(homography, seeds.xy)
+    classes = np.arange(first, first + len(seeds))
+    return Frames(classes, np.full(len(seeds), image), xy, scales, np.arctan2(along[:, 1], along[:, 0]))
+
+
+def _shown_whole(
+    shown: Frames,
+    homography: Float[np.ndarray, "3 3"],
+    size: tuple[int, int],
+    magnification: float,
+    config: HomographiesConfig,
+) -> np.ndarray:
+    """Patches that lie in the view and, traced back, in the photograph."""
+    there = corners(shown, magnification)
+    back = apply_homography(np.linalg.inv(homography), there.reshape(-1, 2)).reshape(-1, 4, 2)
+    return inside(there, size) & inside(back, size) & (shown.scales >= config.min_scale_px)
