@@ -208,7 +208,8 @@ def test_what_is_not_there_is_left_out_with_a_line(
     put_photographs(scene, root / "Undistorted_SfM/0001/images")
     os.remove(root / "Undistorted_SfM/0001/images/003.png")
     arrays = arrays_of(scene)
-    arrays["image_paths"][4] = "../../etc/passwd"
+    arrays["image_paths"][4] = "../made/a/dense0/aligned/images/004.png"  # there, but outside of the folder
+    assert (root / arrays["image_paths"][4]).is_file()
     save(root / "scene_info/0001.npz", **arrays, overlap_matrix=matrix_of(OVERLAPS))
     save(root / "scene_info/0002.npz", **arrays_of(scene, "0002"), overlap_matrix=matrix_of(OVERLAPS))
     save(root / "scene_info/0003.npz", **arrays_of(scene, "0003"), overlap_matrix=matrix_of({(0, 1): 0.05}))

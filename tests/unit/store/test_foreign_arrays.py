@@ -92,6 +92,7 @@ PLAIN = b"(K\x03X\x01\x00\x00\x00<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
         (MULTI + b"_reconstruct\n(X\x05\x00\x00\x00_makeNtb.", "changes _reconstruct"),
         (b"(lX\x01\x00\x00\x00aQ.", "outside of the file"),
         (ARRAY + b"(K\x01(K\x01t" + OBJECT + PLAIN + b"\x89C\x08AAAAAAAAtb.", "content is not of its size"),
+        (ARRAY + b"(K\x01(K\x01t" + OBJECT + PLAIN + b"\x89C\x01Atb.", "content is not of its size"),
         (ARRAY + b"(K\x01(K\x02t" + FLOAT8 + PLAIN + b"\x89C\x08AAAAAAAAtb.", "content is not of its size"),
         (ARRAY + b"(K\x01(K\x01tX\x02\x00\x00\x00O8\x89C\x08AAAAAAAAtb.", "malformed array"),
         (b"cnumpy\ndtype\n(X\x02\x00\x00\x00V8tR(K\x03X\x01\x00\x00\x00|N(X\x01\x00\x00\x00xt}K\x08tb.", "structure"),
