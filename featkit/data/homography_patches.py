@@ -21,6 +21,7 @@ from featkit.data.homographies import ViewConfig, draw_view, warp
 from featkit.data.keypoint_classes import ClassesConfig, Detections, Predictions
 from featkit.data.patch_frames import FrameJitter, Frames, corners, in_pixels, inside, jittered, whole_classes
 from featkit.data.patch_keypoints import DetectorConfig, detected
+from featkit.data.photometric import PhotometricConfig, photometric
 from featkit.data.scene_classes import separate
 from featkit.geometry.homography import apply_homography, local_scale
 from featkit.images.decode import DecodeConfig, DecodedImage, decode
@@ -31,9 +32,19 @@ TANGENT_PX = 1e-3  # step that tells how a homography turns a direction
 class LightConfig(Config):
     """How differently the views of a photograph are lit."""
 
-    colours: JitterConfig = JitterConfig(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1)
-    gamma_max: float = Field(2.0, ge=1)
-    """Largest exponent of the grey values; its inverse is the smallest; drawn evenly in its logarithm."""
+    colours: JitterConfig = JitterConfig(brightness=0.4, contrast=0.4, saturation=0.5, hue=0.1)
+    camera: PhotometricConfig = PhotometricConfig(
+        gamma_stops=0.7,
+        temperature_stops=0.7,
+        shade=0.6,
+        night_probability=0.1,
+        night_stops=3,
+        noise=0.015,
+        blur_px=1.0,
+        jpeg=60,
+        haze=0.3,
+    )
+    """From noon to dusk and night; then blur, noise, tone curve and JPEG."""
 
 
 class HomographiesConfig(Config):
@@ -96,10 +107,8 @@ class HomographyViews:
 def relit(
     pixels: UInt8[np.ndarray, "h w 3"], config: LightConfig, generator: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A photograph with other colours and another gamma: all that changes the light of a view."""
-    exponent = config.gamma_max ** generator.uniform(-1, 1)
-    table = np.rint(255 * (np.arange(256) / 255) ** exponent).astype(np.uint8)
-    return cv2.LUT(recoloured(pixels, draw_jitter(config.colours, generator)), table)
+    """A photograph in another light and by another camera: all that changes a view but its geometry."""
+    return photometric(recoloured(pixels, draw_jitter(config.colours, generator)), config.camera, generator)
 
 
 def homography_frames(

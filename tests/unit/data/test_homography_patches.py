@@ -120,16 +120,16 @@ def test_a_keypoint_is_moved_by_the_homography() -> None:
 
 def test_light_is_changed_as_much_as_asked() -> None:
     pixels = photograph(0)
-    none = LightConfig(colours={"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}, gamma_max=1)
+    none = LightConfig(colours={"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}, camera={})
     np.testing.assert_array_equal(relit(pixels, none, np.random.default_rng(0)), pixels)
-    gamma = none.model_copy(update={"gamma_max": 2.0})
-    powers = []
-    for seed in range(60):
-        shown = relit(pixels, gamma, np.random.default_rng(seed))[pixels == 128]
-        assert len(set(shown.tolist())) == 1
-        powers.append(np.log(shown[0] / 255) / np.log(128 / 255))
-    assert 0.49 < min(powers) < 0.6
-    assert 1.7 < max(powers) < 2.02
+    camera, colours = (
+        LightConfig(**{**none.model_dump(), part: LightConfig().model_dump()[part]}) for part in ("camera", "colours")
+    )
+    for config in (camera, colours, LightConfig()):
+        shown = [relit(pixels, config, np.random.default_rng(seed)).astype(float) for seed in range(10)]
+        assert np.mean([np.abs(one - pixels).mean() for one in shown]) > 10
+        assert np.mean([np.corrcoef(one.ravel(), pixels.ravel())[0, 1] for one in shown]) > 0.7
+        np.testing.assert_array_equal(relit(pixels, config, np.random.default_rng(3)), shown[3])
 
 
 def test_a_set_comes_out(photographs: Photographs, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_set_comes_out(photographs: Photographs, tmp_path: Path) -> None:
     flat = data.patches[np.arange(len(data))].reshape(len(data), -1).astype(float)
     flat = (flat - flat.mean(1, keepdims=True)) / (flat.std(1, keepdims=True) + 1e-6)
     likeness = (flat[pairs.index0] * flat[pairs.index1]).mean(1)
-    assert np.median(likeness[pairs.match]) > 0.7 > 0.4 > np.median(likeness[~pairs.match])
+    assert np.median(likeness[pairs.match]) > 0.55 > 0.3 > np.median(likeness[~pairs.match])
     make_patches(config, [photographs], tmp_path / "again")
     for path in (tmp_path / "set").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()

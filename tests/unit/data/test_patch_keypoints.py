@@ -56,7 +56,7 @@ def test_opencv_finds_the_same_keypoints_as_colmap(images: Path) -> None:
     """Position, size and direction: the two detectors share one definition."""
     every, colmap, opencv = (
         found(DetectorConfig(kind=kind, peak_threshold=threshold), images)[0][1]
-        for kind, threshold in (("dog", 0.003), ("dog", 0.03), ("opencv-dog", 0.03))
+        for kind, threshold in (("dog", 0.003), ("dog", 0.06), ("opencv-dog", 0.06))
     )
     assert len(every) > 1.3 * len(colmap)
     assert len(opencv) == pytest.approx(len(colmap), rel=0.15)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,19 @@ def test_the_loss_falls_on_textures(name: str, tmp_path: Path) -> None:
     train_patch(config, data, tmp_path, device="cpu")
     losses = [row["loss"] for row in read_metrics(tmp_path / "metrics.csv")]
     assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:2])
+
+
+def test_a_quarter_of_a_recipes_batch_is_of_one_image(textures: PatchSet) -> None:
+    images = textures.scenes * 3 + np.arange(len(textures)) % 3
+    task = PatchTask(recipe("hynet", batch_size=24), "cpu")
+    task.prepare(replace(textures, images=images), launch("cpu", 1, "fp32"))
+    try:
+        for _ in range(5):
+            first = images[task.feed.next().plan.patches[::2]]
+            assert len(set(first[:6])) == 1
+            assert len(set(first[6:])) > 1
+    finally:
+        task.close()
 
 
 def test_losses_and_samplers_that_do_not_belong_together_are_refused() -> None:
