@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from featkit.errors import BadInputError
 from featkit.images.decode import DecodeConfig, decode
 from featkit.images.listing import SUFFIXES
+from featkit.store.artifact import inside
 
 MAX_BYTES = 1 << 28  # of one member of a zip: more is an attempt to fill the memory
 WRONG_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
@@ -48,7 +49,7 @@ class FileTree:
         """A file's content. Raises BadInputError."""
         try:
             if self.archive is None:
-                return (self.root / name).read_bytes()
+                return inside(self.root, name).read_bytes()
             if self.archive.getinfo(self.prefix + name).file_size > MAX_BYTES:
                 raise BadInputError(f"{self.where(name)}: more than {MAX_BYTES >> 20} MiB; this is no pack")
             return self.archive.read(self.prefix + name)
@@ -81,7 +82,7 @@ class FileTree:
         """A photograph turned upright: RGB. In a zip images are upright already. Raises BadInputError."""
         if self.archive is not None:
             return self.stored_pixels(name)
-        return decode(self.root / name, DecodeConfig(), colour=True).pixels
+        return decode(inside(self.root, name), DecodeConfig(), colour=True).pixels
 
 
 def open_tree(path: Path) -> FileTree:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+import os
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,17 +25,19 @@ from featkit.data.patch_pairs import draw_pairs
 from featkit.data.phototour import INFO, SIDE, MappedPatches, create_bitmaps, write_info, write_pairs, write_scenes
 from featkit.data.scene_classes import SceneClasses, kept_classes, scene_classes
 from featkit.data.tracks import SceneTracks
-from featkit.errors import BadInputError, NothingCameOutError, NotWritableError
+from featkit.errors import BadInputError, NothingCameOutError
 from featkit.features.extract import ExtractConfig, ExtractJob
 from featkit.features.workers import usable_cores, workers
 from featkit.images.decode import DecodeConfig, DecodedImage, decode
 from featkit.log import progress
-from featkit.store.text import write_text
+from featkit.store.artifact import inside, making, write_text
+from featkit.store.stamp import FOREIGN, refuse_foreign
 from featkit.types import Features
 
 LOGGER = logging.getLogger(__name__)
 WINDOW = 2  # images in flight per worker
 DATASET, LICENCE = "dataset.json", "licence.txt"
+WRITTEN = re.compile(r"patches\d+\.bmp|info\.txt|scenes\.txt|m50_\d+_\d+_0\.txt|dataset\.json|licence\.txt")
 NO_LICENCE = "not stated: ask whoever took the photographs"
 
 
@@ -88,29 +91,20 @@ def make_patches(
     found = [_classes_of(config, scene, generator) for scene in scenes]
     if not any(len(part.classes.keypoints) for part in found):
         raise NothingCameOutError(f"{scenes[0].images}: no keypoint was found again in two images; see --verbose")
-    part, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        summary = _write(config, found, part, generator, seed)
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-        part.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise NotWritableError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return summary
+    with making(out) as new:
+        return _write(config, found, new, generator, seed)
 
 
 def check_output(out: Path, overwrite: bool) -> None:
     """Refuse to replace what is there, and ever to replace what is no set of patches. Raises BadInputError."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / INFO).is_file():
         raise BadInputError(f"{out}: is there and is no set of patches; choose another --out")
+    refuse_foreign(out)
+    for path in out.iterdir():
+        if not WRITTEN.fullmatch(path.name):
+            raise BadInputError(f"{path}: {FOREIGN}")
     if not overwrite:
         raise BadInputError(f"{out}: is there already; choose another --out, or --overwrite")
 
@@ -134,7 +128,7 @@ def _detected(config: PatchesConfig, scene: Scene) -> Iterator[Detections]:
         waiting: deque = deque()
         for number in range(len(names) + count * WINDOW):
             if number < len(names):
-                waiting.append((names[number], pool.submit(scene.images / names[number])))
+                waiting.append((names[number], pool.submit(inside(scene.images, names[number]))))
             if number >= count * WINDOW and waiting:
                 name, future = waiting.popleft()
                 features = pool.result(future, name)
@@ -218,7 +212,7 @@ def _cut_scene(config: PatchesConfig, part: _Cut, bitmaps: MappedPatches, first:
         for image, name in enumerate(tracks.image_names):
             rows = np.flatnonzero(members.images == image)
             if len(rows):
-                decoded = decode(part.scene.images / name, DecodeConfig())
+                decoded = decode(inside(part.scene.images, name), DecodeConfig())
                 index = members.detections[rows]
                 bitmaps[first + rows] = cut(config, decoded, part.detections[image], index)
             advance(1)
