@@ -345,7 +345,8 @@ def place_files(new: Path, folder: Path, *, overwrite: bool = False, **described
             for above in (folder / name).relative_to(folder).parents:
                 _refuse_links(folder / above)
             path, data = folder / name, (new / name).read_bytes()
-            if known.get(name.as_posix()) != _sha256(path) and not _holds(path, data):
+            found = _sha256(path)
+            if found is None or (found != known.get(name.as_posix()) and not _holds(path, data)):
                 raise BadInputError(f"{path}: {FOREIGN}")
         if there and not overwrite:
             raise BadInputError(

@@ -24,12 +24,13 @@ from featkit.config import Config, differences
 from featkit.errors import BadInputError, NotWritableError
 from featkit.stopping import finish_first
 from featkit.store import journal
-from featkit.store.artifact import discard, locked, new_part, part_of, refuse_foreign, remove
+from featkit.store.artifact import discard, locked, new_part, part_of, remove
 from featkit.store.artifact import explained as writes_explained
 from featkit.store.attributes import ESCAPED, attribute, copy_attributes, set_attribute
 from featkit.store.damage import DAMAGE, explained, is_in_use, said
 from featkit.store.disk import refused_by_disk, require_space
 from featkit.store.journalled import JournalledStore, counted, in_place, journalled
+from featkit.store.stamp import is_foreign, refuse_foreign
 
 FORMAT_VERSION = 1
 COMPLETE = "complete"
@@ -91,8 +92,7 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
     Raises BadInputError when the file was made by another configuration or program, NotWritableError when it cannot be
     written.
     """
-    if path.is_symlink() and not path.exists():
-        refuse_foreign(path)
+    _refuse_foreign(path)
     with locked(path, lock=path.with_name(f".{path.name}.writer")):
         if overwrite and path.exists():
             _check_replaceable(path, kind)
@@ -112,9 +112,14 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
             yield file
 
 
-def _check_replaceable(path: Path, kind: str) -> None:
-    """Only featkit's own stores of the same kind are replaced, whole or broken."""
+def _refuse_foreign(path: Path) -> None:
+    if is_foreign(path) and path.is_file() and h5py.is_hdf5(path):
+        raise BadInputError(f"{path}: written by another program, so nothing is added to it; choose another --out")
     refuse_foreign(path)
+
+
+def _check_replaceable(path: Path, kind: str) -> None:
+    """Only stores of the same kind are replaced, whole or broken."""
     if not h5py.is_hdf5(path):
         raise BadInputError(f"{path}: not an HDF5 file, so it is not replaced; choose another --out")
     with contextlib.suppress(*DAMAGE), h5py.File(path, "r") as file:
