@@ -39,14 +39,15 @@ from featkit.localization.query_pairs import pair_queries
 from featkit.localization.submission import by_file_name, check_submission, submission_name, write_submission
 from featkit.log import timed
 from featkit.mapping import reconstruct
+from featkit.mapping.model import refuse_other_models
 from featkit.mapping.scene import MapFiles
 from featkit.mapping.verified_database import build_database
 from featkit.matching import match
 from featkit.report.aachen import aachen_metrics, condition_table
 from featkit.report.localization import localization_report
+from featkit.store.artifact import write_text
 from featkit.store.pairs import read_pairs, write_pairs
-from featkit.store.stamp import digest
-from featkit.store.text import write_text
+from featkit.store.stamp import digest, refuse_foreign
 from featkit.types import Pose
 
 
@@ -93,6 +94,9 @@ def run(
     listed = None if lists.database is None else database_pairs(lists.database, set(mapped))
     asked = None if lists.queries is None else query_pairs(lists.queries, set(names), set(mapped))
     place = output / f"{files.version}-{queries}" / f"{features.database.file_name}-{_fingerprint(config, features)}"
+    written = ("database.db", "database.json", "sparse.json", "poses.txt", "poses.json", "report.html", "metrics.json")
+    refuse_foreign(*(place / name for name in written))
+    refuse_other_models(place / "sparse")
     seconds: dict[str, float] = {}
 
     with timed("extract database", seconds):

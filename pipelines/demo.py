@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from featkit import __version__
 from featkit.config import Config
 from featkit.data.rendered import RenderedConfig, distance_to_surface, render_scene
 from featkit.evaluation.localization import score_localization
@@ -22,7 +23,8 @@ from featkit.mapping.verify import VerifyConfig
 from featkit.report.demo import demo_report
 from featkit.report.metrics import localization_metrics
 from featkit.resources import load_pipeline
-from featkit.store.text import write_text
+from featkit.store.artifact import write_text
+from featkit.store.stamp import refuse_foreign
 
 
 class DemoConfig(Config):
@@ -46,6 +48,7 @@ class DemoResult:
 def run(config: DemoConfig, output: Path, *, device: str = "auto", overwrite: bool = False) -> DemoResult:
     """Render, map and localize, and compare with the exact truth. Raises featkit's errors."""
     sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
+    refuse_foreign(output / "demo.json")
     seconds: dict[str, float] = {}
 
     with timed("render", seconds):
@@ -77,5 +80,6 @@ def run(config: DemoConfig, output: Path, *, device: str = "auto", overwrite: bo
         "seconds": seconds,
     }
     report = demo_report(config, metrics, output / "images", mapped.output, localized.results, truth_from, distances)
-    write_text(output / "demo.json", json.dumps(metrics, indent=1) + "\n")
+    described = {"featkit_version": __version__, **metrics}
+    write_text(output / "demo.json", json.dumps(described, indent=1) + "\n")
     return DemoResult(output, report, metrics)

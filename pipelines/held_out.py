@@ -18,10 +18,11 @@ from featkit.errors import BadInputError
 from featkit.evaluation.predictions import Method, predict
 from featkit.mapping.scene import image_folder
 from featkit.resources import load_pipeline
+from featkit.store.artifact import write_text
 from featkit.store.links import write_index
-from featkit.store.poses import read_poses, write_poses
+from featkit.store.poses import format_poses, read_poses
 from featkit.store.stamp import digest
-from featkit.store.text import read_lines, write_text
+from featkit.store.text import read_lines
 
 ORIGIN = "a `poses.txt` of true poses (`name qw qx qy qz tx ty tz`) with its `camera.txt` beside it"
 
@@ -101,9 +102,10 @@ def run(
     sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
     poses = read_poses(scene.folder / "poses.txt")
     place = output / scene.name / f"{method.file_name}-{digest(method.fingerprint, config.fingerprint())}"
-    write_text(place / "truth" / "camera.txt", scene.camera + "\n")
-    reference = write_poses(place / "truth" / "poses.txt", {name: poses[name] for name in scene.mapped})
-    listed = write_text(place / "queries.txt", _lines(scene.queries, scene.camera))
+    true = format_poses({name: poses[name] for name in scene.mapped})
+    write_text(place / "truth" / "camera.txt", scene.camera + "\n", owned=True)  # the folder is named by what made it
+    reference = write_text(place / "truth" / "poses.txt", true, owned=True)
+    listed = write_text(place / "queries.txt", _lines(scene.queries, scene.camera), owned=True)
     if predictions is not None and not overwrite:
         images = image_folder(scene.folder)
         found = predict(method, images, (*scene.mapped, *scene.queries), predictions / scene.name)

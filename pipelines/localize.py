@@ -33,8 +33,9 @@ from featkit.matching import match
 from featkit.report.localization import localization_report
 from featkit.report.metrics import localization_metrics
 from featkit.retrieval.vlad import VladConfig
+from featkit.store.artifact import write_text
 from featkit.store.poses import read_intrinsics_list, read_poses
-from featkit.store.text import write_text
+from featkit.store.stamp import refuse_foreign
 
 
 class LocalizationConfig(Config):
@@ -85,6 +86,8 @@ def run(
     """
     found = find_map(map_folder, features)
     output = output or found.folder / "localize"
+    written = ("features.h5", "matches.h5", "poses.txt", "poses.json", "report.html", "metrics.json")
+    refuse_foreign(*(output / name for name in written), *([] if pairs else [output / "pairs.txt"]))
     cameras = None if intrinsics is None else read_intrinsics_list(intrinsics)
     true_poses = None if truth is None else read_poses(truth)
     check_camera(config.localize.camera)

@@ -23,6 +23,7 @@ from featkit.log import timed
 from featkit.mapping import reconstruct
 from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.cameras import listed_intrinsics
+from featkit.mapping.model import refuse_other_models
 from featkit.mapping.reconstruct import MapConfig
 from featkit.mapping.reference import read_reference
 from featkit.mapping.scene import image_folder, output_folder, usable_images
@@ -33,9 +34,10 @@ from featkit.pairing.base import Sources
 from featkit.pairing.stage import AutoConfig
 from featkit.report.metrics import map_metrics
 from featkit.report.reconstruction import reconstruction_report
-from featkit.store.pairs import read_pairs
+from featkit.store.artifact import write_text
+from featkit.store.pairs import describe_pairs, read_pairs
 from featkit.store.poses import read_poses
-from featkit.store.text import write_text
+from featkit.store.stamp import refuse_foreign
 
 
 class SfmConfig(Config):
@@ -86,6 +88,7 @@ def run(
     """
     images = image_folder(scene)
     output = output_folder(scene, output)
+    _refuse_foreign(output, config)
     known = None if reference is None else read_reference(reference, config.map.camera)
     true_poses = None if truth is None else read_poses(truth)
     check_camera(config.map.camera)
@@ -137,6 +140,15 @@ def run(
     metrics["config"] = ran.result_fields()
     write_text(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return SfmResult(output, sparse, report, metrics)
+
+
+def _refuse_foreign(output: Path, config: SfmConfig) -> None:
+    """Raise BadInputError, before the work, for anything of the outputs' names that featkit did not make."""
+    names = ("features.h5", "matches.h5", "database.db", "database.json", "sparse.json", "report.html", "metrics.json")
+    pairs = output / "pairs.txt"
+    made_otherwise = not config.pairs.endswith(".txt") and describe_pairs(pairs) is None
+    refuse_foreign(*(output / name for name in names), *([pairs] if made_otherwise else []))
+    refuse_other_models(output / "sparse")
 
 
 if __name__ == "__main__":  # worker processes import this file: only the main one may run it

@@ -52,7 +52,7 @@ def command(
         typer.Option(metavar="METRES", help="Positions further off are not used.", show_default="from the residuals"),
     ] = None,
     settings: options.Settings = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model of another origin.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another model that featkit made.")] = False,
     *,
     run: RunOptions,
 ) -> Outcome:

@@ -73,6 +73,7 @@ def everything(
     from featkit.report.standings import standings_table
 
     wanted = _wanted(only)
+    eval_common.refuse_results(out)
     asked = eval_common.Asked(features, None, max_keypoints, resize_max, workers, overwrite, engine)
     methods = eval_common.methods_of(asked, run.device)
     extraction = {

@@ -84,6 +84,13 @@ def made_by(benchmark: str) -> dict[str, Any]:
     return {"benchmark": benchmark, "featkit_version": __version__}
 
 
+def refuse_results(folder: Path) -> None:
+    """Raise BadInputError, before the work, when what `finished` writes would replace a file of somebody else's."""
+    from featkit.store.stamp import refuse_foreign
+
+    refuse_foreign(folder / "results.json", folder / "report.html")
+
+
 def finished(
     results: dict[str, Any], folder: Path, page: Report, tables: list[Table], standings: list[Standing]
 ) -> Outcome:
@@ -91,7 +98,7 @@ def finished(
     import json
 
     from featkit.report.page import write_report
-    from featkit.store.text import write_text
+    from featkit.store.artifact import write_text
 
     numbers = write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     report = write_report(page, folder / "report.html")

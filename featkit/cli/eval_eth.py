@@ -59,6 +59,7 @@ def eth(
     from featkit.registry import setting_of
     from featkit.report import eth_benchmark as pages
 
+    eval_common.refuse_results(out / "eth")
     changes: dict[str, Any] = {
         "matching": options.given(ratio=ratio),
         "map": {"verify": {"seed": run.seed}, "seed": run.seed},

@@ -41,6 +41,7 @@ def localization(
     from featkit.report import localization_benchmark as pages
     from featkit.resources import load_pipeline
 
+    eval_common.refuse_results(out / "localization")
     held_out = load_pipeline("held_out")
     values = {"every": every, "matcher": matcher, "matching": options.given(ratio=ratio), "seed": run.seed}
     config = make(held_out.HeldOutConfig, values, where="eval localization")

@@ -19,6 +19,7 @@ from featkit.cli.eval_common import (
     made_by,
     methods_of,
     names_in,
+    refuse_results,
 )
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def hpatches(
     from featkit.evaluation.sequences import read_sequences
     from featkit.report import matching_benchmark as pages
 
+    refuse_results(out / "hpatches")
     config = make(MatchingConfig, overrides(settings or []), where="eval hpatches")
     asked = Asked(features, weights, max_keypoints, resize_max, workers, overwrite, engine)
     rule = MatchRule.resolve(matcher, options.given(ratio=ratio), run.device)
@@ -117,6 +119,7 @@ def oxford(
     from featkit.evaluation.sequences import read_sequences
     from featkit.report import matching_benchmark as pages
 
+    refuse_results(out / "oxford")
     config = make(OxfordConfig, overrides(settings or []), where="eval oxford")
     asked = Asked(features, weights, max_keypoints, resize_max, workers, overwrite, engine)
     methods = methods_of(asked, run.device)

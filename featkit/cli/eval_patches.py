@@ -64,6 +64,7 @@ def ubc(
     from featkit.evaluation.ubc import evaluate_ubc, read_ubc, ubc_table
     from featkit.report.content import Table
 
+    _refuse_foreign(out)
     sets = [read_ubc(folder, pairs) for folder in data]
     scores = evaluate_ubc(sets, _methods(features, runs), lambda weight: describer(weight, run.device))
     found = ubc_table(scores)
@@ -104,6 +105,7 @@ def patches(
     from featkit.evaluation.patch_describers import describer
     from featkit.report.content import Table
 
+    _refuse_foreign(out)
     config = make(HPatchesConfig, overrides(settings or []), where="eval patches")
     data = read_hpatches(root)
     chosen = read_split(data, split, splits)["test"]
@@ -148,6 +150,7 @@ def rome(
     from featkit.evaluation.rome import evaluate_rome
     from featkit.report.content import Table
 
+    _refuse_foreign(out)
     sets = {"train": read_rome(root, "train"), "test": read_rome(root, "test")}
     results: dict[str, Any] = {}
     rows = []
@@ -205,11 +208,20 @@ def _standings(values: dict[str, dict[str, Any]], better: Literal["high", "low"]
     return [Standing(name, measure, value, better) for name, row in values.items() for measure, value in row.items()]
 
 
+def _refuse_foreign(out: Path | None) -> None:
+    """Raise BadInputError, before the work, when the results would replace a file of somebody else's."""
+    from featkit.store.stamp import refuse_foreign
+
+    if out is not None:
+        refuse_foreign(out)
+
+
 def _outcome(results: dict[str, Any], tables: list[Any], out: Path | None, standings: list[Any]) -> Outcome:
     import json
 
-    from featkit.store.text import write_text
+    from featkit import __version__
+    from featkit.store.artifact import write_text
 
     if out is not None:
-        write_text(out, json.dumps(results, indent=1) + "\n")
+        write_text(out, json.dumps({"featkit_version": __version__, **results}, indent=1) + "\n")
     return Outcome(results, [f"{out}: all numbers"] if out is not None else [], tables, standings=standings)

@@ -18,6 +18,7 @@ from featkit.cli.eval_common import (
     finished,
     made_by,
     methods_of,
+    refuse_results,
 )
 from featkit.errors import UsageError
 
@@ -74,6 +75,7 @@ def pose(
 
     if pairs is not None and len(root) > 1:
         raise UsageError(f"--pairs goes with one --root, not with {len(root)}")
+    refuse_results(out / "pose")
     values = {"seed": run.seed, "pairs": options.given(max_pairs=max_pairs)}
     config = make(RelativePoseConfig, merge(values, overrides(settings or [])), where="eval pose")
     rule = MatchRule.resolve(matcher, options.given(ratio=ratio), run.device)

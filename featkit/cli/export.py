@@ -29,7 +29,7 @@ def command(
     num: Annotated[
         int | None, typer.Option(help="hloc: images that each one is paired with.", min=1, show_default="20")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that featkit exported there.")] = False,
     *,
     run: RunOptions,
 ) -> Outcome:

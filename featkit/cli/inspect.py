@@ -40,8 +40,10 @@ def informativeness(
     from featkit.data.training_patches import read_training_patches
     from featkit.device import torch_device
     from featkit.report.informativeness import informativeness_report, informativeness_table
+    from featkit.store.stamp import refuse_foreign
     from featkit.training.informativeness import InformativenessConfig, along_training, sample_pairs
 
+    refuse_foreign(out)
     config = make(InformativenessConfig, merge(options.given(measured=measured), overrides(settings or [])), "--set")
     patches = read_training_patches([data])
     sample = sample_pairs(patches, config.pairs, np.random.default_rng(run.seed))

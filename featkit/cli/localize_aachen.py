@@ -83,6 +83,7 @@ def command(
     if retrieval:
         lists = replace(lists, queries=None)
     folder = out or root / "featkit"
+    eval_common.refuse_results(folder / f"{version}-{queries}")
     done = [
         load_pipeline("aachen").run(
             benchmark,

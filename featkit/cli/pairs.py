@@ -49,7 +49,7 @@ def command(
         Path | None, typer.Option(metavar="DIR", help="poses, covisible: a COLMAP model or a mapped scene.")
     ] = None,
     settings: options.Settings = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of another origin.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make the pairs anew in any case.")] = False,
     *,
     engine: EngineConfig,
     run: RunOptions,

@@ -127,10 +127,12 @@ def export(
     *,
     run: RunOptions,
 ) -> Outcome:
-    from featkit.weights import Origin, add_row, export_weight, read_scores
+    from featkit.weights import Origin, add_row, export_weight, list_weights, read_scores
 
     scores = {} if scores_json is None else read_scores(scores_json)
     origin = Origin(recipe=recipe, data=data, licence=licence, commit=commit, scores=scores)
+    if add_to_manifest:
+        list_weights(out.parent)  # what is no manifest is better found before anything is written
     row = export_weight(source, name, out, origin, which.value, max_mb)
     lines = [f"{out}: {row.bytes:,} bytes, sha256 {row.sha256}"]
     if add_to_manifest:

@@ -15,12 +15,15 @@ The two versions come in two archives that both hold an images_upright/; whether
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from featkit.errors import BadInputError, NotWritableError, UsageError
+from featkit.store.artifact import inside
 from featkit.store.poses import Intrinsics, read_intrinsics_list
+from featkit.store.stamp import FOREIGN
 
 LOGGER = logging.getLogger(__name__)
 VERSIONS = ("1.1", "1.0")
@@ -136,8 +139,7 @@ def place_images(files: AachenFiles, names: Sequence[str], links: Path) -> Path:
     where: dict[str, Path] = {}
     missing = []
     for name in names:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise BadInputError(f"{files.root}: the image name {name!r} leads outside the folder of the images")
+        inside(links, name)
         folder = next((folder for folder in files.images if (folder / name).is_file()), None)
         if folder is None:
             missing.append(name)
@@ -157,6 +159,8 @@ def _link(target: Path, link: Path) -> None:
     try:
         if link.is_symlink() and link.readlink() == target:
             return
+        if os.path.lexists(link) and not link.is_symlink():
+            raise BadInputError(f"{link}: {FOREIGN}")
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(target)

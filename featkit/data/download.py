@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -26,10 +27,13 @@ from featkit.config import Config, Runtime
 from featkit.data.checksums import CHUNK, Fetched, RemoteFile, check, digests
 from featkit.errors import BadInputError, NothingCameOutError, NotWritableError, UsageError
 from featkit.log import progress
+from featkit.store.artifact import discard, is_left, no_links, write_text
+from featkit.store.stamp import FOREIGN
 
 LOGGER = logging.getLogger(__name__)
 MB = 10**6
 AGENT = "featkit"
+PART = re.compile(r"\.[0-9a-f]{8}\.part(\.json)?")
 
 
 class DownloadConfig(Config):
@@ -53,18 +57,36 @@ class _ServerChangedFile(Exception):
     """What lies in the part file is not the start of what the server has now."""
 
 
-def download(remote: RemoteFile, folder: Path, config: DownloadConfig | None = None) -> Fetched:
+def download(
+    remote: RemoteFile,
+    folder: Path,
+    config: DownloadConfig | None = None,
+    *,
+    owned: bool = False,
+    named: Callable[[Fetched], object] | None = None,
+) -> Fetched:
     """Download a file into a folder, going on with what is there of it.
 
+    owned: a file of that name that is there is featkit's, and is replaced. named: called before the file gets its name.
     Raises UsageError for an address that is not http or https, NothingCameOutError when the server cannot be reached
     or stops (what arrived is kept), BadInputError when the file is not the one expected (it is removed), and
     NotWritableError without permission or space.
     """
     config = config or DownloadConfig()
     _check_address(remote.url)
+    path = folder / remote.name
+    if os.path.lexists(path) and (not owned or path.is_symlink() or path.is_dir()):
+        raise BadInputError(f"{path}: {FOREIGN}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _whole(remote, folder, config)
+        fetched, part = _whole(remote, folder, config)
+        if named is not None:
+            named(fetched)
+        os.replace(part, path)
+        for rest in folder.glob(f"{remote.name}.*.part*"):  # of this address and of others that failed
+            if PART.fullmatch(rest.name.removeprefix(remote.name)):
+                discard(rest)
+        return fetched
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST):
             raise NotWritableError(f"{folder}: {error.strerror}; choose another --out, or free some space") from None
@@ -77,7 +99,8 @@ def _check_address(url: str) -> None:
         raise UsageError(f"{url}: not an http or https address")
 
 
-def _whole(remote: RemoteFile, folder: Path, config: DownloadConfig) -> Fetched:
+def _whole(remote: RemoteFile, folder: Path, config: DownloadConfig) -> tuple[Fetched, Path]:
+    """What arrived, checked, and the part file that it is in."""
     part = folder / f"{remote.name}.{hashlib.sha256(remote.url.encode()).hexdigest()[:8]}.part"  # one per address
     _receive(remote, part, config)
     fetched = digests(part)
@@ -86,11 +109,7 @@ def _whole(remote: RemoteFile, folder: Path, config: DownloadConfig) -> Fetched:
     except BadInputError as error:
         _forget(part)
         raise BadInputError(f"{error}; what arrived was removed. Run again, or name a mirror with --url") from None
-    path = folder / remote.name
-    os.replace(part, path)
-    for rest in folder.glob(f"{remote.name}.*.part*"):  # of this address and of others that failed
-        rest.unlink()
-    return Fetched(path, fetched.size, fetched.md5, fetched.sha256)
+    return Fetched(folder / remote.name, fetched.size, fetched.md5, fetched.sha256), part
 
 
 def _receive(remote: RemoteFile, part: Path, config: DownloadConfig) -> None:
@@ -145,7 +164,9 @@ def _attempt(remote: RemoteFile, part: Path, config: DownloadConfig) -> None:
 def _copy(response: Any, part: Path, start: int, total: int | None, remote: RemoteFile, config: DownloadConfig) -> None:
     """Append the body to the part file; bytes beyond the end that the server announced are a lie."""
     size = start
-    with part.open("ab" if start else "wb") as file, _bar(remote.name, total, start) as advance:
+    is_left(part)  # or something else lies there
+    mode = "ab" if start else "wb"
+    with open(part, mode, opener=no_links) as file, _bar(remote.name, total, start) as advance:
         while block := _read(response):
             size += len(block)
             if size > config.max_bytes:
@@ -276,10 +297,10 @@ def _read_state(part: Path) -> dict[str, Any]:
 
 
 def _write_state(part: Path, state: dict[str, Any]) -> None:
-    part.unlink(missing_ok=True)  # first the bytes, then what they are: never old bytes under a new name
-    _state_path(part).write_text(json.dumps(state), encoding="utf-8")
+    discard(part)  # first the bytes, then what they are: never old bytes under a new name
+    write_text(_state_path(part), json.dumps(state), owned=True)
 
 
 def _forget(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _state_path(part).unlink(missing_ok=True)
+    discard(part)
+    discard(_state_path(part))

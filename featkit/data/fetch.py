@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from featkit.data.checksums import Fetched, RemoteFile, check, digests
 from featkit.data.download import DownloadConfig, download
 from featkit.data.unpack import UnpackConfig, unpack
 from featkit.errors import BadInputError, FeatkitError, NothingCameOutError, NotWritableError, UsageError
+from featkit.store.artifact import explained, write_text, writing
+from featkit.store.stamp import FOREIGN, refuse_foreign
 
 LOGGER = logging.getLogger(__name__)
 RECORD = ".fetched.json"
@@ -107,19 +108,48 @@ def _fetch_one(job: _Job, file: CatalogueFile) -> FetchedFile:
     note = _read_record(job.out).get(file.name, {})
     if note and target.exists() and not job.options.overwrite:
         return FetchedFile(file.name, target, note["source"], note["sha256"], note["size"], was_there=True)
+    if file.folder is not None:
+        _refuse_other_files(target, note)
     given = _given_archive(file, job.options.archives)
     if given is not None:
         fetched, source = digests(given), str(given)
         _check_given(fetched, file)
         if file.folder is not None:
-            unpack(given, target, job.unpack)
+            _unpack(job, file, fetched, source, note)
         else:
-            _copy(given, target)
+            _copy(job, file, fetched, note)
     else:
         fetched, source = _from_any_source(job, file, note)
-    found = {"sha256": fetched.sha256, "md5": fetched.md5, "size": fetched.size}
-    _write_record(job.out, file.name, {"source": source, **found})
     return FetchedFile(file.name, target, source, fetched.sha256, fetched.size, was_there=False)
+
+
+def _refuse_other_files(target: Path, note: dict[str, Any]) -> None:
+    """Raise BadInputError for a folder that was not unpacked here, or in which more than that lies."""
+    if not note:
+        refuse_foreign(target)
+    elif target.is_symlink() or target.is_file():
+        raise BadInputError(f"{target}: {FOREIGN}")
+    elif "files" in note and target.is_dir():
+        count = sum(path.is_symlink() or not path.is_dir() for path in target.rglob("*"))
+        if count > note["files"]:
+            raise BadInputError(
+                f"{target}: holds {count - note['files']} files that were not fetched, so it is not replaced; take them"
+                " out, or choose another --out"
+            )
+
+
+def _unpack(job: _Job, file: CatalogueFile, fetched: Fetched, source: str, note: dict[str, Any]) -> None:
+    """Unpack an archive; the record says that the folder is featkit's before it has its name."""
+    assert file.folder is not None
+
+    def record(count: int) -> None:
+        _write_record(job.out, file.name, {**_described(fetched, source), "files": count})
+
+    unpack(fetched.path, job.out / file.folder, job.unpack, owned=bool(note), named=record)
+
+
+def _described(fetched: Fetched, source: str) -> dict[str, Any]:
+    return {"source": source, "sha256": fetched.sha256, "md5": fetched.md5, "size": fetched.size}
 
 
 def _from_any_source(job: _Job, file: CatalogueFile, note: dict[str, Any]) -> tuple[Fetched, str]:
@@ -139,30 +169,60 @@ def _from_any_source(job: _Job, file: CatalogueFile, note: dict[str, Any]) -> tu
 
 
 def _from_source(job: _Job, file: CatalogueFile, source: Source, note: dict[str, Any]) -> Fetched:
-    fetched = _download(file, source, job.out, job.download)
+    fetched = _download(job, file, source, note)
+    is_ours = _archive_of(file) in _read_record(job.out)
     try:
         _check_first_time(fetched, note, source.url)
         if file.folder is not None:
-            unpack(fetched.path, job.out / file.folder, job.unpack)
+            _unpack(job, file, fetched, source.url, note)
+        else:
+            found = {} if is_ours else {"found": True}
+            _write_record(job.out, file.name, {**_described(fetched, source.url), **found})
+            _write_record(job.out, _archive_of(file), None)
     except BadInputError:
-        fetched.path.unlink()  # or every further run would take it for a whole archive
+        if is_ours:  # or every further run would take it for a whole archive
+            _delete_archive(job, file)
         raise
-    if file.folder is not None and not job.options.keep_archives:
-        fetched.path.unlink()
+    if file.folder is not None and not job.options.keep_archives and is_ours:
+        _delete_archive(job, file)
     return fetched
 
 
-def _download(file: CatalogueFile, source: Source, out: Path, config: DownloadConfig) -> Fetched:
+def _delete_archive(job: _Job, file: CatalogueFile) -> None:
+    path = job.out / file.name
+    with explained(path):
+        path.unlink(missing_ok=True)
+    _write_record(job.out, _archive_of(file), None)
+
+
+def _is_fetched(note: dict[str, Any]) -> bool:
+    """Whether the record says that featkit wrote it; a file that was there when it was asked for is the user's."""
+    return bool(note) and not note.get("found")
+
+
+def _archive_of(file: CatalogueFile) -> str:
+    """The record's entry of a file that was downloaded and not unpacked yet, or is kept: what may be deleted."""
+    return f"archive {file.name}"
+
+
+def _download(job: _Job, file: CatalogueFile, source: Source, note: dict[str, Any]) -> Fetched:
     remote = _remote(file, source)
-    path = out / file.name
+    path = job.out / file.name
+    is_ours = _archive_of(file) in _read_record(job.out) or (_is_fetched(note) and file.folder is None)
     if path.is_file():  # whole, from a run that was stopped before it was unpacked
         fetched = digests(path)
         try:
             check(fetched, remote)
             return fetched
         except BadInputError:
+            if not is_ours:
+                raise BadInputError(f"{path}: not the file of {source.url}, and it {FOREIGN}") from None
             LOGGER.warning("%s: not the file of %s; fetched anew", path, source.url)
-    return download(remote, out, config)
+
+    def record(fetched: Fetched) -> None:
+        _write_record(job.out, _archive_of(file), _described(fetched, source.url))
+
+    return download(remote, job.out, job.download, owned=is_ours, named=record)
 
 
 def _remote(file: CatalogueFile, source: Source) -> RemoteFile:
@@ -199,16 +259,15 @@ def _check_first_time(fetched: Fetched, note: dict[str, Any], source: str) -> No
         )
 
 
-def _copy(given: Path, target: Path) -> None:
-    if given.resolve() == target.resolve():
+def _copy(job: _Job, file: CatalogueFile, fetched: Fetched, note: dict[str, Any]) -> None:
+    given, target = fetched.path, job.out / file.name
+    described = _described(fetched, str(given))
+    if given.resolve() == target.resolve() or (target.is_file() and digests(target).sha256 == fetched.sha256):
+        _write_record(job.out, file.name, {**described, "found": True})
         return
-    part = target.with_name(f".{target.name}.copying")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(given, part)
-        os.replace(part, target)
-    except OSError as error:
-        raise NotWritableError(f"{target}: {error.strerror or error}; choose another --out") from None
+    with writing(target, owned=_is_fetched(note)) as part, given.open("rb") as content:
+        shutil.copyfileobj(content, part)
+        _write_record(job.out, file.name, described)  # before the name: it is featkit's
 
 
 def _read_record(out: Path) -> dict[str, dict[str, Any]]:
@@ -224,9 +283,10 @@ def _read_record(out: Path) -> dict[str, dict[str, Any]]:
     return record
 
 
-def _write_record(out: Path, name: str, note: dict[str, Any]) -> None:
+def _write_record(out: Path, name: str, note: dict[str, Any] | None) -> None:
+    """Write an entry, or take it out."""
     record = _read_record(out)
-    record[name] = {**note, "date": datetime.date.today().isoformat()}
-    part = out / f"{RECORD}.part"
-    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, out / RECORD)
+    record.pop(name, None)
+    if note is not None:
+        record[name] = {**note, "date": datetime.date.today().isoformat()}
+    write_text(out / RECORD, json.dumps(record, indent=1) + "\n", owned=True)  # it was read as one

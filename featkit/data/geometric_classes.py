@@ -1,7 +1,7 @@
 """Classes of patches by projection and visibility alone: no descriptor has chosen which views belong together.
 
 A seed is a keypoint of one image, of any detector, whose depth the map's points around it tell (dense_points.py). It
-belongs to every image in which it should be visible: inside, seen from a direction not too different, and at the depth
+belongs to every image in which it should be visible: within, seen from a direction not too different, and at the depth
 that the points seen around its projection tell. There its patch is cut either at the projection itself, jittered, or
 at the detection nearest to it. Tracks only give depths here; `source: tracks` takes points because SIFT matched them.
 """
@@ -24,7 +24,7 @@ from featkit.data.keypoint_classes import (
     Predictions,
     members_in_image,
 )
-from featkit.data.patch_frames import FrameJitter, Frames, corners, inside, jittered, whole_classes
+from featkit.data.patch_frames import FrameJitter, Frames, corners, jittered, whole_classes, within
 from featkit.data.scene_classes import separate
 from featkit.data.tracks import SceneTracks
 
@@ -148,7 +148,7 @@ def _expected(
     along = (affine @ np.stack([np.cos(oris), np.sin(oris)], axis=1)[:, :, None])[:, :, 0]
     scales = seeds.scales[chosen] * np.sqrt(np.maximum(area, 0))  # turned away: nothing to be seen
     shown = Frames(chosen, np.full(len(chosen), image), views.xy, scales, np.arctan2(along[:, 1], along[:, 0]))
-    whole = inside(corners(shown, magnification), tuple(tracks.image_sizes[image].tolist()))
+    whole = within(corners(shown, magnification), tuple(tracks.image_sizes[image].tolist()))
     shown = shown.select(np.flatnonzero(whole & (shown.scales >= config.min_scale_px)))
     return Predictions(shown.classes, shown.xy, np.log2(shown.scales), shown.oris)
 

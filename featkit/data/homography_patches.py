@@ -19,7 +19,7 @@ from featkit.data.colour_jitter import JitterConfig, draw_jitter
 from featkit.data.colour_jitter import jittered as recoloured
 from featkit.data.homographies import ViewConfig, draw_view, warp
 from featkit.data.keypoint_classes import ClassesConfig, Detections, Predictions
-from featkit.data.patch_frames import FrameJitter, Frames, corners, in_pixels, inside, jittered, whole_classes
+from featkit.data.patch_frames import FrameJitter, Frames, corners, in_pixels, jittered, whole_classes, within
 from featkit.data.patch_keypoints import DetectorConfig, detected
 from featkit.data.photometric import PhotometricConfig, photometric
 from featkit.data.scene_classes import separate
@@ -167,7 +167,7 @@ def _seeds(
 ) -> Detections:
     """Some keypoints of a photograph, in its reduced, upright pixels, no two of which look alike."""
     here = Detections(*in_pixels(image, found.xy, found.scales, found.oris))
-    whole = np.flatnonzero(inside(corners(here, magnification), image.size))
+    whole = np.flatnonzero(within(corners(here, magnification), image.size))
     some = generator.permutation(whole)[: config.keypoints]
     here = Detections(here.xy[some], here.scales[some], here.oris[some])
     seen = Predictions(np.arange(len(some)), here.xy, np.log2(here.scales), here.oris)
@@ -195,4 +195,4 @@ def _shown_whole(
     """Patches that lie in the view and, traced back, in the photograph."""
     there = corners(shown, magnification)
     back = apply_homography(np.linalg.inv(homography), there.reshape(-1, 2)).reshape(-1, 4, 2)
-    return inside(there, size) & inside(back, size) & (shown.scales >= config.min_scale_px)
+    return within(there, size) & within(back, size) & (shown.scales >= config.min_scale_px)

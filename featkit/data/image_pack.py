@@ -10,9 +10,7 @@ random until all have the same share of the room; folders smaller than that stay
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,10 +41,11 @@ from featkit.data.posed_pairs import (
 )
 from featkit.data.posed_scene import name_of
 from featkit.data.scene_patches import LICENCE
-from featkit.errors import BadInputError, NothingCameOutError, NotWritableError, UsageError
+from featkit.errors import BadInputError, NothingCameOutError, UsageError
 from featkit.geometry.homography import intrinsics_to_colmap
 from featkit.log import Advance, progress
-from featkit.store.stamp import digest
+from featkit.store.artifact import inside, writing
+from featkit.store.stamp import digest, refuse_foreign
 
 SAMPLE = 8  # photographs that tell how large a folder will be
 ENTRY_BYTES = 400  # of a photograph beside its JPEG: the zip's directory, its camera and pairs, deflated
@@ -102,24 +101,18 @@ def write_image_pack(config: ImagePackConfig, folders: Sequence[Path], out: Path
         raise UsageError(f"two of the folders are named {twice!r}; rename one")
     if out.is_dir():
         raise BadInputError(f"{out}: is a folder; name a file, such as {out / 'photographs.zip'}")
+    refuse_foreign(out)
     generator = np.random.default_rng(seed)
     sources = [_source(folder, generator) for folder in folders]
-    part, most = out.with_name(f".{out.name}.part"), config.max_mb * 1e6
-    room = most
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    room = most = config.max_mb * 1e6
+    with writing(out) as file:
+        part = Path(file.name)
         while True:
             manifest = _write(config, sources, room, part, seed)
             size = part.stat().st_size
             if size <= most:
                 break
             room *= 0.99 * most / size
-        os.replace(part, out)
-    except OSError as error:
-        raise NotWritableError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
     return manifest
 
 
@@ -208,7 +201,8 @@ def _encoded(config: ImagePackConfig, source: _Source, image: int) -> tuple[byte
 def _add(archive: zipfile.ZipFile, source: _Source, kept: dict[int, tuple[bytes, tuple[int, int]]]) -> dict[str, Any]:
     """Write a folder's photographs, cameras and pairs; returns its entry of the manifest."""
     for image in sorted(kept):
-        archive.writestr(zipfile.ZipInfo(f"{source.name}/{source.names[image]}", EPOCH), kept[image][0])
+        name = inside(Path(source.name), source.names[image]).as_posix()
+        archive.writestr(zipfile.ZipInfo(name, EPOCH), kept[image][0])
     _deflate(archive, f"{source.name}/{LICENCE}", source.licence + "\n")
     entry: dict[str, Any] = {"kind": source.kind, "images": len(kept), "of_images": len(source.names)}
     if source.posed is not None:

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from featkit.errors import BadInputError
 from featkit.images.decode import DecodeConfig, decode
 from featkit.images.listing import SUFFIXES
+from featkit.store.artifact import inside
 
 MAX_BYTES = 1 << 28  # of one member of a zip: more is an attempt to fill the memory
 WRONG_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
@@ -46,7 +47,7 @@ class FileTree:
         """A file's content. Raises BadInputError."""
         try:
             if self.archive is None:
-                return (self.root / name).read_bytes()
+                return inside(self.root, name).read_bytes()
             if self.archive.getinfo(self.prefix + name).file_size > MAX_BYTES:
                 raise BadInputError(f"{self.where(name)}: more than {MAX_BYTES >> 20} MiB; this is no pack")
             return self.archive.read(self.prefix + name)
@@ -79,7 +80,7 @@ class FileTree:
         """A photograph turned upright: RGB. In a zip images are upright already. Raises BadInputError."""
         if self.archive is not None:
             return self.stored_pixels(name)
-        return decode(self.root / name, DecodeConfig(), colour=True).pixels
+        return decode(inside(self.root, name), DecodeConfig(), colour=True).pixels
 
 
 def _files_below(root: Path) -> Iterator[str]:

@@ -7,10 +7,8 @@ same bytes it is wrong by more, so bytes are better saved by quality than by siz
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,8 +25,10 @@ from featkit.data.patch_pack import FORMAT, MANIFEST, MAX_SIDE, patches_of, tile
 from featkit.data.patch_pairs import draw_pairs
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import PER_BITMAP, TestPairs, find_pairs, read_image_ids, read_pairs, read_phototour
-from featkit.errors import BadInputError, NothingCameOutError, NotWritableError, UsageError
+from featkit.errors import BadInputError, NothingCameOutError, UsageError
 from featkit.log import progress
+from featkit.store.artifact import writing
+from featkit.store.stamp import refuse_foreign
 
 LOSSLESS = 101  # OpenCV's name for WebP without loss
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in the zip: the same patches give the same bytes
@@ -78,9 +78,8 @@ def write_pack(config: PackConfig, folders: Sequence[Path], out: Path, seed: int
     generator = np.random.default_rng(seed)
     sources = [_source(config, folder, generator) for folder in folders]
     cap = _cap(sources, MARGIN * config.max_mb * 1e6)
-    part = out.with_name(f".{out.name}.part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(out) as file:
+        part = Path(file.name)
         room, grown = config.max_mb * 1e6, 0
         while True:
             manifest = _write(config, sources, cap, part, seed)
@@ -89,12 +88,6 @@ def write_pack(config: PackConfig, folders: Sequence[Path], out: Path, seed: int
                 break
             grown += fill <= 1
             cap = max(1, int(min(cap, max(len(s.patch_set) for s in sources)) * MARGIN / fill))
-        os.replace(part, out)
-    except OSError as error:
-        raise NotWritableError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
     return manifest
 
 
@@ -109,6 +102,7 @@ def _check(config: PackConfig, folders: Sequence[Path], out: Path) -> None:
         raise UsageError(f"two of the folders are named {twice!r}; rename one")
     if out.is_dir():
         raise BadInputError(f"{out}: is a folder; name a file, such as {out / 'patches.zip'}")
+    refuse_foreign(out)
 
 
 def _source(config: PackConfig, folder: Path, generator: np.random.Generator) -> _Source:

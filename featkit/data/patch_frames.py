@@ -117,7 +117,7 @@ def corners(frames: Frames | Detections, magnification: float) -> Float[np.ndarr
     return frames.xy[:, None] + offsets
 
 
-def inside(points: Float[np.ndarray, "n 4 2"], size: tuple[int, int]) -> Bool[np.ndarray, " n"]:
+def within(points: Float[np.ndarray, "n 4 2"], size: tuple[int, int]) -> Bool[np.ndarray, " n"]:
     """Whether all corners lie in an image of `size` (width, height), its outermost half pixels included."""
     within = (points >= -0.5) & (points <= np.array(size) - 0.5)  # NaN: not
     return np.asarray(within.all(axis=(1, 2)))

@@ -19,6 +19,7 @@ from featkit.features.extract import ExtractConfig, ExtractJob
 from featkit.features.workers import usable_cores, workers
 from featkit.images.decode import DecodeConfig, DecodedImage, decode
 from featkit.log import progress
+from featkit.store.artifact import inside
 from featkit.store.features import open_features
 from featkit.types import Features
 
@@ -93,7 +94,7 @@ def _dog(
         waiting: deque = deque()
         for number in range(len(names) + count * WINDOW):
             if number < len(names):
-                waiting.append((names[number], pool.submit(images / names[number])))
+                waiting.append((names[number], pool.submit(inside(images, names[number]))))
             if number >= count * WINDOW and waiting:
                 name, future = waiting.popleft()
                 yield pool.result(future, name)
@@ -108,7 +109,7 @@ def _in_threads(
     generator: np.random.Generator,
 ) -> Iterator[Features]:
     def detect(name: str, own: np.random.Generator) -> Features:
-        image = decode(images / name, DecodeConfig(resize_max=resize_max))
+        image = decode(inside(images, name), DecodeConfig(resize_max=resize_max))
         return image.features_in_file(_detect(config, image, own))
 
     with ThreadPoolExecutor(count or usable_cores()) as pool:  # OpenCV lets go of Python's lock

@@ -20,8 +20,9 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from featkit.data.patch_set import PatchSet
-from featkit.errors import BadInputError, NotWritableError
-from featkit.store.text import read_lines, write_text
+from featkit.errors import BadInputError
+from featkit.store.artifact import write_bytes, write_text
+from featkit.store.text import read_lines
 
 BITMAP, ROW, SIDE = 1024, 16, 64  # px of a bitmap, patches in a row, px of a patch
 PER_BITMAP = ROW * ROW
@@ -241,16 +242,12 @@ def find_pairs(folder: Path) -> Path:
 
 
 def create_bitmaps(folder: Path, count: int) -> MappedPatches:
-    """Black bitmaps for `count` patches, to be filled by assignment. Raises NotWritableError."""
+    """Black bitmaps for `count` patches, to be filled by assignment. Raises BadInputError, NotWritableError."""
     paths = [folder / f"patches{number:04d}.bmp" for number in range(-(-count // PER_BITMAP))]
     size = OFFSET + BITMAP * BITMAP
     head = HEADER.pack(b"BM", size, 0, 0, OFFSET, 40, BITMAP, BITMAP, 1, 8, 0, BITMAP * BITMAP, 2835, 2835, 256, 0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            path.write_bytes(head + PALETTE.tobytes() + bytes(BITMAP * BITMAP))
-    except OSError as error:
-        raise NotWritableError(f"{folder}: cannot be written ({error.strerror}); choose another place") from None
+    for path in paths:
+        write_bytes(path, head + PALETTE.tobytes() + bytes(BITMAP * BITMAP))
     return MappedPatches(paths, count, writable=True)
 
 

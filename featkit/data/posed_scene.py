@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,8 +33,8 @@ from featkit.features.workers import usable_cores
 from featkit.geometry.homography import intrinsics_from_colmap
 from featkit.images.decode import DecodeConfig, DecodedImage, decode
 from featkit.log import progress
+from featkit.store.artifact import inside, write_bytes, write_text
 from featkit.store.stamp import digest
-from featkit.store.text import write_text
 
 DENSE, JOURNAL = "dense0", "img_cam.part"
 BOX_DIGITS = 1  # of a pixel, in pairs.json
@@ -77,11 +76,11 @@ def write_scene(config: PosedPairsConfig, scene: Scene, folder: Path, generator:
     chosen = choose(found, len(views), config.choice.max_pairs, generator)
     used = np.unique(chosen.pairs)
     for image in np.setdiff1d(np.arange(len(views)), used):
-        (aligned / IMAGES / table.names[image]).unlink(missing_ok=True)
-    write_text(aligned / CAMERAS, format_cameras(_rows(table, used)))
+        inside(aligned / IMAGES, table.names[image]).unlink(missing_ok=True)
+    write_text(aligned / CAMERAS, format_cameras(_rows(table, used)), owned=True)
     pairs = format_pairs(chosen.pairs, table.names)
-    write_text(aligned / PAIRS, pairs)
-    write_text(aligned / STATISTICS, json.dumps(_statistics(chosen, pairs)) + "\n")
+    write_text(aligned / PAIRS, pairs, owned=True)
+    write_text(aligned / STATISTICS, json.dumps(_statistics(chosen, pairs)) + "\n", owned=True)
     return _counts(scene, chosen, len(found), len(used))
 
 
@@ -98,11 +97,13 @@ def _photographs(config: PosedPairsConfig, scene: Scene, aligned: Path, journal:
     tracks = scene.tracks
     names = [name_of(name) for name in tracks.image_names]
     _check_names(names, scene.images)
+    for name in tracks.image_names:
+        inside(scene.images, name)
     done = _read_journal(journal, aligned)
     left = [number for number, name in enumerate(names) if name not in done]
 
     def make(number: int) -> tuple[int, CameraTable]:
-        return number, _write_photograph(config, scene, number, aligned / IMAGES / names[number])
+        return number, _write_photograph(config, scene, number, inside(aligned / IMAGES, names[number]))
 
     with (
         ThreadPoolExecutor(config.workers or usable_cores()) as pool,
@@ -127,7 +128,7 @@ def _read_journal(journal: Path, aligned: Path) -> dict[str, str]:
     if not whole:
         return {}
     names = parse_cameras("".join(whole), str(journal)).names
-    return {name: line for name, line in zip(names, whole, strict=True) if (aligned / IMAGES / name).is_file()}
+    return {name: line for name, line in zip(names, whole, strict=True) if inside(aligned / IMAGES, name).is_file()}
 
 
 def _camera_of(scene: Scene, number: int, pinhole: Pinhole) -> CameraTable:
@@ -143,7 +144,7 @@ def _camera_of(scene: Scene, number: int, pinhole: Pinhole) -> CameraTable:
 
 
 def _write_photograph(config: PosedPairsConfig, scene: Scene, number: int, target: Path) -> CameraTable:
-    path = scene.images / scene.tracks.image_names[number]
+    path = inside(scene.images, scene.tracks.image_names[number])
     image = decode(path, DecodeConfig(), colour=True)
     width, height = scene.tracks.image_sizes[number].tolist()
     size = (width, height)
@@ -183,11 +184,8 @@ def _unturned(image: DecodedImage) -> DecodedImage:
 
 
 def _write_jpeg(picture: UInt8[np.ndarray, "h w 3"], target: Path, quality: int) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    part = target.with_name(f".{target.name}.part")
-    part.write_bytes(encoded.tobytes())
-    os.replace(part, target)
+    write_bytes(target, encoded.tobytes(), owned=True)
 
 
 def _check_names(names: Sequence[str], images: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,12 +22,12 @@ import numpy as np
 
 from featkit import __version__
 from featkit.data.pair_choice import PairChoiceConfig, shared_counts
-from featkit.data.posed_scene import JOURNAL, PosedPairsConfig, write_scene
+from featkit.data.posed_scene import DENSE, JOURNAL, PosedPairsConfig, write_scene
 from featkit.data.scene_patches import DATASET, LICENCE, Scene
 from featkit.data.tracks import SceneTracks
 from featkit.errors import BadInputError, EmptySceneError, NotWritableError
-from featkit.store.stamp import digest, is_stamped, read_stamp, write_stamp
-from featkit.store.text import write_text
+from featkit.store.artifact import inside, scratch, write_stamp, write_text
+from featkit.store.stamp import FOREIGN, digest, is_own_json, is_stamped, read_stamp, refuse_foreign
 
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -58,7 +59,7 @@ def make_posed_pairs(
             "licences": {scene.tracks.name: scene.licence for scene in scenes},
         }
         licences = "".join(f"{scene.tracks.name}: {scene.licence.strip()}\n" for scene in scenes)
-        write_text(out / LICENCE, licences)
+        write_text(out / LICENCE, licences, owned=True)
         write_text(out / DATASET, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise NotWritableError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
@@ -92,6 +93,14 @@ def check_output(out: Path) -> None:
         known = entry.name in {DATASET, LICENCE} or entry.name.startswith(".") or (entry / MADE).is_file()
         if not known:
             raise BadInputError(f"{out}: holds {entry.name!r}, so it is no set of posed pairs; choose another --out")
+    refuse_foreign(out / DATASET)
+    if os.path.lexists(out / LICENCE) and not _is_made(out):
+        raise BadInputError(f"{out / LICENCE}: {FOREIGN}")
+
+
+def _is_made(out: Path) -> bool:
+    """Whether a folder holds posed pairs, or scenes of them."""
+    return (out / DATASET).is_file() or any((entry / MADE).is_file() for entry in out.iterdir())
 
 
 def _check_shared(tracks: SceneTracks, config: PairChoiceConfig) -> None:
@@ -111,29 +120,41 @@ def _make_scene(config: PosedPairsConfig, scene: Scene, out: Path, seed: int, ov
     if is_stamped(target / MADE, config, inputs):
         LOGGER.info("%s: up to date in %s", name, target)
         return (read_stamp(target / MADE) or {})["counts"]
+    refuse_foreign(target)
+    for path in target.iterdir() if target.is_dir() else ():
+        if path.name not in (DENSE, MADE):
+            raise BadInputError(f"{path}: {FOREIGN}")
     if target.exists() and not overwrite:
         raise BadInputError(
             f"{target}: was made with other settings or from another map; --overwrite, or choose another --out"
         )
     if not is_stamped(part / MADE, config, inputs):
         if not is_stamped(part / STARTED, config, inputs):
-            shutil.rmtree(part, ignore_errors=True)
+            _remove_part(part)
             write_stamp(part / STARTED, config, inputs)
         try:
             counts = write_scene(config, scene, part, np.random.default_rng([seed, 4]))
         except EmptySceneError:
-            shutil.rmtree(part, ignore_errors=True)
+            _remove_part(part)
             raise
         write_stamp(part / MADE, config, inputs, counts=counts)
     for file in (STARTED, JOURNAL):
         (part / file).unlink(missing_ok=True)
-    old = out / f".{name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    part.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    with scratch(out / f".{name}.old") as aside:
+        if target.exists():
+            target.rename(aside / name)
+        part.rename(target)
     return (read_stamp(target / MADE) or {})["counts"]
+
+
+def _remove_part(part: Path) -> None:
+    """Remove what another command, which was stopped, left of a scene. Raises BadInputError for another folder."""
+    is_own = part.is_dir() and any(is_own_json(part / name) for name in (STARTED, MADE))
+    if part.is_symlink() or not (is_own or not os.path.lexists(part) or (part.is_dir() and not any(part.iterdir()))):
+        raise BadInputError(
+            f"{part}: is in the way of a temporary folder, and is none of featkit's; remove it yourself"
+        )
+    shutil.rmtree(part, ignore_errors=True)
 
 
 def _inputs(scene: Scene, seed: int) -> str:
@@ -150,6 +171,6 @@ def _inputs(scene: Scene, seed: int) -> str:
         tracks.observed_xy,
     ):
         hashed.update(np.ascontiguousarray(array).tobytes())
-    paths = {name: scene.images / name for name in tracks.image_names}
+    paths = {name: inside(scene.images, name) for name in tracks.image_names}
     sizes = [f"{name} {path.stat().st_size if path.is_file() else -1}" for name, path in paths.items()]
     return digest(hashed.hexdigest(), str(seed), *sizes)

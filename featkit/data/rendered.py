@@ -29,11 +29,12 @@ from featkit.config import Config, Runtime
 from featkit.data.raycast import Rectangle, Surface, first_hits, render
 from featkit.data.rendered_courtyard import FRONT_DEG, UP, courtyard, direction
 from featkit.data.rendered_light import textured
-from featkit.errors import NotWritableError
+from featkit.errors import BadInputError
 from featkit.geometry.poses import look_at
 from featkit.log import LOGGER, progress
-from featkit.store.poses import Intrinsics, write_poses
-from featkit.store.text import write_text
+from featkit.store.artifact import explained, write_bytes, write_text
+from featkit.store.poses import Intrinsics, format_poses
+from featkit.store.stamp import FOREIGN, refuse_foreign
 from featkit.types import Pose
 
 RENDERER = 1  # raised whenever the same config gives other pictures than before
@@ -126,7 +127,8 @@ def _pose_on_arc(config: RenderedConfig, along: float, turn: float) -> Pose:
 def render_scene(config: RenderedConfig, output: Path) -> RenderedScene:
     """Write photographs and truth into `output`; nothing is done when the same scene is there and whole.
 
-    Photographs of an earlier, larger scene in the same place are removed. Raises NotWritableError.
+    Photographs of an earlier, larger scene in the same place are removed. Raises BadInputError for files of the scene's
+    names that are not of one, NotWritableError.
     """
     scene = _scene(config, output)
     record = output / "truth" / "scene.json"
@@ -141,21 +143,41 @@ def render_scene(config: RenderedConfig, output: Path) -> RenderedScene:
             for i, (name, pose) in enumerate(scene.query_poses.items())
         ),
     ]
-    try:
-        record.unlink(missing_ok=True)  # from here until the end the scene is not whole
-        scene.images.mkdir(parents=True, exist_ok=True)
-        scene.queries.mkdir(parents=True, exist_ok=True)
+    files = [path for path, _, _ in jobs] + [scene.camera, scene.poses_file, scene.query_poses_file]
+    known = _refuse_foreign(output, record, before, files)
+    with explained(output):
+        # From here until the end the scene is not whole; the record names what is featkit's, of this scene and before.
+        write_text(record, json.dumps(_claim(files, output, known), indent=1) + "\n", owned=True)
         _remove_stale(output, before, {path for path, _, _ in jobs})
         _render_all(config, jobs)
-    except OSError as error:
-        raise NotWritableError(f"{output}: cannot be written ({error.strerror}); choose another place") from None
     camera = scene.intrinsics
-    write_text(scene.camera, f"PINHOLE {camera.width} {camera.height} {' '.join(map(repr, camera.params))}\n")
-    write_poses(scene.poses_file, scene.poses)
-    write_poses(scene.query_poses_file, scene.query_poses)
-    files = [path for path, _, _ in jobs] + [scene.camera, scene.poses_file, scene.query_poses_file]
-    write_text(record, json.dumps(_record(config, output, files), indent=1) + "\n")
+    text = f"PINHOLE {camera.width} {camera.height} {' '.join(map(repr, camera.params))}\n"
+    write_text(scene.camera, text, owned=True)
+    write_text(scene.poses_file, format_poses(scene.poses), owned=True)
+    write_text(scene.query_poses_file, format_poses(scene.query_poses), owned=True)
+    write_text(record, json.dumps(_record(config, output, files), indent=1) + "\n", owned=True)
     return scene
+
+
+def _refuse_foreign(output: Path, record: Path, before: Mapping[str, object], files: list[Path]) -> set[str]:
+    """Names of files there that an earlier record lists. Raises BadInputError for another one of those to be written.
+
+    A record that was written before the scene was whole lists what was to be written.
+    """
+    sizes = before.get("bytes")
+    known = set(sizes) if isinstance(sizes, dict) else set()
+    if not before:
+        refuse_foreign(record)
+    for path in files:
+        if os.path.lexists(path) and path.relative_to(output).as_posix() not in known:
+            raise BadInputError(f"{path}: {FOREIGN}")
+    return known
+
+
+def _claim(files: list[Path], output: Path, known: set[str]) -> dict[str, object]:
+    """The record of a scene that is not whole."""
+    names = {path.relative_to(output).as_posix() for path in files} | known
+    return {"renderer": RENDERER, "fingerprint": "", "config": {}, "bytes": dict.fromkeys(sorted(names), -1)}
 
 
 def surface_point(config: RenderedConfig, pose: Pose, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
@@ -220,9 +242,7 @@ def _render_one(config: RenderedConfig, world: tuple[Surface, ...], job: Job) ->
     image = np.clip(np.rint(image + config.noise_std * noise), 0, 255).astype(np.uint8)
     options = [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality] if config.image_format == "jpg" else []
     encoded = cv2.imencode(f".{config.image_format}", image, options)[1]
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(encoded.tobytes())
-    os.replace(part, path)
+    write_bytes(path, encoded.tobytes(), owned=True)
 
 
 def _record(config: RenderedConfig, output: Path, files: list[Path]) -> dict[str, object]:

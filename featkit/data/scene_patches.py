@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,19 +25,21 @@ from featkit.config import Config, Runtime
 from featkit.data.geometric_classes import GeometryConfig, geometric_frames
 from featkit.data.homography_patches import HomographiesConfig, Photographs, homography_frames
 from featkit.data.keypoint_classes import ClassesConfig, Detections
-from featkit.data.patch_frames import FrameJitter, Frames, corners, in_pixels, inside, whole_classes
+from featkit.data.patch_frames import FrameJitter, Frames, corners, in_pixels, whole_classes, within
 from featkit.data.patch_keypoints import DetectorConfig, detected
 from featkit.data.patch_pairs import draw_pairs
 from featkit.data.phototour import INFO, SIDE, MappedPatches, create_bitmaps, write_info, write_pairs, write_scenes
 from featkit.data.scene_classes import kept_classes, scene_classes
 from featkit.data.tracks import SceneTracks
-from featkit.errors import BadInputError, NothingCameOutError, NotWritableError
+from featkit.errors import BadInputError, NothingCameOutError
 from featkit.images.decode import DecodeConfig, DecodedImage, decode
 from featkit.log import progress
-from featkit.store.text import write_text
+from featkit.store.artifact import inside, making, write_text
+from featkit.store.stamp import FOREIGN, refuse_foreign
 
 LOGGER = logging.getLogger(__name__)
 DATASET, LICENCE = "dataset.json", "licence.txt"
+WRITTEN = re.compile(r"patches\d+\.bmp|info\.txt|scenes\.txt|m50_\d+_\d+_0\.txt|dataset\.json|licence\.txt")
 NO_LICENCE = "not stated: ask whoever took the photographs"
 
 
@@ -121,29 +124,20 @@ def make_patches(
         LOGGER.info("%s: %s", one.name, ", ".join(f"{key} {value:,}" for key, value in one.counts.items()))
     if not any(len(one.frames) for one in found):
         raise NothingCameOutError(f"{found[0].name}: no keypoint was found again in two images; see --verbose")
-    part, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        summary = _write(config, found, part, generator, seed)
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-        part.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise NotWritableError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return summary
+    with making(out) as new:
+        return _write(config, found, new, generator, seed)
 
 
 def check_output(out: Path, overwrite: bool) -> None:
     """Refuse to replace what is there, and ever to replace what is no set of patches. Raises BadInputError."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / INFO).is_file():
         raise BadInputError(f"{out}: is there and is no set of patches; choose another --out")
+    refuse_foreign(out)
+    for path in out.iterdir():
+        if not WRITTEN.fullmatch(path.name):
+            raise BadInputError(f"{path}: {FOREIGN}")
     if not overwrite:
         raise BadInputError(f"{out}: is there already; choose another --out, or --overwrite")
 
@@ -175,7 +169,7 @@ def _of_scene(config: PatchesConfig, scene: Scene, generator: np.random.Generato
         tracks.image_names,
         frames,
         counts,
-        lambda image: decode(scene.images / tracks.image_names[image], DecodeConfig()),
+        lambda image: decode(inside(scene.images, tracks.image_names[image]), DecodeConfig()),
         len(tracks.image_names),
     )
 
@@ -213,7 +207,7 @@ def _detected(config: PatchesConfig, scene: Scene, generator: np.random.Generato
                 f" {wanted[1]}; use the photographs the model was made of"
             )
         if config.whole_patches:
-            whole = inside(corners(here, config.magnification), size)
+            whole = within(corners(here, config.magnification), size)
             here = Detections(here.xy[whole], here.scales[whole], here.oris[whole])
         found.append(here)
     return found

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import lzma
 import os
-import re
-import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 from featkit.config import Config, Runtime
-from featkit.errors import BadInputError, NotWritableError
+from featkit.errors import BadInputError
+from featkit.store.artifact import explained, inside, making
 
 CHUNK = 1 << 20
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
-DRIVE = re.compile(r"^[A-Za-z]:")
 
 
 class UnpackConfig(Config):
@@ -61,33 +59,32 @@ class _Budget:
             )
 
 
-def unpack(archive: Path, folder: Path, config: UnpackConfig | None = None) -> int:
+def unpack(
+    archive: Path,
+    folder: Path,
+    config: UnpackConfig | None = None,
+    *,
+    owned: bool = False,
+    named: Callable[[int], object] | None = None,
+) -> int:
     """Unpack a zip or tar archive (also .gz, .bz2, .xz) into a new folder; the number of files.
 
-    One folder around everything is left out: `liberty/info.txt` becomes `info.txt`. An existing folder is replaced.
-    Raises BadInputError for an archive that is broken, leads outside, holds links or devices, or is too large;
-    NotWritableError without permission or space. The folder is then as it was before.
+    One folder around everything is left out: `liberty/info.txt` becomes `info.txt`. owned: a folder that is there is
+    featkit's, and is replaced. named: called with the number of files before the folder gets its name.
+    Raises BadInputError for an archive that is broken, leads outside, holds links or devices, or is too large, and for
+    a folder that is not featkit's; NotWritableError without permission or space. The folder is then as it was before.
     """
-    config = config or UnpackConfig()
-    work = folder.with_name(f".{folder.name}.unpacking")
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        budget = _Budget(archive, config)
+    budget = _Budget(archive, config or UnpackConfig())
+    with making(folder, owned=owned, named=None if named is None else lambda: named(budget.files)) as new:
         with _explained(archive):
             if zipfile.is_zipfile(archive):
-                _unpack_zip(archive, work, budget)
+                _unpack_zip(archive, new, budget)
             else:
-                _unpack_tar(archive, work, budget)
-        _into_place(_without_shell(work), folder)
-    except OSError as error:
-        raise NotWritableError(
-            f"{folder}: {error.strerror or error}; choose another --out, or free some space"
-        ) from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    if not budget.files:
-        raise BadInputError(f"{archive}: an empty archive")
+                _unpack_tar(archive, new, budget)
+        if not budget.files:
+            raise BadInputError(f"{archive}: an empty archive")
+        with explained(folder):
+            _without_shell(new)
     return budget.files
 
 
@@ -135,10 +132,10 @@ def _unpack_tar(archive: Path, work: Path, budget: _Budget) -> None:
 def _inside(archive: Path, work: Path, name: str) -> Path:
     """Where an entry goes. Raises BadInputError for a name that leads elsewhere, on any system."""
     plain = name.replace("\\", "/")
-    parts = [part for part in plain.split("/") if part not in ("", ".")]
-    if plain.startswith("/") or DRIVE.match(plain) or ".." in parts or "\0" in name:
-        raise BadInputError(f"{archive}: {name!r} leads outside the folder; not unpacked")
-    return work.joinpath(*PurePosixPath(*parts).parts) if parts else work
+    try:
+        return inside(work, plain)
+    except BadInputError:
+        raise BadInputError(f"{archive}: {name!r} leads outside the folder; not unpacked") from None
 
 
 def _make_folder(archive: Path, path: Path) -> None:
@@ -161,16 +158,9 @@ def _write(archive: Path, source: IO[bytes], path: Path, budget: _Budget) -> Non
             target.write(block)
 
 
-def _without_shell(work: Path) -> Path:
-    """The folder in the archive that holds everything; the work folder itself when there is no such one."""
+def _without_shell(work: Path) -> None:
+    """Where one folder in the archive holds everything, only what is in it stays."""
     inner = [path for path in work.iterdir() if path.name != "__MACOSX"]
-    return inner[0] if len(inner) == 1 and inner[0].is_dir() else work
-
-
-def _into_place(made: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(made, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    if len(inner) == 1 and inner[0].is_dir():
+        os.rename(work, work.with_name("shell"))
+        os.rename(work.with_name("shell") / inner[0].name, work)

@@ -13,6 +13,7 @@ from featkit.config import Config
 from featkit.errors import BadInputError
 from featkit.retrieval.retrieve import described
 from featkit.retrieval.vlad import Codebook, VladConfig
+from featkit.store.artifact import writing
 from featkit.store.features import open_features
 
 
@@ -43,7 +44,8 @@ class DescribeTask(Config):
 
 def write_codebook(codebook: Codebook, path: Path) -> None:
     """Keep a codebook for other machines."""
-    np.savez(path, basis=codebook.basis, centroids=codebook.centroids)
+    with writing(path, owned=True) as file:  # named by what is in it
+        np.savez(file, basis=codebook.basis, centroids=codebook.centroids)
 
 
 def read_codebook(path: Path) -> Codebook:

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
+import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -25,11 +25,12 @@ from pydantic import ValidationError
 from featkit import __version__
 from featkit.engine.base import Task
 from featkit.engine.tasks import task_type
-from featkit.errors import BadInputError, NotWritableError, UsageError
+from featkit.errors import BadInputError, UsageError
+from featkit.store.artifact import write_text
 from featkit.store.stamp import digest
-from featkit.store.text import write_text
 
 PLAN = "plan.json"
+OWN = re.compile(r"plan\.json|\d{4,}\.\w+|\.\d{4,}-.*")  # names in a plan's folder
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Plan:
 def make_plan(task: Any, items: Sequence[Any], output: Path, shards: int = 0) -> Plan:
     """Cut items into shards of equal size (the order is kept) and write the plan; one that is there already is kept.
 
-    shards: 0: by the task's size. Raises NotWritableError.
+    shards: 0: by the task's size. Raises BadInputError, NotWritableError.
     """
     count = min(len(items), shards or max(1, round(len(items) / task.items_per_shard)))
     edges = [len(items) * number // count for number in range(count + 1)]
@@ -75,13 +76,9 @@ def make_plan(task: Any, items: Sequence[Any], output: Path, shards: int = 0) ->
     written = [json.dumps(part, ensure_ascii=False) for part in parts]
     name = output.name.strip(".").removesuffix(".part")
     folder = output.with_name(f"{name}.shards") / digest(json.dumps(described, sort_keys=True), *written)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotWritableError(f"{folder}: cannot be made ({error.strerror}); choose another --out") from None
     if not (folder / PLAN).exists():
         for number, text in enumerate(written):
-            write_text(folder / f"{number:04d}.json", text + "\n")
+            write_text(folder / f"{number:04d}.json", text + "\n", owned=True)  # the folder's name says what is in it
         write_text(folder / PLAN, json.dumps(described, indent=1, ensure_ascii=False) + "\n")  # last: a plan is whole
     return read_plan(folder)
 
@@ -135,10 +132,20 @@ def join(plan: Plan) -> Path:
     with in_folder(plan.cwd):
         plan.task.join([plan.shard(number) for number in range(len(plan.sizes))], plan.output)
     if not plan.task.linked:
-        shutil.rmtree(plan.folder, ignore_errors=True)
+        remove_plan(plan)
     for left in plan.folder.glob(".*"):  # of machines that were lost
-        _remove(left)
+        if OWN.fullmatch(left.name):
+            _remove(left)
     return plan.output
+
+
+def remove_plan(plan: Plan) -> None:
+    """Delete a plan's folder: what it made, and nothing else."""
+    for path in plan.folder.iterdir() if plan.folder.is_dir() else ():
+        if OWN.fullmatch(path.name):
+            _remove(path)
+    with contextlib.suppress(OSError):
+        plan.folder.rmdir()
 
 
 @contextmanager

@@ -6,8 +6,8 @@ them. The same command goes on where it was stopped: finished shards of the same
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from featkit.config import Config
 from featkit.engine.base import LOCAL, EngineConfig
 from featkit.engine.describe_task import DescribeTask, read_vectors, write_codebook
-from featkit.engine.plan import Plan, join, make_plan
+from featkit.engine.plan import Plan, join, make_plan, remove_plan
 from featkit.engine.tasks import ExtractTask, MatchTask
 from featkit.engine.verify_task import VerifyTask
 from featkit.errors import FeatkitError, NothingCameOutError
@@ -29,8 +29,8 @@ from featkit.matching import match as matching
 from featkit.matching.base import Matcher
 from featkit.retrieval.retrieve import Describe
 from featkit.retrieval.vlad import Codebook, VladConfig
+from featkit.store.artifact import locked
 from featkit.store.features import FeatureStore, open_features
-from featkit.store.lock import locked
 from featkit.store.pairs import read_pairs
 from featkit.store.stamp import digest
 from featkit.types import Pair
@@ -113,12 +113,14 @@ def _describe(
 ) -> Iterator[tuple[str, Any]]:
     kept = digest(codebook.basis.tobytes().hex(), codebook.centroids.tobytes().hex())
     place = output.with_name(f"{output.name}.shards") / f"codebook-{kept}.npz"
-    place.parent.mkdir(parents=True, exist_ok=True)
     write_codebook(codebook, place)
     task = DescribeTask(features=store.path, codebook=place, config=config, device=device)
     plan = _worked(engine, task, names, output)
     yield from read_vectors([plan.shard(number) for number in range(len(plan.sizes))])
-    shutil.rmtree(place.parent, ignore_errors=True)
+    remove_plan(plan)
+    with contextlib.suppress(OSError):  # another command's plan may be there
+        place.unlink()
+        place.parent.rmdir()
 
 
 def verifier(engine: EngineConfig) -> Verifier | None:

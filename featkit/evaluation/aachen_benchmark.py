@@ -28,9 +28,10 @@ from featkit.mapping.reconstruct import MapConfig
 from featkit.mapping.reference import Reference
 from featkit.registry import resolve
 from featkit.retrieval.vlad import VladConfig
+from featkit.store.artifact import artifact
 from featkit.store.pairs import write_pairs
 from featkit.store.poses import read_poses
-from featkit.store.stamp import digest, is_stamped, write_stamp
+from featkit.store.stamp import digest
 from featkit.types import Pose
 
 LOGGER = logging.getLogger(__name__)
@@ -131,18 +132,15 @@ def read_aachen_tracks(files: AachenFiles) -> Tracks:
 
 def covisible_list(files: AachenFiles, config: CovisibleConfig, output: Path) -> Path:
     """Write the pairs of images of the reference model that share the most points, unless they are there."""
-    stamp = output.with_suffix(".json")
     sources = sorted(files.model.glob("*.bin")) if files.model is not None else [files.nvm]
     inputs = digest(*(f"{p.name} {source_digest(p)}" for p in sources if p is not None))
-    if output.is_file() and is_stamped(stamp, config, inputs):
+    if artifact(output, config, inputs).up_to_date:
         LOGGER.info("covisible pairs: done already")
         return output
     pairs = covisible_pairs(read_aachen_tracks(files), config.num_matched)
     if not pairs:
         raise BadInputError(f"{sources[0]}: the reference model has no points that two images see; give --db-pairs")
-    write_pairs(output, pairs)
-    write_stamp(stamp, config, inputs, kind="pairs", method="shared points of the reference model")
-    return output
+    return write_pairs(output, pairs, config, {"inputs": inputs, "method": "shared points of the reference model"})
 
 
 def read_truth(path: Path, names: list[str]) -> dict[str, Pose]:

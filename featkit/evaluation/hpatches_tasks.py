@@ -17,7 +17,7 @@ from jaxtyping import Int
 from featkit.config import Config
 from featkit.data.hpatches import VIEWS, HPatches
 from featkit.errors import BadInputError
-from featkit.store.text import write_text
+from featkit.store.artifact import write_text
 
 PAIR_COLUMNS = ("s1", "t1", "idx1", "s2", "t2", "idx2")
 PATCH_COLUMNS = ("s", "idx")

@@ -10,10 +10,11 @@ from featkit.config import Config
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import MapFiles
 from featkit.retrieval.given import check_files, retrieve_given
+from featkit.store.artifact import artifact
 from featkit.store.features import open_features
 from featkit.store.global_descriptors import files_digest
 from featkit.store.pairs import write_pairs
-from featkit.store.stamp import digest, is_stamped, write_stamp
+from featkit.store.stamp import digest
 
 LOGGER = logging.getLogger(__name__)
 
@@ -35,18 +36,15 @@ def pair_queries_given(
     not one pair. Raises BadInputError, which names the images without a descriptor; UsageError for three files.
     """
     check_files(files)
-    stamp = output.with_suffix(".json")
     registered = sorted(image.name for image in read_model(found.model).images.values() if image.has_pose)
     with open_features(query_features) as queries:
         usable = [name for name in names if queries.has(name)]
     config = GivenQueriesConfig(content=files_digest(files), num_retrieved=num)
     inputs = digest(*usable, "", *registered)
-    if output.is_file() and is_stamped(stamp, config, inputs):
+    if artifact(output, config, inputs).up_to_date:
         LOGGER.info("retrieve: done already")
         return output
     pairs = retrieve_given(files, usable, registered, num)
     if not pairs:
         return None
-    write_pairs(output, pairs)
-    write_stamp(stamp, config, inputs, kind="pairs", method="retrieval by given descriptors")
-    return output
+    return write_pairs(output, pairs, config, {"inputs": inputs, "method": "retrieval by given descriptors"})

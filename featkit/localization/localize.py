@@ -5,7 +5,6 @@ A query that fails is absent from poses.txt; poses.json gives its reason. Nothin
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -27,11 +26,11 @@ from featkit.localization.queries import QueryCamera, query_camera
 from featkit.log import progress
 from featkit.mapping.cameras import CameraConfig, to_intrinsics
 from featkit.mapping.model import read_model
+from featkit.store.artifact import write_described
 from featkit.store.features import FeatureStore, open_features
 from featkit.store.matches import MatchStore, open_matches
 from featkit.store.pairs import read_pairs
-from featkit.store.poses import Intrinsics, write_poses
-from featkit.store.text import write_text
+from featkit.store.poses import Intrinsics, format_poses
 from featkit.types import Pose
 
 LOGGER = logging.getLogger(__name__)
@@ -175,9 +174,8 @@ def _estimate(
 
 
 def write_results(results: Sequence[QueryResult], config: Config, output: Path) -> None:
-    """Write poses.txt (localized queries only) and poses.json (every query). Raises NotWritableError."""
+    """Write poses.txt (localized queries only) and poses.json (every query). Raises BadInputError, NotWritableError."""
     localized = {result.name: result.pose for result in results if result.pose is not None}
-    write_poses(output / "poses.txt", localized)
     described = {
         "featkit_version": __version__,
         "fingerprint": config.fingerprint(),
@@ -186,7 +184,7 @@ def write_results(results: Sequence[QueryResult], config: Config, output: Path) 
         "localized": len(localized),
         "results": [describe(result) for result in results],
     }
-    write_text(output / "poses.json", json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    write_described(output / "poses.txt", format_poses(localized), described)
     LOGGER.info("localize: %d of %d queries", len(localized), len(results))
 
 

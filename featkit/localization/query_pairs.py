@@ -11,9 +11,10 @@ from featkit.mapping.model import read_model
 from featkit.mapping.scene import MapFiles
 from featkit.retrieval.retrieve import retrieve
 from featkit.retrieval.vlad import VladConfig
+from featkit.store.artifact import artifact
 from featkit.store.features import open_features
 from featkit.store.pairs import read_pairs, write_pairs
-from featkit.store.stamp import digest, is_stamped, write_stamp
+from featkit.store.stamp import digest
 
 LOGGER = logging.getLogger(__name__)
 
@@ -32,7 +33,6 @@ def pair_queries(
 
     Queries without features (images passed over) get no pair. None when there is not one pair.
     """
-    stamp = output.with_suffix(".json")
     registered = sorted(image.name for image in read_model(found.model).images.values() if image.has_pose)
     with open_features(query_features) as queries, open_features(found.features) as database:
         usable = [name for name in names if queries.has(name)]
@@ -42,7 +42,7 @@ def pair_queries(
             *(f"{name} {queries.digest(name)}" for name in usable),
             *(f"{name} {database.digest(name)}" for name in registered),
         )
-        if output.is_file() and is_stamped(stamp, config, inputs):
+        if artifact(output, config, inputs).up_to_date:
             LOGGER.info("retrieve: done already")
             return output
         generator = np.random.default_rng(seed)
@@ -51,9 +51,7 @@ def pair_queries(
         )
     if not pairs:
         return None
-    write_pairs(output, pairs)
-    write_stamp(stamp, config, inputs, kind="pairs", method="retrieval of map images")
-    return output
+    return write_pairs(output, pairs, config, {"inputs": inputs, "method": "retrieval of map images"})
 
 
 def given_pairs(pairs: Path, query_features: Path, output: Path) -> Path | None:

@@ -12,8 +12,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from featkit import __version__
 from featkit.errors import BadInputError
-from featkit.store.poses import write_poses
+from featkit.store.artifact import write_described
+from featkit.store.poses import format_poses
 from featkit.store.text import read_lines
 from featkit.types import Pose
 
@@ -60,7 +62,8 @@ def submission_name(version: str, method: str) -> str:
 def write_submission(path: Path, poses: Mapping[str, Pose]) -> Path:
     """Write the poses of the queries that were localized, in their order. Raises BadInputError, NotWritableError."""
     by_file_name(poses)
-    return write_poses(path, {file_name(name): pose for name, pose in poses.items()})
+    text = format_poses({file_name(name): pose for name, pose in poses.items()})
+    return write_described(path, text, {"kind": "poses", "featkit_version": __version__, "localized": len(poses)})
 
 
 def check_submission(path: Path, queries: Iterable[str]) -> SubmissionCheck:

@@ -10,7 +10,9 @@ import pycolmap
 
 from featkit.config import Config
 from featkit.errors import FeatkitError
-from featkit.store.stamp import is_stamped, read_stamp, write_stamp
+from featkit.mapping.model import read_model
+from featkit.store.artifact import inside, making, write_stamp
+from featkit.store.stamp import is_stamped, read_stamp
 
 LOGGER = logging.getLogger(__name__)
 
@@ -39,8 +41,15 @@ def count_dense_points(config: DenseConfig, images: Path, model: Path, output: P
     stamp = output / "dense.json"
     if is_stamped(stamp, config, inputs):
         return int((read_stamp(stamp) or {}).get("points", 0))
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
+    for image in read_model(model).images.values():
+        inside(output, image.name)  # COLMAP writes the undistorted photographs by these names
+    with making(output) as new:
+        points = _fused(config, images, model, new)
+        write_stamp(new / stamp.name, config, inputs, kind="dense", points=points)
+    return points
+
+
+def _fused(config: DenseConfig, images: Path, model: Path, output: Path) -> int:
     undistorted = pycolmap.UndistortCameraOptions()
     undistorted.max_image_size = config.max_image_size
     stereo = pycolmap.PatchMatchOptions()
@@ -57,8 +66,6 @@ def count_dense_points(config: DenseConfig, images: Path, model: Path, output: P
         )
     except Exception as error:  # pycolmap's own exception types differ from one version to the next
         raise FeatkitError(f"{model}: no dense points ({str(error).splitlines()[0]}); --set dense=null skips") from None
-    points = int(fused.num_points3D())
     for folder in ("images", "stereo", "sparse"):  # many times the size of the map
         shutil.rmtree(output / folder, ignore_errors=True)
-    write_stamp(stamp, config, inputs, kind="dense", points=points)
-    return points
+    return int(fused.num_points3D())

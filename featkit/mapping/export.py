@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +18,11 @@ from featkit.mapping.cameras import to_intrinsics
 from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs
 from featkit.mapping.model import MODEL_FILES, read_model
 from featkit.mapping.verify import to_pose
-from featkit.store.pairs import write_pairs
+from featkit.store.artifact import inside, part_of, place_files, scratch, write_text
+from featkit.store.pairs import format_pairs
 from featkit.store.ply import write_ply
 from featkit.store.poses import write_poses
-from featkit.store.text import write_text
+from featkit.store.stamp import refuse_foreign
 
 TRANSFORMS, POINTS = "transforms.json", "sparse_pc.ply"  # nerfstudio's names
 SFM, INTRINSICS, POSES, PAIRS = "sfm", "queries_with_intrinsics.txt", "poses.txt", "pairs-covisible.txt"
@@ -82,13 +81,16 @@ def export(
     if form == "ply":
         return _ply(source, output, overwrite)
     notes: list[str] = []
-    with _placed(output, overwrite) as part:
+    if output.exists() and not output.is_dir():
+        raise NotWritableError(f"{output}: is a file; choose a folder with --out")
+    with scratch(part_of(output)) as part:
         notes += FOLDERS[form](source, part, output)
-        written = sorted(path.relative_to(part) for path in part.rglob("*") if path.is_file())
+        written = place_files(part, output, overwrite=overwrite, kind="export", format=form)
     return Exported([output / name for name in written], len(names), model.num_points3D(), notes)
 
 
 def _ply(source: Source, output: Path, overwrite: bool) -> Exported:
+    refuse_foreign(output)
     points, colours = coloured_points(source.model)
     if len(points) == 0:
         raise NothingCameOutError(f"{source.folder}: there is no point in this model")
@@ -120,15 +122,14 @@ def _nerfstudio(source: Source, part: Path, output: Path) -> list[str]:
 
 def _file_path(name: str, images: Path | None, output: Path) -> str:
     if images is None:
-        return f"images/{name}"
-    return Path(os.path.relpath((images / name).resolve(), output.resolve())).as_posix()
+        return inside(Path("images"), name).as_posix()
+    return Path(os.path.relpath(inside(images, name).resolve(), output.resolve())).as_posix()
 
 
 def _text(source: Source, part: Path, output: Path) -> list[str]:
     """COLMAP's text model."""
     if any((output / f"{name}.bin").exists() for name in MODEL_FILES):
         raise BadInputError(f"{output}: holds a binary model, which COLMAP would read instead; choose another --out")
-    part.mkdir(parents=True)
     source.model.write_text(str(part))
     return []
 
@@ -139,7 +140,7 @@ def _hloc(source: Source, part: Path, output: Path) -> list[str]:
     spaced = next((image.name for image in images if len(image.name.split()) != 1), None)
     if spaced is not None:
         raise BadInputError(f"{spaced!r}: hloc parts names at spaces and cannot read this one; rename the photograph")
-    (part / SFM).mkdir(parents=True)
+    (part / SFM).mkdir()
     source.model.write(str(part / SFM))
     cameras = {image.name: to_intrinsics(source.model.cameras[image.camera_id]) for image in images}
     lines = [f"{name} {c.model} {c.width} {c.height} {' '.join(map(repr, c.params))}\n" for name, c in cameras.items()]
@@ -148,7 +149,7 @@ def _hloc(source: Source, part: Path, output: Path) -> list[str]:
     pairs = covisible_pairs(tracks_of(source.model), source.pairs.num_matched)
     if not pairs:
         return [f"no {PAIRS}: no two images of this model see a point in common"]
-    write_pairs(part / PAIRS, pairs)
+    write_text(part / PAIRS, format_pairs(pairs))
     return []
 
 
@@ -172,36 +173,11 @@ FORMATS = ("nerfstudio", "ply", "text", "hloc")
 def _photographs(folder: Path, name: str, given: Path | None) -> Path | None:
     """The folder that an image's name is relative to. Raises BadInputError when the given one does not have it."""
     if given is not None:
-        if not (given / name).is_file():
+        if not inside(given, name).is_file():
             raise BadInputError(f"{given}: no {name!r} in it, an image of the map; names are relative to --images")
         return given
     for base in (folder.resolve(), *folder.resolve().parents[:NEAR]):
         for candidate in (base / "images", base):
-            if (candidate / name).is_file():
+            if inside(candidate, name).is_file():
                 return candidate
     return None
-
-
-@contextmanager
-def _placed(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `output` to write to; its files are moved there when all of them are whole."""
-    if output.exists() and not output.is_dir():
-        raise NotWritableError(f"{output}: is a file; choose a folder with --out")
-    part = output.with_name(f".{output.name}.part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        files = sorted(path.relative_to(part) for path in part.rglob("*") if path.is_file())
-        there = [name for name in files if (output / name).exists()]
-        if there and not overwrite:
-            raise BadInputError(
-                f"{output / there[0]}: exists already; --overwrite replaces it, or choose another --out"
-            )
-        for name in files:
-            (output / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(part / name, output / name)
-    except OSError as error:
-        raise NotWritableError(f"{output}: cannot be written ({error.strerror}); choose another --out") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

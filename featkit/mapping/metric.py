@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from featkit.mapping.model import read_model, replaceable, write_model
 from featkit.mapping.scene import find_model, images_beside
 from featkit.mapping.similarity import MIN_POSITIONS, SimilarityConfig, SimilarityFit, fit_similarity, scale_of
 from featkit.store.references import read_references
+from featkit.store.stamp import is_foreign, is_own_json
 
 LOGGER = logging.getLogger(__name__)
 WRITTEN = "alignment.json"
@@ -121,7 +123,7 @@ def align(
 ) -> Alignment:
     """Write the model to the folder `output` in metres, with alignment.json; whole or not at all.
 
-    model: a COLMAP model's folder, or a mapped scene. overwrite: also over a model that this did not write. Raises
+    model: a COLMAP model's folder, or a mapped scene. overwrite: also over another model of featkit's. Raises
     BadInputError, UsageError (a distance that is none, GPS without a source), NothingCameOutError when the positions do
     not fit, NotWritableError.
     """
@@ -144,15 +146,15 @@ def align(
 
 def refuse_output(output: Path, model: Path, overwrite: bool) -> None:
     """Raise BadInputError when `output` holds something that must not be replaced."""
-    if not output.exists() or (output / WRITTEN).is_file():
+    if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
         return
-    if overwrite and replaceable(output, (WRITTEN,)):
-        return
-    if output.is_dir() and not any(output.iterdir()):
+    is_own = replaceable(output, (WRITTEN,)) and not is_foreign(output)
+    if is_own and (overwrite or is_own_json(output / WRITTEN)):
         return
     what = "is the model itself" if output.resolve() == model.resolve() else "holds something else already"
-    more = "--overwrite, or another --out" if replaceable(output, (WRITTEN,)) else "choose another --out"
-    raise BadInputError(f"{output}: {what}; {more}")
+    if not is_own:
+        what += ", which featkit did not make"
+    raise BadInputError(f"{output}: {what}; {'--overwrite, or another --out' if is_own else 'choose another --out'}")
 
 
 def by_gps(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import pycolmap
 
 from featkit.errors import BadInputError, NotWritableError
 from featkit.mapping.whole_model import check_count, check_whole
+from featkit.store.artifact import making, write_text
+from featkit.store.stamp import FOREIGN, refuse_foreign
 
 Model = pycolmap.Reconstruction  # so that other rooms can name it without importing pycolmap
 MODEL_FILES = ("cameras", "images", "points3D")
+ALIGNED = ("alignment.json",)  # what `featkit align` adds to a model
 
 
 def is_model(folder: Path) -> bool:
@@ -45,19 +46,27 @@ def largest_first(models: list[pycolmap.Reconstruction]) -> list[pycolmap.Recons
     return sorted(models, key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
 
 
-def write_models(models: list[pycolmap.Reconstruction], folder: Path) -> Path:
-    """Write models as folder/0, folder/1, ..., whole or not at all. Raises NotWritableError."""
-    part = folder.with_name(f".{folder.name}.part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
+def write_models(
+    models: list[pycolmap.Reconstruction], folder: Path, named: Callable[[], object] | None = None
+) -> Path:
+    """Write models as folder/0, folder/1, ..., whole or not at all. named: see `artifact.making`.
+
+    Raises BadInputError for a folder that holds anything but featkit's models, NotWritableError.
+    """
+    refuse_other_models(folder)
+    with making(folder, named=named) as new:
         for number, model in enumerate(models):
-            (part / str(number)).mkdir(parents=True)
-            _write_whole(model, part / str(number))
-        _put_in_place(part, folder)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise NotWritableError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
+            (new / str(number)).mkdir()
+            _write_whole(model, new / str(number))
     return folder
+
+
+def refuse_other_models(folder: Path) -> None:
+    """Raise BadInputError where models are to be written and there is anything but models that featkit wrote."""
+    refuse_foreign(folder)
+    for one in folder.iterdir() if folder.is_dir() else ():
+        if not (one.name.isdecimal() and one.is_dir() and not one.is_symlink() and replaceable(one, ALIGNED)):
+            raise BadInputError(f"{one}: {FOREIGN}")
 
 
 def replaceable(folder: Path, more: Collection[str] = ()) -> bool:
@@ -68,40 +77,25 @@ def replaceable(folder: Path, more: Collection[str] = ()) -> bool:
 
 
 def write_model(model: pycolmap.Reconstruction, folder: Path, beside: Mapping[str, str]) -> Path:
-    """Write one model and small text files (by name) as a folder, whole or not at all; a folder there is replaced.
+    """Write one model and small text files (by name) as a folder, whole or not at all; one of featkit's is replaced.
 
-    Raises NotWritableError.
+    Raises BadInputError for a folder that featkit did not make, NotWritableError.
     """
-    part = folder.with_name(f".{folder.name}.part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+    with making(folder) as new:
         for name, text in beside.items():
-            (part / name).write_text(text, encoding="utf-8")
-        _write_whole(model, part)
-        _put_in_place(part, folder)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise NotWritableError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
+            write_text(new / name, text)
+        _write_whole(model, new)
     return folder
 
 
-def _put_in_place(part: Path, folder: Path) -> None:
-    """Give a finished folder its name; what had it before goes last."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _write_whole(model: pycolmap.Reconstruction, folder: Path) -> None:
-    """Raises OSError, also for a full disk: COLMAP does not look whether it took what was written."""
+    """Raises NotWritableError, also for a full disk: COLMAP does not look whether it took what was written."""
     try:
         model.write(str(folder))
         check_whole(folder)
     except BadInputError:
-        raise OSError(errno.ENOSPC, "no space left; free some and run the same command again") from None
+        raise NotWritableError(
+            f"{folder}: cannot be written (no space left); free some and run the same command again"
+        ) from None
     except Exception as error:  # pycolmap's own exception types differ from one version to the next
-        raise OSError(errno.EIO, str(error).splitlines()[0]) from None
+        raise NotWritableError(f"{folder}: cannot be written ({str(error).splitlines()[0]})") from None

@@ -14,12 +14,12 @@ from featkit.config import Config
 from featkit.errors import NothingCameOutError
 from featkit.log import progress
 from featkit.mapping import verify
-from featkit.mapping.model import largest_first, read_model, write_models
+from featkit.mapping.model import largest_first, read_model, refuse_other_models, write_models
 from featkit.mapping.reference import Reference
 from featkit.mapping.verified_database import DatabaseConfig
+from featkit.store.artifact import artifact, locked, scratch
 from featkit.store.disk import explained_by_disk
-from featkit.store.lock import locked
-from featkit.store.stamp import digest, is_stamped, read_stamp, write_stamp
+from featkit.store.stamp import digest, read_stamp
 
 LOGGER = logging.getLogger(__name__)
 Mapper = Literal["incremental", "global", "hierarchical"]
@@ -95,6 +95,7 @@ def build_map(
     All models that come out are kept, the largest first. Raises NothingCameOutError when there is none, or no point,
     NotWritableError without space or while another process writes them.
     """
+    refuse_other_models(output)
     with locked(output), explained_by_disk(output):
         return _build(config, images, database, output, reference, overwrite)
 
@@ -102,30 +103,24 @@ def build_map(
 def _build(
     config: MapConfig, images: Path, database: Path, output: Path, reference: Reference | None, overwrite: bool
 ) -> Path:
-    stamp = output.with_name(f"{output.name}.json")
     made_by = read_stamp(database.with_suffix(".json")) or {}
     inputs = digest(str(made_by.get("inputs")), str(made_by.get("fingerprint")), str(reference is not None))
-    if output.is_dir() and is_stamped(stamp, config, inputs) and not overwrite:
+    made = artifact(output, config, inputs, output.with_name(f"{output.name}.json"))
+    if made.up_to_date and not overwrite:
         LOGGER.info("map: done already")
         return output
-    work = output.with_name(f".{output.name}.work")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
     pycolmap.set_random_seed(config.seed)
-    if reference is None:
-        models = MAPPERS[config.mapper](config, images, database, work)
-    else:
-        models = [_triangulate(config, images, database, work, reference)]
-    shutil.rmtree(work, ignore_errors=True)
+    with scratch(output.with_name(f".{output.name}.work")) as work:
+        if reference is None:
+            models = MAPPERS[config.mapper](config, images, database, work)
+        else:
+            models = [_triangulate(config, images, database, work, reference)]
     models = [model for model in largest_first(models) if model.num_points3D() > 0]
     if not models:
         raise NothingCameOutError(
             f"{images}: no model came out; the pairs may see too little in common (more keypoints, --pairs exhaustive)"
         )
-    stamp.unlink(missing_ok=True)
-    write_models(models, output)
-    write_stamp(stamp, config, inputs, kind="map", models=len(models))
-    return output
+    return write_models(models, output, lambda: made.write_stamp(kind="map", models=len(models)))
 
 
 def read_largest(sparse: Path) -> pycolmap.Reconstruction:

@@ -12,20 +12,20 @@ from pathlib import Path
 import pycolmap
 
 from featkit.config import Config
-from featkit.errors import BadInputError, NothingCameOutError, NotWritableError
+from featkit.errors import BadInputError, NothingCameOutError
 from featkit.log import progress
 from featkit.mapping import database as db
 from featkit.mapping import verify
 from featkit.mapping.cameras import CameraConfig, cameras_of_images, check_sizes
 from featkit.mapping.reference import Reference
 from featkit.mapping.verify import VerifyConfig
+from featkit.store.artifact import artifact, discard, explained, is_left, locked, new_part, part_of, write_stamp
 from featkit.store.disk import explained_by_disk
 from featkit.store.features import FeatureStore, open_features
-from featkit.store.lock import locked
 from featkit.store.matches import MatchStore, open_matches
 from featkit.store.pairs import read_pairs
 from featkit.store.poses import Intrinsics
-from featkit.store.stamp import digest, is_stamped, write_stamp
+from featkit.store.stamp import digest, is_stamped, refuse_foreign
 from featkit.types import Pair
 
 LOGGER = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ def build_database(
     Raises BadInputError for images without features, NothingCameOutError when no pair could be verified,
     NotWritableError without space or while another process writes it.
     """
+    refuse_foreign(output)
     with locked(output), explained_by_disk(output):
         return _build(
             config, images, features, pairs, matches, output, names, reference, intrinsics, overwrite, verifier
@@ -83,7 +84,6 @@ def _build(
     overwrite: bool,
     verifier: Verifier | None,
 ) -> Path:
-    stamp = output.with_suffix(".json")
     with open_features(features) as store, open_matches(matches) as found:
         wanted = None if names is None else set(names)
         names = [name for name in store.names() if wanted is None or name in wanted]
@@ -94,14 +94,20 @@ def _build(
         listed = [pair for pair in read_pairs(pairs) if pair.name0 in known and pair.name1 in known]
         given = {name: intrinsics[name] for name in names if name in intrinsics} if intrinsics else {}
         inputs = _inputs(store, found.attributes(), names, listed, reference, given)
-        if output.is_file() and is_stamped(stamp, config, inputs) and not overwrite:
+        made = artifact(output, config, inputs)
+        if made.up_to_date and not overwrite:
             LOGGER.info("database: done already")
             return output
-        part, part_stamp = output.with_name(f".{output.name}.part"), output.with_name(f".{output.name}.part.json")
-        if not (part.is_file() and is_stamped(part_stamp, config, inputs)) or overwrite:
+        part = part_of(output)
+        part_stamp = part.with_name(f"{part.name}.json")
+        if not (is_left(part) and is_stamped(part_stamp, config, inputs)) or overwrite:
             cameras, camera_ids = _cameras(config.camera, images, names, reference, given)
             check_sizes(cameras, camera_ids, {name: store.image_size(name) for name in names})
-            _remove(part_stamp, *_with_journals(part))
+            with explained(output):
+                output.parent.mkdir(parents=True, exist_ok=True)
+                for path in (part_stamp, *_journals(part)):
+                    discard(path)
+                new_part(output)
             with pycolmap.Database.open(str(part)) as database:
                 db.write_images(database, cameras, camera_ids, store, names)
             write_stamp(part_stamp, config, inputs)  # from here on it goes on where it was stopped
@@ -116,11 +122,11 @@ def _build(
             f"{images}: no two of {len(names)} images match; are they of one scene"
             + (", and the reference's poses theirs?" if reference else "? (try --ratio 0.9)")
         )
-    _remove(*_with_journals(output))
-    # The stamp before the name: killed between the two, the next run finds the part and has nothing left to verify.
-    write_stamp(stamp, config, inputs, kind="database", verified_pairs=verified, inlier_matches=inliers)
-    part.rename(output)
-    part_stamp.unlink()
+    with explained(output):
+        # Killed between the stamp and the name, the next run finds the part and has nothing left to verify.
+        more = {"kind": "database", "verified_pairs": verified, "inlier_matches": inliers}
+        made.replace(part, _journals(output), **more)
+        part_stamp.unlink()
     return output
 
 
@@ -174,18 +180,9 @@ def _described(reference: Reference, names: Sequence[str]) -> str:
     return repr((poses, [(c.camera_id, c.model_name, c.width, c.height, c.params.tolist()) for c in used]))
 
 
-def _with_journals(database: Path) -> list[Path]:
-    """A database and what SQLite leaves beside it when it is killed: replayed into another one they would be wrong."""
-    return [database, *(database.with_name(database.name + end) for end in ("-wal", "-shm", "-journal"))]
-
-
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise NotWritableError(f"{path}: cannot be written ({error.strerror})") from None
+def _journals(database: Path) -> list[Path]:
+    """What SQLite leaves beside a database when it is killed: replayed into another one it would be wrong."""
+    return [database.with_name(database.name + end) for end in ("-wal", "-shm", "-journal")]
 
 
 def _cameras(

@@ -23,6 +23,7 @@ from featkit.pairing.base import Pairing, ReadsSources, Sources
 from featkit.registry import configured
 from featkit.store.features import open_features
 from featkit.store.pairs import describe_pairs, write_pairs
+from featkit.store.stamp import refuse_foreign
 
 if TYPE_CHECKING:
     from featkit.retrieval.retrieve import Describe
@@ -70,7 +71,7 @@ def run(
     """Choose pairs among the images of `source` and write them to `output` (pairs.txt, with pairs.json beside it).
 
     method: a name in configs/, "auto" (see `auto_method`), or a pairing class and its configuration. source: a folder
-    of images or features.h5. overwrite: make the pairs anew in any case, also over a file featkit did not write.
+    of images or features.h5. overwrite: make the pairs anew in any case.
     names: only these images of the source, in the source's order. auto: what "auto" means here. sources: what methods
     may read beside the features; without it their photographs are those of `source`, when that is a folder.
     describe: what makes the vectors that images are retrieved by; by default this process.
@@ -96,6 +97,7 @@ def run(
         if not overwrite and _done(output, config, inputs):
             LOGGER.info("pair: %s is done already", output)
             return output
+        refuse_foreign(output, output.with_suffix(".json"))
         pairing.scratch_folder = output.parent
         if describe is not None and hasattr(pairing, "describe"):
             pairing.describe = describe
@@ -134,12 +136,12 @@ def names_digest(names: list[str]) -> str:
 
 
 def _done(output: Path, config: Config, inputs: dict[str, Any]) -> bool:
-    """Whether `output` was made so. Raises BadInputError when featkit did not make it."""
-    if not output.exists():
+    """Whether `output` was made so."""
+    if not output.exists() or output.is_symlink():
         return False
     described = describe_pairs(output)
     if described is None:
-        raise BadInputError(f"{output}: not made by featkit's pair stage; --overwrite, or another --out")
+        return False
     same_method = described.get("method") == type(config).__name__
     if same_method and described.get("fingerprint") == config.fingerprint():
         changed = [key for key, value in inputs.items() if described.get(key) != value]

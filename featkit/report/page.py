@@ -28,7 +28,7 @@ from featkit.report.histograms import histogram_figure
 from featkit.report.pictures import data_uri, match_caption, match_jpeg
 from featkit.report.scene3d import Figure, scene_figure
 from featkit.report.tables import table_html
-from featkit.store.text import write_text
+from featkit.store.artifact import write_text
 
 HERE = Path(__file__).resolve().parent
 LIMIT_BYTES = 10_000_000  # what mail and chat still pass on; nearly half of it is plotly's own script

@@ -24,11 +24,13 @@ from featkit.config import Config, differences
 from featkit.errors import BadInputError, NotWritableError
 from featkit.stopping import finish_first
 from featkit.store import journal
+from featkit.store.artifact import discard, locked, new_part, part_of, remove
+from featkit.store.artifact import explained as writes_explained
 from featkit.store.attributes import ESCAPED, attribute, copy_attributes, set_attribute
 from featkit.store.damage import DAMAGE, explained, is_in_use, said
 from featkit.store.disk import refused_by_disk, require_space
 from featkit.store.journalled import JournalledStore, counted, in_place, journalled
-from featkit.store.lock import locked
+from featkit.store.stamp import is_foreign, refuse_foreign
 
 FORMAT_VERSION = 1
 COMPLETE = "complete"
@@ -87,16 +89,16 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
     """Open a store to add items made by `config`; create it when there is none.
 
     kind: "features" or "matches". extra: further root attributes that must agree with those in the file.
-    Raises BadInputError when the file was made by another configuration, NotWritableError when it cannot be written.
+    Raises BadInputError when the file was made by another configuration or program, NotWritableError when it cannot be
+    written.
     """
+    _refuse_foreign(path)
     with locked(path, lock=path.with_name(f".{path.name}.writer")):
-        try:
-            if overwrite and path.exists():
-                _check_replaceable(path, kind)
-                path.unlink()
+        if overwrite and path.exists():
+            _check_replaceable(path, kind)
+            with writes_explained(path):
                 journal.forget(path)
-        except OSError as error:
-            raise NotWritableError(f"{path}: {error.strerror or error}; choose another place with --out") from None
+            remove(path)
         with explained(path):
             if not path.exists():
                 _create(path, kind, config, extra)
@@ -105,13 +107,19 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
                 is_index = LINKED in file.attrs
             if _is_torn(path):
                 _rescue(path)
-            _part(path).unlink(missing_ok=True)  # of a run that was killed when the store had got its name
+            discard(part_of(path), path)  # of a run that was killed when the store had got its name
         with in_place(path) if is_index else journalled(path) as file:
             yield file
 
 
+def _refuse_foreign(path: Path) -> None:
+    if is_foreign(path) and path.is_file() and h5py.is_hdf5(path):
+        raise BadInputError(f"{path}: written by another program, so nothing is added to it; choose another --out")
+    refuse_foreign(path)
+
+
 def _check_replaceable(path: Path, kind: str) -> None:
-    """Only stores of the same kind are overwritten, whole or broken: a mistyped --out must not cost a photograph."""
+    """Only stores of the same kind are replaced, whole or broken."""
     if not h5py.is_hdf5(path):
         raise BadInputError(f"{path}: not an HDF5 file, so it is not replaced; choose another --out")
     with contextlib.suppress(*DAMAGE), h5py.File(path, "r") as file:
@@ -120,16 +128,11 @@ def _check_replaceable(path: Path, kind: str) -> None:
             raise BadInputError(f"{path}: holds {found}, not {kind}, so it is not replaced; choose another --out")
 
 
-def _part(path: Path) -> Path:
-    """Where a store is written before it gets its name."""
-    return path.with_name(f".{path.name}.part")
-
-
 def _create(path: Path, kind: str, config: Config, extra: dict[str, str]) -> None:
     """A store without items. It gets its name when it is whole: killed before, it would not open again."""
-    part = _part(path)
     require_space(path, SLACK_BYTES)
     journal.forget(path)  # of a file that somebody removed
+    part = new_part(path)
     with h5py.File(part, "w") as file:
         _write_root(file, kind, config, extra)
     try:
@@ -153,7 +156,7 @@ def _is_torn(path: Path) -> bool:
 
 def _rescue(path: Path) -> None:
     """Keep the whole items of a torn store that can still be reached; the others are made anew."""
-    part = _part(path)
+    part = new_part(path)
     with h5py.File(path, "r") as old, h5py.File(part, "w") as new:
         copy_attributes(old, new)
         count = _copy_whole(old, new)
@@ -191,7 +194,7 @@ def _write_root(file: h5py.File, kind: str, config: Config, extra: dict[str, str
 
 def _check_same_origin(path: Path, file: h5py.File, kind: str, config: Config, extra: dict[str, str]) -> None:
     if "format" not in file.attrs:
-        raise BadInputError(f"{path}: written by another program; choose another --out, or --overwrite")
+        raise BadInputError(f"{path}: written by another program, so nothing is added to it; choose another --out")
     number, found = file.attrs["format"], attribute(file, "kind")
     if number != FORMAT_VERSION or found != kind:
         raise BadInputError(f"{path}: holds {found} of format {number}, not {kind}; --overwrite")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,9 +20,13 @@ from io import SEEK_END, FileIO
 from pathlib import Path
 from typing import Any, Self
 
+from featkit.errors import BadInputError
+from featkit.store.artifact import no_links
+
 HEADER = struct.Struct("<16sQI")  # MAGIC, the file's size at the last flush, checksum of its ends
 RECORD = struct.Struct("<QQ")  # where the bytes that follow stood, and how many they are
 MAGIC = b"featkit journal2"
+OURS = b"featkit journal"  # of any version
 END = 4096  # bytes at either end by which a file is known: HDF5's superblock, the root's attributes; the last item
 NO_JOURNAL = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
@@ -38,7 +43,7 @@ def put_back(path: Path) -> None:
     Raises BlockingIOError while somebody writes or reads, OSError where the file may not be written.
     """
     try:
-        if journal_of(path).stat().st_size == 0:
+        if os.lstat(journal_of(path)).st_size == 0:
             return
         path.stat()
     except OSError as error:
@@ -50,7 +55,27 @@ def put_back(path: Path) -> None:
 
 def forget(path: Path) -> None:
     """Remove the journal of a file that is going to be replaced."""
-    journal_of(path).unlink(missing_ok=True)
+    journal = journal_of(path)
+    try:
+        _open_journal(journal, "r").close()
+    except FileNotFoundError:
+        return
+    journal.unlink(missing_ok=True)
+
+
+def _open_journal(path: Path, mode: str) -> FileIO:
+    """A journal, never through a link. Raises BadInputError for a file that is none of featkit's, OSError."""
+    try:
+        file = FileIO(path, mode, opener=no_links)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EMLINK):
+            raise
+        raise BadInputError(f"{path}: is a symbolic link where a journal of featkit belongs; remove it") from None
+    head = _read(file, 0, len(OURS)) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b"?"
+    if not OURS.startswith(head):
+        file.close()
+        raise BadInputError(f"{path}: is where a journal of featkit belongs, and is none; remove it yourself")
+    return file
 
 
 class JournalledFile:
@@ -73,7 +98,7 @@ class JournalledFile:
                 raise BlockingIOError(errno.EAGAIN, "there are no locks on this file system")
             if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(path)):
                 raise BlockingIOError(errno.EAGAIN, "replaced meanwhile")
-            self._journal = undo.enter_context(FileIO(self._journal_path, "a+"))
+            self._journal = undo.enter_context(_open_journal(self._journal_path, "a+"))
             _undo(self._file, self._journal)
             self._size = self._kept_from = self._file.seek(0, SEEK_END)
             undo.pop_all()

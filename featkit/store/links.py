@@ -16,7 +16,9 @@ import h5py
 
 from featkit.errors import BadInputError
 from featkit.store import h5
+from featkit.store.artifact import writing
 from featkit.store.attributes import attribute, copy_attributes
+from featkit.store.stamp import refuse_foreign
 
 ORIGIN = ("kind", "format", "fingerprint", "weights_sha256", "features_fingerprint")
 ITEM_OF = {"features": "keypoints", "matches": "matches0"}  # kind of a store -> what each of its items holds
@@ -76,8 +78,7 @@ def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | No
     already is replaced. Raises BadInputError for a shard that is missing, damaged or made otherwise, or for an item
     that two shards have.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(f".{output.name}.part")
+    refuse_foreign(output)
     with ExitStack() as stack:
         opened = {path: stack.enter_context(h5.reading(path)) for path in shards}
         origin = stack.enter_context(h5.reading(output)) if output.exists() else opened[shards[0]]
@@ -85,6 +86,7 @@ def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | No
             check_alike(origin, file, path)
         owners = {name: path for name, path in owners_of(opened).items() if only is None or name in only}
         before = stack.enter_context(h5.reading(output)) if output.exists() else None
+        part = Path(stack.enter_context(writing(output)).name)
         with h5py.File(part, "w") as index:
             copy_attributes(origin, index)
             if before is not None:
@@ -94,7 +96,6 @@ def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | No
                     del index[name]
                 index[name] = h5py.ExternalLink(os.path.relpath(path, output.parent), name)
             index.attrs[h5.LINKED] = int(origin.attrs.get(h5.LINKED, 0)) + len(opened)
-    os.replace(part, output)
     return len(owners)
 
 

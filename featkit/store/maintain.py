@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 
-from featkit.errors import BadInputError, NotWritableError
+from featkit.errors import BadInputError
 from featkit.log import progress
 from featkit.store import h5, journal, links
+from featkit.store.artifact import explained, remove, writing
 from featkit.store.attributes import copy_attributes
 from featkit.store.damage import DAMAGE
 from featkit.store.disk import explained_by_disk, require_space
@@ -83,8 +82,12 @@ def _what_is_wrong(file: h5py.File, path: Path, kind: str, name: str) -> str | N
 
 def repair(path: Path, checked: Checked) -> None:
     """Write a store anew with its whole items alone; those of shards stay links. Raises NotWritableError."""
-    part = path.with_name(f".{path.name}.part")
-    with explained_by_disk(path), _replacing(part, path), h5.reading(path) as old, h5py.File(part, "w") as new:
+    with (
+        explained_by_disk(path),
+        writing(path) as part,
+        h5.reading(path) as old,
+        h5py.File(part.name, "w") as new,
+    ):
         require_space(path, path.stat().st_size)
         copy_attributes(old, new)
         for name in checked.whole:
@@ -99,21 +102,17 @@ def merge(stores: Sequence[Path], output: Path, *, link: bool = False, overwrite
     """Make one store of several of one configuration, and return how many items it has.
 
     link: an index that leads to them instead of a copy; then they must stay. Raises BadInputError for stores made
-    otherwise, damaged, or with one item twice, or when `output` is there; NotWritableError.
+    otherwise, damaged, or with one item twice, or when `output` is there or not featkit's; NotWritableError.
     """
     if output.exists() and not overwrite:
         raise BadInputError(f"{output}: exists already; --overwrite replaces it, or choose another --out")
     if any(path.resolve() == output.resolve() for path in stores):
         raise BadInputError(f"{output}: is one of the stores to merge; choose another --out")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.unlink(missing_ok=True)
+    remove(output)
+    with explained(output):
         journal.forget(output)
-    except OSError as error:
-        raise NotWritableError(f"{output}: cannot be written ({error.strerror}); choose another --out") from None
     if link:
         return links.write_index(output, stores)
-    part = output.with_name(f".{output.name}.part")
     with ExitStack() as stack:
         opened = {path: stack.enter_context(h5.reading(path)) for path in stores}
         first = opened[stores[0]]
@@ -121,10 +120,10 @@ def merge(stores: Sequence[Path], output: Path, *, link: bool = False, overwrite
             links.check_alike(first, file, path)
         owners = links.owners_of(opened)
         stack.enter_context(explained_by_disk(output))
-        stack.enter_context(_replacing(part, output))
+        part = stack.enter_context(writing(output))
         require_space(output, sum(path.stat().st_size for path in stores))
         advance = stack.enter_context(progress("merge", len(owners), "items"))
-        with h5py.File(part, "w") as new:
+        with h5py.File(part.name, "w") as new:
             copy_attributes(first, new, without=(h5.LINKED,))
             for name, path in sorted(owners.items()):
                 links.refuse_missing(opened[path], name)
@@ -132,13 +131,3 @@ def merge(stores: Sequence[Path], output: Path, *, link: bool = False, overwrite
                 item.file.copy(item, new, name)
                 advance(1)
     return len(owners)
-
-
-@contextlib.contextmanager
-def _replacing(part: Path, output: Path) -> Iterator[None]:
-    """Inside, `part` is written; it becomes `output` when all went well."""
-    try:
-        yield
-        os.replace(part, output)
-    finally:
-        part.unlink(missing_ok=True)

@@ -12,8 +12,9 @@ from typing import Any
 
 from featkit import __version__
 from featkit.config import Config
-from featkit.errors import BadInputError, NotWritableError
-from featkit.store.text import read_lines, write_text
+from featkit.errors import BadInputError
+from featkit.store.artifact import write_described
+from featkit.store.text import read_lines
 from featkit.types import Pair
 
 
@@ -43,30 +44,31 @@ def read_pairs(path: Path, directed: bool = False) -> list[Pair]:
 def write_pairs(
     path: Path, pairs: Iterable[Pair], config: Config | None = None, extra: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write pairs.txt, whole or not at all. Raises NotWritableError, or BadInputError for a name that a line of
-    text cannot hold.
+    """Write pairs.txt and pairs.json, whole or not at all.
 
     config: what made the pairs; it is written to pairs.json, with the entries of `extra` beside it.
+    Raises NotWritableError, BadInputError for a name that a line of text cannot hold, and for a file that featkit did
+    not make.
     """
+    described: dict[str, Any] = {"kind": "pairs", "featkit_version": __version__}
+    if config is not None:
+        described |= {
+            "fingerprint": config.fingerprint(),
+            "method": type(config).__name__,
+            "config": config.result_fields(),
+        }
+    return write_described(path, format_pairs(pairs), {**described, **(extra or {})})
+
+
+def format_pairs(pairs: Iterable[Pair]) -> str:
+    """The content of pairs.txt. Raises BadInputError for a name that a line of text cannot hold."""
     listed = list(pairs)
     names = [name for pair in listed for name in (pair.name0, pair.name1)]
     for name in names:
         if not _survives(name):
             raise BadInputError(f"image name {name!r} cannot stand in a text file (a tab, '#' in front...); rename it")
     separator = "\t" if any(len(name.split()) > 1 for name in names) else " "
-    if config is not None:
-        # The description goes first and the pairs last: pairs.txt never stands beside a description of other pairs.
-        _remove(path)
-        described = {
-            "kind": "pairs",
-            "featkit_version": __version__,
-            "fingerprint": config.fingerprint(),
-            "method": type(config).__name__,
-            "config": config.result_fields(),
-            **(extra or {}),
-        }
-        write_text(path.with_suffix(".json"), json.dumps(described, indent=1) + "\n")
-    return write_text(path, "".join(f"{p.name0}{separator}{p.name1}\n" for p in listed))
+    return "".join(f"{p.name0}{separator}{p.name1}\n" for p in listed)
 
 
 def _survives(name: str) -> bool:
@@ -81,10 +83,3 @@ def describe_pairs(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return described if isinstance(described, dict) and described.get("kind") == "pairs" else None
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise NotWritableError(f"{path}: cannot be replaced ({error.strerror}); choose another place") from None

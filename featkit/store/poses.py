@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from featkit.errors import BadInputError
-from featkit.store.text import read_lines, write_text
+from featkit.store.artifact import write_text
+from featkit.store.text import read_lines
 from featkit.types import Pose
 
 # Number of parameters of each COLMAP camera model that featkit takes in a list of intrinsics.
@@ -64,12 +65,17 @@ def read_poses(path: Path) -> dict[str, Pose]:
 
 
 def write_poses(path: Path, poses: Mapping[str, Pose]) -> Path:
-    """Write poses.txt in the order of `poses`. Raises NotWritableError."""
+    """Write poses.txt in the order of `poses`. Raises BadInputError, NotWritableError."""
+    return write_text(path, format_poses(poses))
+
+
+def format_poses(poses: Mapping[str, Pose]) -> str:
+    """The content of poses.txt."""
     lines = []
     for name, pose in poses.items():
         numbers = " ".join(f"{value:.9f}" for value in (*pose.qvec, *pose.tvec))
         lines.append(f"{name} {numbers}\n")
-    return write_text(path, "".join(lines))
+    return "".join(lines)
 
 
 def parse_intrinsics(text: str, where: str) -> Intrinsics:

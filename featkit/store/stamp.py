@@ -1,15 +1,41 @@
-"""A small json beside an output that says what made it: written last, so an output with its stamp is whole."""
+"""Whose a file or folder is, and what made it: stamps, and what featkit's own say of themselves.
+
+A stamp is a small json that says what made an output: next to it (`database.json`, `sparse.json`, `pairs.json`), or in
+the folder. `artifact` writes them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import stat
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
-from featkit import __version__
 from featkit.config import Config
-from featkit.store.text import write_text
+from featkit.errors import BadInputError, NotWritableError
+
+VERSION = "featkit_version"  # the key, and the attribute of a store, by which featkit's own is known
+STAMP = ".featkit.json"  # of a folder whose files are for other programs: what featkit wrote there
+STAMPS = (
+    STAMP,
+    "dataset.json",
+    "made.json",
+    "alignment.json",
+    "dense.json",
+    "plan.json",
+)  # in folders of featkit's own
+HEAD = 1 << 16  # bytes of a file that say what it is
+LARGEST = 1 << 28  # bytes; a larger json is nobody's stamp
+HDF5, SQLITE, ZIP = b"\x89HDF\r\n\x1a\n", b"SQLite format 3\0", b"PK\x03\x04"
+HTML, PLY = b'<meta name="generator" content="featkit"', b"\ncomment featkit "
+SAFETENSORS = re.compile(rb'"format":\s?"featkit ')
+FOREIGN = "was not made by featkit, so it is not replaced; choose another --out, or remove it yourself"
+NOT_WAITING = getattr(os, "O_NONBLOCK", 0)  # a named pipe may be there
 
 
 def digest(*parts: str) -> str:
@@ -18,23 +44,14 @@ def digest(*parts: str) -> str:
     return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
 
-def write_stamp(path: Path, config: Config, inputs: str, **more: Any) -> None:
-    """Write the stamp `path`. inputs: digest of everything that was read."""
-    described = {
-        "featkit_version": __version__,
-        "fingerprint": config.fingerprint(),
-        "inputs": inputs,
-        "config": config.result_fields(),
-        **more,
-    }
-    write_text(path, json.dumps(described, indent=1) + "\n")
-
-
 def read_stamp(path: Path) -> dict[str, Any] | None:
     """The stamp, or None when there is none that can be read."""
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
+            return None
         described = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return described if isinstance(described, dict) else None
 
@@ -43,3 +60,104 @@ def is_stamped(path: Path, config: Config, inputs: str) -> bool:
     """Whether `path` says that the same configuration and inputs made the output."""
     stamp = read_stamp(path)
     return stamp is not None and (stamp.get("fingerprint"), stamp.get("inputs")) == (config.fingerprint(), inputs)
+
+
+def refuse_foreign(*paths: Path) -> None:
+    """Raise BadInputError for the first path at which something lies that featkit did not make.
+
+    Called with all outputs of a command before its work begins.
+    """
+    for path in paths:
+        if is_foreign(path):
+            link = "a symbolic link that " if path.is_symlink() else ""
+            raise BadInputError(f"{path}: {link}{FOREIGN}")
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether something lies there that featkit did not make. Raises NotWritableError where it cannot be told.
+
+    featkit's own are: stores with the root attribute `featkit_version`, databases and maps with their stamp, lists with
+    the json next to them, json files with the key `featkit_version`, reports, weights, packs, checkpoints and point
+    clouds by what their first bytes say, and folders that are empty or hold a stamp. A link to a store is a store:
+    items are added through it, but it is not replaced.
+    """
+    try:
+        found = os.lstat(path)
+        if stat.S_ISLNK(found.st_mode):
+            return not (path.is_file() and _is_own_store(_head(path)))
+        if stat.S_ISDIR(found.st_mode):
+            return not _is_own_folder(path)
+        return not (stat.S_ISREG(found.st_mode) and _is_own_file(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise NotWritableError(f"{path}: cannot be replaced ({error.strerror}); choose another --out") from None
+
+
+def is_own_json(path: Path) -> bool:
+    """Whether a file is json that featkit wrote."""
+    found = read_stamp(path)
+    if found is None:
+        return False
+    nested = (found.get("map"), found.get("versions"))  # demo.json and the summary of a training, of earlier versions
+    return VERSION in found or any(isinstance(one, dict) and {VERSION, "featkit"} & one.keys() for one in nested)
+
+
+def _is_own_folder(path: Path) -> bool:
+    if not any(path.iterdir()) or any(is_own_json(path / name) for name in STAMPS):
+        return True
+    parent, kinds = path.parent, []
+    for made in (path, parent):  # sparse/ and sparse/0
+        kinds.append((read_stamp(made.with_name(f"{made.name}.json")) or {}).get("kind") if made.name else None)
+    return "map" in kinds
+
+
+def _is_own_file(path: Path) -> bool:
+    head = _head(path)
+    if head.startswith(HDF5):
+        return _is_own_store(head)
+    if head.startswith(SQLITE):
+        return (read_stamp(path.with_suffix(".json")) or {}).get("kind") == "database"
+    if head.startswith(ZIP):
+        return _is_own_zip(path)
+    if head.startswith(b"ply\n"):
+        return PLY in head
+    if head[8:9] == b"{" and SAFETENSORS.search(head):
+        return True
+    if head.lstrip()[:1] == b"{":
+        return is_own_json(path)
+    return HTML in head if head[:9].lower() == b"<!doctype" else _is_own_list(path)
+
+
+def _is_own_store(head: bytes) -> bool:
+    """Also of one that was cut off: its root's attributes come first."""
+    return head.startswith(HDF5) and VERSION.encode() in head
+
+
+def _is_own_list(path: Path) -> bool:
+    """Lists are for other programs, so the json next to them says whose they are, and of which bytes."""
+    described = read_stamp(path.with_suffix(".json"))
+    if described is None or VERSION not in described:
+        return False
+    if described.get("kind") not in ("pairs", "poses") and not {"results", "localized"} <= described.keys():
+        return False
+    return "sha256" not in described or described["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _is_own_zip(path: Path) -> bool:
+    """A pack, or a training's checkpoint."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.filename == "pack.json" or entry.filename.endswith("/data.pkl"):
+                    with archive.open(entry) as member:
+                        return VERSION.encode() in member.read(LARGEST)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error):
+        pass
+    return False
+
+
+def _head(path: Path) -> bytes:
+    number = os.open(path, os.O_RDONLY | NOT_WAITING)
+    with open(number, "rb") as file:
+        return file.read(HEAD)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,18 @@ import numpy as np
 import torch
 
 from featkit.errors import BadInputError, NotWritableError
+from featkit.store.artifact import writing
 
 FORMAT = 1
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write the state (tensors, arrays, plain values) to disk, then move it to its place. Raises NotWritableError."""
-    part = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with writing(path, owned=True, sync=True) as file:  # another program's was refused when the run began
             torch.save(plain({"format": FORMAT, **state}), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name too
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch says RuntimeError when the disk is full
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except (NotWritableError, RuntimeError) as error:  # torch says RuntimeError when the disk is full
+        reason = str(error).splitlines()[0].removeprefix(f"{path}: ")
         raise NotWritableError(f"{path}: the checkpoint cannot be written ({reason}); the last one stays") from None
 
 

@@ -14,10 +14,23 @@ import numpy as np
 import yaml
 from jaxtyping import UInt8
 
+from featkit import __version__
 from featkit.config import Config
+from featkit.store.artifact import explained, no_links, write_bytes, write_text, writing
 from featkit.store.disk import require_space
-from featkit.store.text import write_text
+from featkit.store.stamp import is_foreign, refuse_foreign
 
+CONFIG, HEADER = "config.yaml", "# the configuration of a training by featkit "
+FILES = (
+    "checkpoint.pt",
+    "metrics.csv",
+    "summary.json",
+    "report.html",
+    "bad_batch.npz",
+    CONFIG,
+    "best.safetensors",
+    "last.safetensors",
+)
 LOGGER = logging.getLogger(__name__)
 FIRST_COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "wait_share")
 ROOM_BYTES = 1 << 20  # TensorBoard's writer, a thread of its own, does not take a full disk
@@ -39,11 +52,35 @@ class RunFolder:
         self.pictures = path / "pictures"
         self._events: Any = None
 
+    def refuse_foreign(self) -> None:
+        """Raise BadInputError when files of a run's names are there that no training of featkit's wrote."""
+        folders = (self.snapshots, self.pictures, self.path / "tensorboard")
+        refuse_foreign(*(path for path in folders if path.is_symlink()))
+        if not (self.checkpoint.is_file() and not is_foreign(self.checkpoint)) and not _is_own(self.path / CONFIG):
+            refuse_foreign(*(self.path / name for name in FILES), self.snapshots, self.pictures)
+
+    def remove(self) -> None:
+        """Delete what an earlier run wrote, and nothing else. Raises BadInputError, NotWritableError."""
+        self.refuse_foreign()
+        with explained(self.path):
+            for name in FILES:
+                (self.path / name).unlink(missing_ok=True)
+            for folder, pattern in (
+                (self.path / "tensorboard", "events.out.tfevents.*"),
+                (self.snapshots, "step_*.safetensors"),
+                (self.pictures, f"*_{'[0-9]' * 7}.jpg"),
+            ):
+                for path in folder.glob(pattern):
+                    path.unlink()
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+
     def start(self, config: Config, task: str, history: list[Row]) -> None:
         """Write config.yaml and the rows so far; what a killed run wrote after its checkpoint goes."""
         require_space(self.checkpoint, ROOM_BYTES)
         values = {"task": task, **config.model_dump(mode="json")}
-        write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+        text = f"{HEADER}{__version__}\n{yaml.safe_dump(values, sort_keys=False)}"
+        write_text(self.path / CONFIG, text, owned=True)
         self.write_metrics(history)
         try:
             from tensorboardX import SummaryWriter
@@ -62,7 +99,7 @@ class RunFolder:
         writer.writerows(
             {key: repr(value) if key != "step" else int(value) for key, value in row.items()} for row in history
         )
-        write_text(self.metrics, text.getvalue())
+        write_text(self.metrics, text.getvalue(), owned=True)
 
     def add(self, row: Row, history: list[Row]) -> None:
         """One more row, the last of `history`. Raises NotWritableError before the disk is full."""
@@ -70,7 +107,7 @@ class RunFolder:
         header = self._header() if len(history) > 1 else []
         if set(row) <= set(header):
             cells = ["" if key not in row else repr(row[key]) if key != "step" else int(row[key]) for key in header]
-            with self.metrics.open("a", newline="") as file:
+            with open(self.metrics, "a", newline="", opener=no_links) as file:
                 csv.writer(file, lineterminator="\n").writerow(cells)
         else:
             self.write_metrics(history)
@@ -90,23 +127,36 @@ class RunFolder:
     def add_pictures(self, step: int, pictures: dict[str, UInt8[np.ndarray, "h w 3"]]) -> None:
         """RUN/pictures/NAME_STEP.jpg, and in TensorBoard."""
         for name, pixels in pictures.items():
-            self.pictures.mkdir(exist_ok=True)
             done, content = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), JPEG)
             assert done
-            (self.pictures / f"{name}_{step:07d}.jpg").write_bytes(content.tobytes())
+            write_bytes(self.pictures / f"{name}_{step:07d}.jpg", content.tobytes(), owned=True)
             if self._events is not None:
                 self._events.add_image(name, pixels, step, dataformats="HWC")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        write_text(self.summary, json.dumps(summary, indent=1) + "\n")
+        write_text(self.summary, json.dumps(summary, indent=1) + "\n", owned=True)
 
     def save_bad_batch(self, step: int, arrays: dict[str, Any]) -> None:
         """The batch at which a number stopped being one."""
-        np.savez(self.bad_batch, step=step, **arrays)
+        with writing(self.bad_batch, owned=True) as file:
+            np.savez(file, step=step, **arrays)
 
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
+
+
+def _is_own(config: Path) -> bool:
+    """Whether a training wrote a config.yaml; those of earlier versions are known by what is in them."""
+    try:
+        text = config.read_text(encoding="utf-8")
+        values = {} if text.startswith(HEADER) else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return False
+    known = {"task", "optimiser", "schedule", "held_out"}
+    return not config.is_symlink() and (
+        text.startswith(HEADER) or (isinstance(values, dict) and known <= values.keys())
+    )
 
 
 def read_metrics(path: Path) -> list[Row]:

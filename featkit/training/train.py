@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,9 +16,8 @@ import torch
 
 from featkit import __version__
 from featkit.config import differences
-from featkit.errors import NotWritableError
 from featkit.stopping import Stopped
-from featkit.store.lock import locked
+from featkit.store.artifact import locked
 from featkit.training.base_config import TrainingConfig
 from featkit.training.budget import plan
 from featkit.training.checkpoint import load_checkpoint
@@ -61,8 +59,8 @@ def train(
     world = launch(device, devices, config.precision, config.timeout_s)
     folder = RunFolder(output)
     with locked(folder.checkpoint) if world.is_first else nullcontext():
-        if overwrite and world.is_first:
-            remove_run(folder)
+        if world.is_first:
+            folder.remove() if overwrite else folder.refuse_foreign()
         world.barrier()
         return _in_folder(folder, task_class, config, data, name, world)
 
@@ -192,16 +190,3 @@ def export(run: Run, task: Task, summary: dict[str, Any]) -> None:
         state = run.done.best_network if which == "best" else run.network_state()
         step = str(summary[which]["step"])
         task.save_weights(run.folder.path / f"{which}.safetensors", state, {**metadata, "step": step})
-
-
-def remove_run(folder: RunFolder) -> None:
-    """Delete what an earlier run wrote, and nothing else. Raises NotWritableError."""
-    try:
-        for name in ("checkpoint.pt", "metrics.csv", "summary.json", "report.html", "bad_batch.npz", "config.yaml"):
-            (folder.path / name).unlink(missing_ok=True)
-        for name in ("best.safetensors", "last.safetensors"):
-            (folder.path / name).unlink(missing_ok=True)
-        for path in (folder.path / "tensorboard", folder.snapshots, folder.pictures):
-            shutil.rmtree(path, ignore_errors=True)
-    except OSError as error:
-        raise NotWritableError(f"{folder.path}: cannot be emptied ({error.strerror})") from None

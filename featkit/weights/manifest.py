@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError
 from featkit.config import Config
 from featkit.errors import BadInputError, UsageError
 from featkit.resources import resource_dir
-from featkit.store.text import write_text
+from featkit.store.artifact import inside, write_text
+from featkit.store.stamp import refuse_foreign
 
 MANIFEST = "manifest.json"
 SUFFIX = ".safetensors"
@@ -80,7 +81,7 @@ def find(name_or_path: str | Path) -> Path:
     """
     name = str(name_or_path)
     row = listed(name)
-    path = Path(name) if row is None else resource_dir("weights") / row.file
+    path = Path(name) if row is None else inside(resource_dir("weights"), row.file)
     try:
         if path.is_file():
             return path
@@ -110,7 +111,9 @@ def sha256_of(path: Path) -> str:
 
 def add_row(row: WeightInfo, folder: Path) -> Path:
     """Write the row into the folder's manifest, in place of one of the same name. Raises NotWritableError."""
+    if (folder / MANIFEST).is_symlink():
+        refuse_foreign(folder / MANIFEST)
     rows = [other for other in list_weights(folder) if other.name != row.name]
     rows = sorted([*rows, row], key=lambda one: one.name)
     text = json.dumps({"weights": [one.model_dump(mode="json") for one in rows]}, indent=1, ensure_ascii=False)
-    return write_text(folder / MANIFEST, text + "\n")
+    return write_text(folder / MANIFEST, text + "\n", owned=True)  # it was read as one

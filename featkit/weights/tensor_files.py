@@ -8,12 +8,13 @@ each row (first axis) with a step of its own, `NAME` int8 and `NAME.step` float3
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from featkit.config import Config, make
-from featkit.errors import BadInputError, NotWritableError, UsageError
+from featkit.errors import BadInputError, UsageError
+from featkit.store.artifact import write_bytes
+from featkit.store.stamp import refuse_foreign
 from featkit.weights.manifest import find, listed, sha256_of
 
 if TYPE_CHECKING:
@@ -34,17 +35,10 @@ def write_network(
 
     max_mb: size of the file; None: `default_mb` for a network that can be brought down to it, otherwise no limit.
     Raises UsageError for a `max_mb` that cannot be kept, NotWritableError, and BadInputError for a network with values
-    that are no numbers.
+    that are no numbers, and for a file there that is not a weight of featkit's.
     """
-    content = _content(_state(network, path), metadata, path, default_mb, max_mb)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        raise NotWritableError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
-    return path
+    refuse_foreign(path)
+    return write_bytes(path, _content(_state(network, path), metadata, path, default_mb, max_mb))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

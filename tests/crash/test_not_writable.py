@@ -15,8 +15,8 @@ from textures import textured_patches
 
 from featkit.config import Config
 from featkit.data.phototour import write_phototour
+from featkit.store.artifact import locked
 from featkit.store.features import append_features
-from featkit.store.lock import locked
 
 Command = Callable[..., Any]
 SIZE = 48 << 20  # bytes of the small disk

@@ -144,6 +144,6 @@ def test_overwrite_does_not_cost_a_photograph(rendered: Path, tmp_path: Path) ->
     photograph = shutil.copy(rendered / "images" / "0000.jpg", tmp_path / "precious.jpg")
     job = ExtractJob.resolve(ExtractConfig(workers=1), CAPPED)
     before = Path(photograph).read_bytes()
-    with pytest.raises(BadInputError, match="not an HDF5 file, so it is not replaced"):
+    with pytest.raises(BadInputError, match="not made by featkit, so it is not replaced"):
         extract.run(job, rendered / "images", Path(photograph), overwrite=True)
     assert Path(photograph).read_bytes() == before

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from featkit.data.posed_pairs import PosedPairs
 from featkit.errors import UsageError
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
 from featkit.models.scfeat.resnet import load_encoder_weights
-from featkit.store.text import write_text
+from featkit.store.artifact import write_bytes, write_text
+from featkit.store.stamp import refuse_foreign
 from featkit.training.budget import LEAST_S, seconds_of
 from featkit.training.checkpoint import load_checkpoint
 from featkit.training.launch import launch
@@ -32,7 +32,7 @@ from featkit.weights.scfeat_files import check_size
 LOGGER = logging.getLogger(__name__)
 WARM_UP, DESCRIPTION, DETECTION = STAGES = ("warm-up", "description", "detection")
 TASKS: dict[str, type[DenseTask[Any]]] = {WARM_UP: WarmUpTask, DESCRIPTION: DescriptionTask, DETECTION: DetectionTask}
-BEST = "best.safetensors"
+BEST, LAST, SUMMARY = "best.safetensors", "last.safetensors", "summary.json"
 NAMED = 5  # sources of photographs whose names a record joins; of more it has the data's name
 HEAD_FIELDS = tuple(name for name in SCFeatNetworkConfig.model_fields if name.startswith(("head", "detector_")))
 
@@ -102,6 +102,8 @@ class ScfeatStages:
         """
         done = []
         world = launch(self.device, devices, timeout_s=self.config.timeout_s)
+        if world.is_first:
+            refuse_foreign(*(output / name for name in (BEST, LAST, SUMMARY, "report.html")))
         start = world.from_first(lambda: self.encoder_start(encoder_weights))
         for stage, config in self.configured().items():
             before, folder = start, output / stage
@@ -192,10 +194,9 @@ class ScfeatStages:
 def _finish(done: list[Trained], output: Path) -> None:
     """The last stage's networks and a summary of all stages, in the run's own folder."""
     last = done[-1].folder
-    for weights in (BEST, "last.safetensors"):
-        shutil.copyfile(last / weights, output / f".{weights}.part")
-        (output / f".{weights}.part").replace(output / weights)
+    for weights in (BEST, LAST):
+        write_bytes(output / weights, (last / weights).read_bytes())
     found = [path for stage in STAGES if (path := output / stage / "summary.json").is_file()]
     stages = [json.loads(path.read_text(encoding="utf-8")) for path in found]
     summary = {**stages[-1], "seconds": round(sum(stage["seconds"] for stage in stages), 1), "stages": stages}
-    write_text(output / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_text(output / SUMMARY, json.dumps(summary, indent=1) + "\n")

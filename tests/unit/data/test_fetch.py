@@ -214,7 +214,11 @@ def test_one_folder_around_everything_is_left_out(tmp_path: Path, pack: object, 
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").write_bytes(b"replaced")
-    assert unpack(written(tmp_path, pack(entries)), out) == 2
+    archive = written(tmp_path, pack(entries))
+    with pytest.raises(BadInputError, match="not made by featkit"):
+        unpack(archive, out)
+    assert files_of(out) == {"old": b"replaced"}
+    assert unpack(archive, out, owned=True) == 2
     assert files_of(out) == PLAIN
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "out"], "nothing else is left"
 

@@ -56,7 +56,7 @@ def saved(model: pycolmap.Reconstruction, folder: Path) -> Path:
 def ply_points(path: Path) -> list[tuple[float, float, float, int, int, int]]:
     """Vertices of a binary ply of doubles and bytes, one after the other."""
     head, _, data = path.read_bytes().partition(b"end_header\n")
-    lines = head.decode().splitlines()
+    lines = [line for line in head.decode().splitlines() if not line.startswith("comment ")]
     assert lines[:2] == ["ply", "format binary_little_endian 1.0"]
     count = int(lines[2].removeprefix("element vertex "))
     assert lines[3:] == [f"property double {a}" for a in "xyz"] + [

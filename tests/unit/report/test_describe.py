@@ -13,8 +13,8 @@ from featkit.config import Config
 from featkit.errors import BadInputError
 from featkit.report import describe as module
 from featkit.report.describe import as_lines, describe
+from featkit.store.artifact import write_stamp
 from featkit.store.poses import write_poses
-from featkit.store.stamp import write_stamp
 from featkit.types import Pose
 
 

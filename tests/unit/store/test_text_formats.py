@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from featkit.config import Config
 from featkit.errors import BadInputError, FeatkitError, NotWritableError
+from featkit.store import artifact
+from featkit.store.artifact import write_stamp, write_text
 from featkit.store.pairs import describe_pairs, read_pairs, write_pairs
 from featkit.store.poses import (
     CAMERA_PARAMS,
@@ -22,8 +24,8 @@ from featkit.store.poses import (
     read_poses,
     write_poses,
 )
-from featkit.store.stamp import digest, is_stamped, read_stamp, write_stamp
-from featkit.store.text import read_lines, write_text
+from featkit.store.stamp import digest, is_stamped, read_stamp
+from featkit.store.text import read_lines
 from featkit.types import Pair, Pose
 
 MANY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -248,22 +250,22 @@ def test_the_models_have_pycolmaps_numbers() -> None:
 
 def test_write_text_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "file.txt"
-    write_text(path, "old")
+    write_text(path, "old", owned=True)
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(NotWritableError, match="No space left"):
-        write_text(path, "new")
+        write_text(path, "new", owned=True)
     assert path.read_text() == "old"
     monkeypatch.undo()
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(artifact, "open_part", full)
     with pytest.raises(NotWritableError):
-        write_text(path, "new")
+        write_text(path, "new", owned=True)
     monkeypatch.undo()
     assert path.read_text() == "old"
-    assert write_text(path, "new").read_text() == "new"
+    assert write_text(path, "new", owned=True).read_text() == "new"
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
 
@@ -278,7 +280,7 @@ def test_write_text_into_a_file(tmp_path: Path) -> None:
 def test_any_text_is_written_or_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "t.txt"
     with contextlib.suppress(FeatkitError):
-        write_text(path, text)
+        write_text(path, text, owned=True)
         assert path.read_bytes() == text.encode()
 
 
