@@ -28,6 +28,7 @@ EXTRACTORS: dict[str, Entry] = {
     "scfeat": Entry(
         "featkit.features.scfeat:Scfeat", "keypoints and descriptors of one dense network, learned from poses"
     ),
+    "aliked": Entry("featkit.features.published:Aliked", "ALIKED's keypoints and descriptors (kornia)"),
 }
 MATCHERS: dict[str, Entry] = {
     "mutual": Entry("featkit.matching.mutual:MutualMatcher", "mutual nearest neighbour, ratio test on both sides"),

@@ -32,6 +32,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 """Published networks in terms of PatchNetworkConfig. The SOSNet value is InstanceNorm's, for patches in [0, 1]."""
 FIRST_KEYS = {"hardnet": "features.0.weight", "sosnet": "layers.1.weight", "hynet": "layer1.2.weight"}
+INNER = ("state_dict", "model_state_dict", "model", "extractor")  # what authors call the tensors within a file
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 FRN_NAMES = {"weight": "scale", "bias": "bias", "tau": "tau"}
 
@@ -48,7 +49,7 @@ def import_checkpoint(path: Path, architecture: str | None = None) -> PatchNetwo
 
     if architecture is not None and architecture not in NETWORKS:
         raise UsageError(f"no published network {architecture!r}; there are: {', '.join(NETWORKS)}")
-    state = _state_dict(path, read_checkpoint(path))
+    state = state_dict_of(path)
     kind = architecture or next((name for name, key in FIRST_KEYS.items() if key in state), None)
     if kind is None:
         some = ", ".join(sorted(state)[:3])
@@ -104,10 +105,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def _state_dict(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
+def state_dict_of(path: Path) -> dict[str, Tensor]:
+    """The tensors by name in a checkpoint of PyTorch. Raises BadInputError for anything else."""
     import torch
 
-    for key in ("state_dict", "model_state_dict", "model"):
+    content = read_checkpoint(path)
+    for key in INNER:
         if isinstance(content.get(key), dict):
             content = content[key]
             break
