@@ -29,6 +29,11 @@ EXTRACTORS: dict[str, Entry] = {
         "featkit.features.scfeat:Scfeat", "keypoints and descriptors of one dense network, learned from poses"
     ),
     "aliked": Entry("featkit.features.published:Aliked", "ALIKED's keypoints and descriptors (kornia)"),
+    "disk": Entry("featkit.features.published:Disk", "DISK's keypoints and descriptors (kornia)"),
+    "xfeat": Entry("featkit.features.published:Xfeat", "XFeat's keypoints and descriptors (kornia)"),
+    "dedode": Entry("featkit.features.published:Dedode", "DeDoDe's keypoints and descriptors (kornia)"),
+    "keynet-hardnet": Entry("featkit.features.published:KeynetHardnet", "Key.Net keypoints, OriNet, HardNet (kornia)"),
+    "doghardnet": Entry("featkit.features.published:DogHardnet", "DoG keypoints (pycolmap), the authors' HardNet"),
 }
 MATCHERS: dict[str, Entry] = {
     "mutual": Entry("featkit.matching.mutual:MutualMatcher", "mutual nearest neighbour, ratio test on both sides"),

@@ -43,10 +43,6 @@ def import_checkpoint(path: Path, architecture: str | None = None) -> PatchNetwo
     architecture: "hardnet", "sosnet" or "hynet"; None: what the tensors' names say. Raises UsageError for another
     name, BadInputError for a file of another network.
     """
-    import torch
-
-    from featkit.models.patch_network import PatchNetworkConfig
-
     if architecture is not None and architecture not in NETWORKS:
         raise UsageError(f"no published network {architecture!r}; there are: {', '.join(NETWORKS)}")
     state = state_dict_of(path)
@@ -54,8 +50,17 @@ def import_checkpoint(path: Path, architecture: str | None = None) -> PatchNetwo
     if kind is None:
         some = ", ".join(sorted(state)[:3])
         raise BadInputError(f"{path}: neither HardNet, SOSNet nor HyNet (its tensors: {some}, ...)")
-    config = PatchNetworkConfig(**NETWORKS[kind])
-    renamed = {"hardnet": _hardnet, "sosnet": _sosnet, "hynet": _hynet}[kind](state)
+    return published_patch_network(kind, state, path)
+
+
+def published_patch_network(architecture: str, state: dict[str, Tensor], path: Path) -> PatchNetwork:
+    """A network of tensors under the names their authors gave them, in eval mode. Raises BadInputError."""
+    import torch
+
+    from featkit.models.patch_network import PatchNetworkConfig
+
+    config = PatchNetworkConfig(**NETWORKS[architecture])
+    renamed = {"hardnet": _hardnet, "sosnet": _sosnet, "hynet": _hynet}[architecture](state)
     for name in [name for name in renamed if name.endswith(".eps")]:
         if not torch.allclose(renamed.pop(name).abs(), torch.tensor(config.frn_eps), rtol=1e-3, atol=0):
             raise BadInputError(f"{path}: {name!r} is not FRN's fixed {config.frn_eps}")
