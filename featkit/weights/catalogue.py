@@ -2,12 +2,14 @@
 
 A network's tensors come from, in this order: a file the user names, the cache that `featkit weights fetch` fills
 (`cache_folder`), an installed package that holds the authors' files. A file of a package is read without importing the
-package. Every file is checked against its pinned sha256; the check of a large one is remembered by its size and date.
+package. Every file is checked: the authors' against its pinned sha256 (remembered by its size, date and inode), one of
+the cache against the digest of its tensors.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -24,7 +26,7 @@ from featkit.errors import BadInputError, FeatkitError, UsageError
 from featkit.store.text import write_text
 from featkit.weights.manifest import SUFFIX, sha256_of
 from featkit.weights.published import state_dict_of
-from featkit.weights.tensor_files import read_tensors
+from featkit.weights.tensor_files import read_metadata, read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,6 +113,12 @@ def cached_file(name: str) -> Path:
     return cache_folder() / f"{name}{SUFFIX}"
 
 
+def place(name: str) -> Path | None:
+    """Where a network's weights would be taken from, without a check of the bytes; None: they are not here."""
+    packaged = packaged_files(name)
+    return cached_file(name) if cached_file(name).is_file() else packaged[0] if packaged else None
+
+
 def packaged_files(name: str) -> list[Path] | None:
     """The authors' files in installed packages; None unless all of them are there. Their bytes are not checked here."""
     found = [_in_package(file) for file in published_network(name).files]
@@ -141,16 +149,20 @@ class _Source:
     row: PublishedNetwork | None
 
     def sha256(self) -> str:
-        if self.row is None or self.paths[0].suffix != SUFFIX:
-            return joined_sha256([_checked_sha256(path) for path in self.paths])
-        return read_metadata_sha256(self.paths[0])
+        if self.paths[0].suffix == SUFFIX:
+            metadata = read_metadata(self.paths[0])
+            if metadata.get("format") == FORMAT and "source_sha256" in metadata:
+                return metadata["source_sha256"]
+        return joined_sha256([_checked_sha256(path) for path in self.paths])
 
     def tensors(self) -> dict[str, Tensor]:
-        if self.paths[0].suffix == SUFFIX:
-            return read_tensors(self.paths[0])[1]
-        if self.row is None:
-            return state_dict_of(self.paths[0])
-        return authors_tensors(self.row, self.paths)
+        path = self.paths[0]
+        if path.suffix != SUFFIX:
+            return state_dict_of(path) if self.row is None else authors_tensors(self.row, self.paths)
+        metadata, tensors = read_tensors(path)
+        if metadata.get("format") == FORMAT and metadata.get("tensors_sha256") != tensors_sha256(tensors):
+            raise BadInputError(f"{path}: damaged, its tensors are not those that were fetched; remove it, fetch again")
+        return tensors
 
 
 def _source(name: str, weights: str) -> _Source:
@@ -158,8 +170,11 @@ def _source(name: str, weights: str) -> _Source:
         return _Source([_named_file(weights)], None)
     name = weights or name
     row = published_network(name)
-    if cached_file(name).is_file():
-        return _Source([cached_file(name)], row)
+    cached = cached_file(name)
+    if cached.is_file():
+        if read_metadata(cached).get("name") != name:
+            raise BadInputError(f"{cached}: not what `featkit weights fetch {name}` wrote; remove it and fetch again")
+        return _Source([cached], row)
     packaged = packaged_files(name)
     if packaged is None:
         raise BadInputError(_how_to_get(name, row))
@@ -201,10 +216,17 @@ def check_sha256(path: Path, file: AuthorsFile) -> None:
         raise BadInputError(f"{path}: its sha256 is {found}, not the authors' {file.sha256}; it is another file")
 
 
+def tensors_sha256(tensors: dict[str, Tensor]) -> str:
+    """One digest of tensors on the CPU, their names and shapes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def joined_sha256(digests: list[str]) -> str:
     """One digest of several files."""
-    import hashlib
-
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -241,13 +263,3 @@ def _remembered() -> dict[str, list]:
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
-
-
-def read_metadata_sha256(path: Path) -> str:
-    """The authors' sha256 that a fetched file carries. Raises BadInputError."""
-    from featkit.weights.patch_files import read_metadata
-
-    metadata = read_metadata(path)
-    if metadata.get("format") != FORMAT or "source_sha256" not in metadata:
-        raise BadInputError(f"{path}: not a file of `featkit weights fetch`; remove it and fetch again")
-    return metadata["source_sha256"]

@@ -36,7 +36,15 @@ def write_network(
     Raises UsageError for a `max_mb` that cannot be kept, NotWritableError, and BadInputError for a network with values
     that are no numbers.
     """
-    content = _content(_state(network, path), metadata, path, default_mb, max_mb)
+    return _write(path, _content(_state(network, path), metadata, path, default_mb, max_mb))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
+    """Write tensors as they are; the same tensors and metadata give the same bytes. Raises NotWritableError."""
+    return _write(path, _bytes(tensors, metadata))
+
+
+def _write(path: Path, content: bytes) -> Path:
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +67,17 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise BadInputError(
             f"{path}: not a safetensors file ({what}); a published .pth becomes one with `featkit weights import`"
         ) from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file says of itself, without its tensors. Raises BadInputError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise BadInputError(f"{path}: not a safetensors file ({str(error).splitlines()[0]})") from None
 
 
 def find_whole(name_or_path: str | Path) -> Path:
