@@ -140,19 +140,32 @@ def _parse_yaml(text: str) -> Any:
         raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
 
 
-def named_config(name: str) -> dict[str, Any]:
-    """The values of `configs/<name>.yaml`, or of a yaml file given by its path. Raises UsageError, BadInputError."""
+def named_config(name: str, kind: str | None = None) -> dict[str, Any]:
+    """The values of `configs/<name>.yaml`, or of a yaml file given by its path. Raises UsageError, BadInputError.
+
+    kind: what it should configure, a key of its yaml as "extractor": the message names others of that kind only.
+    """
     path = Path(name)
     if path.suffix in {".yaml", ".yml"}:
         return read_yaml(path)
     folder = resource_dir("configs")
     path = folder / f"{name}.yaml"
     if not _is_file(path):
-        known = sorted(p.stem for p in folder.glob("*.yaml"))
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
-        raise UsageError(f"no configuration named {name!r}; {hint}")
+        raise UsageError(f"no {kind or 'configuration'} named {name!r}; {near_names(name, kind)}")
     return read_yaml(path)
+
+
+def config_names(kind: str | None = None) -> list[str]:
+    """All names in `configs/`, or those that configure one `kind` ("extractor", "matcher", ...), in order."""
+    paths = sorted(resource_dir("configs").glob("*.yaml"))
+    return [path.stem for path in paths if kind is None or kind in read_yaml(path)]
+
+
+def near_names(name: str, kind: str | None = None) -> str:
+    """What a message says of a name that is wrong: the nearest right one of that kind, or all of them."""
+    known = config_names(kind)
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(known)}"
 
 
 def _is_file(path: Path) -> bool:

@@ -10,7 +10,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from featkit.config import Config, make, merge, named_config
+from featkit.config import Config, make, merge, named_config, near_names
 from featkit.errors import UsageError
 
 
@@ -28,6 +28,12 @@ EXTRACTORS: dict[str, Entry] = {
     "scfeat": Entry(
         "featkit.features.scfeat:Scfeat", "keypoints and descriptors of one dense network, learned from poses"
     ),
+    "aliked": Entry("featkit.features.published:Aliked", "ALIKED's keypoints and descriptors (kornia)"),
+    "disk": Entry("featkit.features.published:Disk", "DISK's keypoints and descriptors (kornia)"),
+    "xfeat": Entry("featkit.features.published:Xfeat", "XFeat's keypoints and descriptors (kornia)"),
+    "dedode": Entry("featkit.features.published:Dedode", "DeDoDe's keypoints and descriptors (kornia)"),
+    "keynet-hardnet": Entry("featkit.features.published:KeynetHardnet", "Key.Net keypoints, OriNet, HardNet (kornia)"),
+    "doghardnet": Entry("featkit.features.published:DogHardnet", "DoG keypoints (pycolmap), the authors' HardNet"),
 }
 MATCHERS: dict[str, Entry] = {
     "mutual": Entry("featkit.matching.mutual:MutualMatcher", "mutual nearest neighbour, ratio test on both sides"),
@@ -67,10 +73,10 @@ def configured(kind: str, name: str, changes: dict[str, Any] | None = None) -> t
 
     A yaml names its class by one of the keys of `KINDS`, as `extractor`. Raises UsageError, BadInputError.
     """
-    values = named_config(name)
+    values = named_config(name, kind)
     target = values.pop(kind, None)
     if target is None:
-        raise UsageError(f"configuration {name!r} has no key {kind!r}: it is not a {kind}")
+        raise UsageError(f"configuration {name!r} has no key {kind!r}: it is no {kind}; {near_names(name, kind)}")
     cls = resolve(kind, str(target))
     return cls, make(cls.Config, merge(values, changes or {}), where=f"configuration {name!r}")
 

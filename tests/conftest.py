@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -76,6 +77,26 @@ def featkit_command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., R
         return run_featkit(*arguments, cwd=cwd or elsewhere, timeout_s=timeout_s)
 
     return run
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _empty_weights_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests see no weights that this machine's user has fetched; commands they run see the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEATKIT_WEIGHTS", str(tmp_path_factory.mktemp("fetched-weights")))
+        yield
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever opens a connection fails."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("the network was asked")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 @pytest.fixture(autouse=True)

@@ -41,13 +41,9 @@ def command(
 
     from featkit.data.catalogue import data_set
     from featkit.data.fetch import FetchOptions, fetch
-    from featkit.errors import UsageError
 
     wanted = data_set(name)
-    pairs = [text.partition("=") for text in url or []]
-    if not all(equals and address for _, equals, address in pairs):
-        raise UsageError("--url: FILE=ADDRESS, as liberty=http://example.org/liberty.zip")
-    urls = {file: address for file, _, address in pairs}
+    urls = options.addresses(url)
     done = fetch(wanted, out, FetchOptions(urls, archive or [], only or [], keep_archives, overwrite))
     lines = [
         f"{file.path}: {'was there' if file.was_there else f'{file.size / 1e6:,.1f} MB from {file.source}'}"

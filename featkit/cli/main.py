@@ -14,6 +14,7 @@ from featkit.cli import (
     eval,
     export,
     extract,
+    features,
     info,
     inspect,
     localize,
@@ -38,11 +39,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-VERBS = (reconstruct, localize, align, extract, pairs, match, verify, export, serve, run, info, doctor, demo)
+VERBS = (
+    *(reconstruct, localize, align, extract, features, pairs, match, verify),
+    *(export, serve, run, info, doctor, demo),
+)
 for module in VERBS:
     name = module.__name__.rpartition(".")[2]
     kind = localize.LocalizeCommand if module is localize else None
-    app.command(name, cls=kind, help=module.HELP, no_args_is_help=module not in (demo, doctor))(module.command)
+    app.command(name, cls=kind, help=module.HELP, no_args_is_help=module not in (demo, doctor, features))(
+        module.command
+    )
 app.command("plan", help=plan.HELP, no_args_is_help=True, context_settings=plan.SETTINGS)(plan.command)
 app.add_typer(store.app, name="store")
 app.add_typer(data.app, name="data")

@@ -12,7 +12,7 @@ from featkit.errors import UsageError
 CAMERAS = "Cameras"
 MAPPING = "Mapping"
 
-Features = Annotated[str, typer.Option(help="Configuration by name, or a yaml file.")]
+Features = Annotated[str, typer.Option(help="By name (`featkit features` lists them), or a yaml file.")]
 ResizeMax = Annotated[
     int | None, typer.Option(help="Longer side after resizing, px.", min=16, show_default="no resizing")
 ]
@@ -21,7 +21,10 @@ MaxKeypoints = Annotated[
 ]
 Weights = Annotated[
     str | None,
-    typer.Option(help="Trained weight by name, or a .safetensors file.", show_default="the configuration's"),
+    typer.Option(
+        help="Weights by name, or a file (.safetensors; .pth of a published network).",
+        show_default="the configuration's",
+    ),
 ]
 Workers = Annotated[int, typer.Option(help="Processes that extract; 0: one per core.", min=0)]
 Masks = Annotated[
@@ -65,6 +68,14 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="The file to write.")]
 def given(**values: Any) -> dict[str, Any]:
     """Only the options that were given: the others keep the configuration's defaults."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def addresses(urls: list[str] | None) -> dict[str, str]:
+    """`["a=http://x"]` as addresses by file name. Raises UsageError."""
+    pairs = [text.partition("=") for text in urls or []]
+    if not all(equals and address for _, equals, address in pairs):
+        raise UsageError("--url: FILE=ADDRESS, as liberty=http://example.org/liberty.zip")
+    return {file: address for file, _, address in pairs}
 
 
 def decode_fields(resize_max: int | None, ignore_alpha: bool) -> dict[str, Any]:

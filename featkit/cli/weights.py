@@ -8,16 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featkit.cli import options
 from featkit.cli.common import Outcome, RunOptions, verb
 
 if TYPE_CHECKING:
     from featkit.weights import WeightInfo
 
-HELP = "List trained weights, import published ones, export a training's."
-LIST_HELP = "List the weights that can be used by name."
+HELP = "List trained weights, fetch and import published ones, export a training's."
+LIST_HELP = "List the weights that can be used by name: featkit's own, and those of published networks."
 SHOW_HELP = """Say all that is known about one weight.
 
 Example: `featkit weights show hynet`"""
+FETCH_HELP = """Download the weights of a published network from their authors, check and keep them.
+
+Example: `featkit weights fetch aliked-n16`
+
+They are kept in ~/.cache/featkit/weights (or where $FEATKIT_WEIGHTS says) as safetensors. Stopped or cut off at any
+moment, the same command goes on. An installed package that holds the same file is used instead of the network."""
 IMPORT_HELP = """Turn a published HardNet, SOSNet or HyNet checkpoint into a safetensors file.
 
 Example: `featkit weights import HardNet++.pth --out hardnet-plus-plus.safetensors`
@@ -49,12 +56,20 @@ class Which(str, Enum):
 def list_(*, run: RunOptions) -> Outcome:
     from featkit.report.content import Table
     from featkit.weights import list_weights
+    from featkit.weights.catalogue import catalogue
 
     rows = list_weights()
+    published = [_published(name) for name in catalogue()]
     columns = ["name", "network", "values", "recipe", "data", "licence", "kB", "scores"]
     table = Table("Weights", columns, [_cells(row) for row in rows])
-    data = {"weights": [row.result_fields() for row in rows]}
-    return Outcome(data, [] if rows else ["no weights are installed"], [table] if rows else [])
+    names = ["name", "what", "licence", "data", "here"]
+    theirs = Table(
+        "Published networks (featkit weights fetch NAME)",
+        names,
+        [[row["name"], row["summary"], row["licence"], row["data"], row["from"] or "-"] for row in published],
+    )
+    data = {"weights": [row.result_fields() for row in rows], "published": published}
+    return Outcome(data, [] if rows else ["featkit's own weights are not installed"], [table, theirs][not rows :])
 
 
 @verb
@@ -67,7 +82,10 @@ def show(
 
     from featkit.report.describe import as_lines
     from featkit.weights import find, listed, read_metadata, sha256_of
+    from featkit.weights.catalogue import catalogue
 
+    if name in catalogue():
+        return Outcome(_published(name), as_lines(_published(name)))
     path, row = find(name), listed(name)
     metadata: dict[str, Any] = dict(read_metadata(path))
     if row is not None:
@@ -77,6 +95,36 @@ def show(
             metadata["config"] = json.loads(metadata["config"])
         described = {"path": str(path), "sha256": sha256_of(path), "bytes": path.stat().st_size, **metadata}
     return Outcome(described, as_lines(described))
+
+
+@verb
+def fetch(
+    name: Annotated[str, typer.Argument(help="A published network; `featkit weights list` has them.")],
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Take a file whose sha256 featkit does not know, as the server sends it.")
+    ] = False,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE=ADDRESS", help="Another address of a file; repeatable.", show_default="the authors'"
+        ),
+    ] = None,
+    archive: Annotated[
+        list[Path] | None, typer.Option(help="A file that is on the disk; repeatable.", show_default="none")
+    ] = None,
+    overwrite: options.Overwrite = False,
+    *,
+    run: RunOptions,
+) -> Outcome:
+    from featkit.data.fetch_weights import fetch_weights
+    from featkit.weights.catalogue import published_network
+
+    done = fetch_weights(name, options.addresses(url), archive or [], trust, overwrite)
+    row = published_network(name)
+    lines = [f"{file}: sha256 {done.sha256[file]}, from {source}" for file, source in done.sources.items()]
+    lines += [f"{done.path}: {'was there' if done.was_there else row.summary}; {row.page} ({row.licence})"]
+    data = {"name": name, "out": str(done.path), "sha256": done.sha256, "sources": done.sources}
+    return Outcome({**data, "was_there": done.was_there, "licence": row.licence}, lines)
 
 
 @verb
@@ -140,6 +188,15 @@ def export(
     return Outcome({"out": str(out), **row.result_fields()}, lines)
 
 
+def _published(name: str) -> dict[str, Any]:
+    """A row of the catalogue, and where its weights are ("" when they are not here)."""
+    from featkit.weights.catalogue import cached_file, place, published_network
+
+    row, path = published_network(name), place(name)
+    source = f"package {next(iter(row.files[0].packages), '')}" if path != cached_file(name) else "the cache"
+    return {"name": name, "from": source if path else "", "path": str(path or ""), **row.result_fields()}
+
+
 def _cells(row: WeightInfo) -> list[Any]:
     values = f"{row.config['bits']} bits" if row.config.get("bits") else str(row.config.get("descriptor_channels", 128))
     scores = ", ".join(f"{key} {value:,.10g}" for key, value in row.scores.items() if isinstance(value, int | float))
@@ -152,5 +209,6 @@ def _cells(row: WeightInfo) -> list[Any]:
 
 app.command("list", help=LIST_HELP)(list_)
 app.command("show", help=SHOW_HELP, no_args_is_help=True)(show)
+app.command("fetch", help=FETCH_HELP, no_args_is_help=True)(fetch)
 app.command("import", help=IMPORT_HELP, no_args_is_help=True)(import_)
 app.command("export", help=EXPORT_HELP, no_args_is_help=True)(export)

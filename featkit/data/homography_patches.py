@@ -25,6 +25,7 @@ from featkit.data.photometric import PhotometricConfig, photometric
 from featkit.data.scene_classes import separate
 from featkit.geometry.homography import apply_homography, local_scale
 from featkit.images.decode import DecodeConfig, DecodedImage, decode
+from featkit.store.artifact import inside
 
 TANGENT_PX = 1e-3  # step that tells how a homography turns a direction
 
@@ -133,7 +134,7 @@ def homography_frames(
         detector, photographs.folder, photographs.names, photographs.name, generator, workers, config.max_side
     )
     for number, (_, detections) in enumerate(found):
-        image = decode(photographs.folder / photographs.names[number], _decoding(config))
+        image = decode(inside(photographs.folder, photographs.names[number]), _decoding(config))
         seeds = _seeds(image, detections, config, classes, magnification, generator)
         for view in range(config.views):
             homography = draw_view(config.view, image.size, generator)

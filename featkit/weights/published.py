@@ -32,6 +32,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 """Published networks in terms of PatchNetworkConfig. The SOSNet value is InstanceNorm's, for patches in [0, 1]."""
 FIRST_KEYS = {"hardnet": "features.0.weight", "sosnet": "layers.1.weight", "hynet": "layer1.2.weight"}
+INNER = ("state_dict", "model_state_dict", "model", "extractor")  # what authors call the tensors within a file
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 FRN_NAMES = {"weight": "scale", "bias": "bias", "tau": "tau"}
 
@@ -42,19 +43,24 @@ def import_checkpoint(path: Path, architecture: str | None = None) -> PatchNetwo
     architecture: "hardnet", "sosnet" or "hynet"; None: what the tensors' names say. Raises UsageError for another
     name, BadInputError for a file of another network.
     """
-    import torch
-
-    from featkit.models.patch_network import PatchNetworkConfig
-
     if architecture is not None and architecture not in NETWORKS:
         raise UsageError(f"no published network {architecture!r}; there are: {', '.join(NETWORKS)}")
-    state = _state_dict(path, read_checkpoint(path))
+    state = state_dict_of(path)
     kind = architecture or next((name for name, key in FIRST_KEYS.items() if key in state), None)
     if kind is None:
         some = ", ".join(sorted(state)[:3])
         raise BadInputError(f"{path}: neither HardNet, SOSNet nor HyNet (its tensors: {some}, ...)")
-    config = PatchNetworkConfig(**NETWORKS[kind])
-    renamed = {"hardnet": _hardnet, "sosnet": _sosnet, "hynet": _hynet}[kind](state)
+    return published_patch_network(kind, state, path)
+
+
+def published_patch_network(architecture: str, state: dict[str, Tensor], path: Path) -> PatchNetwork:
+    """A network of tensors under the names their authors gave them, in eval mode. Raises BadInputError."""
+    import torch
+
+    from featkit.models.patch_network import PatchNetworkConfig
+
+    config = PatchNetworkConfig(**NETWORKS[architecture])
+    renamed = {"hardnet": _hardnet, "sosnet": _sosnet, "hynet": _hynet}[architecture](state)
     for name in [name for name in renamed if name.endswith(".eps")]:
         if not torch.allclose(renamed.pop(name).abs(), torch.tensor(config.frn_eps), rtol=1e-3, atol=0):
             raise BadInputError(f"{path}: {name!r} is not FRN's fixed {config.frn_eps}")
@@ -104,10 +110,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def _state_dict(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
+def state_dict_of(path: Path) -> dict[str, Tensor]:
+    """The tensors by name in a checkpoint of PyTorch. Raises BadInputError for anything else."""
     import torch
 
-    for key in ("state_dict", "model_state_dict", "model"):
+    content = read_checkpoint(path)
+    for key in INNER:
         if isinstance(content.get(key), dict):
             content = content[key]
             break

@@ -41,6 +41,15 @@ def write_network(
     return write_bytes(path, _content(_state(network, path), metadata, path, default_mb, max_mb))
 
 
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
+    """Write tensors as they are; the same tensors and metadata give the same bytes.
+
+    Raises NotWritableError, and BadInputError for a file there that is not a weight of featkit's.
+    """
+    refuse_foreign(path)
+    return write_bytes(path, _bytes(tensors, metadata))
+
+
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata, and the tensors in float32. Raises BadInputError."""
     from safetensors import SafetensorError, safe_open
@@ -53,6 +62,17 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise BadInputError(
             f"{path}: not a safetensors file ({what}); a published .pth becomes one with `featkit weights import`"
         ) from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file says of itself, without its tensors. Raises BadInputError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise BadInputError(f"{path}: not a safetensors file ({str(error).splitlines()[0]})") from None
 
 
 def find_whole(name_or_path: str | Path) -> Path:

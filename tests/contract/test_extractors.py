@@ -7,17 +7,21 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from featkit.config import Config
 from featkit.features.base import Extractor
 from featkit.registry import configured
 from featkit.types import Features
+from featkit.weights.catalogue import catalogue, packaged_files
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PATCH_NETWORKS = {"dog+sdgmnet": {"architecture": "hynet"}, "dog+doap-binary": {"architecture": "l2net", "bits": 256}}
 """Patch descriptors run with an untrained network; the others differ from one of these in their weight alone."""
 DENSE_NETWORKS = {"scfeat": {"encoder": "resnet18"}}
+UNTRAINED_PUBLISHED = ("dedode-b", "keynet-hardnet", "doghardnet")
+"""Published networks whose weights no package has: they run with untrained ones. The others need their package."""
 
 
 def _extractors() -> list[str]:
@@ -38,6 +42,8 @@ def extractor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         changes = {"weights": weight, "detector": {"peak_threshold": 0.05}}
     if name in DENSE_NETWORKS:
         changes = {"weights": _untrained_dense(name, tmp_path_factory.mktemp("weights")), "threshold": 0.5}
+    if name in catalogue():
+        changes = _published(name, tmp_path_factory.mktemp("weights"))
     cls, config = configured("extractor", name, changes)
     return cls(config, "cpu")
 
@@ -66,6 +72,35 @@ def _untrained_dense(name: str, folder: Path) -> str:
     with torch.no_grad():
         network.detector.merge.weight[:, : config.detector_feature_channels] *= 0.3
     return str(save_scfeat_network(folder / f"{name}.safetensors", network))
+
+
+def _published(name: str, folder: Path) -> dict[str, Any]:
+    """A published network, fewer keypoints. The test is skipped without kornia 0.9, or the package with its weights."""
+    from safetensors.torch import save_file
+
+    from featkit.models.published import KORNIA_NAMES, build
+
+    feature = pytest.importorskip("kornia.feature")
+    if not hasattr(feature, KORNIA_NAMES[name]):
+        pytest.skip(f"this kornia has no {KORNIA_NAMES[name]}")
+    if name not in UNTRAINED_PUBLISHED:
+        if packaged_files(name) is None:
+            pytest.skip(f"no package with the weights of {name}; `make test` installs them")
+        return {"max_keypoints": 500}
+    torch.manual_seed(0)
+    network = build(name)
+    for tensor in network.state_dict().values():  # some are built without values
+        if tensor.ndim > 1:
+            torch.nn.init.kaiming_normal_(tensor)
+        elif name == "dedode-b":
+            tensor.fill_(0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            if module.affine:
+                module.reset_parameters()
+    save_file(network.state_dict(), folder / f"{name}.safetensors")
+    return {"weights": str(folder / f"{name}.safetensors"), "max_keypoints": 500}
 
 
 def image(extractor: Extractor, seed: int = 0, width: int = 220, height: int = 160) -> np.ndarray:
@@ -175,7 +210,7 @@ def test_threads(extractor: Any) -> None:
 
 def test_a_shifted_image_shifts_its_keypoints(extractor: Any) -> None:
     """Most keypoints away from the border are found again, where they belong, in a crop by whole pixels."""
-    pixels = image(extractor, 4, 300, 240)
+    pixels = image(extractor, 4, 320, 256)  # multiples of 32, before and after: XFeat resizes others
     whole, part = extractor.extract(pixels), extractor.extract(pixels[32:, 32:].copy())
     inner = whole.keypoints[np.all((whole.keypoints > 90) & (whole.keypoints < [240, 180]), axis=1)] - 32
     nearest = np.linalg.norm(inner[:, None] - part.keypoints[None], axis=2).min(axis=1)

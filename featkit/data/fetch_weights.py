@@ -1,0 +1,156 @@
+"""The authors' files of a published network, as one checked safetensors file in the cache.
+
+A file is taken from the disk when the user names it, from an installed package that holds it, or from the authors'
+server, where a download that was cut goes on. Only tensors are ever read of it (`torch.load(weights_only=True)`), and
+they must be those of the network.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featkit.data.checksums import RemoteFile
+from featkit.data.download import DownloadConfig, download
+from featkit.errors import BadInputError, UsageError
+from featkit.models.published import load_network
+from featkit.weights.catalogue import (
+    FORMAT,
+    AuthorsFile,
+    PublishedNetwork,
+    PublishedWeights,
+    authors_tensors,
+    cache_folder,
+    cached_file,
+    check_sha256,
+    joined_sha256,
+    load_published,
+    packaged_files,
+    published_network,
+    tensors_sha256,
+)
+from featkit.weights.manifest import sha256_of
+from featkit.weights.tensor_files import write_tensors
+
+LOGGER = logging.getLogger(__name__)
+DOWNLOADS = "downloads"
+LARGEST = 4 << 30  # bytes of one file of weights
+
+
+@dataclass(frozen=True)
+class FetchedWeights:
+    """A network's weights in the cache. sha256: of the authors' files by their names. sources: paths or addresses."""
+
+    path: Path
+    sha256: dict[str, str]
+    sources: dict[str, str]
+    was_there: bool = False
+
+
+def fetch_weights(
+    name: str,
+    urls: Mapping[str, str] | None = None,
+    archives: Sequence[Path] = (),
+    trust: bool = False,
+    overwrite: bool = False,
+    config: DownloadConfig | None = None,
+) -> FetchedWeights:
+    """Put the weights of a published network into the cache.
+
+    urls: other addresses by file name. archives: files that are on the disk. trust: take a file whose sha256 nobody has
+    pinned from a server. Raises UsageError for an unknown name or an unpinned file, NothingCameOutError without the
+    server, BadInputError for files that are not the authors' or not of this network, NotWritableError.
+    """
+    row, path = published_network(name), cached_file(name)
+    given = _given(row, archives)
+    if unknown := [file for file in urls or {} if file not in {one.name for one in row.files}]:
+        raise UsageError(f"--url {unknown[0]}: {name} has the files {', '.join(file.name for file in row.files)}")
+    if path.is_file() and not overwrite and not archives and _is_whole(name):
+        return FetchedWeights(path, {}, {}, was_there=True)
+    given = _packaged(name, row) | given
+    missing = [file for file in row.files if file.name not in given]
+    _refuse_unpinned(name, missing, trust)
+    config = config or DownloadConfig(max_bytes=LARGEST)
+    addresses = {file.name: (urls or {}).get(file.name, file.url) for file in missing}
+    downloads = {file.name: _downloaded(name, file, addresses[file.name], config) for file in missing}
+    files = {file.name: (given | downloads)[file.name] for file in row.files}
+    digests = _convert(name, row, list(files.values()), path)
+    for download_path in downloads.values():
+        download_path.unlink(missing_ok=True)  # the cache has its tensors
+    sources = {file: addresses.get(file, str(found)) for file, found in files.items()}
+    return FetchedWeights(path, dict(zip(files, digests, strict=True)), sources)
+
+
+def _given(row: PublishedNetwork, archives: Sequence[Path]) -> dict[str, Path]:
+    """The user's files by the names of the authors'; the only file of a network may have any name."""
+    if len(row.files) == 1 and len(archives) == 1:
+        named = {row.files[0].name: archives[0]}
+    else:
+        named = {path.name: path for path in archives}
+    wanted = {file.name for file in row.files}
+    for name, path in named.items():
+        if name not in wanted:
+            raise UsageError(f"--archive {path}: not one of the files {', '.join(sorted(wanted))}")
+        if not path.is_file():
+            raise BadInputError(f"{path}: no such file")
+    return named
+
+
+def _packaged(name: str, row: PublishedNetwork) -> dict[str, Path]:
+    packaged = packaged_files(name)
+    return {} if packaged is None else {file.name: path for file, path in zip(row.files, packaged, strict=True)}
+
+
+def _is_whole(name: str) -> bool:
+    try:
+        load_published(name)
+    except BadInputError as error:
+        LOGGER.warning("%s; it is fetched again", str(error).partition(";")[0])
+        return False
+    return True
+
+
+def _refuse_unpinned(name: str, files: list[AuthorsFile], trust: bool) -> None:
+    unpinned = [file.name for file in files if file.sha256 is None]
+    if unpinned and not trust:
+        raise UsageError(
+            f"{name}: featkit does not know the sha256 of {', '.join(unpinned)}, so it cannot tell a wrong file;"
+            " --trust takes what the server sends (tensors alone are read), --archive FILE one you have"
+        )
+
+
+def _downloaded(name: str, file: AuthorsFile, url: str, config: DownloadConfig) -> Path:
+    folder = cache_folder() / DOWNLOADS / name
+    there = folder / file.name
+    if there.is_file():  # a run was stopped between the download and the end
+        try:
+            check_sha256(there, file)
+            return there
+        except BadInputError:
+            pass
+        there.unlink()
+    remote = RemoteFile(url, file.name, sha256=file.sha256, size=file.size)
+    return download(remote, folder, config).path
+
+
+def _convert(name: str, row: PublishedNetwork, paths: list[Path], out: Path) -> list[str]:
+    """Write the authors' tensors as one file, when they are all of this network's, and no others: the files' sha256."""
+    for path, file in zip(paths, row.files, strict=True):
+        check_sha256(path, file)
+    digests = [sha256_of(path) for path in paths]
+    tensors = authors_tensors(row, paths)
+    load_network(name, PublishedWeights(paths[0], tensors, joined_sha256(digests)))
+    metadata = {
+        "format": FORMAT,
+        "name": name,
+        "licence": row.licence,
+        "page": row.page,
+        "files": json.dumps({file.name: sha256 for file, sha256 in zip(row.files, digests, strict=True)}),
+        "source_sha256": joined_sha256(digests),
+        "tensors_sha256": tensors_sha256(tensors),
+    }
+    write_tensors(out, tensors, metadata)
+    return digests

@@ -1,0 +1,52 @@
+"""What `--features` can say: every extractor in configs/, what it is, and whether its weights are here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from featkit.config import config_names, named_config
+from featkit.registry import EXTRACTORS, configured
+from featkit.weights import listed
+from featkit.weights.catalogue import place, published_network
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """One name. weights: "none needed", "shipped", "here", or how to get them. data: what it was learned from."""
+
+    name: str
+    summary: str
+    data: str
+    licence: str
+    weights: str
+    paper: str = ""
+
+
+def list_features() -> list[FeatureInfo]:
+    """All features by name. Raises BadInputError for a damaged configuration."""
+    return [_info(name) for name in config_names("extractor")]
+
+
+def _info(name: str) -> FeatureInfo:
+    cls, config = configured("extractor", name)
+    values: dict[str, Any] = named_config(name)
+    summary = EXTRACTORS[values["extractor"]].summary
+    network = getattr(cls(config, "cpu"), "network_name", None)
+    if network is not None:
+        row = published_network(network)
+        weights = "here" if place(network) is not None else f"featkit weights fetch {network}"
+        return FeatureInfo(name, row.summary, row.data, row.licence, weights, row.paper)
+    own = str(getattr(config, "weights", ""))
+    if not own:
+        return FeatureInfo(name, f"{summary}{_variant(values)}", "", "", "none needed")
+    shipped = listed(own)
+    if shipped is None:
+        return FeatureInfo(name, summary, "", "", "not shipped: --weights FILE")
+    return FeatureInfo(name, f"{summary}: {own}", shipped.data, shipped.licence, "shipped")
+
+
+def _variant(values: dict[str, Any]) -> str:
+    """What a configuration changes, in short."""
+    changed = [f"{key} {value}" for key, value in values.items() if key != "extractor"]
+    return f" ({', '.join(changed)})" if changed else ""

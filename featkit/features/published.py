@@ -1,0 +1,378 @@
+"""Features that other authors published: kornia's networks with the authors' weights (weights/catalogue.yaml).
+
+Each class is a configuration, the call of kornia's network, and the way from kornia's pixel frame to featkit's. kornia
+keeps strict maxima of the score map alone; of these the best `max_keypoints` are kept, as benchmarks of features do.
+One thread runs the network, whoever asks; on a GPU images of one size that wait together are one batch.
+
+Papers, licences and training data: weights/catalogue.yaml.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from pydantic import Field
+
+from featkit.config import Config, Runtime
+from featkit.errors import BadInputError, UsageError
+from featkit.features.patches import Patches, PatchesConfig
+from featkit.types import Features
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from featkit.features.dense.one_thread import OneThread
+    from featkit.features.frozen import FrozenNetwork
+
+LOGGER = logging.getLogger(__name__)
+MIN_SIDE_PX = 32
+"""The largest stride of these networks (ALIKED's and XFeat's)."""
+KEYNET_SCALE = 22.0
+"""kornia's scale of a Key.Net keypoint over its pyramid level's scale (`s_mult`)."""
+Found: TypeAlias = "tuple[Tensor, Tensor, Tensor]"
+"""Of one image: keypoints (n, 2) with pixel centres at whole numbers, descriptors (n, d), scores (n,)."""
+
+
+class PublishedConfig(Config):
+    """What all published features have in common."""
+
+    weights: str = ""
+    """A file with the network's weights, or a name in the catalogue; empty: the authors' for this network."""
+    max_keypoints: int = Field(default=4096, ge=1)
+    """The best ones are kept."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """Of the network's convolutions; fp16 is for GPUs (on a CPU kornia samples wrongly in half precision)."""
+    max_pixels: Runtime[int] = Field(default=6_000_000, ge=MIN_SIDE_PX**2)
+    """Of one image; a larger one is refused, because it would take many GB of memory: resize it."""
+    batch_size: Runtime[int] = Field(default=8, ge=1)
+    """Images of one size at a time on a GPU, at most, within max_pixels. Changes results by rounding only."""
+
+
+class PublishedExtractor(ABC):
+    """What all published features have in common. Descriptors are float32 with unit rows."""
+
+    Config: ClassVar[type[Config]]
+    colour: ClassVar[bool] = True
+    holds_gil = False
+    dimension: int = 128
+    """Values of a descriptor."""
+
+    def __init__(self, config: Any, device: str = "auto"):
+        self.config, self._device_name = config, device
+        self._loading = threading.Lock()
+        self._thread: OneThread | None = None
+        self._network: Any = None
+        self._device: torch.device | None = None
+
+    @property
+    @abstractmethod
+    def network_name(self) -> str:
+        """Its row in the catalogue."""
+
+    def _options(self) -> dict[str, Any]:
+        """Of kornia's network, when it is built."""
+        return {}
+
+    @abstractmethod
+    def _detect(self, images: Float[Tensor, "b c h w"]) -> list[Found]:
+        """The features of images in [0, 1], on the network's device."""
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the authors' file, however it got here. Raises UsageError, and BadInputError for weights not there."""
+        from featkit.weights.catalogue import weights_sha256
+
+        return weights_sha256(self.network_name, self.config.weights)
+
+    def extract(self, pixels: UInt8[np.ndarray, "h w *c"]) -> Features:
+        """Features of one image; see `Extractor.extract`.
+
+        An image with a side under 32 px has none (and a warning says so), nor has one of a single colour. Raises
+        BadInputError for an image of more than `max_pixels`.
+        """
+        return self.extract_batch([pixels])[0]
+
+    def extract_batch(self, images: Sequence[UInt8[np.ndarray, "h w *c"]]) -> list[Features]:
+        """Features of several images; those of one size that follow each other go through a GPU together."""
+        thread = self._ready()
+        waiting = {index: thread.submit(image) for index, image in enumerate(images) if self._usable(image)}
+        return [
+            waiting[index].result() if index in waiting else self._none(image) for index, image in enumerate(images)
+        ]
+
+    def _usable(self, image: np.ndarray) -> bool:
+        height, width = image.shape[:2]
+        if min(height, width) < MIN_SIDE_PX:
+            LOGGER.warning(
+                "an image of %d x %d px is too small for %s (%d px): no features",
+                *(width, height, self.network_name, MIN_SIDE_PX),
+            )
+            return False
+        if height * width > self.config.max_pixels:
+            raise BadInputError(
+                f"an image of {width} x {height} px is too large for {self.network_name} ({self.config.max_pixels:,}"
+                " pixels): --resize-max 1600, or --set max_pixels=N with the memory for it"
+            )
+        return bool((image != image[0, 0]).any())
+
+    def _none(self, image: np.ndarray) -> Features:
+        height, width = image.shape[:2]
+        nothing = np.zeros((0, 2), np.float32), np.zeros((0, self.dimension), np.float32), np.zeros(0, np.float32)
+        return self._features(nothing, (width, height))
+
+    def _features(self, arrays: tuple[np.ndarray, np.ndarray, np.ndarray], image_size: tuple[int, int]) -> Features:
+        return Features(*arrays, image_size)
+
+    def _ready(self) -> OneThread:
+        """The thread that runs the network; the network is loaded on the first call."""
+        from featkit.device import torch_device
+        from featkit.features.dense.one_thread import OneThread
+        from featkit.models.published import load_network
+        from featkit.weights.catalogue import load_published
+
+        config = self.config
+        with self._loading:
+            if self._thread is None:
+                self._device = torch_device(self._device_name)
+                if config.precision == "fp16" and self._device.type == "cpu":
+                    raise UsageError(f"{self.network_name}: precision fp16 is for a GPU; use fp32 with --device cpu")
+                weights = load_published(self.network_name, config.weights)
+                self._network = load_network(self.network_name, weights, **self._options()).to(self._device)
+                at_once = config.batch_size if self._device.type != "cpu" else 1
+                self._thread = OneThread(self._run, at_once, config.max_pixels)
+            return self._thread
+
+    def _run(self, images: list[np.ndarray]) -> list[Features]:
+        """Images of one size, in the network's thread."""
+        import torch
+
+        assert self._device is not None
+        height, width = images[0].shape[:2]
+        with torch.inference_mode(), _exact_float32(), self._autocast():
+            pixels = torch.from_numpy(np.stack(images)).to(self._device)
+            pixels = pixels.permute(0, 3, 1, 2) if self.colour else pixels[:, None]
+            found = self._detect(pixels.float().contiguous() / 255)
+        return [self._features((_array(a), _array(b), _array(c)), (width, height)) for a, b, c in found]
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        import torch
+
+        assert self._device is not None
+        return torch.autocast(self._device.type, torch.float16, enabled=self.config.precision == "fp16")
+
+
+class AlikedConfig(PublishedConfig):
+    """ALIKED (Zhao et al. 2023): which of its networks, and which keypoints."""
+
+    network: Literal["aliked-n16", "aliked-n16rot", "aliked-n32", "aliked-t16"] = "aliked-n16"
+    """n16, n32: 16 or 32 sampling positions a descriptor; n16rot: for images that are turned; t16: the smallest."""
+    threshold: float = Field(default=0.0, ge=0, lt=1)
+    """Least score; 0: the best `max_keypoints`, whatever their score. The authors: 0.2, and 5,000 keypoints at most."""
+    nms_radius: int = Field(default=2, ge=1)
+    """A keypoint has the largest score of so many pixels around it (authors' code: 2)."""
+
+
+class Aliked(PublishedExtractor):
+    """Keypoints between the pixels by a soft maximum; descriptors from deformable sampling positions."""
+
+    Config: ClassVar[type[Config]] = AlikedConfig
+
+    @property
+    def network_name(self) -> str:
+        """Its row in the catalogue."""
+        return str(self.config.network)
+
+    @property
+    def dimension(self) -> int:  # type: ignore[override]
+        """Values of a descriptor."""
+        return 64 if self.config.network == "aliked-t16" else 128
+
+    def _options(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "max_num_keypoints": config.max_keypoints,
+            "detection_threshold": config.threshold,
+            "nms_radius": config.nms_radius,
+        }
+
+    def _detect(self, images: Tensor) -> list[Found]:
+        return [(one.keypoints, one.descriptors, one.keypoint_scores) for one in self._network(images)]
+
+
+class DiskConfig(PublishedConfig):
+    """DISK (Tyszkiewicz et al. 2020), the weights learned from depth."""
+
+    threshold: float = 0.0
+    """Least score, a logit. The authors: none; of the maxima above 0 the best are kept here, as by kornia and hloc."""
+    nms_radius: int = Field(default=2, ge=1)
+    """A keypoint has the largest score of so many pixels around it (authors: a window of 5 px)."""
+
+
+class Disk(PublishedExtractor):
+    """Keypoints at whole pixels, in the order of rows."""
+
+    Config: ClassVar[type[Config]] = DiskConfig
+    network_name = "disk"
+
+    def _detect(self, images: Tensor) -> list[Found]:
+        config = self.config
+        found = self._network(
+            images,
+            n=config.max_keypoints,
+            window_size=2 * config.nms_radius + 1,
+            score_threshold=config.threshold,
+            pad_if_not_divisible=True,
+        )
+        return [(one.keypoints, one.descriptors, one.detection_scores) for one in found]
+
+
+class XfeatConfig(PublishedConfig):
+    """XFeat (Potje et al. 2024). A keypoint has the largest value of 5 x 5 px, which is fixed."""
+
+    threshold: float = Field(default=0.05, ge=0, lt=1)
+    """Least value of the keypoint map (authors' code: 0.05, and the best 4096)."""
+
+
+class Xfeat(PublishedExtractor):
+    """Keypoints at whole pixels of the image as the network sees it, which has sides of multiples of 32 px."""
+
+    Config: ClassVar[type[Config]] = XfeatConfig
+    network_name = "xfeat"
+    dimension = 64
+
+    def _options(self) -> dict[str, Any]:
+        return {"top_k": self.config.max_keypoints, "detection_threshold": self.config.threshold}
+
+    def _detect(self, images: Tensor) -> list[Found]:
+        scale = images.new_tensor([max(1.0, side // 32) * 32 / side for side in (images.shape[3], images.shape[2])])
+        corner = 0.5 / scale - 0.5  # kornia multiplies pixel numbers by the ratio; a pixel's centre lies elsewhere
+        found = self._network.detectAndCompute(images)
+        return [(one["keypoints"] + corner, one["descriptors"], one["scores"]) for one in found]
+
+
+class DedodeConfig(PublishedConfig):
+    """DeDoDe (Edstedt et al. 2024), detector L of the second version, descriptor B.
+
+    It has neither threshold nor suppression of non-maxima: the authors take the best pixels of an evened map.
+    """
+
+
+class Dedode(PublishedExtractor):
+    """Keypoints at whole pixels, best first."""
+
+    Config: ClassVar[type[Config]] = DedodeConfig
+    network_name = "dedode-b"
+    dimension = 256
+
+    def _options(self) -> dict[str, Any]:
+        return {"half": self.config.precision == "fp16"}
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()  # kornia's network does it where it is meant to be
+
+    def _detect(self, images: Tensor) -> list[Found]:
+        import torch.nn.functional as F
+
+        keypoints, scores, descriptors = self._network(images, n=self.config.max_keypoints)
+        return list(zip(keypoints - 0.5, F.normalize(descriptors, dim=2), scores, strict=True))  # kornia: centres at .5
+
+
+class KeynetHardnetConfig(PublishedConfig):
+    """Key.Net (Barroso-Laguna et al. 2019) with OriNet and HardNet, grey images."""
+
+    threshold: float = Field(default=0.0, ge=0)
+    """Least response (authors: none, the best are kept)."""
+
+
+class KeynetHardnet(PublishedExtractor):
+    """Keypoints at whole pixels of a pyramid's level, with scales and orientations."""
+
+    Config: ClassVar[type[Config]] = KeynetHardnetConfig
+    colour: ClassVar[bool] = False
+    network_name = "keynet-hardnet"
+
+    def _options(self) -> dict[str, Any]:
+        return {"num_features": self.config.max_keypoints, "score_threshold": self.config.threshold}
+
+    def _detect(self, images: Tensor) -> list[Found]:
+        return [self._detect_one(image[None]) for image in images]
+
+    def _detect_one(self, image: Float[Tensor, "1 1 h w"]) -> Found:
+        """Keypoints are (n, 4): x, y, scale, orientation."""
+        import torch
+
+        from featkit.models.published import kornia_feature
+
+        feature = kornia_feature()
+        frames, responses, descriptors = self._network(image)
+        filled = feature.laf_is_filled(frames)[0]
+        frames = frames[:, filled]
+        scales = feature.get_laf_scale(frames)[0, :, 0, 0]
+        turns = -torch.deg2rad(feature.get_laf_orientation(frames)[0, :, 0])  # kornia counts counter-clockwise
+        corner = 0.5 * scales / KEYNET_SCALE - 0.5  # kornia multiplies a level's pixel numbers; centres lie elsewhere
+        keypoints = torch.cat([frames[0, :, :, 2] + corner[:, None], scales[:, None], turns[:, None]], dim=1)
+        return keypoints, descriptors[0, filled], responses[0, filled]
+
+    def _features(self, arrays: tuple[np.ndarray, np.ndarray, np.ndarray], image_size: tuple[int, int]) -> Features:
+        keypoints, descriptors, scores = arrays
+        rows = keypoints if len(keypoints) else np.zeros((0, 4), np.float32)
+        scales, oris = rows[:, 2].copy(), rows[:, 3].copy()
+        return Features(rows[:, :2].copy(), descriptors, scores, image_size, scales=scales, oris=oris)
+
+
+class DogHardnetConfig(PatchesConfig):
+    """SIFT's keypoints, each described by HardNet with its authors' weights."""
+
+    weights: str = ""
+    """A file with the network's weights, or a name in the catalogue; empty: the authors'."""
+    magnification: float = Field(default=24.0, gt=0)
+    """Side of a patch over the keypoint's scale (as kornia's DoGHardNet and the matchers trained with it)."""
+
+
+class DogHardnet(Patches):
+    """`patches` with the authors' HardNet."""
+
+    Config: ClassVar[type[Config]] = DogHardnetConfig
+    network_name = "doghardnet"
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the authors' file, however it got here. Raises UsageError, and BadInputError for weights not there."""
+        from featkit.weights.catalogue import weights_sha256
+
+        return weights_sha256(self.network_name, self.config.weights)
+
+    def _loaded(self) -> FrozenNetwork:
+        from featkit.device import torch_device
+        from featkit.features.frozen import FrozenNetwork
+        from featkit.weights.catalogue import load_published
+        from featkit.weights.published import published_patch_network
+
+        with self._loading:
+            if self._network is None:
+                device = torch_device(self._device_name)
+                weights = load_published(self.network_name, self.config.weights)
+                network = published_patch_network("hardnet", weights.tensors, weights.path).to(device)
+                self._network = FrozenNetwork(network, device, self.config.precision)
+            return self._network
+
+
+@contextlib.contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Convolutions in float32 as such: cuDNN takes TF32 (10 bits) otherwise."""
+    import torch
+
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.float().cpu().numpy()

