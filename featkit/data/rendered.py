@@ -148,6 +148,8 @@ def render_scene(config: RenderedConfig, output: Path) -> RenderedScene:
     with explained(output):
         # From here until the end the scene is not whole; the record names what is featkit's, of this scene and before.
         write_text(record, json.dumps(_claim(files, output, known), indent=1) + "\n", owned=True)
+        scene.images.mkdir(parents=True, exist_ok=True)
+        scene.queries.mkdir(parents=True, exist_ok=True)
         _remove_stale(output, before, {path for path, _, _ in jobs})
         _render_all(config, jobs)
     camera = scene.intrinsics

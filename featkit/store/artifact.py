@@ -93,14 +93,14 @@ def writing(path: Path, *, owned: bool = False, sync: bool = False) -> Iterator[
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open_part(path)
-    part = Path(file.name)
+    part, inode = Path(file.name), os.fstat(file.fileno()).st_ino
     try:
         with explained(path), file:
             yield file
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-            if not os.path.samestat(os.fstat(file.fileno()), os.lstat(part)):
+            if inode != _inode(part):
                 raise NotWritableError(f"{path}: in use by another process; wait for it or stop it")
             if not owned and _identity(path) != before:
                 refuse_foreign(path)
@@ -109,8 +109,8 @@ def writing(path: Path, *, owned: bool = False, sync: bool = False) -> Iterator[
             with explained(path):
                 _sync_folder(path.parent)
     except BaseException:
-        with contextlib.suppress(OSError, ValueError):
-            if os.lstat(part).st_ino == _inode(file, part):
+        with contextlib.suppress(OSError):
+            if inode == _inode(part):
                 part.unlink()
         raise
 
@@ -235,8 +235,11 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
-def _inode(file: BinaryIO, part: Path) -> int:
-    return os.lstat(part).st_ino if file.closed else os.fstat(file.fileno()).st_ino
+def _inode(path: Path) -> int | None:
+    try:
+        return os.lstat(path).st_ino
+    except OSError:
+        return None
 
 
 def _is_mine(found: os.stat_result) -> bool:
@@ -341,9 +344,9 @@ def place_files(new: Path, folder: Path, *, overwrite: bool = False, **described
         refuse_foreign(stamp)
         known = (read_stamp(stamp) or {}).get("files", {})
         there = [name for name in names if os.path.lexists(folder / name)]
+        for above in {folder / above for name in names for above in name.parents if above.name}:
+            _refuse_links(above)
         for name in there:
-            for above in (folder / name).relative_to(folder).parents:
-                _refuse_links(folder / above)
             path, data = folder / name, (new / name).read_bytes()
             found = _sha256(path)
             if found is None or (found != known.get(name.as_posix()) and not _holds(path, data)):
@@ -400,7 +403,7 @@ def locked(output: Path, lock: Path | None = None) -> Iterator[None]:
 
 
 def _open_lock(lock: Path) -> int:
-    if lock.is_symlink():
+    if lock.is_symlink() or lock.is_dir():
         _refuse_part(lock)
     file = no_links(os.fspath(lock), os.O_CREAT | os.O_RDWR)
     found = os.fstat(file)

@@ -68,9 +68,10 @@ def _open_journal(path: Path, mode: str) -> FileIO:
     try:
         file = FileIO(path, mode, opener=no_links)
     except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EMLINK):
+        if error.errno not in (errno.ELOOP, errno.EMLINK, errno.EISDIR):
             raise
-        raise BadInputError(f"{path}: is a symbolic link where a journal of featkit belongs; remove it") from None
+        kind = "folder" if error.errno == errno.EISDIR else "symbolic link"
+        raise BadInputError(f"{path}: is a {kind} where a journal of featkit belongs; remove it yourself") from None
     head = _read(file, 0, len(OURS)) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b"?"
     if not OURS.startswith(head):
         file.close()

@@ -151,6 +151,8 @@ def test_jpeg_does_not_leak_between_patches(tmp_path: Path) -> None:
     count = len(read_phototour(folder))
     board = np.zeros((count, 64, 64), np.uint8)
     board[::2] = 255
+    for path in folder.glob("*.bmp"):
+        path.unlink()
     create_bitmaps(folder, count)[np.arange(count)] = board
     write_pack(PackConfig(quality=10), [folder], tmp_path / "p.zip")
     np.testing.assert_array_equal(read_patch_data(tmp_path / "p.zip").patches, board)

@@ -102,6 +102,10 @@ def test_bitmaps_stored_from_the_top_are_read(folder: Path) -> None:
 def test_only_the_files_of_the_patches_are_touched(folder: Path) -> None:
     """Mapped, not read: patches changed on disk are changed in the set."""
     patches = read_phototour(folder).patches
+    with pytest.raises(BadInputError, match="not made by featkit"):
+        create_bitmaps(folder, COUNT)
+    for path in folder.glob("*.bmp"):
+        path.unlink()
     bitmaps = create_bitmaps(folder, COUNT)
     bitmaps[np.array([299])] = np.full((1, 64, 64), 9, np.uint8)
     assert (patches[np.array([299])] == 9).all()
@@ -136,6 +140,7 @@ def test_a_folder_without_scenes_is_one_scene(folder: Path) -> None:
 
 def test_scenes_are_those_of_the_images(tmp_path: Path) -> None:
     write_phototour(tmp_path, random_set(4), images=np.array([2, 0, 1, 2]))
+    (tmp_path / "info.txt").unlink()
     write_info(tmp_path, np.array([5, 5, 9, 9]), np.array([2, 0, 1, 2]))
     write_scenes(tmp_path, [("b", "x.jpg"), ("a", "y z.jpg"), ("b", "w.jpg")])
     got = read_phototour(tmp_path)

@@ -23,6 +23,7 @@ from featkit.data.rendered import (
     surface_point,
     surfaces,
 )
+from featkit.errors import BadInputError
 from featkit.geometry.poses import camera_centre, rotation_matrix
 from featkit.store.poses import read_camera, read_poses
 from featkit.types import Pose
@@ -93,13 +94,48 @@ def test_skips_what_is_whole_and_repeats_what_is_not(scene: tuple[Path, Rendered
 
 
 @pytest.mark.parametrize("text", ["[]", '{"bytes": []}', "not json"])
-def test_a_broken_record_is_not_believed(tmp_path: Path, text: str) -> None:
+def test_a_broken_record_is_neither_believed_nor_replaced(tmp_path: Path, text: str) -> None:
     record = tmp_path / "truth" / "scene.json"
     record.parent.mkdir()
     record.write_text(text)
     tiny = SMALL.model_copy(update={"width": 40, "height": 32, "num_map": 1, "texel_m": 0.05})
+    with pytest.raises(BadInputError, match=r"scene\.json: was not made by featkit"):
+        render_scene(tiny, tmp_path)
+    assert contents(tmp_path) == {"truth/scene.json": text.encode()}
+    record.unlink()
     render_scene(tiny, tmp_path)
     assert json.loads(record.read_text())["fingerprint"] == tiny.fingerprint()
+
+
+def test_goes_on_after_a_kill(
+    scene: tuple[Path, RenderedScene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed run left is known by the record that it wrote first; what was there before is not featkit's."""
+    from featkit.data import rendered
+
+    plain, done = rendered.write_bytes, []
+
+    def killed(path: Path, data: bytes, **options: bool) -> Path:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(path)
+        return plain(path, data, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rendered, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            render_scene(SMALL, tmp_path)
+    assert len(list((tmp_path / "images").iterdir())) > 0
+    (tmp_path / "queries" / "mine.jpg").write_bytes(b"of the user")
+    render_scene(SMALL, tmp_path)
+    (tmp_path / "queries" / "mine.jpg").unlink()
+    assert contents(tmp_path) == contents(scene[0])
+    mine = tmp_path / "fresh" / "images" / next(iter(scene[1].poses))
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"of the user")
+    with pytest.raises(BadInputError, match="not made by featkit"):
+        render_scene(SMALL, tmp_path / "fresh")
+    assert contents(tmp_path / "fresh") == {f"images/{mine.name}": b"of the user"}
 
 
 def test_a_smaller_scene_leaves_no_photographs_of_the_larger_one(

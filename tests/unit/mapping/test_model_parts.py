@@ -16,6 +16,7 @@ from featkit.mapping.covisibility import Tracks, tracks_of_images
 from featkit.mapping.model import read_model, replaceable, write_model
 from featkit.mapping.model_parts import poses_of_model, tracks_of_model
 from featkit.mapping.scene import find_model, images_beside
+from featkit.store import artifact
 
 CENTRES = survey(6)
 SEEN = [["00.jpg", "03.jpg"], ["01.jpg", "00.jpg", "05.jpg"], ["02.jpg"]]
@@ -60,12 +61,16 @@ def test_where_a_model_is_found(tmp_path: Path) -> None:
 
 def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = made_model(downward(CENTRES), SEEN), made_model(downward(survey(4)))
-    out = write_model(first, tmp_path / "out", {"note.json": "{}"})
-    assert (out / "note.json").read_text() == "{}"
-    assert replaceable(out, ("note.json",))
+    note = '{"featkit_version": "0.1.0"}'
+    out = write_model(first, tmp_path / "out", {"alignment.json": note})
+    assert (out / "alignment.json").read_text() == note
+    assert replaceable(out, ("alignment.json",))
     assert not replaceable(out)
-    (tmp_path / ".out.part").mkdir()  # left by a killed run
-    (tmp_path / ".out.part" / "images.bin").write_bytes(b"half")
+    (tmp_path / ".out.part" / "new").mkdir(parents=True)  # left by a killed run
+    (tmp_path / ".out.part" / "new" / "images.bin").write_bytes(b"half")
+    with pytest.raises(BadInputError, match=r"\.out\.part: .* remove it yourself"):  # or by somebody else
+        write_model(second, out, {})
+    (tmp_path / ".out.part" / artifact.MARK).touch()
     plain = models._write_whole
 
     def cut_off(model: object, folder: Path) -> None:

@@ -15,6 +15,7 @@ from featkit.pairing.sequential import Sequential, SequentialConfig
 from featkit.pairing.stage import AutoConfig, auto_method, run
 from featkit.registry import PAIRINGS, configured
 from featkit.retrieval.vlad import VladConfig
+from featkit.store import artifact
 from featkit.store.features import append_features, open_features
 from featkit.store.pairs import describe_pairs, read_pairs
 from featkit.types import Features
@@ -146,20 +147,19 @@ def test_only_the_names_given_in_the_order_of_the_source(tmp_path: Path, kind: s
 
 
 def test_stopped_before_the_pairs_were_written_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import featkit.store.pairs as store_pairs
 
     images, output = folder(tmp_path / "images", 4), tmp_path / "pairs.txt"
     run((Sequential, SequentialConfig(overlap=1)), images, output)
-    plain, written = store_pairs.write_text, []
+    plain, written = artifact.write_bytes, []
 
-    def stop(path: Path, text: str) -> Path:
+    def stop(path: Path, data: bytes, **options: bool) -> Path:
         if written:
             raise KeyboardInterrupt
         written.append(path)
-        return plain(path, text)
+        return plain(path, data, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_pairs, "write_text", stop)
+        patch.setattr(artifact, "write_bytes", stop)
         with pytest.raises(KeyboardInterrupt):
             run((Sequential, SequentialConfig(overlap=2)), images, output)
     run((Sequential, SequentialConfig(overlap=2)), images, output)
@@ -172,11 +172,10 @@ def test_a_list_somebody_wrote_is_not_replaced(tmp_path: Path) -> None:
     for sidecar in (None, "{", json.dumps({"kind": "poses"})):
         if sidecar is not None:
             output.with_suffix(".json").write_text(sidecar)
-        with pytest.raises(BadInputError, match="--overwrite"):
-            run("exhaustive", images, output)
+        for overwrite in (False, True):
+            with pytest.raises(BadInputError, match="not made by featkit"):
+                run("exhaustive", images, output, overwrite=overwrite)
     assert output.read_text() == "a b\n"
-    run("exhaustive", images, output, overwrite=True)
-    assert len(read_pairs(output)) == 6
 
 
 def test_the_sidecar_says_what_made_the_pairs(tmp_path: Path) -> None:
