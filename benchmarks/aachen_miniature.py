@@ -25,9 +25,9 @@ import numpy as np
 from machine import measure, write_result
 from scfeat_scenes import label_of
 
-from featkit.errors import FeatkitError
+from featkit.core.errors import FeatkitError
+from featkit.io.lists import read_camera, read_poses, write_poses
 from featkit.mapping.model import read_model
-from featkit.store.poses import read_camera, read_poses, write_poses
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))  # the miniature is the tests' own
@@ -67,7 +67,7 @@ def miniature(scene: Path, root: Path) -> tuple[Path, Path]:
 def run_one(arguments: list[str], answer: Path) -> None:
     """In a process of its own: the command, with the peak memory of every stage of the pipeline."""
     from featkit.cli.main import app
-    from featkit.resources import load_pipeline
+    from featkit.core.config import load_pipeline
 
     peaks: dict[str, float] = {}
     grown: dict[str, float] = {}
@@ -130,8 +130,8 @@ def localized(features: str, keypoints: int, root: Path, truth: Path, options: l
 
 def _keypoints(out: Path) -> dict[str, Any]:
     """Images, keypoints and pairs of both sides."""
-    from featkit.store.features import open_features
-    from featkit.store.pairs import read_pairs
+    from featkit.io.features import open_features
+    from featkit.io.lists import read_pairs
 
     found: dict[str, Any] = {}
     lists = {"database": "pairs-db.txt", "query": "pairs-query.txt"}

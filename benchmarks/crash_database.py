@@ -14,14 +14,14 @@ import numpy as np
 import pycolmap
 from crash_ways import CheapConfig, Found, Tell, Way
 
+from featkit.core.types import Features, Matches, Pair
 from featkit.geometry.pixels import from_colmap
-from featkit.mapping import verified_database, verify
+from featkit.io.features import append_features
+from featkit.io.lists import write_pairs
+from featkit.io.matches import append_matches
+from featkit.mapping import verify
 from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.verified_database import DatabaseConfig, build_database
-from featkit.store.features import append_features
-from featkit.store.matches import append_matches
-from featkit.store.pairs import write_pairs
-from featkit.types import Features, Matches, Pair
+from featkit.mapping.verify import DatabaseConfig, build_database
 
 
 def prepare_database(folder: Path) -> None:
@@ -53,7 +53,7 @@ def prepare_database(folder: Path) -> None:
 
 
 def write_database(folder: Path, tell: Tell) -> None:
-    verified_database.MIN_CHUNK, verified_database.MAX_CHUNKS = 4, 1000
+    verify.MIN_CHUNK, verify.MAX_CHUNKS = 4, 1000
     plain = verify.by_ransac
 
     def by_ransac(path: Path, config: Any, pairs: Any) -> None:

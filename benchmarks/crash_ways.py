@@ -11,14 +11,14 @@ import cv2
 import h5py
 import numpy as np
 
-from featkit.config import Config
-from featkit.features import extract
-from featkit.features.extract import ExtractConfig, ExtractJob
-from featkit.matching import match
-from featkit.store.features import FeatureStore, append_features, open_features
-from featkit.store.matches import MatchStore, append_matches
-from featkit.store.pairs import write_pairs
-from featkit.types import Features, Matches, Pair
+from featkit.core.config import Config
+from featkit.core.types import Features, Matches, Pair
+from featkit.features import stage as extract
+from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.io.features import FeatureStore, append_features, open_features
+from featkit.io.lists import write_pairs
+from featkit.io.matches import MatchStore, append_matches
+from featkit.matching import stage as match
 
 IMAGES, KEYPOINTS, DIMENSIONS = 24, 1500, 128
 Tell = Callable[[int], None]

@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from machine import measure, write_result
 
-from featkit.features import extract
-from featkit.features.dense.frozen_scfeat import FrozenSCFeat
-from featkit.features.extract import ExtractConfig, ExtractJob
+from featkit.features import stage as extract
+from featkit.features.fast.scfeat import FrozenSCFeat
+from featkit.features.stage import ExtractConfig, ExtractJob
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
-from featkit.weights import load_scfeat_network, save_scfeat_network
+from featkit.weights.files import load_scfeat_network, save_scfeat_network
 
 HERE = Path(__file__).resolve().parent
 ENCODERS = {"scfeat": "resnet50", "scfeat-s": "resnet18"}

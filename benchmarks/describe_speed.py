@@ -24,13 +24,11 @@ import numpy as np
 import torch
 from machine import write_result
 
-from featkit.features.describe import describe_patches
-from featkit.features.frozen import FrozenNetwork, Precision
-from featkit.features.patch_cutting import KeypointPatches, PatchPyramid
-from featkit.images.decode import DecodeConfig, decode
-from featkit.models.hynet import FrnTlu
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
-from featkit.types import Features
+from featkit.core.types import Features
+from featkit.features.patches import FrozenNetwork, Precision, describe_patches
+from featkit.images.patches import KeypointPatches, PatchPyramid
+from featkit.images.read import DecodeConfig, decode
+from featkit.models.patch import FrnTlu, PatchNetwork, PatchNetworkConfig
 
 HERE = Path(__file__).resolve().parent
 MAGNIFICATION = 12.0

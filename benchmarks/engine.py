@@ -22,13 +22,13 @@ import h5py
 from machine import measure, write_result
 from ray.cluster_utils import Cluster
 
-from featkit.config import Config
-from featkit.errors import FeatkitError
+from featkit.core.config import Config
+from featkit.core.errors import FeatkitError
+from featkit.io import h5
+from featkit.io.features import append_features, open_features
+from featkit.io.h5 import copy_attributes
+from featkit.io.matches import open_matches
 from featkit.mapping.database import verified_pairs
-from featkit.store import h5
-from featkit.store.attributes import copy_attributes
-from featkit.store.features import append_features, open_features
-from featkit.store.matches import open_matches
 
 HERE = Path(__file__).resolve().parent
 LIBERTY = HERE.parent.parent / "shared" / "data" / "scenes" / "liberty"

@@ -28,12 +28,11 @@ from typing import Any
 from machine import RESULTS, measure, origin
 from scenes import featkit_command, judged
 
-from featkit.errors import FeatkitError
-from featkit.features.extract import BegunImage, ExtractConfig, ExtractJob, finish_one, run, source_digest
+from featkit.core.errors import FeatkitError
 from featkit.features.patches import DetectedKeypoints, Patches
-from featkit.images.decode import decode
-from featkit.images.listing import list_images
-from featkit.store.features import append_features, open_features
+from featkit.features.stage import DetectedImage, ExtractConfig, ExtractJob, describe_one, run, source_digest
+from featkit.images.read import decode, list_images
+from featkit.io.features import append_features, open_features
 
 HERE = Path(__file__).resolve().parent
 RESULT = RESULTS / "eth_descriptors.json"
@@ -95,7 +94,7 @@ def _describe(job: ExtractJob, images: Path, detected: Path, output: Path) -> No
                 continue
             image = decode(images / name, job.config.decode)
             begun = DetectedKeypoints(image.pixels, keypoints.read(name))
-            out.write(name, finish_one(job, BegunImage(images / name, image, begun)), source)
+            out.write(name, describe_one(job, DetectedImage(images / name, image, begun)), source)
 
 
 def mapped(name: str, ratio: str, scene: Path, work: Path) -> dict[str, Any]:

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from machine import write_result
 
-from featkit.losses.scfeat.epipolar_matches import match_matrix
-from featkit.losses.scfeat.fundamental_error import FundamentalErrorConfig, draw_sets, set_errors
+from featkit.losses.scfeat_detection import match_matrix
+from featkit.losses.scfeat_fundamental import FundamentalErrorConfig, draw_sets, set_errors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from eight_point_loop import eight_point, smooth_l1

@@ -20,13 +20,13 @@ from typing import Any
 
 from machine import measure, write_result
 
-from featkit.errors import FeatkitError
+from featkit.core.errors import FeatkitError
+from featkit.io.lists import read_pairs
 from featkit.mapping.align import compare_with_truth
 from featkit.mapping.model import read_model
-from featkit.mapping.model_parts import poses_of_model
+from featkit.mapping.reference import poses_of_model
 from featkit.mapping.scene import image_folder
-from featkit.report.metrics import error_summary
-from featkit.store.pairs import read_pairs
+from featkit.report.maps import error_summary
 
 HERE = Path(__file__).resolve().parent
 SIDES = ("exhaustive", "gps")

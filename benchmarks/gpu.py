@@ -31,14 +31,14 @@ from machine import write_result
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from featkit.features.dense.frozen_scfeat import FrozenSCFeat
-from featkit.features.frozen import FrozenNetwork
+from featkit.core.types import Features
+from featkit.features.fast.scfeat import FrozenSCFeat
+from featkit.features.patches import FrozenNetwork
 from featkit.losses.base import PairBatch
 from featkit.losses.hynet import HyNetLoss, HyNetLossConfig
 from featkit.matching.mutual import MutualConfig, MutualMatcher
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
-from featkit.types import Features
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SIZES = ((640, 480), (1600, 1200))

@@ -6,7 +6,7 @@ hloc extracts featkit's features through the plug-in and matches them by featkit
 the same by its own commands. Compared: seconds and peak memory of each command, start-up included; whether both files
 say the same; what SIGKILL in the middle of an extraction leaves behind, and what the same command makes of it; what a
 query that cannot be localized becomes; the maps triangulated with the true poses (each fourth photograph is a query).
-Needs hloc, see `python -m featkit.integrations.hloc`. Writes benchmarks/results/hloc.json.
+Needs hloc, see `python -m featkit.hloc`. Writes benchmarks/results/hloc.json.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ from hloc_scene import NOTHING, Work
 from localizer import CASTLE
 from machine import measure, write_result
 
-from featkit.errors import FeatkitError
-from featkit.integrations.hloc import COMMIT, INSTALL, NO_POINTS
-from featkit.mapping.model import read_model
-from featkit.mapping.statistics import map_statistics
+from featkit.core.errors import FeatkitError
+from featkit.hloc import COMMIT, INSTALL, NO_POINTS
+from featkit.mapping.model import map_statistics, read_model
 
 POLL_S = 0.002
 SHOWN = ("registered", "points", "observations", "track_length", "reprojection_px")
@@ -53,7 +52,7 @@ def featkit(*words: object) -> list[str]:
 
 
 def hloc(command: str, *words: object) -> list[str]:
-    return [sys.executable, "-m", "featkit.integrations.hloc", command, *map(str, words)]
+    return [sys.executable, "-m", "featkit.hloc", command, *map(str, words)]
 
 
 def extraction(side: str, features: str, images: Path, out: Path) -> tuple[list[str], Path]:

@@ -13,9 +13,9 @@ import pycolmap
 from localizer import SplitScene, split
 
 from featkit.geometry.poses import rotation_matrix
-from featkit.images.listing import list_images
+from featkit.images.read import list_images
+from featkit.io.lists import read_poses
 from featkit.mapping.cameras import to_camera
-from featkit.store.poses import read_poses
 
 NOTHING = "nothing.png"  # a query without anything on it
 

@@ -26,16 +26,15 @@ import numpy as np
 import psutil
 from machine import measure, write_result
 
-from featkit import Localizer
-from featkit.errors import FeatkitError
-from featkit.evaluation.localization import pose_error
-from featkit.features.extract import ExtractJob, extract_one, same_extraction
-from featkit.images.listing import list_images
-from featkit.localization.localizer import LocalizerConfig
+from featkit.core.errors import FeatkitError
+from featkit.evaluation.metrics import pose_error
+from featkit.features.stage import ExtractJob, extract_one, same_extraction
+from featkit.images.read import list_images
+from featkit.io.lists import Intrinsics, read_camera, read_poses
+from featkit.localization.localizer import Localizer, LocalizerConfig
 from featkit.mapping.align import similarity_to_truth, transform_pose
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import find_map
-from featkit.store.poses import Intrinsics, read_camera, read_poses
 
 CASTLE = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "posed" / "castle-P19"
 EVERY = 4

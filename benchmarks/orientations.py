@@ -25,17 +25,16 @@ import numpy as np
 from machine import measure, write_result
 from PIL import Image
 
-from featkit.errors import FeatkitError
+from featkit.core.errors import FeatkitError
+from featkit.core.types import Pose
 from featkit.geometry.pixels import COLMAP_ORIGIN, apply_affine, compose, resize_affine
 from featkit.geometry.poses import camera_centre, rotation_angle_deg, rotation_matrix
-from featkit.images.listing import list_images
-from featkit.images.orientation import as_stored, stored_from_upright
+from featkit.images.read import as_stored, list_images, stored_from_upright
+from featkit.io.lists import Intrinsics, read_camera, read_poses
 from featkit.mapping.align import compare_with_truth
+from featkit.mapping.cameras import to_pose
 from featkit.mapping.model import is_model, read_model
-from featkit.mapping.verify import to_pose
-from featkit.report.metrics import error_summary
-from featkit.store.poses import Intrinsics, read_camera, read_poses
-from featkit.types import Pose
+from featkit.report.maps import error_summary
 
 HERE = Path(__file__).resolve().parent
 ORIENTATIONS = {90: 6, 180: 3, 270: 8}  # degrees clockwise that a viewer turns the file by -> EXIF's tag

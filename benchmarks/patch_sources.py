@@ -21,10 +21,18 @@ from statistics import fmean
 import numpy as np
 from machine import write_result
 
-from featkit.errors import FeatkitError
-from featkit.evaluation.patch_describers import PatchDescriber, describe_used, describer
-from featkit.evaluation.patch_matching import ImagePair, image_pairs, matching_ap
-from featkit.evaluation.ubc import UbcSet, evaluate_pairs, read_ubc
+from featkit.core.errors import FeatkitError
+from featkit.evaluation.patches import (
+    ImagePair,
+    PatchDescriber,
+    UbcSet,
+    describe_used,
+    describer,
+    evaluate_pairs,
+    image_pairs,
+    matching_ap,
+    read_ubc,
+)
 
 SHIPPED = "rootsift,hardnet,hynet,sdgmnet,adasample,doap,doap-binary"
 MIN_SHARED, MAX_SHARED = 50, 300  # points that two images must share, and that are matched at most

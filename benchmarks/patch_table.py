@@ -24,11 +24,20 @@ from typing import Any
 from feature_tables import ANYWHERE, patch_lines
 from machine import write_result
 
-from featkit.data.checksums import digests
-from featkit.errors import FeatkitError
-from featkit.evaluation.patch_describers import SiftPatchConfig, describer
-from featkit.evaluation.published_tables import published
-from featkit.evaluation.ubc import UbcMethod, UbcScore, UbcSet, evaluate_pairs, find_runs, read_ubc, ubc_table
+from featkit.core.errors import FeatkitError
+from featkit.data.download import digests
+from featkit.evaluation.patches import (
+    SiftPatchConfig,
+    UbcMethod,
+    UbcScore,
+    UbcSet,
+    describer,
+    evaluate_pairs,
+    find_runs,
+    read_ubc,
+    ubc_table,
+)
+from featkit.evaluation.published import published
 
 BASELINES = ("sift", "rootsift")
 ORDER = (*BASELINES, "hardnet", "hynet", "adasample", "doap", "doap-binary", "sdgmnet")

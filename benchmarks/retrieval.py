@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 from machine import measure, write_result
 
-from featkit.config import make, overrides
-from featkit.errors import FeatkitError
+from featkit.core.config import make, overrides
+from featkit.core.errors import FeatkitError
+from featkit.io.features import open_features
 from featkit.mapping.database import verified_pairs
 from featkit.mapping.model import read_model
 from featkit.retrieval.retrieve import most_similar
 from featkit.retrieval.vlad import VladConfig
-from featkit.store.features import open_features
 
 HERE = Path(__file__).resolve().parent
 SCENES = ("castle-P19", "caliterra", "liberty")

@@ -37,15 +37,25 @@ from machine import write_result
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from featkit.data.homographies import CanvasConfig
+from featkit.data.augment import CanvasConfig
 from featkit.data.posed_pairs import PosedConfig, read_posed_pairs
 from featkit.data.posed_samples import PairAugmentation, PosedBatch, PosedSamples
-from featkit.losses.scfeat.fundamental_error import FundamentalError, FundamentalErrorConfig, fundamental_error
-from featkit.losses.scfeat.grid_policy import KeypointSample, accepted_first, sample_keypoints
-from featkit.losses.scfeat.policy_gradient import DetectionLossConfig, Matches, drawn_from, matched, policy_loss
-from featkit.losses.scfeat.rewards import RewardConfig, regulariser_factor, rewards
+from featkit.losses.scfeat_detection import (
+    DetectionLossConfig,
+    KeypointSample,
+    Matches,
+    RewardConfig,
+    accepted_first,
+    drawn_from,
+    matched,
+    policy_loss,
+    regulariser_factor,
+    rewards,
+    sample_keypoints,
+)
+from featkit.losses.scfeat_fundamental import FundamentalError, FundamentalErrorConfig, fundamental_error
 from featkit.models.scfeat import SCFeatNetwork
-from featkit.weights import load_scfeat_network
+from featkit.weights.files import load_scfeat_network
 
 CONTROL = DetectionLossConfig(reward=RewardConfig(error_factor=False, good=1.0, bad=0.0), regulariser=0.0)
 WITHOUT = {"control": CONTROL, "PoSFeat": DetectionLossConfig(reward=RewardConfig(error_factor=False))}

@@ -20,24 +20,22 @@ import numpy as np
 import pycolmap
 from survey import PARAMS, SurveyConfig, make_survey, write_survey
 
-from featkit.config import Config
+from featkit.core.config import Config
+from featkit.core.registry import configured
+from featkit.core.types import Features, Matches, Pair
+from featkit.io.features import append_features, open_features
+from featkit.io.h5 import set_attribute
+from featkit.io.lists import read_pairs, read_poses
+from featkit.io.matches import append_matches, open_matches, pair_key
 from featkit.mapping.align import compare_with_truth
 from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.database import count_verified
-from featkit.mapping.reconstruct import MapConfig, build_map, database_config, read_largest
-from featkit.mapping.verified_database import build_database
-from featkit.matching import match
+from featkit.mapping.map import MapConfig, build_map, database_config, read_largest
+from featkit.mapping.verify import build_database
+from featkit.matching import stage as match
 from featkit.pairing import stage as pairing
-from featkit.registry import configured
-from featkit.report.metrics import map_metrics
-from featkit.report.reconstruction import reconstruction_report
+from featkit.report.maps import map_metrics, reconstruction_report
 from featkit.retrieval.search import top_k
-from featkit.store.attributes import set_attribute
-from featkit.store.features import append_features, open_features
-from featkit.store.matches import append_matches, open_matches, pair_key
-from featkit.store.pairs import read_pairs
-from featkit.store.poses import read_poses
-from featkit.types import Features, Matches, Pair
 
 CAMERA = CameraConfig(model="PINHOLE", params=PARAMS, mode="single", refine=False)
 SEARCHED = 4096  # vectors, each with each, to time the search alone

@@ -23,13 +23,12 @@ from typing import Any
 
 from machine import Finished, measure, write_result
 
-from featkit.errors import FeatkitError
-from featkit.images.listing import list_images
+from featkit.core.errors import FeatkitError
+from featkit.images.read import list_images
+from featkit.io.lists import read_camera, read_poses
 from featkit.mapping.align import compare_with_truth
-from featkit.mapping.model import is_model, largest_first, read_model
-from featkit.mapping.statistics import map_statistics
-from featkit.report.metrics import error_summary
-from featkit.store.poses import read_camera, read_poses
+from featkit.mapping.model import is_model, largest_first, map_statistics, read_model
+from featkit.report.maps import error_summary
 
 HERE = Path(__file__).resolve().parent
 SCENES = ("eth/fountain-P11", "eth/Herz-Jesu-P8", "posed/castle-P19", "sacre_coeur")

@@ -34,9 +34,9 @@ from typing import Any
 import yaml
 from machine import write_result
 
-from featkit.config import overrides
-from featkit.registry import configured
-from featkit.training.scfeat.config import ScfeatTraining
+from featkit.core.config import overrides
+from featkit.core.registry import configured
+from featkit.training.scfeat_task import ScfeatTraining
 
 HERE = Path(__file__).resolve().parent
 STAGES = ("warm-up", "description", "detection")

@@ -19,7 +19,7 @@ from typing import Any
 from machine import measure, write_result
 from scenes import LOCALIZED, featkit_command, judged, localize
 
-from featkit.errors import FeatkitError
+from featkit.core.errors import FeatkitError
 
 HERE = Path(__file__).resolve().parent
 DIGITS = 16  # of a sha256

@@ -31,24 +31,22 @@ import pycolmap
 import torch
 from machine import write_result
 
-from featkit.errors import FeatkitError
-from featkit.features import extract
-from featkit.features.dense.frozen_scfeat import FrozenSCFeat
-from featkit.features.extract import ExtractConfig, ExtractJob
+from featkit.core.errors import FeatkitError
+from featkit.core.types import Features, Pair
+from featkit.features import stage as extract
+from featkit.features.fast.scfeat import FrozenSCFeat
 from featkit.features.scfeat import MULTIPLE_PX
-from featkit.images.decode import DecodeConfig, decode
-from featkit.images.listing import list_images
-from featkit.mapping import reconstruct
+from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.images.read import DecodeConfig, decode, list_images
+from featkit.io.features import append_features, open_features
+from featkit.io.lists import read_pairs, write_pairs
+from featkit.mapping import map
 from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.reconstruct import MapConfig, build_map
-from featkit.mapping.verified_database import build_database
-from featkit.mapping.verify import by_ransac
-from featkit.matching import match
+from featkit.mapping.map import MapConfig, build_map
+from featkit.mapping.verify import build_database, by_ransac
+from featkit.matching import stage as match
 from featkit.pairing import stage as pairing
-from featkit.store.features import append_features, open_features
-from featkit.store.pairs import read_pairs, write_pairs
-from featkit.types import Features, Pair
-from featkit.weights import load_scfeat_network
+from featkit.weights.files import load_scfeat_network
 
 HERE = Path(__file__).resolve().parent
 CASTLE = HERE.parent.parent / "shared" / "data" / "posed" / "castle-P19"
@@ -178,7 +176,7 @@ def mapping(images: Path, names: list[str], features: Path, work: Path) -> list[
     matcher, matching_config = match.resolve("mutual")
     matches = match.run(matcher, matching_config, features, pairs, work / "matches.h5")
     config = MapConfig(camera=CameraConfig(mode="single"))
-    how = reconstruct.database_config(config)
+    how = map.database_config(config)
     database = work / "database.db"
 
     def verify() -> None:

@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int
 
-from featkit.config import Config
+from featkit.core.config import Config
+from featkit.core.types import Features, Pose
 from featkit.geometry.poses import camera_centre, look_at, rotation_matrix
-from featkit.store.features import append_features
-from featkit.store.poses import write_poses
-from featkit.types import Features, Pose
+from featkit.io.features import append_features
+from featkit.io.lists import write_poses
 
 SIZE = (1600, 1200)  # px
 PARAMS = (1200.0, 1200.0, 800.0, 600.0)  # PINHOLE, COLMAP pixels

@@ -20,11 +20,11 @@ import kornia
 import torch
 from machine import write_result
 
+from featkit.core.registry import configured
 from featkit.data.phototour import read_phototour
-from featkit.registry import configured
-from featkit.training.launch import launch
-from featkit.training.optimiser import build_optimiser
-from featkit.training.patch_task import PatchTask
+from featkit.training.config import build_optimiser
+from featkit.training.distributed import launch
+from featkit.training.patch import PatchTask
 
 BEFORE = 2  # steps that are not counted
 

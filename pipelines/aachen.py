@@ -17,11 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featkit import log
-from featkit.data.aachen import AachenFiles, find_aachen, place_images, read_queries
-from featkit.data.aachen_pairs import PairLists, database_pairs, published_lists, query_pairs, with_features
-from featkit.errors import BadInputError
-from featkit.evaluation.aachen_benchmark import (
+from featkit.core import log
+from featkit.core.errors import BadInputError
+from featkit.core.log import timed
+from featkit.core.types import Pose
+from featkit.data.aachen import (
+    AachenFiles,
+    PairLists,
+    database_pairs,
+    find_aachen,
+    place_images,
+    published_lists,
+    query_pairs,
+    read_queries,
+    with_features,
+)
+from featkit.evaluation.aachen import (
     AachenBenchmark,
     AachenConfig,
     BothSides,
@@ -30,25 +41,20 @@ from featkit.evaluation.aachen_benchmark import (
     read_truth,
     score_conditions,
 )
-from featkit.evaluation.localization import LocalizationScore, score_localization
+from featkit.evaluation.metrics import LocalizationScore, score_localization
 from featkit.evaluation.predictions import predict
-from featkit.localization import localize
-from featkit.localization.given_retrieval import pair_queries_given
-from featkit.localization.localize import QueryResult
-from featkit.localization.query_pairs import pair_queries
-from featkit.localization.submission import by_file_name, check_submission, submission_name, write_submission
-from featkit.log import timed
-from featkit.mapping import reconstruct
+from featkit.io.artifact import write_text
+from featkit.io.atomic import digest, refuse_foreign
+from featkit.io.lists import read_pairs, write_pairs
+from featkit.localization import stage as localize
+from featkit.localization.queries import pair_queries, pair_queries_given
+from featkit.localization.stage import QueryResult, by_file_name, check_submission, submission_name, write_submission
+from featkit.mapping import map
 from featkit.mapping.model import refuse_other_models
 from featkit.mapping.scene import MapFiles
-from featkit.mapping.verified_database import build_database
-from featkit.matching import match
-from featkit.report.aachen import aachen_metrics, condition_table
-from featkit.report.localization import localization_report
-from featkit.store.artifact import write_text
-from featkit.store.pairs import read_pairs, write_pairs
-from featkit.store.stamp import digest, refuse_foreign
-from featkit.types import Pose
+from featkit.mapping.verify import build_database
+from featkit.matching import stage as matching
+from featkit.report.localization import aachen_metrics, condition_table, localization_report
 
 
 @dataclass(frozen=True)
@@ -113,16 +119,14 @@ def run(
         pairs = write_pairs(place / "pairs-db.txt", with_features(wanted, database_features))
     with timed("match database", seconds):
         matched = database_features.parent / f"matches-{rule.config.fingerprint()}" / "matches.h5"
-        matches = match.run(rule.matcher, rule.config, database_features, pairs, matched, overwrite=overwrite)
+        matches = matching.run(rule.matcher, rule.config, database_features, pairs, matched, overwrite=overwrite)
     with timed("verify", seconds):
         database = build_database(
-            reconstruct.database_config(config.map), images, database_features, pairs, matches,
+            map.database_config(config.map), images, database_features, pairs, matches,
             place / "database.db", names=mapped, reference=reference, overwrite=overwrite,
         )  # fmt: skip
     with timed("triangulate", seconds):
-        sparse = reconstruct.build_map(
-            config.map, images, database, place / "sparse", reference=reference, overwrite=overwrite
-        )
+        sparse = map.build_map(config.map, images, database, place / "sparse", reference=reference, overwrite=overwrite)
     found = MapFiles(place, sparse / "0", database_features)
     with timed("pair queries", seconds):
         number, retrieved = config.localize.num_retrieved, place / "pairs-query-retrieved.txt"
@@ -137,7 +141,7 @@ def run(
             )
     with timed("match queries", seconds):
         by_both = digest(rule.config.fingerprint(), features.database.fingerprint)
-        query_matches = None if query_list is None else match.run(
+        query_matches = None if query_list is None else matching.run(
             rule.matcher, rule.config, database_features, query_list,
             query_features.parent / f"matches-{by_both}" / "matches.h5",
             query_features=query_features, overwrite=overwrite,

@@ -10,21 +10,19 @@ from typing import Any
 import numpy as np
 
 from featkit import __version__
-from featkit.config import Config
-from featkit.data.rendered import RenderedConfig, distance_to_surface, render_scene
-from featkit.evaluation.localization import score_localization
+from featkit.core.config import Config, load_pipeline
+from featkit.core.log import timed
+from featkit.demo.scene import RenderedConfig, distance_to_surface, render_scene
+from featkit.evaluation.metrics import score_localization
+from featkit.io.artifact import write_text
+from featkit.io.atomic import refuse_foreign
 from featkit.localization.absolute_pose import PoseConfig
-from featkit.localization.localize import LocalizeConfig
-from featkit.log import timed
+from featkit.localization.stage import LocalizeConfig
 from featkit.mapping.align import transform_pose, truth_from_map
 from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.reconstruct import MapConfig, read_largest
+from featkit.mapping.map import MapConfig, read_largest
 from featkit.mapping.verify import VerifyConfig
-from featkit.report.demo import demo_report
-from featkit.report.metrics import localization_metrics
-from featkit.resources import load_pipeline
-from featkit.store.artifact import write_text
-from featkit.store.stamp import refuse_foreign
+from featkit.report.maps import demo_report, localization_metrics
 
 
 class DemoConfig(Config):

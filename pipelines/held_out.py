@@ -13,16 +13,14 @@ from typing import Any
 
 from pydantic import Field
 
-from featkit.config import Config
-from featkit.errors import BadInputError
+from featkit.core.config import Config, load_pipeline
+from featkit.core.errors import BadInputError
 from featkit.evaluation.predictions import Method, predict
+from featkit.io.artifact import write_text
+from featkit.io.atomic import digest, read_lines
+from featkit.io.lists import format_poses, read_poses
+from featkit.io.shards import write_index
 from featkit.mapping.scene import image_folder
-from featkit.resources import load_pipeline
-from featkit.store.artifact import write_text
-from featkit.store.links import write_index
-from featkit.store.poses import format_poses, read_poses
-from featkit.store.stamp import digest
-from featkit.store.text import read_lines
 
 ORIGIN = "a `poses.txt` of true poses (`name qw qx qy qz tx ty tz`) with its `camera.txt` beside it"
 
@@ -97,7 +95,7 @@ def run(
     """Map and localize by one method's features; what is done already is not done again.
 
     output: of all scenes and methods. predictions: folder of features that other benchmarks use too.
-    Raises featkit's errors: NothingCameOutError when nothing could be triangulated.
+    Raises featkit's errors: EmptyResultError when nothing could be triangulated.
     """
     sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
     poses = read_poses(scene.folder / "poses.txt")

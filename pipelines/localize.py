@@ -15,27 +15,26 @@ from typing import Any
 
 from pydantic import Field
 
-from featkit import log
-from featkit.config import Config, Runtime
-from featkit.evaluation.localization import score_localization
-from featkit.features import extract
-from featkit.features.extract import ExtractJob, same_extraction
-from featkit.localization import localize
-from featkit.localization.given_retrieval import pair_queries_given
-from featkit.localization.localize import LocalizeConfig, QueryResult
-from featkit.localization.query_pairs import given_pairs, pair_queries
-from featkit.log import timed
+from featkit.core import log
+from featkit.core.config import Config, Runtime
+from featkit.core.log import timed
+from featkit.evaluation.metrics import score_localization
+from featkit.features import stage as extraction
+from featkit.features.stage import ExtractJob, same_extraction
+from featkit.io.artifact import write_text
+from featkit.io.atomic import refuse_foreign
+from featkit.io.lists import read_intrinsics_list, read_poses
+from featkit.localization import stage as localize
+from featkit.localization.queries import given_pairs, pair_queries, pair_queries_given
+from featkit.localization.stage import LocalizeConfig, QueryResult
 from featkit.mapping.align import similarity_to_truth, transform_pose
 from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import MapFiles, find_map, usable_images
-from featkit.matching import match
+from featkit.matching import stage as match
 from featkit.report.localization import localization_report
-from featkit.report.metrics import localization_metrics
+from featkit.report.maps import localization_metrics
 from featkit.retrieval.vlad import VladConfig
-from featkit.store.artifact import write_text
-from featkit.store.poses import read_intrinsics_list, read_poses
-from featkit.store.stamp import refuse_foreign
 
 
 class LocalizationConfig(Config):
@@ -98,7 +97,7 @@ def run(
     seconds: dict[str, float] = {}
 
     with timed("extract", seconds):
-        query_features = extract.run(job, queries, output / "features.h5", readable, overwrite)
+        query_features = extraction.run(job, queries, output / "features.h5", readable, overwrite)
     with timed("retrieve", seconds):
         chosen = _pair(config, query_features, readable, found, output / "pairs.txt", pairs, retrieval, device)
     with timed("match", seconds):

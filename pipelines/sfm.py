@@ -13,31 +13,29 @@ from typing import Any
 
 from pydantic import Field
 
-from featkit import log
-from featkit.config import Config
+from featkit.core import log
+from featkit.core.config import Config
+from featkit.core.errors import UsageError
+from featkit.core.log import timed
 from featkit.engine import stages
-from featkit.engine.base import LOCAL, EngineConfig
-from featkit.errors import UsageError
-from featkit.features.extract import ExtractConfig, ExtractJob
-from featkit.log import timed
-from featkit.mapping import reconstruct
+from featkit.engine.plan import LOCAL, EngineConfig
+from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.io.artifact import write_text
+from featkit.io.atomic import refuse_foreign
+from featkit.io.lists import describe_pairs, read_pairs, read_poses
+from featkit.mapping import map
 from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.cameras import listed_intrinsics
+from featkit.mapping.map import MapConfig
 from featkit.mapping.model import refuse_other_models
-from featkit.mapping.reconstruct import MapConfig
 from featkit.mapping.reference import read_reference
 from featkit.mapping.scene import image_folder, output_folder, usable_images
-from featkit.mapping.verified_database import build_database
-from featkit.matching import match
+from featkit.mapping.verify import build_database
+from featkit.matching import stage as match
 from featkit.pairing import stage as pairing
 from featkit.pairing.base import Sources
 from featkit.pairing.stage import AutoConfig
-from featkit.report.metrics import map_metrics
-from featkit.report.reconstruction import reconstruction_report
-from featkit.store.artifact import write_text
-from featkit.store.pairs import describe_pairs, read_pairs
-from featkit.store.poses import read_poses
-from featkit.store.stamp import refuse_foreign
+from featkit.report.maps import map_metrics, reconstruction_report
 
 
 class SfmConfig(Config):
@@ -123,13 +121,11 @@ def run(
         )  # fmt: skip
     with timed("verify", seconds):
         database = build_database(
-            reconstruct.database_config(config.map), images, features, pairs, matches, output / "database.db",
+            map.database_config(config.map), images, features, pairs, matches, output / "database.db",
             names=names, reference=known, intrinsics=listed, overwrite=overwrite, verifier=stages.verifier(engine),
         )  # fmt: skip
     with timed("map", seconds):
-        sparse = reconstruct.build_map(
-            config.map, images, database, output / "sparse", reference=known, overwrite=overwrite
-        )
+        sparse = map.build_map(config.map, images, database, output / "sparse", reference=known, overwrite=overwrite)
     with timed("report", seconds):
         metrics = map_metrics(sparse, database, len(names), true_poses, align=known is None)
         metrics["seconds"] = seconds

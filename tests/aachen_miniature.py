@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 import pycolmap
 
+from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, rotation_matrix
+from featkit.io.lists import Intrinsics
 from featkit.mapping.covisibility import Tracks
 from featkit.mapping.verify import to_rigid
-from featkit.store.poses import Intrinsics
-from featkit.types import Pose
 
 DAY, NIGHT, MORE_NIGHT = "query/day/nexus4", "query/night/nexus5x", "query/night/nexus5x_additional_night"
 SEQUENCE = "sequences/nexus4_sequences/sequence_1"  # of v1.1: the last images of the map are in it
@@ -61,7 +61,7 @@ class Miniature:
 
 def rendered_world(scene: Any, config: Any) -> World:
     """A rendered scene, with true points under a grid of pixels of every image of the map."""
-    from featkit.data.rendered import surface_point
+    from featkit.demo.scene import surface_point
 
     focal, _, centre_x, centre_y = scene.intrinsics.params
     width, height = scene.intrinsics.width, scene.intrinsics.height

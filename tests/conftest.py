@@ -40,7 +40,7 @@ class MappedScene:
     """A rendered scene (images/, queries/, truth/) whose map lies in featkit/, and the options that made the map."""
 
     folder: Path
-    rendered: Any  # featkit.data.rendered.RenderedScene
+    rendered: Any  # featkit.demo.scene.RenderedScene
     options: tuple[str, ...]
     ran: Ran
 
@@ -120,7 +120,7 @@ def _without_handlers() -> None:
 @pytest.fixture(scope="session")
 def small_rendered(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Six map photographs and two queries of 400 x 300 px, with exact truth. Never written to: see `rendered_copy`."""
-    from featkit.data.rendered import RenderedConfig, render_scene
+    from featkit.demo.scene import RenderedConfig, render_scene
 
     config = RenderedConfig(width=400, height=300, num_map=6, num_queries=2, texel_m=0.012)
     return render_scene(config, tmp_path_factory.mktemp("rendered"))

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from featkit.config import Config
-from featkit.store import journal
-from featkit.store.features import append_features, open_features
-from featkit.types import Features
+from featkit.core.config import Config
+from featkit.core.types import Features
+from featkit.io import journal
+from featkit.io.features import append_features, open_features
 
 NAMES = [f"{folder}/{number}.jpg" for number in range(4) for folder in ("a", "b/c")]
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from featkit.evaluation.pose_scenes import PosedScene, read_scene
+from featkit.core.types import Features, Matches, Pair, Pose
+from featkit.evaluation.pose_pairs import PosedScene, read_scene
 from featkit.evaluation.predictions import MatchRule, Method, Predictions
-from featkit.features.extract import ExtractConfig, ExtractJob
+from featkit.features.stage import ExtractConfig, ExtractJob
 from featkit.geometry.poses import look_at, rotation_matrix
-from featkit.store.features import append_features
-from featkit.store.matches import append_matches
-from featkit.store.poses import write_poses
-from featkit.types import Features, Matches, Pair, Pose
+from featkit.io.features import append_features
+from featkit.io.lists import write_poses
+from featkit.io.matches import append_matches
 
 SIZE = (640, 480)
 UP = np.array([0.0, 0.0, 1.0])

@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from featkit.store import h5, links
+from featkit.io import h5, shards
 
 
 def contents(path: Path) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def contents(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with h5.reading(path) as file:
         kind = h5.kind_of(file, "features")
-        for name in links.whole_items(file, kind):
+        for name in shards.whole_items(file, kind):
             group = file[name]
             found[name] = {
                 "attributes": dict(group.attrs),

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from featkit.data.hpatches import KINDS
-from featkit.evaluation.patch_describers import PatchDescriber
+from featkit.evaluation.patches import PatchDescriber
 
 SEQUENCES = {"i_one": 11, "i_two": 9, "v_one": 13, "v_two": 8}
 

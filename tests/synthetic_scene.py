@@ -10,17 +10,16 @@ import numpy as np
 import pycolmap
 from PIL import Image
 
-from featkit.config import Config
+from featkit.core.config import Config
+from featkit.core.types import Features, Matches, Pair, Pose
 from featkit.geometry.pixels import from_colmap
-from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.reconstruct import MapConfig, build_map, database_config, read_largest
+from featkit.io.features import append_features
+from featkit.io.lists import write_pairs
+from featkit.io.matches import append_matches
+from featkit.mapping.cameras import CameraConfig, to_pose
+from featkit.mapping.map import MapConfig, build_map, database_config, read_largest
 from featkit.mapping.reference import Reference
-from featkit.mapping.verified_database import build_database
-from featkit.mapping.verify import to_pose
-from featkit.store.features import append_features
-from featkit.store.matches import append_matches
-from featkit.store.pairs import write_pairs
-from featkit.types import Features, Matches, Pair, Pose
+from featkit.mapping.verify import build_database
 
 IMAGES, POINTS = 8, 200
 PARAMS = (1280.0, 1270.0, 512.0, 384.0)

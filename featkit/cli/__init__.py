@@ -1,1 +1,1 @@
-"""The command line: one file per verb; each parses, builds a config and calls one function. Nothing imports it."""
+"""The command line: verbs by subject; each parses, builds a config and calls one function. Nothing imports it."""

@@ -1,4 +1,4 @@
-"""`featkit data ...`: patches and posed pairs to train and test descriptors with."""
+"""`featkit data` and `store`: data made, packed and fetched; features and matches files checked and merged."""
 
 from __future__ import annotations
 
@@ -7,11 +7,63 @@ from typing import Annotated, Any
 
 import typer
 
-from featkit.cli import fetch, options
-from featkit.cli.common import Outcome, RunOptions, verb
-from featkit.errors import UsageError
+from featkit.cli import app as options
+from featkit.cli.app import Outcome, RunOptions, verb
+from featkit.core.config import make, merge, overrides
+from featkit.core.errors import BadInputError, UsageError
+from featkit.data.fetch import FetchOptions, data_set, fetch
+from featkit.data.patch_pack import PackConfig, write_pack
+from featkit.io import maintain
 
-HELP = "Make, pack and fetch the data that descriptors are trained and tested on."
+# ----------------------------------------------------------------------------------------------------------------------
+# `featkit data fetch`: benchmark data from their authors' servers.
+
+
+FETCH_HELP = """Download a benchmark: phototour, hpatches, hpatches-sequences, rome or aachen.
+
+Example: `featkit data fetch phototour --out data/phototour --only liberty`
+
+Stopped or cut off at any moment, the same command goes on. Archives are checked and unpacked into --out. A file that
+was got in another way is given with --archive, another address with --url."""
+
+
+@verb
+def fetch_command(
+    name: Annotated[str, typer.Argument(help="The data set.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to put it in.")],
+    only: Annotated[list[str] | None, typer.Option(help="This file only; repeatable.", show_default="all")] = None,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE=ADDRESS", help="Another address of a file; repeatable.", show_default="the catalogue's"
+        ),
+    ] = None,
+    archive: Annotated[
+        list[Path] | None, typer.Option(help="A file that is on the disk; repeatable.", show_default="none")
+    ] = None,
+    keep_archives: Annotated[bool, typer.Option("--keep-archives", help="Keep what was unpacked.")] = False,
+    overwrite: options.Overwrite = False,
+    *,
+    run: RunOptions,
+) -> Outcome:
+    from dataclasses import asdict
+
+    wanted = data_set(name)
+    urls = options.addresses(url)
+    done = fetch(wanted, out, FetchOptions(urls, archive or [], only or [], keep_archives, overwrite))
+    lines = [
+        f"{file.path}: {'was there' if file.was_there else f'{file.size / 1e6:,.1f} MB from {file.source}'}"
+        for file in done
+    ]
+    data = {"name": name, "files": [{**asdict(file), "path": str(file.path)} for file in done], "page": wanted.page}
+    return Outcome(data, [*lines, f"{wanted.summary}; {wanted.page} ({wanted.terms})"])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# `featkit data`
+
+
+DATA_HELP = "Make, pack and fetch the data that descriptors are trained and tested on."
 PATCHES_HELP = """Cut patches of the same points out of photographs, in UBC PhotoTour's format.
 
 Examples: `featkit data patches scenes/church scenes/bridge --out patches/buildings`,
@@ -36,7 +88,7 @@ Examples: `featkit data pack patches/liberty patches/buildings --out patches.zip
 As many whole points, or photographs, as fit. Train with it as with a folder; one of its sets alone is
 `patches.zip/liberty`."""
 
-app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown")
+data_app = typer.Typer(help=DATA_HELP, no_args_is_help=True, rich_markup_mode="markdown")
 
 
 @verb
@@ -65,13 +117,12 @@ def patches(
     *,
     run: RunOptions,
 ) -> Outcome:
-    from featkit.config import make, merge, overrides
-    from featkit.data.scene_patches import PatchesConfig, check_output, make_patches
-    from featkit.mapping.tracks import mapped_scenes, photograph_folders
+    from featkit.data.make_patches import PatchesConfig, check_patches_output, make_patches
+    from featkit.mapping.covisibility import mapped_scenes, photograph_folders
 
     given = options.given(source=source, max_patches=max_patches, workers=workers)
     config = make(PatchesConfig, merge(overrides(settings or []), given), where="data patches")
-    check_output(out, overwrite)
+    check_patches_output(out, overwrite)
     if config.source == "homographies":
         if keypoints:
             raise UsageError(
@@ -105,7 +156,7 @@ def _origins(counts: dict[str, int]) -> str:
     )
 
 
-app.command("patches", help=PATCHES_HELP, no_args_is_help=True)(patches)
+data_app.command("patches", help=PATCHES_HELP, no_args_is_help=True)(patches)
 
 
 @verb
@@ -125,16 +176,14 @@ def posed_pairs(
     *,
     run: RunOptions,
 ) -> Outcome:
-    from featkit.config import make, merge, overrides
-    from featkit.data.posed_scene import PosedPairsConfig
-    from featkit.data.posed_writer import check_output, make_posed_pairs
-    from featkit.mapping.tracks import mapped_scenes
+    from featkit.data.make_posed_pairs import PosedPairsConfig, check_pairs_output, make_posed_pairs
+    from featkit.mapping.covisibility import mapped_scenes
 
     given = options.given(max_side=max_side, workers=workers)
     if max_pairs is not None:
         given["choice"] = {"max_pairs": max_pairs}
     config = make(PosedPairsConfig, merge(overrides(settings or []), given), where="data posed-pairs")
-    check_output(out)
+    check_pairs_output(out)
     summary = make_posed_pairs(config, mapped_scenes(scenes, licence), out, run.seed, overwrite)
     lines = [
         f"{name}: {c['pairs']:,} of {c['of_pairs']:,} pairs of {c['images']:,} photographs;"
@@ -146,8 +195,8 @@ def posed_pairs(
     return Outcome({"out": str(out), **summary}, lines)
 
 
-app.command("posed-pairs", help=POSED_HELP, no_args_is_help=True)(posed_pairs)
-app.command("fetch", help=fetch.HELP, no_args_is_help=True)(fetch.command)
+data_app.command("posed-pairs", help=POSED_HELP, no_args_is_help=True)(posed_pairs)
+data_app.command("fetch", help=FETCH_HELP, no_args_is_help=True)(fetch_command)
 
 
 @verb
@@ -190,9 +239,6 @@ def pack(
 
 
 def _pack_patches(folders: list[Path], out: Path, seed: int, values: dict[str, Any]) -> Outcome:
-    from featkit.config import make
-    from featkit.data.pack_writer import PackConfig, write_pack
-
     manifest = write_pack(make(PackConfig, values, where="data pack of patches"), folders, out, seed)
     size = out.stat().st_size / 1e6
     lines = [
@@ -206,7 +252,6 @@ def _pack_patches(folders: list[Path], out: Path, seed: int, values: dict[str, A
 
 
 def _pack_photographs(folders: list[Path], out: Path, seed: int, values: dict[str, Any]) -> Outcome:
-    from featkit.config import make
     from featkit.data.image_pack import ImagePackConfig, write_image_pack
 
     manifest = write_image_pack(make(ImagePackConfig, values, where="data pack of photographs"), folders, out, seed)
@@ -221,4 +266,73 @@ def _pack_photographs(folders: list[Path], out: Path, seed: int, values: dict[st
     return Outcome({"out": str(out), "megabytes": size, **manifest}, lines)
 
 
-app.command("pack", help=PACK_HELP, no_args_is_help=True)(pack)
+data_app.command("pack", help=PACK_HELP, no_args_is_help=True)(pack)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# `featkit store`: features and matches files looked after.
+
+
+STORE_HELP = "Check, repair and merge features and matches files."
+CHECK_HELP = """Read every item of a features or matches file, and list the damaged ones.
+
+Example: `featkit store check feats.h5`
+
+Ends with exit code 3 when one is."""
+REPAIR_HELP = """Leave out what is damaged or missing; the command that made the file then makes it again.
+
+Example: `featkit store repair feats.h5`"""
+MERGE_HELP = """Make one file of several of the same configuration, such as the shards of an index.
+
+Example: `featkit store merge feats.h5 --out whole.h5`"""
+NAMED = 5  # broken items that are printed
+
+store_app = typer.Typer(help=STORE_HELP, no_args_is_help=True, rich_markup_mode="markdown")
+StoreFile = Annotated[Path, typer.Argument(help="A features or matches file.")]
+
+
+@verb
+def check_store(store: StoreFile, *, run: RunOptions) -> Outcome:
+    found = maintain.check(store)
+    error = None
+    if found.broken:
+        listed = "; ".join(f"{name!r}: {reason}" for name, reason in found.broken[:NAMED])
+        more = f"; and {len(found.broken) - NAMED} more" if len(found.broken) > NAMED else ""
+        error = BadInputError(
+            f"{store}: {len(found.broken)} of {len(found.broken) + len(found.whole)} items are broken ({listed}{more});"
+            f" `featkit store repair {store}` leaves them out"
+        )
+    data = {"kind": found.kind, "whole": len(found.whole), "broken": dict(found.broken), "shards": found.shards}
+    where = f" in {found.shards} shards" if found.shards else ""
+    return Outcome(data, [f"{store}: {found.kind}, {len(found.whole):,} whole items{where}"], error=error)
+
+
+@verb
+def repair_store(store: StoreFile, *, run: RunOptions) -> Outcome:
+    found = maintain.check(store)
+    if found.broken:
+        maintain.repair(store, found)
+    data = {"kept": len(found.whole), "left_out": dict(found.broken)}
+    lines = [f"{name}: left out: {reason}" for name, reason in found.broken[:NAMED]]
+    return Outcome(data, [*lines, f"{store}: {len(found.whole):,} items kept, {len(found.broken):,} left out"])
+
+
+@verb
+def merge_stores(
+    stores: Annotated[list[Path], typer.Argument(help="Files of one configuration, or an index.")],
+    out: options.Out,
+    link: Annotated[bool, typer.Option("--link", help="An index that leads to them, which then must stay.")] = False,
+    overwrite: options.Overwrite = False,
+    *,
+    run: RunOptions,
+) -> Outcome:
+    count = maintain.merge(stores, out, link=link, overwrite=overwrite)
+    return Outcome({"out": str(out), "items": count}, [f"{out}: {count:,} items of {len(stores)} files"])
+
+
+for name, command, text in (
+    ("check", check_store, CHECK_HELP),
+    ("repair", repair_store, REPAIR_HELP),
+    ("merge", merge_stores, MERGE_HELP),
+):
+    store_app.command(name, help=text, no_args_is_help=True)(command)

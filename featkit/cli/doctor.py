@@ -1,16 +1,33 @@
-"""`featkit doctor`: what is here, what is missing, and whether the main job runs."""
+"""`featkit doctor` and `info`: what is installed, what a file is. Loads nothing that may be missing."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from featkit.cli.common import Outcome, RunOptions, verb
-from featkit.errors import FeatkitError, NothingCameOutError
+import typer
 
-HELP = """Say what is installed, what is missing and how to get it, and run the main job on a tiny scene.
+from featkit import __version__
+from featkit.cli.app import Outcome, RunOptions, verb
+from featkit.core import log
+from featkit.core.config import load_pipeline
+from featkit.core.errors import EmptyResultError, FeatkitError
+
+# ----------------------------------------------------------------------------------------------------------------------
+# `featkit doctor`: what is here, what is missing, and whether the main job runs.
+
+
+DOCTOR_HELP = """Check the installation: what is missing and how to get it; then run the main job on a tiny scene.
 
 Example: `featkit doctor`
 
@@ -26,13 +43,10 @@ MAX_CENTRE_ERROR_M = 0.1  # of a scene of about 10 m; 0.007 is what comes out
 
 
 @verb
-def command(*, run: RunOptions) -> Outcome:
+def doctor_command(*, run: RunOptions) -> Outcome:
     from dataclasses import asdict
 
-    from featkit import log
-    from featkit.cli import doctor_findings as look
-
-    found = [*look.versions(), *look.machine(), *look.room(Path.cwd()), *look.extras(), *look.traps()]
+    found = [*versions(), *machine(), *room(Path.cwd()), *extras(), *traps()]
     started = time.monotonic()
     if not run.verbose:
         log.setup(-1)  # the tiny scene's own progress is nothing to read
@@ -51,13 +65,12 @@ def command(*, run: RunOptions) -> Outcome:
     lines.append(_line("main job", "extract, match, map", "wrong", error))
     wrong = [f"{item.name}: {item.found}; {item.advice}" for item in found if item.state == "wrong"]
     said = f"the main job does not run here: {wrong[0] if wrong else error}"
-    return Outcome(data, lines, error=NothingCameOutError(said))
+    return Outcome(data, lines, error=EmptyResultError(said))
 
 
 def _main_job(device: str) -> dict[str, Any]:
-    """Map a rendered scene. Raises whatever a step raises, NothingCameOutError for a map that is not the scene."""
-    from featkit.data.rendered import RenderedConfig, render_scene
-    from featkit.resources import load_pipeline
+    """Map a rendered scene. Raises whatever a step raises, EmptyResultError for a map that is not the scene."""
+    from featkit.demo.scene import RenderedConfig, render_scene
 
     sfm = load_pipeline("sfm")
     scene = RenderedConfig(
@@ -79,7 +92,7 @@ def _main_job(device: str) -> dict[str, Any]:
     metrics = done.metrics
     worst = float(metrics["truth"]["centre_max"])
     if metrics["registered"] < VIEWS or worst > MAX_CENTRE_ERROR_M:
-        raise NothingCameOutError(
+        raise EmptyResultError(
             f"{metrics['registered']} of {VIEWS} views mapped, {worst:.2g} m from their true places; reinstall featkit"
         )
     return {"registered": metrics["registered"], "points": metrics["points"], "centre_max_m": worst}
@@ -101,3 +114,260 @@ def _lines(found: list[Any]) -> list[str]:
 
 def _line(group: str, name: str, state: str, text: str) -> str:
     return f"{group:9} {name:25} {state:8} {text}"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What `featkit doctor` looks at. Only Python's own library is taken to be there.
+
+
+State = Literal["ok", "note", "missing", "wrong"]
+GIB = 2**30
+ROOM_GIB = 2.0  # less free disk than that is worth a word: 1,000 photographs take about as much
+MEMORY_GIB = 2.0  # likewise: a 24-megapixel photograph takes about 1 GiB while its features are found
+
+
+@dataclass(frozen=True)
+class Finding:
+    """state: "note" is worth knowing, "missing" is optional, "wrong" stops the main job or will. advice: what to do."""
+
+    group: str
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+# distribution -> module, what it is for
+NEEDED = {
+    "numpy": ("numpy", "arrays"),
+    "pillow": ("PIL", "headers of photographs, EXIF"),
+    "opencv-python-headless": ("cv2", "decoding and resizing"),
+    "h5py": ("h5py", "features.h5, matches.h5"),
+    "pycolmap": ("pycolmap", "SIFT, verification, mapping, poses"),
+    "torch": ("torch", "matching, networks"),
+    "pydantic": ("pydantic", "configurations"),
+    "PyYAML": ("yaml", "configurations"),
+    "jaxtyping": ("jaxtyping", "types"),
+    "plotly": ("plotly", "report.html"),
+    "safetensors": ("safetensors", "weights"),
+    "rich": ("rich", "tables, progress"),
+    "poselib": ("poselib", "`featkit eval pose`"),
+    "lightning": ("lightning", "`featkit train`"),
+    "tensorboardX": ("tensorboardX", "`featkit train`"),
+}
+# extra -> its modules, what it is for, how to get it
+EXTRAS = {
+    "faiss": (("faiss",), "faster retrieval in large collections", 'pip install "featkit[faiss]"'),
+    "serve": (("fastapi", "uvicorn"), "`featkit serve`", 'pip install "featkit[serve]"'),
+    "hloc": (("hloc",), "featkit's features inside hloc", "python -m featkit.hloc says how"),
+}
+LOCKING = "HDF5_USE_FILE_LOCKING"  # HDF5's switch
+PYCOLMAP_TESTED = ("4.0.4", "4.1.1", "4.2.0", "4.2.1")
+PYCOLMAP_TRAPS = {
+    "4.2.1": "drops two-view geometries without a `config`: featkit writes it, other programs (hloc) get 0 points"
+}
+
+
+def versions() -> list[Finding]:
+    """featkit, Python, and every library it needs: there, of a version that was tested, and importable."""
+
+    place = str(Path(__file__).resolve().parents[1])
+    found = [
+        Finding("versions", "featkit", "ok", f"{__version__}, {place}"),
+        _python(),
+    ]
+    ranges = _required_ranges()
+    return found + [_library(name, module, use, ranges.get(name.lower(), "")) for name, (module, use) in NEEDED.items()]
+
+
+def _python() -> Finding:
+    return Finding("versions", "python", "ok", f"{platform.python_version()}, {platform.platform(terse=True)}")
+
+
+def _required_ranges() -> dict[str, str]:
+    """Versions that featkit asks for, by lower-case name (`torch`: `<2.14,>=2.6`); empty when it is not installed."""
+    ranges = {}
+    with contextlib.suppress(Exception):  # the package `packaging` is not featkit's own need
+        from packaging.requirements import Requirement
+
+        for text in importlib.metadata.requires("featkit") or []:
+            requirement = Requirement(text)
+            if requirement.marker is None:
+                ranges[requirement.name.lower()] = str(requirement.specifier)
+    return ranges
+
+
+def _library(name: str, module: str, use: str, wanted: str) -> Finding:
+    version = _version(name)
+    install = f'pip install "{name}{wanted}"'
+    error = _import_error(module)
+    if error is not None and version is None:
+        return Finding("versions", name, "wrong", f"not there ({use})", install)
+    if error is not None:
+        return Finding("versions", name, "wrong", f"{version} does not load: {error}", f"{install} --force-reinstall")
+    if version is not None and wanted and not _within(version, wanted):
+        return Finding("versions", name, "note", f"{version}, not tested with it (tested: {wanted})", install)
+    return Finding("versions", name, "ok", version or "of unknown version")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _import_error(module: str) -> str | None:
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken library may raise anything while it is imported
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    return None
+
+
+def _within(version: str, wanted: str) -> bool:
+    try:
+        from packaging.specifiers import SpecifierSet
+
+        return SpecifierSet(wanted).contains(version, prereleases=True)
+    except Exception:
+        return True
+
+
+def traps() -> list[Finding]:
+    """What is known to go wrong with what is installed."""
+    found = []
+    pycolmap = _version("pycolmap")
+    if pycolmap is not None:
+        tested = ", ".join(PYCOLMAP_TESTED)
+        if pycolmap in PYCOLMAP_TRAPS:
+            found.append(Finding("traps", f"pycolmap {pycolmap}", "note", PYCOLMAP_TRAPS[pycolmap]))
+        if pycolmap not in PYCOLMAP_TESTED:
+            advice = f'pip install "pycolmap=={PYCOLMAP_TESTED[-1]}"'
+            found.append(Finding("traps", f"pycolmap {pycolmap}", "note", f"not tested with it; {tested} are", advice))
+    both = [
+        name for name in ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless") if _version(name)
+    ]
+    if both and _version("opencv-python-headless"):
+        advice = f"pip uninstall {' '.join(both)}; pip install --force-reinstall opencv-python-headless"
+        found.append(Finding("traps", both[0], "note", "lies over opencv-python-headless: either may break", advice))
+    if os.environ.get(LOCKING, "TRUE").upper() in ("FALSE", "0"):
+        found.append(Finding("traps", LOCKING, "note", "off: two processes can write one store", f"unset {LOCKING}"))
+    return found
+
+
+def machine() -> list[Finding]:
+    """Cores, memory, GPU."""
+    found = [Finding("machine", "cores", "ok", f"{_cores()} usable of {os.cpu_count()}")]
+    memory = _memory_gib()
+    if memory is not None:
+        total, free = memory
+        state: State = "ok" if free >= MEMORY_GIB else "note"
+        advice = "" if state == "ok" else "fewer --workers, or --resize-max, take less"
+        found.append(Finding("machine", "memory", state, f"{free:.1f} GiB free of {total:.1f}", advice))
+    return [*found, _gpu()]
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
+
+
+def _memory_gib() -> tuple[float, float] | None:
+    """Total and available, a container's limit included; None where the system does not say."""
+    try:
+        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+        known = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
+        total, free = known["MemTotal"], known["MemAvailable"]
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        total, free = min(total, limit), min(free, max(limit - used, 0))
+    return total / GIB, free / GIB
+
+
+def _gpu() -> Finding:
+    try:
+        import torch
+
+        if torch.cuda.is_available():
+            names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+            return Finding(
+                "machine", "GPU", "ok", ", ".join(f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB" for gpu in names)
+            )
+        built = torch.version.cuda
+    except Exception as error:
+        return Finding("machine", "GPU", "note", f"torch cannot say ({type(error).__name__})")
+    why = f"torch is built for CUDA {built} and sees no device" if built else "torch is built for the CPU alone"
+    advice = "nvidia-smi says whether the driver is there" if built else "https://pytorch.org has the build with CUDA"
+    return Finding("machine", "GPU", "missing", f"none: {why}; all of featkit runs on the CPU", advice)
+
+
+def room(folder: Path) -> list[Finding]:
+    """Disk where the command is run and where temporary files go; whether stores can be written and locked there."""
+    found = []
+    for name, place in (("disk here", folder), ("disk for temporary files", Path(tempfile.gettempdir()))):
+        try:
+            free = shutil.disk_usage(place).free / GIB
+        except OSError as error:
+            found.append(Finding("room", name, "wrong", f"{place}: {error.strerror}", "choose another folder"))
+            continue
+        state: State = "ok" if free >= ROOM_GIB else "note"
+        found.append(Finding("room", name, state, f"{free:.1f} GiB free in {place}", "free some" * (state != "ok")))
+    return [*found, _stores(folder)]
+
+
+def _stores(folder: Path) -> Finding:
+    try:
+        with tempfile.TemporaryDirectory(prefix=".featkit-doctor-", dir=folder) as here:
+            from featkit.io.atomic import probe
+
+            probe(Path(here) / "probe.h5")
+    except PermissionError:
+        return Finding("room", "stores", "note", f"{folder} cannot be written to", "give --out a folder that can be")
+    except Exception as error:
+        advice = "on a network folder without locks: export HDF5_USE_FILE_LOCKING=FALSE, one process at a time"
+        return Finding("room", "stores", "note", f"HDF5 cannot write here ({str(error).splitlines()[0]})", advice)
+    return Finding("room", "stores", "ok", "HDF5 files are written and locked here")
+
+
+def extras() -> list[Finding]:
+    """What is optional."""
+    found = []
+    for name, (modules, use, how) in EXTRAS.items():
+        absent = [module for module in modules if importlib.util.find_spec(module) is None]
+        state: State = "missing" if absent else "ok"
+        found.append(Finding("extras", name, state, use, how if absent else ""))
+    with contextlib.suppress(Exception):
+        cuda = bool(importlib.import_module("pycolmap").has_cuda)
+        how = "" if cuda else "build pycolmap with CUDA"
+        found.append(Finding("extras", "dense points", "ok" if cuda else "missing", "pycolmap with CUDA: stereo", how))
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# `featkit info`: what a file or folder is.
+
+
+INFO_HELP = """Describe a file, folder or configuration: what it is, how much it holds, which configuration made it.
+
+Example: `featkit info scene/featkit/features.h5`
+
+Takes a features or matches file, a pairs or poses file, a COLMAP model, a mapped scene, a folder of images, a weight, a
+yaml file, or the name of a configuration."""
+
+
+@verb
+def info_command(
+    what: Annotated[str, typer.Argument(metavar="ANYTHING", help="A path, or the name of a configuration.")],
+    *,
+    run: RunOptions,
+) -> Outcome:
+    from featkit.report.describe import as_lines, describe
+
+    found = describe(what)
+    return Outcome(found, as_lines(found))

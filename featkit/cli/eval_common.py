@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featkit.cli import options
-from featkit.cli.common import Outcome
-from featkit.errors import UsageError
+from featkit import __version__
+from featkit.cli import app as options
+from featkit.cli.app import Outcome
+from featkit.core.errors import UsageError
+from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.images.read import DecodeConfig
+from featkit.io.artifact import write_text
+from featkit.io.atomic import refuse_foreign
+from featkit.report.content import Report, Table
+from featkit.report.page import write_report
+from featkit.report.ranking import Ranked
 
 if TYPE_CHECKING:
-    from featkit.engine.base import EngineConfig
+    from featkit.engine.plan import EngineConfig
     from featkit.evaluation.predictions import Method
-    from featkit.report.content import Report, Table
-    from featkit.report.standings import Standing
 
 FeatureNames = Annotated[
     str, typer.Option("--features", help="Configurations by name or path; comma-separated.", metavar="NAME,...")
@@ -46,7 +52,7 @@ class Asked:
 
 
 def names_in(text: str | None) -> list[str]:
-    """Names parted by commas, each once."""
+    """Comma-separated names, each once."""
     return list(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
 
 
@@ -54,16 +60,14 @@ def method_names(features: str) -> list[str]:
     """The same, at least one. Raises UsageError when there is none."""
     names = names_in(features)
     if not names:
-        raise UsageError("--features: names parted by commas, as rootsift,hynet")
+        raise UsageError("--features: comma-separated names, as rootsift,hynet")
     return names
 
 
 def methods_of(asked: Asked, device: str) -> list[Method]:
     """The features that are asked for, ready to extract. Raises UsageError for an unknown name or field."""
-    from featkit.engine.base import LOCAL
+    from featkit.engine.plan import LOCAL
     from featkit.evaluation.predictions import Method
-    from featkit.features.extract import ExtractConfig, ExtractJob
-    from featkit.images.decode import DecodeConfig
 
     names = method_names(asked.features)
     if asked.weights is not None and len(names) > 1:
@@ -79,27 +83,22 @@ def methods_of(asked: Asked, device: str) -> list[Method]:
 
 def made_by(benchmark: str) -> dict[str, Any]:
     """What every results.json begins with."""
-    from featkit import __version__
 
     return {"benchmark": benchmark, "featkit_version": __version__}
 
 
 def refuse_results(folder: Path) -> None:
     """Raise BadInputError, before the work, when what `finished` writes would replace a file of somebody else's."""
-    from featkit.store.stamp import refuse_foreign
 
     refuse_foreign(folder / "results.json", folder / "report.html")
 
 
 def finished(
-    results: dict[str, Any], folder: Path, page: Report, tables: list[Table], standings: list[Standing]
+    results: dict[str, Any], folder: Path, page: Report, tables: list[Table], ranking: list[Ranked]
 ) -> Outcome:
     """Write FOLDER/results.json and FOLDER/report.html; what the verb ends with. Raises NotWritableError."""
     import json
 
-    from featkit.report.page import write_report
-    from featkit.store.artifact import write_text
-
     numbers = write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     report = write_report(page, folder / "report.html")
-    return Outcome(results, [f"{numbers}: all numbers", f"{report}: curves and pictures"], tables, page, standings)
+    return Outcome(results, [f"{numbers}: all numbers", f"{report}: curves and pictures"], tables, page, ranking)

@@ -1,67 +1,195 @@
-"""The `featkit` command. Help imports neither torch nor pycolmap: verbs import what they need when they run."""
+"""The `featkit` command, and the one place where code is loaded late: a verb's module comes when the verb is called.
+
+`featkit --help` lists the verbs by the lines below, in half a second. With a module come pycolmap, torch and more.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+import importlib
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from featkit.cli import (
-    align,
-    data,
-    demo,
-    doctor,
-    eval,
-    export,
-    extract,
-    features,
-    info,
-    inspect,
-    localize,
-    match,
-    pairs,
-    plan,
-    reconstruct,
-    run,
-    serve,
-    store,
-    train,
-    verify,
-    weights,
-)
+from featkit import __version__
+from featkit.core import runtime
+
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb by the names of its function (or of its Typer app of several), and its help's first line.
+
+    settings, cls: names of what Typer takes as `context_settings` and `cls`. bare: runs without arguments.
+    """
+
+    module: str
+    function: str
+    line: str
+    help: str | None = None
+    settings: str | None = None
+    cls: str | None = None
+    bare: bool = False
+
+
+VERBS = {
+    "reconstruct": Verb(
+        "maps",
+        "reconstruct_command",
+        "Make a map of a folder of photographs: features, pairs, matches, verified geometry, 3D model, report.",
+        "RECONSTRUCT_HELP",
+    ),
+    "localize": Verb(
+        "localize",
+        "localize_command",
+        "Find the poses of new photographs in a map.",
+        "LOCALIZE_HELP",
+        cls="LocalizeCommand",
+    ),
+    "align": Verb(
+        "maps",
+        "align_command",
+        "Give a map its metric scale and orientation: the whole model moved by one similarity.",
+        "ALIGN_HELP",
+    ),
+    "extract": Verb("stages", "extract_command", "Extract local features of all images of a folder.", "EXTRACT_HELP"),
+    "features": Verb(
+        "weights",
+        "features_command",
+        "List the local features there are: what each is, what it was learned from, its licence, its weights.",
+        "FEATURES_HELP",
+        bare=True,
+    ),
+    "pairs": Verb("stages", "pairs_command", "Choose which images to match.", "PAIRS_HELP"),
+    "match": Verb("stages", "match_command", "Match the features of image pairs.", "MATCH_HELP"),
+    "verify": Verb(
+        "stages",
+        "verify_command",
+        "Verify matches geometrically, and write a COLMAP database that any mapper takes.",
+        "VERIFY_HELP",
+    ),
+    "export": Verb("maps", "export_command", "Write a map for another program.", "EXPORT_HELP"),
+    "serve": Verb(
+        "localize",
+        "serve_command",
+        "Localize photographs over HTTP: POST one to /localize, get its pose, inliers and uncertainty as json.",
+        "SERVE_HELP",
+    ),
+    "run": Verb(
+        "stages",
+        "run_command",
+        "Run shards of a plan: one, or all that are left, which are then joined.",
+        "RUN_HELP",
+    ),
+    "info": Verb(
+        "doctor",
+        "info_command",
+        "Describe a file, folder or configuration: what it is, how much it holds, which configuration made it.",
+        "INFO_HELP",
+    ),
+    "doctor": Verb(
+        "doctor",
+        "doctor_command",
+        "Check the installation: what is missing and how to get it; then run the main job on a tiny scene.",
+        "DOCTOR_HELP",
+        bare=True,
+    ),
+    "demo": Verb(
+        "maps",
+        "demo_command",
+        "Render a small 3D scene with exact cameras, map it, localize queries in it, and compare with the truth.",
+        "DEMO_HELP",
+        bare=True,
+    ),
+    "plan": Verb(
+        "stages",
+        "plan_command",
+        "Cut a stage into shards that any machine can run: extract, pairs, match or verify, each with its own options.",
+        "PLAN_HELP",
+        settings="PLAN_SETTINGS",
+    ),
+    "store": Verb("data", "store_app", "Check, repair and merge features and matches files."),
+    "data": Verb("data", "data_app", "Make, pack and fetch the data that descriptors are trained and tested on."),
+    "train": Verb("train", "train_app", "Train features."),
+    "inspect": Verb("train", "inspect_app", "Inspect what was trained."),
+    "eval": Verb(
+        "eval",
+        "eval_app",
+        "Evaluate features and descriptors on the field's benchmarks: matching, maps, poses, patches.",
+    ),
+    "weights": Verb("weights", "weights_app", "List trained weights, import published ones, export a training's."),
+}
+
+
+class LateCommand(TyperCommand):
+    """A verb as the list shows it; what it takes and does is loaded when it is called."""
+
+    def __init__(self, name: str, verb: Verb):
+        super().__init__(name, help=verb.line, add_help_option=False)
+        self.verb = verb
+
+    def load(self) -> Any:
+        """The command, or the group of commands, itself."""
+        return _loaded(str(self.name), self.verb)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return self.load().make_context(info_name, args, parent, **extra)
+
+
+@functools.cache
+def _loaded(name: str, verb: Verb) -> Any:
+    module = _imported(f"featkit.cli.{verb.module}")
+    found = getattr(module, verb.function)
+    if isinstance(found, typer.Typer):
+        group = typer.main.get_group(found)
+        group.name = name
+        return group
+    single = typer.Typer(rich_markup_mode="markdown", add_completion=False, pretty_exceptions_enable=False)
+    settings = getattr(module, verb.settings) if verb.settings else None
+    cls = getattr(module, verb.cls) if verb.cls else None
+    text = getattr(module, str(verb.help))
+    single.command(name, cls=cls, help=text, no_args_is_help=not verb.bare, context_settings=settings)(found)
+    return typer.main.get_command(single)
+
+
+def _imported(module: str) -> Any:
+    """The module. A signal that comes meanwhile ends the command with one line, as at any later moment."""
+    with runtime.stoppable(lambda request: None) as request:
+        try:
+            return importlib.import_module(module)
+        except KeyboardInterrupt:
+            request.reported = True
+            if runtime.is_reporter():
+                print(f"featkit: {runtime.STOPPED}", file=sys.stderr)
+            raise typer.Exit(request.exit_code) from None
+
+
+class Verbs(TyperGroup):
+    """All verbs, none of them loaded."""
+
+    def __init__(self, **given: Any):
+        super().__init__(**given)
+        self.commands = {name: LateCommand(name, verb) for name, verb in VERBS.items()}
+
 
 app = typer.Typer(
+    cls=Verbs,
     name="featkit",
     help="From photographs to a map and to poses: local features run, trained and proven.",
-    epilog="Exit codes: 0 done, 2 usage, 3 bad input, 4 nothing came out, 5 not writable, 130 or 143 stopped.",
+    epilog="Exit codes: 0 done, 2 usage, 3 bad input, 4 empty result, 5 not writable, 130 or 143 stopped.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP_OPTIONS,
 )
-VERBS = (
-    *(reconstruct, localize, align, extract, features, pairs, match, verify),
-    *(export, serve, run, info, doctor, demo),
-)
-for module in VERBS:
-    name = module.__name__.rpartition(".")[2]
-    kind = localize.LocalizeCommand if module is localize else None
-    app.command(name, cls=kind, help=module.HELP, no_args_is_help=module not in (demo, doctor, features))(
-        module.command
-    )
-app.command("plan", help=plan.HELP, no_args_is_help=True, context_settings=plan.SETTINGS)(plan.command)
-app.add_typer(store.app, name="store")
-app.add_typer(data.app, name="data")
-app.add_typer(train.app, name="train")
-app.add_typer(inspect.app, name="inspect")
-app.add_typer(eval.app, name="eval")
-app.add_typer(weights.app, name="weights")
 
 
 def _version(value: bool) -> None:
     if value:
-        from featkit import __version__
-
         print(f"featkit {__version__}")
         raise typer.Exit
 

@@ -1,4 +1,4 @@
-"""`featkit train`: patches -> a patch descriptor; posed pairs of images -> SCFeat."""
+"""`featkit train` and `inspect`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,36 @@ from typing import Annotated
 
 import typer
 
-from featkit.cli import options
-from featkit.cli.common import Outcome, RunOptions, verb
+from featkit.cli import app as options
+from featkit.cli.app import Outcome, RunOptions, verb
+from featkit.core.config import make, merge, overrides
+from featkit.core.errors import UsageError
+from featkit.core.registry import configured
+from featkit.core.runtime import torch_device
+from featkit.data.posed_format import read_scene_list
+from featkit.data.posed_pairs import read_posed_pairs
+from featkit.data.training_patches import read_training_patches
+from featkit.io.atomic import refuse_foreign
+from featkit.report.training import (
+    informativeness_report,
+    informativeness_table,
+    stages_report,
+    training_report,
+    training_table,
+)
+from featkit.training.distributed import launch
+from featkit.training.informativeness import InformativenessConfig, along_training, sample_pairs
+from featkit.training.patch import train_patch
+from featkit.training.patch_config import PatchTraining
+from featkit.training.scfeat import STAGES, ScfeatData, ScfeatStages
+from featkit.training.scfeat_task import ScfeatTraining, photo_folders
+from featkit.training.task import seconds_of
 
-HELP = "Train features."
+# ----------------------------------------------------------------------------------------------------------------------
+# `featkit train`: patches -> a patch descriptor; posed pairs of images -> SCFeat.
+
+
+TRAIN_HELP = "Train features."
 PATCH_HELP = """Train a patch descriptor: hardnet, hardnet-frn, hynet, sdgmnet, adasample, doap or doap-binary; for
 HPatches adasample-hpatches, doap-hpatches and doap-hpatches-lm, for RomePatches doap-rome and doap-binary-rome.
 
@@ -47,7 +73,7 @@ Budget = Annotated[
     str | None, typer.Option(help="Length as a time: 90s, 30min, 2h.", show_default="the recipe's steps")
 ]
 
-app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown")
+train_app = typer.Typer(help=TRAIN_HELP, no_args_is_help=True, rich_markup_mode="markdown")
 
 
 @verb
@@ -72,16 +98,6 @@ def patch(
     *,
     run: RunOptions,
 ) -> Outcome:
-    from featkit.config import merge, overrides
-    from featkit.data.training_patches import read_training_patches
-    from featkit.errors import UsageError
-    from featkit.registry import configured
-    from featkit.report.training import training_report, training_table
-    from featkit.training.budget import seconds_of
-    from featkit.training.launch import launch
-    from featkit.training.patch_config import PatchTraining
-    from featkit.training.train_patch import train_patch
-
     if steps is not None and budget is not None:
         raise UsageError("--steps and --budget: give one of them")
     given = options.given(steps=steps, budget=budget, batch_size=batch_size, precision=precision)
@@ -92,7 +108,7 @@ def patch(
     if recipe.budget:
         seconds_of(recipe.budget)  # refused before anything is read
     world = launch(run.device, devices, recipe.precision, recipe.timeout_s)
-    with world.one_voice():
+    with world.reported_once():
         patches = read_training_patches(data, recipe.data)
         trained = train_patch(
             recipe, patches, out, name=config, device=run.device, devices=devices, overwrite=overwrite
@@ -149,17 +165,6 @@ def scfeat(
     *,
     run: RunOptions,
 ) -> Outcome:
-    from featkit.config import merge, overrides
-    from featkit.data.posed_format import read_scene_list
-    from featkit.data.posed_pairs import read_posed_pairs
-    from featkit.errors import UsageError
-    from featkit.registry import configured
-    from featkit.report.training import stages_report, training_table
-    from featkit.training.launch import launch
-    from featkit.training.scfeat.config import ScfeatTraining
-    from featkit.training.scfeat.data import photo_folders
-    from featkit.training.scfeat.stages import STAGES, ScfeatData, ScfeatStages
-
     if steps is not None and budget is not None:
         raise UsageError("--steps and --budget: give one of them")
     unknown = sorted(set(stage or []) - set(STAGES))
@@ -175,7 +180,7 @@ def scfeat(
     recipe = recipe if steps is None else recipe.scaled_to(steps)
     ScfeatStages(recipe, run.device).configured()  # a budget too short for a stage is refused before anything is read
     world = launch(run.device, devices, timeout_s=recipe.timeout_s)
-    with world.one_voice():
+    with world.reported_once():
         pairs = read_posed_pairs(data, recipe.data, recipe.seed)
         photographs = tuple(photos or photo_folders(data, pairs))
         learned_from = ScfeatData(data.stem, pairs, photographs, tuple(teacher or ()))
@@ -198,5 +203,52 @@ def scfeat(
     return Outcome({"stages": summaries}, lines, [training_table(summary) for summary in summaries.values()])
 
 
-app.command("scfeat", help=SCFEAT_HELP, no_args_is_help=True)(scfeat)
-app.command("patch", help=PATCH_HELP, no_args_is_help=True)(patch)
+train_app.command("scfeat", help=SCFEAT_HELP, no_args_is_help=True)(scfeat)
+train_app.command("patch", help=PATCH_HELP, no_args_is_help=True)(patch)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# `featkit inspect informativeness`: what a training's networks would learn from.
+
+
+INSPECT_HELP = "Inspect what was trained."
+INFORMATIVENESS_HELP = """How well the distance within a pair tells what the pair would teach (AdaSample, figure 3).
+
+Example: `featkit inspect informativeness --run runs/adasample --data patches/liberty --out informativeness.html`
+
+For every network in the run's folder: the correlation, over pairs, of matching distance and norm of the gradient."""
+
+inspect_app = typer.Typer(help=INSPECT_HELP, no_args_is_help=True, rich_markup_mode="markdown")
+
+
+@verb
+def informativeness(
+    of_run: Annotated[Path, typer.Option("--run", help="Folder of a training.", show_default=False)],
+    data: Annotated[
+        Path, typer.Option(help="PhotoTour, HPatches or RomePatches folder, or a pack.", show_default=False)
+    ],
+    out: options.Out,
+    measured: Annotated[
+        int | None, typer.Option("--pairs", help="Pairs whose gradient is taken.", min=3, show_default="256")
+    ] = None,
+    settings: options.Settings = None,
+    *,
+    run: RunOptions,
+) -> Outcome:
+    import numpy as np
+
+    refuse_foreign(out)
+    config = make(InformativenessConfig, merge(options.given(measured=measured), overrides(settings or [])), "--set")
+    patches = read_training_patches([data])
+    sample = sample_pairs(patches, config.pairs, np.random.default_rng(run.seed))
+    along = along_training(of_run, sample, config, torch_device(run.device))
+    report = informativeness_report(along, config, of_run, patches.name, out)
+    rows = [
+        {"network": snapshot.name, "step": snapshot.step, "pearson": found.pearson, "spearman": found.spearman}
+        for snapshot, found in along
+    ]
+    outcome = {"report": str(report), "pairs": len(along[-1][1].distances), "networks": rows}
+    return Outcome(outcome, [f"report: {report}"], [informativeness_table(along)])
+
+
+inspect_app.command("informativeness", help=INFORMATIVENESS_HELP, no_args_is_help=True)(informativeness)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from featkit.cli import options
-from featkit.cli.common import Outcome, RunOptions, verb
+from featkit.cli import app as options
+from featkit.cli.app import Outcome, RunOptions, verb
+from featkit.report.content import Table
+from featkit.report.describe import as_lines
+from featkit.weights.manifest import WeightInfo, add_row, find, list_weights, listed, sha256_of
 
-if TYPE_CHECKING:
-    from featkit.weights import WeightInfo
-
-HELP = "List trained weights, fetch and import published ones, export a training's."
+WEIGHTS_HELP = "List trained weights, fetch and import published ones, export a training's."
 LIST_HELP = "List the weights that can be used by name: featkit's own, and those of published networks."
-SHOW_HELP = """Say all that is known about one weight.
+SHOW_HELP = """Show all that is known about one weight.
 
 Example: `featkit weights show hynet`"""
 FETCH_HELP = """Download the weights of a published network from their authors, check and keep them.
@@ -34,7 +34,7 @@ EXPORT_HELP = """Make a weight of a training's network, and describe it in the m
 
 Example: `featkit weights export runs/hynet --name hynet --out weights/hynet.safetensors --add-to-manifest`"""
 
-app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="markdown")
+weights_app = typer.Typer(help=WEIGHTS_HELP, no_args_is_help=True, rich_markup_mode="markdown")
 
 
 class Published(str, Enum):
@@ -54,8 +54,6 @@ class Which(str, Enum):
 
 @verb
 def list_(*, run: RunOptions) -> Outcome:
-    from featkit.report.content import Table
-    from featkit.weights import list_weights
     from featkit.weights.catalogue import catalogue
 
     rows = list_weights()
@@ -80,14 +78,13 @@ def show(
 ) -> Outcome:
     import json
 
-    from featkit.report.describe import as_lines
-    from featkit.weights import find, listed, read_metadata, sha256_of
     from featkit.weights.catalogue import catalogue
+    from featkit.weights.files import read_metadata_patch_files
 
     if name in catalogue():
         return Outcome(_published(name), as_lines(_published(name)))
     path, row = find(name), listed(name)
-    metadata: dict[str, Any] = dict(read_metadata(path))
+    metadata: dict[str, Any] = dict(read_metadata_patch_files(path))
     if row is not None:
         described = {"path": str(path), **row.result_fields(), "whole": sha256_of(path) == row.sha256}
     else:
@@ -139,7 +136,8 @@ def import_(
     *,
     run: RunOptions,
 ) -> Outcome:
-    from featkit.weights import import_checkpoint, save_patch_network, sha256_of
+    from featkit.weights.exchange import import_checkpoint
+    from featkit.weights.files import save_patch_network
 
     network = import_checkpoint(checkpoint, architecture.value if architecture else None)
     path = out or checkpoint.with_suffix(".safetensors")
@@ -175,7 +173,7 @@ def export(
     *,
     run: RunOptions,
 ) -> Outcome:
-    from featkit.weights import Origin, add_row, export_weight, list_weights, read_scores
+    from featkit.weights.exchange import Origin, export_weight, read_scores
 
     scores = {} if scores_json is None else read_scores(scores_json)
     origin = Origin(recipe=recipe, data=data, licence=licence, commit=commit, scores=scores)
@@ -207,8 +205,27 @@ def _cells(row: WeightInfo) -> list[Any]:
     return [row.name, network, values, row.recipe, row.data, row.licence, round(row.bytes / 1000), scores]
 
 
-app.command("list", help=LIST_HELP)(list_)
-app.command("show", help=SHOW_HELP, no_args_is_help=True)(show)
-app.command("fetch", help=FETCH_HELP, no_args_is_help=True)(fetch)
-app.command("import", help=IMPORT_HELP, no_args_is_help=True)(import_)
-app.command("export", help=EXPORT_HELP, no_args_is_help=True)(export)
+weights_app.command("list", help=LIST_HELP)(list_)
+weights_app.command("show", help=SHOW_HELP, no_args_is_help=True)(show)
+weights_app.command("fetch", help=FETCH_HELP, no_args_is_help=True)(fetch)
+weights_app.command("import", help=IMPORT_HELP, no_args_is_help=True)(import_)
+weights_app.command("export", help=EXPORT_HELP, no_args_is_help=True)(export)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# `featkit features`: what `--features` can say.
+
+
+FEATURES_HELP = "List the local features there are: what each is, what it was learned from, its licence, its weights."
+
+
+@verb
+def features_command(*, run: RunOptions) -> Outcome:
+    from dataclasses import asdict
+
+    from featkit.features.listing import list_features
+
+    rows = list_features()
+    cells = [[row.name, row.summary, row.data or "-", row.licence or "-", row.weights] for row in rows]
+    table = Table("Features (--features NAME)", ["name", "what it is", "learned from", "licence", "weights"], cells)
+    return Outcome({"features": [asdict(row) for row in rows]}, [], [table])

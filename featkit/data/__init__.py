@@ -1,1 +1,1 @@
-"""Training and benchmark data, and the rendered scene of the demo."""
+"""Training and benchmark data: read, sampled, augmented, fetched, packed and made."""

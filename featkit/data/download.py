@@ -20,15 +20,15 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featkit.config import Config, Runtime
-from featkit.data.checksums import CHUNK, Fetched, RemoteFile, check, digests
-from featkit.errors import BadInputError, NothingCameOutError, NotWritableError, UsageError
-from featkit.log import progress
-from featkit.store.artifact import discard, is_left, no_links, write_text
-from featkit.store.stamp import FOREIGN
+from featkit.core.config import Config, Runtime
+from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError, UsageError
+from featkit.core.log import progress
+from featkit.io.artifact import discard, is_left, no_links, write_text
+from featkit.io.atomic import FOREIGN
 
 LOGGER = logging.getLogger(__name__)
 MB = 10**6
@@ -68,7 +68,7 @@ def download(
     """Download a file into a folder, going on with what is there of it.
 
     owned: a file of that name that is there is featkit's, and is replaced. named: called before the file gets its name.
-    Raises UsageError for an address that is not http or https, NothingCameOutError when the server cannot be reached
+    Raises UsageError for an address that is not http or https, EmptyResultError when the server cannot be reached
     or stops (what arrived is kept), BadInputError when the file is not the one expected (it is removed), and
     NotWritableError without permission or space.
     """
@@ -121,7 +121,7 @@ def _receive(remote: RemoteFile, part: Path, config: DownloadConfig) -> None:
             _attempt(remote, part, config)
             return
         except _ServerChangedFile:
-            LOGGER.warning("%s: the server's file is not the one begun; it is fetched anew", remote.url)
+            LOGGER.warning("%s: the server's file is not the one begun; it is fetched again", remote.url)
             _forget(part)
             reason = "the server's file changes at every attempt"
         except (_Stopped, urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
@@ -129,7 +129,7 @@ def _receive(remote: RemoteFile, part: Path, config: DownloadConfig) -> None:
             reason = _reason(error)
         fruitless = 0 if _size(part) > before else fruitless + 1
         if fruitless >= config.attempts:
-            raise NothingCameOutError(
+            raise EmptyResultError(
                 f"{remote.url}: {_arrived(part, remote)} ({reason}); run the same command again to go on"
             )
         time.sleep(config.wait_s * 2 ** max(0, fruitless - 1))
@@ -256,7 +256,7 @@ def _bar(name: str, total: int | None, start: int) -> Iterator[Callable[[int], N
 def _raise_if_hopeless(error: Exception, remote: RemoteFile) -> None:
     """A missing or forbidden file, or one on no web server, does not come back by asking again."""
     if isinstance(error, urllib.error.HTTPError) and 300 <= error.code < 500 and error.code not in (408, 425, 429):
-        raise NothingCameOutError(
+        raise EmptyResultError(
             f"{remote.url}: the server says {error.code} {error.reason}; name a mirror with --url, or fetch"
             f" {remote.name} by hand and give it with --archive"
         ) from None
@@ -304,3 +304,52 @@ def _write_state(part: Path, state: dict[str, Any]) -> None:
 def _forget(part: Path) -> None:
     discard(part)
     discard(_state_path(part))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which bytes a file has, and whether they are the ones expected.
+
+
+CHUNK = 1 << 20  # bytes per read
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file and what is known of it. md5, sha256: hex digits; size: bytes; None: not published."""
+
+    url: str
+    name: str
+    md5: str | None = None
+    sha256: str | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A whole file on disk."""
+
+    path: Path
+    size: int
+    md5: str
+    sha256: str
+
+
+def digests(path: Path) -> Fetched:
+    """Size and checksums of a file on disk."""
+    md5, sha256, size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(CHUNK):
+            md5.update(block)
+            sha256.update(block)
+            size += len(block)
+    return Fetched(path, size, md5.hexdigest(), sha256.hexdigest())
+
+
+def check(fetched: Fetched, remote: RemoteFile) -> None:
+    """Raises BadInputError when a file is not the one that was expected."""
+    for kind, expected in (("sha256", remote.sha256), ("md5", remote.md5)):
+        found = getattr(fetched, kind)
+        if expected is not None and found != expected:
+            raise BadInputError(f"{fetched.path}: {kind} is {found}, not the published {expected}; it is another file")
+    if remote.size is not None and fetched.size != remote.size:
+        raise BadInputError(f"{fetched.path}: {fetched.size:,} bytes, not the published {remote.size:,}")

@@ -7,6 +7,7 @@ first download.
 from __future__ import annotations
 
 import datetime
+import difflib
 import json
 import logging
 import shutil
@@ -15,15 +16,79 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featkit.data.catalogue import CatalogueFile, DataSet, Source
-from featkit.data.checksums import Fetched, RemoteFile, check, digests
-from featkit.data.download import DownloadConfig, download
+from pydantic import Field
+
+from featkit.core.config import Config, make, read_yaml
+from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, NotWritableError, UsageError
+from featkit.data.download import DownloadConfig, Fetched, RemoteFile, check, digests, download
 from featkit.data.unpack import UnpackConfig, unpack
-from featkit.errors import BadInputError, FeatkitError, NothingCameOutError, NotWritableError, UsageError
-from featkit.store.artifact import explained, write_text, writing
-from featkit.store.stamp import FOREIGN, refuse_foreign
+from featkit.io.artifact import explained, write_text, writing
+from featkit.io.atomic import FOREIGN, refuse_foreign
 
 LOGGER = logging.getLogger(__name__)
+# ----------------------------------------------------------------------------------------------------------------------
+# The benchmark data that can be fetched: addresses, checksums, and where each file goes (catalogue.yaml).
+
+
+CATALOGUE = Path(__file__).with_name("catalogue.yaml")
+
+
+class Source(Config):
+    """One address of a file, and what is known of the bytes there."""
+
+    url: str
+    """http or https."""
+    md5: str | None = Field(None, pattern="^[0-9a-f]{32}$")
+    """Hex digits; null: nobody publishes one."""
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Hex digits; null: nobody publishes one."""
+    size: int | None = None
+    """Bytes; null: not stated."""
+
+
+class CatalogueFile(Config):
+    """One file of a data set."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Its name on disk."""
+    folder: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The folder an archive is unpacked into; null: the file is kept as it is."""
+    sources: list[Source] = Field(min_length=1)
+    """Tried in turn."""
+
+
+class DataSet(Config):
+    """A data set: files that belong together."""
+
+    summary: str
+    """One line."""
+    page: str
+    """The authors' page."""
+    terms: str
+    """What the authors allow."""
+    files: list[CatalogueFile]
+    """Each is fetched by itself: one that fails does not stop the others."""
+
+
+def data_set(name: str, path: Path = CATALOGUE) -> DataSet:
+    """The data set of that name. Raises UsageError, with the nearest right name."""
+    known = read_yaml(path)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+        raise UsageError(f"no data set named {name!r}; {hint}")
+    return make(DataSet, known[name], where=f"{path.name}: {name}")
+
+
+def data_sets(path: Path = CATALOGUE) -> dict[str, DataSet]:
+    """All data sets by name."""
+    return {name: data_set(name, path) for name in read_yaml(path)}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A data set onto the disk.
+
+
 RECORD = ".fetched.json"
 
 
@@ -161,7 +226,7 @@ def _from_any_source(job: _Job, file: CatalogueFile, note: dict[str, Any]) -> tu
     for number, source in enumerate(sources):
         try:
             return _from_source(job, file, source, note), source.url
-        except (NothingCameOutError, BadInputError) as error:
+        except (EmptyResultError, BadInputError) as error:
             if number + 1 == len(sources):
                 raise
             LOGGER.warning("%s; trying %s", error, sources[number + 1].url)
@@ -217,7 +282,7 @@ def _download(job: _Job, file: CatalogueFile, source: Source, note: dict[str, An
         except BadInputError:
             if not is_ours:
                 raise BadInputError(f"{path}: not the file of {source.url}, and it {FOREIGN}") from None
-            LOGGER.warning("%s: not the file of %s; fetched anew", path, source.url)
+            LOGGER.warning("%s: not the file of %s; fetched again", path, source.url)
 
     def record(fetched: Fetched) -> None:
         _write_record(job.out, _archive_of(file), _described(fetched, source.url))
@@ -276,10 +341,10 @@ def _read_record(out: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise BadInputError(f"{out / RECORD}: cannot be read ({error}); remove it to fetch everything anew") from None
+        raise BadInputError(f"{out / RECORD}: cannot be read ({error}); remove it to fetch everything again") from None
     fields = {"source", "sha256", "size"}
     if not isinstance(record, dict) or not all(isinstance(n, dict) and fields <= n.keys() for n in record.values()):
-        raise BadInputError(f"{out / RECORD}: not a record of fetched files; remove it to fetch everything anew")
+        raise BadInputError(f"{out / RECORD}: not a record of fetched files; remove it to fetch everything again")
     return record
 
 

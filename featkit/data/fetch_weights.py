@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featkit.data.checksums import RemoteFile
-from featkit.data.download import DownloadConfig, download
-from featkit.errors import BadInputError, UsageError
-from featkit.models.published import load_network
+from featkit.core.errors import BadInputError, UsageError
+from featkit.data.download import DownloadConfig, RemoteFile, download
+from featkit.features.published import load_network
 from featkit.weights.catalogue import (
     FORMAT,
     AuthorsFile,
@@ -32,8 +31,8 @@ from featkit.weights.catalogue import (
     published_network,
     tensors_sha256,
 )
+from featkit.weights.files import write_tensors
 from featkit.weights.manifest import sha256_of
-from featkit.weights.tensor_files import write_tensors
 
 LOGGER = logging.getLogger(__name__)
 DOWNLOADS = "downloads"
@@ -61,7 +60,7 @@ def fetch_weights(
     """Put the weights of a published network into the cache.
 
     urls: other addresses by file name. archives: files that are on the disk. trust: take a file whose sha256 nobody has
-    pinned from a server. Raises UsageError for an unknown name or an unpinned file, NothingCameOutError without the
+    pinned from a server. Raises UsageError for an unknown name or an unpinned file, EmptyResultError without the
     server, BadInputError for files that are not the authors' or not of this network, NotWritableError.
     """
     row, path = published_network(name), cached_file(name)

@@ -1,6 +1,6 @@
 """Classes of patches by projection and visibility alone: no descriptor has chosen which views belong together.
 
-A seed is a keypoint of one image, of any detector, whose depth the map's points around it tell (dense_points.py). It
+A seed is a keypoint of one image, of any detector, whose depth the map's points around it tell (scene_classes.py). It
 belongs to every image in which it should be visible: within, seen from a direction not too different, and at the depth
 that the points seen around its projection tell. There its patch is cut either at the projection itself, jittered, or
 at the detection nearest to it. Tracks only give depths here; `source: tracks` takes points because SIFT matched them.
@@ -15,17 +15,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
-from featkit.config import Config
-from featkit.data.dense_points import depths_at
-from featkit.data.keypoint_classes import (
-    ClassesConfig,
-    DenseConfig,
-    Detections,
-    Predictions,
-    members_in_image,
-)
+from featkit.core.config import Config
+from featkit.data.keypoint_classes import ClassesConfig, DenseConfig, Detections, Predictions, members_in_image
 from featkit.data.patch_frames import FrameJitter, Frames, corners, jittered, whole_classes, within
-from featkit.data.scene_classes import separate
+from featkit.data.scene_classes import depths_at, separate
 from featkit.data.tracks import SceneTracks
 
 TANGENT_PX = 0.1  # step that tells the surface's tangents

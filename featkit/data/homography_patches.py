@@ -14,18 +14,26 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from pydantic import Field
 
-from featkit.config import Config
-from featkit.data.colour_jitter import JitterConfig, draw_jitter
-from featkit.data.colour_jitter import jittered as recoloured
-from featkit.data.homographies import ViewConfig, draw_view, warp
+from featkit.core.config import Config
+from featkit.data.augment import JitterConfig, ViewConfig, draw_jitter, draw_view, warp
+from featkit.data.augment import jittered as recoloured
 from featkit.data.keypoint_classes import ClassesConfig, Detections, Predictions
-from featkit.data.patch_frames import FrameJitter, Frames, corners, in_pixels, jittered, whole_classes, within
-from featkit.data.patch_keypoints import DetectorConfig, detected
+from featkit.data.patch_frames import (
+    DetectorConfig,
+    FrameJitter,
+    Frames,
+    corners,
+    detected,
+    in_pixels,
+    jittered,
+    whole_classes,
+    within,
+)
 from featkit.data.photometric import PhotometricConfig, photometric
 from featkit.data.scene_classes import separate
-from featkit.geometry.homography import apply_homography, local_scale
-from featkit.images.decode import DecodeConfig, DecodedImage, decode
-from featkit.store.artifact import inside
+from featkit.geometry.pixels import apply_homography, local_scale
+from featkit.images.read import DecodeConfig, DecodedImage, decode
+from featkit.io.artifact import inside
 
 TANGENT_PX = 1e-3  # step that tells how a homography turns a direction
 

@@ -1,23 +1,28 @@
-"""HPatches patches (Balntas et al., CVPR 2017) in the layout of hpatches-release.
-
-A folder per sequence, i_* (illumination) or v_* (viewpoint), with 16 images that are columns of 65 x 65 patches:
-ref.png from the reference image; e1.png ... e5.png, h1 ... h5, t1 ... t5 from the five others, with easy, hard and
-tough geometric noise. Patch k of all 16 shows the same point.
-"""
+"""Benchmarks of patches from files: HPatches and RomePatches."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
+from featkit.core.errors import BadInputError, UsageError
 from featkit.data.patch_set import PatchSet
-from featkit.errors import BadInputError, UsageError
+
+# ----------------------------------------------------------------------------------------------------------------------
+# HPatches patches (Balntas et al., CVPR 2017) in the layout of hpatches-release.
+#
+# A folder per sequence, i_* (illumination) or v_* (viewpoint), with 16 images that are columns of 65 x 65 patches:
+# ref.png from the reference image; e1.png ... e5.png, h1 ... h5, t1 ... t5 from the five others, with easy, hard and
+# tough geometric noise. Patch k of all 16 shows the same point.
+
 
 SIDE = 65  # px
 LEVELS = ("e", "h", "t")  # easy, hard, tough
@@ -153,3 +158,147 @@ def hpatches_patch_set(data: HPatches, sequences: Sequence[str], name: str = "hp
             end += count
         first += count
     return PatchSet(name, patches, classes, scenes, tuple(sequences))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# RomePatches (Paulin et al., ICCV 2015): 51 x 51 patches of photographs of Rome, in groups of 10 of one 3D point.
+#
+# Two sets of 10,000 patches, train and test. patch_retrieval_Rome_SET.mat has `patches`; of these the first ones, as
+# many as `labels_gt` of patch_retrieval_Rome_SET_labels.mat has, are the queries (one of each group), and the others,
+# with `labels`, are what is searched.
+
+
+Part = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class RomePatches:
+    """patches: grey. labels: the group of each. The first `num_queries` patches are the queries."""
+
+    patches: UInt8[np.ndarray, "n s s"]
+    labels: Int[np.ndarray, " n"]
+    num_queries: int
+
+    def as_patch_set(self, part: Part = "train") -> PatchSet:
+        """All patches, queries too, to train on; one scene, as the groups' photographs are not told apart."""
+        name = f"rome-{part}"
+        return PatchSet(name, self.patches, self.labels, np.zeros(len(self.labels), np.int64), (name,))
+
+
+def is_rome(folder: Path) -> bool:
+    """Whether a folder has one of the two sets, or part of it."""
+    return any(folder.glob("patch_retrieval_Rome_*.mat"))
+
+
+def read_rome(folder: Path, part: Part) -> RomePatches:
+    """One of the two sets. Raises BadInputError."""
+    path = folder / f"patch_retrieval_Rome_{part}.mat"
+    labels_path = folder / f"patch_retrieval_Rome_{part}_labels.mat"
+    for needed in (path, labels_path):
+        if not needed.is_file():
+            raise BadInputError(f"{needed}: no such file; get it with `featkit data fetch rome --out {folder}`")
+    named = read_matlab(labels_path)
+    queries, others = (_array(labels_path, named, name).reshape(-1) for name in ("labels_gt", "labels"))
+    labels = np.concatenate([queries, others]).astype(np.int64)
+    patches = _grey(path, _array(path, read_matlab(path), "patches"), len(labels))
+    if not np.isin(queries, others).all():
+        raise BadInputError(f"{labels_path}: a query has no patch of its own group to find; fetch it again")
+    return RomePatches(patches, labels, len(queries))
+
+
+def _array(path: Path, named: dict[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in named:
+        raise BadInputError(f"{path}: no array {name!r} in it (there are: {', '.join(named) or 'none'})")
+    return named[name]
+
+
+def _grey(path: Path, patches: np.ndarray, count: int) -> UInt8[np.ndarray, "n s s"]:
+    """Patches of any order of axes, grey or RGB, as (n, height, width)."""
+    shape = patches.shape
+    if count not in shape:
+        raise BadInputError(f"{path}: patches of shape {shape}, but {count} labels; the files are not of one set")
+    ordered = np.moveaxis(patches, shape.index(count), 0)
+    colour = [axis for axis, size in enumerate(ordered.shape) if size == 3 and axis > 0]
+    if colour:
+        ordered = np.moveaxis(ordered, colour[0], -1)
+    channels = 3 if colour else 1
+    side = round((ordered[0].size / channels) ** 0.5)
+    if ordered.shape[1:] not in {(side, side), (side, side, 3), (side * side,), (side * side, 3)}:
+        raise BadInputError(f"{path}: patches of shape {shape}; they are not square, grey or RGB")
+    whole = ordered.astype(np.float64)
+    whole = whole * (255 if whole.max(initial=0) <= 1 else 1)
+    values = np.round(whole).clip(0, 255).astype(np.uint8)
+    if not colour:
+        return np.ascontiguousarray(values.reshape(count, side, side))
+    pixels = np.ascontiguousarray(values.reshape(count * side, side, 3))
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).reshape(count, side, side)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Arrays of numbers from MATLAB 5 files (.mat, the format before 7.3): what RomePatches is stored in.
+#
+# After a header of 128 bytes come elements of a type, a length and data; a matrix is an element of elements: flags,
+# dimensions, name, values. Elements may be compressed with zlib. Numbers are stored column by column.
+
+
+HEADER, MATRIX, COMPRESSED = 128, 14, 15
+TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+NUMERIC = range(6, 16)  # array classes: double, single, and the integers
+HDF5 = b"\x89HDF"
+MAX_BYTES = 4 << 30  # of one compressed element
+
+
+def read_matlab(path: Path) -> dict[str, np.ndarray]:
+    """The numeric arrays of a file by name. Raises BadInputError."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
+    if content[:4] == HDF5 or HDF5 in content[512:516]:
+        raise BadInputError(f"{path}: of MATLAB 7.3 (HDF5); save it with -v7")
+    order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
+    if order is None:
+        raise BadInputError(f"{path}: not a MATLAB file; fetch it again")
+    try:
+        found = [
+            _matrix(data, order) for kind, data in _elements(memoryview(content)[HEADER:], order) if kind == MATRIX
+        ]
+    except (zlib.error, ValueError, IndexError, KeyError) as error:
+        raise BadInputError(f"{path}: broken ({error}); fetch it again") from None
+    return dict(item for item in found if item is not None)
+
+
+def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
+    """(type, bytes) of the elements one after the other, unpacked."""
+    place = 0
+    while place + 8 <= len(data):
+        word = int(np.frombuffer(data[place : place + 4], f"{order}u4")[0])
+        if word >> 16:  # small: length and type in one word, then up to 4 bytes
+            kind, size, start, step = word & 0xFFFF, word >> 16, place + 4, 8
+        else:
+            kind, size = word, int(np.frombuffer(data[place + 4 : place + 8], f"{order}u4")[0])
+            start, step = place + 8, 8 + size + (-size % 8 if kind != COMPRESSED else 0)
+        if start + size > len(data):
+            raise ValueError("cut off")
+        inner = data[start : start + size]
+        if kind == COMPRESSED:
+            unpacker = zlib.decompressobj()
+            plain = unpacker.decompress(inner, MAX_BYTES)
+            if not unpacker.eof:
+                raise ValueError("a compressed element is cut off, or too large")
+            yield from _elements(memoryview(plain), order)
+        else:
+            yield kind, inner
+        place += step
+
+
+def _matrix(data: memoryview, order: str) -> tuple[str, np.ndarray] | None:
+    """Name and values; None for what is not an array of real numbers."""
+    parts = list(_elements(data, order))
+    flags = int(np.frombuffer(parts[0][1][:4], f"{order}u4")[0])
+    if flags & 0xFF not in NUMERIC or flags & 0x0800:  # a struct, a text; complex
+        return None
+    shape = np.frombuffer(parts[1][1], f"{order}i4").tolist()
+    name = bytes(parts[2][1]).decode("ascii", "replace")
+    kind, values = parts[3]
+    return name, np.frombuffer(values, order + TYPES[kind]).reshape(shape, order="F")

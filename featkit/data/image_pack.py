@@ -22,11 +22,12 @@ import numpy as np
 from pydantic import Field
 
 from featkit import __version__
-from featkit.config import Config
-from featkit.data.homography_pairs import photographs, reduced
-from featkit.data.image_tree import is_image, open_tree
-from featkit.data.pack_writer import EPOCH
-from featkit.data.patch_pack import FORMAT, IMAGES_KIND, MANIFEST
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError, EmptyResultError, UsageError
+from featkit.core.log import Advance, progress
+from featkit.data.make_patches import LICENCE
+from featkit.data.make_posed_pairs import name_of
+from featkit.data.patch_pack import EPOCH, FORMAT, IMAGES_KIND, MANIFEST
 from featkit.data.phototour import INFO
 from featkit.data.posed_format import CameraTable, format_cameras, format_pairs
 from featkit.data.posed_pairs import (
@@ -39,13 +40,11 @@ from featkit.data.posed_pairs import (
     PosedPairs,
     read_posed_pairs,
 )
-from featkit.data.posed_scene import name_of
-from featkit.data.scene_patches import LICENCE
-from featkit.errors import BadInputError, NothingCameOutError, UsageError
-from featkit.geometry.homography import intrinsics_to_colmap
-from featkit.log import Advance, progress
-from featkit.store.artifact import inside, writing
-from featkit.store.stamp import digest, refuse_foreign
+from featkit.data.posed_samples import photographs, reduced
+from featkit.data.tree import is_image, open_tree
+from featkit.geometry.pixels import intrinsics_to_colmap
+from featkit.io.artifact import inside, writing
+from featkit.io.atomic import digest, refuse_foreign
 
 SAMPLE = 8  # photographs that tell how large a folder will be
 ENTRY_BYTES = 400  # of a photograph beside its JPEG: the zip's directory, its camera and pairs, deflated
@@ -92,7 +91,7 @@ def kind_of(folder: Path) -> Kind:
 def write_image_pack(config: ImagePackConfig, folders: Sequence[Path], out: Path, seed: int = 0) -> dict[str, Any]:
     """Pack posed pairs and photographs into the zip `out`, whole or not at all; returns the manifest.
 
-    Raises UsageError, BadInputError, NothingCameOutError when not one pair or photograph of a folder fits,
+    Raises UsageError, BadInputError, EmptyResultError when not one pair or photograph of a folder fits,
     NotWritableError.
     """
     names = [folder.resolve().name for folder in folders]
@@ -185,7 +184,7 @@ def _taken(
         used += more
         advance(len(new))
     if not kept:
-        raise NothingCameOutError(
+        raise EmptyResultError(
             f"{config.max_mb:g} MB are too few for the photographs of {source.name}; allow more with --max-mb"
         )
     return kept, used

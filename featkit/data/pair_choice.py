@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
-from featkit.config import Config
+from featkit.core.config import Config
 from featkit.data.tracks import SceneTracks
 
 BOX_SHARE = 0.05  # of the shared points that may lie outside of a box, on each of its sides

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import cv2
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
-
-class PatchArray(Protocol):
-    """An array of grey patches (n, side, side), in memory or mapped from files."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: np.ndarray) -> UInt8[np.ndarray, "b s s"]: ...
+from featkit.core.types import PatchArray
 
 
 @dataclass(frozen=True)

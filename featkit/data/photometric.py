@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from pydantic import Field
 
-from featkit.config import Config
+from featkit.core.config import Config
 
 DISPLAY_GAMMA = 2.2
 SHADE_CELLS = (2, 5)  # control points of the smooth shade along the shorter side: from, to (exclusive)

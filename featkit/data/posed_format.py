@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from featkit.data.image_tree import FileTree
-from featkit.errors import BadInputError
+from featkit.core.errors import BadInputError
+from featkit.data.tree import FileTree
 
 NUMBERS = 18  # of a line of img_cam.txt, after the name
 SEPARATE = "two image names expected (tab-separated if a name has a space)"

@@ -1,28 +1,46 @@
 """One pair of photographs as it is learned from: on canvases of one size, its geometry exact.
 
-An image's way: decode -> one homography onto the canvas (homographies.py) -> light (photometric.py) -> colour jitter
+An image's way: decode -> one homography onto the canvas (augment.py) -> light (photometric.py) -> colour jitter
 -> margins black. F of the
 canvases is F of the photographs, carried through both homographies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, UInt8
+from jaxtyping import Bool, Float, Float64, Int, UInt8
 from torch import Tensor
 
-from featkit.config import Config
-from featkit.data.colour_jitter import JitterConfig, draw_jitter, jittered
-from featkit.data.homographies import CanvasConfig, ViewConfig, draw_canvas, draw_view, draw_zoom, warp
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError
+from featkit.data.augment import (
+    CanvasConfig,
+    JitterConfig,
+    ViewConfig,
+    draw_canvas,
+    draw_jitter,
+    draw_view,
+    draw_zoom,
+    jittered,
+    warp,
+)
 from featkit.data.photometric import PhotometricConfig, photometric
-from featkit.data.pixel_cache import PixelCache
 from featkit.data.posed_pairs import PosedPairs
-from featkit.geometry.homography import warped_fundamental
+from featkit.data.teacher import TaughtPoints, Teacher
+from featkit.data.tree import FileTree, is_image, open_tree
+from featkit.geometry.pixels import warped_fundamental
 
 
 class PairAugmentation(Config):
@@ -131,3 +149,292 @@ def on_canvas(
     changed = photometric(warped, light, generator)
     changed = jittered(changed, draw_jitter(jitter, generator), valid)
     return cv2.bitwise_and(changed, changed, mask=valid.astype(np.uint8)), valid
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pairs out of single photographs: two random views of one, joined by a known homography.
+#
+# What a warm-up learns from where there are no poses: every pixel's place in the other view is known exactly.
+
+
+CACHED_PX = 1.5  # of the canvas's longer side: larger photographs are kept reduced to it
+
+
+class HomographyConfig(Config):
+    """How two views of a photograph differ. The strengths are featkit's own choice."""
+
+    canvas: CanvasConfig = CanvasConfig()
+    jitter: JitterConfig = JitterConfig()
+    photometric: PhotometricConfig = PhotometricConfig()
+    views: ViewConfig = ViewConfig(rotation_deg=30.0, scale_max=1.5, perspective=0.2)
+    """Of both views, independently: between them angles and zooms add up."""
+
+
+@dataclass(frozen=True)
+class HomographySample:
+    """Two RGB canvases. homography01: pixels of canvas 0 -> pixels of canvas 1, of Frobenius norm 1, its sign such that
+    the third coordinate of whatever both see is positive. valid: has content.
+    """
+
+    image0: UInt8[np.ndarray, "h w 3"]
+    image1: UInt8[np.ndarray, "h w 3"]
+    homography01: Float64[np.ndarray, "3 3"]
+    valid0: Bool[np.ndarray, "h w"]
+    valid1: Bool[np.ndarray, "h w"]
+    name: str
+    taught: tuple[TaughtPoints, TaughtPoints] | None = None
+
+
+@dataclass(frozen=True)
+class HomographyBatch:
+    """Samples of several photographs; homographies01 with the sign of the samples'."""
+
+    images0: UInt8[Tensor, "b h w 3"]
+    images1: UInt8[Tensor, "b h w 3"]
+    homographies01: Float64[Tensor, "b 3 3"]
+    valid0: Bool[Tensor, "b h w"]
+    valid1: Bool[Tensor, "b h w"]
+    names: tuple[str, ...]
+    taught: TaughtPoints | None = None
+    """Of all first, then of all second canvases, stacked; None without a teacher."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class HomographyPairs:
+    """Photographs of folders, zips, folders in zips, or single files. Raises BadInputError when there is none.
+
+    teacher: photographs without its features are left out; taught: how many of its keypoints a canvas gets at most.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Path],
+        config: HomographyConfig | None = None,
+        cache_mb: float = 1000.0,
+        teacher: Teacher | None = None,
+        taught: int = 256,
+    ):
+        self._config, self._cache = config or HomographyConfig(), PixelCache(cache_mb)
+        self._teacher, self._taught = teacher, taught
+        self.files = [(*found, source) for source in sources for found in photographs(source)]
+        if teacher is not None:
+            self.files = [found for found in self.files if teacher.has(found[2], found[1])]
+            if not self.files:
+                raise BadInputError("the teacher's files hold features of none of the photographs; check their names")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def select(self, index: Int[np.ndarray, " k"]) -> HomographyPairs:
+        """The photographs at `index`, in that order."""
+        some = copy.copy(self)
+        some.files = [self.files[int(i)] for i in index]
+        some._cache = PixelCache(self._cache.limit_mb)
+        return some
+
+    def sample(self, index: int, generator: np.random.Generator) -> HomographySample:
+        """Two views of a photograph. Raises BadInputError when it is broken."""
+        config = self._config
+        tree, name, source = self.files[index]
+        pixels = self._cache.get(index, lambda: self._load(tree, name))
+        size, zoom = (pixels.shape[1], pixels.shape[0]), draw_zoom(config.canvas, generator)
+        canvas = draw_canvas(config.canvas, size, generator, zoom=zoom)
+        views = [draw_view(config.views, config.canvas.size, generator) for _ in range(2)]
+        (image0, valid0), (image1, valid1) = (
+            on_canvas(pixels, view @ canvas, config.canvas, config.jitter, config.photometric, generator)
+            for view in views
+        )
+        between = views[1] @ np.linalg.inv(views[0])  # not through [2, 2]: pixel (0, 0) may lie beyond the horizon
+        between /= np.linalg.norm(between)
+        taught = None
+        if self._teacher is not None:
+            taught0, taught1 = (
+                self._teacher.on_canvas(source, name, view @ canvas, size, config.canvas.size, self._taught)
+                for view in views
+            )
+            taught = taught0, taught1
+        return HomographySample(image0, image1, between, valid0, valid1, tree.where(name), taught)
+
+    def collate(self, samples: Sequence[HomographySample]) -> HomographyBatch:
+        """Samples -> batch."""
+
+        def stacked(name: str) -> Tensor:
+            return torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]))
+
+        return HomographyBatch(
+            stacked("image0"),
+            stacked("image1"),
+            stacked("homography01"),
+            stacked("valid0"),
+            stacked("valid1"),
+            tuple(sample.name for sample in samples),
+            self._stacked_points(samples),
+        )
+
+    @staticmethod
+    def _stacked_points(samples: Sequence[HomographySample]) -> TaughtPoints | None:
+        points = [sample.taught[view] for view in range(2) for sample in samples if sample.taught is not None]
+        if not points:
+            return None
+        names = ("points", "descriptors", "scores", "shown")
+        return TaughtPoints(*(np.stack([getattr(one, name) for one in points]) for name in names))
+
+    def _load(self, tree: FileTree, name: str) -> UInt8[np.ndarray, "h w 3"]:
+        canvas = self._config.canvas
+        return reduced(tree.upright_pixels(name), round(CACHED_PX * canvas.zoom_max * max(canvas.size)))
+
+
+def photographs(source: Path) -> list[tuple[FileTree, str]]:
+    """All images below a folder or in a zip, or the one file. Raises BadInputError when there is none."""
+    if source.is_file() and is_image(source.name):
+        return [(FileTree(source.parent), source.name)]
+    tree = open_tree(source)
+    found = [(tree, name) for name in tree.names() if is_image(name)]
+    if not found:
+        raise BadInputError(f"{source}: no photographs in it")
+    return found
+
+
+def reduced(pixels: UInt8[np.ndarray, "h w 3"], max_side: int) -> UInt8[np.ndarray, "H W 3"]:
+    """A photograph reduced by area to a longer side of at most `max_side`."""
+
+    scale = max_side / max(pixels.shape[:2])
+    if scale >= 1:
+        return pixels
+    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Endless batches of samples, made ahead by threads; where it stands is one number.
+#
+# Sample number i is of the pair that the order of its epoch names, and its generator is seeded by [seed, 2, i]: nothing
+# depends on threads, on reading ahead or on how often a training was stopped. Decoding and warping run in OpenCV, which
+# lets Python's other threads run.
+
+
+SampleT = TypeVar("SampleT")
+BatchT = TypeVar("BatchT")
+BatchT_co = TypeVar("BatchT_co", covariant=True)
+AHEAD = 3  # batches made ahead
+
+
+class SampleSource(Protocol[SampleT, BatchT_co]):
+    """What PosedSamples and HomographyPairs are."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int, generator: np.random.Generator) -> SampleT: ...
+
+    def collate(self, samples: Sequence[SampleT]) -> BatchT_co: ...
+
+
+class PairOrder:
+    """Every pair once per epoch, in an order drawn from (seed, epoch)."""
+
+    def __init__(self, count: int, seed: int):
+        self._count, self._seed = count, seed
+        self._epoch, self._order = -1, np.zeros(0, np.int64)
+
+    def __getitem__(self, number: int) -> int:
+        """Which pair sample `number` (from 0, without end) is of."""
+        epoch, place = divmod(number, self._count)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([self._seed, 1, epoch]).permutation(self._count)
+        return int(self._order[place])
+
+
+class PairFeed(Generic[SampleT, BatchT]):
+    """Batches of `batch_size` samples.
+
+    workers: threads; 0 makes every batch when it is asked for. part: which rows of a batch belong to this process.
+    """
+
+    def __init__(
+        self,
+        source: SampleSource[SampleT, BatchT],
+        batch_size: int,
+        seed: int = 0,
+        workers: int = 2,
+        part: Callable[[int], slice] = slice,
+    ):
+        self._source, self._batch_size, self._seed = source, batch_size, seed
+        self._rows = range(batch_size)[part(batch_size)]
+        self._order = PairOrder(len(source), seed)
+        self._pool = ThreadPoolExecutor(workers) if workers else None
+        self._waiting: deque[list[Future[SampleT]]] = deque()
+        self._next = 0  # batch to be handed out
+        self.waited_s = 0.0
+
+    def next(self) -> BatchT:
+        """The next batch; the time until it is there is added to `waited_s`. Raises what a sample raised."""
+        started = time.perf_counter()
+        if self._pool is None:
+            samples = [self._make(*task) for task in self._tasks(self._next)]
+        else:
+            while len(self._waiting) < AHEAD:
+                ahead = self._tasks(self._next + len(self._waiting))
+                self._waiting.append([self._pool.submit(self._make, *task) for task in ahead])
+            samples = [future.result() for future in self._waiting[0]]
+            self._waiting.popleft()
+        self._next += 1
+        batch = self._source.collate(samples)
+        self.waited_s += time.perf_counter() - started
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """As it is after the batch that was handed out last."""
+        return {"batches": self._next}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on after the batch that `state` was taken after."""
+        self._drop_waiting()
+        self._next = int(state["batches"])
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._drop_waiting()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _tasks(self, batch: int) -> list[tuple[int, int]]:
+        numbers = [batch * self._batch_size + row for row in self._rows]
+        return [(number, self._order[number]) for number in numbers]
+
+    def _make(self, number: int, index: int) -> SampleT:
+        return self._source.sample(index, np.random.default_rng([self._seed, 2, number]))
+
+    def _drop_waiting(self) -> None:
+        for batch in self._waiting:
+            for future in batch:
+                future.cancel()
+        self._waiting.clear()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Decoded photographs kept in memory, so that an epoch decodes each of them once.
+
+
+class PixelCache:
+    """What came first stays, up to a limit: in an order drawn anew every epoch no other rule keeps more hits."""
+
+    def __init__(self, limit_mb: float):
+        self.limit_mb = limit_mb
+        self._kept: dict[Hashable, np.ndarray] = {}
+        self._lock = threading.Lock()
+        self.held_bytes = 0
+
+    def get(self, key: Hashable, load: Callable[[], np.ndarray]) -> np.ndarray:
+        """The pixels of `key`; nobody may write into them."""
+        found = self._kept.get(key)
+        if found is not None:
+            return found
+        pixels = load()
+        with self._lock:
+            if key not in self._kept and self.held_bytes + pixels.nbytes <= 1e6 * self.limit_mb:
+                pixels.flags.writeable = False
+                self._kept[key] = pixels
+                self.held_bytes += pixels.nbytes
+        return pixels

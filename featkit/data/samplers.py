@@ -7,14 +7,17 @@ gives the same batches on every device and on every number of devices, and the s
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
+from featkit.core.errors import BadInputError, UsageError
 from featkit.data.patch_set import ClassIndex
-from featkit.errors import BadInputError, UsageError
 
 MAX_IMAGES = 64  # that the same-image part of a batch is drawn from; what is missing then comes from the pass
 
@@ -47,7 +50,7 @@ class Sampler(Protocol):
 
 
 class _ClassPass:
-    """Walks all classes in random order, shuffled anew for each pass; between two turns of a class lie all others."""
+    """Walks all classes in random order, shuffled again for each pass; between two turns of a class lie all others."""
 
     def __init__(self, count: int, generator: np.random.Generator):
         self._count = count
@@ -321,3 +324,52 @@ def _distinct(sizes: Int[np.ndarray, " n"], number: int, generator: np.random.Ge
 def _how_many(sizes: Int[np.ndarray, " g"], most: int) -> int:
     """How many of the first groups fit into `most` patches; at least one."""
     return max(1, int(np.searchsorted(np.cumsum(sizes), most, side="right")))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# AdaSample: the positive of a pair is drawn by its distance from the anchor.
+#
+# p_i is proportional to d(x_i, x_0)^(lambda / L_avg), the pair's weight to 1 / d(x_i, x_0); d is the angle between
+# descriptors or their Euclidean distance, L_avg a moving average of the loss. Source: AdaSample, eq. 13 and 15.
+# descriptors (n, k, d): of n classes the anchor (first) and k - 1 candidates.
+
+
+def distances_from_anchor(
+    descriptors: Float[Tensor, "n k d"], distance: Literal["angular", "euclidean"]
+) -> Float[Tensor, "n c"]:
+    """Of every candidate from its anchor: radians, or Euclidean; descriptors have unit length. c = k - 1."""
+    if distance == "euclidean":
+        return (descriptors[:, 1:] - descriptors[:, :1]).norm(dim=2)
+    cosine = (descriptors[:, 1:] * descriptors[:, :1]).sum(dim=2)
+    return torch.arccos(cosine.clamp(-1.0, 1.0))
+
+
+def choose_positives(
+    distances: Float[Tensor, "n c"], exponent: float, chance: Float[Tensor, " n"]
+) -> Int[Tensor, " n"]:
+    """The candidate of every class, drawn with p proportional to distance^exponent (eq. 13).
+
+    exponent: lambda / L_avg; 0 draws uniformly, infinity takes the most distant ("Hardpos").
+    chance: uniform in [0, 1), what the draw is made with.
+    """
+    if math.isinf(exponent):
+        return distances.argmax(dim=1)
+    probability = torch.softmax(exponent * _log(distances), dim=1).double() if exponent else _uniform(distances)
+    reached = probability.cumsum(dim=1)
+    return (reached[:, :-1] <= chance[:, None].double() * reached[:, -1:]).sum(dim=1)
+
+
+def pair_weights(distances: Float[Tensor, " n"], exponent: float, smallest: float) -> Float[Tensor, " n"] | None:
+    """1 / distance of the chosen positives (eq. 13, up to a factor); None for exponent 0, which is random sampling.
+
+    smallest: in the same unit; a positive nearer than that counts as that far.
+    """
+    return None if exponent == 0 else 1.0 / distances.clamp(min=smallest)
+
+
+def _log(distances: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    return distances.clamp(min=torch.finfo(distances.dtype).tiny).log()
+
+
+def _uniform(distances: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    return torch.full_like(distances, 1.0 / distances.shape[1], dtype=torch.float64)

@@ -6,24 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
-from featkit.data.dense_points import dense_points
 from featkit.data.keypoint_classes import (
     ClassesConfig,
+    DenseConfig,
     Detections,
     Keypoints3D,
     Members,
     Origin,
+    PixelGrid,
     Predictions,
     keypoints_of_tracks,
     members_in_image,
     predictions,
     turn,
 )
-from featkit.data.pixel_grid import PixelGrid
-from featkit.data.tracks import SceneTracks
-from featkit.data.visibility import visible_in
+from featkit.data.tracks import SceneTracks, Views
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def scene_classes(tracks: SceneTracks, detections: Sequence[Detections], config:
 
 
 def kept_classes(classes: SceneClasses, kept: Bool[np.ndarray, " c"]) -> SceneClasses:
-    """Only some of the classes, as 0 .. n-1, counted anew."""
+    """Only some of the classes, as 0 .. n-1, renumbered."""
     members = classes.members.select(np.flatnonzero(kept[classes.members.keypoints]))
     names = np.cumsum(kept) - 1
     members = replace(members, keypoints=names[members.keypoints])
@@ -166,3 +165,147 @@ def _confusable(predicted: Predictions, config: ClassesConfig) -> Int[np.ndarray
         & (turn(predicted.angles[a], predicted.angles[b]) <= apart * config.orientation_rad)
     )
     return np.stack([predicted.keypoints[a[near]], predicted.keypoints[b[near]]], axis=1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Points where no track has one: a detection gets its depth from the map's points seen around it.
+#
+# UBC takes the depth of every interest point from multi-view stereo; a sparse map knows it only near its points. There
+# inverse depth is nearly linear in the image (exactly so on a plane), so a line of neighbours tells it well enough
+# to look for the detection in the images that observed the same neighbours.
+
+
+@dataclass(frozen=True)
+class DensePoints:
+    """Keypoints with points of their own, and the images to search for them (rows of `keypoints`, ascending)."""
+
+    points: Float[np.ndarray, "p 3"]
+    keypoints: Keypoints3D
+    searched_rows: Int[np.ndarray, " s"]
+    searched_images: Int[np.ndarray, " s"]
+
+
+def dense_points(tracks: SceneTracks, detections: Sequence[Detections], config: DenseConfig) -> DensePoints:
+    """A point for every detection that knows its depth; `keypoints.points` index the points returned."""
+    observers = np.zeros((len(tracks.points), len(tracks.image_names)), bool)
+    observers[tracks.observed_points, tracks.observed_images] = True
+    points, sizes, directions, rows, images = [], [], [], [], []
+    first = 0
+    for image, found in enumerate(detections):
+        seen = np.flatnonzero(observers[:, image])
+        views = tracks.views(image, seen)
+        known = depths_at(tracks.image_sizes[image], views, found.xy, config)
+        chosen = known.rows
+        world = tracks.back_projected(image, found.xy[chosen], known.depths)
+        own = tracks.views_of(image, world)
+        points.append(world)
+        sizes.append(np.log2(found.scales[chosen] / own.magnification))
+        directions.append(tracks.in_plane(image, own, found.oris[chosen]))
+        shared = observers[seen[known.neighbours]].sum(axis=1) >= config.shared_neighbours
+        shared[:, image] = True
+        row, searched = np.nonzero(shared)
+        rows.append(row + first)
+        images.append(searched)
+        first += len(chosen)
+    keypoints = Keypoints3D(np.arange(first), np.concatenate(sizes), np.concatenate(directions))
+    return DensePoints(np.concatenate(points), keypoints, np.concatenate(rows), np.concatenate(images))
+
+
+@dataclass(frozen=True)
+class LocalDepths:
+    """Places of an image that know their depth: `rows` of those asked for.
+
+    slopes: change of the inverse depth along x and y, per px. neighbours: rows of the views that told.
+    """
+
+    rows: Int[np.ndarray, " n"]
+    depths: Float[np.ndarray, " n"]
+    slopes: Float[np.ndarray, "n 2"]
+    neighbours: Int[np.ndarray, "n k"]
+
+
+def depths_at(
+    image_size: Int[np.ndarray, "2"], views: Views, xy: Float[np.ndarray, "q 2"], config: DenseConfig
+) -> LocalDepths:
+    """What the points around tell of the depth at some places. views: of the points that the image observed. xy: px."""
+    radius = config.radius * float(max(image_size))
+    query, point, distance = PixelGrid(views.xy, radius).pairs_within(xy, radius)
+    order = np.lexsort((distance, query))
+    query, point, distance = query[order], point[order], distance[order]
+    starts = np.searchsorted(query, np.arange(len(xy) + 1))
+    chosen = np.flatnonzero(np.diff(starts) >= config.neighbours)
+    pick = starts[chosen][:, None] + np.arange(config.neighbours)
+    around, distance = point[pick], distance[pick]
+    inverse = 1.0 / views.depth[around]
+    offset = (views.xy[around] - xy[chosen][:, None]) / radius
+    weights = 1.0 / (distance / radius + 0.05) ** 2
+    weights /= weights.sum(axis=1, keepdims=True)
+    design = np.concatenate([np.ones((*around.shape, 1)), offset], axis=2)
+    normal = np.einsum("nk,nki,nkj->nij", weights, design, design)
+    spread = np.einsum("nk,nki,nki->n", weights, offset, offset)
+    normal[:, [1, 2], [1, 2]] += config.slope_ridge * spread[:, None]
+    right = np.einsum("nk,nki,nk->ni", weights, design, inverse)
+    fit = np.linalg.solve(normal, right[:, :, None])[:, :, 0]
+    residual = np.einsum("nki,ni->nk", design, fit) / inverse - 1.0
+    smooth = np.sqrt((weights * residual**2).sum(axis=1)) <= config.depth_residual
+    smooth &= (fit[:, 0] >= inverse.min(axis=1)) & (fit[:, 0] <= inverse.max(axis=1))
+    return LocalDepths(chosen[smooth], 1.0 / fit[smooth, 0], fit[smooth, 1:] / radius, around[smooth])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# In which images a point of the map should be visible, beyond those where it was matched.
+
+
+def visible_in(
+    tracks: SceneTracks, image: int, points: Int[np.ndarray, " k"], config: ClassesConfig
+) -> Bool[np.ndarray, " k"]:
+    """Which points should be seen: inside the image, from a like direction, at the depth of what is seen around."""
+    views = tracks.views(image, points)
+    width, height = tracks.image_sizes[image]
+    with np.errstate(invalid="ignore"):
+        inside = (views.xy >= 0).all(axis=1) & (views.xy <= (width - 1, height - 1)).all(axis=1)
+    chosen = np.flatnonzero(inside)
+    chosen = chosen[_like_direction(tracks, points[chosen], views.directions[chosen], config)]
+    visible = np.zeros(len(points), bool)
+    chosen = chosen[_at_seen_depth(tracks, image, views, chosen, config)]
+    visible[chosen] = True
+    return visible
+
+
+def _like_direction(
+    tracks: SceneTracks, points: Int[np.ndarray, " n"], directions: Float[np.ndarray, "n 3"], config: ClassesConfig
+) -> Bool[np.ndarray, " n"]:
+    """Whether some image that observed the point looked at it from nearly there."""
+    centres = -np.einsum("mji,mj->mi", tracks.rotations, tracks.translations)
+    place = np.full(len(tracks.points), -1)
+    place[points] = np.arange(len(points))
+    rows = place[tracks.observed_points]
+    used = rows >= 0
+    rows, seen = rows[used], tracks.observed_points[used]
+    rays = centres[tracks.observed_images[used]] - tracks.points[seen]
+    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+    nearest = np.full(len(points), -1.0)
+    np.maximum.at(nearest, rows, (rays * directions[rows]).sum(axis=1))
+    return nearest >= np.cos(np.radians(config.max_view_angle_deg))
+
+
+def _at_seen_depth(
+    tracks: SceneTracks, image: int, views: Views, chosen: Int[np.ndarray, " n"], config: ClassesConfig
+) -> Bool[np.ndarray, " n"]:
+    """Whether the depth agrees with the median depth of the nearest points that the image observed."""
+    around = np.unique(tracks.observed_points[tracks.observed_images == image])
+    seen = tracks.views(image, around)
+    radius = config.depth_radius * float(max(tracks.image_sizes[image]))
+    query, point, distance = PixelGrid(seen.xy, radius).pairs_within(views.xy[chosen], radius)
+    order = np.lexsort((distance, query))
+    query, point = query[order], point[order]
+    starts = np.searchsorted(query, np.arange(len(chosen)))
+    rank = np.arange(len(query)) - starts[query]
+    near = rank < config.depth_neighbours
+    depths = np.full((len(chosen), config.depth_neighbours), np.nan)
+    depths[query[near], rank[near]] = seen.depth[point[near]]
+    enough = np.isfinite(depths).all(axis=1)
+    agrees = np.zeros(len(chosen), bool)
+    median = np.median(depths[enough], axis=1)
+    agrees[enough] = np.abs(views.depth[chosen[enough]] - median) <= config.depth_tolerance * median
+    return agrees

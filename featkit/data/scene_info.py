@@ -26,13 +26,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import Float, Int
 
-from featkit.data.image_tree import FileTree
+from featkit.core.errors import BadInputError
+from featkit.core.log import progress
 from featkit.data.posed_format import CameraTable
-from featkit.errors import BadInputError
-from featkit.images.decode import stored_size
-from featkit.log import progress
-from featkit.store.foreign_arrays import h5_shape, read_h5, read_npz
-from featkit.store.stamp import digest
+from featkit.data.tree import FileTree
+from featkit.images.read import stored_size
+from featkit.io.atomic import digest
+from featkit.io.foreign_arrays import h5_shape, read_h5, read_npz
 
 LOGGER = logging.getLogger(__name__)
 SCENE_INFO = re.compile(r"(^|/)scene_info[^/]*/[^/]+\.npz$")

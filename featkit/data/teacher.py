@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from featkit.errors import BadInputError
-from featkit.geometry.homography import as_homography
-from featkit.geometry.pixels import resize_affine
-from featkit.store.features import FeatureStore, open_features
+from featkit.core.errors import BadInputError
+from featkit.geometry.pixels import as_homography, resize_affine
+from featkit.io.features import FeatureStore, open_features
 
 
 @dataclass(frozen=True)

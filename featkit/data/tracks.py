@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
+
+NO_LICENCE = "not stated: ask whoever took the photographs"
 
 JACOBIAN_STEP = 1e-4  # of the depth: small against any lens, large against float64 rounding
 
@@ -101,3 +104,16 @@ class SceneTracks:
         flat = np.linalg.solve(views.jacobian @ rotation.T[:, :2], in_image[:, :, None])[:, :, 0]
         directions = flat @ rotation[:2]
         return directions / np.linalg.norm(directions, axis=1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A reconstruction to take patches of, where its photographs lie, and their licence.
+
+    keypoints: a features.h5 whose keypoints take the place of the detector's.
+    """
+
+    tracks: SceneTracks
+    images: Path
+    licence: str = NO_LICENCE
+    keypoints: Path | None = None

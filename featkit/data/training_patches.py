@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from featkit.config import Config, Runtime
-from featkit.data.hpatches import hpatches_patch_set, is_hpatches, read_hpatches, read_split
+from featkit.core.config import Config, Runtime
+from featkit.core.errors import BadInputError
+from featkit.data.hpatches import hpatches_patch_set, is_hpatches, is_rome, read_hpatches, read_rome, read_split
 from featkit.data.patch_pack import read_patch_data
 from featkit.data.patch_set import PatchSet, union
-from featkit.data.rome import is_rome, read_rome
-from featkit.errors import BadInputError
 
 WHOLE = "full"  # HPatches' split in which nothing is for training
 

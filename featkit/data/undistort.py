@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 
 from featkit.data.tracks import Projector
 from featkit.geometry.pixels import COLMAP_ORIGIN
-from featkit.images.decode import DecodedImage
+from featkit.images.read import DecodedImage
 
 BORDER_POINTS = 65  # per side of the photograph, to find the rectangle inside of its undistorted border
 STEP = 1e-4  # of the depth, to measure the focal length by

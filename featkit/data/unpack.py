@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from featkit.config import Config, Runtime
-from featkit.errors import BadInputError
-from featkit.store.artifact import explained, inside, making
+from featkit.core.config import Config, Runtime
+from featkit.core.errors import BadInputError
+from featkit.io.artifact import explained, inside, making
 
 CHUNK = 1 << 20
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)

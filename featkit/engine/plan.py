@@ -1,4 +1,4 @@
-"""A stage cut into shards, on disk: what any machine needs to work one of them, and to join them all.
+"""A stage cut into shards, on disk: what any machine needs to run one of them, and to join them all.
 
 OUTPUT.shards/DIGEST/ holds plan.json, the items of each shard (0000.json, ...) and what came of them (0000.h5, ...). A
 shard is written under a name of its own and renamed when it is whole: killed or done twice, it is never half. Paths in
@@ -18,16 +18,73 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, Protocol
 
-from pydantic import ValidationError
+import numpy as np
+from jaxtyping import Int16
+from pydantic import Field, ValidationError
 
 from featkit import __version__
-from featkit.engine.base import Task
-from featkit.engine.tasks import task_type
-from featkit.errors import BadInputError, UsageError
-from featkit.store.artifact import write_text
-from featkit.store.stamp import digest
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError, EmptyResultError, UsageError
+from featkit.core.types import Pair
+from featkit.features import stage as extraction
+from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.images.read import masks_of
+from featkit.io.artifact import write_text, writing
+from featkit.io.atomic import digest
+from featkit.io.features import open_features
+from featkit.io.shards import write_index
+from featkit.mapping.verify import VerifyConfig, collect, verify_shard
+from featkit.matching import stage as matching
+from featkit.retrieval.retrieve import described
+from featkit.retrieval.vlad import Codebook, VladConfig
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Where a stage runs, and what a task of many shards promises.
+
+
+class EngineConfig(Config):
+    """Where a stage runs. No field changes a result."""
+
+    name: Literal["local", "ray", "plan"] = "local"
+    """local: in this process and its workers; ray: on a Ray cluster; plan: nowhere yet, shards are only planned."""
+    address: str | None = None
+    """Of the Ray cluster ("auto": the one this machine belongs to); None: one of this machine alone."""
+    shards: int = Field(default=0, ge=0, description="parts of the work; 0: by the task's `items_per_shard`")
+    cpus: float = Field(default=1.0, gt=0, description="cores of each task; also its worker processes, rounded down")
+    gpus: float = Field(default=0.0, ge=0, description="GPUs of each task; 0.25: four tasks share one")
+    retries: int = Field(default=3, ge=0, description="times a shard is tried again when its node or process is lost")
+
+
+LOCAL = EngineConfig()
+
+
+class Task(Protocol):
+    """One stage over items that do not depend on each other; a `Config`, so that a plan can hold it.
+
+    stage: its name. unit: what its items are called. items_per_shard: where no number of shards is given. suffix: of a
+    shard's file. linked: whether the output leads to the shards, which then stay.
+    """
+
+    stage: Any
+    unit: Any
+    items_per_shard: Any
+    suffix: Any
+    linked: Any
+
+    def work(self, items: list[Any], output: Path) -> None:
+        """Make one shard: a store of the results of these items."""
+        ...
+
+    def join(self, shards: list[Path], output: Path) -> None:
+        """Make the output of all shards."""
+        ...
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The plan on disk, and one shard of it.
+
 
 PLAN = "plan.json"
 OWN = re.compile(r"plan\.json|\d{4,}\.\w+|\.\d{4,}-.*")  # names in a plan's folder
@@ -103,7 +160,7 @@ def read_plan(folder: Path) -> Plan:
         raise BadInputError(f"{folder / PLAN}: not a plan ({str(error).splitlines()[0]}); make it again") from None
 
 
-def work_shard(plan: Plan, number: int) -> None:
+def run_shard(plan: Plan, number: int) -> None:
     """Work one shard, unless it is there. Raises UsageError for a number that the plan has not, and what its stage
     raises, with the name of this machine.
     """
@@ -177,3 +234,148 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInputError(f"{path}: cannot be read ({error}); make the plan again") from None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The stages that can be cut into shards: extraction and matching here, the others beside.
+
+
+class ExtractTask(Config):
+    """Features of images. Items: their names, relative to `images`."""
+
+    unit: ClassVar[str] = "images"
+    items_per_shard: ClassVar[int] = 64
+    suffix: ClassVar[str] = ".h5"
+    linked: ClassVar[bool] = True
+    stage: Literal["extract"] = "extract"
+    config: ExtractConfig
+    images: Path
+    device: str = "auto"
+
+    def work(self, items: list[str], output: Path) -> None:
+        """See `engine.plan.Task`. A shard of images that cannot be used, where that is allowed, is an empty store."""
+        job = ExtractJob.resolve(self.config, device=self.device)
+        masks = {} if self.config.masks is None else masks_of(self.config.masks, items)
+        with contextlib.suppress(EmptyResultError):
+            extraction.run(job, self.images, output, items, masks=masks)
+
+    def join(self, shards: list[Path], output: Path) -> None:
+        """See `engine.plan.Task`."""
+        write_index(output, shards)
+
+
+class MatchTask(Config):
+    """Matches of pairs. Items: two names each. settings: all fields of the matcher's configuration."""
+
+    unit: ClassVar[str] = "pairs"
+    items_per_shard: ClassVar[int] = 512
+    suffix: ClassVar[str] = ".h5"
+    linked: ClassVar[bool] = True
+    stage: Literal["match"] = "match"
+    matcher: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    features: Path
+    device: str = "auto"
+
+    def work(self, items: list[list[str]], output: Path) -> None:
+        """See `engine.plan.Task`."""
+        matcher, config = matching.resolve(self.matcher, self.settings, self.device)
+        matching.match_pairs(matcher, config, self.features, [Pair(*item) for item in items], output)
+
+    def join(self, shards: list[Path], output: Path) -> None:
+        """See `engine.plan.Task`."""
+        write_index(output, shards)
+
+
+def task_type(stage: str) -> type[Config]:
+    """The class behind a stage's name. Raises BadInputError."""
+
+    types: dict[str, type[Config]] = {
+        "extract": ExtractTask,
+        "describe": DescribeTask,
+        "match": MatchTask,
+        "verify": VerifyTask,
+    }
+    if stage not in types:
+        raise BadInputError(f"a plan of the stage {stage!r}; this featkit has {', '.join(types)}")
+    return types[stage]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Vectors that images are retrieved by, in shards.
+
+
+class DescribeTask(Config):
+    """Vectors of images. Items: their names in `features`. codebook: as `write_codebook` keeps it."""
+
+    unit: ClassVar[str] = "images"
+    items_per_shard: ClassVar[int] = 512
+    suffix: ClassVar[str] = ".npz"
+    linked: ClassVar[bool] = True
+    stage: Literal["describe"] = "describe"
+    features: Path
+    codebook: Path
+    config: VladConfig
+    device: str = "auto"
+
+    def work(self, items: list[str], output: Path) -> None:
+        """See `engine.plan.Task`."""
+        codebook = read_codebook(self.codebook)
+        with open_features(self.features) as store:
+            rows = list(described(store, items, codebook, self.config, self.device))
+        vectors = np.stack([vector for _, vector in rows]) if rows else np.empty((0, codebook.dims), np.int16)
+        np.savez(output, names=np.array([name for name, _ in rows], dtype=np.str_), vectors=vectors)
+
+    def join(self, shards: list[Path], output: Path) -> None:
+        """See `engine.plan.Task`; who planned it reads the shards (`read_vectors`)."""
+
+
+def write_codebook(codebook: Codebook, path: Path) -> None:
+    """Keep a codebook for other machines."""
+    with writing(path, owned=True) as file:  # named by what is in it
+        np.savez(file, basis=codebook.basis, centroids=codebook.centroids)
+
+
+def read_codebook(path: Path) -> Codebook:
+    """A codebook that `write_codebook` kept. Raises BadInputError."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return Codebook(kept["basis"], kept["centroids"])
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInputError(f"{path}: not a codebook ({error}); make the plan again") from None
+
+
+def read_vectors(shards: Sequence[Path]) -> Iterator[tuple[str, Int16[np.ndarray, " d"]]]:
+    """Names and vectors of all shards, in order; one shard is in memory. Raises BadInputError."""
+    for path in shards:
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                names, vectors = kept["names"].tolist(), kept["vectors"]
+        except (OSError, ValueError, KeyError) as error:
+            raise BadInputError(f"{path}: damaged ({error}); remove it and run the same command again") from None
+        yield from zip(names, vectors, strict=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Geometric verification in shards: each takes its images and pairs from the database that is being built.
+
+
+class VerifyTask(Config):
+    """Two-view geometries of pairs. Items: two names each. database: with all images and keypoints, and their ids."""
+
+    unit: ClassVar[str] = "pairs"
+    items_per_shard: ClassVar[int] = 2048
+    suffix: ClassVar[str] = ".db"
+    linked: ClassVar[bool] = False
+    stage: Literal["verify"] = "verify"
+    config: VerifyConfig
+    database: Path
+    matches: Path
+
+    def work(self, items: list[list[str]], output: Path) -> None:
+        """See `engine.plan.Task`. The shard is a COLMAP database of these images and pairs."""
+        verify_shard(self.config, self.database, self.matches, [Pair(*item) for item in items], output)
+
+    def join(self, shards: list[Path], output: Path) -> None:
+        """Write the pairs of all shards into the database they were taken from."""
+        collect(shards, output)

@@ -1,7 +1,7 @@
 """The stages as users call them, here or elsewhere: what a local run writes, an engine writes too.
 
-An engine looks first at what the output holds already, plans shards of what is left, has them worked and adds links to
-them. The same command goes on where it was stopped: finished shards of the same plan are not worked again.
+An engine looks first at what the output holds already, plans shards of what is left, has them run and adds links to
+them. The same command goes on where it was stopped: finished shards of the same plan are not run again.
 """
 
 from __future__ import annotations
@@ -13,27 +13,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from featkit.config import Config
-from featkit.engine.base import LOCAL, EngineConfig
-from featkit.engine.describe_task import DescribeTask, read_vectors, write_codebook
-from featkit.engine.plan import Plan, join, make_plan, remove_plan
-from featkit.engine.tasks import ExtractTask, MatchTask
-from featkit.engine.verify_task import VerifyTask
-from featkit.errors import FeatkitError, NothingCameOutError
-from featkit.features import extract as extraction
-from featkit.features.extract import ExtractJob
-from featkit.images.listing import list_images
-from featkit.mapping.verified_database import Verifier
-from featkit.mapping.verify import VerifyConfig
-from featkit.matching import match as matching
-from featkit.matching.base import Matcher
+from featkit.core.config import Config
+from featkit.core.errors import EmptyResultError, FeatkitError
+from featkit.core.types import Pair
+from featkit.engine.plan import (
+    LOCAL,
+    DescribeTask,
+    EngineConfig,
+    ExtractTask,
+    MatchTask,
+    Plan,
+    VerifyTask,
+    join,
+    make_plan,
+    read_vectors,
+    remove_plan,
+    write_codebook,
+)
+from featkit.engine.ray import run_on_ray
+from featkit.features import stage as extraction
+from featkit.features.stage import ExtractJob
+from featkit.images.read import list_images
+from featkit.io.artifact import locked
+from featkit.io.atomic import digest
+from featkit.io.features import FeatureStore, open_features
+from featkit.io.lists import read_pairs
+from featkit.mapping.verify import Verifier, VerifyConfig
+from featkit.matching import stage as matching
+from featkit.matching.stage import Matcher
 from featkit.retrieval.retrieve import Describe
 from featkit.retrieval.vlad import Codebook, VladConfig
-from featkit.store.artifact import locked
-from featkit.store.features import FeatureStore, open_features
-from featkit.store.pairs import read_pairs
-from featkit.store.stamp import digest
-from featkit.types import Pair
 
 LOGGER = logging.getLogger(__name__)
 
@@ -47,7 +56,7 @@ class Planned(FeatkitError):
         self.plan = plan
         count, last = len(plan.sizes), len(plan.sizes) - 1
         super().__init__(
-            f"{plan.folder}: {count} shards planned; `featkit run {plan.folder} --shard I` works one"
+            f"{plan.folder}: {count} shards planned; `featkit run {plan.folder} --shard I` runs one"
             f" (I = 0 to {last}, as a job array), the same command again joins them"
         )
 
@@ -60,17 +69,17 @@ def extract(
     names: list[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """`features.extract.run` by an engine. Raises what it raises, Planned, and the engine's own errors."""
+    """`features.stage.run` by an engine. Raises what it raises, Planned, and the engine's own errors."""
     if engine.name == "local":
         return extraction.run(job, images, output, names, overwrite)
     wanted = list_images(images) if names is None else names
     with locked(output):
         todo = extraction.waiting(job, images, output, wanted, overwrite)
         config = job.config.model_copy(update={"workers": max(1, int(engine.cpus))})
-        _work(engine, ExtractTask(config=config, images=images, device=job.device), todo, len(wanted), output)
+        _run(engine, ExtractTask(config=config, images=images, device=job.device), todo, len(wanted), output)
     with open_features(output) as store:
         if not any(store.has(name) for name in wanted):
-            raise NothingCameOutError(f"{images}: none of its {len(wanted)} images could be used")
+            raise EmptyResultError(f"{images}: none of its {len(wanted)} images could be used")
     return output
 
 
@@ -86,14 +95,14 @@ def match(
     device: str = "auto",
     overwrite: bool = False,
 ) -> Path:
-    """`matching.match.run` by an engine. name: of the matcher in configs/. Raises as `extract` does."""
+    """`matching.stage.run` by an engine. name: of the matcher in configs/. Raises as `extract` does."""
     if engine.name == "local":
         return matching.run(matcher, config, features, pairs, output, overwrite=overwrite)
     listed = read_pairs(pairs)
     with locked(output):
         todo = matching.waiting(config, features, listed, output, overwrite, pairs)
         task = MatchTask(matcher=name, settings=config.model_dump(mode="json"), features=features, device=device)
-        _work(engine, task, _names(todo), len(listed), output)
+        _run(engine, task, _names(todo), len(listed), output)
     return output
 
 
@@ -115,7 +124,7 @@ def _describe(
     place = output.with_name(f"{output.name}.shards") / f"codebook-{kept}.npz"
     write_codebook(codebook, place)
     task = DescribeTask(features=store.path, codebook=place, config=config, device=device)
-    plan = _worked(engine, task, names, output)
+    plan = _finished_plan(engine, task, names, output)
     yield from read_vectors([plan.shard(number) for number in range(len(plan.sizes))])
     remove_plan(plan)
     with contextlib.suppress(OSError):  # another command's plan may be there
@@ -130,30 +139,28 @@ def verifier(engine: EngineConfig) -> Verifier | None:
 
 def _verify(engine: EngineConfig, config: VerifyConfig, database: Path, matches: Path, pairs: list[Pair]) -> None:
     task = VerifyTask(config=config, database=database, matches=matches)
-    _work(engine, task, _names(pairs), len(pairs), database)
+    _run(engine, task, _names(pairs), len(pairs), database)
 
 
 def _names(pairs: Sequence[Pair]) -> list[list[str]]:
     return [[pair.name0, pair.name1] for pair in pairs]
 
 
-def _work(engine: EngineConfig, task: Any, todo: Sequence[Any], total: int, output: Path) -> None:
+def _run(engine: EngineConfig, task: Any, todo: Sequence[Any], total: int, output: Path) -> None:
     if len(todo) < total:
         LOGGER.info("%s: %d of %d %s are done already", task.stage, total - len(todo), total, task.unit)
     if not todo:
         return
-    join(_worked(engine, task, todo, output))
+    join(_finished_plan(engine, task, todo, output))
 
 
-def _worked(engine: EngineConfig, task: Any, todo: Sequence[Any], output: Path) -> Plan:
+def _finished_plan(engine: EngineConfig, task: Any, todo: Sequence[Any], output: Path) -> Plan:
     """The plan of a task, all of its shards there. Raises Planned."""
     plan = make_plan(task, todo, output, engine.shards)
     if engine.name == "plan" and plan.waiting():
         raise Planned(plan)
     if engine.name == "ray":
-        from featkit.engine.on_ray import work_on_ray
-
-        work_on_ray(plan, engine)
+        run_on_ray(plan, engine)
     return plan
 
 

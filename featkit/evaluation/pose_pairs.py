@@ -7,8 +7,8 @@ points has in common with the other. Where there is no map, the angle between th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -16,16 +16,21 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 
-from featkit.config import Config
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError, EmptyResultError, UsageError
+from featkit.core.types import Pair, Pose
 from featkit.data.pair_choice import shared_counts
-from featkit.data.tracks import SceneTracks
-from featkit.errors import NothingCameOutError
-from featkit.evaluation.pose_error import direction_angle_deg, relative_pose
-from featkit.evaluation.pose_scenes import PosedScene
-from featkit.geometry.poses import rotation_matrix
-from featkit.mapping.tracks import read_tracks
-from featkit.store.pairs import read_pairs, write_pairs
-from featkit.types import Pair
+from featkit.data.tracks import Projector, SceneTracks
+from featkit.evaluation.metrics import RelativePose, direction_angle_deg, relative_pose
+from featkit.geometry.poses import quaternion, rotation_matrix
+from featkit.images.read import stored_size
+from featkit.io.atomic import read_lines
+from featkit.io.lists import Intrinsics, parse_intrinsics, read_pairs, write_pairs
+from featkit.mapping.cameras import CameraConfig, to_camera
+from featkit.mapping.covisibility import CameraProjector, read_tracks
+from featkit.mapping.model import is_model
+from featkit.mapping.reference import read_reference
+from featkit.mapping.scene import image_folder
 
 
 class PosePairsConfig(Config):
@@ -73,7 +78,7 @@ class _Candidates:
 def choose_pairs(scene: PosedScene, config: PosePairsConfig, seed: int, given: Path | None = None) -> ScenePairs:
     """The pairs to measure: those of a file, those that the scene brings along, or drawn ones, sorted by name.
 
-    Raises BadInputError for pairs that cannot be measured, NothingCameOutError when no pair is within the limits.
+    Raises BadInputError for pairs that cannot be measured, EmptyResultError when no pair is within the limits.
     """
     if given is not None:
         listed = read_pairs(given)
@@ -103,7 +108,7 @@ def _drawn(scene: PosedScene, config: PosePairsConfig, generator: np.random.Gene
     groups[found.values == edges[-1]] = len(edges) - 2  # the last edge belongs to the last range
     inside = np.flatnonzero((groups >= 0) & (groups < len(edges) - 1))
     if not len(inside):
-        raise NothingCameOutError(
+        raise EmptyResultError(
             f"{scene.truth}: no pair of its {len(scene.poses)} images has {rule}; widen the ranges by"
             f" --set pairs.{'overlap_edges' if scene.model else 'view_edges_deg'}=[...], or give --pairs"
         )
@@ -156,3 +161,259 @@ def by_view(scene: PosedScene) -> _Candidates:
     ]
     values = np.array([direction_angle_deg(forward[first], forward[second]) for first, second in pairs])
     return _Candidates(names, np.array(pairs, dtype=np.int64).reshape(-1, 2), values)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Posed pairs as MegaDepth-1500 is handed round: text files beside a folder of images.
+#
+# pairs_calibrated.txt (glue-factory, and SuperGlue's lists): a pair a line, `name0 name1 K0 K1 R t` or `... K0 K1 T`,
+# matrices row by row (9, 9 and 9 + 3 or 16 numbers); SuperGlue's has two rotations (0 to 3) after the names.
+# views.txt (glue-factory since 2025): an image a line, `name R t MODEL width height params...`, world to camera; its
+# pairs are in pairs.txt. Intrinsics are for COLMAP's pixels in both.
+
+
+CALIBRATED, VIEWS = "pairs_calibrated.txt", "views.txt"
+LENGTHS = {30: 0, 34: 0, 36: 2}  # numbers of a line -> how many stand before the matrices
+SAME_CAMERA = 1e-4  # relative: how far the intrinsics of an image may differ from one line to another
+ROTATION_TOLERANCE = 1e-3  # of R^T R from the identity: the lists are written with few digits
+LINE = "expected `name0 name1 K0 K1 R t`, 9 + 9 + 9 + 3 numbers (or 9 + 9 + 16) after the names"
+
+
+@dataclass(frozen=True)
+class CalibratedPairs:
+    """Pairs in the order of the file with their relative poses, and the intrinsics of every image they name."""
+
+    poses: dict[Pair, RelativePose]
+    intrinsics: dict[str, Intrinsics]
+
+
+def read_calibrated_pairs(path: Path) -> CalibratedPairs:
+    """Read pairs_calibrated.txt; a pair listed twice counts once. Sizes of images are not in it: they stand as 0.
+
+    Raises BadInputError.
+    """
+    poses: dict[Pair, RelativePose] = {}
+    intrinsics: dict[str, Intrinsics] = {}
+    for number, line in read_lines(path):
+        where = f"{path}:{number}"
+        fields = line.split()
+        skipped = LENGTHS.get(len(fields) - 2)
+        if skipped is None:
+            raise BadInputError(f"{where}: {LINE}; {max(len(fields) - 2, 0)} are there")
+        values = _numbers(fields[2 + skipped :], where)
+        pair = Pair(fields[0], fields[1])
+        if pair.name0 == pair.name1:
+            raise BadInputError(f"{where}: {pair.name0!r} is paired with itself; remove the line")
+        for name, matrix in ((pair.name0, values[:9]), (pair.name1, values[9:18])):
+            camera = _pinhole(matrix.reshape(3, 3), where)
+            if not np.allclose(intrinsics.setdefault(name, camera).params, camera.params, rtol=SAME_CAMERA):
+                raise BadInputError(f"{where}: {name!r} has other intrinsics in a line above; an image has one camera")
+        rest = values[18:]
+        pose = rest.reshape(4, 4)[:3] if len(rest) == 16 else np.column_stack([rest[:9].reshape(3, 3), rest[9:]])
+        poses.setdefault(pair, RelativePose(_rotation(pose[:, :3], where), pose[:, 3]))
+    if not poses:
+        raise BadInputError(f"{path}: no pairs in it")
+    return CalibratedPairs(poses, intrinsics)
+
+
+def read_views(path: Path) -> tuple[dict[str, Pose], dict[str, Intrinsics]]:
+    """World-to-camera poses and intrinsics of views.txt, by image name. Raises BadInputError."""
+    poses: dict[str, Pose] = {}
+    intrinsics: dict[str, Intrinsics] = {}
+    for number, line in read_lines(path):
+        where = f"{path}:{number}"
+        name, *fields = line.split()
+        if len(fields) < 13 or name in poses:
+            what = "listed before" if name in poses else "expected `name R t MODEL width height params...`"
+            raise BadInputError(f"{where}: {name!r}: {what}")
+        values = _numbers(fields[:12], where)
+        poses[name] = Pose(quaternion(_rotation(values[:9].reshape(3, 3), where)), values[9:])
+        intrinsics[name] = parse_intrinsics(" ".join(fields[12:]), where)
+    if not poses:
+        raise BadInputError(f"{path}: no images in it")
+    return poses, intrinsics
+
+
+def _numbers(fields: list[str], where: str) -> Float[np.ndarray, " n"]:
+    try:
+        values = np.array([float(field) for field in fields])
+    except ValueError:
+        raise BadInputError(f"{where}: what follows the names are not all numbers") from None
+    if not np.isfinite(values).all():
+        raise BadInputError(f"{where}: a number is not finite")
+    return values
+
+
+def _pinhole(matrix: Float[np.ndarray, "3 3"], where: str) -> Intrinsics:
+    (fx, skew, cx), (below, fy, cy), last = matrix.tolist()
+    if fx <= 0 or fy <= 0 or skew or below or last != [0, 0, 1]:
+        raise BadInputError(f"{where}: K is not that of a pinhole camera without skew")
+    return Intrinsics("PINHOLE", 0, 0, (fx, fy, cx, cy))
+
+
+def _rotation(matrix: Float[np.ndarray, "3 3"], where: str) -> Float[np.ndarray, "3 3"]:
+    if not (np.abs(matrix.T @ matrix - np.eye(3)).max() <= ROTATION_TOLERANCE and np.linalg.det(matrix) > 0):
+        raise BadInputError(f"{where}: R is not a rotation (row by row)")
+    left, _, right = np.linalg.svd(matrix)  # the nearest rotation: the digits of a text file leave it not quite one
+    return left @ right
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Scenes with true cameras, of any kind that `featkit eval pose` takes, as one: images, calibrations, poses.
+#
+# sparse/                     a COLMAP model (also as sparse/0, or the folder itself), images in images/
+# poses.txt, camera.txt       known poses (also in truth/); a model beside them only says which images overlap
+# pairs_calibrated.txt        pairs with their cameras and relative poses: MegaDepth-1500, see below
+# views.txt, pairs.txt        the same, in glue-factory's present layout
+
+
+KINDS = f"sparse/ (a COLMAP model), poses.txt with camera.txt, or {CALIBRATED}"
+MEGADEPTH = "MegaDepth-1500 is packed at https://cvg-data.inf.ethz.ch/megadepth/megadepth1500.zip"
+NAMED = 3  # files that a message names
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A photograph's camera. focal_px: mean focal length. size: width, height; None where the truth does not say."""
+
+    projector: Projector
+    focal_px: float
+    size: tuple[int, int] | None
+
+    def rays(self, keypoints: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+        """featkit pixels -> where their rays meet the plane at depth 1, the lens taken out; NaN beyond the lens."""
+        return self.projector.rays(keypoints.astype(np.float64))[:, :2]
+
+
+@dataclass(frozen=True)
+class PosedScene:
+    """Photographs with true cameras.
+
+    poses: world to camera, by name; empty where only pairs have poses. listed: the pairs that the scene brings along,
+    with their poses. model: a COLMAP model to see overlaps by. truth: the file or folder that the poses are of.
+    """
+
+    name: str
+    images: Path
+    calibrations: dict[str, Calibration]
+    truth: Path
+    poses: dict[str, Pose] = field(default_factory=dict)
+    listed: dict[Pair, RelativePose] = field(default_factory=dict)
+    model: Path | None = None
+
+    def relative(self, pair: Pair) -> RelativePose:
+        """The true pose of a pair that `check_pairs` has let pass."""
+        if pair in self.listed:
+            return self.listed[pair]
+        turned = Pair(pair.name1, pair.name0)
+        if turned in self.listed:
+            return self.listed[turned].inverse()
+        return relative_pose(self.poses[pair.name0], self.poses[pair.name1])
+
+    def check_pairs(self, pairs: Sequence[Pair], where: Path) -> None:
+        """Raise BadInputError for pairs without a true pose, images that are not there, or of another size."""
+        self._check_known(pairs, where)
+        names = sorted({name for pair in pairs for name in (pair.name0, pair.name1)})
+        missing = [name for name in names if not (self.images / name).is_file()]
+        if missing:
+            source = f"; {MEGADEPTH}" if self.listed else ""
+            raise BadInputError(
+                f"{self.images}: {len(missing)} of {len(names)} images of {self.truth.name} are missing:"
+                f" {_first(missing)}{source}"
+            )
+        for name in names:
+            size, expected = stored_size(self.images / name), self.calibrations[name].size
+            if expected is not None and size != expected:
+                raise BadInputError(
+                    f"{self.images / name}: {size[0]} x {size[1]}, but {expected[0]} x {expected[1]} in {self.truth};"
+                    " the camera is that of another size; use the images that the poses were made with"
+                )
+
+    def _check_known(self, pairs: Sequence[Pair], where: Path) -> None:
+        unknown = [name for pair in pairs for name in (pair.name0, pair.name1) if name not in self.calibrations]
+        if unknown:
+            raise BadInputError(
+                f"{where}: {_first(dict.fromkeys(unknown))}: no such image in {self.truth}, which has"
+                f" {len(self.calibrations)}, such as {next(iter(self.calibrations))}"
+            )
+        for pair in pairs if not self.poses else ():
+            if pair not in self.listed and Pair(pair.name1, pair.name0) not in self.listed:
+                raise BadInputError(f"{where}: {pair.name0} and {pair.name1}: {self.truth} has no pose of this pair")
+
+
+def read_scenes(roots: Sequence[Path]) -> list[PosedScene]:
+    """Scenes with names of their own. Raises BadInputError, and UsageError when two have one name."""
+    names = [root.resolve().name for root in roots]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two scenes are named {twice!r}; rename the folder of one")
+    return [read_scene(root) for root in roots]
+
+
+def read_scene(root: Path) -> PosedScene:
+    """Read the true cameras of a scene. Raises BadInputError."""
+    images = image_folder(root)
+    name = root.resolve().name
+    if (root / CALIBRATED).is_file():
+        return _calibrated_scene(name, root, images)
+    if (root / VIEWS).is_file():
+        return _viewed_scene(name, root, images)
+    folders = (root / "sparse", root / "sparse" / "0", root)
+    model = next((folder for folder in folders if is_model(folder)), None)
+    for poses in (root / "poses.txt", root / "truth" / "poses.txt"):
+        if poses.is_file():
+            if not poses.with_name("camera.txt").is_file():
+                raise BadInputError(f"{poses.with_name('camera.txt')}: no such file; the poses need their camera")
+            return _referenced_scene(name, images, poses, model)
+    if model is None:
+        raise BadInputError(f"{root}: no true cameras; a scene has {KINDS}")
+    return _referenced_scene(name, images, model, model)
+
+
+def _referenced_scene(name: str, images: Path, truth: Path, model: Path | None) -> PosedScene:
+    reference = read_reference(truth, CameraConfig())
+    assert reference.cameras is not None
+    assert reference.camera_ids is not None
+    by_id = {number: _calibration(camera) for number, camera in reference.cameras.items()}
+    calibrations = {image: by_id[reference.camera_ids[image]] for image in sorted(reference.poses)}
+    return PosedScene(name, images, calibrations, truth, reference.poses, model=model)
+
+
+def _calibrated_scene(name: str, root: Path, images: Path) -> PosedScene:
+    truth = root / CALIBRATED
+    found = read_calibrated_pairs(truth)
+    return PosedScene(
+        name, _holding(root, images, found.intrinsics), _calibrated(found.intrinsics), truth, {}, found.poses
+    )
+
+
+def _viewed_scene(name: str, root: Path, images: Path) -> PosedScene:
+    truth = root / VIEWS
+    poses, intrinsics = read_views(truth)
+    scene = PosedScene(name, _holding(root, images, intrinsics), _calibrated(intrinsics), truth, poses)
+    if not (root / "pairs.txt").is_file():
+        return scene
+    pairs = read_pairs(root / "pairs.txt")
+    scene.check_pairs(pairs, root / "pairs.txt")
+    listed = {pair: scene.relative(pair) for pair in pairs}
+    return PosedScene(name, scene.images, scene.calibrations, truth, poses, listed)
+
+
+def _holding(root: Path, images: Path, names: Iterable[str]) -> Path:
+    """Names of a list are relative to images/, or to the folder that the list is in."""
+    first = next(iter(names))
+    return root if (root / first).is_file() and not (images / first).is_file() else images
+
+
+def _calibrated(intrinsics: dict[str, Intrinsics]) -> dict[str, Calibration]:
+    return {name: _calibration(to_camera(one)) for name, one in intrinsics.items()}
+
+
+def _calibration(camera) -> Calibration:  # type: ignore[no-untyped-def]  # pycolmap.Camera, which mapping/ alone may name
+    size = (camera.width, camera.height) if camera.width else None
+    return Calibration(CameraProjector(camera), float(camera.mean_focal_length()), size)
+
+
+def _first(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:NAMED]) + ("..." if len(listed) > NAMED else "")

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featkit.config import Config
+from featkit.core.config import Config
+from featkit.core.log import timed
+from featkit.core.types import Pair
 from featkit.engine import stages
-from featkit.engine.base import LOCAL, EngineConfig
-from featkit.features.extract import ExtractJob
-from featkit.log import timed
-from featkit.matching import match
-from featkit.matching.base import Matcher
-from featkit.store.pairs import write_pairs
-from featkit.store.stamp import digest
-from featkit.types import Pair
+from featkit.engine.plan import LOCAL, EngineConfig
+from featkit.features.stage import ExtractJob
+from featkit.io.atomic import digest
+from featkit.io.lists import write_pairs
+from featkit.matching import stage as matching
+from featkit.matching.stage import Matcher
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class MatchRule:
     @staticmethod
     def resolve(name: str, changes: dict[str, Any] | None = None, device: str = "auto") -> MatchRule:
         """Raises UsageError for an unknown name or field."""
-        return MatchRule(name, *match.resolve(name, changes, device))
+        return MatchRule(name, *matching.resolve(name, changes, device))
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from featkit.errors import BadInputError
-from featkit.images.decode import stored_size
-from featkit.images.listing import SUFFIXES
-from featkit.store.text import read_lines
-from featkit.types import Pair
+from featkit.core.errors import BadInputError
+from featkit.core.types import Pair
+from featkit.images.read import SUFFIXES, stored_size
+from featkit.io.atomic import read_lines
 
 LOGGER = logging.getLogger(__name__)
 HPATCHES_IMAGES = 6

@@ -1,1 +1,1 @@
-"""Image -> Features: the extractor protocol, SIFT, and the extract stage. No HDF5 beyond the store's functions."""
+"""Image -> Features: the extractor protocol, the extractors, and the extract stage."""

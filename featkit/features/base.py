@@ -1,14 +1,17 @@
-"""What every extractor promises. tests/contract/ runs each registered one against it."""
+"""What every extractor promises, and how binary descriptors are packed."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float32, Shaped, UInt8
 
-from featkit.config import Config
-from featkit.types import Features
+from featkit.core.config import Config
+from featkit.core.types import Features
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What every extractor promises. tests/contract/ runs each registered one against it.
 
 
 class Extractor(Protocol):
@@ -38,17 +41,45 @@ class Extractor(Protocol):
 class TwoSteps(Extractor, Protocol):
     """An extractor whose first step wants many processes and whose second wants one device.
 
-    extract(pixels) is finish(begin(pixels)). What `begin` gives can be sent from one process to another.
+    extract(pixels) is finish(begin(pixels)). What `detect` gives can be sent from one process to another.
     """
 
     two_steps: bool
     """Whether to run it so, on the device it was built for."""
 
-    def begin(self, pixels: UInt8[np.ndarray, "h w *c"]) -> Any: ...
+    def detect(self, pixels: UInt8[np.ndarray, "h w *c"]) -> Any: ...
 
-    def finish(self, begun: Any) -> Features: ...
+    def describe(self, detected: Any) -> Features: ...
 
 
-def in_two_steps(extractor: Extractor) -> bool:
+def takes_two_steps(extractor: Extractor) -> bool:
     """Whether one process should finish what others begin."""
     return bool(getattr(extractor, "two_steps", False))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Binary descriptors: bits packed 8 to a byte, the first one highest (np.packbits), compared by Hamming distance.
+#
+# The product of rows of -1 and +1 counts equal minus unequal bits: distance = (bits - product) / 2, exact in float32.
+# Matrix products are what a CPU and a GPU do fastest, so this beats counting bits wherever there is no own code for it.
+
+
+BYTE = 8
+
+
+def is_packed(descriptors: Shaped[np.ndarray, "n d"]) -> bool:
+    """Whether descriptors are packed bits: rows of uint8. Real-valued ones are float16 or float32."""
+    return descriptors.dtype == np.uint8
+
+
+def pack_bits(bits: Bool[np.ndarray, "n b"]) -> UInt8[np.ndarray, "n b/8"]:
+    """Rows of bits, 8 to a byte; b must be a multiple of 8."""
+    return np.packbits(bits, axis=1)
+
+
+def unpack_signs(packed: UInt8[np.ndarray, "n k"]) -> Float32[np.ndarray, "n 8*k"]:
+    """+1 where a bit is set, -1 where not."""
+    signs = np.unpackbits(packed, axis=1).astype(np.float32)
+    signs *= 2.0
+    signs -= 1.0
+    return signs

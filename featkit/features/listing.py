@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from featkit.config import config_names, named_config
-from featkit.registry import EXTRACTORS, configured
-from featkit.weights import listed
+from featkit.core.config import config_names, named_config
+from featkit.core.registry import EXTRACTORS, configured
 from featkit.weights.catalogue import place, published_network
+from featkit.weights.manifest import listed
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,30 @@ orientation. pycolmap cannot detect without describing; its SIFT descriptors are
 
 from __future__ import annotations
 
+import copy
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import UInt8
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped, UInt8
 from pydantic import Field
+from torch import Tensor, nn
 
-from featkit.config import Config, Runtime
+from featkit.core.config import Config, Runtime
+from featkit.core.runtime import torch_device
+from featkit.core.types import Features, PatchArray
+from featkit.features.base import BYTE, pack_bits
 from featkit.features.sift import Sift, SiftConfig
-from featkit.types import Features
-
-if TYPE_CHECKING:
-    from featkit.features.frozen import FrozenNetwork
+from featkit.images.patches import KeypointPatches, PatchPyramid
+from featkit.models.patch import FrnTlu, HyNet, L2Net, PatchNetwork, standardise
+from featkit.weights.files import load_patch_network
+from featkit.weights.manifest import find, sha256_of
 
 
 class PatchesConfig(Config):
@@ -66,38 +76,32 @@ class Patches:
     @property
     def weights_sha256(self) -> str:
         """Raises UsageError for a weight that is not there."""
-        from featkit.weights import find, sha256_of
 
         return sha256_of(find(self.config.weights))
 
     @property
     def two_steps(self) -> bool:
         """Whether one process should describe what others detect: a GPU is shared badly by many processes."""
-        from featkit.device import torch_device
 
         return torch_device(self._device_name).type != "cpu"
 
     def extract(self, pixels: UInt8[np.ndarray, "h w"]) -> Features:
         """Features of one grey image; see `Extractor.extract`."""
-        return self.finish(self.begin(pixels))
+        return self.describe(self.detect(pixels))
 
-    def begin(self, pixels: UInt8[np.ndarray, "h w"]) -> DetectedKeypoints:
+    def detect(self, pixels: UInt8[np.ndarray, "h w"]) -> DetectedKeypoints:
         """Detect only; needs neither the network nor its device."""
         found = self._detector.extract(pixels)
         return DetectedKeypoints(pixels, replace(found, descriptors=np.zeros((len(found), 0), np.float16)))
 
-    def finish(self, begun: DetectedKeypoints) -> Features:
+    def describe(self, detected: DetectedKeypoints) -> Features:
         """Describe detected keypoints."""
-        import torch
-
-        from featkit.features.describe import describe_patches
-        from featkit.features.patch_cutting import KeypointPatches, PatchPyramid
 
         network = self._loaded()
-        found = begun.keypoints
+        found = detected.keypoints
         assert found.scales is not None
         assert found.oris is not None
-        pixels = torch.as_tensor(np.require(begun.pixels, requirements=["C", "W"])).to(network.device)
+        pixels = torch.as_tensor(np.require(detected.pixels, requirements=["C", "W"])).to(network.device)
         centres, scales, oris = (torch.from_numpy(v) for v in (found.keypoints, found.scales, found.oris))
         cut_px = self.config.cut_px or network.input_px
         patches = KeypointPatches(PatchPyramid(pixels), centres, self.config.magnification * scales, oris, cut_px)
@@ -107,13 +111,224 @@ class Patches:
         return replace(found, descriptors=descriptors)
 
     def _loaded(self) -> FrozenNetwork:
-        from featkit.device import torch_device
-        from featkit.features.frozen import FrozenNetwork
-        from featkit.weights import load_patch_network
-
         with self._loading:
             if self._network is None:
                 device = torch_device(self._device_name)
                 network, _ = load_patch_network(self.config.weights, device)
                 self._network = FrozenNetwork(network, device, self.config.precision)
             return self._network
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Patches -> descriptors: resizing as in training and tests, and the network in batches that fit the cache.
+
+
+BATCH_SIZES = {"cpu": 32, "cuda": 2048}  # on the CPU the largest map of a batch (4 MB) stays in the cache
+
+AnyPatches: TypeAlias = PatchArray | KeypointPatches | Tensor
+
+
+def resize_patches(patches: Shaped[Tensor, "n s s"], out_px: int) -> Float[Tensor, "n out out"]:
+    """Patches in [0, 1] at another size, bilinear with half-pixel centres: 64 -> 32 is the mean of 2 x 2 pixels.
+
+    patches: uint8, or floating point in [0, 1].
+    """
+    values = patches.float() / 255.0 if patches.dtype == torch.uint8 else patches.float()
+    if values.shape[-1] == out_px:
+        return values
+    if values.shape[-1] == 2 * out_px:
+        return F.avg_pool2d(values[:, None], 2)[:, 0]  # the same, faster
+    return F.interpolate(values[:, None], size=(out_px, out_px), mode="bilinear", align_corners=False)[:, 0]
+
+
+def describe_patches(
+    network: PatchNetwork | FrozenNetwork,
+    patches: AnyPatches,
+    device: str | torch.device = "auto",
+    batch_size: int = 0,
+    precision: Precision = "fp32",
+) -> Float[np.ndarray, "n d"] | UInt8[np.ndarray, "n d/8"]:
+    """Descriptors of patches (n, s, s): uint8 (also mapped from files), or floating point in [0, 1].
+
+    Returns float32 with unit rows, or the packed bits (np.packbits) of a binary descriptor: 1 where raw is above 0.
+    network: left as it is; a FrozenNetwork decides device and precision itself. batch_size: 0 for a good one. The
+    network always sees whole batches (the last one is filled up with zeros): on the CPU a patch's descriptor is the
+    same to the last bit whatever the others are; another batch size changes it by rounding (1e-6), as BLAS does.
+    """
+    if not isinstance(network, FrozenNetwork):
+        device = torch_device(device) if isinstance(device, str) else device
+        network = FrozenNetwork(network, device, precision)
+    size = batch_size or BATCH_SIZES.get(network.device.type, BATCH_SIZES["cpu"])
+    batches = [np.arange(start, min(start + size, len(patches))) for start in range(0, len(patches), size)]
+    width, kind = (network.dimension // BYTE, np.uint8) if network.is_binary else (network.dimension, np.float32)
+    found = np.empty((len(patches), width), kind)
+
+    def work(index: np.ndarray) -> None:
+        found[index] = _describe_batch(network, patches, index, size)
+
+    if network.device.type != "cpu":
+        for index in batches:
+            work(index)
+        return found
+    with _one_batch_per_core(len(batches)) as pool:
+        list(pool.map(work, batches))
+    return found
+
+
+def _describe_batch(network: FrozenNetwork, patches: AnyPatches, index: np.ndarray, size: int) -> np.ndarray:
+    with torch.inference_mode():
+        given = torch.as_tensor(patches[index]).to(network.device)
+        values = resize_patches(given, network.input_px)
+        if len(values) < size:
+            values = F.pad(values, (0, 0, 0, 0, 0, size - len(values)))
+        described = network(values)[: len(index)]
+        if network.is_binary:
+            return pack_bits((described > 0).cpu().numpy())
+        return described.cpu().numpy()
+
+
+@contextmanager
+def _one_batch_per_core(batches: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that each describe a batch on one core: several cores on one batch would wait for each other."""
+    cores = torch.get_num_threads()
+    threads = max(1, min(cores, batches))
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, "describe", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(cores)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A trained patch network as it runs: the same function in fewer passes over memory.
+#
+# BatchNorm is folded into the convolutions, the last 8x8 convolution is one matrix product, FRN and TLU work in place.
+# Everything is channels-last. On the CPU the maps of a batch of 32 patches stay in the cache, and the convolutions'
+# arithmetic is nearly all of the time.
+
+
+Precision = Literal["fp32", "fp16", "bf16"]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ResponseNorm:
+    """FRN and TLU: max(scale * x / sqrt(mean of x^2 + eps) + bias, tau). The factors are float32 always."""
+
+    scale: Float[Tensor, " c"]
+    bias: Float[Tensor, " c"]
+    tau: Float[Tensor, " c"]
+    eps: float
+
+    def __call__(self, maps: Float[Tensor, "b p c"]) -> Float[Tensor, "b p c"]:
+        """maps: p positions of c channels, contiguous; overwritten and returned."""
+        factor = self.scale * torch.rsqrt(_mean_square(maps) + self.eps)
+        torch.addcmul(self.bias, maps, factor, out=maps)  # computed in float32 and rounded once, whatever maps holds
+        return torch.maximum(maps, self.tau, out=maps)
+
+
+def _mean_square(maps: Float[Tensor, "b p c"]) -> Float[Tensor, "b 1 c"]:
+    """Mean over the positions, in float32."""
+    if maps.device.type == "cpu":  # where reducing along a stride is slow, and adding whole rows is not
+        x = maps.float()
+        return torch.mul(x, x).sum(1, keepdim=True) / maps.shape[1]
+    norm = torch.linalg.vector_norm(maps, dim=1, keepdim=True, dtype=torch.float32)
+    return norm.square() / maps.shape[1]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A 3x3 convolution with bias, then FRN and TLU, or ReLU (`activation` None)."""
+
+    weight: Float[Tensor, "o i 3 3"]
+    bias: Float[Tensor, " o"]
+    stride: int
+    activation: ResponseNorm | None
+
+    def __call__(self, maps: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h2 w2"]:
+        """maps and result: channels last."""
+        maps = F.conv2d(maps, self.weight, self.bias, self.stride, padding=1)
+        if self.activation is None:
+            return maps.relu_()
+        b, channels, height, width = maps.shape
+        flat = self.activation(maps.permute(0, 2, 3, 1).reshape(b, -1, channels))
+        return flat.view(b, height, width, channels).permute(0, 3, 1, 2)
+
+
+class FrozenNetwork:
+    """What a PatchNetwork computes in eval mode, on one device, with a copy of its weights.
+
+    precision: of the maps between the layers; a GPU computes float32 convolutions as torch is set up to (TF32).
+    """
+
+    def __init__(self, network: PatchNetwork, device: torch.device, precision: Precision = "fp32"):
+        self.config, self.input_px, self.dimension = network.config, network.input_px, network.dimension
+        self.is_binary = network.is_binary
+        self.device, self.dtype = device, DTYPES[precision]
+        self._transformer: nn.Module | None = None
+        if network.transformer is not None:  # a hundredth of the arithmetic: kept as it is, in float32
+            self._transformer = copy.deepcopy(network.transformer).to(device).eval()
+        self._first: ResponseNorm | None = None
+        with torch.no_grad():
+            if isinstance(network.trunk, HyNet):
+                self._first = self._response_norm(network.trunk.first)
+                self._convolutions, last = self._hynet(network.trunk)
+            else:
+                self._convolutions, last = self._l2net(network.trunk)
+            weight, bias = last
+            # the maps lie as (height, width, channel)
+            self._last = weight.permute(0, 2, 3, 1).flatten(1).to(device, self.dtype), bias.to(device, self.dtype)
+
+    def __call__(self, patches: Float[Tensor, "b s s"]) -> Float[Tensor, "b d"]:
+        """patches: in [0, 1], s = `input_px`. Unit rows; raw values of a binary descriptor (bit: above 0). float32."""
+        maps = patches[:, None].to(self.device, torch.float32)
+        if self._transformer is not None:
+            maps = self._transformer(maps)
+        if self._first is None:
+            maps = standardise(maps, self.config.input_norm, self.config.input_eps)
+        else:
+            maps = self._first(maps.flatten(2).transpose(1, 2).clone()).transpose(1, 2).view_as(maps)
+        maps = maps.to(self.dtype)
+        for convolution in self._convolutions:
+            maps = convolution(maps)
+        raw = F.linear(maps.permute(0, 2, 3, 1).flatten(1), *self._last).float()
+        if self.is_binary:
+            return raw
+        return raw / torch.sqrt(raw.square().sum(1, keepdim=True) + self.config.norm_eps)
+
+    def _l2net(self, trunk: L2Net) -> tuple[list[Convolution], tuple[Tensor, Tensor]]:
+        convolutions = [layer for layer in trunk.features if isinstance(layer, nn.Conv2d)]
+        norms = [layer for layer in trunk.features if isinstance(layer, nn.BatchNorm2d)]
+        *parts, last = [
+            (*folded(convolution, norm), convolution.stride[0])
+            for convolution, norm in zip(convolutions, norms, strict=True)
+        ]
+        return [self._convolution(*part, None) for part in parts], last[:2]
+
+    def _hynet(self, trunk: HyNet) -> tuple[list[Convolution], tuple[Tensor, Tensor]]:
+        parts = []
+        for convolution, activation in zip(trunk.convolutions, trunk.activations, strict=True):
+            assert isinstance(convolution, nn.Conv2d)
+            assert isinstance(activation, FrnTlu)
+            assert convolution.bias is not None
+            response_norm = self._response_norm(activation)
+            parts.append(self._convolution(convolution.weight, convolution.bias, convolution.stride[0], response_norm))
+        return parts, folded(trunk.last, trunk.norm)
+
+    def _convolution(self, weight: Tensor, bias: Tensor, stride: int, activation: ResponseNorm | None) -> Convolution:
+        copied = weight.to(self.device, self.dtype, copy=True, memory_format=torch.channels_last)
+        return Convolution(copied, bias.to(self.device, self.dtype, copy=True), stride, activation)
+
+    def _response_norm(self, layer: FrnTlu) -> ResponseNorm:
+        scale, bias, tau = (p.to(self.device, torch.float32, copy=True) for p in (layer.scale, layer.bias, layer.tau))
+        return ResponseNorm(scale, bias, tau, layer.eps)
+
+
+def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Float[Tensor, "o i k k"], Float[Tensor, " o"]]:
+    """Weight and bias that do what a convolution without bias and BatchNorm without affine do one after the other."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = torch.rsqrt(norm.running_var.double() + norm.eps)
+    weight = convolution.weight.double() * factor[:, None, None, None]
+    return weight.float(), (-norm.running_mean.double() * factor).float()

@@ -10,27 +10,29 @@ Papers, licences and training data: weights/catalogue.yaml.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from pydantic import Field
+from torch import Tensor, nn
 
-from featkit.config import Config, Runtime
-from featkit.errors import BadInputError, UsageError
-from featkit.features.patches import Patches, PatchesConfig
-from featkit.types import Features
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from featkit.features.dense.one_thread import OneThread
-    from featkit.features.frozen import FrozenNetwork
+from featkit.core.config import Config, Runtime
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.runtime import torch_device
+from featkit.core.types import Features
+from featkit.features.patches import FrozenNetwork, Patches, PatchesConfig
+from featkit.features.scfeat import OneThread
+from featkit.weights.catalogue import PublishedWeights, load_published, weights_sha256
+from featkit.weights.exchange import published_patch_network
+from featkit.weights.files import fill
 
 LOGGER = logging.getLogger(__name__)
 MIN_SIDE_PX = 32
@@ -88,7 +90,6 @@ class PublishedExtractor(ABC):
     @property
     def weights_sha256(self) -> str:
         """Of the authors' file, however it got here. Raises UsageError, and BadInputError for weights not there."""
-        from featkit.weights.catalogue import weights_sha256
 
         return weights_sha256(self.network_name, self.config.weights)
 
@@ -133,10 +134,6 @@ class PublishedExtractor(ABC):
 
     def _ready(self) -> OneThread:
         """The thread that runs the network; the network is loaded on the first call."""
-        from featkit.device import torch_device
-        from featkit.features.dense.one_thread import OneThread
-        from featkit.models.published import load_network
-        from featkit.weights.catalogue import load_published
 
         config = self.config
         with self._loading:
@@ -152,7 +149,6 @@ class PublishedExtractor(ABC):
 
     def _run(self, images: list[np.ndarray]) -> list[Features]:
         """Images of one size, in the network's thread."""
-        import torch
 
         assert self._device is not None
         height, width = images[0].shape[:2]
@@ -163,8 +159,6 @@ class PublishedExtractor(ABC):
         return [self._features((_array(a), _array(b), _array(c)), (width, height)) for a, b, c in found]
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        import torch
-
         assert self._device is not None
         return torch.autocast(self._device.type, torch.float16, enabled=self.config.precision == "fp16")
 
@@ -279,8 +273,6 @@ class Dedode(PublishedExtractor):
         return contextlib.nullcontext()  # kornia's network does it where it is meant to be
 
     def _detect(self, images: Tensor) -> list[Found]:
-        import torch.nn.functional as F
-
         keypoints, scores, descriptors = self._network(images, n=self.config.max_keypoints)
         return list(zip(keypoints - 0.5, F.normalize(descriptors, dim=2), scores, strict=True))  # kornia: centres at .5
 
@@ -307,9 +299,6 @@ class KeynetHardnet(PublishedExtractor):
 
     def _detect_one(self, image: Float[Tensor, "1 1 h w"]) -> Found:
         """Keypoints are (n, 4): x, y, scale, orientation."""
-        import torch
-
-        from featkit.models.published import kornia_feature
 
         feature = kornia_feature()
         frames, responses, descriptors = self._network(image)
@@ -346,16 +335,10 @@ class DogHardnet(Patches):
     @property
     def weights_sha256(self) -> str:
         """Of the authors' file, however it got here. Raises UsageError, and BadInputError for weights not there."""
-        from featkit.weights.catalogue import weights_sha256
 
         return weights_sha256(self.network_name, self.config.weights)
 
     def _loaded(self) -> FrozenNetwork:
-        from featkit.device import torch_device
-        from featkit.features.frozen import FrozenNetwork
-        from featkit.weights.catalogue import load_published
-        from featkit.weights.published import published_patch_network
-
         with self._loading:
             if self._network is None:
                 device = torch_device(self._device_name)
@@ -368,7 +351,6 @@ class DogHardnet(Patches):
 @contextlib.contextmanager
 def _exact_float32() -> Iterator[None]:
     """Convolutions in float32 as such: cuDNN takes TF32 (10 bits) otherwise."""
-    import torch
 
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
@@ -376,3 +358,88 @@ def _exact_float32() -> Iterator[None]:
 
 def _array(values: Tensor) -> np.ndarray:
     return values.float().cpu().numpy()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Networks that others published, as kornia has them: built without its downloads, filled with checked tensors.
+#
+# `load_network(name)` gives each of the catalogue's (weights/catalogue.yaml) with all its tensors and no other ones.
+
+
+CONSTANTS = ("dkd.hw_grid",)
+"""Buffers of kornia's that a file need not have: they do not depend on training."""
+ALIKED_NETWORKS = ("aliked-n16", "aliked-n16rot", "aliked-n32", "aliked-t16")
+KORNIA_NAMES = {
+    **dict.fromkeys(ALIKED_NETWORKS, "ALIKED"),
+    "disk": "DISK",
+    "xfeat": "XFeat",
+    "dedode-b": "DeDoDe",
+    "keynet-hardnet": "KeyNetDetector",
+    "doghardnet": "HardNet",
+}
+"""What kornia calls each."""
+
+
+def load_network(name: str, weights: PublishedWeights, **options: Any) -> nn.Module:
+    """A published network in eval mode, on the CPU. options: see `build`.
+
+    Raises UsageError without kornia, BadInputError for missing, unknown, misshapen or broken tensors.
+    """
+
+    with torch.random.fork_rng(devices=[]):  # first weights are drawn, then thrown away
+        network = build(name, **options)
+    inner = network.net if name == "xfeat" else network  # whose tensors the authors' file has
+    own = inner.state_dict()
+    constants = {key: own[key] for key in CONSTANTS if key in own}
+    fill(inner, constants | weights.tensors, weights.path, name)
+    return network.eval().requires_grad_(False)
+
+
+def build(name: str, **options: Any) -> nn.Module:
+    """kornia's network, with weights as drawn. options: of kornia's class, where it has any. Raises UsageError."""
+    feature = kornia_feature(KORNIA_NAMES[name])
+    if name in ALIKED_NETWORKS:
+        return feature.ALIKED(name, **options)
+    if name == "xfeat":
+        return feature.XFeat(**options)
+    if name == "dedode-b":
+        return _dedode(feature, **options)
+    if name == "keynet-hardnet":
+        return _keynet_hardnet(feature, **options)
+    return feature.HardNet(pretrained=False) if name == "doghardnet" else feature.DISK(**options)
+
+
+def kornia_feature(*names: str) -> Any:
+    """kornia's module of local features. Raises UsageError when it is missing, or too old for one of `names`."""
+    try:
+        module = importlib.import_module("kornia.feature")
+    except ImportError as error:
+        raise UsageError(f"published networks run on kornia ({error}); pip install 'featkit[published]'") from None
+    if lacking := [name for name in names if not hasattr(module, name)]:
+        raise UsageError(
+            f"this kornia has no {lacking[0]}; it takes kornia 0.9 and Python 3.11: pip install 'featkit[published]'"
+        )
+    return module
+
+
+def _dedode(feature: Any, half: bool = False) -> nn.Module:
+    """Without its first weights: kornia draws VGG's classifier too, 124 million values that it throws away."""
+    from kornia.enhance import Normalize
+
+    precision = torch.float16 if half else torch.float32
+    with torch.device("meta"):
+        network = feature.DeDoDe("L", "B", precision)
+    network.to_empty(device="cpu")
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # ImageNet's
+    network.normalizer = Normalize(mean, std)
+    for module in network.modules():
+        if hasattr(module, "amp"):
+            module.amp = half
+    return network
+
+
+def _keynet_hardnet(feature: Any, num_features: int = 2048, score_threshold: float = 0.0) -> nn.Module:
+    """kornia's KeyNetHardNet, whose constructor downloads."""
+    orienter = feature.LAFOrienter(angle_detector=feature.OriNet(pretrained=False))
+    detector = feature.KeyNetDetector(False, num_features, ori_module=orienter, score_threshold=score_threshold)
+    return feature.LocalFeature(detector, feature.LAFDescriptor(feature.HardNet(pretrained=False)))

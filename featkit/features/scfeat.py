@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field, field_validator
+from torch import Tensor
 
-from featkit.config import Config, Runtime
-from featkit.types import Features
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from featkit.features.dense.frozen_scfeat import DenseFeatures, FrozenSCFeat
-    from featkit.features.dense.keypoints import ScoredPoints
-    from featkit.features.dense.one_thread import OneThread
+from featkit.core.config import Config, Runtime
+from featkit.core.runtime import torch_device
+from featkit.core.types import Features
+from featkit.features.fast.scfeat import DenseFeatures, FrozenSCFeat
+from featkit.geometry.batched import sample_map
+from featkit.models.scfeat import SCALE
+from featkit.weights.files import load_scfeat_network
+from featkit.weights.manifest import find, sha256_of
 
 LOGGER = logging.getLogger(__name__)
 MIN_SIDE_PX = 64
@@ -89,7 +93,6 @@ class Scfeat:
     @property
     def weights_sha256(self) -> str:
         """Raises UsageError for a weight that is not there."""
-        from featkit.weights import find, sha256_of
 
         return sha256_of(find(self.config.weights))
 
@@ -124,10 +127,6 @@ class Scfeat:
 
     def _ready(self) -> OneThread:
         """The thread that runs the network; the network is loaded on the first call."""
-        from featkit.device import torch_device
-        from featkit.features.dense.frozen_scfeat import FrozenSCFeat
-        from featkit.features.dense.one_thread import OneThread
-        from featkit.weights import load_scfeat_network
 
         config = self.config
         with self._loading:
@@ -143,7 +142,6 @@ class Scfeat:
 
     def _run(self, images: list[np.ndarray]) -> list[Features]:
         """Images of one size, in the network's thread."""
-        from featkit.features.dense.turns import side_by_side, turned
 
         height, width = images[0].shape[:2]
         maps, scores = self._dense(images)
@@ -156,7 +154,7 @@ class Scfeat:
         return [
             Features(
                 keypoints.points.float().cpu().numpy(),
-                side_by_side(of_image),
+                concatenated(of_image),
                 keypoints.scores.float().cpu().numpy(),
                 image_size=(width, height),
                 turns=self.config.turns,
@@ -166,9 +164,6 @@ class Scfeat:
 
     def _dense(self, images: list[np.ndarray]) -> DenseFeatures:
         """Descriptor maps of the padded images, scores of the images."""
-        import torch
-
-        from featkit.features.dense.frozen_scfeat import DenseFeatures
 
         assert self._network is not None
         height, width = images[0].shape[:2]
@@ -178,8 +173,6 @@ class Scfeat:
         return DenseFeatures(maps, scores[:, :, :height, :width])
 
     def _keypoints(self, scores: Tensor) -> ScoredPoints:
-        from featkit.features.dense.keypoints import find_keypoints
-
         config = self.config
         return find_keypoints(
             scores,
@@ -193,13 +186,190 @@ class Scfeat:
 
     def _rows(self, maps: Float[Tensor, "d h/4 w/4"], points: Float[Tensor, "n 2"]) -> Float[np.ndarray, "n d2"]:
         """Descriptors, rows of length 1. maps: of the padded image."""
-        import torch
-
-        from featkit.features.dense.normalise import normalised_rows
-        from featkit.geometry.sampling import sample_map
-        from featkit.models.scfeat.detector import SCALE
 
         padded_size = (maps.shape[2] * SCALE, maps.shape[1] * SCALE)
         with torch.inference_mode():
             vectors = sample_map(maps[None], points[None], padded_size)[0]
             return normalised_rows(vectors, self.config.normalisation).cpu().numpy()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Score map -> keypoints (SCFeat III-E): local maxima above a threshold, the best of them, between the pixels.
+
+
+REFINE_PX = 3
+
+
+class ScoredPoints(NamedTuple):
+    """In pixels of the score map, best first. scores: at the pixel."""
+
+    points: Float[Tensor, "n 2"]
+    scores: Float[Tensor, " n"]
+
+
+def find_keypoints(
+    scores: Float[Tensor, "h w"],
+    threshold: float,
+    nms_window: int,
+    border_px: int,
+    max_keypoints: int,
+    min_keypoints: int = 0,
+    refine: bool = True,
+) -> ScoredPoints:
+    """Local maxima with a score above `threshold`; equal scores in the order of rows.
+
+    nms_window: side of the square in which a pixel is the maximum, odd. border_px: pixels at the image's edge that are
+    passed over. min_keypoints: the best maxima below the threshold fill up to so many. refine: see `refined`; takes
+    away a border of a pixel at least.
+    """
+    border_px = max(border_px, REFINE_PX // 2) if refine else border_px
+    allowed = local_maxima(scores, nms_window) & _within(scores, border_px)
+    if min_keypoints == 0:
+        allowed &= scores > threshold
+    index = torch.nonzero(allowed.flatten())[:, 0]
+    values, order = torch.sort(scores.flatten()[index], descending=True, stable=True)
+    count = min(max(int((values > threshold).sum()), min_keypoints), max_keypoints)
+    index, values = index[order[:count]], values[:count]
+    pixels = torch.stack([index % scores.shape[1], index // scores.shape[1]], dim=1)
+    return ScoredPoints(refined(scores, pixels) if refine else pixels.to(scores.dtype), values)
+
+
+def local_maxima(scores: Float[Tensor, "h w"], window: int) -> Bool[Tensor, "h w"]:
+    """Pixels that are the largest of the window around them; of equal ones the first counts."""
+    if window == 1:
+        return torch.ones_like(scores, dtype=torch.bool)
+    _, first = F.max_pool2d(scores[None, None], window, stride=1, padding=window // 2, return_indices=True)
+    own = torch.arange(scores.numel(), device=scores.device).view_as(scores)
+    return first[0, 0] == own
+
+
+def refined(scores: Float[Tensor, "h w"], pixels: Int[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+    """Mean position in the 3x3 pixels around each, weighted by their scores (authors' code). No pixel at the edge."""
+    steps = torch.arange(REFINE_PX, device=scores.device) - REFINE_PX // 2
+    rows = pixels[:, 1, None, None] + steps[:, None]
+    columns = pixels[:, 0, None, None] + steps
+    weights = scores[rows, columns]
+    shares = weights / weights.sum(dim=(1, 2), keepdim=True)
+    offsets = torch.stack([(shares.sum(1) * steps).sum(1), (shares.sum(2) * steps).sum(1)], dim=1)
+    return pixels + offsets
+
+
+def _within(scores: Float[Tensor, "h w"], border_px: int) -> Bool[Tensor, "h w"]:
+    inside = torch.zeros_like(scores, dtype=torch.bool)
+    height, width = scores.shape
+    inside[border_px : max(height - border_px, 0), border_px : max(width - border_px, 0)] = True
+    return inside
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sampled descriptor vectors -> rows of length 1 (SCFeat III-E, eq. 22; IV-B, eq. 25).
+
+
+Normalisation = Literal["l2", "fusion"]
+FUSED_NORMS = 4
+"""m of eq. 25; the weight of the L_p norm is p (section IV-B)."""
+LEAST_NORM = 1e-12
+LIFT_RADIUS = 8.0
+"""Of the sphere that fused vectors (at most 2.3 long, most 1.6) are put on."""
+
+
+def normalised_rows(vectors: Float[Tensor, "n d"], normalisation: Normalisation) -> Float[Tensor, "n d2"]:
+    """l2: d2 = d. fusion: d2 = d + 1, see `lifted`."""
+    if normalisation == "l2":
+        return F.normalize(vectors, dim=1)
+    return lifted(fusion(vectors))
+
+
+def fusion(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Eq. 25: the mean of the vectors over their L_1 to L_4 norms, weighted by 1 to 4. Not of unit length.
+
+    The norms are those of the absolute values: the paper's formula has roots of negative numbers for odd p.
+    """
+    orders = range(1, FUSED_NORMS + 1)
+    scale = sum(p / torch.linalg.vector_norm(vectors, p, dim=1, keepdim=True).clamp_min(LEAST_NORM) for p in orders)
+    return vectors * scale / sum(orders)
+
+
+def lifted(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d+1"]:
+    """Vectors of any length as unit ones with one more value, so that distances order pairs as before.
+
+    Matchers take unit rows. (v, sqrt(R^2 - |v|^2)) / R has length 1, and the squared distance of two of them is
+    (|a - b|^2 + e) / R^2, where e, at most ((|a|^2 - |b|^2) / (2 R))^2 or so, is a hundredth of |a - b|^2 at R = 8.
+    """
+    height = torch.sqrt(LIFT_RADIUS**2 - vectors.square().sum(dim=1, keepdim=True))
+    return torch.cat([vectors, height], dim=1) / LIFT_RADIUS
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Descriptors of an image turned by quarters, for photographs that are not all upright.
+#
+# A network that has learned from upright photographs bears turns of some 45 degrees. With the descriptors of the image
+# turned by 0, 90, 180 and 270 degrees side by side, the matcher can compare any two images nearly upright
+# (`matching/mutual.py`). The paper does nothing about rotation.
+
+
+def turned(points: Float[Tensor, "n 2"], shape: tuple[int, int], quarters: int) -> Float[Tensor, "n 2"]:
+    """Where points of an image lie in `np.rot90(image, quarters)`. shape: height and width of the image."""
+    height, width = shape
+    for _ in range(quarters):
+        points = torch.stack([points[:, 1], width - 1 - points[:, 0]], dim=1)
+        height, width = width, height
+    return points
+
+
+def concatenated(rows: Sequence[Float[np.ndarray, "n d"]]) -> Float[np.ndarray, "n k*d"]:
+    """Unit rows of k turns -> unit rows, float16."""
+    return (np.concatenate(rows, axis=1) / len(rows) ** 0.5).astype(np.float16)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Images of many threads given to one network by one thread, in the order they came, together where that can be.
+#
+# A network on the CPU takes all cores by itself: two threads at once would only be in each other's way (and OpenMP
+# keeps a team of threads for each of them). A GPU does several images in little more time than one.
+
+
+Image = UInt8[np.ndarray, "h w c"]
+
+
+class OneThread:
+    """Calls `work` with images of one size: at most `at_once`, and no more than one beyond `most_pixels` in all."""
+
+    def __init__(self, work: Callable[[list[Image]], list[Features]], at_once: int, most_pixels: int):
+        self._work, self._at_once, self._most_pixels = work, at_once, most_pixels
+        self._waiting: deque[tuple[Image, Future[Features]]] = deque()
+        self._lock = threading.Lock()
+        threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(1, "network", initializer=torch.set_num_threads, initargs=(threads,))
+
+    def submit(self, image: Image) -> Future[Features]:
+        """Its features, some time. What `work` raises is raised by the result of every image it was called with."""
+        done: Future[Features] = Future()
+        with self._lock:
+            self._waiting.append((image, done))
+        self._pool.submit(self._serve)
+        return done
+
+    def _serve(self) -> None:
+        batch = self._next_batch()
+        if not batch:
+            return  # an earlier call has taken them along
+        try:
+            found = self._work([image for image, _ in batch])
+        except BaseException as error:
+            for _, done in batch:
+                done.set_exception(error)
+            return
+        for (_, done), features in zip(batch, found, strict=True):
+            done.set_result(features)
+
+    def _next_batch(self) -> list[tuple[Image, Future[Features]]]:
+        with self._lock:
+            if not self._waiting:
+                return []
+            batch = [self._waiting.popleft()]
+            shape = batch[0][0].shape
+            count = min(self._at_once, self._most_pixels // (shape[0] * shape[1]))
+            while len(batch) < count and self._waiting and self._waiting[0][0].shape == shape:
+                batch.append(self._waiting.popleft())
+            return batch

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from featkit.config import Config
+from featkit.core.config import Config
+from featkit.core.types import Features
 from featkit.geometry.pixels import from_colmap
-from featkit.types import Features
 
 DIMENSION = 128
 QUANTUM = 512.0  # pycolmap's descriptors are uint8 = round(512 x unit vector); division by 512 is exact in float16

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float
 
+from featkit.core.types import Pose
 from featkit.geometry.poses import rotation_matrix
-from featkit.types import Pose
 
 SAME_PLACE = 1e-12  # of the translations' lengths: a shorter baseline is rounding
 

@@ -1,1 +1,1 @@
-"""Photographs: list, decode (EXIF, 16-bit, alpha, size cap), resize, masks, and the way back to stored pixels."""
+"""Photographs: list, decode (EXIF, 16-bit, alpha, size cap), resize, masks, patches, the way back to stored pixels."""

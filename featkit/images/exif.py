@@ -1,17 +1,29 @@
-"""The focal length that a photograph says of itself, in pixels of its file.
-
-Source: EXIF 2.32, tags 0x920A FocalLength, 0xA405 FocalLengthIn35mmFilm, 0xA20E FocalPlaneXResolution (sensor pixels
-per unit), 0xA210 its unit, 0xA002 and 0xA003 the size that the camera wrote.
-"""
+"""What photographs say of themselves: cameras by EXIF, and where they were taken."""
 
 from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.log import progress
+from featkit.geometry.poses import Geodetic, is_on_earth
+from featkit.images.read import open_header
+from featkit.io.lists import read_gps_csv
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The focal length that a photograph says of itself, in pixels of its file.
+#
+# Source: EXIF 2.32, tags 0x920A FocalLength, 0xA405 FocalLengthIn35mmFilm, 0xA20E FocalPlaneXResolution (sensor pixels
+# per unit), 0xA210 its unit, 0xA002 and 0xA003 the size that the camera wrote.
+
 
 EXIF_IFD = 0x8769
 FOCAL_MM, FOCAL_35MM = 0x920A, 0xA405
@@ -58,3 +70,124 @@ def _positive(value: Any) -> float | None:
     except (TypeError, ValueError, ZeroDivisionError):
         return None
     return number if math.isfinite(number) and number > 0 else None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Where a photograph was taken, from its EXIF. Source: EXIF 2.32, section 4.6.6 (tags of the GPS directory).
+
+
+GPS_DIRECTORY = 0x8825
+LATITUDE_REF, LATITUDE, LONGITUDE_REF, LONGITUDE, ALTITUDE_REF, ALTITUDE = range(1, 7)
+BELOW_SEA = 1  # values of ALTITUDE_REF: 0 above the sea, 1 below it; 2 and 3 the same for the ellipsoid (EXIF 3.0)
+BELOW_ELLIPSOID = 3
+UNREADABLE = (OSError, UnidentifiedImageError, ValueError, SyntaxError, TypeError, KeyError, struct.error)
+
+
+def exif_position(path: Path) -> Geodetic | None:
+    """The position in a photograph's EXIF; None when it has none, or one that is impossible.
+
+    Latitude and longitude that are both exactly 0 are what cameras write without a fix, and count as none; so does a
+    file that is no image (whoever decodes it says so). Raises BadInputError for a file that is not there.
+    """
+    try:
+        with open_header(path) as header:
+            # Pillow decodes a whole PNG in search of late metadata; EXIF lies before the pixels where it is of use.
+            exif = Image.Image.getexif(header) if header.format == "PNG" else header.getexif()
+            return position_of(exif.get_ifd(GPS_DIRECTORY))
+    except FileNotFoundError:
+        raise BadInputError(f"{path}: no such image; its EXIF was to say where it was taken") from None
+    except UNREADABLE:
+        return None
+
+
+def position_of(tags: Mapping[int, Any]) -> Geodetic | None:
+    """The position in a GPS directory, tag by tag; None when it holds none."""
+    latitude = _degrees(tags.get(LATITUDE), tags.get(LATITUDE_REF), "NS")
+    longitude = _degrees(tags.get(LONGITUDE), tags.get(LONGITUDE_REF), "EW")
+    if latitude is None or longitude is None or not is_on_earth(latitude, longitude):
+        return None
+    if latitude == 0 and longitude == 0:
+        return None
+    return Geodetic(latitude, longitude, _altitude(tags.get(ALTITUDE), tags.get(ALTITUDE_REF)))
+
+
+def _degrees(parts: Any, reference: Any, signs: str) -> float | None:
+    """Degrees, minutes and seconds as one number; None for anything else. signs: letters of plus and of minus."""
+    letter = str(reference or "").strip("\0 ").upper()[:1]
+    if parts is None or letter not in signs or not letter:
+        return None
+    try:
+        numbers = [float(part) for part in parts]
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    if len(numbers) != 3 or not np.all(np.isfinite(numbers)):
+        return None
+    value = numbers[0] + numbers[1] / 60 + numbers[2] / 3600
+    return -value if letter == signs[1] else value
+
+
+def _altitude(value: Any, reference: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(reference, bytes):
+        reference = reference[0] if reference else 0
+    try:
+        metres = float(value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    if not np.isfinite(metres):
+        return None
+    return -metres if reference in (BELOW_SEA, BELOW_ELLIPSOID) else metres
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which photographs have a position, from a csv or from their EXIF.
+
+
+NAMED = 20  # names in a message; the others are counted
+
+
+@dataclass(frozen=True)
+class Located:
+    """Positions by image name, and the names that have none, both in the order asked for. source: a file or folder."""
+
+    positions: dict[str, Geodetic]
+    without: list[str]
+    source: Path
+
+
+def locate(names: Sequence[str], images: Path | None, gps_file: Path | None) -> Located:
+    """Positions of images: from the csv when one is given, else from the EXIF of the files in `images`.
+
+    Raises UsageError without either, BadInputError when no image has a position or an image is not there.
+    """
+    if gps_file is not None:
+        listed = read_gps_csv(gps_file)
+        found = {name: listed[name] for name in names if name in listed}
+        if not found:
+            example = next(iter(listed))
+            raise BadInputError(
+                f"{gps_file}: none of its {len(listed)} names, such as {example!r}, is one of the {len(names)} images,"
+                f" such as {names[0]!r}; names are relative to the folder of images"
+            )
+        return Located(found, [name for name in names if name not in found], gps_file)
+    if images is None:
+        raise UsageError("GPS positions: give the photographs' folder (--images) or a csv of positions (--gps-file)")
+    found = {}
+    with progress("gps", len(names), "images") as advance:
+        for name in names:
+            position = exif_position(images / name)
+            if position is not None:
+                found[name] = position
+            advance(1)
+    if not found:
+        raise BadInputError(
+            f"{images}: none of {len(names)} images has a GPS position in its EXIF; give --gps-file with name,lat,lon"
+        )
+    return Located(found, [name for name in names if name not in found], images)
+
+
+def some_names(names: Sequence[str]) -> str:
+    """Names for a message: all of up to 20, else the first ones and how many more."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,1 +1,1 @@
-"""featkit inside other people's programs: each module knows one of them, imports it only when asked to."""
+"""The names under which featkit inside other programs was first published: see `featkit.hloc`."""

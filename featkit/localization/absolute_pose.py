@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import pycolmap
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from featkit.config import Config
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError
+from featkit.core.types import Matches, Pair, Pose
+from featkit.geometry.pixels import to_colmap
 from featkit.geometry.poses import rotation_matrix
-from featkit.mapping.verify import to_pose
-from featkit.types import Pose
+from featkit.io.features import FeatureStore
+from featkit.mapping.cameras import to_pose
+from featkit.mapping.model import point_ids
 
 # Ceres' quaternion tangent is half a rotation vector, so pycolmap's rotation block is a quarter of the covariance.
 ROTATION_VECTOR_PER_TANGENT = 2.0
@@ -130,3 +136,70 @@ def _uncertainty(pose: Pose, covariance: Float[np.ndarray, "6 6"], noise_px: flo
     centre = jacobian @ covariance @ jacobian.T
     rotation_deg = np.degrees(np.sqrt(max(0.0, np.trace(covariance[:3, :3]))))
     return float(np.sqrt(max(0.0, np.trace(centre)))), float(rotation_deg)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The map as a localizer needs it: for every keypoint of every map image, the 3D point it belongs to.
+
+
+CACHED_IMAGES = 512
+MAX_KEYPOINT_SHIFT_PX = 0.1
+
+
+class MatchSource(Protocol):
+    """Where matches of pairs come from: a MatchStore, or memory."""
+
+    def read(self, pair: Pair) -> Matches: ...
+
+
+class MapPoints:
+    """A model with the features it was made from."""
+
+    def __init__(self, model: pycolmap.Reconstruction, features: FeatureStore):
+        self.model = model
+        self._images = {image.name: image for image in model.images.values() if image.has_pose}
+        if not self._images:
+            raise BadInputError("no image of the map has a pose; nothing can be localized in it")
+        self._points_of = lru_cache(CACHED_IMAGES)(self._read_points)
+        self._check_same_keypoints(features)
+
+    def names(self) -> list[str]:
+        """Registered images, sorted."""
+        return sorted(self._images)
+
+    def point_ids(self, name: str) -> Int[np.ndarray, " n"]:
+        """For every keypoint of a registered image the id of its 3D point, or -1."""
+        return self._points_of(name)
+
+    def _read_points(self, name: str) -> Int[np.ndarray, " n"]:
+        return point_ids(self._images[name])
+
+    def _check_same_keypoints(self, features: FeatureStore) -> None:
+        """Matches name keypoints by their number, so model and features must agree on them."""
+        for name in self.names():
+            image, stored = self._images[name], features.keypoints(name)
+            if len(stored) != image.num_points2D():
+                raise BadInputError(
+                    f"{features.path}: {name!r} has {len(stored)} keypoints, the map's image has"
+                    f" {image.num_points2D()}; localize with the features that the map was made from"
+                )
+            if len(stored) and np.abs(to_colmap(stored)[0] - image.points2D[0].xy).max() > MAX_KEYPOINT_SHIFT_PX:
+                raise BadInputError(f"{features.path}: {name!r} has other keypoints than the map; see --features")
+
+    def correspondences(
+        self, query: str, keypoints: Float[np.ndarray, "n 2"], partners: list[str], matches: MatchSource
+    ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+        """2D-3D matches of a query through its matches with map images: keypoint index and point id, each pair once."""
+        found = [np.zeros((0, 2), np.int64)]
+        for name in partners:
+            pairs = matches.read(Pair(query, name)).as_index_pairs().astype(np.int64)
+            ids = self._points_of(name)[pairs[:, 1]]
+            seen = ids >= 0
+            found.append(np.stack([pairs[seen, 0], ids[seen]], axis=1))
+        unique = np.unique(np.concatenate(found), axis=0)
+        return unique[:, 0], unique[:, 1]
+
+    def xyz(self, ids: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m 3"]:
+        """Coordinates of points, in map units."""
+        points = self.model.points3D
+        return np.array([points[int(i)].xyz for i in ids], dtype=np.float64).reshape(-1, 3)

@@ -20,24 +20,24 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from pydantic import Field
 
-from featkit.config import Config, Runtime
-from featkit.errors import UsageError
-from featkit.features.extract import ExtractJob, same_extraction
-from featkit.images.decode import DecodedImage, decode, from_pixels
-from featkit.localization.localize import LocalizeConfig, QueryResult, localize_query
-from featkit.localization.map_points import MapPoints
+from featkit.core.config import Config, Runtime
+from featkit.core.errors import UsageError
+from featkit.core.types import Features, Matches, Pair
+from featkit.features.base import is_packed
+from featkit.features.stage import ExtractJob, same_extraction
+from featkit.images.read import DecodedImage, decode, from_pixels
+from featkit.io.features import FeatureStore, open_features
+from featkit.io.lists import Intrinsics, parse_intrinsics
+from featkit.localization.absolute_pose import MapPoints
 from featkit.localization.queries import QueryCamera, camera_of_pixels, query_camera
+from featkit.localization.stage import LocalizeConfig, QueryResult, localize_query
 from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import find_map
-from featkit.matching import match
-from featkit.matching.packed_bits import is_packed
+from featkit.matching import stage as matching
 from featkit.retrieval.retrieve import image_vector, image_vectors, needs_spill
 from featkit.retrieval.search import MIB, top_k
 from featkit.retrieval.vlad import VladConfig, train_codebook, unit_rows
-from featkit.store.features import FeatureStore, open_features
-from featkit.store.poses import Intrinsics, parse_intrinsics
-from featkit.types import Features, Matches, Pair
 
 Image = Path | str | UInt8[np.ndarray, "h w *c"]
 
@@ -79,7 +79,7 @@ class Localizer:
         found = find_map(Path(map_folder), None if features is None else Path(features))
         self._device = device
         self._job = ExtractJob.resolve(same_extraction(found.features, workers=1), device=device)
-        self._matcher, _ = match.resolve(self.config.matcher, self.config.matching, device)
+        self._matcher, _ = matching.resolve(self.config.matcher, self.config.matching, device)
         self._turn = threading.Lock()
         with ExitStack() as stack:
             store = stack.enter_context(open_features(found.features))

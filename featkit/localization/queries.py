@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pycolmap
 
-from featkit.errors import BadInputError
-from featkit.images.decode import stored_size
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError
+from featkit.images.read import stored_size
+from featkit.io.artifact import artifact
+from featkit.io.atomic import digest
+from featkit.io.features import files_digest, open_features
+from featkit.io.lists import Intrinsics, read_pairs, write_pairs
 from featkit.mapping.cameras import CameraConfig, infer_camera, to_camera
-from featkit.store.poses import Intrinsics
+from featkit.mapping.model import read_model
+from featkit.mapping.scene import MapFiles
+from featkit.retrieval.retrieve import check_files, retrieve, retrieve_given
+from featkit.retrieval.vlad import VladConfig
 
+LOGGER = logging.getLogger(__name__)
 Source = Literal["list", "params", "map", "exif", "guess"]
 
 
@@ -78,3 +90,87 @@ def _checked(name: str, camera: pycolmap.Camera, size: tuple[int, int]) -> pycol
             f"{name!r} is {size[0]} x {size[1]}, its intrinsics are for {camera.width} x {camera.height}; correct them"
         )
     return camera
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which map images each query is matched with: the most similar ones by VLAD, trained on the map alone.
+
+
+def pair_queries(
+    query_features: Path,
+    names: list[str],
+    found: MapFiles,
+    config: VladConfig,
+    num: int,
+    output: Path,
+    seed: int,
+    device: str = "auto",
+) -> Path | None:
+    """Write pairs (query, map image), best first, unless they are there; only registered images are retrieved.
+
+    Queries without features (images passed over) get no pair. None when there is not one pair.
+    """
+    registered = sorted(image.name for image in read_model(found.model).images.values() if image.has_pose)
+    with open_features(query_features) as queries, open_features(found.features) as database:
+        usable = [name for name in names if queries.has(name)]
+        inputs = digest(
+            str(num),
+            str(seed),
+            *(f"{name} {queries.digest(name)}" for name in usable),
+            *(f"{name} {database.digest(name)}" for name in registered),
+        )
+        if artifact(output, config, inputs).up_to_date:
+            LOGGER.info("retrieve: done already")
+            return output
+        generator = np.random.default_rng(seed)
+        pairs = retrieve(
+            queries, usable, database, registered, config, num, generator, device=device, spill_folder=output.parent
+        )
+    if not pairs:
+        return None
+    return write_pairs(output, pairs, config, {"inputs": inputs, "method": "retrieval of map images"})
+
+
+def given_pairs(pairs: Path, query_features: Path, output: Path) -> Path | None:
+    """The pairs of a given file whose query could be read, written to `output`; None when there is not one.
+
+    Raises BadInputError for a file that is no list of pairs.
+    """
+    with open_features(query_features) as queries:
+        usable = [pair for pair in read_pairs(pairs, directed=True) if queries.has(pair.name0)]
+    return write_pairs(output, usable) if usable else None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which map images each query is matched with, by global descriptors that another program made (`--retrieval`).
+
+
+class GivenQueriesConfig(Config):
+    """What decides the pairs, beside the names."""
+
+    content: str
+    """16 hex digits of the files of descriptors."""
+    num_retrieved: int
+
+
+def pair_queries_given(
+    files: Sequence[Path], query_features: Path, names: Sequence[str], found: MapFiles, num: int, output: Path
+) -> Path | None:
+    """Write pairs (query, map image), best first, unless they are there: `pair_queries` with a file's descriptors.
+
+    files: one of all images, or the map's and the queries'. Queries without features get no pair; None when there is
+    not one pair. Raises BadInputError, which names the images without a descriptor; UsageError for three files.
+    """
+    check_files(files)
+    registered = sorted(image.name for image in read_model(found.model).images.values() if image.has_pose)
+    with open_features(query_features) as queries:
+        usable = [name for name in names if queries.has(name)]
+    config = GivenQueriesConfig(content=files_digest(files), num_retrieved=num)
+    inputs = digest(*usable, "", *registered)
+    if artifact(output, config, inputs).up_to_date:
+        LOGGER.info("retrieve: done already")
+        return output
+    pairs = retrieve_given(files, usable, registered, num)
+    if not pairs:
+        return None
+    return write_pairs(output, pairs, config, {"inputs": inputs, "method": "retrieval by given descriptors"})

@@ -22,9 +22,18 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from featkit.losses.base import HingeConfig, HingeLoss, LossResult, PairBatch
-from featkit.losses.distances import angle, paired_similarity, similarity_at
-from featkit.losses.negatives import Candidates, hardest_negatives, mean_where
+from featkit.losses.base import (
+    Candidates,
+    HingeConfig,
+    HingeLoss,
+    LossResult,
+    PairBatch,
+    angle,
+    hardest_negatives,
+    mean_where,
+    paired_similarity,
+    similarity_at,
+)
 
 
 class AngularTripletConfig(HingeConfig):
@@ -35,7 +44,7 @@ class AngularTripletConfig(HingeConfig):
     margin: float = Field(1.0, gt=0)
     """t, in units of the squared distance (section 5.1)."""
     negatives: Candidates = "same_side"
-    """Where negatives are sought: eq. 14 as printed compares patches of one side; see losses/negatives.py."""
+    """Where negatives are sought: eq. 14 as printed compares patches of one side; see base.py."""
     false_negative_distance: float = Field(0.008, ge=0, lt=2)
     """Patches nearer than this (Euclidean) are no negatives. The paper follows HardNet, whose code has this guard."""
     similarity_limit: float = Field(1.0 - 1e-6, gt=0, lt=1)

@@ -27,9 +27,8 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from featkit.config import Config
-from featkit.losses.base import GroupBatch, LossResult, PatchLoss
-from featkit.losses.distances import euclidean, similarity_matrix
+from featkit.core.config import Config
+from featkit.losses.base import GroupBatch, LossResult, PatchLoss, euclidean, similarity_matrix
 
 
 class AveragePrecisionConfig(Config):

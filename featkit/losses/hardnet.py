@@ -20,9 +20,18 @@ from typing import Literal
 
 from pydantic import Field
 
-from featkit.losses.base import HingeConfig, HingeLoss, LossResult, PairBatch
-from featkit.losses.distances import euclidean, paired_similarity, similarity_at
-from featkit.losses.negatives import Candidates, hardest_negatives, mean_where
+from featkit.losses.base import (
+    Candidates,
+    HingeConfig,
+    HingeLoss,
+    LossResult,
+    PairBatch,
+    euclidean,
+    hardest_negatives,
+    mean_where,
+    paired_similarity,
+    similarity_at,
+)
 
 
 class HardNetLossConfig(HingeConfig):
@@ -31,7 +40,7 @@ class HardNetLossConfig(HingeConfig):
     margin: float = Field(1.0, gt=0)
     """By how much the negative must be farther than the positive, Euclidean distance (paper, section 3.1)."""
     negatives: Candidates = "cross"
-    """Where negatives are sought (paper: row and column of the anchor-positive matrix); see losses/negatives.py."""
+    """Where negatives are sought (paper: row and column of the anchor-positive matrix); see base.py."""
     false_negative_distance: float = Field(0.008, ge=0, lt=2)
     """Patches nearer than this are the same point under two labels and no negatives (authors' code; 0: paper). As
     SDGMNet's baseline 2 sin(0.3) = 0.591: its anti-noise threshold of 0.6 rad (section III-E)."""

@@ -25,10 +25,20 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from featkit.config import Config
-from featkit.losses.base import LossResult, PairBatch, PatchLoss
-from featkit.losses.distances import euclidean, full_precision, paired_similarity, similarity_at
-from featkit.losses.negatives import Candidates, hardest_negatives, mean_where, pair_weights
+from featkit.core.config import Config
+from featkit.losses.base import (
+    Candidates,
+    LossResult,
+    PairBatch,
+    PatchLoss,
+    euclidean,
+    full_precision,
+    hardest_negatives,
+    mean_where,
+    pair_weights,
+    paired_similarity,
+    similarity_at,
+)
 
 
 class HyNetLossConfig(Config):
@@ -45,7 +55,7 @@ class HyNetLossConfig(Config):
     reduction: Literal["mean", "sum"] = "mean"
     """Over the pairs, of both terms: the paper's 1/n, or the sum of the authors' code (Adam sees no difference)."""
     negatives: Candidates = "all"
-    """Where negatives are sought (authors' code: all four matrices); see losses/negatives.py."""
+    """Where negatives are sought (authors' code: all four matrices); see base.py."""
     false_negative_distance: float = Field(0.008, ge=0, lt=2)
     """Patches nearer than this are the same point under two labels and no negatives (authors' code)."""
     epsilon: float = Field(1e-6, gt=0)

@@ -31,10 +31,18 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from featkit.config import Config
-from featkit.losses.base import LossResult, PairBatch, PatchLoss
-from featkit.losses.distances import angle, paired_similarity
-from featkit.losses.negatives import Candidates, hardest_negatives, mean_where, pair_weights
+from featkit.core.config import Config
+from featkit.losses.base import (
+    Candidates,
+    LossResult,
+    PairBatch,
+    PatchLoss,
+    angle,
+    hardest_negatives,
+    mean_where,
+    pair_weights,
+    paired_similarity,
+)
 
 # Statistics of the loss, in the order of the buffers, with their names in tables II to IV.
 ANGLE_STATISTICS = {
@@ -83,7 +91,7 @@ class SdgmLossConfig(Config):
     similarity_limit: float = Field(1.0 - 1e-5, gt=0, lt=1)
     """Similarities are cut off here (0.0045 rad), and it is the threshold until then (authors' code)."""
     negatives: Candidates = "all"
-    """Where negatives are sought (authors' code: all four matrices; "cross": HardNet's); see losses/negatives.py."""
+    """Where negatives are sought (authors' code: all four matrices; "cross": HardNet's); see base.py."""
 
     def scaled_to(self, steps: int, pairs: int) -> SdgmLossConfig:
         """These values for a training of `steps` batches of `pairs` pairs, in the proportions of the paper.

@@ -22,8 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from featkit.losses.base import PairBatch
-from featkit.losses.distances import euclidean, similarity_matrix
+from featkit.losses.base import PairBatch, euclidean, similarity_matrix
 
 EPSILON = 1e-6  # added below roots: two pairs at equal distances have a finite gradient
 

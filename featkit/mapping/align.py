@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import combinations
+from math import comb
 
 import numpy as np
 import pycolmap
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from pydantic import Field
 
-from featkit.errors import BadInputError
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError, EmptyResultError
+from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, quaternion, rotation_angle_deg, rotation_matrix
-from featkit.mapping.verify import to_pose
-from featkit.types import Pose
+from featkit.mapping.cameras import to_pose
 
 LOGGER = logging.getLogger(__name__)
 MIN_COMMON = 3  # a similarity takes three centres that are not on one line
@@ -78,3 +83,193 @@ def transform_pose(pose: Pose, similarity: Float[np.ndarray, "3 4"]) -> Pose:
     rotation = rotation_matrix(pose.qvec) @ (similarity[:, :3] / scale).T
     centre = similarity[:, :3] @ camera_centre(pose) + similarity[:, 3]
     return Pose(quaternion(rotation), -rotation @ centre)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The similarity between two sets of positions of which some may be wrong, and how sure it is.
+#
+# Sources: least squares by Umeyama (PAMI 1991, by pycolmap). Which positions are wrong: least median of squares, with
+# the order statistic and the small-sample factor of Rousseeuw and Leroy (Robust Regression and Outlier Detection, 1987,
+# sections 3.4 and 5.1), so that nobody has to know beforehand how good a GPS was; or LO-RANSAC (pycolmap) when the
+# largest error is given.
+
+
+MIN_POSITIONS = 3  # a similarity has 7 unknowns; three positions that are not on one line give 9 equations
+UNKNOWNS = 7
+MAX_ROUNDS = 20
+CHI3_MEDIAN = 1.5382  # median length of a vector of three standard normal numbers
+
+
+class SimilarityConfig(Config):
+    """Which positions count as wrong, and when there are too few."""
+
+    max_error_m: float | None = Field(default=None, gt=0)
+    """A position further off is not used, m; None: found from the residuals."""
+    outlier_sigmas: float = Field(default=4.0, gt=0)
+    """With `max_error_m` None: a position further off than this many standard deviations (of one axis, from the median
+    residual) is not used. 4 keeps 99.9 % of what is normally distributed in three dimensions."""
+    max_samples: int = Field(default=1000, ge=1)
+    """Triples that are tried: all of them where there are no more. With 40 % wrong, 1,000 miss once in 10^100."""
+    min_share: float = Field(default=0.5, gt=0, le=1)
+    """Of the positions that must fit; with fewer there is no result."""
+    min_width: float = Field(default=1e-3, gt=0)
+    """Second extent over the first; positions that are narrower are on one line."""
+
+
+@dataclass(frozen=True)
+class SimilarityFit:
+    """target_from_source: s R | t. offsets: of the moved source from the target. used: False for those left out.
+
+    orientation_std_deg: standard deviation about the axis that is known worst. scale_std: relative to the scale. Both
+    from the residuals of the positions that are used.
+    """
+
+    target_from_source: Float[np.ndarray, "3 4"]
+    offsets: Float[np.ndarray, "n 3"]
+    used: Bool[np.ndarray, " n"]
+    orientation_std_deg: float
+    scale_std: float
+
+    @property
+    def scale(self) -> float:
+        """Target units per source unit."""
+        return scale_of(self.target_from_source)
+
+    @property
+    def residuals(self) -> Float[np.ndarray, " n"]:
+        """Lengths of the offsets."""
+        return np.linalg.norm(self.offsets, axis=1)
+
+
+def fit_similarity(
+    source: Float[np.ndarray, "n 3"], target: Float[np.ndarray, "n 3"], config: SimilarityConfig, seed: int
+) -> SimilarityFit:
+    """The similarity that takes `source` to `target`, by those positions that fit. The same seed gives the same one.
+
+    Raises BadInputError for fewer than three positions or positions on one line, EmptyResultError when too few fit.
+    """
+    if len(source) < MIN_POSITIONS:
+        raise BadInputError(f"{len(source)} positions; {MIN_POSITIONS} that are not on one line are needed")
+    _refuse_a_line(source, target, config)
+    if config.max_error_m is not None:
+        used = _by_ransac(source, target, config.max_error_m, config.min_share, seed)
+    else:
+        used = _by_least_median(source, target, config, np.random.default_rng(seed))
+    if used.sum() < max(MIN_POSITIONS, config.min_share * len(used)):
+        raise EmptyResultError(
+            f"only {used.sum()} of {len(used)} positions agree with the model's shape"
+            + (f" within {config.max_error_m:g} m; a larger --max-error" if config.max_error_m is not None else "")
+            + "; see whether names and positions belong together"
+        )
+    _refuse_a_line(source[used], target[used], config)
+    similarity = _least_squares(source[used], target[used])
+    if similarity is None:
+        raise BadInputError("the positions are on one line; the turn about it is not determined")
+    offsets = _offsets(similarity, source, target)
+    return SimilarityFit(similarity, offsets, used, *_uncertainty(similarity, source[used], offsets[used]))
+
+
+def scale_of(similarity: Float[np.ndarray, "3 4"]) -> float:
+    """s of s R | t."""
+    return float(np.cbrt(np.linalg.det(similarity[:, :3])))
+
+
+def _by_ransac(
+    source: np.ndarray, target: np.ndarray, max_error: float, min_share: float, seed: int
+) -> Bool[np.ndarray, " n"]:
+    options = pycolmap.RANSACOptions()
+    options.max_error, options.random_seed = max_error, seed
+    options.min_inlier_ratio = min_share  # bounds the trials
+    found = pycolmap.estimate_sim3d_robust(source, target, options)
+    if found is None:
+        return np.zeros(len(source), bool)
+    similarity = found["tgt_from_src"] if isinstance(found, dict) else found  # its stubs promise the similarity alone
+    return _settled(source, target, np.asarray(similarity.matrix()), lambda residuals: max_error)
+
+
+def _by_least_median(
+    source: np.ndarray, target: np.ndarray, config: SimilarityConfig, generator: np.random.Generator
+) -> Bool[np.ndarray, " n"]:
+    number = len(source)
+    order = min(number // 2 + 2, number) - 1  # floor(n / 2) + floor((p + 1) / 2) residuals are made small, p = 3
+    best, best_similarity = np.inf, None
+    for triple in _triples(number, config.max_samples, generator):
+        similarity = _least_squares(source[triple], target[triple])
+        if similarity is None:
+            continue
+        residual = float(np.partition(_residuals(similarity, source, target), order)[order])
+        if residual < best:
+            best, best_similarity = residual, similarity
+    if best_similarity is None:
+        return np.zeros(number, bool)
+    rounding = 1e-6 * float(np.linalg.norm(target - target.mean(axis=0), axis=1).max())
+    factor = config.outlier_sigmas * (1 + 5 / max(number - MIN_POSITIONS, 1)) / CHI3_MEDIAN
+
+    def bound(residuals: np.ndarray) -> float:
+        return max(factor * float(np.partition(residuals, order)[order]), rounding)
+
+    return _settled(source, target, best_similarity, bound)
+
+
+def _settled(
+    source: np.ndarray, target: np.ndarray, similarity: np.ndarray, bound: Callable[[np.ndarray], float]
+) -> Bool[np.ndarray, " n"]:
+    """Fit to the positions within the bound and judge all of them again, until the same ones are within it."""
+    residuals = _residuals(similarity, source, target)
+    used = residuals <= bound(residuals)
+    for _ in range(MAX_ROUNDS):
+        refined = _least_squares(source[used], target[used]) if used.sum() >= MIN_POSITIONS else None
+        if refined is None:
+            break
+        residuals = _residuals(refined, source, target)
+        again = residuals <= bound(residuals)
+        if np.array_equal(again, used):
+            break
+        used = again
+    return used
+
+
+def _triples(number: int, most: int, generator: np.random.Generator) -> Iterable[list[int]]:
+    """All triples of indices, or `most` random ones where there are more."""
+    if comb(number, MIN_POSITIONS) <= most:
+        return (list(triple) for triple in combinations(range(number), MIN_POSITIONS))
+    return (generator.choice(number, MIN_POSITIONS, replace=False).tolist() for _ in range(most))
+
+
+def _least_squares(source: np.ndarray, target: np.ndarray) -> Float[np.ndarray, "3 4"] | None:
+    """None for positions on one line."""
+    found = pycolmap.estimate_sim3d(source, target)
+    matrix = None if found is None else np.asarray(found.matrix())
+    return matrix if matrix is not None and np.all(np.isfinite(matrix)) and scale_of(matrix) > 0 else None
+
+
+def _offsets(similarity: np.ndarray, source: np.ndarray, target: np.ndarray) -> Float[np.ndarray, "n 3"]:
+    return source @ similarity[:, :3].T + similarity[:, 3] - target
+
+
+def _residuals(similarity: np.ndarray, source: np.ndarray, target: np.ndarray) -> Float[np.ndarray, " n"]:
+    return np.linalg.norm(_offsets(similarity, source, target), axis=1)
+
+
+def _extents(positions: np.ndarray) -> Float[np.ndarray, "3"]:
+    """Square roots of the sums of squares along the principal axes, largest first."""
+    return np.linalg.svd(positions - positions.mean(axis=0), compute_uv=False)
+
+
+def _refuse_a_line(source: np.ndarray, target: np.ndarray, config: SimilarityConfig) -> None:
+    for positions, whose in ((source, "the model's camera centres"), (target, "the given positions")):
+        first, second, _ = _extents(positions)
+        if second <= config.min_width * first:
+            where = "at one place" if first == 0 else "on one line, so the turn about it is not determined"
+            raise BadInputError(f"{whose} of the {len(positions)} images are {where}; more images, off that line")
+
+
+def _uncertainty(similarity: np.ndarray, source: np.ndarray, offsets: np.ndarray) -> tuple[float, float]:
+    """Standard deviations, to first order: orientation (degrees, worst axis) and scale (relative).
+
+    A turn about the longest principal axis moves positions by their distance from it; a change of scale moves them by
+    their distance from the middle.
+    """
+    sigma = np.sqrt((offsets**2).sum() / (offsets.size - UNKNOWNS))
+    extents = _extents(source) * scale_of(similarity)
+    return float(np.degrees(sigma / np.hypot(*extents[1:]))), float(sigma / np.linalg.norm(extents))

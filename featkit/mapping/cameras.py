@@ -13,11 +13,13 @@ import numpy as np
 import pycolmap
 from pydantic import Field
 
-from featkit.config import Config
-from featkit.errors import BadInputError, UsageError
-from featkit.images.decode import stored_size
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.types import Pose
+from featkit.geometry.poses import quaternion
 from featkit.images.exif import focal_length_px
-from featkit.store.poses import CAMERA_PARAMS, Intrinsics, read_intrinsics_list
+from featkit.images.read import stored_size
+from featkit.io.lists import CAMERA_PARAMS, Intrinsics, read_intrinsics_list
 
 LOGGER = logging.getLogger(__name__)
 CameraMode = Literal["single", "per-folder", "per-image"]
@@ -164,3 +166,8 @@ def to_camera(intrinsics: Intrinsics, camera_id: int = 1) -> pycolmap.Camera:
 def to_intrinsics(camera: Any) -> Intrinsics:
     """Intrinsics of a pycolmap camera."""
     return Intrinsics(camera.model_name, camera.width, camera.height, tuple(float(v) for v in camera.params))
+
+
+def to_pose(rigid: pycolmap.Rigid3d) -> Pose:
+    """pycolmap's pose as featkit's."""
+    return Pose(quaternion(rigid.rotation.matrix()), np.array(rigid.translation))

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+import pycolmap
+from jaxtyping import Float, Int
 from pydantic import Field
 
-from featkit.config import Config
-from featkit.types import Pair
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError, EmptySceneError, UsageError
+from featkit.core.types import Pair
+from featkit.data.homography_patches import Photographs
+from featkit.data.make_posed_pairs import kept_of
+from featkit.data.tracks import NO_LICENCE, Scene, SceneTracks
+from featkit.geometry.pixels import from_colmap, to_colmap
+from featkit.images.read import list_images
+from featkit.mapping.model import is_model, point_ids, read_model
+from featkit.mapping.scene import OUTPUT, image_folder
 
 
 class CovisibleConfig(Config):
@@ -76,3 +86,148 @@ def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     lengths = ends - starts
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A COLMAP model -> SceneTracks: the last place where patch data needs pycolmap.
+
+
+FOLD_TOLERANCE = 1e-3  # of the distance to the optical axis: how well undistortion must undo distortion
+
+
+@dataclass(frozen=True)
+class CameraProjector:
+    """Projects with a COLMAP camera, lens included."""
+
+    camera: pycolmap.Camera
+
+    def project(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]:
+        """Points of the camera's frame -> featkit pixels, NaN behind the camera and beyond the lens's fold."""
+        pixels = np.full((len(points), 2), np.nan)
+        ahead = np.flatnonzero(points[:, 2] > 0)
+        if len(ahead) == 0:
+            return pixels
+        seen = np.asarray(self.camera.img_from_cam(points[ahead]))
+        plane = points[ahead, :2] / points[ahead, 2:]
+        # A radial polynomial turns back far outside the image and would fold what lies there into it.
+        back = np.asarray(self.camera.cam_from_img(seen))
+        folded = ~(np.linalg.norm(back - plane, axis=1) <= FOLD_TOLERANCE * (1 + np.linalg.norm(plane, axis=1)))
+        seen[folded] = np.nan
+        pixels[ahead] = from_colmap(seen)
+        return pixels
+
+    def rays(self, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
+        """featkit pixels -> points of the camera's frame at depth 1."""
+        plane = np.asarray(self.camera.cam_from_img(to_colmap(pixels)))
+        return np.concatenate([plane, np.ones((len(plane), 1))], axis=1)
+
+
+def find_model(scene: Path) -> Path:
+    """The model of a scene: its own sparse/, or what `featkit reconstruct` made of it. Raises BadInputError."""
+    return find_models(scene)[0]
+
+
+def find_models(scene: Path) -> list[Path]:
+    """The model of a scene, or all of sparse/manhattan: MegaDepth has one for each part of a scene that hangs together.
+
+    Raises BadInputError.
+    """
+    if not scene.is_dir():
+        raise BadInputError(
+            f"{scene}: {'is a file, not the folder of a scene' if scene.exists() else 'no such folder'}"
+        )
+    for base in (scene, scene / OUTPUT):
+        for model in (base / "sparse", base / "sparse" / "0", base, base / "0"):
+            if is_model(model):
+                return [model]
+    parts = [part for part in sorted((scene / "sparse" / "manhattan").glob("*")) if is_model(part)]
+    if parts:
+        return parts
+    raise BadInputError(f"{scene}: no COLMAP model in sparse/; map it first with `featkit reconstruct {scene}`")
+
+
+def mapped_scenes(
+    scenes: Sequence[Path], licence: str | None = None, keypoints: Sequence[Path] | None = None
+) -> list[Scene]:
+    """Scenes to take patches of. licence: of all photographs; else of each scene's licence file. Raises BadInputError.
+
+    The parts of a scene of MegaDepth are named 0001, 0001.1 and so on. Of several scenes those of one image, or without
+    points, are passed over with a line. keypoints: a features.h5 for each scene, whose keypoints take the place of a
+    detector's. Two scenes of one name raise UsageError, and so does another number of files.
+    """
+    names = _different_names(scenes)
+    if keypoints and len(keypoints) != len(scenes):
+        raise UsageError(f"--keypoints: {len(keypoints)} files for {len(scenes)} scenes; give one for each, in order")
+    files: Sequence[Path | None] = keypoints or [None] * len(scenes)
+    models = [
+        (scene, model, name if model.name == "0" or number == 0 else f"{name}.{model.name}", file)
+        for scene, name, file in zip(scenes, names, files, strict=True)
+        for number, model in enumerate(find_models(scene))
+    ]
+    found: list[Scene] = []
+
+    def read(one: tuple[Path, Path, str, Path | None]) -> None:
+        scene, model, name, file = one
+        found.append(Scene(read_tracks(model, name), image_folder(scene), licence or _licence_of(scene), file))
+
+    kept_of(models, read)
+    return found
+
+
+def photograph_folders(folders: Sequence[Path], licence: str | None = None) -> list[Photographs]:
+    """Folders of single photographs; of a scene those in its images/. Raises as `mapped_scenes` does."""
+    names = _different_names(folders)
+    images = [image_folder(folder) for folder in folders]
+    return [
+        Photographs(name, where, tuple(list_images(where)), licence or _licence_of(folder))
+        for name, where, folder in zip(names, images, folders, strict=True)
+    ]
+
+
+def _different_names(folders: Sequence[Path]) -> list[str]:
+    names = [folder.resolve().name for folder in folders]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two scenes are named {twice!r}; rename the folder of one")
+    return names
+
+
+def _licence_of(scene: Path) -> str:
+    for path in sorted(scene.iterdir()):
+        if path.is_file() and path.stem.lower() in {"licence", "license", "copying"}:
+            return path.read_text(encoding="utf-8", errors="replace")
+    return NO_LICENCE
+
+
+def read_tracks(model_dir: Path, name: str | None = None) -> SceneTracks:
+    """Read a COLMAP model. name: of the scene; the folder's by default. Raises BadInputError."""
+    model = read_model(model_dir)
+    images = sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: image.name)
+    cameras = [model.cameras[image.camera_id] for image in images]
+    poses = [np.asarray(image.cam_from_world().matrix()) for image in images]
+    points = sorted(model.points3D)
+    if not points or len(images) < 2:
+        raise EmptySceneError(f"{model_dir}: {len(images)} images and {len(points)} points; patches need 2 images")
+    seen = [_observations(image) for image in images]
+    ids = np.concatenate([part[0] for part in seen])
+    order = np.argsort(ids, kind="stable")
+    return SceneTracks(
+        name=name or model_dir.resolve().name,
+        image_names=tuple(image.name for image in images),
+        image_sizes=np.array([[camera.width, camera.height] for camera in cameras]),
+        rotations=np.stack([pose[:, :3] for pose in poses]),
+        translations=np.stack([pose[:, 3] for pose in poses]),
+        projectors=tuple(CameraProjector(camera) for camera in cameras),
+        points=np.array([model.points3D[i].xyz for i in points]),
+        observed_points=np.searchsorted(np.array(points), ids[order]),
+        observed_images=np.repeat(np.arange(len(images)), [len(part[0]) for part in seen])[order],
+        observed_xy=np.concatenate([part[1] for part in seen])[order],
+    )
+
+
+def _observations(image: pycolmap.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of the points an image sees and where it sees them, featkit pixels."""
+    ids = point_ids(image)
+    seen = ids >= 0
+    xy = np.array([point.xy for point in image.points2D], dtype=np.float64).reshape(-1, 2)
+    return ids[seen], from_colmap(xy[seen])

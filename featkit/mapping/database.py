@@ -9,12 +9,12 @@ import numpy as np
 import pycolmap
 from jaxtyping import Float
 
-from featkit.errors import BadInputError
+from featkit.core.errors import BadInputError
+from featkit.core.log import progress
+from featkit.core.types import Pair
 from featkit.geometry.pixels import to_colmap
-from featkit.log import progress
-from featkit.store.features import FeatureStore
-from featkit.store.matches import MatchStore
-from featkit.types import Pair
+from featkit.io.features import FeatureStore
+from featkit.io.matches import MatchStore
 
 IMAGES_AT_ONCE = 1000  # per transaction: SQLite keeps beside the database what one has written, until it ends
 

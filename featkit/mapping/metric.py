@@ -19,14 +19,14 @@ import pycolmap
 from jaxtyping import Float
 
 from featkit import __version__
-from featkit.errors import BadInputError, NothingCameOutError, UsageError
-from featkit.geometry.wgs84 import Geodetic, enu, middle
-from featkit.images.located import locate, some_names
+from featkit.core.errors import BadInputError, EmptyResultError, UsageError
+from featkit.geometry.poses import Geodetic, enu, middle
+from featkit.images.exif import locate, some_names
+from featkit.io.atomic import is_foreign, is_own_json
+from featkit.io.lists import read_references
+from featkit.mapping.align import MIN_POSITIONS, SimilarityConfig, SimilarityFit, fit_similarity, scale_of
 from featkit.mapping.model import read_model, replaceable, write_model
 from featkit.mapping.scene import find_model, images_beside
-from featkit.mapping.similarity import MIN_POSITIONS, SimilarityConfig, SimilarityFit, fit_similarity, scale_of
-from featkit.store.references import read_references
-from featkit.store.stamp import is_foreign, is_own_json
 
 LOGGER = logging.getLogger(__name__)
 WRITTEN = "alignment.json"
@@ -124,7 +124,7 @@ def align(
     """Write the model to the folder `output` in metres, with alignment.json; whole or not at all.
 
     model: a COLMAP model's folder, or a mapped scene. overwrite: also over another model of featkit's. Raises
-    BadInputError, UsageError (a distance that is none, GPS without a source), NothingCameOutError when the positions do
+    BadInputError, UsageError (a distance that is none, GPS without a source), EmptyResultError when the positions do
     not fit, NotWritableError.
     """
     folder = find_model(model)
@@ -241,7 +241,7 @@ def _by_positions(
 ) -> Alignment:
     try:
         fit = fit_similarity(np.array([centres[name] for name in known]), np.array(list(known.values())), config, seed)
-    except (BadInputError, NothingCameOutError) as error:
+    except (BadInputError, EmptyResultError) as error:
         raise type(error)(f"{source}: {error}") from None
     if fit.orientation_std_deg > UNSURE_DEG:
         LOGGER.warning(

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import struct
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import pycolmap
 
-from featkit.errors import BadInputError
-from featkit.mapping.cameras import CameraConfig, to_camera
-from featkit.mapping.model import read_model
-from featkit.mapping.verify import to_pose
-from featkit.store.poses import Intrinsics, read_camera, read_poses
-from featkit.types import Pose
+from featkit.core.errors import BadInputError
+from featkit.core.log import progress
+from featkit.core.types import Pose
+from featkit.geometry.poses import rotation_matrix
+from featkit.io.lists import CAMERA_PARAMS, Intrinsics, read_camera, read_intrinsics_list, read_poses
+from featkit.mapping.cameras import CameraConfig, to_camera, to_pose
+from featkit.mapping.covisibility import Tracks
+from featkit.mapping.model import is_binary, read_model
 
 
 @dataclass(frozen=True)
@@ -48,3 +57,304 @@ def read_reference(path: Path, config: CameraConfig) -> Reference:
 
 def _one_camera(poses: dict[str, Pose], intrinsics: Intrinsics) -> Reference:
     return Reference(poses, {1: to_camera(intrinsics, 1)}, dict.fromkeys(poses, 1))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a COLMAP model says without its keypoints, from its .bin files: poses and cameras, or who sees which point.
+#
+# pycolmap reads a model whole; a reference model of thousands of images has tens of millions of keypoints, which
+# nothing here needs. They are passed over on the disk. The layout is COLMAP's (its documentation, "Output Format",
+# binary).
+
+
+COUNT = struct.Struct("<Q")
+CAMERA = struct.Struct("<IiQQ")  # id, model, width, height; then the model's parameters
+IMAGE = struct.Struct("<I7dI")  # id, quaternion w x y z, translation, camera's id; then the name and a zero byte
+KEYPOINT_BYTES = 24  # x, y, id of its point
+POINT = struct.Struct("<Q3d3BdQ")  # id, xyz, colour, error, length of its track
+SEEN = np.dtype([("image", "<u4"), ("keypoint", "<u4")])
+
+
+def read_light_reference(folder: Path) -> Reference:
+    """Poses and cameras of cameras.bin and images.bin. Raises BadInputError for a file that is cut off or is none."""
+    cameras = _cameras(folder / "cameras.bin")
+    poses: dict[str, Pose] = {}
+    ids: dict[str, int] = {}
+    for _, name, pose, camera_id in _images(folder / "images.bin"):
+        if camera_id not in cameras:
+            raise BadInputError(
+                f"{folder / 'images.bin'}: {name!r} has camera {camera_id}, which is not in cameras.bin"
+            )
+        poses[name], ids[name] = pose, camera_id
+    if not poses:
+        raise BadInputError(f"{folder}: no image of this model has a pose")
+    return Reference(poses, cameras, ids)
+
+
+def read_light_tracks(folder: Path) -> Tracks:
+    """Who sees which point, of images.bin and points3D.bin; names in their order. Raises BadInputError."""
+    by_name = sorted((name, image_id) for image_id, name, _, _ in _images(folder / "images.bin"))
+    place = {image_id: index for index, (_, image_id) in enumerate(by_name)}
+    images, lengths = array("i"), array("q", [0])
+    with _opened_binary(folder / "points3D.bin") as file:
+        (total,) = COUNT.unpack(_take(file, COUNT.size))
+        with progress("read model", total, "points") as advance:
+            for _ in range(total):
+                length = POINT.unpack(_take(file, POINT.size))[-1]
+                track = np.frombuffer(_take(file, length * SEEN.itemsize), SEEN)["image"].tolist()
+                seen = [place[image_id] for image_id in track if image_id in place]
+                images.extend(seen)
+                lengths.append(len(seen))
+                advance(1)
+    return Tracks(tuple(name for name, _ in by_name), np.cumsum(np.array(lengths)), np.array(images, np.int32))
+
+
+def _cameras(path: Path) -> dict[int, pycolmap.Camera]:
+    found = {}
+    with _opened_binary(path) as file:
+        for _ in range(COUNT.unpack(_take(file, COUNT.size))[0]):
+            camera_id, model, width, height = CAMERA.unpack(_take(file, CAMERA.size))
+            name = _model_name(model)
+            if name not in CAMERA_PARAMS:
+                raise BadInputError(f"{path}: camera {camera_id} is of the unknown model {model}")
+            number = CAMERA_PARAMS[name]
+            params = struct.unpack(f"<{number}d", _take(file, 8 * number))
+            found[camera_id] = to_camera(Intrinsics(name, width, height, params), camera_id)
+    return found
+
+
+def _model_name(model: int) -> str:
+    """Empty for a number that is no model's."""
+    try:
+        return str(pycolmap.CameraModelId(model).name)
+    except (TypeError, ValueError):
+        return ""
+
+
+def _images(path: Path) -> Iterator[tuple[int, str, Pose, int]]:
+    """Id, name, pose and camera's id of every image."""
+    with _opened_binary(path) as file:
+        for _ in range(COUNT.unpack(_take(file, COUNT.size))[0]):
+            image_id, *numbers, camera_id = IMAGE.unpack(_take(file, IMAGE.size))
+            name = _name(file)
+            pose, length = np.array(numbers), float(np.linalg.norm(numbers[:4]))
+            if not (np.all(np.isfinite(pose)) and 0.5 < length < 2.0):
+                raise BadInputError(f"{path}: the pose of {name!r} is none")
+            (keypoints,) = COUNT.unpack(_take(file, COUNT.size))
+            _pass(file, keypoints * KEYPOINT_BYTES)
+            yield image_id, name, Pose(pose[:4] / length, pose[4:]), camera_id
+
+
+def _name(file: BinaryIO) -> str:
+    letters = bytearray()
+    while (letter := _take(file, 1)) != b"\0":
+        letters += letter
+    return letters.decode("utf-8")
+
+
+def _take(file: BinaryIO, size: int) -> bytes:
+    data = file.read(size) if size <= _left(file) else b""
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+def _pass(file: BinaryIO, size: int) -> None:
+    if size > _left(file):
+        raise EOFError
+    file.seek(size, os.SEEK_CUR)
+
+
+def _left(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size - file.tell()
+
+
+@contextmanager
+def _opened_binary(path: Path) -> Iterator[BinaryIO]:
+    """An open file; what goes wrong inside is explained."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise BadInputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (EOFError, OverflowError, UnicodeDecodeError):
+        raise BadInputError(f"{path}: cut off, or not a file of a COLMAP model; fetch it again") from None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Poses, or who sees which point, of a COLMAP model; one in binary files is read without its keypoints.
+
+
+def poses_of_model(folder: Path) -> dict[str, Pose]:
+    """World-to-camera poses by image name. Raises BadInputError."""
+    reference = read_light_reference(folder) if is_binary(folder) else read_reference(folder, CameraConfig())
+    return reference.poses
+
+
+def tracks_of_model(folder: Path) -> Tracks:
+    """Who sees which point; names in their order. Raises BadInputError."""
+    if is_binary(folder):
+        return read_light_tracks(folder)
+    model = read_model(folder)
+    names = sorted(image.name for image in model.images.values() if image.has_pose)
+    place = {name: index for index, name in enumerate(names)}
+    by_id = {image.image_id: place[image.name] for image in model.images.values() if image.has_pose}
+    seen = [
+        [by_id[element.image_id] for element in point.track.elements if element.image_id in by_id]
+        for _, point in sorted(model.points3D.items())
+    ]
+    starts = np.cumsum([0, *map(len, seen)])
+    return Tracks(tuple(names), starts, np.array([image for track in seen for image in track], np.int32))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Models in VisualSFM's format NVM_V3: poses by image name, and which images see each point.
+#
+#     NVM_V3 [anything]
+#     <number of cameras>
+#     <name> <focal px> <qw qx qy qz> <centre x y z> <radial distortion> 0      one line each
+#     <number of points>
+#     <x y z> <r g b> <n> n times: <camera> <feature> <x> <y>                   one line each
+#
+# A line has a rotation from world to camera and the camera's CENTRE, so that t = -R c. Focal length and distortion are
+# in VisualSFM's own model (the distortion takes measured points to ideal ones), and measurements are relative to the
+# principal point: none of them is read here; cameras come from a list of intrinsics. A file may hold further models,
+# smaller than the first; they are not read.
+
+
+HEADER = "NVM_V3"
+CAMERA_FIELDS = 10  # numbers behind an image's name
+POINT_FIELDS, SEEN_FIELDS = 7, 4  # of a point, and of each observation of it
+MAX_COUNT = 100_000_000  # more cameras or points than that is no count
+
+
+@dataclass(frozen=True)
+class NvmModel:
+    """World-to-camera poses by name, in the order of the file. tracks: None when points were not read."""
+
+    poses: dict[str, Pose]
+    tracks: Tracks | None
+
+
+def read_nvm(path: Path, with_points: bool = True) -> NvmModel:
+    """Read the first model of an NVM file, a line at a time. Raises BadInputError that names the line."""
+    with _opened_text(path) as lines:
+        number, header = lines.next("the header")
+        if header.split()[0] != HEADER:
+            raise BadInputError(
+                f"{path}:{number}: starts with {header[:20]!r}, not {HEADER}; save the model as {HEADER}"
+            )
+        poses: dict[str, Pose] = {}
+        cameras = lines.count("the number of cameras")
+        for index in range(cameras):
+            number, line = lines.next(f"camera {index + 1} of {cameras}")
+            name, pose = _camera(line, f"{path}:{number}")
+            if name in poses:
+                raise BadInputError(f"{path}:{number}: {name!r} is in it twice")
+            poses[name] = pose
+        return NvmModel(poses, _tracks(lines, tuple(poses)) if with_points else None)
+
+
+def read_nvm_reference(path: Path, intrinsics: Path) -> Reference:
+    """Poses of an NVM file with the cameras of a list (`name MODEL width height params...`), one camera per image.
+
+    Raises BadInputError, also for an image of the model that the list does not have.
+    """
+    poses = read_nvm(path, with_points=False).poses
+    listed = read_intrinsics_list(intrinsics)
+    without = [name for name in poses if name not in listed]
+    if without:
+        more = f" and {len(without) - 1} more" if len(without) > 1 else ""
+        raise BadInputError(f"{intrinsics}: no camera for {without[0]!r}{more}, an image of {path.name}")
+    ids = {name: number for number, name in enumerate(poses, start=1)}
+    return Reference(poses, {number: to_camera(listed[name], number) for name, number in ids.items()}, ids)
+
+
+class _Lines:
+    """The lines of a file that are not empty, with their numbers."""
+
+    def __init__(self, path: Path, lines: Iterator[str]):
+        self.path = path
+        self._lines = enumerate(lines, start=1)
+        self._last = 0
+
+    def next(self, what: str) -> tuple[int, str]:
+        try:
+            for number, line in self._lines:
+                self._last = number
+                if not line.isspace():
+                    return number, line
+        except UnicodeDecodeError:
+            raise BadInputError(f"{self.path}:{self._last + 1}: not a UTF-8 text file") from None
+        except OSError as error:
+            raise BadInputError(f"{self.path}: cannot be read ({error.strerror})") from None
+        raise BadInputError(f"{self.path}:{self._last}: the file ends before {what}; it is cut off")
+
+    def count(self, what: str) -> int:
+        number, line = self.next(what)
+        text = line.strip()
+        if not text.isdecimal() or int(text) > MAX_COUNT:
+            raise BadInputError(f"{self.path}:{number}: {what} expected, got {text[:40]!r}")
+        return int(text)
+
+
+@contextmanager
+def _opened_text(path: Path) -> Iterator[_Lines]:
+    try:
+        file = path.open(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise BadInputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
+    with file:
+        yield _Lines(path, file)
+
+
+def _camera(line: str, where: str) -> tuple[str, Pose]:
+    fields = line.rsplit(maxsplit=CAMERA_FIELDS)
+    if len(fields) != CAMERA_FIELDS + 1:
+        raise BadInputError(f"{where}: expected `name focal qw qx qy qz cx cy cz radial 0`")
+    try:
+        values = np.array([float(field) for field in fields[1:]])
+    except ValueError:
+        raise BadInputError(f"{where}: expected {CAMERA_FIELDS} numbers behind the name of the image") from None
+    if not np.all(np.isfinite(values)):
+        raise BadInputError(f"{where}: a number is not finite")
+    qvec, centre = values[1:5], values[5:8]
+    length = float(np.linalg.norm(qvec))
+    if not 0.5 < length < 2.0:
+        raise BadInputError(f"{where}: the quaternion of {fields[0].strip()!r} has length {length:.3g}, not 1")
+    return fields[0].strip(), Pose(qvec / length, -rotation_matrix(qvec) @ centre)
+
+
+def _tracks(lines: _Lines, names: tuple[str, ...]) -> Tracks:
+    total = lines.count("the number of points")
+    images, lengths = array("i"), array("i", [0])
+    with progress("read model", total, "points") as advance:
+        for index in range(total):
+            number, line = lines.next(f"point {index + 1} of {total}")
+            seen = _seen_by(line.split(), len(names), f"{lines.path}:{number}")
+            images.extend(seen)
+            lengths.append(len(seen))
+            advance(1)
+    return Tracks(names, np.cumsum(np.array(lengths, np.int64)), np.array(images, np.int32))
+
+
+def _seen_by(fields: list[str], cameras: int, where: str) -> list[int]:
+    """Cameras that see a point. Raises BadInputError."""
+    try:
+        count = int(fields[POINT_FIELDS - 1])
+        seen = [int(field) for field in fields[POINT_FIELDS::SEEN_FIELDS]]
+    except (IndexError, ValueError):
+        raise BadInputError(f"{where}: expected `x y z r g b n` and n times `camera feature x y`") from None
+    if count < 0 or len(fields) != POINT_FIELDS + SEEN_FIELDS * count:
+        raise BadInputError(
+            f"{where}: a point with {count} observations has {POINT_FIELDS + SEEN_FIELDS * count} fields,"
+            f" there are {len(fields)}"
+        )
+    wrong = next((index for index in seen if not 0 <= index < cameras), None)
+    if wrong is not None:
+        raise BadInputError(f"{where}: seen by camera {wrong}, there are {cameras} (from 0)")
+    return seen

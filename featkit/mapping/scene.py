@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from featkit.errors import BadInputError, NothingCameOutError, NotWritableError
-from featkit.images.listing import SUFFIXES, list_images
+from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError
+from featkit.images.read import SUFFIXES, list_images
 from featkit.mapping.model import is_model
 
 OUTPUT = "featkit"  # name of the folder that everything is written to
@@ -65,7 +65,7 @@ def find_map(folder: Path, features: Path | None = None) -> MapFiles:
     if models:
         raise BadInputError(f"{models[0]}: the features.h5 it was made from is not beside it; name it with --features")
     if (folder / OUTPUT).is_dir() or (folder / "features.h5").is_file():
-        raise NothingCameOutError(f"{folder}: there is no finished map in it; run `featkit reconstruct` to its end")
+        raise EmptyResultError(f"{folder}: there is no finished map in it; run `featkit reconstruct` to its end")
     raise BadInputError(f"{folder}: no map here; run `featkit reconstruct {folder}` first")
 
 

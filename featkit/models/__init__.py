@@ -1,1 +1,1 @@
-"""The networks: nn.Modules and their configurations. No files, no stores, no devices chosen here."""
+"""The networks: nn.Modules and their configurations. No files but the published encoder's, no devices chosen here."""

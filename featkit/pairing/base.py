@@ -8,9 +8,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from featkit.config import Config
-from featkit.store.features import FeatureStore
-from featkit.types import Pair
+from featkit.core.config import Config
+from featkit.core.types import Pair
+from featkit.io.features import FeatureStore
 
 
 class Pairing(Protocol):

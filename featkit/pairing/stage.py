@@ -11,22 +11,20 @@ import json
 import logging
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from featkit.config import Config, differences
-from featkit.errors import BadInputError, NothingCameOutError, NotWritableError
-from featkit.images.listing import list_images
+from featkit.core.config import Config, differences
+from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError
+from featkit.core.registry import configured
+from featkit.images.read import list_images
+from featkit.io.atomic import refuse_foreign
+from featkit.io.features import open_features
+from featkit.io.lists import describe_pairs, write_pairs
 from featkit.pairing.base import Pairing, ReadsSources, Sources
-from featkit.registry import configured
-from featkit.store.features import open_features
-from featkit.store.pairs import describe_pairs, write_pairs
-from featkit.store.stamp import refuse_foreign
-
-if TYPE_CHECKING:
-    from featkit.retrieval.retrieve import Describe
+from featkit.retrieval.retrieve import Describe
 
 LOGGER = logging.getLogger(__name__)
 
@@ -76,7 +74,7 @@ def run(
     may read beside the features; without it their photographs are those of `source`, when that is a folder.
     describe: what makes the vectors that images are retrieved by; by default this process.
     Raises UsageError for an unknown method, BadInputError for fewer than two images, a folder where features are
-    needed, or an `output` of another origin; NothingCameOutError when no pair was found.
+    needed, or an `output` of another origin; EmptyResultError when no pair was found.
     """
     with ExitStack() as stack:
         features = None if source.is_dir() else stack.enter_context(open_features(source))
@@ -104,7 +102,7 @@ def run(
         _make_folder(output.parent)
         pairs = pairing.pairs(names, features, np.random.default_rng(seed))
     if not pairs:
-        raise NothingCameOutError(f"{source}: no two of its {len(names)} images could be paired")
+        raise EmptyResultError(f"{source}: no two of its {len(names)} images could be paired")
     LOGGER.info("pair: %d pairs of %d images", len(pairs), len(names))
     return write_pairs(output, pairs, config, inputs)
 
@@ -147,10 +145,10 @@ def _done(output: Path, config: Config, inputs: dict[str, Any]) -> bool:
         changed = [key for key, value in inputs.items() if described.get(key) != value]
         if not changed:
             return True
-        LOGGER.info("pair: %s is made anew, for other %s", output, ", ".join(changed))
+        LOGGER.info("pair: %s is made again, for other %s", output, ", ".join(changed))
     else:
         was = differences(json.dumps(described.get("config", {})), config) if same_method else "another method"
-        LOGGER.info("pair: %s is made anew (%s)", output, was)
+        LOGGER.info("pair: %s is made again (%s)", output, was)
     return False
 
 

@@ -8,22 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from featkit.config import named_config
-from featkit.errors import BadInputError, FeatkitError
-from featkit.images.decode import stored_size
-from featkit.images.listing import list_images
-from featkit.mapping.model import is_model, read_model
+from featkit.core.config import named_config, resource_dir
+from featkit.core.errors import BadInputError, FeatkitError
+from featkit.core.registry import KINDS, configured
+from featkit.images.read import list_images, stored_size
+from featkit.io import h5
+from featkit.io.atomic import read_stamp
+from featkit.io.features import open_features
+from featkit.io.journal import TORN
+from featkit.io.lists import describe_pairs, read_intrinsics_list, read_pairs, read_poses
+from featkit.io.matches import open_matches
+from featkit.mapping.database import database_counts
+from featkit.mapping.model import is_model, map_statistics, read_model
 from featkit.mapping.scene import find_map
-from featkit.mapping.statistics import map_statistics
-from featkit.registry import KINDS, configured
-from featkit.resources import resource_dir
-from featkit.store import h5
-from featkit.store.damage import TORN
-from featkit.store.features import open_features
-from featkit.store.matches import open_matches
-from featkit.store.pairs import describe_pairs, read_pairs
-from featkit.store.poses import read_intrinsics_list, read_poses
-from featkit.store.stamp import read_stamp
 
 Described = dict[str, Any]
 
@@ -150,8 +147,6 @@ def _model(path: Path) -> Described:
 
 
 def _database(path: Path) -> Described:
-    from featkit.mapping.database import database_counts
-
     return {
         "kind": "database",
         "path": str(path),

@@ -11,10 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from featkit.report.content import Camera3D, Scene3D
-from featkit.report.detail import Detail, spread
-from featkit.report.escaping import for_plotly
-from featkit.report.formatting import format_float, format_integer
-from featkit.report.frusta import EYE, LOOK_AT, ViewBox, centre_of, frustum_depth, frustum_path, upright, view_box
+from featkit.report.tables import Detail, for_plotly, format_float, format_integer, spread
 
 # Readable on a light and on a dark ground, and apart for most colour-blind readers.
 GROUP_COLOURS = {"map": "#2f7ed8", "query": "#e8701a", "truth": "#2a9d6f"}
@@ -40,7 +37,7 @@ def packed(values: np.ndarray) -> dict[str, str]:
 def scene_figure(scene: Scene3D, detail: Detail) -> Figure:
     """The scene with at most `detail.points` points; the same input gives the same figure.
 
-    Everything is turned upright (see `frusta.upright`) and moved to the middle of the view, which also keeps
+    Everything is turned upright (see `scene3d.upright`) and moved to the middle of the view, which also keeps
     float32 exact for georeferenced worlds. Raises ValueError on arrays of wrong shape.
     """
     cameras = [camera for camera in scene.cameras if _drawable(camera)]
@@ -160,3 +157,180 @@ def _shown(total: int, shown: int, what: str) -> str:
     if shown == total:
         return f"{format_integer(total)} {what}"
     return f"{format_integer(shown)} of {format_integer(total)} {what} shown"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Where things stand in the 3D scene: camera frusta, which way is up, and the box worth looking at.
+
+
+CANCELLED = 0.2  # a mean of unit vectors shorter than this says nothing about a direction
+POINT_PERCENTILES = (1.0, 99.0)
+ENOUGH_POINTS = 200_000  # for the percentiles: more would take seconds and move nothing
+MARGIN = 1.12  # of the box, so that frusta at its border are whole
+FAR_CAMERA = 5.0  # a camera this many times farther out than the median camera is left out of the box
+# The view a scene opens with, in plotly's units: the box is a cube of side 1 around the origin.
+EYE = (0.0, -1.02, 0.64)  # behind the cameras and above them
+LOOK_AT = (0.0, 0.0, -0.04)
+FIELD_OF_VIEW_DEG = 45.0  # vertical; plotly's own
+STEP_BACK = 1.35  # the page's script multiplies the eye by this / (width / height) on screens narrower than this
+ASPECTS = (0.45, 0.8, 1.35, 3.0)  # width / height of a scene, telephone to desktop
+FILL = 0.93  # of half the picture's width and height: what must be seen ends here
+ENOUGH_SEEN = 2000  # points and cameras the view is fitted to
+
+
+def centre_of(camera: Camera3D) -> Float[np.ndarray, "3"]:
+    """Camera centre in world units: -R^T t."""
+    rotation = np.asarray(camera.rotation, dtype=np.float64)
+    return -rotation.T @ np.asarray(camera.translation, dtype=np.float64)
+
+
+def frustum_corners(camera: Camera3D, depth: float) -> Float[np.ndarray, "4 3"]:
+    """World points at `depth` (world units along the axis) seen in the image's corners.
+
+    Order: top left, top right, bottom right, bottom left. The corners of a w x h image are (-0.5, -0.5) and
+    (w - 0.5, h - 0.5) in pixels, so they lie w / 2 and h / 2 from the principal point in its middle.
+    """
+    half_width = 0.5 * camera.width / camera.focal_px
+    half_height = 0.5 * camera.height / camera.focal_px
+    signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=np.float64)
+    rays = np.column_stack([signs * [half_width, half_height], np.ones(4)])
+    rotation = np.asarray(camera.rotation, dtype=np.float64)
+    return (depth * rays - np.asarray(camera.translation, dtype=np.float64)) @ rotation
+
+
+def frustum_path(camera: Camera3D, depth: float) -> Float[np.ndarray, "12 3"]:
+    """All eight edges of a frustum as one line, with a row of NaN where the pen is lifted."""
+    a, b, c, d = frustum_corners(camera, depth)
+    tip = centre_of(camera)
+    gap = np.full(3, np.nan)
+    return np.stack([a, b, c, d, a, tip, b, gap, c, tip, d, gap])
+
+
+def upright(cameras: Sequence[Camera3D]) -> Float[np.ndarray, "3 3"]:
+    """Rotation world -> display, where z is up and y is where the cameras look; identity without cameras.
+
+    Up is the mean of the cameras' -y axes. When these cancel out (a drone looking straight down while turning),
+    the opposite of the mean viewing direction takes their place.
+    """
+    if not cameras:
+        return np.eye(3)
+    rotations = np.stack([np.asarray(camera.rotation, dtype=np.float64) for camera in cameras])
+    up, forward = -rotations[:, 1].mean(axis=0), rotations[:, 2].mean(axis=0)
+    if np.linalg.norm(up) < CANCELLED:
+        up = -forward if np.linalg.norm(forward) >= CANCELLED else -rotations[0, 1]
+    up = up / np.linalg.norm(up)
+    forward = forward - (forward @ up) * up
+    if np.linalg.norm(forward) < CANCELLED:  # they look down, or all around: take any horizontal direction
+        forward = np.cross(up, np.eye(3)[np.abs(up).argmin()])
+    forward = forward / np.linalg.norm(forward)
+    return np.stack([np.cross(forward, up), forward, up])
+
+
+@dataclass(frozen=True)
+class ViewBox:
+    """A cube: its middle and the length of its sides, in world units."""
+
+    middle: Float[np.ndarray, "3"]
+    side: float
+
+    def contains(self, points: Float[np.ndarray, "n 3"]) -> np.ndarray:
+        """Which of the points lie inside, as booleans (n,)."""
+        half = 0.5 * self.side
+        inside = np.ones(len(points), dtype=bool)
+        for axis in range(3):  # one axis at a time: half the time of one (n, 3) comparison
+            inside &= np.abs(points[:, axis] - self.middle[axis]) <= half
+        return inside
+
+
+def view_box(points: Float[np.ndarray, "n 3"], centres: Float[np.ndarray, "c 3"]) -> ViewBox:
+    """The cube with nearly all points and every camera that is not far off. All coordinates must be finite.
+
+    A cube, because then one unit is equally long on all axes and a flat scene does not degenerate. z is up. It is as
+    small as can be with all of these in the picture, frusta included, when the scene is opened (see `EYE`).
+    """
+    corners: list[np.ndarray] = []
+    near = centres[:0]
+    if len(points):
+        some = points[spread(len(points), ENOUGH_POINTS)]
+        corners += [*np.percentile(some, POINT_PERCENTILES, axis=0)]
+    if len(centres):
+        distance = np.linalg.norm(centres - np.median(centres, axis=0), axis=1)
+        size = np.linalg.norm(corners[1] - corners[0]) if corners else 0.0
+        reach = max(FAR_CAMERA * float(np.median(distance)), float(size))
+        near = centres[distance <= reach] if reach > 0 else centres
+        corners += [near.min(axis=0), near.max(axis=0)]
+    if not corners:
+        return ViewBox(np.zeros(3), 1.0)
+    low, high = np.min(corners, axis=0), np.max(corners, axis=0)
+    side = MARGIN * float((high - low).max())
+    if side <= 0:
+        return ViewBox(0.5 * (low + high), 1.0)
+    rim = 0.5 * (side - float((high - low).max()))  # beyond the percentiles, as far as the smallest cube reaches
+    within = points[((points >= low - rim) & (points <= high + rim)).all(axis=1)]
+    seen = within[spread(len(within), ENOUGH_SEEN)], near[spread(len(near), ENOUGH_SEEN)]
+    for _ in range(80):  # 2 % at a time: at most five times the smallest cube
+        box = _centred(*seen, low, high, side)
+        if _in_the_picture(_extremes(*seen, box), box):
+            break
+        side *= 1.02
+    return box
+
+
+def _extremes(points: np.ndarray, centres: np.ndarray, box: ViewBox) -> Float[np.ndarray, "m 3"]:
+    """Points, and around every camera the reach of its frustum."""
+    reach = 1.3 * frustum_depth(centres, box)  # to the corners of a wide image
+    around = reach * np.concatenate([np.eye(3), -np.eye(3)])
+    return np.concatenate([points, (centres[:, None] + around).reshape(-1, 3)])
+
+
+def _centred(points: np.ndarray, centres: np.ndarray, low: np.ndarray, high: np.ndarray, side: float) -> ViewBox:
+    """The cube of that side around low .. high that puts what is seen into the middle of the picture."""
+    _, right, up = _looking()
+    box = ViewBox(0.5 * (low + high), side)
+    half = np.tan(np.radians(0.5 * FIELD_OF_VIEW_DEG))
+    for _ in range(6):
+        picture, distance = _projected(_extremes(points, centres, box), box, np.array(EYE))
+        x, y = 0.5 * (picture.min(axis=0) + picture.max(axis=0))
+        shift = float(np.median(distance)) * half * side * (x * right + y * up)
+        middle = np.clip(box.middle + shift, high - 0.5 * side, low + 0.5 * side)
+        box = ViewBox(middle, side)
+    return box
+
+
+def _in_the_picture(points: np.ndarray, box: ViewBox) -> bool:
+    """Whether all of them are seen in pictures of all `ASPECTS`, and in the cube."""
+    if not box.contains(points).all():
+        return False
+    for aspect in ASPECTS:
+        picture, distance = _projected(points, box, np.array(EYE) * max(1.0, STEP_BACK / aspect))
+        if (distance <= 0).any() or (np.abs(picture / [aspect, 1.0]) > FILL).any():
+            return False
+    return True
+
+
+def _projected(points: np.ndarray, box: ViewBox, eye: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x to the right and y up, (n, 2), in half heights of the picture, and the distance along the view, (n,)."""
+    forward, right, up = _looking(eye)
+    rays = (points - box.middle) / box.side - eye
+    distance = rays @ forward
+    safe = np.maximum(distance, 1e-6) * np.tan(np.radians(0.5 * FIELD_OF_VIEW_DEG))
+    return np.stack([rays @ right / safe, rays @ up / safe], axis=1), distance
+
+
+def _looking(eye: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit vectors of the view from `eye` (by default `EYE`) to `LOOK_AT`: forward, right, up."""
+    forward = np.array(LOOK_AT) - (np.array(EYE) if eye is None else eye)
+    forward = forward / np.linalg.norm(forward)
+    right = np.cross(forward, [0.0, 0.0, 1.0])
+    right = right / np.linalg.norm(right)
+    return forward, right, np.cross(right, forward)
+
+
+def frustum_depth(centres: Float[np.ndarray, "c 3"], box: ViewBox) -> float:
+    """Depth at which frusta are drawn: about the spacing of the cameras, between 1.5 % and 6 % of the box."""
+    if len(centres) < 2:
+        return 0.06 * box.side
+    some = centres[:300]  # the spacing need not be exact, and all distances of a large model are too many
+    distance = np.linalg.norm(some[:, None] - some[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    return float(np.clip(0.6 * np.median(distance.min(axis=1)), 0.015 * box.side, 0.06 * box.side))

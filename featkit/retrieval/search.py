@@ -1,22 +1,25 @@
-"""Top-k by dot product in blocks that fit a memory budget; the same result for every budget and backend.
-
-Similarities are whole numbers (`fixed_point`), so a similarity and an index fit one int64 key: sorting keys sorts by
-similarity, and of equal similarities the lower index comes first.
-"""
+"""Top-k search by dot product, by faiss or by torch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib.util
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Int16, Int64
 
-from featkit.device import torch_device
-from featkit.errors import UsageError
-from featkit.retrieval.backend import Backend, choose_backend
+from featkit.core.errors import UsageError
+from featkit.core.runtime import torch_device
 
 if TYPE_CHECKING:
     import torch
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Top-k by dot product in blocks that fit a memory budget; the same result for every budget and backend.
+#
+# Similarities are whole numbers (vlad.py), so a similarity and an index fit one int64 key: sorting keys sorts by
+# similarity, and of equal similarities the lower index comes first.
+
 
 MIB = 1 << 20
 INDEX_BITS = 32
@@ -125,3 +128,27 @@ def _block_faiss(queries: np.ndarray, block: np.ndarray, num: int, skip: np.ndar
             full[skip[row]] = NOTHING
         keys[row] = _largest(full[None, :], num)[0]
     return keys
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which library does the heavy products: faiss when it can be imported, else torch. The results are the same.
+#
+# faiss and torch are imported inside functions: importing featkit.retrieval must stay cheap.
+
+
+Backend = Literal["auto", "faiss", "torch"]
+
+
+def choose_backend(backend: Backend, device: str = "auto") -> Literal["faiss", "torch"]:
+    """The library to use. "auto" is faiss when importable, except when `device` asks for a GPU (faiss runs on the CPU).
+
+    Raises UsageError when faiss is asked for and not installed, or for a device that is not there.
+    """
+    installed = importlib.util.find_spec("faiss") is not None
+    if backend == "faiss" and not installed:
+        raise UsageError("backend 'faiss' is not installed; pip install faiss-cpu, or set backend=torch")
+    if backend == "auto":
+        backend = "faiss" if installed and not device.startswith("cuda") else "torch"
+    if backend == "faiss" and device not in {"auto", "cpu"}:
+        torch_device(device)  # faiss needs none, but a wrong name is refused all the same
+    return backend

@@ -10,19 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int16, Int64
 from pydantic import Field
 
-from featkit.config import Config, Runtime
-from featkit.errors import BadInputError
-from featkit.matching.packed_bits import is_packed, unpack_signs
-from featkit.retrieval.backend import Backend
-from featkit.retrieval.fixed_point import DISTANCE_NORM, to_fixed_point
-from featkit.retrieval.kmeans import kmeans, nearest_centroid
-from featkit.store.features import FeatureStore
-from featkit.types import Features
+from featkit.core.config import Config, Runtime
+from featkit.core.errors import BadInputError
+from featkit.core.runtime import torch_device
+from featkit.core.types import Features
+from featkit.features.base import is_packed, unpack_signs
+from featkit.io.features import FeatureStore
+from featkit.retrieval.search import Backend, choose_backend
+
+if TYPE_CHECKING:
+    import torch
 
 
 class VladConfig(Config):
@@ -44,7 +47,7 @@ class VladConfig(Config):
 
 @dataclass(frozen=True)
 class Codebook:
-    """basis: orthonormal columns descriptors are projected on. centroids: integer-valued, see `fixed_point`."""
+    """basis: orthonormal columns descriptors are projected on. centroids: whole numbers, see below."""
 
     basis: Float32[np.ndarray, "d p"]
     centroids: Float32[np.ndarray, "k p"]
@@ -171,3 +174,119 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     """Rows to length 1; a zero row stays zero."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(lengths > 0, lengths, 1.0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Lloyd's k-means over integer points (see below): the nearest centroid by faiss or torch, with one result.
+#
+# Source: Lloyd, Least squares quantization in PCM, 1982. Centroids are rounded to integers after each step, so that all
+# distances are exact and neither the library nor the number of threads can move a point to another cluster.
+
+
+ROWS_AT_ONCE = 65536  # points per product: 16 MiB of distances at 64 centroids
+
+
+def kmeans(
+    points: Float32[np.ndarray, "n d"],
+    num_clusters: int,
+    generator: np.random.Generator,
+    *,
+    iterations: int = 20,
+    backend: Backend = "auto",
+    device: str = "auto",
+) -> Float32[np.ndarray, "k d"]:
+    """Centroids of `points`, both integer-valued with norms of at most `vlad.DISTANCE_NORM`.
+
+    It starts from `num_clusters` points drawn from the generator (all points, when there are fewer) and ends after
+    `iterations` steps or when no point changes its cluster. An empty cluster takes the point that lies
+    farthest from its centroid.
+    """
+    k = min(num_clusters, len(points))
+    chosen = np.sort(generator.choice(len(points), size=k, replace=False))
+    centroids = points[chosen].copy()
+    before: np.ndarray | None = None
+    for _ in range(iterations):
+        labels = nearest_centroid(points, centroids, backend=backend, device=device)
+        if before is not None and np.array_equal(labels, before):
+            break
+        centroids = _means(points, labels, centroids)
+        before = labels
+    return centroids
+
+
+def nearest_centroid(
+    points: Float32[np.ndarray, "n d"],
+    centroids: Float32[np.ndarray, "k d"],
+    *,
+    backend: Backend = "auto",
+    device: str = "auto",
+) -> Int64[np.ndarray, " n"]:
+    """Index of the nearest centroid of every point (L2); of two equally near ones the lower index."""
+    library = choose_backend(backend, device)
+    labels = np.empty(len(points), np.int64)
+    for start in range(0, len(points), ROWS_AT_ONCE):
+        some = np.ascontiguousarray(points[start : start + ROWS_AT_ONCE], dtype=np.float32)
+        if library == "faiss":
+            labels[start : start + len(some)] = _nearest_faiss(some, centroids)
+        else:
+            labels[start : start + len(some)] = _nearest_torch(some, centroids, torch_device(device))
+    return labels
+
+
+def _nearest_faiss(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    import faiss
+
+    # Two neighbours, not one: faiss does not promise which of two equally near centroids comes first.
+    count = min(2, len(centroids))
+    distances, index = faiss.knn(points, centroids, count)
+    labels = index[:, 0].copy()
+    for row in np.flatnonzero(distances[:, 0] == distances[:, -1]) if count == 2 else ():
+        labels[row] = int(np.argmin(((centroids - points[row]) ** 2).sum(axis=1)))
+    return labels
+
+
+def _nearest_torch(points: np.ndarray, centroids: np.ndarray, device: torch.device) -> np.ndarray:
+    import torch
+
+    x, c = torch.from_numpy(points).to(device), torch.from_numpy(centroids).to(device)
+    # |x|^2 is the same for all centroids; what is left is exact in float32. argmin takes the first of equals.
+    distances = (c * c).sum(dim=1)[None, :] - 2.0 * (x @ c.T)
+    return torch.argmin(distances, dim=1).cpu().numpy()
+
+
+def _means(points: np.ndarray, labels: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """The rounded mean of every cluster."""
+    moved = centroids.copy()
+    counts = np.bincount(labels, minlength=len(centroids))
+    for cluster in np.flatnonzero(counts):
+        total = points[labels == cluster].sum(axis=0, dtype=np.float64)  # exact: integers below 2^53
+        moved[cluster] = np.rint(total / counts[cluster])
+    empty = np.flatnonzero(counts == 0)
+    if len(empty):
+        distances = ((points - centroids[labels]) ** 2).sum(axis=1)
+        farthest = np.argsort(-distances, kind="stable")[: len(empty)]
+        moved[empty] = points[farthest]
+    return moved
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Vectors as whole numbers, short enough that a float32 matrix product of them is exact.
+#
+# float32 holds every integer up to 2^24. When two integer vectors have norms of at most 2^12, each partial sum of
+# their dot product is at most 2^24 by Cauchy-Schwarz, so the product comes out the same in every order of summation:
+# whatever the block size, the number of threads, the library (faiss or torch) or the device. That is what makes
+# retrieval independent of the memory budget, and lets ties be real ties.
+
+
+DOT_NORM = 4096.0  # bound on a norm for exact dot products: DOT_NORM^2 = 2^24
+DISTANCE_NORM = 2048.0  # bound on a norm for exact |x|^2 + |c|^2 - 2 x.c: at most 4 x 2^22 = 2^24
+
+
+def to_fixed_point(vectors: Float[np.ndarray, "n d"], norm: float) -> Int16[np.ndarray, "n d"]:
+    """Vectors of length at most 1 as integers; length 1 becomes just under `norm` (DOT_NORM or DISTANCE_NORM).
+
+    Rounding moves an entry by at most 0.5, the whole vector by at most sqrt(d) / 2, which the scale leaves room for.
+    At norm 4096 a cosine is off by about 1e-4.
+    """
+    margin = 0.5 * np.sqrt(vectors.shape[1]) + 1.0  # + 1: a unit vector is unit up to float32 rounding only
+    return np.rint(vectors * (norm - margin)).astype(np.int16)

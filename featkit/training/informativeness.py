@@ -21,17 +21,15 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from featkit.config import Config, make, read_yaml
+from featkit.core.config import Config, make, read_yaml
+from featkit.core.errors import BadInputError, UsageError
 from featkit.data.patch_set import ClassIndex, PatchSet
-from featkit.errors import BadInputError, UsageError
-from featkit.features.describe import describe_patches, resize_patches
+from featkit.features.patches import describe_patches, resize_patches
 from featkit.losses.angular_triplet import AngularTripletConfig, squared_distance
-from featkit.losses.base import PairBatch
-from featkit.losses.distances import paired_similarity, similarity_at
-from featkit.losses.negatives import hardest_negatives
-from featkit.models.patch_network import PatchNetwork
+from featkit.losses.base import PairBatch, hardest_negatives, paired_similarity, similarity_at
+from featkit.models.patch import PatchNetwork
 from featkit.training.patch_config import PatchTraining
-from featkit.weights import load_patch_network, read_metadata
+from featkit.weights.files import load_patch_network, read_metadata_patch_files
 
 LOGGER = logging.getLogger(__name__)
 
@@ -191,5 +189,5 @@ def ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 
 def _step_of(path: Path) -> int | None:
     """The step that a weight says it is of."""
-    step = read_metadata(path).get("step", "")
+    step = read_metadata_patch_files(path).get("step", "")
     return int(step) if step.isdecimal() else None

@@ -1,42 +1,210 @@
-"""The training loop: steps, schedule, checkpoints and signals. What a step does is its task's business.
-
-Everything that decides the next steps is in the checkpoint, so that a run that was killed goes on as if it had not
-been: on the CPU with the same losses, bit for bit.
-"""
+"""A training from its data to weights, in a folder that can be stopped and gone on with at any moment."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import nn
 
 from featkit import __version__
-from featkit.config import Config, differences
-from featkit.errors import BadInputError, NothingCameOutError, UsageError
+from featkit.core.config import Config, differences
+from featkit.core.errors import BadInputError, EmptyResultError, UsageError
+from featkit.core.runtime import Stopped, StopRequest, stop_signals
+from featkit.io.artifact import locked
 from featkit.losses.base import LossResult
-from featkit.stopping import Stopped, StopRequest, stop_signals
-from featkit.training.checkpoint import load_checkpoint, save_checkpoint
-from featkit.training.optimiser import build_optimiser, set_learning_rate
-from featkit.training.progress import Progress
-from featkit.training.run_folder import Row, RunFolder
-from featkit.training.task import Task
+from featkit.training.config import TrainingConfig, build_optimiser, set_learning_rate
+from featkit.training.distributed import World, launch
+from featkit.training.run_folder import Progress, Row, RunFolder, load_checkpoint, save_checkpoint
+from featkit.training.task import Task, plan
 from featkit.training.whole_batch import random_state, set_random_state
-from featkit.training.world import World
 
 LOGGER = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a run came to: `summary` is RUN/summary.json."""
+
+    folder: Path
+    summary: dict[str, Any]
+    is_first: bool = True  # of several processes, the one that writes
+
+
+def train(
+    task_class: Callable[..., Task],
+    config: TrainingConfig,
+    data: Any,
+    output: Path,
+    *,
+    name: str = "",
+    device: str = "auto",
+    devices: int | None = None,
+    overwrite: bool = False,
+) -> Trained:
+    """Train a network by a task. data: of the type that the task takes. name: of the recipe, for the records.
+
+    devices: processes on this machine; None: one, or as many as torchrun started. `output` is read and written by the
+    first process only. Raises UsageError, BadInputError, NotWritableError, EmptyResultError (a loss that is no
+    number), ProcessLostError and Stopped (after SIGTERM or SIGINT, everything saved).
+    """
+    world = launch(device, devices, config.precision, config.timeout_s)
+    folder = RunFolder(output)
+    with locked(folder.checkpoint) if world.is_first else nullcontext():
+        if world.is_first:
+            folder.remove() if overwrite else folder.refuse_foreign()
+        world.barrier()
+        return _in_folder(folder, task_class, config, data, name, world)
+
+
+def _in_folder(
+    folder: RunFolder, task_class: Callable[..., Task], config: TrainingConfig, data: Any, name: str, world: World
+) -> Trained:
+    config = planned(task_class, config, data, folder, world)
+    assert config.precision != "auto"
+    world.precision = config.precision
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+        torch.manual_seed(config.seed)  # dropout draws from torch's own generator: alike in all processes
+        task = task_class(config, str(world.device))
+        identity = task.identity_of(data)
+        check_processes(config, identity, world)
+        task.prepare(data, world)
+        run = Run(task, folder, world, identity)
+        try:
+            return _train(run, task, name, data)
+        finally:
+            task.close()
+            folder.close()
+
+
+def check_processes(config: TrainingConfig, identity: str, world: World) -> None:
+    """Raises UsageError in a process that was started with something else than the first."""
+    if world.size > 1:
+        world.check_same("featkit", __version__)
+        world.check_same("data", identity)
+        world.check_same("configuration", config.canonical_json(), lambda first: differences(first, config))
+
+
+def planned(
+    task_class: Callable[..., Task], config: TrainingConfig, data: Any, folder: RunFolder, world: World
+) -> TrainingConfig:
+    """The configuration with its precision and its steps decided: by the run in the folder, or by measuring.
+
+    A run that goes on keeps the precision it was begun with, on another processor too: what is left of it is then
+    computed as it would have been, on the same kind of processor bit for bit. A precision that is given again (fp32 or
+    bf16, not auto) counts instead, from the next step on; of a run that is finished it changes nothing. The steps are
+    the run's own where it has the same budget. Raises UsageError for a budget that is too short.
+    """
+    stored = world.from_first(lambda: _stored(folder))
+    if stored is not None:
+        if config.precision == "auto" or stored.is_finished:
+            config = config.model_copy(update={"precision": stored.config.get("precision", "fp32")})
+        if config.budget and stored.config.get("budget") == config.budget:
+            return config.model_copy(update={"steps": int(stored.config["steps"])})
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+        decided = plan(task_class, config, data, world)
+    return config.model_copy(update={"precision": decided.precision, "steps": decided.steps})
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What the checkpoint of a run says of it."""
+
+    config: dict[str, Any]
+    is_finished: bool
+
+
+def _stored(folder: RunFolder) -> _Stored | None:
+    state = load_checkpoint(folder.checkpoint)
+    if state is None:
+        return None
+    config = json.loads(state["config"])
+    return _Stored(config, state["progress"]["step"] >= config["steps"])
+
+
+def _train(run: Run, task: Task, name: str, data: Any) -> Trained:
+    folder, config = run.folder, run.config
+    resumed = run.resume()
+    run.world.barrier()  # nobody writes a checkpoint before all have looked for one
+    if resumed and run.finished:
+        LOGGER.info(
+            "%s: finished already (%d steps); --overwrite trains again from the start", folder.path, run.done.step
+        )
+    else:
+        if resumed:
+            LOGGER.info("%s: goes on after step %d of %d", folder.path, run.done.step, config.steps)
+        if run.world.is_first:
+            folder.start(config, task.name, run.done.history)
+        if not resumed:
+            run.save()
+        _until_stopped(run)
+    summary = summarise(run, task, name, data)
+    if run.world.is_first:
+        folder.write_summary(summary)
+        export(run, task, summary)
+    run.world.barrier()  # what comes next may start from the weights
+    return Trained(folder.path, summary, run.world.is_first)
+
+
+def _until_stopped(run: Run) -> None:
+    """Train; when stopped, only the first process says so: a failure of another one would end it."""
+    try:
+        run.train()
+    except Stopped:
+        if run.world.is_first:
+            raise
+        raise SystemExit(0) from None
+
+
+def summarise(run: Run, task: Task, name: str, data: Any) -> dict[str, Any]:
+    """summary.json: last and best network, what they were trained with and for how long."""
+    done = run.done
+    return {
+        "recipe": name,
+        "task": task.name,
+        "steps": done.step,
+        "unit": task.unit,
+        task.unit: done.step * task.batch_items,
+        "seconds": round(done.seconds, 1),
+        "score": dataclasses.asdict(task.score),
+        "last": {"step": done.step, task.score.name: done.last_score},
+        "best": {"step": done.best_step, task.score.name: done.best_score},
+        "data": {**task.described(data), "identity": run.identity},
+        "device": str(run.world.device),
+        "devices": run.world.size,
+        "versions": {"featkit": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
+        "config": run.config.result_fields(),
+    }
+
+
+def export(run: Run, task: Task, summary: dict[str, Any]) -> None:
+    """last.safetensors and best.safetensors: what extracts features."""
+    metadata = {"recipe": summary["recipe"], "data": summary["data"]["name"], "featkit_version": __version__}
+    for which in ("best", "last"):
+        state = run.done.best_network if which == "best" else run.network_state()
+        step = str(summary[which]["step"])
+        task.save_weights(run.folder.path / f"{which}.safetensors", state, {**metadata, "step": step})
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The training loop: steps, schedule, checkpoints and signals. What a step does is its task's business.
+#
+# Everything that decides the next steps is in the checkpoint, so that a run that was killed goes on as if it had not
+# been: on the CPU with the same losses, bit for bit.
+
+
 @dataclass
-class Progressed:
+class TrainState:
     """How far a run is: all of it in the checkpoint."""
 
     step: int = 0
@@ -75,7 +243,7 @@ class Run:
         self.task, self.folder, self.world, self.identity = task, folder, world, identity
         self.config = task.config
         self.optimiser = build_optimiser(self.config.optimiser, task.parameter_groups())
-        self.done = Progressed()
+        self.done = TrainState()
         self.average = Average(task.network, self.config.average) if self.config.average else None
         self._saved_at = time.monotonic()
 
@@ -84,25 +252,25 @@ class Run:
         state = self.world.from_first(lambda: load_checkpoint(self.folder.checkpoint))
         if state is None:
             return False
-        check_same(state, self.config, self.identity, self.folder.path)
+        check_checkpoint(state, self.config, self.identity, self.folder.path)
         for name, module in self.task.modules().items():
             try:
                 module.load_state_dict(state["modules"][name])
             except (RuntimeError, KeyError) as error:
                 what = str(error).splitlines()[0]
                 raise BadInputError(
-                    f"{self.folder.checkpoint}: of another {name} ({what}); start anew with --overwrite"
+                    f"{self.folder.checkpoint}: of another {name} ({what}); use --overwrite to discard it"
                 ) from None
         self.optimiser.load_state_dict(state["optimiser"])
         if self.average is not None:
             self.average.values = {name: value.to(self.world.device) for name, value in state["average"].items()}
         self.task.restore(state["task"])
         set_random_state(state["random"], self.world.device)  # the same in all processes
-        self.done = Progressed(**state["progress"])
+        self.done = TrainState(**state["progress"])
         return True
 
     def save(self) -> None:
-        """Write the checkpoint (the first process only). Raises NothingCameOutError for a broken network."""
+        """Write the checkpoint (the first process only). Raises EmptyResultError for a broken network."""
         self._saved_at = time.monotonic()
         self._check_network()
         if not self.world.is_first:
@@ -125,7 +293,7 @@ class Run:
         return self.done.step >= self.config.steps
 
     def train(self) -> None:
-        """All steps that are left. Raises Stopped after a signal, NothingCameOutError for a loss that is no number."""
+        """All steps that are left. Raises Stopped after a signal, EmptyResultError for a loss that is no number."""
         every = self.config.log_every or max(1, self.config.steps // 1000)
         progress = Progress(
             self.config.steps, self.done.step, self.task.batch_items, self.task.unit, quiet=not self.world.is_first
@@ -168,7 +336,7 @@ class Run:
     def _give_up(self, what: str, step: int) -> NoReturn:
         if self.world.is_first:
             self.folder.save_bad_batch(step, self.task.batch_arrays())
-        raise NothingCameOutError(
+        raise EmptyResultError(
             f"step {step}: {what}; its batch is in {self.folder.bad_batch}, the last good state in "
             f"{self.folder.checkpoint}; lower optimiser.learning_rate or set max_gradient"
         )
@@ -272,10 +440,10 @@ class Run:
             )
 
 
-def check_same(state: dict[str, Any], config: Config, identity: str, path: Path) -> None:
+def check_checkpoint(state: dict[str, Any], config: Config, identity: str, path: Path) -> None:
     """Raises UsageError when a checkpoint is of another configuration, BadInputError when of other data.
 
-    The precision may be another one: `featkit.training.train.planned` says when.
+    The precision may be another one: `featkit.training.loop.planned` says when.
     """
     stored, wanted = json.loads(state["config"]), json.loads(config.canonical_json())
     if "precision" in stored and stored["precision"] != wanted["precision"]:
@@ -284,10 +452,10 @@ def check_same(state: dict[str, Any], config: Config, identity: str, path: Path)
     if stored != wanted:
         raise UsageError(
             f"{path}: was trained with another configuration ({differences(json.dumps(stored), config)}); "
-            "choose another folder, or start anew with --overwrite"
+            "choose another folder, or use --overwrite to discard it"
         )
     if state["data"] != identity:
         raise BadInputError(
             f"{path}: was trained on other data ({state['data']}, now {identity}); "
-            "choose another folder, or start anew with --overwrite"
+            "choose another folder, or use --overwrite to discard it"
         )

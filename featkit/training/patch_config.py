@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from featkit.config import Config, Runtime
+from featkit.core.config import Config, Runtime
 from featkit.data.augment import AugmentConfig
 from featkit.data.label_mining import LabelMiningConfig
 from featkit.data.training_patches import PatchDataConfig
 from featkit.losses.build import LossConfig
 from featkit.losses.hynet import HyNetLossConfig
-from featkit.models.patch_network import PatchNetworkConfig
-from featkit.training.base_config import Adam, Measured, Sgd, TrainingConfig
+from featkit.models.patch import PatchNetworkConfig
+from featkit.training.config import Adam, Measured, Sgd, TrainingConfig
 
 
 class Pairs(Config):

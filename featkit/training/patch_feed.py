@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from featkit.core.types import PatchArray
 from featkit.data.augment import AugmentConfig, draw_transforms
-from featkit.data.patch_set import PatchArray
 from featkit.data.samplers import BatchPlan, Sampler
 
 MEMORY_SHARE = 0.4  # of the free memory that patches may take, when nobody says where they belong
@@ -30,7 +30,7 @@ READ_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True)
-class Fed:
+class Batch:
     """One batch. plan, transforms: of the whole batch. pixels: of this process's part, on the device."""
 
     plan: BatchPlan
@@ -87,7 +87,7 @@ class PatchFeed:
         self._thread: threading.Thread | None = None
         self.waited_s = 0.0
 
-    def next(self) -> Fed:
+    def next(self) -> Batch:
         """The next batch; the time until it is there is added to `waited_s`."""
         started = time.perf_counter()
         if self._threaded and self._thread is None:
@@ -102,7 +102,7 @@ class PatchFeed:
         else:
             pixels = pixels.to(self._device, non_blocking=True)
         self.waited_s += time.perf_counter() - started
-        return Fed(plan, transforms, pixels)
+        return Batch(plan, transforms, pixels)
 
     def state(self) -> dict[str, Any]:
         """As it was after the batch that was handed out last."""

@@ -1,4 +1,4 @@
-"""What a training leaves behind, beside its checkpoint: config.yaml, metrics.csv, TensorBoard events, summary.json."""
+"""The folder of a training: its records, its checkpoint, and the progress that is shown."""
 
 from __future__ import annotations
 
@@ -6,19 +6,30 @@ import csv
 import io
 import json
 import logging
+import pickle
+import sys
+import time
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
 import yaml
 from jaxtyping import UInt8
 
 from featkit import __version__
-from featkit.config import Config
-from featkit.store.artifact import explained, no_links, write_bytes, write_text, writing
-from featkit.store.disk import require_space
-from featkit.store.stamp import is_foreign, refuse_foreign
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError, NotWritableError
+from featkit.core.log import progress
+from featkit.io.artifact import explained, no_links, write_bytes, write_text, writing
+from featkit.io.atomic import is_foreign, refuse_foreign, require_space
+
+LOGGER = logging.getLogger(__name__)
+# ----------------------------------------------------------------------------------------------------------------------
+# What a training leaves behind, beside its checkpoint: config.yaml, metrics.csv, TensorBoard events, summary.json.
+
 
 CONFIG, HEADER = "config.yaml", "# the configuration of a training by featkit "
 FILES = (
@@ -31,7 +42,6 @@ FILES = (
     "best.safetensors",
     "last.safetensors",
 )
-LOGGER = logging.getLogger(__name__)
 FIRST_COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "wait_share")
 ROOM_BYTES = 1 << 20  # TensorBoard's writer, a thread of its own, does not take a full disk
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 85)
@@ -163,3 +173,124 @@ def read_metrics(path: Path) -> list[Row]:
     """The rows of a metrics.csv; empty cells are left out."""
     with path.open(newline="") as file:
         return [{key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One file that holds everything a training needs to go on: written whole or not at all, read without running code.
+
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write the state (tensors, arrays, plain values) to disk, then move it to its place. Raises NotWritableError."""
+    try:
+        with writing(path, owned=True, sync=True) as file:  # another program's was refused when the run began
+            torch.save(plain({"format": FORMAT, **state}), file)
+    except (NotWritableError, RuntimeError) as error:  # torch says RuntimeError when the disk is full
+        reason = str(error).splitlines()[0].removeprefix(f"{path}: ")
+        raise NotWritableError(f"{path}: the checkpoint cannot be written ({reason}); the last one stays") from None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The state, on the CPU; None when there is no file. Raises BadInputError for anything but featkit's own."""
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInputError(
+            f"{path}: not a checkpoint of featkit ({what[:120]}); use --overwrite to discard it"
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise BadInputError(f"{path}: not a checkpoint of this featkit; use --overwrite to discard it")
+    return state
+
+
+def plain(value: Any) -> Any:
+    """The value with numpy arrays as tensors and numpy scalars as Python's: what a safe reader takes."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# How a training tells how far it is: lines with loss, speed, time left and held-out score, a bar on a terminal.
+
+
+LINE_EVERY_S = 15.0
+RECENT = 0.9  # weight of the past in the loss that is shown
+
+
+class Progress:
+    """Counts steps; `speed` gives what they took since it was last asked."""
+
+    def __init__(self, steps: int, done: int, items_per_step: int, unit: str, quiet: bool = False):
+        """unit: what a step's items are, in the plural."""
+        self._steps, self._first, self._step = steps, done, done
+        self._items, self._unit, self._quiet = items_per_step, unit, quiet
+        self._bar = progress("train", steps - done, "steps") if sys.stderr.isatty() and not quiet else None
+        self._loss: float | None = None
+        self._started = self._said = self._asked = time.monotonic()
+        self._asked_step, self._asked_wait = done, 0.0
+
+    def __enter__(self) -> Progress:
+        self._advance = self._bar.__enter__() if self._bar is not None else None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(kind, error, trace)
+
+    def stepped(self, loss: float, score: str) -> None:
+        """One step is done. score: on the held-out part, in words, when it was measured after this step."""
+        self._step += 1
+        self._loss = loss if self._loss is None else RECENT * self._loss + (1 - RECENT) * loss
+        if self._advance is not None:
+            self._advance(1)
+        now = time.monotonic()
+        if self._quiet or (not score and now - self._said < LINE_EVERY_S):
+            return
+        self._said = now
+        rate = (self._step - self._first) / max(now - self._started, 1e-9)
+        text = f"step {self._step}/{self._steps}: loss {self._loss:.4f}, {number(rate * self._items)} {self._unit}/s"
+        if self._step < self._steps:
+            text += f", {duration((self._steps - self._step) / rate)} left"
+        LOGGER.info("%s", f"{text}, {score}" if score else text)
+
+    def paused(self, seconds: float) -> None:
+        """So long no step was made: it does not count in the speed."""
+        self._asked += seconds
+
+    def speed(self, waited_s: float) -> dict[str, float]:
+        """<unit>_per_s and wait_share since the last call. waited_s: seconds waited for data so far, in all."""
+        now = time.monotonic()
+        span = max(now - self._asked, 1e-9)
+        steps = self._step + 1 - self._asked_step  # the step of this row is counted after it
+        row = {
+            f"{self._unit}_per_s": steps * self._items / span,
+            "wait_share": (waited_s - self._asked_wait) / span,
+        }
+        self._asked, self._asked_step, self._asked_wait = now, self._step + 1, waited_s
+        return row
+
+
+def number(value: float) -> str:
+    """Three digits at least: `286`, `4.31`."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -17,19 +17,16 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import Field
+from torch import Tensor
 
-from featkit.config import Config, make, read_yaml
-from featkit.errors import BadInputError, FeatkitError, UsageError
-from featkit.store.artifact import write_text
+from featkit.core.config import Config, make, read_yaml
+from featkit.core.errors import BadInputError, FeatkitError, UsageError
+from featkit.io.artifact import write_text
+from featkit.weights.exchange import state_dict_of
+from featkit.weights.files import read_metadata, read_tensors
 from featkit.weights.manifest import SUFFIX, sha256_of
-from featkit.weights.published import state_dict_of
-from featkit.weights.tensor_files import read_metadata, read_tensors
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LOGGER = logging.getLogger(__name__)
 CATALOGUE = Path(__file__).with_name("catalogue.yaml")

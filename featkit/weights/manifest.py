@@ -10,11 +10,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from featkit.config import Config
-from featkit.errors import BadInputError, UsageError
-from featkit.resources import resource_dir
-from featkit.store.artifact import inside, write_text
-from featkit.store.stamp import refuse_foreign
+from featkit.core.config import Config, resource_dir
+from featkit.core.errors import BadInputError, UsageError
+from featkit.io.artifact import inside, write_text
+from featkit.io.atomic import refuse_foreign
 
 MANIFEST = "manifest.json"
 SUFFIX = ".safetensors"

@@ -46,8 +46,8 @@ def test_report_of_a_localization(browser: Any, mapped_scene: Any, featkit_comma
 
 @pytest.mark.slow
 def test_report_of_a_small_demo(browser: Any, tmp_path: Path) -> None:
-    from featkit.data.rendered import RenderedConfig
-    from featkit.resources import load_pipeline
+    from featkit.core.config import load_pipeline
+    from featkit.demo.scene import RenderedConfig
 
     demo = load_pipeline("demo")
     scene = RenderedConfig(width=320, height=240, num_map=4, num_queries=1, texel_m=0.02)

@@ -10,7 +10,7 @@ import pytest
 from chromium import check_page, coloured_pixels, console_errors, open_page
 
 from featkit.geometry.poses import look_at, rotation_matrix
-from featkit.report import (
+from featkit.report.content import (
     Camera3D,
     Configuration,
     Headline,
@@ -20,8 +20,8 @@ from featkit.report import (
     Scene3D,
     Section,
     Table,
-    write_report,
 )
+from featkit.report.page import write_report
 
 NASTY = "</script><img src=x onerror=alert(1)> & ü.jpg"
 

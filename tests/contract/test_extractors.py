@@ -10,11 +10,11 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
-from featkit.config import Config
+from featkit.core.config import Config
+from featkit.core.registry import configured
+from featkit.core.types import Features
 from featkit.features.base import Extractor
 from featkit.features.published import KEYNET_SCALE, Dedode, KeynetHardnet
-from featkit.registry import configured
-from featkit.types import Features
 from featkit.weights.catalogue import catalogue
 from tests.published_weights import needs_package, untrained
 
@@ -54,8 +54,8 @@ def _untrained(name: str, folder: Path) -> str:
     """Weights of the network behind a configuration, as drawn, in a file."""
     import torch
 
-    from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
-    from featkit.weights import save_patch_network
+    from featkit.models.patch import PatchNetwork, PatchNetworkConfig
+    from featkit.weights.files import save_patch_network
 
     network = PatchNetwork(PatchNetworkConfig(**PATCH_NETWORKS[name]), torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     save_patch_network(folder / f"{name}.safetensors", network, {})
@@ -67,7 +67,7 @@ def _untrained_dense(name: str, folder: Path) -> str:
     import torch
 
     from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
-    from featkit.weights import save_scfeat_network
+    from featkit.weights.files import save_scfeat_network
 
     config = SCFeatNetworkConfig(**DENSE_NETWORKS[name])  # type: ignore[arg-type]
     network = SCFeatNetwork(config, torch.Generator().manual_seed(0)).eval()

@@ -1,4 +1,4 @@
-"""What every registered matcher promises; see featkit/matching/base.py."""
+"""What every registered matcher promises; see featkit/matching/stage.py."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import yaml
 
-from featkit.config import Config
-from featkit.errors import BadInputError
-from featkit.registry import configured
-from featkit.types import Features, Matches
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError
+from featkit.core.registry import configured
+from featkit.core.types import Features, Matches
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAMES = sorted(p.stem for p in CONFIGS.glob("*.yaml") if "matcher" in yaml.safe_load(p.read_text(encoding="utf-8")))

@@ -9,12 +9,12 @@ import pytest
 import yaml
 from geotagged import downward, made_model, photograph, write_made
 
-from featkit.config import Config
-from featkit.errors import UsageError
+from featkit.core.config import Config
+from featkit.core.errors import UsageError
+from featkit.core.registry import configured
+from featkit.core.types import Features, Pair
+from featkit.io.features import FeatureStore, append_features, open_features
 from featkit.pairing.base import ReadsSources, Sources
-from featkit.registry import configured
-from featkit.store.features import FeatureStore, append_features, open_features
-from featkit.types import Features, Pair
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 METHODS = sorted(p.stem for p in CONFIGS.glob("*.yaml") if "pairing" in yaml.safe_load(p.read_text(encoding="utf-8")))

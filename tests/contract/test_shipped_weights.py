@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
+from featkit.core.config import resource_dir
+from featkit.core.types import Features
 from featkit.features.patches import DetectedKeypoints, Patches, PatchesConfig
 from featkit.features.scfeat import Scfeat, ScfeatConfig
 from featkit.matching.mutual import MutualConfig, MutualMatcher
-from featkit.resources import resource_dir
-from featkit.types import Features
-from featkit.weights import find, list_weights, sha256_of
+from featkit.weights.manifest import find, list_weights, sha256_of
 
 PATCH_NETWORKS = ("adasample", "doap", "doap-binary", "hardnet", "hynet", "sdgmnet")
 MOST_BYTES, MOST_IN_ALL = {"patch": 3e6, "scfeat": 10e6}, 16e6
@@ -59,7 +59,7 @@ def test_a_patch_network_tells_places_apart(name: str) -> None:
         pixels = np.clip(view + rng.normal(0, 4, view.shape), 0, 255).astype(np.uint8)
         nothing, one = np.zeros((200, 0), np.float16), np.ones(200, np.float32)
         keypoints = Features(points, nothing, one, (400, 400), scales=3 * one, oris=0 * one)
-        found.append(extractor.finish(DetectedKeypoints(pixels, keypoints)))
+        found.append(extractor.describe(DetectedKeypoints(pixels, keypoints)))
     matches = MutualMatcher(MutualConfig(ratio=0.95), "cpu").match([(found[0], found[1])])[0].matches0
     assert (matches == np.arange(200)).mean() > 0.9
 

@@ -36,9 +36,9 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 MODULES = (
-    "featkit.features.extract", "featkit.features.sift", "featkit.matching.mutual", "featkit.pairing.retrieval",
-    "featkit.mapping.reconstruct", "featkit.localization.localize", "featkit.report.reconstruction",
-    "featkit.evaluation.hpatches_matching", "featkit.training.train_patch", "featkit.resources", "faiss",
+    "featkit.features.stage", "featkit.features.sift", "featkit.matching.mutual", "featkit.pairing.by_retrieval",
+    "featkit.mapping.map", "featkit.localization.stage", "featkit.report.maps",
+    "featkit.evaluation.hpatches", "featkit.training.patch", "featkit.core.config", "faiss",
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from textures import textured_patches
 from warped_sequences import write_sequence
 
 from featkit.data.phototour import write_phototour
-from featkit.store.h5 import reading
+from featkit.io.h5 import reading
 
 KILLS = 4  # of every stage
 ATTEMPTS = 5 * KILLS  # a run may be done before its moment comes

@@ -13,10 +13,10 @@ import h5py
 import pytest
 from textures import textured_patches
 
-from featkit.config import Config
+from featkit.core.config import Config
 from featkit.data.phototour import write_phototour
-from featkit.store.artifact import locked
-from featkit.store.features import append_features
+from featkit.io.artifact import locked
+from featkit.io.features import append_features
 
 Command = Callable[..., Any]
 SIZE = 48 << 20  # bytes of the small disk

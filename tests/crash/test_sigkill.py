@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 import pytest
 
-from featkit.store.h5 import reading
+from featkit.io.h5 import reading
 
 psutil = pytest.importorskip("psutil", reason="psutil is not installed")
 Command = Callable[..., Any]
@@ -215,9 +215,9 @@ WRITER = """
 import os, signal, sys
 import h5py, numpy as np
 from pathlib import Path
-from featkit.features.extract import ExtractConfig
-from featkit.store.features import append_features
-from featkit.types import Features
+from featkit.features.stage import ExtractConfig
+from featkit.io.features import append_features
+from featkit.core.types import Features
 
 path, fatal, before = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "before"
 plain, count = h5py.File.flush, 0
@@ -275,10 +275,10 @@ class Recorder(io.BytesIO):
 
 def test_killed_inside_a_flush(tmp_path: Path) -> None:
     """HDF5 writes a flush in pieces. After any of them the next run goes on, and ends with the same file."""
-    from featkit.features.extract import ExtractConfig
-    from featkit.store import h5
-    from featkit.store.features import FeatureStore, append_features, open_features
-    from featkit.types import Features
+    from featkit.core.types import Features
+    from featkit.features.stage import ExtractConfig
+    from featkit.io import h5
+    from featkit.io.features import FeatureStore, append_features, open_features
 
     def item(number: int) -> Features:
         values = np.random.default_rng(number).random((9, 4), np.float32)

@@ -18,12 +18,12 @@ import pytest
 from textures import textured_patches
 from warped_sequences import write_sequence
 
+from featkit.core.runtime import GRACE_S
 from featkit.data.phototour import write_phototour
-from featkit.stopping import GRACE_S
 
 Command = Callable[..., Any]
 PROMISED_S = 5.0
-SAYING = "featkit: stopped; run the same command again to go on"
+STOPPED = "featkit: stopped; run the same command again to go on"
 
 # A function of featkit's is replaced by native code that neither ends nor looks at signals, and says when it is in it.
 STUCK = """
@@ -97,14 +97,14 @@ def unmapped(scene: Any) -> None:
 
 
 VERBS = {
-    "extract": ("featkit.features.extract:extract_one", signal.SIGTERM),
-    "pairs": ("featkit.pairing.exhaustive:Exhaustive.pairs", signal.SIGINT),
+    "extract": ("featkit.features.stage:extract_one", signal.SIGTERM),
+    "pairs": ("featkit.pairing.by_name:Exhaustive.pairs", signal.SIGINT),
     "match": ("featkit.matching.mutual:MutualMatcher.match", signal.SIGTERM),
     "verify": ("featkit.mapping.verify:by_ransac", signal.SIGINT),
     "map": ("pycolmap:incremental_mapping", signal.SIGTERM),
-    "localize": ("featkit.localization.localize:estimate_pose", signal.SIGINT),
-    "eval": ("featkit.evaluation.predictions:match.run", signal.SIGTERM),
-    "train": ("featkit.training.patch_task:PatchTask.step", signal.SIGINT),
+    "localize": ("featkit.localization.stage:estimate_pose", signal.SIGINT),
+    "eval": ("featkit.evaluation.predictions:matching.run", signal.SIGTERM),
+    "train": ("featkit.training.patch:PatchTask.step", signal.SIGINT),
 }
 
 
@@ -130,7 +130,7 @@ def test_native_code_that_would_not_stop(
     where, number = VERBS[verb]
     ended = stop_inside(where, [*arguments[verb], "-q"], tmp_path, number)
     assert ended.code == 128 + number, ended
-    assert ended.err.splitlines()[-1] == SAYING
+    assert ended.err.splitlines()[-1] == STOPPED
     assert "Traceback" not in ended.err
     assert ended.seconds < PROMISED_S
     again = featkit_command(*arguments[verb], "-q")
@@ -144,7 +144,7 @@ def test_in_the_time_that_is_promised_and_as_json(mapped_scene: Any, tmp_path: P
     ended = stop_inside(VERBS["pairs"][0], arguments, tmp_path, signal.SIGTERM, grace_s=GRACE_S)
     assert ended.code == 143
     assert GRACE_S - 0.5 < ended.seconds < PROMISED_S
-    assert json.loads(ended.out) == {"error": SAYING.removeprefix("featkit: "), "exit_code": 143}
+    assert json.loads(ended.out) == {"error": STOPPED.removeprefix("featkit: "), "exit_code": 143}
 
 
 def test_a_second_signal_does_not_wait(mapped_scene: Any, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_second_signal_does_not_wait(mapped_scene: Any, tmp_path: Path) -> Non
     ended = stop_inside(VERBS["pairs"][0], arguments, tmp_path, signal.SIGINT, signal.SIGINT, grace_s=30)
     assert ended.code == 130
     assert ended.seconds < PROMISED_S
-    assert ended.err.splitlines() == [SAYING]
+    assert ended.err.splitlines() == [STOPPED]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_extraction_in_processes(
     _, err = process.communicate(timeout=60)
     assert time.monotonic() - started < PROMISED_S
     assert process.returncode == 128 + number, err
-    assert err.splitlines()[-1] == SAYING
+    assert err.splitlines()[-1] == STOPPED
     assert "Traceback" not in err
     again = featkit_command(*arguments, "--json")
     assert again.json()["images"] == 40

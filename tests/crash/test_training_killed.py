@@ -17,7 +17,7 @@ import pytest
 from textures import textured_patches
 
 from featkit.data.phototour import write_phototour
-from featkit.training.checkpoint import load_checkpoint, save_checkpoint
+from featkit.training.run_folder import load_checkpoint, save_checkpoint
 
 STEPS = 62
 KILLS = 3

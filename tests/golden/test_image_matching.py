@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from warped_sequences import SIZE, write_sequence
 
-from featkit.evaluation.hpatches_matching import MatchingConfig, MethodScore, evaluate_matching
-from featkit.evaluation.matching_accuracy import mma_score, reprojection_errors
-from featkit.evaluation.oxford_matching import MethodPrecision, OxfordConfig, evaluate_precision
+from featkit.evaluation.hpatches import MatchingConfig, MethodScore, evaluate_matching
+from featkit.evaluation.metrics import mma_score, reprojection_errors
+from featkit.evaluation.oxford import MethodPrecision, OxfordConfig, evaluate_precision
 from featkit.evaluation.predictions import MatchRule, Method, Predictions, predict
-from featkit.evaluation.published_tables import published
+from featkit.evaluation.published import published
 from featkit.evaluation.sequences import Sequence, SequenceSet, read_sequences
-from featkit.features.extract import ExtractConfig, ExtractJob
-from featkit.store.features import FeatureStore, open_features
-from featkit.store.matches import open_matches
+from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.io.features import FeatureStore, open_features
+from featkit.io.matches import open_matches
 
 KEYPOINTS = 110
 WITHOUT_FEATURES = "i_blank"

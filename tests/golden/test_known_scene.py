@@ -8,21 +8,20 @@ import pycolmap
 import pytest
 from PIL import Image
 
-from featkit.config import Config
-from featkit.errors import BadInputError
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError
+from featkit.core.types import Features, Matches, Pair, Pose
 from featkit.geometry.pixels import from_colmap
-from featkit.mapping import verified_database, verify
+from featkit.io.features import append_features
+from featkit.io.lists import write_pairs
+from featkit.io.matches import append_matches
+from featkit.mapping import verify
 from featkit.mapping.align import compare_with_truth
-from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.reconstruct import MapConfig, build_map, database_config, read_largest
+from featkit.mapping.cameras import CameraConfig, to_pose
+from featkit.mapping.map import MapConfig, build_map, database_config, read_largest
+from featkit.mapping.model import map_statistics, point_ids
 from featkit.mapping.reference import Reference
-from featkit.mapping.statistics import map_statistics, point_ids
-from featkit.mapping.verified_database import DatabaseConfig, build_database
-from featkit.mapping.verify import VerifyConfig, to_pose
-from featkit.store.features import append_features
-from featkit.store.matches import append_matches
-from featkit.store.pairs import write_pairs
-from featkit.types import Features, Matches, Pair, Pose
+from featkit.mapping.verify import DatabaseConfig, VerifyConfig, build_database
 
 POINTS = 300
 CAMERA = (1280.0, 1270.0, 512.0, 384.0)
@@ -173,7 +172,7 @@ def test_chunks_of_pairs_change_nothing(
 ) -> None:
     known = reference(scene) if by_known_poses else None
     whole = verified(scene, tmp_path / "whole", known)
-    monkeypatch.setattr(verified_database, "MIN_CHUNK", 7)
+    monkeypatch.setattr(verify, "MIN_CHUNK", 7)
     assert len(whole) == 45
     assert verified(scene, tmp_path / "chunks", known) == whole
 
@@ -181,7 +180,7 @@ def test_chunks_of_pairs_change_nothing(
 def test_a_stopped_verification_goes_on(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The chunks that were done are neither written nor verified again, and the outcome is that of one run."""
     whole = verified(scene, tmp_path / "whole", None)
-    monkeypatch.setattr(verified_database, "MIN_CHUNK", 7)
+    monkeypatch.setattr(verify, "MIN_CHUNK", 7)
     by_ransac, by_then = verify.by_ransac, []
 
     def stop_at_the_third(path: Path, config: VerifyConfig, pairs: list[Pair]) -> None:
@@ -199,6 +198,6 @@ def test_a_stopped_verification_goes_on(scene: Scene, tmp_path: Path, monkeypatc
     assert not (tmp_path / "stopped" / "database.db").exists()
     written = []
     monkeypatch.setattr(verify, "by_ransac", by_ransac)
-    monkeypatch.setattr(verified_database.db, "write_images", lambda *args: written.append(args))
+    monkeypatch.setattr(verify.db, "write_images", lambda *args: written.append(args))
     assert verified(scene, tmp_path / "stopped", None) == whole
     assert not written, "the images were there already"

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from featkit.evaluation.error_auc import error_auc
-from featkit.evaluation.map_pose_errors import map_pose_errors
+from featkit.core.types import Pose
+from featkit.evaluation.eth_scenes import map_pose_errors
+from featkit.evaluation.metrics import error_auc
 from featkit.geometry.poses import camera_centre, look_at, quaternion, rotation_matrix
 from featkit.mapping.align import transform_pose
-from featkit.types import Pose
 
 THRESHOLDS = (1.0, 3.0, 5.0, 10.0)
 

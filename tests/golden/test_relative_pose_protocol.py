@@ -12,11 +12,10 @@ import poselib
 import pytest
 from pose_worlds import SIZE, World, make_world, store
 
-from featkit.evaluation.pose_scenes import PosedScene
-from featkit.evaluation.pose_scores import PoseScore
+from featkit.core.types import Pair
+from featkit.evaluation.pose import PoseScore, RelativePoseConfig, evaluate_poses
+from featkit.evaluation.pose_pairs import PosedScene
 from featkit.evaluation.predictions import Predictions
-from featkit.evaluation.relative_pose import RelativePoseConfig, evaluate_poses
-from featkit.types import Pair
 
 PAIRS = tuple(Pair(f"{a:02d}.png", f"{b:02d}.png") for a in range(5) for b in range(a + 1, 5))
 WITHOUT_MATCHES, FEW_MATCHES, WRONG_MATCHES = PAIRS[1], PAIRS[4], PAIRS[7]

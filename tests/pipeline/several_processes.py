@@ -14,20 +14,18 @@ from typing import Any
 
 import torch
 
-from featkit.config import make, merge
+from featkit.core.config import make, merge
+from featkit.core.registry import configured
+from featkit.core.runtime import Stopped
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import read_phototour
 from featkit.data.posed_pairs import read_posed_pairs
 from featkit.models.scfeat import DenseMaps
-from featkit.registry import configured
-from featkit.stopping import Stopped
+from featkit.training.patch import PatchTask, train_patch
 from featkit.training.patch_config import PatchTraining
-from featkit.training.patch_task import PatchTask
-from featkit.training.scfeat.config import ScfeatTraining
-from featkit.training.scfeat.dense_task import DenseTask
-from featkit.training.scfeat.detection import DetectionTask
-from featkit.training.scfeat.stages import ScfeatData, ScfeatStages
-from featkit.training.train_patch import train_patch
+from featkit.training.scfeat import ScfeatData, ScfeatStages
+from featkit.training.scfeat_stages import DetectionTask
+from featkit.training.scfeat_task import DenseTask, ScfeatTraining
 
 STEPS, STOP_AT = 20, 9
 PLAIN = {"kind": "sgd", "learning_rate": 1e-5, "momentum": 0.9, "reference_batch": None}

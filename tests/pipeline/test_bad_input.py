@@ -19,10 +19,10 @@ from in_process import refused, results, run
 from PIL import Image, ImageOps
 from warped_sequences import warped
 
+from featkit.core.types import Features
+from featkit.io.features import open_features
+from featkit.io.lists import read_poses
 from featkit.mapping.model import read_model
-from featkit.store.features import open_features
-from featkit.store.poses import read_poses
-from featkit.types import Features
 
 ORIENTATION = 0x0112
 GREY = warped(7, np.eye(3))  # 160 x 200
@@ -197,7 +197,7 @@ def test_an_image_without_a_keypoint(mapped_scene: Any, tmp_path: Path) -> None:
 
 def test_two_scenes_mixed(mapped_scene: Any, tmp_path: Path) -> None:
     """Two models, largest first; no image of one scene stands in the other's."""
-    from featkit.data.rendered import RenderedConfig, render_scene
+    from featkit.demo.scene import RenderedConfig, render_scene
 
     other = render_scene(
         RenderedConfig(width=400, height=300, num_map=4, num_queries=1, texel_m=0.012, seed=5), tmp_path / "other"

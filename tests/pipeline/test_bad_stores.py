@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from in_process import refused, results, run
 
-from featkit.config import Config
-from featkit.store.features import append_features, open_features
-from featkit.store.matches import open_matches
-from featkit.types import Features, Pair
+from featkit.core.config import Config
+from featkit.core.types import Features, Pair
+from featkit.io.features import append_features, open_features
+from featkit.io.matches import open_matches
 
 
 class ByHand(Config):
@@ -142,7 +142,7 @@ def test_features_of_other_images(mapped_scene: Any, tmp_path: Path) -> None:
             for name in names:
                 del file[name]
         with h5py.File(path, "r+") as file:
-            from featkit.store.features import FeatureStore
+            from featkit.io.features import FeatureStore
 
             for name, one in features.items():
                 FeatureStore(path, file).write(name, one)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featkit.data.rendered import RenderedConfig, render_scene
-from featkit.errors import BadInputError
-from featkit.features import extract
-from featkit.features.extract import ExtractConfig, ExtractJob
-from featkit.matching import match
-from featkit.resources import load_pipeline
-from featkit.store.features import open_features
-from featkit.store.matches import open_matches
-from featkit.store.pairs import write_pairs
-from featkit.types import Pair
+from featkit.core.config import load_pipeline
+from featkit.core.errors import BadInputError
+from featkit.core.types import Pair
+from featkit.demo.scene import RenderedConfig, render_scene
+from featkit.features import stage as extract
+from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.io.features import open_features
+from featkit.io.lists import write_pairs
+from featkit.io.matches import open_matches
+from featkit.matching import stage as match
 
 SMALL = RenderedConfig(width=320, height=240, num_map=5, num_queries=1, texel_m=0.02)
 CAPPED = {"max_keypoints": 100}  # every image has exactly this many: counts cannot tell them apart

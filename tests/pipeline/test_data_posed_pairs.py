@@ -12,8 +12,8 @@ import pytest
 
 from featkit.data.posed_pairs import PosedPairs, read_posed_pairs
 from featkit.geometry.epipolar import epipolar_distances
+from featkit.mapping.covisibility import find_model, read_tracks
 from featkit.mapping.model import read_model
-from featkit.mapping.tracks import find_model, read_tracks
 
 Command = Callable[..., Any]
 
@@ -110,9 +110,8 @@ def test_wrong_turns(posed: tuple[Path, Any], mapped_scene: Any, tmp_path: Path,
 @pytest.mark.parametrize("name", ["chair", "boruszyn"])
 def test_real_scenes(name: str, shared_data: Path, tmp_path: Path) -> None:
     """Six photographs of a scene, each with a lens of its own; the points are the map's."""
-    from featkit.data.posed_scene import PosedPairsConfig
-    from featkit.data.posed_writer import make_posed_pairs
-    from featkit.mapping.tracks import mapped_scenes
+    from featkit.data.make_posed_pairs import PosedPairsConfig, make_posed_pairs
+    from featkit.mapping.covisibility import mapped_scenes
 
     source = shared_data / "scenes" / name
     if not source.is_dir():

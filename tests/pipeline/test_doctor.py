@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from featkit.cli import doctor_findings as look
+from featkit.cli import doctor as look
 
 ROOT = Path(__file__).resolve().parents[2]
 

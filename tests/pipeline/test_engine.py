@@ -19,8 +19,8 @@ import pytest
 from in_process import refused, results, run
 from same_stores import assert_same
 
-from featkit.store.artifact import locked
-from featkit.store.features import open_features
+from featkit.io.artifact import locked
+from featkit.io.features import open_features
 
 ITEMS = 6  # photographs of the scene
 

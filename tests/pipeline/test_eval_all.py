@@ -13,7 +13,7 @@ from in_process import refused
 from synthetic_patches import write_hpatches
 from warped_sequences import write_sequence
 
-from featkit.data.rendered import RenderedConfig, render_scene
+from featkit.demo.scene import RenderedConfig, render_scene
 
 FAST = ("--workers", 1, "--max-keypoints", 400, "--device", "cpu")
 

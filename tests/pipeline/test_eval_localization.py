@@ -11,8 +11,8 @@ import in_process
 import pytest
 from in_process import refused
 
-from featkit.data.rendered import RenderedConfig, render_scene
-from featkit.store.poses import read_poses, write_poses
+from featkit.demo.scene import RenderedConfig, render_scene
+from featkit.io.lists import read_poses, write_poses
 
 FAST = ("--workers", 1, "--max-keypoints", 600, "--device", "cpu")
 

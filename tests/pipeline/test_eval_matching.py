@@ -15,8 +15,8 @@ from in_process import refused
 from typer.testing import Result
 from warped_sequences import SIZE, warped, write_sequence
 
-from featkit.evaluation.published_curves import published_curves
-from featkit.store.features import open_features
+from featkit.evaluation.published import published_curves
+from featkit.io.features import open_features
 
 FAST = ("--workers", 1, "--max-keypoints", 150, "--device", "cpu")
 
@@ -170,8 +170,8 @@ def test_hpatches_own_layout_has_groups(tmp_path: Path) -> None:
 
 
 def test_published_curves_stand_behind_ours() -> None:
+    from featkit.report.charts import COLOURS, curves_figure
     from featkit.report.content import Curve, Curves
-    from featkit.report.curves import COLOURS, curves_figure
 
     x = np.arange(3.0)
     figure = curves_figure(

@@ -13,10 +13,10 @@ import pytest
 from in_process import refused
 from typer.testing import Result
 
-from featkit.evaluation.error_auc import error_auc
+from featkit.evaluation.metrics import error_auc
 from featkit.geometry.poses import rotation_matrix
-from featkit.store.features import open_features
-from featkit.store.pairs import read_pairs
+from featkit.io.features import open_features
+from featkit.io.lists import read_pairs
 
 FEW_DRAWS = ("--set", "estimators.poselib.max_iterations=5000")
 FAST = ("--workers", 1, "--max-keypoints", 300, "--device", "cpu", *FEW_DRAWS)

@@ -10,8 +10,8 @@ import numpy as np
 from in_process import refused, results, run
 from PIL import Image
 
+from featkit.io.features import open_features
 from featkit.mapping.model import read_model
-from featkit.store.features import open_features
 
 
 def test_nerfstudio_sees_what_the_photographs_saw(mapped_scene: Any, tmp_path: Path) -> None:

@@ -11,9 +11,8 @@ import pytest
 from geotagged import ORIGIN, geodetic
 
 from featkit.geometry.poses import camera_centre
+from featkit.io.lists import read_pairs, read_poses
 from featkit.mapping.model import read_model
-from featkit.store.pairs import read_pairs
-from featkit.store.poses import read_poses
 
 
 def test_a_map_in_metres(small_rendered: Any, rendered_copy: Path, featkit_command: Callable[..., Any]) -> None:

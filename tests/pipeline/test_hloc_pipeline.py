@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from featkit.evaluation.localization import pose_error
-from featkit.integrations import hloc as plug_in
+from featkit import hloc as plug_in
+from featkit.evaluation.metrics import pose_error
+from featkit.io.lists import read_poses
 from featkit.mapping.align import transform_pose, truth_from_map
 from featkit.mapping.model import read_model
-from featkit.store.poses import read_poses
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("hloc") is None, reason="hloc is not installed: " + plug_in.INSTALL

@@ -12,8 +12,8 @@ import yaml
 from textures import textured_patches
 
 from featkit.data.phototour import write_phototour
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
-from featkit.weights import save_patch_network
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig
+from featkit.weights.files import save_patch_network
 
 Command = Callable[..., Any]
 

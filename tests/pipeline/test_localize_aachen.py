@@ -16,11 +16,11 @@ from in_process import refused
 from typer.testing import Result
 
 from featkit.data.aachen import find_aachen
-from featkit.data.rendered import RenderedConfig
-from featkit.evaluation.aachen_benchmark import read_aachen_reference, read_aachen_tracks
+from featkit.demo.scene import RenderedConfig
+from featkit.evaluation.aachen import read_aachen_reference, read_aachen_tracks
 from featkit.geometry.poses import camera_centre, rotation_matrix
+from featkit.io.lists import write_poses
 from featkit.mapping.covisibility import covisible_pairs
-from featkit.store.poses import write_poses
 
 CONFIG = RenderedConfig(width=400, height=300, num_map=6, num_queries=2, texel_m=0.012)  # that of `small_rendered`
 FAST = ("--workers", 1, "--max-keypoints", 1200, "--device", "cpu")
@@ -91,8 +91,8 @@ def test_day_and_night_are_found(made: Miniature, localized: tuple[Path, Result]
 
 def test_the_map_stands_where_the_reference_does(made: Miniature, localized: tuple[Path, Result]) -> None:
     """Poses are the reference's, and the given intrinsics stay as they are."""
+    from featkit.mapping.cameras import to_pose
     from featkit.mapping.model import read_model
-    from featkit.mapping.verify import to_pose
 
     model = read_model(only(localized[0], "1.1-day-night/rootsift-*/sparse/0"))
     assert {image.name for image in model.images.values()} == made.poses.keys()

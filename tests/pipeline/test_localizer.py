@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 import featkit
-from featkit.errors import BadInputError, UsageError
-from featkit.evaluation.localization import pose_error
-from featkit.localization.localize import describe
+from featkit.core.config import load_pipeline
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.types import Features, Matches
+from featkit.evaluation.metrics import pose_error
 from featkit.localization.localizer import LocalizerConfig, PointsOnce, WarmImage
+from featkit.localization.stage import describe
 from featkit.mapping.align import transform_pose, truth_from_map
 from featkit.mapping.model import read_model
-from featkit.resources import load_pipeline
-from featkit.types import Features, Matches
 
 
 @pytest.fixture(scope="module")

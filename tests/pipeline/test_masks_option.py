@@ -13,9 +13,9 @@ import pytest
 from in_process import refused, results, run
 from PIL import Image
 
-from featkit.features.extract import ExtractConfig, ExtractJob, begin_one, extract_one, finish_one
-from featkit.images.orientation import as_stored
-from featkit.store.features import open_features
+from featkit.features.stage import ExtractConfig, ExtractJob, describe_one, detect_one, extract_one
+from featkit.images.read import as_stored
+from featkit.io.features import open_features
 
 TAG = 6  # the second photograph is stored turned
 
@@ -82,7 +82,7 @@ def test_in_two_steps(pictures: Path, tmp_path: Path) -> None:
     job = ExtractJob.resolve(ExtractConfig(features="dog+hynet"), {"max_keypoints": 60}, "cpu")
     mask = write_masks(tmp_path / "masks") / "sub" / "turned.png.png"
     path = pictures / "sub" / "turned.png"
-    alone, finished = extract_one(job, path, mask), finish_one(job, begin_one(job, path, mask))
+    alone, finished = extract_one(job, path, mask), describe_one(job, detect_one(job, path, mask))
     assert 0 < len(alone) < 60
     np.testing.assert_array_equal(finished.keypoints, alone.keypoints)
 

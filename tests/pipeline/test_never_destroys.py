@@ -26,14 +26,14 @@ from synthetic_patches import write_hpatches, write_rome
 from textures import textured_patches
 from warped_sequences import write_sequence
 
+from featkit.core.errors import BadInputError
 from featkit.data.phototour import write_phototour
-from featkit.errors import BadInputError
 from featkit.geometry.poses import look_at
+from featkit.io import journal
+from featkit.io.artifact import inside
 from featkit.mapping.verify import VerifyConfig  # noqa: F401  (pycolmap, once for all commands)
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
-from featkit.store import journal
-from featkit.store.artifact import inside
-from featkit.weights import save_patch_network
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig
+from featkit.weights.files import save_patch_network
 
 PRECIOUS = cv2.imencode(".jpg", np.random.default_rng(5).integers(0, 255, (40, 60, 3), np.uint8))[1].tobytes()
 QUIET = ("-q", "--device", "cpu")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
-from featkit.weights import save_patch_network
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig
+from featkit.weights.files import save_patch_network
 
 
 def untrained(path: Path, **config: Any) -> Path:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from featkit.geometry.poses import camera_centre, rotation_angle_deg, rotation_matrix
+from featkit.io.lists import read_camera, read_poses
+from featkit.mapping.cameras import to_pose
 from featkit.mapping.model import read_model
-from featkit.mapping.verify import to_pose
-from featkit.store.poses import read_camera, read_poses
 
 Command = Callable[..., Any]
 

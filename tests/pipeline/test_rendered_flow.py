@@ -14,14 +14,13 @@ import h5py
 import numpy as np
 import pytest
 
-from featkit.evaluation.localization import pose_error
+from featkit.core.types import Pair
+from featkit.evaluation.metrics import pose_error
 from featkit.geometry.poses import camera_centre, rotation_angle_deg, rotation_matrix
+from featkit.io.lists import read_camera, read_pairs, read_poses
 from featkit.mapping.align import transform_pose, truth_from_map
+from featkit.mapping.cameras import to_pose
 from featkit.mapping.model import read_model
-from featkit.mapping.verify import to_pose
-from featkit.store.pairs import read_pairs
-from featkit.store.poses import read_camera, read_poses
-from featkit.types import Pair
 
 Command = Callable[..., Any]
 DOCUMENTED = {"features.h5", "pairs.txt", "matches.h5", "database.db", "sparse", "report.html", "metrics.json"}

@@ -22,12 +22,12 @@ from textures import textured_patches
 from warped_sequences import write_sequence
 
 from featkit.cli.main import app
+from featkit.core.config import resource_dir
 from featkit.data.patch_set import ClassIndex
 from featkit.data.phototour import TestPairs, write_pairs, write_phototour
-from featkit.data.rendered import RenderedConfig
-from featkit.models.scfeat.resnet import ResNetEncoder
-from featkit.resources import resource_dir
-from featkit.weights import find
+from featkit.demo.scene import RenderedConfig
+from featkit.models.resnet import ResNetEncoder
+from featkit.weights.manifest import find
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reproduce.md").read_text(encoding="utf-8")
 PAPERS = ("SDGMNet", "AdaSample", "DOAP", "SCFeat")

@@ -12,11 +12,11 @@ import pytest
 import torch
 from warped_sequences import homographies
 
-from featkit.config import make
-from featkit.data.rendered import RenderedConfig, render_scene
+from featkit.core.config import make
+from featkit.demo.scene import RenderedConfig, render_scene
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
 from featkit.training.run_folder import read_metrics
-from featkit.weights import save_scfeat_network
+from featkit.weights.files import save_scfeat_network
 
 Command = Callable[..., Any]
 NETWORK = {

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 import featkit
-from featkit.localization.localize import describe
 from featkit.localization.localizer import LocalizerConfig
+from featkit.localization.stage import describe
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")

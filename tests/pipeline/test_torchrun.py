@@ -20,8 +20,7 @@ from posed_scenes import make_scene
 from textures import textured_patches
 
 from featkit.data.phototour import read_phototour, write_phototour
-from featkit.training.checkpoint import load_checkpoint
-from featkit.training.run_folder import read_metrics
+from featkit.training.run_folder import load_checkpoint, read_metrics
 
 SAME_LOSS = 1e-5
 DRIFT = 2e-4  # of the last of 20 steps, where two ways of adding up alternate: 7e-5 seen, by processor
@@ -101,10 +100,10 @@ def test_two_processes_learn_as_one_with_the_whole_batch(run: str, done: Path) -
 
 def start_of(run: str, done: Path) -> torch.Tensor:
     """The same, before the first step."""
-    from featkit.config import make
-    from featkit.training.patch_task import PatchTask
-    from featkit.training.scfeat.config import ScfeatTraining
-    from featkit.training.scfeat.stages import TASKS, ScfeatStages
+    from featkit.core.config import make
+    from featkit.training.patch import PatchTask
+    from featkit.training.scfeat import TASKS, ScfeatStages
+    from featkit.training.scfeat_task import ScfeatTraining
 
     if run.startswith("scfeat/"):
         stage = run.removeprefix("scfeat/")

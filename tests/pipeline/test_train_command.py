@@ -23,7 +23,7 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_from_patches_to_weights(patches: Path, tmp_path: Path, featkit_command: Command) -> None:
-    from featkit.weights import load_patch_network
+    from featkit.weights.files import load_patch_network
 
     run = tmp_path / "run"
     done = featkit_command(

@@ -4,11 +4,11 @@ import pytest
 import typer
 
 from featkit.cli.main import app
-from featkit.features.extract import ExtractConfig
-from featkit.localization.localize import LocalizeConfig
+from featkit.core.config import load_pipeline
+from featkit.features.stage import ExtractConfig
+from featkit.localization.stage import LocalizeConfig
 from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.covisibility import CovisibleConfig
-from featkit.resources import load_pipeline
 
 SFM = load_pipeline("sfm").SfmConfig()
 LOCALIZE = load_pipeline("localize").LocalizationConfig()
@@ -31,7 +31,7 @@ SHOWN = {
 
 @pytest.mark.parametrize(("verb", "option"), SHOWN)
 def test_shown_default_is_the_configurations(verb: str, option: str) -> None:
-    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app).commands[verb].load()  # type: ignore[attr-defined]
     parameter = next(p for p in command.params if p.name == option)
     shown = parameter.show_default if isinstance(parameter.show_default, str) else parameter.default
     assert shown == SHOWN[verb, option]

@@ -9,18 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from featkit.config import (
-    Config,
-    Runtime,
-    differences,
-    make,
-    merge,
-    named_config,
-    overrides,
-    read_yaml,
-)
-from featkit.errors import BadInputError, FeatkitError, UsageError
-from featkit.registry import configured, resolve
+from featkit.core.config import Config, Runtime, differences, make, merge, named_config, overrides, read_yaml
+from featkit.core.errors import BadInputError, FeatkitError, UsageError
+from featkit.core.registry import configured, resolve
 
 MANY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

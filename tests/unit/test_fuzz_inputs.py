@@ -12,17 +12,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featkit.config import Config
-from featkit.errors import BadInputError, FeatkitError
-from featkit.images.listing import list_images
+from featkit.core.config import Config, load_pipeline
+from featkit.core.errors import BadInputError, FeatkitError
+from featkit.core.registry import KINDS, configured
+from featkit.images.read import list_images
+from featkit.io.atomic import read_lines, read_stamp
+from featkit.io.lists import describe_pairs, read_camera, read_intrinsics_list, read_pairs, read_poses
 from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.reference import read_reference
-from featkit.registry import KINDS, configured
-from featkit.resources import load_pipeline
-from featkit.store.pairs import describe_pairs, read_pairs
-from featkit.store.poses import read_camera, read_intrinsics_list, read_poses
-from featkit.store.stamp import read_stamp
-from featkit.store.text import read_lines
 
 CASES = settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 RIGHT = {
@@ -81,7 +78,7 @@ PLAIN = st.recursive(
 @given(kind=st.sampled_from(sorted(KINDS)), data=st.data())
 def test_any_value_of_a_configuration(kind: str, tmp_path: Path, data: st.DataObject) -> None:
     """Every field of everything in the registry, with values of any type."""
-    from featkit.registry import resolve
+    from featkit.core.registry import resolve
 
     name = data.draw(st.sampled_from(sorted(KINDS[kind])))
     fields = sorted(resolve(kind, name).Config.model_fields)
@@ -97,7 +94,7 @@ def test_any_value_of_a_configuration(kind: str, tmp_path: Path, data: st.DataOb
 @CASES
 @given(values=st.dictionaries(st.sampled_from(["extract", "pairs", "matching", "map", "seed", "x"]), PLAIN, max_size=4))
 def test_any_settings_of_a_map(values: dict[str, Any]) -> None:
-    from featkit.config import make
+    from featkit.core.config import make
 
     with contextlib.suppress(FeatkitError):
         make(load_pipeline("sfm").SfmConfig, values).fingerprint()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from featkit import log
+from featkit.core import log
 
 
 def test_plain_lines_say_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +81,8 @@ def test_a_bar_and_a_warning_share_one_console(
 
 
 def test_importing_featkit_installs_no_handler() -> None:
-    code = "import logging, featkit, featkit.log; print(logging.getLogger('featkit').handlers, logging.root.handlers)"
+    code = (
+        "import logging, featkit, featkit.core.log; print(logging.getLogger('featkit').handlers, logging.root.handlers)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] []"

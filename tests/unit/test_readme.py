@@ -35,7 +35,7 @@ def test_tables_are_those_of_the_result_files(monkeypatch) -> None:
 @pytest.mark.parametrize("line", commands())
 def test_commands_parse(line: str) -> None:
     _, verb, *arguments = shlex.split(line)
-    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app).commands[verb].load()  # type: ignore[attr-defined]
     while hasattr(command, "commands"):
         verb, *arguments = arguments
         command = command.commands[verb]

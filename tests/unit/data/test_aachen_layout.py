@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from featkit.data.aachen import find_aachen, place_images, query_names, read_queries
-from featkit.data.aachen_pairs import database_pairs, published_lists, query_pairs
-from featkit.data.catalogue import data_set
-from featkit.errors import BadInputError, UsageError
-from featkit.types import Pair
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.types import Pair
+from featkit.data.aachen import (
+    database_pairs,
+    find_aachen,
+    place_images,
+    published_lists,
+    query_names,
+    query_pairs,
+    read_queries,
+)
+from featkit.data.fetch import data_set
 
 CAMERA = "SIMPLE_RADIAL 1600 1200 1469.2 800 600 -0.0353"
 NIGHT, MORE = "query/night/nexus5x/IMG_1.jpg", "query/night/nexus5x_additional_night/IMG_2.jpg"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from featkit.data.augment import AugmentConfig, draw_transforms, warp_patches
-from featkit.features.describe import resize_patches
+from featkit.features.patches import resize_patches
 
 IDENTITY = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])
 SDGM = AugmentConfig(

@@ -14,12 +14,10 @@ import numpy as np
 import pytest
 from bad_server import Faults, serving
 
-from featkit.data.catalogue import CatalogueFile, DataSet, Source, data_set, data_sets
-from featkit.data.checksums import RemoteFile
-from featkit.data.download import DownloadConfig, download
-from featkit.data.fetch import RECORD, FetchOptions, fetch
+from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError, UsageError
+from featkit.data.download import DownloadConfig, RemoteFile, download
+from featkit.data.fetch import RECORD, CatalogueFile, DataSet, FetchOptions, Source, data_set, data_sets, fetch
 from featkit.data.unpack import UnpackConfig, unpack
-from featkit.errors import BadInputError, NothingCameOutError, NotWritableError, UsageError
 
 BODY = np.random.default_rng(0).bytes(100_000)
 MD5 = hashlib.md5(BODY).hexdigest()
@@ -73,7 +71,7 @@ def test_a_second_run_goes_on_where_the_first_gave_up(tmp_path: Path) -> None:
     faults = Faults({"a.bin": BODY}, cut_after=[30_000, 0, 0, 0, None], etags=['"v1"'])
     with serving(faults) as address:
         remote = RemoteFile(f"{address}/a.bin", "a.bin", MD5, size=len(BODY))
-        with pytest.raises(NothingCameOutError, match=r"30,000 of 100,000 bytes arrived .* run the same command again"):
+        with pytest.raises(EmptyResultError, match=r"30,000 of 100,000 bytes arrived .* run the same command again"):
             download(remote, tmp_path, HASTY)
         assert not (tmp_path / "a.bin").exists(), "a part never has the file's name"
         download(remote, tmp_path, HASTY)
@@ -100,7 +98,7 @@ def test_a_file_that_changed_meanwhile_is_begun_anew(tmp_path: Path, tag: str, n
     faults = Faults({"a.bin": BODY}, cut_after=[30_000, 0, 0, 0, None], etags=['"v1"'] if tag else [])
     with serving(faults) as address:
         remote = RemoteFile(f"{address}/a.bin", "a.bin")
-        with pytest.raises(NothingCameOutError):
+        with pytest.raises(EmptyResultError):
             download(remote, tmp_path, HASTY)
         faults.files["a.bin"], faults.etags = newer, [tag] if tag else []
         download(remote, tmp_path, HASTY)
@@ -109,7 +107,7 @@ def test_a_file_that_changed_meanwhile_is_begun_anew(tmp_path: Path, tag: str, n
 
 def test_a_length_that_is_never_reached_gives_up(tmp_path: Path) -> None:
     with serving(Faults({"a.bin": BODY}, stated_extra=10, ranges=False)) as address:
-        with pytest.raises(NothingCameOutError, match=r"100,000 bytes arrived .*cut after 100,000 of 100,010"):
+        with pytest.raises(EmptyResultError, match=r"100,000 bytes arrived .*cut after 100,000 of 100,010"):
             download(RemoteFile(f"{address}/a.bin", "a.bin"), tmp_path, HASTY)
         assert not (tmp_path / "a.bin").exists()
 
@@ -154,7 +152,7 @@ def test_a_part_that_is_whole_already_is_recognised(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_not_asked_for_again(tmp_path: Path) -> None:
     faults = Faults({})
-    with serving(faults) as address, pytest.raises(NothingCameOutError, match="404"):
+    with serving(faults) as address, pytest.raises(EmptyResultError, match="404"):
         download(RemoteFile(f"{address}/a.bin", "a.bin"), tmp_path, HASTY)
     assert len(faults.requests) == 1
 
@@ -168,7 +166,7 @@ def test_a_busy_server_is_asked_again(tmp_path: Path) -> None:
 def test_nobody_answers(tmp_path: Path) -> None:
     with serving(Faults({})) as address:
         pass
-    with pytest.raises(NothingCameOutError, match="nothing arrived"):
+    with pytest.raises(EmptyResultError, match="nothing arrived"):
         download(RemoteFile(f"{address}/a.bin", "a.bin"), tmp_path, HASTY)
 
 
@@ -177,7 +175,7 @@ def test_only_the_web_is_read(tmp_path: Path) -> None:
     secret.write_bytes(b"s")
     with pytest.raises(UsageError, match="not an http or https address"):
         download(RemoteFile(secret.as_uri(), "a.bin"), tmp_path / "out", HASTY)
-    refusals = {secret.as_uri(): NothingCameOutError, "ftp://127.0.0.1/a.bin": UsageError}
+    refusals = {secret.as_uri(): EmptyResultError, "ftp://127.0.0.1/a.bin": UsageError}
     for target, error in refusals.items():
         faults = Faults({"a.bin": BODY}, redirect_to=target)
         with serving(faults) as address, pytest.raises(error, match=r"is not allowed|not an http or https address"):
@@ -343,7 +341,7 @@ def test_a_set_is_fetched_unpacked_and_noted(tmp_path: Path) -> None:
 
 def test_one_file_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     message = r"^missing: set.zip \(1 of 2 files are there\); .*404"
-    with serving(Faults({"labels.mat": BODY})) as address, pytest.raises(NothingCameOutError, match=message):
+    with serving(Faults({"labels.mat": BODY})) as address, pytest.raises(EmptyResultError, match=message):
         fetch(a_set(address), tmp_path, download_config=HASTY)
     assert (tmp_path / "labels.mat").read_bytes() == BODY
 
@@ -367,7 +365,7 @@ def test_what_one_source_began_is_kept_while_the_next_is_tried(tmp_path: Path) -
         sources = [Source(url=f"{address}/first.mat"), Source(url=f"{address}/second.mat")]
         file = CatalogueFile(name="a.mat", sources=sources)
         wanted = DataSet(summary="", page="", terms="", files=[file])
-        with pytest.raises(NothingCameOutError):
+        with pytest.raises(EmptyResultError):
             fetch(wanted, tmp_path, download_config=HASTY)
         fetch(wanted, tmp_path, download_config=HASTY)
     assert faults.requests[-1] == ("/first.mat", "bytes=30000-")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError, UsageError
 from featkit.data.download import DownloadConfig
 from featkit.data.fetch_weights import DOWNLOADS, FetchedWeights, fetch_weights
-from featkit.errors import BadInputError, NothingCameOutError, NotWritableError, UsageError
 from featkit.weights import catalogue as module
 from featkit.weights.catalogue import cached_file, load_published, weights_sha256
 from tests.bad_server import Faults, serving
@@ -99,7 +99,7 @@ def test_it_goes_on_where_it_was_cut(file: bytes) -> None:
 
 def test_stopped_for_good_and_run_again(file: bytes, cache: Path) -> None:
     half = len(file) // 2
-    with pytest.raises(NothingCameOutError, match="arrived and are kept"):
+    with pytest.raises(EmptyResultError, match="arrived and are kept"):
         fetched(Faults({"w.pth": file}, cut_after=[half, 0, 0, 0], etags=['"a"']))
     assert not cached_file(NAME).exists()
     assert left(cache / DOWNLOADS)
@@ -114,9 +114,9 @@ def test_the_wrong_file(file: bytes, cache: Path) -> None:
 
 
 def test_no_server(cache: Path) -> None:
-    with pytest.raises(NothingCameOutError, match="nothing arrived"):
+    with pytest.raises(EmptyResultError, match="nothing arrived"):
         fetch_weights(NAME, config=FAST)
-    with pytest.raises(NothingCameOutError, match="404"):
+    with pytest.raises(EmptyResultError, match="404"):
         fetched(Faults({}))
     assert left(cache) == []
 

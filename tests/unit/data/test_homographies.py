@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from posed_scenes import smooth_noise
 
-from featkit.data.homographies import CanvasConfig, ViewConfig, content, draw_canvas, draw_view, draw_zoom, warp
-from featkit.geometry.homography import apply_homography
+from featkit.data.augment import CanvasConfig, ViewConfig, content, draw_canvas, draw_view, draw_zoom, warp
+from featkit.geometry.pixels import apply_homography
 
 CANVAS = CanvasConfig(width=128, height=96)
 STRONG = ViewConfig(rotation_deg=40, scale_max=1.6, perspective=0.25)

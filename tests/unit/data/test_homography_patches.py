@@ -18,10 +18,9 @@ from featkit.data.homography_patches import (
     relit,
 )
 from featkit.data.keypoint_classes import ClassesConfig, Detections
-from featkit.data.patch_frames import FrameJitter, corners
-from featkit.data.patch_keypoints import DetectorConfig
+from featkit.data.make_patches import PatchesConfig, make_patches
+from featkit.data.patch_frames import DetectorConfig, FrameJitter, corners
 from featkit.data.phototour import find_pairs, read_pairs, read_phototour
-from featkit.data.scene_patches import PatchesConfig, make_patches
 
 STILL = FrameJitter(position_px=0, angle_deg=0, octaves=0)
 SIZE = (320, 240)

@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from posed_scenes import MadeScene, make_scene, smooth_noise
 
-from featkit.data.homography_pairs import HomographyPairs, photographs
+from featkit.core.errors import BadInputError, EmptyResultError, UsageError
 from featkit.data.image_pack import ImagePackConfig, kind_of, write_image_pack
 from featkit.data.patch_pack import read_patch_data
 from featkit.data.posed_pairs import read_posed_pairs
-from featkit.errors import BadInputError, NothingCameOutError, UsageError
+from featkit.data.posed_samples import HomographyPairs, photographs
 from featkit.geometry.epipolar import epipolar_distances
-from featkit.geometry.homography import apply_homography, as_homography
-from featkit.geometry.pixels import resize_affine
-from featkit.store.stamp import digest
+from featkit.geometry.pixels import apply_homography, as_homography, resize_affine
+from featkit.io.atomic import digest
 
 CONFIG = ImagePackConfig(max_side=100)
 
@@ -116,7 +115,7 @@ def test_what_does_not_fit_stays_behind(posed: tuple[Path, list[MadeScene]], pho
     again = tmp_path / "again.zip"
     write_image_pack(less, [posed[0], photos], again, seed=1)
     assert again.read_bytes() == out.read_bytes()
-    with pytest.raises(NothingCameOutError, match="--max-mb"):
+    with pytest.raises(EmptyResultError, match="--max-mb"):
         write_image_pack(ImagePackConfig(max_mb=0.002), [posed[0]], out)
     assert again.read_bytes() == out.read_bytes()
     assert not list(tmp_path.glob(".*"))

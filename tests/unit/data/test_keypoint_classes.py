@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from featkit.data.dense_points import dense_points
 from featkit.data.keypoint_classes import ClassesConfig, DenseConfig, Detections, Origin
-from featkit.data.scene_classes import SceneClasses, kept_classes, scene_classes
+from featkit.data.scene_classes import SceneClasses, dense_points, kept_classes, scene_classes
 from featkit.data.tracks import SceneTracks
 
 FOCAL, WIDTH, HEIGHT = 800.0, 800, 600

@@ -8,12 +8,12 @@ import math
 import numpy as np
 import torch
 
-from featkit.data.hog import hog
 from featkit.data.label_mining import (
     LabelMiningConfig,
     MinedLabels,
     far_apart,
     features_of,
+    hog,
     kmeans,
     mine_labels,
     nearest,

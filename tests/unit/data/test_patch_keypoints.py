@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from featkit.config import Config
-from featkit.data.patch_keypoints import DetectorConfig, detected
-from featkit.data.pixel_grid import PixelGrid
-from featkit.errors import BadInputError
-from featkit.store.features import append_features
-from featkit.types import Features
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError
+from featkit.core.types import Features
+from featkit.data.keypoint_classes import PixelGrid
+from featkit.data.patch_frames import DetectorConfig, detected
+from featkit.io.features import append_features
 
 
 @pytest.fixture

@@ -14,19 +14,19 @@ import cv2
 import numpy as np
 import pytest
 
-from featkit.data.pack_writer import PackConfig, write_pack
+from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError, UsageError
 from featkit.data.patch_pack import (
     MAX_BYTES,
+    PackConfig,
     patches_of,
     read_manifest,
     read_patch_data,
     read_test_pairs,
     tiles_of,
+    write_pack,
 )
-from featkit.data.patch_pairs import draw_pairs
 from featkit.data.patch_set import PatchSet, union
-from featkit.data.phototour import create_bitmaps, read_phototour, write_info, write_pairs, write_scenes
-from featkit.errors import BadInputError, NothingCameOutError, NotWritableError, UsageError
+from featkit.data.phototour import create_bitmaps, draw_pairs, read_phototour, write_info, write_pairs, write_scenes
 
 LOSSLESS = PackConfig(quality=0)
 
@@ -202,7 +202,7 @@ def test_which_classes_stay_is_drawn(folders: tuple[Path, Path], tmp_path: Path)
 
 
 def test_a_limit_too_small_for_a_class_of_each_set(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(NothingCameOutError, match="--max-mb"):
+    with pytest.raises(EmptyResultError, match="--max-mb"):
         write_pack(PackConfig(max_mb=0.001), folders, tmp_path / "p.zip")
     assert list(tmp_path.iterdir()) == []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featkit.data.patch_pairs import draw_pairs
+from featkit.data.phototour import draw_pairs
 
 CLASSES = np.repeat(np.arange(60), np.tile([2, 3, 5], 20))
 SCENES = (CLASSES >= 30).astype(np.int64)

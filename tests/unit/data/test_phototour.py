@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from featkit.core.errors import BadInputError, NotWritableError
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import (
     MAPPED,
@@ -27,7 +28,6 @@ from featkit.data.phototour import (
     write_phototour,
     write_scenes,
 )
-from featkit.errors import BadInputError, NotWritableError
 
 COUNT = 300  # a full bitmap and a part of a second one
 

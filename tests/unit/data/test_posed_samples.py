@@ -14,19 +14,22 @@ import torch
 from PIL import Image
 from posed_scenes import MadeScene, make_scene, smooth_noise
 
-from featkit.data.colour_jitter import JitterConfig
-from featkit.data.homographies import CanvasConfig, ViewConfig, draw_view
-from featkit.data.homography_pairs import HomographyConfig, HomographyPairs
-from featkit.data.pair_feed import PairFeed, PairOrder
-from featkit.data.pixel_cache import PixelCache
-from featkit.data.posed_pairs import read_posed_pairs
-from featkit.data.posed_samples import PairAugmentation, PosedSamples
-from featkit.data.posed_split import split_pairs
-from featkit.errors import BadInputError
+from featkit.core.errors import BadInputError
+from featkit.data.augment import CanvasConfig, JitterConfig, ViewConfig, draw_view
+from featkit.data.posed_pairs import read_posed_pairs, split_pairs
+from featkit.data.posed_samples import (
+    HomographyConfig,
+    HomographyPairs,
+    PairAugmentation,
+    PairFeed,
+    PairOrder,
+    PixelCache,
+    PosedSamples,
+)
 from featkit.geometry.epipolar import epipolar_distances
-from featkit.geometry.homography import apply_homography
-from featkit.losses.scfeat.contrastive import mapped_points
-from featkit.losses.scfeat.points import inside
+from featkit.geometry.pixels import apply_homography
+from featkit.losses.points import inside
+from featkit.losses.scfeat_warm_up import mapped_points
 
 CANVAS = CanvasConfig(width=128, height=96)
 STRONG = ViewConfig(rotation_deg=40, scale_max=1.6, perspective=0.25)
@@ -175,7 +178,7 @@ def test_what_both_views_see_is_in_front_and_nothing_else(photographs: Path, mon
     for seed in (*BEYOND_THE_HORIZON, *range(30)):
         rng = np.random.default_rng(seed)
         drawn = [draw_view(views, CANVAS.size, rng) for _ in range(2)]
-        monkeypatch.setattr("featkit.data.homography_pairs.draw_view", lambda *_, left=iter(drawn): next(left))
+        monkeypatch.setattr("featkit.data.posed_samples.draw_view", lambda *_, left=iter(drawn): next(left))
         sample = pairs.sample(seed % 3, rng)
         points = cv2.perspectiveTransform(pixels[None], np.linalg.inv(drawn[0]))[0]
         quadrilateral = cv2.perspectiveTransform(corners[None], np.linalg.inv(drawn[1])).astype(np.float32)

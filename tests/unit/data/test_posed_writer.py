@@ -14,20 +14,19 @@ import pytest
 from PIL import Image
 from posed_scenes import RadialLens, tracks_of
 
-from featkit.data import posed_scene
-from featkit.data.homographies import CanvasConfig, ViewConfig
+from featkit.core.errors import BadInputError
+from featkit.data import make_posed_pairs as posed_scene
+from featkit.data.augment import CanvasConfig, ViewConfig
+from featkit.data.make_posed_pairs import PosedPairsConfig, make_posed_pairs, name_of
 from featkit.data.pair_choice import PairChoiceConfig
 from featkit.data.posed_pairs import PosedConfig, PosedPairs, read_posed_pairs
 from featkit.data.posed_samples import PairAugmentation, PosedSamples
-from featkit.data.posed_scene import PosedPairsConfig, name_of
-from featkit.data.posed_writer import make_posed_pairs
-from featkit.data.rendered import RenderedConfig, surface_point
-from featkit.data.scene_patches import Scene
-from featkit.errors import BadInputError
+from featkit.data.tracks import Scene
+from featkit.demo.scene import RenderedConfig, surface_point
 from featkit.geometry.epipolar import epipolar_distances
-from featkit.geometry.homography import apply_homography
+from featkit.geometry.pixels import apply_homography
 from featkit.geometry.poses import rotation_matrix
-from featkit.images.orientation import stored_from_upright, upright
+from featkit.images.read import stored_from_upright, upright
 
 RENDERED = RenderedConfig(width=400, height=300, num_map=6, num_queries=2, texel_m=0.012)  # tests/conftest.py's
 CONFIG = PosedPairsConfig(max_side=220, workers=1)

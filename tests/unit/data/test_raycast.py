@@ -7,10 +7,10 @@ import numpy as np
 import pycolmap
 import pytest
 
-from featkit.data.raycast import Rectangle, Surface, facing_matrix, first_hits, pyramid, render
+from featkit.core.types import Pose
+from featkit.demo.render import Rectangle, Surface, facing_matrix, first_hits, pyramid, render
 from featkit.geometry.poses import look_at, rotation_matrix
-from featkit.store.poses import Intrinsics
-from featkit.types import Pose
+from featkit.io.lists import Intrinsics
 
 CAMERA = Intrinsics("PINHOLE", 320, 240, (300.0, 300.0, 160.0, 120.0))
 UP = np.array([0.0, 0.0, 1.0])

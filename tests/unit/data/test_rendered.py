@@ -11,8 +11,10 @@ import numpy as np
 import pycolmap
 import pytest
 
-from featkit.data.raycast import render
-from featkit.data.rendered import (
+from featkit.core.errors import BadInputError
+from featkit.core.types import Pose
+from featkit.demo.render import render
+from featkit.demo.scene import (
     RenderedConfig,
     RenderedScene,
     distance_to_surface,
@@ -23,10 +25,8 @@ from featkit.data.rendered import (
     surface_point,
     surfaces,
 )
-from featkit.errors import BadInputError
 from featkit.geometry.poses import camera_centre, rotation_matrix
-from featkit.store.poses import read_camera, read_poses
-from featkit.types import Pose
+from featkit.io.lists import read_camera, read_poses
 
 SMALL = RenderedConfig(width=160, height=120, num_map=3, num_queries=1, texel_m=0.04, workers=1)
 
@@ -111,7 +111,7 @@ def test_goes_on_after_a_kill(
     scene: tuple[Path, RenderedScene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a killed run left is known by the record that it wrote first; what was there before is not featkit's."""
-    from featkit.data import rendered
+    from featkit.demo import scene as rendered
 
     plain, done = rendered.write_bytes, []
 

@@ -10,9 +10,8 @@ import pytest
 import scipy.io
 from synthetic_patches import matlab5, write_rome
 
-from featkit.data.matlab5 import read_matlab
-from featkit.data.rome import read_rome
-from featkit.errors import BadInputError
+from featkit.core.errors import BadInputError
+from featkit.data.hpatches import read_matlab, read_rome
 
 ARRAYS = {
     "grey": np.arange(60, dtype=np.uint8).reshape(3, 4, 5),

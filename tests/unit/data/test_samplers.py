@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from featkit.data.informative_pairs import choose_positives, distances_from_anchor, pair_weights
+from featkit.core.errors import BadInputError, UsageError
 from featkit.data.patch_set import ClassIndex
-from featkit.data.samplers import AdaSampler, GroupSampler, PairSampler, Sampler, usable_classes
-from featkit.errors import BadInputError, UsageError
-from featkit.training.checkpoint import plain
+from featkit.data.samplers import (
+    AdaSampler,
+    GroupSampler,
+    PairSampler,
+    Sampler,
+    choose_positives,
+    distances_from_anchor,
+    pair_weights,
+    usable_classes,
+)
+from featkit.training.run_folder import plain
 
 SIZES = [2, 3, 2, 5, 2, 4, 9, 2, 2, 3, 2]
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from posed_scenes import MadeScene, make_scene
 
+from featkit.core.errors import BadInputError
 from featkit.data.posed_pairs import PosedConfig, PosedPairs, read_posed_pairs
-from featkit.errors import BadInputError
 from featkit.geometry.epipolar import epipolar_distances
 
 IMAGES = 5

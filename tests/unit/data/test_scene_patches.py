@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featkit.data import geometric_classes, scene_patches
+from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError
+from featkit.data import geometric_classes
+from featkit.data import make_patches as scene_patches
 from featkit.data.keypoint_classes import ClassesConfig, Detections
+from featkit.data.make_patches import PatchesConfig, cut, make_patches
 from featkit.data.phototour import find_pairs, read_image_ids, read_pairs, read_phototour
-from featkit.data.rendered import RenderedConfig, surface_point
-from featkit.data.scene_patches import PatchesConfig, Scene, cut, make_patches
-from featkit.data.tracks import SceneTracks
-from featkit.errors import BadInputError, NothingCameOutError, NotWritableError
+from featkit.data.tracks import Scene, SceneTracks
+from featkit.demo.scene import RenderedConfig, surface_point
 from featkit.geometry.poses import rotation_matrix
-from featkit.images.decode import DecodeConfig, decode
+from featkit.images.read import DecodeConfig, decode
 
 RENDERED = RenderedConfig(width=400, height=300, num_map=6, num_queries=2, texel_m=0.012)
 CONFIG = PatchesConfig(workers=1, test_pairs=1000)
@@ -167,7 +168,7 @@ def test_all_patches_of_a_class_show_one_place(scene: Scene, monkeypatch: pytest
         cuts.append((found.xy[index], found.scales[index]))
         return np.zeros((len(index), 64, 64), np.uint8)
 
-    monkeypatch.setattr("featkit.data.scene_patches.cut", remember)
+    monkeypatch.setattr("featkit.data.make_patches.cut", remember)
     make_patches(CONFIG, [scene], tmp_path / "set")
     patch_set, images = read_phototour(tmp_path / "set"), read_image_ids(tmp_path / "set")
     places, sigmas = np.zeros((len(patch_set), 3)), np.zeros(len(patch_set))
@@ -281,7 +282,7 @@ def test_occluded_points_are_not_taken(scene: Scene) -> None:
 
 
 def made_poses(scene: Scene) -> Any:
-    from featkit.data.rendered import map_poses
+    from featkit.demo.scene import map_poses
 
     poses = map_poses(RENDERED)
     return (poses[name] for name in scene.tracks.image_names)
@@ -362,7 +363,7 @@ def test_an_interrupted_run_leaves_what_was_there(
     def stop(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"featkit.data.scene_patches.{when}", stop)
+    monkeypatch.setattr(f"featkit.data.make_patches.{when}", stop)
     for place in (out, tmp_path / "new"):
         with pytest.raises(KeyboardInterrupt):
             make_patches(CONFIG, [small(scene)], place, overwrite=True)
@@ -384,7 +385,7 @@ def test_a_missing_photograph_is_named(scene: Scene, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quick")
 def test_nothing_found_is_said(scene: Scene, tmp_path: Path) -> None:
     strict = CONFIG.model_copy(update={"classes": ClassesConfig(position_px=1e-6, dense=None)})
-    with pytest.raises(NothingCameOutError, match="found again in two images"):
+    with pytest.raises(EmptyResultError, match="found again in two images"):
         make_patches(strict, [small(scene)], tmp_path / "set")
     (tmp_path / "file").touch()
     with pytest.raises(NotWritableError):

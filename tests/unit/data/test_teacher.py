@@ -8,14 +8,14 @@ import cv2
 import numpy as np
 import pytest
 
-from featkit.config import Config
-from featkit.data.homographies import CanvasConfig, ViewConfig
-from featkit.data.homography_pairs import HomographyConfig, HomographyPairs
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError
+from featkit.core.types import Features
+from featkit.data.augment import CanvasConfig, ViewConfig
 from featkit.data.photometric import PhotometricConfig
+from featkit.data.posed_samples import HomographyConfig, HomographyPairs
 from featkit.data.teacher import Teacher
-from featkit.errors import BadInputError
-from featkit.store.features import append_features, open_features
-from featkit.types import Features
+from featkit.io.features import append_features, open_features
 
 SIZE = (160, 120)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from featkit.data.pixel_grid import PixelGrid, expand
+from featkit.data.keypoint_classes import PixelGrid, expand
 from featkit.data.tracks import SceneTracks
 from featkit.geometry.poses import rotation_matrix
 

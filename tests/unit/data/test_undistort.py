@@ -8,8 +8,7 @@ import pytest
 from posed_scenes import RadialLens
 
 from featkit.data.undistort import Pinhole, pinhole_of, pinhole_picture
-from featkit.images.decode import DecodedImage
-from featkit.images.orientation import stored_from_upright, upright
+from featkit.images.read import DecodedImage, stored_from_upright, upright
 
 SIZE = (300, 200)  # of the files
 EXIF_TURNS = (1, 3, 6, 8)

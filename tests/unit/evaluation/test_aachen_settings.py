@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featkit.errors import UsageError
-from featkit.evaluation.aachen_benchmark import AachenBenchmark, AachenConfig, read_truth, score_conditions
-from featkit.evaluation.published_tables import published
-from featkit.registry import configured
-from featkit.store.poses import write_poses
-from featkit.types import Pose
+from featkit.core.errors import UsageError
+from featkit.core.registry import configured
+from featkit.core.types import Pose
+from featkit.evaluation.aachen import AachenBenchmark, AachenConfig, read_truth, score_conditions
+from featkit.evaluation.published import published
+from featkit.io.lists import write_poses
 
 # SCFeat, Table V: NMS of the map and of queries, least score of the map and of queries, the printed row.
 TABLE_V = {

@@ -8,12 +8,12 @@ from typing import cast
 
 import pytest
 
-from featkit.config import named_config
-from featkit.errors import BadInputError
-from featkit.evaluation.at_hand import data_at_hand, not_learned_from, patch_method, scene_names
+from featkit.core.config import named_config
+from featkit.core.errors import BadInputError
+from featkit.evaluation.datasets import available_data, not_learned_from, patch_method, scene_names
 from featkit.evaluation.predictions import Method
-from featkit.features.extract import ExtractConfig, ExtractJob
-from featkit.weights import list_weights
+from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.weights.manifest import list_weights
 
 TREE = {
     "sequences": ("a/oxford/graf/H1to2p", "hp/v_wall/H_1_2", "hp/v_wall/1.ppm"),
@@ -44,20 +44,20 @@ def make(root: Path, names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("kind", TREE)
 def test_each_kind_is_told_by_its_layout(tmp_path: Path, kind: str) -> None:
     make(tmp_path, TREE[kind])
-    found = data_at_hand(tmp_path)
+    found = available_data(tmp_path)
     assert {name: folders for name, folders in vars(found).items() if folders} == {
         kind: [tmp_path / name for name in FOLDERS[kind]]
     }
     assert len(found) == len(FOLDERS[kind])
     (first, *_) = FOLDERS[kind]
-    assert data_at_hand(tmp_path / first) == type(found)(**{kind: [tmp_path / first]}), "the folder itself may be it"
+    assert available_data(tmp_path / first) == type(found)(**{kind: [tmp_path / first]}), "the folder itself may be it"
 
 
 def test_all_at_once_and_nothing_else(tmp_path: Path) -> None:
     for names in TREE.values():
         make(tmp_path, names)
     make(tmp_path, ("photos/0.jpg", ".hidden/barn/images/0.jpg", ".hidden/barn/sparse/x", "posed/half/poses.txt"))
-    found = data_at_hand(tmp_path)
+    found = available_data(tmp_path)
     assert vars(found) == {kind: [tmp_path / name for name in names] for kind, names in FOLDERS.items()}
 
 
@@ -81,6 +81,6 @@ def test_what_describes_the_patches_of_features(name: str, expected: str | None)
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="nothing in it that a benchmark runs on: sequences"):
-        data_at_hand(tmp_path)
+        available_data(tmp_path)
     with pytest.raises(BadInputError, match="no such folder; give one that holds data sets"):
-        data_at_hand(tmp_path / "no")
+        available_data(tmp_path / "no")

@@ -7,12 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from featkit.evaluation.descriptor_matching import (
-    Correspondences,
-    Ranking,
-    average_precision_of_matches,
-    rank_matches,
-)
+from featkit.evaluation.oxford import Correspondences, Ranking, average_precision_of_matches, rank_matches
 
 
 def unit_rows(count: int, seed: int) -> np.ndarray:

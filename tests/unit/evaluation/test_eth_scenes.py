@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from featkit.errors import BadInputError
+from featkit.core.errors import BadInputError
 from featkit.evaluation.eth_scenes import SCENES, find_scenes, known_scene
 
 NAMES = [scene.name for scene in SCENES]

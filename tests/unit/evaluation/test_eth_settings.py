@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from featkit.errors import UsageError
-from featkit.evaluation.eth_benchmark import EthBenchmark, EthConfig
+from featkit.core.errors import UsageError
+from featkit.core.registry import configured
+from featkit.evaluation.eth import EthBenchmark, EthConfig
 from featkit.evaluation.eth_scenes import SCENES
-from featkit.evaluation.published_tables import published
-from featkit.registry import configured
+from featkit.evaluation.published import published
 
 SCFEAT_GROUPS = [("075", 1, 1.0, 0.75), ("080", 3, 1.0, 0.80), ("090", 3, 0.5, 0.90), ("092", 3, 1.0, 0.92)]
 

@@ -12,13 +12,12 @@ from bad_server import Faults, serving
 from in_process import refused, results, run
 from synthetic_patches import textures, thumbnails, write_hpatches, write_rome
 
-from featkit.data.patch_pairs import draw_pairs
 from featkit.data.patch_set import PatchSet
-from featkit.data.phototour import write_pairs, write_phototour
-from featkit.evaluation.published_tables import published
-from featkit.evaluation.ubc import UbcMethod, UbcScore, evaluate_pairs, evaluate_ubc, find_runs, read_ubc, ubc_table
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
-from featkit.weights import save_patch_network
+from featkit.data.phototour import draw_pairs, write_pairs, write_phototour
+from featkit.evaluation.patches import UbcMethod, UbcScore, evaluate_pairs, evaluate_ubc, find_runs, read_ubc, ubc_table
+from featkit.evaluation.published import published
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig
+from featkit.weights.files import save_patch_network
 
 
 def photo_set(folder: Path, seed: int) -> Path:

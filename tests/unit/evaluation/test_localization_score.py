@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from featkit.errors import BadInputError
-from featkit.evaluation.localization import pose_error, score_localization
-from featkit.types import Pose
+from featkit.core.errors import BadInputError
+from featkit.core.types import Pose
+from featkit.evaluation.metrics import pose_error, score_localization
 
 
 def pose(x: float, degrees: float) -> Pose:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featkit.evaluation.error_auc import error_auc
-from featkit.evaluation.homography_auc import HomographyConfig, corner_error, estimate_homography
-from featkit.evaluation.matching_accuracy import THRESHOLDS_PX, accuracy, mma_score, reprojection_errors
-from featkit.evaluation.published_curves import published_curves
-from featkit.evaluation.published_tables import published
-from featkit.types import Matches
+from featkit.core.types import Matches
+from featkit.evaluation.metrics import (
+    THRESHOLDS_PX,
+    HomographyConfig,
+    accuracy,
+    corner_error,
+    error_auc,
+    estimate_homography,
+    mma_score,
+    reprojection_errors,
+)
+from featkit.evaluation.published import published, published_curves
 
 HOMOGRAPHY = np.array([[1.1, 0.1, 3.0], [-0.2, 0.9, 5.0], [1e-4, -2e-4, 1.0]])
 

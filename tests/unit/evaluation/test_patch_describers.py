@@ -10,17 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from featkit.errors import UsageError
-from featkit.evaluation.descriptor_distances import distance_matrix, indexed_distances, pair_distances
-from featkit.evaluation.patch_describers import (
-    PatchDescriber,
-    SiftPatchConfig,
-    describe_by_sift,
-    describe_used,
-    describer,
-)
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
-from featkit.weights import load_patch_network, save_patch_network
+from featkit.core.errors import UsageError
+from featkit.evaluation.metrics import distance_matrix, indexed_distances, pair_distances
+from featkit.evaluation.patches import PatchDescriber, SiftPatchConfig, describe_by_sift, describe_used, describer
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig
+from featkit.weights.files import load_patch_network, save_patch_network
 
 
 def textures(count: int, side: int = 64) -> np.ndarray:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from featkit.evaluation.patch_matching import image_pairs, matching_ap
+from featkit.evaluation.patches import image_pairs, matching_ap
 
 
 def some(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 from pose_worlds import World, make_world
 
-from featkit.config import make
-from featkit.errors import UsageError
-from featkit.evaluation.pose_error import RelativePose, pose_errors_deg, relative_pose, symmetric_epipolar_errors
-from featkit.evaluation.pose_estimators.all import PoseEstimators
-from featkit.evaluation.pose_estimators.base import PoseEstimator, RayMatches
-from featkit.evaluation.pose_estimators.essential import OpencvEstimator
-from featkit.evaluation.pose_estimators.lo_ransac import PoselibEstimator
-from featkit.types import Pair
+from featkit.core.config import make
+from featkit.core.errors import UsageError
+from featkit.core.types import Pair
+from featkit.evaluation.metrics import RelativePose, pose_errors_deg, relative_pose, symmetric_epipolar_errors
+from featkit.evaluation.pose_estimators import (
+    OpencvEstimator,
+    PoseEstimator,
+    PoseEstimators,
+    PoselibEstimator,
+    RayMatches,
+)
 
 ESTIMATORS: dict[str, PoseEstimator] = {
     "poselib": PoselibEstimator(),

@@ -10,15 +10,13 @@ import pycolmap
 import pytest
 from pose_worlds import make_world
 
-from featkit.config import make
-from featkit.errors import BadInputError, NothingCameOutError, UsageError
-from featkit.evaluation.pose_pairs import PosePairsConfig, choose_pairs, evenly, keep_pairs
-from featkit.evaluation.pose_scenes import PosedScene, read_scene
+from featkit.core.config import make
+from featkit.core.errors import BadInputError, EmptyResultError, UsageError
+from featkit.core.types import Pair
+from featkit.evaluation.pose_pairs import PosedScene, PosePairsConfig, choose_pairs, evenly, keep_pairs, read_scene
 from featkit.geometry.poses import rotation_matrix
-from featkit.mapping.model import read_model
-from featkit.mapping.statistics import point_ids
-from featkit.store.pairs import read_pairs
-from featkit.types import Pair
+from featkit.io.lists import read_pairs
+from featkit.mapping.model import point_ids, read_model
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +139,9 @@ def test_own_pairs(tmp_path: Path) -> None:
 
 def test_no_pair_within_the_limits(tmp_path: Path, mapped: PosedScene) -> None:
     scene = make_world(cameras=2, step_deg=80).write(tmp_path / "arc")
-    with pytest.raises(NothingCameOutError, match="view_edges_deg"):
+    with pytest.raises(EmptyResultError, match="view_edges_deg"):
         choose_pairs(scene, PosePairsConfig(), 0)
-    with pytest.raises(NothingCameOutError, match="overlap_edges"):
+    with pytest.raises(EmptyResultError, match="overlap_edges"):
         choose_pairs(mapped, PosePairsConfig(min_shared=10_000), 0)
     with pytest.raises(UsageError, match="each above the one before"):
         make(PosePairsConfig, {"overlap_edges": [0.5, 0.1]})

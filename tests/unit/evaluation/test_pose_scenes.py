@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from pose_worlds import SIZE, World, make_world
 
-from featkit.errors import BadInputError, UsageError
-from featkit.evaluation.pose_error import pose_errors_deg
-from featkit.evaluation.pose_pairs import PosePairsConfig, choose_pairs
-from featkit.evaluation.pose_scenes import PosedScene, read_scene, read_scenes
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.types import Pair
+from featkit.evaluation.metrics import pose_errors_deg
+from featkit.evaluation.pose_pairs import PosedScene, PosePairsConfig, choose_pairs, read_scene, read_scenes
 from featkit.geometry.poses import rotation_matrix
-from featkit.types import Pair
 
 PAIRS = (Pair("00.png", "02.png"), Pair("01.png", "03.png"))
 

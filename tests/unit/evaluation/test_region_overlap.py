@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from featkit.evaluation.region_overlap import inside, jacobians, near_pairs, near_regions, overlap_errors
-from featkit.geometry.homography import apply_homography
+from featkit.evaluation.oxford import inside, jacobians, near_pairs, near_regions, overlap_errors
+from featkit.geometry.pixels import apply_homography
 
 HOMOGRAPHY = np.array([[0.9, 0.3, 12.0], [-0.2, 1.2, 5.0], [4e-4, -3e-4, 1.0]])
 CIRCLE = np.linspace(0, 2 * np.pi, 400, endpoint=False)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from warped_sequences import write_tiny
 
-from featkit.errors import BadInputError
+from featkit.core.errors import BadInputError
 from featkit.evaluation.sequences import TOO_LARGE, read_homography, read_sequences
 
 

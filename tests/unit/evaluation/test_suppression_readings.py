@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from featkit.config import Config
-from featkit.registry import configured
-from featkit.resources import resource_dir
+from featkit.core.config import Config, resource_dir
+from featkit.core.registry import configured
 
 SIDE = "-side"
 KIND = {"aachen": "benchmark", "eth": "benchmark", "scfeat": "extractor"}

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from featkit.errors import BadInputError
-from featkit.evaluation.verification import curve, fpr95
+from featkit.core.errors import BadInputError
+from featkit.evaluation.metrics import curve, fpr95
 
 
 def slow_fpr95(distances: np.ndarray, match: np.ndarray, recall: float = 0.95, later: int = 0) -> float:

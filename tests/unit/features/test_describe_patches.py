@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from featkit.features.describe import describe_patches, resize_patches
-from featkit.features.frozen import FrozenNetwork
-from featkit.features.patch_cutting import KeypointPatches, PatchPyramid
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
+from featkit.features.patches import FrozenNetwork, describe_patches, resize_patches
+from featkit.images.patches import KeypointPatches, PatchPyramid
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 
 CPU = torch.device("cpu")
 CONFIGS = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from featkit.features.patch_cutting import KeypointPatches, PatchPyramid, cut_patches, halved
+from featkit.images.patches import KeypointPatches, PatchPyramid, cut_patches, halved
 
 Keypoints = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -10,20 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from featkit.config import Config
-from featkit.errors import UsageError
-from featkit.features import extract
-from featkit.features.describe import resize_patches
-from featkit.features.extract import ExtractConfig, ExtractJob
-from featkit.features.patch_cutting import cut_patches
-from featkit.features.patches import Patches, PatchesConfig
+from featkit.core.config import Config
+from featkit.core.errors import UsageError
+from featkit.core.types import Features
+from featkit.features import stage as extract
+from featkit.features.base import unpack_signs
+from featkit.features.patches import Patches, PatchesConfig, resize_patches
 from featkit.features.sift import Sift, SiftConfig
+from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.images.patches import cut_patches
+from featkit.io.features import open_features
 from featkit.matching.mutual import MutualConfig, MutualMatcher
-from featkit.matching.packed_bits import unpack_signs
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
-from featkit.store.features import open_features
-from featkit.types import Features
-from featkit.weights import load_patch_network, save_patch_network
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig
+from featkit.weights.files import load_patch_network, save_patch_network
 
 Make = Callable[..., Patches]
 
@@ -182,11 +181,11 @@ def test_several_processes_give_what_one_gives(
     changes = {"weights": str(weight()), "max_keypoints": 60}
     finished: list[Any] = []
 
-    def count(self: Patches, begun: Any, finish: Any = Patches.finish) -> Features:
-        finished.append(begun)
-        return finish(self, begun)
+    def count(self: Patches, detected: Any, describe: Any = Patches.describe) -> Features:
+        finished.append(detected)
+        return describe(self, detected)
 
-    monkeypatch.setattr(Patches, "finish", count)
+    monkeypatch.setattr(Patches, "describe", count)
     for name, workers in (("one", 1), ("many", 2)):
         if workers == 2:
             monkeypatch.setattr(Patches, "two_steps", two_steps)

@@ -13,12 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from featkit.errors import BadInputError, UsageError
-from featkit.features.published import KEYNET_SCALE, MIN_SIDE_PX
-from featkit.images.decode import DecodeConfig, decode
-from featkit.models.published import build
-from featkit.registry import configured
-from featkit.types import Features
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.registry import configured
+from featkit.core.types import Features
+from featkit.features.published import KEYNET_SCALE, MIN_SIDE_PX, build
+from featkit.images.read import DecodeConfig, decode
 from featkit.weights.catalogue import packaged_files
 from tests.published_weights import needs_package, untrained
 

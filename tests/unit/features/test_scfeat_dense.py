@@ -7,17 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from featkit.features.dense import frozen_scfeat, winograd
-from featkit.features.dense.convolutions import PlainConv, PointwiseConv, convolution
-from featkit.features.dense.fast_peakiness import fast_peakiness
-from featkit.features.dense.frozen_scfeat import DenseFeatures, FrozenSCFeat
-from featkit.features.dense.statistics import Moments
-from featkit.features.dense.tiles import Tile, tiles
-from featkit.features.dense.upsampled_conv import UpsampledConv
-from featkit.features.dense.window import Span, Window
-from featkit.features.dense.winograd import WinogradConv
-from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
-from featkit.models.scfeat.peakiness import peakiness
+from featkit.features.fast import convolutions, scfeat
+from featkit.features.fast.convolutions import PlainConv, PointwiseConv, UpsampledConv, WinogradConv, convolution
+from featkit.features.fast.scfeat import DenseFeatures, FrozenSCFeat, fast_peakiness
+from featkit.features.fast.tiles import Moments, Span, Tile, Window, tiles
+from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig, peakiness
 
 CPU = torch.device("cpu")
 
@@ -85,7 +79,7 @@ def test_winograd_rounds_little() -> None:
 
 def test_winograds_matrices_are_exact() -> None:
     """Of any tile and kernel the 4x4 correlation, in float64."""
-    into, kernel, back = winograd.transforms()
+    into, kernel, back = convolutions.transforms()
     tile, weights = draw(6, 6).double(), draw(3, 3).double()
     found = back @ ((kernel @ weights @ kernel.T) * (into @ tile @ into.T)) @ back.T
     torch.testing.assert_close(found, F.conv2d(tile[None, None], weights[None, None])[0, 0])
@@ -252,7 +246,7 @@ def test_tiles_give_the_whole_images_result(small: SCFeatNetwork, monkeypatch: p
     assert len(tiles(64, 1024, 192, frozen.max_pixels)) == 7
     assert len(tiles(64, 1024, 32, frozen.max_pixels)) > 1
     assert_same(frozen(image), whole, atol=1e-4)
-    monkeypatch.setattr(frozen_scfeat, "BACKBONE_MARGIN_PX", 32)
+    monkeypatch.setattr(scfeat, "BACKBONE_MARGIN_PX", 32)
     naive = frozen(image)
     apart = F.normalize(naive.descriptors, dim=1) - F.normalize(whole.descriptors, dim=1)
     assert apart.abs().max() > 1e-3, "a test that too small a margin passes would say nothing"

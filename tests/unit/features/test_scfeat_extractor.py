@@ -12,18 +12,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from featkit.config import make
-from featkit.errors import BadInputError, UsageError
-from featkit.features import extract
-from featkit.features.dense.frozen_scfeat import FrozenSCFeat
-from featkit.features.dense.one_thread import OneThread
-from featkit.features.extract import ExtractConfig, ExtractJob
-from featkit.features.scfeat import Scfeat, ScfeatConfig
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
+from featkit.core.config import make
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.types import Features
+from featkit.features import stage as extract
+from featkit.features.fast.scfeat import FrozenSCFeat
+from featkit.features.scfeat import OneThread, Scfeat, ScfeatConfig
+from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.io.features import open_features
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
-from featkit.store.features import open_features
-from featkit.types import Features
-from featkit.weights import load_scfeat_network, save_patch_network, save_scfeat_network, sha256_of
+from featkit.weights.files import load_scfeat_network, save_patch_network, save_scfeat_network
+from featkit.weights.manifest import sha256_of
 
 
 @pytest.fixture(scope="module")

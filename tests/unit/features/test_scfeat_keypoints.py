@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from featkit.features.dense.keypoints import find_keypoints, local_maxima, refined
-from featkit.features.dense.normalise import LIFT_RADIUS, fusion, lifted, normalised_rows
+from featkit.features.scfeat import LIFT_RADIUS, find_keypoints, fusion, lifted, local_maxima, normalised_rows, refined
 
 Scores = torch.Tensor
 

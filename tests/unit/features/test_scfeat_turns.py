@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from featkit.features.dense.turns import turned
-from featkit.features.scfeat import Scfeat, ScfeatConfig
+from featkit.core.types import Features
+from featkit.features.scfeat import Scfeat, ScfeatConfig, turned
+from featkit.io.features import append_features, open_features
 from featkit.matching.mutual import MutualConfig, MutualMatcher
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
-from featkit.store.features import append_features, open_features
-from featkit.types import Features
-from featkit.weights import save_scfeat_network
+from featkit.weights.files import save_scfeat_network
 
 EVERY_PIXEL = {"threshold": 0.0, "nms_window": 1, "border_px": 0, "refine": False, "max_keypoints": 1 << 20}
 

@@ -7,8 +7,8 @@ import numpy as np
 import pycolmap
 import pytest
 
+from featkit.core.types import Features
 from featkit.features.sift import Sift, SiftConfig
-from featkit.types import Features
 
 PHOTOS = Path(__file__).resolve().parents[4] / "shared" / "data"
 

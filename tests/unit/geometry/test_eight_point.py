@@ -7,7 +7,7 @@ import torch
 from eight_point_loop import eight_point
 from two_views import two_views
 
-from featkit.geometry.eight_point import fundamental_of_eight, hartley, nearest_rank_two
+from featkit.geometry.batched import fundamental_of_eight, hartley, nearest_rank_two
 
 SIZE = (640, 480)
 

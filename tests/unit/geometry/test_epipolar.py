@@ -2,9 +2,9 @@ import numpy as np
 import pycolmap
 import pytest
 
+from featkit.core.types import Pose
 from featkit.geometry.epipolar import epipolar_distances, epipolar_inliers, essential_matrix
 from featkit.geometry.poses import rotation_matrix
-from featkit.types import Pose
 
 
 def scene(seed: int) -> tuple[Pose, Pose, np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from two_views import two_views
 
-from featkit.geometry.epipolar_lines import clip_to_image, distances_to_lines, epipolar_lines, point_line_distance
+from featkit.geometry.batched import clip_to_image, distances_to_lines, epipolar_lines, point_line_distance
 
 SIZE = (64, 48)
 

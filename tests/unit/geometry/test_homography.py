@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from featkit.geometry.epipolar import epipolar_distances, fundamental_matrix
-from featkit.geometry.homography import (
+from featkit.geometry.pixels import (
     apply_homography,
     as_homography,
     intrinsics_from_colmap,
     local_scale,
+    resize_affine,
     warped_fundamental,
 )
-from featkit.geometry.pixels import resize_affine
 from featkit.geometry.poses import look_at, rotation_matrix
 
 UP = np.array([0.0, 0.0, 1.0])

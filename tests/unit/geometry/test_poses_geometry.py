@@ -2,8 +2,8 @@ import numpy as np
 import pycolmap
 import pytest
 
+from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, look_at, quaternion, rotation_angle_deg, rotation_matrix
-from featkit.types import Pose
 
 
 def random_rotations(count: int) -> list[pycolmap.Rotation3d]:

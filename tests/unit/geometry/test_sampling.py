@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from featkit.geometry.sampling import from_grid, sample_map, to_grid
+from featkit.geometry.batched import from_grid, sample_map, to_grid
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4])

@@ -4,7 +4,7 @@ import numpy as np
 import pycolmap
 import pytest
 
-from featkit.geometry.wgs84 import Geodetic, ecef, enu, is_on_earth, middle
+from featkit.geometry.poses import Geodetic, ecef, enu, is_on_earth, middle
 
 RNG = np.random.default_rng(5)
 PLACES = [

@@ -11,12 +11,11 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from featkit.errors import BadInputError
+from featkit.core.errors import BadInputError
+from featkit.core.types import Features
 from featkit.geometry.pixels import apply_affine
-from featkit.images import decode as module
-from featkit.images.decode import DecodeConfig, decode, stored_size
-from featkit.images.orientation import stored_from_upright, upright
-from featkit.types import Features
+from featkit.images import read as module
+from featkit.images.read import DecodeConfig, decode, stored_from_upright, stored_size, upright
 
 PLAIN = DecodeConfig()
 

@@ -10,10 +10,9 @@ import pytest
 from geotagged import photograph
 from PIL import Image
 
-from featkit.errors import BadInputError, UsageError
-from featkit.geometry.wgs84 import Geodetic
-from featkit.images.gps import exif_position, position_of
-from featkit.images.located import locate, some_names
+from featkit.core.errors import BadInputError, UsageError
+from featkit.geometry.poses import Geodetic
+from featkit.images.exif import exif_position, locate, position_of, some_names
 
 NORTH = {1: "N", 2: (47.0, 30.0, 36.0), 3: "E", 4: (8.0, 15.0, 0.0), 6: 400.0}
 

@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featkit.errors import BadInputError
-from featkit.images.decode import DecodeConfig, DecodedImage, decode
-from featkit.images.masks import find_masks, masked
-from featkit.images.orientation import as_stored, stored_from_upright, upright
-from featkit.types import Features
+from featkit.core.errors import BadInputError
+from featkit.core.types import Features
+from featkit.images.read import (
+    DecodeConfig,
+    DecodedImage,
+    as_stored,
+    decode,
+    find_masks,
+    masked,
+    stored_from_upright,
+    upright,
+)
 
 PLAIN = DecodeConfig()
 KEPT = np.random.default_rng(0).random((11, 17)) < 0.6  # of the file's pixels, 17 x 11

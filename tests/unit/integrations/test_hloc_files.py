@@ -11,12 +11,12 @@ import h5py
 import numpy as np
 import pytest
 
-from featkit.config import Config
-from featkit.matching import match
+from featkit.core.config import Config
+from featkit.core.types import Features, Pair
+from featkit.io.features import append_features, open_features
+from featkit.io.matches import append_matches, open_matches
+from featkit.matching import stage as match
 from featkit.matching.mutual import MutualConfig, MutualMatcher
-from featkit.store.features import append_features, open_features
-from featkit.store.matches import append_matches, open_matches
-from featkit.types import Features, Pair
 
 NAMES = ["db/a.jpg", "db/b-2.jpg", "query/night/c.jpg"]
 PAIRS = [("db/a.jpg", "db/b-2.jpg"), ("query/night/c.jpg", "db/a.jpg")]

@@ -18,20 +18,20 @@ import pytest
 import torch
 from hloc_stand_in import write_stand_in
 
-from featkit.errors import BadInputError, UsageError
-from featkit.features import extract
-from featkit.features.extract import ExtractConfig, ExtractJob
-from featkit.images.decode import DecodeConfig
-from featkit.integrations import hloc as plug_in
-from featkit.integrations.hloc_tensors import features_of, matches_as_hloc, pixels_of, prediction_of
-from featkit.matching import match
+from featkit import hloc as plug_in
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.types import Features, Matches, Pair
+from featkit.features import stage as extract
+from featkit.features.base import pack_bits
+from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.hloc import features_of, matches_as_hloc, pixels_of, prediction_of
+from featkit.images.read import DecodeConfig
+from featkit.io.features import open_features
+from featkit.io.matches import open_matches
+from featkit.matching import stage as match
 from featkit.matching.mutual import MutualConfig, MutualMatcher
-from featkit.matching.packed_bits import pack_bits
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
-from featkit.store.features import open_features
-from featkit.store.matches import open_matches
-from featkit.types import Features, Matches, Pair
-from featkit.weights import save_scfeat_network
+from featkit.weights.files import save_scfeat_network
 
 NAMES = ["db/a.png", "db/b.png", "query/c.png"]
 REAL = importlib.util.find_spec("hloc") is not None

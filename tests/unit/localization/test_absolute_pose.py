@@ -4,10 +4,10 @@ import numpy as np
 import pycolmap
 import pytest
 
+from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, look_at, rotation_angle_deg, rotation_matrix
 from featkit.localization.absolute_pose import PoseConfig, PoseEstimate, estimate_pose
 from featkit.mapping.verify import to_rigid
-from featkit.types import Pose
 
 CONFIG = PoseConfig()
 UP = np.array([0.0, 0.0, 1.0])

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featkit.errors import BadInputError
-from featkit.localization.submission import check_submission, submission_name, write_submission
-from featkit.types import Pose
+from featkit.core.errors import BadInputError
+from featkit.core.types import Pose
+from featkit.localization.stage import check_submission, submission_name, write_submission
 
 QUERIES = ["query/day/nexus4/a.jpg", "query/night/nexus5x/b.jpg", "query/night/nexus5x/c.jpg"]
 # The example of the benchmark's own README.

@@ -8,9 +8,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from featkit.geometry.sampling import sample_map
-from featkit.losses.scfeat.contrastive import ContrastiveLossConfig, contrastive_loss, mapped_points
-from featkit.losses.scfeat.points import query_points
+from featkit.geometry.batched import sample_map
+from featkit.losses.points import query_points
+from featkit.losses.scfeat_warm_up import ContrastiveLossConfig, contrastive_loss, mapped_points
 
 SIZE = (64, 48)
 TILTED = torch.tensor([[[0.9, -0.1, 4.0], [0.12, 1.05, -6.0], [5e-4, -3e-4, 1.0]]], dtype=torch.float64)

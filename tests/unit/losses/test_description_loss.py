@@ -5,9 +5,8 @@ import torch
 from pydantic import ValidationError
 from two_views import two_views
 
-from featkit.losses.scfeat.description import DescriptionLossConfig, description_loss, one_way
-from featkit.losses.scfeat.line_to_window import search_line_to_window
-from featkit.losses.scfeat.points import query_points
+from featkit.losses.points import query_points
+from featkit.losses.scfeat_description import DescriptionLossConfig, description_loss, one_way, search_line_to_window
 
 SIZE = (64, 48)
 SMALL = DescriptionLossConfig(cell_px=8, line_samples=20, window_share=0.3, temperature=5.0)

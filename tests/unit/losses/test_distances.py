@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from featkit.losses.distances import angle, euclidean, paired_similarity, similarity_at, similarity_matrix
+from featkit.losses.base import angle, euclidean, paired_similarity, similarity_at, similarity_matrix
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ import torch
 from two_views import two_views
 
 from featkit.geometry.epipolar import epipolar_distances
-from featkit.losses.scfeat.epipolar_matches import match_matrix, two_way_distances
-from featkit.losses.scfeat.fundamental_error import FundamentalError
-from featkit.losses.scfeat.rewards import RewardConfig, regulariser_factor, rewards
+from featkit.losses.scfeat_detection import RewardConfig, match_matrix, regulariser_factor, rewards, two_way_distances
+from featkit.losses.scfeat_fundamental import FundamentalError
 
 SIZE = (640, 480)
 

@@ -9,7 +9,7 @@ import torch
 from eight_point_loop import eight_point, smooth_l1
 from two_views import two_views
 
-from featkit.losses.scfeat.fundamental_error import (
+from featkit.losses.scfeat_fundamental import (
     FundamentalErrorConfig,
     _subsets,
     draw_likely_sets,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from featkit.losses.scfeat.grid_policy import GridPolicyConfig, KeypointSample, accepted_first, sample_keypoints
+from featkit.losses.scfeat_detection import GridPolicyConfig, KeypointSample, accepted_first, sample_keypoints
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from two_views import TwoViews, two_views
 
-from featkit.losses.scfeat.line_to_window import LineToWindowConfig, WindowMatches, search_line_to_window
-from featkit.losses.scfeat.points import query_points
+from featkit.losses.points import query_points
+from featkit.losses.scfeat_description import LineToWindowConfig, WindowMatches, search_line_to_window
 
 SIZE = (64, 48)
 ROWS = torch.tensor([[[0.0, 0, 0], [0, 0, -1], [0, 1, 0]]])  # F of a camera moved along x: lines are rows

@@ -9,10 +9,18 @@ import torch
 from pydantic import ValidationError
 from two_views import two_views
 
-from featkit.losses.scfeat.fundamental_error import FundamentalError, FundamentalErrorConfig, fundamental_error
-from featkit.losses.scfeat.grid_policy import GridPolicyConfig, KeypointSample, accepted_first, sample_keypoints
-from featkit.losses.scfeat.policy_gradient import NOT_DRAWN, DetectionLossConfig, detection_loss, match_probability
-from featkit.losses.scfeat.rewards import RewardConfig
+from featkit.losses.scfeat_detection import (
+    NOT_DRAWN,
+    DetectionLossConfig,
+    GridPolicyConfig,
+    KeypointSample,
+    RewardConfig,
+    accepted_first,
+    detection_loss,
+    match_probability,
+    sample_keypoints,
+)
+from featkit.losses.scfeat_fundamental import FundamentalError, FundamentalErrorConfig, fundamental_error
 
 SIZE = (64, 48)
 ROWS = torch.tensor([[[0.0, 0, 0], [0, 0, -1], [0, 1, 0]]])  # lines are rows

@@ -5,14 +5,11 @@ import inspect
 
 import pytest
 
-from featkit.config import Config
-from featkit.losses.scfeat.contrastive import ContrastiveLossConfig
-from featkit.losses.scfeat.description import DescriptionLossConfig
-from featkit.losses.scfeat.fundamental_error import FundamentalErrorConfig
-from featkit.losses.scfeat.grid_policy import GridPolicyConfig
-from featkit.losses.scfeat.line_to_window import LineToWindowConfig
-from featkit.losses.scfeat.policy_gradient import DetectionLossConfig
-from featkit.losses.scfeat.rewards import RewardConfig
+from featkit.core.config import Config
+from featkit.losses.scfeat_description import DescriptionLossConfig, LineToWindowConfig
+from featkit.losses.scfeat_detection import DetectionLossConfig, GridPolicyConfig, RewardConfig
+from featkit.losses.scfeat_fundamental import FundamentalErrorConfig
+from featkit.losses.scfeat_warm_up import ContrastiveLossConfig
 
 CONFIGS: list[type[Config]] = [
     ContrastiveLossConfig,

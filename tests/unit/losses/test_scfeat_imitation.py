@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from featkit.losses.scfeat.imitation import ImitationConfig, Lesson, imitation_loss, score_loss
+from featkit.losses.scfeat_imitation import ImitationConfig, Lesson, imitation_loss, score_loss
 
 SIZE = (32, 24)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featkit.errors import BadInputError, UsageError
+from featkit.core.errors import BadInputError, UsageError
+from featkit.io.lists import Intrinsics
 from featkit.mapping.cameras import (
     CameraConfig,
     cameras_of_images,
@@ -16,7 +17,6 @@ from featkit.mapping.cameras import (
     to_camera,
     to_intrinsics,
 )
-from featkit.store.poses import Intrinsics
 
 
 def photo(folder: Path, name: str, size: tuple[int, int] = (600, 400), focal_35mm: int | None = None) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from featkit.core.types import Pair
 from featkit.mapping.covisibility import Tracks, covisible_pairs
-from featkit.types import Pair
 
 
 def tracks_of(seen: list[list[int]], images: int) -> Tracks:

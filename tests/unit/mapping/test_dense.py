@@ -9,9 +9,9 @@ import numpy as np
 import pycolmap
 import pytest
 
-from featkit.errors import FeatkitError
-from featkit.mapping import dense
-from featkit.mapping.dense import DenseConfig, count_dense_points
+from featkit.core.errors import FeatkitError
+from featkit.mapping import export
+from featkit.mapping.export import DenseConfig, count_dense_points
 
 SIZE = 60  # px, longer side after undistortion
 
@@ -34,7 +34,7 @@ def flat_depths(calls: list[Any], workspace: str, options: Any) -> None:
 
 def test_points_are_counted_once(mapped_scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(dense.pycolmap, "patch_match_stereo", lambda path, options: flat_depths(calls, path, options))
+    monkeypatch.setattr(export.pycolmap, "patch_match_stereo", lambda path, options: flat_depths(calls, path, options))
     config = DenseConfig(max_image_size=SIZE, min_fused_pixels=1)
     places = (mapped_scene.folder / "images", mapped_scene.output / "sparse" / "0", tmp_path / "dense")
     points = count_dense_points(config, *places, "a model")
@@ -52,7 +52,7 @@ def test_points_are_counted_once(mapped_scene: Any, tmp_path: Path, monkeypatch:
 
 
 def test_without_cuda_it_says_so(mapped_scene: Any, tmp_path: Path) -> None:
-    if dense.dense_is_possible():
+    if export.dense_is_possible():
         pytest.skip("this pycolmap has CUDA")
     places = (mapped_scene.folder / "images", mapped_scene.output / "sparse" / "0", tmp_path / "dense")
     with pytest.raises(FeatkitError, match="CUDA"):

@@ -10,12 +10,10 @@ import numpy as np
 import pycolmap
 import pytest
 
-from featkit.errors import BadInputError, NothingCameOutError
+from featkit.core.errors import BadInputError, EmptyResultError
+from featkit.io.lists import read_intrinsics_list, read_pairs, read_poses, write_ply
 from featkit.mapping.covisibility import CovisibleConfig
 from featkit.mapping.export import export
-from featkit.store.pairs import read_pairs
-from featkit.store.ply import write_ply
-from featkit.store.poses import read_intrinsics_list, read_poses
 
 CAMERAS = {
     "SIMPLE_PINHOLE": [900.0, 512.0, 390.0],
@@ -216,12 +214,12 @@ def test_maps_with_nothing_in_them(tmp_path: Path) -> None:
     for point_id in list(made.points3D):
         made.delete_point3D(point_id)
     folder = saved(made, tmp_path / "no points")
-    with pytest.raises(NothingCameOutError, match="no point"):
+    with pytest.raises(EmptyResultError, match="no point"):
         export("ply", folder, tmp_path / "a.ply")
     export("nerfstudio", folder, tmp_path / "nerf")
     assert "ply_file_path" not in json.loads((tmp_path / "nerf" / "transforms.json").read_text())
     assert "no pairs-covisible.txt" in export("hloc", folder, tmp_path / "hloc").notes[0]
-    with pytest.raises(NothingCameOutError, match="no image of this model has a pose"):
+    with pytest.raises(EmptyResultError, match="no image of this model has a pose"):
         export("text", saved(pycolmap.Reconstruction(), tmp_path / "empty"), tmp_path / "text")
 
 

@@ -9,12 +9,11 @@ import pycolmap
 import pytest
 from aachen_miniature import tracks_of
 
-from featkit.errors import BadInputError
+from featkit.core.errors import BadInputError
 from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.covisibility import covisible_pairs
-from featkit.mapping.light_model import read_light_reference, read_light_tracks
 from featkit.mapping.model import read_model
-from featkit.mapping.reference import read_reference
+from featkit.mapping.reference import read_light_reference, read_light_tracks, read_reference
 
 
 @pytest.fixture(scope="module")

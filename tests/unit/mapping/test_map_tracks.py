@@ -8,9 +8,9 @@ import numpy as np
 import pycolmap
 import pytest
 
-from featkit.data.scene_patches import NO_LICENCE
-from featkit.errors import BadInputError, UsageError
-from featkit.mapping.tracks import CameraProjector, find_model, mapped_scenes, read_tracks
+from featkit.core.errors import BadInputError, UsageError
+from featkit.data.tracks import NO_LICENCE
+from featkit.mapping.covisibility import CameraProjector, find_model, mapped_scenes, read_tracks
 
 
 def synthetic(folder: Path, frames: int = 5, points: int = 60, radial: float = -0.08) -> pycolmap.Reconstruction:

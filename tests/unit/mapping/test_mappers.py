@@ -10,9 +10,13 @@ import numpy as np
 import pycolmap
 import pytest
 
+from featkit.core.types import Matches, Pair
+from featkit.io.features import open_features
+from featkit.io.lists import write_pairs
+from featkit.io.matches import append_matches
 from featkit.mapping.align import compare_with_truth
 from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.reconstruct import (
+from featkit.mapping.map import (
     ClusterConfig,
     MapConfig,
     _whole_adjustment,
@@ -22,12 +26,7 @@ from featkit.mapping.reconstruct import (
     incremental_options,
     read_largest,
 )
-from featkit.mapping.verified_database import build_database
-from featkit.mapping.verify import VerifyConfig, by_ransac
-from featkit.store.features import open_features
-from featkit.store.matches import append_matches
-from featkit.store.pairs import write_pairs
-from featkit.types import Matches, Pair
+from featkit.mapping.verify import VerifyConfig, build_database, by_ransac
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 IMAGES = 30

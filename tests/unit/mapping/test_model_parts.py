@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from geotagged import downward, made_model, survey, write_made
 
-from featkit.errors import BadInputError, NotWritableError
+from featkit.core.errors import BadInputError, NotWritableError
 from featkit.geometry.poses import camera_centre
+from featkit.io import artifact
 from featkit.mapping import model as models
 from featkit.mapping.covisibility import Tracks, tracks_of_images
 from featkit.mapping.model import read_model, replaceable, write_model
-from featkit.mapping.model_parts import poses_of_model, tracks_of_model
+from featkit.mapping.reference import poses_of_model, tracks_of_model
 from featkit.mapping.scene import find_model, images_beside
-from featkit.store import artifact
 
 CENTRES = survey(6)
 SEEN = [["00.jpg", "03.jpg"], ["01.jpg", "00.jpg", "05.jpg"], ["02.jpg"]]

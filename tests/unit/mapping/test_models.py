@@ -6,16 +6,24 @@ import numpy as np
 import pycolmap
 import pytest
 
-from featkit.errors import BadInputError
+from featkit.core.errors import BadInputError
+from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, quaternion, rotation_angle_deg, rotation_matrix
+from featkit.io.lists import write_poses
 from featkit.mapping.align import compare_with_truth, transform_pose
-from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.model import is_model, largest_first, read_model, write_models
+from featkit.mapping.cameras import CameraConfig, to_pose
+from featkit.mapping.model import (
+    image_statistics,
+    is_model,
+    largest_first,
+    map_statistics,
+    point_ids,
+    read_model,
+    tracks_and_errors,
+    write_models,
+)
 from featkit.mapping.reference import read_reference
-from featkit.mapping.statistics import image_statistics, map_statistics, point_ids, tracks_and_errors
-from featkit.mapping.verify import to_pose, to_rigid
-from featkit.store.poses import write_poses
-from featkit.types import Pose
+from featkit.mapping.verify import to_rigid
 
 
 def synthetic(frames: int = 6, points: int = 50, seed: int = 1) -> pycolmap.Reconstruction:

@@ -9,10 +9,9 @@ import pycolmap
 import pytest
 from aachen_miniature import tracks_of
 
-from featkit.errors import BadInputError
+from featkit.core.errors import BadInputError
 from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.nvm import read_nvm, read_nvm_reference
-from featkit.mapping.reference import read_reference
+from featkit.mapping.reference import read_nvm, read_nvm_reference, read_reference
 
 GOOD = """NVM_V3 FixedK 1 2 3 4
 

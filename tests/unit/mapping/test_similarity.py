@@ -7,8 +7,8 @@ import pycolmap
 import pytest
 from geotagged import turned
 
-from featkit.errors import BadInputError, NothingCameOutError
-from featkit.mapping.similarity import SimilarityConfig, fit_similarity
+from featkit.core.errors import BadInputError, EmptyResultError
+from featkit.mapping.align import SimilarityConfig, fit_similarity
 
 CONFIG = SimilarityConfig()
 
@@ -93,12 +93,12 @@ def test_on_one_line_but_for_a_wrong_one() -> None:
     source, target = line.copy(), line.copy()
     source[4] += [0, 5, 0]
     target[4] += [70, 0, 0]
-    with pytest.raises((BadInputError, NothingCameOutError)):
+    with pytest.raises((BadInputError, EmptyResultError)):
         fit_similarity(source, target, CONFIG, 0)
 
 
 def test_positions_that_do_not_belong_together() -> None:
     source, metric, _ = world(30, 2)
-    with pytest.raises(NothingCameOutError, match=r"only \d+ of 30 .* within 1 m"):
+    with pytest.raises(EmptyResultError, match=r"only \d+ of 30 .* within 1 m"):
         fit_similarity(source, metric[::-1], SimilarityConfig(max_error_m=1.0), 0)
     assert fit_similarity(source, metric[np.random.default_rng(0).permutation(30)], CONFIG, 0).orientation_std_deg > 5

@@ -8,8 +8,8 @@ import numpy as np
 import pycolmap
 import pytest
 
+from featkit.core.types import Pair
 from featkit.mapping.verify import VerifyConfig, by_ransac
-from featkit.types import Pair
 
 NAMES = ("a.png", "b.png")
 SIZE = (1000, 800)

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from featkit.errors import BadInputError
-from featkit.matching.mutual import MutualConfig, MutualMatcher
-from featkit.matching.packed_bits import is_packed, pack_bits, unpack_signs
-from featkit.matching.top_two import top_two
-from featkit.types import Features, Matches
+from featkit.core.errors import BadInputError
+from featkit.core.types import Features, Matches
+from featkit.features.base import is_packed, pack_bits, unpack_signs
+from featkit.matching.mutual import MutualConfig, MutualMatcher, top_two
 
 
 def features(rows: np.ndarray) -> Features:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from featkit.errors import BadInputError
+from featkit.core.errors import BadInputError
+from featkit.core.types import Features, Matches
 from featkit.matching.mutual import MutualConfig, MutualMatcher
-from featkit.types import Features, Matches
 
 
 def features(rows: np.ndarray) -> Features:

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from featkit.errors import BadInputError
-from featkit.evaluation.oxford_matching import OxfordConfig, precision_of_pair
+from featkit.core.errors import BadInputError
+from featkit.core.types import Features
+from featkit.evaluation.oxford import OxfordConfig, precision_of_pair
 from featkit.evaluation.sequences import Sequence
-from featkit.matching.mutual import MutualConfig, MutualMatcher
-from featkit.matching.turns import moved_round, relative_turn
-from featkit.store.features import FeatureStore
-from featkit.types import Features
+from featkit.io.features import FeatureStore
+from featkit.matching.mutual import MutualConfig, MutualMatcher, relative_rotation, rolled
 
 
 def features(seed: int, count: int = 60, turns: int = 4, length: int = 16) -> Features:
@@ -41,7 +40,7 @@ def seen_turned(a: Features, places: int, seed: int = 1) -> tuple[Features, np.n
 def test_the_turn_of_a_pair_is_found(places: int) -> None:
     a = features(0)
     b, expected = seen_turned(a, places)
-    assert relative_turn(torch.from_numpy(a.descriptors), torch.from_numpy(b.descriptors), 4) == places
+    assert relative_rotation(torch.from_numpy(a.descriptors), torch.from_numpy(b.descriptors), 4) == places
     matches = MutualMatcher(MutualConfig(), "cpu").match([(a, b)])[0]
     np.testing.assert_array_equal(matches.matches0, expected)
 
@@ -55,8 +54,8 @@ def test_without_turns_a_turned_image_is_another() -> None:
 
 def test_rows_moved_round() -> None:
     rows = torch.arange(8.0)[None]
-    assert moved_round(rows, 4, 1).tolist() == [[6, 7, 0, 1, 2, 3, 4, 5]]
-    assert moved_round(rows, 4, 0).tolist() == rows.tolist()
+    assert rolled(rows, 4, 1).tolist() == [[6, 7, 0, 1, 2, 3, 4, 5]]
+    assert rolled(rows, 4, 0).tolist() == rows.tolist()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

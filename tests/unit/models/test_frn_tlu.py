@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from featkit.models import frn_tlu
-from featkit.models.frn_tlu import FrnTlu
+from featkit.models import patch
+from featkit.models.patch import FrnTlu
 
 
 def layer_and_maps(
@@ -31,7 +31,7 @@ def layer_and_maps(
 
 @pytest.fixture(params=[1, 400, 2**20], ids=["patch by patch", "two patches at once", "all at once"])
 def part_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(frn_tlu, "PART_BYTES", request.param)
+    monkeypatch.setattr(patch, "PART_BYTES", request.param)
     return int(request.param)
 
 
@@ -39,7 +39,7 @@ def part_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def test_its_derivatives_are_those_of_finite_differences(part_bytes: int, channels_last: bool) -> None:
     layer, maps = layer_and_maps(batch=3, channels=2, side=3, channels_last=channels_last)
     arguments = (maps, layer.scale, layer.bias, layer.tau)
-    assert torch.autograd.gradcheck(lambda *given: frn_tlu._FrnTlu.apply(*given, layer.eps), arguments)
+    assert torch.autograd.gradcheck(lambda *given: patch._FrnTlu.apply(*given, layer.eps), arguments)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -48,7 +48,7 @@ def test_it_equals_the_formula(part_bytes: int, channels_last: bool) -> None:
     weights = torch.randn(maps.shape, generator=torch.Generator().manual_seed(1))
     wanted = [maps, *layer.parameters()]
     results = []
-    for out in (layer(maps), frn_tlu.frn_tlu(maps, layer.scale, layer.bias, layer.tau, layer.eps)):
+    for out in (layer(maps), patch.frn_tlu(maps, layer.scale, layer.bias, layer.tau, layer.eps)):
         results.append([out, *torch.autograd.grad((out * weights).sum(), wanted)])
     for fast, plain in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featkit.models.l2net import standardise
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig, standardise
 
 ARCHITECTURES = ("l2net", "hynet")
 

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
-from featkit.models.scfeat.backbone import F2RBackbone, doubled, enlarged
+from featkit.models.scfeat import F2RBackbone, SCFeatNetwork, SCFeatNetworkConfig, doubled, enlarged
 
 
 def make(**config: Any) -> SCFeatNetwork:

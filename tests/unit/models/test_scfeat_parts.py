@@ -4,9 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from featkit.models.scfeat.cross_norm import CrossNorm
-from featkit.models.scfeat.detector import Detector
-from featkit.models.scfeat.peakiness import FLOOR, largest, peakiness
+from featkit.models.scfeat import FLOOR, CrossNorm, Detector, largest, peakiness
 
 
 def maps(*shape: int, seed: int = 0) -> Tensor:

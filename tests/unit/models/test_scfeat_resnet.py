@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from featkit.errors import BadInputError
+from featkit.core.errors import BadInputError
+from featkit.models.resnet import ResNetEncoder, load_encoder_weights
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
-from featkit.models.scfeat.resnet import ResNetEncoder, load_encoder_weights
 
 State = dict[str, torch.Tensor]
 

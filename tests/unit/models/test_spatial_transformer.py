@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
-from featkit.models.spatial_transformer import SpatialTransformer
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig, SpatialTransformer
 
 
 @pytest.fixture

@@ -6,19 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featkit.config import Config
-from featkit.errors import BadInputError, NothingCameOutError, UsageError
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError, EmptyResultError, UsageError
+from featkit.core.registry import PAIRINGS, configured
+from featkit.core.types import Features
+from featkit.io import artifact
+from featkit.io.features import append_features, open_features
+from featkit.io.lists import describe_pairs, read_pairs
 from featkit.pairing import stage
-from featkit.pairing.exhaustive import Exhaustive
-from featkit.pairing.retrieval import Retrieval, RetrievalConfig, each_once
-from featkit.pairing.sequential import Sequential, SequentialConfig
+from featkit.pairing.by_name import Exhaustive, Sequential, SequentialConfig
+from featkit.pairing.by_retrieval import Retrieval, RetrievalConfig, each_once
 from featkit.pairing.stage import AutoConfig, auto_method, run
-from featkit.registry import PAIRINGS, configured
 from featkit.retrieval.vlad import VladConfig
-from featkit.store import artifact
-from featkit.store.features import append_features, open_features
-from featkit.store.pairs import describe_pairs, read_pairs
-from featkit.types import Features
 
 SMALL = RetrievalConfig(num_matched=2, vlad=VladConfig(num_clusters=4, descriptor_dims=0))
 
@@ -206,7 +205,7 @@ def test_retrieval_on_a_folder_says_to_extract_first(tmp_path: Path) -> None:
 
 
 def test_no_pair_at_all_is_not_a_success(tmp_path: Path) -> None:
-    with pytest.raises(NothingCameOutError, match="no two of its 2 images"):
+    with pytest.raises(EmptyResultError, match="no two of its 2 images"):
         run((Retrieval, SMALL), features(tmp_path / "f.h5", [30, 0]), tmp_path / "pairs.txt")
     assert not (tmp_path / "pairs.txt").exists()
 
@@ -255,7 +254,7 @@ def test_yaml_names_resolve() -> None:
 
 def test_importing_the_stage_imports_neither_torch_nor_faiss() -> None:
     code = (
-        "import sys, featkit.pairing.stage, featkit.pairing.retrieval\n"
+        "import sys, featkit.pairing.stage, featkit.pairing.by_retrieval\n"
         "print([m for m in ('torch', 'faiss', 'pycolmap') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,16 +10,13 @@ import numpy as np
 import pytest
 from geotagged import downward, geodetic, made_model, photograph, survey, write_made
 
-from featkit.errors import BadInputError, UsageError
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.types import Pair
 from featkit.geometry.poses import look_at
+from featkit.io.lists import describe_pairs, read_pairs
 from featkit.pairing import stage
 from featkit.pairing.base import Sources
-from featkit.pairing.covisible import Covisible, CovisiblePairingConfig
-from featkit.pairing.gps import Gps, GpsConfig
-from featkit.pairing.nearest import nearest
-from featkit.pairing.poses import ByPoses, PosesConfig
-from featkit.store.pairs import describe_pairs, read_pairs
-from featkit.types import Pair
+from featkit.pairing.by_place import ByPoses, Covisible, CovisiblePairingConfig, Gps, GpsConfig, PosesConfig, nearest
 
 RNG = np.random.default_rng(0)
 CENTRES = survey(12)

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from featkit.pairing.exhaustive import Exhaustive, ExhaustiveConfig
-from featkit.pairing.sequential import Sequential, SequentialConfig, natural_key
-from featkit.types import Pair
+from featkit.core.types import Pair
+from featkit.pairing.by_name import Exhaustive, ExhaustiveConfig, Sequential, SequentialConfig, natural_key
 
 RNG = np.random.default_rng(0)
 

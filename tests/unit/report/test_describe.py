@@ -9,13 +9,13 @@ import pycolmap
 import pytest
 from safetensors.numpy import save_file
 
-from featkit.config import Config
-from featkit.errors import BadInputError
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError
+from featkit.core.types import Pose
+from featkit.io.artifact import write_stamp
+from featkit.io.lists import write_poses
 from featkit.report import describe as module
 from featkit.report.describe import as_lines, describe
-from featkit.store.artifact import write_stamp
-from featkit.store.poses import write_poses
-from featkit.types import Pose
 
 
 class Made(Config):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from featkit.report.content import Curves
-from featkit.report.informativeness import informativeness_report, informativeness_table, probabilities
+from featkit.report.training import informativeness_report, informativeness_table, probabilities
 from featkit.training.informativeness import Informativeness, InformativenessConfig, Snapshot
 
 

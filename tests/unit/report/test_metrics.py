@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from featkit.report.metrics import peak_memory
+from featkit.report.maps import peak_memory
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

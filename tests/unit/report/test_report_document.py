@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featkit.errors import NotWritableError
-from featkit.report import (
+from featkit.core.errors import NotWritableError
+from featkit.report.content import (
     Camera3D,
     Configuration,
     Headline,
@@ -23,10 +23,9 @@ from featkit.report import (
     Scene3D,
     Section,
     Table,
-    write_report,
 )
-from featkit.report.detail import LEVELS
-from featkit.report.page import LIMIT_BYTES, render
+from featkit.report.page import LIMIT_BYTES, render, write_report
+from featkit.report.tables import LEVELS
 
 NASTY = "</script><script>alert(1)</script> & \"q\" '$title' ü 東京 \u2028 \udce9.jpg"
 

@@ -9,12 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+from featkit.report.charts import histogram_figure
 from featkit.report.content import Histogram, Link, MatchPicture, Table
-from featkit.report.detail import LEVELS
-from featkit.report.formatting import decimals_for, format_cell, format_headline, number_in
-from featkit.report.histograms import histogram_figure
-from featkit.report.pictures import INLIER_RGB, OUTLIER_RGB, match_caption, match_jpeg
-from featkit.report.tables import table_html
+from featkit.report.page import INLIER_RGB, OUTLIER_RGB, match_caption, match_jpeg
+from featkit.report.tables import LEVELS, decimals_for, format_cell, format_headline, number_in, table_html
 
 
 @pytest.mark.parametrize(

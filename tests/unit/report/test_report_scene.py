@@ -12,8 +12,7 @@ import pytest
 
 from featkit.geometry.poses import look_at, rotation_matrix
 from featkit.report.content import Camera3D, Scene3D
-from featkit.report.detail import LEVELS, spread
-from featkit.report.frusta import (
+from featkit.report.scene3d import (
     EYE,
     FIELD_OF_VIEW_DEG,
     LOOK_AT,
@@ -22,10 +21,11 @@ from featkit.report.frusta import (
     frustum_corners,
     frustum_depth,
     frustum_path,
+    scene_figure,
     upright,
     view_box,
 )
-from featkit.report.scene3d import scene_figure
+from featkit.report.tables import LEVELS, spread
 
 
 def camera(

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from featkit.report.detail import LEVELS
-from featkit.report.standings import Standing, standings_table
-from featkit.report.tables import table_html
+from featkit.report.ranking import Ranked, ranking_table
+from featkit.report.tables import LEVELS, table_html
 
 
 def test_a_row_per_method_a_column_per_measure() -> None:
-    standings = [
-        Standing("a", "MMA", 40.0, "high"),
-        Standing("b", "MMA", 50.5, "high"),
-        Standing("a", "error, px", 0.25, "low"),
-        Standing("b", "error, px", 0.5, "low"),
-        Standing("c", "error, px", 0.25, "low"),
-        Standing("b", "alone", 7.0, "high"),
-        Standing("a", "alone", float("nan"), "high"),
+    ranking = [
+        Ranked("a", "MMA", 40.0, "high"),
+        Ranked("b", "MMA", 50.5, "high"),
+        Ranked("a", "error, px", 0.25, "low"),
+        Ranked("b", "error, px", 0.5, "low"),
+        Ranked("c", "error, px", 0.25, "low"),
+        Ranked("b", "alone", 7.0, "high"),
+        Ranked("a", "alone", float("nan"), "high"),
     ]
-    table = standings_table(standings, ["c", "a", "b"])
+    table = ranking_table(ranking, ["c", "a", "b"])
     assert list(table.columns) == ["method", "MMA ↑", "error, px ↓", "alone ↑"]
     assert [list(row) for row in table.rows] == [
         ["c", None, "0.2500 *", None],

@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featkit.errors import BadInputError
+from featkit.core.errors import BadInputError
 from featkit.losses.sdgm import TABLE_ROWS
-from featkit.report.bars import bars_figure
+from featkit.report.charts import MOST_POINTS, bars_figure, curves_figure
 from featkit.report.content import Bars, Curve, Curves
-from featkit.report.curves import MOST_POINTS, curves_figure
 from featkit.report.training import curves_of, statistics_sections, statistics_table, training_report
 from featkit.training.run_folder import Row, RunFolder
 
-SCORE = {"name": "held_out_fpr95", "label": "held-out FPR95", "factor": 100.0, "unit": "%"}
+SCORE = {"name": "validation_fpr95", "label": "held-out FPR95", "factor": 100.0, "unit": "%"}
 
-SHOWN = {"held_out_fpr95", "patches_per_s"}
+SHOWN = {"validation_fpr95", "patches_per_s"}
 
 
 def rows_of(steps: int, statistics: tuple[str, ...] = ()) -> list[Row]:
@@ -28,7 +27,7 @@ def rows_of(steps: int, statistics: tuple[str, ...] = ()) -> list[Row]:
         row: Row = {"step": step, "loss": 1 / step, "learning_rate": 0.1, "patches_per_s": 100.0 + step}
         row |= {name: step + number / 100 for number, name in enumerate(statistics)}
         if step % 5 == 0:
-            row["held_out_fpr95"] = 0.5 / step
+            row["validation_fpr95"] = 0.5 / step
         rows.append(row)
     return rows
 
@@ -37,7 +36,10 @@ def run_folder(path: Path, rows: list[Row]) -> Path:
     folder = RunFolder(path)
     folder.write_metrics(rows)
     (path / "config.yaml").write_text("task: patch\n")
-    last, best = rows[-1], min((row for row in rows if "held_out_fpr95" in row), key=lambda row: row["held_out_fpr95"])
+    last, best = (
+        rows[-1],
+        min((row for row in rows if "validation_fpr95" in row), key=lambda row: row["validation_fpr95"]),
+    )
     folder.write_summary(
         {
             "recipe": "sdgmnet",
@@ -47,8 +49,8 @@ def run_folder(path: Path, rows: list[Row]) -> Path:
             "steps": 40,
             "patches": 81920,
             "seconds": 90.0,
-            "last": {"step": int(last["step"]), "held_out_fpr95": last["held_out_fpr95"]},
-            "best": {"step": int(best["step"]), "held_out_fpr95": best["held_out_fpr95"]},
+            "last": {"step": int(last["step"]), "validation_fpr95": last["validation_fpr95"]},
+            "best": {"step": int(best["step"]), "validation_fpr95": best["validation_fpr95"]},
             "data": {"name": "liberty", "patches": 1000, "scenes": ["liberty"]},
             "device": "cpu",
         }

@@ -12,17 +12,16 @@ import in_process
 import numpy as np
 import pytest
 
-from featkit.config import Config
-from featkit.errors import BadInputError, UsageError
-from featkit.localization.given_retrieval import pair_queries_given
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.types import Features, Pair
+from featkit.io.features import append_features, read_global_descriptors
+from featkit.io.lists import read_pairs
+from featkit.localization.queries import pair_queries_given
 from featkit.mapping.scene import MapFiles
-from featkit.pairing.given import given_retrieval
-from featkit.retrieval import given
-from featkit.retrieval.given import most_similar_rows, retrieve_given
-from featkit.store.features import append_features
-from featkit.store.global_descriptors import read_global_descriptors
-from featkit.store.pairs import read_pairs
-from featkit.types import Features, Pair
+from featkit.pairing.by_retrieval import given_retrieval
+from featkit.retrieval import retrieve
+from featkit.retrieval.retrieve import most_similar_rows, retrieve_given
 
 MAP = [f"db/cam {i}/{i}.jpg" for i in range(7)]
 QUERIES = [f"query/{i}.jpg" for i in range(4)]
@@ -78,7 +77,7 @@ def test_blocks_and_ties(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     rows = rng.integers(-3, 4, (40, 6)).astype(np.float32)  # whole numbers: many ties
     whole = most_similar_rows(rows, rows, 7, not_itself=True)
-    monkeypatch.setattr(given, "BLOCK", 9)
+    monkeypatch.setattr(retrieve, "BLOCK", 9)
     assert np.array_equal(most_similar_rows(rows, rows, 7, not_itself=True), whole)
     for index, row in enumerate(whole):
         ranked = sorted((j for j in range(40) if j != index), key=lambda j: (-float(rows[index] @ rows[j]), j))
@@ -158,7 +157,7 @@ def test_queries_against_a_map(vectors: dict[str, np.ndarray], tmp_path: Path, m
     class Model:
         images = {i: Image(name, i != 2) for i, name in enumerate(MAP)}  # noqa: RUF012
 
-    monkeypatch.setattr("featkit.localization.given_retrieval.read_model", lambda path: Model)
+    monkeypatch.setattr("featkit.localization.queries.read_model", lambda path: Model)
     features, out = tmp_path / "features.h5", tmp_path / "pairs.txt"
     one = Features(np.zeros((1, 2), np.float32), np.ones((1, 4), np.float32), np.ones(1, np.float32), (8, 8))
     with append_features(features, Config()) as store:

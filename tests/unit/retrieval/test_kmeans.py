@@ -3,10 +3,9 @@ import importlib.util
 import numpy as np
 import pytest
 
-from featkit.errors import UsageError
-from featkit.retrieval.backend import choose_backend
-from featkit.retrieval.fixed_point import DISTANCE_NORM, DOT_NORM, to_fixed_point
-from featkit.retrieval.kmeans import kmeans, nearest_centroid
+from featkit.core.errors import UsageError
+from featkit.retrieval.search import choose_backend
+from featkit.retrieval.vlad import DISTANCE_NORM, DOT_NORM, kmeans, nearest_centroid, to_fixed_point
 
 needs_faiss = pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="faiss is not installed")
 

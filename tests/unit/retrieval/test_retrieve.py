@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featkit.config import Config
-from featkit.errors import BadInputError, NotWritableError
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError, NotWritableError
+from featkit.core.types import Features, Pair
+from featkit.io.features import FeatureStore, append_features
 from featkit.retrieval import retrieve as module
 from featkit.retrieval.retrieve import image_vectors, needs_spill, retrieve
 from featkit.retrieval.search import MIB
 from featkit.retrieval.vlad import VladConfig, train_codebook
-from featkit.store.features import FeatureStore, append_features
-from featkit.types import Features, Pair
 
 SMALL = VladConfig(num_clusters=8, descriptor_dims=0)
 

@@ -4,7 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from featkit.errors import UsageError
+from featkit.core.errors import UsageError
 from featkit.retrieval import search
 from featkit.retrieval.search import MIB, block_bytes, block_rows, top_k
 

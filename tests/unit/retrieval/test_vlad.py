@@ -5,12 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featkit.config import Config
-from featkit.errors import BadInputError
-from featkit.retrieval.fixed_point import DISTANCE_NORM, to_fixed_point
-from featkit.retrieval.vlad import Codebook, VladConfig, train_codebook, unit_descriptors, vlad
-from featkit.store.features import FeatureStore, append_features
-from featkit.types import Features
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError
+from featkit.core.types import Features
+from featkit.io.features import FeatureStore, append_features
+from featkit.retrieval.vlad import (
+    DISTANCE_NORM,
+    Codebook,
+    VladConfig,
+    to_fixed_point,
+    train_codebook,
+    unit_descriptors,
+    vlad,
+)
 
 MakeStore = Callable[..., FeatureStore]
 

@@ -17,11 +17,11 @@ import pytest
 httpx = pytest.importorskip("httpx")
 testclient = pytest.importorskip("fastapi.testclient", reason="the extra `serve` is not installed")
 
-from featkit.errors import BadInputError  # noqa: E402
-from featkit.images.decode import DecodeConfig, decode  # noqa: E402
-from featkit.localization.localize import QueryResult  # noqa: E402
-from featkit.server.app import ServeConfig, create_app  # noqa: E402
-from featkit.store.poses import Intrinsics  # noqa: E402
+from featkit.core.errors import BadInputError  # noqa: E402
+from featkit.images.read import DecodeConfig, decode  # noqa: E402
+from featkit.io.lists import Intrinsics  # noqa: E402
+from featkit.localization.stage import QueryResult  # noqa: E402
+from featkit.server import ServeConfig, create_app  # noqa: E402
 
 
 class StandIn:

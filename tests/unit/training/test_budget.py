@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from featkit.errors import UsageError
+from featkit.core.errors import UsageError
 from featkit.losses.base import LossResult
-from featkit.training import budget
-from featkit.training.base_config import Adam, Measured, TrainingConfig
-from featkit.training.budget import HOPELESS, LIMIT_S, MEASURED_FROM, RESERVE, SHARE, WORTH, plan, seconds_of
-from featkit.training.launch import launch
+from featkit.training import task as budget
+from featkit.training.config import Adam, Measured, TrainingConfig
+from featkit.training.distributed import launch
+from featkit.training.task import HOPELESS, LIMIT_S, MEASURED_FROM, RESERVE, SHARE, WORTH, plan, seconds_of
 
 STEP_S, LOOK_S = 0.02, 0.5
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from featkit.errors import BadInputError, NotWritableError
-from featkit.training.checkpoint import load_checkpoint, save_checkpoint
+from featkit.core.errors import BadInputError, NotWritableError
+from featkit.training.run_folder import load_checkpoint, save_checkpoint
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from textures import textured_patches
 
+from featkit.core.errors import BadInputError, UsageError
 from featkit.data.patch_set import ClassIndex, PatchSet, union
 from featkit.data.samplers import usable_classes
-from featkit.errors import BadInputError, UsageError
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
-from featkit.training.held_out import HeldOutPairs, held_out_pairs, held_out_scores, split_classes
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig
+from featkit.training.patch import ValidationPairs, held_out_scores, split_classes, validation_pairs
 from featkit.training.patch_config import HeldOut
 
 
@@ -78,12 +78,12 @@ def test_named_scenes_are_left_out(textures: PatchSet) -> None:
         split(textures, HeldOut(scenes=("scene0", "scene1")))
 
 
-def labels_of(data: PatchSet, pairs: HeldOutPairs, what: np.ndarray) -> np.ndarray:
+def labels_of(data: PatchSet, pairs: ValidationPairs, what: np.ndarray) -> np.ndarray:
     where = {pixels.tobytes(): number for number, pixels in enumerate(data.patches)}  # type: ignore[call-overload]
     return what[[where[pixels.tobytes()] for pixels in pairs.pixels]]
 
 
-def check_pairs(data: PatchSet, pairs: HeldOutPairs, held_out: ClassIndex) -> None:
+def check_pairs(data: PatchSet, pairs: ValidationPairs, held_out: ClassIndex) -> None:
     count = len(pairs.others)
     classes, scenes = labels_of(data, pairs, data.classes), labels_of(data, pairs, data.scenes)
     assert len(pairs.pixels) == 2 * count
@@ -98,7 +98,7 @@ def check_pairs(data: PatchSet, pairs: HeldOutPairs, held_out: ClassIndex) -> No
 def test_pairs_of_images_that_share_points_are_matched() -> None:
     data = with_images(textured_patches(120))
     _, out = split(data, HeldOut(scenes=("scene0",)))
-    pairs = held_out_pairs(data, out, HeldOut(min_shared=50, max_shared=40, pairs=100), 0)
+    pairs = validation_pairs(data, out, HeldOut(min_shared=50, max_shared=40, pairs=100), 0)
     check_pairs(data, pairs, out)
     assert pairs.ends.tolist() == [40, 80, 100]
     assert data.images is not None
@@ -110,11 +110,11 @@ def test_pairs_of_images_that_share_points_are_matched() -> None:
 
 def test_without_pairs_of_images_classes_of_a_scene_are_put_together(textures: PatchSet) -> None:
     _, out = split(textures, HeldOut(share=0.2))
-    pairs = held_out_pairs(textures, out, HeldOut(max_shared=10), 0)
+    pairs = validation_pairs(textures, out, HeldOut(max_shared=10), 0)
     check_pairs(textures, pairs, out)
     assert pairs.ends[-1] == len(out) == 30
     assert np.diff(pairs.ends).max() <= 10
-    few = held_out_pairs(with_images(textures), out, HeldOut(min_shared=50, pairs=12), 0)
+    few = validation_pairs(with_images(textures), out, HeldOut(min_shared=50, pairs=12), 0)
     check_pairs(textures, few, out)
     assert few.ends[-1] == 12
 
@@ -127,7 +127,7 @@ def test_scores_are_measured_with_the_network_as_it_is_used(textures: PatchSet, 
         for _ in range(3):
             network(torch.rand((16, 1, 32, 32)))
     _, out = split(textures, HeldOut(share=0.2))
-    pairs = held_out_pairs(textures, out, HeldOut(), 0)
+    pairs = validation_pairs(textures, out, HeldOut(), 0)
     noise = np.random.default_rng(0).normal(0, 60, pairs.pixels.shape)  # textures alone are matched without an error
     pairs = replace(pairs, pixels=(pairs.pixels + noise).clip(0, 255).astype(np.uint8))
     found = held_out_scores(network, pairs, torch.device("cpu"))

@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 
+from featkit.core.errors import BadInputError, UsageError
 from featkit.data.patch_set import PatchSet
-from featkit.errors import BadInputError, UsageError
-from featkit.features.describe import resize_patches
+from featkit.features.patches import resize_patches
 from featkit.losses.angular_triplet import AngularTripletConfig
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.training.informativeness import (
     Informativeness,
     InformativenessConfig,
@@ -24,9 +24,9 @@ from featkit.training.informativeness import (
     snapshots,
     untrained,
 )
+from featkit.training.patch import PatchTask
 from featkit.training.patch_config import PatchTraining
-from featkit.training.patch_task import PatchTask
-from featkit.weights import save_patch_network
+from featkit.weights.files import save_patch_network
 
 CPU = torch.device("cpu")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from featkit import launched as environment
-from featkit.device import torch_device
-from featkit.errors import UsageError
-from featkit.training.launch import check_devices, launch
+from featkit.core import runtime as environment
+from featkit.core.errors import UsageError
+from featkit.core.runtime import torch_device
+from featkit.training.distributed import check_devices, launch
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -30,13 +30,13 @@ def started(monkeypatch: pytest.MonkeyPatch):
 
 def test_what_torchrun_says(started) -> None:
     assert environment.launched() is None
-    assert environment.speaks()
+    assert environment.is_reporter()
     started()
     assert environment.launched() == environment.Launched(rank=5, size=8, local_rank=1, local_size=4)
     assert environment.launched().nodes == 2
-    assert not environment.speaks()
+    assert not environment.is_reporter()
     started(LOCAL_RANK="0")
-    assert environment.speaks(), "one on every node"
+    assert environment.is_reporter(), "one on every node"
     started(RANK=None)
     assert environment.launched() is None, "a process of Lightning's own"
     started(LOCAL_RANK=None)

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featkit.losses.scfeat.points import PartOfDraws, uniform
-from featkit.training.shared_norm import SharedBatchNorm, share_batch_norms
-from featkit.training.whole_batch import PartOfDropout
+from featkit.losses.points import PartOfDraws, uniform
+from featkit.training.whole_batch import PartOfDropout, SharedBatchNorm, share_batch_norms
 
 PARTS = (slice(0, 3), slice(3, 5), slice(5, 9))
 

@@ -9,8 +9,8 @@ import torch
 from featkit.data.augment import AugmentConfig
 from featkit.data.patch_set import PatchSet
 from featkit.data.samplers import BatchPlan, PairSampler, usable_classes
-from featkit.training.checkpoint import plain
 from featkit.training.patch_feed import Draw, PatchFeed, fits
+from featkit.training.run_folder import plain
 
 CPU = torch.device("cpu")
 

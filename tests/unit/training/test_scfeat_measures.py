@@ -6,10 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featkit.data.homography_pairs import HomographyBatch
-from featkit.data.posed_samples import PosedBatch
-from featkit.training.scfeat.drawing import GAP_PX, keypoint_picture, line_picture
-from featkit.training.scfeat.measures import off_line_share, strongest, unmatched_share, wrong_share
+from featkit.data.posed_samples import HomographyBatch, PosedBatch
+from featkit.training.scfeat_validation import (
+    GAP_PX,
+    keypoint_picture,
+    line_picture,
+    off_line_share,
+    strongest,
+    unmatched_share,
+    wrong_share,
+)
 
 WIDTH, HEIGHT = 96, 64
 SIDEWAYS = torch.tensor([[[0.0, 0, 0], [0, 0, -1], [0, 1, 0]]], dtype=torch.float64)  # lines are rows

@@ -6,9 +6,18 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from featkit.training.base_config import Adam, Sgd
-from featkit.training.optimiser import build_optimiser, set_learning_rate
-from featkit.training.schedule import Constant, Cosine, Halve, Linear, Schedule, Steps
+from featkit.training.config import (
+    Adam,
+    Constant,
+    Cosine,
+    Halve,
+    Linear,
+    Schedule,
+    Sgd,
+    Steps,
+    build_optimiser,
+    set_learning_rate,
+)
 
 
 @pytest.mark.parametrize("steps", [90, 900, 87_930])

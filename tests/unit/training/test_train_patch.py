@@ -17,22 +17,20 @@ import torch
 import yaml
 from textures import textured_patches
 
-from featkit.config import merge
+from featkit.core.config import merge
+from featkit.core.errors import BadInputError, EmptyResultError, UsageError
+from featkit.core.registry import configured
+from featkit.core.runtime import Stopped
 from featkit.data.patch_set import PatchSet
-from featkit.errors import BadInputError, NothingCameOutError, UsageError
 from featkit.losses.base import LossResult
 from featkit.losses.hynet import HyNetLoss
-from featkit.registry import configured
-from featkit.stopping import Stopped
-from featkit.training import train as training
-from featkit.training.budget import Plan
-from featkit.training.checkpoint import load_checkpoint, save_checkpoint
+from featkit.training import loop as training
+from featkit.training.distributed import launch
 from featkit.training.informativeness import snapshots
-from featkit.training.launch import launch
+from featkit.training.patch import PatchTask, train_patch
 from featkit.training.patch_config import PatchTraining
-from featkit.training.patch_task import PatchTask
-from featkit.training.run_folder import read_metrics
-from featkit.training.train_patch import train_patch
+from featkit.training.run_folder import load_checkpoint, read_metrics, save_checkpoint
+from featkit.training.task import Plan
 
 RECIPES = ("hardnet", "hynet", "sdgmnet", "adasample", "doap", "doap-binary")
 SMALL: dict[str, Any] = {"batch_size": 8, "steps": 6, "log_every": 1, "held_out": {"every": 0.5, "pairs": 10}}
@@ -159,7 +157,7 @@ def test_a_loss_that_is_no_number_stops_before_the_network_is_touched(
         return LossResult(result.loss * (float("nan") if progress >= 0.5 else 1.0), result.statistics)
 
     monkeypatch.setattr(HyNetLoss, "forward", poisoned)
-    with pytest.raises(NothingCameOutError, match=r"step 4: the loss became nan; its batch is in .*bad_batch\.npz"):
+    with pytest.raises(EmptyResultError, match=r"step 4: the loss became nan; its batch is in .*bad_batch\.npz"):
         train_patch(recipe(save_every=2), textures, tmp_path, device="cpu")
     check_bad_batch(tmp_path, textures, 4)
     state = load_checkpoint(tmp_path / "checkpoint.pt")
@@ -173,7 +171,7 @@ def test_a_loss_that_is_no_number_stops_before_the_network_is_touched(
 def test_a_broken_network_is_never_saved(textures: PatchSet, tmp_path: Path, saved_or_measured: dict[str, Any]) -> None:
     broken = {"learning_rate": 1e37, "reference_batch": None}
     config = recipe("hardnet", steps=40, optimiser=broken, **saved_or_measured)
-    with pytest.raises(NothingCameOutError, match=r"step \d+: .*bad_batch\.npz") as caught:
+    with pytest.raises(EmptyResultError, match=r"step \d+: .*bad_batch\.npz") as caught:
         train_patch(config, textures, tmp_path, device="cpu")
     check_bad_batch(tmp_path, textures, int(re.findall(r"step (\d+)", str(caught.value))[0]))
     state = load_checkpoint(tmp_path / "checkpoint.pt")
@@ -192,7 +190,7 @@ def test_what_a_run_leaves_behind(textures: PatchSet, tmp_path: Path) -> None:
     scores = [row["held_out_matching_error"] for row in rows]
     assert summary["best"]["held_out_matching_error"] == min(scores)
     assert summary["last"]["held_out_matching_error"] == scores[-1]
-    assert all(0 <= row["held_out_fpr95"] <= 1 for row in rows)
+    assert all(0 <= row["validation_fpr95"] <= 1 for row in rows)
     assert summary["best"]["step"] == 1 + max(np.flatnonzero(np.array(scores) == min(scores)))  # of equals the last
     assert {"positive_angle_mean", "positive_power"} <= set(rows[0])
     stored = yaml.safe_load((tmp_path / "config.yaml").read_text())

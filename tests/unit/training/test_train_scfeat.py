@@ -18,21 +18,19 @@ from posed_scenes import make_scene
 from typer.testing import CliRunner
 
 from featkit.cli.main import app
-from featkit.config import Config, make, merge
+from featkit.core.config import Config, make, merge
+from featkit.core.errors import BadInputError, EmptyResultError, UsageError
+from featkit.core.runtime import Stopped
+from featkit.core.types import Features
 from featkit.data.posed_pairs import read_posed_pairs
-from featkit.errors import BadInputError, NothingCameOutError, UsageError
+from featkit.io.features import append_features
 from featkit.losses.base import LossResult
 from featkit.models.scfeat import SCFeatNetwork
-from featkit.stopping import Stopped
-from featkit.store.features import append_features
-from featkit.training.checkpoint import load_checkpoint
-from featkit.training.run_folder import read_metrics
-from featkit.training.scfeat.config import ScfeatTraining
-from featkit.training.scfeat.dense_task import DenseTask
-from featkit.training.scfeat.description import DescriptionTask
-from featkit.training.scfeat.stages import STAGES, ScfeatData, ScfeatStages
-from featkit.types import Features
-from featkit.weights import load_scfeat_network, save_scfeat_network
+from featkit.training.run_folder import load_checkpoint, read_metrics
+from featkit.training.scfeat import STAGES, ScfeatData, ScfeatStages
+from featkit.training.scfeat_stages import DescriptionTask
+from featkit.training.scfeat_task import DenseTask, ScfeatTraining
+from featkit.weights.files import load_scfeat_network, save_scfeat_network
 
 CANVAS = {"canvas": {"width": 96, "height": 64}}
 STAGE = {"steps": 4, "batch_size": 1, "log_every": 1, "held_out": {"every": 0.5, "pairs": 2}, "pictures": 1}
@@ -302,7 +300,7 @@ def test_a_loss_that_is_no_number_stops_it(data: ScfeatData, tmp_path: Path, mon
         return LossResult(found.loss * (float("nan") if task.feed.state()["batches"] == 3 else 1.0), found.statistics)
 
     monkeypatch.setattr(DescriptionTask, "_loss", broken)
-    with pytest.raises(NothingCameOutError, match=r"step 3: the loss became nan; its batch is in .*bad_batch.npz"):
+    with pytest.raises(EmptyResultError, match=r"step 3: the loss became nan; its batch is in .*bad_batch.npz"):
         ScfeatStages(recipe(warm_up=None), "cpu").run(data, tmp_path)
     state = load_checkpoint(tmp_path / "description" / "checkpoint.pt")
     assert state is not None

@@ -13,18 +13,17 @@ from in_process import refused, results, run
 from synthetic_patches import SEQUENCES, write_hpatches, write_rome
 from textures import textured_patches
 
-from featkit.config import merge
-from featkit.data.hpatches import read_hpatches
+from featkit.core.config import merge
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.registry import configured
+from featkit.data.hpatches import read_hpatches, read_rome
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import read_phototour, write_phototour
-from featkit.data.rome import read_rome
 from featkit.data.training_patches import PatchDataConfig, read_training_patches
-from featkit.errors import BadInputError, UsageError
 from featkit.losses.hardnet import HardNetLoss
-from featkit.registry import configured
-from featkit.training.launch import launch
+from featkit.training.distributed import launch
+from featkit.training.patch import PatchTask
 from featkit.training.patch_config import PatchTraining
-from featkit.training.patch_task import PatchTask
 
 SPLITS = {
     "a": {"train": ["i_two", "v_one", "v_two"], "test": ["i_one"]},

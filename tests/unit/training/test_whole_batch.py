@@ -12,9 +12,9 @@ from torch import Tensor
 
 from featkit.losses.base import LossResult, PairBatch
 from featkit.losses.hynet import HyNetLoss, HyNetLossConfig
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
-from featkit.training.whole_batch import backward, in_two, random_state
-from featkit.training.world import World
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig
+from featkit.training.distributed import World
+from featkit.training.whole_batch import backward, random_state, split_trunk_head
 
 
 class OneProcess:
@@ -55,7 +55,7 @@ def test_trunk_and_head_are_the_network(config: dict, training: bool) -> None:
     expected = network(patches)
     after = {name: value.clone() for name, value in network.state_dict().items()}
     network.load_state_dict(before)
-    trunk, head = in_two(network)
+    trunk, head = split_trunk_head(network)
     torch.manual_seed(2)
     found = head(trunk(patches))
     assert torch.equal(found.raw, expected.raw)
@@ -66,7 +66,7 @@ def test_trunk_and_head_are_the_network(config: dict, training: bool) -> None:
 
 def gradients(network: PatchNetwork, patches: Tensor, chunk: int) -> tuple[dict[str, Tensor], float, dict[str, Tensor]]:
     """Gradients, loss and buffers after one step's backward, and torch's generator moved as by one forward."""
-    trunk, head = in_two(network)
+    trunk, head = split_trunk_head(network)
     loss = HyNetLoss(HyNetLossConfig())
 
     def loss_of(features: Tensor) -> LossResult:
@@ -113,7 +113,7 @@ def test_dropout_is_the_same_in_both_passes_over_a_chunk() -> None:
     """The loss is linear in the features here, so the gradient is known from the masks of the first pass alone."""
     network = network_of(dropout=0.5)
     patches = patches_of(8)
-    trunk, _ = in_two(network)
+    trunk, _ = split_trunk_head(network)
     torch.manual_seed(5)
     expected = 0.0
     for part in patches.split(3):
@@ -136,7 +136,7 @@ def test_the_second_pass_leaves_batchnorms_statistics_alone() -> None:
     patches = patches_of(8)
     gradients(network, patches, 4)
     other = network_of(architecture="l2net", dropout=0.0)
-    trunk, _ = in_two(other)
+    trunk, _ = split_trunk_head(other)
     with torch.no_grad():
         for part in patches.split(4):
             trunk(part)
@@ -153,12 +153,12 @@ sys.path.insert(0, sys.argv[2])
 from test_whole_batch import network_of, patches_of
 from featkit.losses.base import LossResult, PairBatch
 from featkit.losses.hynet import HyNetLoss, HyNetLossConfig
-from featkit.training.whole_batch import backward, in_two
-from featkit.training.launch import launch
+from featkit.training.whole_batch import backward, split_trunk_head
+from featkit.training.distributed import launch
 
 world = launch("cpu", int(sys.argv[3]))
 network = network_of(dropout=0.0)
-trunk, head = in_two(network)
+trunk, head = split_trunk_head(network)
 loss = HyNetLoss(HyNetLossConfig())
 patches = patches_of(10)
 

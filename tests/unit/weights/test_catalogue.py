@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from featkit.config import config_names
-from featkit.errors import BadInputError, UsageError
+from featkit.core.config import config_names
+from featkit.core.errors import BadInputError, UsageError
 from featkit.features.listing import list_features
-from featkit.models.published import KORNIA_NAMES, load_network
+from featkit.features.published import KORNIA_NAMES, load_network
 from featkit.weights import catalogue as module
 from featkit.weights.catalogue import (
     cache_folder,

@@ -9,11 +9,14 @@ import torch
 from typer.testing import CliRunner
 
 from featkit.cli.main import app
-from featkit.errors import BadInputError, UsageError
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
-from featkit.training.checkpoint import save_checkpoint
+from featkit.core.errors import BadInputError, UsageError
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.training.patch_config import PatchTraining
-from featkit.weights import Origin, export_weight, list_weights, load_patch_network, manifest, save_patch_network
+from featkit.training.run_folder import save_checkpoint
+from featkit.weights import manifest
+from featkit.weights.exchange import Origin, export_weight
+from featkit.weights.files import load_patch_network, save_patch_network
+from featkit.weights.manifest import list_weights
 
 CONFIG = PatchTraining(network=PatchNetworkConfig(architecture="l2net"))
 
@@ -44,8 +47,8 @@ def finish(run: Path) -> None:
         "seconds": 13.0,
         "device": "cpu",
         "data": {"name": "liberty"},
-        "last": {"step": 90, "held_out_fpr95": 0.2},
-        "best": {"step": 60, "held_out_fpr95": 0.1},
+        "last": {"step": 90, "validation_fpr95": 0.2},
+        "best": {"step": 60, "validation_fpr95": 0.1},
     }
     (run / "summary.json").write_text(json.dumps(summary))
 
@@ -70,7 +73,7 @@ def test_from_a_finished_run(run: Path, tmp_path: Path, which: Any, seed: int, f
     row = export_weight(run, "sharp", tmp_path / "w.safetensors", which=which)
     assert_is(tmp_path / "w.safetensors", seed)
     assert (row.recipe, row.data, row.file, row.name) == ("hardnet", "liberty", "w.safetensors", "sharp")
-    assert row.training["held_out_fpr95"] == fpr95
+    assert row.training["validation_fpr95"] == fpr95
     assert (row.training["seconds"], row.training["network"]) == (13.0, which)
     assert row.bytes == (tmp_path / "w.safetensors").stat().st_size
     assert PatchNetworkConfig(**row.config) == CONFIG.network

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featkit.errors import BadInputError, UsageError
-from featkit.weights import import_checkpoint
-from featkit.weights.published import FIRST_KEYS
+from featkit.core.errors import BadInputError, UsageError
+from featkit.weights.exchange import FIRST_KEYS, import_checkpoint
 
 KORNIA = {"hardnet": kornia.feature.HardNet, "sosnet": kornia.feature.SOSNet, "hynet": kornia.feature.HyNet}
 EVERY = pytest.mark.parametrize("name", KORNIA)

@@ -10,22 +10,20 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from featkit.cli.main import app
-from featkit.errors import BadInputError, UsageError
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
+from featkit.core.errors import BadInputError, UsageError
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
-from featkit.training.checkpoint import save_checkpoint
-from featkit.weights import (
-    Origin,
-    add_row,
-    export_weight,
-    list_weights,
+from featkit.training.run_folder import save_checkpoint
+from featkit.weights import manifest
+from featkit.weights.exchange import Origin, export_weight
+from featkit.weights.files import (
     load_patch_network,
     load_scfeat_network,
-    manifest,
-    read_metadata,
+    read_metadata_patch_files,
     save_patch_network,
     save_scfeat_network,
 )
+from featkit.weights.manifest import add_row, list_weights
 
 SMALL = SCFeatNetworkConfig(encoder="resnet18")
 
@@ -63,7 +61,10 @@ def test_what_is_saved_loads(network: SCFeatNetwork, file: Path) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(loaded(images).scores, network(images).scores, rtol=0, atol=0.02)
     assert file.stat().st_size < 8_000_000
-    assert read_metadata(file).items() >= {"recipe": "r", "step": "7", "format": "featkit scfeat network 1"}.items()
+    assert (
+        read_metadata_patch_files(file).items()
+        >= {"recipe": "r", "step": "7", "format": "featkit scfeat network 1"}.items()
+    )
     assert {tensor.dtype for tensor in load_file(file).values() if tensor.ndim > 1} == {torch.float16}
 
 
@@ -133,7 +134,7 @@ def test_files_of_something_else(file: Path, tmp_path: Path) -> None:
         load_scfeat_network(other)
     with pytest.raises(BadInputError, match=r"not a patch network .*: featkit scfeat network 1"):
         load_patch_network(file)
-    tensors, metadata = load_file(file), read_metadata(file)
+    tensors, metadata = load_file(file), read_metadata_patch_files(file)
     config, path = json.loads(metadata["config"]), tmp_path / "w.safetensors"
     large = SCFeatNetworkConfig().result_fields()
     for content, words, problem in (

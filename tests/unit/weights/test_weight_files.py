@@ -9,21 +9,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from featkit.errors import BadInputError, NotWritableError, UsageError
-from featkit.models.patch_network import PatchNetwork, PatchNetworkConfig
-from featkit.weights import (
-    WeightInfo,
-    add_row,
-    find,
-    list_weights,
-    listed,
+from featkit.core.errors import BadInputError, NotWritableError, UsageError
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig
+from featkit.weights import manifest
+from featkit.weights.files import (
+    LARGEST_BYTES,
+    in_8_bits,
     load_patch_network,
-    manifest,
-    read_metadata,
+    read_metadata_patch_files,
     save_patch_network,
-    sha256_of,
 )
-from featkit.weights.patch_files import LARGEST_BYTES, in_8_bits
+from featkit.weights.manifest import WeightInfo, add_row, find, list_weights, listed, sha256_of
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "hynet": {"architecture": "hynet"},
@@ -61,7 +57,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def row_of(path: Path, name: str, **fields: Any) -> WeightInfo:
-    config = json.loads(read_metadata(path)["config"])
+    config = json.loads(read_metadata_patch_files(path)["config"])
     size = path.stat().st_size
     return WeightInfo(name=name, file=path.name, sha256=sha256_of(path), bytes=size, config=config, **fields)
 
@@ -81,7 +77,7 @@ def test_what_is_saved_loads(name: str, tmp_path: Path) -> None:
         assert ((before.raw > 0) == (after.raw > 0)).float().mean() > 0.99
     else:
         torch.testing.assert_close(after.descriptor, before.descriptor, rtol=0, atol=1e-3)
-    assert read_metadata(path).items() >= {"recipe": "r", "step": "12"}.items()
+    assert read_metadata_patch_files(path).items() >= {"recipe": "r", "step": "12"}.items()
     assert path.stat().st_size <= LARGEST_BYTES
     assert [file.name for file in path.parent.iterdir()] == ["w.safetensors"]
 
@@ -226,7 +222,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
 
 def test_safetensors_of_something_else(tmp_path: Path) -> None:
     path = save_patch_network(tmp_path / "w.safetensors", make_network("l2net"))
-    tensors, metadata = load_file(path), read_metadata(path)
+    tensors, metadata = load_file(path), read_metadata_patch_files(path)
     config = json.loads(metadata["config"])
     last = "trunk.features.19.weight"
     for content, words, problem in (

@@ -1,0 +1,267 @@
+"""Base of every configuration: typed, frozen, strict, and with a fingerprint that decides what may be reused.
+
+A field that cannot change a result (number of workers, batch size) is marked `Runtime` and stays out of the
+fingerprint. A yaml file in `configs/` says only what differs from the defaults in code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from featkit.core.errors import BadInputError, UsageError
+
+T = TypeVar("T")
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+class _RuntimeMarker:
+    """Says of a field: how the work is done, not what comes out."""
+
+
+Runtime = Annotated[T, _RuntimeMarker()]
+
+
+class Config(BaseModel):
+    """A frozen set of named values; an unknown key is refused with the nearest right one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def result_fields(self) -> dict[str, Any]:
+        """The fields that decide a result, as plain json values; infinity, which json has not, as "inf"."""
+        fields = type(self).model_fields
+        runtime = {n for n, f in fields.items() if any(isinstance(m, _RuntimeMarker) for m in f.metadata)}
+        plain = self.model_dump(mode="json", exclude=runtime)
+        for name in fields:
+            value = getattr(self, name)
+            if isinstance(value, Config):
+                plain[name] = value.result_fields()
+        return {name: _json_value(value) for name, value in plain.items()}
+
+    def canonical_json(self) -> str:
+        """The fields that decide a result, as sorted json."""
+        return json.dumps(self.result_fields(), sort_keys=True)
+
+    def fingerprint(self) -> str:
+        """16 hex digits; equal when the same results may be expected."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:16]
+
+
+def _json_value(value: Any) -> Any:
+    """The same, with infinite floats as texts that a float field reads back."""
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _json_value(inner) for name, inner in value.items()}
+    return [_json_value(inner) for inner in value] if isinstance(value, list) else value
+
+
+def make(config_type: type[ConfigT], values: dict[str, Any], where: str = "configuration") -> ConfigT:
+    """Build a config; wrong keys and values become one UsageError that names the nearest right key."""
+    try:
+        return config_type(**values)
+    except ValidationError as error:
+        problems = "; ".join(_explain(config_type, item) for item in error.errors()[:3])
+        raise UsageError(f"{where}: {problems}") from None
+
+
+def _explain(config_type: type[Config], item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{name}: {item['msg']} (got {item['input']!r})"
+    known = _inner_config(config_type, item["loc"][:-1]).model_fields
+    near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+    return f"unknown key {name!r}; {hint}"
+
+
+def _inner_config(config_type: type[Config], loc: tuple[int | str, ...]) -> type[Config]:
+    """The config a place of a validation error lies in: `("verify",)` is the type of the field `verify`.
+
+    Indices, keys of a dict and pydantic's names for the members of a union are no fields and are passed over.
+    """
+    candidates: list[type[Config]] = []
+    for part in loc:
+        field = config_type.model_fields.get(part) if isinstance(part, str) else None
+        named = next((c for c in candidates if part in _names(c)), None)
+        if named is not None:
+            config_type = named
+        elif field is not None:
+            candidates = _configs_in(field.annotation)
+            config_type = candidates[0] if candidates else config_type
+    return config_type
+
+
+def _names(config_type: type[Config]) -> set[object]:
+    """What a place calls a member of a union: its class name, or the value that tells it from the others."""
+    literals = (get_args(field.annotation) for field in config_type.model_fields.values())
+    return {config_type.__name__} | {values[0] for values in literals if len(values) == 1}
+
+
+def _configs_in(annotation: Any) -> list[type[Config]]:
+    """The configs an annotation mentions: one of `Inner`, `Inner | None`, `list[Inner]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    return [config for inner in get_args(annotation) for config in _configs_in(inner)]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A yaml file as a dict (an empty file is an empty dict). Raises BadInputError."""
+    try:
+        loaded = _parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInputError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path}: cannot be read ({error})") from None
+    except ValueError as error:
+        raise BadInputError(f"{path}: not a yaml file ({error}); fix the line it names") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+        raise BadInputError(f"{path}: a configuration is a mapping of names to values")
+    return loaded
+
+
+def _parse_yaml(text: str) -> Any:
+    """The value a yaml text stands for. Raises ValueError, with a message of one line."""
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except Exception as error:  # besides YAMLError: an impossible date, `!!int` of nothing, `!!bool x`
+        raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+
+
+def named_config(name: str, kind: str | None = None) -> dict[str, Any]:
+    """The values of `configs/<name>.yaml`, or of a yaml file given by its path. Raises UsageError, BadInputError.
+
+    kind: what it should configure, a key of its yaml as "extractor": the message names others of that kind only.
+    """
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"}:
+        return read_yaml(path)
+    folder = resource_dir("configs")
+    path = folder / f"{name}.yaml"
+    if not _is_file(path):
+        raise UsageError(f"no {kind or 'configuration'} named {name!r}; {near_names(name, kind)}")
+    return read_yaml(path)
+
+
+def config_names(kind: str | None = None) -> list[str]:
+    """All names in `configs/`, or those that configure one `kind` ("extractor", "matcher", ...), in order."""
+    paths = sorted(resource_dir("configs").glob("*.yaml"))
+    return [path.stem for path in paths if kind is None or kind in read_yaml(path)]
+
+
+def near_names(name: str, kind: str | None = None) -> str:
+    """What a message says of a name that is wrong: the nearest right one of that kind, or all of them."""
+    known = config_names(kind)
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(known)}"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long or impossible for the file system
+        return False
+
+
+def overrides(assignments: list[str]) -> dict[str, Any]:
+    """`["a.b=1", "c=x"]` as nested values, each read as yaml. Raises UsageError."""
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set {assignment!r}: write it as key=value")
+        *parents, leaf = key.strip().split(".")
+        inner = values
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise UsageError(f"--set {assignment!r}: {parent!r} is set to a value already")
+        try:
+            inner[leaf] = _parse_yaml(text)
+        except ValueError:
+            raise UsageError(f"--set {assignment!r}: {text!r} is not a yaml value") from None
+    return values
+
+
+def differences(old_json: str, new: Config) -> str:
+    """What differs between a stored configuration and `new`, in words: `ratio: 0.8 -> 0.9`."""
+    try:
+        old = _flatten(json.loads(old_json))
+    except (ValueError, AttributeError):
+        return "its configuration cannot be read"
+    now = _flatten(new.result_fields())
+    changed = [
+        f"{key}: {old.get(key)} -> {now.get(key)}"
+        for key in sorted(old.keys() | now.keys())
+        if old.get(key) != now.get(key)
+    ]
+    return ", ".join(changed) or "nothing it names"
+
+
+def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested values with `changes` laid over them."""
+    merged = dict(values)
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Where `configs/`, `pipelines/` and `weights/` lie: beside the package in a checkout, inside it in a wheel.
+
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def resource_dir(name: str) -> Path:
+    """Folder of `name` ("configs", "pipelines" or "weights")."""
+    installed = PACKAGE / f"_{name}"
+    return installed if installed.is_dir() else PACKAGE.parent / name
+
+
+def load_pipeline(name: str) -> ModuleType:
+    """Import the recipe `pipelines/<name>.py` from wherever it lies. Raises UsageError when there is none."""
+    path = resource_dir("pipelines") / f"{name}.py"
+    if not path.is_file():
+        raise UsageError(f"no pipeline named {name!r} in {path.parent}; see `pipelines/` for what there is")
+    full_name = f"featkit_pipeline_{name}"
+    if full_name in sys.modules:
+        return sys.modules[full_name]
+    spec = importlib.util.spec_from_file_location(full_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[full_name] = module  # dataclasses and pydantic look annotations up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[full_name]
+        raise
+    return module

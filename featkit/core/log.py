@@ -1,0 +1,139 @@
+"""Console output: the one module that installs handlers. Everything here writes to stderr; stdout is for results."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LOGGER = logging.getLogger("featkit")
+_CONSOLES: list[Console] = []  # at most one: log lines and bars must know of each other, or one tears the other
+PLAIN_INTERVAL_S = 5.0  # without a terminal: seconds between two progress lines
+
+
+def _console() -> Console:
+    """The one rich console of this process, on the stderr of the moment."""
+    from rich.console import Console
+
+    if not _CONSOLES:
+        _CONSOLES.append(Console(stderr=True))
+    return _CONSOLES[0]
+
+
+def setup(verbosity: int = 0) -> None:
+    """Install featkit's handler. verbosity: -1 warnings only, 0 what was done, 1 everything."""
+    level = {-1: logging.WARNING, 0: logging.INFO}.get(max(-1, verbosity), logging.DEBUG)
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=_console(), show_path=False, show_time=False, show_level=False)
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    for old in list(LOGGER.handlers):
+        LOGGER.removeHandler(old)
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(level)
+    LOGGER.propagate = False
+    # COLMAP speaks through glog, which reads its level when pycolmap is first imported.
+    os.environ.setdefault("GLOG_minloglevel", "0" if level <= logging.DEBUG else "2")
+    if "pycolmap" in sys.modules:
+        sys.modules["pycolmap"].logging.minloglevel = int(os.environ["GLOG_minloglevel"])  # noqa: SIM112
+
+
+def only_errors() -> None:
+    """Say nothing but errors from now on: of several processes of one command, one reports."""
+    LOGGER.setLevel(logging.ERROR)
+
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str = "items") -> Iterator[Advance]:
+    """Show how far a long piece of work is: a bar with rate and ETA, or plain lines without a terminal.
+
+    Yields a function that takes the number of items just done. Shown only when `setup` allows info messages.
+    """
+    if not LOGGER.isEnabledFor(logging.INFO) or not LOGGER.handlers or total == 0:
+        yield lambda count: None
+    elif sys.stderr.isatty():
+        with _bar(title, total, unit) as advance:
+            yield advance
+    else:
+        yield _plain_lines(title, total, unit)
+
+
+@contextmanager
+def _bar(title: str, total: int, unit: str) -> Iterator[Advance]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.1f} {unit}/s" if task.speed else f"- {unit}/s")
+
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+    ]
+    # stdout is for results, also those printed while a bar stands: rich would catch them and write them to stderr.
+    with Progress(*columns, console=_console(), redirect_stdout=False) as bar:
+        task = bar.add_task(title, total=total)
+        left = total
+
+        def advance(count: int) -> None:
+            nonlocal left
+            count = min(count, left)  # a bar beyond its end would show a negative time
+            left -= count
+            bar.advance(task, count)
+
+        yield advance
+
+
+def _plain_lines(title: str, total: int, unit: str) -> Advance:
+    started = time.monotonic()
+    state = {"done": 0, "said": started}
+
+    def advance(count: int) -> None:
+        if state["done"] == total:  # more than was announced: the last line stands
+            return
+        state["done"] = min(state["done"] + count, total)
+        now = time.monotonic()
+        if state["done"] < total and now - state["said"] < PLAIN_INTERVAL_S:
+            return
+        state["said"] = now
+        rate = state["done"] / max(now - started, 1e-9)
+        left = (total - state["done"]) / max(rate, 1e-9)
+        LOGGER.info("%s: %d/%d %s, %.1f/s, %.0f s left", title, state["done"], total, unit, rate, left)
+
+    return advance
+
+
+@contextmanager
+def timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Add the wall time of the block to `seconds[stage]`."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started

@@ -1,0 +1,90 @@
+"""Names a user types -> the classes behind them, resolved only when asked for.
+
+Adding a method is one file, one row here, one yaml in `configs/`, one test.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from featkit.core.config import Config, make, merge, named_config, near_names
+from featkit.core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`target` is "module:Class"; the class has a `Config` attribute and takes (config, device)."""
+
+    target: str
+    summary: str
+
+
+EXTRACTORS: dict[str, Entry] = {
+    "sift": Entry("featkit.features.sift:Sift", "DoG keypoints, SIFT or RootSIFT descriptors (pycolmap)"),
+    "patches": Entry("featkit.features.patches:Patches", "DoG keypoints (pycolmap), a patch network's descriptors"),
+    "scfeat": Entry(
+        "featkit.features.scfeat:Scfeat", "keypoints and descriptors of one dense network, learned from poses"
+    ),
+    "aliked": Entry("featkit.features.published:Aliked", "ALIKED's keypoints and descriptors (kornia)"),
+    "disk": Entry("featkit.features.published:Disk", "DISK's keypoints and descriptors (kornia)"),
+    "xfeat": Entry("featkit.features.published:Xfeat", "XFeat's keypoints and descriptors (kornia)"),
+    "dedode": Entry("featkit.features.published:Dedode", "DeDoDe's keypoints and descriptors (kornia)"),
+    "keynet-hardnet": Entry("featkit.features.published:KeynetHardnet", "Key.Net keypoints, OriNet, HardNet (kornia)"),
+    "doghardnet": Entry("featkit.features.published:DogHardnet", "DoG keypoints (pycolmap), the authors' HardNet"),
+}
+MATCHERS: dict[str, Entry] = {
+    "mutual": Entry("featkit.matching.mutual:MutualMatcher", "mutual nearest neighbour, ratio test on both sides"),
+}
+PAIRINGS: dict[str, Entry] = {
+    "exhaustive": Entry("featkit.pairing.by_name:Exhaustive", "every image with every other"),
+    "sequential": Entry("featkit.pairing.by_name:Sequential", "each image with the next ones in name order"),
+    "retrieval": Entry("featkit.pairing.by_retrieval:Retrieval", "each image with the most similar ones (VLAD)"),
+    "gps": Entry("featkit.pairing.by_place:Gps", "each image with the ones taken nearest to it, by EXIF or a csv"),
+    "poses": Entry("featkit.pairing.by_place:ByPoses", "each image with the nearest of a model that look the same way"),
+    "covisible": Entry("featkit.pairing.by_place:Covisible", "each image with those of a model that share its points"),
+}
+TASKS: dict[str, Entry] = {
+    "patch": Entry("featkit.training.patch:PatchTask", "a patch descriptor, trained on classes of patches"),
+    "scfeat": Entry("featkit.training.scfeat:ScfeatStages", "SCFeat, trained on pairs of images with poses"),
+}
+BENCHMARKS: dict[str, Entry] = {
+    "eth": Entry("featkit.evaluation.eth:EthBenchmark", "maps of the ETH local-feature benchmark's scenes"),
+    "aachen": Entry("featkit.evaluation.aachen:AachenBenchmark", "poses of Aachen Day-Night's queries"),
+}
+KINDS = {"extractor": EXTRACTORS, "matcher": MATCHERS, "pairing": PAIRINGS, "task": TASKS, "benchmark": BENCHMARKS}
+
+
+def resolve(kind: str, name: str) -> type[Any]:
+    """The class registered as `name` among `kind` (a key of `KINDS`). Raises UsageError."""
+    table = KINDS[kind]
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(table)}"
+        raise UsageError(f"no {kind} named {name!r}; {hint}")
+    module, _, attribute = table[name].target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def configured(kind: str, name: str, changes: dict[str, Any] | None = None) -> tuple[type[Any], Config]:
+    """The class and the config behind a name in `configs/`: the yaml's values, with `changes` laid over them (`merge`).
+
+    A yaml names its class by one of the keys of `KINDS`, as `extractor`. Raises UsageError, BadInputError.
+    """
+    values = named_config(name, kind)
+    target = values.pop(kind, None)
+    if target is None:
+        raise UsageError(f"configuration {name!r} has no key {kind!r}: it is no {kind}; {near_names(name, kind)}")
+    cls = resolve(kind, str(target))
+    return cls, make(cls.Config, merge(values, changes or {}), where=f"configuration {name!r}")
+
+
+def setting_of(benchmark: str, setting: str, changes: dict[str, Any]) -> Config:
+    """The configuration of a benchmark under one of its settings' names. Raises UsageError for another benchmark's."""
+    named = named_config(setting).get("benchmark")
+    if named != benchmark:
+        whose = f"is of the benchmark {named!r}" if named else "is no setting of a benchmark"
+        raise UsageError(f"--setting {setting}: {whose}; those of this one begin with {benchmark!r}")
+    return configured("benchmark", setting, changes)[1]

@@ -1,0 +1,292 @@
+"""Patches in UBC's format from reconstructions or single photographs: detect, find the classes, cut, write.
+
+Where the classes come from is `source`: points of tracks and what fits them (scene_classes.py), projection and
+visibility alone (geometric_classes.py), or homographies of single photographs (homography_patches.py).
+Folder written: see phototour.py, and dataset.json (settings, scenes, counts) and licence.txt with it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from pydantic import Field
+
+from featkit import __version__
+from featkit.core.config import Config, Runtime
+from featkit.core.errors import BadInputError, EmptyResultError
+from featkit.core.log import progress
+from featkit.data.geometric_classes import GeometryConfig, geometric_frames
+from featkit.data.homography_patches import HomographiesConfig, Photographs, homography_frames
+from featkit.data.keypoint_classes import ClassesConfig, Detections
+from featkit.data.patch_frames import (
+    DetectorConfig,
+    FrameJitter,
+    Frames,
+    corners,
+    detected,
+    in_pixels,
+    whole_classes,
+    within,
+)
+from featkit.data.phototour import (
+    INFO,
+    SIDE,
+    MappedPatches,
+    create_bitmaps,
+    draw_pairs,
+    write_info,
+    write_pairs,
+    write_scenes,
+)
+from featkit.data.scene_classes import kept_classes, scene_classes
+from featkit.data.tracks import Scene
+from featkit.images.patches import cut_patches
+from featkit.images.read import DecodeConfig, DecodedImage, decode
+from featkit.io.artifact import inside, making, write_text
+from featkit.io.atomic import FOREIGN, refuse_foreign
+
+LOGGER = logging.getLogger(__name__)
+DATASET, LICENCE = "dataset.json", "licence.txt"
+WRITTEN = re.compile(r"patches\d+\.bmp|info\.txt|scenes\.txt|m50_\d+_\d+_0\.txt|dataset\.json|licence\.txt")
+
+
+class PatchesConfig(Config):
+    """Everything that decides a set of patches."""
+
+    source: Literal["tracks", "geometry", "homographies"] = "tracks"
+    """Where classes come from: points that the map's own matches made; projection and visibility alone; or
+    homographies of single photographs."""
+    classes: ClassesConfig = ClassesConfig()
+    """Of all sources: when two keypoints cannot be told apart. Of tracks and geometry: when a detection fits."""
+    geometry: GeometryConfig = GeometryConfig()
+    homographies: HomographiesConfig = HomographiesConfig()
+    jitter: FrameJitter = FrameJitter()
+    """Of patches that are not cut at a detection: projections, and all of homographies."""
+    detector: DetectorConfig = DetectorConfig()
+    magnification: float = Field(12.0, gt=0)
+    """Side of a patch in sigmas of its keypoint; the `patches` extractor's default too. 15 and 18 show 1.25 and 1.5
+    times as much; the extractor must then cut alike."""
+    whole_patches: bool = True
+    """Leave out detections whose patch reaches beyond the image."""
+    max_patches: int | None = Field(None, ge=2)
+    """Of each scene, by whole classes drawn at random; None: all."""
+    test_pairs: int = Field(100_000, ge=0)
+    """Half of them matching; fewer when the set has fewer matching ones. UBC's test sets have 100,000."""
+    workers: Runtime[int] = Field(0, ge=0)
+    """Processes that detect; 0: one per core."""
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The patches of one scene, before they are cut.
+
+    pixels: decodes an image by its number. views: images in a row that show the same and can be confused: all of a
+    scene, or the views of one photograph.
+    """
+
+    name: str
+    licence: str
+    images: tuple[str, ...]
+    frames: Frames
+    counts: dict[str, int]
+    pixels: Callable[[int], DecodedImage]
+    views: int
+
+
+def make_patches(
+    config: PatchesConfig,
+    scenes: Sequence[Scene | Photographs],
+    out: Path,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the patches of all scenes to the folder `out`, whole or not at all; returns what dataset.json holds.
+
+    scenes: photographs when the source is homographies, else reconstructions.
+
+    Raises BadInputError, EmptyResultError when no scene gives a class, NotWritableError.
+    """
+    check_patches_output(out, overwrite)
+    generator = np.random.default_rng(seed)
+    found = [
+        _of_photographs(config, scene, (seed, number))
+        if isinstance(scene, Photographs)
+        else _of_scene(config, scene, generator)
+        for number, scene in enumerate(scenes)
+    ]
+    for one in found:
+        LOGGER.info("%s: %s", one.name, ", ".join(f"{key} {value:,}" for key, value in one.counts.items()))
+    if not any(len(one.frames) for one in found):
+        raise EmptyResultError(f"{found[0].name}: no keypoint was found again in two images; see --verbose")
+    with making(out) as new:
+        return _write(config, found, new, generator, seed)
+
+
+def check_patches_output(out: Path, overwrite: bool) -> None:
+    """Refuse to replace what is there, and ever to replace what is no set of patches. Raises BadInputError."""
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / INFO).is_file():
+        raise BadInputError(f"{out}: is there and is no set of patches; choose another --out")
+    refuse_foreign(out)
+    for path in out.iterdir():
+        if not WRITTEN.fullmatch(path.name):
+            raise BadInputError(f"{path}: {FOREIGN}")
+    if not overwrite:
+        raise BadInputError(f"{out}: is there already; choose another --out, or --overwrite")
+
+
+def _of_scene(config: PatchesConfig, scene: Scene, generator: np.random.Generator) -> _Cut:
+    """Patches of a reconstruction, by tracks or by geometry."""
+    tracks = scene.tracks
+    detections = list(_detected(config, scene, generator))
+    if config.source == "geometry":
+        frames, counts = geometric_frames(
+            tracks,
+            detections,
+            config.geometry,
+            config.classes,
+            config.jitter,
+            config.magnification,
+            config.max_patches,
+            generator,
+        )
+    else:
+        classes = scene_classes(tracks, detections, config.classes)
+        if config.max_patches is not None:
+            sizes = np.bincount(classes.members.keypoints, minlength=len(classes.keypoints))
+            classes = kept_classes(classes, whole_classes(sizes, config.max_patches, generator))
+        frames, counts = Frames.of_detections(classes, detections), classes.counts
+    return _Cut(
+        tracks.name,
+        scene.licence,
+        tracks.image_names,
+        frames,
+        counts,
+        lambda image: decode(inside(scene.images, tracks.image_names[image]), DecodeConfig()),
+        len(tracks.image_names),
+    )
+
+
+def _of_photographs(config: PatchesConfig, photographs: Photographs, seed: tuple[int, int]) -> _Cut:
+    """Patches of single photographs."""
+    views, frames, counts = homography_frames(
+        photographs,
+        config.homographies,
+        config.detector,
+        config.classes,
+        config.jitter,
+        config.magnification,
+        config.max_patches,
+        seed,
+        config.workers,
+    )
+    return _Cut(
+        photographs.name, photographs.licence, views.names, frames, counts, views.render, config.homographies.views
+    )
+
+
+def _detected(config: PatchesConfig, scene: Scene, generator: np.random.Generator) -> list[Detections]:
+    """Keypoints of every image, in the order of the tracks, in pixels of the file."""
+    tracks, found = scene.tracks, []
+    sizes = [tuple(size) for size in tracks.image_sizes.tolist()]
+    names = tracks.image_names
+    detections = detected(
+        config.detector, scene.images, names, tracks.name, generator, config.workers, file=scene.keypoints
+    )
+    for name, wanted, (size, here) in zip(names, sizes, detections, strict=True):
+        if size != wanted:
+            raise BadInputError(
+                f"{scene.images / name}: {size[0]} x {size[1]} pixels, but the model's camera has {wanted[0]} x"
+                f" {wanted[1]}; use the photographs the model was made of"
+            )
+        if config.whole_patches:
+            whole = within(corners(here, config.magnification), size)
+            here = Detections(here.xy[whole], here.scales[whole], here.oris[whole])
+        found.append(here)
+    return found
+
+
+def _write(
+    config: PatchesConfig, found: Sequence[_Cut], folder: Path, generator: np.random.Generator, seed: int
+) -> dict[str, Any]:
+    classes, images, groups, rows = _numbered(found)
+    bitmaps = create_bitmaps(folder, len(classes))
+    for part, first in zip(found, rows, strict=True):
+        _cut_scene(config, part, bitmaps, first)
+    write_info(folder, classes, images)
+    write_scenes(folder, [(part.name, name) for part in found for name in part.images])
+    pairs = draw_pairs(classes, groups, config.test_pairs, generator)
+    written = write_pairs(folder, pairs, classes)
+    licences = {part.name: part.licence for part in found}
+    write_text(folder / LICENCE, "".join(f"{name}: {text.strip()}\n" for name, text in licences.items()))
+    summary = {
+        "featkit_version": __version__,
+        "seed": seed,
+        "settings": config.result_fields(),
+        "patches": len(classes),
+        "classes": int(classes.max()) + 1,
+        "images": int(images.max()) + 1,
+        "test_pairs": {"file": written.name, "matching": int(pairs.match.sum()), "other": int((~pairs.match).sum())},
+        "scenes": {part.name: part.counts for part in found},
+        "licences": licences,
+    }
+    write_text(folder / DATASET, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    return summary
+
+
+def _numbered(found: Sequence[_Cut]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
+    """Class, image and group of every patch, numbered through all scenes, and each scene's first patch.
+
+    A group is what the patches of a test pair come from: a scene, or one photograph.
+    """
+    classes, images, groups, rows = [], [], [], []
+    next_class = next_image = next_group = next_row = 0
+    for part in found:
+        frames = part.frames
+        classes.append(frames.classes + next_class)
+        images.append(frames.images + next_image)
+        groups.append(frames.images // part.views + next_group)
+        rows.append(next_row)
+        next_class += len(frames.sizes())
+        next_image += len(part.images)
+        next_group += len(part.images) // part.views
+        next_row += len(frames)
+    return np.concatenate(classes), np.concatenate(images), np.concatenate(groups), rows
+
+
+def _cut_scene(config: PatchesConfig, part: _Cut, bitmaps: MappedPatches, first: int) -> None:
+    frames = part.frames
+    with progress(f"cut {part.name}", len(part.images), "images") as advance:
+        for image in range(len(part.images)):
+            rows = np.flatnonzero(frames.images == image)
+            if len(rows):
+                found = Detections(frames.xy, frames.scales, frames.oris)
+                bitmaps[first + rows] = cut(config, part.pixels(image), found, rows)
+            advance(1)
+
+
+def cut(
+    config: PatchesConfig, image: DecodedImage, found: Detections, index: Int[np.ndarray, " n"]
+) -> UInt8[np.ndarray, "n 64 64"]:
+    """Patches at the positions, sizes and directions of some keypoints."""
+
+    xy, scales, oris = in_pixels(image, found.xy[index], found.scales[index], found.oris[index])
+    patches = cut_patches(
+        torch.from_numpy(np.ascontiguousarray(image.pixels)),
+        torch.from_numpy(xy),
+        torch.from_numpy(config.magnification * scales),
+        torch.from_numpy(oris),
+        SIDE,
+    )
+    return (patches * 255).round().clamp(0, 255).to(torch.uint8).numpy()

@@ -1,0 +1,151 @@
+"""Shards as Ray tasks. A task lost with its node is run again on another one; a shard that is there is not run at all.
+
+Machines of the cluster need featkit of the same version and the same files under the same paths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from featkit.core import log
+from featkit.core.errors import BadInputError, FeatkitError, UsageError, WorkerDiedError
+from featkit.core.log import progress
+from featkit.engine.plan import EngineConfig, Plan, read_plan, run_shard
+
+LOGGER = logging.getLogger(__name__)
+WAIT_S = 1.0  # between two looks at the cluster while nothing ends
+HEAD_GONE_S = 15.0  # without an answer, until the head node counts as lost (Ray itself would end this process at 60 s)
+
+
+def run_on_ray(plan: Plan, engine: EngineConfig) -> None:
+    """Work the shards of a plan that are not there yet; an error of one ends the run, what is whole stays.
+
+    Raises UsageError without Ray or for resources that no machine has, BadInputError for a cluster that does not answer
+    or is of another version, WorkerDiedError for a shard lost more often than `retries` or a lost head node, and what
+    the stage raises.
+    """
+    ray = _ray()
+    waiting = plan.waiting()
+    if len(waiting) < len(plan.sizes):
+        LOGGER.info("%d of %d shards are done already", len(plan.sizes) - len(waiting), len(plan.sizes))
+    if not waiting:
+        return
+    with _connected(ray, engine):
+        _check_resources(ray, engine)
+        task = ray.remote(_run).options(
+            num_cpus=engine.cpus, num_gpus=engine.gpus, max_retries=engine.retries, scheduling_strategy="SPREAD"
+        )
+        pending = {task.remote(str(plan.folder), number): number for number in waiting}
+        total = sum(plan.sizes[number] for number in waiting)
+        try:
+            with progress(plan.task.stage, total, plan.task.unit) as advance:
+                for number in _finished(ray, pending, plan):
+                    advance(plan.sizes[number])
+        finally:
+            for left in pending:
+                with contextlib.suppress(Exception):
+                    ray.cancel(left)
+
+
+def _run(folder: str, number: int) -> None:
+    """In a worker of the cluster: one shard. What goes wrong says on which machine."""
+    log.setup(-1)
+    try:
+        run_shard(read_plan(Path(folder)), number)
+    except FeatkitError as error:
+        raise type(error)(f"{error} (on {socket.gethostname()}, shard {number})") from None
+
+
+def _finished(ray: Any, pending: dict[Any, int], plan: Plan) -> Iterator[int]:
+    answered = time.monotonic()
+    while pending:
+        done, _ = ray.wait(list(pending), timeout=WAIT_S)
+        for reference in done:
+            number = pending.pop(reference)
+            _collect(ray, reference, number, plan)
+            yield number
+        if done or _head_answers(ray):
+            answered = time.monotonic()
+        elif time.monotonic() - answered > HEAD_GONE_S:
+            raise WorkerDiedError(
+                f"the head node of the Ray cluster does not answer any more; {len(plan.waiting())} of {len(plan.sizes)}"
+                " shards are left: start the cluster and run the same command again"
+            )
+
+
+def _collect(ray: Any, reference: Any, number: int, plan: Plan) -> None:
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, FeatkitError):
+            raise cause from None
+        raise WorkerDiedError(
+            f"shard {number}: {type(cause).__name__}: {_first_line(cause)}; the log of `featkit run {plan.folder}"
+            f" --shard {number} --debug` says more"
+        ) from error
+    except ray.exceptions.RayError as error:
+        raise WorkerDiedError(
+            f"shard {number}: lost with its worker or node, also when tried again ({type(error).__name__}), most likely"
+            " for memory; run the same command again, with more --task-cpus or more --shards"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else "no message"
+
+
+def _head_answers(ray: Any) -> bool:
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=WAIT_S):
+            return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def _connected(ray: Any, engine: EngineConfig) -> Iterator[None]:
+    """Inside, this process is part of the cluster; one that it was part of before is used and left as it is."""
+    if ray.is_initialized():
+        yield
+        return
+    where = engine.address or "a cluster on this machine"
+    try:
+        ray.init(address=engine.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise BadInputError(
+            f"{where}: no Ray cluster answers there ({_first_line(error)}); `ray start --head` starts one"
+        ) from None
+    except (RuntimeError, ValueError, OSError) as error:
+        raise BadInputError(f"{where}: cannot be joined ({' '.join(str(error).split())})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_resources(ray: Any, engine: EngineConfig) -> None:
+    """Ray would wait for ever for what no machine has. Raises UsageError."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for resource, wanted, option in (("CPU", engine.cpus, "--task-cpus"), ("GPU", engine.gpus, "--task-gpus")):
+        most = max((machine.get(resource, 0.0) for machine in machines), default=0.0)
+        if wanted > most:
+            raise UsageError(
+                f"{option} {wanted:g}: the largest of {len(machines)} machines in the cluster has {most:g} {resource}s"
+            )
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise UsageError('--engine ray needs Ray: pip install "featkit[ray]"') from None
+    return ray

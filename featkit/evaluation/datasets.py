@@ -1,0 +1,117 @@
+"""Which benchmarks a folder of data allows: every data set below it, told by its layout."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from featkit.core.errors import BadInputError
+from featkit.data.phototour import SCENES
+from featkit.evaluation.eth_scenes import known_scene
+from featkit.evaluation.patches import BASELINES
+from featkit.evaluation.predictions import Method
+from featkit.evaluation.sequences import is_sequence
+from featkit.io.atomic import read_lines
+from featkit.weights.manifest import list_weights
+
+LOGGER = logging.getLogger(__name__)
+DEPTH = 4  # folders below the given one that are looked into
+WANTED = (
+    "sequences with homographies (HPatches, Oxford), scenes with images/, poses.txt and camera.txt (ETH, Strecha), or"
+    " with images/ and sparse/, patches in PhotoTour's format, hpatches-release, RomePatches"
+)
+
+
+@dataclass
+class AvailableData:
+    """Folders, in order of their paths. A scene of the ETH benchmark is not among `localization`."""
+
+    sequences: list[Path] = field(default_factory=list)
+    """Folders of sequences, of HPatches' or of the Oxford layout."""
+    eth: list[Path] = field(default_factory=list)
+    """Scenes of the ETH benchmark by name."""
+    localization: list[Path] = field(default_factory=list)
+    """Other scenes with true poses."""
+    models: list[Path] = field(default_factory=list)
+    """Scenes with a COLMAP model only."""
+    patches: list[Path] = field(default_factory=list)
+    """Sets of patches in PhotoTour's format."""
+    hpatches: list[Path] = field(default_factory=list)
+    """Folders of HPatches' patches."""
+    rome: list[Path] = field(default_factory=list)
+    """Folders of RomePatches."""
+
+    def __len__(self) -> int:
+        return sum(len(folders) for folders in vars(self).values())
+
+
+def available_data(root: Path) -> AvailableData:
+    """Look below a folder. Raises BadInputError when it is none, or holds nothing that a benchmark runs on."""
+    if not root.is_dir():
+        raise BadInputError(f"{root}: no such folder; give one that holds data sets, see `featkit data fetch --help`")
+    found = AvailableData()
+    for folder in _folders(root):
+        kind = _kind(folder)
+        if kind is not None:
+            getattr(found, kind).append(folder)
+    if not len(found):
+        raise BadInputError(f"{root}: nothing in it that a benchmark runs on: {WANTED}")
+    return found
+
+
+def _folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:
+    """The folder and those below it; nothing inside a data set, nor hidden."""
+    yield root
+    if depth == 0 or _kind(root) is not None:
+        return
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        yield from _folders(folder, depth - 1)
+
+
+def _kind(folder: Path) -> str | None:
+    """The field of AvailableData that a folder belongs to."""
+    if (folder / "images").is_dir() or (folder / "poses.txt").is_file():
+        if (folder / "poses.txt").is_file() and (folder / "camera.txt").is_file():
+            return "eth" if known_scene(folder.name) else "localization"
+        return "models" if (folder / "sparse").is_dir() and (folder / "images").is_dir() else None
+    if (folder / "info.txt").is_file() and any(folder.glob("m50_*.txt")):
+        return "patches"
+    if any(folder.glob("patch_retrieval_Rome_*.mat")):
+        return "rome"
+    if any(folder.glob("[iv]_*/ref.png")):
+        return "hpatches"
+    return "sequences" if any(is_sequence(path) for path in folder.iterdir() if path.is_dir()) else None
+
+
+def not_learned_from(folders: Iterable[Path], weights: Iterable[str]) -> list[Path]:
+    """Those whose scenes no weight was trained on, as the manifest has it. weights: sha256 of files; "": none.
+
+    A weight that the manifest does not know says nothing of its scenes.
+    """
+    used = set(weights)
+    learned = {scene for row in list_weights() if row.sha256 in used for scene in row.scenes}
+    kept = []
+    for folder in folders:
+        shared = sorted(scene_names(folder) & learned)
+        if shared:
+            LOGGER.info("%s: not measured on, a weight was trained on %s", folder, ", ".join(shared))
+        else:
+            kept.append(folder)
+    return kept
+
+
+def scene_names(folder: Path) -> set[str]:
+    """Its own name, and those that scenes.txt of a set of patches lists."""
+    listed = folder / SCENES
+    lines = [line for _, line in read_lines(listed)] if listed.is_file() else []
+    return {folder.resolve().name, *(line.split("\t")[0] for line in lines)}
+
+
+def patch_method(method: Method) -> str | None:
+    """What describes its patches, as `describer` takes it: a baseline's name or a weight. None: no patch descriptor."""
+    if method.name in BASELINES:
+        return method.name
+    extractor = method.job.config.extractor
+    return str(extractor["weights"]) if extractor["extractor"] == "patches" else None

@@ -1,0 +1,433 @@
+"""Matching mAP on image sequences with known homographies: DOAP's section 5.4 and Fig. 6, for any features.
+
+The paper: Harris-Affine frames, descriptors of patches 3 times as large, nearest neighbour matching, "mean Average
+Precision (mAP), computed as the area under the precision-recall curve", by VLBenchmarks. It does not say when a match
+is right nor what the recall is a share of. Here: any detector, the same in both images; only features that lie in both
+images; every one of image 1 with its nearest neighbour in image N, ranked by distance; AP by
+`average_precision_of_matches`. A match is right by either of two rules, each with an mAP of its own: "overlap" of the
+described regions (Mikolajczyk and Schmid, PAMI 2005), for features with a scale, and "distance", for all. Recall is a
+share of the features of image 1 that have a right partner. A pair in which nothing corresponds counts as 0. Descriptors
+of turned images (`Features.turns`) are compared at the turn that the matcher finds for the pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from pydantic import Field
+
+from featkit.core.config import Config
+from featkit.core.log import progress
+from featkit.core.types import Features
+from featkit.evaluation.metrics import pair_distances
+from featkit.evaluation.predictions import Predictions
+from featkit.evaluation.sequences import SequencePair, SequenceSet
+from featkit.features.base import is_packed, unpack_signs
+from featkit.geometry.pixels import apply_homography
+from featkit.io.features import FeatureStore, open_features
+from featkit.matching.mutual import rolled, rotation_of_pair, top_two
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Matching descriptors of two images one by one, and the precision-recall curve of the matches ranked by distance.
+#
+# nearest: every feature of image 0 with its nearest neighbour in image 1 (Mikolajczyk and Schmid, PAMI 2005, "nearest
+# neighbor matching"). one_to_one: the nearest pair of all, then the nearest of what is left, and so on, so that no
+# feature of image 1 is matched twice (what VLBenchmarks does under the same name).
+
+
+MatchingRule = Literal["nearest", "one_to_one"]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Matches with the distance of their descriptors (Euclidean, or Hamming for packed bits)."""
+
+    index0: Int[np.ndarray, " m"]
+    index1: Int[np.ndarray, " m"]
+    distances: Float[np.ndarray, " m"]
+
+
+@dataclass(frozen=True)
+class Correspondences:
+    """All pairs of features that would be right, and how well each fits (smaller is better)."""
+
+    index0: Int[np.ndarray, " k"]
+    index1: Int[np.ndarray, " k"]
+    error: Float[np.ndarray, " k"]
+
+    def to_be_found(self, rule: MatchingRule) -> int:
+        """How many right matches there could be under a rule: what a recall of 1 means.
+
+        nearest: features of image 0 that have a right partner. one_to_one: pairs that remain when the best fitting pair
+        of all takes its two features out, then the best of the rest, and so on (VLBenchmarks).
+        """
+        if rule == "nearest":
+            return len(np.unique(self.index0))
+        free0 = np.ones(int(self.index0.max(initial=-1)) + 1, bool)
+        free1 = np.ones(int(self.index1.max(initial=-1)) + 1, bool)
+        order = np.argsort(self.error, kind="stable")
+        for i, j in zip(self.index0[order].tolist(), self.index1[order].tolist(), strict=True):
+            if free0[i] and free1[j]:
+                free0[i] = free1[j] = False
+        return int(np.count_nonzero(~free0))
+
+    def hold(self, ranking: Ranking) -> Bool[np.ndarray, " m"]:
+        """Which matches are right."""
+        width = int(max(self.index1.max(initial=0), ranking.index1.max(initial=0))) + 1
+        return np.isin(ranking.index0 * width + ranking.index1, self.index0 * width + self.index1)
+
+
+def rank_matches(
+    descriptors0: Shaped[np.ndarray, "n d"], descriptors1: Shaped[np.ndarray, "m d"], rule: MatchingRule
+) -> Ranking:
+    """Match by a rule. Rows are unit vectors or packed bits; of equally near ones the first counts."""
+    nothing = np.zeros(0, np.int64)
+    if not len(descriptors0) or not len(descriptors1):
+        return Ranking(nothing, nothing, np.zeros(0))
+    rows0, rows1 = _as_tensor(descriptors0), _as_tensor(descriptors1)
+    if rule == "nearest":
+        index0, index1 = np.arange(len(rows0)), top_two(rows0, rows1)[0].index.numpy()
+    else:
+        index0, index1 = _one_to_one(rows0, rows1)
+    return Ranking(index0, index1, pair_distances(descriptors0[index0], descriptors1[index1]))
+
+
+def rotated_alike(first: Features, second: Features) -> Features:
+    """`second` with the descriptors of turned images (`Features.turns`) as they fit those of `first`, as when matched.
+
+    To be asked of all features of two images, before some are left out. Raises BadInputError for other turns.
+    """
+    places = rotation_of_pair(first, second, _as_tensor(first.descriptors), _as_tensor(second.descriptors))
+    if places == 0:
+        return second
+    rows = torch.from_numpy(np.ascontiguousarray(second.descriptors))
+    return replace(second, descriptors=rolled(rows, second.turns, places).numpy())
+
+
+def _as_tensor(descriptors: np.ndarray) -> torch.Tensor:
+    rows = unpack_signs(descriptors) if is_packed(descriptors) else descriptors.astype(np.float32)
+    return torch.from_numpy(np.ascontiguousarray(rows))
+
+
+def _one_to_one(rows0: torch.Tensor, rows1: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs that are nearest to each other are what the greedy rule would take; they are taken at once, then again."""
+    left0, left1 = torch.arange(len(rows0)), torch.arange(len(rows1))
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    while len(left0) and len(left1):
+        across, down = top_two(rows0[left0], rows1[left1])
+        mutual = down.index[across.index] == torch.arange(len(left0))
+        found.append((left0[mutual], left1[across.index[mutual]]))
+        taken = torch.zeros(len(left1), dtype=torch.bool)
+        taken[across.index[mutual]] = True
+        left0, left1 = left0[~mutual], left1[~taken]
+    return torch.cat([i for i, _ in found]).numpy(), torch.cat([j for _, j in found]).numpy()
+
+
+def average_precision_of_matches(
+    distances: Float[np.ndarray, " m"], right: Bool[np.ndarray, " m"], to_be_found: int
+) -> float:
+    """Area in [0, 1] under the precision-recall curve of matches ranked by distance; 0 when nothing is to be found.
+
+    Straight lines join the points of the curve, the first one being (recall 0, precision 1) (vl_pr's `auc`). Matches of
+    equal distance are one step, so that their order does not count: binary descriptors have many.
+    """
+    if to_be_found == 0 or len(distances) == 0:
+        return 0.0
+    order = np.argsort(distances, kind="stable")
+    distances, right = distances[order], np.asarray(right, bool)[order]
+    last = np.flatnonzero(np.append(distances[1:] != distances[:-1], True))
+    true = np.cumsum(right)[last]
+    precision = np.concatenate([[1.0], true / (last + 1)])
+    recall = np.concatenate([[0.0], true / to_be_found])
+    return float(np.sum(np.diff(recall) * (precision[1:] + precision[:-1]) / 2))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The benchmark.
+
+
+RULES = ("overlap", "distance")
+
+
+class OxfordConfig(Config):
+    """How matches are made and judged."""
+
+    matching: MatchingRule = "nearest"
+    """nearest: as the paper says; one_to_one: as VLBenchmarks does it."""
+    max_overlap_error: float = Field(0.5, gt=0, le=0.5)
+    """Largest overlap error of a right match (Mikolajczyk and Schmid 2005; VLBenchmarks' documentation)."""
+    magnification: float = Field(3.0, gt=0)
+    """Radius of the described region over a feature's scale (DOAP, 5.4; Mikolajczyk and Schmid 2005)."""
+    region_radius_px: float | None = Field(None, gt=0)
+    """Radius that regions of image 1 are magnified to before their overlap is taken, while the centres stay. None: they
+    keep their size. VLBenchmarks' default for the repeatability of detectors is 30, which takes a neighbour within some
+    16 px for right; thousands of features then have a right partner by chance."""
+    max_error_px: float = Field(3.0, gt=0)
+    """Rule "distance": largest reprojection error of a right match, in pixels of image N."""
+
+
+@dataclass(frozen=True)
+class PairPrecision:
+    """One pair. features: those in both images. ap: by rule, in [0, 1]; "overlap" is missing without scales."""
+
+    sequence: str
+    image: int
+    features: tuple[int, int]
+    matches: int
+    correspondences: dict[str, int]
+    right: dict[str, int]
+    ap: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "sequence": self.sequence,
+            "image": self.image,
+            "features_in_both": list(self.features),
+            "matches": self.matches,
+            "correspondences": self.correspondences,
+            "right": self.right,
+            "ap": {rule: round(value, 6) for rule, value in self.ap.items()},
+        }
+
+
+@dataclass(frozen=True)
+class MethodPrecision:
+    """A method on all sequences. sequences: by name the mean over pairs; mean: over sequences. By rule, in [0, 1]."""
+
+    predictions: Predictions
+    pairs: tuple[PairPrecision, ...]
+    sequences: dict[str, dict[str, float]]
+    mean: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        return self.predictions.method.name
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **self.predictions.method.described(),
+            "seconds": {stage: round(value, 3) for stage, value in self.predictions.seconds.items()},
+            "map": {rule: round(value, 6) for rule, value in self.mean.items()},
+            "sequences": {
+                name: {rule: round(value, 6) for rule, value in values.items()}
+                for name, values in self.sequences.items()
+            },
+            "pairs": [pair.as_json() for pair in self.pairs],
+        }
+
+
+def evaluate_precision(
+    data: SequenceSet, predictions: Predictions, config: OxfordConfig | None = None
+) -> MethodPrecision:
+    """Measure the descriptors of a method. Two images are in memory at a time. Raises BadInputError."""
+    config = config or OxfordConfig()
+    wanted = data.pairs()
+    pairs = []
+    with open_features(predictions.features) as store, progress("measure", len(wanted), "pairs") as advance:
+        for pair in wanted:
+            pairs.append(precision_of_pair(pair, store, config))
+            advance(1)
+    sequences = {one.name: _means([pair.ap for pair in pairs if pair.sequence == one.name]) for one in data.sequences}
+    return MethodPrecision(predictions, tuple(pairs), sequences, _means(list(sequences.values())))
+
+
+def _means(values: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean by rule; only of rules that all have."""
+    return {rule: float(np.mean([one[rule] for one in values])) for rule in RULES if all(rule in one for one in values)}
+
+
+def precision_of_pair(pair: SequencePair, store: FeatureStore, config: OxfordConfig) -> PairPrecision:
+    """AP of one pair, by each rule that its features allow."""
+    first, second = store.read(pair.pair.name0), store.read(pair.pair.name1)
+    second = rotated_alike(first, second)
+    back = np.linalg.inv(pair.homography)
+    sizes = first.image_size, second.image_size
+    first = first.select(np.flatnonzero(inside(first.keypoints, pair.homography, sizes[1])))
+    second = second.select(np.flatnonzero(inside(second.keypoints, back, sizes[0])))
+    ranking = rank_matches(first.descriptors, second.descriptors, config.matching)
+    judged = {"distance": by_distance(first, second, pair.homography, config)}
+    if first.scales is not None and second.scales is not None:
+        judged = {"overlap": by_overlap(first, second, back, config), **judged}
+    right = {rule: found.hold(ranking) for rule, found in judged.items()}
+    totals = {rule: found.to_be_found(config.matching) for rule, found in judged.items()}
+    return PairPrecision(
+        sequence=pair.sequence.name,
+        image=pair.number,
+        features=(len(first), len(second)),
+        matches=len(ranking.distances),
+        correspondences=totals,
+        right={rule: int(np.count_nonzero(values)) for rule, values in right.items()},
+        ap={
+            rule: average_precision_of_matches(ranking.distances, values, totals[rule])
+            for rule, values in right.items()
+        },
+    )
+
+
+def by_distance(first: Features, second: Features, homography: np.ndarray, config: OxfordConfig) -> Correspondences:
+    """Pairs whose reprojection error in image N is small. homography: image 1 -> N."""
+    mapped = apply_homography(homography, first.keypoints.astype(np.float64))
+    other = second.keypoints.astype(np.float64)
+    index0, index1 = near_pairs(mapped, other, config.max_error_px)
+    return Correspondences(index0, index1, np.linalg.norm(mapped[index0] - other[index1], axis=1))
+
+
+def by_overlap(first: Features, second: Features, back: np.ndarray, config: OxfordConfig) -> Correspondences:
+    """Pairs whose regions overlap in image 1. back: image N -> 1."""
+    assert first.scales is not None
+    assert second.scales is not None
+    scales0, scales1 = first.scales.astype(np.float64), second.scales.astype(np.float64)
+    centres, points = first.keypoints.astype(np.float64), second.keypoints.astype(np.float64)
+    mapped, shapes = apply_homography(back, points), jacobians(back, points) * scales1[:, None, None]
+    radii = (
+        scales0 * config.magnification
+        if config.region_radius_px is None
+        else np.full(len(scales0), config.region_radius_px)
+    )
+    mean_scales = np.sqrt(np.abs(np.linalg.det(shapes)))
+    index0, index1 = near_regions(centres, radii, scales0, mapped, mean_scales, config.max_overlap_error)
+    offsets = (mapped[index1] - centres[index0]) / radii[index0, None]  # in radii of the circle
+    errors = overlap_errors(offsets, shapes[index1] / scales0[index0, None, None], 1.0)
+    fits = errors <= config.max_overlap_error
+    return Correspondences(index0[fits], index1[fits], errors[fits])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which features of two images cover the same piece of the scene: overlap error of their regions, or distance.
+#
+# A feature's region is a circle around it. That of image 1 (a circle) is compared with that of image N, mapped into
+# image 1 by the true homography's local affine map (an ellipse). Overlap error: 1 - area of the intersection / area of
+# the union (Mikolajczyk and Schmid, PAMI 2005).
+
+
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(32)  # areas are exact to 1e-3 of the circle
+CHUNK = 1024  # points, or pairs of regions, that are looked at together: what fits into a cache
+
+
+def jacobians(homography: Float[np.ndarray, "3 3"], points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2 2"]:
+    """Derivative of a homography at points: the affine map of their surroundings."""
+    homogeneous = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ homography.T
+    depth = homogeneous[:, 2, None, None]
+    mapped = homogeneous[:, :2, None] / depth
+    return (homography[None, :2, :2] - mapped * homography[None, 2:, :2]) / depth
+
+
+def inside(
+    points: Float[np.ndarray, "n 2"], homography: Float[np.ndarray, "3 3"], image_size: tuple[int, int]
+) -> Bool[np.ndarray, " n"]:
+    """Which points a homography maps into an image of that width and height."""
+    mapped = apply_homography(homography, points)
+    with np.errstate(invalid="ignore"):  # NaN is nowhere
+        return np.all((mapped >= -0.5) & (mapped < np.asarray(image_size) - 0.5), axis=1)
+
+
+def near_pairs(
+    points0: Float[np.ndarray, "n 2"], points1: Float[np.ndarray, "m 2"], radius_px: float
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+    """Indices of all pairs at most that far apart. Points that are not finite are near nothing."""
+    finite0, finite1 = (np.flatnonzero(np.isfinite(points).all(axis=1)) for points in (points0, points1))
+    if not len(finite0) or not len(finite1):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    cells0, cells1 = (np.floor(points / radius_px) for points in (points0[finite0], points1[finite1]))
+    low = np.minimum(cells0.min(axis=0), cells1.min(axis=0)) - 1
+    width = max(cells0[:, 0].max(), cells1[:, 0].max()) - low[0] + 2
+    key0, key1 = ((cells - low) @ [1.0, width] for cells in (cells0, cells1))
+    order = np.argsort(key1, kind="stable")
+    key1, finite1 = key1[order], finite1[order]
+    found = [
+        _close(points0, points1, finite0[index0], finite1[index1], radius_px)
+        for step in (-width, 0.0, width)  # three rows of cells; three cells of a row lie in one run
+        for index0, index1 in _runs(key1, key0 + step - 1, key0 + step + 1)
+    ]
+    return np.concatenate([pair[0] for pair in found]), np.concatenate([pair[1] for pair in found])
+
+
+def near_regions(
+    centres: Float[np.ndarray, "n 2"],
+    radii: Float[np.ndarray, " n"],
+    scales0: Float[np.ndarray, " n"],
+    mapped: Float[np.ndarray, "m 2"],
+    scales1: Float[np.ndarray, " m"],
+    max_error: float,
+) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+    """Pairs whose overlap error may be at most `max_error`, itself at most 0.5: all of those, and few others.
+
+    centres, radii, scales0: of circles. mapped, scales1: of ellipses, a scale being the root of an area in the unit of
+    scales0. With the ellipse's centre outside the circle, less than half of either is shared, and the error is above
+    0.5; and areas that differ by more than 1 - max_error cannot be shared enough.
+    """
+    least = np.sqrt(1 - max_error)
+    found0, found1 = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    octaves = np.floor(np.log2(np.maximum(scales0, 1e-6)))
+    for octave in np.unique(octaves):  # large regions reach far, and there are few of them
+        some0 = np.flatnonzero(octaves == octave)
+        some1 = np.flatnonzero((scales1 >= least * 2.0**octave) & (scales1 <= 2.0 ** (octave + 1) / least))
+        index0, index1 = near_pairs(centres[some0], mapped[some1], float(radii[some0].max()))
+        found0.append(some0[index0])
+        found1.append(some1[index1])
+    index0, index1 = np.concatenate(found0), np.concatenate(found1)
+    ratio = scales1[index1] / scales0[index0]
+    distance = np.linalg.norm(mapped[index1] - centres[index0], axis=1)
+    keep = (distance <= radii[index0]) & (ratio >= least) & (ratio <= 1 / least)
+    return index0[keep], index1[keep]
+
+
+def _runs(keys: np.ndarray, low: np.ndarray, high: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs (i, j) with low[i] <= keys[j] <= high[i], a part of the i at a time; the keys ascend."""
+    first, end = np.searchsorted(keys, low), np.searchsorted(keys, high, side="right")
+    for start in range(0, len(low), CHUNK):
+        part = slice(start, start + CHUNK)
+        counts = end[part] - first[part]
+        skipped = np.cumsum(counts) - counts - first[part]
+        index0 = np.repeat(np.arange(start, start + len(counts)), counts)
+        yield index0, np.arange(counts.sum()) - np.repeat(skipped, counts)
+
+
+def _close(
+    points0: np.ndarray, points1: np.ndarray, index0: np.ndarray, index1: np.ndarray, radius_px: float
+) -> tuple[np.ndarray, np.ndarray]:
+    difference = points0[index0] - points1[index1]
+    near = np.einsum("kd,kd->k", difference, difference) <= radius_px**2
+    return index0[near], index1[near]
+
+
+def overlap_errors(
+    offsets: Float[np.ndarray, "k 2"], shapes: Float[np.ndarray, "k 2 2"], radius_px: float
+) -> Float[np.ndarray, " k"]:
+    """Overlap error in [0, 1] of a circle around the origin and an ellipse, the image of the unit circle.
+
+    offsets: centre of the ellipse minus centre of the circle. shapes: matrices that map the unit circle to the ellipse.
+    """
+    errors = np.ones(len(offsets))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for start in range(0, len(offsets), CHUNK):
+            part = slice(start, start + CHUNK)
+            area = np.pi * np.abs(np.linalg.det(shapes[part]))
+            shared = _intersection(offsets[part], shapes[part], radius_px)
+            errors[part] = 1 - shared / (area + np.pi * radius_px**2 - shared)
+    return np.where(np.isfinite(errors), np.clip(errors, 0, 1), 1.0)
+
+
+def _intersection(offsets: np.ndarray, shapes: np.ndarray, radius_px: float) -> Float[np.ndarray, " k"]:
+    """Area shared by circle and ellipse: the integral, over lines of equal y, of the length that lies in both."""
+    squared = shapes @ shapes.transpose(0, 2, 1)
+    determinant = np.linalg.det(squared)[:, None]
+    x0, y0 = offsets[:, 0, None], offsets[:, 1, None]
+    # The ellipse is {d : a dx^2 + 2 b dx dy + c dy^2 <= 1} around its centre.
+    a, b, c = (squared[:, row, column, None] / determinant for row, column in ((1, 1), (0, 1), (0, 0)))
+    reach = np.sqrt(squared[:, 1, 1, None])  # of the ellipse, in y
+    low, high = np.maximum(y0 - reach, -radius_px), np.minimum(y0 + reach, radius_px)
+    angle = NODES * np.pi / 2  # y = middle + span sin(angle): at the ends the length grows like a root
+    span = np.maximum(high - low, 0) / 2
+    y = (low + high) / 2 + span * np.sin(angle)
+    half = np.sqrt(np.maximum(radius_px**2 - y**2, 0))
+    dy = y - y0
+    root = np.sqrt(np.maximum((b * dy) ** 2 - a * (c * dy**2 - 1), 0)) / a
+    centre = x0 + b * dy / a
+    length = np.minimum(centre + root, half) - np.maximum(centre - root, -half)
+    return (np.maximum(length, 0) * span * np.cos(angle) * WEIGHTS * np.pi / 2).sum(axis=1)

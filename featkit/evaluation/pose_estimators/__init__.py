@@ -1,1 +1,0 @@
-"""Robust estimators of relative pose, a file each, behind one signature (`base.PoseEstimator`); all.py lists them."""

@@ -1,1 +1,0 @@
-"""Dense networks as they run: fast, exact, in bounded memory. No training here, and no files."""

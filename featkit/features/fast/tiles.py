@@ -1,0 +1,290 @@
+"""An image in overlapping tiles, with the result of the whole image: in bounded memory, to rounding.
+
+Two things tell a tile's map from the whole image's. Convolutions see its edge: it gets a margin as wide as a pixel of
+the result can see, and only its core counts. Norms need statistics of all pixels: the tiles are gone through once for
+every level of norms (below), each time from the image on, since keeping maps would take the memory that tiles
+are to save. Exact statistics instead of those of a smaller image: descriptors and scores must not depend on the memory.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Means, variances and maxima over a whole image: taken from its maps at once, or gathered from tiles.
+#
+# A normalisation asks for them by its name. When the image is one piece they are those of the map at hand. When it is
+# cut into tiles, a map is only a part: its core (without the tile's margin) is added up, and the tile is given up with
+# `NotYetKnown`. After all tiles of a pass the statistics are those of the whole image, and the next pass comes further.
+
+
+CHUNK_VALUES = 1 << 18  # 1 MB: what is added up at once stays in the cache
+WIDE = 12
+"""From so many channels on PyTorch's own kernel is the faster one."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of every channel over `count` pixels, float64. squares: sum of squared deviations from the mean."""
+
+    count: int
+    mean: Float[Tensor, " c"]
+    squares: Float[Tensor, " c"]
+
+    @staticmethod
+    def of(maps: Float[Tensor, "1 c h w"]) -> Moments:
+        """In float32 by parts that stay in the cache, which are put together in float64."""
+        channels = maps.shape[1]
+        rows = maps.permute(0, 2, 3, 1).reshape(-1, channels)
+        parts = rows.split(max(1, CHUNK_VALUES // channels))
+        of_part = _of_narrow_rows if channels < WIDE else _of_wide_rows
+        means, squares = (torch.stack(values) for values in zip(*map(of_part, parts), strict=True))
+        counts = torch.tensor([[len(part)] for part in parts], dtype=torch.float64, device=maps.device)
+        mean = (counts * means).sum(0) / len(rows)
+        return Moments(len(rows), mean, (squares + counts * (means - mean).square()).sum(0))
+
+    def __add__(self, other: Moments) -> Moments:
+        count = self.count + other.count
+        apart = other.mean - self.mean
+        mean = self.mean + apart * (other.count / count)
+        squares = self.squares + other.squares + apart.square() * (self.count * other.count / count)
+        return Moments(count, mean, squares)
+
+    @property
+    def variance(self) -> Float[Tensor, " c"]:
+        """Biased."""
+        return self.squares / self.count
+
+    def affine(
+        self,
+        eps: float,
+        groups: int | None = None,
+        weight: Float[Tensor, " c"] | None = None,
+        bias: Float[Tensor, " c"] | None = None,
+    ) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+        """Scale and shift, float32, that a norm of these statistics multiplies by and adds.
+
+        groups: of a GroupNorm; None for an instance norm. weight, bias: the norm's own.
+        """
+        mean, variance = self.mean, self.variance
+        if groups is not None:
+            mean_square = (variance + mean.square()).view(groups, -1).mean(1)
+            group_mean = mean.view(groups, -1).mean(1)
+            size = len(mean) // groups
+            mean = group_mean.repeat_interleave(size)
+            variance = (mean_square - group_mean.square()).clamp_min(0).repeat_interleave(size)
+        scale = torch.rsqrt(variance + eps) * (1 if weight is None else weight.double())
+        shift = -mean * scale + (0 if bias is None else bias.double())
+        return scale.float(), shift.float()
+
+
+def _of_wide_rows(rows: Float[Tensor, "n c"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+    """Means and sums of squared deviations, float64."""
+    mean, variance = torch.batch_norm_update_stats(rows, None, None, 0.0)  # the biased variance
+    return mean.double(), variance.double() * len(rows)
+
+
+def _of_narrow_rows(rows: Float[Tensor, "n c"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+    """The same around a first guess of the mean, so that nothing cancels."""
+    guess = rows[:: max(1, len(rows) // 256)].mean(0)
+    deviation = rows - guess
+    ones = rows.new_ones((1, len(rows)))
+    shift = (ones @ deviation)[0].double() / len(rows)
+    squares = (ones @ deviation.square_())[0].double()
+    return guess + shift, (squares - len(rows) * shift.square()).clamp_min(0)
+
+
+Bands: TypeAlias = Iterable[tuple[int, Tensor]]
+"""Maps at the image's own resolution, some rows (1 c rows w) at a time, each with the number of its first row."""
+
+
+class NotYetKnown(Exception):
+    """No error: the statistics that a tile needs next are being gathered, and its pass ends here."""
+
+
+class Statistics(Protocol):
+    """Where a normalisation gets what it has to know about the whole image."""
+
+    def moments(self, **maps: Tensor | Bands) -> dict[str, Moments]:
+        """By the name of the normalisation. maps: (1 c h w). Raises NotYetKnown."""
+        ...
+
+    def maxima(self, **maps: Float[Tensor, "1 c h w"]) -> dict[str, float]:
+        """Largest value over channels and pixels. Raises NotYetKnown."""
+        ...
+
+
+class WholeImage:
+    """Statistics of maps that cover the image."""
+
+    def moments(self, **maps: Tensor | Bands) -> dict[str, Moments]:
+        return {name: _moments(values) for name, values in maps.items()}
+
+    def maxima(self, **maps: Float[Tensor, "1 c h w"]) -> dict[str, float]:
+        return {name: float(values.permute(0, 2, 3, 1).amax()) for name, values in maps.items()}
+
+
+def _moments(maps: Tensor | Bands) -> Moments:
+    if isinstance(maps, Tensor):
+        return Moments.of(maps)
+    return reduce(operator.add, (Moments.of(band) for _, band in maps))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which part of an image maps belong to.
+
+
+class Span(NamedTuple):
+    """One axis of a part: of all `total` pixels those from `start` on, `length` of them."""
+
+    total: int
+    start: int
+    length: int
+
+    def at(self, scale: int) -> Span:
+        """In pixels of maps at 1 / scale of the resolution; all three are multiples of it."""
+        return Span(self.total // scale, self.start // scale, self.length // scale)
+
+
+class Window(NamedTuple):
+    """A part of an image, in pixels."""
+
+    rows: Span
+    columns: Span
+
+    @staticmethod
+    def whole(height: int, width: int) -> Window:
+        return Window(Span(height, 0, height), Span(width, 0, width))
+
+    def at(self, scale: int) -> Window:
+        return Window(self.rows.at(scale), self.columns.at(scale))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The tiles.
+
+
+T = TypeVar("T")
+MULTIPLE_PX = 16
+MOST_ROWS_OF_TILES = 1024
+
+
+class Tile(NamedTuple):
+    """window: what is computed. core: what of it counts."""
+
+    window: Window
+    core: Window
+
+    def cropped(self, maps: Float[Tensor, "1 c h w"], first_row: int = 0) -> Float[Tensor, "1 c h2 w2"]:
+        """The core of the window's maps, whatever their resolution.
+
+        first_row: of a band of full resolution, which has fewer rows than the window.
+        """
+        scale = self.window.columns.length // maps.shape[3]
+        (low, high), (left, right) = (_inside(*axes, scale) for axes in zip(self.window, self.core, strict=True))
+        low, high = max(low - first_row, 0), max(min(high - first_row, maps.shape[2]), 0)
+        return maps[:, :, low:high, left:right]
+
+
+def _inside(window: Span, core: Span, scale: int) -> tuple[int, int]:
+    first = (core.start - window.start) // scale
+    return first, first + core.length // scale
+
+
+def tiles(height: int, width: int, margin: int, max_pixels: int) -> list[Tile]:
+    """Tiles of an image whose sides are multiples of 16, as few pixels in all as can be.
+
+    max_pixels: of a tile, its margin included; less than that of a core of 16 px counts as that.
+    """
+    grids = []
+    for count in range(1, min(height // MULTIPLE_PX, MOST_ROWS_OF_TILES) + 1):
+        rows = _cut(height, margin, _rounded_up(-(-height // count)))
+        most = max_pixels // max(window.length for window, _ in rows)
+        core = width if width <= most else max(MULTIPLE_PX, (most - 2 * margin) // MULTIPLE_PX * MULTIPLE_PX)
+        columns = _cut(width, margin, core)
+        grid = [Tile(Window(r[0], c[0]), Window(r[1], c[1])) for r in rows for c in columns]
+        largest = max(tile.window.rows.length * tile.window.columns.length for tile in grid)
+        total = sum(tile.window.rows.length * tile.window.columns.length for tile in grid)
+        grids.append((max(largest, max_pixels), total, grid))
+        if len(columns) == 1 and largest <= max_pixels:
+            break  # more rows of tiles only add margins
+    return min(grids, key=lambda entry: entry[:2])[2]
+
+
+def _cut(size: int, margin: int, core: int) -> list[tuple[Span, Span]]:
+    """An axis as (window, core) pairs."""
+    parts = []
+    for start in range(0, size, core):
+        end = min(start + core, size)
+        low, high = max(start - margin, 0), min(end + margin, size)
+        parts.append((Span(size, low, high - low), Span(size, start, end - start)))
+    return parts
+
+
+def _rounded_up(size: int) -> int:
+    return -(-size // MULTIPLE_PX) * MULTIPLE_PX
+
+
+@dataclass
+class TiledImage:
+    """Statistics (see `Statistics`) that are gathered from the cores of tiles."""
+
+    tile: Tile
+
+    def __post_init__(self) -> None:
+        self._known: dict[str, Moments | float] = {}
+        self._gathered: dict[str, Moments | float] = {}
+
+    def moments(self, **maps: Tensor | Bands) -> dict[str, Moments]:
+        if not maps.keys() <= self._known.keys():
+            for name, values in maps.items():
+                parts = [self.tile.cropped(values)] if isinstance(values, Tensor) else self._cropped_bands(values)
+                for part in parts:
+                    self._add(name, Moments.of(part))
+            raise NotYetKnown
+        return {name: self._known[name] for name in maps}  # type: ignore[misc]
+
+    def maxima(self, **maps: Float[Tensor, "1 c h w"]) -> dict[str, float]:
+        if not maps.keys() <= self._known.keys():
+            for name, values in maps.items():
+                found = float(self.tile.cropped(values).amax())
+                self._gathered[name] = max(found, self._gathered.get(name, found))  # type: ignore[type-var]
+            raise NotYetKnown
+        return {name: self._known[name] for name in maps}  # type: ignore[misc]
+
+    def end_pass(self) -> bool:
+        """What was gathered is known from now on. Returns whether anything was: otherwise all is done."""
+        self._known |= self._gathered
+        gathered, self._gathered = bool(self._gathered), {}
+        return gathered
+
+    def _cropped_bands(self, bands: Bands) -> Iterable[Tensor]:
+        parts = (self.tile.cropped(band, first) for first, band in bands)
+        return (part for part in parts if part.shape[2])
+
+    def _add(self, name: str, moments: Moments) -> None:
+        before = self._gathered.get(name)
+        self._gathered[name] = before + moments if isinstance(before, Moments) else moments
+
+
+def over_tiles(parts: list[Tile], compute: Callable[[Tile, TiledImage], T], deliver: Callable[[Tile, T], None]) -> None:
+    """Go through the tiles until `compute` gets to its end on each; `deliver` what it returns."""
+    statistics = TiledImage(parts[0])
+    unfinished = True
+    while unfinished:
+        for tile in parts:
+            statistics.tile = tile
+            try:
+                found = compute(tile, statistics)
+            except NotYetKnown:
+                continue
+            deliver(tile, found)
+        unfinished = statistics.end_pass()

@@ -1,0 +1,316 @@
+"""The extract stage: images/ -> features.h5. Many workers decode and extract, one writes; resumable at any moment.
+
+Only a bounded window of images is in memory, however many there are. Results are written in the order of the
+names, so an interrupted and resumed run ends with the same file as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+from pydantic import Field
+
+from featkit.core.config import Config, Runtime, make, named_config
+from featkit.core.errors import BadInputError, EmptyResultError, WorkerDiedError
+from featkit.core.log import progress
+from featkit.core.registry import configured, resolve
+from featkit.core.runtime import usable_cores
+from featkit.core.types import Features
+from featkit.features.base import Extractor, TwoSteps, takes_two_steps
+from featkit.images.read import DecodeConfig, DecodedImage, decode, find_masks, list_images, masked
+from featkit.io.atomic import digest
+from featkit.io.features import FeatureStore, append_features, open_features
+
+LOGGER = logging.getLogger(__name__)
+SAMPLE_BYTES = 1 << 16
+WINDOW_PER_WORKER = 2  # images in flight per worker: one at work, one waiting to be written
+
+
+class ExtractConfig(Config):
+    """Everything that decides what stands in features.h5."""
+
+    features: Runtime[str] = "rootsift"
+    """A name in configs/, or the path of a yaml file."""
+    extractor: dict[str, Any] = Field(default_factory=dict)
+    """What differs from that configuration; `resolve` fills in all of it, and the extractor's name as `extractor`."""
+    decode: DecodeConfig = DecodeConfig()
+    workers: Runtime[int] = 0
+    """Processes or threads that decode and extract; 0: one per core."""
+    skip_broken: Runtime[bool] = False
+    """Leave out images that cannot be read (with a warning) instead of stopping."""
+    masks: Runtime[Path | None] = None
+    """Folder of masks (`images.read`). What a mask holds is told apart as the photograph's own content is."""
+
+
+@dataclass(frozen=True)
+class ExtractJob:
+    """A resolved extraction: the extractor is built, the configuration complete."""
+
+    config: ExtractConfig
+    extractor: Extractor
+    device: str
+
+    @staticmethod
+    def resolve(config: ExtractConfig, changes: dict | None = None, device: str = "auto") -> ExtractJob:
+        """Build the extractor named in `config`. changes: fields of its configuration that differ from the yaml.
+
+        Raises UsageError for an unknown name or field.
+        """
+        values = {**config.extractor, **(changes or {})}
+        if "extractor" in values:  # resolved before: the yaml may have moved or changed since
+            name = values.pop("extractor")
+            cls = resolve("extractor", name)
+            extractor_config = make(cls.Config, values, where=f"configuration {config.features!r}")
+        else:
+            cls, extractor_config = configured("extractor", config.features, values)
+            name = named_config(config.features)["extractor"]
+        complete = config.model_copy(update={"extractor": {"extractor": name, **extractor_config.result_fields()}})
+        return ExtractJob(complete, cls(extractor_config, device), device)
+
+
+def run(
+    job: ExtractJob,
+    images: Path,
+    output: Path,
+    names: list[str] | None = None,
+    overwrite: bool = False,
+    masks: Mapping[str, Path] | None = None,
+) -> Path:
+    """Extract features of all images of a folder that `output` does not hold yet, and return `output`.
+
+    names: only these images, relative to the folder. masks: of the images; by default those of the configuration's
+    folder. Raises BadInputError for an image that cannot be read (unless
+    `skip_broken`) or a store of another configuration, EmptyResultError when not one image could be used.
+    """
+    wanted = list_images(images) if names is None else names
+    masks = _masks(job, images, wanted) if masks is None else masks
+    with append_features(output, job.config, job.extractor.weights_sha256, overwrite) as store:
+        todo = [name for name in wanted if not _whole(store, name, images, masks)]
+        if len(todo) < len(wanted):
+            LOGGER.info("extract: %d of %d images are done already", len(wanted) - len(todo), len(wanted))
+        with progress("extract", len(todo), "images") as advance:
+            for name, features in _extracted(job, images, todo, masks):
+                if features is not None:
+                    store.write(name, features, _source(images / name, masks.get(name)))
+                advance(1)
+        if not any(store.has(name) for name in wanted):
+            raise EmptyResultError(f"{images}: none of its {len(wanted)} images could be used")
+    return output
+
+
+def waiting(job: ExtractJob, images: Path, output: Path, names: list[str], overwrite: bool) -> list[str]:
+    """The images that `run` would extract; `output` is begun if it is not there. Raises as `run` does."""
+    masks = _masks(job, images, names)
+    with append_features(output, job.config, job.extractor.weights_sha256, overwrite) as store:
+        return [name for name in names if not _whole(store, name, images, masks)]
+
+
+def _masks(job: ExtractJob, images: Path, names: list[str]) -> dict[str, Path]:
+    return {} if job.config.masks is None else find_masks(job.config.masks, images, names)
+
+
+def _whole(store: FeatureStore, name: str, images: Path, masks: Mapping[str, Path]) -> bool:
+    """Whether the features are there, whole, and of the file (and mask) that lies there now."""
+    return store.has(name) and store.source(name) in ("", _source(images / name, masks.get(name)))
+
+
+def _source(path: Path, mask: Path | None) -> str:
+    """What tells a photograph, and the mask it has, from others."""
+    return source_digest(path) if mask is None else digest(source_digest(path), source_digest(mask))
+
+
+def source_digest(path: Path) -> str:
+    """16 hex digits that tell one photograph from another: of the file's size, its first and its last 64 KiB.
+
+    "" when there is no such file. Hashing the whole file would make every resumed run read every photograph. (A PNG's
+    last bytes are a checksum of all its pixels.)
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(SAMPLE_BYTES)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - SAMPLE_BYTES))
+            return hashlib.sha256(size.to_bytes(8, "little") + head + file.read()).hexdigest()[:16]
+    except OSError:
+        return ""
+
+
+def _extracted(
+    job: ExtractJob, images: Path, names: Sequence[str], masks: Mapping[str, Path]
+) -> Iterator[tuple[str, Features | None]]:
+    """(name, features) in the order of `names`; None for an image passed over."""
+    count = job.config.workers or usable_cores()
+    waiting: deque[tuple[str, Future[Features | DetectedImage]]] = deque()
+    with workers(job, count, names) as pool:
+        for name in names:
+            waiting.append((name, pool.submit(images / name, masks.get(name))))
+            if len(waiting) >= count * WINDOW_PER_WORKER:
+                yield _finished(job, pool, *waiting.popleft())
+        while waiting:
+            yield _finished(job, pool, *waiting.popleft())
+
+
+def _finished(
+    job: ExtractJob, pool: Workers, name: str, future: Future[Features | DetectedImage]
+) -> tuple[str, Features | None]:
+    try:
+        features = pool.result(future, name)
+    except BadInputError as error:
+        if not job.config.skip_broken:
+            raise BadInputError(f"{error} (or go on without it: --skip-broken)") from None
+        LOGGER.warning("passed over: %s", error)
+        return name, None
+    if len(features) == 0:
+        LOGGER.warning("%s: no keypoint found; it will match nothing", name)
+    return name, features
+
+
+def same_extraction(features: Path, workers: int = 0) -> ExtractConfig:
+    """The configuration that made a features file; broken images are passed over.
+
+    Raises BadInputError when featkit did not make the file.
+    """
+    with open_features(features) as store:
+        stored = store.attributes().get("config")
+    if not isinstance(stored, dict):
+        raise BadInputError(f"{features}: does not say how it was made; queries cannot be extracted the same way")
+    return make(ExtractConfig, {**stored, "skip_broken": True, "workers": workers}, where=str(features))
+
+
+@dataclass(frozen=True)
+class DetectedImage:
+    """A photograph after the first of two steps. image: without its pixels. begun: what the extractor goes on from."""
+
+    path: Path
+    image: DecodedImage
+    detected: Any
+
+
+def extract_one(job: ExtractJob, path: Path, mask: Path | None = None) -> Features:
+    """Features of one photograph, in the pixels of its file. Raises BadInputError."""
+    image = _decoded(job, path, mask)
+    return _in_file(job, path, image, job.extractor.extract(image.pixels))
+
+
+def detect_one(job: ExtractJob, path: Path, mask: Path | None = None) -> DetectedImage:
+    """The first of two steps on one photograph (`base.TwoSteps`). Raises BadInputError."""
+    image = _decoded(job, path, mask)
+    detected = cast(TwoSteps, job.extractor).detect(image.pixels)
+    return DetectedImage(path, replace(image, pixels=image.pixels[:0]), detected)
+
+
+def _decoded(job: ExtractJob, path: Path, mask: Path | None) -> DecodedImage:
+    image = decode(path, job.config.decode, job.extractor.colour)
+    return image if mask is None else masked(image, mask, job.config.decode)
+
+
+def describe_one(job: ExtractJob, detected: DetectedImage) -> Features:
+    """The second step, on the device; `extract_one` is both. Raises BadInputError."""
+    return _in_file(job, detected.path, detected.image, cast(TwoSteps, job.extractor).describe(detected.detected))
+
+
+def _in_file(job: ExtractJob, path: Path, image: DecodedImage, found: Features) -> Features:
+    features = image.features_in_file(found)
+    if not (np.isfinite(features.keypoints).all() and np.isfinite(features.descriptors).all()):
+        raise BadInputError(f"{path}: {job.config.features} gave features that are not finite")
+    return features
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Processes that decode and extract. pycolmap's SIFT holds Python's lock, so threads would take turns.
+#
+# An extractor of two steps (`base.TwoSteps`) is begun by the workers and finished by this process, which alone uses the
+# GPU. Processes are spawned, not forked: a fork would copy locks of threads (OpenMP, HDF5) that no longer run. A
+# program that extracts at its top level therefore needs `if __name__ == "__main__":`, as with every spawning library.
+
+
+PARENT_CHECK_S = 0.5  # how soon a worker ends when its parent was killed
+_job: ExtractJob | None = None  # in a worker process: what it was started for
+_only_detect = False  # in a worker process: whether its parent finishes the images
+
+
+class Workers:
+    """Runs `extract_one` on images, in order of submission, in processes or threads."""
+
+    def __init__(self, pool: Executor, job: ExtractJob, in_processes: bool):
+        self._pool, self._job, self._in_processes = pool, job, in_processes
+
+    def submit(self, path: Path, mask: Path | None = None) -> Future[Features | DetectedImage]:
+        """Start on one photograph; mask: the file of its mask."""
+
+        if self._in_processes:
+            return self._pool.submit(_work, path, mask)
+        return self._pool.submit(extract_one, self._job, path, mask)
+
+    def result(self, future: Future[Features | DetectedImage], name: str) -> Features:
+        """Wait for one photograph. Raises what `extract_one` raises, WorkerDiedError when its process died."""
+
+        try:
+            done = future.result()
+            return done if isinstance(done, Features) else describe_one(self._job, done)
+        except BrokenProcessPool:
+            raise WorkerDiedError(
+                f"{name}: a worker process died on it or near it, most likely for memory;"
+                " run the same command again with fewer workers (--workers), or with --resize-max"
+            ) from None
+
+
+@contextmanager
+def workers(job: ExtractJob, count: int, images: Sequence[str]) -> Iterator[Workers]:
+    """`count` workers at most, fewer for a few images. Whatever has not begun is dropped at the end."""
+    count = max(1, min(count, (len(images) + 1) // 2))
+    in_processes = job.extractor.holds_gil and count > 1
+    pool: Executor
+    if in_processes:
+        context = multiprocessing.get_context("spawn")
+        arguments = (job.config, job.device, os.getpid(), takes_two_steps(job.extractor))
+        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=arguments)
+    else:
+        pool = ThreadPoolExecutor(count, thread_name_prefix="extract")
+    try:
+        yield Workers(pool, job, in_processes)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(config: ExtractConfig, device: str, parent: int, only_detect: bool) -> None:
+    """Begin a worker process: leave Ctrl-C to the parent, and end when the parent is gone. It computes on one core."""
+    global _job, _only_detect
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+    cv2.setNumThreads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # what torch takes when it is imported
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    _only_detect = only_detect
+    _job = ExtractJob.resolve(config, device=device)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os._exit(1)
+
+
+def _work(path: Path, mask: Path | None) -> Features | DetectedImage:
+    assert _job is not None
+    return detect_one(_job, path, mask) if _only_detect else extract_one(_job, path, mask)

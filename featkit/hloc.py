@@ -1,0 +1,332 @@
+"""Every featkit extractor and matcher inside hloc (the Hierarchical-Localization toolbox), its files untouched.
+
+    from featkit.hloc import register
+    register()
+    extract_features.main(extract_features.confs["featkit-rootsift"], images, outputs)
+    match_features.main(match_features.confs["featkit-mutual"], pairs, "feats-featkit-rootsift", outputs)
+
+hloc's own command lines, with featkit's configurations among their choices:
+
+    python -m featkit.hloc extract_features --conf featkit-scfeat --image_dir images --export_dir out
+
+A pipeline of hloc names its configurations in its code; --instead puts others in their place for one run:
+
+    python -m featkit.hloc --instead superpoint_max=featkit-scfeat --instead superglue=featkit-mutual \\
+        pipelines.Aachen_v1_1.pipeline --dataset aachen --outputs out
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import importlib.metadata
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from featkit.core.config import read_yaml, resource_dir
+from featkit.core.errors import BadInputError, FeatkitError, UsageError
+from featkit.core.registry import configured, resolve
+from featkit.core.types import Features, Matches
+from featkit.features.base import BYTE, is_packed, pack_bits, unpack_signs
+
+LOGGER = logging.getLogger(__name__)
+COMMIT = "c13273bd0ecc2917a35910fd843712a1c6243193"
+"""The commit of hloc that this was tested with."""
+INSTALL = f'pip install --no-deps "hloc @ git+https://github.com/cvg/Hierarchical-Localization@{COMMIT}"'
+PREFIX = "featkit-"
+EXTRACTOR_MODULE, MATCHER_MODULE = "hloc.extractors.featkit", "hloc.matchers.featkit"
+NO_POINTS = ("4.2.1",)
+"""Versions of pycolmap with which hloc's triangulation was seen to come out without a point."""
+LAST_GOOD = "4.2.0"
+"""With 3.13.0, 4.0.4, 4.1.0, 4.1.1 and 4.2.0 the same input gave every point."""
+USUAL_COMMANDS = ("extract_features", "match_features", "pairs_from_retrieval", "localize_sfm")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Names that hloc now knows: keys of `extract_features.confs` and of `match_features.confs`."""
+
+    extractors: tuple[str, ...]
+    matchers: tuple[str, ...]
+
+
+def register(instead: Mapping[str, str] = MappingProxyType({})) -> Registered:
+    """Add featkit's extractors and matchers to hloc's registries, in this process; a second call changes nothing.
+
+    instead: a configuration of hloc -> the one of featkit that stands in its place.
+    Raises UsageError when hloc is not installed, or for a name in `instead` that there is not.
+    """
+    base = _import("hloc.utils.base_model").BaseModel
+    extract, match = _import("hloc.extract_features"), _import("hloc.match_features")
+    _add_module(EXTRACTOR_MODULE, extractor_class(base))
+    _add_module(MATCHER_MODULE, matcher_class(base))
+    extractors = {f"{PREFIX}{name}": extractor_conf(name) for name in _configurations("extractor")}
+    matchers = {f"{PREFIX}{name}": matcher_conf(name) for name in _configurations("matcher")}
+    extract.confs.update(extractors)
+    match.confs.update(matchers)
+    for theirs, ours in instead.items():
+        _replace((extract.confs, match.confs), theirs, ours)
+    _warn_of_pycolmap()
+    return Registered(tuple(extractors), tuple(matchers))
+
+
+def extractor_conf(name: str) -> dict[str, Any]:
+    """hloc's entry for the extractor `name` in configs/. Images keep their size: change `preprocessing` to resize.
+
+    `changes` of the model are fields of featkit's configuration that differ, as {"max_keypoints": 20000}.
+    """
+    cls = resolve("extractor", str(read_yaml(resource_dir("configs") / f"{name}.yaml")["extractor"]))
+    return {
+        "output": f"feats-{PREFIX}{name}",
+        "model": {"name": "featkit", "features": name, "changes": {}},
+        "preprocessing": {"grayscale": not cls.colour, "resize_max": None},
+    }
+
+
+def matcher_conf(name: str) -> dict[str, Any]:
+    """hloc's entry for the matcher `name` in configs/; `changes` as for `extractor_conf`."""
+    return {"output": f"matches-{PREFIX}{name}", "model": {"name": "featkit", "matcher": name, "changes": {}}}
+
+
+def extractor_class(base: Any) -> type[Any]:
+    """hloc's plug-in for all extractors. base: hloc's BaseModel."""
+
+    class FeatkitExtractor(base):
+        """One extractor of featkit; `features` is its name in configs/."""
+
+        __module__ = EXTRACTOR_MODULE  # hloc takes the one class that says it is of the module it asked for
+        default_conf = {"features": "rootsift", "changes": {}, "device": "auto"}  # noqa: RUF012
+        required_inputs = ["image"]  # noqa: RUF012
+        detection_noise = 1.0
+
+        def _init(self, conf: dict[str, Any]) -> None:
+            cls, config = configured("extractor", conf["features"], conf["changes"])
+            self.extractor = cls(config, conf["device"])
+
+        def _forward(self, data: dict[str, Any]) -> dict[str, Any]:
+            features = self.extractor.extract(pixels_of(data["image"], self.extractor.colour))
+            self.detection_noise = features.uncertainty_px  # hloc scales it and writes it beside the keypoints
+            return prediction_of(features)
+
+    return FeatkitExtractor
+
+
+def matcher_class(base: Any) -> type[Any]:
+    """hloc's plug-in for all matchers. base: hloc's BaseModel."""
+
+    class FeatkitMatcher(base):
+        """One matcher of featkit; `matcher` is its name in configs/. The features may be of anybody."""
+
+        __module__ = MATCHER_MODULE
+        default_conf = {"matcher": "mutual", "changes": {}, "device": "auto"}  # noqa: RUF012
+        required_inputs = ["descriptors0", "descriptors1"]  # noqa: RUF012
+
+        def _init(self, conf: dict[str, Any]) -> None:
+            cls, config = configured("matcher", conf["matcher"], conf["changes"])
+            self.matcher = cls(config, conf["device"])
+
+        def _forward(self, data: dict[str, Any]) -> dict[str, Any]:
+            return matches_as_hloc(self.matcher.match([(features_of(data, 0), features_of(data, 1))])[0])
+
+    return FeatkitMatcher
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        importlib.import_module("hloc")
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == "hloc":
+            raise UsageError(f"hloc is not installed; {INSTALL}") from None
+        if error.name == name:
+            raise UsageError(
+                f"hloc has no module {name.removeprefix('hloc.')!r}; tested with commit {COMMIT}"
+            ) from None
+        raise UsageError(f"hloc needs {error.name}; pip install {(error.name or '').partition('.')[0]}") from None
+
+
+def _add_module(name: str, cls: type[Any]) -> None:
+    """A module with one class, where hloc's `import hloc.extractors.NAME` finds it."""
+    if name in sys.modules:
+        return
+    module = ModuleType(name, "featkit's plug-in; see featkit.hloc")
+    setattr(module, cls.__name__, cls)
+    sys.modules[name] = module
+    parent, _, own = name.rpartition(".")
+    setattr(_import(parent), own, module)
+
+
+def _configurations(kind: str) -> list[str]:
+    folder = resource_dir("configs")
+    return [path.stem for path in sorted(folder.glob("*.yaml")) if kind in read_yaml(path)]
+
+
+def _replace(tables: tuple[dict[str, Any], ...], theirs: str, ours: str) -> None:
+    for table in tables:
+        if theirs in table and ours in table:
+            table[theirs] = table[ours]
+            return
+    raise UsageError(f"--instead {theirs}={ours}: not two configurations of features, nor two of matches, in hloc")
+
+
+def _warn_of_pycolmap() -> None:
+    try:
+        version = importlib.metadata.version("pycolmap")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    if version in NO_POINTS:
+        LOGGER.warning(
+            "pycolmap %s: hloc's triangulation comes out without points; pip install pycolmap==%s, or call it with"
+            " estimate_two_view_geometries=True",
+            version,
+            LAST_GOOD,
+        )
+
+
+def run_command(command: str, arguments: Sequence[str]) -> None:
+    """Run a command line of hloc, a module such as "extract_features", with featkit registered before.
+
+    Its lines under `if __name__ == "__main__"` run in the module as it was imported: `python -m` would run a second
+    copy of it, with a registry of its own. Raises UsageError for a module without such lines.
+    """
+    module = _import(f"hloc.{command}")
+    source = Path(module.__file__).read_text(encoding="utf-8") if module.__file__ else ""
+    guarded = [
+        line
+        for node in ast.parse(source).body
+        if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
+        for line in node.body
+    ]
+    if not guarded:
+        raise UsageError(f"hloc's module {command!r} has no command line; there is {', '.join(USUAL_COMMANDS)}")
+    sys.argv = [f"hloc.{command}", *arguments]
+    exec(compile(ast.Module(guarded, []), str(module.__file__), "exec"), vars(module))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m featkit.hloc ...`; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m featkit.hloc",
+        description="Run a command line of hloc with featkit's extractors and matchers among its configurations.",
+        epilog="Without a command: the names that featkit adds.",
+    )
+    parser.add_argument("--instead", action="append", default=[], metavar="THEIRS=OURS", help="for hloc's pipelines")
+    parser.add_argument("command", nargs="?", help=f"a module of hloc: {', '.join(USUAL_COMMANDS)} ...")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the command takes; --help shows it")
+    asked = parser.parse_args(arguments)
+    try:
+        added = register(dict(_two_names(text) for text in asked.instead))
+        if asked.command is None:
+            print("\n".join((*added.extractors, *added.matchers)))
+        else:
+            run_command(asked.command, asked.arguments)
+    except FeatkitError as error:
+        print(f"featkit: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _two_names(text: str) -> tuple[str, str]:
+    theirs, equals, ours = text.partition("=")
+    if not equals:
+        raise UsageError(f"--instead {text!r}: write it as THEIRS=OURS")
+    return theirs, ours
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What passes between hloc and featkit's extractors and matchers: hloc's tensors <-> Features.
+#
+# Both count pixels from the centre of the top-left one, (0, 0), so keypoints cross as they are. hloc adds its 0.5 where
+# it scales keypoints back to the size of the file, and once more where it fills the database of COLMAP.
+
+
+INT16_MAX = 32767  # hloc stores the index of a match as int16
+
+
+def pixels_of(image: Float[Tensor, "1 c h w"], colour: bool) -> UInt8[np.ndarray, "h w *c"]:
+    """hloc's image (grey or RGB, 0 to 1) as an extractor takes it. The bytes of the file come back exactly."""
+    planes = np.rint(image[0].detach().cpu().numpy() * 255.0).clip(0, 255).astype(np.uint8)
+    if colour:
+        return np.ascontiguousarray(np.broadcast_to(planes, (3, *planes.shape[1:])).transpose(1, 2, 0))
+    if len(planes) == 1:
+        return np.ascontiguousarray(planes[0])
+    return cv2.cvtColor(np.ascontiguousarray(planes.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY)
+
+
+def prediction_of(features: Features) -> dict[str, Tensor]:
+    """What hloc writes for one image, with its axis of length 1 in front.
+
+    Keypoints are float64: hloc turns every float32 array into float16 by default, which is 1 px coarse beyond 1,024 px,
+    and leaves float64 alone. Orientations are in degrees (as hloc's own SIFT and AdaLAM have them). Packed bits become
+    rows of -1 and +1 over the root of their number: hloc knows no bits, and their products order as Hamming distances.
+    """
+    rows = features.descriptors
+    if is_packed(rows):
+        rows = (unpack_signs(rows) / np.sqrt(BYTE * rows.shape[1])).astype(np.float16)
+    arrays = {
+        "keypoints": features.keypoints.astype(np.float64),
+        "scores": features.scores.astype(np.float32),
+        "descriptors": np.ascontiguousarray(rows.T),
+    }
+    if features.scales is not None:
+        arrays["scales"] = features.scales.astype(np.float32)
+    if features.oris is not None:
+        arrays["oris"] = np.degrees(features.oris).astype(np.float32)
+    if features.turns > 1:
+        arrays["turns"] = np.asarray(features.turns)
+    return {name: torch.from_numpy(np.array(values))[None] for name, values in arrays.items()}
+
+
+def features_of(data: Mapping[str, Tensor], side: int) -> Features:
+    """Features of image `side` (0 or 1) of a pair, from what hloc hands to a matcher (whoever extracted them)."""
+    descriptors = data[f"descriptors{side}"][0].T.cpu().numpy()
+    count = len(descriptors)
+    height, width = data[f"image{side}"].shape[-2:] if f"image{side}" in data else (0, 0)
+
+    def values(name: str, otherwise: np.ndarray) -> np.ndarray:
+        stored = data.get(f"{name}{side}")
+        return otherwise if stored is None else stored[0].cpu().numpy()
+
+    return Features(
+        keypoints=values("keypoints", np.zeros((count, 2))).astype(np.float32),
+        descriptors=_bits_again(descriptors),
+        scores=values("scores", np.ones(count)).astype(np.float32),
+        image_size=(int(width), int(height)),
+        turns=int(values("turns", np.asarray(1))),
+    )
+
+
+def _bits_again(rows: Float[np.ndarray, "n d"]) -> np.ndarray:
+    """The packed bits that `prediction_of` unpacked; real-valued rows as they are."""
+    if rows.size and rows.shape[1] % BYTE == 0 and (np.abs(rows) == np.abs(rows[0, 0])).all():
+        return pack_bits(rows > 0)
+    return rows
+
+
+def matches_as_hloc(matches: Matches) -> dict[str, Tensor]:
+    """What hloc writes for one pair. Raises BadInputError for an index that its int16 cannot hold."""
+    if len(matches.matches0) and matches.matches0.max() > INT16_MAX:
+        raise BadInputError(
+            f"a match with keypoint {matches.matches0.max():,}: hloc's int16 ends at {INT16_MAX:,};"
+            " extract fewer keypoints, or match with `featkit match`"
+        )
+    return {
+        "matches0": torch.from_numpy(matches.matches0.astype(np.int64))[None],
+        "matching_scores0": torch.from_numpy(matches.scores0.astype(np.float32))[None],
+    }

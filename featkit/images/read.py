@@ -1,0 +1,454 @@
+"""Photographs as arrays: listed, decoded, upright, masked."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image, UnidentifiedImageError
+from pydantic import Field
+
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError
+from featkit.core.types import Features
+from featkit.geometry.pixels import COLMAP_ORIGIN, apply_affine, compose, resize_affine
+
+LOGGER = logging.getLogger(__name__)
+# ----------------------------------------------------------------------------------------------------------------------
+# Photograph -> upright 8-bit pixels, and the way back to the pixels of the file.
+#
+# Pillow reads the header (size, EXIF orientation) before anything is decoded; OpenCV decodes and resizes.
+
+
+EXIF_ORIENTATION = 0x0112
+IMAGE_WIDTH, IMAGE_LENGTH = 0x0100, 0x0101  # TIFF tags
+ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}  # Pillow's
+PNG_END = b"IEND\xaeB`\x82"  # the last chunk's name and checksum; some programs write more behind it
+_PILLOW_LIMIT = threading.Lock()
+
+
+class DecodeConfig(Config):
+    """How a file becomes pixels."""
+
+    resize_max: int | None = None
+    """Longer side after resizing, px; smaller images keep their size. None: never resized."""
+    max_megapixels: float = 250.0
+    """A larger image is refused before it is decoded (one byte per pixel and channel would be needed)."""
+    min_alpha: int = Field(default=1, ge=0, le=255)
+    """Pixels less opaque than this, of 255, are masked; 0: the alpha channel does not matter."""
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """pixels: (h, w) or (h, w, 3) RGB, uint8, upright. stored_size: width, height of the file.
+
+    stored_from_pixels: affine map of these pixels onto the file's pixels (centres at whole numbers in both).
+    usable: of the file's pixels, those that may have keypoints (neither masked nor transparent); None: all.
+    orientation: EXIF's, as the file has it.
+    """
+
+    pixels: UInt8[np.ndarray, "h w *c"]
+    stored_size: tuple[int, int]
+    stored_from_pixels: Float[np.ndarray, "2 3"]
+    usable: Bool[np.ndarray, "stored_h stored_w"] | None = None
+    orientation: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width, height of `pixels`."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+    def pixels_from_file(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+        """Points of the file's pixels in these pixels."""
+        linear, offset = self.stored_from_pixels[:, :2], self.stored_from_pixels[:, 2]
+        return (points - offset) @ np.linalg.inv(linear).T
+
+    def features_in_file(self, features: Features) -> Features:
+        """The same features in the pixels of the file: keypoints, scales, orientations, uncertainty mapped back.
+
+        Those in a masked pixel are left out.
+        """
+        affine = self.stored_from_pixels
+        linear = affine[:, :2]
+        scale = float(np.sqrt(abs(np.linalg.det(linear))))
+        mapped = replace(
+            features,
+            keypoints=apply_affine(affine, features.keypoints),
+            image_size=self.stored_size,
+            scales=None if features.scales is None else (features.scales * scale).astype(np.float32),
+            oris=None if features.oris is None else _turn(linear, features.oris),
+            uncertainty_px=features.uncertainty_px * scale,
+        )
+        return mapped if self.usable is None else mapped.select(_in_usable(self.usable, mapped.keypoints))
+
+
+def _in_usable(usable: Bool[np.ndarray, "h w"], keypoints: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, " m"]:
+    """Indices of the keypoints whose pixel is usable."""
+    columns, rows = np.floor(keypoints + np.float32(COLMAP_ORIGIN)).astype(np.int64).T
+    height, width = usable.shape
+    return np.flatnonzero(usable[rows.clip(0, height - 1), columns.clip(0, width - 1)])
+
+
+def _turn(linear: Float[np.ndarray, "2 2"], oris: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    directions = np.stack([np.cos(oris), np.sin(oris)], axis=1) @ linear.T
+    return np.arctan2(directions[:, 1], directions[:, 0]).astype(np.float32)
+
+
+def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedImage:
+    """Read one photograph. Raises BadInputError when it is missing, broken, cut off or too large."""
+    data = read_file(path)
+    header = read_header(path, data, config)
+    stored_size, tag = header.size, header.orientation
+    if header.form == "TIFF" and tag != 1:  # OpenCV's and Pillow's TIFF decoders turn the pixels unasked
+        data = with_tiff_tag_1(data)
+    usable = _opaque(data, config.min_alpha) if header.has_alpha and config.min_alpha > 0 else None
+    flags = (cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        pixels = None
+    if pixels is None or (pixels.shape[1], pixels.shape[0]) != stored_size:
+        raise BadInputError(f"{path}: cannot be decoded as an image; remove or replace it")
+    if colour:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    back = stored_from_upright(stored_size, tag)
+    pixels = upright(pixels, tag)
+    return _resized(DecodedImage(pixels, stored_size, back, usable, tag), config.resize_max)
+
+
+def _opaque(data: bytes, min_alpha: int) -> Bool[np.ndarray, "h w"] | None:
+    """Which pixels of a file with an alpha channel are opaque enough; None when all are, or Pillow cannot say."""
+    try:
+        with open_header(BytesIO(data)) as image:
+            found = np.asarray(image.convert("RGBA").getchannel("A")) >= min_alpha
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
+        return None
+    return None if found.all() else found
+
+
+def from_pixels(pixels: UInt8[np.ndarray, "h w *c"], config: DecodeConfig, colour: bool = False) -> DecodedImage:
+    """A photograph in memory, grey or RGB and upright, as `decode` gives one from a file. Raises BadInputError.
+
+    Grey values of colours are OpenCV's weights; a JPEG decoder has its own, which differ by rounding.
+    """
+    grey = pixels.ndim == 2
+    if pixels.dtype != np.uint8 or pixels.size == 0 or not (grey or pixels.shape[2:] == (3,)):
+        raise BadInputError(f"an image of shape {pixels.shape}, {pixels.dtype}: uint8 (h, w) or (h, w, 3) is needed")
+    size = (pixels.shape[1], pixels.shape[0])
+    _refuse_large(Path("image"), size, config)
+    if grey and colour:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    elif not (grey or colour):
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    return _resized(DecodedImage(np.ascontiguousarray(pixels), size, stored_from_upright(size, 1)), config.resize_max)
+
+
+def stored_size(path: Path) -> tuple[int, int]:
+    """Width and height of the file in pixels, from its header alone. Raises BadInputError."""
+    try:
+        with open_header(path) as header:
+            return _size_in_file(header)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
+        raise BadInputError(f"{path}: not an image that can be read") from None
+
+
+def _size_in_file(header: Image.Image) -> tuple[int, int]:
+    """Width and height as stored; Pillow swaps those of a TIFF that is to be turned (since 11.1)."""
+    if header.format != "TIFF":
+        return header.size
+    tags = header.tag_v2  # type: ignore[attr-defined]
+    return int(tags[IMAGE_WIDTH]), int(tags[IMAGE_LENGTH])
+
+
+def open_header(source: Path | BytesIO) -> Image.Image:
+    """Pillow's image, nothing decoded. Pillow's own limit of pixels, a global, is lifted meanwhile: ours counts."""
+    with _PILLOW_LIMIT:
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            return Image.open(source)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an image. Raises BadInputError when there are none."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise BadInputError(f"{path}: no such image") from None
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
+    if not data:
+        raise BadInputError(f"{path}: an empty file; remove or replace it")
+    return data
+
+
+class Header(NamedTuple):
+    """size: width, height as stored. orientation: EXIF's, 0 when there is none. form: Pillow's name of the format."""
+
+    size: tuple[int, int]
+    orientation: int
+    form: str | None
+    has_alpha: bool
+
+
+def read_header(path: Path, data: bytes, config: DecodeConfig) -> Header:
+    """What an image file says of itself. Raises BadInputError, also for one that is cut off or too large."""
+    try:
+        with open_header(BytesIO(data)) as header:
+            size, form = _size_in_file(header), header.format
+            _refuse_large(path, size, config)
+            has_alpha = header.mode in ALPHA_MODES or "transparency" in header.info
+            # Pillow decodes a whole PNG in search of late metadata; only a late eXIf chunk is worth that.
+            late = form != "PNG" or b"eXIf" in data
+            exif = header.getexif() if late else Image.Image.getexif(header)
+            tag = int(exif.get(EXIF_ORIENTATION) or 0)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
+        raise BadInputError(f"{path}: not an image that can be read; remove or replace it") from None
+    if (form in {"JPEG", "MPO"} and _jpeg_cut_off(data)) or (form == "PNG" and PNG_END not in data):
+        raise BadInputError(f"{path}: the file is cut off; copy it again or remove it")
+    return Header(size, tag, form, has_alpha)
+
+
+def _refuse_large(path: Path, size: tuple[int, int], config: DecodeConfig) -> None:
+    if size[0] * size[1] > config.max_megapixels * 1e6:
+        raise BadInputError(
+            f"{path}: {size[0]} x {size[1]} pixels, more than {config.max_megapixels:g} megapixels; scale it down"
+        )
+
+
+def _jpeg_cut_off(data: bytes) -> bool:
+    """Whether a JPEG has no end-of-image marker after its scan began (a thumbnail's own marker does not count)."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xDA:  # start of scan
+            return data.rfind(b"\xff\xd9") < position
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        position += 2 + struct.unpack(">H", data[position + 2 : position + 4])[0]
+    return position + 4 > len(data)
+
+
+def _resized(image: DecodedImage, resize_max: int | None) -> DecodedImage:
+    width, height = image.size
+    if resize_max is None or max(width, height) <= resize_max:
+        return image
+    scale = resize_max / max(width, height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    pixels = cv2.resize(image.pixels, size, interpolation=cv2.INTER_AREA)
+    back = compose(image.stored_from_pixels, resize_affine(size, (width, height)))
+    return replace(image, pixels=pixels, stored_from_pixels=back)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The eight EXIF orientations: turn a photograph upright, and say where an upright pixel was stored.
+#
+# Source: EXIF 2.32, tag 0x0112. 0 and unknown values count as 1 (stored upright).
+
+
+TAG = 0x0112
+
+# tag -> (swap x and y first, then flip x, then flip y), stored -> upright
+_STEPS = {
+    1: (False, False, False),
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+
+
+def upright(pixels: np.ndarray, tag: int) -> np.ndarray:
+    """An image (h, w) or (h, w, 3) as it is meant to be seen; contiguous."""
+    swap, flip_x, flip_y = _STEPS.get(tag, _STEPS[1])
+    if swap:
+        pixels = pixels.swapaxes(0, 1)
+    if flip_x:
+        pixels = pixels[:, ::-1]
+    if flip_y:
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def as_stored(pixels: np.ndarray, tag: int) -> np.ndarray:
+    """The way back from `upright`: an upright image as a file with this tag stores it; contiguous."""
+    swap, flip_x, flip_y = _STEPS.get(tag, _STEPS[1])
+    if flip_y:
+        pixels = pixels[::-1]
+    if flip_x:
+        pixels = pixels[:, ::-1]
+    if swap:
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels)
+
+
+def stored_from_upright(stored_size: tuple[int, int], tag: int) -> Float[np.ndarray, "2 3"]:
+    """Affine map of upright pixels onto stored pixels. stored_size: width, height before turning."""
+    swap, flip_x, flip_y = _STEPS.get(tag, _STEPS[1])
+    width, height = stored_size
+    upright_size = (height, width) if swap else (width, height)
+    linear, offset = np.eye(2), np.zeros(2)
+    for axis, flip in enumerate((flip_x, flip_y)):
+        if flip:
+            linear[axis, axis] = -1.0
+            offset[axis] = upright_size[axis] - 1.0
+    if swap:
+        linear, offset = linear[::-1].copy(), offset[::-1].copy()
+    return np.concatenate([linear, offset[:, None]], axis=1)
+
+
+def with_tiff_tag_1(data: bytes) -> bytes:
+    """The bytes of a TIFF whose first directory says "stored upright"; unchanged when it has no orientation tag.
+
+    Source: TIFF 6.0, section 2 (directories of 12-byte entries) and BigTIFF (magic 43, entries of 20 bytes).
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    big = struct.unpack_from(order + "H", data, 2)[0] == 43
+    start_at, offset, count, entry = (8, "Q", "Q", 20) if big else (4, "I", "H", 12)
+    try:
+        (start,) = struct.unpack_from(order + offset, data, start_at)
+        (entries,) = struct.unpack_from(order + count, data, start)
+        first = start + struct.calcsize(order + count)
+        for at in range(first, first + entry * min(entries, len(data) // entry), entry):
+            tag, kind = struct.unpack_from(order + "HH", data, at)
+            if tag == TAG:
+                value = at + entry - (8 if big else 4)
+                patched = bytearray(data)
+                struct.pack_into(order + ("I" if kind == 4 else "H"), patched, value, 1)  # LONG or SHORT
+                return bytes(patched)
+    except struct.error:  # cut off: the decoder will say so
+        pass
+    return data
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which files of a folder are photographs, under the names they keep everywhere else.
+
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm"})
+
+
+def list_images(folder: Path) -> list[str]:
+    """Names of all images below `folder`: relative, with forward slashes, sorted. Hidden files are passed over.
+
+    Raises BadInputError when the folder is missing, holds no image, or one whose name is not UTF-8.
+    """
+    if not folder.is_dir():
+        kind = "is a file, not a folder of images" if folder.exists() else "no such folder"
+        raise BadInputError(f"{folder}: {kind}")
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not _hidden(path.relative_to(folder))
+    )
+    if not names:
+        raise BadInputError(f"{folder}: no images in it (looked for {', '.join(sorted(SUFFIXES))})")
+    for name in names:
+        if not name.isascii() and _not_utf8(name):
+            raise BadInputError(f"{folder}: the file name {name!r} is not UTF-8; rename it")
+    return names
+
+
+def _not_utf8(name: str) -> bool:
+    """Whether a name holds bytes that Python could only keep as surrogates: no text file could hold it."""
+    return any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Masks as COLMAP names them: `masks/a/b.jpg.png` is that of `a/b.jpg`; where it is zero there are no keypoints.
+#
+# `a/b.png` is taken too, as COLMAP does. A mask is of the size of the file it masks, pixel by pixel. Where the
+# photograph is turned by EXIF it may also be of the upright size, and is then taken to be upright; of a photograph that
+# keeps its size when it is turned (by 180 degrees, or mirrored) it masks the file's pixels. A mask with an EXIF
+# orientation of its own is upright once that is applied.
+
+
+AS_STORED = (0, 1)  # orientations that turn nothing
+
+
+def find_masks(folder: Path, images: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The mask file of every image that has one; that others have none is said once.
+
+    Raises BadInputError when the folder is missing, lies among the images, or has a mask for none of them.
+    """
+    if not folder.is_dir():
+        raise BadInputError(f"{folder}: {'is a file, not a folder of masks' if folder.exists() else 'no such folder'}")
+    if folder.resolve() == images.resolve() or images.resolve() in folder.resolve().parents:
+        raise BadInputError(f"{folder}: lies among the images, and its masks would be taken for some; move it beside")
+    found = masks_of(folder, names)
+    if not found:
+        raise BadInputError(f"{folder}: no mask for any of {len(names)} images; expected as {names[0]}.png")
+    without = [name for name in names if name not in found]
+    if without:
+        LOGGER.warning(
+            "%d of %d images have no mask (%s ...): all of each is used", len(without), len(names), without[0]
+        )
+    return found
+
+
+def masks_of(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The mask file of every image that has one."""
+    return {name: path for name in names if (path := _mask_of(folder, name)) is not None}
+
+
+def _mask_of(folder: Path, name: str) -> Path | None:
+    stem, dot, _ = name.rpartition(".")
+    for candidate in (folder / f"{name}.png", folder / f"{stem if dot else name}.png"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def masked(image: DecodedImage, mask: Path, config: DecodeConfig) -> DecodedImage:
+    """A photograph without what its mask hides. Raises BadInputError for a mask that is broken or of another size."""
+    kept = _in_file(mask, image, config)
+    return replace(image, usable=kept if image.usable is None else kept & image.usable)
+
+
+def _in_file(path: Path, image: DecodedImage, config: DecodeConfig) -> Bool[np.ndarray, "h w"]:
+    """True where the mask is not zero, pixel by pixel of the photograph's file."""
+    kept, orientation = _read(path, config)
+    width, height = image.stored_size
+    stored = (height, width)
+    turned = upright(np.empty(stored, bool), image.orientation).shape
+    if orientation not in AS_STORED:
+        kept = upright(kept, orientation)
+    elif kept.shape == stored:
+        return kept
+    if kept.shape == turned:
+        return as_stored(kept, image.orientation)
+    size = f"{kept.shape[1]} x {kept.shape[0]}"
+    also = "" if turned == stored else f" (upright {height} x {width})"
+    raise BadInputError(f"{path}: is {size}, its image {width} x {height}{also}; a mask has its image's size")
+
+
+def _read(path: Path, config: DecodeConfig) -> tuple[Bool[np.ndarray, "h w"], int]:
+    """Where a mask is not zero in any colour, and its own orientation."""
+    data = read_file(path)
+    header = read_header(path, data, config)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise BadInputError(f"{path}: cannot be decoded as a mask; replace it")
+    return (pixels if pixels.ndim == 2 else pixels[:, :, :3].any(axis=2)) != 0, header.orientation

@@ -1,0 +1,490 @@
+"""One way to write: every file and folder that featkit makes goes through the functions of this file.
+
+The contract:
+
+* **What is not featkit's own is never replaced, emptied or deleted**, with or without `--overwrite`. A file or folder
+  is featkit's own when it says so (`atomic.is_foreign` lists how), or when the stamp next to it does. Anything else at
+  the place of an output, a symbolic link too, is refused in one line (BadInputError, exit code 3) before any work is
+  done. A file that holds what would be written anyway is left as it is.
+* **Nobody sees half of it.** Files are written to `.NAME.part` next to their place and renamed, folders in
+  `.NAME.part/new` and renamed. A temporary file is opened exclusively, so no link is followed. What a killed run left
+  there is known (a regular file of this user with no second name; a folder that is empty or holds `MARK`) and taken
+  away; anything else of that name is refused.
+* **One writer at a time** for what has no lock of its own (`locked`). Lock files are empty, and never links.
+* **An output with its stamp is whole.** A stamp is a small json that says what made the output: next to it
+  (`database.json`, `sparse.json`, `pairs.json`), or in the folder. It is written before the output gets its name, while
+  what had the name before is out of the way; so a run that was killed in between is no stranger to the next one.
+* **What the system says becomes one line** (NotWritableError, exit code 5). With `sync` the bytes and the name are on
+  the disk when the function returns; otherwise a process may be killed at any moment, but power may not fail.
+* **Names that come from a file** (a model, a store, an archive) are joined to a folder by `inside`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from featkit import __version__
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError, NotWritableError
+from featkit.io.atomic import FOREIGN, STAMP, VERSION, is_foreign, is_stamped, read_stamp, refuse_foreign
+
+MARK = "made-by-featkit"  # in a temporary folder
+DRIVE = re.compile(r"^[A-Za-z]:")
+OPENED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # neither a link nor a named pipe; not on Windows
+
+
+# ---- names ----------------------------------------------------------------------------------------------------------
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name`, for a name that was read from a file. Raises BadInputError for one that leads elsewhere."""
+    plain = name.replace("\\", "/")
+    parts = plain.split("/")
+    if not plain or plain.startswith("/") or DRIVE.match(plain) or ".." in parts or "\0" in plain:
+        raise BadInputError(f"{folder}: the name {name!r} leads outside the folder; rename it where it was made")
+    return folder.joinpath(*PurePosixPath(name).parts)
+
+
+# ---- what the system says -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """The system's errors inside are a NotWritableError of one line; those of HDF5, without a number, pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise NotWritableError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def part_of(path: Path) -> Path:
+    """Where an output is written before it gets its name."""
+    return path.with_name(f".{path.name}.part")
+
+
+@contextmanager
+def writing(path: Path, *, owned: bool = False, sync: bool = False) -> Iterator[BinaryIO]:
+    """A temporary file to write to, which becomes `path` when all went well; a library may open it by its `name`.
+
+    owned: `path` is known to be featkit's own place, as in a folder that is. Raises BadInputError for what must not be
+    replaced, NotWritableError.
+    """
+    before = _identity(path)
+    if owned:
+        _refuse_links(path)
+    else:
+        refuse_foreign(path)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open_part(path)
+    part, inode = Path(file.name), os.fstat(file.fileno()).st_ino
+    try:
+        with explained(path), file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+            if inode != _inode(part):
+                raise NotWritableError(f"{path}: in use by another process; wait for it or stop it")
+            if not owned and _identity(path) != before:
+                refuse_foreign(path)
+            os.replace(part, path)
+        if sync:
+            with explained(path):
+                _sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if inode == _inode(part):
+                part.unlink()
+        raise
+
+
+def write_bytes(path: Path, data: bytes, *, owned: bool = False, sync: bool = False) -> Path:
+    """Write a file, whole or not at all; one that holds these bytes already stays. Raises as `writing` does."""
+    if not owned and is_foreign(path) and _holds(path, data):
+        return path
+    with writing(path, owned=owned, sync=sync) as file:
+        file.write(data)
+    return path
+
+
+def write_text(path: Path, text: str, *, owned: bool = False) -> Path:
+    """Write a text file, whole or not at all.
+
+    Raises as `writing` does, and BadInputError for text that is no Unicode (a file name in another encoding).
+    """
+    return write_bytes(path, _encoded(path, text), owned=owned)
+
+
+def write_described(path: Path, text: str, described: dict[str, Any]) -> Path:
+    """Write a list for other programs, and next to it the json that says what made it.
+
+    The json goes first and the list last: a list is never next to a description of another one, and a killed run is
+    known by the json. Raises as `write_text` does.
+    """
+    data, beside = _encoded(path, text), path.with_suffix(".json")
+    if beside == path:
+        raise BadInputError(f"{path}: its description would be written to the same file; choose another --out")
+    content = json.dumps({**described, "sha256": hashlib.sha256(data).hexdigest()}, indent=1, ensure_ascii=False) + "\n"
+    is_there = _holds(path, data)
+    if is_there and _holds(beside, content.encode()):
+        return path
+    refuse_foreign(beside)
+    if not is_there:
+        remove(path)
+    write_text(beside, content)
+    return path if is_there else write_bytes(path, data)
+
+
+def open_part(path: Path) -> BinaryIO:
+    """The temporary file of an output, new and empty. Raises BadInputError where something else lies, OSError."""
+    discard(part_of(path), path)
+    return part_of(path).open("x+b")  # exclusively: it follows no link
+
+
+def new_part(path: Path) -> Path:
+    """The same, closed, for a library that opens files by name and replaces what is in them."""
+    open_part(path).close()
+    return part_of(path)
+
+
+def discard(part: Path, whole: Path | None = None) -> None:
+    """Take away a temporary file that a killed run left. Raises BadInputError for what is none, OSError.
+
+    whole: the output that it may have become just before, by a second name.
+    """
+    if is_left(part, whole):
+        part.unlink()
+
+
+def no_links(path: str, flags: int) -> int:
+    """An opener (see `open`) that neither follows a symbolic link nor waits for the other end of a pipe."""
+    return os.open(path, flags | OPENED, 0o666)
+
+
+def is_left(part: Path, whole: Path | None = None) -> bool:
+    """Whether a killed run left a temporary file. Raises BadInputError where something else lies."""
+    try:
+        found = os.lstat(part)
+    except FileNotFoundError:
+        return False
+    is_whole = whole is not None and found.st_nlink == 2 and _identity(whole) == _identity(part)
+    if not (stat.S_ISREG(found.st_mode) and _is_mine(found) and (found.st_nlink == 1 or is_whole)):
+        _refuse_part(part)
+    return True
+
+
+def remove(path: Path) -> None:
+    """Delete a file of featkit's own, if it is there. Raises BadInputError for another one, NotWritableError."""
+    refuse_foreign(path)
+    _refuse_links(path)
+    with explained(path):
+        path.unlink(missing_ok=True)
+
+
+def _refuse_links(path: Path) -> None:
+    if path.is_symlink():
+        raise BadInputError(f"{path}: is a symbolic link, so it is not replaced; choose another --out, or remove it")
+
+
+def _refuse_part(part: Path) -> None:
+    raise BadInputError(
+        f"{part}: is in the way of a temporary file, and no killed run of featkit left it; remove it yourself"
+    )
+
+
+def _encoded(path: Path, text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        start = text.rfind("\n", 0, error.start) + 1
+        line = text[start:].splitlines()[0]
+        raise BadInputError(f"{path}: {line!r} has a name that is not UTF-8; rename the file") from None
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether a regular file holds exactly these bytes."""
+    try:
+        found = os.lstat(path)
+        return stat.S_ISREG(found.st_mode) and found.st_size == len(data) and path.read_bytes() == data
+    except OSError:
+        return False
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return os.lstat(path).st_ino
+    except OSError:
+        return None
+
+
+def _is_mine(found: os.stat_result) -> bool:
+    return not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
+
+
+def _sync_folder(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)  # the new name too
+    finally:
+        os.close(number)
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def making(folder: Path, *, owned: bool = False, named: Callable[[], object] | None = None) -> Iterator[Path]:
+    """A new folder to write to, which becomes `folder` when all went well; what had the name before goes last.
+
+    named: called when the old folder is out of the way and the new one has not got its name; it writes the stamp.
+    owned: see `writing`. Raises BadInputError for what must not be replaced, NotWritableError.
+    """
+    before = _identity(folder)
+    if not owned:
+        refuse_foreign(folder)
+    with scratch(part_of(folder)) as new:
+        yield new
+        with explained(folder):
+            if not owned and _identity(folder) != before:
+                refuse_foreign(folder)
+            _refuse_links(folder)
+            if folder.exists():
+                os.rename(folder, new.with_name("old"))
+            if named is not None:
+                named()
+            os.rename(new, folder)
+
+
+@contextmanager
+def scratch(container: Path) -> Iterator[Path]:
+    """A temporary folder in `container`, which is made for it and removed at the end with all that is in it.
+
+    What a killed run left there is removed first. Raises BadInputError where something else lies, NotWritableError.
+    """
+    with explained(container):
+        _remove_scratch(container)
+        container.mkdir(parents=True)
+        mark = (container / MARK).open("x")
+    try:
+        with mark:
+            _lock(mark.fileno())
+            with explained(container):
+                (container / "new").mkdir()
+            yield container / "new"
+    finally:
+        with contextlib.suppress(OSError):
+            _empty(container)
+
+
+def _remove_scratch(container: Path) -> None:
+    """Raises BadInputError for a folder that no killed run left, NotWritableError for one in use."""
+    try:
+        found = os.lstat(container)
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISDIR(found.st_mode) and _is_mine(found)):
+        _refuse_part(container)
+    if (container / MARK).is_file():
+        with (container / MARK).open("r+") as mark:
+            if not _lock(mark.fileno()):
+                raise NotWritableError(f"{container}: in use by another process; wait for it or stop it")
+            _empty(container)
+    elif any(container.iterdir()):
+        _refuse_part(container)
+    else:
+        container.rmdir()
+
+
+def _empty(container: Path) -> None:
+    """Remove a temporary folder, its mark last: killed before, it is still known."""
+    for path in container.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != MARK:
+            path.unlink()
+    (container / MARK).unlink(missing_ok=True)
+    container.rmdir()
+
+
+def place_files(new: Path, folder: Path, *, overwrite: bool = False, **described: Any) -> list[Path]:
+    """Move the files of a folder from `making`'s kind into one that may be there, and return their names.
+
+    The folder's stamp says which files they are, and of which bytes; only those are replaced, and only with overwrite.
+    Raises BadInputError, NotWritableError.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.relative_to(new) for path in new.rglob("*") if path.is_file())
+        stamp = folder / STAMP
+        refuse_foreign(stamp)
+        known = (read_stamp(stamp) or {}).get("files", {})
+        there = [name for name in names if os.path.lexists(folder / name)]
+        for above in {folder / above for name in names for above in name.parents if above.name}:
+            _refuse_links(above)
+        for name in there:
+            path, data = folder / name, (new / name).read_bytes()
+            found = _sha256(path)
+            if found is None or (found != known.get(name.as_posix()) and not _holds(path, data)):
+                raise BadInputError(f"{path}: {FOREIGN}")
+        if there and not overwrite:
+            raise BadInputError(
+                f"{folder / there[0]}: exists already; --overwrite replaces it, or choose another --out"
+            )
+        for name in there:
+            (folder / name).unlink()
+        kept = {name: value for name, value in known.items() if (folder / name).is_file()}
+        files = {**kept, **{name.as_posix(): _sha256(new / name) for name in names}}
+        text = json.dumps({VERSION: __version__, **described, "files": files}, indent=1, ensure_ascii=False)
+        write_text(stamp, text + "\n")
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(new / name, folder / name)
+    return names
+
+
+def _sha256(path: Path) -> str | None:
+    return None if path.is_symlink() or not path.is_file() else hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# ---- one writer at a time -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(output: Path, lock: Path | None = None) -> Iterator[None]:
+    """Inside, no other process is in a block for the same output. A killed process leaves nothing locked.
+
+    lock: the file that is locked, when it is not to be the output's usual one.
+
+    Raises NotWritableError when another process is, or when the folder cannot be written to; BadInputError where
+    something else has the lock's name.
+    """
+    lock = (lock or output.with_name(f".{output.name}.lock")).absolute()  # whatever folder is current at the end
+    with explained(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = _open_lock(lock)
+            if not _lock(file):
+                os.close(file)
+                raise NotWritableError(f"{output}: in use by another process; wait for it or stop it")
+            if _is_still(lock, file):
+                break
+            os.close(file)  # its owner removed it meanwhile
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _open_lock(lock: Path) -> int:
+    if lock.is_symlink() or lock.is_dir():
+        _refuse_part(lock)
+    file = no_links(os.fspath(lock), os.O_CREAT | os.O_RDWR)
+    found = os.fstat(file)
+    if not stat.S_ISREG(found.st_mode) or found.st_size:
+        os.close(file)
+        _refuse_part(lock)
+    return file
+
+
+def _lock(number: int) -> bool:
+    """Whether the open file is locked now; True where there are no locks (Windows, some file systems)."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        return True
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_still(path: Path, file: int) -> bool:
+    """Whether the open file is the one of that name."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(file))
+    except FileNotFoundError:
+        return False
+
+
+# ---- stamps: what made an output, and whether it is up to date ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An output with a stamp. inputs: digest of everything that was read."""
+
+    output: Path
+    stamp: Path
+    config: Config
+    inputs: str
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether the output is there, and made by this configuration of these inputs."""
+        return self.output.exists() and is_stamped(self.stamp, self.config, self.inputs)
+
+    def write_stamp(self, **more: Any) -> None:
+        """Say what made the output; see `making`."""
+        write_stamp(self.stamp, self.config, self.inputs, **more)
+
+    def replace(self, part: Path, leftovers: Iterable[Path] = (), **more: Any) -> None:
+        """Give a finished file its name, and its stamp. leftovers: files of a program that go with the old output."""
+        remove(self.output)
+        for path in leftovers:
+            discard(path)
+        self.write_stamp(**more)
+        os.replace(part, self.output)
+
+
+def artifact(output: Path, config: Config, inputs: str, stamp: Path | None = None) -> Artifact:
+    """An output that a configuration makes of inputs. stamp: by default next to it, `database.json` of `database.db`.
+
+    Raises BadInputError when something that featkit did not make lies at its place, or at the stamp's.
+    """
+    stamp = stamp or (output.with_suffix(".json") if output.suffix else output.with_name(f"{output.name}.json"))
+    if stamp == output:
+        raise BadInputError(f"{output}: its description would be written to the same file; choose another --out")
+    refuse_foreign(output, stamp)
+    return Artifact(output, stamp, config, inputs)
+
+
+def write_stamp(path: Path, config: Config, inputs: str, **more: Any) -> None:
+    """Write the stamp `path`. inputs: digest of everything that was read."""
+    described = {
+        VERSION: __version__,
+        "fingerprint": config.fingerprint(),
+        "inputs": inputs,
+        "config": config.result_fields(),
+        **more,
+    }
+    write_text(path, json.dumps(described, indent=1) + "\n")

@@ -1,0 +1,259 @@
+"""How files are written: whole or not at all, with a stamp of what made them, one writer at a time, if room."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError, FeatkitError, NotWritableError
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Text files, read line by line with clear errors.
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number, stripped line) of all lines that are neither empty nor a comment. Raises BadInputError."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise BadInputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise BadInputError(f"{path}: is a folder, not a text file") from None
+    except UnicodeDecodeError:
+        raise BadInputError(f"{path}: not a UTF-8 text file") from None
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
+    for number, line in enumerate(text.splitlines(), start=1):
+        stripped = line.strip()
+        if stripped and not stripped.startswith("#"):
+            yield number, stripped
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Whose a file or folder is, and what made it: stamps, and what featkit's own say of themselves.
+#
+# A stamp is a small json that says what made an output: next to it (`database.json`, `sparse.json`, `pairs.json`), or
+# in the folder. `artifact` writes them.
+
+
+VERSION = "featkit_version"  # the key, and the attribute of a store, by which featkit's own is known
+STAMP = ".featkit.json"  # of a folder whose files are for other programs: what featkit wrote there
+STAMPS = (
+    STAMP,
+    "dataset.json",
+    "made.json",
+    "alignment.json",
+    "dense.json",
+    "plan.json",
+)  # in folders of featkit's own
+HEAD = 1 << 16  # bytes of a file that say what it is
+LARGEST = 1 << 28  # bytes; a larger json is nobody's stamp
+HDF5, SQLITE, ZIP = b"\x89HDF\r\n\x1a\n", b"SQLite format 3\0", b"PK\x03\x04"
+HTML, PLY = b'<meta name="generator" content="featkit"', b"\ncomment featkit "
+SAFETENSORS = re.compile(rb'"format":\s?"featkit ')
+FOREIGN = "was not made by featkit, so it is not replaced; choose another --out, or remove it yourself"
+NOT_WAITING = getattr(os, "O_NONBLOCK", 0)  # a named pipe may be there
+
+
+def digest(*parts: str) -> str:
+    """16 hex digits of a hash over texts, in order."""
+    joined = "\n".join(f"{len(part)}:{part}" for part in parts)
+    return hashlib.sha256(joined.encode()).hexdigest()[:16]
+
+
+def read_stamp(path: Path) -> dict[str, Any] | None:
+    """The stamp, or None when there is none that can be read."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
+            return None
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return described if isinstance(described, dict) else None
+
+
+def is_stamped(path: Path, config: Config, inputs: str) -> bool:
+    """Whether `path` says that the same configuration and inputs made the output."""
+    stamp = read_stamp(path)
+    return stamp is not None and (stamp.get("fingerprint"), stamp.get("inputs")) == (config.fingerprint(), inputs)
+
+
+def refuse_foreign(*paths: Path) -> None:
+    """Raise BadInputError for the first path at which something lies that featkit did not make.
+
+    Called with all outputs of a command before its work begins.
+    """
+    for path in paths:
+        if is_foreign(path):
+            link = "a symbolic link that " if path.is_symlink() else ""
+            raise BadInputError(f"{path}: {link}{FOREIGN}")
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether something lies there that featkit did not make. Raises NotWritableError where it cannot be told.
+
+    featkit's own are: stores with the root attribute `featkit_version`, databases and maps with their stamp, lists with
+    the json next to them, json files with the key `featkit_version`, reports, weights, packs, checkpoints and point
+    clouds by what their first bytes say, and folders that are empty or hold a stamp. A link to a store is a store:
+    items are added through it, but it is not replaced.
+    """
+    try:
+        found = os.lstat(path)
+        if stat.S_ISLNK(found.st_mode):
+            return not (path.is_file() and _is_own_store(_head(path)))
+        if stat.S_ISDIR(found.st_mode):
+            return not _is_own_folder(path)
+        return not (stat.S_ISREG(found.st_mode) and _is_own_file(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise NotWritableError(f"{path}: cannot be replaced ({error.strerror}); choose another --out") from None
+
+
+def is_own_json(path: Path) -> bool:
+    """Whether a file is json that featkit wrote."""
+    found = read_stamp(path)
+    if found is None:
+        return False
+    nested = (found.get("map"), found.get("versions"))  # demo.json and the summary of a training, of earlier versions
+    return VERSION in found or any(isinstance(one, dict) and {VERSION, "featkit"} & one.keys() for one in nested)
+
+
+def _is_own_folder(path: Path) -> bool:
+    if not any(path.iterdir()) or any(is_own_json(path / name) for name in STAMPS):
+        return True
+    parent, kinds = path.parent, []
+    for made in (path, parent):  # sparse/ and sparse/0
+        kinds.append((read_stamp(made.with_name(f"{made.name}.json")) or {}).get("kind") if made.name else None)
+    return "map" in kinds
+
+
+def _is_own_file(path: Path) -> bool:
+    head = _head(path)
+    if head.startswith(HDF5):
+        return _is_own_store(head)
+    if head.startswith(SQLITE):
+        return (read_stamp(path.with_suffix(".json")) or {}).get("kind") == "database"
+    if head.startswith(ZIP):
+        return _is_own_zip(path)
+    if head.startswith(b"ply\n"):
+        return PLY in head
+    if head[8:9] == b"{" and SAFETENSORS.search(head):
+        return True
+    if head.lstrip()[:1] == b"{":
+        return is_own_json(path)
+    return HTML in head if head[:9].lower() == b"<!doctype" else _is_own_list(path)
+
+
+def _is_own_store(head: bytes) -> bool:
+    """Also of one that was cut off: its root's attributes come first."""
+    return head.startswith(HDF5) and VERSION.encode() in head
+
+
+def _is_own_list(path: Path) -> bool:
+    """Lists are for other programs, so the json next to them says whose they are, and of which bytes."""
+    described = read_stamp(path.with_suffix(".json"))
+    if described is None or VERSION not in described:
+        return False
+    if described.get("kind") not in ("pairs", "poses") and not {"results", "localized"} <= described.keys():
+        return False
+    return "sha256" not in described or described["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _is_own_zip(path: Path) -> bool:
+    """A pack, or a training's checkpoint."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.filename == "pack.json" or entry.filename.endswith("/data.pkl"):
+                    with archive.open(entry) as member:
+                        return VERSION.encode() in member.read(LARGEST)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error):
+        pass
+    return False
+
+
+def _head(path: Path) -> bytes:
+    number = os.open(path, os.O_RDONLY | NOT_WAITING)
+    with open(number, "rb") as file:
+        return file.read(HEAD)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Room on the disk, asked for before a store is touched: HDF5 cannot take back half a write.
+
+
+FULL = {
+    errno.ENOSPC: "no space left",
+    errno.EDQUOT: "no space left in your quota",
+    errno.EFBIG: "the file would be larger than allowed (ulimit -f)",
+}
+ALMOST_NOTHING = 1 << 16  # bytes
+SQLITE_FULL = "database or disk is full"
+ERRNO = re.compile(r"errno = (\d+)")  # HDF5 tells the system's error in words
+
+
+def require_space(path: Path, size: int) -> None:
+    """See that a file may grow by so many bytes. Raises NotWritableError, before anything is written."""
+    with contextlib.suppress(OSError, AttributeError):  # a system that does not say: the write itself will
+        disk = os.statvfs(path.parent)
+        read_only = disk.f_flag & os.ST_RDONLY  # which the write itself will say
+        if disk.f_blocks and not read_only and disk.f_bavail * disk.f_frsize < size:
+            raise NotWritableError(f"{path}: {FULL[errno.ENOSPC]}; free some and run the same command again")
+    limit = _file_limit()
+    if limit is not None and (path.stat().st_size if path.exists() else 0) + size > limit:
+        raise NotWritableError(f"{path}: {FULL[errno.EFBIG]}; raise it and run the same command again")
+
+
+def _file_limit() -> int | None:
+    try:
+        import resource
+    except ModuleNotFoundError:  # not on Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def probe(path: Path) -> None:
+    """Write and lock a small file, as every store does. Raises what HDF5 raises where that cannot be done."""
+    with h5py.File(path, "w") as file:
+        file["probe"] = [1]
+
+
+def refused_by_disk(error: BaseException) -> str | None:
+    """Why the disk took no more, in words; None for another kind of error."""
+    if SQLITE_FULL in str(error):
+        return FULL[errno.ENOSPC]
+    said = ERRNO.search(str(error))
+    number = getattr(error, "errno", None) or (int(said[1]) if said else None)
+    return FULL.get(number) if number is not None else None
+
+
+@contextmanager
+def explained_by_disk(output: Path) -> Iterator[None]:
+    """What goes wrong inside because the disk took no more is a NotWritableError, whoever says so and how."""
+    try:
+        yield
+    except FeatkitError:
+        raise
+    except Exception as error:
+        reason = refused_by_disk(error)
+        if reason is None:
+            require_space(output, ALMOST_NOTHING)  # COLMAP does not always say why it failed
+            raise
+        raise NotWritableError(f"{output}: {reason}; free some and run the same command again") from None

@@ -1,0 +1,255 @@
+"""features.h5 in hloc's layout: one group per image (slashes nest) with keypoints, descriptors, scores, image_size.
+
+Descriptors lie D x N, keypoints are float32 pixel centres counted from (0, 0), orientations degrees (in memory
+radians). Files written by hloc (no `complete`, float16 keypoints) are read as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+from jaxtyping import Float32
+
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError
+from featkit.core.types import Features
+from featkit.io import h5, shards
+from featkit.io.h5 import attribute
+from featkit.io.journal import DAMAGE, explains_damage
+
+
+class FeatureStore:
+    """One open features.h5. Get one from `open_features` or `append_features`."""
+
+    holds = "features"
+
+    def __init__(self, path: Path, file: h5py.File):
+        self.path = path
+        self._file = file
+
+    @explains_damage
+    def names(self) -> list[str]:
+        """Image names whose features are whole, sorted."""
+        made_here = "format" in self._file.attrs
+        own = [name for name, _ in h5.groups(self._file, "keypoints", whole=made_here)]
+        return sorted(own + shards.linked_items(self._file))
+
+    def has(self, name: str) -> bool:
+        """Whether the features of an image are there and whole."""
+        return h5.is_complete(self._file, name)
+
+    @explains_damage
+    def digest(self, name: str) -> str:
+        """16 hex digits of keypoints and descriptors: what is made from the features is as old as these."""
+        group = self._group(name)
+        if "digest" in group.attrs:
+            return str(attribute(group, "digest"))
+        return features_digest(self.read(name))
+
+    @explains_damage
+    def source(self, name: str) -> str:
+        """What identifies the image file the features were taken from; "" when not known."""
+        return str(attribute(self._file[name], "source", ""))
+
+    @explains_damage
+    def read(self, name: str) -> Features:
+        """Features of one image. Raises BadInputError when they are missing or damaged."""
+        group = self._group(name)
+        keypoints = np.asarray(group["keypoints"][()], dtype=np.float32).reshape(-1, 2)
+        descriptors = self._descriptors(group)
+        scores, oris = self._optional(group, "scores"), self._optional(group, "oris")
+        features = Features(
+            keypoints=keypoints,
+            descriptors=descriptors,
+            scores=np.ones(len(keypoints), np.float32) if scores is None else scores.reshape(-1),
+            image_size=self._image_size(group),
+            scales=self._optional(group, "scales"),
+            oris=None if oris is None else np.radians(oris),
+            uncertainty_px=float(group["keypoints"].attrs.get("uncertainty", 1.0)),
+            turns=int(group["descriptors"].attrs.get("turns", 1)),
+        )
+        parts = (features.scores, features.scales, features.oris)
+        if any(part is not None and len(part) != len(keypoints) for part in parts):
+            raise BadInputError(f"{self.path}: {name!r} has scores, scales or angles for another number of keypoints")
+        if len(features.descriptors) != len(keypoints):
+            raise BadInputError(
+                f"{self.path}: {name!r} has {len(keypoints)} keypoints but {len(features.descriptors)} descriptors"
+            )
+        return features
+
+    @explains_damage
+    def keypoints(self, name: str) -> np.ndarray:
+        """Only the keypoints of one image, (n, 2) float32."""
+        return np.asarray(self._group(name)["keypoints"][()], dtype=np.float32).reshape(-1, 2)
+
+    @explains_damage
+    def descriptors(self, name: str) -> np.ndarray:
+        """Only the descriptors of one image, (n, d): as stored, or float32 for bytes of another program."""
+        return self._descriptors(self._group(name))
+
+    @explains_damage
+    def count(self, name: str) -> int:
+        """Number of keypoints of one image, without reading them."""
+        return int(self._group(name)["keypoints"].shape[0])
+
+    @explains_damage
+    def image_size(self, name: str) -> tuple[int, int]:
+        """Width and height of one image, in pixels."""
+        return self._image_size(self._group(name))
+
+    @explains_damage
+    def uncertainty_px(self, name: str) -> float:
+        """Standard deviation of the keypoints of one image, in pixels."""
+        return float(self._group(name)["keypoints"].attrs.get("uncertainty", 1.0))
+
+    @explains_damage
+    def attributes(self) -> dict:
+        """What the file says of itself: kind, format, fingerprint, config, versions."""
+        return h5.root_attributes(self._file)
+
+    def write(self, name: str, features: Features, source: str = "") -> None:
+        """Write the features of one image as a transaction."""
+        datasets = {
+            "keypoints": features.keypoints.astype(np.float32, copy=False),
+            "descriptors": np.ascontiguousarray(features.descriptors.T),
+            "scores": features.scores.astype(np.float32, copy=False),
+            "image_size": np.asarray(features.image_size, dtype=np.int64),
+        }
+        if features.scales is not None:
+            datasets["scales"] = features.scales.astype(np.float32, copy=False)
+        if features.oris is not None:
+            datasets["oris"] = np.degrees(features.oris).astype(np.float32, copy=False)
+        h5.write_item(
+            self._file,
+            name,
+            datasets,
+            attributes={"source": source, "digest": features_digest(features)},
+            dataset_attributes={
+                ("keypoints", "uncertainty"): features.uncertainty_px,
+                ("descriptors", "turns"): features.turns,
+            },
+        )
+
+    def _group(self, name: str) -> h5py.Group:
+        shards.refuse_missing(self._file, name)
+        if name not in self._file or not isinstance(group := self._file[name], h5py.Group):
+            raise BadInputError(f"{self.path}: no features of image {name!r}; extract it first")
+        if "format" in self._file.attrs and not h5.is_whole(group):
+            raise BadInputError(f"{self.path}: the features of {name!r} are cut short; run the extraction again")
+        return group
+
+    def _descriptors(self, group: h5py.Group) -> np.ndarray:
+        stored = np.ascontiguousarray(group["descriptors"][()].T)
+        if stored.dtype == np.uint8 and "format" not in self._file.attrs:
+            return stored.astype(np.float32)  # values such as SIFT's; only featkit's own bytes are packed bits
+        return stored
+
+    def _image_size(self, group: h5py.Group) -> tuple[int, int]:
+        if "image_size" not in group:
+            return (0, 0)
+        width, height = (int(v) for v in group["image_size"][()])
+        return width, height
+
+    def _optional(self, group: h5py.Group, name: str) -> np.ndarray | None:
+        return np.asarray(group[name][()], dtype=np.float32) if name in group else None
+
+
+def features_digest(features: Features) -> str:
+    """16 hex digits of the keypoints (float32) and descriptors (as they are)."""
+    keypoints = np.ascontiguousarray(features.keypoints, dtype=np.float32)
+    hashed = hashlib.sha256(keypoints.tobytes())
+    hashed.update(np.ascontiguousarray(features.descriptors).tobytes())
+    return hashed.hexdigest()[:16]
+
+
+@contextmanager
+def open_features(path: Path) -> Iterator[FeatureStore]:
+    """Open features.h5 to read. Raises BadInputError."""
+    with h5.reading(path) as file:
+        if (kind := h5.kind_of(file, "features")) != "features":
+            raise BadInputError(f"{path}: holds {kind}, not features")
+        yield FeatureStore(path, file)
+
+
+@contextmanager
+def append_features(
+    path: Path, config: Config, weights_sha256: str = "", overwrite: bool = False
+) -> Iterator[FeatureStore]:
+    """Open features.h5 to add images. Raises BadInputError when another configuration made it."""
+    with h5.appending(path, "features", config, {"weights_sha256": weights_sha256}, overwrite) as file:
+        yield FeatureStore(path, file)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Global descriptors in hloc's layout: a group per image (slashes nest) with the dataset `global_descriptor` (d,).
+
+
+DATASET = "global_descriptor"
+NAMED = 3  # missing images that an error names
+CHUNK = 1 << 22
+
+
+def read_global_descriptors(files: Sequence[Path], names: Sequence[str]) -> Float32[np.ndarray, "n d"]:
+    """Descriptors of `names`, each from the first of the files that has it, as they are stored.
+
+    Raises BadInputError for a file that cannot be read, images that no file has (it names them), and descriptors that
+    are not finite or not of one length.
+    """
+    rows: list[np.ndarray] = []
+    missing: list[str] = []
+    with ExitStack() as stack:
+        opened = [stack.enter_context(h5.reading(path)) for path in files]
+        for name in names:
+            group = next((file[name] for file in opened if _has(file, name)), None)
+            if group is None:
+                missing.append(name)
+            else:
+                rows.append(_row(group, name))
+            if rows and len(rows[-1]) != len(rows[0]):
+                raise BadInputError(
+                    f"{group.file.filename if group is not None else files[0]}: {name!r} has a {DATASET} of"
+                    f" {len(rows[-1])} numbers, {names[0]!r} one of {len(rows[0])}; describe all images alike"
+                )
+    if missing:
+        where = " and ".join(map(str, files))
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        raise BadInputError(
+            f"{where}: no {DATASET} of {', '.join(map(repr, missing[:NAMED]))}{more} ({len(missing)} of {len(names)}"
+            " images); describe these too, by the same names"
+        )
+    return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
+
+
+def _has(file: h5py.File, name: str) -> bool:
+    try:
+        return name in file and isinstance(file[name], h5py.Group) and DATASET in file[name]
+    except DAMAGE:
+        return False
+
+
+def _row(group: h5py.Group, name: str) -> Float32[np.ndarray, " d"]:
+    try:
+        row = np.asarray(group[DATASET][()], dtype=np.float32).reshape(-1)
+    except DAMAGE as error:
+        raise BadInputError(f"{group.file.filename}: the {DATASET} of {name!r} is damaged ({error})") from None
+    if len(row) == 0 or not np.isfinite(row).all():
+        raise BadInputError(f"{group.file.filename}: the {DATASET} of {name!r} is not a row of finite numbers")
+    return row
+
+
+def files_digest(files: Sequence[Path]) -> str:
+    """16 hex digits of the files' contents. Raises BadInputError."""
+    hashed = hashlib.sha256()
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(CHUNK):
+                    hashed.update(chunk)
+        except OSError as error:
+            raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
+    return hashed.hexdigest()[:16]

@@ -1,0 +1,197 @@
+"""Arrays in files of other programs: `.npz` whose objects are pickled, and HDF5. No code of theirs is run.
+
+numpy writes an array of objects (paths with None between them, tuples, matrices of some images only) as a pickle, and a
+pickle may call any function that Python can import. Here a pickle may name four things (how numpy rebuilds an array, a
+scalar, a dtype, and how old pickles write bytes), each replaced by a stand-in that does this and nothing else. A pickle
+that names anything else is refused before anything is called. Arrays hold plain numbers, texts, bytes, or objects;
+never structures, whose description could misplace pointers.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+
+from featkit.core.errors import BadInputError
+
+MAX_BYTES = 1 << 31  # of one array: more is an attempt to fill the memory
+PLAIN_TYPE = re.compile(r"[?]|b1|[iu][1248]|f[248]|[US]\d{1,5}")
+REBUILT = {f"numpy.{core}.multiarray" for core in ("core", "_core")}  # numpy 1 and 2
+DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError, KeyError),
+    *(IndexError, AttributeError, OverflowError, NotImplementedError, MemoryError, RecursionError, RuntimeError),
+)
+
+
+class Refused(Exception):
+    """A pickle that asks for more than arrays."""
+
+
+def read_npz(file: BinaryIO | Path, where: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of an .npz among `names` that it holds; others are not read. where: its name, for messages.
+
+    An array of objects holds numbers, texts, bytes, None, lists, tuples, dicts and arrays. Raises BadInputError for a
+    file that is damaged, not an .npz, or has a pickle that asks for more.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            there = set(archive.namelist())
+            return {name: _array(archive, f"{name}.npy") for name in names if f"{name}.npy" in there}
+    except Refused as error:
+        raise BadInputError(
+            f"{where}: refused, nothing of it was run: its pickle {error}, which no array needs; get the file from its"
+            " source again"
+        ) from None
+    except DAMAGED as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise BadInputError(f"{where}: not an .npz that can be read ({reason}); copy it again") from None
+
+
+def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+    if archive.getinfo(member).file_size > MAX_BYTES:
+        raise ValueError(f"{member} is of more than {MAX_BYTES >> 20} MiB")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = readers[version](file)
+        data = file.read()
+    if dtype.hasobject:
+        if dtype != np.dtype(object):
+            raise ValueError(f"{member} is an array of structures")
+        found = unpickled(data)
+        if not isinstance(found, np.ndarray) or found.dtype != np.dtype(object):
+            raise ValueError(f"{member} is not an array of objects")
+        return np.asarray(found).reshape(shape)
+    count = math.prod(shape)
+    if min(shape, default=0) < 0 or len(data) != count * dtype.itemsize:
+        raise ValueError(f"{member} is not of the size that it says")
+    values = np.frombuffer(data, dtype, count) if count else np.zeros(0, dtype)
+    return values.reshape(shape, order="F" if fortran else "C")
+
+
+def unpickled(data: bytes) -> Any:
+    """What a pickle of numpy arrays holds. Raises Refused for one that names anything else."""
+    return _ArrayUnpickler(BytesIO(data)).load()
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> _StandIn:
+        make = _MAKERS.get(("numpy.core.multiarray" if module in REBUILT else module, name))
+        if make is None:
+            raise Refused(f"asks for {module}.{name}"[:120])
+        return _StandIn(name, make)
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise Refused("asks for objects outside of the file")
+
+
+class _StandIn:
+    """What a pickle gets for a name: it can be called, and a pickle cannot change it."""
+
+    __slots__ = ("_make", "_name")
+
+    def __init__(self, name: str, make: Callable[..., Any]):
+        self._name, self._make = name, make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise Refused(f"changes {self._name}")
+
+
+class _Type:
+    """A dtype: `dtype(code, align, copy)`, then its state with the order of bytes."""
+
+    __slots__ = ("_code", "_order")
+
+    def __init__(self, code: Any, align: Any = False, copy: Any = True):
+        self._code, self._order = str(code), "|"
+
+    def __setstate__(self, state: Any) -> None:
+        if not (isinstance(state, tuple) and len(state) >= 5 and state[2:5] == (None, None, None)):
+            raise Refused("describes a structure")
+        if state[1] not in ("<", ">", "|", "="):
+            raise Refused("names an unknown order of bytes")
+        self._order = state[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        if self._code in ("O", "O8"):
+            return np.dtype(object)
+        if not PLAIN_TYPE.fullmatch(self._code):
+            raise Refused(f"has the type {self._code[:40]!r}")
+        return np.dtype(self._order + self._code)
+
+
+class _Array(np.ndarray):
+    """An array whose state is checked before numpy takes it."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, fortran, content = state
+        if not (isinstance(kind, _Type) and all(isinstance(side, int) and side >= 0 for side in shape)):
+            raise Refused("has a malformed array")
+        dtype, count = kind.dtype, math.prod(shape)
+        size = len(content) if isinstance(content, list if dtype.hasobject else bytes) else -1
+        if size != count * (1 if dtype.hasobject else dtype.itemsize):
+            raise Refused("has an array whose content is not of its size")
+        super().__setstate__((1, tuple(shape), dtype, bool(fortran), content))  # type: ignore[arg-type]
+
+
+def _empty(kind: Any, shape: Any, code: Any) -> np.ndarray:
+    return _Array((0,), np.int8)
+
+
+def _scalar(kind: Any, content: Any) -> Any:
+    if not (isinstance(kind, _Type) and isinstance(content, bytes)) or kind.dtype.hasobject:
+        raise Refused("has a malformed scalar")
+    return np.frombuffer(content, kind.dtype, 1)[0]
+
+
+def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise Refused(f"encodes as {encoding!r}"[:120])
+    return text.encode("latin1")
+
+
+def _never(*arguments: Any) -> Any:
+    raise Refused("calls numpy.ndarray itself")
+
+
+_MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy.core.multiarray", "_reconstruct"): _empty,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy", "ndarray"): _never,  # only handed to _reconstruct
+    ("numpy", "dtype"): _Type,
+    ("_codecs", "encode"): _latin1,
+}
+
+
+def read_h5(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The datasets `names` of an HDF5 file, float64. Raises BadInputError when one is missing or not of numbers."""
+    try:
+        with h5py.File(path, "r") as file:
+            return {name: np.asarray(file[name][()], dtype=np.float64) for name in names}
+    except FileNotFoundError:
+        raise BadInputError(f"{path}: no such file") from None
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError):
+        raise BadInputError(f"{path}: not an HDF5 file with the datasets {', '.join(names)}; copy it again") from None
+
+
+def h5_shape(path: Path, name: str) -> tuple[int, ...] | None:
+    """The shape of a dataset of an HDF5 file; None where the file or the dataset is missing or damaged."""
+    try:
+        with h5py.File(path, "r") as file:
+            return tuple(file[name].shape)
+    except (OSError, KeyError, AttributeError, RuntimeError, ValueError):
+        return None

@@ -1,0 +1,368 @@
+"""The transaction under every HDF5 store: an item counts only when its attribute `complete` is there.
+
+Default libver, an item's data, `complete = 1`, one flush; what a flush changes counts all at once (see `journal`). A
+process killed at any moment leaves a file with all items that were flushed; the current one is written again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from featkit import __version__
+from featkit.core.config import Config, differences
+from featkit.core.errors import BadInputError, NotWritableError
+from featkit.core.runtime import finish_first
+from featkit.io import journal
+from featkit.io.artifact import discard, locked, new_part, part_of, remove
+from featkit.io.artifact import explained as writes_explained
+from featkit.io.atomic import is_foreign, refuse_foreign, refused_by_disk, require_space
+from featkit.io.journal import DAMAGE, JournalledStore, counted, explained, in_place, is_in_use, journalled, said
+
+LOGGER = logging.getLogger(__name__)
+FORMAT_VERSION = 1
+COMPLETE = "complete"
+LINKED = "shards"  # root attribute of an index (io/shards.py): how many files its items lie in
+SLACK_BYTES = 1 << 16  # headers, names and the tree of groups that an item or a new store takes beside its numbers
+TRIES, WAIT_S = 20, 0.05  # to open a store that others are mending
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[h5py.File]:
+    """Open a store to read; what a killed writer began is undone first.
+
+    Raises BadInputError when it is missing, cut off or not HDF5, NotWritableError when it is in use or cannot be
+    mended.
+    """
+    with explained(path):
+        file = _opened(path)
+    with file:
+        yield file
+
+
+def _opened(path: Path) -> h5py.File:
+    """A store to read, mended first; others may be mending it just now, so once is not enough."""
+    for again in reversed(range(TRIES)):
+        try:
+            _recover(path)
+            return h5py.File(path, "r")
+        except OSError as error:
+            if not again or not is_in_use(error):
+                raise
+            time.sleep(WAIT_S)
+    raise AssertionError
+
+
+def _recover(path: Path) -> None:
+    try:
+        journal.put_back(path)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise NotWritableError(
+            f"{path}: half written, by a run that was killed or that still writes, and here it cannot be mended"
+            f" ({error.strerror}); make it writable, or copy it together with {journal.journal_of(path).name}"
+        ) from None
+
+
+def kind_of(file: h5py.File, default: str) -> str:
+    """What a store says that it holds; `default` when it does not say. Raises BadInputError."""
+    with explained(Path(file.filename)):
+        return str(attribute(file, "kind", default))
+
+
+@contextmanager
+def appending(path: Path, kind: str, config: Config, extra: dict[str, str], overwrite: bool) -> Iterator[h5py.File]:
+    """Open a store to add items made by `config`; create it when there is none.
+
+    kind: "features" or "matches". extra: further root attributes that must agree with those in the file.
+    Raises BadInputError when the file was made by another configuration or program, NotWritableError when it cannot be
+    written.
+    """
+    _refuse_foreign(path)
+    with locked(path, lock=path.with_name(f".{path.name}.writer")):
+        if overwrite and path.exists():
+            _check_replaceable(path, kind)
+            with writes_explained(path):
+                journal.forget(path)
+            remove(path)
+        with explained(path):
+            if not path.exists():
+                _create(path, kind, config, extra)
+            with _opened(path) as file:
+                _check_same_origin(path, file, kind, config, extra)
+                is_index = LINKED in file.attrs
+            if _is_torn(path):
+                _rescue(path)
+            discard(part_of(path), path)  # of a run that was killed when the store had got its name
+        with in_place(path) if is_index else journalled(path) as file:
+            yield file
+
+
+def _refuse_foreign(path: Path) -> None:
+    if is_foreign(path) and path.is_file() and h5py.is_hdf5(path):
+        raise BadInputError(f"{path}: written by another program, so nothing is added to it; choose another --out")
+    refuse_foreign(path)
+
+
+def _check_replaceable(path: Path, kind: str) -> None:
+    """Only stores of the same kind are replaced, whole or broken."""
+    if not h5py.is_hdf5(path):
+        raise BadInputError(f"{path}: not an HDF5 file, so it is not replaced; choose another --out")
+    with contextlib.suppress(*DAMAGE), h5py.File(path, "r") as file:
+        found = attribute(file, "kind", kind)
+        if found != kind:
+            raise BadInputError(f"{path}: holds {found}, not {kind}, so it is not replaced; choose another --out")
+
+
+def _create(path: Path, kind: str, config: Config, extra: dict[str, str]) -> None:
+    """A store without items. It gets its name when it is whole: killed before, it would not open again."""
+    require_space(path, SLACK_BYTES)
+    journal.forget(path)  # of a file that somebody removed
+    part = new_part(path)
+    with h5py.File(part, "w") as file:
+        _write_root(file, kind, config, extra)
+    try:
+        os.link(part, path)  # never over a store that another process began meanwhile
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        os.replace(part, path)
+    part.unlink(missing_ok=True)
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether its tree leads nowhere: the machine went down meanwhile, or it was copied without its journal."""
+    with h5py.File(path, "r") as file:
+        try:
+            file.visit(lambda name: None)
+        except DAMAGE:
+            return True
+    return False
+
+
+def _rescue(path: Path) -> None:
+    """Keep the whole items of a torn store that can still be reached; the others are made again."""
+    part = new_part(path)
+    with h5py.File(path, "r") as old, h5py.File(part, "w") as new:
+        copy_attributes(old, new)
+        count = _copy_whole(old, new)
+    os.replace(part, path)
+    LOGGER.warning("%s: cut off while it was written; %d whole items kept, the others are made again", path, count)
+
+
+def _copy_whole(old: h5py.Group, new: h5py.File) -> int:
+    count = 0
+    with contextlib.suppress(*DAMAGE):
+        for key in old:
+            with contextlib.suppress(*DAMAGE):
+                item = old[key]
+                if is_complete(old, key):
+                    old.file.copy(item, new, item.name)
+                    count += 1
+                elif isinstance(item, h5py.Group):
+                    count += _copy_whole(item, new)
+    return count
+
+
+def _write_root(file: h5py.File, kind: str, config: Config, extra: dict[str, str]) -> None:
+    root = {
+        "kind": kind,
+        "featkit_version": __version__,
+        "fingerprint": config.fingerprint(),
+        "config": config.canonical_json(),
+        **extra,
+        "format": FORMAT_VERSION,
+    }
+    for name, value in root.items():
+        set_attribute(file, name, value)
+    file.flush()
+
+
+def _check_same_origin(path: Path, file: h5py.File, kind: str, config: Config, extra: dict[str, str]) -> None:
+    if "format" not in file.attrs:
+        raise BadInputError(f"{path}: written by another program, so nothing is added to it; choose another --out")
+    number, found = file.attrs["format"], attribute(file, "kind")
+    if number != FORMAT_VERSION or found != kind:
+        raise BadInputError(f"{path}: holds {found} of format {number}, not {kind}; --overwrite")
+    if attribute(file, "fingerprint") != config.fingerprint():
+        changed = differences(str(attribute(file, "config", "{}")), config)
+        raise BadInputError(f"{path}: made with another configuration ({changed}); --overwrite, or another --out")
+    for name, value in extra.items():
+        if (other := attribute(file, name)) != value:
+            raise BadInputError(
+                f"{path}: made with another {name.replace('_', ' ')} ({other} -> {value});"
+                " --overwrite, or another --out"
+            )
+
+
+def write_item(
+    file: h5py.File,
+    key: str,
+    datasets: dict[str, Any],
+    attributes: dict[str, Any],
+    dataset_attributes: dict[tuple[str, str], Any] | None = None,
+) -> None:
+    """Write one group as a transaction; a half-written group of the same name is replaced.
+
+    dataset_attributes: (dataset, attribute) -> value, as `("keypoints", "uncertainty")`.
+    """
+    path = Path(file.filename)
+    require_space(path, sum(np.asarray(array).nbytes for array in datasets.values()) + SLACK_BYTES)
+    try:
+        with finish_first(), counted(file):
+            _write(file, key, datasets, attributes, dataset_attributes or {})
+    except DAMAGE as error:
+        if refused_by_disk(error) is not None:  # `appending` tells
+            raise
+        raise BadInputError(
+            f"{path}: {key!r} cannot be written ({said(error)}); use --overwrite to discard it"
+        ) from error
+
+
+def _write(
+    file: h5py.File,
+    key: str,
+    datasets: dict[str, Any],
+    attributes: dict[str, Any],
+    dataset_attributes: dict[tuple[str, str], Any],
+) -> None:
+    if key in file:
+        del file[key]
+    group = file.create_group(key)
+    for name, array in datasets.items():
+        group.create_dataset(name, data=array)
+    for (dataset, name), value in dataset_attributes.items():
+        set_attribute(group[dataset], name, value)
+    for name, value in attributes.items():
+        set_attribute(group, name, value)
+    if not isinstance(file, JournalledStore):
+        file.flush()  # what a flush changes does not count all at once there: the mark comes after it
+    group.attrs[COMPLETE] = 1
+    file.flush()
+
+
+def is_complete(file: h5py.File, key: str) -> bool:
+    """Whether an item was written to its end."""
+    try:
+        return is_whole(file.get(key))
+    except DAMAGE:
+        return False
+
+
+def _seems_whole(item: h5py.Group) -> bool:
+    try:
+        return is_whole(item)
+    except DAMAGE:
+        return False
+
+
+def is_whole(item: Any) -> bool:
+    """Whether what stands under a key is an item written to its end; raises what h5py does on damage."""
+    whole = isinstance(item, h5py.Group) and attribute(item, COMPLETE)
+    return np.ndim(whole) == 0 and bool(whole == 1)
+
+
+def groups(file: h5py.File, dataset: str, whole: bool = False) -> Iterator[tuple[str, h5py.Group]]:
+    """All groups of this file that hold `dataset`, by name, slashes nest; what lies in one is not opened.
+
+    whole: only those that were written to their end. Not those of an index's shards. Raises BadInputError.
+    """
+    linked = LINKED in file.attrs
+
+    def look_into(group: h5py.h5g.GroupID, above: bytes) -> Iterator[tuple[str, h5py.Group]]:
+        for key in group:
+            if linked and group.links.get_info(key).type == h5py.h5l.TYPE_EXTERNAL:
+                continue
+            item = h5py.h5o.open(group, key)
+            if isinstance(item, h5py.h5g.GroupID) and dataset.encode() in item:
+                found = h5py.Group(item)
+                if not whole or _seems_whole(found):
+                    yield (above + key).decode("utf-8", ESCAPED), found
+            elif isinstance(item, h5py.h5g.GroupID):
+                yield from look_into(item, above + key + b"/")
+
+    try:
+        yield from look_into(file["/"].id, b"")
+    except DAMAGE:
+        raise BadInputError(f"{file.filename}: torn by a killed run; run the command that makes it once more") from None
+
+
+def groups_with(file: h5py.File, dataset: str) -> list[str]:
+    """Names of all groups of this file that hold `dataset`, sorted."""
+    return sorted(name for name, _ in groups(file, dataset))
+
+
+def root_attributes(file: h5py.File) -> dict[str, Any]:
+    """The store's own description, as plain values."""
+    values = {name: attribute(file, name) for name in file.attrs}
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+    if isinstance(plain.get("config"), str):
+        with contextlib.suppress(ValueError):
+            return {**plain, "config": json.loads(plain["config"])}
+        return {**plain, "config": None}
+    return plain
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Attributes of a store's groups and datasets, their texts of a fixed length each.
+#
+# HDF5 keeps texts of any length in a heap of the file's own, and does not look where it steps when that is damaged: it
+# stays there for ever, or dies. A text of a fixed length lies in the attribute itself. Both kinds are read.
+
+
+LONGEST = 60_000  # bytes: HDF5 gives an attribute 64 KiB, its name and type included
+ESCAPED = "surrogateescape"  # as h5py does: names of files need not be UTF-8
+
+
+def set_attribute(item: h5py.HLObject, name: str, value: Any) -> None:
+    """Give a group, a dataset or a file an attribute; a text becomes one of fixed length.
+
+    Raises ValueError for a text with a zero byte in it, as h5py does.
+    """
+    data = value.encode("utf-8", ESCAPED) if isinstance(value, str) else b""
+    if not isinstance(value, str) or len(data) > LONGEST or b"\0" in data:
+        item.attrs[name] = value
+    else:
+        item.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", max(1, len(data))))
+
+
+def attribute(item: h5py.HLObject, name: str, default: Any = None) -> Any:
+    """An attribute, texts as `str`, whole numbers as `int`; `default` where there is none.
+
+    Raises what h5py does on damage. Texts of fixed length and whole numbers, which every item has, are read by h5py's
+    own lower layer, in a third of the time.
+    """
+    key = name.encode("utf-8", ESCAPED)
+    if not h5py.h5a.exists(item.id, key):
+        return default
+    found = h5py.h5a.open(item.id, key)
+    kind = found.get_type()
+    is_one = found.get_space().get_simple_extent_type() == h5py.h5s.SCALAR
+    if is_one and isinstance(kind, h5py.h5t.TypeStringID) and not kind.is_variable_str():
+        text = np.zeros((), f"S{kind.get_size()}")
+        found.read(text, mtype=kind)
+        return bytes(text[()]).decode("utf-8", ESCAPED)
+    if is_one and isinstance(kind, h5py.h5t.TypeIntegerID):
+        number = np.zeros((), np.int64)
+        found.read(number)
+        return int(number)
+    value = item.attrs[name]
+    return value.decode("utf-8", ESCAPED) if isinstance(value, bytes) else value
+
+
+def copy_attributes(old: h5py.HLObject, new: h5py.HLObject, without: Container[str] = ()) -> None:
+    """Give one item the attributes of another."""
+    for name in old.attrs:
+        if name not in without:
+            set_attribute(new, name, attribute(old, name))

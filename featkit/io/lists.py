@@ -1,0 +1,378 @@
+"""Text files of a line per item: pairs.txt, poses.txt, intrinsics, GPS positions, camera centres, coloured points."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from featkit import __version__
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError
+from featkit.core.types import Pair, Pose
+from featkit.geometry.poses import Geodetic, is_on_earth
+from featkit.io.artifact import write_bytes, write_described, write_text
+from featkit.io.atomic import read_lines
+
+# ----------------------------------------------------------------------------------------------------------------------
+# pairs.txt: two image names a line, separated by a space, or by a tab when any name has a space.
+#
+# Beside it `pairs.json` says which configuration made it; readers never need that file.
+
+
+def read_pairs(path: Path, directed: bool = False) -> list[Pair]:
+    """Pairs in the order of the file; a pair named twice, in either order, counts once.
+
+    directed: the first name is a query and the second a map image, of two folders that may hold equal names; so
+    (a, b) and (b, a) are two pairs, and (a, a) is one.
+    Raises BadInputError for a missing file, a line without two names, or an image paired with itself.
+    """
+    pairs: dict[tuple[str, str], Pair] = {}
+    known: dict[str, str] = {}  # each name once in memory, in however many of millions of pairs it stands
+    for number, line in read_lines(path):
+        names = line.split("\t") if "\t" in line else line.split()
+        if len(names) != 2 or not all(name.strip() for name in names):
+            raise BadInputError(f"{path}:{number}: two image names expected (tab-separated if a name has a space)")
+        name0, name1 = (known.setdefault(name.strip(), name.strip()) for name in names)
+        pair = Pair(name0, name1)
+        if pair.name0 == pair.name1 and not directed:
+            raise BadInputError(f"{path}:{number}: {pair.name0!r} is paired with itself; remove the line")
+        pairs.setdefault((pair.name0, pair.name1) if directed else pair.key(), pair)
+    if not pairs:
+        raise BadInputError(f"{path}: no pairs in it")
+    return list(pairs.values())
+
+
+def write_pairs(
+    path: Path, pairs: Iterable[Pair], config: Config | None = None, extra: Mapping[str, Any] | None = None
+) -> Path:
+    """Write pairs.txt and pairs.json, whole or not at all.
+
+    config: what made the pairs; it is written to pairs.json, with the entries of `extra` beside it.
+    Raises NotWritableError, BadInputError for a name that a line of text cannot hold, and for a file that featkit did
+    not make.
+    """
+    described: dict[str, Any] = {"kind": "pairs", "featkit_version": __version__}
+    if config is not None:
+        described |= {
+            "fingerprint": config.fingerprint(),
+            "method": type(config).__name__,
+            "config": config.result_fields(),
+        }
+    return write_described(path, format_pairs(pairs), {**described, **(extra or {})})
+
+
+def format_pairs(pairs: Iterable[Pair]) -> str:
+    """The content of pairs.txt. Raises BadInputError for a name that a line of text cannot hold."""
+    listed = list(pairs)
+    names = [name for pair in listed for name in (pair.name0, pair.name1)]
+    for name in names:
+        if not _survives(name):
+            raise BadInputError(f"image name {name!r} cannot stand in a text file (a tab, '#' in front...); rename it")
+    separator = "\t" if any(len(name.split()) > 1 for name in names) else " "
+    return "".join(f"{p.name0}{separator}{p.name1}\n" for p in listed)
+
+
+def _survives(name: str) -> bool:
+    """Whether a name comes back from a line of text: no tab, line break, comment sign or space at an end."""
+    return name == name.strip() and name.splitlines() == [name] and "\t" not in name and name[0] not in "#\ufeff"
+
+
+def describe_pairs(path: Path) -> dict[str, Any] | None:
+    """What pairs.json says of pairs.txt: fingerprint, method, config and more; None when featkit did not make it."""
+    try:
+        described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return described if isinstance(described, dict) and described.get("kind") == "pairs" else None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# poses.txt: `name qw qx qy qz tx ty tz` a line, world to camera; `camera.txt` and lists of intrinsics.
+#
+# A name with spaces is legal: the last seven fields are the numbers.
+
+
+# Number of parameters of each COLMAP camera model that featkit takes in a list of intrinsics.
+CAMERA_PARAMS = {
+    "SIMPLE_PINHOLE": 3,
+    "PINHOLE": 4,
+    "SIMPLE_RADIAL": 4,
+    "RADIAL": 5,
+    "OPENCV": 8,
+    "FULL_OPENCV": 12,
+    "OPENCV_FISHEYE": 8,
+    "SIMPLE_RADIAL_FISHEYE": 4,
+    "RADIAL_FISHEYE": 5,
+    "FOV": 5,
+    "THIN_PRISM_FISHEYE": 12,
+}
+WORD = re.compile(r"\S+")
+
+
+@dataclass(frozen=True)
+class Intrinsics:
+    """A COLMAP camera: model name, width and height in pixels, parameters in the model's order (COLMAP pixels)."""
+
+    model: str
+    width: int
+    height: int
+    params: tuple[float, ...]
+
+
+def read_poses(path: Path) -> dict[str, Pose]:
+    """World-to-camera poses by image name. Raises BadInputError."""
+    poses: dict[str, Pose] = {}
+    for number, line in read_lines(path):
+        fields = line.rsplit(maxsplit=7)
+        if len(fields) != 8:
+            raise BadInputError(f"{path}:{number}: expected `name qw qx qy qz tx ty tz`")
+        values = _numbers(path, number, fields[1:])
+        norm = float(np.linalg.norm(values[:4]))
+        if not 0.5 < norm < 2.0:
+            raise BadInputError(f"{path}:{number}: the quaternion of {fields[0]!r} has length {norm:.3g}, not 1")
+        if fields[0] in poses:
+            raise BadInputError(f"{path}:{number}: {fields[0]!r} has a pose already")
+        poses[fields[0]] = Pose(qvec=values[:4] / norm, tvec=values[4:])
+    if not poses:
+        raise BadInputError(f"{path}: no poses in it")
+    return poses
+
+
+def write_poses(path: Path, poses: Mapping[str, Pose]) -> Path:
+    """Write poses.txt in the order of `poses`. Raises BadInputError, NotWritableError."""
+    return write_text(path, format_poses(poses))
+
+
+def format_poses(poses: Mapping[str, Pose]) -> str:
+    """The content of poses.txt."""
+    lines = []
+    for name, pose in poses.items():
+        numbers = " ".join(f"{value:.9f}" for value in (*pose.qvec, *pose.tvec))
+        lines.append(f"{name} {numbers}\n")
+    return "".join(lines)
+
+
+def parse_intrinsics(text: str, where: str) -> Intrinsics:
+    """`MODEL width height params...` as written by hloc and COLMAP. Raises BadInputError that begins with `where`."""
+    fields = text.split()
+    if not fields or fields[0] not in CAMERA_PARAMS:
+        raise BadInputError(
+            f"{where}: no camera model {fields[0] if fields else ''!r}; one of {', '.join(CAMERA_PARAMS)}"
+        )
+    expected = CAMERA_PARAMS[fields[0]]
+    if len(fields) != 3 + expected:
+        raise BadInputError(
+            f"{where}: {fields[0]} takes width, height and {expected} parameters; {len(fields) - 1} numbers are given"
+        )
+    try:
+        width, height = int(fields[1]), int(fields[2])
+        params = tuple(float(field) for field in fields[3:])
+    except ValueError:
+        raise BadInputError(f"{where}: width and height are whole numbers, parameters are numbers") from None
+    if width <= 0 or height <= 0 or params[0] <= 0 or not np.all(np.isfinite(params)):
+        raise BadInputError(f"{where}: size and focal length must be positive, all parameters finite")
+    return Intrinsics(fields[0], width, height, params)
+
+
+def read_camera(path: Path) -> Intrinsics:
+    """A file with one line `MODEL width height params...`. Raises BadInputError."""
+    for number, line in read_lines(path):
+        return parse_intrinsics(line, f"{path}:{number}")
+    raise BadInputError(f"{path}: no camera in it")
+
+
+def read_intrinsics_list(path: Path) -> dict[str, Intrinsics]:
+    """hloc's list of queries: `name MODEL width height params...` a line; or a .csv with these as its columns.
+
+    Raises BadInputError.
+    """
+    cameras: dict[str, Intrinsics] = {}
+    for number, name, camera in _csv_rows(path) if path.suffix.lower() == ".csv" else _listed(path):
+        if not name:
+            raise BadInputError(f"{path}:{number}: expected `name MODEL width height params...`")
+        if name in cameras:
+            raise BadInputError(f"{path}:{number}: {name!r} has intrinsics already")
+        cameras[name] = parse_intrinsics(camera, f"{path}:{number}")
+    if not cameras:
+        raise BadInputError(f"{path}: no intrinsics in it")
+    return cameras
+
+
+def _listed(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line number, name, and the rest, of a list."""
+    for number, line in read_lines(path):
+        yield number, *_split_name(line)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line number, name, and the rest, of a csv. A first row whose second column is `model` is its heading."""
+    numbered = list(read_lines(path))
+    try:
+        rows = list(csv.reader((line for _, line in numbered), strict=True))
+    except csv.Error as error:
+        raise BadInputError(f"{path}: not a csv file ({error})") from None
+    if len(rows) != len(numbered):
+        raise BadInputError(f"{path}: a quoted cell runs over the end of its line; one image a line is expected")
+    for index, ((number, _), row) in enumerate(zip(numbered, rows, strict=True)):
+        cells = [cell.strip() for cell in row]
+        if index == 0 and [cell.lower() for cell in cells[1:2]] == ["model"]:
+            continue
+        yield number, cells[0], " ".join(cells[1:])
+
+
+def _split_name(line: str) -> tuple[str, str]:
+    """The name may hold spaces: it ends where a camera model's name follows (or after the first word)."""
+    for word in list(WORD.finditer(line))[1:]:
+        if word.group() in CAMERA_PARAMS:
+            return line[: word.start()].strip(), line[word.start() :]
+    name, *rest = line.split(maxsplit=1)
+    return (name, rest[0]) if rest else ("", "")
+
+
+def _numbers(path: Path, number: int, fields: list[str]) -> np.ndarray:
+    try:
+        values = np.array([float(field) for field in fields])
+    except ValueError:
+        raise BadInputError(f"{path}:{number}: expected numbers after the name, got {' '.join(fields)!r}") from None
+    if not np.all(np.isfinite(values)):
+        raise BadInputError(f"{path}:{number}: a number is not finite")
+    return values
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Positions by image from a csv: `name,lat,lon[,alt]` a line; degrees, and metres.
+#
+# A first line of column names is recognised (exiftool's `SourceFile,GPSLatitude,GPSLongitude,GPSAltitude` of
+# `exiftool -n -csv` too) and decides the order of the columns; others are passed over then.
+
+
+COLUMNS = {
+    "name": ("name", "image", "image_name", "file", "filename", "file_name", "sourcefile"),
+    "lat": ("lat", "latitude", "gpslatitude"),
+    "lon": ("lon", "lng", "long", "longitude", "gpslongitude"),
+    "alt": ("alt", "altitude", "gpsaltitude", "elevation", "height"),
+}
+EXPECTED = "`name,lat,lon` or `name,lat,lon,alt` expected (degrees north and east, metres)"
+
+
+def read_gps_csv(path: Path) -> dict[str, Geodetic]:
+    """Positions by image name. An image with empty coordinates has none. Raises BadInputError."""
+    places: dict[str, int] | None = None
+    positions: dict[str, Geodetic] = {}
+    for number, line in read_lines(path):
+        where = f"{path}:{number}"
+        fields = [field.strip() for field in _fields(line, where)]
+        if places is None:
+            places = _header(fields)
+            if places is not None:
+                continue
+            places = {"name": 0, "lat": 1, "lon": 2, "alt": 3}
+            if len(fields) not in (3, 4):
+                raise BadInputError(f"{where}: {EXPECTED}")
+        name, position = _row(fields, places, where)
+        if name in positions:
+            raise BadInputError(f"{where}: {name!r} has a position already")
+        if position is not None:
+            positions[name] = position
+    if not positions:
+        raise BadInputError(f"{path}: no positions in it; {EXPECTED}")
+    return positions
+
+
+def _fields(line: str, where: str) -> list[str]:
+    try:
+        return next(csv.reader([line], skipinitialspace=True, strict=True))
+    except (csv.Error, StopIteration):
+        raise BadInputError(f"{where}: not a line of comma-separated values; {EXPECTED}") from None
+
+
+def _header(fields: list[str]) -> dict[str, int] | None:
+    """Which column is which, when the line names name, latitude and longitude."""
+    lowered = [field.lower() for field in fields]
+    places = {key: next((lowered.index(n) for n in names if n in lowered), -1) for key, names in COLUMNS.items()}
+    return places if min(places["name"], places["lat"], places["lon"]) >= 0 else None
+
+
+def _row(fields: list[str], places: dict[str, int], where: str) -> tuple[str, Geodetic | None]:
+    needed = max(places["name"], places["lat"], places["lon"])
+    if len(fields) <= needed or not fields[places["name"]]:
+        raise BadInputError(f"{where}: {EXPECTED}")
+    name = fields[places["name"]].removeprefix("./")
+    latitude, longitude = _number(fields[places["lat"]], where), _number(fields[places["lon"]], where)
+    altitude = _number(fields[places["alt"]], where) if 0 <= places["alt"] < len(fields) else None
+    if latitude is None and longitude is None:
+        return name, None
+    if latitude is None or longitude is None:
+        raise BadInputError(f"{where}: {name!r} has one coordinate without the other")
+    if not is_on_earth(latitude, longitude):
+        raise BadInputError(f"{where}: latitude {latitude:g}, longitude {longitude:g} is no place on earth; {EXPECTED}")
+    return name, Geodetic(latitude, longitude, altitude)
+
+
+def _number(field: str, where: str) -> float | None:
+    """None for an empty field. Raises BadInputError for one that is no finite number."""
+    if not field:
+        return None
+    try:
+        value = float(field)
+    except ValueError:
+        raise BadInputError(f"{where}: {field!r} is no number; {EXPECTED}") from None
+    if not abs(value) < float("inf"):
+        raise BadInputError(f"{where}: {field!r} is not finite")
+    return value
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Known camera centres: `name x y z` a line, in metres.
+#
+# A name with spaces is legal: the last three fields are the numbers.
+
+
+def read_references(path: Path) -> dict[str, Float[np.ndarray, "3"]]:
+    """Positions by image name, in any right-handed frame. Raises BadInputError."""
+    positions: dict[str, Float[np.ndarray, "3"]] = {}
+    for number, line in read_lines(path):
+        fields = line.rsplit(maxsplit=3)
+        if len(fields) != 4:
+            raise BadInputError(f"{path}:{number}: expected `name x y z`")
+        try:
+            position = np.array([float(field) for field in fields[1:]])
+        except ValueError:
+            raise BadInputError(f"{path}:{number}: expected numbers after the name, got {line!r}") from None
+        if not np.all(np.isfinite(position)):
+            raise BadInputError(f"{path}:{number}: a number is not finite")
+        if fields[0] in positions:
+            raise BadInputError(f"{path}:{number}: {fields[0]!r} has a position already")
+        positions[fields[0]] = position
+    if not positions:
+        raise BadInputError(f"{path}: no positions in it; `name x y z` a line")
+    return positions
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Points with colours as a .ply file, which every viewer of point clouds opens.
+
+
+VERTEX = np.dtype([*((axis, "<f8") for axis in "xyz"), *((colour, "u1") for colour in ("red", "green", "blue"))])
+
+
+def write_ply(path: Path, points: Float[np.ndarray, "n 3"], colours: UInt8[np.ndarray, "n 3"]) -> Path:
+    """Binary, coordinates in float64 (of a map in metres on the globe float32 would lose half a metre).
+
+    Written whole or not at all. Raises BadInputError for a file that featkit did not make, NotWritableError.
+    """
+    rows = np.empty(len(points), VERTEX)
+    for index, (axis, colour) in enumerate(zip("xyz", ("red", "green", "blue"), strict=True)):
+        rows[axis], rows[colour] = points[:, index], colours[:, index]
+    properties = [f"property double {axis}" for axis in "xyz"]
+    properties += [f"property uchar {colour}" for colour in ("red", "green", "blue")]
+    head = ["ply", "format binary_little_endian 1.0", f"comment featkit {__version__}", f"element vertex {len(points)}"]
+    return write_bytes(path, "\n".join([*head, *properties, "end_header", ""]).encode() + rows.tobytes())

@@ -1,0 +1,134 @@
+"""Stores looked after: every item checked, what is damaged left out, several made one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+
+from featkit.core.errors import BadInputError
+from featkit.core.log import progress
+from featkit.io import h5, journal
+from featkit.io import shards as links
+from featkit.io.artifact import explained, remove, writing
+from featkit.io.atomic import explained_by_disk, require_space
+from featkit.io.features import FeatureStore, features_digest
+from featkit.io.h5 import copy_attributes
+from featkit.io.journal import DAMAGE
+from featkit.io.matches import MatchStore
+
+
+@dataclass(frozen=True)
+class Checked:
+    """kind: features or matches. whole: items that are as they were written. broken: (item, what is wrong with it).
+
+    shards: files that items lie in, besides the store itself.
+    """
+
+    kind: str
+    whole: tuple[str, ...]
+    broken: tuple[tuple[str, str], ...]
+    shards: int
+
+
+def check(path: Path) -> Checked:
+    """Read every item of a store, in its shards too; features are compared with their digests.
+
+    Raises BadInputError when the file cannot be opened at all or holds neither features nor matches.
+    """
+    with h5.reading(path) as file:
+        kind = _kind(file, path)
+        linked = links.linked_items(file)
+        own = h5.groups_with(file, links.ITEM_OF[kind])
+        shards = {links.shard_of(file, name) for name in linked}
+        whole, broken = [], []
+        with progress("check", len(own) + len(linked), "items") as advance:
+            for name in sorted(own + linked):
+                reason = _what_is_wrong(file, path, kind, name)
+                if reason is None:
+                    whole.append(name)
+                else:
+                    broken.append((name, reason))
+                advance(1)
+    return Checked(kind, tuple(whole), tuple(broken), len(shards))
+
+
+def _kind(file: h5py.File, path: Path) -> str:
+    kind = h5.kind_of(file, "features")
+    if kind not in links.ITEM_OF:
+        raise BadInputError(f"{path}: holds {kind}; features and matches can be looked after")
+    return kind
+
+
+def _what_is_wrong(file: h5py.File, path: Path, kind: str, name: str) -> str | None:
+    try:
+        links.refuse_missing(file, name)
+        if "format" in file.attrs and not h5.is_complete(file, name):
+            return "cut short"
+        if kind == "matches":
+            MatchStore(path, file).read_key(name)
+            return None
+        store = FeatureStore(path, file)
+        if store.digest(name) != features_digest(store.read(name)):
+            return "not what was written (its digest differs)"
+    except BadInputError as error:
+        return str(error).removeprefix(f"{path}: ")
+    except DAMAGE as error:
+        return f"damaged ({error})"
+    return None
+
+
+def repair(path: Path, checked: Checked) -> None:
+    """Write a store anew with its whole items alone; those of shards stay links. Raises NotWritableError."""
+    with (
+        explained_by_disk(path),
+        writing(path) as part,
+        h5.reading(path) as old,
+        h5py.File(part.name, "w") as new,
+    ):
+        require_space(path, path.stat().st_size)
+        copy_attributes(old, new)
+        for name in checked.whole:
+            shard = links.shard_of(old, name)
+            if shard is None:
+                old.copy(old[name], new, name)
+            else:
+                new[name] = old.get(name, getlink=True)
+
+
+def merge(stores: Sequence[Path], output: Path, *, link: bool = False, overwrite: bool = False) -> int:
+    """Make one store of several of one configuration, and return how many items it has.
+
+    link: an index that leads to them instead of a copy; then they must stay. Raises BadInputError for stores made
+    otherwise, damaged, or with one item twice, or when `output` is there or not featkit's; NotWritableError.
+    """
+    if output.exists() and not overwrite:
+        raise BadInputError(f"{output}: exists already; --overwrite replaces it, or choose another --out")
+    if any(path.resolve() == output.resolve() for path in stores):
+        raise BadInputError(f"{output}: is one of the stores to merge; choose another --out")
+    remove(output)
+    with explained(output):
+        journal.forget(output)
+    if link:
+        return links.write_index(output, stores)
+    with ExitStack() as stack:
+        opened = {path: stack.enter_context(h5.reading(path)) for path in stores}
+        first = opened[stores[0]]
+        for path, file in opened.items():
+            links.check_alike(first, file, path)
+        owners = links.owners_of(opened)
+        stack.enter_context(explained_by_disk(output))
+        part = stack.enter_context(writing(output))
+        require_space(output, sum(path.stat().st_size for path in stores))
+        advance = stack.enter_context(progress("merge", len(owners), "items"))
+        with h5py.File(part.name, "w") as new:
+            copy_attributes(first, new, without=(h5.LINKED,))
+            for name, path in sorted(owners.items()):
+                links.refuse_missing(opened[path], name)
+                item = opened[path][name]
+                item.file.copy(item, new, name)
+                advance(1)
+    return len(owners)

@@ -1,0 +1,148 @@
+"""matches.h5 in hloc's layout: a group per pair with matches0 (int32, -1 = none) and matching_scores0.
+
+hloc's key of a pair replaces "/" by "-" in both names and joins them by "/", so `a/b-c` and `a-b/c` share a key.
+Such names are refused together; every group also carries both names as attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError
+from featkit.core.types import Matches, Pair
+from featkit.io import h5, shards
+from featkit.io.h5 import attribute
+from featkit.io.journal import DAMAGE, explains_damage
+
+
+def pair_key(pair: Pair) -> str:
+    """hloc's group name of a pair."""
+    return f"{pair.name0.replace('/', '-')}/{pair.name1.replace('/', '-')}"
+
+
+def refuse_key_collisions(names: Iterable[str]) -> None:
+    """Raise BadInputError when two different image names would share a key."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.replace("/", "-"), name)
+        if other != name:
+            raise BadInputError(f"image names {other!r} and {name!r} cannot stand in one matches file; rename one")
+
+
+class MatchStore:
+    """One open matches.h5. Get one from `open_matches` or `append_matches`."""
+
+    holds = "matches"
+
+    def __init__(self, path: Path, file: h5py.File):
+        self.path = path
+        self._file = file
+
+    def has(self, pair: Pair, digests: tuple[str, str]) -> bool:
+        """Whether the matches of a pair are there and whole, in this order, of features with these digests."""
+        try:
+            group = self._file.get(pair_key(pair))
+            if not h5.is_whole(group):
+                return False
+            stored = [attribute(group, name) for name in ("name0", "name1", "features0", "features1")]
+            return bool(stored == [pair.name0, pair.name1, *digests])
+        except DAMAGE:
+            return False
+
+    @explains_damage
+    def pairs(self) -> list[Pair]:
+        """All pairs whose matches are whole, sorted. Names are taken from the attributes featkit writes."""
+        own = (item for _, item in h5.groups(self._file, "matches0", whole=True))
+        keys = (key for key in shards.linked_items(self._file) if h5.is_complete(self._file, key))
+        named = (item for item in chain(own, map(self._file.get, keys)) if "name0" in item.attrs)
+        return sorted(Pair(str(attribute(item, "name0")), str(attribute(item, "name1"))) for item in named)
+
+    @explains_damage
+    def read(self, pair: Pair) -> Matches:
+        """Matches of a pair, stored in either order of names. Raises BadInputError."""
+        for stored, swapped in ((pair, False), (Pair(pair.name1, pair.name0), True)):
+            key = pair_key(stored)
+            shards.refuse_missing(self._file, key)
+            if key in self._file and self._is_of(key, stored):
+                return self._swapped(key) if swapped else self._read(key)
+        raise BadInputError(f"{self.path}: no matches of {pair.name0!r} and {pair.name1!r}; match them first")
+
+    @explains_damage
+    def read_key(self, key: str) -> Matches:
+        """Matches of the group of that name, as they are stored. Raises BadInputError."""
+        return self._read(key)
+
+    def write(self, pair: Pair, matches: Matches, digests: tuple[str, str], keypoints1: int = 0) -> None:
+        """Write the matches of a pair as a transaction.
+
+        digests: of the features of image 0 and image 1. keypoints1: how many keypoints image 1 has.
+        """
+        datasets = {
+            "matches0": matches.matches0.astype(np.int32, copy=False),
+            "matching_scores0": matches.scores0.astype(np.float32, copy=False),
+        }
+        attributes = {
+            "name0": pair.name0,
+            "name1": pair.name1,
+            "features0": digests[0],
+            "features1": digests[1],
+            "keypoints1": keypoints1,
+        }
+        h5.write_item(self._file, pair_key(pair), datasets, attributes)
+
+    @explains_damage
+    def attributes(self) -> dict:
+        """What the file says of itself: kind, format, fingerprint, config, versions."""
+        return h5.root_attributes(self._file)
+
+    def _read(self, key: str) -> Matches:
+        group = self._file[key]
+        matches0 = np.asarray(group["matches0"][()], dtype=np.int32).reshape(-1)
+        scores0 = np.zeros(len(matches0), np.float32)
+        if "matching_scores0" in group:
+            scores0 = np.asarray(group["matching_scores0"][()], dtype=np.float32).reshape(-1)
+        if len(scores0) != len(matches0):
+            raise BadInputError(f"{self.path}: {key!r} has {len(matches0)} matches but {len(scores0)} scores")
+        return Matches(matches0, scores0)
+
+    def _is_of(self, key: str, pair: Pair) -> bool:
+        """Whether a group is of these names, and not of others with the same key; hloc does not say."""
+        group = self._file[key]
+        return Pair(attribute(group, "name0", pair.name0), attribute(group, "name1", pair.name1)) == pair
+
+    def _swapped(self, key: str) -> Matches:
+        """Matches from image 1 to image 0. hloc does not say how many keypoints image 1 has: up to the last match."""
+        matches = self._read(key)
+        forward = matches.as_index_pairs()
+        size = int(forward[:, 1].max()) + 1 if len(forward) else 0
+        size = max(size, int(self._file[key].attrs.get("keypoints1", 0)))
+        back, scores = np.full(size, -1, np.int32), np.zeros(size, np.float32)
+        back[forward[:, 1]] = forward[:, 0]
+        scores[forward[:, 1]] = matches.scores0[forward[:, 0]]
+        return Matches(back, scores)
+
+
+@contextmanager
+def open_matches(path: Path) -> Iterator[MatchStore]:
+    """Open matches.h5 to read. Raises BadInputError."""
+    with h5.reading(path) as file:
+        if (kind := h5.kind_of(file, "matches")) != "matches":
+            raise BadInputError(f"{path}: holds {kind}, not matches")
+        yield MatchStore(path, file)
+
+
+@contextmanager
+def append_matches(
+    path: Path, config: Config, features_fingerprint: str, overwrite: bool = False
+) -> Iterator[MatchStore]:
+    """Open matches.h5 to add pairs. Raises BadInputError when another configuration or other features made it."""
+    extra = {"features_fingerprint": features_fingerprint}
+    with h5.appending(path, "matches", config, extra, overwrite) as file:
+        yield MatchStore(path, file)

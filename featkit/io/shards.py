@@ -1,0 +1,135 @@
+"""Stores in shards: a small index whose items are HDF5 external links to write-once shard files beside it.
+
+Whoever opens an item by its name (hloc does) meets one file. A walk over the file (h5py's `visititems`) does not follow
+such links, so listing reads the links themselves: 300,000 of them take less than a second. Only whole items are linked.
+Links are relative to the index; both may be moved together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import h5py
+
+from featkit.core.errors import BadInputError
+from featkit.io import h5
+from featkit.io.artifact import writing
+from featkit.io.atomic import refuse_foreign
+from featkit.io.h5 import attribute, copy_attributes
+
+ORIGIN = ("kind", "format", "fingerprint", "weights_sha256", "features_fingerprint")
+ITEM_OF = {"features": "keypoints", "matches": "matches0"}  # kind of a store -> what each of its items holds
+
+
+def is_index(file: h5py.File) -> bool:
+    """Whether a store has items in other files."""
+    return h5.LINKED in file.attrs
+
+
+def linked_items(file: h5py.File) -> list[str]:
+    """Names of all items that lie in other files, sorted."""
+    names: list[str] = []
+    if is_index(file):
+
+        def visit(name: bytes, info: h5py.h5l.LinkInfo) -> None:
+            if info.type == h5py.h5l.TYPE_EXTERNAL:
+                names.append(name.decode())
+
+        file.id.links.visit(visit, info=True)
+    return sorted(names)
+
+
+def shard_of(file: h5py.File, name: str) -> Path | None:
+    """The file that an item of an index lies in; None for one of its own."""
+    if not is_index(file):
+        return None
+    try:
+        link = file.get(name, getlink=True)
+    except KeyError:
+        return None
+    return Path(file.filename).parent / link.filename if isinstance(link, h5py.ExternalLink) else None
+
+
+def refuse_missing(file: h5py.File, name: str) -> None:
+    """Raise BadInputError when the shard that holds an item is not there."""
+    shard = shard_of(file, name)
+    if shard is not None and not shard.is_file():
+        raise BadInputError(
+            f"{shard}: this shard of {file.filename} is missing; bring it back, or `featkit store repair` the index"
+            " and run again what made it"
+        )
+
+
+def whole_items(file: h5py.File, kind: str) -> list[str]:
+    """Names of all whole items, wherever they lie, sorted."""
+    own = [name for name, _ in h5.groups(file, ITEM_OF[kind], whole=True)]
+    return sorted(own + linked_items(file))
+
+
+def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | None = None) -> int:
+    """Write an index of the whole items of shards, or add them to a store that is there; returns how many.
+
+    only: of these names.
+
+    Root attributes are those of the store, or of the first shard; the others must agree. An item that the store has
+    already is replaced. Raises BadInputError for a shard that is missing, damaged or made otherwise, or for an item
+    that two shards have.
+    """
+    refuse_foreign(output)
+    with ExitStack() as stack:
+        opened = {path: stack.enter_context(h5.reading(path)) for path in shards}
+        origin = stack.enter_context(h5.reading(output)) if output.exists() else opened[shards[0]]
+        for path, file in opened.items():
+            check_alike(origin, file, path)
+        owners = {name: path for name, path in owners_of(opened).items() if only is None or name in only}
+        before = stack.enter_context(h5.reading(output)) if output.exists() else None
+        part = Path(stack.enter_context(writing(output)).name)
+        with h5py.File(part, "w") as index:
+            copy_attributes(origin, index)
+            if before is not None:
+                _copy(before, index)
+            for name, path in owners.items():
+                if name in index:
+                    del index[name]
+                index[name] = h5py.ExternalLink(os.path.relpath(path, output.parent), name)
+            index.attrs[h5.LINKED] = int(origin.attrs.get(h5.LINKED, 0)) + len(opened)
+    return len(owners)
+
+
+def owners_of(opened: dict[Path, h5py.File]) -> dict[str, Path]:
+    """The store that each whole item of several lies in. Raises BadInputError for an item that two have."""
+    owners: dict[str, Path] = {}
+    for path, file in opened.items():
+        for name in whole_items(file, h5.kind_of(file, "features")):
+            if name in owners:
+                raise BadInputError(f"{path}: has {name!r}, as {owners[name]} has; merge stores of different items")
+            owners[name] = path
+    return owners
+
+
+def check_alike(first: h5py.File, other: h5py.File, path: Path) -> None:
+    """Raise BadInputError when two stores were not made alike."""
+    if "format" not in other.attrs:
+        raise BadInputError(f"{path}: written by another program; featkit merges its own stores")
+    differ = [name.replace("_", " ") for name in ORIGIN if attribute(first, name) != attribute(other, name)]
+    if differ:
+        raise BadInputError(
+            f"{path}: has another {', '.join(differ)} than {first.filename}; stores of one configuration are merged"
+        )
+
+
+def _copy(old: h5py.Group, new: h5py.Group) -> None:
+    """Copy links as links, whole items as they are, and nothing else."""
+    for name in old:
+        link = old.get(name, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            new[name] = link
+        elif not isinstance(old[name], h5py.Group):
+            continue
+        elif h5.COMPLETE in old[name].attrs:
+            old.file.copy(old[name], new, name)
+        else:
+            _copy(old[name], new.require_group(name))

@@ -1,0 +1,312 @@
+"""The localize stage: a map + query features + matches -> poses.txt and poses.json.
+
+A query that fails is absent from poses.txt; poses.json gives its reason. Nothing is ever filled in.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from featkit import __version__
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError, EmptyResultError
+from featkit.core.log import progress
+from featkit.core.types import Pose
+from featkit.geometry.pixels import to_colmap
+from featkit.geometry.poses import camera_centre
+from featkit.io.artifact import write_described
+from featkit.io.atomic import read_lines
+from featkit.io.features import FeatureStore, open_features
+from featkit.io.lists import Intrinsics, format_poses, read_pairs
+from featkit.io.matches import MatchStore, open_matches
+from featkit.localization.absolute_pose import MapPoints, MatchSource, PoseConfig, PoseEstimate, estimate_pose
+from featkit.localization.queries import QueryCamera, query_camera
+from featkit.mapping.cameras import CameraConfig, to_intrinsics
+from featkit.mapping.model import read_model
+
+LOGGER = logging.getLogger(__name__)
+
+
+class LocalizeConfig(Config):
+    """From 2D-3D matches to poses."""
+
+    num_retrieved: int = 20
+    """Map images that each query is matched with."""
+    pose: PoseConfig = PoseConfig()
+    camera: CameraConfig = CameraConfig()
+    """For queries without a list of intrinsics."""
+
+
+@dataclass(frozen=True)
+class QueryResult:
+    """One query: its pose, or the reason why there is none."""
+
+    name: str
+    reason: str
+    keypoints: int
+    retrieved: int
+    matches_3d: int
+    intrinsics: Intrinsics | None
+    intrinsics_source: str
+    estimate: PoseEstimate | None = None
+
+    @property
+    def pose(self) -> Pose | None:
+        return None if self.reason or self.estimate is None else self.estimate.pose
+
+
+def run(
+    config: LocalizeConfig,
+    model: Path,
+    map_features: Path,
+    images: Path,
+    query_features: Path,
+    pairs: Path | None,
+    matches: Path | None,
+    output: Path,
+    *,
+    names: Sequence[str],
+    intrinsics: dict[str, Intrinsics] | None = None,
+) -> list[QueryResult]:
+    """Localize queries, write output/poses.txt and output/poses.json, and return every query's result.
+
+    model: folder of a COLMAP model made from `map_features`. images: folder of the queries. pairs: query first, map
+    image second; None (with matches None) when not one query could be paired. Raises BadInputError, and
+    EmptyResultError, after writing poses.json, when not one query could be localized.
+    """
+    partners: dict[str, list[str]] = {name: [] for name in names}
+    for pair in read_pairs(pairs, directed=True) if pairs is not None else ():
+        partners.setdefault(pair.name0, []).append(pair.name1)
+    results = []
+    with ExitStack() as stack:
+        map_store = stack.enter_context(open_features(map_features))
+        query_store = stack.enter_context(open_features(query_features))
+        found = None if matches is None else stack.enter_context(open_matches(matches))
+        points = MapPoints(read_model(model), map_store)
+        known = set(points.names())
+        with progress("localize", len(names), "queries") as advance:
+            for name in names:
+                usable = [partner for partner in partners[name] if partner in known]
+                result = _localize_one(config, name, points, images, query_store, usable, found, intrinsics)
+                results.append(result)
+                advance(1)
+    write_results(results, config, output)
+    if not any(result.pose is not None for result in results):
+        raise EmptyResultError(f"{images}: none of {len(results)} queries localized; reasons: {output}/poses.json")
+    return results
+
+
+def _localize_one(
+    config: LocalizeConfig,
+    name: str,
+    points: MapPoints,
+    images: Path,
+    queries: FeatureStore,
+    partners: list[str],
+    matches: MatchStore | None,
+    intrinsics: dict[str, Intrinsics] | None,
+) -> QueryResult:
+    if not queries.has(name):
+        reason = "the image cannot be read" if (images / name).is_file() else "there is no such image"
+        return QueryResult(name, reason, 0, 0, 0, None, "")
+    query = query_camera(name, images, config.camera, intrinsics, points.model)
+    return localize_query(config.pose, name, query, queries.keypoints(name), partners, matches, points)
+
+
+def localize_query(
+    config: PoseConfig,
+    name: str,
+    query: QueryCamera,
+    keypoints: Float[np.ndarray, "n 2"],
+    partners: list[str],
+    matches: MatchSource | None,
+    points: MapPoints,
+) -> QueryResult:
+    """One query, from its matches with `partners`, images of the map. keypoints: in the pixels of its file."""
+    facts: dict[str, Any] = {
+        "name": name,
+        "keypoints": len(keypoints),
+        "retrieved": len(partners),
+        "intrinsics": to_intrinsics(query.camera),
+        "intrinsics_source": query.source,
+    }
+    if len(keypoints) == 0:
+        return QueryResult(reason="no keypoint found in the image", matches_3d=0, **facts)
+    if not partners or matches is None:
+        return QueryResult(reason="no map image was retrieved for it", matches_3d=0, **facts)
+    index, ids = points.correspondences(name, keypoints, partners, matches)
+    return _estimate(config, points, query, keypoints, index, ids, facts)
+
+
+def _estimate(
+    config: PoseConfig,
+    points: MapPoints,
+    query: QueryCamera,
+    keypoints: np.ndarray,
+    index: np.ndarray,
+    ids: np.ndarray,
+    facts: dict[str, Any],
+) -> QueryResult:
+    facts["matches_3d"] = len(index)
+    if len(index) < config.min_inliers:
+        reason = f"{len(index)} matches with points of the map, {config.min_inliers} are needed"
+        return QueryResult(reason=reason, **facts)
+    points2d = to_colmap(keypoints.astype(np.float64))[index]
+    refine = query.source == "guess"
+    estimate = estimate_pose(points2d, points.xyz(ids), query.camera, config, refine_focal=refine)
+    if estimate is None:
+        return QueryResult(reason="RANSAC found no pose", **facts)
+    facts["intrinsics"] = to_intrinsics(estimate.camera)
+    inliers = int(estimate.inlier.sum())
+    if inliers < config.min_inliers:
+        reason = f"{inliers} inliers of {len(index)} matches, {config.min_inliers} are needed"
+        return QueryResult(reason=reason, estimate=estimate, **facts)
+    return QueryResult(reason="", estimate=estimate, **facts)
+
+
+def write_results(results: Sequence[QueryResult], config: Config, output: Path) -> None:
+    """Write poses.txt (localized queries only) and poses.json (every query). Raises BadInputError, NotWritableError."""
+    localized = {result.name: result.pose for result in results if result.pose is not None}
+    described = {
+        "featkit_version": __version__,
+        "fingerprint": config.fingerprint(),
+        "config": config.result_fields(),
+        "queries": len(results),
+        "localized": len(localized),
+        "results": [describe(result) for result in results],
+    }
+    write_described(output / "poses.txt", format_poses(localized), described)
+    LOGGER.info("localize: %d of %d queries", len(localized), len(results))
+
+
+def describe(result: QueryResult) -> dict[str, Any]:
+    """One query as plain json values; lengths in map units, angles in degrees."""
+    plain: dict[str, Any] = {
+        "name": result.name,
+        "localized": result.pose is not None,
+        "reason": result.reason or None,
+        "keypoints": result.keypoints,
+        "retrieved": result.retrieved,
+        "matches_3d": result.matches_3d,
+        "inliers": 0 if result.estimate is None else int(result.estimate.inlier.sum()),
+        "intrinsics_source": result.intrinsics_source,
+    }
+    if result.intrinsics is not None:
+        camera = result.intrinsics
+        plain["camera"] = [camera.model, camera.width, camera.height, *camera.params]
+    if result.pose is not None and result.estimate is not None:
+        estimate = result.estimate
+        plain |= {
+            "qvec": [float(v) for v in result.pose.qvec],
+            "tvec": [float(v) for v in result.pose.tvec],
+            "centre": [float(v) for v in camera_centre(result.pose)],
+            "residual_px": estimate.residual_px,
+            "centre_std": estimate.centre_std if np.isfinite(estimate.centre_std) else None,
+            "rotation_std_deg": estimate.rotation_std_deg if np.isfinite(estimate.rotation_std_deg) else None,
+        }
+    return plain
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The text file that visuallocalization.net takes: `name qw qx qy qz tx ty tz` a line, and what is wrong with one.
+#
+# name: the file's name alone, without folders. The pose is world to camera: a unit quaternion and the translation (not
+# the centre), in the frame of the reference model. A query without a pose has no line (the README of Aachen Day-Night).
+
+
+FIELDS = 8
+UNIT_TOLERANCE = 1e-3  # of a quaternion's length: what six digits after the point can be off, and some more
+SHOWN = 3  # mistakes in an error's one line
+
+
+@dataclass(frozen=True)
+class SubmissionCheck:
+    """What a submission holds. poses: by file name. problems: `line N: what is wrong`, in the order of the file."""
+
+    path: Path
+    poses: dict[str, Pose]
+    problems: tuple[str, ...]
+
+    def raise_problems(self) -> None:
+        """Raise BadInputError, with the first few, when there are any."""
+        if self.problems:
+            more = f"; and {len(self.problems) - SHOWN} more" if len(self.problems) > SHOWN else ""
+            raise BadInputError(f"{self.path}: not a valid submission: {'; '.join(self.problems[:SHOWN])}{more}")
+
+
+def file_name(name: str) -> str:
+    """`query/night/nexus5x/IMG.jpg` -> `IMG.jpg`."""
+    return PurePosixPath(name).name
+
+
+def by_file_name(names: Iterable[str]) -> dict[str, str]:
+    """File name -> name. Raises BadInputError when two names have one file name."""
+    found: dict[str, str] = {}
+    for name in names:
+        other = found.setdefault(file_name(name), name)
+        if other != name:
+            raise BadInputError(f"{name!r} and {other!r} have one file name; a submission cannot tell them apart")
+    return found
+
+
+def submission_name(version: str, method: str) -> str:
+    """The name that the benchmark asks for, of Aachen "1.0" or "1.1"."""
+    return f"Aachen_{'v1_1_' if version == '1.1' else ''}eval_[featkit-{method}].txt"
+
+
+def write_submission(path: Path, poses: Mapping[str, Pose]) -> Path:
+    """Write the poses of the queries that were localized, in their order. Raises BadInputError, NotWritableError."""
+    by_file_name(poses)
+    text = format_poses({file_name(name): pose for name, pose in poses.items()})
+    return write_described(path, text, {"kind": "poses", "featkit_version": __version__, "localized": len(poses)})
+
+
+def check_submission(path: Path, queries: Iterable[str]) -> SubmissionCheck:
+    """Hold a submission against the names of all queries (with or without folders).
+
+    Raises BadInputError when the file cannot be read; what is wrong in it is in the result.
+    """
+    known = by_file_name(queries)
+    poses: dict[str, Pose] = {}
+    problems = []
+    for number, line in read_lines(path):
+        problem, name, pose = _read(line, known)
+        if problem is None and name in poses:
+            problem = f"{name!r} is in it twice"
+        if problem is not None or pose is None:
+            problems.append(f"line {number}: {problem}")
+        else:
+            poses[name] = pose
+    if not poses and not problems:
+        problems.append("no pose in it")
+    return SubmissionCheck(path, poses, tuple(problems))
+
+
+def _read(line: str, known: Mapping[str, str]) -> tuple[str | None, str, Pose | None]:
+    """What is wrong with a line (None: nothing), the name in it, and the pose."""
+    fields = line.split()
+    name = fields[0]
+    if len(fields) != FIELDS:
+        return f"{len(fields)} fields, {FIELDS} are needed: name qw qx qy qz tx ty tz", name, None
+    if "/" in name or "\\" in name:
+        return f"{name!r} has a folder; only the file's name is wanted", name, None
+    if name not in known:
+        return f"{name!r} is no query", name, None
+    try:
+        values = np.array([float(field) for field in fields[1:]])
+    except ValueError:
+        return "seven numbers are needed behind the name", name, None
+    if not np.all(np.isfinite(values)):
+        return "a number is not finite", name, None
+    length = float(np.linalg.norm(values[:4]))
+    if abs(length - 1.0) > UNIT_TOLERANCE:
+        return f"the quaternion of {name!r} has length {length:.4g}, not 1", name, None
+    return None, name, Pose(values[:4] / length, values[4:])

@@ -1,0 +1,350 @@
+"""SCFeat's detection loss: keypoints that match well, by policy gradient.
+
+In words: draw keypoints in both images, match them by their descriptors, and make keypoints whose matches agree with
+the poses more probable, the others less.
+
+    L_kp = - 1 / (|Q_0| + |Q_1|) * ( sum_ij p_ij r_ij log(P_kp(x_i) P_kp(y_j))
+                                     + lambda L_fme (sum_i log P_kp(x_i) + sum_j log P_kp(y_j)) )           (eq. 21)
+
+    Q, P_kp  keypoints of an image and their probabilities, see GridPolicyConfig
+    p_ij     probability that x_i and y_j match: softmax over row i times softmax over column j of -60 (1 - cos_ij)
+    r_ij     reward of the pair (eq. 20), from the match matrix (eq. 16 to 18) and L_fme (eq. 19)
+    lambda   -0.001: a small price of every keypoint; tanh L_fme stands for L_fme there (rewards.py), and 1 where it is
+             not defined or not used
+
+The paper leaves the sign and p_ij to PoSFeat: minus, since the loss is minimised, and the sum weighted by p_ij, through
+which no gradient flows. Descriptors have no gradient either: their network is frozen.
+
+Sun, Zhu, Ji: Shared Coupling-bridge for Weakly Supervised Local Feature Learning, III-D (2).
+Shapes: scores (b, 1, h, w) at image resolution, maps (b, c, h', w'), F (b, 3, 3) -> a scalar, the mean over b pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from featkit.core.config import Config
+from featkit.geometry.batched import distances_to_lines, epipolar_lines, sample_map
+from featkit.losses.base import LossResult, Total, alone, full_precision
+from featkit.losses.points import Draws, mask_at, uniform
+from featkit.losses.scfeat_fundamental import FundamentalError, FundamentalErrorConfig, fundamental_error
+
+# ----------------------------------------------------------------------------------------------------------------------
+# SCFeat's keypoint policy: at most one keypoint in every cell of the score map, drawn from the scores.
+#
+# In words: of the 64 pixels of a cell one is proposed, with the softmax of their scores; the proposal is accepted with
+# the logistic function of its own score. So a pixel of score s becomes a keypoint with probability
+#
+#     P_kp(x_s) = exp(s) / sum_t exp(t) * 1 / (1 + exp(-s)),          s, t: scores of the pixels of the cell
+#
+# Sun, Zhu, Ji: Shared Coupling-bridge for Weakly Supervised Local Feature Learning, III-D (2), after PoSFeat and DISK
+# (Tyszkiewicz et al., NeurIPS 2020, section 3.1); the side of 8 px is the authors' code. SCFeat's scores are positive,
+# so that more than half of the proposals are accepted; DISK's are not. Shapes: scores (b, 1, h, w) at image resolution
+# -> one proposal per cell, n = (h // 8) (w // 8).
+
+
+class GridPolicyConfig(Config):
+    cell_px: int = Field(8, ge=1)
+    """Side of the cells with at most one keypoint each, g_k, in pixels (authors' code)."""
+
+
+@dataclass(frozen=True)
+class KeypointSample:
+    """points: the proposals, in pixels. log_probability: log P_kp of each, differentiable; accepted: the keypoints."""
+
+    points: Float[Tensor, "b n 2"]
+    log_probability: Float[Tensor, "b n"]
+    accepted: Bool[Tensor, "b n"]
+
+
+def sample_keypoints(
+    scores: Float[Tensor, "b 1 h w"],
+    config: GridPolicyConfig,
+    generator: Draws,
+    valid: Bool[Tensor, "b 1 h w"] | None = None,
+) -> KeypointSample:
+    """One draw of the policy, cells row by row. valid: pixels that may become keypoints; None: all.
+
+    Raises ValueError for a score map smaller than a cell.
+    """
+    logits, corners = _cells(full_precision(scores), config.cell_px)
+    with torch.no_grad():
+        heights = logits.softmax(2).cumsum(2)
+        u = uniform((*logits.shape[:2], 2), generator, scores.device).to(logits.dtype)
+        proposed = (heights <= u[..., :1] * heights[..., -1:]).sum(2).clamp(max=logits.shape[2] - 1)
+        within = torch.stack([proposed % config.cell_px, proposed // config.cell_px], dim=2)
+        points = (corners + within).to(logits.dtype)
+    score = logits.gather(2, proposed[..., None])[..., 0]
+    log_probability = logits.log_softmax(2).gather(2, proposed[..., None])[..., 0] + F.logsigmoid(score)
+    kept = (u[..., 1] < score.detach().sigmoid()) | log_probability.isnan()  # a loss must show NaN
+    return KeypointSample(points, log_probability, kept & mask_at(valid, points))
+
+
+def _cells(scores: Float[Tensor, "b 1 h w"], cell_px: int) -> tuple[Float[Tensor, "b n pixels"], Int[Tensor, "n 2"]]:
+    """Scores of every whole cell, its pixels row by row, and the pixel of its top-left corner."""
+    rows, columns = scores.shape[2] // cell_px, scores.shape[3] // cell_px
+    if rows < 1 or columns < 1:
+        raise ValueError(f"a score map of {scores.shape[3]} x {scores.shape[2]} px has no cell of {cell_px} px")
+    whole = scores[:, 0, : rows * cell_px, : columns * cell_px]
+    cells = whole.unflatten(2, (columns, cell_px)).unflatten(1, (rows, cell_px)).transpose(2, 3)
+    y, x = torch.meshgrid(
+        torch.arange(rows, device=scores.device), torch.arange(columns, device=scores.device), indexing="ij"
+    )
+    return cells.flatten(3).flatten(1, 2), cell_px * torch.stack([x, y], dim=2).view(-1, 2)
+
+
+def accepted_first(sample: KeypointSample) -> KeypointSample:
+    """The same sample without the columns that hold no keypoint in any image: keypoints first, in their order."""
+    order = sample.accepted.int().argsort(dim=1, descending=True, stable=True)
+    order = order[:, : max(1, int(sample.accepted.sum(1).max()))]
+    return KeypointSample(
+        sample.points.gather(1, order[..., None].expand(-1, -1, 2)),
+        sample.log_probability.gather(1, order),
+        sample.accepted.gather(1, order),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a matched pair of keypoints earns in SCFeat's detection training.
+#
+#     r(x_i, y_j) = (1 - tanh L_fme) P_m(x_i, y_j) - tanh(L_fme) (-P_m(x_i, y_j))                              (eq. 20)
+#
+# Read literally the last factor is minus P_m: bad pairs earn nothing and good ones always exactly 1, L_fme cancels. So
+# -P_m is read as "not P_m", as the authors' code has it:
+#
+#     good pair (P_m true):    1 - tanh L_fme        the better the matches determine F, the nearer to 1
+#     bad pair  (P_m false):     - tanh L_fme        the worse they do, the more a bad pair costs
+#
+# That is r = P_m - tanh L_fme: the error is a baseline, the reward that a pair must exceed to be encouraged. L_fme:
+# scfeat_fundamental.py, the same for all pairs of keypoints of two images. Where it is not defined, or without the
+# error factor (the paper's ablation), the constants `good` and `bad`: PoSFeat's +1 and -0.25.
+#
+# Where L_fme is next to 0 (about 1e-5 with the pairs and the scale of algorithm 1) this is the reward 1 or 0 and no
+# regulariser, which `error_factor: false, good: 1, bad: 0` with a regulariser of 0 gives exactly: that is the control
+# of benchmarks/scfeat_ablation.py, beside which an effect of the factor has to show. "Without the error factor" alone
+# changes two more things, -0.25 for bad pairs and a regulariser of -0.001.
+#
+# Sun, Zhu, Ji: Shared Coupling-bridge for Weakly Supervised Local Feature Learning, III-D (2).
+# Shapes: P_m (b, n, m), L_fme (b,) -> (b, n, m). No gradients.
+
+
+class RewardConfig(Config):
+    error_factor: bool = True
+    """Whether rewards depend on L_fme (paper); without it they are PoSFeat's."""
+    good: float = 1.0
+    """Reward of a good pair without L_fme (PoSFeat's code, from DISK)."""
+    bad: float = -0.25
+    """Reward of a bad pair without L_fme (PoSFeat's code, from DISK)."""
+    regulariser: Literal["tanh", "error"] = "tanh"
+    """What stands for L_fme in eq. 21's regulariser. tanh: tanh L_fme (authors' code), so that it never exceeds
+    PoSFeat's. error: L_fme (paper), without a bound where errors are pixels over a tolerance."""
+
+
+@torch.no_grad()
+def rewards(good: Bool[Tensor, "b n m"], error: FundamentalError, config: RewardConfig) -> Float[Tensor, "b n m"]:
+    """r above for every pair of keypoints."""
+    factor = error.value.tanh()
+    known = error.defined if config.error_factor else torch.zeros_like(error.defined)
+    of_good = torch.where(known, 1 - factor, config.good)[:, None, None]
+    of_bad = torch.where(known, -factor, config.bad)[:, None, None]
+    return torch.where(good, of_good, of_bad)
+
+
+def regulariser_factor(error: FundamentalError, config: RewardConfig) -> Float[Tensor, " b"]:
+    """What eq. 21 multiplies its regulariser with: tanh L_fme or L_fme, or 1 without it (PoSFeat)."""
+    known = error.defined if config.error_factor else torch.zeros_like(error.defined)
+    return torch.where(known, error.value.tanh() if config.regulariser == "tanh" else error.value, 1.0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The detection loss (eq. 21).
+
+
+NOT_DRAWN = -1e3  # instead of a cosine: beside anything that was drawn its probability is 0
+
+
+class DetectionLossConfig(Config):
+    policy: GridPolicyConfig = GridPolicyConfig()
+    """How keypoints are drawn."""
+    epsilon_px: float = Field(2.0, gt=0)
+    """Good pairs are nearer than this to their epipolar lines in both images (paper, eq. 18)."""
+    temperature: float = Field(60.0, gt=0)
+    """Factor of the cosines in the match probabilities (authors' code)."""
+    error: FundamentalErrorConfig = FundamentalErrorConfig()
+    """How the error of the fundamental matrix is estimated."""
+    reward: RewardConfig = RewardConfig()
+    """What pairs earn."""
+    regulariser: float = -0.001
+    """lambda_reg (authors' code)."""
+    per_keypoint: bool = True
+    """Whether the sums are divided by |Q_0| + |Q_1| (paper), or left as they are (authors' code)."""
+
+
+class Matches(NamedTuple):
+    """Of the keypoints of both images. Nothing here has a gradient.
+
+    drawn: pairs of two keypoints, not of what merely fills a row. good: P_m. mutual: each other's nearest.
+    probability: p_ij; 0 for what was not drawn.
+    """
+
+    drawn: Bool[Tensor, "b n m"]
+    good: Bool[Tensor, "b n m"]
+    mutual: Bool[Tensor, "b n m"]
+    probability: Float[Tensor, "b n m"]
+
+
+def detection_loss(
+    scores0: Float[Tensor, "b 1 h w"],
+    scores1: Float[Tensor, "b 1 h w"],
+    map0: Float[Tensor, "b c h2 w2"],
+    map1: Float[Tensor, "b c h2 w2"],
+    fundamental01: Float[Tensor, "b 3 3"],
+    image_size: tuple[int, int],
+    config: DetectionLossConfig,
+    generator: Draws,
+    valid0: Bool[Tensor, "b 1 h w"] | None = None,
+    valid1: Bool[Tensor, "b 1 h w"] | None = None,
+    total: Total = alone,
+) -> LossResult:
+    """L_kp above. valid0, valid1: pixels of the images that show anything; None: all.
+    total: the scores are then a part of a batch; losses and statistics of all parts add up to those of the whole.
+
+    Raises ValueError for scores that are not at the images' resolution.
+    """
+    if tuple(scores0.shape[2:]) != image_size[::-1] or scores0.shape != scores1.shape:
+        raise ValueError(f"scores of {tuple(scores0.shape)} and {tuple(scores1.shape)} for images of {image_size}")
+    sample0 = accepted_first(sample_keypoints(scores0, config.policy, generator, valid0))
+    sample1 = accepted_first(sample_keypoints(scores1, config.policy, generator, valid1))
+    with torch.no_grad(), torch.autocast(map0.device.type, enabled=False):
+        matches = matched(sample0, sample1, map0, map1, fundamental01, image_size, config)
+        candidates = drawn_from(matches, config.error)
+        points = (sample0.points, sample1.points)
+        error = fundamental_error(*points, candidates, fundamental01, image_size, config.error, generator, total)
+        gain = matches.probability * rewards(matches.good, error, config.reward)
+        statistics = _statistics(sample0, sample1, matches, gain, error, total)
+    factor = regulariser_factor(error, config.reward)
+    return LossResult(policy_loss(sample0, sample1, gain, factor, config, total), statistics)
+
+
+def policy_loss(
+    sample0: KeypointSample,
+    sample1: KeypointSample,
+    gain: Float[Tensor, "b n m"],
+    factor: Float[Tensor, " b"],
+    config: DetectionLossConfig,
+    total: Total = alone,
+) -> Float[Tensor, ""]:
+    """Eq. 21 with gain_ij = p_ij r_ij and factor = L_fme: the gradient reaches the scores through log P_kp alone."""
+    log0 = torch.where(sample0.accepted, sample0.log_probability, 0.0)
+    log1 = torch.where(sample1.accepted, sample1.log_probability, 0.0)
+    earned = (log0 * gain.sum(2)).sum(1) + (log1 * gain.sum(1)).sum(1)  # sum_ij gain_ij (log0_i + log1_j)
+    gained = earned + config.regulariser * factor * (log0.sum(1) + log1.sum(1))
+    if not config.per_keypoint:
+        return -gained.sum()
+    each = gained / (sample0.accepted.sum(1) + sample1.accepted.sum(1)).clamp(min=1)
+    return -each.sum() / total(torch.ones_like(each).sum())
+
+
+def matched(
+    sample0: KeypointSample,
+    sample1: KeypointSample,
+    map0: Float[Tensor, "b c h2 w2"],
+    map1: Float[Tensor, "b c h2 w2"],
+    fundamental01: Float[Tensor, "b 3 3"],
+    image_size: tuple[int, int],
+    config: DetectionLossConfig,
+) -> Matches:
+    """How the keypoints that were drawn match, by their descriptors and by the poses."""
+    points = (sample0.points, sample1.points)
+    drawn = sample0.accepted[:, :, None] & sample1.accepted[:, None]
+    good = match_matrix(*points, fundamental01, config.epsilon_px) & drawn
+    first, second = (
+        F.normalize(sample_map(full_precision(maps), at, image_size), dim=2)
+        for maps, at in zip((map0, map1), points, strict=True)
+    )
+    cosine = (first @ second.mT).masked_fill_(~drawn, NOT_DRAWN)
+    return Matches(drawn, good, _mutual(cosine, drawn), match_probability(cosine, drawn, config.temperature))
+
+
+def drawn_from(matches: Matches, config: FundamentalErrorConfig) -> Bool[Tensor, "b n m"] | Float[Tensor, "b n m"]:
+    """The pairs that L_fme draws its sets of eight from."""
+    if config.pairs == "mutual":
+        return matches.mutual
+    return matches.probability if config.pairs == "likely" else matches.good
+
+
+def _statistics(
+    sample0: KeypointSample,
+    sample1: KeypointSample,
+    matches: Matches,
+    gain: Float[Tensor, "b n m"],
+    error: FundamentalError,
+    total: Total,
+) -> dict[str, Tensor]:
+    """Shares and means over the whole batch, of which this may be a part."""
+    defined = error.defined.sum()
+    own = (matches.mutual.sum(), defined, matches.probability.sum(), torch.ones_like(error.value).sum())
+    mutual, all_defined, probability, pairs = total(torch.stack([number.to(gain.dtype) for number in own]))
+    good = (matches.mutual & matches.good).sum()
+    return {
+        "keypoints": (sample0.accepted.sum() + sample1.accepted.sum()) / (2 * pairs),
+        "good_share": good / mutual.clamp(min=1),
+        "good_matches": good / pairs,
+        "fundamental_error": torch.where(error.defined, error.value, 0.0).sum() / all_defined.clamp(min=1),
+        "error_defined_share": defined / pairs,
+        "reward": gain.sum() / probability.clamp(min=torch.finfo(gain.dtype).tiny),
+    }
+
+
+def match_probability(
+    cosine: Float[Tensor, "b n m"], drawn: Bool[Tensor, "b n m"], temperature: float
+) -> Float[Tensor, "b n m"]:
+    """p_ij above, over the keypoints that were drawn; 0 for the others, whose cosines are NOT_DRAWN."""
+    affinity = temperature * cosine
+    return affinity.softmax(2).mul_(affinity.softmax(1)).mul_(drawn)
+
+
+def _mutual(cosine: Float[Tensor, "b n m"], drawn: Bool[Tensor, "b n m"]) -> Bool[Tensor, "b n m"]:
+    """Which keypoints are each other's nearest."""
+    nearest = cosine.argmax(2, keepdim=True)
+    mutual = cosine.gather(2, nearest) == cosine.amax(1)[:, None].mT.gather(1, nearest)
+    return torch.zeros_like(drawn).scatter_(2, nearest, mutual) & drawn
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Which pairs of keypoints agree with the camera poses: both points near the line of the other.
+#
+#     E_1(y_j, x_i) = dist(y_j, F x_i)  in image 1       E_0(x_i, y_j) = dist(x_i, F^T y_j)  in image 0     (eq. 16, 17)
+#     P_m = (E_1 < epsilon) & (E_0^T < epsilon),  epsilon = 2 px                                           (eq. 18)
+#
+# Sun, Zhu, Ji: Shared Coupling-bridge for Weakly Supervised Local Feature Learning, III-D (2).
+# Shapes: points (b, n, 2) and (b, m, 2) in pixels -> (b, n, m). No gradients.
+
+
+@torch.no_grad()
+def two_way_distances(
+    points0: Float[Tensor, "b n 2"], points1: Float[Tensor, "b m 2"], fundamental01: Float[Tensor, "b 3 3"]
+) -> tuple[Float[Tensor, "b n m"], Float[Tensor, "b n m"]]:
+    """Of every pair the distance from a line in image 0 (eq. 17) and in image 1 (eq. 16), in pixels."""
+    with torch.autocast(points0.device.type, enabled=False):
+        in_image1 = distances_to_lines(points1, epipolar_lines(points0, fundamental01))
+        in_image0 = distances_to_lines(points0, epipolar_lines(points1, fundamental01.mT)).mT
+    return in_image0, in_image1
+
+
+def match_matrix(
+    points0: Float[Tensor, "b n 2"],
+    points1: Float[Tensor, "b m 2"],
+    fundamental01: Float[Tensor, "b 3 3"],
+    epsilon_px: float,
+) -> Bool[Tensor, "b n m"]:
+    """P_m above: nearer than epsilon_px in both images."""
+    in_image0, in_image1 = two_way_distances(points0, points1, fundamental01)
+    return (in_image0 < epsilon_px) & (in_image1 < epsilon_px)

@@ -1,0 +1,104 @@
+"""Warm-up of the descriptor on known homographies: a point looks like itself in the warped image, and like no other.
+
+In words: sample points of image 0, follow them to image 1; each descriptor should pick its own among those of all
+points of the other image, both ways.
+
+    L = 1/2 (row term + column term),     row term = - 1/n sum_i log( exp(T q_i.k_i) / sum_{j in N_i} exp(T q_i.k_j) )
+
+    q_i, k_i  unit descriptors of point x_i in image 0, and of its exact image y_i = H x_i in image 1
+    N_i       i itself, and all j whose y_j is at least r away from y_i (column term: x_j from x_i)
+    T         inverse temperature;  r: a radius in which points look alike by right
+
+The InfoNCE loss (van den Oord, Li, Vinyals: Representation Learning with Contrastive Predictive Coding, 2018, eq. 4)
+over points of one pair of images. Not part of the SCFeat paper, which starts from an ImageNet encoder.
+Shapes: maps (b, c, h, w), homographies (b, 3, 3) from pixels of image 0 to those of image 1 -> a scalar. The sign of a
+homography counts: points with a positive third coordinate are in front.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from featkit.core.config import Config
+from featkit.geometry.batched import homogeneous, sample_map
+from featkit.losses.base import LossResult, Total, alone, full_precision
+from featkit.losses.points import Draws, inside, mask_at, query_points
+
+NO_CANDIDATE = -1e4  # logit of a point that is not in N_i
+
+
+class ContrastiveLossConfig(Config):
+    cell_px: int = Field(16, ge=1)
+    """Side of the cells of image 0 with one point each, in pixels (as in SCFeat's description loss)."""
+    temperature: float = Field(20.0, gt=0)
+    """Factor of the cosines (ours; common values lie between 10 and 60, and SCFeat's own losses have 60)."""
+    exclusion_px: float = Field(12.0, ge=0)
+    """Points nearer than this to the true one are no negatives (ours: three cells of a map at 1/4 resolution)."""
+
+
+def contrastive_loss(
+    map0: Float[Tensor, "b c h w"],
+    map1: Float[Tensor, "b c h w"],
+    homography01: Float[Tensor, "b 3 3"],
+    image_size: tuple[int, int],
+    config: ContrastiveLossConfig,
+    generator: Draws,
+    valid0: Bool[Tensor, "b 1 h w"] | None = None,
+    valid1: Bool[Tensor, "b 1 h w"] | None = None,
+    total: Total = alone,
+) -> LossResult:
+    """L above. valid0, valid1: pixels of the images that show anything, at image resolution; None: all.
+
+    Points that image 1 does not show neither look for their partner nor are negatives. Without any the loss is 0.
+    total: the maps are then a part of a batch; losses and statistics of all parts add up to those of the whole.
+    """
+    points0 = query_points(len(map0), image_size, config.cell_px, generator, map0.device)
+    points1, front = mapped_points(homography01, points0)
+    shown = front & inside(points1, image_size) & mask_at(valid0, points0) & mask_at(valid1, points1)
+    points1 = torch.where(shown[..., None], points1, points0)  # somewhere finite
+    with torch.autocast(map0.device.type, enabled=False):
+        first, second = (
+            F.normalize(sample_map(full_precision(maps), points, image_size), dim=2)
+            for maps, points in ((map0, points0), (map1, points1))
+        )
+        cosine = first @ second.mT
+        rows, row_hits = _one_way(cosine, points1, shown, config)
+        columns, column_hits = _one_way(cosine.mT, points0, shown, config)
+    points, all_points = total(torch.stack([shown.sum(), torch.ones_like(shown).sum()]))
+    number = points.clamp(min=1)
+    own = torch.where(shown, cosine.detach().diagonal(dim1=1, dim2=2), 0.0).sum()
+    statistics = {
+        "own_similarity": own / number,
+        "found_share": (row_hits + column_hits) / (2 * number),
+        "shown_share": shown.sum() / all_points,
+    }
+    return LossResult((rows / number + columns / number) / 2, statistics)
+
+
+def mapped_points(
+    homography01: Float[Tensor, "b 3 3"], points0: Float[Tensor, "b n 2"]
+) -> tuple[Float[Tensor, "b n 2"], Bool[Tensor, "b n"]]:
+    """Points of image 0 in image 1, in float64 inside; and which of them are in front: of positive depth."""
+    moved = homogeneous(points0.double()) @ homography01.double().mT
+    front = moved[..., 2] > 0
+    return (moved[..., :2] / torch.where(front, moved[..., 2], 1.0)[..., None]).to(points0.dtype), front
+
+
+def _one_way(
+    cosine: Float[Tensor, "b n n"],
+    targets: Float[Tensor, "b n 2"],
+    shown: Bool[Tensor, "b n"],
+    config: ContrastiveLossConfig,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The row term's sum over points, and how many have their own partner as the best of their candidates."""
+    own = torch.eye(cosine.shape[1], dtype=torch.bool, device=cosine.device)
+    far = torch.cdist(targets, targets, compute_mode="donot_use_mm_for_euclid_dist") >= config.exclusion_px
+    candidates = own | (far & shown[:, None])
+    logits = (config.temperature * cosine).masked_fill(~candidates, NO_CANDIDATE)
+    loss = logits.logsumexp(2) - logits.diagonal(dim1=1, dim2=2)
+    best = logits.detach().argmax(2) == torch.arange(cosine.shape[1], device=cosine.device)
+    return torch.where(shown, loss, 0.0).sum(), (best & shown).sum()

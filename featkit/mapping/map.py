@@ -1,0 +1,266 @@
+"""The map stage: database.db -> sparse/. It has a stamp beside it and is skipped only when that agrees."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import pycolmap
+from pydantic import Field
+
+from featkit.core.config import Config
+from featkit.core.errors import EmptyResultError
+from featkit.core.log import progress
+from featkit.io.artifact import artifact, locked, scratch
+from featkit.io.atomic import digest, explained_by_disk, read_stamp
+from featkit.mapping import verify
+from featkit.mapping.model import largest_first, read_model, refuse_other_models, write_models
+from featkit.mapping.reference import Reference
+from featkit.mapping.verify import DatabaseConfig
+
+LOGGER = logging.getLogger(__name__)
+Mapper = Literal["incremental", "global", "hierarchical"]
+
+
+class ClusterConfig(Config):
+    """How the hierarchical mapper cuts the graph of verified pairs (COLMAP's SceneClustering: normalized cuts)."""
+
+    leaf_max_images: int = Field(default=500, ge=3)
+    """Images of one cluster at most, before its overlap is added (COLMAP: 500). It bounds the memory of a cluster."""
+    overlap: int = Field(default=50, ge=0)
+    """Images that a cluster shares with each one beside it, at most (COLMAP: 50); two maps are merged by them."""
+    branching: int = Field(default=2, ge=2)
+    """Parts that a cluster too large is cut into (COLMAP: 2)."""
+    strongest_pairs: int = Field(default=20, ge=1)
+    """The overlap is chosen among so many pairs of an image, those of most inliers (COLMAP's num_image_matches: 20)."""
+    workers: int = Field(default=0, ge=0)
+    """Clusters mapped at a time, each with its share of the threads; 0: one for a small scene, else COLMAP's choice.
+
+    Each holds a map of its own in memory."""
+    adjust_merged: bool = True
+    """One bundle adjustment of the whole after clusters were merged, which COLMAP leaves to the user."""
+
+
+class MapConfig(DatabaseConfig):
+    """From matches to a map."""
+
+    mapper: Mapper = "incremental"
+    min_model_size: int = 3
+    """Smallest number of registered images of a model that is kept."""
+    min_num_matches: int = 15
+    """Pairs with fewer verified matches are not used."""
+    extract_colors: bool = True
+    global_adjustment_growth: float = Field(default=1.1, gt=1)
+    """The incremental mapper adjusts all of a map when its images or points are so many times those of the last time
+    (COLMAP: 1.1). The largest cost of a map of thousands of images: where one adjustment costs in proportion to
+    them, all come to g / (g - 1) of the last one, 11 of it at 1.1 and 4.3 at 1.3."""
+    global_adjustment_tolerance: float = Field(default=1e-6, ge=0)
+    """An adjustment of a whole map ends when a step lowers its cost by less than this part of it. COLMAP's is 0 (go on
+    to the last iteration): a fifth more time on 1,000 images and more on more, for changes far below the noise of a
+    keypoint. Maps of up to `single_thread_images` keep COLMAP's."""
+    local_adjustment_tolerance: float = Field(default=1e-4, ge=0)
+    """The same for the adjustment around each new image, which those of the whole go over again. COLMAP's is 0: a tenth
+    to a fourth more time on small maps, for the same cameras within half a hundredth of their error."""
+    clusters: ClusterConfig = ClusterConfig()
+    """Of the hierarchical mapper."""
+    seed: int = 0
+    threads: int = 0
+    """Threads of the mapper; -1: all cores; 0: one for small scenes, all cores for larger ones.
+
+    With several threads COLMAP's sums, and which initial pair it finds first, depend on who is faster: only one thread
+    gives the same bytes every time."""
+    single_thread_images: int = 200
+    """Up to so many images a scene is small: `threads` = 0 means one, and adjustments go on to the last iteration."""
+
+
+def database_config(config: MapConfig) -> DatabaseConfig:
+    """The part of the configuration that decides the database."""
+    return DatabaseConfig(camera=config.camera, verify=config.verify)
+
+
+def build_map(
+    config: MapConfig,
+    images: Path,
+    database: Path,
+    output: Path,
+    *,
+    reference: Reference | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Map a verified database (or triangulate it with the reference's poses) into output/0, output/1, ...
+
+    All models that come out are kept, the largest first. Raises EmptyResultError when there is none, or no point,
+    NotWritableError without space or while another process writes them.
+    """
+    refuse_other_models(output)
+    with locked(output), explained_by_disk(output):
+        return _build(config, images, database, output, reference, overwrite)
+
+
+def _build(
+    config: MapConfig, images: Path, database: Path, output: Path, reference: Reference | None, overwrite: bool
+) -> Path:
+    made_by = read_stamp(database.with_suffix(".json")) or {}
+    inputs = digest(str(made_by.get("inputs")), str(made_by.get("fingerprint")), str(reference is not None))
+    made = artifact(output, config, inputs, output.with_name(f"{output.name}.json"))
+    if made.up_to_date and not overwrite:
+        LOGGER.info("map: done already")
+        return output
+    pycolmap.set_random_seed(config.seed)
+    with scratch(output.with_name(f".{output.name}.work")) as work:
+        if reference is None:
+            models = MAPPERS[config.mapper](config, images, database, work)
+        else:
+            models = [_triangulate(config, images, database, work, reference)]
+    models = [model for model in largest_first(models) if model.num_points3D() > 0]
+    if not models:
+        raise EmptyResultError(
+            f"{images}: no model came out; the pairs may see too little in common (more keypoints, --pairs exhaustive)"
+        )
+    return write_models(models, output, lambda: made.write_stamp(kind="map", models=len(models)))
+
+
+def read_largest(sparse: Path) -> pycolmap.Reconstruction:
+    """The largest model of a `sparse/` folder. Raises BadInputError."""
+    return read_model(sparse / "0")
+
+
+def _incremental(config: MapConfig, images: Path, database: Path, work: Path) -> list[pycolmap.Reconstruction]:
+    total = _num_images(database)
+    options = incremental_options(config, total)
+    with progress("map", total, "images") as advance:
+        models = pycolmap.incremental_mapping(
+            str(database),
+            str(images),
+            str(work),
+            options=options,
+            initial_image_pair_callback=lambda: advance(2),
+            next_image_callback=lambda: advance(1),
+        )
+    return list(models.values())
+
+
+def _num_images(database: Path) -> int:
+    with pycolmap.Database.open(str(database)) as opened:
+        return int(opened.num_images())
+
+
+def _threads(config: MapConfig, images: int) -> int:
+    return config.threads or (1 if images <= config.single_thread_images else -1)
+
+
+def _tolerance(config: MapConfig, images: int) -> float:
+    return 0.0 if images <= config.single_thread_images else config.global_adjustment_tolerance
+
+
+def incremental_options(config: MapConfig, images: int) -> pycolmap.IncrementalPipelineOptions:
+    """pycolmap's options of the incremental mapper and the triangulator, for a scene of that many images."""
+    options = pycolmap.IncrementalPipelineOptions()
+    options.min_model_size = config.min_model_size
+    options.min_num_matches = config.min_num_matches
+    options.extract_colors = config.extract_colors
+    options.ba_global_frames_ratio = options.ba_global_points_ratio = config.global_adjustment_growth
+    options.ba_global_function_tolerance = _tolerance(config, images)
+    options.ba_local_function_tolerance = config.local_adjustment_tolerance
+    options.num_threads = _threads(config, images)
+    options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = config.seed
+    options.ba_refine_focal_length = config.camera.refine
+    options.ba_refine_extra_params = config.camera.refine
+    options.mapper.abs_pose_refine_focal_length = config.camera.refine
+    options.mapper.abs_pose_refine_extra_params = config.camera.refine
+    return options
+
+
+def _global(config: MapConfig, images: Path, database: Path, work: Path) -> list[pycolmap.Reconstruction]:
+    options = pycolmap.GlobalPipelineOptions()
+    options.min_num_matches = config.min_num_matches
+    options.min_model_size = config.min_model_size
+    options.num_threads = options.mapper.num_threads = _threads(config, _num_images(database))
+    options.random_seed = options.mapper.random_seed = config.seed
+    options.mapper.bundle_adjustment.refine_focal_length = config.camera.refine
+    options.mapper.bundle_adjustment.refine_extra_params = config.camera.refine
+    LOGGER.info("map: global mapper at work")
+    database = _calibrated(database, work)
+    models = pycolmap.global_mapping(str(database), str(images), str(work), options=options)
+    for model in models.values():
+        if config.extract_colors:
+            model.extract_colors_for_all_images(str(images))
+    return list(models.values())
+
+
+def _calibrated(database: Path, work: Path) -> Path:
+    """A copy whose guessed focal lengths are estimated from the fundamental matrices; the database if none is guessed.
+
+    The global mapper takes focal lengths as they are until its bundle adjustment.
+    """
+    with pycolmap.Database.open(str(database)) as opened:
+        if all(camera.has_prior_focal_length for camera in opened.read_all_cameras()):
+            return database
+    copy = work / database.name
+    shutil.copyfile(database, copy)
+    if not pycolmap.calibrate_view_graph(str(copy)):
+        LOGGER.warning("map: focal lengths could not be estimated from the pairs; the guesses are used")
+        return database
+    return copy
+
+
+def hierarchical_options(config: MapConfig, images: int) -> pycolmap.HierarchicalPipelineOptions:
+    """pycolmap's options of the hierarchical mapper, for a scene of that many images."""
+    options = pycolmap.HierarchicalPipelineOptions()
+    options.num_threads = _threads(config, images)
+    options.num_workers = config.clusters.workers or options.num_threads
+    options.clustering_options.leaf_max_num_images = config.clusters.leaf_max_images
+    options.clustering_options.image_overlap = config.clusters.overlap
+    options.clustering_options.branching = config.clusters.branching
+    options.clustering_options.num_image_matches = config.clusters.strongest_pairs
+    options.incremental_options = incremental_options(config, images)
+    return options
+
+
+def _hierarchical(config: MapConfig, images: Path, database: Path, work: Path) -> list[pycolmap.Reconstruction]:
+    total = _num_images(database)
+    options = hierarchical_options(config, total)
+    LOGGER.info("map: hierarchical mapper at work, clusters of up to %d images", config.clusters.leaf_max_images)
+    models = list(pycolmap.hierarchical_mapping(str(database), str(images), str(work), options=options).values())
+    if total > config.clusters.leaf_max_images and config.clusters.adjust_merged:
+        LOGGER.info("map: adjusting what was merged")
+        for model in models:
+            pycolmap.bundle_adjustment(model, _whole_adjustment(config, total))
+            model.update_point_3d_errors()
+    return models
+
+
+def _whole_adjustment(config: MapConfig, images: int) -> pycolmap.BundleAdjustmentOptions:
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_focal_length = options.refine_extra_params = config.camera.refine
+    solver = getattr(options, "ceres", options).solver_options  # pycolmap moved it within 4.x
+    solver.num_threads = _threads(config, images)
+    solver.function_tolerance = _tolerance(config, images)
+    options.print_summary = False
+    return options
+
+
+MAPPERS = {"incremental": _incremental, "global": _global, "hierarchical": _hierarchical}
+
+
+def _triangulate(
+    config: MapConfig, images: Path, database: Path, work: Path, reference: Reference
+) -> pycolmap.Reconstruction:
+    """Points from known poses and cameras, which stay as they are."""
+    empty = pycolmap.Reconstruction()
+    with pycolmap.Database.open(str(database)) as opened:
+        for camera in opened.read_all_cameras():
+            empty.add_camera_with_trivial_rig(camera)
+        for image in opened.read_all_images():
+            keypoints = opened.read_keypoints(image.image_id)[:, :2].astype("float64")
+            known = pycolmap.Image(
+                name=image.name, keypoints=keypoints, camera_id=image.camera_id, image_id=image.image_id
+            )
+            empty.add_image_with_trivial_frame(known, verify.to_rigid(reference.poses[image.name]))
+    LOGGER.info("map: triangulation with %d known poses", empty.num_images())
+    options = incremental_options(config, empty.num_images())
+    return pycolmap.triangulate_points(
+        empty, str(database), str(images), str(work), options=options, refine_intrinsics=False
+    )

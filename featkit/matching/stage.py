@@ -1,0 +1,186 @@
+"""The match stage: features.h5 + pairs.txt -> matches.h5. One thread reads ahead; resumable at any moment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError
+from featkit.core.log import progress
+from featkit.core.registry import configured
+from featkit.core.types import Features, Matches, Pair
+from featkit.io.features import FeatureStore, open_features
+from featkit.io.lists import read_pairs
+from featkit.io.matches import MatchStore, append_matches, refuse_key_collisions
+
+LOGGER = logging.getLogger(__name__)
+CACHED_IMAGES = 64  # features kept in memory: pairs come sorted by their first image
+DEFAULT_BATCH = 32
+
+
+def resolve(name: str, changes: dict | None = None, device: str = "auto") -> tuple[Matcher, Config]:
+    """The matcher behind a name in configs/, and its configuration. Raises UsageError."""
+    cls, config = configured("matcher", name, changes)
+    return cls(config, device), config
+
+
+def run(
+    matcher: Matcher,
+    config: Config,
+    features: Path,
+    pairs: Path,
+    output: Path,
+    *,
+    query_features: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Match all pairs of a file that `output` does not hold yet, and return `output`.
+
+    query_features: where the features of the first name of each pair lie, when not in `features` too.
+    Raises BadInputError when a pair names an image without features, or when `output` was made from other features
+    or by another configuration.
+    """
+    listed = read_pairs(pairs, directed=query_features is not None)
+    return match_pairs(
+        matcher, config, features, listed, output, query_features=query_features, overwrite=overwrite, where=pairs
+    )
+
+
+def match_pairs(
+    matcher: Matcher,
+    config: Config,
+    features: Path,
+    listed: list[Pair],
+    output: Path,
+    *,
+    query_features: Path | None = None,
+    overwrite: bool = False,
+    where: Path | str = "pairs",
+) -> Path:
+    """As `run`, of pairs that are in memory. where: they came from, for errors."""
+    with _opened(config, features, listed, output, query_features, overwrite, where) as work:
+        if len(work.todo) < len(listed):
+            LOGGER.info("match: %d of %d pairs are done already", len(listed) - len(work.todo), len(listed))
+        size = int(getattr(config, "batch_size", DEFAULT_BATCH))
+        with progress("match", len(work.todo), "pairs") as advance:
+            for batch, loaded in _read_ahead(work.todo, work.store0, work.store1, size):
+                for pair, both, found in zip(batch, loaded, _match(matcher, batch, loaded), strict=True):
+                    work.matches.write(pair, found, work.digests(pair), len(both[1]))
+                advance(len(batch))
+    return output
+
+
+def waiting(
+    config: Config, features: Path, listed: list[Pair], output: Path, overwrite: bool, where: Path | str
+) -> list[Pair]:
+    """The pairs that `run` would match; `output` is begun if it is not there. Raises as `run` does."""
+    with _opened(config, features, listed, output, None, overwrite, where) as work:
+        return work.todo
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The stores of a run, digests of the features of each pair, and the pairs that are not matched yet."""
+
+    store0: FeatureStore
+    store1: FeatureStore
+    matches: MatchStore
+    digests: Callable[[Pair], tuple[str, str]]
+    todo: list[Pair]
+
+
+@contextmanager
+def _opened(
+    config: Config,
+    features: Path,
+    listed: list[Pair],
+    output: Path,
+    query_features: Path | None,
+    overwrite: bool,
+    where: Path | str,
+) -> Iterator[_Work]:
+    with ExitStack() as stack:
+        store1 = stack.enter_context(open_features(features))
+        store0 = stack.enter_context(open_features(query_features)) if query_features else store1
+        _check(listed, store0, store1, where)
+        origin = str(store1.attributes().get("fingerprint", "foreign"))
+        matches = stack.enter_context(append_matches(output, config, origin, overwrite))
+        digest0, digest1 = lru_cache(None)(store0.digest), lru_cache(None)(store1.digest)
+
+        def digests(pair: Pair) -> tuple[str, str]:
+            return digest0(pair.name0), digest1(pair.name1)
+
+        yield _Work(store0, store1, matches, digests, [p for p in listed if not matches.has(p, digests(p))])
+
+
+def _match(matcher: Matcher, batch: list[Pair], loaded: list[tuple[Features, Features]]) -> list:
+    try:
+        return matcher.match(loaded)
+    except BadInputError as error:
+        raise BadInputError(f"{batch[0].name0!r}, {batch[0].name1!r}: {error}; extract both with one method") from None
+
+
+def _check(pairs: list[Pair], store0: FeatureStore, store1: FeatureStore, where: Path | str) -> None:
+    known0 = set(store0.names())
+    known1 = known0 if store1 is store0 else set(store1.names())
+    for missing, store in (
+        (sorted({p.name0 for p in pairs} - known0), store0),
+        (sorted({p.name1 for p in pairs} - known1), store1),
+    ):
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise BadInputError(f"{where}: {missing[0]!r}{more} has no features in {store.path}; extract it first")
+    refuse_key_collisions(sorted({name for pair in pairs for name in (pair.name0, pair.name1)}))
+
+
+def _read_ahead(
+    pairs: list[Pair], store0: FeatureStore, store1: FeatureStore, size: int
+) -> Iterator[tuple[list[Pair], list[tuple[Features, Features]]]]:
+    """Batches of pairs with their features; the next batch is read while one is worked on."""
+
+    @lru_cache(maxsize=CACHED_IMAGES)
+    def load(second: bool, name: str) -> Features:
+        return (store1 if second else store0).read(name)
+
+    same = store0 is store1
+
+    def load_batch(batch: list[Pair]) -> list[tuple[Features, Features]]:
+        return [(load(same, pair.name0), load(True, pair.name1)) for pair in batch]
+
+    batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        coming = reader.submit(load_batch, batches[0]) if batches else None
+        for index, batch in enumerate(batches):
+            assert coming is not None
+            loaded = coming.result()
+            if index + 1 < len(batches):
+                coming = reader.submit(load_batch, batches[index + 1])
+            yield batch, loaded
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What every matcher promises. tests/contract/ runs each registered one against it.
+
+
+class Matcher(Protocol):
+    """Features x Features -> Matches.
+
+    A subclass declares `Config` and is built as `cls(config, device)`. The matches of a pair do not depend on the
+    other pairs of a batch, nor on its size.
+    """
+
+    Config: ClassVar[type[Config]]
+
+    def match(self, batch: list[tuple[Features, Features]]) -> list[Matches]:
+        """Matches of each pair: `matches0` int32 of length n0, `scores0` float32. Empty features match nothing.
+
+        Raises BadInputError when the descriptors of a pair have different lengths.
+        """
+        ...

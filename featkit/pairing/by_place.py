@@ -1,0 +1,295 @@
+"""Pairs by place: by GPS, by poses, by points seen in common."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int64
+from pydantic import Field
+
+from featkit.core.config import Config, Runtime
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.types import Pair, Pose
+from featkit.geometry.poses import camera_centre, ecef, middle, rotation_matrix
+from featkit.images.exif import Located, locate, some_names
+from featkit.io.atomic import digest
+from featkit.io.features import FeatureStore
+from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs, tracks_of_images
+from featkit.mapping.reference import poses_of_model, tracks_of_model
+from featkit.mapping.scene import find_model
+from featkit.pairing.base import Sources
+from featkit.pairing.by_retrieval import each_once
+
+LOGGER = logging.getLogger(__name__)
+# ----------------------------------------------------------------------------------------------------------------------
+# Each image with the ones taken nearest to it, by GPS: pairs grow with n, not with n^2.
+#
+# Peers: COLMAP's spatial matching (`SpatialPairingOptions`), which passes over images without a position.
+
+
+class GpsConfig(Config):
+    """How many neighbours each image is matched with, and where the positions come from."""
+
+    num_matched: int = Field(default=16, ge=1)
+    """Nearest images that each one is paired with. In a survey along strips, two before and two after on its own strip
+    and five on each strip beside it are 14; two more for what GPS errs."""
+    max_distance_m: float | None = Field(default=None, gt=0)
+    """Images further apart are not paired, m; None: any distance (COLMAP: 100)."""
+    use_altitude: bool = False
+    """Count altitudes in distances; an unknown one is the median of the others. Off, as in COLMAP (`ignore_z`): GPS
+    errs most in height."""
+    without_position: Literal["all", "none"] = "all"
+    """What an image without a position is paired with: "all" other images, so that it is not lost, or "none"."""
+    file: Runtime[Path | None] = None
+    """A csv, `name,lat,lon[,alt]` a line; None: the photographs' EXIF."""
+
+
+class Gps:
+    """The nearest images, by distances between places on the earth (chords, so that 180 degrees is no border)."""
+
+    Config = GpsConfig
+    needs_features = False
+    scratch_folder: Path | None = None
+
+    def __init__(self, config: GpsConfig, device: str = "auto"):
+        self.config = config
+        self.sources = Sources()
+        self._located: tuple[tuple[str, ...], Located] | None = None
+
+    def digest(self, names: list[str]) -> str:
+        """See `ReadsSources.digest`: of the positions, wherever they come from."""
+        return digest(*(f"{name} {position}" for name, position in self._locate(names).positions.items()))
+
+    def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
+        """See `Pairing.pairs`; ordered by the image asked for, its nearest first; images without a position last.
+
+        Raises UsageError when neither a csv nor the photographs are known, BadInputError when no image has a position.
+        """
+        located = self._locate(names)
+        listed = list(located.positions)
+        best = nearest(self._points(located), self.config.num_matched, self.config.max_distance_m)
+        found = [Pair(listed[a], listed[b]) for a, b in each_once(best).tolist()]
+        return found + self._of_the_others(located)
+
+    def _locate(self, names: list[str]) -> Located:
+        """Positions of the names, each once; read once."""
+        listed = tuple(dict.fromkeys(names))
+        if self._located is None or self._located[0] != listed:
+            self._located = listed, locate(listed, self.sources.images, self.config.file)
+        return self._located[1]
+
+    def _points(self, located: Located) -> np.ndarray:
+        positions = list(located.positions.values())
+        usual = middle(positions).altitude_m if self.config.use_altitude else None
+        if usual is None:
+            return ecef([replace(position, altitude_m=None) for position in positions])
+        return ecef([p if p.altitude_m is not None else replace(p, altitude_m=usual) for p in positions])
+
+    def _of_the_others(self, located: Located) -> list[Pair]:
+        """Pairs of the images that have no position; one warning names them."""
+        if not located.without:
+            return []
+        to_all = self.config.without_position == "all"
+        every = [*located.positions, *located.without]
+        first = len(located.positions)
+        found = [Pair(name, other) for i, name in enumerate(located.without) for other in every[: first + i]]
+        LOGGER.warning(
+            "pair: %d of %d images have no GPS position and are paired with %s: %s",
+            len(located.without),
+            len(every),
+            f"every other image, {len(found)} pairs" if to_all else "none",
+            some_names(located.without),
+        )
+        return found if to_all else []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Each image with the ones whose cameras stand nearest to it and look the same way, in a model that exists already.
+#
+# Peer: hloc's pairs_from_poses. It compares whole rotations; here only viewing directions count, since a camera that is
+# turned about its axis still sees the same things.
+
+
+class PosesConfig(Config):
+    """How many neighbours each image is matched with, and which cameras count as neighbours."""
+
+    num_matched: int = Field(default=20, ge=1)
+    """Nearest images that each one is paired with (as many as by retrieval)."""
+    max_angle_deg: float = Field(default=30.0, gt=0, le=180)
+    """Between viewing directions, degrees (hloc: 30, of the whole rotation)."""
+    max_distance: float | None = Field(default=None, gt=0)
+    """Between camera centres, in the model's unit; None: any."""
+    model: Runtime[Path | None] = None
+    """Folder of a COLMAP model, or of a mapped scene; None: the one that the command was given."""
+
+
+class ByPoses:
+    """The nearest cameras of a model that look the same way."""
+
+    Config = PosesConfig
+    needs_features = False
+    scratch_folder: Path | None = None
+
+    def __init__(self, config: PosesConfig, device: str = "auto"):
+        self.config = config
+        self.sources = Sources()
+        self._read: tuple[list[str], dict[str, Pose]] | None = None
+
+    def digest(self, names: list[str]) -> str:
+        """See `ReadsSources.digest`: of the poses of these images."""
+        poses = self._poses(names)
+        return digest(*(f"{name} {pose.qvec.tolist()} {pose.tvec.tolist()}" for name, pose in poses.items()))
+
+    def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
+        """See `Pairing.pairs`; ordered by the image asked for, its nearest first. Images without a pose are in no pair.
+
+        Raises UsageError without a model, BadInputError when the model has none of the images.
+        """
+        poses = self._poses(names)
+        warn_of_missing(names, poses)
+        listed = list(poses)
+        centres = np.array([camera_centre(pose) for pose in poses.values()])
+        axes = np.array([rotation_matrix(pose.qvec)[2] for pose in poses.values()])  # +z of the cameras, in the world
+        best = nearest(centres, self.config.num_matched, self.config.max_distance, axes, self.config.max_angle_deg)
+        return [Pair(listed[a], listed[b]) for a, b in each_once(best).tolist()]
+
+    def _poses(self, names: list[str]) -> dict[str, Pose]:
+        """Poses of the names that have one, in their order; read once."""
+        if self._read is None or self._read[0] != names:
+            model = model_folder(self.config.model, self.sources, "poses")
+            poses = poses_of_model(model)
+            self._read = list(names), {name: poses[name] for name in known_names(names, poses, model)}
+        return self._read[1]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Each image with the ones that see the most points in common with it, in a model that exists already.
+#
+# Peer: hloc's pairs_from_covisibility.
+
+
+class CovisiblePairingConfig(CovisibleConfig):
+    """How many images each one is matched with, and in which model."""
+
+    model: Runtime[Path | None] = None
+    """Folder of a COLMAP model, or of a mapped scene; None: the one that the command was given."""
+
+
+class Covisible:
+    """The images of a model that share the most points."""
+
+    Config = CovisiblePairingConfig
+    needs_features = False
+    scratch_folder: Path | None = None
+
+    def __init__(self, config: CovisiblePairingConfig, device: str = "auto"):
+        self.config = config
+        self.sources = Sources()
+        self._read: tuple[list[str], Tracks] | None = None
+
+    def digest(self, names: list[str]) -> str:
+        """See `ReadsSources.digest`: of the tracks of these images."""
+        tracks = self._tracks(names)
+        return digest(*tracks.names, str(tracks.starts.tolist()), str(tracks.images.tolist()))
+
+    def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
+        """See `Pairing.pairs`; ordered by the image asked for, the one that shares most first.
+
+        An image that is not in the model, or shares no point, is in no pair. Raises UsageError without a model,
+        BadInputError when the model has none of the images.
+        """
+        tracks = self._tracks(names)
+        warn_of_missing(names, set(tracks.names))
+        return covisible_pairs(tracks, self.config.num_matched)
+
+    def _tracks(self, names: list[str]) -> Tracks:
+        """Tracks of the names that the model has, in their order; read once."""
+        if self._read is None or self._read[0] != names:
+            model = model_folder(self.config.model, self.sources, "covisibility")
+            tracks = tracks_of_model(model)
+            self._read = list(names), tracks_of_images(tracks, known_names(names, tracks.names, model))
+        return self._read[1]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The nearest of a set of places, exactly and in a reproducible order.
+
+
+def nearest(
+    places: Float[np.ndarray, "n d"],
+    num: int,
+    max_distance: float | None = None,
+    directions: Float[np.ndarray, "n 3"] | None = None,
+    max_angle_deg: float = 180.0,
+) -> Int64[np.ndarray, "n num"]:
+    """For every place its `num` nearest others, nearest first, the lower index first of equal ones; else -1.
+
+    max_distance: none further away, in the unit of the places. directions: unit vectors; only places whose directions
+    differ by at most the angle. Time grows with n^2; one row of distances is in memory at a time.
+    """
+    found = np.full((len(places), num), -1, np.int64)
+    min_cosine = np.cos(np.radians(max_angle_deg))
+    for row, place in enumerate(places):
+        squares = ((places - place) ** 2).sum(axis=1)
+        squares[row] = np.inf
+        if directions is not None:
+            squares[directions @ directions[row] < min_cosine] = np.inf
+        if max_distance is not None:
+            squares[squares > max_distance**2] = np.inf
+        best = _smallest(squares, num)
+        found[row, : len(best)] = best
+    return found
+
+
+def _smallest(values: Float[np.ndarray, " n"], num: int) -> Int64[np.ndarray, " m"]:
+    """Indices of the `num` smallest finite values in order; without sorting all of them."""
+    candidates = np.flatnonzero(np.isfinite(values))
+    if len(candidates) > num:
+        bound = np.partition(values[candidates], num - 1)[num - 1]
+        candidates = candidates[values[candidates] <= bound]  # those equal to the last one too
+    return candidates[np.argsort(values[candidates], kind="stable")][:num]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The model that a pairing reads: from its configuration, or from the command it runs in.
+
+
+def model_folder(configured: Path | None, sources: Sources, method: str) -> Path:
+    """Folder of the COLMAP model. Raises UsageError when none is named, BadInputError when there is none in it."""
+    folder = configured or sources.model
+    if folder is None:
+        raise UsageError(
+            f"pairing by {method} takes a COLMAP model: `featkit pairs --model DIR`, or --reference DIR of reconstruct"
+        )
+    return find_model(folder)
+
+
+def known_names(names: Sequence[str], in_model: Collection[str], model: Path) -> list[str]:
+    """The names, each once, that the model has. Raises BadInputError when it has none of them."""
+    listed = list(dict.fromkeys(names))
+    known = [name for name in listed if name in in_model]
+    if not known:
+        example = f", such as {next(iter(in_model))!r}" if in_model else ""
+        raise BadInputError(
+            f"{model}: none of its {len(in_model)} images{example}, is one of the {len(listed)} to pair, such as"
+            f" {listed[0]!r}; names are relative to the folder of images"
+        )
+    return known
+
+
+def warn_of_missing(names: Sequence[str], known: Collection[str]) -> None:
+    """One warning that names the images which are not in the model, and so in no pair."""
+    listed = list(dict.fromkeys(names))
+    missing = [name for name in listed if name not in known]
+    if missing:
+        LOGGER.warning(
+            "pair: %d of %d images are not in the model and in no pair: %s",
+            len(missing),
+            len(listed),
+            some_names(missing),
+        )

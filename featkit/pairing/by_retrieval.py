@@ -1,0 +1,118 @@
+"""Pairs by similar images: featkit's own VLAD vectors, or anybody's global descriptors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from pydantic import Field
+
+from featkit.core.config import Config, Runtime, make
+from featkit.core.errors import UsageError
+from featkit.core.types import Pair
+from featkit.io.features import FeatureStore, files_digest, read_global_descriptors
+from featkit.retrieval.retrieve import Describe, check_files, most_similar, most_similar_rows
+from featkit.retrieval.vlad import VladConfig
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Each image with the ones whose VLAD vectors are most similar: pairs grow with n, not with n^2.
+
+
+class RetrievalConfig(Config):
+    """How many images each one is matched with, and how they are described."""
+
+    num_matched: int = Field(default=20, ge=1, description="most similar images each image is paired with")
+    vlad: VladConfig = VladConfig()
+
+
+class Retrieval:
+    """The most similar images, from descriptors extracted before."""
+
+    Config = RetrievalConfig
+    needs_features = True
+
+    def __init__(self, config: RetrievalConfig, device: str = "auto"):
+        self.config = config
+        self.device = device
+        # Where vectors beyond the memory budget are kept meanwhile; the stage sets it to the output's folder.
+        self.scratch_folder: Path | None = None
+        self.describe: Describe | None = None  # what makes the images' vectors; None: this process
+
+    def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
+        """See `Pairing.pairs`; ordered by the image asked for, its most similar one first.
+
+        An image without keypoints is in no pair. Raises UsageError without features, BadInputError for features that
+        are missing or damaged, or when no image has a keypoint.
+        """
+        if features is None:
+            raise UsageError("pairing by retrieval compares features: extract first, then pair features.h5")
+        listed = list(dict.fromkeys(names))
+        found = most_similar(
+            features,
+            listed,
+            features,
+            listed,
+            self.config.vlad,
+            self.config.num_matched,
+            generator,
+            device=self.device,
+            spill_folder=self.scratch_folder,
+            describe=self.describe,
+        )
+        named = found.database_names  # the same as query_names: one store, one list
+        return [Pair(named[a], named[b]) for a, b in each_once(found.best).tolist()]
+
+
+def each_once(best: Int64[np.ndarray, "n num"]) -> Int64[np.ndarray, "m 2"]:
+    """Index pairs (row, entry) in reading order without entries of -1; of (a, b) and (b, a) the first one."""
+    rows = np.repeat(np.arange(len(best)), best.shape[1])
+    pairs = np.stack([rows, best.reshape(-1)], axis=1)
+    pairs = pairs[pairs[:, 1] >= 0]
+    keys = pairs.min(axis=1) * len(best) + pairs.max(axis=1)
+    _, first = np.unique(keys, return_index=True)
+    return pairs[np.sort(first)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Each image with the ones whose global descriptors, read from a file in hloc's layout, are most similar.
+
+
+class GivenRetrievalConfig(Config):
+    """Which descriptors, and how many images each one is matched with."""
+
+    files: Runtime[tuple[Path, ...]]
+    """In hloc's layout; an image's descriptor is in one of them."""
+    content: str
+    """16 hex digits of what they hold."""
+    num_matched: int = Field(default=20, ge=1)
+    """Most similar images that each image is paired with."""
+
+
+class GivenRetrieval:
+    """The most similar images by descriptors that another program made. Not in the registry: it takes a file."""
+
+    Config = GivenRetrievalConfig
+    needs_features = False
+
+    def __init__(self, config: GivenRetrievalConfig, device: str = "auto"):
+        self.config = config
+        self.scratch_folder: Path | None = None
+
+    def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
+        """See `Pairing.pairs`; ordered by the image asked for, its most similar one first. Raises BadInputError."""
+        listed = list(dict.fromkeys(names))
+        rows = read_global_descriptors(self.config.files, listed)
+        best = most_similar_rows(rows, rows, self.config.num_matched, not_itself=True)
+        return [Pair(listed[a], listed[b]) for a, b in each_once(best).tolist()]
+
+
+def given_retrieval(
+    files: Sequence[Path], changes: dict[str, Any] | None = None
+) -> tuple[type[GivenRetrieval], Config]:
+    """The pairing and its configuration, as `stage.run` takes them. Raises BadInputError and UsageError."""
+    check_files(files)
+    values = {**(changes or {}), "files": tuple(files), "content": files_digest(files)}
+    return GivenRetrieval, make(GivenRetrievalConfig, values, where="--retrieval")

@@ -1,0 +1,168 @@
+"""Curves, bars and histograms as plotly charts."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from featkit.report.content import Bars, Curve, Curves, Histogram
+from featkit.report.scene3d import GROUP_COLOURS, NEUTRAL, OTHER_COLOURS, Figure, packed
+from featkit.report.tables import for_plotly, format_cell, format_integer
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Curves over a common axis as a plotly line chart.
+
+
+MOST_POINTS = 1500  # of one curve on the page; more are averaged in neighbouring groups
+COLOURS = (*GROUP_COLOURS.values(), *OTHER_COLOURS)
+
+
+def curves_figure(curves: Curves) -> Figure:
+    """One line per curve, values that are not finite left out. Raises ValueError on arrays of unequal length."""
+    layout = {
+        "xaxis": {"title": {"text": for_plotly(curves.x_label)}, "zeroline": False},
+        "yaxis": {
+            "title": {"text": for_plotly(curves.y_label)},
+            "type": "log" if curves.log_y else "linear",
+            "zeroline": False,
+        },
+        "margin": {"l": 64, "r": 12, "t": 8, "b": 48},
+        "legend": {"orientation": "h", "y": 1.12},
+        "showlegend": sum(not curve.faint for curve in curves.curves) > 1,
+        "dragmode": False,
+    }
+    data, coloured = [], 0
+    for curve in sorted(curves.curves, key=lambda curve: not curve.faint):  # plotly draws the last one on top
+        x, y = _shown(curve, curves.log_y)
+        drawn = (
+            {"color": NEUTRAL, "width": 1} if curve.faint else {"color": COLOURS[coloured % len(COLOURS)], "width": 2}
+        )
+        coloured += not curve.faint
+        line = {
+            "type": "scatter",
+            "mode": "lines+markers" if len(x) <= 30 and not curve.faint else "lines",
+            "name": for_plotly(curve.name),
+            "line": drawn,
+            "showlegend": not curve.faint,
+        }
+        data.append(line | {"x": packed(x), "y": packed(y)})
+    return Figure(data, layout, _curves_caption(curves))
+
+
+def _shown(curve: Curve, positive: bool) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """What is drawn of a curve: finite (and positive, on a logarithmic axis), not more than the page can show."""
+    x, y = np.asarray(curve.x, np.float64), np.asarray(curve.y, np.float64)
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"curve {curve.name!r}: x has shape {x.shape}, y {y.shape}")
+    keep = np.isfinite(x) & np.isfinite(y)
+    if positive:
+        keep &= y > 0
+    x, y = x[keep], y[keep]
+    if len(x) <= MOST_POINTS:
+        return x, y
+    groups = np.array_split(np.arange(len(x)), MOST_POINTS)
+    return np.array([x[g].mean() for g in groups]), np.array([y[g].mean() for g in groups])
+
+
+def _curves_caption(curves: Curves) -> str:
+    ends = []
+    for curve in curves.curves:
+        finite = np.asarray(curve.y, np.float64)[np.isfinite(curve.y)]
+        if len(finite) and not curve.faint:
+            ends.append(f"{curve.name}: {format_integer(len(finite))} values, last {format_cell(float(finite[-1]))}")
+    text = "; ".join(ends) + "." if ends else "No values."
+    faint = [curve.name for curve in curves.curves if curve.faint]
+    return f"{text} Thin grey lines: {', '.join(faint)}." if faint else text
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Grouped bars as a plotly chart: a group per category, a bar per series.
+
+
+def bars_figure(bars: Bars) -> Figure:
+    """Values that are not finite have no bar. Raises ValueError for a series with another number of values."""
+    groups = [for_plotly(group) for group in bars.groups]
+    layout = {
+        "xaxis": {"type": "category"},
+        "yaxis": {"title": {"text": for_plotly(bars.y_label)}, "rangemode": "tozero", "zeroline": False},
+        "margin": {"l": 56, "r": 12, "t": 8, "b": 48},
+        "barmode": "group",
+        "legend": {"orientation": "h", "y": 1.12},
+        "showlegend": len(bars.series) > 1,
+        "dragmode": False,
+    }
+    data = []
+    for number, (name, values) in enumerate(bars.series.items()):
+        heights = np.array(values, dtype=np.float64)
+        if len(heights) != len(groups):
+            raise ValueError(f"{bars.title}: {name} has {len(heights)} values for {len(groups)} groups")
+        colour = {"color": COLOURS[number % len(COLOURS)]}
+        data.append(
+            {
+                "type": "bar",
+                "name": for_plotly(name),
+                "marker": colour,
+                "x": groups,
+                "y": packed(np.nan_to_num(heights)),
+            }
+        )
+    means = [
+        f"{name} {format_cell(float(np.nanmean(values)))}"
+        for name, values in bars.series.items()
+        if np.isfinite(values).any()
+    ]
+    return Figure(data, layout, f"Means: {', '.join(means)}." if means else "No values.")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A histogram as a plotly bar chart.
+
+
+def histogram_figure(histogram: Histogram) -> Figure:
+    """Counts per bin; the binning is done here, so that the page carries bins and not values."""
+    values = np.asarray(histogram.values, dtype=np.float64).ravel()
+    finite = values[np.isfinite(values)]
+    layout = {
+        "xaxis": {"title": {"text": for_plotly(histogram.x_label)}, "zeroline": False},
+        "yaxis": {"title": {"text": "count"}, "rangemode": "tozero", "zeroline": False},
+        "margin": {"l": 56, "r": 12, "t": 8, "b": 48},
+        "bargap": 0.04,
+        "showlegend": False,
+        "dragmode": False,
+    }
+    data = []
+    if len(finite):
+        counts, edges = np.histogram(finite, bins=_edges(finite, max(histogram.bins, 1)))
+        labels = [
+            f"{_span(float(low), float(high))}: {format_integer(int(count))}"
+            for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+        ]
+        bar = {"type": "bar", "hoverinfo": "text", "hovertext": labels, "textposition": "none"}
+        data.append(bar | {"x": packed(0.5 * (edges[:-1] + edges[1:])), "y": packed(counts)})
+    return Figure(data, layout, _histogram_caption(finite, len(values) - len(finite)))
+
+
+def _edges(finite: Float[np.ndarray, " n"], bins: int) -> Float[np.ndarray, " e"]:
+    """Edges of at most `bins` bins; whole numbers get bins of a whole width around them, or they would beat."""
+    low, high = float(finite.min()), float(finite.max())
+    if (finite == np.round(finite)).all() and high - low < 2**31:
+        width = int((high - low) // bins) + 1
+        return np.arange(low - 0.5, high + width, width)
+    if high - low <= 4 * bins * np.spacing(max(abs(low), abs(high))):  # floats cannot tell the bins apart
+        return np.array([low - 0.5, high + 0.5])
+    return np.histogram_bin_edges(finite, bins=bins)
+
+
+def _span(low: float, high: float) -> str:
+    return format_cell(low + 0.5) if high - low == 1.0 else f"{format_cell(low)} to {format_cell(high)}"
+
+
+def _histogram_caption(finite: np.ndarray, left_out: int) -> str:
+    if not len(finite):
+        text = "No values"
+    else:
+        text = (
+            f"{format_integer(len(finite))} values, median {format_cell(float(np.median(finite)))}, "
+            f"mean {format_cell(float(finite.mean()))}, largest {format_cell(float(finite.max()))}"
+        )
+    return text + (f"; {format_integer(left_out)} not finite and left out." if left_out else ".")

@@ -1,0 +1,425 @@
+"""The pages and numbers of a map: its report, metrics.json, alignment, the demo's comparison with the truth."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jaxtyping import Float
+
+from featkit import __version__
+from featkit.core.config import Config
+from featkit.core.types import Pair, Pose
+from featkit.demo.scene import RenderedConfig, intrinsics, map_poses, query_poses
+from featkit.evaluation.metrics import LocalizationScore
+from featkit.geometry.poses import rotation_matrix
+from featkit.images.read import DecodeConfig, decode
+from featkit.io.features import open_features
+from featkit.localization.stage import QueryResult
+from featkit.mapping.align import PoseErrors, compare_with_truth, transform_pose
+from featkit.mapping.cameras import to_camera, to_pose
+from featkit.mapping.database import count_verified, matches_and_inliers, verified_pairs
+from featkit.mapping.metric import Alignment
+from featkit.mapping.model import Model, image_statistics, map_statistics, read_model, tracks_and_errors
+from featkit.report.content import (
+    Camera3D,
+    Cell,
+    Configuration,
+    Headline,
+    Histogram,
+    Item,
+    MatchPicture,
+    Report,
+    Scene3D,
+    Section,
+    Table,
+)
+from featkit.report.page import write_report
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The report of a map: 3D scene, match pictures, tables per image and stage, histograms, configuration.
+
+
+PICTURE_SIDE = 640  # px: longer side of each half of a match picture
+NUM_PICTURES = 4
+
+
+def reconstruction_report(
+    config: Config, metrics: dict[str, Any], images: Path, features: Path, database: Path, sparse: Path, output: Path
+) -> Path:
+    """Write report.html of a map and return it."""
+    model = read_model(sparse / "0")
+    lengths, errors = tracks_and_errors(model)
+    sections = [
+        Section("3D", items=[moved_scene(model, np.eye(3, 4))]),
+        Section("Models", items=_model_tables(metrics)),
+        Section("Matches", items=match_pictures(images, features, database)),
+        Section("Images", items=[_image_table(model, features)]),
+        Section(
+            "Distributions",
+            items=[
+                Histogram("Track length", "images that see a point", lengths.astype(float)),
+                Histogram("Reprojection error", "px, mean of a point's observations", errors),
+            ],
+        ),
+        Section("Made by", items=[configuration(config)]),
+    ]
+    title = (images.parent if images.name == "images" else images).resolve().name
+    subtitle = f"Map by featkit {metrics['featkit_version']}"
+    return write_report(Report(title, subtitle, _map_headlines(metrics), sections), output)
+
+
+def _map_headlines(metrics: dict[str, Any]) -> list[Headline]:
+    lines = [
+        Headline("Registered", f"{metrics['registered']} / {metrics['images']}", hint="images in the largest model"),
+        Headline("Points", metrics["points"]),
+        Headline("Track length", round(metrics["track_length"], 2), hint="images that see a point"),
+        Headline("Reprojection", round(metrics["reprojection_px"], 3), "px"),
+        Headline("Time", round(sum(metrics["seconds"].values()), 1), "s"),
+    ]
+    if "truth" in metrics:
+        lines.append(
+            Headline("Centre error", round(1e3 * metrics["truth"]["centre_mean"], 2), "mm", "mean, true cameras")
+        )
+    return lines
+
+
+def _model_tables(metrics: dict[str, Any]) -> list[Item]:
+    tables: list[Item] = [map_table(metrics), seconds_table(metrics)]
+    if "truth" in metrics:
+        tables.append(camera_error_table(metrics["truth"]))
+    return tables
+
+
+def _image_table(model: Model, features: Path) -> Table:
+    registered = image_statistics(model)
+    rows: list[list[Cell]] = [
+        [r.name, r.camera_id, r.focal_px, r.keypoints, r.observations, r.error_px] for r in registered
+    ]
+    known = {r.name for r in registered}
+    with open_features(features) as store:
+        left_out = [name for name in store.names() if name not in known]
+        rows += [[name, None, None, store.count(name), 0, None] for name in left_out]
+    columns = ["image", "camera", "focal px", "keypoints", "observations", "error px"]
+    note = f"{len(left_out)} images are not in the largest model." if left_out else ""
+    return Table("Images", columns, rows, note, highlight=set(range(len(registered), len(rows))))
+
+
+def configuration(config: Config) -> Configuration:
+    """The whole configuration as yaml."""
+    return Configuration("Configuration", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def moved_scene(model: Model, similarity: Float[np.ndarray, "3 4"]) -> Scene3D:
+    """Points and registered cameras of a model after a similarity (s R | t) of the world."""
+    points = list(model.points3D.values())
+    xyz = np.array([point.xyz for point in points], dtype=np.float64).reshape(-1, 3)
+    colours = np.array([point.color for point in points], dtype=np.uint8).reshape(-1, 3)
+    images = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
+    cameras = [
+        posed_camera(
+            image.name,
+            transform_pose(to_pose(image.cam_from_world()), similarity),
+            model.cameras[image.camera_id],
+            "map",
+        )
+        for image in images
+    ]
+    return Scene3D(xyz @ similarity[:, :3].T + similarity[:, 3], colours, cameras)
+
+
+def posed_camera(name: str, pose: Pose, camera: Any, group: str) -> Camera3D:
+    """A camera to draw."""
+    rotation = rotation_matrix(pose.qvec)
+    return Camera3D(name, rotation, pose.tvec, camera.width, camera.height, camera.mean_focal_length(), group)
+
+
+def match_pictures(images: Path, features: Path, database: Path) -> list[Item]:
+    """Pictures of verified pairs: the one with most inliers, the one with fewest, and some between."""
+    ranked = verified_pairs(database)
+    places = np.unique(np.linspace(0, len(ranked) - 1, min(NUM_PICTURES, len(ranked))).round().astype(int))
+    return [_picture(images, features, database, ranked[place][0]) for place in places]
+
+
+def _picture(images: Path, features: Path, database: Path, pair: Pair) -> MatchPicture:
+    matches, inlier = matches_and_inliers(database, pair)
+    with open_features(features) as store:
+        points = [store.keypoints(name) for name in (pair.name0, pair.name1)]
+    return match_picture((images / pair.name0, images / pair.name1), pair, points, matches, inlier)
+
+
+def match_picture(
+    paths: tuple[Path, Path], pair: Pair, points: list[np.ndarray], matches: np.ndarray, inlier: np.ndarray
+) -> MatchPicture:
+    """Picture of a pair. points: keypoints of both files in pixels; matches: (m, 2) indices into them."""
+    pixels, seen = [], []
+    for column, path in enumerate(paths):
+        image = decode(path, DecodeConfig(resize_max=PICTURE_SIDE), colour=True)
+        pixels.append(image.pixels)
+        seen.append(image.pixels_from_file(points[column][matches[:, column]]))
+    return MatchPicture(f"{pair.name0} - {pair.name1}", pixels[0], pixels[1], seen[0], seen[1], inlier)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Small tables of metrics, the same in the terminal and in the report.
+
+
+def map_table(metrics: dict[str, Any]) -> Table:
+    """One row per model, the largest first."""
+    columns = ["model", "registered", "points", "observations", "track", "error px"]
+    rows: list[list[Cell]] = [
+        [
+            str(number),
+            f"{model['registered']} / {model['images']}",
+            model["points"],
+            model["observations"],
+            model["track_length"],
+            model["reprojection_px"],
+        ]
+        for number, model in enumerate(metrics["models"])
+    ]
+    if "truth" in metrics:
+        columns += ["centre mm", "rotation deg"]
+        truth = metrics["truth"]
+        for number, row in enumerate(rows):
+            row += [1e3 * truth["centre_mean"], truth["rotation_deg_mean"]] if number == 0 else [None, None]
+    return Table("Map", columns, rows)
+
+
+def seconds_table(metrics: dict[str, Any]) -> Table:
+    """Wall time of every stage."""
+    rows: list[list[Cell]] = [[stage, round(seconds, 2)] for stage, seconds in metrics["seconds"].items()]
+    rows.append(["total", round(sum(metrics["seconds"].values()), 2)])
+    return Table("Time", ["stage", "seconds"], rows, note="A stage that was done already takes no time.")
+
+
+def recall_table(metrics: dict[str, Any]) -> Table:
+    """Recall at the thresholds, and medians."""
+    columns = ["queries", "localized", *metrics["recall"], "median m", "median deg"]
+    shares = [f"{100 * share:.1f} %" for share in metrics["recall"].values()]
+    row: list[Cell] = [
+        metrics["judged"],
+        metrics["localized"],
+        *shares,
+        metrics["median_m"],
+        metrics["median_deg"],
+    ]
+    return Table("Localization against the truth", columns, [row])
+
+
+def camera_error_table(truth: dict[str, Any]) -> Table:
+    """Errors of every camera of a map, in millimetres and degrees."""
+    rows: list[list[Cell]] = [
+        [name, 1e3 * error["centre"], error["rotation_deg"]] for name, error in truth["per_image"].items()
+    ]
+    return Table("Cameras against the truth", ["image", "centre error mm", "rotation error deg"], rows)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# metrics.json: what a run came to, in plain values. Lengths in the unit of the map or the truth, as named.
+
+
+def map_metrics(
+    sparse: Path, database: Path, images: int, truth: dict[str, Pose] | None, align: bool
+) -> dict[str, Any]:
+    """Statistics of every model, the largest first; camera errors of the largest when the truth is known.
+
+    align: whether the map is moved onto the truth by a similarity first.
+    """
+    folders = sorted((path for path in sparse.iterdir() if path.is_dir()), key=lambda path: int(path.name))
+    largest = read_model(folders[0])
+    statistics = [map_statistics(largest, images)]
+    statistics += [map_statistics(read_model(folder), images) for folder in folders[1:]]  # one in memory at a time
+    verified, inliers = count_verified(database)
+    metrics: dict[str, Any] = {
+        "featkit_version": __version__,
+        **asdict(statistics[0]),
+        "verified_pairs": verified,
+        "inlier_matches": inliers,
+        "models": [asdict(one) for one in statistics],
+        **peak_memory(),
+    }
+    if truth is not None:
+        metrics["truth"] = error_summary(compare_with_truth(largest, truth, align))
+    return metrics
+
+
+def error_summary(errors: PoseErrors) -> dict[str, Any]:
+    """Means, medians and maxima of camera errors, and the errors of every image."""
+    return {
+        "cameras": len(errors.names),
+        "centre_mean": float(np.mean(errors.centre)),
+        "centre_median": float(np.median(errors.centre)),
+        "centre_max": float(np.max(errors.centre)),
+        "rotation_deg_mean": float(np.mean(errors.rotation_deg)),
+        "rotation_deg_max": float(np.max(errors.rotation_deg)),
+        "per_image": {
+            name: {"centre": float(centre), "rotation_deg": float(angle)}
+            for name, centre, angle in zip(errors.names, errors.centre, errors.rotation_deg, strict=True)
+        },
+    }
+
+
+def localization_metrics(
+    results: Sequence[QueryResult], score: LocalizationScore | None, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """How many queries were localized; recall and medians (metres, degrees) when the truth is known."""
+    localized = [result.name for result in results if result.pose is not None]
+    metrics: dict[str, Any] = {
+        "featkit_version": __version__,
+        "queries": len(results),
+        "localized": len(localized),
+        "failed": {result.name: result.reason for result in results if result.pose is None},
+        "seconds": seconds,
+        **peak_memory(),
+    }
+    if score is not None:
+        metrics |= {
+            "judged": score.queries,
+            "recall": {
+                f"{metres:g} m, {degrees:g} deg": share
+                for (metres, degrees), share in zip(score.thresholds, score.recall, strict=True)
+            },
+            "median_m": _finite(score.median_m),
+            "median_deg": _finite(score.median_deg),
+            "errors": {name: {"m": m, "deg": deg} for name, (m, deg) in score.errors.items()},
+        }
+    return metrics
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def peak_memory() -> dict[str, float]:
+    """Largest resident size so far, in MB (10^6 bytes): of this process, and of its largest worker that has ended."""
+    return {
+        "peak_memory_mb": _peak_mb(resource.RUSAGE_SELF),
+        "peak_worker_memory_mb": _peak_mb(resource.RUSAGE_CHILDREN),
+    }
+
+
+def _peak_mb(who: int) -> float:
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB on Linux
+    return round(resource.getrusage(who).ru_maxrss * unit / 1e6, 1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# How well a model's cameras fit the positions it was moved onto: a table and a line.
+
+
+AXES = {"gps": ("east m", "north m", "up m")}
+
+
+def alignment_table(found: Alignment) -> Table:
+    """One row per image with a known position; residuals in metres, those that were not used marked."""
+    assert found.fit is not None
+    columns = ["image", "residual m", *AXES.get(found.method, ("x m", "y m", "z m")), "used"]
+    rows: list[list[Cell]] = [
+        [name, float(residual), *map(float, offset), "yes" if used else "no"]
+        for name, residual, offset, used in zip(
+            found.names, found.fit.residuals, found.fit.offsets, found.fit.used, strict=True
+        )
+    ]
+    left_out = frozenset(index for index, used in enumerate(found.fit.used) if not used)
+    return Table("Cameras against the given positions", columns, rows, highlight=left_out)
+
+
+def alignment_lines(found: Alignment) -> list[str]:
+    """What came out, for people."""
+    lines = [f"scale: {found.scale:.6g} m per unit of the model"]
+    if found.fit is None:
+        return lines
+    numbers = found.as_json()
+    residual = numbers["residual_m"]
+    lines[0] += f" (± {100 * found.fit.scale_std:.2g} %), orientation ± {found.fit.orientation_std_deg:.2g} degrees"
+    lines.append(
+        f"residual: rms {residual['rms']:.4g} m, median {residual['median']:.4g} m, largest {residual['max']:.4g} m,"
+        f" over {numbers['used']} of {numbers['positions']} positions"
+    )
+    if found.origin is not None:
+        origin, height = found.origin, found.origin.altitude_m
+        altitude = "" if height is None else f", altitude {height:g} m"
+        lines.append(f"origin: latitude {origin.latitude_deg:.7f}, longitude {origin.longitude_deg:.7f}{altitude}")
+    return lines
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The demo's report: the map and the query poses beside the exact truth.
+
+
+def truth_table(metrics: dict[str, Any]) -> Table:
+    """The demo in one table: what came out, and how far it is from the truth."""
+    mapped, localized, truth = metrics["map"], metrics["localization"], metrics["map"]["truth"]
+    errors = localized["errors"].values()
+    rows: list[list[Cell]] = [
+        ["images in the map", f"{mapped['registered']} of {mapped['images']}"],
+        ["points (track length)", f"{mapped['points']:,} ({mapped['track_length']:.2f})"],
+        ["reprojection error", f"{mapped['reprojection_px']:.3f} px"],
+        ["camera centres, mean error", f"{1e3 * truth['centre_mean']:.2f} mm"],
+        ["camera rotations, mean error", f"{truth['rotation_deg_mean']:.4f} deg"],
+        ["points to the true surface, median", f"{metrics['surface_distance_mm_median']:.2f} mm"],
+        ["queries localized", f"{localized['localized']} of {localized['queries']}"],
+        ["query centres, largest error", f"{1e3 * max((e['m'] for e in errors), default=float('nan')):.2f} mm"],
+        ["query rotations, largest error", f"{max((e['deg'] for e in errors), default=float('nan')):.4f} deg"],
+    ]
+    note = "The scene is about 11 m wide; the map is moved onto the truth by one similarity."
+    return Table("featkit against the exact truth", ["", "result"], rows, note)
+
+
+def demo_report(
+    config: Config,
+    metrics: dict[str, Any],
+    images: Path,
+    folder: Path,
+    results: list[QueryResult],
+    truth_from_map: np.ndarray,
+    distances: np.ndarray,
+) -> Path:
+    """Write the demo's report beside its images and return it. folder: where the map was written."""
+    scene = _scene(config.scene, folder, results, truth_from_map)  # type: ignore[attr-defined]
+    pictures = match_pictures(images, folder / "features.h5", folder / "database.db")
+    sections = [
+        Section("3D", "The map and the localized queries, in metres, with the true cameras.", [scene]),
+        Section("Truth", items=[truth_table(metrics), recall_table(metrics["localization"])]),
+        Section("Cameras", items=[camera_error_table(metrics["map"]["truth"]), map_table(metrics["map"])]),
+        Section("Matches", items=pictures),
+        Section(
+            "Points",
+            items=[Histogram("Distance to the true surface", "mm; 50: all beyond", np.minimum(1e3 * distances, 50))],
+        ),
+        Section("Made by", items=[configuration(config)]),
+    ]
+    return write_report(
+        Report("featkit demo", "Rendered, mapped and localized by one command", _demo_headlines(metrics), sections),
+        images.parent / "report.html",
+    )
+
+
+def _demo_headlines(metrics: dict[str, Any]) -> list[Headline]:
+    mapped, localized = metrics["map"], metrics["localization"]
+    return [
+        Headline("Registered", f"{mapped['registered']} / {mapped['images']}", hint="map photographs"),
+        Headline("Localized", f"{localized['localized']} / {localized['queries']}", hint="queries"),
+        Headline("Camera centres", round(1e3 * mapped["truth"]["centre_mean"], 2), "mm", "mean error"),
+        Headline("Points", mapped["points"], hint=f"{metrics['surface_distance_mm_median']:.1f} mm from the surface"),
+        Headline("Time", round(sum(metrics["seconds"].values()), 1), "s"),
+    ]
+
+
+def _scene(config: RenderedConfig, folder: Path, results: list[QueryResult], truth_from_map: np.ndarray) -> Scene3D:
+    scene = moved_scene(read_model(folder / "sparse" / "0"), truth_from_map)
+    camera = to_camera(intrinsics(config))
+    cameras = list(scene.cameras)
+    for result in results:
+        if result.pose is not None:
+            cameras.append(posed_camera(result.name, transform_pose(result.pose, truth_from_map), camera, "query"))
+    for name, pose in {**map_poses(config), **query_poses(config)}.items():
+        cameras.append(posed_camera(name, pose, camera, "truth"))
+    return Scene3D(scene.points, scene.colours, cameras)

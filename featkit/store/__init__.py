@@ -1,1 +1,0 @@
-"""All files featkit keeps: HDF5 features and matches, pairs.txt, poses.txt. Nothing here computes."""

@@ -1,0 +1,258 @@
+"""Where a training runs: one process or several, each with one device, under Lightning Fabric.
+
+Every process draws the same batch and describes its part of it; descriptors are gathered, so that the loss is that of
+the whole batch in every process, and parameter gradients are summed. SCFeat's losses are sums over pairs of images:
+each process has its part of them. What a run starts from comes from the first process, which alone reads and writes
+the run's folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from types import ModuleType
+from typing import Any, TypeVar, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributed import distributed_c10d
+
+from featkit.core import log
+from featkit.core.errors import FeatkitError, ProcessLostError, UsageError
+from featkit.core.runtime import Launched, launched, torch_device
+from featkit.training.config import Precision
+
+T = TypeVar("T")
+STORE_S = 5.0  # within which the store of a world that breaks must answer
+FAILED = "featkit/failed"
+
+
+class World:
+    """The processes of a training, as the code of one of them sees them."""
+
+    def __init__(self, fabric: Any, timeout_s: float = 0.0, precision: Precision = "fp32"):
+        """timeout_s: within which the processes wait for each other. precision: of the networks, until it is set."""
+        self._fabric = fabric
+        self._timeout_s = timeout_s
+        self.device: torch.device = fabric.device
+        self.rank: int = fabric.global_rank
+        self.size: int = fabric.world_size
+        self.precision: Precision = precision
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Inside of it the network computes in the training's precision."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def part(self, count: int) -> slice:
+        """The rows of a batch of `count` that this process describes."""
+        per_process = -(-count // self.size)
+        return slice(min(self.rank * per_process, count), min((self.rank + 1) * per_process, count))
+
+    def check_batch(self, count: int, unit: str) -> None:
+        """Raises UsageError for a batch that cannot be parted equally among the processes."""
+        if count % self.size:
+            raise UsageError(
+                f"batch_size: {count} {unit} cannot be parted equally among {self.size} processes; "
+                f"take {max(1, round(count / self.size)) * self.size}, or another number of processes"
+            )
+
+    def gather(self, rows: Float[Tensor, "p d"], count: int) -> Float[Tensor, "m d"]:
+        """The rows of all processes, in the order of the batch, without gradient. count: rows of the whole batch."""
+        rows = rows.detach()
+        if self.size == 1:
+            return rows
+        per_process = -(-count // self.size)
+        padded = torch.zeros((per_process, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        with self._together():
+            torch.distributed.all_gather(parts, padded)
+        return torch.cat(parts)[:count]
+
+    def total(self, values: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+        """The sum of the processes' values, without gradient."""
+        if self.size == 1:
+            return values.detach()
+        with self._together():
+            return self._fabric.all_reduce(values.detach().clone(), reduce_op="sum")
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add the gradients of all processes up, in place."""
+        if self.size == 1:
+            return
+        gradients = []
+        for parameter in parameters:
+            if parameter.grad is None:  # this process had nothing of the batch
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        total = self.total(torch.cat([g.flatten() for g in gradients]))
+        for gradient, part in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in one of the processes."""
+        if self.size == 1:
+            return flag
+        return bool(self.total(torch.tensor(float(flag), device=self.device)).item() > 0)
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            with self._together():
+                self._fabric.barrier()
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What the first process makes; what it raises is raised by all."""
+        if self.size == 1:
+            return make()
+        made: tuple[T | None, FeatkitError | None] = (None, None)
+        if self.is_first:
+            try:
+                made = make(), None
+            except FeatkitError as error:
+                made = None, error
+        with self._together():
+            value, failure = self._fabric.broadcast(made)
+        if failure is not None:
+            raise failure
+        return cast(T, value)
+
+    def check_same(self, what: str, value: str, compared: Callable[[str], str] = "not {}".format) -> None:
+        """Raises UsageError in a process that has another value than the first.
+
+        For the message: what it is, and how this process's differs from the first one's.
+        """
+        first = self.from_first(lambda: value)
+        if value != first:
+            import socket
+
+            raise UsageError(
+                f"process {self.rank} on {socket.gethostname()} has another {what} than the first ({compared(first)});"
+                " start all of them with the same command, data and version"
+            )
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Something that all processes do. Raises ProcessLostError when another one does not."""
+        try:
+            yield
+        except RuntimeError as error:  # what torch.distributed raises for a closed connection and for the timeout
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+            raise ProcessLostError(
+                f"another of the {self.size} processes ended, or was silent for {self._timeout_s:g} s ({reason}); "
+                "run the same command again to go on from the last checkpoint"
+            ) from None
+
+    @contextmanager
+    def reported_once(self) -> Iterator[None]:
+        """Of the processes that end by an error in this block, one reports it."""
+        try:
+            yield
+        except Exception as error:
+            alone = self.is_first or (isinstance(error, ProcessLostError) and launched() is not None)
+            is_reporter = self.size == 1 or _is_first_to_fail(alone)
+            if isinstance(error, FeatkitError):
+                error.reported = not is_reporter
+            raise
+
+
+def _is_first_to_fail(alone: bool) -> bool:
+    """Asks the store that all processes share. alone: the answer where it went with the process that held it."""
+
+    try:
+        store = distributed_c10d._get_default_store()
+        store.set_timeout(timedelta(seconds=STORE_S))
+        return bool(store.add(FAILED, 1) == 1)
+    except (RuntimeError, ValueError):
+        return alone
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The processes of a training, started here (one per device) or by torchrun (on one node or several).
+
+
+TIMEOUT_S = 600.0
+
+
+def launch(
+    device: str = "auto", devices: int | None = None, precision: str = "fp32", timeout_s: float = TIMEOUT_S
+) -> World:
+    """Join the processes that torchrun has started, or start them: one per device.
+
+    devices: on this node; None: as many as torchrun started, or one. precision: of the networks; auto is float32 until
+    it is decided (`World.precision`). timeout_s: how long a process waits for the others. Raises UsageError for devices
+    that are not there or not those of torchrun, ProcessLostError when the others do not come.
+    """
+    by = launched()
+    chosen = torch_device(device)
+    count = check_devices(by, device, chosen, devices)
+    which: Any = count
+    if chosen.type == "cuda" and count == 1 and by is None:
+        which = [chosen.index or 0]
+    fabric = _library("")
+    environments = _library(".plugins.environments")
+    several = by is not None or count > 1
+    options: dict[str, Any] = {"strategy": "auto"}
+    if several:
+        options["strategy"] = _library(".strategies").DDPStrategy(timeout=timedelta(seconds=timeout_s))
+        # without it Lightning would ask SLURM's variables, which may be those of the job that torchrun runs in
+        options["plugins"] = [
+            environments.LightningEnvironment() if by is None else environments.TorchElasticEnvironment()
+        ]
+        options["num_nodes"] = 1 if by is None else by.nodes
+    for name in ("lightning.fabric", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # it announces every process
+    made = fabric.Fabric(accelerator=chosen.type, devices=which, **options)
+    try:
+        made.launch()
+    except RuntimeError as error:
+        if not several:
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise ProcessLostError(
+            f"the processes did not find each other within {timeout_s:g} s ({reason}); is the same command running on"
+            " all nodes, with the same --rdzv-endpoint?"
+        ) from None
+    world = World(made, timeout_s, "bf16" if precision == "bf16" else "fp32")
+    if not world.is_first:
+        log.only_errors()
+    return world
+
+
+def check_devices(by: Launched | None, name: str, device: torch.device, devices: int | None) -> int:
+    """How many processes there are on this node. Raises UsageError."""
+    if devices is not None and devices < 1:
+        raise UsageError(f"--devices {devices}: at least one")
+    count = devices or 1
+    if by is not None:
+        if devices is not None and devices != by.local_size:
+            raise UsageError(
+                f"--devices {devices}: torchrun has started {by.local_size} process(es) on this node; leave --devices"
+                " out, --nproc-per-node says it"
+            )
+        count = by.local_size
+    if device.type == "cuda" and count > torch.cuda.device_count():
+        said = f"--devices {count}" if by is None else f"torchrun --nproc-per-node {count}"
+        raise UsageError(f"{said}: torch sees {torch.cuda.device_count()} CUDA devices")
+    if device.index is not None and device.type == "cuda" and count > 1:
+        raise UsageError(f"--device {name}: {count} processes take a device each; write --device cuda")
+    return count
+
+
+def _library(part: str) -> ModuleType:
+    for name in ("lightning.fabric", "lightning_fabric"):
+        try:
+            return importlib.import_module(name + part)
+        except ModuleNotFoundError:
+            continue
+    raise UsageError("training needs Lightning Fabric: pip install 'lightning>=2.4,<3'")

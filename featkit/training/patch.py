@@ -1,0 +1,437 @@
+"""Training a patch descriptor: its task and its validation. The loop is `training.loop`."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.runtime import torch_device
+from featkit.data.augment import warp_patches
+from featkit.data.label_mining import MinedLabels, mine_labels
+from featkit.data.patch_set import ClassIndex, PatchSet
+from featkit.data.samplers import (
+    AdaSampler,
+    BatchPlan,
+    GroupSampler,
+    PairSampler,
+    Sampler,
+    choose_positives,
+    distances_from_anchor,
+    draw_members,
+    pair_weights,
+    usable_classes,
+)
+from featkit.evaluation.metrics import fpr95, pair_distances
+from featkit.evaluation.patches import ImagePair, image_pairs, matching_ap
+from featkit.features.patches import describe_patches
+from featkit.losses.base import GroupBatch, HingeLoss, LossResult, PairBatch
+from featkit.losses.build import build_loss, scaled_to_budget
+from featkit.losses.sosnet import second_order_term
+from featkit.models.patch import PatchNetwork
+from featkit.training.distributed import World
+from featkit.training.loop import Trained, train
+from featkit.training.patch_config import AdaSample, Groups, HeldOut, PatchTraining
+from featkit.training.patch_feed import Batch, Draw, PatchFeed
+from featkit.training.task import Score
+from featkit.training.whole_batch import backward, share_batch_norms, split_trunk_head
+from featkit.weights.files import save_patch_network
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The task: what one step does.
+
+
+DESCRIBED_AT_ONCE = 512  # candidates of AdaSample, without graph
+TIMED_PATCHES = 256  # held-out patches that tell how long all take
+FINGERPRINTED = 1000  # patches that tell a set from another one
+SMALLEST_AVERAGE = 1e-6  # of the loss: lambda / L_avg stays a number
+
+
+class PatchTask:
+    """A network, a loss and the batches they are trained with."""
+
+    Config = PatchTraining
+    name = "patch"
+    unit = "patches"
+    picture_turns = 0
+    starts_trained = False
+    score = Score("held_out_matching_error", "held-out matching error (1 - mAP)", 100.0, "%")
+
+    def __init__(self, config: PatchTraining, device: str = "auto"):
+        self.config = config
+        self._device = torch_device(device)
+        self.network = PatchNetwork(config.network, torch.Generator().manual_seed(config.seed)).to(self._device)
+        loss = (
+            scaled_to_budget(config.loss, config.steps, config.batch_size) if config.scale_statistics else config.loss
+        )
+        self.loss = build_loss(loss).to(self._device)
+        wanted = "groups" if isinstance(config.sampler, Groups) else "pairs"
+        if self.loss.batch_kind != wanted:
+            raise UsageError(
+                f"loss {config.loss.name!r} takes {self.loss.batch_kind}; sampler.kind: {config.sampler.kind} "
+                f"gives {wanted}"
+            )
+        if config.second_order_weight and wanted == "groups":
+            raise UsageError(
+                f"second_order_weight: SOSNet's term compares pairs, and loss {config.loss.name!r} takes whole groups; "
+                "leave it 0, or choose a loss of pairs"
+            )
+        if isinstance(config.sampler, AdaSample) and not isinstance(self.loss, HingeLoss):
+            raise UsageError(
+                "sampler.kind: adasample goes by the average that angular_triplet and hardnet keep of their loss; "
+                f"choose one of them, or another sampler for {config.loss.name!r}"
+            )
+
+    def prepare(self, data: PatchSet, world: World) -> None:
+        """Take the patches to train with. Raises BadInputError and UsageError when they are too few."""
+        self.world = world
+        if not isinstance(self.config.sampler, Groups):
+            world.check_batch(self.config.batch_size, "pairs")
+        classes = usable_classes(data.classes)
+        train, out = split_classes(data, classes, self.config.held_out, self.config.seed)
+        self.also_measured: dict[str, float] = {}
+        self._pairs: ValidationPairs | None = None
+        if world.is_first:
+            self._pairs = validation_pairs(data, out, self.config.held_out, self.config.seed)
+        self._mined: MinedLabels | None = None
+        self.last: Batch | None = None
+        draw = Draw(
+            self._sampler(train, data),
+            self.config.augmentation,
+            np.random.default_rng([self.config.seed, 1]),
+            getattr(self.config.sampler, "filled_rotation_deg", 0.0),
+        )
+        self.feed = PatchFeed(data.patches, draw, world.device, self._part, self.config.patches_on)
+        trunk, self._head = split_trunk_head(self.network, several=world.size > 1)
+        if world.size > 1:
+            share_batch_norms(trunk, world.total)
+        self._trunk: Any = torch.compile(trunk) if self.config.compile else trunk
+
+    def _sampler(self, train: ClassIndex, data: PatchSet) -> Sampler:
+        generator = np.random.default_rng([self.config.seed, 0])
+        sampler, batch = self.config.sampler, self.config.batch_size
+        if isinstance(sampler, Groups):
+            scenes = data.scenes[train.members[train.starts]] if sampler.two_scenes else None
+            if sampler.label_mining is not None:
+                self._mined = mine_labels(data, sampler.label_mining, self.world.device)
+            at_random = sampler.fill == "at_random"
+            return GroupSampler(train, batch, generator, sampler.max_per_group, scenes, at_random)
+        if isinstance(sampler, AdaSample):
+            return AdaSampler(train, batch, sampler.class_size, sampler.candidates, generator)
+        return PairSampler(train, batch, generator, self.config.same_image_share, data.images)
+
+    def _part(self, plan: BatchPlan) -> slice:
+        if not plan.columns:
+            return self.world.part(len(plan.patches))
+        rows = self.world.part(len(plan.patches) // plan.columns)
+        return slice(rows.start * plan.columns, rows.stop * plan.columns)
+
+    @classmethod
+    def identity_of(cls, data: PatchSet) -> str:
+        """`n patches, digest`: of the classes and of some patches."""
+        digest = hashlib.sha256(np.ascontiguousarray(data.classes, np.int64).tobytes())
+        some = np.unique(np.linspace(0, len(data) - 1, FINGERPRINTED if len(data) else 0).astype(np.int64))
+        digest.update(np.ascontiguousarray(data.patches[some]).tobytes())
+        return f"{len(data)} patches, {digest.hexdigest()[:16]}"
+
+    @classmethod
+    def described(cls, data: PatchSet) -> dict[str, Any]:
+        return {"name": data.name, "patches": len(data), "scenes": list(data.scene_names)}
+
+    @property
+    def batch_items(self) -> int:
+        """Patches a step learns from."""
+        return self.config.batch_size * (1 if isinstance(self.config.sampler, Groups) else 2)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The network's parameters with their learning rates."""
+        optimiser = self.config.optimiser
+        scale = self.config.batch_size / optimiser.reference_batch if optimiser.reference_batch else 1.0
+        return self.network.parameter_groups(optimiser.learning_rate * scale)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint keeps, buffers included."""
+        return {"network": self.network, "loss": self.loss}
+
+    def state(self) -> dict[str, Any]:
+        """What else decides the next steps."""
+        return {"feed": self.feed.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.feed.restore(state["feed"])
+
+    def step(self, share: float) -> LossResult:
+        """Add the gradient of the next batch's loss. share: of the training that is done, in [0, 1)."""
+        self.network.train()
+        self.last = fed = self.feed.next()
+        if isinstance(self.config.sampler, AdaSample):
+            patches, weights, extra = self._informative(fed)
+        else:
+            patches, weights, extra = self._warped(fed), None, {}
+        plan = fed.plan
+        count = len(plan.patches) if not plan.columns else 2 * (len(plan.patches) // plan.columns)
+        result = backward(
+            self._trunk,
+            self.network,
+            patches,
+            count,
+            lambda features: self._loss_of(features, plan, weights, share),
+            self.world,
+            self.config.chunk,
+        )
+        return LossResult(result.loss.detach(), {**result.statistics, **extra})
+
+    def held_out(self) -> float:
+        """1 - mAP of matching on the held-out pairs of images; in the first process only."""
+        assert self._pairs is not None
+        scores = held_out_scores(self.network, self._pairs, self.world.device, self.config.precision)
+        self.also_measured = {"validation_fpr95": scores.fpr95}
+        return scores.matching_error
+
+    def held_out_s(self) -> float:
+        """Seconds that `held_out` takes, by some of its patches."""
+        assert self._pairs is not None
+        started, some = time.perf_counter(), self._pairs.pixels[:TIMED_PATCHES]
+        describe_patches(self.network, some, self.world.device, precision=self.world.precision)
+        self.network.train()
+        return (time.perf_counter() - started) * len(self._pairs.pixels) / len(some)
+
+    def waited_s(self) -> float:
+        """Seconds spent waiting for patches so far."""
+        return self.feed.waited_s
+
+    def save_weights(self, path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        """Write the network with these values."""
+        network = PatchNetwork(self.config.network)
+        network.load_state_dict(state)
+        save_patch_network(path, network.eval(), metadata)
+
+    def pictures(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        return {}
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self.feed.close()
+
+    def batch_arrays(self) -> dict[str, UInt8[np.ndarray, "..."]]:
+        """The last batch, to look into when something went wrong."""
+        if self.last is None:
+            return {}
+        plan = self.last.plan
+        return {"patches": plan.patches, "labels": plan.labels, "transforms": self.last.transforms}
+
+    def _warped(self, fed: Batch) -> Float[Tensor, "p 1 s s"]:
+        transforms = torch.from_numpy(fed.transforms[self._part(fed.plan)]).to(self.world.device)
+        return warp_patches(fed.pixels, transforms, self.network.input_px, self.config.augmentation.fill)
+
+    def _loss_of(
+        self, features: Float[Tensor, "m f"], plan: BatchPlan, weights: Tensor | None, share: float
+    ) -> LossResult:
+        found = self._head(features)
+        if not plan.columns:
+            labels = torch.from_numpy(plan.labels).to(features.device)
+            ignored = None if self._mined is None else self._mined.ignored(plan.patches, plan.labels, features.device)
+            return self.loss(GroupBatch(found.descriptor, labels, ignored), share)
+        batch = PairBatch(found.descriptor[0::2], found.descriptor[1::2], found.raw[0::2], found.raw[1::2], weights)
+        result = self.loss(batch, share)
+        if self.config.second_order_weight:
+            second = second_order_term(batch, self.config.second_order_neighbours)
+            total = result.loss + self.config.second_order_weight * second
+            return LossResult(total, {**result.statistics, "second_order": second.detach()})
+        return result
+
+    def _informative(self, fed: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Anchors and the positives that AdaSample chooses for them, the weights of the pairs, and statistics."""
+        sampler = self.config.sampler
+        assert isinstance(sampler, AdaSample)
+        assert isinstance(self.loss, HingeLoss)
+        plan, k = fed.plan, fed.plan.columns
+        candidates = self._warped(fed)  # (p k, 1, s, s)
+        rows = self.world.part(len(plan.patches) // k)
+        exponent = sampler.strength / max(float(self.loss.average_loss), SMALLEST_AVERAGE)  # lambda / L_avg, eq. 13
+        kind = self.loss.distance if sampler.distance == "of_loss" else sampler.distance
+        from_anchor = distances_from_anchor(self._describe(candidates).unflatten(0, (-1, k)), kind)
+        chance = torch.from_numpy(plan.chance[rows]).to(from_anchor.device)
+        chosen = choose_positives(from_anchor, exponent, chance)
+        pairs = candidates.unflatten(0, (-1, k))
+        every = torch.arange(len(chosen), device=from_anchor.device)
+        patches = torch.stack([pairs[:, 0], pairs[every, 1 + chosen]], dim=1).flatten(0, 1)
+        distances = self.world.gather(from_anchor[every, chosen][:, None], len(plan.patches) // k)[:, 0]
+        weights = pair_weights(distances, exponent, sampler.smallest_angle)
+        return (
+            patches,
+            weights,
+            {
+                "exponent": torch.tensor(exponent),
+                "sampled_distance": distances.mean(),
+            },
+        )
+
+    @torch.no_grad()
+    def _describe(self, patches: Float[Tensor, "p 1 s s"]) -> Float[Tensor, "p d"]:
+        """Unit descriptors by the network as it is, without dropout and with running statistics."""
+        self.network.eval()
+        with self.world.autocast():
+            found = [self.network(part).descriptor.float() for part in patches.split(DESCRIBED_AT_ONCE)]
+        self.network.train()
+        return torch.cat(found)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The part of the training data that is kept out of training, and how well the network matches on it.
+#
+# What is chosen by is what descriptors are for: mean AP of matching between images of scenes that were never trained on
+# (evaluation/patches.py). FPR95 on the same patches is measured besides; on classes of the training's own scenes
+# all networks tell the classes apart (0.05 to 0.5 %), and it chooses by chance.
+
+
+@dataclass(frozen=True)
+class ValidationPairs:
+    """Pixels of matching pairs, by pair of images. others: for each pair, a first patch's non-match of that image.
+
+    Rows 0 .. p-1 of `pixels` are the first patches, p .. 2p-1 the second ones. ends: pairs after each pair of images.
+    """
+
+    pixels: UInt8[np.ndarray, "m s s"]
+    others: Int[np.ndarray, " p"]
+    ends: Int[np.ndarray, " g"]
+
+
+@dataclass(frozen=True)
+class HeldOutScores:
+    """Shares in [0, 1]; both smaller is better. matching_error: 1 - mAP."""
+
+    matching_error: float
+    fpr95: float
+
+
+def split_classes(data: PatchSet, index: ClassIndex, config: HeldOut, seed: int) -> tuple[ClassIndex, ClassIndex]:
+    """(to train with, held out), by class: whole scenes where possible, see `HeldOut`.
+
+    Raises UsageError for a name that no scene has, BadInputError when a side would be too small for pairs.
+    """
+    generator = np.random.default_rng([seed, 2])
+    of_class = np.array(data.scene_names)[data.scenes[index.members[index.starts]]]
+    if config.scenes:
+        unknown = next((name for name in config.scenes if name not in data.scene_names), None)
+        if unknown is not None:
+            have = ", ".join(sorted(set(data.scene_names)))
+            raise UsageError(f"held_out.scenes: no scene {unknown!r} in the data; it has {have}")
+        out = np.isin(of_class, config.scenes)
+    else:
+        out = _whole_scenes(data, of_class, config, generator)
+        if not out.any():
+            out[generator.permutation(len(out))[: max(2, round(config.share * len(out)))]] = True
+    if min(int(out.sum()), int((~out).sum())) < 2:
+        raise BadInputError(
+            f"only {len(out)} classes have two patches or more, {int(out.sum())} of them held out: too few to train"
+            " with and to measure on"
+        )
+    train, held_out = (ClassIndex(index.members, index.starts[rows], index.counts[rows]) for rows in (~out, out))
+    return train, held_out
+
+
+def _whole_scenes(
+    data: PatchSet, of_class: np.ndarray, config: HeldOut, generator: np.random.Generator
+) -> Bool[np.ndarray, " c"]:
+    """Classes of whole scenes, drawn while they fit; only those whose images share enough, where images are known.
+
+    Scenes of one name in several sets are one scene.
+    """
+    names, counts = np.unique(of_class, return_counts=True)
+    usable = set(names.tolist())
+    if data.images is not None:
+        pairs = image_pairs(data.classes, data.scenes, data.images, config.min_shared, 1, generator)
+        usable = {data.scene_names[data.scenes[pair.rows0[0]]] for pair in pairs}
+    chosen: list[str] = []
+    room = config.share * len(of_class)
+    for place in generator.permutation(len(names)):
+        if names[place] in usable and counts[place] <= room:
+            chosen.append(names[place])
+            room -= counts[place]
+    return np.isin(of_class, chosen)
+
+
+def validation_pairs(data: PatchSet, index: ClassIndex, config: HeldOut, seed: int) -> ValidationPairs:
+    """At most `config.pairs` matching pairs of held-out classes, by pair of images."""
+    generator = np.random.default_rng([seed, 3])
+    members = np.concatenate([index.members[s : s + c] for s, c in zip(index.starts, index.counts, strict=True)])
+    found: list[ImagePair] = []
+    if data.images is not None:
+        of_images = image_pairs(
+            data.classes[members],
+            data.scenes[members],
+            data.images[members],
+            config.min_shared,
+            config.max_shared,
+            generator,
+        )
+        found = _up_to(config.pairs, (ImagePair(members[p.rows0], members[p.rows1]) for p in of_images))
+    if not found:
+        found = _up_to(config.pairs, _made_up(data, index, config, generator))
+    rows0, rows1 = (np.concatenate([getattr(pair, name) for pair in found]) for name in ("rows0", "rows1"))
+    sizes = np.array([len(pair) for pair in found])
+    first, size = np.repeat(np.cumsum(sizes) - sizes, sizes), np.repeat(sizes, sizes)
+    place = np.arange(len(rows0)) - first
+    others = first + (place + 1 + (generator.random(len(place)) * (size - 1)).astype(np.int64)) % size
+    pixels = np.ascontiguousarray(data.patches[np.concatenate([rows0, rows1])])
+    return ValidationPairs(pixels, len(rows0) + others, np.cumsum(sizes))
+
+
+def _up_to(most: int, pairs: Iterator[ImagePair]) -> list[ImagePair]:
+    """Pairs of images, the last one shortened, until there are `most` pairs of patches; none of less than two."""
+    found: list[ImagePair] = []
+    for pair in pairs:
+        kept = min(most, len(pair))
+        if kept >= 2:
+            found.append(ImagePair(pair.rows0[:kept], pair.rows1[:kept]))
+            most -= kept
+        if most < 2:
+            break
+    return found
+
+
+def _made_up(data: PatchSet, index: ClassIndex, config: HeldOut, generator: np.random.Generator) -> Iterator[ImagePair]:
+    """Two patches of each class, put together by scene as if they were of two images; without scenes of two classes, of
+    all classes."""
+    order = generator.permutation(len(index))
+    members = draw_members(index, order, 2, generator)
+    scenes = data.scenes[members[:, 0]]
+    groups = [members[scenes == scene] for scene in np.unique(scenes)]
+    groups = [group for group in groups if len(group) >= 2] or [members]
+    for group in groups:
+        for start in range(0, len(group), config.max_shared):
+            part = group[start : start + config.max_shared]
+            yield ImagePair(part[:, 0], part[:, 1])
+
+
+def held_out_scores(
+    network: Any, pairs: ValidationPairs, device: torch.device, precision: str = "fp32"
+) -> HeldOutScores:
+    """How well a network matches the held-out patches. The network is left in training mode."""
+    described = describe_patches(network, pairs.pixels, device, precision=precision)  # type: ignore[arg-type]
+    network.train()
+    first, second = np.split(described, 2)
+    starts = np.r_[0, pairs.ends[:-1]]
+    aps = [matching_ap(first[a:b], second[a:b]) for a, b in zip(starts, pairs.ends, strict=True)]
+    near, far = pair_distances(first, second), pair_distances(first, described[pairs.others])
+    match = np.arange(2 * len(first)) < len(first)
+    return HeldOutScores(1.0 - float(np.mean(aps)), float(fpr95(np.concatenate([near, far]), match)))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# `featkit train patch`: patches -> a patch descriptor.
+
+
+def train_patch(config: PatchTraining, data: PatchSet, output: Path, **options: Any) -> Trained:
+    """Train a patch descriptor. options and errors: those of `train`."""
+    return train(PatchTask, config, data, output, **options)

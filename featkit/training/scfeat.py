@@ -1,0 +1,206 @@
+"""`featkit train scfeat`: the stages one after the other, each in a folder of its own that can be gone on with."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featkit.core.errors import UsageError
+from featkit.data.posed_pairs import PosedPairs
+from featkit.io.artifact import write_bytes, write_text
+from featkit.io.atomic import refuse_foreign
+from featkit.models.resnet import load_encoder_weights
+from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
+from featkit.training.distributed import launch
+from featkit.training.loop import Trained, train
+from featkit.training.run_folder import load_checkpoint
+from featkit.training.scfeat_stages import DescriptionTask, DetectionTask, WarmUpTask
+from featkit.training.scfeat_task import (
+    DenseTask,
+    PhotoData,
+    PosedData,
+    PosedTraining,
+    ScfeatTraining,
+    StageTraining,
+    Start,
+    scene_of,
+)
+from featkit.training.task import LEAST_S, seconds_of
+from featkit.weights.files import check_size, load_scfeat_network
+
+LOGGER = logging.getLogger(__name__)
+WARM_UP, DESCRIPTION, DETECTION = STAGES = ("warm-up", "description", "detection")
+TASKS: dict[str, type[DenseTask[Any]]] = {WARM_UP: WarmUpTask, DESCRIPTION: DescriptionTask, DETECTION: DetectionTask}
+BEST, LAST, SUMMARY = "best.safetensors", "last.safetensors", "summary.json"
+NAMED = 5  # sources of photographs whose names a record joins; of more it has the data's name
+HEAD_FIELDS = tuple(name for name in SCFeatNetworkConfig.model_fields if name.startswith(("head", "detector_")))
+
+
+@dataclass(frozen=True)
+class ScfeatData:
+    """What there is to learn from. photos: for the warm-up, folders or zips of photographs."""
+
+    name: str
+    pairs: PosedPairs
+    photos: tuple[Path, ...] = ()
+    teacher_files: tuple[Path, ...] = ()
+    """A teacher's features of each of `photos`, for a warm-up with a teacher."""
+
+
+class ScfeatStages:
+    """SCFeat's training: built from its configuration, run on data."""
+
+    Config = ScfeatTraining
+
+    def __init__(self, config: ScfeatTraining, device: str = "auto"):
+        self.config, self.device = config, device
+
+    def configured(self) -> dict[str, StageTraining]:
+        """The stages' configurations by name, in order, complete. Raises UsageError for a budget of which a stage gets
+        nothing, or too little.
+        """
+        config = self.config
+        given = {WARM_UP: config.warm_up, DESCRIPTION: config.description, DETECTION: config.detection}
+        stages = {name: stage for name, stage in given.items() if stage is not None}
+        shares = sum(stage.share for stage in stages.values())
+        if config.budget and not all(stage.share > 0 for stage in stages.values()):
+            raise UsageError("--budget: every stage needs a `share` of it above 0")
+        made: dict[str, StageTraining] = {}
+        for name, stage in stages.items():
+            own: dict[str, Any] = {"network": config.network, "seed": config.seed, "timeout_s": config.timeout_s}
+            if isinstance(stage, PosedTraining):
+                own["data"] = config.data
+            if config.budget:
+                seconds = seconds_of(config.budget) * stage.share / shares
+                if seconds < LEAST_S:
+                    raise UsageError(
+                        f"--budget {config.budget!r}: too short: {name} gets {seconds:.3g} s of it; {LEAST_S:g} s at"
+                        f" least, so {LEAST_S * shares / stage.share:.0f} s for all stages"
+                    )
+                own["budget"] = f"{seconds:.0f}s" if seconds >= 10 else f"{seconds:.2f}s"
+            if config.precision is not None:
+                own["precision"] = config.precision
+            made[name] = stage.model_copy(update=own)
+        return made
+
+    def run(
+        self,
+        data: ScfeatData,
+        output: Path,
+        *,
+        name: str = "",
+        encoder_weights: Path | None = None,
+        stages: Sequence[str] = STAGES,
+        devices: int | None = None,
+        overwrite: bool = False,
+    ) -> list[Trained]:
+        """Train the stages named, in order; each starts from the best network of the one before, in OUT/<stage>.
+
+        The last one's networks are also OUT/best.safetensors and OUT/last.safetensors. Raises UsageError for a stage
+        that must start from one that is not there, and what `train` raises.
+        """
+        done = []
+        world = launch(self.device, devices, timeout_s=self.config.timeout_s)
+        if world.is_first:
+            refuse_foreign(*(output / name for name in (BEST, LAST, SUMMARY, "report.html")))
+        start = world.from_first(lambda: self.encoder_start(encoder_weights))
+        for stage, config in self.configured().items():
+            before, folder = start, output / stage
+            if stage in stages:
+                given = self._data(stage, data, before)
+                LOGGER.info("%s: %d %s, starts from %s", stage, given.count, TASKS[stage].unit, before.origin)
+                done.append(
+                    train(
+                        TASKS[stage],
+                        config,
+                        given,
+                        folder,
+                        name=name,
+                        device=self.device,
+                        devices=devices,
+                        overwrite=overwrite,
+                    )
+                )
+            found = world.from_first(functools.partial(self._learned, folder))
+            if found is not None:
+                start = found
+            elif stage not in stages and any(later in stages for later in STAGES[STAGES.index(stage) + 1 :]):
+                raise UsageError(
+                    f"{folder}: the stage {stage} comes first and is not there; run it, or all (no --stage)"
+                )
+        if done and done[-1].is_first:
+            _finish(done, output)
+        return done
+
+    def encoder_start(self, path: Path | None) -> Start:
+        """The encoder's values from a ResNet checkpoint, or nothing. Raises BadInputError."""
+        if path is None:
+            return Start()
+        network = SCFeatNetwork(self.config.network)
+        load_encoder_weights(network, path)
+        prefix = "backbone.encoder."
+        values = {key: value for key, value in network.state_dict().items() if key.startswith(prefix)}
+        return Start(values, path.name)
+
+    def _learned(self, folder: Path) -> Start | None:
+        return self.start_from(folder) if (folder / BEST).is_file() else None
+
+    def start_from(self, folder: Path) -> Start:
+        """The best backbone and bridge of a stage: from its checkpoint, or where that is gone, rounded, from its file.
+
+        The detector is learned by the last stage alone, unless a teacher shows it in the warm-up what to score. Raises
+        BadInputError for a network of another size.
+        """
+        network = load_scfeat_network(folder / BEST)
+        other_head = {name: getattr(network.config, name) for name in HEAD_FIELDS}
+        check_size(network.config, self.config.network.model_copy(update=other_head), folder / BEST)
+        state = load_checkpoint(folder / "checkpoint.pt")
+        values = network.state_dict() if state is None else state["progress"]["best_network"]
+        warm_up = self.config.warm_up
+        taught = warm_up is not None and warm_up.teacher is not None and warm_up.teacher.score > 0
+        own_head = all(getattr(self.config.network, name) == value for name, value in other_head.items())
+        kept = taught and own_head
+        learned = {key: value.clone() for key, value in values.items() if kept or not key.startswith("detector.")}
+        return Start(learned, folder.name)
+
+    def _data(self, stage: str, data: ScfeatData, start: Start) -> PhotoData | PosedData:
+        if stage != WARM_UP:
+            if not start.values:
+                LOGGER.warning(
+                    "%s: the %s encoder starts from random numbers; give --encoder-weights FILE (ImageNet), or a"
+                    " warm_up stage, as the recipe scfeat-s has",
+                    stage,
+                    self.config.network.encoder,
+                )
+            return PosedData(data.name, data.pairs, start)
+        if not data.photos:
+            raise UsageError("the warm-up learns from photographs: give --photos, or leave it out: --set warm_up=null")
+        taught = self.config.warm_up is not None and self.config.warm_up.teacher is not None
+        if taught and not data.teacher_files:
+            raise UsageError(
+                "the warm-up has a teacher: give its features of the photographs by --teacher FILE, as"
+                " `featkit extract PHOTOS --features aliked-n16rot --out FILE` writes them"
+            )
+        if data.teacher_files and not taught:
+            raise UsageError(
+                "--teacher: this recipe has none; take --config scfeat-s-taught, or --set warm_up.teacher={}"
+            )
+        named = dict.fromkeys(scene_of(path) for path in data.photos)
+        name = "+".join(named) if len(named) <= NAMED else data.name
+        return PhotoData(name, data.photos, start, data.teacher_files)
+
+
+def _finish(done: list[Trained], output: Path) -> None:
+    """The last stage's networks and a summary of all stages, in the run's own folder."""
+    last = done[-1].folder
+    for weights in (BEST, LAST):
+        write_bytes(output / weights, (last / weights).read_bytes())
+    found = [path for stage in STAGES if (path := output / stage / "summary.json").is_file()]
+    stages = [json.loads(path.read_text(encoding="utf-8")) for path in found]
+    summary = {**stages[-1], "seconds": round(sum(stage["seconds"] for stage in stages), 1), "stages": stages}
+    write_text(output / SUMMARY, json.dumps(summary, indent=1) + "\n")

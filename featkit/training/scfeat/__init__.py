@@ -1,1 +1,0 @@
-"""Training SCFeat: an optional warm-up on known homographies, then description, then detection, from camera poses."""

@@ -1,0 +1,317 @@
+"""The stages of SCFeat's training, each a task of the loop: description, detection, and the warm-up before them."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from featkit.core.errors import BadInputError
+from featkit.data.photometric import PhotometricConfig
+from featkit.data.posed_pairs import split_pairs
+from featkit.data.posed_samples import HomographyBatch, HomographyPairs, PosedBatch, PosedSamples, SampleSource
+from featkit.data.teacher import Teacher
+from featkit.losses.base import LossResult
+from featkit.losses.scfeat_description import description_loss, one_way
+from featkit.losses.scfeat_detection import detection_loss
+from featkit.losses.scfeat_imitation import Lesson, imitation_loss, score_loss
+from featkit.losses.scfeat_warm_up import contrastive_loss
+from featkit.models.scfeat import DenseMaps, SCFeatNetwork
+from featkit.training.distributed import World
+from featkit.training.scfeat_task import DenseTask, Description, Detection, PhotoData, PosedData, TeacherConfig, WarmUp
+from featkit.training.scfeat_validation import (
+    keypoint_picture,
+    line_picture,
+    off_line_share,
+    strongest,
+    unmatched_share,
+    wrong_share,
+)
+from featkit.training.task import Score
+
+# ----------------------------------------------------------------------------------------------------------------------
+# SCFeat's first stage: backbone and bridge learn descriptors from camera poses (III-D (1)).
+
+
+PICTURE_SEED = 6
+
+
+class DescriptionTask(DenseTask[PosedBatch]):
+    """The weighted epipolar loss on line-to-window matches, both ways."""
+
+    Config = Description
+    name = "description"
+    unit = "pairs"
+    score = Score("held_out_off_line", "held-out matches off their line", 100.0, "%")
+
+    def _sources(self, data: PosedData) -> tuple[SampleSource[Any, PosedBatch], SampleSource[Any, PosedBatch]]:
+        return posed_sources(data, self.config)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self.network.description_parameters()
+
+    def prepare(self, data: PosedData, world: World) -> None:
+        super().prepare(data, world)
+        self._start: SCFeatNetwork | None = None
+        if self.config.pull > 0:
+            self._start = copy.deepcopy(self.network).requires_grad_(False)
+
+    def _train_mode(self) -> None:
+        self.network.train()
+        if self.config.freeze_norms:
+            for module in self.network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
+    def _loss(self, batch: PosedBatch) -> LossResult:
+        images = self.images(torch.cat([batch.images0, batch.images1]))
+        maps = self.describe(images)
+        found = self._epipolar(maps, batch)
+        if self._start is None:
+            return found
+        self._start.train(not self.config.freeze_norms)
+        with torch.no_grad(), self.world.autocast():
+            before = self._start.describe(images)
+        pulled = self._pulled(maps, before)
+        return LossResult(found.loss + self.config.pull * pulled, {**found.statistics, "pull": pulled.detach()})
+
+    def _pulled(self, maps: DenseMaps, before: DenseMaps) -> Float[Tensor, ""]:
+        """Mean over pixels and over both maps of the squared distance of unit vectors: 2 - 2 cos."""
+        pairs = ((maps.descriptors, before.descriptors), (maps.normalised, before.normalised))
+        cosines = [F.cosine_similarity(now, then.float(), dim=1).mean((1, 2)) for now, then in pairs]
+        return (2 - torch.cat(cosines) - torch.cat(cosines)).sum() / (4 * self.config.batch_size)
+
+    def _epipolar(self, maps: DenseMaps, batch: PosedBatch) -> LossResult:
+        map0, map1 = maps.normalised.chunk(2)
+        return description_loss(
+            map0,
+            map1,
+            batch.fundamentals01.to(self.device),
+            (batch.images0.shape[2], batch.images0.shape[1]),
+            self.config.loss,
+            self._draw,
+            batch.valid0[:, None].to(self.device),
+            batch.valid1[:, None].to(self.device),
+            self.world.total,
+        )
+
+    @torch.no_grad()
+    def held_out(self) -> float:
+        """Share of nearest neighbours that lie off their epipolar lines, over all held-out pairs."""
+        self.network.eval()
+        off = []
+        for batch in self.held_out_batches:
+            maps = self.describe(self.images(torch.cat([batch.images0, batch.images1])))
+            off.append(off_line_share(maps.normalised, batch))
+        return float(np.mean(off))
+
+    @torch.no_grad()
+    def pictures(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        """Of the first held-out pair: query points, their epipolar lines and where the matches are."""
+        self.network.eval()
+        batch = self.held_out_batches[0]
+        maps = self.describe(self.images(torch.cat([batch.images0, batch.images1])))
+        map0, map1 = maps.normalised.chunk(2)
+        size = batch.images0.shape[2], batch.images0.shape[1]
+        draw = torch.Generator().manual_seed(PICTURE_SEED)
+        found = one_way(map0, map1, batch.fundamentals01.to(self.device), size, self.config.loss, draw)
+        return {
+            "matches": line_picture(
+                batch.images0[0].numpy(),
+                batch.images1[0].numpy(),
+                found.points0[0].cpu().numpy(),
+                found.matches.positions[0].cpu().numpy(),
+                found.matches.lines[0].cpu().numpy(),
+                found.valid[0].cpu().numpy(),
+            )
+        }
+
+
+def posed_sources(data: PosedData, config: Any) -> tuple[PosedSamples, PosedSamples]:
+    """What is learned from, and what is held out: as photographed, neither turned nor changed in colour."""
+    training, held_out = split_pairs(data.pairs, config.held_out.share, config.seed)
+    as_it_is = config.augmentation.model_copy(
+        update={
+            "jitter": config.augmentation.jitter.model_copy(update={"probability": 0.0}),
+            "photometric": PhotometricConfig(),
+            "views": config.augmentation.views.model_copy(
+                update={"rotation_deg": 0.0, "scale_max": 1.0, "perspective": 0.0}
+            ),
+        }
+    )
+    return PosedSamples(training, config.augmentation, config.cache_mb), PosedSamples(held_out, as_it_is)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# SCFeat's second stage: the detector learns where descriptors match, backbone and bridge frozen (III-D (2)).
+
+
+class DetectionTask(DenseTask[PosedBatch]):
+    """Policy gradient: keypoints that match within their epipolar lines are rewarded."""
+
+    Config = Detection
+    name = "detection"
+    unit = "pairs"
+    score = Score("held_out_unmatched", "held-out keypoints without a right match", 100.0, "%")
+
+    def _sources(self, data: PosedData) -> tuple[PosedSamples, PosedSamples]:
+        return posed_sources(data, self.config)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self.network.detection_parameters()
+
+    def _train_mode(self) -> None:
+        self.network.eval()  # frozen: BatchNorm too
+        self.network.detector.train()
+
+    def _loss(self, batch: PosedBatch) -> LossResult:
+        scores, maps = self._scores(batch)
+        scores0, scores1 = scores.chunk(2)
+        map0, map1 = maps.chunk(2)
+        return detection_loss(
+            scores0,
+            scores1,
+            map0,
+            map1,
+            batch.fundamentals01.to(self.device),
+            (batch.images0.shape[2], batch.images0.shape[1]),
+            self.config.loss,
+            self._draw,
+            batch.valid0[:, None].to(self.device),
+            batch.valid1[:, None].to(self.device),
+            self.world.total,
+        )
+
+    def _scores(self, batch: PosedBatch) -> tuple[Float[Tensor, "b2 1 h w"], Float[Tensor, "b2 d h4 w4"]]:
+        """Scores of all first, then of all second images, with gradient; maps without."""
+        images = self.images(torch.cat([batch.images0, batch.images1]))
+        with torch.no_grad():
+            maps = self.describe(images)
+        with self.world.autocast():
+            scores = self.network.detect(images, maps)
+        return scores.float(), maps.normalised
+
+    @torch.no_grad()
+    def held_out(self) -> float:
+        """Share of the strongest keypoints that have no mutual nearest neighbour on their epipolar line."""
+        self.network.eval()
+        return float(np.mean([unmatched_share(*self._scores(batch), batch) for batch in self.held_out_batches]))
+
+    @torch.no_grad()
+    def pictures(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        """Of the first held-out pair's first image: its scores, and the strongest keypoints."""
+        self.network.eval()
+        batch = self.held_out_batches[0]
+        scores = self._scores(batch)[0][:1]
+        points = strongest(scores)[0].cpu().numpy()
+        return {"keypoints": keypoint_picture(batch.images0[0].numpy(), scores[0, 0].cpu().numpy(), points)}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# SCFeat's warm-up: backbone and bridge learn on two views of single photographs, joined by known homographies.
+#
+# With a teacher they also imitate a published feature, and the detector learns to score what the teacher detects.
+
+
+SPLIT_SEED = 5
+
+
+class WarmUpTask(DenseTask[HomographyBatch]):
+    """InfoNCE between the descriptors of points that a homography joins."""
+
+    Config = WarmUp
+    name = "warm-up"
+    unit = "photographs"
+    score = Score("held_out_wrong", "held-out points matched wrongly", 100.0, "%")
+
+    def _sources(
+        self, data: PhotoData
+    ) -> tuple[SampleSource[Any, HomographyBatch], SampleSource[Any, HomographyBatch]]:
+        if data.count < 2:
+            raise BadInputError(f"{data.name}: {data.count} photograph; at least 2 are needed, one is held out")
+        teacher, wanted = None, self.config.teacher
+        if wanted is not None:
+            teacher = Teacher(data.folders, data.teacher_files)
+            if teacher.dimension != self.network.dimension:
+                raise BadInputError(
+                    f"the teacher's descriptors have {teacher.dimension} values and the network's"
+                    f" {self.network.dimension}: set network.descriptor_channels, or take another teacher"
+                )
+        pairs = HomographyPairs(
+            data.folders, self.config.augmentation, self.config.cache_mb, teacher, wanted.keypoints if wanted else 0
+        )
+        order = np.random.default_rng([self.config.seed, SPLIT_SEED]).permutation(len(pairs))
+        out = max(1, round(self.config.held_out.share * len(order)))
+        return pairs.select(order[out:]), pairs.select(order[:out])
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The detector's too where a teacher shows what to score."""
+        learned = self.network.description_parameters()
+        if self.config.teacher is not None and self.config.teacher.score > 0:
+            learned += self.network.detection_parameters()
+        return learned
+
+    def _loss(self, batch: HomographyBatch) -> LossResult:
+        images = self.images(torch.cat([batch.images0, batch.images1]))
+        maps = self.describe(images)
+        results = [self._contrastive(self._compared(maps), batch)] if self.config.contrastive else []
+        if self.config.teacher is not None:
+            results += self._imitated(images, maps, batch, self.config.teacher)
+        statistics = {name: value for result in results for name, value in result.statistics.items()}
+        return LossResult(torch.stack([result.loss for result in results]).sum(), statistics)
+
+    def _imitated(
+        self, images: Float[Tensor, "b2 3 h w"], maps: DenseMaps, batch: HomographyBatch, config: TeacherConfig
+    ) -> list[LossResult]:
+        """The teacher's terms, of both views."""
+        assert batch.taught is not None
+        lesson = Lesson(*(torch.from_numpy(getattr(batch.taught, f.name)).to(self.device) for f in fields(Lesson)))
+        size = batch.images0.shape[2], batch.images0.shape[1]
+        results = [imitation_loss(self._compared(maps), lesson, size, config, self.world.total)]
+        if config.score > 0:
+            count = max(1, round(config.score_share * len(images)))
+            some = DenseMaps(*(part[:count] for part in maps))
+            with self.world.autocast():
+                scores = self.network.detect(images[:count], some).float()
+            valid = torch.cat([batch.valid0, batch.valid1])[:count, None].to(self.device)
+            few = Lesson(*(getattr(lesson, f.name)[:count] for f in fields(Lesson)))
+            results.append(score_loss(scores, few, valid, config.score, self.world.total))
+        return results
+
+    def _contrastive(self, compared: Float[Tensor, "b2 d h4 w4"], batch: HomographyBatch) -> LossResult:
+        map0, map1 = compared.chunk(2)
+        found = contrastive_loss(
+            map0,
+            map1,
+            batch.homographies01.to(self.device),
+            (batch.images0.shape[2], batch.images0.shape[1]),
+            self.config.loss,
+            self._draw,
+            batch.valid0[:, None].to(self.device),
+            batch.valid1[:, None].to(self.device),
+            self.world.total,
+        )
+        return LossResult(self.config.contrastive * found.loss, found.statistics)
+
+    def _compared(self, maps: DenseMaps) -> Float[Tensor, "b2 d h4 w4"]:
+        """Of every photograph the map that its points are compared by, the same one for both views."""
+        count = self.config.batch_size
+        fused = torch.arange(count) < round(self.config.fused_share * count)
+        both = fused[self.world.part(count)].repeat(2).to(maps.normalised.device)
+        return torch.where(both[:, None, None, None], maps.descriptors, maps.normalised)
+
+    @torch.no_grad()
+    def held_out(self) -> float:
+        """Share of the held-out photographs' points whose most similar vector lies elsewhere."""
+        self.network.eval()
+        wrong = []
+        for batch in self.held_out_batches:
+            maps = self.describe(self.images(torch.cat([batch.images0, batch.images1])))
+            wrong.append(wrong_share(maps.normalised, batch))
+        return float(np.mean(wrong))

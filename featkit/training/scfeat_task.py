@@ -1,0 +1,439 @@
+"""What the stages of SCFeat's training have in common: a network, pairs of images from a feed, one loss per batch."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from pydantic import Field
+from torch import Tensor, nn
+
+from featkit.core.config import Config, Runtime
+from featkit.core.errors import BadInputError
+from featkit.core.runtime import torch_device
+from featkit.data.posed_pairs import PosedConfig, PosedPairs
+from featkit.data.posed_samples import HomographyConfig, PairAugmentation, PairFeed, SampleSource, photographs
+from featkit.data.tree import FileTree
+from featkit.io.features import open_features
+from featkit.losses.base import LossResult
+from featkit.losses.points import Draws, PartOfDraws
+from featkit.losses.scfeat_description import DescriptionLossConfig
+from featkit.losses.scfeat_detection import DetectionLossConfig
+from featkit.losses.scfeat_imitation import ImitationConfig
+from featkit.losses.scfeat_warm_up import ContrastiveLossConfig
+from featkit.models.scfeat import DenseMaps, SCFeatNetwork, SCFeatNetworkConfig
+from featkit.training.config import Adam, AskedPrecision, Measured, Schedule, Sgd, Steps, TrainingConfig
+from featkit.training.distributed import World
+from featkit.training.task import Score
+from featkit.training.whole_batch import share_batch_norms
+from featkit.weights.files import save_scfeat_network
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The configuration of SCFeat's training: one part for each of its stages.
+#
+# The numbers of a recipe stand in `configs/<recipe>.yaml`. The defaults here are the paper's (section IV-A) or its
+# authors' code; `--steps` and `--budget` scale all stages together.
+
+
+Optimiser = Annotated[Sgd | Adam, Field(discriminator="kind")]
+
+
+class HeldOutPairs(Measured):
+    """What is kept out of the training, to choose the best step."""
+
+    share: float = Field(0.05, gt=0, lt=1)
+    """Share of the images of every scene (of the photographs, in the warm-up)."""
+    pairs: int = Field(64, ge=1)
+    """Pairs of them that are looked at, at most."""
+
+
+class StageTraining(TrainingConfig):
+    """What the stages have in common."""
+
+    network: SCFeatNetworkConfig = SCFeatNetworkConfig()
+    """Set by the recipe's own `network`."""
+    share: float = Field(0.0, ge=0)
+    """Part of a `--budget` that this stage gets, in proportion to the others'."""
+    held_out: HeldOutPairs = HeldOutPairs()
+    pictures: Runtime[int] = Field(8, ge=0)
+    """How often along the training it is shown in pictures."""
+    workers: Runtime[int] = Field(2, ge=0)
+    """Threads that make samples ahead."""
+    cache_mb: Runtime[float] = Field(1000.0, ge=0)
+    """Memory for decoded photographs."""
+
+
+class TeacherConfig(ImitationConfig):
+    """A published feature that the network imitates while it warms up; its features are given by --teacher."""
+
+    keypoints: int = Field(256, ge=2)
+    """Of a view, at most: the best that it shows."""
+    score_share: float = Field(0.25, gt=0, le=1)
+    """Share of a batch's photographs whose score maps are compared: the detector works at full resolution."""
+
+
+class WarmUp(StageTraining):
+    """Backbone and bridge on two views of one photograph: where no ImageNet encoder is at hand. Not in the paper."""
+
+    optimiser: Optimiser = Adam(learning_rate=1e-3)
+    batch_size: int = Field(4, ge=1)
+    """Photographs in a batch, two views of each."""
+    steps: int = Field(10_000, ge=1)
+    share: float = Field(0.25, ge=0)
+    fused_share: float = Field(0.0, ge=0, le=1)
+    """Share of a batch's photographs that are compared by the map before the bridge, which gives the descriptors
+    (III-E); the others by the map behind it, which the other losses and the detector see."""
+    augmentation: HomographyConfig = HomographyConfig()
+    loss: ContrastiveLossConfig = ContrastiveLossConfig()
+    contrastive: float = Field(1.0, ge=0)
+    """Weight of the contrastive loss; less than 1 only beside a teacher."""
+    teacher: TeacherConfig | None = None
+    """None: learned from homographies alone."""
+
+
+class PosedTraining(StageTraining):
+    """What learns from posed pairs."""
+
+    data: PosedConfig = PosedConfig()
+    """Set by the recipe's own `data`."""
+
+
+class Description(PosedTraining):
+    """Backbone and bridge from camera poses (III-D (1))."""
+
+    optimiser: Optimiser = Adam(learning_rate=1e-4)
+    schedule: Schedule = Steps(at=(0.9,))
+    batch_size: int = Field(2, ge=1)
+    """Pairs in a batch (IV-A: 2)."""
+    pull: float = Field(0.0, ge=0)
+    """Weight of the mean squared distance between unit vectors of the maps and those of the network that the stage
+    started from: what a warm-up learned is more than poses say. The paper starts from ImageNet and has none."""
+    freeze_norms: bool = False
+    """Whether BatchNorms work with the statistics that the stage started with, as the network will when it extracts;
+    in small batches those of the batch are noise. The authors' code: no."""
+    steps: int = Field(100_000, ge=1)
+    share: float = Field(0.6, ge=0)
+    augmentation: PairAugmentation = PairAugmentation()
+    loss: DescriptionLossConfig = DescriptionLossConfig()
+
+
+class Detection(PosedTraining):
+    """The detector from camera poses, backbone and bridge frozen (III-D (2))."""
+
+    optimiser: Optimiser = Adam(learning_rate=1e-3)
+    batch_size: int = Field(2, ge=1)
+    """Pairs in a batch (IV-A: 2)."""
+    steps: int = Field(1_000, ge=1)
+    share: float = Field(0.15, ge=0)
+    augmentation: PairAugmentation = PairAugmentation()
+    loss: DetectionLossConfig = DetectionLossConfig()
+
+
+class ScfeatTraining(Config):
+    """The whole training. The stages' own `network`, `data` and `seed` are those given here."""
+
+    network: SCFeatNetworkConfig = SCFeatNetworkConfig()
+    data: PosedConfig = PosedConfig()
+    """How posed pairs are read, and which of them are taken."""
+    warm_up: WarmUp | None = None
+    """None: the encoder starts from `--encoder-weights` (the paper: ImageNet), or at random."""
+    description: Description = Description()
+    detection: Detection = Detection()
+    budget: str = ""
+    """What `--budget` said, if it did."""
+    precision: AskedPrecision | None = None
+    """auto, fp32 or bf16, of all stages; None: what each says."""
+    seed: int = Field(0, ge=0)
+    timeout_s: Runtime[float] = Field(600.0, gt=0)
+    """Seconds that a process waits for the others, in all stages: longer than a look at what is held out."""
+
+    def scaled_to(self, steps: int) -> ScfeatTraining:
+        """The same with so many steps of description, and the other stages in proportion."""
+        factor = steps / self.description.steps
+        stages = {"warm_up": self.warm_up, "description": self.description, "detection": self.detection}
+        scaled = {
+            name: stage.model_copy(update={"steps": max(1, round(factor * stage.steps))})
+            for name, stage in stages.items()
+            if stage is not None
+        }
+        return self.model_copy(update=scaled)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The task that all stages share.
+
+
+BatchT = TypeVar("BatchT")
+HELD_OUT_SEED = 3  # beside the run's: of what varies in held-out pairs
+WHOLE_MB = 1000.0  # no limit: half precision throughout
+DRAW_SEED = 4  # of what the losses draw
+
+
+class DenseTask(ABC, Generic[BatchT]):
+    """A subclass says what `_sources` are made of data, what `_loss` a batch has, and how `held_out` is measured."""
+
+    Config: ClassVar[type[StageTraining]]
+    name: str
+    unit: str
+    score: Score
+
+    def __init__(self, config: Any, device: str = "auto"):
+        self.config = config
+        self.device = torch_device(device)
+        self.network = SCFeatNetwork(config.network, torch.Generator().manual_seed(config.seed)).to(self.device)
+        self.batch: BatchT | None = None
+        self.also_measured: dict[str, float] = {}
+
+    @classmethod
+    def identity_of(cls, data: Any) -> str:
+        return data.identity()
+
+    @classmethod
+    def described(cls, data: Any) -> dict[str, Any]:
+        """Name, how many pairs or photographs, their scenes, and what the network started from."""
+        return {"name": data.name, cls.unit: data.count, "scenes": data.scenes, "start": data.start.origin}
+
+    def prepare(self, data: Any, world: World) -> None:
+        """Take the data, and the values to start with. Raises BadInputError when there is too little to learn from."""
+        self.world = world
+        world.check_batch(self.config.batch_size, self.unit)
+        fill(self.network, data.start.values, data.start.origin)
+        self.starts_trained = bool(data.start.values)
+        training, held_out = self._sources(data)
+        self.feed: PairFeed[Any, BatchT] = PairFeed(
+            training, self.config.batch_size, self.config.seed, self.config.workers, world.part
+        )
+        self.held_out_batches = list(self._fixed(held_out)) if world.is_first else []
+        self._generator = torch.Generator().manual_seed(seed_of(self.config.seed, DRAW_SEED, 0, 0))
+        self._draw: Draws = self._generator
+        if world.size > 1:
+            self._draw = PartOfDraws(self._generator, world.part(self.config.batch_size), self.config.batch_size)
+            share_batch_norms(self.network, world.total)
+        self._describe = torch.compile(self.network.describe) if self.config.compile else self.network.describe
+
+    @abstractmethod
+    def _sources(self, data: Any) -> tuple[SampleSource[Any, BatchT], SampleSource[Any, BatchT]]:
+        """What is learned from, and what is held out. Raises BadInputError when there is too little."""
+
+    @abstractmethod
+    def _loss(self, batch: BatchT) -> LossResult:
+        """Of one batch; of several processes' parts, what adds up to it: `world.total` gives what they share."""
+
+    @abstractmethod
+    def held_out(self) -> float:
+        """The score on what is held out: smaller is better."""
+
+    def held_out_s(self) -> float:
+        """Seconds that `held_out` takes, by one of its pairs."""
+        every, started = self.held_out_batches, time.perf_counter()
+        self.held_out_batches = every[:1]
+        try:
+            self.held_out()
+        finally:
+            self.held_out_batches = every
+        return (time.perf_counter() - started) * len(every)
+
+    @abstractmethod
+    def parameters(self) -> list[nn.Parameter]:
+        """What this stage learns."""
+
+    def _fixed(self, source: SampleSource[Any, BatchT]) -> Any:
+        """Held-out batches of one pair each: always the same ones, spread over all there are."""
+        count = min(self.config.held_out.pairs, len(source))
+        for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):
+            generator = np.random.default_rng([self.config.seed, HELD_OUT_SEED, int(index)])
+            yield source.collate([source.sample(int(index), generator)])
+
+    @property
+    def batch_items(self) -> int:
+        return self.config.batch_size
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": self.parameters(), "lr": self.config.optimiser.learning_rate}]
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"network": self.network}
+
+    def state(self) -> dict[str, Any]:
+        return {"feed": self.feed.state(), "draw": self._generator.get_state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.feed.restore(state["feed"])
+        self._generator.set_state(state["draw"])
+
+    def step(self, share: float) -> LossResult:
+        """Add the gradient of the next batch's loss, whose parts the processes work on."""
+        self._train_mode()
+        self.batch = self.feed.next()
+        result = self._loss(self.batch)
+        result.loss.backward()
+        self.world.sum_gradients(self.parameters())
+        return self._of_all(result)
+
+    def _of_all(self, result: LossResult) -> LossResult:
+        """The parts' losses and statistics, which add up to those of the batch."""
+        if self.world.size == 1:
+            return LossResult(result.loss.detach(), result.statistics)
+        names = list(result.statistics)
+        loss, *values = self.world.total(
+            torch.stack([result.loss, *(value.to(result.loss) for value in result.statistics.values())])
+        )
+        return LossResult(loss, dict(zip(names, values, strict=True)))
+
+    def _train_mode(self) -> None:
+        self.network.train()
+
+    def describe(self, images: Float[Tensor, "b 3 h w"]) -> DenseMaps:
+        """Maps in float32, computed in the training's precision."""
+        with self.world.autocast():
+            maps = self._describe(images)
+        return DenseMaps(*(part.float() for part in maps))
+
+    def images(self, pixels: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
+        """Pixels as the network takes them, on the device."""
+        return pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+
+    def waited_s(self) -> float:
+        return self.feed.waited_s
+
+    def save_weights(self, path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        """Write the network with these values."""
+        network = SCFeatNetwork(self.config.network)
+        network.load_state_dict(state)
+        save_scfeat_network(path, network.eval(), metadata, WHOLE_MB)
+
+    def batch_arrays(self) -> dict[str, Any]:
+        """The last batch, to look into when something went wrong."""
+        if self.batch is None:
+            return {}
+        values = vars(self.batch)
+        return {k: v.numpy() if isinstance(v, Tensor) else np.array(v) for k, v in values.items()}
+
+    @property
+    def picture_turns(self) -> int:
+        return self.config.pictures
+
+    def pictures(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        return {}
+
+    def close(self) -> None:
+        self.feed.close()
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed out of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def fill(network: SCFeatNetwork, values: dict[str, Tensor], origin: str) -> None:
+    """Overwrite what `values` name. Raises BadInputError for names or shapes that the network does not have."""
+    own = network.state_dict()
+    for name, value in values.items():
+        if name not in own or own[name].shape != value.shape:
+            raise BadInputError(f"{origin}: has {name} of shape {tuple(value.shape)}, which this network does not")
+    network.load_state_dict(values, strict=False)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a stage of SCFeat's training learns from, and the network that it starts with.
+
+
+PART = re.compile(r"/(dense\d+|\d[\d._]*)$")  # of CAPS's scenes, and of an index (scene_info.py)
+INSIDE = re.compile(r"images|imgs|aligned|dense\d+")  # folders of a scene that say nothing of which it is
+
+
+@dataclass(frozen=True)
+class Start:
+    """The values that a stage starts from; those it does not name stay as they were drawn. origin: for the records."""
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    origin: str = "random"
+
+    def digest(self) -> str:
+        """16 hex digits of the values; "" when there are none."""
+        if not self.values:
+            return ""
+        digest = hashlib.sha256()
+        for name in sorted(self.values):
+            digest.update(name.encode())
+            digest.update(self.values[name].detach().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class PosedData:
+    """Pairs with poses."""
+
+    name: str
+    pairs: PosedPairs
+    start: Start = Start()
+
+    @property
+    def count(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def scenes(self) -> list[str]:
+        """Their names, without MegaDepth's /dense0: its parts of a scene are one scene."""
+        return list(dict.fromkeys(PART.sub("", scene.name) for scene in self.pairs.scenes))
+
+    def identity(self) -> str:
+        digest = hashlib.sha256(self.pairs.pairs.tobytes())
+        for scene in self.pairs.scenes:
+            digest.update(repr((scene.name, scene.image_names)).encode())
+            for values in (scene.sizes, scene.intrinsics, scene.rotations, scene.translations):
+                digest.update(values.tobytes())
+        return f"{self.count} pairs, {digest.hexdigest()[:16]}, from {self.start.origin} {self.start.digest()}".strip()
+
+
+def photo_folders(root: Path, pairs: PosedPairs) -> tuple[Path, ...]:
+    """Where the warm-up's photographs are when nobody names them: all below the root that was read, or only those of
+    the scenes where not all are learned from (a list of scenes) or their index is elsewhere (scene_info.py).
+    """
+    return (root,) if pairs.is_whole else pairs.image_folders()
+
+
+def scene_of(folder: Path) -> str:
+    """The name of the scene whose photographs are in a folder: 0001 of 0001/dense0/aligned/images."""
+    return next((part for part in reversed(folder.parts) if not INSIDE.fullmatch(part)), folder.name)
+
+
+@dataclass(frozen=True)
+class PhotoData:
+    """Single photographs."""
+
+    name: str
+    folders: tuple[Path, ...]
+    start: Start = Start()
+    teacher_files: tuple[Path, ...] = ()
+    """Features of each folder's photographs by a teacher; none: without."""
+
+    @cached_property
+    def files(self) -> list[tuple[FileTree, str]]:
+        return [found for folder in self.folders for found in photographs(folder)]
+
+    @property
+    def count(self) -> int:
+        return len(self.files)
+
+    @property
+    def scenes(self) -> list[str]:
+        """Those that the folders are of."""
+        return list(dict.fromkeys(scene_of(folder) for folder in self.folders))
+
+    def identity(self) -> str:
+        digest = hashlib.sha256("\n".join(sorted(name for _, name in self.files)).encode())
+        for file in self.teacher_files:
+            with open_features(file) as store:
+                digest.update(repr([(name, store.digest(name)) for name in store.names()]).encode())
+        found = f"{self.count} photographs, {digest.hexdigest()[:16]}"
+        return f"{found}, from {self.start.origin} {self.start.digest()}".strip()

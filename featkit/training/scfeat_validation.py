@@ -1,0 +1,171 @@
+"""How good the maps of held-out pairs are: nearest neighbours without any search region, judged by the geometry."""
+
+from __future__ import annotations
+
+import colorsys
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from featkit.data.posed_samples import HomographyBatch, PosedBatch
+from featkit.geometry.batched import epipolar_lines, point_line_distance, sample_map
+from featkit.losses.points import inside, mask_at
+
+GRID_PX = 8  # between query points
+TOLERANCE_PX = 4.0  # one cell of the maps
+RIGHT_PX = 2.0  # as in the reward (SCFeat, eq. 18)
+KEYPOINTS = 512  # of an image, at most
+NMS_PX = 5
+
+
+def wrong_share(maps: Float[Tensor, "2 c h w"], batch: HomographyBatch) -> float:
+    """Of the points of view 0 that view 1 shows, the share whose nearest neighbour is farther than a cell off."""
+    size = batch.images0.shape[2], batch.images0.shape[1]
+    points, found = nearest_neighbours(maps, size)
+    moved = torch.cat([points, torch.ones_like(points[..., :1])], -1) @ batch.homographies01[0].to(points).T
+    true = moved[..., :2] / moved[..., 2:]
+    seen = mask_at(batch.valid0[:, None].to(points.device), points) & inside(true, size) & (moved[..., 2] > 0)
+    seen &= mask_at(batch.valid1[:, None].to(points.device), true)
+    wrong = (found - true).norm(dim=-1) > TOLERANCE_PX
+    return _share(wrong, seen)
+
+
+def off_line_share(maps: Float[Tensor, "2 c h w"], batch: PosedBatch) -> float:
+    """Of the points of image 0, the share whose nearest neighbour is farther than a cell from the epipolar line."""
+    size = batch.images0.shape[2], batch.images0.shape[1]
+    points, found = nearest_neighbours(maps, size)
+    lines = epipolar_lines(points, batch.fundamentals01.to(points.device))
+    off = point_line_distance(found, lines) > TOLERANCE_PX
+    return _share(off, mask_at(batch.valid0[:, None].to(points.device), points))
+
+
+def unmatched_share(scores: Float[Tensor, "2 1 h w"], maps: Float[Tensor, "2 c h4 w4"], batch: PosedBatch) -> float:
+    """Of the strongest keypoints of image 0, the share without a right match.
+
+    Right is a mutual nearest neighbour among the strongest of image 1, both within `RIGHT_PX` of the other's line.
+    """
+    size = batch.images0.shape[2], batch.images0.shape[1]
+    shown = torch.stack([batch.valid0, batch.valid1]).to(scores.device)
+    points0, points1 = strongest(torch.where(shown, scores, 0.0))
+    if not (len(points0) and len(points1)):
+        return 1.0
+    found = [
+        F.normalize(sample_map(maps[i : i + 1], points[None], size)[0], dim=1)
+        for i, points in enumerate((points0, points1))
+    ]
+    similar = found[0] @ found[1].T
+    best = similar.argmax(1)
+    mutual = similar.argmax(0)[best] == torch.arange(len(best), device=best.device)
+    fundamental = batch.fundamentals01.to(scores.device)
+    there = point_line_distance(points1[best][None], epipolar_lines(points0[None], fundamental))
+    back = point_line_distance(points0[None], epipolar_lines(points1[best][None], fundamental.mT))
+    right = mutual & (there < RIGHT_PX)[0] & (back < RIGHT_PX)[0]
+    return 1.0 - float(right.double().mean())
+
+
+def strongest(scores: Float[Tensor, "b 1 h w"], count: int = KEYPOINTS) -> list[Float[Tensor, "n 2"]]:
+    """The `count` highest local maxima of each image, in pixels; fewer where there are fewer."""
+    peak = (scores == F.max_pool2d(scores, NMS_PX, 1, NMS_PX // 2)) & (scores > 0)
+    found = []
+    for one, at in zip(scores[:, 0], peak[:, 0], strict=True):
+        y, x = at.nonzero(as_tuple=True)
+        order = one[y, x].topk(min(count, len(x))).indices
+        found.append(torch.stack([x, y], dim=-1)[order].to(scores.dtype))
+    return found
+
+
+def nearest_neighbours(
+    maps: Float[Tensor, "2 c h w"], size: tuple[int, int]
+) -> tuple[Float[Tensor, "1 n 2"], Float[Tensor, "1 n 2"]]:
+    """Points on a grid of image 0, and the cells of image 1 whose vectors are most similar to theirs, in pixels."""
+    width, height = size
+    x = torch.arange(GRID_PX // 2, width, GRID_PX, device=maps.device, dtype=maps.dtype)
+    y = torch.arange(GRID_PX // 2, height, GRID_PX, device=maps.device, dtype=maps.dtype)
+    points = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).view(1, -1, 2)
+    queries = F.normalize(sample_map(maps[:1], points, size)[0], dim=1)
+    targets = F.normalize(maps[1].flatten(1), dim=0)
+    place = (queries @ targets).argmax(1)
+    columns, rows = maps.shape[3], maps.shape[2]
+    cell = torch.tensor([width / columns, height / rows], device=maps.device, dtype=maps.dtype)
+    found = (torch.stack([place % columns, place // columns], dim=-1) + 0.5) * cell - 0.5
+    return points, found[None]
+
+
+def _share(of: Bool[Tensor, "1 n"], among: Bool[Tensor, "1 n"]) -> float:
+    """1 when there is nothing to share."""
+    count = int(among.sum())
+    return float(np.float64(int((of & among).sum())) / count) if count else 1.0
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pictures of a training: matches with their epipolar lines, scores and keypoints (SCFeat, figure 7).
+
+
+SHOWN = 12  # matches in a picture
+GAP_PX = 8
+LINE_TYPE = cv2.LINE_AA
+
+
+def line_picture(
+    image0: UInt8[np.ndarray, "h w 3"],
+    image1: UInt8[np.ndarray, "h w 3"],
+    points0: Float[np.ndarray, "n 2"],
+    points1: Float[np.ndarray, "n 2"],
+    lines1: Float[np.ndarray, "n 3"],
+    shown: Bool[np.ndarray, " n"],
+) -> UInt8[np.ndarray, "h w2 3"]:
+    """Both images side by side: some points on the left; their lines, and circles at their matches, on the right."""
+    left, right = image0.copy(), image1.copy()
+    some = np.flatnonzero(shown)
+    some = some[np.unique(np.linspace(0, len(some) - 1, min(SHOWN, len(some))).astype(int))] if len(some) else some
+    for number, index in enumerate(some):
+        colour = _colour(number, len(some))
+        ends = _ends(lines1[index], right.shape[1])
+        if ends is not None:
+            cv2.line(right, *ends, colour, 1, LINE_TYPE)
+        for picture, point in ((left, points0[index]), (right, points1[index])):
+            cv2.circle(picture, _pixel(point), 4, colour, 2, LINE_TYPE)
+    return _beside(left, right)
+
+
+def keypoint_picture(
+    image: UInt8[np.ndarray, "h w 3"], scores: Float[np.ndarray, "h w"], keypoints: Float[np.ndarray, "n 2"]
+) -> UInt8[np.ndarray, "h w2 3"]:
+    """The scores as a heat map, and the keypoints in the image."""
+    low, high = np.percentile(scores, (1, 99.5))
+    grey = np.clip(255 * (scores - low) / max(high - low, 1e-9), 0, 255).astype(np.uint8)
+    heat = cv2.cvtColor(cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+    right = image.copy()
+    for point in keypoints:
+        cv2.circle(right, _pixel(point), 2, (0, 255, 0), 1, LINE_TYPE)
+    return _beside(heat, right)
+
+
+def _beside(left: UInt8[np.ndarray, "h w 3"], right: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w2 3"]:
+    gap = np.full((left.shape[0], GAP_PX, 3), 255, np.uint8)
+    return np.concatenate([left, gap, right], axis=1)
+
+
+def _colour(number: int, count: int) -> tuple[int, int, int]:
+    r, g, b = colorsys.hsv_to_rgb(number / max(count, 1), 0.9, 1.0)
+    return int(255 * r), int(255 * g), int(255 * b)
+
+
+def _pixel(point: Float[np.ndarray, "2"]) -> tuple[int, int]:
+    return round(float(point[0])), round(float(point[1]))
+
+
+def _ends(line: Float[np.ndarray, "3"], width: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Where the line a x + b y + c = 0 is at the left and at the right border (far up or down for a steep one)."""
+    a, b, c = (float(v) for v in line)
+    far = 1e4
+    if abs(b) < 1e-9 * abs(a):
+        return (round(-c / a), -int(far)), (round(-c / a), int(far))
+    if b == 0:
+        return None
+    heights = [float(np.clip(-(a * x + c) / b, -far, far)) for x in (0, width - 1)]
+    return (0, round(heights[0])), (width - 1, round(heights[1]))

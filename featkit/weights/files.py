@@ -1,0 +1,309 @@
+"""Networks as safetensors files: tensors with a bounded size, patch networks, SCFeat."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from featkit.core.config import Config, make
+from featkit.core.errors import BadInputError, UsageError
+from featkit.io.artifact import write_bytes
+from featkit.io.atomic import refuse_foreign
+from featkit.models.patch import PatchNetwork, PatchNetworkConfig
+from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
+from featkit.weights.manifest import WeightInfo, find, listed, sha256_of
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A network's tensors as a safetensors file: half precision, what it is in the metadata, never above a given size.
+#
+# Tensors of one axis (biases, thresholds, BatchNorm's statistics) stay float32: they are few, and FRN's scale and bias
+# nearly cancel. A file that would be too large keeps its largest matrices in 8 bits, the largest first, until it fits:
+# each row (first axis) with a step of its own, `NAME` int8 and `NAME.step` float32.
+
+
+LARGEST_HALF = 65504.0
+LARGEST_INT8 = 127
+BYTES_PER_MB = 1_000_000
+STEP = ".step"
+COUNTED = "num_batches_tracked"  # BatchNorm's counter: nothing reads it
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def write_network(
+    path: Path, network: nn.Module, metadata: dict[str, str], default_mb: float, max_mb: float | None
+) -> Path:
+    """Write a network's tensors; the same tensors and metadata give the same bytes.
+
+    max_mb: size of the file; None: `default_mb` for a network that can be brought down to it, otherwise no limit.
+    Raises UsageError for a `max_mb` that cannot be kept, NotWritableError, and BadInputError for a network with values
+    that are no numbers, and for a file there that is not a weight of featkit's.
+    """
+    refuse_foreign(path)
+    return write_bytes(path, _content(_state(network, path), metadata, path, default_mb, max_mb))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
+    """Write tensors as they are; the same tensors and metadata give the same bytes.
+
+    Raises NotWritableError, and BadInputError for a file there that is not a weight of featkit's.
+    """
+    refuse_foreign(path)
+    return write_bytes(path, _bytes(tensors, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata, and the tensors in float32. Raises BadInputError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, _full({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        what = str(error).splitlines()[0]
+        raise BadInputError(
+            f"{path}: not a safetensors file ({what}); a published .pth becomes one with `featkit weights import`"
+        ) from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file says of itself, without its tensors. Raises BadInputError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise BadInputError(f"{path}: not a safetensors file ({str(error).splitlines()[0]})") from None
+
+
+def find_whole(name_or_path: str | Path) -> Path:
+    """The file of a weight. Raises UsageError, and BadInputError also for one that is not what the manifest means."""
+    path, row = find(name_or_path), listed(str(name_or_path))
+    if row is not None and (found := sha256_of(path)) != row.sha256:
+        raise BadInputError(f"{path}: its sha256 is {found}, the manifest says {row.sha256}; install featkit again")
+    return path
+
+
+def config_of(path: Path, metadata: dict[str, str], file_format: str, config_type: type[ConfigT]) -> ConfigT:
+    """The network's configuration by the file's metadata. Raises BadInputError."""
+    if metadata.get("format") != file_format:
+        noun = file_format.rsplit(" ", 1)[0].removeprefix("featkit ")
+        told = metadata.get("format", "none")
+        raise BadInputError(
+            f"{path}: not a {noun} of this featkit (its metadata has no format {file_format!r}: {told})"
+        )
+    try:
+        values = json.loads(metadata["config"])
+        return make(config_type, values, f"{path}: its network")
+    except UsageError as error:
+        raise BadInputError(str(error)) from None
+    except (KeyError, ValueError, TypeError):
+        raise BadInputError(f"{path}: its metadata does not say which network it is") from None
+
+
+def fill(network: nn.Module, tensors: dict[str, Tensor], path: Path, what: str) -> None:
+    """Load all of a network's tensors. what: which network it is, for messages.
+
+    Raises BadInputError for missing, unknown, misshapen or broken ones.
+    """
+
+    wanted = network.state_dict()
+    missing = [name for name in wanted if name not in tensors and not name.endswith(COUNTED)]
+    unknown = [name for name in tensors if name not in wanted]
+    for problem, names in (("it lacks", missing), ("the network has no place for its", unknown)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise BadInputError(f"{path}: not the weights of {what}: {problem} {names[0]!r}{more}")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(wanted[name].shape)}"
+            raise BadInputError(f"{path}: not the weights of {what}: {name!r} has the shape {shapes}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise BadInputError(f"{path}: {name!r} holds values that are no numbers; it is of no use")
+    network.load_state_dict({name: tensors.get(name, torch.tensor(0)) for name in wanted})
+
+
+def in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 values and the step of each row (first axis), float32: weight ~ values * step."""
+
+    step = weight.flatten(1).abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST_INT8
+    values = torch.round(weight / step.reshape(-1, *[1] * (weight.ndim - 1)))
+    return values.to(torch.int8), step
+
+
+def _state(network: nn.Module, path: Path) -> dict[str, Tensor]:
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in network.state_dict().items()
+        if not name.endswith(COUNTED)
+    }
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise BadInputError(f"{path}: not written, {name!r} holds values that are no numbers")
+    return state
+
+
+def _content(
+    state: dict[str, Tensor], metadata: dict[str, str], path: Path, default_mb: float, max_mb: float | None
+) -> bytes:
+    """The file's bytes."""
+    half = {name: t.half() if t.ndim > 1 and t.abs().amax() < LARGEST_HALF else t.float() for name, t in state.items()}
+    limit = BYTES_PER_MB * (default_mb if max_mb is None else max_mb)
+    content, small = _bytes(half, metadata), dict(half)
+    if len(content) <= limit:
+        return content
+    least = sum(t.numel() if t.ndim > 1 else t.nbytes for t in half.values())
+    for name in sorted((name for name in half if half[name].ndim > 1), key=lambda name: -half[name].nbytes):
+        if least > limit:
+            break
+        small[name], small[name + STEP] = in_8_bits(state[name])
+        packed = _bytes(small, metadata)
+        if len(packed) <= limit:
+            return packed
+    if max_mb is not None:
+        least_mb = least / BYTES_PER_MB
+        raise UsageError(f"{path}: not written, 8 bits take {least_mb:.1f} MB, more than the limit of {max_mb:g} MB")
+    return content
+
+
+def _bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    from safetensors.torch import save
+
+    return _with_metadata(save(tensors), metadata)
+
+
+def _full(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What was written, in float32."""
+    full = {name: tensor.float() for name, tensor in tensors.items()}
+    for name in [name for name in full if name.endswith(STEP) and name.removesuffix(STEP) in full]:
+        step = full.pop(name)
+        weight = full[name.removesuffix(STEP)]
+        full[name.removesuffix(STEP)] = weight * step.reshape(-1, *[1] * (weight.ndim - 1))
+    return full
+
+
+def _with_metadata(content: bytes, metadata: dict[str, str]) -> bytes:
+    """A safetensors file with metadata in order: safetensors itself writes it in another order each time.
+
+    The file is the length of a json header (8 bytes, little endian), the header, and the tensors' bytes.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    ordered = {"__metadata__": {key: str(metadata[key]) for key in sorted(metadata)}, **header}
+    text = json.dumps(ordered, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + content[end:]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Patch networks as safetensors files.
+
+
+PATCH_FORMAT = "featkit patch network 1"
+PATCH_MAX_MB = 3.0
+"""Of a file, unless another limit is asked for: only the 256-bit network needs 8 bits for it."""
+LARGEST_BYTES = int(PATCH_MAX_MB * BYTES_PER_MB)
+
+
+def save_patch_network(
+    path: Path, network: PatchNetwork, metadata: dict[str, str] | None = None, max_mb: float | None = None
+) -> Path:
+    """Write a network; the same network and metadata give the same bytes.
+
+    metadata: whatever is worth knowing, beside `format` and `config`. max_mb and errors: see `write_network`.
+    """
+    own = {"format": PATCH_FORMAT, "config": network.config.canonical_json()}
+    return write_network(path, network, {**(metadata or {}), **own}, PATCH_MAX_MB, max_mb)
+
+
+def load_patch_network(
+    name_or_path: str | Path, device: str | torch.device = "cpu"
+) -> tuple[PatchNetwork, WeightInfo | None]:
+    """A network in float32 and eval mode, and its row of the manifest when it is one of featkit's own.
+
+    Raises UsageError for an unknown name, BadInputError for a file that is missing, damaged, of another network, or not
+    the one that the manifest means.
+    """
+
+    path = find_whole(name_or_path)
+    metadata, tensors = read_tensors(path)
+    network = filled(config_of(path, metadata, PATCH_FORMAT, PatchNetworkConfig), tensors, path)
+    return network.to(device), listed(str(name_or_path))
+
+
+def read_metadata_patch_files(path: Path) -> dict[str, str]:
+    """What the network was saved with, and `format` and `config`. Raises BadInputError."""
+    return read_tensors(path)[0]
+
+
+def filled(config: PatchNetworkConfig, tensors: dict[str, Tensor], path: Path) -> PatchNetwork:
+    """A network of these tensors, in eval mode. Raises BadInputError for missing, unknown, misshapen or broken ones."""
+
+    with torch.device("meta"):  # first weights are not drawn: that would take time, and move torch's generator on
+        network = PatchNetwork(config)
+    network.to_empty(device="cpu")
+    fill(network, tensors, path, f"{config.architecture!r} with {network.dimension} dimensions")
+    return network.eval()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# SCFeat networks as safetensors files: `scfeat-s` in half precision, `scfeat` too large for 10 MB.
+
+
+SCFEAT_FORMAT = "featkit scfeat network 1"
+SCFEAT_MAX_MB = 10.0
+"""Of a file, unless another limit is asked for. ResNet-50 takes 23 MB even in 8 bits, and 46 MB in half precision."""
+SIZES = {"resnet50": "scfeat (resnet50)", "resnet18": "scfeat-s (resnet18)"}
+
+
+def save_scfeat_network(
+    path: Path, network: SCFeatNetwork, metadata: dict[str, str] | None = None, max_mb: float | None = None
+) -> Path:
+    """Write a network; the same network and metadata give the same bytes.
+
+    metadata: whatever is worth knowing, beside `format` and `config`. max_mb and errors: see `write_network`.
+    """
+    own = {"format": SCFEAT_FORMAT, "config": network.config.canonical_json()}
+    return write_network(path, network, {**(metadata or {}), **own}, SCFEAT_MAX_MB, max_mb)
+
+
+def load_scfeat_network(
+    name_or_path: str | Path, device: str | torch.device = "cpu", wanted: SCFeatNetworkConfig | None = None
+) -> SCFeatNetwork:
+    """A network in float32 and eval mode. wanted: the one and only that will do; None: whatever the file holds.
+
+    Raises UsageError for an unknown name, BadInputError for a file that is missing, damaged, of another network or of
+    another size, or not the one that the manifest means.
+    """
+
+    path = find_whole(name_or_path)
+    metadata, tensors = read_tensors(path)
+    config = config_of(path, metadata, SCFEAT_FORMAT, SCFeatNetworkConfig)
+    if wanted is not None:
+        check_size(config, wanted, path)
+    return filled_scfeat(config, tensors, path).to(device)
+
+
+def check_size(config: SCFeatNetworkConfig, wanted: SCFeatNetworkConfig, path: Path) -> None:
+    """Raises BadInputError when `path` holds another network than the one that is wanted."""
+    if config.encoder != wanted.encoder:
+        raise BadInputError(f"{path}: holds {SIZES[config.encoder]}, but {SIZES[wanted.encoder]} is asked for")
+    for name in type(config).model_fields:
+        given, asked = getattr(config, name), getattr(wanted, name)
+        if given != asked:
+            raise BadInputError(f"{path}: holds a network with {name} {given}, but {asked} is asked for")
+
+
+def filled_scfeat(config: SCFeatNetworkConfig, tensors: dict[str, Tensor], path: Path) -> SCFeatNetwork:
+    """A network of these tensors, in eval mode. Raises BadInputError for missing, unknown, misshapen or broken ones."""
+
+    with torch.device("meta"):  # first weights are not drawn: that would take time, and move torch's generator on
+        network = SCFeatNetwork(config)
+    network.to_empty(device="cpu")
+    network.fill_constants()
+    fill(network, tensors, path, SIZES[config.encoder])
+    return network.eval()
