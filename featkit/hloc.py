@@ -35,9 +35,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from featkit.core.config import read_yaml, resource_dir
+from featkit.core.config import config_names
 from featkit.core.errors import BadInputError, FeatkitError, UsageError
-from featkit.core.registry import configured, resolve
+from featkit.core.registry import resolve
 from featkit.core.types import Features, Matches
 from featkit.features.base import BYTE, is_packed, pack_bits, unpack_signs
 
@@ -72,8 +72,8 @@ def register(instead: Mapping[str, str] = MappingProxyType({})) -> Registered:
     extract, match = _import("hloc.extract_features"), _import("hloc.match_features")
     _add_module(EXTRACTOR_MODULE, extractor_class(base))
     _add_module(MATCHER_MODULE, matcher_class(base))
-    extractors = {f"{PREFIX}{name}": extractor_conf(name) for name in _configurations("extractor")}
-    matchers = {f"{PREFIX}{name}": matcher_conf(name) for name in _configurations("matcher")}
+    extractors = {f"{PREFIX}{name}": extractor_conf(name) for name in config_names("extractor")}
+    matchers = {f"{PREFIX}{name}": matcher_conf(name) for name in config_names("matcher")}
     extract.confs.update(extractors)
     match.confs.update(matchers)
     for theirs, ours in instead.items():
@@ -87,7 +87,7 @@ def extractor_conf(name: str) -> dict[str, Any]:
 
     `changes` of the model are fields of featkit's configuration that differ, as {"max_keypoints": 20000}.
     """
-    cls = resolve("extractor", str(read_yaml(resource_dir("configs") / f"{name}.yaml")["extractor"]))
+    cls = resolve("extractor", name).cls
     return {
         "output": f"feats-{PREFIX}{name}",
         "model": {"name": "featkit", "features": name, "changes": {}},
@@ -112,8 +112,7 @@ def extractor_class(base: Any) -> type[Any]:
         detection_noise = 1.0
 
         def _init(self, conf: dict[str, Any]) -> None:
-            cls, config = configured("extractor", conf["features"], conf["changes"])
-            self.extractor = cls(config, conf["device"])
+            self.extractor = resolve("extractor", conf["features"], conf["changes"], conf["device"]).built
 
         def _forward(self, data: dict[str, Any]) -> dict[str, Any]:
             features = self.extractor.extract(pixels_of(data["image"], self.extractor.colour))
@@ -134,8 +133,7 @@ def matcher_class(base: Any) -> type[Any]:
         required_inputs = ["descriptors0", "descriptors1"]  # noqa: RUF012
 
         def _init(self, conf: dict[str, Any]) -> None:
-            cls, config = configured("matcher", conf["matcher"], conf["changes"])
-            self.matcher = cls(config, conf["device"])
+            self.matcher = resolve("matcher", conf["matcher"], conf["changes"], conf["device"]).built
 
         def _forward(self, data: dict[str, Any]) -> dict[str, Any]:
             return matches_as_hloc(self.matcher.match([(features_of(data, 0), features_of(data, 1))])[0])
@@ -166,11 +164,6 @@ def _add_module(name: str, cls: type[Any]) -> None:
     sys.modules[name] = module
     parent, _, own = name.rpartition(".")
     setattr(_import(parent), own, module)
-
-
-def _configurations(kind: str) -> list[str]:
-    folder = resource_dir("configs")
-    return [path.stem for path in sorted(folder.glob("*.yaml")) if kind in read_yaml(path)]
 
 
 def _replace(tables: tuple[dict[str, Any], ...], theirs: str, ours: str) -> None:

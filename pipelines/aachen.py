@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from featkit.core import log
+from featkit.core.config import digest
 from featkit.core.errors import BadInputError
 from featkit.core.log import timed
 from featkit.core.types import Pose
@@ -44,7 +45,7 @@ from featkit.evaluation.aachen import (
 from featkit.evaluation.metrics import LocalizationScore, score_localization
 from featkit.evaluation.predictions import predict
 from featkit.io.artifact import write_text
-from featkit.io.atomic import digest, refuse_foreign
+from featkit.io.atomic import refuse_foreign
 from featkit.io.lists import read_pairs, write_pairs
 from featkit.localization import stage as localize
 from featkit.localization.queries import pair_queries, pair_queries_given
@@ -88,7 +89,7 @@ def run(
     layout) that images of the map are found by, where no list has the queries' pairs. truth: poses.txt in the reference
     model's frame (the names with or without folders). Raises featkit's errors.
     """
-    config, rule, device = benchmark.config, benchmark.rule, benchmark.device
+    config, matcher, device = benchmark.config, benchmark.matcher, benchmark.device
     lists = lists or published_lists(files, queries)
     reference = read_aachen_reference(files)
     conditions = read_queries(files)
@@ -118,8 +119,8 @@ def run(
         wanted = read_pairs(covisible_list(files, config.covisible, covisible)) if listed is None else listed
         pairs = write_pairs(place / "pairs-db.txt", with_features(wanted, database_features))
     with timed("match database", seconds):
-        matched = database_features.parent / f"matches-{rule.config.fingerprint()}" / "matches.h5"
-        matches = matching.run(rule.matcher, rule.config, database_features, pairs, matched, overwrite=overwrite)
+        matched = database_features.parent / f"matches-{matcher.config.fingerprint()}" / "matches.h5"
+        matches = matching.run(matcher, database_features, pairs, matched, overwrite=overwrite)
     with timed("verify", seconds):
         database = build_database(
             map.database_config(config.map), images, database_features, pairs, matches,
@@ -140,9 +141,9 @@ def run(
                 query_features, names, found, config.retrieval, number, retrieved, config.seed, device
             )
     with timed("match queries", seconds):
-        by_both = digest(rule.config.fingerprint(), features.database.fingerprint)
+        by_both = digest(matcher.config.fingerprint(), features.database.fingerprint)
         query_matches = None if query_list is None else matching.run(
-            rule.matcher, rule.config, database_features, query_list,
+            matcher, database_features, query_list,
             query_features.parent / f"matches-{by_both}" / "matches.h5",
             query_features=query_features, overwrite=overwrite,
         )  # fmt: skip

@@ -13,11 +13,14 @@ from typing import Any
 
 from pydantic import Field
 
-from featkit.core.config import Config, load_pipeline
+from featkit.core.config import Config, digest, load_pipeline
 from featkit.core.errors import BadInputError
-from featkit.evaluation.predictions import Method, predict
+from featkit.core.registry import Method
+from featkit.engine.plan import LOCAL, EngineConfig
+from featkit.evaluation.predictions import predict
+from featkit.features.base import Extractor
 from featkit.io.artifact import write_text
-from featkit.io.atomic import digest, read_lines
+from featkit.io.atomic import read_lines
 from featkit.io.lists import format_poses, read_poses
 from featkit.io.shards import write_index
 from featkit.mapping.scene import image_folder
@@ -55,7 +58,7 @@ class HeldOutScene:
 class HeldOutResult:
     """A method on a scene. mapping, localization: the metrics of `reconstruct` and of `localize`. report: its page."""
 
-    method: Method
+    method: Method[Extractor]
     scene: str
     report: Path
     mapping: dict[str, Any]
@@ -86,11 +89,12 @@ def read_scene(folder: Path, config: HeldOutConfig) -> HeldOutScene:
 def run(
     config: HeldOutConfig,
     scene: HeldOutScene,
-    method: Method,
+    method: Method[Extractor],
     output: Path,
     *,
     predictions: Path | None = None,
     overwrite: bool = False,
+    engine: EngineConfig = LOCAL,
 ) -> HeldOutResult:
     """Map and localize by one method's features; what is done already is not done again.
 
@@ -106,24 +110,22 @@ def run(
     listed = write_text(place / "queries.txt", _lines(scene.queries, scene.camera), owned=True)
     if predictions is not None and not overwrite:
         images = image_folder(scene.folder)
-        found = predict(method, images, (*scene.mapped, *scene.queries), predictions / scene.name)
+        found = predict(method, images, (*scene.mapped, *scene.queries), predictions / scene.name, engine=engine)
         write_index(place / "features.h5", [found.features], scene.mapped)
         write_index(place / "localize" / "features.h5", [found.features], scene.queries)
     rule = {"matcher": config.matcher, "matching": config.matching, "seed": config.seed}
 
-    mapping = sfm.SfmConfig(
-        extract=method.job.config, map={"verify": {"seed": config.seed}, "seed": config.seed}, **rule
-    )
+    mapping = sfm.SfmConfig(extract=method.config, map={"verify": {"seed": config.seed}, "seed": config.seed}, **rule)
     mapped = sfm.run(
-        mapping, scene.folder, place, reference=reference, device=method.job.device, overwrite=overwrite,
-        engine=method.engine,
+        mapping, scene.folder, place, reference=reference, device=method.device, overwrite=overwrite,
+        engine=engine,
     )  # fmt: skip
     localization = localize.LocalizationConfig(
-        localize={"pose": {"seed": config.seed}}, workers=method.job.config.workers, **rule
+        localize={"pose": {"seed": config.seed}}, workers=method.config.workers, **rule
     )
     localized = localize.run(
         localization, place, image_folder(scene.folder), intrinsics=listed, truth=scene.folder / "poses.txt",
-        device=method.job.device, overwrite=overwrite,
+        device=method.device, overwrite=overwrite,
     )  # fmt: skip
     return HeldOutResult(method, scene.name, localized.report, mapped.metrics, localized.metrics)
 

@@ -18,9 +18,10 @@ from pydantic import Field
 from featkit.core import log
 from featkit.core.config import Config, Runtime
 from featkit.core.log import timed
+from featkit.core.registry import resolve
 from featkit.evaluation.metrics import score_localization
 from featkit.features import stage as extraction
-from featkit.features.stage import ExtractJob, same_extraction
+from featkit.features.stage import same_extraction
 from featkit.io.artifact import write_text
 from featkit.io.atomic import refuse_foreign
 from featkit.io.lists import read_intrinsics_list, read_poses
@@ -92,17 +93,17 @@ def run(
     check_camera(config.localize.camera)
     readable = usable_images(queries, cameras)
     names = readable if cameras is None else list(cameras)  # a listed query without an image is one that failed
-    job = ExtractJob.resolve(same_extraction(found.features, workers=config.workers), device=device)
-    matcher, matching = match.resolve(config.matcher, config.matching, device)
+    extractor = extraction.extraction(same_extraction(found.features, workers=config.workers), device=device)
+    matcher = resolve("matcher", config.matcher, config.matching, device).ready()
     seconds: dict[str, float] = {}
 
     with timed("extract", seconds):
-        query_features = extraction.run(job, queries, output / "features.h5", readable, overwrite)
+        query_features = extraction.run(extractor, queries, output / "features.h5", readable, overwrite)
     with timed("retrieve", seconds):
         chosen = _pair(config, query_features, readable, found, output / "pairs.txt", pairs, retrieval, device)
     with timed("match", seconds):
         matches = None if chosen is None else match.run(
-            matcher, matching, found.features, chosen, output / "matches.h5",
+            matcher, found.features, chosen, output / "matches.h5",
             query_features=query_features, overwrite=overwrite,
         )  # fmt: skip
     with timed("localize", seconds):
@@ -117,7 +118,7 @@ def run(
         score = score_localization(poses, true_poses, names)
     with timed("report", seconds):
         metrics = localization_metrics(results, score, seconds)
-        ran = config.model_copy(update={"matching": matching.result_fields()})
+        ran = config.model_copy(update={"matching": matcher.config.result_fields()})
         report = localization_report(
             ran, metrics, results, found, queries, output / "report.html", true_poses, moved_by
         )  # fmt: skip

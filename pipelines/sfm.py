@@ -17,9 +17,10 @@ from featkit.core import log
 from featkit.core.config import Config
 from featkit.core.errors import UsageError
 from featkit.core.log import timed
+from featkit.core.registry import resolve
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
-from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.features.stage import ExtractConfig, extraction
 from featkit.io.artifact import write_text
 from featkit.io.atomic import refuse_foreign
 from featkit.io.lists import describe_pairs, read_pairs, read_poses
@@ -31,7 +32,6 @@ from featkit.mapping.model import refuse_other_models
 from featkit.mapping.reference import read_reference
 from featkit.mapping.scene import image_folder, output_folder, usable_images
 from featkit.mapping.verify import build_database
-from featkit.matching import stage as match
 from featkit.pairing import stage as pairing
 from featkit.pairing.base import Sources
 from featkit.pairing.stage import AutoConfig
@@ -96,29 +96,27 @@ def run(
             "--intrinsics: the reference has its cameras (its model's, or camera.txt); leave out one of both"
         )
     listed = None if intrinsics is None else listed_intrinsics(intrinsics, names)
-    job = ExtractJob.resolve(config.extract, device=device)
+    extractor = extraction(config.extract, device=device)
     given = Path(config.pairs) if config.pairs.endswith(".txt") else None
     if given is not None:
         read_pairs(given)  # a wrong list is better found before the work than after
-    method = None if given else pairing.resolve(config.pairs, len(names), config.auto, config.pairing)
-    sources = Sources(images, reference if reference is not None and reference.is_dir() else None)
-    if method is not None:
-        pairing.check_sources(method, names, sources)
-    matcher, matching = match.resolve(config.matcher, config.matching, device)
+    model = reference if reference is not None and reference.is_dir() else None
+    sources = Sources(images, model, stages.describer(engine, output / "pairs.txt"))
+    pairs_by = None if given else pairing.choose(config.pairs, len(names), config.pairing, device, config.auto)
+    if pairs_by is not None:
+        pairing.check_sources(pairs_by, names, sources)
+    matcher = resolve("matcher", config.matcher, config.matching, device).ready()
     seconds: dict[str, float] = {}
 
     with timed("extract", seconds):
-        features = stages.extract(engine, job, images, output / "features.h5", names, overwrite)
+        features = stages.extract(extractor, images, output / "features.h5", names, overwrite=overwrite, engine=engine)
     with timed("pairs", seconds):
         pairs = given or pairing.run(
-            method, features, output / "pairs.txt", names=names, seed=config.seed, device=device, overwrite=overwrite,
-            sources=sources, describe=stages.describer(engine, output / "pairs.txt"),
+            pairs_by, features, output / "pairs.txt",
+            names=names, sources=sources, seed=config.seed, overwrite=overwrite,
         )  # fmt: skip
     with timed("match", seconds):
-        matches = stages.match(
-            engine, config.matcher, matcher, matching, features, pairs, output / "matches.h5",
-            device=device, overwrite=overwrite,
-        )  # fmt: skip
+        matches = stages.match(matcher, features, pairs, output / "matches.h5", overwrite=overwrite, engine=engine)
     with timed("verify", seconds):
         database = build_database(
             map.database_config(config.map), images, features, pairs, matches, output / "database.db",
@@ -129,8 +127,8 @@ def run(
     with timed("report", seconds):
         metrics = map_metrics(sparse, database, len(names), true_poses, align=known is None)
         metrics["seconds"] = seconds
-        paired = {} if method is None else method[1].result_fields()
-        resolved = {"extract": job.config, "pairing": paired, "matching": matching.result_fields()}
+        paired = {} if pairs_by is None else pairs_by.config.result_fields()
+        resolved = {"extract": extractor.config, "pairing": paired, "matching": matcher.config.result_fields()}
         ran = config.model_copy(update=resolved)
         report = reconstruction_report(ran, metrics, images, features, database, sparse, output / "report.html")
     metrics["config"] = ran.result_fields()

@@ -18,13 +18,13 @@ from featkit.cli.engine import with_engine
 from featkit.cli.eval_common import method_names
 from featkit.core.config import make, overrides
 from featkit.core.errors import FeatkitError, UsageError
+from featkit.core.registry import Method
 from featkit.data.hpatches import find_splits, read_hpatches, read_rome, read_split
 from featkit.engine.plan import EngineConfig
 from featkit.evaluation import hpatches_patches
 from featkit.evaluation.datasets import AvailableData, available_data, not_learned_from, patch_method
 from featkit.evaluation.hpatches_patches import HPatchesConfig, evaluate_hpatches
 from featkit.evaluation.patches import UbcMethod, describer, evaluate_rome, evaluate_ubc, find_runs, read_ubc, ubc_table
-from featkit.evaluation.predictions import Method
 from featkit.evaluation.published import published
 from featkit.io.artifact import write_text
 from featkit.io.atomic import refuse_foreign
@@ -144,7 +144,9 @@ def _wanted(only: str | None) -> tuple[str, ...]:
     return tuple(names) or BENCHMARKS
 
 
-def _planned(found: AvailableData, methods: list[Method], extraction: dict[str, Any], out: Path) -> Iterator[Planned]:
+def _planned(
+    found: AvailableData, methods: list[Method[Any]], extraction: dict[str, Any], out: Path
+) -> Iterator[Planned]:
     """What the data allow: a benchmark that takes several roots once, another once per root."""
 
     for root, folder in _folder_of_each(found.sequences, out):
@@ -153,7 +155,7 @@ def _planned(found: AvailableData, methods: list[Method], extraction: dict[str, 
         yield Planned("oxford", root, folder / "oxford", eval_features.oxford, options)
     for root, folder in _folder_of_each(list(dict.fromkeys(scene.parent for scene in found.eth)), out):
         yield Planned("eth", root, folder / "eth", eval_features.eth, {"root": root, "out": folder, **extraction})
-    weights = [method.job.extractor.weights_sha256 for method in methods]
+    weights = [method.weights_sha256 for method in methods]
     posed = [*found.eth, *found.localization, *not_learned_from(found.models, weights)]
     if found.localization:
         options = {"root": found.localization, "out": out, **extraction}
@@ -163,7 +165,7 @@ def _planned(found: AvailableData, methods: list[Method], extraction: dict[str, 
     yield from _of_patches(found, methods, not_learned_from(found.patches, weights), out)
 
 
-def _of_patches(found: AvailableData, methods: list[Method], sets: list[Path], out: Path) -> Iterator[Planned]:
+def _of_patches(found: AvailableData, methods: list[Method[Any]], sets: list[Path], out: Path) -> Iterator[Planned]:
     """Benchmarks of patch descriptors: for SIFT, RootSIFT, and the networks of features that describe patches."""
 
     names = {name: method.name for method in methods if (name := patch_method(method)) is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,9 @@ from featkit import __version__
 from featkit.cli import app as options
 from featkit.cli.app import Outcome
 from featkit.core.errors import UsageError
-from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.core.registry import Method
+from featkit.features.base import Extractor
+from featkit.features.stage import ExtractConfig, extraction
 from featkit.images.read import DecodeConfig
 from featkit.io.artifact import write_text
 from featkit.io.atomic import refuse_foreign
@@ -22,7 +24,6 @@ from featkit.report.ranking import Ranked
 
 if TYPE_CHECKING:
     from featkit.engine.plan import EngineConfig
-    from featkit.evaluation.predictions import Method
 
 FeatureNames = Annotated[
     str, typer.Option("--features", help="Configurations by name or path; comma-separated.", metavar="NAME,...")
@@ -64,11 +65,8 @@ def method_names(features: str) -> list[str]:
     return names
 
 
-def methods_of(asked: Asked, device: str) -> list[Method]:
+def methods_of(asked: Asked, device: str) -> list[Method[Extractor]]:
     """The features that are asked for, ready to extract. Raises UsageError for an unknown name or field."""
-    from featkit.engine.plan import LOCAL
-    from featkit.evaluation.predictions import Method
-
     names = method_names(asked.features)
     if asked.weights is not None and len(names) > 1:
         raise UsageError(f"--weights goes with one --features, not with {len(names)}")
@@ -77,7 +75,7 @@ def methods_of(asked: Asked, device: str) -> list[Method]:
     for name in names:
         config = ExtractConfig(features=name, decode=DecodeConfig(resize_max=asked.resize_max), workers=asked.workers)
         label = name if asked.weights is None else f"{name} ({Path(asked.weights).stem})"
-        methods.append(Method(label, ExtractJob.resolve(config, changes, device), asked.engine or LOCAL))
+        methods.append(replace(extraction(config, changes, device), name=label))
     return methods
 
 

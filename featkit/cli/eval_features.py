@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,15 +24,15 @@ from featkit.cli.eval_common import (
 )
 from featkit.core.config import load_pipeline, make, merge, overrides
 from featkit.core.errors import UsageError
-from featkit.core.registry import setting_of
-from featkit.engine.plan import EngineConfig
+from featkit.core.registry import Method, resolve, setting_of
+from featkit.engine.plan import LOCAL, EngineConfig
 from featkit.evaluation.eth import EthBenchmark, EthConfig, evaluate_eth
 from featkit.evaluation.eth_scenes import find_scenes
 from featkit.evaluation.hpatches import MatchingConfig, evaluate_matching
 from featkit.evaluation.oxford import OxfordConfig, evaluate_precision
 from featkit.evaluation.pose import RelativePoseConfig, evaluate_poses
 from featkit.evaluation.pose_pairs import PosedScene, ScenePairs, choose_pairs, keep_pairs, read_scenes
-from featkit.evaluation.predictions import MatchRule, Method, Predictions, predict
+from featkit.evaluation.predictions import Predictions, predict
 from featkit.evaluation.published import published
 from featkit.evaluation.sequences import SequenceSet, read_sequences
 from featkit.report import (
@@ -98,11 +97,11 @@ def hpatches(
     refuse_results(out / "hpatches")
     config = make(MatchingConfig, overrides(settings or []), where="eval hpatches")
     asked = Asked(features, weights, max_keypoints, resize_max, workers, overwrite, engine)
-    rule = MatchRule.resolve(matcher, options.given(ratio=ratio), run.device)
+    by = resolve("matcher", matcher, options.given(ratio=ratio), run.device).ready()
     methods = methods_of(asked, run.device)
     data = read_sequences(root, names_in(sequences), all_sequences)
-    scores = [evaluate_matching(data, _predicted_sequences(one, data, asked, out, rule), config) for one in methods]
-    matched = {"name": rule.name, **rule.config.result_fields()}
+    scores = [evaluate_matching(data, _predicted_sequences(one, data, asked, out, by), config) for one in methods]
+    matched = {"name": by.name, **by.config.result_fields()}
     results = {
         **_described_sequences("hpatches", data, config.result_fields()),
         "matcher": matched,
@@ -151,10 +150,13 @@ def oxford(
 
 
 def _predicted_sequences(
-    method: Method, data: SequenceSet, asked: Asked, out: Path, rule: MatchRule | None = None
+    method: Method[Any], data: SequenceSet, asked: Asked, out: Path, matcher: Method[Any] | None = None
 ) -> Predictions:
     pairs = [pair.pair for pair in data.pairs()]
-    return predict(method, data.root, data.image_names(), out / "predictions", rule, pairs, asked.overwrite)
+    return predict(
+        method, data.root, data.image_names(), out / "predictions", matcher, pairs,
+        overwrite=asked.overwrite, engine=asked.engine or LOCAL,
+    )  # fmt: skip
 
 
 def _described_sequences(benchmark: str, data: SequenceSet, config: dict[str, Any]) -> dict[str, Any]:
@@ -215,7 +217,7 @@ def pose(
     refuse_results(out / "pose")
     values = {"seed": run.seed, "pairs": options.given(max_pairs=max_pairs)}
     config = make(RelativePoseConfig, merge(values, overrides(settings or [])), where="eval pose")
-    rule = MatchRule.resolve(matcher, options.given(ratio=ratio), run.device)
+    by = resolve("matcher", matcher, options.given(ratio=ratio), run.device).ready()
     asked = Asked(features, weights, max_keypoints, resize_max, workers, overwrite, engine)
     methods = methods_of(asked, run.device)
     scenes = read_scenes(root)
@@ -226,10 +228,10 @@ def pose(
     scores = []
     for method in methods:
         predictions = {
-            scene.name: _predicted_pairs(method, scene, chosen[scene.name], rule, out, overwrite) for scene in scenes
+            scene.name: _predicted_pairs(method, scene, chosen[scene.name], asked, out, by) for scene in scenes
         }
         scores.append(evaluate_poses(scenes, measured, predictions, config))
-    matched = {"name": rule.name, **rule.config.result_fields()}
+    matched = {"name": by.name, **by.config.result_fields()}
     results = {
         **made_by("pose"),
         "scenes": [_described_pairs(scene, chosen[scene.name]) for scene in scenes],
@@ -251,10 +253,13 @@ def pose(
 
 
 def _predicted_pairs(
-    method: Method, scene: PosedScene, chosen: ScenePairs, rule: MatchRule, out: Path, overwrite: bool
+    method: Method[Any], scene: PosedScene, chosen: ScenePairs, asked: Asked, out: Path, matcher: Method[Any]
 ) -> Predictions:
     names = sorted({name for pair in chosen.pairs for name in (pair.name0, pair.name1)})
-    return predict(method, scene.images, names, out / "predictions" / scene.name, rule, chosen.pairs, overwrite)
+    return predict(
+        method, scene.images, names, out / "predictions" / scene.name, matcher, chosen.pairs,
+        overwrite=asked.overwrite, engine=asked.engine or LOCAL,
+    )  # fmt: skip
 
 
 def _described_pairs(scene: PosedScene, chosen: ScenePairs) -> dict[str, Any]:
@@ -317,14 +322,12 @@ def eth(
     }
     config = setting_of("eth", setting, merge(changes, overrides(settings or [])))
     assert isinstance(config, EthConfig)
-    benchmark = EthBenchmark(config, run.device)
-    job = {"decode": {"resize_max": resize_max}, "workers": workers, "skip_broken": skip_broken}
-    methods = _methods(benchmark, features, weights, options.given(max_keypoints=max_keypoints), job)
-    if engine is not None:
-        methods = [replace(method, engine=engine) for method in methods]
+    benchmark = EthBenchmark(config, run.device, engine or LOCAL)
+    reading = {"decode": {"resize_max": resize_max}, "workers": workers, "skip_broken": skip_broken}
+    methods = _methods(benchmark, features, weights, options.given(max_keypoints=max_keypoints), reading)
     data = find_scenes(root, eval_common.names_in(scenes))
     scores = evaluate_eth(benchmark, data.scenes, methods, out / "predictions", overwrite)
-    matcher = {"name": benchmark.rule.name, **benchmark.rule.config.result_fields()}
+    matcher = {"name": benchmark.matcher.name, **benchmark.matcher.config.result_fields()}
     described = {setting: config.result_fields(), "matcher": matcher}
     described |= {method.name: method.described() for method in methods}
     results = {
@@ -350,15 +353,15 @@ def eth(
 
 
 def _methods(
-    benchmark: EthBenchmark, features: str, weights: str | None, changes: dict[str, Any], job: dict[str, Any]
-) -> list[Method]:
+    benchmark: EthBenchmark, features: str, weights: str | None, changes: dict[str, Any], reading: dict[str, Any]
+) -> list[Method[Any]]:
     names = eval_common.method_names(features)
     if weights is None:
-        return [benchmark.method(name, changes=changes, **job) for name in names]
+        return [benchmark.method(name, changes=changes, **reading) for name in names]
     if len(names) > 1:
         raise UsageError(f"--weights goes with one --features, not with {len(names)}")
     label = f"{names[0]} ({Path(weights).stem})"
-    return [benchmark.method(names[0], label, {**changes, "weights": weights}, **job)]
+    return [benchmark.method(names[0], label, {**changes, "weights": weights}, **reading)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -398,7 +401,9 @@ def localization(
     scenes = [held_out.read_scene(folder, config) for folder in root]
     folder = out / "localization"
     scores = [
-        held_out.run(config, scene, method, folder, predictions=out / "predictions", overwrite=overwrite)
+        held_out.run(
+            config, scene, method, folder, predictions=out / "predictions", overwrite=overwrite, engine=engine or LOCAL
+        )
         for scene in scenes
         for method in methods
     ]

@@ -12,7 +12,7 @@ from featkit.cli.app import Outcome, RunOptions, fail, verb
 from featkit.cli.engine import with_engine
 from featkit.core.config import make, merge, overrides
 from featkit.core.errors import UsageError
-from featkit.core.registry import configured
+from featkit.core.registry import Method, resolve
 from featkit.features import stage as extraction
 from featkit.images.read import DecodeConfig
 from featkit.io.features import open_features
@@ -20,7 +20,6 @@ from featkit.io.lists import read_pairs
 from featkit.io.matches import open_matches
 from featkit.mapping.cameras import check
 from featkit.mapping.database import database_counts
-from featkit.matching import stage as matching
 from featkit.pairing import stage as pairing
 from featkit.pairing.base import Sources
 from featkit.pairing.by_retrieval import given_retrieval
@@ -69,8 +68,8 @@ def extract_command(
         masks=masks,
     )
     changes = overrides(settings or []) | options.given(max_keypoints=max_keypoints, weights=weights)
-    job = extraction.ExtractJob.resolve(config, changes, run.device)
-    stages.extract(engine, job, images, out, overwrite=overwrite)
+    method = extraction.extraction(config, changes, run.device)
+    stages.extract(method, images, out, overwrite=overwrite, engine=engine)
     with open_features(out) as store:
         counts = [store.count(name) for name in store.names()]
     data = {"out": str(out), "images": len(counts), "keypoints": sum(counts), "features": features}
@@ -142,16 +141,14 @@ def pairs_command(
         changes[number_of[method]] = num
     if method == "auto" and changes:
         raise UsageError("--set goes with a named --method")
-    chosen: str | pairing.Method = "auto"
+    chosen: Method
     if retrieval:
         chosen = given_retrieval(retrieval, changes)
-    elif method != "auto":
-        chosen = configured("pairing", method, changes)
-    sources = Sources(images or (source if source.is_dir() else None), model)
-    pairing.run(
-        chosen, source, out, seed=run.seed, device=run.device, overwrite=overwrite, sources=sources,
-        describe=describer(engine, out),
-    )  # fmt: skip
+    else:
+        count = len(pairing.image_names(source)) if method == "auto" else 0
+        chosen = pairing.choose(method, count, changes, run.device)
+    sources = Sources(images or (source if source.is_dir() else None), model, describer(engine, out))
+    pairing.run(chosen, source, out, sources=sources, seed=run.seed, overwrite=overwrite)
     pairs = read_pairs(out)
     paired = len({name for pair in pairs for name in (pair.name0, pair.name1)})
     return Outcome(
@@ -194,8 +191,8 @@ def match_command(
     from featkit.engine import stages
 
     changes = overrides(settings or []) | options.given(ratio=ratio, min_score=min_score, batch_size=batch_size)
-    built, config = matching.resolve(matcher, changes, run.device)
-    stages.match(engine, matcher, built, config, features, pairs, out, device=run.device, overwrite=overwrite)
+    method = resolve("matcher", matcher, changes, run.device).ready()
+    stages.match(method, features, pairs, out, overwrite=overwrite, engine=engine)
     with open_matches(out) as store:
         counts = [store.read(pair).count for pair in read_pairs(pairs)]
     data = {"out": str(out), "pairs": len(counts), "matches": sum(counts)}

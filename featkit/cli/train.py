@@ -11,7 +11,7 @@ from featkit.cli import app as options
 from featkit.cli.app import Outcome, RunOptions, verb
 from featkit.core.config import make, merge, overrides
 from featkit.core.errors import UsageError
-from featkit.core.registry import configured
+from featkit.core.registry import resolve
 from featkit.core.runtime import torch_device
 from featkit.data.posed_format import read_scene_list
 from featkit.data.posed_pairs import read_posed_pairs
@@ -102,7 +102,7 @@ def patch(
         raise UsageError("--steps and --budget: give one of them")
     given = options.given(steps=steps, budget=budget, batch_size=batch_size, precision=precision)
     changes = merge({**given, "seed": run.seed}, overrides(settings or []))
-    _, recipe = configured("task", config, changes)
+    recipe = resolve("task", config, changes).own
     if not isinstance(recipe, PatchTraining):
         raise UsageError(f"--config {config}: not the training of a patch descriptor")
     if recipe.budget:
@@ -174,7 +174,7 @@ def scfeat(
     if scenes is not None:
         given["data"] = {"scenes": read_scene_list(scenes)}
     changes = merge({**given, "seed": run.seed}, overrides(settings or []))
-    _, recipe = configured("task", config, changes)
+    recipe = resolve("task", config, changes).own
     if not isinstance(recipe, ScfeatTraining):
         raise UsageError(f"--config {config}: not a training of SCFeat")
     recipe = recipe if steps is None else recipe.scaled_to(steps)

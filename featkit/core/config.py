@@ -57,6 +57,12 @@ class Config(BaseModel):
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:16]
 
 
+def digest(*parts: str) -> str:
+    """16 hex digits of a hash over texts, in order."""
+    joined = "\n".join(f"{len(part)}:{part}" for part in parts)
+    return hashlib.sha256(joined.encode()).hexdigest()[:16]
+
+
 def _json_value(value: Any) -> Any:
     """The same, with infinite floats as texts that a float field reads back."""
     if isinstance(value, float) and math.isinf(value):

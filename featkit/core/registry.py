@@ -1,4 +1,4 @@
-"""Names a user types -> the classes behind them, resolved only when asked for.
+"""Names a user types -> named, configured things: `resolve("extractor", "rootsift")` is a `Method`.
 
 Adding a method is one file, one row here, one yaml in `configs/`, one test.
 """
@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from dataclasses import dataclass
-from typing import Any
+import re
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-from featkit.core.config import Config, make, merge, named_config, near_names
+from featkit.core.config import Config, digest, make, merge, named_config, near_names
 from featkit.core.errors import UsageError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,83 @@ BENCHMARKS: dict[str, Entry] = {
 KINDS = {"extractor": EXTRACTORS, "matcher": MATCHERS, "pairing": PAIRINGS, "task": TASKS, "benchmark": BENCHMARKS}
 
 
-def resolve(kind: str, name: str) -> type[Any]:
+@dataclass(frozen=True)
+class Method(Generic[T]):
+    """One named, configured thing: an extractor, a matcher, a pairing, a task or a benchmark.
+
+    It is a value: it is sent to other processes as it is, and what it describes is built where it is first used.
+    """
+
+    name: str
+    """In `configs/`, the path of a yaml file, or what tables call it."""
+    cls: type[T]
+    """Built as `cls(own, device)`."""
+    own: Config
+    """The configuration of `cls`, complete."""
+    device: str = "auto"
+    stage: Config | None = None
+    """The configuration of the stage around it, where that decides results too: `ExtractConfig`, which holds `own`."""
+
+    @property
+    def config(self) -> Any:
+        """All that decides its results, as files record it: `stage`, or `own` where there is none."""
+        return self.own if self.stage is None else self.stage
+
+    @cached_property
+    def built(self) -> T:
+        """The one object of this process, made at the first use and shared by all users of this method."""
+        return self.build()
+
+    def build(self) -> T:
+        """Another object of its class, for one user."""
+        return self.cls(self.own, self.device)  # type: ignore[call-arg]
+
+    def ready(self) -> Method[T]:
+        """Itself, built: a device or a file that is not there is better found before the work than after."""
+        _ = self.built
+        return self
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of its weights file, "" when it has none. Raises UsageError for a weight that is not there."""
+        return str(getattr(self.built, "weights_sha256", ""))
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of `config` and the weights: equal when the same results may be expected."""
+        return digest(self.config.canonical_json(), self.weights_sha256)
+
+    @property
+    def file_name(self) -> str:
+        """The name as part of a file's or a folder's name."""
+        name = Path(self.name).stem if self.name.endswith((".yaml", ".yml")) else self.name
+        return re.sub(r"[^\w.+-]+", "_", name).strip("._") or "x"
+
+    def described(self) -> dict[str, Any]:
+        """Name, configuration and weights, as plain values."""
+        config, weights = self.config.result_fields(), self.weights_sha256
+        return {"name": self.name, "fingerprint": self.fingerprint, "config": config, "weights_sha256": weights}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was built, which may hold threads, files and a device."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def resolve(kind: str, name: str, changes: dict[str, Any] | None = None, device: str = "auto") -> Method[Any]:
+    """What a name in `configs/` stands for: the yaml's values, with `changes` laid over them (`merge`).
+
+    kind: a key of `KINDS`, by which a yaml names its class. name: also the path of a yaml file. Nothing is built yet.
+    Raises UsageError for an unknown name or field, BadInputError for a file that is not a yaml.
+    """
+    values = named_config(name, kind)
+    target = values.pop(kind, None)
+    if target is None:
+        raise UsageError(f"configuration {name!r} has no key {kind!r}: it is no {kind}; {near_names(name, kind)}")
+    cls = class_of(kind, str(target))
+    return Method(name, cls, make(cls.Config, merge(values, changes or {}), f"configuration {name!r}"), device)
+
+
+def class_of(kind: str, name: str) -> type[Any]:
     """The class registered as `name` among `kind` (a key of `KINDS`). Raises UsageError."""
     table = KINDS[kind]
     if name not in table:
@@ -68,23 +149,16 @@ def resolve(kind: str, name: str) -> type[Any]:
     return getattr(importlib.import_module(module), attribute)
 
 
-def configured(kind: str, name: str, changes: dict[str, Any] | None = None) -> tuple[type[Any], Config]:
-    """The class and the config behind a name in `configs/`: the yaml's values, with `changes` laid over them (`merge`).
-
-    A yaml names its class by one of the keys of `KINDS`, as `extractor`. Raises UsageError, BadInputError.
-    """
-    values = named_config(name, kind)
-    target = values.pop(kind, None)
-    if target is None:
-        raise UsageError(f"configuration {name!r} has no key {kind!r}: it is no {kind}; {near_names(name, kind)}")
-    cls = resolve(kind, str(target))
-    return cls, make(cls.Config, merge(values, changes or {}), where=f"configuration {name!r}")
+def target_of(kind: str, cls: type[Any]) -> str:
+    """What a yaml calls a class: its row among `kind`, or "module:Class" when it has none."""
+    target = f"{cls.__module__}:{cls.__qualname__}"
+    return next((row for row, entry in KINDS[kind].items() if entry.target == target), target)
 
 
 def setting_of(benchmark: str, setting: str, changes: dict[str, Any]) -> Config:
     """The configuration of a benchmark under one of its settings' names. Raises UsageError for another benchmark's."""
-    named = named_config(setting).get("benchmark")
+    named = named_config(setting, "benchmark").get("benchmark")
     if named != benchmark:
         whose = f"is of the benchmark {named!r}" if named else "is no setting of a benchmark"
         raise UsageError(f"--setting {setting}: {whose}; those of this one begin with {benchmark!r}")
-    return configured("benchmark", setting, changes)[1]
+    return resolve("benchmark", setting, changes).own

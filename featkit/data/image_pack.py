@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import Field
 
 from featkit import __version__
-from featkit.core.config import Config
+from featkit.core.config import Config, digest
 from featkit.core.errors import BadInputError, EmptyResultError, UsageError
 from featkit.core.log import Advance, progress
 from featkit.data.make_patches import LICENCE
@@ -44,7 +44,7 @@ from featkit.data.posed_samples import photographs, reduced
 from featkit.data.tree import is_image, open_tree
 from featkit.geometry.pixels import intrinsics_to_colmap
 from featkit.io.artifact import inside, writing
-from featkit.io.atomic import digest, refuse_foreign
+from featkit.io.atomic import refuse_foreign
 
 SAMPLE = 8  # photographs that tell how large a folder will be
 ENTRY_BYTES = 400  # of a photograph beside its JPEG: the zip's directory, its camera and pairs, deflated

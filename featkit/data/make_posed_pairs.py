@@ -25,7 +25,7 @@ from jaxtyping import UInt8
 from pydantic import Field
 
 from featkit import __version__
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Config, Runtime, digest
 from featkit.core.errors import BadInputError, EmptySceneError, NotWritableError
 from featkit.core.log import progress
 from featkit.core.runtime import usable_cores
@@ -47,7 +47,7 @@ from featkit.data.undistort import Pinhole, ResizedProjector, pinhole_of, pinhol
 from featkit.geometry.pixels import intrinsics_from_colmap
 from featkit.images.read import DecodeConfig, DecodedImage, decode
 from featkit.io.artifact import inside, scratch, write_bytes, write_stamp, write_text
-from featkit.io.atomic import FOREIGN, digest, is_own_json, is_stamped, read_stamp, refuse_foreign
+from featkit.io.atomic import FOREIGN, is_own_json, is_stamped, read_stamp, refuse_foreign
 
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")

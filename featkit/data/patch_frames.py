@@ -21,7 +21,7 @@ from featkit.core.runtime import usable_cores
 from featkit.core.types import Features
 from featkit.data.keypoint_classes import Detections
 from featkit.data.scene_classes import SceneClasses
-from featkit.features.stage import ExtractConfig, ExtractJob, workers
+from featkit.features.stage import ExtractConfig, extraction, workers
 from featkit.images.read import DecodeConfig, DecodedImage, decode
 from featkit.io.artifact import inside
 from featkit.io.features import open_features
@@ -215,10 +215,10 @@ def _dog(
     config: DetectorConfig, images: Path, names: Sequence[str], count: int, resize_max: int | None
 ) -> Iterator[Features]:
     changes = {"max_num_features": config.max_num_features, "peak_threshold": config.peak_threshold}
-    extract = ExtractConfig(features="rootsift", decode=DecodeConfig(resize_max=resize_max))
-    job = ExtractJob.resolve(extract, changes, "cpu")
+    stage = ExtractConfig(features="rootsift", decode=DecodeConfig(resize_max=resize_max))
+    method = extraction(stage, changes, "cpu")
     count = count or usable_cores()
-    with workers(job, count, names) as pool:
+    with workers(method, count, names) as pool:
         waiting: deque = deque()
         for number in range(len(names) + count * WINDOW):
             if number < len(names):

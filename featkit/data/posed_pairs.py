@@ -28,14 +28,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, digest
 from featkit.core.errors import BadInputError
 from featkit.data.posed_format import CameraTable, has_lines, parse_cameras, parse_pairs
 from featkit.data.scene_info import IndexedScene, OverlapLimits, is_index, read_indices
 from featkit.data.tree import FileTree, open_tree
 from featkit.geometry.epipolar import SAME_PLACE, fundamental_matrix
 from featkit.geometry.pixels import intrinsics_from_colmap
-from featkit.io.atomic import digest
 
 LOGGER = logging.getLogger(__name__)
 ALIGNED, CAMERAS, PAIRS, STATISTICS, IMAGES = "aligned", "img_cam.txt", "pairs.txt", "pairs.json", "images"

@@ -26,12 +26,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import Float, Int
 
+from featkit.core.config import digest
 from featkit.core.errors import BadInputError
 from featkit.core.log import progress
 from featkit.data.posed_format import CameraTable
 from featkit.data.tree import FileTree
 from featkit.images.read import stored_size
-from featkit.io.atomic import digest
 from featkit.io.foreign_arrays import h5_shape, read_h5, read_npz
 
 LOGGER = logging.getLogger(__name__)

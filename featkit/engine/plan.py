@@ -25,14 +25,14 @@ from jaxtyping import Int16
 from pydantic import Field, ValidationError
 
 from featkit import __version__
-from featkit.core.config import Config
+from featkit.core.config import Config, digest
 from featkit.core.errors import BadInputError, EmptyResultError, UsageError
+from featkit.core.registry import resolve
 from featkit.core.types import Pair
 from featkit.features import stage as extraction
-from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.features.stage import ExtractConfig
 from featkit.images.read import masks_of
 from featkit.io.artifact import write_text, writing
-from featkit.io.atomic import digest
 from featkit.io.features import open_features
 from featkit.io.shards import write_index
 from featkit.mapping.verify import VerifyConfig, collect, verify_shard
@@ -254,10 +254,10 @@ class ExtractTask(Config):
 
     def work(self, items: list[str], output: Path) -> None:
         """See `engine.plan.Task`. A shard of images that cannot be used, where that is allowed, is an empty store."""
-        job = ExtractJob.resolve(self.config, device=self.device)
+        method = extraction.extraction(self.config, device=self.device)
         masks = {} if self.config.masks is None else masks_of(self.config.masks, items)
         with contextlib.suppress(EmptyResultError):
-            extraction.run(job, self.images, output, items, masks=masks)
+            extraction.run(method, self.images, output, items, masks=masks)
 
     def join(self, shards: list[Path], output: Path) -> None:
         """See `engine.plan.Task`."""
@@ -279,8 +279,8 @@ class MatchTask(Config):
 
     def work(self, items: list[list[str]], output: Path) -> None:
         """See `engine.plan.Task`."""
-        matcher, config = matching.resolve(self.matcher, self.settings, self.device)
-        matching.match_pairs(matcher, config, self.features, [Pair(*item) for item in items], output)
+        method = resolve("matcher", self.matcher, self.settings, self.device)
+        matching.run(method, self.features, [Pair(*item) for item in items], output)
 
     def join(self, shards: list[Path], output: Path) -> None:
         """See `engine.plan.Task`."""

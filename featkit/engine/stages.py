@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from featkit.core.config import Config
+from featkit.core.config import digest
 from featkit.core.errors import EmptyResultError, FeatkitError
+from featkit.core.registry import Method
 from featkit.core.types import Pair
 from featkit.engine.plan import (
     LOCAL,
@@ -32,12 +33,11 @@ from featkit.engine.plan import (
 )
 from featkit.engine.ray import run_on_ray
 from featkit.features import stage as extraction
-from featkit.features.stage import ExtractJob
+from featkit.features.base import Extractor
+from featkit.features.stage import ExtractConfig, of_photographs
 from featkit.images.read import list_images
 from featkit.io.artifact import locked
-from featkit.io.atomic import digest
 from featkit.io.features import FeatureStore, open_features
-from featkit.io.lists import read_pairs
 from featkit.mapping.verify import Verifier, VerifyConfig
 from featkit.matching import stage as matching
 from featkit.matching.stage import Matcher
@@ -62,21 +62,26 @@ class Planned(FeatkitError):
 
 
 def extract(
-    engine: EngineConfig,
-    job: ExtractJob,
+    method: Method[Extractor],
     images: Path,
     output: Path,
     names: list[str] | None = None,
+    *,
     overwrite: bool = False,
+    engine: EngineConfig = LOCAL,
 ) -> Path:
-    """`features.stage.run` by an engine. Raises what it raises, Planned, and the engine's own errors."""
+    """Features of all images of a folder: `features.stage.run` by an engine.
+
+    Raises what it raises, Planned, and the engine's own errors.
+    """
     if engine.name == "local":
-        return extraction.run(job, images, output, names, overwrite)
+        return extraction.run(method, images, output, names, overwrite)
+    method = method if method.stage else of_photographs(method, ExtractConfig())
     wanted = list_images(images) if names is None else names
     with locked(output):
-        todo = extraction.waiting(job, images, output, wanted, overwrite)
-        config = job.config.model_copy(update={"workers": max(1, int(engine.cpus))})
-        _run(engine, ExtractTask(config=config, images=images, device=job.device), todo, len(wanted), output)
+        todo = extraction.waiting(method, images, output, wanted, overwrite)
+        config = method.config.model_copy(update={"workers": max(1, int(engine.cpus))})
+        _run(engine, ExtractTask(config=config, images=images, device=method.device), todo, len(wanted), output)
     with open_features(output) as store:
         if not any(store.has(name) for name in wanted):
             raise EmptyResultError(f"{images}: none of its {len(wanted)} images could be used")
@@ -84,25 +89,22 @@ def extract(
 
 
 def match(
-    engine: EngineConfig,
-    name: str,
-    matcher: Matcher,
-    config: Config,
+    method: Method[Matcher],
     features: Path,
     pairs: Path,
     output: Path,
     *,
-    device: str = "auto",
     overwrite: bool = False,
+    engine: EngineConfig = LOCAL,
 ) -> Path:
-    """`matching.stage.run` by an engine. name: of the matcher in configs/. Raises as `extract` does."""
+    """Matches of the pairs in a file: `matching.stage.run` by an engine. Raises as `extract` does."""
     if engine.name == "local":
-        return matching.run(matcher, config, features, pairs, output, overwrite=overwrite)
-    listed = read_pairs(pairs)
+        return matching.run(method, features, pairs, output, overwrite=overwrite)
     with locked(output):
-        todo = matching.waiting(config, features, listed, output, overwrite, pairs)
-        task = MatchTask(matcher=name, settings=config.model_dump(mode="json"), features=features, device=device)
-        _run(engine, task, _names(todo), len(listed), output)
+        todo, total = matching.waiting(method, features, pairs, output, overwrite)
+        settings = method.own.model_dump(mode="json")
+        task = MatchTask(matcher=method.name, settings=settings, features=features, device=method.device)
+        _run(engine, task, _names(todo), total, output)
     return output
 
 

@@ -7,27 +7,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from featkit.core.config import Config, merge, named_config
+from featkit.core.config import Config, digest, merge, named_config
 from featkit.core.errors import BadInputError
-from featkit.core.registry import resolve
+from featkit.core.registry import Method, class_of, resolve
 from featkit.core.types import Pose
 from featkit.data.aachen import AachenFiles
 from featkit.evaluation.metrics import LocalizationScore, score_localization
-from featkit.evaluation.predictions import MatchRule, Method
-from featkit.features.stage import ExtractConfig, ExtractJob, source_digest
+from featkit.features.base import Extractor
+from featkit.features.stage import ExtractConfig, extraction, source_digest
 from featkit.io.artifact import artifact
-from featkit.io.atomic import digest
 from featkit.io.lists import read_poses, write_pairs
 from featkit.localization.stage import LocalizeConfig, by_file_name, file_name
 from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs
 from featkit.mapping.map import MapConfig
 from featkit.mapping.reference import Reference, read_light_reference, read_light_tracks, read_nvm, read_nvm_reference
+from featkit.matching.stage import Matcher
 from featkit.retrieval.vlad import VladConfig
 
 LOGGER = logging.getLogger(__name__)
@@ -65,8 +65,8 @@ class BothSides:
     """Features by one name, as the setting has them in images of the map and in queries."""
 
     name: str
-    database: Method
-    query: Method
+    database: Method[Extractor]
+    query: Method[Extractor]
 
     @property
     def fingerprint(self) -> str:
@@ -84,26 +84,27 @@ class AachenBenchmark:
 
     def __init__(self, config: AachenConfig, device: str = "auto"):
         for name in config.extractors:
-            resolve("extractor", name)  # a misspelt one would be passed over without a word
+            class_of("extractor", name)  # a misspelt one would be passed over without a word
         self.config = config
         self.device = device
-        self.rule = MatchRule.resolve(config.matched_by, config.matching, device)
+        self.matcher: Method[Matcher] = resolve("matcher", config.matched_by, config.matching, device).ready()
 
     def features(
-        self, name: str, label: str | None = None, changes: dict[str, Any] | None = None, **job: Any
+        self, name: str, label: str | None = None, changes: dict[str, Any] | None = None, **reading: Any
     ) -> BothSides:
-        """Features by name, under this setting. changes: fields that differ once more. job: of `ExtractConfig`.
+        """Features by name, under this setting. changes: fields that differ once more. reading: of `ExtractConfig`.
 
         Raises UsageError for an unknown name or field.
         """
-        extractor = str(named_config(name).get("extractor"))
+        extractor = str(named_config(name, "extractor").get("extractor"))
         own = self.config.extractors.get(extractor, Sides())
         if self.config.extractors and extractor not in self.config.extractors:
             LOGGER.info("%s: the setting has nothing for %s; its own configuration is used", name, extractor)
         made = []
         for differs, broken in ((own.database, {}), (own.query, {"skip_broken": True})):
-            config = ExtractConfig(**{"features": name, **job, **broken})
-            made.append(Method(label or name, ExtractJob.resolve(config, merge(differs, changes or {}), self.device)))
+            stage = ExtractConfig(**{"features": name, **reading, **broken})
+            method = extraction(stage, merge(differs, changes or {}), self.device)
+            made.append(replace(method, name=label or name))
         return BothSides(label or name, *made)
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from featkit.core.errors import BadInputError
+from featkit.core.registry import Method
 from featkit.data.phototour import SCENES
 from featkit.evaluation.eth_scenes import known_scene
 from featkit.evaluation.patches import BASELINES
-from featkit.evaluation.predictions import Method
 from featkit.evaluation.sequences import is_sequence
 from featkit.io.atomic import read_lines
 from featkit.weights.manifest import list_weights
@@ -113,5 +113,5 @@ def patch_method(method: Method) -> str | None:
     """What describes its patches, as `describer` takes it: a baseline's name or a weight. None: no patch descriptor."""
     if method.name in BASELINES:
         return method.name
-    extractor = method.job.config.extractor
+    extractor = method.config.extractor
     return str(extractor["weights"]) if extractor["extractor"] == "patches" else None

@@ -20,17 +20,19 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from featkit.core.config import Config, merge, named_config
+from featkit.core.config import Config, digest, merge, named_config
 from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.core.log import timed
-from featkit.core.registry import configured, resolve
+from featkit.core.registry import Method, class_of, resolve
 from featkit.core.types import Pose
 from featkit.engine import stages
+from featkit.engine.plan import LOCAL, EngineConfig
 from featkit.evaluation.eth_scenes import EthScene, MapPoseErrors, map_pose_errors
 from featkit.evaluation.metrics import error_auc
-from featkit.evaluation.predictions import MatchRule, Method, Predictions, predict
-from featkit.features.stage import ExtractConfig, ExtractJob
-from featkit.io.atomic import digest, read_stamp
+from featkit.evaluation.predictions import Predictions, predict
+from featkit.features.base import Extractor
+from featkit.features.stage import ExtractConfig, extraction
+from featkit.io.atomic import read_stamp
 from featkit.io.features import open_features
 from featkit.io.lists import read_pairs
 from featkit.mapping import map
@@ -40,8 +42,10 @@ from featkit.mapping.database import count_verified
 from featkit.mapping.export import DenseConfig, count_dense_points, dense_is_possible
 from featkit.mapping.map import MapConfig
 from featkit.mapping.model import MapStatistics, Model, largest_first, map_statistics, read_model
-from featkit.mapping.verify import build_database
+from featkit.mapping.verify import Verifier, build_database
+from featkit.matching.stage import Matcher
 from featkit.pairing import stage as pairing
+from featkit.pairing.base import Pairing
 from featkit.pairing.stage import AutoConfig
 
 LOGGER = logging.getLogger(__name__)
@@ -100,39 +104,40 @@ class EthBenchmark:
 
     Config = EthConfig
 
-    def __init__(self, config: EthConfig, device: str = "auto"):
+    def __init__(self, config: EthConfig, device: str = "auto", engine: EngineConfig = LOCAL):
         for name in config.extractors:
-            resolve("extractor", name)  # a misspelt one would be passed over without a word
+            class_of("extractor", name)  # a misspelt one would be passed over without a word
         if config.paired_by != "auto":
-            configured("pairing", config.paired_by)  # better found before the work than after
+            resolve("pairing", config.paired_by)  # better found before the work than after
         self.config = config
         self.device = device
-        self.rule = MatchRule.resolve(config.matched_by, config.matching, device)
+        self.engine = engine
+        self.matcher: Method[Matcher] = resolve("matcher", config.matched_by, config.matching, device).ready()
 
-    def method(self, name: str, label: str | None = None, changes: dict[str, Any] | None = None, **job: Any) -> Method:
-        """Features by name, under this setting. changes: fields that differ once more. job: of `ExtractConfig`.
+    def method(
+        self, name: str, label: str | None = None, changes: dict[str, Any] | None = None, **reading: Any
+    ) -> Method[Extractor]:
+        """Features by name, under this setting. changes: fields that differ once more. reading: of `ExtractConfig`.
 
         Raises UsageError for an unknown name or field.
         """
-        extractor = str(named_config(name).get("extractor"))
+        extractor = str(named_config(name, "extractor").get("extractor"))
         own = self.config.extractors.get(extractor, {})
         if self.config.extractors and not own:
             LOGGER.info("%s: the setting has nothing for %s; its own configuration is used", name, extractor)
-        return Method(
-            label or name,
-            ExtractJob.resolve(ExtractConfig(features=name, **job), merge(own, changes or {}), self.device),
-        )
+        stage = ExtractConfig(features=name, **reading)
+        return replace(extraction(stage, merge(own, changes or {}), self.device), name=label or name)
 
-    def map_scene(self, scene: EthScene, method: Method, folder: Path, overwrite: bool = False) -> SceneMap:
+    def map_scene(self, scene: EthScene, method: Method[Extractor], folder: Path, overwrite: bool = False) -> SceneMap:
         """Features, pairs, matches, verification, map; what is done already is kept.
 
         folder: of all predictions. Raises BadInputError for images that cannot be read or do not fit the camera.
         """
-        found = predict(method, scene.images, scene.names, folder / scene.name, overwrite=overwrite)
-        pairs_by, chosen = self._pairing(len(scene.names))
+        found = predict(method, scene.images, scene.names, folder / scene.name, overwrite=overwrite, engine=self.engine)
+        chosen = self._pairing(len(scene.names))
         mapping, camera = self._mapping(scene)
-        matched = found.features.parent / f"matches-{self.rule.config.fingerprint()}"
-        parts = (mapping.fingerprint(), chosen[1].fingerprint(), pairs_by, str(self.config.seed))
+        matched = found.features.parent / f"matches-{self.matcher.config.fingerprint()}"
+        parts = (mapping.fingerprint(), chosen.config.fingerprint(), chosen.name, str(self.config.seed))
         place = matched / f"map-{digest(*parts)}"
         seconds = dict(found.seconds)
         with open_features(found.features) as store:  # without the broken ones, where those are passed over
@@ -140,24 +145,21 @@ class EthBenchmark:
         with timed("pairs", seconds):
             pairs = pairing.run(
                 chosen, found.features, place / "pairs.txt",
-                names=names, seed=self.config.seed, device=self.device, overwrite=overwrite,
+                names=names, seed=self.config.seed, overwrite=overwrite,
             )  # fmt: skip
         with timed("match", seconds):
             matches = stages.match(
-                method.engine, self.rule.name, self.rule.matcher, self.rule.config, found.features, pairs,
-                matched / "matches.h5", device=self.device, overwrite=overwrite,
+                self.matcher, found.features, pairs, matched / "matches.h5", overwrite=overwrite, engine=self.engine
             )  # fmt: skip
         found = Predictions(method, found.features, matches, seconds)
-        result = SceneMap(scene, found, place, camera, pairs_by, len(read_pairs(pairs)))
-        return _mapped(mapping, result, pairs, names, overwrite)
+        result = SceneMap(scene, found, place, camera, chosen.name, len(read_pairs(pairs)))
+        return _mapped(mapping, result, pairs, names, overwrite, stages.verifier(self.engine))
 
-    def _pairing(self, images: int) -> tuple[str, pairing.Method]:
-        """Name and configuration of the pairing for that many images."""
-        name = self.config.paired_by
-        name = pairing.auto_method(images, self.config.auto) if name == "auto" else name
-        cls = pairing.resolve(name, images)[0]
-        changes = {"num_matched": self.config.retrieved} if "num_matched" in cls.Config.model_fields else None
-        return name, pairing.resolve(name, images, changes=changes)
+    def _pairing(self, images: int) -> Method[Pairing]:
+        """The pairing for that many images."""
+        chosen = pairing.choose(self.config.paired_by, images, device=self.device, auto=self.config.auto)
+        fewer = {"num_matched": self.config.retrieved} if "num_matched" in type(chosen.own).model_fields else None
+        return resolve("pairing", chosen.name, fewer, self.device)
 
     def _mapping(self, scene: EthScene) -> tuple[MapConfig, str]:
         """Configuration of the map, and in words where its cameras are from."""
@@ -169,7 +171,9 @@ class EthBenchmark:
         return mapping, f"{mapping.camera.model}, {origin}, {'refined' if mapping.camera.refine else 'fixed'}"
 
 
-def _mapped(mapping: MapConfig, found: SceneMap, pairs: Path, names: list[str], overwrite: bool) -> SceneMap:
+def _mapped(
+    mapping: MapConfig, found: SceneMap, pairs: Path, names: list[str], overwrite: bool, verifier: Verifier | None
+) -> SceneMap:
     """Verification and map of matched images, as far as they come."""
     scene, predictions = found.scene, found.predictions
     assert predictions.matches is not None
@@ -180,7 +184,7 @@ def _mapped(mapping: MapConfig, found: SceneMap, pairs: Path, names: list[str], 
             database = build_database(
                 map.database_config(mapping), scene.images, predictions.features, pairs, predictions.matches,
                 found.folder / "database.db", names=names, overwrite=overwrite,
-                verifier=stages.verifier(predictions.method.engine),
+                verifier=verifier,
             )  # fmt: skip
         with timed("map", seconds):
             sparse = map.build_map(mapping, scene.images, database, found.folder / "sparse", overwrite=overwrite)
@@ -284,7 +288,7 @@ def _plain(value: float) -> float | None:
 def evaluate_eth(
     benchmark: EthBenchmark,
     scenes: Sequence[EthScene],
-    methods: Sequence[Method],
+    methods: Sequence[Method[Extractor]],
     folder: Path,
     overwrite: bool = False,
 ) -> list[SceneScore]:

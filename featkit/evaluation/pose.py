@@ -18,11 +18,12 @@ from pydantic import Field
 
 from featkit.core.config import Config
 from featkit.core.log import progress
+from featkit.core.registry import Method
 from featkit.core.types import Pair
 from featkit.evaluation.metrics import error_auc, pose_errors_deg, symmetric_epipolar_errors
 from featkit.evaluation.pose_estimators import EstimatedPose, PoseEstimator, PoseEstimators, RayMatches
 from featkit.evaluation.pose_pairs import PosedScene, PosePairsConfig
-from featkit.evaluation.predictions import Method, Predictions
+from featkit.evaluation.predictions import Predictions
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.matches import MatchStore, open_matches
 
@@ -104,7 +105,7 @@ def evaluate_poses(
 
 def threshold_side(predictions: Predictions, config: RelativePoseConfig) -> int | None:
     """Longer side that images are reduced to before thresholds are counted in their pixels; None: not reduced."""
-    return predictions.method.job.config.decode.resize_max if config.threshold_pixels == "resized" else None
+    return predictions.method.config.decode.resize_max if config.threshold_pixels == "resized" else None
 
 
 def read_matched(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featkit.core.config import config_names, named_config
-from featkit.core.registry import EXTRACTORS, configured
+from featkit.core.registry import EXTRACTORS, resolve
 from featkit.weights.catalogue import place, published_network
 from featkit.weights.manifest import listed
 
@@ -29,15 +29,15 @@ def list_features() -> list[FeatureInfo]:
 
 
 def _info(name: str) -> FeatureInfo:
-    cls, config = configured("extractor", name)
+    method = resolve("extractor", name, device="cpu")
     values: dict[str, Any] = named_config(name)
     summary = EXTRACTORS[values["extractor"]].summary
-    network = getattr(cls(config, "cpu"), "network_name", None)
+    network = getattr(method.built, "network_name", None)
     if network is not None:
         row = published_network(network)
         weights = "here" if place(network) is not None else f"featkit weights fetch {network}"
         return FeatureInfo(name, row.summary, row.data, row.licence, weights, row.paper)
-    own = str(getattr(config, "weights", ""))
+    own = str(getattr(method.own, "weights", ""))
     if not own:
         return FeatureInfo(name, f"{summary}{_variant(values)}", "", "", "none needed")
     shipped = listed(own)

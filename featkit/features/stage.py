@@ -10,6 +10,7 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -27,15 +28,14 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from featkit.core.config import Config, Runtime, make, named_config
+from featkit.core.config import Config, Runtime, digest, make
 from featkit.core.errors import BadInputError, EmptyResultError, WorkerDiedError
 from featkit.core.log import progress
-from featkit.core.registry import configured, resolve
+from featkit.core.registry import Method, class_of, resolve, target_of
 from featkit.core.runtime import usable_cores
 from featkit.core.types import Features
 from featkit.features.base import Extractor, TwoSteps, takes_two_steps
 from featkit.images.read import DecodeConfig, DecodedImage, decode, find_masks, list_images, masked
-from featkit.io.atomic import digest
 from featkit.io.features import FeatureStore, append_features, open_features
 
 LOGGER = logging.getLogger(__name__)
@@ -59,34 +59,28 @@ class ExtractConfig(Config):
     """Folder of masks (`images.read`). What a mask holds is told apart as the photograph's own content is."""
 
 
-@dataclass(frozen=True)
-class ExtractJob:
-    """A resolved extraction: the extractor is built, the configuration complete."""
+def extraction(config: ExtractConfig, changes: dict[str, Any] | None = None, device: str = "auto") -> Method[Extractor]:
+    """The extractor named in `config`, with this configuration of the stage.
 
-    config: ExtractConfig
-    extractor: Extractor
-    device: str
+    changes: fields of the extractor's own configuration that differ from the yaml. Raises UsageError for an unknown
+    name or field.
+    """
+    values = {**config.extractor, **(changes or {})}
+    if "extractor" not in values:
+        return of_photographs(resolve("extractor", config.features, values, device), config)
+    cls = class_of("extractor", str(values.pop("extractor")))  # complete: the yaml may have moved or changed since
+    own = make(cls.Config, values, where=f"configuration {config.features!r}")
+    return of_photographs(Method(config.features, cls, own, device), config)
 
-    @staticmethod
-    def resolve(config: ExtractConfig, changes: dict | None = None, device: str = "auto") -> ExtractJob:
-        """Build the extractor named in `config`. changes: fields of its configuration that differ from the yaml.
 
-        Raises UsageError for an unknown name or field.
-        """
-        values = {**config.extractor, **(changes or {})}
-        if "extractor" in values:  # resolved before: the yaml may have moved or changed since
-            name = values.pop("extractor")
-            cls = resolve("extractor", name)
-            extractor_config = make(cls.Config, values, where=f"configuration {config.features!r}")
-        else:
-            cls, extractor_config = configured("extractor", config.features, values)
-            name = named_config(config.features)["extractor"]
-        complete = config.model_copy(update={"extractor": {"extractor": name, **extractor_config.result_fields()}})
-        return ExtractJob(complete, cls(extractor_config, device), device)
+def of_photographs(method: Method[Extractor], config: ExtractConfig) -> Method[Extractor]:
+    """An extractor with the configuration of the stage around it, which then holds all of the extractor's fields."""
+    own = {"extractor": target_of("extractor", method.cls), **method.own.result_fields()}
+    return replace(method, stage=config.model_copy(update={"features": method.name, "extractor": own}))
 
 
 def run(
-    job: ExtractJob,
+    method: Method[Extractor],
     images: Path,
     output: Path,
     names: list[str] | None = None,
@@ -95,18 +89,20 @@ def run(
 ) -> Path:
     """Extract features of all images of a folder that `output` does not hold yet, and return `output`.
 
-    names: only these images, relative to the folder. masks: of the images; by default those of the configuration's
-    folder. Raises BadInputError for an image that cannot be read (unless
-    `skip_broken`) or a store of another configuration, EmptyResultError when not one image could be used.
+    method: of `extraction`, or of `resolve`: photographs are then decoded by ExtractConfig's defaults. names: only
+    these images, relative to the folder. masks: of the images; by default those of the configuration's folder.
+    Raises BadInputError for an image that cannot be read (unless `skip_broken`) or a store of another configuration,
+    EmptyResultError when not one image could be used.
     """
+    method = method if method.stage else of_photographs(method, ExtractConfig())
     wanted = list_images(images) if names is None else names
-    masks = _masks(job, images, wanted) if masks is None else masks
-    with append_features(output, job.config, job.extractor.weights_sha256, overwrite) as store:
+    masks = _masks(method, images, wanted) if masks is None else masks
+    with append_features(output, method.config, method.weights_sha256, overwrite) as store:
         todo = [name for name in wanted if not _whole(store, name, images, masks)]
         if len(todo) < len(wanted):
             LOGGER.info("extract: %d of %d images are done already", len(wanted) - len(todo), len(wanted))
         with progress("extract", len(todo), "images") as advance:
-            for name, features in _extracted(job, images, todo, masks):
+            for name, features in _extracted(method, images, todo, masks):
                 if features is not None:
                     store.write(name, features, _source(images / name, masks.get(name)))
                 advance(1)
@@ -115,15 +111,15 @@ def run(
     return output
 
 
-def waiting(job: ExtractJob, images: Path, output: Path, names: list[str], overwrite: bool) -> list[str]:
+def waiting(method: Method[Extractor], images: Path, output: Path, names: list[str], overwrite: bool) -> list[str]:
     """The images that `run` would extract; `output` is begun if it is not there. Raises as `run` does."""
-    masks = _masks(job, images, names)
-    with append_features(output, job.config, job.extractor.weights_sha256, overwrite) as store:
+    masks = _masks(method, images, names)
+    with append_features(output, method.config, method.weights_sha256, overwrite) as store:
         return [name for name in names if not _whole(store, name, images, masks)]
 
 
-def _masks(job: ExtractJob, images: Path, names: list[str]) -> dict[str, Path]:
-    return {} if job.config.masks is None else find_masks(job.config.masks, images, names)
+def _masks(method: Method[Extractor], images: Path, names: list[str]) -> dict[str, Path]:
+    return {} if method.config.masks is None else find_masks(method.config.masks, images, names)
 
 
 def _whole(store: FeatureStore, name: str, images: Path, masks: Mapping[str, Path]) -> bool:
@@ -153,27 +149,27 @@ def source_digest(path: Path) -> str:
 
 
 def _extracted(
-    job: ExtractJob, images: Path, names: Sequence[str], masks: Mapping[str, Path]
+    method: Method[Extractor], images: Path, names: Sequence[str], masks: Mapping[str, Path]
 ) -> Iterator[tuple[str, Features | None]]:
     """(name, features) in the order of `names`; None for an image passed over."""
-    count = job.config.workers or usable_cores()
+    count = method.config.workers or usable_cores()
     waiting: deque[tuple[str, Future[Features | DetectedImage]]] = deque()
-    with workers(job, count, names) as pool:
+    with workers(method, count, names) as pool:
         for name in names:
             waiting.append((name, pool.submit(images / name, masks.get(name))))
             if len(waiting) >= count * WINDOW_PER_WORKER:
-                yield _finished(job, pool, *waiting.popleft())
+                yield _finished(method, pool, *waiting.popleft())
         while waiting:
-            yield _finished(job, pool, *waiting.popleft())
+            yield _finished(method, pool, *waiting.popleft())
 
 
 def _finished(
-    job: ExtractJob, pool: Workers, name: str, future: Future[Features | DetectedImage]
+    method: Method[Extractor], pool: Workers, name: str, future: Future[Features | DetectedImage]
 ) -> tuple[str, Features | None]:
     try:
         features = pool.result(future, name)
     except BadInputError as error:
-        if not job.config.skip_broken:
+        if not method.config.skip_broken:
             raise BadInputError(f"{error} (or go on without it: --skip-broken)") from None
         LOGGER.warning("passed over: %s", error)
         return name, None
@@ -203,33 +199,33 @@ class DetectedImage:
     detected: Any
 
 
-def extract_one(job: ExtractJob, path: Path, mask: Path | None = None) -> Features:
+def extract_one(method: Method[Extractor], path: Path, mask: Path | None = None) -> Features:
     """Features of one photograph, in the pixels of its file. Raises BadInputError."""
-    image = _decoded(job, path, mask)
-    return _in_file(job, path, image, job.extractor.extract(image.pixels))
+    image = _decoded(method, path, mask)
+    return _in_file(method, path, image, method.built.extract(image.pixels))
 
 
-def detect_one(job: ExtractJob, path: Path, mask: Path | None = None) -> DetectedImage:
+def detect_one(method: Method[Extractor], path: Path, mask: Path | None = None) -> DetectedImage:
     """The first of two steps on one photograph (`base.TwoSteps`). Raises BadInputError."""
-    image = _decoded(job, path, mask)
-    detected = cast(TwoSteps, job.extractor).detect(image.pixels)
+    image = _decoded(method, path, mask)
+    detected = cast(TwoSteps, method.built).detect(image.pixels)
     return DetectedImage(path, replace(image, pixels=image.pixels[:0]), detected)
 
 
-def _decoded(job: ExtractJob, path: Path, mask: Path | None) -> DecodedImage:
-    image = decode(path, job.config.decode, job.extractor.colour)
-    return image if mask is None else masked(image, mask, job.config.decode)
+def _decoded(method: Method[Extractor], path: Path, mask: Path | None) -> DecodedImage:
+    image = decode(path, method.config.decode, method.built.colour)
+    return image if mask is None else masked(image, mask, method.config.decode)
 
 
-def describe_one(job: ExtractJob, detected: DetectedImage) -> Features:
+def describe_one(method: Method[Extractor], detected: DetectedImage) -> Features:
     """The second step, on the device; `extract_one` is both. Raises BadInputError."""
-    return _in_file(job, detected.path, detected.image, cast(TwoSteps, job.extractor).describe(detected.detected))
+    return _in_file(method, detected.path, detected.image, cast(TwoSteps, method.built).describe(detected.detected))
 
 
-def _in_file(job: ExtractJob, path: Path, image: DecodedImage, found: Features) -> Features:
+def _in_file(method: Method[Extractor], path: Path, image: DecodedImage, found: Features) -> Features:
     features = image.features_in_file(found)
     if not (np.isfinite(features.keypoints).all() and np.isfinite(features.descriptors).all()):
-        raise BadInputError(f"{path}: {job.config.features} gave features that are not finite")
+        raise BadInputError(f"{path}: {method.config.features} gave features that are not finite")
     return features
 
 
@@ -242,29 +238,29 @@ def _in_file(job: ExtractJob, path: Path, image: DecodedImage, found: Features) 
 
 
 PARENT_CHECK_S = 0.5  # how soon a worker ends when its parent was killed
-_job: ExtractJob | None = None  # in a worker process: what it was started for
+_method: Method[Extractor] | None = None  # in a worker process: what it was started for
 _only_detect = False  # in a worker process: whether its parent finishes the images
 
 
 class Workers:
     """Runs `extract_one` on images, in order of submission, in processes or threads."""
 
-    def __init__(self, pool: Executor, job: ExtractJob, in_processes: bool):
-        self._pool, self._job, self._in_processes = pool, job, in_processes
+    def __init__(self, pool: Executor, method: Method[Extractor], in_processes: bool):
+        self._pool, self._method, self._in_processes = pool, method, in_processes
 
     def submit(self, path: Path, mask: Path | None = None) -> Future[Features | DetectedImage]:
         """Start on one photograph; mask: the file of its mask."""
 
         if self._in_processes:
             return self._pool.submit(_work, path, mask)
-        return self._pool.submit(extract_one, self._job, path, mask)
+        return self._pool.submit(extract_one, self._method, path, mask)
 
     def result(self, future: Future[Features | DetectedImage], name: str) -> Features:
         """Wait for one photograph. Raises what `extract_one` raises, WorkerDiedError when its process died."""
 
         try:
             done = future.result()
-            return done if isinstance(done, Features) else describe_one(self._job, done)
+            return done if isinstance(done, Features) else describe_one(self._method, done)
         except BrokenProcessPool:
             raise WorkerDiedError(
                 f"{name}: a worker process died on it or near it, most likely for memory;"
@@ -273,26 +269,29 @@ class Workers:
 
 
 @contextmanager
-def workers(job: ExtractJob, count: int, images: Sequence[str]) -> Iterator[Workers]:
+def workers(method: Method[Extractor], count: int, images: Sequence[str]) -> Iterator[Workers]:
     """`count` workers at most, fewer for a few images. Whatever has not begun is dropped at the end."""
     count = max(1, min(count, (len(images) + 1) // 2))
-    in_processes = job.extractor.holds_gil and count > 1
+    in_processes = method.built.holds_gil and count > 1
     pool: Executor
     if in_processes:
         context = multiprocessing.get_context("spawn")
-        arguments = (job.config, job.device, os.getpid(), takes_two_steps(job.extractor))
+        arguments = (pickle.dumps(method), os.getpid(), takes_two_steps(method.built))
         pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=arguments)
     else:
         pool = ThreadPoolExecutor(count, thread_name_prefix="extract")
     try:
-        yield Workers(pool, job, in_processes)
+        yield Workers(pool, method, in_processes)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(config: ExtractConfig, device: str, parent: int, only_detect: bool) -> None:
-    """Begin a worker process: leave Ctrl-C to the parent, and end when the parent is gone. It computes on one core."""
-    global _job, _only_detect
+def _start(pickled: bytes, parent: int, only_detect: bool) -> None:
+    """Begin a worker process: leave Ctrl-C to the parent, and end when the parent is gone. It computes on one core.
+
+    pickled: the method, read here since reading it imports torch, which takes the number of cores then.
+    """
+    global _method, _only_detect
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -302,7 +301,7 @@ def _start(config: ExtractConfig, device: str, parent: int, only_detect: bool) -
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     _only_detect = only_detect
-    _job = ExtractJob.resolve(config, device=device)
+    _method = pickle.loads(pickled)
 
 
 def _end_with(parent: int) -> None:
@@ -312,5 +311,5 @@ def _end_with(parent: int) -> None:
 
 
 def _work(path: Path, mask: Path | None) -> Features | DetectedImage:
-    assert _job is not None
-    return detect_one(_job, path, mask) if _only_detect else extract_one(_job, path, mask)
+    assert _method is not None
+    return detect_one(_method, path, mask) if _only_detect else extract_one(_method, path, mask)

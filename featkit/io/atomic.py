@@ -69,12 +69,6 @@ FOREIGN = "was not made by featkit, so it is not replaced; choose another --out,
 NOT_WAITING = getattr(os, "O_NONBLOCK", 0)  # a named pipe may be there
 
 
-def digest(*parts: str) -> str:
-    """16 hex digits of a hash over texts, in order."""
-    joined = "\n".join(f"{len(part)}:{part}" for part in parts)
-    return hashlib.sha256(joined.encode()).hexdigest()[:16]
-
-
 def read_stamp(path: Path) -> dict[str, Any] | None:
     """The stamp, or None when there is none that can be read."""
     try:

@@ -22,9 +22,10 @@ from pydantic import Field
 
 from featkit.core.config import Config, Runtime
 from featkit.core.errors import UsageError
+from featkit.core.registry import resolve
 from featkit.core.types import Features, Matches, Pair
 from featkit.features.base import is_packed
-from featkit.features.stage import ExtractJob, same_extraction
+from featkit.features.stage import extraction, same_extraction
 from featkit.images.read import DecodedImage, decode, from_pixels
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import Intrinsics, parse_intrinsics
@@ -34,7 +35,7 @@ from featkit.localization.stage import LocalizeConfig, QueryResult, localize_que
 from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import find_map
-from featkit.matching import stage as matching
+from featkit.matching.stage import Matcher
 from featkit.retrieval.retrieve import image_vector, image_vectors, needs_spill
 from featkit.retrieval.search import MIB, top_k
 from featkit.retrieval.vlad import VladConfig, train_codebook, unit_rows
@@ -78,8 +79,8 @@ class Localizer:
         check_camera(self.config.localize.camera)
         found = find_map(Path(map_folder), None if features is None else Path(features))
         self._device = device
-        self._job = ExtractJob.resolve(same_extraction(found.features, workers=1), device=device)
-        self._matcher, _ = matching.resolve(self.config.matcher, self.config.matching, device)
+        self._method = extraction(same_extraction(found.features, workers=1), device=device)
+        self._matcher: Matcher = resolve("matcher", self.config.matcher, self.config.matching, device).built
         self._turn = threading.Lock()
         with ExitStack() as stack:
             store = stack.enter_context(open_features(found.features))
@@ -109,18 +110,18 @@ class Localizer:
         """
         if isinstance(intrinsics, str):
             intrinsics = parse_intrinsics(intrinsics, "intrinsics")
-        job = self._job
+        extractor, decoding = self._method.built, self._method.config.decode
         if isinstance(image, np.ndarray):
             name = name or "image"
-            decoded = from_pixels(image, job.config.decode, job.extractor.colour)
+            decoded = from_pixels(image, decoding, extractor.colour)
             camera = self._camera_of_pixels(name, decoded, intrinsics)
         elif isinstance(image, str | Path):
             path, name = Path(image), name or Path(image).name
-            decoded = decode(path, job.config.decode, job.extractor.colour)
+            decoded = decode(path, decoding, extractor.colour)
             camera = self._camera_of_file(path, intrinsics)
         else:
             raise UsageError(f"an image is a path or a numpy array, not a {type(image).__name__}")
-        features = decoded.features_in_file(job.extractor.extract(decoded.pixels))
+        features = decoded.features_in_file(extractor.extract(decoded.pixels))
         with self._turn:  # torch's number of threads and the open file are shared
             partners = self._retrieve(name, features)
             found = self._match(name, features, partners) if partners else None

@@ -11,11 +11,10 @@ from typing import Literal
 import numpy as np
 import pycolmap
 
-from featkit.core.config import Config
+from featkit.core.config import Config, digest
 from featkit.core.errors import BadInputError
 from featkit.images.read import stored_size
 from featkit.io.artifact import artifact
-from featkit.io.atomic import digest
 from featkit.io.features import files_digest, open_features
 from featkit.io.lists import Intrinsics, read_pairs, write_pairs
 from featkit.mapping.cameras import CameraConfig, infer_camera, to_camera

@@ -10,11 +10,11 @@ from typing import Literal
 import pycolmap
 from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, digest
 from featkit.core.errors import EmptyResultError
 from featkit.core.log import progress
 from featkit.io.artifact import artifact, locked, scratch
-from featkit.io.atomic import digest, explained_by_disk, read_stamp
+from featkit.io.atomic import explained_by_disk, read_stamp
 from featkit.mapping import verify
 from featkit.mapping.model import largest_first, read_model, refuse_other_models, write_models
 from featkit.mapping.reference import Reference

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from featkit.core.config import Config
+from featkit.core.config import Config, digest
 from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.core.log import progress
 from featkit.core.types import Pair, Pose
 from featkit.geometry.epipolar import epipolar_inliers, essential_matrix
 from featkit.io.artifact import artifact, discard, explained, is_left, locked, new_part, part_of, write_stamp
-from featkit.io.atomic import digest, explained_by_disk, is_stamped, refuse_foreign
+from featkit.io.atomic import explained_by_disk, is_stamped, refuse_foreign
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import Intrinsics, read_pairs
 from featkit.io.matches import MatchStore, open_matches

@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError
 from featkit.core.log import progress
-from featkit.core.registry import configured
+from featkit.core.registry import Method
 from featkit.core.types import Features, Matches, Pair
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import read_pairs
@@ -25,99 +25,80 @@ CACHED_IMAGES = 64  # features kept in memory: pairs come sorted by their first 
 DEFAULT_BATCH = 32
 
 
-def resolve(name: str, changes: dict | None = None, device: str = "auto") -> tuple[Matcher, Config]:
-    """The matcher behind a name in configs/, and its configuration. Raises UsageError."""
-    cls, config = configured("matcher", name, changes)
-    return cls(config, device), config
-
-
 def run(
-    matcher: Matcher,
-    config: Config,
+    method: Method[Matcher],
     features: Path,
-    pairs: Path,
+    pairs: Path | list[Pair],
     output: Path,
     *,
     query_features: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Match all pairs of a file that `output` does not hold yet, and return `output`.
+    """Match all pairs that `output` does not hold yet, and return `output`. pairs: a file of them, or themselves.
 
     query_features: where the features of the first name of each pair lie, when not in `features` too.
     Raises BadInputError when a pair names an image without features, or when `output` was made from other features
     or by another configuration.
     """
-    listed = read_pairs(pairs, directed=query_features is not None)
-    return match_pairs(
-        matcher, config, features, listed, output, query_features=query_features, overwrite=overwrite, where=pairs
-    )
-
-
-def match_pairs(
-    matcher: Matcher,
-    config: Config,
-    features: Path,
-    listed: list[Pair],
-    output: Path,
-    *,
-    query_features: Path | None = None,
-    overwrite: bool = False,
-    where: Path | str = "pairs",
-) -> Path:
-    """As `run`, of pairs that are in memory. where: they came from, for errors."""
-    with _opened(config, features, listed, output, query_features, overwrite, where) as work:
-        if len(work.todo) < len(listed):
-            LOGGER.info("match: %d of %d pairs are done already", len(listed) - len(work.todo), len(listed))
-        size = int(getattr(config, "batch_size", DEFAULT_BATCH))
+    with _opened(method, features, pairs, output, query_features, overwrite) as work:
+        if len(work.todo) < work.total:
+            LOGGER.info("match: %d of %d pairs are done already", work.total - len(work.todo), work.total)
+        size = int(getattr(method.own, "batch_size", DEFAULT_BATCH))
         with progress("match", len(work.todo), "pairs") as advance:
             for batch, loaded in _read_ahead(work.todo, work.store0, work.store1, size):
-                for pair, both, found in zip(batch, loaded, _match(matcher, batch, loaded), strict=True):
+                for pair, both, found in zip(batch, loaded, _match(method.built, batch, loaded), strict=True):
                     work.matches.write(pair, found, work.digests(pair), len(both[1]))
                 advance(len(batch))
     return output
 
 
 def waiting(
-    config: Config, features: Path, listed: list[Pair], output: Path, overwrite: bool, where: Path | str
-) -> list[Pair]:
-    """The pairs that `run` would match; `output` is begun if it is not there. Raises as `run` does."""
-    with _opened(config, features, listed, output, None, overwrite, where) as work:
-        return work.todo
+    method: Method[Matcher], features: Path, pairs: Path, output: Path, overwrite: bool
+) -> tuple[list[Pair], int]:
+    """The pairs that `run` would match, and how many there are in all; `output` is begun if it is not there.
+
+    Raises as `run` does.
+    """
+    with _opened(method, features, pairs, output, None, overwrite) as work:
+        return work.todo, work.total
 
 
 @dataclass(frozen=True)
 class _Work:
-    """The stores of a run, digests of the features of each pair, and the pairs that are not matched yet."""
+    """The stores of a run, digests of the features of each pair, the pairs not matched yet, and the number of all."""
 
     store0: FeatureStore
     store1: FeatureStore
     matches: MatchStore
     digests: Callable[[Pair], tuple[str, str]]
     todo: list[Pair]
+    total: int
 
 
 @contextmanager
 def _opened(
-    config: Config,
+    method: Method[Matcher],
     features: Path,
-    listed: list[Pair],
+    pairs: Path | list[Pair],
     output: Path,
     query_features: Path | None,
     overwrite: bool,
-    where: Path | str,
 ) -> Iterator[_Work]:
+    where = pairs if isinstance(pairs, Path) else "pairs"
+    listed = read_pairs(pairs, directed=query_features is not None) if isinstance(pairs, Path) else pairs
     with ExitStack() as stack:
         store1 = stack.enter_context(open_features(features))
         store0 = stack.enter_context(open_features(query_features)) if query_features else store1
         _check(listed, store0, store1, where)
         origin = str(store1.attributes().get("fingerprint", "foreign"))
-        matches = stack.enter_context(append_matches(output, config, origin, overwrite))
+        matches = stack.enter_context(append_matches(output, method.config, origin, overwrite))
         digest0, digest1 = lru_cache(None)(store0.digest), lru_cache(None)(store1.digest)
 
         def digests(pair: Pair) -> tuple[str, str]:
             return digest0(pair.name0), digest1(pair.name1)
 
-        yield _Work(store0, store1, matches, digests, [p for p in listed if not matches.has(p, digests(p))])
+        todo = [pair for pair in listed if not matches.has(pair, digests(pair))]
+        yield _Work(store0, store1, matches, digests, todo, len(listed))
 
 
 def _match(matcher: Matcher, batch: list[Pair], loaded: list[tuple[Features, Features]]) -> list:

@@ -11,6 +11,7 @@ import numpy as np
 from featkit.core.config import Config
 from featkit.core.types import Pair
 from featkit.io.features import FeatureStore
+from featkit.retrieval.retrieve import Describe
 
 
 class Pairing(Protocol):
@@ -34,13 +35,22 @@ class Pairing(Protocol):
 
 @dataclass(frozen=True)
 class Sources:
-    """Files beside the features that a pairing may read, where its configuration names none.
+    """What a pairing may use beside the features, where its configuration says nothing of it.
 
-    images: the folder that names are relative to. model: a COLMAP model's folder.
+    images: the folder that names are relative to. model: a COLMAP model's folder. describe: what makes the vectors that
+    images are retrieved by; None: this process.
     """
 
     images: Path | None = None
     model: Path | None = None
+    describe: Describe | None = None
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A pairing that compares vectors of images."""
+
+    describe: Describe
 
 
 @runtime_checkable

@@ -12,12 +12,11 @@ import numpy as np
 from jaxtyping import Float, Int64
 from pydantic import Field
 
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Config, Runtime, digest
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.types import Pair, Pose
 from featkit.geometry.poses import camera_centre, ecef, middle, rotation_matrix
 from featkit.images.exif import Located, locate, some_names
-from featkit.io.atomic import digest
 from featkit.io.features import FeatureStore
 from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs, tracks_of_images
 from featkit.mapping.reference import poses_of_model, tracks_of_model

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from featkit.core.config import Config, Runtime, make
 from featkit.core.errors import UsageError
+from featkit.core.registry import Method
 from featkit.core.types import Pair
 from featkit.io.features import FeatureStore, files_digest, read_global_descriptors
 from featkit.retrieval.retrieve import Describe, check_files, most_similar, most_similar_rows
@@ -109,10 +110,8 @@ class GivenRetrieval:
         return [Pair(listed[a], listed[b]) for a, b in each_once(best).tolist()]
 
 
-def given_retrieval(
-    files: Sequence[Path], changes: dict[str, Any] | None = None
-) -> tuple[type[GivenRetrieval], Config]:
-    """The pairing and its configuration, as `stage.run` takes them. Raises BadInputError and UsageError."""
+def given_retrieval(files: Sequence[Path], changes: dict[str, Any] | None = None) -> Method[GivenRetrieval]:
+    """This pairing, by the descriptors of some files. Raises BadInputError and UsageError."""
     check_files(files)
     values = {**(changes or {}), "files": tuple(files), "content": files_digest(files)}
-    return GivenRetrieval, make(GivenRetrievalConfig, values, where="--retrieval")
+    return Method("retrieval", GivenRetrieval, make(GivenRetrievalConfig, values, where="--retrieval"))

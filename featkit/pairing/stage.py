@@ -18,18 +18,14 @@ from pydantic import Field
 
 from featkit.core.config import Config, differences
 from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError
-from featkit.core.registry import configured
+from featkit.core.registry import Method, resolve
 from featkit.images.read import list_images
 from featkit.io.atomic import refuse_foreign
 from featkit.io.features import open_features
 from featkit.io.lists import describe_pairs, write_pairs
-from featkit.pairing.base import Pairing, ReadsSources, Sources
-from featkit.retrieval.retrieve import Describe
+from featkit.pairing.base import Describes, Pairing, ReadsSources, Sources
 
 LOGGER = logging.getLogger(__name__)
-
-
-Method = tuple[type[Any], Config]  # a pairing's class and its configuration
 
 
 class AutoConfig(Config):
@@ -43,76 +39,87 @@ def auto_method(num_images: int, config: AutoConfig) -> str:
     return "exhaustive" if num_images <= config.exhaustive_up_to else "retrieval"
 
 
-def resolve(
-    name: str, num_images: int, auto: AutoConfig | None = None, changes: dict[str, Any] | None = None
-) -> Method:
+def choose(
+    name: str,
+    num_images: int,
+    changes: dict[str, Any] | None = None,
+    device: str = "auto",
+    auto: AutoConfig | None = None,
+) -> Method[Pairing]:
     """The pairing behind a name in configs/, or behind "auto" for that many images.
 
     changes: what differs from its configuration. Raises UsageError for an unknown name or field.
     """
-    return configured("pairing", auto_method(num_images, auto or AutoConfig()) if name == "auto" else name, changes)
+    name = auto_method(num_images, auto or AutoConfig()) if name == "auto" else name
+    return resolve("pairing", name, changes, device)
 
 
 def run(
-    method: str | Method,
+    method: str | Method[Pairing],
     source: Path,
     output: Path,
     *,
-    seed: int = 0,
-    device: str = "auto",
-    overwrite: bool = False,
     names: list[str] | None = None,
-    auto: AutoConfig | None = None,
     sources: Sources | None = None,
-    describe: Describe | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
 ) -> Path:
     """Choose pairs among the images of `source` and write them to `output` (pairs.txt, with pairs.json beside it).
 
-    method: a name in configs/, "auto" (see `auto_method`), or a pairing class and its configuration. source: a folder
-    of images or features.h5. overwrite: make the pairs anew in any case.
-    names: only these images of the source, in the source's order. auto: what "auto" means here. sources: what methods
-    may read beside the features; without it their photographs are those of `source`, when that is a folder.
-    describe: what makes the vectors that images are retrieved by; by default this process.
+    method: also by its name in configs/, or "auto" (see `auto_method`). source: a folder of images or features.h5.
+    names: only these images of the source, in the source's order. sources: what methods may use beside the features;
+    without it their photographs are those of `source`, when that is a folder. overwrite: make the pairs anew in any
+    case.
     Raises UsageError for an unknown method, BadInputError for fewer than two images, a folder where features are
     needed, or an `output` of another origin; EmptyResultError when no pair was found.
     """
     with ExitStack() as stack:
         features = None if source.is_dir() else stack.enter_context(open_features(source))
         names = _chosen(list_images(source) if features is None else features.names(), names, source)
-        cls, config = method if isinstance(method, tuple) else resolve(method, len(names), auto)
-        if cls.needs_features and features is None:
+        method = choose(method, len(names)) if isinstance(method, str) else method
+        sources = sources or Sources(images=source if features is None else None)
+        pairing = method.build()  # for this run alone: it keeps what it reads
+        if pairing.needs_features and features is None:
             raise BadInputError(
-                f"{source}: {cls.__name__.lower()} pairing compares features; extract first, then pair features.h5"
+                f"{source}: {method.cls.__name__.lower()} pairing compares features;"
+                " extract first, then pair features.h5"
             )
         inputs: dict[str, Any] = {"names_sha256": names_digest(names), "seed": seed}
-        if cls.needs_features and features is not None:
+        if pairing.needs_features and features is not None:
             inputs["features_fingerprint"] = str(features.attributes().get("fingerprint", ""))
             inputs["features_sha256"] = names_digest([features.digest(name) for name in names])
-        pairing: Pairing = cls(config, device)
         if isinstance(pairing, ReadsSources):
-            pairing.sources = sources or Sources(images=source if features is None else None)
+            pairing.sources = sources
             inputs["sources_sha256"] = pairing.digest(names)
-        if not overwrite and _done(output, config, inputs):
+        if not overwrite and _done(output, method.config, inputs):
             LOGGER.info("pair: %s is done already", output)
             return output
         refuse_foreign(output, output.with_suffix(".json"))
         pairing.scratch_folder = output.parent
-        if describe is not None and hasattr(pairing, "describe"):
-            pairing.describe = describe
+        if isinstance(pairing, Describes) and sources.describe is not None:
+            pairing.describe = sources.describe
         _make_folder(output.parent)
         pairs = pairing.pairs(names, features, np.random.default_rng(seed))
     if not pairs:
         raise EmptyResultError(f"{source}: no two of its {len(names)} images could be paired")
     LOGGER.info("pair: %d pairs of %d images", len(pairs), len(names))
-    return write_pairs(output, pairs, config, inputs)
+    return write_pairs(output, pairs, method.config, inputs)
 
 
-def check_sources(method: Method, names: list[str], sources: Sources) -> None:
+def image_names(source: Path) -> list[str]:
+    """The images of a folder or of features.h5, in order. Raises BadInputError."""
+    if source.is_dir():
+        return list_images(source)
+    with open_features(source) as store:
+        return store.names()
+
+
+def check_sources(method: Method[Pairing], names: list[str], sources: Sources) -> None:
     """Read what a method needs beside features, so that what is wrong with it is found before the work.
 
     Raises what its `pairs` would raise.
     """
-    pairing = method[0](method[1])
+    pairing = method.build()
     if isinstance(pairing, ReadsSources):
         pairing.sources = sources
         pairing.digest(names)

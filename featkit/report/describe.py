@@ -10,7 +10,7 @@ from typing import Any
 
 from featkit.core.config import named_config, resource_dir
 from featkit.core.errors import BadInputError, FeatkitError
-from featkit.core.registry import KINDS, configured
+from featkit.core.registry import KINDS, resolve
 from featkit.images.read import list_images, stored_size
 from featkit.io import h5
 from featkit.io.atomic import read_stamp
@@ -159,7 +159,7 @@ def _configuration(name: str) -> Described:
     values = named_config(name)
     for kind in KINDS:
         if kind in values:
-            _, config = configured(kind, name)
+            config = resolve(kind, name).own
             return {
                 "kind": f"{kind} configuration",
                 "name": name,

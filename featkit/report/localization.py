@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 from featkit.core.config import Config
+from featkit.core.registry import Method
 from featkit.core.types import Pose
 from featkit.evaluation.metrics import THRESHOLDS, LocalizationScore
-from featkit.evaluation.predictions import Method
 from featkit.evaluation.published import published
 from featkit.localization.stage import QueryResult
 from featkit.mapping.align import transform_pose

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from posed_scenes import MadeScene, make_scene, smooth_noise
 
+from featkit.core.config import digest
 from featkit.core.errors import BadInputError, EmptyResultError, UsageError
 from featkit.data.image_pack import ImagePackConfig, kind_of, write_image_pack
 from featkit.data.patch_pack import read_patch_data
@@ -18,7 +19,6 @@ from featkit.data.posed_pairs import read_posed_pairs
 from featkit.data.posed_samples import HomographyPairs, photographs
 from featkit.geometry.epipolar import epipolar_distances
 from featkit.geometry.pixels import apply_homography, as_homography, resize_affine
-from featkit.io.atomic import digest
 
 CONFIG = ImagePackConfig(max_side=100)
 

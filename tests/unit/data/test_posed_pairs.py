@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from posed_scenes import MadeScene, make_scene
 
+from featkit.core.config import digest
 from featkit.core.errors import BadInputError
 from featkit.data.posed_format import format_cameras
 from featkit.data.posed_pairs import PosedConfig, PosedPairs, read_posed_pairs
 from featkit.geometry.epipolar import epipolar_distances
 from featkit.geometry.poses import rotation_angle_deg
-from featkit.io.atomic import digest
 
 
 @pytest.fixture

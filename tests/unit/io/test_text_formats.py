@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featkit.core.config import Config
+from featkit.core.config import Config, digest
 from featkit.core.errors import BadInputError, FeatkitError, NotWritableError
 from featkit.core.types import Pair, Pose
 from featkit.io import artifact
 from featkit.io.artifact import write_stamp, write_text
-from featkit.io.atomic import digest, is_stamped, read_lines, read_stamp
+from featkit.io.atomic import is_stamped, read_lines, read_stamp
 from featkit.io.lists import (
     CAMERA_PARAMS,
     Intrinsics,
