@@ -12,9 +12,10 @@ import h5py
 import numpy as np
 
 from featkit.core.config import Config
+from featkit.core.registry import Method
 from featkit.core.types import Features, Matches, Pair
 from featkit.features import stage as extract
-from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.features.stage import ExtractConfig, of_photographs
 from featkit.io.features import FeatureStore, append_features, open_features
 from featkit.io.lists import write_pairs
 from featkit.io.matches import MatchStore, append_matches
@@ -121,8 +122,14 @@ class Cheap:
     Config = CheapConfig
     colour, holds_gil, weights_sha256 = False, False, ""
 
+    def __init__(self, config: CheapConfig, device: str = "auto"):
+        self.config = config
+
     def extract(self, pixels: np.ndarray) -> Features:
         return features_of(int(pixels[0, 0]))
+
+
+CHEAP = of_photographs(Method("cheap", Cheap, CheapConfig(), "cpu"), ExtractConfig(workers=1))
 
 
 def write_images(folder: Path) -> None:
@@ -133,7 +140,7 @@ def write_images(folder: Path) -> None:
 
 def write_extract(folder: Path, tell: Tell) -> None:
     telling(FeatureStore, tell)
-    extract.run(ExtractJob(ExtractConfig(workers=1), Cheap(), "cpu"), folder / "images", folder / "features.h5")
+    extract.run(CHEAP, folder / "images", folder / "features.h5")
 
 
 def telling(store: Any, tell: Tell) -> None:
@@ -151,9 +158,8 @@ def look_extract(folder: Path) -> Found:
     path, right, wrong = folder / "features.h5", 0, 0
     if not path.exists():
         return Found()
-    job = ExtractJob(ExtractConfig(workers=1), Cheap(), "cpu")
     try:
-        with append_features(path, job.config) as store:  # as the next run opens it: what was torn is mended
+        with append_features(path, CHEAP.config) as store:  # as the next run opens it: what was torn is mended
             for number in range(IMAGES):
                 if store.has(image_name(number)):
                     found, expected = store.read(image_name(number)), features_of(number)
@@ -184,7 +190,10 @@ class CheapMatchConfig(Config):
 class CheapMatcher:
     """A matcher that draws."""
 
-    waiting: list[Pair]
+    Config = CheapMatchConfig
+
+    def __init__(self, config: CheapMatchConfig, device: str = "auto"):
+        self.config = config
 
     def match(self, batch: list[tuple[Features, Features]]) -> list[Matches]:
         return [matches_of(Pair(image_name(number_of(a)), image_name(number_of(b)))) for a, b in batch]
@@ -200,14 +209,14 @@ FIRST = {number: features_of(number).keypoints[0, 0] for number in range(IMAGES)
 
 def prepare_match(folder: Path) -> None:
     write_images(folder)
-    extract.run(ExtractJob(ExtractConfig(workers=1), Cheap(), "cpu"), folder / "images", folder / "features.h5")
+    extract.run(CHEAP, folder / "images", folder / "features.h5")
     write_pairs(folder / "pairs.txt", pairs_of_images())
 
 
 def write_match(folder: Path, tell: Tell) -> None:
     telling(MatchStore, tell)
     files = (folder / "features.h5", folder / "pairs.txt", folder / "matches.h5")
-    match.run(CheapMatcher(), CheapMatchConfig(), *files)
+    match.run(Method("cheap", CheapMatcher, CheapMatchConfig(), "cpu"), *files)
 
 
 def look_match(folder: Path) -> Found:

@@ -29,9 +29,11 @@ import numpy as np
 import torch
 from machine import measure, write_result
 
+from featkit.core.registry import Method
 from featkit.features import stage as extract
+from featkit.features.base import Extractor
 from featkit.features.fast.scfeat import FrozenSCFeat
-from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.features.stage import ExtractConfig, extraction
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
 from featkit.weights.files import load_scfeat_network, save_scfeat_network
 
@@ -98,11 +100,11 @@ def peers(pixels: np.ndarray, device: torch.device) -> dict[str, Run]:
     return {"kornia ALIKED": run_aliked, "kornia DISK": run_disk}
 
 
-def stage(job: ExtractJob, folder: Path, scratch: Path) -> Run:
+def stage(method: Method[Extractor], folder: Path, scratch: Path) -> Run:
     """The extract stage on the whole folder, anew each time."""
 
     def run() -> None:
-        extract.run(job, folder, scratch / "features.h5", overwrite=True)
+        extract.run(method, folder, scratch / "features.h5", overwrite=True)
 
     return run
 
@@ -153,8 +155,8 @@ def on_device(
         padded = np.pad(pixels, ((0, -height % 16), (0, -width % 16), (0, 0)), mode="edge")
         frozen, given = FrozenSCFeat(network, device), torch.from_numpy(padded)[None]
         changes = {"weights": str(weight), "threshold": 0.0, "max_keypoints": KEYPOINTS}
-        job = ExtractJob.resolve(ExtractConfig(features="scfeat"), changes, name)
-        runs: dict[str, Run] = {"network": lambda: frozen(given), "extract": stage(job, folder, scratch)}
+        method = extraction(ExtractConfig(features="scfeat"), changes, name)
+        runs: dict[str, Run] = {"network": lambda: frozen(given), "extract": stage(method, folder, scratch)}
         runs["as written"] = as_written(network, padded, device)
         if device.type == "cuda":
             runs[f"network, batch of {BATCH}"] = lambda: frozen(given.expand(BATCH, -1, -1, -1))

@@ -29,8 +29,10 @@ from machine import RESULTS, measure, origin
 from scenes import featkit_command, judged
 
 from featkit.core.errors import FeatkitError
+from featkit.core.registry import Method
+from featkit.features.base import Extractor
 from featkit.features.patches import DetectedKeypoints, Patches
-from featkit.features.stage import DetectedImage, ExtractConfig, ExtractJob, describe_one, run, source_digest
+from featkit.features.stage import DetectedImage, ExtractConfig, describe_one, extraction, run, source_digest
 from featkit.images.read import decode, list_images
 from featkit.io.features import append_features, open_features
 
@@ -54,20 +56,20 @@ class Extracted:
 
 def extracted(name: str, scene: Path, work: Path) -> Extracted:
     """The features of a scene by a configuration; whatever is done already is not done again."""
-    job = ExtractJob.resolve(ExtractConfig(features=name))
+    method = extraction(ExtractConfig(features=name))
     path = work / scene.name / f"{Path(name).stem}.h5"
     timing = path.with_suffix(".seconds")
-    sha256 = job.extractor.weights_sha256
+    sha256 = method.weights_sha256
     if path.exists() and not _made_by(path, sha256):
         path.unlink()
         timing.unlink(missing_ok=True)
     started = time.perf_counter()
-    if isinstance(job.extractor, Patches):
+    if isinstance(method.built, Patches):
         detected = extracted(KEYPOINTS_OF, scene, work).path
         started = time.perf_counter()
-        _describe(job, scene / "images", detected, path)
+        _describe(method, scene / "images", detected, path)
     else:
-        run(job, scene / "images", path)
+        run(method, scene / "images", path)
     before = float(timing.read_text()) if timing.exists() else 0.0
     seconds = before + time.perf_counter() - started
     if not timing.exists():
@@ -82,19 +84,19 @@ def _made_by(path: Path, weights_sha256: str) -> bool:
         return store.attributes().get("weights_sha256", "") == weights_sha256
 
 
-def _describe(job: ExtractJob, images: Path, detected: Path, output: Path) -> None:
+def _describe(method: Method[Extractor], images: Path, detected: Path, output: Path) -> None:
     """features.h5 as `featkit extract` would write it, from keypoints that are there already.
 
     Photographs that have to be turned or resized would need their keypoints mapped; the scenes have none.
     """
-    with open_features(detected) as keypoints, append_features(output, job.config, job.extractor.weights_sha256) as out:
+    with open_features(detected) as keypoints, append_features(output, method.config, method.weights_sha256) as out:
         for name in list_images(images):
             source = source_digest(images / name)
             if out.has(name) and out.source(name) == source:
                 continue
-            image = decode(images / name, job.config.decode)
+            image = decode(images / name, method.config.decode)
             begun = DetectedKeypoints(image.pixels, keypoints.read(name))
-            out.write(name, describe_one(job, DetectedImage(images / name, image, begun)), source)
+            out.write(name, describe_one(method, DetectedImage(images / name, image, begun)), source)
 
 
 def mapped(name: str, ratio: str, scene: Path, work: Path) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def key(row: dict[str, Any]) -> tuple[str, str, str]:
 
 def is_done(name: str, ratio: str, scene: str) -> bool:
     """Whether there is a row, made with the weight that lies there now."""
-    sha256 = ExtractJob.resolve(ExtractConfig(features=name)).extractor.weights_sha256
+    sha256 = extraction(ExtractConfig(features=name)).weights_sha256
     wanted = (scene, Path(name).stem, ratio)
     return any(key(row) == wanted and row["weights_sha256"] == sha256 for row in rows_so_far())
 

@@ -28,7 +28,7 @@ from machine import measure, write_result
 
 from featkit.core.errors import FeatkitError
 from featkit.evaluation.metrics import pose_error
-from featkit.features.stage import ExtractJob, extract_one, same_extraction
+from featkit.features.stage import extract_one, extraction, same_extraction
 from featkit.images.read import list_images
 from featkit.io.lists import Intrinsics, read_camera, read_poses
 from featkit.localization.localizer import Localizer, LocalizerConfig
@@ -89,16 +89,16 @@ def run(scene: Path, found: SplitScene, features: str, repeats: int, num: int, p
     values = LocalizerConfig().model_dump()
     values |= {"localize": {**values["localize"], "num_retrieved": num}, "points_only": points_only}
     ready_s, localizer = timed(lambda: Localizer(found.map, LocalizerConfig(**values)))
-    job = ExtractJob.resolve(same_extraction(find_map(found.map).features, workers=1))
+    method = extraction(same_extraction(find_map(found.map).features, workers=1))
     paths = [found.queries / name for name in list_images(found.queries)]
     localizer.localize(paths[0], found.camera)
-    extract_one(job, paths[0])
+    extract_one(method, paths[0])
     alone: list[float] = []
     whole: list[float] = []
     results = {}
     for _ in range(repeats):
         for path in paths:
-            alone.append(timed(lambda path=path: extract_one(job, path))[0])
+            alone.append(timed(lambda path=path: extract_one(method, path))[0])
             seconds, results[path.name] = timed(lambda path=path: localizer.localize(path, found.camera))
             whole.append(seconds)
     truth = read_poses(scene / "poses.txt")

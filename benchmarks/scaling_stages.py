@@ -21,7 +21,7 @@ import pycolmap
 from survey import PARAMS, SurveyConfig, make_survey, write_survey
 
 from featkit.core.config import Config
-from featkit.core.registry import configured
+from featkit.core.registry import resolve
 from featkit.core.types import Features, Matches, Pair
 from featkit.io.features import append_features, open_features
 from featkit.io.h5 import set_attribute
@@ -80,14 +80,14 @@ def survey(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 def pairs(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Retrieval: codebook, a vector per image, the nearest ones of each."""
     path = folder / "pairs.txt"
-    pairing.run(configured("pairing", "retrieval", settings), folder / "features.h5", path)
+    pairing.run(resolve("pairing", "retrieval", settings), folder / "features.h5", path)
     return {"pairs": len(read_pairs(path)), "disk_bytes": size_of(path)}
 
 
 def matches(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Mutual nearest neighbours with the ratio test."""
     path = folder / "matches.h5"
-    match.run(*match.resolve("mutual", settings), folder / "features.h5", folder / "pairs.txt", path)
+    match.run(resolve("matcher", "mutual", settings), folder / "features.h5", folder / "pairs.txt", path)
     return {"disk_bytes": size_of(path)}
 
 

@@ -35,7 +35,7 @@ import yaml
 from machine import write_result
 
 from featkit.core.config import overrides
-from featkit.core.registry import configured
+from featkit.core.registry import resolve
 from featkit.training.scfeat_task import ScfeatTraining
 
 HERE = Path(__file__).resolve().parent
@@ -88,7 +88,7 @@ def folder_of(runs: Path, row: Row, seed: int) -> Path:
 
 def lengths(row: Row, steps: int, given: list[str]) -> list[str]:
     """Settings of the row's stages' lengths, when the full one has so many steps of description."""
-    _, recipe = configured("task", FULL.name, overrides(given))
+    recipe = resolve("task", FULL.name, overrides(given)).own
     assert isinstance(recipe, ScfeatTraining)
     assert recipe.warm_up is not None
     full = recipe.scaled_to(steps)

@@ -32,11 +32,12 @@ import torch
 from machine import write_result
 
 from featkit.core.errors import FeatkitError
+from featkit.core.registry import resolve
 from featkit.core.types import Features, Pair
 from featkit.features import stage as extract
 from featkit.features.fast.scfeat import FrozenSCFeat
 from featkit.features.scfeat import MULTIPLE_PX
-from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.features.stage import ExtractConfig
 from featkit.images.read import DecodeConfig, decode, list_images
 from featkit.io.features import append_features, open_features
 from featkit.io.lists import read_pairs, write_pairs
@@ -93,21 +94,21 @@ def measured(row: Row, repeats: int) -> dict[str, Any]:
 def extraction(images: Path, names: list[str], resize_max: int, work: Path) -> Row:
     """RootSIFT on all cores beside its extractor on pixels that are in memory, one image after another."""
     config = ExtractConfig(decode=DecodeConfig(resize_max=resize_max))
-    job = ExtractJob.resolve(config)
+    method = extract.extraction(config)
     pixels = [decode(images / name, config.decode).pixels for name in names]
     return Row(
         "extract rootsift",
         "its extractor on one core",
-        lambda: extract.run(job, images, work / "rootsift.h5", names, overwrite=True),
-        lambda: [job.extractor.extract(image) for image in pixels],
+        lambda: extract.run(method, images, work / "rootsift.h5", names, overwrite=True),
+        lambda: [method.built.extract(image) for image in pixels],
     )
 
 
 def dense_extraction(images: Path, names: list[str], work: Path) -> Row:
     """scfeat at 640 px beside the forward of its network."""
     config = ExtractConfig(features="scfeat", decode=DecodeConfig(resize_max=640))
-    job = ExtractJob.resolve(config)
-    network = FrozenSCFeat(load_scfeat_network(job.extractor.config.weights), torch.device("cpu"))
+    method = extract.extraction(config)
+    network = FrozenSCFeat(load_scfeat_network(method.own.weights), torch.device("cpu"))
     padded = []
     for name in names:
         image = decode(images / name, config.decode, colour=True).pixels
@@ -117,7 +118,7 @@ def dense_extraction(images: Path, names: list[str], work: Path) -> Row:
     return Row(
         f"extract scfeat, {len(names)} images",
         "its network's forward",
-        lambda: extract.run(job, images, work / "scfeat.h5", names, overwrite=True),
+        lambda: extract.run(method, images, work / "scfeat.h5", names, overwrite=True),
         lambda: [network(image) for image in padded],
         round(1 / 0.85, 3),
     )
@@ -154,7 +155,7 @@ def matching(work: Path, kind: str) -> Row:
             store.write(name, Features(keypoints, descriptors, scores, (1000, 1000)))
     pairs = [(i, j) for i in range(IMAGES_8K) for j in range(i + 1, IMAGES_8K)]
     listed = write_pairs(work / "8k.txt", [Pair(names[i], names[j]) for i, j in pairs])
-    matcher, config = match.resolve("mutual")
+    matcher = resolve("matcher", "mutual")
     product = torch.empty(KEYPOINTS, KEYPOINTS)
 
     def bare() -> None:
@@ -164,7 +165,7 @@ def matching(work: Path, kind: str) -> Row:
     return Row(
         f"match {len(pairs)} pairs of {KEYPOINTS:,} x {DIMENSIONS}, {kind}",
         "their matrix products",
-        lambda: match.run(matcher, config, features, listed, output, overwrite=True),
+        lambda: match.run(matcher, features, listed, output, overwrite=True),
         bare,
         1.3,
     )
@@ -173,8 +174,7 @@ def matching(work: Path, kind: str) -> Row:
 def mapping(images: Path, names: list[str], features: Path, work: Path) -> list[Row]:
     """Verification and mapping beside pycolmap's own functions on the same database."""
     pairs = pairing.run("exhaustive", features, work / "pairs.txt", names=names)
-    matcher, matching_config = match.resolve("mutual")
-    matches = match.run(matcher, matching_config, features, pairs, work / "matches.h5")
+    matches = match.run(resolve("matcher", "mutual"), features, pairs, work / "matches.h5")
     config = MapConfig(camera=CameraConfig(mode="single"))
     how = map.database_config(config)
     database = work / "database.db"

@@ -20,7 +20,7 @@ import kornia
 import torch
 from machine import write_result
 
-from featkit.core.registry import configured
+from featkit.core.registry import resolve
 from featkit.data.phototour import read_phototour
 from featkit.training.config import build_optimiser
 from featkit.training.distributed import launch
@@ -34,7 +34,7 @@ class Featkit:
 
     def __init__(self, data: Any, pairs: int, where: str, device: str, precision: str):
         changes = {"batch_size": pairs, "patches_on": where, "precision": precision, "steps": 1_000_000}
-        _, config = configured("task", "hynet", changes)
+        config = resolve("task", "hynet", changes).own
         self.task = PatchTask(config, device)
         self.task.prepare(data, launch(device, 1, precision))
         self.optimiser = build_optimiser(config.optimiser, self.task.parameter_groups())

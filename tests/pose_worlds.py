@@ -8,10 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from featkit.core.registry import resolve
 from featkit.core.types import Features, Matches, Pair, Pose
 from featkit.evaluation.pose_pairs import PosedScene, read_scene
-from featkit.evaluation.predictions import MatchRule, Method, Predictions
-from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.evaluation.predictions import Predictions
+from featkit.features.stage import ExtractConfig, extraction
 from featkit.geometry.poses import look_at, rotation_matrix
 from featkit.io.features import append_features
 from featkit.io.lists import write_poses
@@ -79,15 +80,15 @@ def store(
 ) -> Predictions:
     """features.h5 and matches.h5 as if extracted and matched. matches: by pair, for each keypoint its match or -1."""
     config = ExtractConfig(features="rootsift", decode={"resize_max": resize_max})  # type: ignore[arg-type]
-    job = ExtractJob.resolve(config, {}, "cpu")
-    rule = MatchRule.resolve("mutual-nn", device="cpu")
-    with append_features(folder / "features.h5", job.config) as features:
+    method = extraction(config, {}, "cpu")
+    matcher = resolve("matcher", "mutual-nn", device="cpu")
+    with append_features(folder / "features.h5", method.config) as features:
         for name, points in keypoints.items():
             count = len(points)
             nothing = np.zeros((count, 8), np.float32)
             features.write(name, Features(points.astype(np.float32), nothing, np.ones(count, np.float32), SIZE))
-    with append_matches(folder / "matches.h5", rule.config, "made") as found:
+    with append_matches(folder / "matches.h5", matcher.config, "made") as found:
         for pair, index in matches.items():
             scores = np.ones(len(index), np.float32)
             found.write(pair, Matches(index.astype(np.int32), scores), ("", ""), len(keypoints[pair.name1]))
-    return Predictions(Method("made", job), folder / "features.h5", folder / "matches.h5", {})
+    return Predictions(replace(method, name="made"), folder / "features.h5", folder / "matches.h5", {})

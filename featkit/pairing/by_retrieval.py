@@ -110,7 +110,7 @@ class GivenRetrieval:
         return [Pair(listed[a], listed[b]) for a, b in each_once(best).tolist()]
 
 
-def given_retrieval(files: Sequence[Path], changes: dict[str, Any] | None = None) -> Method[GivenRetrieval]:
+def given_retrieval(files: Sequence[Path], changes: dict[str, Any] | None = None) -> Method[Any]:
     """This pairing, by the descriptors of some files. Raises BadInputError and UsageError."""
     check_files(files)
     values = {**(changes or {}), "files": tuple(files), "content": files_digest(files)}

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import save_file
 
 from featkit.core.config import Config
-from featkit.core.registry import configured
+from featkit.core.registry import resolve
 from featkit.core.types import Features
 from featkit.features.base import Extractor
 from featkit.features.published import KEYNET_SCALE, Dedode, KeynetHardnet
@@ -46,8 +46,7 @@ def extractor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         changes = {"weights": _untrained_dense(name, tmp_path_factory.mktemp("weights")), "threshold": 0.5}
     if name in catalogue():
         changes = _published(name, tmp_path_factory.mktemp("weights"))
-    cls, config = configured("extractor", name, changes)
-    return cls(config, "cpu")
+    return resolve("extractor", name, changes, "cpu").built
 
 
 def _untrained(name: str, folder: Path) -> str:

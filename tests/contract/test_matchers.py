@@ -9,7 +9,7 @@ import yaml
 
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError
-from featkit.core.registry import configured
+from featkit.core.registry import resolve
 from featkit.core.types import Features, Matches
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -20,8 +20,7 @@ DIMENSION = 128
 
 @pytest.fixture(scope="module", params=NAMES)
 def matcher(request: pytest.FixtureRequest) -> Any:
-    cls, config = configured("matcher", request.param)
-    return cls(config, "cpu")
+    return resolve("matcher", request.param, device="cpu").built
 
 
 def views(n: int, m: int, seed: int, dtype: type = np.float16) -> tuple[Features, Features]:

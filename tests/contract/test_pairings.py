@@ -11,7 +11,7 @@ from geotagged import downward, made_model, photograph, write_made
 
 from featkit.core.config import Config
 from featkit.core.errors import UsageError
-from featkit.core.registry import configured
+from featkit.core.registry import resolve
 from featkit.core.types import Features, Pair
 from featkit.io.features import FeatureStore, append_features, open_features
 from featkit.pairing.base import ReadsSources, Sources
@@ -46,8 +46,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
 
 @pytest.fixture(params=METHODS)
 def method(request: pytest.FixtureRequest, sources: Sources) -> Any:
-    cls, config = configured("pairing", request.param)
-    made = cls(config, "cpu")
+    made = resolve("pairing", request.param, device="cpu").build()
     if isinstance(made, ReadsSources):
         made.sources = sources
     return made

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from warped_sequences import SIZE, write_sequence
 
+from featkit.core.registry import resolve
 from featkit.evaluation.hpatches import MatchingConfig, MethodScore, evaluate_matching
 from featkit.evaluation.metrics import mma_score, reprojection_errors
 from featkit.evaluation.oxford import MethodPrecision, OxfordConfig, evaluate_precision
-from featkit.evaluation.predictions import MatchRule, Method, Predictions, predict
+from featkit.evaluation.predictions import Predictions, predict
 from featkit.evaluation.published import published
 from featkit.evaluation.sequences import Sequence, SequenceSet, read_sequences
-from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.features.stage import ExtractConfig, extraction
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.matches import open_matches
 
@@ -38,10 +39,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> SequenceSet:
 @pytest.fixture(scope="module")
 def predictions(data: SequenceSet, tmp_path_factory: pytest.TempPathFactory) -> Predictions:
     config = ExtractConfig(features="rootsift", workers=1)
-    method = Method("rootsift", ExtractJob.resolve(config, {"max_keypoints": KEYPOINTS}, "cpu"))
+    method = extraction(config, {"max_keypoints": KEYPOINTS}, "cpu")
     pairs = [pair.pair for pair in data.pairs()]
-    rule = MatchRule.resolve("mutual-nn", device="cpu")
-    return predict(method, data.root, data.image_names(), tmp_path_factory.mktemp("out"), rule, pairs)
+    matcher = resolve("matcher", "mutual-nn", device="cpu")
+    return predict(method, data.root, data.image_names(), tmp_path_factory.mktemp("out"), matcher, pairs)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from featkit.core.config import make, merge
-from featkit.core.registry import configured
+from featkit.core.registry import resolve
 from featkit.core.runtime import Stopped
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import read_phototour
@@ -65,7 +65,7 @@ SCFEAT: dict[str, Any] = {
 
 
 def patch_recipe(name: str, **changes: Any) -> PatchTraining:
-    _, config = configured("task", name, merge(PATCH, changes))
+    config = resolve("task", name, merge(PATCH, changes)).own
     assert isinstance(config, PatchTraining)
     return config
 

@@ -10,10 +10,11 @@ from PIL import Image
 
 from featkit.core.config import load_pipeline
 from featkit.core.errors import BadInputError
+from featkit.core.registry import resolve
 from featkit.core.types import Pair
 from featkit.demo.scene import RenderedConfig, render_scene
 from featkit.features import stage as extract
-from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.features.stage import ExtractConfig, extraction
 from featkit.io.features import open_features
 from featkit.io.lists import write_pairs
 from featkit.io.matches import open_matches
@@ -36,8 +37,8 @@ def texture(path: Path, seed: int) -> None:
 
 
 def extracted(folder: Path) -> Path:
-    job = ExtractJob.resolve(ExtractConfig(workers=1), CAPPED)
-    return extract.run(job, folder / "images", folder / "features.h5")
+    method = extraction(ExtractConfig(workers=1), CAPPED)
+    return extract.run(method, folder / "images", folder / "features.h5")
 
 
 def test_a_replaced_photograph_is_extracted_and_matched_again(tmp_path: Path) -> None:
@@ -46,11 +47,11 @@ def test_a_replaced_photograph_is_extracted_and_matched_again(tmp_path: Path) ->
     for name, seed in (("a.bmp", 0), ("b.bmp", 0)):
         texture(tmp_path / "images" / name, seed)
     pairs = write_pairs(tmp_path / "pairs.txt", [Pair("a.bmp", "b.bmp")])
-    matcher, config = match.resolve("mutual")
+    matcher = resolve("matcher", "mutual")
 
     def run() -> tuple[str, int]:
         features = extracted(tmp_path)
-        matches = match.run(matcher, config, features, pairs, tmp_path / "matches.h5")
+        matches = match.run(matcher, features, pairs, tmp_path / "matches.h5")
         with open_features(features) as store, open_matches(matches) as found:
             assert (store.count("a.bmp"), store.count("b.bmp")) == (100, 100)
             return store.digest("b.bmp"), found.read(Pair("a.bmp", "b.bmp")).count
@@ -142,8 +143,8 @@ def test_known_poses_without_intrinsics_are_refused(rendered: Path, tmp_path: Pa
 
 def test_overwrite_does_not_cost_a_photograph(rendered: Path, tmp_path: Path) -> None:
     photograph = shutil.copy(rendered / "images" / "0000.jpg", tmp_path / "precious.jpg")
-    job = ExtractJob.resolve(ExtractConfig(workers=1), CAPPED)
+    method = extraction(ExtractConfig(workers=1), CAPPED)
     before = Path(photograph).read_bytes()
     with pytest.raises(BadInputError, match="not made by featkit, so it is not replaced"):
-        extract.run(job, rendered / "images", Path(photograph), overwrite=True)
+        extract.run(method, rendered / "images", Path(photograph), overwrite=True)
     assert Path(photograph).read_bytes() == before

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from featkit.cli.main import VERBS, app
-from featkit.core.registry import KINDS, configured, resolve
+from featkit.core.registry import KINDS, class_of, resolve
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -213,7 +213,7 @@ def test_packages_are_listed() -> None:
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, table in KINDS.items() for name in table])
 def test_every_row_resolves(kind: str, name: str) -> None:
-    assert isinstance(resolve(kind, name), type)
+    assert isinstance(class_of(kind, name), type)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -223,10 +223,10 @@ def test_every_yaml_builds(path: Path) -> None:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     kinds = [kind for kind in KINDS if kind in values]
     assert len(kinds) == 1, "a configuration names one class"
-    cls, config = configured(kinds[0], path.stem)
-    assert isinstance(config, cls.Config)
-    assert set(values) - {kinds[0]} <= set(cls.Config.model_fields)
-    cls(config, "cpu")
+    method = resolve(kinds[0], path.stem, device="cpu")
+    assert isinstance(method.own, method.cls.Config)
+    assert set(values) - {kinds[0]} <= set(method.cls.Config.model_fields)
+    assert isinstance(method.built, method.cls)
 
 
 def test_every_row_has_a_yaml() -> None:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from featkit.core.config import Config, Runtime, differences, make, merge, named_config, overrides, read_yaml
 from featkit.core.errors import BadInputError, FeatkitError, UsageError
-from featkit.core.registry import configured, resolve
+from featkit.core.registry import class_of, resolve
 
 MANY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -70,9 +70,9 @@ def test_an_unknown_inner_key_names_the_nearest_of_the_inner_config(values: dict
 def test_changes_to_a_named_configuration_are_laid_over_its_yaml(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("pairing: retrieval\nnum_matched: 5\nvlad: {num_clusters: 8, power: 1.0}\n")
-    _, config = configured("pairing", str(path), {"vlad": {"num_clusters": 16}})
+    config: Any = resolve("pairing", str(path), {"vlad": {"num_clusters": 16}}).own
     assert config.model_dump()["num_matched"] == 5
-    assert (config.vlad.num_clusters, config.vlad.power) == (16, 1.0)  # type: ignore[attr-defined]
+    assert (config.vlad.num_clusters, config.vlad.power) == (16, 1.0)
 
 
 def test_wrong_value_says_what_it_got() -> None:
@@ -101,10 +101,10 @@ def test_result_fields_change_the_fingerprint(other: Outer) -> None:
 
 
 def test_fingerprints_of_the_shipped_extractors_differ_in_every_field() -> None:
-    _, config = configured("extractor", "rootsift")
+    config = resolve("extractor", "rootsift").own
     plain = config.result_fields()
     assert set(plain) == set(type(config).model_fields)
-    _, changed = configured("extractor", "rootsift", {"peak_threshold": 0.01})
+    changed = resolve("extractor", "rootsift", {"peak_threshold": 0.01}).own
     assert changed.fingerprint() != config.fingerprint()
 
 
@@ -176,9 +176,9 @@ def test_names() -> None:
     with pytest.raises(UsageError, match="there are: "):
         named_config("x" * 300)
     with pytest.raises(UsageError, match="not a matcher"):
-        configured("matcher", "rootsift")
+        resolve("matcher", "rootsift")
     with pytest.raises(UsageError, match="did you mean 'sift'"):
-        resolve("extractor", "shift")
+        class_of("extractor", "shift")
 
 
 @MANY

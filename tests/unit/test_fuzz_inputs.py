@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from featkit.core.config import Config, load_pipeline
 from featkit.core.errors import BadInputError, FeatkitError
-from featkit.core.registry import KINDS, configured
+from featkit.core.registry import KINDS, class_of, resolve
 from featkit.images.read import list_images
 from featkit.io.atomic import read_lines, read_stamp
 from featkit.io.lists import describe_pairs, read_camera, read_intrinsics_list, read_pairs, read_poses
@@ -78,15 +78,13 @@ PLAIN = st.recursive(
 @given(kind=st.sampled_from(sorted(KINDS)), data=st.data())
 def test_any_value_of_a_configuration(kind: str, tmp_path: Path, data: st.DataObject) -> None:
     """Every field of everything in the registry, with values of any type."""
-    from featkit.core.registry import resolve
-
     name = data.draw(st.sampled_from(sorted(KINDS[kind])))
-    fields = sorted(resolve(kind, name).Config.model_fields)
+    fields = sorted(class_of(kind, name).Config.model_fields)
     values = data.draw(st.dictionaries(st.sampled_from(fields) if fields else st.text(max_size=3), PLAIN, max_size=3))
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({kind: name, **values}, allow_unicode=True), encoding="utf-8")
     with contextlib.suppress(FeatkitError):
-        _, config = configured(kind, str(path))
+        config = resolve(kind, str(path)).own
         assert isinstance(config, Config)
         assert len(config.fingerprint()) == 16
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featkit.core.errors import UsageError
-from featkit.core.registry import configured
+from featkit.core.registry import resolve
 from featkit.core.types import Pose
 from featkit.evaluation.aachen import AachenBenchmark, AachenConfig, read_truth, score_conditions
 from featkit.evaluation.published import published
@@ -25,7 +25,7 @@ TABLE_V = {
 
 
 def benchmark(name: str) -> AachenBenchmark:
-    config = configured("benchmark", name)[1]
+    config = resolve("benchmark", name).own
     assert isinstance(config, AachenConfig)
     return AachenBenchmark(config, "cpu")
 
@@ -36,10 +36,10 @@ def test_rows_of_table_v(name: str) -> None:
     sides = made.features("scfeat")
     nms0, nms1, score0, score1, printed = TABLE_V[name]
     for side, nms, score in ((sides.database, nms0, score0), (sides.query, nms1, score1)):
-        extractor = side.job.config.extractor
+        extractor = side.config.extractor
         assert (extractor["nms_window"], extractor["threshold"]) == (2 * nms + 1, score)  # N is a radius
         assert extractor["max_keypoints"] == 20000
-    same = sides.database.job.config.fingerprint() == sides.query.job.config.fingerprint()
+    same = sides.database.config.fingerprint() == sides.query.config.fingerprint()
     assert same == ((nms0, score0) == (nms1, score1))
     assert made.rule.config.result_fields()["ratio"] is None
     row = f"SCFeat, {nms0} and {nms1} px, {score0} and {score1}"
@@ -49,13 +49,13 @@ def test_rows_of_table_v(name: str) -> None:
 def test_posfeat_and_what_the_setting_says_nothing_of() -> None:
     made = benchmark("aachen-posfeat")
     for side in (made.features("scfeat").database, made.features("scfeat").query):
-        extractor = side.job.config.extractor
+        extractor = side.config.extractor
         assert (extractor["nms_window"], extractor["threshold"], extractor["max_keypoints"]) == (7, 0.5, 20480)
     plain = benchmark("aachen").features("rootsift", changes={"max_keypoints": 900})
     other = made.features("rootsift", changes={"max_keypoints": 900})
     assert plain.fingerprint == other.fingerprint
-    assert plain.query.job.config.skip_broken
-    assert not plain.database.job.config.skip_broken
+    assert plain.query.config.skip_broken
+    assert not plain.database.config.skip_broken
     assert benchmark("aachen").config.localize.num_retrieved == 50
     assert benchmark("aachen").config.covisible.num_matched == 20
     with pytest.raises(UsageError, match="did you mean 'scfeat'"):

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
-from featkit.core.config import named_config
 from featkit.core.errors import BadInputError
 from featkit.evaluation.datasets import available_data, not_learned_from, patch_method, scene_names
-from featkit.evaluation.predictions import Method
-from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.features.stage import ExtractConfig, extraction
 from featkit.weights.manifest import list_weights
 
 TREE = {
@@ -74,9 +70,7 @@ def test_what_a_shipped_weight_was_trained_on_is_left_out(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("name", "expected"), [("sift", "sift"), ("dog+hynet", "hynet"), ("scfeat", None)])
 def test_what_describes_the_patches_of_features(name: str, expected: str | None) -> None:
-    extractor = named_config(name)
-    job = SimpleNamespace(config=ExtractConfig(features=name, extractor=extractor))
-    assert patch_method(Method(name, cast(ExtractJob, job))) == expected
+    assert patch_method(extraction(ExtractConfig(features=name), device="cpu")) == expected
 
 
 def test_nothing_there(tmp_path: Path) -> None:

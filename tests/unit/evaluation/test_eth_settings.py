@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from featkit.core.errors import UsageError
-from featkit.core.registry import configured
+from featkit.core.registry import resolve
 from featkit.evaluation.eth import EthBenchmark, EthConfig
 from featkit.evaluation.eth_scenes import SCENES
 from featkit.evaluation.published import published
@@ -17,7 +17,7 @@ SCFEAT_GROUPS = [("075", 1, 1.0, 0.75), ("080", 3, 1.0, 0.80), ("090", 3, 0.5, 0
 
 
 def setting(name: str) -> EthBenchmark:
-    config = configured("benchmark", name)[1]
+    config = resolve("benchmark", name).own
     assert isinstance(config, EthConfig)
     return EthBenchmark(config, "cpu")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from featkit.core.config import Config, resource_dir
-from featkit.core.registry import configured
+from featkit.core.registry import resolve
 
 SIDE = "-side"
 KIND = {"aachen": "benchmark", "eth": "benchmark", "scfeat": "extractor"}
@@ -36,7 +36,7 @@ def leaves(values: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any
 
 
 def fields(name: str) -> dict[tuple[str, ...], Any]:
-    config = configured(KIND[name.split("-")[0]], name)[1]
+    config = resolve(KIND[name.split("-")[0]], name).own
     assert isinstance(config, Config)
     return leaves(config.result_fields())
 

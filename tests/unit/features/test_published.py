@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from featkit.core.errors import BadInputError, UsageError
-from featkit.core.registry import configured
+from featkit.core.registry import resolve
 from featkit.core.types import Features
 from featkit.features.published import KEYNET_SCALE, MIN_SIDE_PX, build
 from featkit.images.read import DecodeConfig, decode
@@ -27,8 +27,7 @@ SIDE_PX = 210
 
 
 def extractor(name: str, device: str = "cpu", **changes: Any) -> Any:
-    cls, config = configured("extractor", name, {"max_keypoints": 300, **changes})
-    return cls(config, device)
+    return resolve("extractor", name, {"max_keypoints": 300, **changes}, device).built
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from featkit.core.types import Features
 from featkit.features import stage as extract
 from featkit.features.fast.scfeat import FrozenSCFeat
 from featkit.features.scfeat import OneThread, Scfeat, ScfeatConfig
-from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.features.stage import ExtractConfig, extraction
 from featkit.io.features import open_features
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
@@ -218,8 +218,8 @@ def test_by_name_through_the_stage(weight: Path, tmp_path: Path) -> None:
     folder.mkdir()
     for seed in range(3):
         cv2.imwrite(str(folder / f"{seed}.png"), image(seed)[..., ::-1])
-    job = ExtractJob.resolve(ExtractConfig(features="scfeat"), {"weights": str(weight), "threshold": 0.5}, "cpu")
-    output = extract.run(job, folder, tmp_path / "features.h5")
+    method = extraction(ExtractConfig(features="scfeat"), {"weights": str(weight), "threshold": 0.5}, "cpu")
+    output = extract.run(method, folder, tmp_path / "features.h5")
     with open_features(output) as store:
         assert store.names() == ["0.png", "1.png", "2.png"]
         found = store.read("1.png")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from featkit.core.config import Config
+from featkit.core.registry import Method
 from featkit.core.types import Features, Pair
 from featkit.io.features import append_features, open_features
 from featkit.io.matches import append_matches, open_matches
@@ -88,9 +89,8 @@ def pairs_file(folder: Path) -> Path:
     return folder / "pairs.txt"
 
 
-def matcher() -> tuple[MutualMatcher, MutualConfig]:
-    config = MutualConfig(ratio=None)
-    return MutualMatcher(config, "cpu"), config
+def matcher() -> Method[MutualMatcher]:
+    return Method("mutual-nn", MutualMatcher, MutualConfig(ratio=None), "cpu")
 
 
 def test_hloc_reads_featkits_features(drawn: dict[str, Features], tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_hloc_reads_featkits_features(drawn: dict[str, Features], tmp_path: Path
 
 def test_hloc_reads_featkits_matches(drawn: dict[str, Features], tmp_path: Path) -> None:
     features = written_by_hloc(tmp_path / "f.h5", drawn, half=False)
-    made = match.run(*matcher(), features, pairs_file(tmp_path), tmp_path / "m.h5")
+    made = match.run(matcher(), features, pairs_file(tmp_path), tmp_path / "m.h5")
     assert names_as_hloc_lists(made) == {"db-a.jpg/db-b-2.jpg", "query-night-c.jpg/db-a.jpg"}
     for name0, name1 in PAIRS:
         expected, _ = matched_as_hloc(features, name0, name1)
@@ -152,7 +152,7 @@ def test_featkit_reads_hlocs_matches(drawn: dict[str, Features], tmp_path: Path)
             group.create_dataset("matches0", data=found.astype(np.int16))
             group.create_dataset("matching_scores0", data=scores.astype(np.float16))
             expected[name0, name1] = found, scores.astype(np.float16)
-    ours = match.run(*matcher(), features, pairs_file(tmp_path), tmp_path / "ours.h5")
+    ours = match.run(matcher(), features, pairs_file(tmp_path), tmp_path / "ours.h5")
     with open_matches(path) as theirs, open_matches(ours) as made:
         for names, (found, scores) in expected.items():
             read = theirs.read(Pair(*names))
@@ -175,7 +175,7 @@ def test_there_and_back(drawn: dict[str, Features], tmp_path: Path) -> None:
         for name in NAMES:
             for dataset in ("keypoints", "descriptors", "scores", "image_size"):
                 assert np.array_equal(a[name][dataset][()], b[name][dataset][()]), dataset
-    found = match.run(*matcher(), theirs, pairs_file(tmp_path), tmp_path / "m.h5")
+    found = match.run(matcher(), theirs, pairs_file(tmp_path), tmp_path / "m.h5")
     with open_matches(found) as source, append_matches(tmp_path / "m2.h5", Config(), "") as target:
         for pair in source.pairs():
             target.write(pair, source.read(pair), ("", ""))

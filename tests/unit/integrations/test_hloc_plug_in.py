@@ -20,10 +20,11 @@ from hloc_stand_in import write_stand_in
 
 from featkit import hloc as plug_in
 from featkit.core.errors import BadInputError, UsageError
+from featkit.core.registry import resolve
 from featkit.core.types import Features, Matches, Pair
 from featkit.features import stage as extract
 from featkit.features.base import pack_bits
-from featkit.features.stage import ExtractConfig, ExtractJob
+from featkit.features.stage import ExtractConfig, extraction
 from featkit.hloc import features_of, matches_as_hloc, pixels_of, prediction_of
 from featkit.images.read import DecodeConfig
 from featkit.io.features import open_features
@@ -107,8 +108,8 @@ def test_features_by_hloc_are_featkits(hloc: str, name: str, images: Path, tmp_p
     changes = untrained(tmp_path) if name == "scfeat" else {}
     conf = conf_of(f"featkit-{name}")
     theirs = extracted({**conf, "model": {**conf["model"], "changes": changes}}, images, tmp_path / "out1")
-    job = ExtractJob.resolve(ExtractConfig(features=name, workers=1), changes)
-    ours = extract.run(job, images, tmp_path / "ours.h5")
+    method = extraction(ExtractConfig(features=name, workers=1), changes)
+    ours = extract.run(method, images, tmp_path / "ours.h5")
     with open_features(theirs) as a, open_features(ours) as b:
         assert a.names() == b.names() == NAMES
         for image in NAMES:
@@ -139,8 +140,8 @@ def test_pixels_of_a_resized_image(hloc: str, tmp_path: Path) -> None:
         distance = np.linalg.norm(found.keypoints - centre, axis=1)
         assert distance.min() < 0.1
         assert found.scales[distance.argmin()] == pytest.approx(8.0, rel=0.25), "scale, in pixels of the file"
-    job = ExtractJob.resolve(ExtractConfig(features="rootsift", decode=DecodeConfig(resize_max=160), workers=1))
-    ours = extract.extract_one(job, tmp_path / "images" / "blobs.png")
+    method = extraction(ExtractConfig(features="rootsift", decode=DecodeConfig(resize_max=160), workers=1))
+    ours = extract.extract_one(method, tmp_path / "images" / "blobs.png")
     for centre in centres:
         nearest = [f.keypoints[np.linalg.norm(f.keypoints - centre, axis=1).argmin()] for f in (ours, found)]
         assert np.abs(nearest[0] - nearest[1]).max() < 0.05, "hloc resizes real numbers, featkit bytes"
@@ -156,7 +157,7 @@ def test_matches_by_hloc_are_featkits(hloc: str, images: Path, tmp_path: Path) -
     pairs.write_text("".join(f"{a} {b}\n" for a, b in wanted))
     match_features = importlib.import_module("hloc.match_features")
     theirs = match_features.main(match_features.confs["featkit-mutual"], pairs, features, matches=tmp_path / "m.h5")
-    ours = match.run(*match.resolve("mutual"), features, pairs, tmp_path / "ours-m.h5")
+    ours = match.run(resolve("matcher", "mutual"), features, pairs, tmp_path / "ours-m.h5")
     with open_matches(theirs) as a, open_matches(ours) as b:
         for names in wanted:
             one, other = a.read(Pair(*names)), b.read(Pair(*names))

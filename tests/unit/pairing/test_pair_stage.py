@@ -8,7 +8,7 @@ import pytest
 
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError, EmptyResultError, UsageError
-from featkit.core.registry import PAIRINGS, configured
+from featkit.core.registry import PAIRINGS, Method, resolve
 from featkit.core.types import Features
 from featkit.io import artifact
 from featkit.io.features import append_features, open_features
@@ -16,7 +16,7 @@ from featkit.io.lists import describe_pairs, read_pairs
 from featkit.pairing import stage
 from featkit.pairing.by_name import Exhaustive, Sequential, SequentialConfig
 from featkit.pairing.by_retrieval import Retrieval, RetrievalConfig, each_once
-from featkit.pairing.stage import AutoConfig, auto_method, run
+from featkit.pairing.stage import AutoConfig, auto_method, choose, image_names, run
 from featkit.retrieval.vlad import VladConfig
 
 SMALL = RetrievalConfig(num_matched=2, vlad=VladConfig(num_clusters=4, descriptor_dims=0))
@@ -89,20 +89,20 @@ def test_new_images_another_seed_and_another_configuration_are_made_anew(tmp_pat
     run("exhaustive", images, output)
     run("exhaustive", folder(images, 5), output)
     assert len(read_pairs(output)) == 10
-    run((Sequential, SequentialConfig(overlap=1)), images, output)
+    run(Method("sequential", Sequential, SequentialConfig(overlap=1)), images, output)
     assert len(read_pairs(output)) == 4
-    run((Sequential, SequentialConfig(overlap=2)), images, output)
+    run(Method("sequential", Sequential, SequentialConfig(overlap=2)), images, output)
     assert len(read_pairs(output)) == 7
-    run((Sequential, SequentialConfig(overlap=2)), images, output, seed=1)
+    run(Method("sequential", Sequential, SequentialConfig(overlap=2)), images, output, seed=1)
     assert made == ["Exhaustive"] * 2 + ["Sequential"] * 3
 
 
 def test_retrieval_is_made_anew_for_other_features(tmp_path: Path, made: list[str]) -> None:
     source, output = features(tmp_path / "f.h5", [30] * 4), tmp_path / "pairs.txt"
-    run((Retrieval, SMALL), source, output)
-    run((Retrieval, SMALL), source, output)
+    run(Method("retrieval", Retrieval, SMALL), source, output)
+    run(Method("retrieval", Retrieval, SMALL), source, output)
     features(source, [30] * 4, OtherConfig(), overwrite=True)
-    run((Retrieval, SMALL), source, output)
+    run(Method("retrieval", Retrieval, SMALL), source, output)
     assert made == ["Retrieval"] * 2
 
 
@@ -116,12 +116,12 @@ def rewrite(source: Path, name: str) -> None:
 def test_retrieval_is_made_anew_when_one_image_was_extracted_again(tmp_path: Path, made: list[str]) -> None:
     source, output = features(tmp_path / "f.h5", [30] * 5), tmp_path / "pairs.txt"
     names = [f"img{i}.jpg" for i in range(4)]
-    run((Retrieval, SMALL), source, output, names=names)
+    run(Method("retrieval", Retrieval, SMALL), source, output, names=names)
     rewrite(source, "img4.jpg")  # not one of them
-    run((Retrieval, SMALL), source, output, names=names)
+    run(Method("retrieval", Retrieval, SMALL), source, output, names=names)
     assert made == ["Retrieval"]
     rewrite(source, "img2.jpg")
-    run((Retrieval, SMALL), source, output, names=names)
+    run(Method("retrieval", Retrieval, SMALL), source, output, names=names)
     assert made == ["Retrieval"] * 2
 
 
@@ -148,7 +148,7 @@ def test_only_the_names_given_in_the_order_of_the_source(tmp_path: Path, kind: s
 def test_stopped_before_the_pairs_were_written_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     images, output = folder(tmp_path / "images", 4), tmp_path / "pairs.txt"
-    run((Sequential, SequentialConfig(overlap=1)), images, output)
+    run(Method("sequential", Sequential, SequentialConfig(overlap=1)), images, output)
     plain, written = artifact.write_bytes, []
 
     def stop(path: Path, data: bytes, **options: bool) -> Path:
@@ -160,8 +160,8 @@ def test_stopped_before_the_pairs_were_written_is_not_done(tmp_path: Path, monke
     with monkeypatch.context() as patch:
         patch.setattr(artifact, "write_bytes", stop)
         with pytest.raises(KeyboardInterrupt):
-            run((Sequential, SequentialConfig(overlap=2)), images, output)
-    run((Sequential, SequentialConfig(overlap=2)), images, output)
+            run(Method("sequential", Sequential, SequentialConfig(overlap=2)), images, output)
+    run(Method("sequential", Sequential, SequentialConfig(overlap=2)), images, output)
     assert len(read_pairs(output)) == 5
 
 
@@ -178,7 +178,9 @@ def test_a_list_somebody_wrote_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_the_sidecar_says_what_made_the_pairs(tmp_path: Path) -> None:
-    output = run((Retrieval, SMALL), features(tmp_path / "f.h5", [30] * 4), tmp_path / "pairs.txt", seed=7)
+    output = run(
+        Method("retrieval", Retrieval, SMALL), features(tmp_path / "f.h5", [30] * 4), tmp_path / "pairs.txt", seed=7
+    )
     described = describe_pairs(output)
     assert described is not None
     assert described["fingerprint"] == SMALL.fingerprint()
@@ -206,7 +208,7 @@ def test_retrieval_on_a_folder_says_to_extract_first(tmp_path: Path) -> None:
 
 def test_no_pair_at_all_is_not_a_success(tmp_path: Path) -> None:
     with pytest.raises(EmptyResultError, match="no two of its 2 images"):
-        run((Retrieval, SMALL), features(tmp_path / "f.h5", [30, 0]), tmp_path / "pairs.txt")
+        run(Method("retrieval", Retrieval, SMALL), features(tmp_path / "f.h5", [30, 0]), tmp_path / "pairs.txt")
     assert not (tmp_path / "pairs.txt").exists()
 
 
@@ -236,9 +238,9 @@ def test_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[str]) 
     run("auto", folder(tmp_path / "images", 3), tmp_path / "pairs.txt")
     assert made == ["Exhaustive"]
     source = features(tmp_path / "f.h5", [20] * 4)
-    run("auto", source, tmp_path / "pairs.txt", auto=AutoConfig(exhaustive_up_to=3))
-    run("auto", source, tmp_path / "pairs.txt", auto=AutoConfig(exhaustive_up_to=3), names=["img0.jpg", "img1.jpg"])
-    assert made == ["Exhaustive", "Retrieval", "Exhaustive"]
+    assert choose("auto", len(image_names(source)), auto=AutoConfig(exhaustive_up_to=3)).cls is Retrieval
+    assert choose("auto", 3, auto=AutoConfig(exhaustive_up_to=3)).cls is Exhaustive
+    assert choose("sequential", 3, {"overlap": 7}).config == SequentialConfig(overlap=7)
 
 
 def test_each_pair_once_in_reading_order() -> None:
@@ -249,7 +251,7 @@ def test_each_pair_once_in_reading_order() -> None:
 
 def test_yaml_names_resolve() -> None:
     for name, cls in (("exhaustive", Exhaustive), ("sequential", Sequential), ("retrieval", Retrieval)):
-        assert configured("pairing", name) == (cls, cls.Config())
+        assert resolve("pairing", name) == Method(name, cls, cls.Config())
 
 
 def test_importing_the_stage_imports_neither_torch_nor_faiss() -> None:

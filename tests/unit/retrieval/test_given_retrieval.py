@@ -114,8 +114,7 @@ def test_errors_name_the_images(vectors: dict[str, np.ndarray], tmp_path: Path) 
 
 def test_pairs_of_one_collection(vectors: dict[str, np.ndarray], tmp_path: Path) -> None:
     path = written(tmp_path / "g.h5", vectors)
-    cls, config = given_retrieval([path], {"num_matched": 2})
-    found = cls(config).pairs(MAP, None, np.random.default_rng(0))
+    found = given_retrieval([path], {"num_matched": 2}).built.pairs(MAP, None, np.random.default_rng(0))
     expected = {pair.key() for pair in by_loop(vectors, MAP, MAP, 2)}
     assert {pair.key() for pair in found} == expected
     assert len(found) == len(expected)

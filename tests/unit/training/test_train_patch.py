@@ -19,7 +19,7 @@ from textures import textured_patches
 
 from featkit.core.config import merge
 from featkit.core.errors import BadInputError, EmptyResultError, UsageError
-from featkit.core.registry import configured
+from featkit.core.registry import resolve
 from featkit.core.runtime import Stopped
 from featkit.data.patch_set import PatchSet
 from featkit.losses.base import LossResult
@@ -41,7 +41,7 @@ def recipe(name: str = "hynet", **changes: Any) -> PatchTraining:
     values = merge(SMALL, changes)
     if name.startswith("adasample"):
         values = merge({"sampler": {"class_size": 5, "candidates": 4}}, values)
-    _, config = configured("task", name, values)
+    config = resolve("task", name, values).own
     assert isinstance(config, PatchTraining)
     return config
 

@@ -15,7 +15,7 @@ from textures import textured_patches
 
 from featkit.core.config import merge
 from featkit.core.errors import BadInputError, UsageError
-from featkit.core.registry import configured
+from featkit.core.registry import resolve
 from featkit.data.hpatches import read_hpatches, read_rome
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import read_phototour, write_phototour
@@ -50,7 +50,7 @@ def rome(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(name: str, **changes: Any) -> PatchTraining:
-    _, config = configured("task", name, merge(SMALL, changes))
+    config = resolve("task", name, merge(SMALL, changes)).own
     assert isinstance(config, PatchTraining)
     return config
 
