@@ -110,9 +110,7 @@ def patch(
     world = launch(run.device, devices, recipe.precision, recipe.timeout_s)
     with world.reported_once():
         patches = read_training_patches(data, recipe.data)
-        trained = train_patch(
-            recipe, patches, out, name=config, device=run.device, devices=devices, overwrite=overwrite
-        )
+        trained = train_patch(recipe, patches, out, world=world, name=config, overwrite=overwrite)
     if not trained.is_first:
         return Outcome(trained.summary, silent=True)
     report = training_report(out)
@@ -190,7 +188,7 @@ def scfeat(
             name=Path(config).stem,
             encoder_weights=encoder_weights,
             stages=stage or STAGES,
-            devices=devices,
+            world=world,
             overwrite=overwrite,
         )
     summaries = {Path(one.folder).name: one.summary for one in trained}

@@ -133,7 +133,8 @@ def resolve(kind: str, name: str, changes: dict[str, Any] | None = None, device:
     values = named_config(name, kind)
     target = values.pop(kind, None)
     if target is None:
-        raise UsageError(f"configuration {name!r} has no key {kind!r}: it is no {kind}; {near_names(name, kind)}")
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise UsageError(f"{name!r} is not {article} {kind} (it has no key {kind!r}); {near_names(name, kind)}")
     cls = class_of(kind, str(target))
     return Method(name, cls, make(cls.Config, merge(values, changes or {}), f"configuration {name!r}"), device)
 

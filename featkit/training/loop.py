@@ -24,7 +24,7 @@ from featkit.core.runtime import Stopped, StopRequest, stop_signals
 from featkit.io.artifact import locked
 from featkit.losses.base import LossResult
 from featkit.training.config import TrainingConfig, build_optimiser, set_learning_rate
-from featkit.training.distributed import World, launch
+from featkit.training.distributed import World
 from featkit.training.run_folder import Progress, Row, RunFolder, load_checkpoint, save_checkpoint
 from featkit.training.task import Task, plan
 from featkit.training.whole_batch import random_state, set_random_state
@@ -46,19 +46,18 @@ def train(
     config: TrainingConfig,
     data: Any,
     output: Path,
+    world: World,
     *,
     name: str = "",
-    device: str = "auto",
-    devices: int | None = None,
     overwrite: bool = False,
 ) -> Trained:
     """Train a network by a task. data: of the type that the task takes. name: of the recipe, for the records.
 
-    devices: processes on this machine; None: one, or as many as torchrun started. `output` is read and written by the
-    first process only. Raises UsageError, BadInputError, NotWritableError, EmptyResultError (a loss that is no
-    number), ProcessLostError and Stopped (after SIGTERM or SIGINT, everything saved).
+    world: the processes that train, of `launch`; the first of them alone reads and writes `output`. Raises UsageError,
+    BadInputError, NotWritableError, EmptyResultError (a loss that is NaN or infinite), ProcessLostError and Stopped
+    (after SIGTERM or SIGINT, everything saved).
     """
-    world = launch(device, devices, config.precision, config.timeout_s)
+    world.precision = "bf16" if config.precision == "bf16" else "fp32"  # auto: until it is decided
     folder = RunFolder(output)
     with locked(folder.checkpoint) if world.is_first else nullcontext():
         if world.is_first:

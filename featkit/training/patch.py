@@ -38,7 +38,7 @@ from featkit.losses.base import GroupBatch, HingeLoss, LossResult, PairBatch
 from featkit.losses.build import build_loss, scaled_to_budget
 from featkit.losses.sosnet import second_order_term
 from featkit.models.patch import PatchNetwork
-from featkit.training.distributed import World
+from featkit.training.distributed import World, launch
 from featkit.training.loop import Trained, train
 from featkit.training.patch_config import AdaSample, Groups, HeldOut, PatchTraining
 from featkit.training.patch_feed import Batch, Draw, PatchFeed
@@ -432,6 +432,18 @@ def held_out_scores(
 # `featkit train patch`: patches -> a patch descriptor.
 
 
-def train_patch(config: PatchTraining, data: PatchSet, output: Path, **options: Any) -> Trained:
-    """Train a patch descriptor. options and errors: those of `train`."""
-    return train(PatchTask, config, data, output, **options)
+def train_patch(
+    config: PatchTraining,
+    data: PatchSet,
+    output: Path,
+    *,
+    world: World | None = None,
+    device: str = "auto",
+    **options: Any,
+) -> Trained:
+    """Train a patch descriptor. options and errors: those of `train`.
+
+    world: None: the processes that torchrun has started, or this one, on `device`.
+    """
+    world = world or launch(device, None, config.precision, config.timeout_s)
+    return train(PatchTask, config, data, output, world, **options)

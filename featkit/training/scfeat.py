@@ -16,7 +16,7 @@ from featkit.io.artifact import write_bytes, write_text
 from featkit.io.atomic import refuse_foreign
 from featkit.models.resnet import load_encoder_weights
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
-from featkit.training.distributed import launch
+from featkit.training.distributed import World, launch
 from featkit.training.loop import Trained, train
 from featkit.training.run_folder import load_checkpoint
 from featkit.training.scfeat_stages import DescriptionTask, DetectionTask, WarmUpTask
@@ -96,16 +96,17 @@ class ScfeatStages:
         name: str = "",
         encoder_weights: Path | None = None,
         stages: Sequence[str] = STAGES,
-        devices: int | None = None,
+        world: World | None = None,
         overwrite: bool = False,
     ) -> list[Trained]:
         """Train the stages named, in order; each starts from the best network of the one before, in OUT/<stage>.
 
+        world: None: the processes that torchrun has started, or this one, on the device it was built for.
         The last one's networks are also OUT/best.safetensors and OUT/last.safetensors. Raises UsageError for a stage
         that must start from one that is not there, and what `train` raises.
         """
         done = []
-        world = launch(self.device, devices, timeout_s=self.config.timeout_s)
+        world = world or launch(self.device, timeout_s=self.config.timeout_s)
         if world.is_first:
             refuse_foreign(*(output / name for name in (BEST, LAST, SUMMARY, "report.html")))
         start = world.from_first(lambda: self.encoder_start(encoder_weights))
@@ -114,18 +115,7 @@ class ScfeatStages:
             if stage in stages:
                 given = self._data(stage, data, before)
                 LOGGER.info("%s: %d %s, starts from %s", stage, given.count, TASKS[stage].unit, before.origin)
-                done.append(
-                    train(
-                        TASKS[stage],
-                        config,
-                        given,
-                        folder,
-                        name=name,
-                        device=self.device,
-                        devices=devices,
-                        overwrite=overwrite,
-                    )
-                )
+                done.append(train(TASKS[stage], config, given, folder, world, name=name, overwrite=overwrite))
             found = world.from_first(functools.partial(self._learned, folder))
             if found is not None:
                 start = found
