@@ -46,7 +46,7 @@ def test_a_budget_becomes_steps_and_the_same_budget_goes_on(
     command = ("train", "patch", "--config", "hardnet", "--data", patches, "--out", run, "--budget", "6s", *SHORT)
     done = featkit_command(*command, "--json")
     assert done.code == 0, done.err
-    assert 1 <= done.json()["steps"] < 400
+    assert 1 <= done.json()["steps"] < 4000
     again = featkit_command(*command, "--json")
     assert again.json()["steps"] == done.json()["steps"]
     assert "finished already" in again.err

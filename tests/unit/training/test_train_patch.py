@@ -240,6 +240,12 @@ def test_a_run_keeps_the_precision_that_was_measured(
     assert stored_precisions(tmp_path / "again") == ["fp32"] * 3, "what is finished stays as it was made"
 
 
+def test_data_that_is_refused_is_refused_before_measuring(textures: PatchSet, tmp_path: Path) -> None:
+    for values in ({"steps": 1000}, {"budget": "9s"}):
+        with pytest.raises(UsageError, match="ask for at most"):
+            train_patch(recipe(batch_size=600, **values), textures, tmp_path, device="cpu")
+
+
 def test_a_short_training_is_in_float32(textures: PatchSet, tmp_path: Path) -> None:
     train_patch(recipe(steps=1), textures, tmp_path, device="cpu")
     assert stored_precisions(tmp_path) == ["fp32"] * 3
