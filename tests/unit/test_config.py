@@ -175,7 +175,7 @@ def test_names() -> None:
         named_config("rootsfit")
     with pytest.raises(UsageError, match="there are: "):
         named_config("x" * 300)
-    with pytest.raises(UsageError, match="not a matcher"):
+    with pytest.raises(UsageError, match="it is no matcher"):
         configured("matcher", "rootsift")
     with pytest.raises(UsageError, match="did you mean 'sift'"):
         resolve("extractor", "shift")
