@@ -65,7 +65,8 @@ def learned(featkit_command: Command, tmp_path_factory: pytest.TempPathFactory) 
             *(word for stage in ("warm_up", "description", "detection")
               for word in ("--set", f"{stage}.{CANVAS}", "--set", f"{stage}.batch_size={2 if stage == LAST else 4}")),
             *(word for stage in ("description", LAST) for word in ("--set", f"{stage}.{VIEWS}")),
-            *(word for stage in ("warm_up", "description", LAST) for easy in EASY for word in ("--set", f"{stage}.{easy}")),
+            *(word for stage in ("warm_up", "description", LAST)
+              for easy in EASY for word in ("--set", f"{stage}.{easy}")),
             "--set", "warm_up.augmentation.views={rotation_deg: 30, scale_max: 1.5, perspective: 0.1}",
             "--set", "description.pull=0", "--set", "description.freeze_norms=false",
             "--set", "warm_up.steps=170", "--set", "description.steps=60", "--set", "detection.steps=30",
