@@ -90,6 +90,6 @@ def test_what_is_refused(scene: Path, tmp_path: Path) -> None:
     refused(
         in_process.run("eval", "localization", "--root", scene, "--features", ",", "--out", out),
         2,
-        "names parted by commas",
+        "names separated by commas",
     )
     assert not out.exists()
