@@ -1,8 +1,8 @@
 """Names a user types -> the classes behind them, resolved only when asked for.
 
-Adding a method is one file, one row here, one yaml in `configs/`, one test. From outside the package a yaml names a class
-itself, as `extractor: my_package.my_module:MyExtractor`, or by an entry point of the group `featkit.extractors`
-(`featkit.matchers`, `featkit.pairings`, ...): docs/extending.md.
+Adding a method is one file, one row here, one yaml in `configs/`, one test. From outside the package a yaml names a
+class itself (docs/extending.md), as `extractor: my_package.my_module:MyExtractor`, or by an entry point of the group
+`featkit.extractors` (`featkit.matchers`, `featkit.pairings`, ...).
 """
 
 from __future__ import annotations

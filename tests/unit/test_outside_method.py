@@ -11,6 +11,7 @@ import pytest
 
 from featkit.core.errors import UsageError
 from featkit.core.registry import configured, resolve
+from featkit.core.types import Pair
 from featkit.io.features import open_features
 from featkit.io.matches import open_matches
 from tests.in_process import refused, results, run
@@ -54,7 +55,7 @@ def test_the_example_extracts_and_matches(example: Path, tmp_path: Path) -> None
     results("match", store, tmp_path / "pairs.txt", "--out", tmp_path / "matches.h5")
     with open_features(store) as features, open_matches(tmp_path / "matches.h5") as matches:
         a, b = features.read("a.png"), features.read("b.png")
-        index = matches.read(("a.png", "b.png")).matches0
+        index = matches.read(Pair("a.png", "b.png")).matches0
     assert 0 < len(a) <= 400  # --max-keypoints reaches the class
     assert a.descriptors.dtype == np.uint8
     moved = a.keypoints[index >= 0] - b.keypoints[index[index >= 0]]
