@@ -10,8 +10,9 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer
 
@@ -75,20 +76,20 @@ def _names(one: Any) -> str:
     if one.param_type_name == "argument":
         return f"`{_argument(one)}`"
     names = ", ".join(sorted(one.opts, key=len, reverse=True))
-    metavar = "" if one.is_flag or getattr(one, "count", False) else f" {one.metavar or _type(one.type)}"
+    metavar = "" if one.is_flag or getattr(one, "count", False) else f" {one.metavar or _type(one)}"
     return f"`{names}{metavar}`"
 
 
-def _type(kind: Any) -> str:
-    choices = getattr(kind, "choices", None)
-    if choices:
-        return "|".join(str(getattr(one, "value", one)) for one in choices)
-    ends = [getattr(kind, end, None) for end in ("min", "max")]
-    name = kind.name.split()[0].upper()
-    if ends == [None, None]:
-        return name
+def _type(one: Any) -> str:
+    """What an option takes: choices, or the type's name with its range."""
+    kinds = [kind for kind in (one.type_descriptor.annotation, *get_args(one.type_descriptor.annotation)) if kind]
+    kind = next(kind for kind in reversed(kinds) if kind is not type(None))
+    if issubclass(kind, Enum):
+        return "|".join(str(member.value) for member in kind)
+    ends = [getattr(one.type_descriptor.parameter_info, end, None) for end in ("min", "max")]
+    name = "TEXT" if kind is str else kind.__name__.upper()
     low, high = ("" if end is None else f"{end:g}" for end in ends)
-    return f"{name} {low}..{high}"
+    return name if ends == [None, None] else f"{name} {low}..{high}"
 
 
 def _default(one: Any) -> str:
