@@ -17,7 +17,7 @@ lint: $(VENV)/.featkit-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Every feature on every benchmark, beside the measuring data in ../shared/data; rewrites the README's tables.
+# Every feature on every benchmark, beside the measuring data in ../shared/data; rewrites the tables of README.md and docs/.
 benchmarks: $(VENV)/.featkit-test
 	$(BIN)/python benchmarks/leaderboard.py --work featkit-benchmarks
 	$(BIN)/python benchmarks/tables.py

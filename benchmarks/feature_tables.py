@@ -39,7 +39,7 @@ def patches(result: Result) -> str:
 
 
 def patch_lines(result: Result) -> list[str]:
-    """Lines of the README's table: our rows, then the papers' with their own columns."""
+    """Lines of the table: our rows, then the papers' with their own columns."""
     heads = list(result["rows"][0]["fpr95"])
     lines = ["| method | epoch | seeds | " + " | ".join(heads) + " | mean |", "|---|---|" + "---:|" * (len(heads) + 2)]
     for row in result["rows"]:
