@@ -4,13 +4,17 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint benchmarks clean
+.PHONY: demo test test-fast lint benchmarks clean
 
 demo: $(VENV)/.featkit
 	$(BIN)/featkit demo --out featkit-demo
 
 test: $(VENV)/.featkit-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The unit tests of the rooms, without those that are marked slow: for while you write.
+test-fast: $(VENV)/.featkit-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2 --dist loadfile -q
 
 lint: $(VENV)/.featkit-test
 	$(BIN)/ruff format --check .
