@@ -77,7 +77,7 @@ def _names(one: Any) -> str:
         return f"`{_argument(one)}`"
     names = ", ".join(sorted(one.opts, key=len, reverse=True))
     metavar = "" if one.is_flag or getattr(one, "count", False) else f" {one.metavar or _type(one)}"
-    return f"`{names}{metavar}`"
+    return f"`{names}{metavar}`".replace("|", r"\|")
 
 
 def _type(one: Any) -> str:
@@ -110,15 +110,9 @@ def _cell(text: str) -> str:
 
 
 def _prose(text: str) -> str:
-    """Help's paragraphs; an example stands by itself as code."""
-    blocks = []
-    for block in re.split(r"\n\s*\n", inspect.cleandoc(text.replace("\b\n", "").replace("\f", ""))):
-        lines = block.splitlines()
-        if any(line.startswith(("Example: ", "Examples: ")) for line in lines):
-            blocks += ["\n".join(f"    {line.partition(': ')[2] if ': featkit' in line else line}" for line in lines)]
-        else:
-            blocks += [" ".join(block.split()).replace("<", r"\<")]
-    return "\n\n".join(blocks)
+    """Help's paragraphs, each on a line of its own."""
+    plain = inspect.cleandoc(text.replace("\b\n", "").replace("\f", ""))
+    return "\n\n".join(" ".join(block.split()).replace("<", r"\<") for block in re.split(r"\n\s*\n", plain))
 
 
 def _anchor(name: str) -> str:
