@@ -1,6 +1,8 @@
 """Names a user types -> the classes behind them, resolved only when asked for.
 
-Adding a method is one file, one row here, one yaml in `configs/`, one test.
+Adding a method is one file, one row here, one yaml in `configs/`, one test. From outside the package a yaml names a
+class itself (docs/extending.md), as `extractor: my_package.my_module:MyExtractor`, or by an entry point of the group
+`featkit.extractors` (`featkit.matchers`, `featkit.pairings`, ...).
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any
 
 from featkit.core.config import Config, make, merge, named_config, near_names
@@ -58,13 +61,33 @@ KINDS = {"extractor": EXTRACTORS, "matcher": MATCHERS, "pairing": PAIRINGS, "tas
 
 
 def resolve(kind: str, name: str) -> type[Any]:
-    """The class registered as `name` among `kind` (a key of `KINDS`). Raises UsageError."""
-    table = KINDS[kind]
-    if name not in table:
-        near = difflib.get_close_matches(name, table, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(table)}"
+    """The class behind `name` among `kind` (a key of `KINDS`): a row, an entry point, or "module:Class" itself.
+
+    Raises UsageError for an unknown name, and for a class from outside that cannot be imported or has no Config.
+    """
+    if name in KINDS[kind]:
+        return _load(KINDS[kind][name].target)
+    outside = {point.name: point.value for point in entry_points(group=f"featkit.{kind}s")}
+    target = name if ":" in name else outside.get(name)
+    if target is None:
+        known = [*KINDS[kind], *outside]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
         raise UsageError(f"no {kind} named {name!r}; {hint}")
-    module, _, attribute = table[name].target.partition(":")
+    try:
+        cls = _load(target)
+    except Exception as error:  # a module from outside may raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{kind} {target}: {reason}; install its package, or put its folder on PYTHONPATH") from None
+    config = getattr(cls, "Config", None)
+    if not (isinstance(cls, type) and isinstance(config, type) and issubclass(config, Config)):
+        raise UsageError(f"{kind} {target}: not a class with a Config (a subclass of featkit.core.config.Config)")
+    return cls
+
+
+def _load(target: str) -> type[Any]:
+    """The class that "module:Class" names."""
+    module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
