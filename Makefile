@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint benchmarks clean
+.PHONY: demo test test-fast lint benchmarks clean
 
 demo: $(VENV)/.featkit
 	$(BIN)/featkit demo --out featkit-demo
@@ -12,12 +12,16 @@ demo: $(VENV)/.featkit
 test: $(VENV)/.featkit-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# The unit tests of the rooms, without those that are marked slow: for while you write.
+test-fast: $(VENV)/.featkit-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2 --dist loadfile -q
+
 lint: $(VENV)/.featkit-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Every feature on every benchmark, beside the measuring data in ../shared/data; rewrites the README's tables.
+# Every feature on every benchmark, beside the measuring data in ../shared/data; rewrites the tables of README.md and docs/.
 benchmarks: $(VENV)/.featkit-test
 	$(BIN)/python benchmarks/leaderboard.py --work featkit-benchmarks
 	$(BIN)/python benchmarks/tables.py

@@ -39,7 +39,7 @@ def patches(result: Result) -> str:
 
 
 def patch_lines(result: Result) -> list[str]:
-    """Lines of the README's table: our rows, then the papers' with their own columns."""
+    """Lines of the table: our rows, then the papers' with their own columns."""
     heads = list(result["rows"][0]["fpr95"])
     lines = ["| method | epoch | seeds | " + " | ".join(heads) + " | mean |", "|---|---|" + "---:|" * (len(heads) + 2)]
     for row in result["rows"]:
@@ -174,7 +174,36 @@ def hpatches(result: Result) -> str:
     return "\n".join(lines)
 
 
+CHOICES = {  # when to take it, what it was learned from, licence of its weights
+    "rootsift": ("the default: rotation, scale, most points", "nothing: no weights", "-"),
+    "scfeat": (
+        "blur, compression, moderate viewpoint; fewer points",
+        "photographs and poses of nine scenes",
+        "research",
+    ),
+    "dog+sdgmnet": ("research on descriptors: the best of the shipped ones", "patches of nine scenes", "research"),
+    "dog+doap-binary": ("descriptors of 32 bytes", "patches of nine scenes", "research"),
+    "aliked-n16": ("hard viewpoint and light changes", "MegaDepth, homographies", "BSD-3-Clause"),
+    "disk": ("the same", "MegaDepth", "Apache-2.0"),
+    "xfeat": ("speed", "MegaDepth, COCO", "Apache-2.0"),
+}
+CHOSEN_BY = ("MMAScore oxford-affine, %", "fountain-P11 points", "fountain-P11 track", "keypoints/s")
+
+
+def choices(result: Result) -> str:
+    """Which features when, with the leaderboard's figures; "-" where it has none."""
+    values = {(one["method"], one["measure"]): one["value"] for one in result["standings"]}
+    heads = ("features", "when", "learned from", "weights' licence", *CHOSEN_BY)
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|---|---|" + "---:|" * len(CHOSEN_BY)]
+    for name, words in CHOICES.items():
+        row = [values.get((name, measure)) for measure in CHOSEN_BY]
+        figures = [ANYWHERE if v is None else f"{v:,.0f}" if v >= 1000 else f"{v:.3g}" for v in row]
+        lines.append(f"| `{name}` | " + " | ".join([*words, *figures]) + " |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "choices": ("leaderboard", choices),
     "leaderboard": ("leaderboard", leaderboard),
     "hpatches": ("hpatches_speed", hpatches),
     "patches": ("patch_table", patches),

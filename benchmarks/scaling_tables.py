@@ -173,7 +173,7 @@ def origin(result: Result) -> str:
     return (
         f"*Measured on {result['date']} with `{result['command']}`: {machine['processor']}, {machine['cores']} cores,"
         f" {machine['memory_gib']} GiB, pycolmap {result['versions']['pycolmap']}. All figures:"
-        " [`benchmarks/results/scaling.json`](../benchmarks/results/scaling.json).*"
+        " [`benchmarks/results/scaling.json`](benchmarks/results/scaling.json).*"
     )
 
 

@@ -61,22 +61,24 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def filled(page: str) -> str:
-    """A page with every table of it made anew."""
+def filled(path: Path) -> str:
+    """The text of a page with every table of it made anew."""
+    page = path.read_text(encoding="utf-8")
+    up = "../" * len(path.relative_to(ROOT).parents[0].parts)
     for name, make in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(page):
             continue
-        page = pattern.sub(lambda match, table=make(): f"{match[1]}{table}\n{match[2]}", page)
+        table = make().replace("](benchmarks/", f"]({up}benchmarks/")
+        page = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", page)
     return page
 
 
 def main() -> None:
     stale = []
     for path in pages():
-        old = path.read_text(encoding="utf-8")
-        new = filled(old)
-        if new != old:
+        new = filled(path)
+        if new != path.read_text(encoding="utf-8"):
             stale.append(str(path.relative_to(ROOT)))
             if "--check" not in sys.argv[1:]:
                 path.write_text(new, encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from featkit.cli import app as options
 from featkit.cli.app import Outcome
 from featkit.core.errors import UsageError
 from featkit.core.registry import Method
+from featkit.engine.plan import EngineConfig
 from featkit.features.base import Extractor
 from featkit.features.stage import ExtractConfig, extraction
 from featkit.images.read import DecodeConfig
@@ -21,9 +22,6 @@ from featkit.io.atomic import refuse_foreign
 from featkit.report.content import Report, Table
 from featkit.report.page import write_report
 from featkit.report.ranking import Ranked
-
-if TYPE_CHECKING:
-    from featkit.engine.plan import EngineConfig
 
 FeatureNames = Annotated[
     str, typer.Option("--features", help="Configurations by name or path; comma-separated.", metavar="NAME,...")

@@ -1,6 +1,8 @@
 """Names a user types -> named, configured things: `resolve("extractor", "rootsift")` is a `Method`.
 
-Adding a method is one file, one row here, one yaml in `configs/`, one test.
+Adding a method is one file, one row here, one yaml in `configs/`, one test. From outside the package a yaml names a
+class itself (docs/extending.md), as `extractor: my_package.my_module:MyExtractor`, or by an entry point of the group
+`featkit.extractors` (`featkit.matchers`, `featkit.pairings`, ...).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import importlib
 import re
 from dataclasses import dataclass, fields
 from functools import cached_property
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -76,6 +79,8 @@ class Method(Generic[T]):
     own: Config
     """The configuration of `cls`, complete."""
     device: str = "auto"
+    row: str = ""
+    """What its yaml calls `cls`: a row of the tables above, an entry point, or "module:Class"."""
     stage: Config | None = None
     """The configuration of the stage around it, where that decides results too: `ExtractConfig`, which holds `own`."""
 
@@ -136,24 +141,39 @@ def resolve(kind: str, name: str, changes: dict[str, Any] | None = None, device:
         article = "an" if kind[0] in "aeiou" else "a"
         raise UsageError(f"{name!r} is not {article} {kind} (it has no key {kind!r}); {near_names(name, kind)}")
     cls = class_of(kind, str(target))
-    return Method(name, cls, make(cls.Config, merge(values, changes or {}), f"configuration {name!r}"), device)
+    own = make(cls.Config, merge(values, changes or {}), where=f"configuration {name!r}")
+    return Method(name, cls, own, device, str(target))
 
 
 def class_of(kind: str, name: str) -> type[Any]:
-    """The class registered as `name` among `kind` (a key of `KINDS`). Raises UsageError."""
-    table = KINDS[kind]
-    if name not in table:
-        near = difflib.get_close_matches(name, table, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(table)}"
+    """The class behind `name` among `kind` (a key of `KINDS`): a row, an entry point, or "module:Class" itself.
+
+    Raises UsageError for an unknown name, and for a class from outside that cannot be imported or has no Config.
+    """
+    if name in KINDS[kind]:
+        return _load(KINDS[kind][name].target)
+    outside = {point.name: point.value for point in entry_points(group=f"featkit.{kind}s")}
+    target = name if ":" in name else outside.get(name)
+    if target is None:
+        known = [*KINDS[kind], *outside]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
         raise UsageError(f"no {kind} named {name!r}; {hint}")
-    module, _, attribute = table[name].target.partition(":")
+    try:
+        cls = _load(target)
+    except Exception as error:  # a module from outside may raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{kind} {target}: {reason}; install its package, or put its folder on PYTHONPATH") from None
+    config = getattr(cls, "Config", None)
+    if not (isinstance(cls, type) and isinstance(config, type) and issubclass(config, Config)):
+        raise UsageError(f"{kind} {target}: not a class with a Config (a subclass of featkit.core.config.Config)")
+    return cls
+
+
+def _load(target: str) -> type[Any]:
+    """The class that "module:Class" names."""
+    module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def target_of(kind: str, cls: type[Any]) -> str:
-    """What a yaml calls a class: its row among `kind`, or "module:Class" when it has none."""
-    target = f"{cls.__module__}:{cls.__qualname__}"
-    return next((row for row, entry in KINDS[kind].items() if entry.target == target), target)
 
 
 def setting_of(benchmark: str, setting: str, changes: dict[str, Any]) -> Config:

@@ -31,7 +31,7 @@ from pydantic import Field
 from featkit.core.config import Config, Runtime, digest, make
 from featkit.core.errors import BadInputError, EmptyResultError, WorkerDiedError
 from featkit.core.log import progress
-from featkit.core.registry import Method, class_of, resolve, target_of
+from featkit.core.registry import Method, class_of, resolve
 from featkit.core.runtime import usable_cores
 from featkit.core.types import Features
 from featkit.features.base import Extractor, TwoSteps, takes_two_steps
@@ -68,14 +68,16 @@ def extraction(config: ExtractConfig, changes: dict[str, Any] | None = None, dev
     values = {**config.extractor, **(changes or {})}
     if "extractor" not in values:
         return of_photographs(resolve("extractor", config.features, values, device), config)
-    cls = class_of("extractor", str(values.pop("extractor")))  # complete: the yaml may have moved or changed since
+    row = str(values.pop("extractor"))  # complete: the yaml may have moved or changed since
+    cls = class_of("extractor", row)
     own = make(cls.Config, values, where=f"configuration {config.features!r}")
-    return of_photographs(Method(config.features, cls, own, device), config)
+    return of_photographs(Method(config.features, cls, own, device, row), config)
 
 
 def of_photographs(method: Method[Extractor], config: ExtractConfig) -> Method[Extractor]:
     """An extractor with the configuration of the stage around it, which then holds all of the extractor's fields."""
-    own = {"extractor": target_of("extractor", method.cls), **method.own.result_fields()}
+    row = method.row or f"{method.cls.__module__}:{method.cls.__qualname__}"
+    own = {"extractor": row, **method.own.result_fields()}
     return replace(method, stage=config.model_copy(update={"features": method.name, "extractor": own}))
 
 

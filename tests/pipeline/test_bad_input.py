@@ -1,6 +1,6 @@
 """Photographs and names as people have them, on the real commands: each is worked on rightly or refused in one line.
 
-docs/bad-input.md is the table of all of them.
+docs/robustness.md is the table of all of them.
 """
 
 from __future__ import annotations

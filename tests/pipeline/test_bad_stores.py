@@ -1,4 +1,4 @@
-"""HDF5 files of others, damaged ones and huge ones, on the real commands; docs/bad-input.md is the table."""
+"""HDF5 files of others, damaged ones and huge ones, on the real commands; docs/robustness.md is the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/bad-input.md: every row has an exit code and names a test that is there."""
+"""docs/robustness.md, its table of bad input: every row has an exit code and names a test that is there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LINES = (ROOT / "docs" / "bad-input.md").read_text(encoding="utf-8").splitlines()
+PAGE = (ROOT / "docs" / "robustness.md").read_text(encoding="utf-8")
+LINES = PAGE.partition("## Bad input")[2].splitlines()
 ROWS = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in LINES if line.startswith("| ")][1:]
 CODES = {"0", "1", "2", "3", "4", "5", "130", "143", "-"}
 
@@ -26,3 +27,8 @@ def test_a_row_is_kept_by_its_test(row: list[str]) -> None:
 
 def test_the_table_is_whole() -> None:
     assert len(ROWS) > 40
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`(tests/[\w/]+\.py)`", PAGE))))
+def test_a_promise_is_kept_by_a_file(path: str) -> None:
+    assert (ROOT / path).is_file()

@@ -10,7 +10,7 @@ import pytest
 
 from featkit.core.config import Config, digest
 from featkit.core.errors import UsageError
-from featkit.core.registry import Method, class_of, resolve, setting_of, target_of
+from featkit.core.registry import Method, resolve, setting_of
 from featkit.features import stage as extract
 from featkit.features.sift import Sift
 from featkit.features.stage import ExtractConfig, extraction, of_photographs
@@ -117,10 +117,11 @@ def test_the_fingerprint_of_a_store_stays() -> None:
     assert extraction(other, changes).config.fingerprint() != "2d97ff6f743e993a"
 
 
-def test_a_class_by_what_a_yaml_calls_it() -> None:
-    assert target_of("extractor", Sift) == "sift"
-    assert target_of("extractor", Counted) == f"{__name__}:Counted"
-    assert class_of("extractor", "sift") is Sift
+def test_a_store_names_the_class_as_the_yaml_does() -> None:
+    assert extraction(ExtractConfig(features="rootsift")).config.extractor["extractor"] == "sift"
+    by_hand = of_photographs(Method("mine", Sift, Sift.Config()), ExtractConfig())
+    assert by_hand.config.extractor["extractor"] == "featkit.features.sift:Sift"
+    assert extraction(by_hand.config).cls is Sift
 
 
 def test_a_plain_extractor_is_run_with_the_default_way_of_decoding(tmp_path: Path) -> None:

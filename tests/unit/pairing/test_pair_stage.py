@@ -251,7 +251,7 @@ def test_each_pair_once_in_reading_order() -> None:
 
 def test_yaml_names_resolve() -> None:
     for name, cls in (("exhaustive", Exhaustive), ("sequential", Sequential), ("retrieval", Retrieval)):
-        assert resolve("pairing", name) == Method(name, cls, cls.Config())
+        assert resolve("pairing", name) == Method(name, cls, cls.Config(), row=name)
 
 
 def test_importing_the_stage_imports_neither_torch_nor_faiss() -> None:
