@@ -37,9 +37,9 @@ from machine import write_result
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from featkit.data.augment import CanvasConfig
 from featkit.data.posed_pairs import PosedConfig, read_posed_pairs
 from featkit.data.posed_samples import PairAugmentation, PosedBatch, PosedSamples
+from featkit.data.views import CanvasConfig
 from featkit.losses.scfeat_detection import (
     DetectionLossConfig,
     KeypointSample,

@@ -30,7 +30,7 @@ from featkit.io.matches import append_matches, open_matches, pair_key
 from featkit.mapping.align import compare_with_truth
 from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.database import count_verified
-from featkit.mapping.map import MapConfig, build_map, database_config, read_largest
+from featkit.mapping.stage import MapConfig, build_map, database_config, read_largest
 from featkit.mapping.verify import build_database
 from featkit.matching import stage as match
 from featkit.pairing import stage as pairing

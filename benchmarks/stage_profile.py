@@ -40,9 +40,9 @@ from featkit.features.stage import ExtractConfig, ExtractJob
 from featkit.images.read import DecodeConfig, decode, list_images
 from featkit.io.features import append_features, open_features
 from featkit.io.lists import read_pairs, write_pairs
-from featkit.mapping import map
+from featkit.mapping import stage as map_stage
 from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.map import MapConfig, build_map
+from featkit.mapping.stage import MapConfig, build_map
 from featkit.mapping.verify import build_database, by_ransac
 from featkit.matching import stage as match
 from featkit.pairing import stage as pairing
@@ -176,7 +176,7 @@ def mapping(images: Path, names: list[str], features: Path, work: Path) -> list[
     matcher, matching_config = match.resolve("mutual")
     matches = match.run(matcher, matching_config, features, pairs, work / "matches.h5")
     config = MapConfig(camera=CameraConfig(mode="single"))
-    how = map.database_config(config)
+    how = map_stage.database_config(config)
     database = work / "database.db"
 
     def verify() -> None:

@@ -49,7 +49,7 @@ from featkit.io.lists import read_pairs, write_pairs
 from featkit.localization import stage as localize
 from featkit.localization.queries import pair_queries, pair_queries_given
 from featkit.localization.stage import QueryResult, by_file_name, check_submission, submission_name, write_submission
-from featkit.mapping import map
+from featkit.mapping import stage as map_stage
 from featkit.mapping.model import refuse_other_models
 from featkit.mapping.scene import MapFiles
 from featkit.mapping.verify import build_database
@@ -122,11 +122,13 @@ def run(
         matches = matching.run(rule.matcher, rule.config, database_features, pairs, matched, overwrite=overwrite)
     with timed("verify", seconds):
         database = build_database(
-            map.database_config(config.map), images, database_features, pairs, matches,
+            map_stage.database_config(config.map), images, database_features, pairs, matches,
             place / "database.db", names=mapped, reference=reference, overwrite=overwrite,
         )  # fmt: skip
     with timed("triangulate", seconds):
-        sparse = map.build_map(config.map, images, database, place / "sparse", reference=reference, overwrite=overwrite)
+        sparse = map_stage.build_map(
+            config.map, images, database, place / "sparse", reference=reference, overwrite=overwrite
+        )
     found = MapFiles(place, sparse / "0", database_features)
     with timed("pair queries", seconds):
         number, retrieved = config.localize.num_retrieved, place / "pairs-query-retrieved.txt"

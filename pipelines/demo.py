@@ -20,7 +20,7 @@ from featkit.localization.absolute_pose import PoseConfig
 from featkit.localization.stage import LocalizeConfig
 from featkit.mapping.align import transform_pose, truth_from_map
 from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.map import MapConfig, read_largest
+from featkit.mapping.stage import MapConfig, read_largest
 from featkit.mapping.verify import VerifyConfig
 from featkit.report.maps import demo_report, localization_metrics
 

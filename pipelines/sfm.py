@@ -23,13 +23,13 @@ from featkit.features.stage import ExtractConfig, ExtractJob
 from featkit.io.artifact import write_text
 from featkit.io.atomic import refuse_foreign
 from featkit.io.lists import describe_pairs, read_pairs, read_poses
-from featkit.mapping import map
+from featkit.mapping import stage as map_stage
 from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.cameras import listed_intrinsics
-from featkit.mapping.map import MapConfig
 from featkit.mapping.model import refuse_other_models
 from featkit.mapping.reference import read_reference
 from featkit.mapping.scene import image_folder, output_folder, usable_images
+from featkit.mapping.stage import MapConfig
 from featkit.mapping.verify import build_database
 from featkit.matching import stage as match
 from featkit.pairing import stage as pairing
@@ -121,11 +121,13 @@ def run(
         )  # fmt: skip
     with timed("verify", seconds):
         database = build_database(
-            map.database_config(config.map), images, features, pairs, matches, output / "database.db",
+            map_stage.database_config(config.map), images, features, pairs, matches, output / "database.db",
             names=names, reference=known, intrinsics=listed, overwrite=overwrite, verifier=stages.verifier(engine),
         )  # fmt: skip
     with timed("map", seconds):
-        sparse = map.build_map(config.map, images, database, output / "sparse", reference=known, overwrite=overwrite)
+        sparse = map_stage.build_map(
+            config.map, images, database, output / "sparse", reference=known, overwrite=overwrite
+        )
     with timed("report", seconds):
         metrics = map_metrics(sparse, database, len(names), true_poses, align=known is None)
         metrics["seconds"] = seconds

@@ -17,8 +17,8 @@ from featkit.io.features import append_features
 from featkit.io.lists import write_pairs
 from featkit.io.matches import append_matches
 from featkit.mapping.cameras import CameraConfig, to_pose
-from featkit.mapping.map import MapConfig, build_map, database_config, read_largest
 from featkit.mapping.reference import Reference
+from featkit.mapping.stage import MapConfig, build_map, database_config, read_largest
 from featkit.mapping.verify import build_database
 
 IMAGES, POINTS = 8, 200

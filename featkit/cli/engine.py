@@ -6,15 +6,14 @@ import functools
 import inspect
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from featkit.cli.app import Outcome, given
 from featkit.core.config import make
-
-if TYPE_CHECKING:
-    from featkit.engine.stages import Planned
+from featkit.engine.plan import EngineConfig
+from featkit.engine.stages import Planned
 
 ENGINE_PANEL = "Engine"
 
@@ -75,9 +74,6 @@ def with_engine(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Outcome:
-        from featkit.engine.plan import EngineConfig
-        from featkit.engine.stages import Planned
-
         chosen = {name: kwargs.pop(name, default) for name, (_, default) in OPTIONS.items()}
         values = given(
             name=EngineName(chosen["engine"]).value,

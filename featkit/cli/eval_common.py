@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,8 @@ from featkit import __version__
 from featkit.cli import app as options
 from featkit.cli.app import Outcome
 from featkit.core.errors import UsageError
+from featkit.engine.plan import LOCAL, EngineConfig
+from featkit.evaluation.predictions import Method
 from featkit.features.stage import ExtractConfig, ExtractJob
 from featkit.images.read import DecodeConfig
 from featkit.io.artifact import write_text
@@ -19,10 +21,6 @@ from featkit.io.atomic import refuse_foreign
 from featkit.report.content import Report, Table
 from featkit.report.page import write_report
 from featkit.report.ranking import Ranked
-
-if TYPE_CHECKING:
-    from featkit.engine.plan import EngineConfig
-    from featkit.evaluation.predictions import Method
 
 FeatureNames = Annotated[
     str, typer.Option("--features", help="Configurations by name or path; comma-separated.", metavar="NAME,...")
@@ -66,9 +64,6 @@ def method_names(features: str) -> list[str]:
 
 def methods_of(asked: Asked, device: str) -> list[Method]:
     """The features that are asked for, ready to extract. Raises UsageError for an unknown name or field."""
-    from featkit.engine.plan import LOCAL
-    from featkit.evaluation.predictions import Method
-
     names = method_names(asked.features)
     if asked.weights is not None and len(names) > 1:
         raise UsageError(f"--weights goes with one --features, not with {len(names)}")

@@ -121,7 +121,9 @@ VERBS = {
         "eval_app",
         "Evaluate features and descriptors on the field's benchmarks: matching, maps, poses, patches.",
     ),
-    "weights": Verb("weights", "weights_app", "List trained weights, import published ones, export a training's."),
+    "weights": Verb(
+        "weights", "weights_app", "List trained weights, fetch and import published ones, export a training's."
+    ),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,13 +13,13 @@ from featkit.cli.engine import with_engine
 from featkit.core.config import load_pipeline, make, merge, overrides
 from featkit.core.errors import UsageError
 from featkit.demo.scene import RenderedConfig
+from featkit.engine.plan import EngineConfig
 from featkit.geometry.poses import Geodetic, is_on_earth
 from featkit.mapping import metric
 from featkit.mapping.align import SimilarityConfig
+from featkit.mapping.covisibility import CovisibleConfig, find_model
+from featkit.mapping.export import export
 from featkit.report.maps import alignment_lines, alignment_table, map_table, truth_table
-
-if TYPE_CHECKING:
-    from featkit.engine.plan import EngineConfig
 
 # ----------------------------------------------------------------------------------------------------------------------
 # `featkit reconstruct`: a folder of photographs -> a map.
@@ -241,9 +241,6 @@ def export_command(
     *,
     run: RunOptions,
 ) -> Outcome:
-    from featkit.mapping.covisibility import CovisibleConfig, find_model
-    from featkit.mapping.export import export
-
     for option, value, belongs_to in (("--num", num, "hloc"), ("--images", images, "nerfstudio")):
         if value is not None and form != belongs_to:
             raise UsageError(f"{option} goes with --format {belongs_to}, not with {form}")

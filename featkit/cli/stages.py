@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from featkit.cli.engine import with_engine
 from featkit.core.config import make, merge, overrides
 from featkit.core.errors import UsageError
 from featkit.core.registry import configured
+from featkit.engine import stages
+from featkit.engine.plan import EngineConfig, join, read_plan, run_shard
+from featkit.engine.stages import describer
 from featkit.features import stage as extraction
 from featkit.images.read import DecodeConfig
 from featkit.io.features import open_features
@@ -20,13 +23,11 @@ from featkit.io.lists import read_pairs
 from featkit.io.matches import open_matches
 from featkit.mapping.cameras import check
 from featkit.mapping.database import database_counts
+from featkit.mapping.verify import DatabaseConfig, build_database
 from featkit.matching import stage as matching
 from featkit.pairing import stage as pairing
 from featkit.pairing.base import Sources
 from featkit.pairing.by_retrieval import given_retrieval
-
-if TYPE_CHECKING:
-    from featkit.engine.plan import EngineConfig
 
 # ----------------------------------------------------------------------------------------------------------------------
 # `featkit extract`: images -> features.h5.
@@ -59,8 +60,6 @@ def extract_command(
     engine: EngineConfig,
     run: RunOptions,
 ) -> Outcome:
-    from featkit.engine import stages
-
     config = extraction.ExtractConfig(
         features=features,
         decode=DecodeConfig(**options.decode_fields(resize_max, ignore_alpha)),
@@ -121,8 +120,6 @@ def pairs_command(
     engine: EngineConfig,
     run: RunOptions,
 ) -> Outcome:
-    from featkit.engine.stages import describer
-
     changes = overrides(settings or [])
     near = {"gps": "num_matched", "poses": "num_matched", "covisible": "num_matched"}
     number_of = {"retrieval": "num_matched", "sequential": "overlap", **near}
@@ -191,8 +188,6 @@ def match_command(
     engine: EngineConfig,
     run: RunOptions,
 ) -> Outcome:
-    from featkit.engine import stages
-
     changes = overrides(settings or []) | options.given(ratio=ratio, min_score=min_score, batch_size=batch_size)
     built, config = matching.resolve(matcher, changes, run.device)
     stages.match(engine, matcher, built, config, features, pairs, out, device=run.device, overwrite=overwrite)
@@ -232,9 +227,6 @@ def verify_command(
     engine: EngineConfig,
     run: RunOptions,
 ) -> Outcome:
-    from featkit.engine import stages
-    from featkit.mapping.verify import DatabaseConfig, build_database
-
     camera = {**options.camera_fields(camera_model, camera_params), "mode": camera_mode}
     values = merge({"camera": camera, "verify": {"seed": run.seed}}, overrides(settings or []))
     config = make(DatabaseConfig, values, where="verify")
@@ -299,8 +291,6 @@ def run_command(
     *,
     run: RunOptions,
 ) -> Outcome:
-    from featkit.engine.plan import join, read_plan, run_shard
-
     read = read_plan(plan)
     if shard is not None:
         run_shard(read, shard)

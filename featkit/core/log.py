@@ -44,9 +44,9 @@ def setup(verbosity: int = 0) -> None:
     LOGGER.setLevel(level)
     LOGGER.propagate = False
     # COLMAP speaks through glog, which reads its level when pycolmap is first imported.
-    os.environ.setdefault("GLOG_minloglevel", "0" if level <= logging.DEBUG else "2")
+    least = os.environ.setdefault("GLOG_minloglevel", "0" if level <= logging.DEBUG else "2")
     if "pycolmap" in sys.modules:
-        sys.modules["pycolmap"].logging.minloglevel = int(os.environ["GLOG_minloglevel"])  # noqa: SIM112
+        sys.modules["pycolmap"].logging.minloglevel = int(least)
 
 
 def only_errors() -> None:

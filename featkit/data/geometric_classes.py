@@ -39,6 +39,9 @@ class GeometryConfig(Config):
     """How the points around tell a depth, in the seed's image and where it is looked for."""
     depth_tolerance: float = Field(0.01, gt=0)
     """Largest relative difference of the projected point's depth from what the points around it tell there."""
+    surface_sigmas: float = Field(0.5, gt=0)
+    """How far the surface that they tell may lie from the seed, seen from the seed's image, sigmas of the seed: of a
+    distant object all depths are nearly equal, and a wrong one still shows another place."""
     min_scale_px: float = Field(1.0, gt=0)
     """Smallest sigma of a patch, px: what is smaller has no detail left to show."""
     min_patches: int = Field(2, ge=2)
@@ -50,12 +53,14 @@ class Seeds:
     """Keypoints of single images, with points and surfaces of their own.
 
     images: whose keypoint each is. tangents: what one px along x and along y of that image is on the surface, world
-    units. scales: sigma in px, oris: radians, both in that image. rays: unit vectors from the points to its camera.
+    units; jacobians: px of that image per world unit. scales: sigma in px, oris: radians, both in that image. rays:
+    unit vectors from the points to its camera.
     """
 
     images: Int[np.ndarray, " s"]
     points: Float[np.ndarray, "s 3"]
     tangents: Float[np.ndarray, "s 3 2"]
+    jacobians: Float[np.ndarray, "s 2 3"]
     scales: Float[np.ndarray, " s"]
     oris: Float[np.ndarray, " s"]
     rays: Float[np.ndarray, "s 3"]
@@ -123,9 +128,10 @@ def draw_seeds(
             nearby = 1.0 / (1.0 / depths + TANGENT_PX * slopes @ axis)
             step = tracks.back_projected(image, found.xy[rows] + TANGENT_PX * axis, nearby) - points
             tangents.append(step / TANGENT_PX)
-        rays = tracks.views_of(image, points).directions
-        images = np.full(len(rows), image)
-        parts.append(Seeds(images, points, np.stack(tangents, 2), found.scales[rows], found.oris[rows], rays))
+        own = tracks.views_of(image, points)
+        images, surface = np.full(len(rows), image), np.stack(tangents, axis=2)
+        scales, oris = found.scales[rows], found.oris[rows]
+        parts.append(Seeds(images, points, surface, own.jacobian, scales, oris, own.directions))
     return Seeds(*(np.concatenate([getattr(part, name) for part in parts]) for name in Seeds.__dataclass_fields__))
 
 
@@ -157,8 +163,11 @@ def visible_seeds(tracks: SceneTracks, seeds: Seeds, image: int, config: Geometr
     around = tracks.views(image, np.unique(tracks.observed_points[tracks.observed_images == image]))
     known = depths_at(size, around, views.xy[asked], config.depth)
     there = asked[known.rows]
+    agrees = np.abs(views.depth[there] / known.depths - 1) <= config.depth_tolerance
+    offset = tracks.back_projected(image, views.xy[there], known.depths) - seeds.points[there]
+    shift = np.linalg.norm((seeds.jacobians[there] @ offset[:, :, None])[:, :, 0], axis=1)
     visible = seeds.images == image
-    visible[there[np.abs(views.depth[there] / known.depths - 1) <= config.depth_tolerance]] = True
+    visible[there[agrees & (shift <= config.surface_sigmas * seeds.scales[there])]] = True
     return visible
 
 

@@ -7,7 +7,6 @@ are then jittered. No correspondence was found by any descriptor.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,8 +14,6 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 
 from featkit.core.config import Config
-from featkit.data.augment import JitterConfig, ViewConfig, draw_jitter, draw_view, warp
-from featkit.data.augment import jittered as recoloured
 from featkit.data.keypoint_classes import ClassesConfig, Detections, Predictions
 from featkit.data.patch_frames import (
     DetectorConfig,
@@ -29,8 +26,10 @@ from featkit.data.patch_frames import (
     whole_classes,
     within,
 )
-from featkit.data.photometric import PhotometricConfig, photometric
 from featkit.data.scene_classes import separate
+from featkit.data.tracks import Photographs
+from featkit.data.views import JitterConfig, PhotometricConfig, ViewConfig, draw_jitter, draw_view, photometric, warp
+from featkit.data.views import jittered as recoloured
 from featkit.geometry.pixels import apply_homography, local_scale
 from featkit.images.read import DecodeConfig, DecodedImage, decode
 from featkit.io.artifact import inside
@@ -73,16 +72,6 @@ class HomographiesConfig(Config):
     """Smallest sigma of a patch, px."""
     min_patches: int = Field(2, ge=2)
     """Smaller classes are left out."""
-
-
-@dataclass(frozen=True)
-class Photographs:
-    """Single photographs below a folder, and their licence."""
-
-    name: str
-    folder: Path
-    names: tuple[str, ...]
-    licence: str
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from featkit.core.config import Config, Runtime
 from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.core.log import progress
 from featkit.data.geometric_classes import GeometryConfig, geometric_frames
-from featkit.data.homography_patches import HomographiesConfig, Photographs, homography_frames
+from featkit.data.homography_patches import HomographiesConfig, homography_frames
 from featkit.data.keypoint_classes import ClassesConfig, Detections
 from featkit.data.patch_frames import (
     DetectorConfig,
@@ -49,7 +49,7 @@ from featkit.data.phototour import (
     write_scenes,
 )
 from featkit.data.scene_classes import kept_classes, scene_classes
-from featkit.data.tracks import Scene
+from featkit.data.tracks import Photographs, Scene
 from featkit.images.patches import cut_patches
 from featkit.images.read import DecodeConfig, DecodedImage, decode
 from featkit.io.artifact import inside, making, write_text

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,7 +42,7 @@ from featkit.data.posed_pairs import (
     camera_faults,
     resize_factors,
 )
-from featkit.data.tracks import Scene, SceneTracks
+from featkit.data.tracks import Scene, SceneTracks, kept_of
 from featkit.data.undistort import Pinhole, ResizedProjector, pinhole_of, pinhole_picture
 from featkit.geometry.pixels import intrinsics_from_colmap
 from featkit.images.read import DecodeConfig, DecodedImage, decode
@@ -84,25 +84,6 @@ def make_posed_pairs(
     except OSError as error:
         raise NotWritableError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     return summary
-
-
-def kept_of(items: Sequence[T], work: Callable[[T], object]) -> list[T]:
-    """The items that `work` finds something to learn from in; the others are passed over with a line.
-
-    Raises the first EmptySceneError when none is left.
-    """
-    kept, empty = [], []
-    for item in items:
-        try:
-            work(item)
-            kept.append(item)
-        except EmptySceneError as error:
-            empty.append(error)
-    if not kept and empty:
-        raise empty[0]
-    for reason in empty:
-        LOGGER.warning("passed over: %s", reason)
-    return kept
 
 
 def check_pairs_output(out: Path) -> None:

@@ -128,7 +128,8 @@ class PosedPairs:
     def pixels(self, scene: int, image: int) -> UInt8[np.ndarray, "h w 3"]:
         """A photograph, RGB, at its camera's size. Raises BadInputError when it is broken, cropped or turned."""
         name, (width, height) = self.scenes[scene].files[image], self.scenes[scene].sizes[image]
-        found = self.tree.stored_pixels(name)
+        file = Path(name)  # absolute: found by an index's reader, wherever its photographs are
+        found = FileTree(file.parent).stored_pixels(file.name) if file.is_absolute() else self.tree.stored_pixels(name)
         if found.shape[:2] == (height, width):
             return found
         factors = resize_factors((width, height), (found.shape[1], found.shape[0]), self.stretch_tolerance)

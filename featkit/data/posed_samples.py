@@ -1,8 +1,7 @@
 """One pair of photographs as it is learned from: on canvases of one size, its geometry exact.
 
-An image's way: decode -> one homography onto the canvas (augment.py) -> light (photometric.py) -> colour jitter
--> margins black. F of the
-canvases is F of the photographs, carried through both homographies.
+An image's way: decode -> one homography onto the canvas -> light -> colour jitter (all in views.py) -> margins black.
+F of the canvases is F of the photographs, carried through both homographies.
 """
 
 from __future__ import annotations
@@ -25,21 +24,22 @@ from torch import Tensor
 
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError
-from featkit.data.augment import (
+from featkit.data.posed_pairs import PosedPairs
+from featkit.data.teacher import TaughtPoints, Teacher
+from featkit.data.tree import FileTree, is_image, open_tree
+from featkit.data.views import (
     CanvasConfig,
     JitterConfig,
+    PhotometricConfig,
     ViewConfig,
     draw_canvas,
     draw_jitter,
     draw_view,
     draw_zoom,
     jittered,
+    photometric,
     warp,
 )
-from featkit.data.photometric import PhotometricConfig, photometric
-from featkit.data.posed_pairs import PosedPairs
-from featkit.data.teacher import TaughtPoints, Teacher
-from featkit.data.tree import FileTree, is_image, open_tree
 from featkit.geometry.pixels import warped_fundamental
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from featkit.core.errors import EmptySceneError
+
+LOGGER = logging.getLogger(__name__)
+T = TypeVar("T")
 NO_LICENCE = "not stated: ask whoever took the photographs"
 
 JACOBIAN_STEP = 1e-4  # of the depth: small against any lens, large against float64 rounding
@@ -117,3 +123,32 @@ class Scene:
     images: Path
     licence: str = NO_LICENCE
     keypoints: Path | None = None
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Single photographs below a folder, and their licence."""
+
+    name: str
+    folder: Path
+    names: tuple[str, ...]
+    licence: str
+
+
+def kept_of(items: Sequence[T], work: Callable[[T], object]) -> list[T]:
+    """The items that `work` finds something to learn from in; the others are passed over with a line.
+
+    Raises the first EmptySceneError when none is left.
+    """
+    kept, empty = [], []
+    for item in items:
+        try:
+            work(item)
+            kept.append(item)
+        except EmptySceneError as error:
+            empty.append(error)
+    if not kept and empty:
+        raise empty[0]
+    for reason in empty:
+        LOGGER.warning("passed over: %s", reason)
+    return kept

@@ -87,7 +87,7 @@ class Task(Protocol):
 
 
 PLAN = "plan.json"
-OWN = re.compile(r"plan\.json|\d{4,}\.\w+|\.\d{4,}-.*")  # names in a plan's folder
+OWN = re.compile(r"\.?plan\.json(\.part)?|\.{0,2}\d{4,}[.-].*")  # names in a plan's folder
 
 
 @dataclass(frozen=True)

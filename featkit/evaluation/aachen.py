@@ -26,8 +26,8 @@ from featkit.io.atomic import digest
 from featkit.io.lists import read_poses, write_pairs
 from featkit.localization.stage import LocalizeConfig, by_file_name, file_name
 from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs
-from featkit.mapping.map import MapConfig
 from featkit.mapping.reference import Reference, read_light_reference, read_light_tracks, read_nvm, read_nvm_reference
+from featkit.mapping.stage import MapConfig
 from featkit.retrieval.vlad import VladConfig
 
 LOGGER = logging.getLogger(__name__)

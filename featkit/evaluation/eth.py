@@ -33,13 +33,13 @@ from featkit.features.stage import ExtractConfig, ExtractJob
 from featkit.io.atomic import digest, read_stamp
 from featkit.io.features import open_features
 from featkit.io.lists import read_pairs
-from featkit.mapping import map
+from featkit.mapping import stage as map_stage
 from featkit.mapping.align import MIN_COMMON, PoseErrors, compare_with_truth
 from featkit.mapping.cameras import CameraConfig, to_pose
 from featkit.mapping.database import count_verified
 from featkit.mapping.export import DenseConfig, count_dense_points, dense_is_possible
-from featkit.mapping.map import MapConfig
 from featkit.mapping.model import MapStatistics, Model, largest_first, map_statistics, read_model
+from featkit.mapping.stage import MapConfig
 from featkit.mapping.verify import build_database
 from featkit.pairing import stage as pairing
 from featkit.pairing.stage import AutoConfig
@@ -178,12 +178,12 @@ def _mapped(mapping: MapConfig, found: SceneMap, pairs: Path, names: list[str], 
     try:
         with timed("verify", seconds):
             database = build_database(
-                map.database_config(mapping), scene.images, predictions.features, pairs, predictions.matches,
+                map_stage.database_config(mapping), scene.images, predictions.features, pairs, predictions.matches,
                 found.folder / "database.db", names=names, overwrite=overwrite,
                 verifier=stages.verifier(predictions.method.engine),
             )  # fmt: skip
         with timed("map", seconds):
-            sparse = map.build_map(mapping, scene.images, database, found.folder / "sparse", overwrite=overwrite)
+            sparse = map_stage.build_map(mapping, scene.images, database, found.folder / "sparse", overwrite=overwrite)
     except EmptyResultError as error:
         LOGGER.warning("%s, %s: %s", scene.name, predictions.method.name, error)
         return replace(found, database=database, reason=str(error))

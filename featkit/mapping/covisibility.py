@@ -14,9 +14,7 @@ from pydantic import Field
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError, EmptySceneError, UsageError
 from featkit.core.types import Pair
-from featkit.data.homography_patches import Photographs
-from featkit.data.make_posed_pairs import kept_of
-from featkit.data.tracks import NO_LICENCE, Scene, SceneTracks
+from featkit.data.tracks import NO_LICENCE, Photographs, Scene, SceneTracks, kept_of
 from featkit.geometry.pixels import from_colmap, to_colmap
 from featkit.images.read import list_images
 from featkit.mapping.model import is_model, point_ids, read_model

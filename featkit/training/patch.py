@@ -64,7 +64,7 @@ class PatchTask:
     unit = "patches"
     picture_turns = 0
     starts_trained = False
-    score = Score("held_out_matching_error", "held-out matching error (1 - mAP)", 100.0, "%")
+    score = Score("validation_matching_error", "held-out matching error (1 - mAP)", 100.0, "%")
 
     def __init__(self, config: PatchTraining, device: str = "auto"):
         self.config = config

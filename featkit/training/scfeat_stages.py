@@ -13,10 +13,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from featkit.core.errors import BadInputError
-from featkit.data.photometric import PhotometricConfig
 from featkit.data.posed_pairs import split_pairs
 from featkit.data.posed_samples import HomographyBatch, HomographyPairs, PosedBatch, PosedSamples, SampleSource
 from featkit.data.teacher import Teacher
+from featkit.data.views import PhotometricConfig
 from featkit.losses.base import LossResult
 from featkit.losses.scfeat_description import description_loss, one_way
 from featkit.losses.scfeat_detection import detection_loss

@@ -164,10 +164,10 @@ def plan(task_class: Callable[..., Task], config: TrainingConfig, data: Any, wor
     started = time.perf_counter()
     known: Precision = "bf16" if config.precision == "bf16" else "fp32"
     task = task_class(config.model_copy(update={"precision": known}), str(world.device))
+    task.prepare(data, world)
+    prepare_s = time.perf_counter() - started
+    world.precision = known
     try:
-        task.prepare(data, world)
-        prepare_s = time.perf_counter() - started
-        world.precision = known
         timer = _Timer(task, world, SHARE * budget_s if config.budget else LIMIT_S)
         look_s = timer.look() if config.budget and world.is_first else 0.0
         precision = timer.choose(config)

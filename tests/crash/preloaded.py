@@ -37,7 +37,7 @@ for line in sys.stdin:
 """
 MODULES = (
     "featkit.features.stage", "featkit.features.sift", "featkit.matching.mutual", "featkit.pairing.by_retrieval",
-    "featkit.mapping.map", "featkit.localization.stage", "featkit.report.maps",
+    "featkit.mapping.stage", "featkit.localization.stage", "featkit.report.maps",
     "featkit.evaluation.hpatches", "featkit.training.patch", "featkit.core.config", "faiss",
 )  # fmt: skip
 

@@ -28,7 +28,7 @@ STOPPED = "featkit: stopped; run the same command again to go on"
 # A function of featkit's is replaced by native code that neither ends nor looks at signals, and says when it is in it.
 STUCK = """
 import hashlib, importlib, sys
-from featkit import stopping
+from featkit.core import runtime as stopping
 from featkit.cli.main import main
 
 where, grace = sys.argv.pop(1), float(sys.argv.pop(1))
@@ -194,7 +194,7 @@ def test_pycolmap_does_not_keep_sigterm(where: str) -> None:
     """Its logging library takes the signal when it is loaded, prints a stack and dies."""
     script = f"""
 import os, signal, sys, threading, time
-from featkit import stopping
+from featkit.core import runtime as stopping
 
 def load():
     import pycolmap
@@ -223,7 +223,7 @@ def test_an_item_is_finished_first() -> None:
     """A signal inside of `finish_first` waits for its end, and is not lost."""
     script = """
 import os, signal, time
-from featkit import stopping
+from featkit.core import runtime as stopping
 words = []
 with stopping.stoppable(lambda request: None):
     try:

@@ -18,9 +18,9 @@ from featkit.io.matches import append_matches
 from featkit.mapping import verify
 from featkit.mapping.align import compare_with_truth
 from featkit.mapping.cameras import CameraConfig, to_pose
-from featkit.mapping.map import MapConfig, build_map, database_config, read_largest
 from featkit.mapping.model import map_statistics, point_ids
 from featkit.mapping.reference import Reference
+from featkit.mapping.stage import MapConfig, build_map, database_config, read_largest
 from featkit.mapping.verify import DatabaseConfig, VerifyConfig, build_database
 
 POINTS = 300

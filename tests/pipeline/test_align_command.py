@@ -157,6 +157,8 @@ def test_an_aligned_map_localizes_in_metres(scene: Path) -> None:
 def test_what_is_not_replaced(scene: Path) -> None:
     model = scene / "featkit" / "sparse" / "0"
     command = ("align", model, "--distance", "00.jpg", "07.jpg", "5", "--quiet", "-o")
+    refused(run(*command, model, "--overwrite"), 3, "is the model itself", "did not make")
+    (scene / "featkit" / "sparse.json").write_text('{"featkit_version": "0.1.0", "kind": "map"}')  # now it is featkit's
     refused(run(*command, model), 3, "is the model itself", "--overwrite")
     refused(run(*command, scene), 3, "holds something else", "choose another --out")
     refused(run(*command, scene, "--overwrite"), 3, "choose another --out")
@@ -164,8 +166,8 @@ def test_what_is_not_replaced(scene: Path) -> None:
     refused(run(*command, scene / "file"), 3, "file")
     refused(run(*command, scene / "file" / "out"), 5, "--out")
     other = write_made(made_model(downward(CENTRES)), scene / "other")
-    refused(run(*command, other), 3, "--overwrite")
-    results(*command[:-2], "-o", other, "--overwrite")
+    for more in ((), ("--overwrite",)):
+        refused(run(*command, other, *more), 3, "did not make", "choose another --out")
     results(*command[:-2], "-o", model, "--overwrite")
     before = centres(model)
     results(*command[:-2], "-o", model)  # an alignment of its own: done again, from where it is

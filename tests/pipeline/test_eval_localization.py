@@ -66,6 +66,7 @@ def test_the_map_has_the_true_poses_and_queries_do_not_count_in_it(scene: Path, 
     poses = read_poses(scene / "poses.txt")
     names = sorted(poses)
     poses[names[3]] = poses[names[0]]
+    (scene / "poses.txt").unlink()
     write_poses(scene / "poses.txt", poses)
     (row,) = results("--root", scene, "--out", tmp_path / "out", *FAST)["rows"]
     assert row["errors"][names[3]]["m"] > 0.3
@@ -76,6 +77,7 @@ def test_what_is_refused(scene: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     poses = read_poses(scene / "poses.txt")
     few = {name: poses[name] for name in sorted(poses)[:3]}
+    (scene / "poses.txt").unlink()
     write_poses(scene / "poses.txt", few)
     refused(
         in_process.run("eval", "localization", "--root", scene, "--out", out, *FAST),
@@ -88,6 +90,6 @@ def test_what_is_refused(scene: Path, tmp_path: Path) -> None:
     refused(
         in_process.run("eval", "localization", "--root", scene, "--features", ",", "--out", out),
         2,
-        "names parted by commas",
+        "names separated by commas",
     )
     assert not out.exists()

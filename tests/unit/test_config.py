@@ -175,7 +175,13 @@ def test_names() -> None:
         named_config("rootsfit")
     with pytest.raises(UsageError, match="there are: "):
         named_config("x" * 300)
-    with pytest.raises(UsageError, match="not a matcher"):
+    with pytest.raises(UsageError, match="no extractor named 'mutuall'; there are: ") as asked:  # near to a matcher
+        named_config("mutuall", "extractor")
+    assert "mutual-nn" not in str(asked.value)
+    assert "rootsift" in str(asked.value)
+    with pytest.raises(UsageError, match="did you mean 'aliked-n16'"):
+        configured("extractor", "alikedn16")
+    with pytest.raises(UsageError, match="it is no matcher; there are: "):
         configured("matcher", "rootsift")
     with pytest.raises(UsageError, match="did you mean 'sift'"):
         resolve("extractor", "shift")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance
 from posed_scenes import smooth_noise
 
-from featkit.data.augment import Jitter, JitterConfig, draw_jitter, jittered
+from featkit.data.views import Jitter, JitterConfig, draw_jitter, jittered
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from posed_scenes import smooth_noise
 
-from featkit.data.augment import CanvasConfig, ViewConfig, content, draw_canvas, draw_view, draw_zoom, warp
+from featkit.data.views import CanvasConfig, ViewConfig, content, draw_canvas, draw_view, draw_zoom, warp
 from featkit.geometry.pixels import apply_homography
 
 CANVAS = CanvasConfig(width=128, height=96)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featkit.data.photometric import DISPLAY_GAMMA, PhotometricConfig, photometric
+from featkit.data.views import DISPLAY_GAMMA, PhotometricConfig, photometric
 
 RAMP = np.repeat(np.tile(np.arange(0, 256, dtype=np.uint8), (64, 1))[:, :, None], 3, axis=2)
 GREY = np.full((96, 128, 3), 128, np.uint8)

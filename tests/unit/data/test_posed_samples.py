@@ -15,7 +15,6 @@ from PIL import Image
 from posed_scenes import MadeScene, make_scene, smooth_noise
 
 from featkit.core.errors import BadInputError
-from featkit.data.augment import CanvasConfig, JitterConfig, ViewConfig, draw_view
 from featkit.data.posed_pairs import read_posed_pairs, split_pairs
 from featkit.data.posed_samples import (
     HomographyConfig,
@@ -26,6 +25,7 @@ from featkit.data.posed_samples import (
     PixelCache,
     PosedSamples,
 )
+from featkit.data.views import CanvasConfig, JitterConfig, ViewConfig, draw_view
 from featkit.geometry.epipolar import epipolar_distances
 from featkit.geometry.pixels import apply_homography
 from featkit.losses.points import inside

@@ -16,12 +16,12 @@ from posed_scenes import RadialLens, tracks_of
 
 from featkit.core.errors import BadInputError
 from featkit.data import make_posed_pairs as posed_scene
-from featkit.data.augment import CanvasConfig, ViewConfig
 from featkit.data.make_posed_pairs import PosedPairsConfig, make_posed_pairs, name_of
 from featkit.data.pair_choice import PairChoiceConfig
 from featkit.data.posed_pairs import PosedConfig, PosedPairs, read_posed_pairs
 from featkit.data.posed_samples import PairAugmentation, PosedSamples
 from featkit.data.tracks import Scene
+from featkit.data.views import CanvasConfig, ViewConfig
 from featkit.demo.scene import RenderedConfig, surface_point
 from featkit.geometry.epipolar import epipolar_distances
 from featkit.geometry.pixels import apply_homography

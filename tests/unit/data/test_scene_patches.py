@@ -266,10 +266,14 @@ def test_a_set_by_geometry_is_written_and_limited(scene: Scene, tmp_path: Path) 
     np.testing.assert_array_equal(patch_set.images, read_image_ids(tmp_path / "set"))
 
 
-def test_occluded_points_are_not_taken(scene: Scene) -> None:
-    """Seeds moved 5 % away from their camera lie behind the surface everywhere else: no other image shows them."""
+@pytest.mark.parametrize("rule", [{"surface_sigmas": 1e6}, {"depth_tolerance": 1.0}])
+def test_occluded_points_are_not_taken(scene: Scene, rule: dict[str, float]) -> None:
+    """Seeds moved 5 % away from their camera lie behind the surface everywhere else: no other image shows them.
+
+    Each of the two rules that find it, depth and the surface seen from the seed's image, without the other.
+    """
     detections = scene_patches._detected(CONFIG, scene, np.random.default_rng(0))
-    config = geometric().geometry
+    config = geometric(geometry=rule).geometry
     seeds = geometric_classes.draw_seeds(scene.tracks, detections, config, np.random.default_rng(0))
     behind = replace(seeds, points=seeds.points - 0.05 * np.linalg.norm(seeds.points, axis=1)[:, None] * seeds.rays)
     seen = [
@@ -277,8 +281,8 @@ def test_occluded_points_are_not_taken(scene: Scene) -> None:
         for some in (seeds, behind)
     ]
     own = len(seeds.images)
-    assert seen[0] - own > own
-    assert seen[1] - own < 0.05 * (seen[0] - own)
+    assert seen[0] - own > 0.9 * own
+    assert seen[1] - own < 0.2 * (seen[0] - own)
 
 
 def made_poses(scene: Scene) -> Any:

@@ -11,10 +11,9 @@ import pytest
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError
 from featkit.core.types import Features
-from featkit.data.augment import CanvasConfig, ViewConfig
-from featkit.data.photometric import PhotometricConfig
 from featkit.data.posed_samples import HomographyConfig, HomographyPairs
 from featkit.data.teacher import Teacher
+from featkit.data.views import CanvasConfig, PhotometricConfig, ViewConfig
 from featkit.io.features import append_features, open_features
 
 SIZE = (160, 120)

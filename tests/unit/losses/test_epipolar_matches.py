@@ -76,7 +76,8 @@ def test_rewards_follow_the_error_where_there_is_one() -> None:
     factor = math.tanh(0.3)
     assert found[0, 0].tolist() == pytest.approx([1 - factor, -factor])
     assert found[1, 0].tolist() == [1.0, -0.25]
-    assert regulariser_factor(ERROR, RewardConfig()).tolist() == pytest.approx([0.3, 1.0])
+    assert regulariser_factor(ERROR, RewardConfig()).tolist() == pytest.approx([factor, 1.0])
+    assert regulariser_factor(ERROR, RewardConfig(regulariser="error")).tolist() == pytest.approx([0.3, 1.0])
 
 
 def test_rewards_without_the_error_factor_are_constants() -> None:

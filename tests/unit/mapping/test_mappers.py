@@ -16,7 +16,7 @@ from featkit.io.lists import write_pairs
 from featkit.io.matches import append_matches
 from featkit.mapping.align import compare_with_truth
 from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.map import (
+from featkit.mapping.stage import (
     ClusterConfig,
     MapConfig,
     _whole_adjustment,

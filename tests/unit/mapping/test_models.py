@@ -1,5 +1,6 @@
 """A synthetic model: alignment, statistics and reading against what is known of it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,9 @@ def test_largest_first() -> None:
 
 def test_models_on_disk(tmp_path: Path, model: pycolmap.Reconstruction) -> None:
     write_models([model, synthetic(4)], tmp_path / "sparse")
+    with pytest.raises(BadInputError, match="was not made by featkit"):
+        write_models([model], tmp_path / "sparse")
+    (tmp_path / "sparse.json").write_text(json.dumps({"featkit_version": "0", "kind": "map"}))
     write_models([model], tmp_path / "sparse")
     assert [p.name for p in (tmp_path / "sparse").iterdir()] == ["0"], "a model that was there before is gone"
     assert is_model(tmp_path / "sparse" / "0")

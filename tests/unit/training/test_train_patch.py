@@ -180,16 +180,16 @@ def test_a_broken_network_is_never_saved(textures: PatchSet, tmp_path: Path, sav
 
 
 def test_what_a_run_leaves_behind(textures: PatchSet, tmp_path: Path) -> None:
-    config = recipe("sdgmnet", steps=4, held_out={"every": 0.25, "pairs": 10})
+    config = recipe("sdgmnet", steps=4, held_out={"every": 0.25, "pairs": 10}, precision="fp32")
     trained = train_patch(config, textures, tmp_path, name="sdgmnet", device="cpu")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary == json.loads(json.dumps(trained.summary))
     assert summary["patches"] == 4 * 16
     assert summary["last"]["step"] == 4
     rows = read_metrics(tmp_path / "metrics.csv")
-    scores = [row["held_out_matching_error"] for row in rows]
-    assert summary["best"]["held_out_matching_error"] == min(scores)
-    assert summary["last"]["held_out_matching_error"] == scores[-1]
+    scores = [row["validation_matching_error"] for row in rows]
+    assert summary["best"]["validation_matching_error"] == min(scores)
+    assert summary["last"]["validation_matching_error"] == scores[-1]
     assert all(0 <= row["validation_fpr95"] <= 1 for row in rows)
     assert summary["best"]["step"] == 1 + max(np.flatnonzero(np.array(scores) == min(scores)))  # of equals the last
     assert {"positive_angle_mean", "positive_power"} <= set(rows[0])
@@ -238,6 +238,12 @@ def test_a_run_keeps_the_precision_that_was_measured(
     assert (tmp_path / "again" / "last.safetensors").read_bytes() not in last.values()
     train_patch(recipe(precision="bf16"), textures, tmp_path / "again", device="cpu")
     assert stored_precisions(tmp_path / "again") == ["fp32"] * 3, "what is finished stays as it was made"
+
+
+def test_data_that_is_refused_is_refused_before_measuring(textures: PatchSet, tmp_path: Path) -> None:
+    for values in ({"steps": 1000}, {"budget": "9s"}):
+        with pytest.raises(UsageError, match="ask for at most"):
+            train_patch(recipe(batch_size=600, **values), textures, tmp_path, device="cpu")
 
 
 def test_a_short_training_is_in_float32(textures: PatchSet, tmp_path: Path) -> None:

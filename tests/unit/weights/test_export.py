@@ -124,7 +124,7 @@ def test_the_commands(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     house = tmp_path / "house"
     monkeypatch.setattr(manifest, "resource_dir", lambda name: house)
     (tmp_path / "scores.json").write_text('{"fpr95_percent": 1.25}')
-    assert featkit("list") == {"weights": []}
+    assert featkit("list")["weights"] == []
     made = featkit(
         *("export", run, "--name", "sharp", "--out", house / "s.safetensors", "--add-to-manifest", "--which", "last"),
         *("--licence", "CC0", "--commit", "abc", "--scores-json", tmp_path / "scores.json"),
