@@ -178,14 +178,14 @@ CHOICES = {  # when to take it, what it was learned from, licence of its weights
     "rootsift": ("the default: rotation, scale, most points", "nothing: no weights", "-"),
     "scfeat": (
         "blur, compression, moderate viewpoint; fewer points",
-        "photographs and poses of nine scenes",
+        "homographies of 811 photographs, poses of nine scenes",
         "research",
     ),
-    "dog+sdgmnet": ("research on descriptors: the best of the shipped ones", "patches of nine scenes", "research"),
+    "dog+sdgmnet": ("research on descriptors: most points of the shipped ones", "patches of nine scenes", "research"),
     "dog+doap-binary": ("descriptors of 32 bytes", "patches of nine scenes", "research"),
-    "aliked-n16": ("hard viewpoint and light changes", "MegaDepth, homographies", "BSD-3-Clause"),
+    "aliked-n16": ("as published: hard viewpoint and light changes", "MegaDepth, homographies", "BSD-3-Clause"),
     "disk": ("the same", "MegaDepth", "Apache-2.0"),
-    "xfeat": ("speed", "MegaDepth, COCO", "Apache-2.0"),
+    "xfeat": ("as published: speed", "MegaDepth, COCO", "Apache-2.0"),
 }
 CHOSEN_BY = ("MMAScore oxford-affine, %", "fountain-P11 points", "fountain-P11 track", "keypoints/s")
 

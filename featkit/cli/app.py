@@ -300,5 +300,5 @@ def camera_fields(model: str | None, params: str | None) -> dict[str, Any]:
     try:
         numbers = None if params is None else [float(part) for part in params.split(",")]
     except ValueError:
-        raise UsageError(f"--camera-params {params!r}: numbers parted by commas, as 1200,960,540,0.01") from None
+        raise UsageError(f"--camera-params {params!r}: numbers separated by commas, as 1200,960,540,0.01") from None
     return given(model=model, params=numbers)

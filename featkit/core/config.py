@@ -151,8 +151,20 @@ def _parse_yaml(text: str) -> Any:
 def named_config(name: str, kind: str | None = None) -> dict[str, Any]:
     """The values of `configs/<name>.yaml`, or of a yaml file given by its path. Raises UsageError, BadInputError.
 
+    A yaml may say `base: NAME`: its values are then laid over those of that one, key by key.
     kind: what it should configure, a key of its yaml as "extractor": the message names others of that kind only.
     """
+    values = _values_of(name, kind)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    under = _values_of(str(base), kind)
+    if "base" in under:
+        raise UsageError(f"configuration {name!r}: its base {base!r} has a base of its own; name that one, or copy it")
+    return merge(under, values)
+
+
+def _values_of(name: str, kind: str | None) -> dict[str, Any]:
     path = Path(name)
     if path.suffix in {".yaml", ".yml"}:
         return read_yaml(path)

@@ -47,9 +47,6 @@ class Teacher:
         if len(set(lengths.values())) > 1:
             raise BadInputError(f"teachers of different lengths: {lengths}; extract all with the same features")
         self.dimension = next(iter(lengths.values()))
-        self.description = ", ".join(
-            dict.fromkeys(str(store.attributes().get("config", "")) for store in self._stores.values())
-        )
 
     def has(self, folder: Path, name: str) -> bool:
         """Whether there are features of a photograph."""

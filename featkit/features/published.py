@@ -72,6 +72,7 @@ class PublishedExtractor(ABC):
         self._loading = threading.Lock()
         self._thread: OneThread | None = None
         self._network: Any = None
+        self._sha256 = ""
         self._device: torch.device | None = None
 
     @property
@@ -89,9 +90,12 @@ class PublishedExtractor(ABC):
 
     @property
     def weights_sha256(self) -> str:
-        """Of the authors' file, however it got here. Raises UsageError, and BadInputError for weights not there."""
+        """Of the authors' file, however it got here. Raises UsageError, and BadInputError for weights not there.
 
-        return weights_sha256(self.network_name, self.config.weights)
+        The network is loaded first: weights that do not fit are refused before anything is written.
+        """
+        self._load()
+        return self._sha256
 
     def extract(self, pixels: UInt8[np.ndarray, "h w *c"]) -> Features:
         """Features of one image; see `Extractor.extract`.
@@ -132,17 +136,26 @@ class PublishedExtractor(ABC):
     def _features(self, arrays: tuple[np.ndarray, np.ndarray, np.ndarray], image_size: tuple[int, int]) -> Features:
         return Features(*arrays, image_size)
 
+    def _load(self) -> None:
+        """Build the network on the CPU, once."""
+
+        with self._loading:
+            if self._network is None:
+                weights = load_published(self.network_name, self.config.weights)
+                self._network = load_network(self.network_name, weights, **self._options())
+                self._sha256 = weights.sha256
+
     def _ready(self) -> OneThread:
-        """The thread that runs the network; the network is loaded on the first call."""
+        """The thread that runs the network, on its device."""
 
         config = self.config
+        self._load()
         with self._loading:
             if self._thread is None:
                 self._device = torch_device(self._device_name)
                 if config.precision == "fp16" and self._device.type == "cpu":
                     raise UsageError(f"{self.network_name}: precision fp16 is for a GPU; use fp32 with --device cpu")
-                weights = load_published(self.network_name, config.weights)
-                self._network = load_network(self.network_name, weights, **self._options()).to(self._device)
+                self._network.to(self._device)
                 at_once = config.batch_size if self._device.type != "cpu" else 1
                 self._thread = OneThread(self._run, at_once, config.max_pixels)
             return self._thread

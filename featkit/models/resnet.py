@@ -18,9 +18,8 @@ from featkit.core.errors import BadInputError
 Depth = Literal["resnet50", "resnet18"]
 BLOCKS: dict[str, tuple[int, int, int]] = {"resnet50": (3, 4, 6), "resnet18": (2, 2, 2)}
 """Blocks of layer1, layer2 and layer3."""
-WIDTHS = (64, 128, 256)
-"""Channels within the blocks of layer1, layer2 and layer3."""
-STEM_CHANNELS = 64
+WIDTH = 64
+"""Channels of the stem and within the blocks of layer1; layer2 has twice, layer3 four times as many."""
 EXPANSION = {"resnet50": 4, "resnet18": 1}
 """Channels that leave a block over those within it."""
 UNUSED = ("layer4.", "fc.")
@@ -29,9 +28,9 @@ CONTAINERS = ("state_dict", "model_state_dict", "model")
 
 
 class EncoderMaps(NamedTuple):
-    """Maps of an image (b 3 h w). shallow: after the stem, "Encoder_0" of the paper. c: channels, by the depth."""
+    """Maps of an image (b 3 h w). shallow: after the stem, "Encoder_0" of the paper. s: the width; c: by the depth."""
 
-    shallow: Float[Tensor, "b 64 h/4 w/4"]
+    shallow: Float[Tensor, "b s h/4 w/4"]
     layer1: Float[Tensor, "b c1 h/4 w/4"]
     layer2: Float[Tensor, "b c2 h/8 w/8"]
     layer3: Float[Tensor, "b c3 h/16 w/16"]
@@ -84,17 +83,18 @@ def _shortcut(before: int, after: int, stride: int) -> nn.Sequential | None:
 class ResNetEncoder(nn.Module):
     """ImageNet-normalised images -> EncoderMaps; 8,543,296 parameters for ResNet-50, 2,782,784 for ResNet-18.
 
-    channels: of layer1, layer2 and layer3.
+    width: 64 is He et al.'s. channels: of layer1, layer2 and layer3.
     """
 
-    def __init__(self, depth: Depth):
+    def __init__(self, depth: Depth, width: int = WIDTH):
         super().__init__()
         self.depth: Depth = depth
-        self.channels = tuple(width * EXPANSION[depth] for width in WIDTHS)
-        self.conv1 = nn.Conv2d(3, STEM_CHANNELS, 7, 2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
+        self.width = width
+        self.channels = tuple(width * times * EXPANSION[depth] for times in (1, 2, 4))
+        self.conv1 = nn.Conv2d(3, width, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        self.layer1 = self._layer(0, STEM_CHANNELS)
+        self.layer1 = self._layer(0, width)
         self.layer2 = self._layer(1, self.channels[0])
         self.layer3 = self._layer(2, self.channels[1])
 
@@ -106,7 +106,7 @@ class ResNetEncoder(nn.Module):
 
     def _layer(self, index: int, before: int) -> nn.Sequential:
         block = Bottleneck if self.depth == "resnet50" else BasicBlock
-        width, after = WIDTHS[index], self.channels[index]
+        width, after = self.width * 2**index, self.channels[index]
         first = block(before, width, stride=1 if index == 0 else 2)
         return nn.Sequential(first, *(block(after, width, 1) for _ in range(BLOCKS[self.depth][index] - 1)))
 

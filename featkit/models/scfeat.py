@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from featkit.core.config import Config
-from featkit.models.resnet import STEM_CHANNELS, Depth, ResNetEncoder
+from featkit.models.resnet import WIDTH, Depth, ResNetEncoder
 
 MULTIPLE_PX = 16
 """Height and width of an image are multiples of this."""
@@ -32,6 +32,8 @@ class SCFeatNetworkConfig(Config):
 
     encoder: Literal["resnet50", "resnet18"] = "resnet50"
     """resnet50: `scfeat`, the paper (III-A). resnet18: `scfeat-s`."""
+    encoder_width: int = Field(default=WIDTH, gt=0)
+    """Channels of the encoder's first map, layer2 and layer3 by it; other than 64, no ImageNet weights fit."""
     decoder_channels: tuple[int, int] = (512, 256)
     """Of the decoder at 1/8 and at 1/4 of the resolution (authors' code)."""
     side_channels: int = Field(default=128, gt=0)
@@ -75,7 +77,7 @@ class DenseMaps(NamedTuple):
 
     descriptors: Float[Tensor, "b d h/4 w/4"]
     normalised: Float[Tensor, "b d h/4 w/4"]
-    shallow: Float[Tensor, "b 64 h/4 w/4"]
+    shallow: Float[Tensor, "b s h/4 w/4"]
 
 
 class SCFeatOutput(NamedTuple):
@@ -100,6 +102,7 @@ class SCFeatNetwork(nn.Module):
         self.config = config
         self.backbone = F2RBackbone(
             config.encoder,
+            config.encoder_width,
             config.decoder_channels,
             config.side_channels,
             config.descriptor_channels,
@@ -107,7 +110,7 @@ class SCFeatNetwork(nn.Module):
         )
         self.bridge: nn.Module = CrossNorm() if config.cross_norm else nn.Identity()
         self.detector = Detector(
-            config.descriptor_channels + STEM_CHANNELS,
+            config.descriptor_channels + config.encoder_width,
             config.detector_feature_channels,
             config.detector_image_channels,
             config.detector_merged_channels,
@@ -199,7 +202,7 @@ class BackboneMaps(NamedTuple):
     """descriptors: D_desc, before any normalisation. shallow: the encoder's first map, "F_0" of the paper."""
 
     descriptors: Float[Tensor, "b d h/4 w/4"]
-    shallow: Float[Tensor, "b 64 h/4 w/4"]
+    shallow: Float[Tensor, "b s h/4 w/4"]
 
 
 class Block(nn.Module):
@@ -217,9 +220,9 @@ class Block(nn.Module):
 class F2RBackbone(nn.Module):
     """Normalised images -> BackboneMaps. decoder: channels at h/8 and h/4. sides: channels of each fused map."""
 
-    def __init__(self, depth: Depth, decoder: tuple[int, int], sides: int, dimension: int, groups: int):
+    def __init__(self, depth: Depth, width: int, decoder: tuple[int, int], sides: int, dimension: int, groups: int):
         super().__init__()
-        self.encoder = ResNetEncoder(depth)
+        self.encoder = ResNetEncoder(depth, width)
         layer1, layer2, layer3 = self.encoder.channels
         eighth, quarter = decoder
         self.up3 = Block(layer3, eighth, 3, groups)

@@ -226,6 +226,7 @@ class WarmUpTask(DenseTask[HomographyBatch]):
     """InfoNCE between the descriptors of points that a homography joins."""
 
     Config = WarmUp
+    _teacher: Teacher | None = None
     name = "warm-up"
     unit = "photographs"
     score = Score("held_out_wrong", "held-out points matched wrongly", 100.0, "%")
@@ -237,7 +238,7 @@ class WarmUpTask(DenseTask[HomographyBatch]):
             raise BadInputError(f"{data.name}: {data.count} photograph; at least 2 are needed, one is held out")
         teacher, wanted = None, self.config.teacher
         if wanted is not None:
-            teacher = Teacher(data.folders, data.teacher_files)
+            teacher = self._teacher = Teacher(data.folders, data.teacher_files)
             if teacher.dimension != self.network.dimension:
                 raise BadInputError(
                     f"the teacher's descriptors have {teacher.dimension} values and the network's"
@@ -249,6 +250,12 @@ class WarmUpTask(DenseTask[HomographyBatch]):
         order = np.random.default_rng([self.config.seed, SPLIT_SEED]).permutation(len(pairs))
         out = max(1, round(self.config.held_out.share * len(order)))
         return pairs.select(order[out:]), pairs.select(order[:out])
+
+    def close(self) -> None:
+        """Stop reading ahead, and close the teacher's files."""
+        super().close()
+        if self._teacher is not None:
+            self._teacher.close()
 
     def parameters(self) -> list[nn.Parameter]:
         """The detector's too where a teacher shows what to score."""

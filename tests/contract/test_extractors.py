@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from published_weights import needs_package, untrained
 from safetensors.torch import save_file
 
 from featkit.core.config import Config
@@ -16,7 +17,6 @@ from featkit.core.types import Features
 from featkit.features.base import Extractor
 from featkit.features.published import KEYNET_SCALE, Dedode, KeynetHardnet
 from featkit.weights.catalogue import catalogue
-from tests.published_weights import needs_package, untrained
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PATCH_NETWORKS = {"dog+sdgmnet": {"architecture": "hynet"}, "dog+doap-binary": {"architecture": "l2net", "bits": 256}}

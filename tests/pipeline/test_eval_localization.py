@@ -90,6 +90,6 @@ def test_what_is_refused(scene: Path, tmp_path: Path) -> None:
     refused(
         in_process.run("eval", "localization", "--root", scene, "--features", ",", "--out", out),
         2,
-        "names separated by commas",
+        "comma-separated names",
     )
     assert not out.exists()

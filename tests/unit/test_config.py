@@ -175,6 +175,12 @@ def test_names() -> None:
         named_config("rootsfit")
     with pytest.raises(UsageError, match="there are: "):
         named_config("x" * 300)
+    with pytest.raises(UsageError, match="no extractor named 'mutuall'; there are: ") as asked:  # near to a matcher
+        named_config("mutuall", "extractor")
+    assert "mutual-nn" not in str(asked.value)
+    assert "rootsift" in str(asked.value)
+    with pytest.raises(UsageError, match="did you mean 'aliked-n16'"):
+        resolve("extractor", "alikedn16")
     with pytest.raises(UsageError, match="not a matcher"):
         resolve("matcher", "rootsift")
     with pytest.raises(UsageError, match="did you mean 'sift'"):
@@ -216,3 +222,22 @@ def test_any_yaml_file_is_read_or_bad_input(tmp_path: Path, data: bytes) -> None
     assert isinstance(values, dict)
     with contextlib.suppress(UsageError):
         assert isinstance(make(Outer, values), Outer)
+
+
+def test_a_configuration_may_stand_on_another(tmp_path: Path) -> None:
+    own, upright, taught = (named_config(name, "task") for name in ("scfeat-s", "scfeat-s-upright", "scfeat-s-taught"))
+    for stage in ("warm_up", "description", "detection"):
+        views = upright[stage]["augmentation"]["views"]
+        assert views.pop("rotation_deg") == 22.5
+        views["rotation_deg"] = own[stage]["augmentation"]["views"]["rotation_deg"]
+    assert upright == own
+    assert taught["warm_up"].pop("teacher") == {}
+    assert taught["warm_up"].pop("steps") == 6000
+    del own["warm_up"]["steps"]
+    assert taught == own
+    _, recipe = configured("task", "scfeat-s-taught")
+    assert recipe.warm_up.teacher is not None
+    assert configured("task", "scfeat-s")[1].warm_up.teacher is None
+    (tmp_path / "twice.yaml").write_text("base: scfeat-s-upright\ntask: scfeat\n")
+    with pytest.raises(UsageError, match="its base 'scfeat-s-upright' has a base of its own"):
+        named_config(str(tmp_path / "twice.yaml"))

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from bad_server import Faults, serving
+from published_weights import in_catalogue, untrained
 from safetensors import safe_open
 
 from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError, UsageError
@@ -14,8 +16,6 @@ from featkit.data.download import DownloadConfig
 from featkit.data.fetch_weights import DOWNLOADS, FetchedWeights, fetch_weights
 from featkit.weights import catalogue as module
 from featkit.weights.catalogue import cached_file, load_published, weights_sha256
-from tests.bad_server import Faults, serving
-from tests.published_weights import in_catalogue, untrained
 
 NAME = "aliked-t16"
 FAST = DownloadConfig(wait_s=0.0, timeout_s=5.0, attempts=2)

@@ -10,6 +10,7 @@ import kornia
 import numpy as np
 import pytest
 import torch
+from published_weights import needs_package, untrained
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,7 +20,6 @@ from featkit.core.types import Features
 from featkit.features.published import KEYNET_SCALE, MIN_SIDE_PX, build
 from featkit.images.read import DecodeConfig, decode
 from featkit.weights.catalogue import packaged_files
-from tests.published_weights import needs_package, untrained
 
 feature = pytest.importorskip("kornia.feature")
 PHOTOGRAPHS = ("oxford-affine/graf/img1.png", "oxford-affine/boat/img1.png", "oxford-affine/bikes/img1.png")
@@ -126,13 +126,13 @@ def test_dedode_is_kornias(untrained_file: Callable[[str], str], no_network: Non
 @torch.inference_mode()
 def test_keynet_is_kornias(untrained_file: Callable[[str], str], no_network: None) -> None:
     """kornia's keypoint u * W / W_l of a level is the pixel whose centre is (u + 0.5) * W / W_l - 0.5."""
-    ours = extractor("keynet-hardnet", weights=untrained_file("keynet-hardnet"))
+    ours = extractor("keynet-hardnet", weights=untrained_file("keynet-hardnet"), max_keypoints=120)
     tensors = untrained("keynet-hardnet")
     orienter = feature.LAFOrienter(angle_detector=feature.OriNet(False))
-    detector = feature.KeyNetDetector(False, 300, ori_module=orienter)
+    detector = feature.KeyNetDetector(False, 120, ori_module=orienter)
     network = feature.LocalFeature(detector, feature.LAFDescriptor(feature.HardNet(False)))
     network.load_state_dict(tensors)
-    pixels = cv2.cvtColor(noise(256, 192), cv2.COLOR_RGB2GRAY)
+    pixels = cv2.cvtColor(noise(192, 160), cv2.COLOR_RGB2GRAY)
     frames, responses, descriptors = network.eval()(torch.from_numpy(pixels)[None, None].float() / 255)
     filled = feature.laf_is_filled(frames)[0]
     frames, responses, descriptors = frames[:, filled], responses[:, filled], descriptors[:, filled]

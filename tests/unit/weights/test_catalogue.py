@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from published_weights import in_catalogue, needs_package, put_package
 from safetensors.torch import load_file, save_file
 
 from featkit.core.config import config_names
@@ -26,7 +27,6 @@ from featkit.weights.catalogue import (
     weights_sha256,
 )
 from featkit.weights.manifest import sha256_of
-from tests.published_weights import in_catalogue, needs_package, put_package
 
 BEGIN = {
     "aliked-n16": "5be87048",
