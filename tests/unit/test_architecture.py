@@ -222,17 +222,10 @@ def test_every_yaml_builds(path: Path) -> None:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     kinds = [kind for kind in KINDS if kind in values]
     assert len(kinds) == 1, "a configuration names one class"
-<<<<<<< HEAD
     method = resolve(kinds[0], path.stem, device="cpu")
     assert isinstance(method.own, method.cls.Config)
-    assert set(values) - {kinds[0]} <= set(method.cls.Config.model_fields)
+    assert set(values) - {kinds[0], "base"} <= set(method.cls.Config.model_fields)
     assert isinstance(method.built, method.cls)
-=======
-    cls, config = configured(kinds[0], path.stem)
-    assert isinstance(config, cls.Config)
-    assert set(values) - {kinds[0], "base"} <= set(cls.Config.model_fields)
-    cls(config, "cpu")
->>>>>>> main
 
 
 def test_every_row_has_a_yaml() -> None:

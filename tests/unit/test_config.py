@@ -235,9 +235,9 @@ def test_a_configuration_may_stand_on_another(tmp_path: Path) -> None:
     assert taught["warm_up"].pop("steps") == 6000
     del own["warm_up"]["steps"]
     assert taught == own
-    _, recipe = configured("task", "scfeat-s-taught")
+    recipe = resolve("task", "scfeat-s-taught").own
     assert recipe.warm_up.teacher is not None
-    assert configured("task", "scfeat-s")[1].warm_up.teacher is None
+    assert resolve("task", "scfeat-s").own.warm_up.teacher is None
     (tmp_path / "twice.yaml").write_text("base: scfeat-s-upright\ntask: scfeat\n")
     with pytest.raises(UsageError, match="its base 'scfeat-s-upright' has a base of its own"):
         named_config(str(tmp_path / "twice.yaml"))

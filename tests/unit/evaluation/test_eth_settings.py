@@ -49,7 +49,7 @@ def test_a_setting_changes_the_extractors_it_names() -> None:
     assert len({other.fingerprint, weight.fingerprint, benchmark.method("rootsift").fingerprint}) == 3
     with pytest.raises(UsageError, match="did you mean 'scfeat'"):
         EthBenchmark(EthConfig(extractors={"scfeta": {}}), "cpu")
-    with pytest.raises(UsageError, match="it is no pairing"):
+    with pytest.raises(UsageError, match="not a pairing"):
         EthBenchmark(EthConfig(paired_by="mutual"), "cpu")
 
 

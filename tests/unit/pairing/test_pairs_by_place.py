@@ -11,6 +11,7 @@ import pytest
 from geotagged import downward, geodetic, made_model, photograph, survey, write_made
 
 from featkit.core.errors import BadInputError, UsageError
+from featkit.core.registry import Method
 from featkit.core.types import Pair
 from featkit.geometry.poses import look_at
 from featkit.io.lists import describe_pairs, read_pairs
@@ -116,12 +117,12 @@ def test_gps_pairs_follow_the_exif(tmp_path: Path) -> None:
     images, output = tmp_path / "images", tmp_path / "pairs.txt"
     for number in range(4):
         photograph(images / f"{number}.jpg", (10.0, 20.0 + 0.001 * number))
-    stage.run((Gps, GpsConfig(num_matched=1)), images, output)
+    stage.run(Method("by place", Gps, GpsConfig(num_matched=1)), images, output)
     before = output.stat().st_mtime_ns, read_pairs(output)
-    stage.run((Gps, GpsConfig(num_matched=1, file=None)), images, output)
+    stage.run(Method("by place", Gps, GpsConfig(num_matched=1, file=None)), images, output)
     assert output.stat().st_mtime_ns == before[0]
     photograph(images / "3.jpg", (10.0, 19.999))
-    stage.run((Gps, GpsConfig(num_matched=1)), images, output)
+    stage.run(Method("by place", Gps, GpsConfig(num_matched=1)), images, output)
     assert Pair("0.jpg", "3.jpg").key() in keys(read_pairs(output))
     assert (describe_pairs(output) or {})["config"] == {
         "num_matched": 1,
@@ -203,10 +204,10 @@ def test_the_commands_model_and_the_configurations(tmp_path: Path) -> None:
     for name in NAMES:
         photograph(images / name)
     model = write_made(made_model(downward(CENTRES)), tmp_path / "model")
-    method = (ByPoses, PosesConfig(num_matched=2))
+    method = Method("by place", ByPoses, PosesConfig(num_matched=2))
     stage.run(method, images, output, sources=Sources(model=model))
     first = output.stat().st_mtime_ns
-    stage.run((ByPoses, PosesConfig(num_matched=2, model=model)), images, output)
+    stage.run(Method("by place", ByPoses, PosesConfig(num_matched=2, model=model)), images, output)
     assert output.stat().st_mtime_ns == first, "the same poses, wherever the model was named"
     moved = CENTRES | {"00.jpg": CENTRES["11.jpg"] + 1.0}
     other = write_made(made_model(downward(moved)), tmp_path / "other")
