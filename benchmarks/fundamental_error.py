@@ -34,7 +34,7 @@ from featkit.losses.scfeat_fundamental import FundamentalErrorConfig, draw_sets,
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from eight_point_loop import eight_point, smooth_l1
-from two_views import two_views
+from synthetic_views import two_views
 
 SIZE = (640, 480)
 KEYPOINTS = 2800

@@ -54,6 +54,7 @@ from featkit.losses.scfeat_detection import (
     sample_keypoints,
 )
 from featkit.losses.scfeat_fundamental import FundamentalError, FundamentalErrorConfig, fundamental_error
+from featkit.losses.two_views import LossContext, TwoViews
 from featkit.models.scfeat import SCFeatNetwork
 from featkit.weights.files import load_scfeat_network
 
@@ -150,7 +151,7 @@ def look(network: SCFeatNetwork, batch: PosedBatch, number: int, seen: dict[str,
     )
     state = draw.get_state()
     with torch.no_grad():
-        matches = matched(sample0, sample1, *maps.normalised.chunk(2), batch.fundamentals01, size, BASE)
+        matches = matched(sample0, sample1, TwoViews(*maps.normalised.chunk(2), batch.fundamentals01, size), BASE)
     parts = basis((sample0, sample1), matches, network.detection_parameters())
     bad = 1 - (matches.mutual & matches.good).sum((1, 2)) / matches.mutual.sum((1, 2)).clamp(min=1)
     likely = [(matches.probability * of).sum((1, 2)) for of in (matches.good, ~matches.good)]
@@ -170,7 +171,7 @@ def look(network: SCFeatNetwork, batch: PosedBatch, number: int, seen: dict[str,
         config = BASE.model_copy(update={"error": FundamentalErrorConfig.model_validate(fields)})
         candidates = drawn_from(matches, config.error)
         points = (sample0.points, sample1.points)
-        error = fundamental_error(*points, candidates, batch.fundamentals01, size, config.error, draw)
+        error = fundamental_error(*points, candidates, batch.fundamentals01, size, config.error, LossContext(draw))
         found, one = add(name, error, config), seen[name]
         zero = weights_of(FundamentalError(torch.zeros_like(error.value), error.defined), config)
         one.without.append(torch.einsum("bi,bip->p", zero, parts))

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from featkit.core.config import Config
 from featkit.geometry.batched import clip_to_image, epipolar_lines, point_line_distance, sample_map
-from featkit.losses.base import LossResult, Total, alone, full_precision
-from featkit.losses.points import Draws, inside, mask_at, query_points, uniform
+from featkit.losses.base import LossResult, Total, full_precision
+from featkit.losses.two_views import Draws, LossContext, TwoViews, inside, mask_at, query_points, uniform
 
 # ----------------------------------------------------------------------------------------------------------------------
 # SCFeat's line-to-window search: where in the other image is a query point, when only its epipolar line is known?
@@ -81,25 +81,19 @@ class WindowMatches:
 
 
 def search_line_to_window(
-    map0: Float[Tensor, "b c h w"],
-    map1: Float[Tensor, "b c h w"],
-    points0: Float[Tensor, "b n 2"],
-    fundamental01: Float[Tensor, "b 3 3"],
-    image_size: tuple[int, int],
-    config: LineToWindowConfig,
-    generator: Draws,
-    valid1: Bool[Tensor, "b 1 h w"] | None = None,
+    views: TwoViews, points0: Float[Tensor, "b n 2"], config: LineToWindowConfig, draws: Draws
 ) -> WindowMatches:
-    """Matches in image 1 of query points of image 0. valid1: pixels of image 1 that show anything; None: all."""
-    with torch.autocast(map0.device.type, enabled=False):
-        similarity = _similarities(full_precision(map0), full_precision(map1), points0, image_size)
+    """Matches in image 1 of query points of image 0, which fundamental matrices join."""
+    size, map1 = views.image_size, full_precision(views.map1)
+    with torch.autocast(map1.device.type, enabled=False):
+        similarity = _similarities(full_precision(views.map0), map1, points0, size)
         with torch.no_grad():
-            lines = epipolar_lines(points0, fundamental01)
-            best, on_line = _best_on_line(similarity, lines, image_size, config.line_samples, valid1)
-            centres = best + _jitter(points0.shape[:2], image_size, config, generator, best)
-            offsets = _window_offsets(image_size, map1.shape[2:], config, best)
-        positions, deviation = _expectation(similarity, centres, offsets, image_size, config, valid1)
-    return WindowMatches(positions, deviation, on_line & inside(centres, image_size), lines)
+            lines = epipolar_lines(points0, views.geometry01)
+            best, on_line = _best_on_line(similarity, lines, size, config.line_samples, views.valid1)
+            centres = best + _jitter(points0.shape[:2], size, config, draws, best)
+            offsets = _window_offsets(size, map1.shape[2:], config, best)
+        positions, deviation = _expectation(similarity, centres, offsets, size, config, views.valid1)
+    return WindowMatches(positions, deviation, on_line & inside(centres, size), lines)
 
 
 def _similarities(
@@ -141,11 +135,11 @@ def _jitter(
     shape: torch.Size,
     image_size: tuple[int, int],
     config: LineToWindowConfig,
-    generator: Draws,
+    draws: Draws,
     like: Tensor,
 ) -> Float[Tensor, "b n 2"]:
     """Uniform moves within +-jitter of half the window, along both axes independently, in pixels."""
-    moves = 2 * uniform((*shape, 2), generator, like.device).to(like.dtype) - 1
+    moves = 2 * uniform((*shape, 2), draws, like.device).to(like.dtype) - 1
     return config.jitter * _half_window(image_size, config, like) * moves
 
 
@@ -209,49 +203,29 @@ class OneWay(NamedTuple):
     counted: Bool[Tensor, "b n"]
 
 
-def description_loss(
-    map0: Float[Tensor, "b c h w"],
-    map1: Float[Tensor, "b c h w"],
-    fundamental01: Float[Tensor, "b 3 3"],
-    image_size: tuple[int, int],
-    config: DescriptionLossConfig,
-    generator: Draws,
-    valid0: Bool[Tensor, "b 1 h w"] | None = None,
-    valid1: Bool[Tensor, "b 1 h w"] | None = None,
-    total: Total = alone,
-) -> LossResult:
-    """L_desc above. valid0, valid1: pixels of the images that show anything, at image resolution; None: all.
+def description_loss(views: TwoViews, config: DescriptionLossConfig, context: LossContext) -> LossResult:
+    """L_desc above, of views that fundamental matrices join.
 
     Without any match that counts the loss is 0, with a gradient of 0.
-    total: the maps are then a part of a batch; losses and statistics of all parts add up to those of the whole.
     """
-    there = one_way(map0, map1, fundamental01, image_size, config, generator, valid0, valid1, total)
-    back = one_way(map1, map0, fundamental01.mT, image_size, config, generator, valid1, valid0, total)
-    return LossResult(there.loss + back.loss, _statistics(there, back, total=total))
+    there = one_way(views, config, context)
+    back = one_way(views.transposed, config, context)
+    return LossResult(there.loss + back.loss, _statistics(there, back, total=context.total))
 
 
-def one_way(
-    map0: Float[Tensor, "b c h w"],
-    map1: Float[Tensor, "b c h w"],
-    fundamental01: Float[Tensor, "b 3 3"],
-    image_size: tuple[int, int],
-    config: DescriptionLossConfig,
-    generator: Draws,
-    valid0: Bool[Tensor, "b 1 h w"] | None = None,
-    valid1: Bool[Tensor, "b 1 h w"] | None = None,
-    total: Total = alone,
-) -> OneWay:
-    """Query points of image 0, their matches in image 1, and eq. 14 of them (with `total`: their share of it)."""
-    points0 = query_points(len(map0), image_size, config.cell_px, generator, map0.device)
+def one_way(views: TwoViews, config: DescriptionLossConfig, context: LossContext) -> OneWay:
+    """Query points of image 0, their matches in image 1, and eq. 14 of them (of a part of a batch: its share of it)."""
+    map0, size = views.map0, views.image_size
+    points0 = query_points(len(map0), size, config.cell_px, context.draws, map0.device)
     points0 = points0.to(torch.promote_types(map0.dtype, torch.float32))
-    matches = search_line_to_window(map0, map1, points0, fundamental01, image_size, config, generator, valid1)
+    matches = search_line_to_window(views, points0, config, context.draws)
     distance = point_line_distance(matches.positions, matches.lines)  # eq. 15
-    too_far = distance.detach() >= config.mask_share * min(image_size)  # written so that NaN is not masked away
-    valid = matches.valid & mask_at(valid0, points0)
+    too_far = distance.detach() >= config.mask_share * min(size)  # written so that NaN is not masked away
+    valid = matches.valid & mask_at(views.valid0, points0)
     counted = valid & ~too_far
     weight = torch.where(counted, _weight(matches.deviation, config), 0.0)
     weighted = (weight * torch.where(counted, distance, 0.0)).sum()
-    loss = weighted / total(weight.sum()).clamp(min=torch.finfo(weight.dtype).tiny)
+    loss = weighted / context.total(weight.sum()).clamp(min=torch.finfo(weight.dtype).tiny)
     return OneWay(loss, points0, matches, distance.detach(), valid, counted)
 
 

@@ -31,10 +31,10 @@ from pydantic import Field
 from torch import Tensor
 
 from featkit.core.config import Config
-from featkit.geometry.batched import distances_to_lines, epipolar_lines, sample_map
+from featkit.geometry.batched import distances_to_lines, epipolar_lines
 from featkit.losses.base import LossResult, Total, alone, full_precision
-from featkit.losses.points import Draws, mask_at, uniform
 from featkit.losses.scfeat_fundamental import FundamentalError, FundamentalErrorConfig, fundamental_error
+from featkit.losses.two_views import Draws, LossContext, TwoViews, mask_at, uniform, unit_descriptors
 
 # ----------------------------------------------------------------------------------------------------------------------
 # SCFeat's keypoint policy: at most one keypoint in every cell of the score map, drawn from the scores.
@@ -203,34 +203,28 @@ class Matches(NamedTuple):
 def detection_loss(
     scores0: Float[Tensor, "b 1 h w"],
     scores1: Float[Tensor, "b 1 h w"],
-    map0: Float[Tensor, "b c h2 w2"],
-    map1: Float[Tensor, "b c h2 w2"],
-    fundamental01: Float[Tensor, "b 3 3"],
-    image_size: tuple[int, int],
+    views: TwoViews,
     config: DetectionLossConfig,
-    generator: Draws,
-    valid0: Bool[Tensor, "b 1 h w"] | None = None,
-    valid1: Bool[Tensor, "b 1 h w"] | None = None,
-    total: Total = alone,
+    context: LossContext,
 ) -> LossResult:
-    """L_kp above. valid0, valid1: pixels of the images that show anything; None: all.
-    total: the scores are then a part of a batch; losses and statistics of all parts add up to those of the whole.
+    """L_kp above, of views that fundamental matrices join.
 
     Raises ValueError for scores that are not at the images' resolution.
     """
-    if tuple(scores0.shape[2:]) != image_size[::-1] or scores0.shape != scores1.shape:
-        raise ValueError(f"scores of {tuple(scores0.shape)} and {tuple(scores1.shape)} for images of {image_size}")
-    sample0 = accepted_first(sample_keypoints(scores0, config.policy, generator, valid0))
-    sample1 = accepted_first(sample_keypoints(scores1, config.policy, generator, valid1))
-    with torch.no_grad(), torch.autocast(map0.device.type, enabled=False):
-        matches = matched(sample0, sample1, map0, map1, fundamental01, image_size, config)
+    size = views.image_size
+    if tuple(scores0.shape[2:]) != size[::-1] or scores0.shape != scores1.shape:
+        raise ValueError(f"scores of {tuple(scores0.shape)} and {tuple(scores1.shape)} for images of {size}")
+    sample0 = accepted_first(sample_keypoints(scores0, config.policy, context.draws, views.valid0))
+    sample1 = accepted_first(sample_keypoints(scores1, config.policy, context.draws, views.valid1))
+    with torch.no_grad(), torch.autocast(scores0.device.type, enabled=False):
+        matches = matched(sample0, sample1, views, config)
         candidates = drawn_from(matches, config.error)
         points = (sample0.points, sample1.points)
-        error = fundamental_error(*points, candidates, fundamental01, image_size, config.error, generator, total)
+        error = fundamental_error(*points, candidates, views.geometry01, size, config.error, context)
         gain = matches.probability * rewards(matches.good, error, config.reward)
-        statistics = _statistics(sample0, sample1, matches, gain, error, total)
+        statistics = _statistics(sample0, sample1, matches, gain, error, context.total)
     factor = regulariser_factor(error, config.reward)
-    return LossResult(policy_loss(sample0, sample1, gain, factor, config, total), statistics)
+    return LossResult(policy_loss(sample0, sample1, gain, factor, config, context.total), statistics)
 
 
 def policy_loss(
@@ -252,23 +246,12 @@ def policy_loss(
     return -each.sum() / total(torch.ones_like(each).sum())
 
 
-def matched(
-    sample0: KeypointSample,
-    sample1: KeypointSample,
-    map0: Float[Tensor, "b c h2 w2"],
-    map1: Float[Tensor, "b c h2 w2"],
-    fundamental01: Float[Tensor, "b 3 3"],
-    image_size: tuple[int, int],
-    config: DetectionLossConfig,
-) -> Matches:
+def matched(sample0: KeypointSample, sample1: KeypointSample, views: TwoViews, config: DetectionLossConfig) -> Matches:
     """How the keypoints that were drawn match, by their descriptors and by the poses."""
-    points = (sample0.points, sample1.points)
     drawn = sample0.accepted[:, :, None] & sample1.accepted[:, None]
-    good = match_matrix(*points, fundamental01, config.epsilon_px) & drawn
-    first, second = (
-        F.normalize(sample_map(full_precision(maps), at, image_size), dim=2)
-        for maps, at in zip((map0, map1), points, strict=True)
-    )
+    good = match_matrix(sample0.points, sample1.points, views.geometry01, config.epsilon_px) & drawn
+    first = unit_descriptors(views.map0, sample0.points, views.image_size)
+    second = unit_descriptors(views.map1, sample1.points, views.image_size)
     cosine = (first @ second.mT).masked_fill_(~drawn, NOT_DRAWN)
     return Matches(drawn, good, _mutual(cosine, drawn), match_probability(cosine, drawn, config.temperature))
 

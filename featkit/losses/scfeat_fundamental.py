@@ -40,8 +40,7 @@ from torch import Tensor
 
 from featkit.core.config import Config
 from featkit.geometry.batched import PAIRS, clip_to_image, epipolar_lines, fundamental_of_eight, unit_norm
-from featkit.losses.base import Total, alone
-from featkit.losses.points import Draws, uniform
+from featkit.losses.two_views import Draws, LossContext, uniform
 
 Scale = Literal["lines", "image", "pixels", "authors"]
 Pairs = Literal["mutual", "likely", "good", "independent"]
@@ -89,18 +88,16 @@ def fundamental_error(
     fundamental01: Float[Tensor, "b 3 3"],
     image_size: tuple[int, int],
     config: FundamentalErrorConfig,
-    generator: Draws,
-    total: Total = alone,
+    context: LossContext,
 ) -> FundamentalError:
     """L_fme above; draws that determine no F are passed over.
 
     pairs: what is drawn from, equally likely (bool) or in proportion to their values (float).
-    total: the batch's sum, where this is a part of one, is that of all parts.
     """
     draw = draw_sets if pairs.dtype == torch.bool else draw_likely_sets
-    chosen, enough = draw(pairs, config.draws, generator)
+    chosen, enough = draw(pairs, config.draws, context.draws)
     if config.pairs == "independent":
-        other, _ = draw(pairs, config.draws, generator)
+        other, _ = draw(pairs, config.draws, context.draws)
         chosen = torch.stack([chosen[..., 0], other[..., 1]], dim=-1)
     sets0, sets1 = (_picked(points, chosen[..., side]) for side, points in enumerate((points0, points1)))
     errors = set_errors(sets0, sets1, fundamental01, image_size, config)
@@ -108,7 +105,7 @@ def fundamental_error(
     value = errors.masked_fill(unusable, torch.nan).nanquantile(config.quantile, dim=1).to(points0.dtype)
     defined = enough & value.isfinite()
     value = torch.where(defined, value, 0.0)
-    return FundamentalError(total(value.sum()).expand_as(value) if config.over == "batch" else value, defined)
+    return FundamentalError(context.total(value.sum()).expand_as(value) if config.over == "batch" else value, defined)
 
 
 def _picked(points: Float[Tensor, "b n 2"], which: Int[Tensor, "b draws 8"]) -> Float[Tensor, "b draws 8 2"]:

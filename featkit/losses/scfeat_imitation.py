@@ -29,6 +29,7 @@ from torch import Tensor
 from featkit.core.config import Config
 from featkit.geometry.batched import sample_map
 from featkit.losses.base import LossResult, Total, alone, full_precision
+from featkit.losses.two_views import unit_descriptors
 
 
 class ImitationConfig(Config):
@@ -61,7 +62,7 @@ def imitation_loss(
 ) -> LossResult:
     """The first two terms of L. total: as in the other losses; without any keypoint the loss is 0."""
     with torch.autocast(maps.device.type, enabled=False):
-        found = F.normalize(sample_map(full_precision(maps), lesson.points, image_size), dim=2)
+        found = unit_descriptors(maps, lesson.points, image_size)
         given = F.normalize(full_precision(lesson.descriptors), dim=2)
         cosine = (found * given).sum(2)
         number = total(lesson.shown.sum().float()).clamp(min=1)

@@ -18,15 +18,14 @@ homography counts: points with a positive third coordinate are in front.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
 from featkit.core.config import Config
-from featkit.geometry.batched import homogeneous, sample_map
-from featkit.losses.base import LossResult, Total, alone, full_precision
-from featkit.losses.points import Draws, inside, mask_at, query_points
+from featkit.geometry.batched import homogeneous
+from featkit.losses.base import LossResult
+from featkit.losses.two_views import LossContext, TwoViews, inside, mask_at, query_points, unit_descriptors
 
 NO_CANDIDATE = -1e4  # logit of a point that is not in N_i
 
@@ -40,35 +39,21 @@ class ContrastiveLossConfig(Config):
     """Points nearer than this to the true one are no negatives (ours: three cells of a map at 1/4 resolution)."""
 
 
-def contrastive_loss(
-    map0: Float[Tensor, "b c h w"],
-    map1: Float[Tensor, "b c h w"],
-    homography01: Float[Tensor, "b 3 3"],
-    image_size: tuple[int, int],
-    config: ContrastiveLossConfig,
-    generator: Draws,
-    valid0: Bool[Tensor, "b 1 h w"] | None = None,
-    valid1: Bool[Tensor, "b 1 h w"] | None = None,
-    total: Total = alone,
-) -> LossResult:
-    """L above. valid0, valid1: pixels of the images that show anything, at image resolution; None: all.
+def contrastive_loss(views: TwoViews, config: ContrastiveLossConfig, context: LossContext) -> LossResult:
+    """L above, of views that homographies join.
 
     Points that image 1 does not show neither look for their partner nor are negatives. Without any the loss is 0.
-    total: the maps are then a part of a batch; losses and statistics of all parts add up to those of the whole.
     """
-    points0 = query_points(len(map0), image_size, config.cell_px, generator, map0.device)
-    points1, front = mapped_points(homography01, points0)
-    shown = front & inside(points1, image_size) & mask_at(valid0, points0) & mask_at(valid1, points1)
+    size, device = views.image_size, views.map0.device
+    points0 = query_points(len(views.map0), size, config.cell_px, context.draws, device)
+    points1, front = mapped_points(views.geometry01, points0)
+    shown = front & inside(points1, size) & mask_at(views.valid0, points0) & mask_at(views.valid1, points1)
     points1 = torch.where(shown[..., None], points1, points0)  # somewhere finite
-    with torch.autocast(map0.device.type, enabled=False):
-        first, second = (
-            F.normalize(sample_map(full_precision(maps), points, image_size), dim=2)
-            for maps, points in ((map0, points0), (map1, points1))
-        )
-        cosine = first @ second.mT
+    with torch.autocast(device.type, enabled=False):
+        cosine = unit_descriptors(views.map0, points0, size) @ unit_descriptors(views.map1, points1, size).mT
         rows, row_hits = _one_way(cosine, points1, shown, config)
         columns, column_hits = _one_way(cosine.mT, points0, shown, config)
-    points, all_points = total(torch.stack([shown.sum(), torch.ones_like(shown).sum()]))
+    points, all_points = context.total(torch.stack([shown.sum(), torch.ones_like(shown).sum()]))
     number = points.clamp(min=1)
     own = torch.where(shown, cosine.detach().diagonal(dim1=1, dim2=2), 0.0).sum()
     statistics = {

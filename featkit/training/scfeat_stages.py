@@ -22,6 +22,7 @@ from featkit.losses.scfeat_description import description_loss, one_way
 from featkit.losses.scfeat_detection import detection_loss
 from featkit.losses.scfeat_imitation import Lesson, imitation_loss, score_loss
 from featkit.losses.scfeat_warm_up import contrastive_loss
+from featkit.losses.two_views import LossContext
 from featkit.models.scfeat import DenseMaps, SCFeatNetwork
 from featkit.training.distributed import World
 from featkit.training.scfeat_task import DenseTask, Description, Detection, PhotoData, PosedData, TeacherConfig, WarmUp
@@ -88,18 +89,8 @@ class DescriptionTask(DenseTask[PosedBatch]):
         return (2 - torch.cat(cosines) - torch.cat(cosines)).sum() / (4 * self.config.batch_size)
 
     def _epipolar(self, maps: DenseMaps, batch: PosedBatch) -> LossResult:
-        map0, map1 = maps.normalised.chunk(2)
-        return description_loss(
-            map0,
-            map1,
-            batch.fundamentals01.to(self.device),
-            (batch.images0.shape[2], batch.images0.shape[1]),
-            self.config.loss,
-            self._draw,
-            batch.valid0[:, None].to(self.device),
-            batch.valid1[:, None].to(self.device),
-            self.world.total,
-        )
+        views = self.views(maps.normalised, batch.fundamentals01, batch)
+        return description_loss(views, self.config.loss, self.context)
 
     @torch.no_grad()
     def held_out(self) -> float:
@@ -117,10 +108,8 @@ class DescriptionTask(DenseTask[PosedBatch]):
         self.network.eval()
         batch = self.held_out_batches[0]
         maps = self.describe(self.images(torch.cat([batch.images0, batch.images1])))
-        map0, map1 = maps.normalised.chunk(2)
-        size = batch.images0.shape[2], batch.images0.shape[1]
-        draw = torch.Generator().manual_seed(PICTURE_SEED)
-        found = one_way(map0, map1, batch.fundamentals01.to(self.device), size, self.config.loss, draw)
+        views = self.views(maps.normalised, batch.fundamentals01, batch)
+        found = one_way(views, self.config.loss, LossContext(torch.Generator().manual_seed(PICTURE_SEED)))
         return {
             "matches": line_picture(
                 batch.images0[0].numpy(),
@@ -173,20 +162,8 @@ class DetectionTask(DenseTask[PosedBatch]):
     def _loss(self, batch: PosedBatch) -> LossResult:
         scores, maps = self._scores(batch)
         scores0, scores1 = scores.chunk(2)
-        map0, map1 = maps.chunk(2)
-        return detection_loss(
-            scores0,
-            scores1,
-            map0,
-            map1,
-            batch.fundamentals01.to(self.device),
-            (batch.images0.shape[2], batch.images0.shape[1]),
-            self.config.loss,
-            self._draw,
-            batch.valid0[:, None].to(self.device),
-            batch.valid1[:, None].to(self.device),
-            self.world.total,
-        )
+        views = self.views(maps, batch.fundamentals01, batch)
+        return detection_loss(scores0, scores1, views, self.config.loss, self.context)
 
     def _scores(self, batch: PosedBatch) -> tuple[Float[Tensor, "b2 1 h w"], Float[Tensor, "b2 d h4 w4"]]:
         """Scores of all first, then of all second images, with gradient; maps without."""
@@ -292,18 +269,8 @@ class WarmUpTask(DenseTask[HomographyBatch]):
         return results
 
     def _contrastive(self, compared: Float[Tensor, "b2 d h4 w4"], batch: HomographyBatch) -> LossResult:
-        map0, map1 = compared.chunk(2)
-        found = contrastive_loss(
-            map0,
-            map1,
-            batch.homographies01.to(self.device),
-            (batch.images0.shape[2], batch.images0.shape[1]),
-            self.config.loss,
-            self._draw,
-            batch.valid0[:, None].to(self.device),
-            batch.valid1[:, None].to(self.device),
-            self.world.total,
-        )
+        views = self.views(compared, batch.homographies01, batch)
+        found = contrastive_loss(views, self.config.loss, self.context)
         return LossResult(self.config.contrastive * found.loss, found.statistics)
 
     def _compared(self, maps: DenseMaps) -> Float[Tensor, "b2 d h4 w4"]:

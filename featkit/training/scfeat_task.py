@@ -25,11 +25,11 @@ from featkit.data.posed_samples import HomographyConfig, PairAugmentation, PairF
 from featkit.data.tree import FileTree
 from featkit.io.features import open_features
 from featkit.losses.base import LossResult
-from featkit.losses.points import Draws, PartOfDraws
 from featkit.losses.scfeat_description import DescriptionLossConfig
 from featkit.losses.scfeat_detection import DetectionLossConfig
 from featkit.losses.scfeat_imitation import ImitationConfig
 from featkit.losses.scfeat_warm_up import ContrastiveLossConfig
+from featkit.losses.two_views import Draws, LossContext, PartOfDraws, TwoViews
 from featkit.models.scfeat import DenseMaps, SCFeatNetwork, SCFeatNetworkConfig
 from featkit.training.config import Adam, AskedPrecision, Measured, Schedule, Sgd, Steps, TrainingConfig
 from featkit.training.distributed import World
@@ -214,10 +214,11 @@ class DenseTask(ABC, Generic[BatchT]):
         )
         self.held_out_batches = list(self._fixed(held_out)) if world.is_first else []
         self._generator = torch.Generator().manual_seed(seed_of(self.config.seed, DRAW_SEED, 0, 0))
-        self._draw: Draws = self._generator
+        draws: Draws = self._generator
         if world.size > 1:
-            self._draw = PartOfDraws(self._generator, world.part(self.config.batch_size), self.config.batch_size)
+            draws = PartOfDraws(self._generator, world.part(self.config.batch_size), self.config.batch_size)
             share_batch_norms(self.network, world.total)
+        self.context = LossContext(draws, world.total)
         self._describe = torch.compile(self.network.describe) if self.config.compile else self.network.describe
 
     @abstractmethod
@@ -227,6 +228,13 @@ class DenseTask(ABC, Generic[BatchT]):
     @abstractmethod
     def _loss(self, batch: BatchT) -> LossResult:
         """Of one batch; of several processes' parts, what adds up to it: `world.total` gives what they share."""
+
+    def views(self, maps: Float[Tensor, "b2 c h w"], geometry01: Float[Tensor, "b 3 3"], batch: Any) -> TwoViews:
+        """What a loss compares. maps: of all first, then of all second images of the batch."""
+        height, width = batch.images0.shape[1:3]
+        map0, map1 = maps.chunk(2)
+        valid0, valid1 = (valid[:, None].to(self.device) for valid in (batch.valid0, batch.valid1))
+        return TwoViews(map0, map1, geometry01.to(self.device), (width, height), valid0, valid1)
 
     @abstractmethod
     def held_out(self) -> float:

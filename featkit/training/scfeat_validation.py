@@ -13,7 +13,7 @@ from torch import Tensor
 
 from featkit.data.posed_samples import HomographyBatch, PosedBatch
 from featkit.geometry.batched import epipolar_lines, point_line_distance, sample_map
-from featkit.losses.points import inside, mask_at
+from featkit.losses.two_views import inside, mask_at
 
 GRID_PX = 8  # between query points
 TOLERANCE_PX = 4.0  # one cell of the maps

@@ -28,8 +28,8 @@ from featkit.data.posed_samples import (
 from featkit.data.views import CanvasConfig, JitterConfig, ViewConfig, draw_view
 from featkit.geometry.epipolar import epipolar_distances
 from featkit.geometry.pixels import apply_homography
-from featkit.losses.points import inside
 from featkit.losses.scfeat_warm_up import mapped_points
+from featkit.losses.two_views import inside
 
 CANVAS = CanvasConfig(width=128, height=96)
 STRONG = ViewConfig(rotation_deg=40, scale_max=1.6, perspective=0.25)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from eight_point_loop import eight_point
-from two_views import two_views
+from synthetic_views import two_views
 
 from featkit.geometry.batched import fundamental_of_eight, hartley, nearest_rank_two
 

@@ -4,7 +4,7 @@ import kornia.geometry.epipolar as kornia_epipolar
 import numpy as np
 import pytest
 import torch
-from two_views import two_views
+from synthetic_views import two_views
 
 from featkit.geometry.batched import clip_to_image, distances_to_lines, epipolar_lines, point_line_distance
 

@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 
 from featkit.geometry.batched import sample_map
-from featkit.losses.points import query_points
 from featkit.losses.scfeat_warm_up import ContrastiveLossConfig, contrastive_loss, mapped_points
+from featkit.losses.two_views import LossContext, TwoViews, query_points
 
 SIZE = (64, 48)
 TILTED = torch.tensor([[[0.9, -0.1, 4.0], [0.12, 1.05, -6.0], [5e-4, -3e-4, 1.0]]], dtype=torch.float64)
@@ -42,7 +42,7 @@ def test_against_loops(masked: bool, exclusion_px: float) -> None:
     valid = torch.ones(2, 1, 48, 64, dtype=torch.bool)
     valid[..., 20:30] = not masked
     masks = (valid, valid.flip(3)) if masked else (None, None)
-    result = contrastive_loss(map0, map1, homographies(), SIZE, config, generator(), *masks)
+    result = contrastive_loss(TwoViews(map0, map1, homographies(), SIZE, *masks), config, LossContext(generator()))
     points0 = query_points(2, SIZE, 8, generator()).double()
     terms, hits, shown = [], 0, 0
     for pair in range(2):
@@ -89,7 +89,9 @@ def test_points_behind_do_not_count() -> None:
     assert front.tolist() == [[True, False, False]]
     assert found.isfinite().all()
     map0, map1 = (m.float()[:1] for m in maps())
-    assert contrastive_loss(map0, map1, behind, SIZE, ContrastiveLossConfig(cell_px=8), generator()).loss.isfinite()
+    assert contrastive_loss(
+        TwoViews(map0, map1, behind, SIZE), ContrastiveLossConfig(cell_px=8), LossContext(generator())
+    ).loss.isfinite()
 
 
 def test_gradient() -> None:
@@ -97,7 +99,7 @@ def test_gradient() -> None:
     inputs = [m[:1, :3].clone().requires_grad_() for m in maps()]
 
     def loss(map0: torch.Tensor, map1: torch.Tensor) -> torch.Tensor:
-        return contrastive_loss(map0, map1, TILTED, SIZE, config, generator()).loss
+        return contrastive_loss(TwoViews(map0, map1, TILTED, SIZE), config, LossContext(generator())).loss
 
     assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
 
@@ -110,7 +112,7 @@ def test_the_right_homography_costs_less() -> None:
     moved = torch.tensor([[[1.0, 0, 8], [0, 1, 0], [0, 0, 1]]])
     config = ContrastiveLossConfig(cell_px=8)
     right, wrong = (
-        contrastive_loss(map0, map1, homography, (128, 96), config, generator())
+        contrastive_loss(TwoViews(map0, map1, homography, (128, 96)), config, LossContext(generator()))
         for homography in (moved, torch.linalg.inv(moved))
     )
     assert right.loss < 0.2 < wrong.loss
@@ -122,7 +124,7 @@ def test_the_right_homography_costs_less() -> None:
 def test_nothing_shown_costs_nothing() -> None:
     inputs = [m.float().requires_grad_() for m in maps()]
     away = torch.tensor([[1.0, 0, 1000], [0, 1, 0], [0, 0, 1]]).expand(2, 3, 3)
-    result = contrastive_loss(*inputs, away, SIZE, ContrastiveLossConfig(), generator())
+    result = contrastive_loss(TwoViews(*inputs, away, SIZE), ContrastiveLossConfig(), LossContext(generator()))
     result.loss.backward()
     assert float(result.loss.detach()) == 0
     assert all(m.grad is not None and (m.grad == 0).all() for m in inputs)
@@ -132,15 +134,19 @@ def test_nothing_shown_costs_nothing() -> None:
 def test_nan_is_not_hidden() -> None:
     map0, map1 = maps()
     map1[0, 1] = torch.nan
-    assert contrastive_loss(map0, map1, homographies(), SIZE, ContrastiveLossConfig(), generator()).loss.isnan()
+    assert contrastive_loss(
+        TwoViews(map0, map1, homographies(), SIZE), ContrastiveLossConfig(), LossContext(generator())
+    ).loss.isnan()
 
 
 def test_half_precision_maps_are_compared_in_full() -> None:
     half = [m.bfloat16() for m in maps()]
     config = ContrastiveLossConfig()
-    expected = contrastive_loss(*(m.float() for m in half), homographies(), SIZE, config, generator()).loss
+    expected = contrastive_loss(
+        TwoViews(*(m.float() for m in half), homographies(), SIZE), config, LossContext(generator())
+    ).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = contrastive_loss(*half, homographies(), SIZE, config, generator()).loss
+        found = contrastive_loss(TwoViews(*half, homographies(), SIZE), config, LossContext(generator())).loss
     assert found.dtype == torch.float32
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
 

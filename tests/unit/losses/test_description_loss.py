@@ -3,10 +3,10 @@
 import pytest
 import torch
 from pydantic import ValidationError
-from two_views import two_views
+from synthetic_views import two_views
 
-from featkit.losses.points import query_points
 from featkit.losses.scfeat_description import DescriptionLossConfig, description_loss, one_way, search_line_to_window
+from featkit.losses.two_views import LossContext, TwoViews, query_points
 
 SIZE = (64, 48)
 SMALL = DescriptionLossConfig(cell_px=8, line_samples=20, window_share=0.3, temperature=5.0)
@@ -30,14 +30,14 @@ def test_is_the_weighted_mean_distance_both_ways(weight: str) -> None:
     map0, map1, fundamental = maps_and_geometry()
     valid0 = torch.ones(2, 1, 48, 64, dtype=torch.bool)
     valid0[0, :, :, 40:] = False
-    result = description_loss(map0, map1, fundamental, SIZE, config, generator(), valid0)
+    result = description_loss(TwoViews(map0, map1, fundamental, SIZE, valid0), config, LossContext(generator()))
     draw, losses, counted, valid = generator(), [], 0, 0
     for a, b, f, own, other in (
         (map0, map1, fundamental, valid0, None),
         (map1, map0, fundamental.mT, None, valid0),
     ):
         points = query_points(2, SIZE, 8, draw).double()
-        found = search_line_to_window(a, b, points, f, SIZE, config, draw, other)
+        found = search_line_to_window(TwoViews(a, b, f, SIZE, None, other), points, config, draw)
         total = weights = 0.0
         for pair in range(2):
             for point, match, sigma, ok in zip(
@@ -64,7 +64,7 @@ def test_gradient() -> None:
     fundamental = two_views(0).tensors()[2]
 
     def loss(map0: torch.Tensor, map1: torch.Tensor) -> torch.Tensor:
-        return description_loss(map0, map1, fundamental, SIZE, config, generator()).loss
+        return description_loss(TwoViews(map0, map1, fundamental, SIZE), config, LossContext(generator())).loss
 
     assert torch.autograd.gradcheck(loss, maps, fast_mode=True)
 
@@ -73,7 +73,7 @@ def test_weights_have_no_gradient() -> None:
     """With equal distances the weighted mean is the same for all weights, so they must not be pushed."""
     map0, map1, fundamental = maps_and_geometry()
     map1.requires_grad_()
-    way = one_way(map0, map1, fundamental, SIZE, SMALL, generator())
+    way = one_way(TwoViews(map0, map1, fundamental, SIZE), SMALL, LossContext(generator()))
     weight = torch.where(way.counted, 1 / way.matches.deviation, 0.0)
     lines = way.matches.lines
     distance = ((way.matches.positions * lines[..., :2]).sum(-1) + lines[..., 2]).abs()
@@ -91,7 +91,7 @@ def test_both_maps_learn() -> None:
     optimiser = torch.optim.Adam(maps, lr=0.05)
     distances = []
     for _ in range(60):
-        result = description_loss(*maps, ROWS, SIZE, config, draw)
+        result = description_loss(TwoViews(*maps, ROWS, SIZE), config, LossContext(draw))
         optimiser.zero_grad()
         result.loss.backward()
         optimiser.step()
@@ -109,7 +109,7 @@ def test_without_matches_the_loss_is_zero(why: str) -> None:
         fundamental = torch.zeros_like(fundamental)
     if why == "the line is outside":
         fundamental = torch.tensor([[[0.0, 0, 0], [0, 0, -1], [0, 1, 1000.0]]])
-    result = description_loss(*maps, fundamental, SIZE, SMALL, generator(), nothing, nothing)
+    result = description_loss(TwoViews(*maps, fundamental, SIZE, nothing, nothing), SMALL, LossContext(generator()))
     result.loss.backward()
     assert float(result.loss.detach()) == 0
     assert all(m.grad is not None and (m.grad == 0).all() for m in maps)
@@ -119,15 +119,17 @@ def test_without_matches_the_loss_is_zero(why: str) -> None:
 def test_nan_is_not_hidden() -> None:
     map0, map1, fundamental = maps_and_geometry()
     map1[1, 2, 5, 5] = torch.nan
-    assert description_loss(map0, map1, fundamental, SIZE, SMALL, generator()).loss.isnan()
+    assert description_loss(TwoViews(map0, map1, fundamental, SIZE), SMALL, LossContext(generator())).loss.isnan()
 
 
 def test_half_precision_maps_are_compared_in_full() -> None:
     map0, map1, fundamental = maps_and_geometry()
     half = [m.bfloat16().requires_grad_() for m in (map0, map1)]
-    expected = description_loss(*(m.detach().float() for m in half), fundamental, SIZE, SMALL, generator()).loss
+    expected = description_loss(
+        TwoViews(*(m.detach().float() for m in half), fundamental, SIZE), SMALL, LossContext(generator())
+    ).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = description_loss(*half, fundamental, SIZE, SMALL, generator()).loss
+        found = description_loss(TwoViews(*half, fundamental, SIZE), SMALL, LossContext(generator())).loss
     found.backward()
     assert found.dtype == torch.float32
     assert float(found.detach()) == pytest.approx(float(expected), rel=1e-5)
@@ -136,7 +138,9 @@ def test_half_precision_maps_are_compared_in_full() -> None:
 
 def test_statistics_are_detached_scalars() -> None:
     map0, map1, fundamental = maps_and_geometry()
-    statistics = description_loss(map0.requires_grad_(), map1, fundamental, SIZE, SMALL, generator()).statistics
+    statistics = description_loss(
+        TwoViews(map0.requires_grad_(), map1, fundamental, SIZE), SMALL, LossContext(generator())
+    ).statistics
     assert set(statistics) == {"epipolar_distance_px", "deviation_px", "valid_share", "counted_share"}
     assert all(value.shape == () and not value.requires_grad for value in statistics.values())
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from two_views import two_views
+from synthetic_views import two_views
 
 from featkit.geometry.epipolar import epipolar_distances
 from featkit.losses.scfeat_detection import RewardConfig, match_matrix, regulariser_factor, rewards, two_way_distances

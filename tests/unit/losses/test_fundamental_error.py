@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from eight_point_loop import eight_point, smooth_l1
-from two_views import two_views
+from synthetic_views import two_views
 
 from featkit.losses.scfeat_fundamental import (
     FundamentalErrorConfig,
@@ -16,6 +16,7 @@ from featkit.losses.scfeat_fundamental import (
     draw_sets,
     fundamental_error,
 )
+from featkit.losses.two_views import LossContext
 
 SIZE = (640, 480)
 
@@ -83,7 +84,7 @@ def loop_error(a: np.ndarray, b: np.ndarray, truth: np.ndarray, scale: str) -> f
 def test_against_a_loop_over_draws(scale: str, noise_px: float) -> None:
     points0, points1, good, fundamental = scenes(noise_px)
     config = FundamentalErrorConfig(draws=25, scale=scale)
-    found = fundamental_error(points0, points1, good, fundamental, SIZE, config, generator(4))
+    found = fundamental_error(points0, points1, good, fundamental, SIZE, config, LossContext(generator(4)))
     sets, enough = draw_sets(good, 25, generator(4))
     assert found.defined.all()
     assert enough.all()
@@ -94,7 +95,7 @@ def test_against_a_loop_over_draws(scale: str, noise_px: float) -> None:
             errors.append(loop_error(a, b, fundamental[pair].numpy(), scale))
         assert float(found.value[pair]) == pytest.approx(min(errors), rel=1e-3)
     over_batch = FundamentalErrorConfig(draws=25, scale=scale, over="batch")
-    summed = fundamental_error(points0, points1, good, fundamental, SIZE, over_batch, generator(4))
+    summed = fundamental_error(points0, points1, good, fundamental, SIZE, over_batch, LossContext(generator(4)))
     assert summed.value.tolist() == pytest.approx(2 * [float(found.value.sum())])
 
 
@@ -103,7 +104,7 @@ def test_fields_of_the_lines(quantile: float, side: int, tolerance_share: float,
     points0, points1, good, fundamental = scenes(5.0)
     fields: dict[str, Any] = {"lines_side": side, "tolerance_share": tolerance_share, "beta": beta}
     config = FundamentalErrorConfig(draws=11, quantile=quantile, **fields)
-    found = fundamental_error(points0, points1, good, fundamental, SIZE, config, generator(4))
+    found = fundamental_error(points0, points1, good, fundamental, SIZE, config, LossContext(generator(4)))
     sets, _ = draw_sets(good, 11, generator(4))
     for pair in range(2):
         errors = [
@@ -128,20 +129,22 @@ def test_the_share_of_right_matches_decides_the_factor() -> None:
         pairs[:, :right] = good[:, :right]
         for row in range(right, 60):
             pairs[:, row, (7 * row) % (60 - right or 1)] = True  # columns of the points without a right match
-        error = fundamental_error(points0, points1, pairs, fundamental, SIZE, FundamentalErrorConfig(), generator())
+        error = fundamental_error(
+            points0, points1, pairs, fundamental, SIZE, FundamentalErrorConfig(), LossContext(generator())
+        )
         factors.append(float(error.value.tanh().mean()))
     assert factors == sorted(factors)
     assert factors[0] < 1e-3
     assert factors[-1] > 0.2
     algorithm_1 = FundamentalErrorConfig(scale="image")
-    error = fundamental_error(points0, points1, good, fundamental, SIZE, algorithm_1, generator())
+    error = fundamental_error(points0, points1, good, fundamental, SIZE, algorithm_1, LossContext(generator()))
     assert error.value.max() < 1e-4
 
 
 def test_two_index_sets_pair_unrelated_points() -> None:
     points0, points1, good, fundamental = scenes(0.0)
     config = FundamentalErrorConfig(pairs="independent", scale="image", draws=5)
-    found = fundamental_error(points0, points1, good, fundamental, SIZE, config, generator(3))
+    found = fundamental_error(points0, points1, good, fundamental, SIZE, config, LossContext(generator(3)))
     draw = generator(3)
     first, second = (draw_sets(good, 5, draw)[0] for _ in range(2))
     for pair in range(2):
@@ -180,7 +183,7 @@ def test_a_set_that_names_a_pair_twice_is_passed_over() -> None:
     weights = good.double()
     weights[:, 9:] = 0
     config = FundamentalErrorConfig(draws=300, scale="image", pairs="likely")
-    found = fundamental_error(points0, points1, weights, fundamental, SIZE, config, generator(2))
+    found = fundamental_error(points0, points1, weights, fundamental, SIZE, config, LossContext(generator(2)))
     sets, _ = draw_likely_sets(weights, 300, generator(2))
     for pair in range(2):
         whole = [one for one in sets[pair].numpy() if len({tuple(row) for row in one}) == 8]
@@ -192,10 +195,14 @@ def test_a_set_that_names_a_pair_twice_is_passed_over() -> None:
 
 def test_exact_pairs_have_no_error() -> None:
     points0, points1, good, fundamental = scenes(0.0)
-    found = fundamental_error(points0, points1, good, fundamental, SIZE, FundamentalErrorConfig(), generator())
+    found = fundamental_error(
+        points0, points1, good, fundamental, SIZE, FundamentalErrorConfig(), LossContext(generator())
+    )
     assert found.value.max() < 1e-12
     single = [p.float() for p in (points0, points1)]
-    found = fundamental_error(*single, good, fundamental.float(), SIZE, FundamentalErrorConfig(), generator())
+    found = fundamental_error(
+        *single, good, fundamental.float(), SIZE, FundamentalErrorConfig(), LossContext(generator())
+    )
     assert found.value.dtype == torch.float32
     assert found.value.max() < 1e-8
 
@@ -205,7 +212,7 @@ def test_random_pairs_have_a_large_error() -> None:
     draw = generator()
     points0, points1 = (torch.rand(2, 30, 2, generator=draw) * torch.tensor(SIZE) for _ in range(2))
     found = fundamental_error(
-        points0, points1, good, fundamental, SIZE, FundamentalErrorConfig(draws=5, scale="image"), draw
+        points0, points1, good, fundamental, SIZE, FundamentalErrorConfig(draws=5, scale="image"), LossContext(draw)
     )
     assert found.defined.all()
     assert found.value.min() > 0.01
@@ -217,7 +224,9 @@ def test_the_error_grows_with_the_noise() -> None:
     for noise_px in (0.0, 0.3, 3.0, 30.0):
         points0, points1, good, fundamental = scenes(noise_px)
         config = FundamentalErrorConfig(draws=30)
-        values.append(fundamental_error(points0, points1, good, fundamental, SIZE, config, generator()).value.sum())
+        values.append(
+            fundamental_error(points0, points1, good, fundamental, SIZE, config, LossContext(generator())).value.sum()
+        )
     assert values == sorted(values)
     assert values[1] < 0.1 * values[3]
 
@@ -226,7 +235,7 @@ def test_the_sign_and_length_of_the_truth_do_not_matter() -> None:
     points0, points1, good, fundamental = scenes(1.0)
     config = FundamentalErrorConfig(draws=10)
     one, other = (
-        fundamental_error(points0, points1, good, factor * fundamental, SIZE, config, generator()).value
+        fundamental_error(points0, points1, good, factor * fundamental, SIZE, config, LossContext(generator())).value
         for factor in (1.0, -50.0)
     )
     torch.testing.assert_close(one, other)
@@ -236,11 +245,15 @@ def test_fewer_than_eight_pairs_define_nothing() -> None:
     points0, points1, good, fundamental = scenes(1.0)
     good = good.clone()
     good[0, :-7] = False
-    found = fundamental_error(points0, points1, good, fundamental, SIZE, FundamentalErrorConfig(), generator())
+    found = fundamental_error(
+        points0, points1, good, fundamental, SIZE, FundamentalErrorConfig(), LossContext(generator())
+    )
     assert found.defined.tolist() == [False, True]
     assert found.value[0] == 0
     assert found.value[1] > 0
-    none = fundamental_error(points0, points1, good & False, fundamental, SIZE, FundamentalErrorConfig(), generator())
+    none = fundamental_error(
+        points0, points1, good & False, fundamental, SIZE, FundamentalErrorConfig(), LossContext(generator())
+    )
     assert not none.defined.any()
     assert (none.value == 0).all()
 
@@ -251,7 +264,13 @@ def test_pairs_that_determine_nothing_define_nothing() -> None:
     points0 = torch.full_like(points0, 5.0)
     fundamental = torch.stack([fundamental[0], torch.zeros(3, 3, dtype=torch.float64)])
     found = fundamental_error(
-        points0, torch.full_like(points1, 5.0), good, fundamental, SIZE, FundamentalErrorConfig(), generator()
+        points0,
+        torch.full_like(points1, 5.0),
+        good,
+        fundamental,
+        SIZE,
+        FundamentalErrorConfig(),
+        LossContext(generator()),
     )
     assert found.value.isfinite().all()
     assert not found.defined[1]

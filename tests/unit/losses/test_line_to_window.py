@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from two_views import TwoViews, two_views
+from synthetic_views import SyntheticViews, two_views
 
-from featkit.losses.points import query_points
 from featkit.losses.scfeat_description import LineToWindowConfig, WindowMatches, search_line_to_window
+from featkit.losses.two_views import TwoViews, query_points
 
 SIZE = (64, 48)
 ROWS = torch.tensor([[[0.0, 0, 0], [0, 0, -1], [0, 1, 0]]])  # F of a camera moved along x: lines are rows
@@ -101,7 +101,7 @@ def test_against_loops(seed: int, masked: bool) -> None:
     points0 = torch.from_numpy(np.stack([v.points0 for v in views]))
     fundamental = torch.from_numpy(np.stack([v.fundamental for v in views]))
     mask = shown if masked else None
-    found = search_line_to_window(map0, map1, points0, fundamental, SIZE, config, generator(seed), mask)
+    found = search_line_to_window(TwoViews(map0, map1, fundamental, SIZE, None, mask), points0, config, generator(seed))
     draws = torch.rand(2, 30, 2, generator=generator(seed)).double().numpy()
     valid = 0
     for pair in range(2):
@@ -126,7 +126,9 @@ def nearly_constant_maps() -> list[torch.Tensor]:
 def test_equal_similarities_answer_the_middle_of_the_window() -> None:
     """Match minus the best place on the line is the jitter."""
     points0 = torch.tensor([[[float(x), 240.0] for x in range(0, 640, 2)]])
-    found = search_line_to_window(*nearly_constant_maps(), points0, ROWS, (640, 480), LineToWindowConfig(), generator())
+    found = search_line_to_window(
+        TwoViews(*nearly_constant_maps(), ROWS, (640, 480)), points0, LineToWindowConfig(), generator()
+    )
     assert found.valid.all()
     moves = found.positions[0] - torch.tensor([639 * 50 / 99, 240.0])
     for axis, half in ((0, 32), (1, 24)):
@@ -139,7 +141,7 @@ def test_equal_similarities_answer_the_middle_of_the_window() -> None:
 def test_a_window_whose_centre_leaves_the_image_is_invalid() -> None:
     points0 = torch.tensor([[[100.0, float(y)] for y in range(24)]])
     maps, config = nearly_constant_maps(), LineToWindowConfig(jitter=1.0)
-    found = search_line_to_window(*maps, points0, ROWS, (640, 480), config, generator())
+    found = search_line_to_window(TwoViews(*maps, ROWS, (640, 480)), points0, config, generator())
     moves = 24 * (2 * torch.rand(1, 24, 2, generator=generator())[..., 1] - 1)
     assert torch.equal(found.valid, points0[..., 1] + moves >= 0)
     assert 0 < found.valid.sum() < 24
@@ -147,7 +149,7 @@ def test_a_window_whose_centre_leaves_the_image_is_invalid() -> None:
 
 def test_deviation_of_equal_similarities_is_that_of_the_grid() -> None:
     points0, config = torch.tensor([[[100.0, 240.0]]]), LineToWindowConfig(jitter=0.0)
-    found = search_line_to_window(*nearly_constant_maps(), points0, ROWS, (640, 480), config, generator())
+    found = search_line_to_window(TwoViews(*nearly_constant_maps(), ROWS, (640, 480)), points0, config, generator())
     x, y = 32 * np.linspace(-1, 1, 16), 24 * np.linspace(-1, 1, 12)
     assert found.valid.all()
     assert float(found.deviation) == pytest.approx(x.std() + y.std(), rel=1e-3)
@@ -167,7 +169,7 @@ def test_a_moved_image_is_found(jitter: float) -> None:
     cells = torch.cartesian_prod(torch.arange(4, 26), torch.arange(4, 28)).flip(1)
     points0 = (4 * cells + 1.5)[None].float()  # centres of cells of the map
     config = LineToWindowConfig(jitter=jitter, window_share=0.25)
-    found = search_line_to_window(map0, map1, points0, ROWS, size, config, generator())
+    found = search_line_to_window(TwoViews(map0, map1, ROWS, size), points0, config, generator())
     error = (found.positions - points0 - torch.tensor([4.0 * shift, 0.0])).norm(dim=2)[found.valid]
     assert found.valid.float().mean() > 0.85
     assert error.median() < 1.5  # px; the window's samples lie 4.4 px apart
@@ -178,10 +180,12 @@ def test_a_line_outside_is_invalid() -> None:
     map0, map1 = shifted_scene(2)
     lower = torch.tensor([[[0.0, 0, 0], [0, 0, -1], [0, 1, 100.0]]])  # lines are rows, 100 px farther down
     points0 = torch.tensor([[[50.0, 10.0], [50.0, 60.0]]])
-    found = search_line_to_window(map0, map1, points0, lower, (160, 120), LineToWindowConfig(jitter=0), generator())
+    found = search_line_to_window(
+        TwoViews(map0, map1, lower, (160, 120)), points0, LineToWindowConfig(jitter=0), generator()
+    )
     assert found.valid.tolist() == [[True, False]]
     nothing = search_line_to_window(
-        map0, map1, points0, torch.zeros(1, 3, 3), (160, 120), LineToWindowConfig(), generator()
+        TwoViews(map0, map1, torch.zeros(1, 3, 3), (160, 120)), points0, LineToWindowConfig(), generator()
     )
     assert not nothing.valid.any()
     assert nothing.positions.isfinite().all()
@@ -195,7 +199,9 @@ def test_gradient() -> None:
     points0, _, fundamental = views.tensors()
 
     def positions(map0: torch.Tensor, map1: torch.Tensor) -> torch.Tensor:
-        found = search_line_to_window(map0, map1, points0, fundamental, SIZE, config, generator(), shown)
+        found = search_line_to_window(
+            TwoViews(map0, map1, fundamental, SIZE, None, shown), points0, config, generator()
+        )
         return found.positions[found.valid]
 
     maps = [m.requires_grad_() for m in random_maps(3, channels=3, shape=(6, 8))]
@@ -204,10 +210,10 @@ def test_gradient() -> None:
 
 def test_the_deviation_has_no_gradient_and_a_floor() -> None:
     map0, map1 = (m.requires_grad_() for m in random_maps(3))
-    views: TwoViews = two_views(5)
+    views: SyntheticViews = two_views(5)
     points0, _, fundamental = views.tensors()
     found: WindowMatches = search_line_to_window(
-        map0, map1, points0, fundamental, SIZE, LineToWindowConfig(temperature=1e5), generator()
+        TwoViews(map0, map1, fundamental, SIZE), points0, LineToWindowConfig(temperature=1e5), generator()
     )
     assert found.positions.requires_grad
     assert not found.deviation.requires_grad
@@ -218,10 +224,15 @@ def test_half_precision_maps_are_searched_in_full() -> None:
     map0, map1 = (m.float() for m in random_maps(3))
     points0, _, fundamental = two_views(5).tensors()
     rounded = [m.bfloat16().float() for m in (map0, map1)]
-    expected = search_line_to_window(*rounded, points0.float(), fundamental, SIZE, LineToWindowConfig(), generator())
+    expected = search_line_to_window(
+        TwoViews(*rounded, fundamental, SIZE), points0.float(), LineToWindowConfig(), generator()
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = search_line_to_window(
-            map0.bfloat16(), map1.bfloat16(), points0.float(), fundamental, SIZE, LineToWindowConfig(), generator()
+            TwoViews(map0.bfloat16(), map1.bfloat16(), fundamental, SIZE),
+            points0.float(),
+            LineToWindowConfig(),
+            generator(),
         )
     assert found.positions.dtype == torch.float32
     torch.testing.assert_close(found.positions, expected.positions)

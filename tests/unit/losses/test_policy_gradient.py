@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from two_views import two_views
+from synthetic_views import two_views
 
 from featkit.losses.scfeat_detection import (
     NOT_DRAWN,
@@ -21,6 +21,7 @@ from featkit.losses.scfeat_detection import (
     sample_keypoints,
 )
 from featkit.losses.scfeat_fundamental import FundamentalError, FundamentalErrorConfig, fundamental_error
+from featkit.losses.two_views import LossContext, TwoViews
 
 SIZE = (64, 48)
 ROWS = torch.tensor([[[0.0, 0, 0], [0, 0, -1], [0, 1, 0]]])  # lines are rows
@@ -128,12 +129,12 @@ def test_against_loops(reward: RewardConfig, pairs: Literal["mutual", "likely", 
         per_keypoint=per_keypoint,
     )
     scores, maps, fundamental = batch()
-    result = detection_loss(*scores, *maps, fundamental, SIZE, config, generator())
+    result = detection_loss(*scores, TwoViews(*maps, fundamental, SIZE), config, LossContext(generator()))
     draw = generator()
     samples = [accepted_first(sample_keypoints(s, config.policy, draw)) for s in scores]
     matches = loop_matches(samples, maps, fundamental, config)
     points = [s.points for s in samples]
-    error = fundamental_error(*points, matches[pairs], fundamental, SIZE, config.error, draw)
+    error = fundamental_error(*points, matches[pairs], fundamental, SIZE, config.error, LossContext(draw))
     assert error.defined.all()
     assert error.value.min() > 1e-3
     assert float(result.loss) == pytest.approx(loop_loss(samples, matches, error, config), rel=1e-5)
@@ -152,7 +153,7 @@ def detection_gradient(config: DetectionLossConfig, right: bool) -> torch.Tensor
     other = cells if right else torch.randn(cells.shape, generator=draw, dtype=torch.float64)
     still = torch.tensor([[[0.0, -1, 0], [1, 0, 0], [0, 0, 0]]], dtype=torch.float64)  # lines through the corner
     scores = [torch.randn(1, 1, 48, 64, generator=draw, dtype=torch.float64).requires_grad_() for _ in range(2)]
-    detection_loss(*scores, cells, other, still, views.size, config, generator()).loss.backward()
+    detection_loss(*scores, TwoViews(cells, other, still, views.size), config, LossContext(generator())).loss.backward()
     assert scores[0].grad is not None
     return scores[0].grad
 
@@ -189,7 +190,9 @@ def test_gradient_agrees_with_that_of_the_expected_reward() -> None:
     (chance[0] @ reward @ chance[1] / 2).backward()  # eq. 21 divides by two keypoints
     scores = [v.view(1, 1, 2, 2).repeat(draws, 1, 1, 1).requires_grad_() for v in start]
     maps = [torch.ones(draws, 3, 2, 2)] * 2
-    detection_loss(*scores, *maps, ROWS.expand(draws, -1, -1), size, config, generator()).loss.backward()
+    detection_loss(
+        *scores, TwoViews(*maps, ROWS.expand(draws, -1, -1), size), config, LossContext(generator())
+    ).loss.backward()
     for expected, found in zip(exact, scores, strict=True):
         assert expected.grad is not None
         assert found.grad is not None
@@ -205,7 +208,9 @@ def test_gradient_to_the_scores() -> None:
     config = DetectionLossConfig(policy=GridPolicyConfig(cell_px=4), epsilon_px=4.0, temperature=5.0)
 
     def loss(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        return detection_loss(first, second, *maps, fundamental, (24, 16), config, generator()).loss
+        return detection_loss(
+            first, second, TwoViews(*maps, fundamental, (24, 16)), config, LossContext(generator())
+        ).loss
 
     assert torch.autograd.gradcheck(loss, small, fast_mode=True)
 
@@ -213,7 +218,9 @@ def test_gradient_to_the_scores() -> None:
 def test_maps_have_no_gradient() -> None:
     scores, maps, fundamental = batch()
     scores, maps = ([v.requires_grad_() for v in values] for values in (scores, maps))
-    detection_loss(*scores, *maps, fundamental, SIZE, DetectionLossConfig(), generator()).loss.backward()
+    detection_loss(
+        *scores, TwoViews(*maps, fundamental, SIZE), DetectionLossConfig(), LossContext(generator())
+    ).loss.backward()
     assert all(s.grad is not None and s.grad.abs().max() > 0 for s in scores)
     assert all(m.grad is None for m in maps)
 
@@ -237,7 +244,7 @@ def test_both_images_learn_to_agree(reward: RewardConfig) -> None:
     optimiser = torch.optim.Adam(scores, lr=0.2)
     shares = []
     for _ in range(150):
-        result = detection_loss(*scores, *maps, ROWS, (32, 16), config, draw)
+        result = detection_loss(*scores, TwoViews(*maps, ROWS, (32, 16)), config, LossContext(draw))
         optimiser.zero_grad()
         result.loss.backward()
         optimiser.step()
@@ -250,7 +257,9 @@ def test_both_images_learn_to_agree(reward: RewardConfig) -> None:
 def test_nan_is_not_hidden(which: str) -> None:
     scores, maps, fundamental = batch()
     {"scores": scores, "maps": maps}[which][1][1, 0] = torch.nan
-    assert detection_loss(*scores, *maps, fundamental, SIZE, DetectionLossConfig(), generator()).loss.isnan()
+    assert detection_loss(
+        *scores, TwoViews(*maps, fundamental, SIZE), DetectionLossConfig(), LossContext(generator())
+    ).loss.isnan()
 
 
 def test_without_keypoints_the_loss_is_zero() -> None:
@@ -259,7 +268,7 @@ def test_without_keypoints_the_loss_is_zero() -> None:
     scores = [s.requires_grad_() for s in scores]
     for masks in ((valid, None), (valid, valid)):
         config = DetectionLossConfig(regulariser=0.0)
-        result = detection_loss(*scores, *maps, fundamental, SIZE, config, generator(), *masks)
+        result = detection_loss(*scores, TwoViews(*maps, fundamental, SIZE, *masks), config, LossContext(generator()))
         result.loss.backward()
         assert float(result.loss.detach()) == 0
         assert all(value.isfinite() for value in result.statistics.values())
@@ -275,7 +284,7 @@ def test_pairs_do_not_touch_each_other() -> None:
         s[0] -= 3.0  # few are accepted
     config = DetectionLossConfig(reward=POSFEAT, per_keypoint=False)
     together = [s.clone().requires_grad_() for s in scores]
-    detection_loss(*together, *maps, fundamental, SIZE, config, generator()).loss.backward()
+    detection_loss(*together, TwoViews(*maps, fundamental, SIZE), config, LossContext(generator())).loss.backward()
     draw = generator()
     samples = [sample_keypoints(s, config.policy, draw) for s in scores]
     alone = [KeypointSample(s.points[:1], s.log_probability[:1], s.accepted[:1]) for s in samples]
@@ -288,7 +297,7 @@ def test_pairs_do_not_touch_each_other() -> None:
         return loop_loss(of, matches, FundamentalError(torch.zeros(count), torch.zeros(count) > 0), config)
 
     expected, other, both = slow(alone, slice(1)), slow(rest, slice(1, 2)), slow(samples, slice(2))
-    found = detection_loss(*scores, *maps, fundamental, SIZE, config, generator()).loss
+    found = detection_loss(*scores, TwoViews(*maps, fundamental, SIZE), config, LossContext(generator())).loss
     assert float(found) == pytest.approx(expected + other, rel=1e-6) == pytest.approx(both, rel=1e-6)
     assert all(s.grad is not None and s.grad[0].abs().max() > 0 for s in together)
 
@@ -296,9 +305,16 @@ def test_pairs_do_not_touch_each_other() -> None:
 def test_half_precision_is_computed_in_full() -> None:
     scores, maps, fundamental = batch()
     half = [v.bfloat16() for v in (*scores, *maps)]
-    expected = detection_loss(*(v.float() for v in half), fundamental, SIZE, DetectionLossConfig(), generator())
+    expected = detection_loss(
+        *(v.float() for v in half[:2]),
+        TwoViews(*(v.float() for v in half[2:]), fundamental, SIZE),
+        DetectionLossConfig(),
+        LossContext(generator()),
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = detection_loss(*half, fundamental, SIZE, DetectionLossConfig(), generator())
+        found = detection_loss(
+            *half[:2], TwoViews(*half[2:], fundamental, SIZE), DetectionLossConfig(), LossContext(generator())
+        )
     assert found.loss.dtype == torch.float32
     assert float(found.loss) == pytest.approx(float(expected.loss), rel=1e-5)
 
@@ -306,7 +322,9 @@ def test_half_precision_is_computed_in_full() -> None:
 def test_statistics_are_detached_scalars() -> None:
     scores, maps, fundamental = batch()
     scores = [s.requires_grad_() for s in scores]
-    statistics = detection_loss(*scores, *maps, fundamental, SIZE, DetectionLossConfig(), generator()).statistics
+    statistics = detection_loss(
+        *scores, TwoViews(*maps, fundamental, SIZE), DetectionLossConfig(), LossContext(generator())
+    ).statistics
     assert {"keypoints", "good_share", "fundamental_error", "reward"} < set(statistics)
     assert all(value.shape == () and not value.requires_grad for value in statistics.values())
 
@@ -314,6 +332,6 @@ def test_statistics_are_detached_scalars() -> None:
 def test_wrong_shapes_and_fields_are_refused() -> None:
     scores, maps, fundamental = batch()
     with pytest.raises(ValueError, match="for images of"):
-        detection_loss(*scores, *maps, fundamental, (48, 64), DetectionLossConfig(), generator())
+        detection_loss(*scores, TwoViews(*maps, fundamental, (48, 64)), DetectionLossConfig(), LossContext(generator()))
     with pytest.raises(ValidationError):
         DetectionLossConfig(error={"scale": "metres"})

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featkit.losses.points import PartOfDraws, uniform
+from featkit.losses.two_views import PartOfDraws, uniform
 from featkit.training.whole_batch import PartOfDropout, SharedBatchNorm, share_batch_norms
 
 PARTS = (slice(0, 3), slice(3, 5), slice(5, 9))

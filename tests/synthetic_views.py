@@ -11,7 +11,7 @@ from featkit.geometry.poses import rotation_matrix
 
 
 @dataclass(frozen=True)
-class TwoViews:
+class SyntheticViews:
     """points0[i] and points1[i] (pixels) see the same point; x1^T fundamental x0 = 0, of Frobenius norm 1."""
 
     points0: np.ndarray
@@ -24,7 +24,7 @@ class TwoViews:
         return tuple(torch.from_numpy(v)[None] for v in (self.points0, self.points1, self.fundamental))  # type: ignore[return-value]
 
 
-def two_views(seed: int, count: int = 40, size: tuple[int, int] = (64, 48)) -> TwoViews:
+def two_views(seed: int, count: int = 40, size: tuple[int, int] = (64, 48)) -> SyntheticViews:
     """`count` points that both images show, seen from beside each other with some rotation."""
     rng = np.random.default_rng(seed)
     k0, k1 = (
@@ -42,4 +42,4 @@ def two_views(seed: int, count: int = 40, size: tuple[int, int] = (64, 48)) -> T
     fundamental = np.linalg.inv(k1).T @ cross @ rotation @ np.linalg.inv(k0)
     chosen = np.flatnonzero(shown)[:count]
     assert len(chosen) == count
-    return TwoViews(points0[chosen], points1[chosen], fundamental / np.linalg.norm(fundamental), size)
+    return SyntheticViews(points0[chosen], points1[chosen], fundamental / np.linalg.norm(fundamental), size)

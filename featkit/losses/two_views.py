@@ -1,4 +1,4 @@
-"""Points of images, in pixels: one at random in every cell, which lie inside, and which see anything."""
+"""What the losses on pairs of images share: the two views, random draws and sums over processes, points in pixels."""
 
 from __future__ import annotations
 
@@ -6,8 +6,41 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from featkit.geometry.batched import sample_map
+from featkit.losses.base import Total, alone, full_precision
+
+
+@dataclass(frozen=True)
+class TwoViews:
+    """b pairs of images that a loss compares.
+
+    map0, map1: of descriptors, at any resolution. geometry01: the fundamental matrices of image 0 to image 1
+    (x1^T F x0 = 0), or the homographies, as the loss says. image_size: width and height in pixels.
+    valid0, valid1: pixels of the images that show anything; None: all.
+    """
+
+    map0: Float[Tensor, "b c h w"]
+    map1: Float[Tensor, "b c h w"]
+    geometry01: Float[Tensor, "b 3 3"]
+    image_size: tuple[int, int]
+    valid0: Bool[Tensor, "b 1 y x"] | None = None
+    valid1: Bool[Tensor, "b 1 y x"] | None = None
+
+    @property
+    def transposed(self) -> TwoViews:
+        """The same pairs from image 1 to image 0, for fundamental matrices."""
+        return TwoViews(self.map1, self.map0, self.geometry01.mT, self.image_size, self.valid1, self.valid0)
+
+
+def unit_descriptors(
+    maps: Float[Tensor, "b c h w"], points: Float[Tensor, "b n 2"], image_size: tuple[int, int]
+) -> Float[Tensor, "b n c"]:
+    """What a map says at points in pixels of the image: interpolated, then normalised, in float32 at least."""
+    return F.normalize(sample_map(full_precision(maps), points, image_size), dim=2)
 
 
 @dataclass(frozen=True)
@@ -23,6 +56,15 @@ class PartOfDraws:
 
 
 Draws: TypeAlias = torch.Generator | PartOfDraws
+
+
+@dataclass(frozen=True)
+class LossContext:
+    """Where a loss is computed. total: the batch may be a part of one; losses and statistics of all parts then add up
+    to those of the whole."""
+
+    draws: Draws
+    total: Total = alone
 
 
 def uniform(shape: tuple[int, ...], draws: Draws, device: torch.device | str) -> Float[Tensor, "..."]:
