@@ -96,7 +96,7 @@ class AachenBenchmark:
 
         Raises UsageError for an unknown name or field.
         """
-        extractor = str(named_config(name).get("extractor"))
+        extractor = str(named_config(name, "extractor").get("extractor"))
         own = self.config.extractors.get(extractor, Sides())
         if self.config.extractors and extractor not in self.config.extractors:
             LOGGER.info("%s: the setting has nothing for %s; its own configuration is used", name, extractor)

@@ -114,7 +114,7 @@ class EthBenchmark:
 
         Raises UsageError for an unknown name or field.
         """
-        extractor = str(named_config(name).get("extractor"))
+        extractor = str(named_config(name, "extractor").get("extractor"))
         own = self.config.extractors.get(extractor, {})
         if self.config.extractors and not own:
             LOGGER.info("%s: the setting has nothing for %s; its own configuration is used", name, extractor)
