@@ -158,6 +158,7 @@ NEEDED = {
 # extra -> its modules, what it is for, how to get it
 EXTRAS = {
     "faiss": (("faiss",), "faster retrieval in large collections", 'pip install "featkit[faiss]"'),
+    "published": (("kornia",), "ALIKED, DISK, XFeat and others", 'pip install "featkit[published]"'),
     "serve": (("fastapi", "uvicorn"), "`featkit serve`", 'pip install "featkit[serve]"'),
     "hloc": (("hloc",), "featkit's features inside hloc", "python -m featkit.hloc says how"),
 }
