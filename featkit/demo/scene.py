@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ from featkit.io.lists import Intrinsics, format_poses
 RENDERER = 1  # raised whenever the same config gives other pictures than before
 GOLDEN = 0.5 * (5**0.5 - 1)  # its multiples, modulo 1, spread evenly over the unit interval
 PLASTIC = 0.7548776662466927  # and so do those of this one, independently
+MARK = b"featkit rendered scene"  # in a comment of every picture
+MARKED_BYTES = 128
 PICTURE = re.compile(r"(images/|queries/query_)\d{4,}\.(jpg|png)")
 
 
@@ -154,42 +157,72 @@ def render_scene(config: RenderedConfig, output: Path) -> RenderedScene:
         ),
     ]
     files = [path for path, _, _ in jobs] + [scene.camera, scene.poses_file, scene.query_poses_file]
-    known = _refuse_foreign(output, record, before, files)
+    _refuse_foreign(output, record, before, files)
     with explained(output):
         # From here until the end the scene is not whole; the record names what is featkit's, of this scene and before.
-        write_text(record, json.dumps(_claim(files, output, known), indent=1) + "\n", owned=True)
+        write_text(record, json.dumps(_claim(files, output, before), indent=1) + "\n", owned=True)
         scene.images.mkdir(parents=True, exist_ok=True)
         scene.queries.mkdir(parents=True, exist_ok=True)
         _remove_stale(output, before, {path for path, _, _ in jobs})
         _render_all(config, jobs)
     camera = scene.intrinsics
     text = f"PINHOLE {camera.width} {camera.height} {' '.join(map(repr, camera.params))}\n"
-    write_text(scene.camera, text, owned=True)
-    write_text(scene.poses_file, format_poses(scene.poses), owned=True)
-    write_text(scene.query_poses_file, format_poses(scene.query_poses), owned=True)
+    truth = {
+        scene.camera: text,
+        scene.poses_file: format_poses(scene.poses),
+        scene.query_poses_file: format_poses(scene.query_poses),
+    }
+    for path, content in truth.items():
+        write_text(path, content, owned=_is_own(path, output, before))
     write_text(record, json.dumps(_record(config, output, files), indent=1) + "\n", owned=True)
     return scene
 
 
-def _refuse_foreign(output: Path, record: Path, before: Mapping[str, object], files: list[Path]) -> set[str]:
-    """Names of files there that an earlier record lists. Raises BadInputError for another one of those to be written.
+def _refuse_foreign(output: Path, record: Path, before: Mapping[str, object], files: list[Path]) -> None:
+    """Raises BadInputError when one of `files` is there that no run made, or that somebody replaced since.
 
-    A record that was written before the scene was whole lists what was to be written.
+    What a killed run may have written after its last picture is looked at when it is written again.
     """
-    sizes = before.get("bytes")
-    known = set(sizes) if isinstance(sizes, dict) else set()
     if not before:
         refuse_foreign(record)
     for path in files:
-        if os.path.lexists(path) and path.relative_to(output).as_posix() not in known:
+        written_last = path.parent == record.parent and _size(path, output, before) == -1
+        if os.path.lexists(path) and not _is_own(path, output, before) and not written_last:
             raise BadInputError(f"{path}: {FOREIGN}")
-    return known
 
 
-def _claim(files: list[Path], output: Path, known: set[str]) -> dict[str, object]:
-    """The record of a scene that is not whole."""
-    names = {path.relative_to(output).as_posix() for path in files} | known
-    return {"renderer": RENDERER, "fingerprint": "", "config": {}, "bytes": dict.fromkeys(sorted(names), -1)}
+def _size(path: Path, output: Path, record: Mapping[str, object]) -> object:
+    """What a record says: None for a file that it does not name, -1 for one that its run did not come to the end of."""
+    sizes = record.get("bytes")
+    return sizes.get(path.relative_to(output).as_posix()) if isinstance(sizes, dict) else None
+
+
+def _is_own(path: Path, output: Path, record: Mapping[str, object]) -> bool:
+    """Whether featkit wrote the file: the record names it, and it is as large as it says, or a marked picture."""
+    size = _size(path, output, record)
+    if size is None or path.is_symlink() or not path.is_file():
+        return False
+    if path.stat().st_size == size:
+        return True
+    with path.open("rb") as file:
+        return PICTURE.fullmatch(path.relative_to(output).as_posix()) is not None and MARK in file.read(MARKED_BYTES)
+
+
+def _claim(files: list[Path], output: Path, before: Mapping[str, object]) -> dict[str, object]:
+    """The record of a scene that is not whole: the earlier one's files, and the new ones without a size."""
+    sizes = before.get("bytes")
+    names = dict.fromkeys(sorted(path.relative_to(output).as_posix() for path in files), -1)
+    earlier = dict(sizes) if isinstance(sizes, dict) else {}
+    return {"renderer": RENDERER, "fingerprint": "", "config": {}, "bytes": names | earlier}
+
+
+def marked(encoded: bytes) -> bytes:
+    """A JPEG or PNG file that says in a comment of its head what made it. Its pixels are the same."""
+    if encoded.startswith(b"\xff\xd8"):
+        return encoded[:2] + b"\xff\xfe" + (len(MARK) + 2).to_bytes(2, "big") + MARK + encoded[2:]
+    chunk = b"tEXtSoftware\0" + MARK
+    length, crc = (value.to_bytes(4, "big") for value in (len(chunk) - 4, zlib.crc32(chunk)))
+    return encoded[:33] + length + chunk + crc + encoded[33:]
 
 
 def surface_point(config: RenderedConfig, pose: Pose, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
@@ -254,7 +287,7 @@ def _render_one(config: RenderedConfig, world: tuple[Surface, ...], job: Job) ->
     image = np.clip(np.rint(image + config.noise_std * noise), 0, 255).astype(np.uint8)
     options = [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality] if config.image_format == "jpg" else []
     encoded = cv2.imencode(f".{config.image_format}", image, options)[1]
-    write_bytes(path, encoded.tobytes(), owned=True)
+    write_bytes(path, marked(encoded.tobytes()), owned=True)
 
 
 def _record(config: RenderedConfig, output: Path, files: list[Path]) -> dict[str, object]:
@@ -288,8 +321,8 @@ def _remove_stale(output: Path, record: Mapping[str, object], kept: set[Path]) -
     """Remove the photographs that the record names and this scene lacks; nothing else is ever removed."""
     names = record.get("bytes")
     for name in names if isinstance(names, dict) else ():
-        if PICTURE.fullmatch(name) and output / name not in kept:
-            (output / name).unlink(missing_ok=True)
+        if PICTURE.fullmatch(name) and output / name not in kept and _is_own(output / name, output, record):
+            (output / name).unlink()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
