@@ -47,12 +47,12 @@ def test_a_photograph_under_a_scenes_name_stays(killed: bool, image_format: str,
         interrupt(tmp_path)
     mine = tmp_path / "images" / f"0001.{image_format}"
     mine.write_bytes(MINE)
-    for changed in ({"seed": 3}, {"num_map": 1}, {}):
-        try:
+    for changed in ({"seed": 3}, {}):
+        with pytest.raises(BadInputError, match=f"0001.{image_format}: "):
             render_scene(config(image_format=image_format, **changed), tmp_path)
-        except BadInputError as error:
-            assert str(mine) in str(error)
         assert mine.read_bytes() == MINE
+    render_scene(config(image_format=image_format, num_map=1), tmp_path)  # without a picture of that name
+    assert mine.read_bytes() == MINE
 
 
 @pytest.mark.parametrize("killed", [False, True])
