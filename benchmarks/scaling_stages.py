@@ -127,8 +127,8 @@ def mapping(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 def report(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """metrics.json's content and report.html of the map named in settings."""
     sparse, path = folder / f"sparse-{settings['mapper']}", folder / "report.html"
-    images = len(read_poses(folder / "poses.txt"))
-    metrics = map_metrics(sparse, folder / "database.db", images, None, align=False) | {"seconds": {"all": 0.0}}
+    names = sorted(read_poses(folder / "poses.txt"))
+    metrics = map_metrics(sparse, folder / "database.db", names, None, align=False) | {"seconds": {"all": 0.0}}
     inputs = (folder / "images", folder / "features.h5", folder / "database.db", sparse, path)
     reconstruction_report(map_config(), metrics, *inputs)
     return {"disk_bytes": size_of(path)}

@@ -14,15 +14,15 @@ from typing import Any
 from pydantic import Field
 
 from featkit.core import log
-from featkit.core.config import Config
-from featkit.core.errors import UsageError
-from featkit.core.log import timed
+from featkit.core.config import Config, Runtime, digest
+from featkit.core.errors import EmptyResultError, UsageError
+from featkit.core.log import LOGGER, timed
 from featkit.core.registry import resolve
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
 from featkit.features.stage import ExtractConfig, extraction
 from featkit.io.artifact import write_text
-from featkit.io.atomic import refuse_foreign
+from featkit.io.atomic import read_stamp, refuse_foreign
 from featkit.io.lists import describe_pairs, read_pairs, read_poses
 from featkit.mapping import stage as map_stage
 from featkit.mapping.cameras import check as check_camera
@@ -52,6 +52,8 @@ class SfmConfig(Config):
     matching: dict[str, Any] = Field(default_factory=dict)
     """What differs from the matcher's configuration."""
     map: MapConfig = MapConfig()
+    min_registered: Runtime[float] = Field(0.0, ge=0, le=1)
+    """Smallest share of the photographs that must be in the map; fewer are an error, after everything was written."""
     seed: int = 0
 
 
@@ -126,15 +128,28 @@ def run(
         sparse = map_stage.build_map(
             config.map, images, database, output / "sparse", reference=known, overwrite=overwrite
         )
-    with timed("report", seconds):
-        metrics = map_metrics(sparse, database, len(names), true_poses, align=known is None)
-        metrics["seconds"] = seconds
-        paired = {} if pairs_by is None else pairs_by.config.result_fields()
-        resolved = {"extract": extractor.config, "pairing": paired, "matching": matcher.config.result_fields()}
-        ran = config.model_copy(update=resolved)
-        report = reconstruction_report(ran, metrics, images, features, database, sparse, output / "report.html")
-    metrics["config"] = ran.result_fields()
-    write_text(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    paired = {} if pairs_by is None else pairs_by.config.result_fields()
+    resolved = {"extract": extractor.config, "pairing": paired, "matching": matcher.config.result_fields()}
+    ran = config.model_copy(update=resolved)
+    report, record = output / "report.html", output / "metrics.json"
+    made_from = digest(
+        (output / "sparse.json").read_text(), ran.canonical_json(), *names, *map(str, (true_poses or {}).items())
+    )
+    metrics = read_stamp(record) or {}
+    if metrics.get("made_from") != made_from or not report.is_file() or overwrite:
+        with timed("report", seconds):
+            metrics = map_metrics(sparse, database, names, true_poses, align=known is None)
+            metrics |= {"seconds": seconds, "made_from": made_from, "config": ran.result_fields()}
+            reconstruction_report(ran, metrics, images, features, database, sparse, report)
+        write_text(record, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    for warning in metrics["warnings"]:
+        LOGGER.warning("map: %s", warning)
+    share = metrics["registered"] / len(names)
+    if share < config.min_registered:
+        raise EmptyResultError(
+            f"{sparse}: {metrics['registered']} of {len(names)} photographs are in the map, fewer than the share of"
+            f" {config.min_registered:g} that was asked for (--min-registered); the map and {report.name} are there"
+        )
     return SfmResult(output, sparse, report, metrics)
 
 

@@ -83,6 +83,15 @@ def reconstruct_command(
     weights: options.Weights = None,
     masks: options.Masks = None,
     ignore_alpha: options.IgnoreAlpha = False,
+    min_registered: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the photographs that must be in the map: fewer end with exit code 4.",
+            rich_help_panel=options.MAPPING,
+        ),
+    ] = 0.0,
     workers: options.Workers = 0,
     skip_broken: options.SkipBroken = False,
     settings: options.Settings = None,
@@ -111,6 +120,7 @@ def reconstruct_command(
         "pairing": options.given(file=gps_file),
         "matcher": matcher,
         "matching": options.given(ratio=ratio),
+        "min_registered": min_registered,
         "map": {"mapper": mapper, "camera": camera, "verify": {"seed": run.seed}, "seed": run.seed},
         "seed": run.seed,
     }

@@ -246,6 +246,11 @@ def map_statistics(model: pycolmap.Reconstruction, images: int) -> MapStatistics
     )
 
 
+def registered_names(model: pycolmap.Reconstruction) -> set[str]:
+    """The images of a model that have a pose."""
+    return {model.images[image_id].name for image_id in model.reg_image_ids()}
+
+
 def image_statistics(model: pycolmap.Reconstruction) -> list[ImageStatistics]:
     """One row per registered image, by name."""
     errors = {point_id: point.error for point_id, point in model.points3D.items()}

@@ -17,6 +17,7 @@ from featkit.io.artifact import artifact, locked, scratch
 from featkit.io.atomic import explained_by_disk, read_stamp
 from featkit.mapping import verify
 from featkit.mapping.model import largest_first, read_model, refuse_other_models, write_models
+from featkit.mapping.outcome import KeepConfig, camera_motion, kept, no_model_reason
 from featkit.mapping.reference import Reference
 from featkit.mapping.verify import DatabaseConfig
 
@@ -43,12 +44,26 @@ class ClusterConfig(Config):
     """One bundle adjustment of the whole after clusters were merged, which COLMAP leaves to the user."""
 
 
+class StartConfig(Config):
+    """From which pair the incremental mapper may start when COLMAP's own limits (16 degrees, 0.95) leave none."""
+
+    min_angle_deg: float = Field(default=4.0, ge=0, le=90)
+    """The pair sees its points under this angle at least. Photographs taken while driving forward see them under few
+    degrees."""
+    max_forward_motion: float = Field(default=1.0, ge=0, le=1)
+    """Largest share of the motion that may be along the viewing direction; 1: all of it."""
+
+
 class MapConfig(DatabaseConfig):
     """From matches to a map."""
 
     mapper: Mapper = "incremental"
     min_model_size: int = 3
     """Smallest number of registered images of a model that is kept."""
+    keep: KeepConfig = KeepConfig()
+    """What else a model must have."""
+    start: StartConfig = StartConfig()
+    """The incremental mapper's second try."""
     min_num_matches: int = 15
     """Pairs with fewer verified matches are not used."""
     extract_colors: bool = True
@@ -108,17 +123,18 @@ def _build(
     if made.up_to_date and not overwrite:
         LOGGER.info("map: done already")
         return output
+    if reference is None and config.keep.min_parallax_deg > 0 and (motion := camera_motion(database)).only_turned:
+        raise EmptyResultError(f"{images}: {no_model_reason(motion)}")
     pycolmap.set_random_seed(config.seed)
     with scratch(output.with_name(f".{output.name}.work")) as work:
         if reference is None:
             models = MAPPERS[config.mapper](config, images, database, work)
         else:
             models = [_triangulate(config, images, database, work, reference)]
-    models = [model for model in largest_first(models) if model.num_points3D() > 0]
-    if not models:
-        raise EmptyResultError(
-            f"{images}: no model came out; the pairs may see too little in common (more keypoints, --pairs exhaustive)"
-        )
+    if reference is None:
+        models = kept(largest_first(models), config.keep, _least_images(config, database))
+    if not any(model.num_points3D() > 0 for model in models):
+        raise EmptyResultError(f"{images}: {no_model_reason(camera_motion(database))}")
     return write_models(models, output, lambda: made.write_stamp(kind="map", models=len(models)))
 
 
@@ -128,8 +144,25 @@ def read_largest(sparse: Path) -> pycolmap.Reconstruction:
 
 
 def _incremental(config: MapConfig, images: Path, database: Path, work: Path) -> list[pycolmap.Reconstruction]:
+    options = incremental_options(config, _num_images(database))
+    models = _mapped(options, images, database, work)
+    if not kept(models, config.keep, _least_images(config, database)):
+        start = config.start
+        LOGGER.info(
+            "map: no pair to start from; again with pairs that see their points under %g degrees or more, moved"
+            " forward too",
+            start.min_angle_deg,
+        )
+        options.mapper.init_min_tri_angle = start.min_angle_deg
+        options.mapper.init_max_forward_motion = start.max_forward_motion
+        models = _mapped(options, images, database, work)
+    return models
+
+
+def _mapped(
+    options: pycolmap.IncrementalPipelineOptions, images: Path, database: Path, work: Path
+) -> list[pycolmap.Reconstruction]:
     total = _num_images(database)
-    options = incremental_options(config, total)
     with progress("map", total, "images") as advance:
         models = pycolmap.incremental_mapping(
             str(database),
@@ -145,6 +178,11 @@ def _incremental(config: MapConfig, images: Path, database: Path, work: Path) ->
 def _num_images(database: Path) -> int:
     with pycolmap.Database.open(str(database)) as opened:
         return int(opened.num_images())
+
+
+def _least_images(config: MapConfig, database: Path) -> int:
+    """Of a model that is kept: pycolmap returns a smaller one too when it is the only one."""
+    return min(config.min_model_size, _num_images(database))
 
 
 def _threads(config: MapConfig, images: int) -> int:

@@ -26,7 +26,15 @@ from featkit.mapping.align import PoseErrors, compare_with_truth, transform_pose
 from featkit.mapping.cameras import to_camera, to_pose
 from featkit.mapping.database import count_verified, matches_and_inliers, verified_pairs
 from featkit.mapping.metric import Alignment
-from featkit.mapping.model import Model, image_statistics, map_statistics, read_model, tracks_and_errors
+from featkit.mapping.model import (
+    Model,
+    image_statistics,
+    map_statistics,
+    read_model,
+    registered_names,
+    tracks_and_errors,
+)
+from featkit.mapping.outcome import camera_motion, map_warnings
 from featkit.report.content import (
     Camera3D,
     Cell,
@@ -226,16 +234,19 @@ def camera_error_table(truth: dict[str, Any]) -> Table:
 
 
 def map_metrics(
-    sparse: Path, database: Path, images: int, truth: dict[str, Pose] | None, align: bool
+    sparse: Path, database: Path, names: Sequence[str], truth: dict[str, Pose] | None, align: bool
 ) -> dict[str, Any]:
     """Statistics of every model, the largest first; camera errors of the largest when the truth is known.
 
-    align: whether the map is moved onto the truth by a similarity first.
+    names: all photographs of the scene. align: whether the map is moved onto the truth by a similarity first.
     """
     folders = sorted((path for path in sparse.iterdir() if path.is_dir()), key=lambda path: int(path.name))
     largest = read_model(folders[0])
-    statistics = [map_statistics(largest, images)]
-    statistics += [map_statistics(read_model(folder), images) for folder in folders[1:]]  # one in memory at a time
+    statistics, registered = [map_statistics(largest, len(names))], [registered_names(largest)]
+    for folder in folders[1:]:  # one in memory at a time
+        model = read_model(folder)
+        statistics.append(map_statistics(model, len(names)))
+        registered.append(registered_names(model))
     verified, inliers = count_verified(database)
     metrics: dict[str, Any] = {
         "featkit_version": __version__,
@@ -243,6 +254,8 @@ def map_metrics(
         "verified_pairs": verified,
         "inlier_matches": inliers,
         "models": [asdict(one) for one in statistics],
+        "unregistered": sorted(set(names) - registered[0]),
+        "warnings": map_warnings(registered, names, camera_motion(database)),
         **peak_memory(),
     }
     if truth is not None:

@@ -1,0 +1,185 @@
+"""Whether what came out of mapping is a map: which models are kept, why there is none, what is worth a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+from jaxtyping import Float
+from pydantic import Field
+
+from featkit.core.config import Config
+from featkit.mapping.model import registered_names
+
+FOCAL_SHARES = np.geomspace(0.3, 4.0, 40)
+"""Focal lengths that are tried, over an image's longer side: about 120 to 14 degrees of view."""
+MAX_TURN_ERROR = (0.003, 0.2)
+"""How far the normalised homography of a camera that only turns may be from a rotation (Frobenius norm): so much, and
+this share of the rotation's angle. A camera that moves along a plane is at 0.7 of the angle."""
+MAX_STILL_RAD = 0.005
+"""A turn smaller than this between all photographs: the camera did not move at all."""
+SURE_SHARE = 0.9
+"""Share of the verified pairs that must agree for a reason to be given."""
+HOMOGRAPHIES = {
+    int(getattr(pycolmap.TwoViewGeometryConfiguration, kind)) for kind in ("PLANAR", "PANORAMIC", "PLANAR_OR_PANORAMIC")
+}
+SAMPLED_POINTS = 2000
+SHOWN = 5  # names in a warning
+
+
+class KeepConfig(Config):
+    """What a model must have to be kept: less is a coincidence of a few matches, not a map."""
+
+    min_points_per_image: float = Field(default=10.0, ge=0)
+    """Observations of an image of the model, on average."""
+    min_parallax_deg: float = Field(default=1.0, ge=0, lt=180)
+    """Median over the points of the largest angle under which two of its images see it: below that depths are noise. 0:
+    any, and photographs from one spot are mapped as well."""
+
+
+def parallax_deg(model: pycolmap.Reconstruction) -> float:
+    """Median over (some) points of the largest angle between the rays of two images, in degrees; 0 without points."""
+    centres = {image_id: model.images[image_id].projection_center() for image_id in model.reg_image_ids()}
+    points = list(model.points3D.values())
+    step = max(1, len(points) // SAMPLED_POINTS)
+    angles = []
+    for point in points[::step]:
+        rays = np.array([centres[element.image_id] for element in point.track.elements]) - point.xyz
+        rays /= np.linalg.norm(rays, axis=1, keepdims=True).clip(min=1e-12)
+        angles.append(float((rays @ rays.T).min()))
+    return float(np.degrees(np.arccos(np.clip(np.median(angles), -1, 1)))) if angles else 0.0
+
+
+def kept(
+    models: Sequence[pycolmap.Reconstruction], config: KeepConfig, min_images: int = 2
+) -> list[pycolmap.Reconstruction]:
+    """The models that are maps, in the given order (the largest first): none of them wholly inside an earlier one."""
+    chosen: list[pycolmap.Reconstruction] = []
+    names: list[set[str]] = []
+    for model in models:
+        own = registered_names(model)
+        enough = (
+            model.num_points3D() > 0
+            and len(own) >= min_images
+            and model.compute_mean_observations_per_reg_image() >= config.min_points_per_image
+        )
+        if enough and parallax_deg(model) >= config.min_parallax_deg and not any(own <= other for other in names):
+            chosen.append(model)
+            names.append(own)
+    return chosen
+
+
+@dataclass(frozen=True)
+class CameraMotion:
+    """What the verified pairs of a scene say: how many there are, and of how many the camera only turned, or stood."""
+
+    pairs: int
+    turned: int
+    still: int
+
+    @property
+    def only_turned(self) -> bool:
+        """Whether no depth can come of nearly all pairs."""
+        return self.pairs > 0 and self.turned >= SURE_SHARE * self.pairs
+
+    @property
+    def stood(self) -> bool:
+        """Whether nearly all photographs show the same view."""
+        return self.pairs > 0 and self.still >= SURE_SHARE * self.pairs
+
+
+def camera_motion(database: Path) -> CameraMotion:
+    """Of how many verified pairs the homography is a rotation of the camera: K1^-1 H K0 ~ R for one focal length.
+
+    Hartley and Zisserman, Multiple View Geometry, 8.4.2. A plane seen by a camera that moves gives homographies too,
+    but no focal length makes them all rotations.
+    """
+    with pycolmap.Database.open(str(database)) as opened:
+        cameras = {camera.camera_id: camera for camera in opened.read_all_cameras()}
+        camera_of = {image.image_id: cameras[image.camera_id] for image in opened.read_all_images()}
+        pair_ids, geometries = opened.read_two_view_geometries()
+    found = []
+    verified = 0
+    for pair_id, geometry in zip(pair_ids, geometries, strict=True):
+        if len(geometry.inlier_matches) == 0:
+            continue
+        verified += 1
+        homography = geometry.H
+        if int(geometry.config) in HOMOGRAPHIES and homography is not None and np.isfinite(homography).all():
+            both = [camera_of[image_id] for image_id in pycolmap.pair_id_to_image_pair(pair_id)]
+            found.append((homography, *both))
+    if len(found) < SURE_SHARE * verified or not found:
+        return CameraMotion(verified, 0, 0)
+    turns = [[_turn(homography, first, second, share) for share in FOCAL_SHARES] for homography, first, second in found]
+    errors = np.array([[error for error, _ in row] for row in turns])
+    best = int(np.median(errors, axis=0).argmin())
+    angles = np.array([row[best][1] for row in turns])
+    turned = errors[:, best] < MAX_TURN_ERROR[0] + MAX_TURN_ERROR[1] * angles
+    return CameraMotion(verified, int(turned.sum()), int((turned & (angles < MAX_STILL_RAD)).sum()))
+
+
+def _turn(
+    homography: Float[np.ndarray, "3 3"], first: pycolmap.Camera, second: pycolmap.Camera, share: float
+) -> tuple[float, float]:
+    """How far K1^-1 H K0 is from the nearest rotation, and that rotation's angle in radians."""
+    normalised = np.linalg.inv(_calibration(second, share)) @ homography @ _calibration(first, share)
+    determinant = float(np.linalg.det(normalised))
+    if abs(determinant) < 1e-12:
+        return np.inf, np.inf
+    normalised = normalised / np.cbrt(determinant)
+    u, _, vt = np.linalg.svd(normalised)
+    rotation = u @ vt
+    angle = float(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1)))
+    return float(np.linalg.norm(normalised - rotation)), angle
+
+
+def _calibration(camera: pycolmap.Camera, share: float) -> Float[np.ndarray, "3 3"]:
+    focal = camera.mean_focal_length() if camera.has_prior_focal_length else share * max(camera.width, camera.height)
+    return np.array([[focal, 0, camera.width / 2], [0, focal, camera.height / 2], [0, 0, 1]])
+
+
+def no_model_reason(motion: CameraMotion) -> str:
+    """Why no model came out, and what helps."""
+    if motion.pairs == 0:
+        return (
+            "no pair of photographs was verified; are they of one scene? (more keypoints, --pairs exhaustive,"
+            " --features aliked-n16 --matcher lightglue)"
+        )
+    if motion.stood:
+        return (
+            f"the camera did not move: in {motion.still} of {motion.pairs} verified pairs both photographs show the"
+            " same view; take some from other places"
+        )
+    if motion.only_turned:
+        return (
+            f"the camera only turned: {motion.turned} of {motion.pairs} verified pairs were taken from one spot, which"
+            " shows no depth; take photographs from places that are some steps apart"
+        )
+    return "no model came out; the pairs may see too little in common (more keypoints, --pairs exhaustive)"
+
+
+def map_warnings(models: Sequence[set[str]], names: Collection[str], motion: CameraMotion) -> list[str]:
+    """What a user should know of a map. models: the images of each, the largest first. names: all photographs."""
+    warnings = []
+    left_out = sorted(set(names) - models[0])
+    if left_out:
+        some = ", ".join(left_out[:SHOWN]) + (", ..." if len(left_out) > SHOWN else "")
+        warnings.append(
+            f"{len(left_out)} of {len(names)} photographs are not in the map: {some}; they share too little with it:"
+            " take some in between, try --features aliked-n16 --matcher lightglue, or --pairs exhaustive"
+        )
+    if len(models) > 1:
+        sizes = ", ".join(str(len(images)) for images in models[1:])
+        warnings.append(
+            f"the photographs fell apart into {len(models)} models: besides the largest there are models of {sizes}"
+            " images in sparse/1, ...; photographs that show parts of both would join them"
+        )
+    if motion.only_turned:
+        warnings.append(
+            f"in {motion.turned} of {motion.pairs} verified pairs the camera only turned: depths are not to be trusted;"
+            " take photographs from places that are some steps apart"
+        )
+    return warnings

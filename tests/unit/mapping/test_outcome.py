@@ -1,0 +1,171 @@
+"""Which models are kept, and what the pairs say of how the camera moved, on exact synthetic geometry."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+from scipy.spatial.transform import Rotation
+
+from featkit.mapping.model import read_model
+from featkit.mapping.outcome import (
+    CameraMotion,
+    KeepConfig,
+    camera_motion,
+    kept,
+    map_warnings,
+    no_model_reason,
+    parallax_deg,
+)
+from featkit.mapping.stage import MapConfig, build_map, incremental_options
+from featkit.mapping.verify import VerifyConfig, by_ransac
+
+WIDTH, HEIGHT, FOCAL = 640, 480, 700.0
+K = np.array([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
+
+
+def plane_homography(rotation: Rotation, moved: np.ndarray) -> np.ndarray:
+    """From the first image to the second, of a plane 3 units in front of the first camera, tilted a little."""
+    normal = np.array([0.3, 0.1, -1.0]) / np.linalg.norm([0.3, 0.1, -1.0])
+    return K @ (rotation.as_matrix() - np.outer(moved, normal) / -3.0) @ np.linalg.inv(K)
+
+
+def database(path: Path, homographies: list[np.ndarray], known_focal: bool, kind: str = "PLANAR_OR_PANORAMIC") -> Path:
+    """Image 1 with every other one."""
+    with pycolmap.Database.open(str(path)) as opened:
+        camera = pycolmap.Camera.create_from_model_name(1, "PINHOLE", FOCAL if known_focal else 500.0, WIDTH, HEIGHT)
+        camera.has_prior_focal_length = known_focal
+        opened.write_camera(camera, use_camera_id=True)
+        for number in range(len(homographies) + 1):
+            image = pycolmap.Image(name=f"{number}.jpg", camera_id=1, image_id=number + 1)
+            opened.write_image(image, use_image_id=True)
+        for number, homography in enumerate(homographies, start=2):
+            geometry = pycolmap.TwoViewGeometry()
+            geometry.config = getattr(pycolmap.TwoViewGeometryConfiguration, kind)
+            geometry.H = homography
+            geometry.inlier_matches = np.stack([np.arange(20)] * 2, 1).astype(np.uint32)
+            opened.write_two_view_geometry(1, number, geometry)
+    return path
+
+
+def turns(*degrees: float) -> list[np.ndarray]:
+    return [plane_homography(Rotation.from_euler("y", angle, degrees=True), np.zeros(3)) for angle in degrees]
+
+
+@pytest.mark.parametrize("known_focal", [True, False])
+def test_a_camera_that_turns(known_focal: bool, tmp_path: Path) -> None:
+    motion = camera_motion(database(tmp_path / "turns.db", turns(4, 9, -7, 15, 22), known_focal))
+    assert (motion.pairs, motion.turned, motion.still) == (5, 5, 0)
+    assert motion.only_turned
+    assert "the camera only turned: 5 of 5" in no_model_reason(motion)
+
+
+def test_a_camera_that_stands(tmp_path: Path) -> None:
+    motion = camera_motion(database(tmp_path / "still.db", [2.0 * np.eye(3)] * 4, known_focal=False))
+    assert motion.stood
+    assert "the camera did not move: in 4 of 4" in no_model_reason(motion)
+
+
+@pytest.mark.parametrize("known_focal", [True, False])
+def test_a_plane_seen_by_a_camera_that_moves(known_focal: bool, tmp_path: Path) -> None:
+    steps = [(5, [0.6, 0, 0]), (-8, [0.9, 0.2, 0]), (12, [-1.2, 0, 0.3]), (3, [0, 0.8, 0.2])]
+    views = [plane_homography(Rotation.from_euler("y", a, degrees=True), np.array(m)) for a, m in steps]
+    motion = camera_motion(database(tmp_path / "plane.db", views, known_focal))
+    assert (motion.pairs, motion.only_turned, motion.stood) == (4, False, False)
+    assert "too little in common" in no_model_reason(motion)
+
+
+def test_a_camera_that_flies_along_a_plane(tmp_path: Path) -> None:
+    """Small steps above flat ground look much like a camera that pans."""
+    steps = [np.array([x, y, 0.0]) for x, y in ((0.2, 0), (0.4, 0.1), (0, 0.3), (-0.3, 0.2))]
+    views = [K @ (np.eye(3) + np.outer(step, [0, 0, 1 / 3.0])) @ np.linalg.inv(K) for step in steps]
+    for known_focal in (True, False):
+        motion = camera_motion(database(tmp_path / f"{known_focal}.db", views, known_focal))
+        assert (motion.pairs, motion.turned) == (4, 0)
+
+
+def test_pairs_with_depth_and_none(tmp_path: Path) -> None:
+    motion = camera_motion(database(tmp_path / "depth.db", turns(4, 9), known_focal=True, kind="CALIBRATED"))
+    assert (motion.pairs, motion.turned) == (2, 0)
+    assert "no pair of photographs was verified" in no_model_reason(
+        camera_motion(database(tmp_path / "0.db", [], True))
+    )
+
+
+def test_parallax_is_the_angle_between_two_rays() -> None:
+    model = pycolmap.Reconstruction()
+    camera = pycolmap.Camera.create_from_model_name(1, "PINHOLE", FOCAL, WIDTH, HEIGHT)
+    model.add_camera_with_trivial_rig(camera)
+    for number, x in enumerate((-1.0, 0.0, 1.0), start=1):
+        image = pycolmap.Image(name=f"{number}.jpg", keypoints=np.zeros((1, 2)), camera_id=1, image_id=number)
+        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(), np.array([-x, 0, 0]))
+        model.add_image_with_trivial_frame(image, pose)
+    track = pycolmap.Track()
+    for number in (1, 2, 3):
+        track.add_element(number, 0)
+    model.add_point3D(np.array([0, 0, 10.0]), track)
+    assert parallax_deg(model) == pytest.approx(2 * np.degrees(np.arctan(0.1)))
+    assert kept([model], KeepConfig(min_points_per_image=1, min_parallax_deg=11.0)) == [model]
+    assert kept([model], KeepConfig(min_points_per_image=1, min_parallax_deg=12.0)) == []
+    assert kept([model], KeepConfig(min_points_per_image=2, min_parallax_deg=1.0)) == []
+    assert kept([model, model], KeepConfig(min_points_per_image=1)) == [model], "the second is inside the first"
+
+
+def test_warnings() -> None:
+    still = CameraMotion(10, 0, 0)
+    assert map_warnings([{"a", "b"}], ["a", "b"], still) == []
+    (one,) = map_warnings([{"a", "b"}], ["a", "b", "c"], still)
+    assert one.startswith("1 of 3 photographs are not in the map: c; ")
+    _, models = map_warnings([{"a", "b"}, {"c", "d", "e"}], list("abcde"), still)
+    assert "2 models: besides the largest there are models of 3 images in sparse/1" in models
+    (turned,) = map_warnings([{"a"}], ["a"], CameraMotion(10, 9, 0))
+    assert "in 9 of 10 verified pairs the camera only turned" in turned
+
+
+def drive(path: Path, step: float, images: int = 8, points: int = 600) -> Path:
+    """A verified database of photographs taken while driving along the viewing direction, through a tube of points."""
+    rng = np.random.default_rng(0)
+    angle, depth, radius = rng.uniform(0, 2 * np.pi, points), rng.uniform(6, 40, points), rng.uniform(2, 6, points)
+    world = np.stack([radius * np.cos(angle), radius * np.sin(angle), depth], 1)
+    camera = pycolmap.Camera.create_from_model_name(1, "SIMPLE_RADIAL", 600.0, 800, 600)
+    camera.has_prior_focal_length = True
+    seen = []
+    with pycolmap.Database.open(str(path)) as opened:
+        opened.write_camera(camera, use_camera_id=True)
+        rig = pycolmap.Rig(rig_id=1)
+        rig.add_ref_sensor(camera.sensor_id)
+        opened.write_rig(rig, use_rig_id=True)
+        for number in range(images):
+            local = world - [0, 0, number * step]
+            pixels = 600.0 * local[:, :2] / local[:, 2:] + [400, 300] + rng.normal(0, 0.3, (points, 2))
+            shown = (local[:, 2] > 1) & (pixels > 0).all(1) & (pixels < [800, 600]).all(1)
+            seen.append(np.flatnonzero(shown))
+            image = pycolmap.Image(name=f"{number}.jpg", camera_id=1, image_id=number + 1)
+            opened.write_image(image, use_image_id=True)
+            frame = pycolmap.Frame(frame_id=number + 1, rig_id=1)
+            frame.add_data_id(image.data_id)
+            opened.write_frame(frame, use_frame_id=True)
+            opened.write_keypoints(number + 1, pixels[shown].astype(np.float32))
+        for first in range(images):
+            for second in range(first + 1, min(images, first + 4)):
+                _, left, right = np.intersect1d(seen[first], seen[second], return_indices=True)
+                opened.write_matches(first + 1, second + 1, np.stack([left, right], 1).astype(np.uint32))
+    by_ransac(path, VerifyConfig())
+    return path
+
+
+def test_a_drive_is_started_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where COLMAP's limits leave no pair to start from, smaller angles and forward motion do."""
+    found = drive(tmp_path / "database.db", step=1.0)
+    config = MapConfig(extract_colors=False)
+    (tmp_path / "plain").mkdir()
+    options = incremental_options(config, 8)
+    plain = pycolmap.incremental_mapping(str(found), str(tmp_path), str(tmp_path / "plain"), options=options)
+    assert not kept(list(plain.values()), config.keep, 3)
+    with caplog.at_level(logging.INFO, "featkit"):
+        sparse = build_map(config, tmp_path, found, tmp_path / "sparse")
+    assert "no pair to start from; again with pairs that see their points under 4 degrees" in caplog.text
+    assert read_model(sparse / "0").num_reg_images() == 8
