@@ -232,7 +232,7 @@ def test_a_configuration_may_stand_on_another(tmp_path: Path) -> None:
         views["rotation_deg"] = own[stage]["augmentation"]["views"]["rotation_deg"]
     assert upright == own
     assert taught["warm_up"].pop("teacher") == {}
-    assert taught["warm_up"].pop("steps") == 6000
+    assert taught["warm_up"].pop("steps") == 5000
     del own["warm_up"]["steps"]
     assert taught == own
     recipe = resolve("task", "scfeat-s-taught").own
