@@ -127,7 +127,7 @@ def evaluate_matching(data: SequenceSet, predictions: Predictions, config: Match
     scores = []
     with (
         open_features(predictions.features) as features,
-        open_matches(predictions.matches) as matches,
+        open_matches(predictions.matches, features) as matches,
         progress("measure", len(wanted), "pairs") as advance,
     ):
         for pair in wanted:

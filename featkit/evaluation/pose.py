@@ -90,7 +90,7 @@ def evaluate_poses(
         for scene in scenes:
             one = predictions[scene.name]
             assert one.matches is not None, "poses are measured on matches"
-            with open_features(one.features) as features, open_matches(one.matches) as matches:
+            with open_features(one.features) as features, open_matches(one.matches, features) as matches:
                 for pair in pairs[scene.name]:
                     matched = read_matched(scene, pair, features, matches, threshold_side(one, config))
                     scores.append(score_pair(scene, pair, matched, config))

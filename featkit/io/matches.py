@@ -18,8 +18,12 @@ from featkit.core.config import Config
 from featkit.core.errors import BadInputError
 from featkit.core.types import Matches, Pair
 from featkit.io import h5, shards
+from featkit.io.features import FeatureStore
 from featkit.io.h5 import attribute
 from featkit.io.journal import DAMAGE, explains_damage
+
+MAX_KEYPOINTS = 1 << 26
+"""Of an image, for matches whose features are not given: an index beyond it is damage."""
 
 
 def pair_key(pair: Pair) -> str:
@@ -41,9 +45,13 @@ class MatchStore:
 
     holds = "matches"
 
-    def __init__(self, path: Path, file: h5py.File):
+    def __init__(self, path: Path, file: h5py.File, features: tuple[FeatureStore, FeatureStore] | None = None):
+        """features: of the first and of the second names of pairs; what is read is then checked against them."""
         self.path = path
         self._file = file
+        self._features = features
+        self._digests: tuple[dict[str, str], dict[str, str]] = ({}, {})
+        self._counts: tuple[dict[str, int], dict[str, int]] = ({}, {})
 
     def has(self, pair: Pair, digests: tuple[str, str]) -> bool:
         """Whether the matches of a pair are there and whole, in this order, of features with these digests."""
@@ -71,7 +79,10 @@ class MatchStore:
             key = pair_key(stored)
             shards.refuse_missing(self._file, key)
             if key in self._file and self._is_of(key, stored):
-                return self._swapped(key) if swapped else self._read(key)
+                self._refuse_other_features(key, pair, swapped)
+                found = self._read(key)
+                self._refuse_wrong_indices(found, pair, swapped)
+                return self._swapped(found, key) if swapped else found
         raise BadInputError(f"{self.path}: no matches of {pair.name0!r} and {pair.name1!r}; match them first")
 
     @explains_damage
@@ -112,14 +123,61 @@ class MatchStore:
             raise BadInputError(f"{self.path}: {key!r} has {len(matches0)} matches but {len(scores0)} scores")
         return Matches(matches0, scores0)
 
+    def refuse_others(self, pairs: Iterable[Pair]) -> None:
+        """Raises BadInputError for matches of other features than those of this store. Missing pairs pass."""
+        for pair in pairs:
+            for stored, swapped in ((pair, False), (Pair(pair.name1, pair.name0), True)):
+                key = pair_key(stored)
+                if key in self._file and self._is_of(key, stored):
+                    self._refuse_other_features(key, pair, swapped)
+
+    def _refuse_other_features(self, key: str, pair: Pair, swapped: bool) -> None:
+        """By the digests that featkit writes; hloc writes none."""
+        if self._features is None:
+            return
+        stored = [str(attribute(self._file[key], name, "")) for name in ("features0", "features1")]
+        for side, (name, digest) in enumerate(
+            zip((pair.name0, pair.name1), reversed(stored) if swapped else stored, strict=True)
+        ):
+            if digest and digest != self._digest(side, name):
+                raise BadInputError(
+                    f"{self.path}: the matches of {pair.name0!r} and {pair.name1!r} are of other features of {name!r}"
+                    f" than {self._features[side].path} holds; match again, or give the features they were made from"
+                )
+
+    def _refuse_wrong_indices(self, found: Matches, pair: Pair, swapped: bool) -> None:
+        """An index beyond an image's keypoints would end in native code as a crash, or as a match of something else."""
+        rows, largest = len(found.matches0), int(found.matches0.max(initial=-1))
+        names = (pair.name1, pair.name0) if swapped else (pair.name0, pair.name1)
+        counts = (rows, MAX_KEYPOINTS)
+        if self._features is not None:
+            sides = (1, 0) if swapped else (0, 1)
+            counts = (self._count(sides[0], names[0]), self._count(sides[1], names[1]))
+        if largest >= counts[1] or rows != counts[0]:
+            raise BadInputError(
+                f"{self.path}: the matches of {names[0]!r} and {names[1]!r} do not fit their {counts[0]:,} and"
+                f" {counts[1]:,} keypoints ({rows:,} rows, indices up to {largest:,}); match these features again"
+            )
+
+    def _digest(self, side: int, name: str) -> str:
+        assert self._features is not None
+        if name not in self._digests[side]:
+            self._digests[side][name] = self._features[side].digest(name)
+        return self._digests[side][name]
+
+    def _count(self, side: int, name: str) -> int:
+        assert self._features is not None
+        if name not in self._counts[side]:
+            self._counts[side][name] = self._features[side].count(name)
+        return self._counts[side][name]
+
     def _is_of(self, key: str, pair: Pair) -> bool:
         """Whether a group is of these names, and not of others with the same key; hloc does not say."""
         group = self._file[key]
         return Pair(attribute(group, "name0", pair.name0), attribute(group, "name1", pair.name1)) == pair
 
-    def _swapped(self, key: str) -> Matches:
+    def _swapped(self, matches: Matches, key: str) -> Matches:
         """Matches from image 1 to image 0. hloc does not say how many keypoints image 1 has: up to the last match."""
-        matches = self._read(key)
         forward = matches.as_index_pairs()
         size = int(forward[:, 1].max()) + 1 if len(forward) else 0
         size = max(size, int(self._file[key].attrs.get("keypoints1", 0)))
@@ -130,12 +188,18 @@ class MatchStore:
 
 
 @contextmanager
-def open_matches(path: Path) -> Iterator[MatchStore]:
-    """Open matches.h5 to read. Raises BadInputError."""
+def open_matches(
+    path: Path, features: FeatureStore | None = None, second_features: FeatureStore | None = None
+) -> Iterator[MatchStore]:
+    """Open matches.h5 to read. Raises BadInputError.
+
+    features: what was matched (second_features: the second images' own); matches of others, or with indices beyond the
+    keypoints, are then refused when they are read.
+    """
     with h5.reading(path) as file:
         if (kind := h5.kind_of(file, "matches")) != "matches":
             raise BadInputError(f"{path}: holds {kind}, not matches")
-        yield MatchStore(path, file)
+        yield MatchStore(path, file, None if features is None else (features, second_features or features))
 
 
 @contextmanager

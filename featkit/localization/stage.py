@@ -89,7 +89,7 @@ def run(
     with ExitStack() as stack:
         map_store = stack.enter_context(open_features(map_features))
         query_store = stack.enter_context(open_features(query_features))
-        found = None if matches is None else stack.enter_context(open_matches(matches))
+        found = None if matches is None else stack.enter_context(open_matches(matches, query_store, map_store))
         points = MapPoints(read_model(model), map_store)
         known = set(points.names())
         with progress("localize", len(names), "queries") as advance:

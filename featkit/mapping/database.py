@@ -75,13 +75,22 @@ def _write_image(
 
 
 def write_matches(database: pycolmap.Database, matches: MatchStore, pairs: Iterable[Pair]) -> list[Pair]:
-    """Write the matches of pairs in one transaction; returns those that have any and no two-view geometry yet."""
+    """Write the matches of pairs in one transaction; returns those that have any and no two-view geometry yet.
+
+    Raises BadInputError for matches of keypoints that the database does not have.
+    """
     ids = {image.name: image.image_id for image in database.read_all_images()}
     waiting = []
     with pycolmap.DatabaseTransaction(database):
         for pair in pairs:
             both = (ids[pair.name0], ids[pair.name1])
             found = matches.read(pair).as_index_pairs()
+            counts = [database.num_keypoints_for_image(image_id) for image_id in both]
+            if (found.max(axis=0, initial=-1) >= counts).any():  # native code would read beyond the keypoints
+                raise BadInputError(
+                    f"{matches.path}: the matches of {pair.name0!r} and {pair.name1!r} name keypoints beyond their"
+                    f" {counts[0]:,} and {counts[1]:,}; match these features again"
+                )
             if len(found) and not database.exists_matches(*both):
                 database.write_matches(*both, found.astype(np.uint32))
             if len(found) and not database.exists_two_view_geometry(*both):

@@ -168,7 +168,7 @@ def _build(
     overwrite: bool,
     verifier: Verifier | None,
 ) -> Path:
-    with open_features(features) as store, open_matches(matches) as found:
+    with open_features(features) as store, open_matches(matches, store) as found:
         wanted = None if names is None else set(names)
         names = [name for name in store.names() if wanted is None or name in wanted]
         names = [name for name in names if reference is None or name in reference.poses]
@@ -196,6 +196,7 @@ def _build(
                 db.write_images(database, cameras, camera_ids, store, names)
             write_stamp(part_stamp, config, inputs)  # from here on it goes on where it was stopped
         if verifier is not None and reference is None:
+            found.refuse_others(listed)
             verifier(config.verify, part, matches, listed)
         else:
             _verify_here(config.verify, part, store, found, listed, reference)

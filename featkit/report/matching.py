@@ -243,7 +243,7 @@ def _pair_title(pair: PairScore, value: float) -> str:
 def _picture(title: str, pair: SequencePair, root: Path, score: MethodScore) -> MatchPicture:
     names = pair.pair
     assert score.predictions.matches is not None
-    with open_features(score.predictions.features) as store, open_matches(score.predictions.matches) as matches:
+    with open_features(score.predictions.features) as store, open_matches(score.predictions.matches, store) as matches:
         keypoints = [store.keypoints(name) for name in (names.name0, names.name1)]
         found = matches.read(names)
     errors = reprojection_errors(keypoints[0], keypoints[1], found, pair.homography)

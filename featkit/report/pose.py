@@ -188,7 +188,7 @@ def _picture(
     """The estimate is made again: the same seed gives the same inliers."""
     one = score.predictions[scene.name]
     assert one.matches is not None
-    with open_features(one.features) as features, open_matches(one.matches) as matches:
+    with open_features(one.features) as features, open_matches(one.matches, features) as matches:
         matched = read_matched(scene, pair.pair, features, matches, threshold_side(one, config))
     found = matched.estimate(dict(config.estimators.named())[estimator], config.seed)
     names = (pair.pair.name0, pair.pair.name1)

@@ -8,7 +8,8 @@ import pytest
 
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError
-from featkit.core.types import Matches, Pair
+from featkit.core.types import Features, Matches, Pair
+from featkit.io.features import append_features, open_features
 from featkit.io.matches import append_matches, open_matches, pair_key, refuse_key_collisions
 
 
@@ -151,3 +152,51 @@ def test_not_matches(tmp_path: Path) -> None:
         file.attrs["kind"] = "features"
     with pytest.raises(BadInputError, match="holds features"), open_matches(tmp_path / "f.h5"):
         pass
+
+
+def features_of(path: Path, counts: dict[str, int], seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    with append_features(path, Made()) as store:
+        for name, n in counts.items():
+            values = rng.random((n, 2), np.float32), rng.random((n, 8), np.float32), np.ones(n, np.float32)
+            store.write(name, Features(*values, image_size=(64, 48)))
+    return path
+
+
+@pytest.mark.parametrize("pair", [Pair("a.jpg", "b.jpg"), Pair("b.jpg", "a.jpg")], ids=["stored order", "swapped"])
+def test_matches_of_other_features_are_refused(tmp_path: Path, pair: Pair) -> None:
+    """Nothing but the digests tells features of equal numbers apart."""
+    own = features_of(tmp_path / "own.h5", {"a.jpg": 4, "b.jpg": 5})
+    other = features_of(tmp_path / "other.h5", {"a.jpg": 4, "b.jpg": 5}, seed=1)
+    with open_features(own) as store, append_matches(tmp_path / "matches.h5", Made(), "f") as matches:
+        digests = (store.digest("a.jpg"), store.digest("b.jpg"))
+        matches.write(Pair("a.jpg", "b.jpg"), Matches(np.array([4, -1, 0, 1]), np.ones(4)), digests, 5)
+    with open_features(own) as store, open_matches(tmp_path / "matches.h5", store) as matches:
+        assert matches.read(pair).count == 3
+        matches.refuse_others([pair, Pair("a.jpg", "missing.jpg")])
+    with open_features(other) as store, open_matches(tmp_path / "matches.h5", store) as matches:
+        for read in (matches.read, lambda pair: matches.refuse_others([pair])):
+            with pytest.raises(BadInputError, match=r"are of other features of '[ab]\.jpg' than .*other\.h5 holds"):
+                read(pair)
+
+
+@pytest.mark.parametrize("pair", [Pair("a.jpg", "b.jpg"), Pair("b.jpg", "a.jpg")], ids=["stored order", "swapped"])
+@pytest.mark.parametrize("matches0", [[0, 10**9, -1, -1], [5, -1, -1, -1], [0, -1, -1], [0, -1, -1, -1, 1]])
+def test_matches_that_do_not_fit_the_keypoints_are_refused(tmp_path: Path, matches0: list[int], pair: Pair) -> None:
+    """As in a file of hloc's, which has no digests."""
+    own = features_of(tmp_path / "own.h5", {"a.jpg": 4, "b.jpg": 5})
+    with h5py.File(tmp_path / "matches.h5", "w") as file:
+        file["a.jpg/b.jpg/matches0"] = np.array(matches0, np.int32)
+    with (
+        open_features(own) as store,
+        open_matches(tmp_path / "matches.h5", store) as matches,
+        pytest.raises(BadInputError, match=r"'a\.jpg' and 'b\.jpg' do not fit their 4 and 5 keypoints"),
+    ):
+        matches.read(pair)
+
+
+def test_an_index_beyond_any_image_is_refused_without_features(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "matches.h5", "w") as file:
+        file["a.jpg/b.jpg/matches0"] = np.array([0, 10**9], np.int32)
+    with open_matches(tmp_path / "matches.h5") as matches, pytest.raises(BadInputError, match="up to 1,000,000,000"):
+        matches.read(Pair("b.jpg", "a.jpg"))
