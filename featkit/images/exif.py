@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.log import progress
 from featkit.geometry.poses import Geodetic, is_on_earth
-from featkit.images.read import open_header
+from featkit.images.read import UNREADABLE, open_header
 from featkit.io.lists import read_gps_csv
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -59,7 +58,7 @@ def _exif(path: Path) -> dict[int, Any]:
     try:
         with Image.open(path) as image:
             return dict(image.getexif().get_ifd(EXIF_IFD))
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
+    except UNREADABLE:
         return {}
 
 
@@ -80,7 +79,6 @@ GPS_DIRECTORY = 0x8825
 LATITUDE_REF, LATITUDE, LONGITUDE_REF, LONGITUDE, ALTITUDE_REF, ALTITUDE = range(1, 7)
 BELOW_SEA = 1  # values of ALTITUDE_REF: 0 above the sea, 1 below it; 2 and 3 the same for the ellipsoid (EXIF 3.0)
 BELOW_ELLIPSOID = 3
-UNREADABLE = (OSError, UnidentifiedImageError, ValueError, SyntaxError, TypeError, KeyError, struct.error)
 
 
 def exif_position(path: Path) -> Geodetic | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import struct
 import threading
 from collections.abc import Sequence
@@ -33,6 +34,21 @@ EXIF_ORIENTATION = 0x0112
 IMAGE_WIDTH, IMAGE_LENGTH = 0x0100, 0x0101  # TIFF tags
 ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}  # Pillow's
 PNG_END = b"IEND\xaeB`\x82"  # the last chunk's name and checksum; some programs write more behind it
+UNREADABLE = (
+    OSError,
+    UnidentifiedImageError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    KeyError,
+    struct.error,
+    OverflowError,
+)
+"""What Pillow raises for files that it cannot read, or whose metadata are not what they should be."""
+BY_PILLOW = {"GIF", "AVIF", "HEIF", "JPEG2000"}
+"""Formats that not every build of OpenCV decodes."""
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+HEIC_EXTRA = "a HEIC photograph; pip install 'featkit[heic]' to read it, or convert it to JPEG"
 _PILLOW_LIMIT = threading.Lock()
 
 
@@ -113,9 +129,11 @@ def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedIma
     usable = _opaque(data, config.min_alpha) if header.has_alpha and config.min_alpha > 0 else None
     flags = (cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if header.form not in BY_PILLOW else None
     except cv2.error:
         pixels = None
+    if header.form in BY_PILLOW:
+        pixels = _by_pillow(data, colour)
     if pixels is None or (pixels.shape[1], pixels.shape[0]) != stored_size:
         raise BadInputError(f"{path}: cannot be decoded as an image; remove or replace it")
     if colour:
@@ -125,12 +143,22 @@ def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedIma
     return _resized(DecodedImage(pixels, stored_size, back, usable, tag), config.resize_max)
 
 
+def _by_pillow(data: bytes, colour: bool) -> UInt8[np.ndarray, "h w *c"] | None:
+    """Pixels as OpenCV would give them (BGR, or grey by its weights); of an animation the first."""
+    try:
+        with open_header(BytesIO(data)) as image:
+            found = cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
+    except UNREADABLE:
+        return None
+    return found if colour else cv2.cvtColor(found, cv2.COLOR_BGR2GRAY)
+
+
 def _opaque(data: bytes, min_alpha: int) -> Bool[np.ndarray, "h w"] | None:
     """Which pixels of a file with an alpha channel are opaque enough; None when all are, or Pillow cannot say."""
     try:
         with open_header(BytesIO(data)) as image:
             found = np.asarray(image.convert("RGBA").getchannel("A")) >= min_alpha
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
+    except UNREADABLE:
         return None
     return None if found.all() else found
 
@@ -157,7 +185,7 @@ def stored_size(path: Path) -> tuple[int, int]:
     try:
         with open_header(path) as header:
             return _size_in_file(header)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
+    except UNREADABLE:
         raise BadInputError(f"{path}: not an image that can be read") from None
 
 
@@ -171,6 +199,8 @@ def _size_in_file(header: Image.Image) -> tuple[int, int]:
 
 def open_header(source: Path | BytesIO) -> Image.Image:
     """Pillow's image, nothing decoded. Pillow's own limit of pixels, a global, is lifted meanwhile: ours counts."""
+    if _is_heif(source):
+        reads_heif()
     with _PILLOW_LIMIT:
         limit = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
@@ -178,6 +208,22 @@ def open_header(source: Path | BytesIO) -> Image.Image:
             return Image.open(source)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+def _is_heif(source: Path | BytesIO) -> bool:
+    if isinstance(source, BytesIO):
+        return source.getbuffer()[8:12].tobytes() in HEIF_BRANDS
+    return source.suffix.lower() in HEIF_SUFFIXES
+
+
+def reads_heif() -> bool:
+    """Whether pillow-heif is installed; Pillow then opens HEIC photographs from here on."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def read_file(path: Path) -> bytes:
@@ -209,15 +255,26 @@ def read_header(path: Path, data: bytes, config: DecodeConfig) -> Header:
             size, form = _size_in_file(header), header.format
             _refuse_large(path, size, config)
             has_alpha = header.mode in ALPHA_MODES or "transparency" in header.info
-            # Pillow decodes a whole PNG in search of late metadata; only a late eXIf chunk is worth that.
-            late = form != "PNG" or b"eXIf" in data
-            exif = header.getexif() if late else Image.Image.getexif(header)
-            tag = int(exif.get(EXIF_ORIENTATION) or 0)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
+            tag = _orientation(header, data)
+    except UNREADABLE:
+        if _is_heif(BytesIO(data)) and not reads_heif():
+            raise BadInputError(f"{path}: {HEIC_EXTRA}") from None
         raise BadInputError(f"{path}: not an image that can be read; remove or replace it") from None
     if (form in {"JPEG", "MPO"} and _jpeg_cut_off(data)) or (form == "PNG" and PNG_END not in data):
         raise BadInputError(f"{path}: the file is cut off; copy it again or remove it")
     return Header(size, tag, form, has_alpha)
+
+
+def _orientation(header: Image.Image, data: bytes) -> int:
+    """EXIF's orientation, 1 to 8; 0 when there is none, or one that is no orientation: it is no reason to refuse."""
+    # Pillow decodes a whole PNG in search of late metadata; only a late eXIf chunk is worth that.
+    late = header.format != "PNG" or b"eXIf" in data
+    try:
+        exif = header.getexif() if late else Image.Image.getexif(header)
+        tag = int(exif.get(EXIF_ORIENTATION) or 0)
+    except (*UNREADABLE, ZeroDivisionError):
+        return 0
+    return tag if 0 <= tag <= 8 else 0
 
 
 def _refuse_large(path: Path, size: tuple[int, int], config: DecodeConfig) -> None:
@@ -340,7 +397,22 @@ def with_tiff_tag_1(data: bytes) -> bytes:
 # Which files of a folder are photographs, under the names they keep everywhere else.
 
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm"})
+HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".avif"),
+        *(".jp2", ".j2k", ".ppm", ".pgm", ".pnm", ".pbm"),
+        *HEIF_SUFFIXES,
+    }
+)
+"""Names of photographs. HEIC takes the extra `heic`."""
+NOT_READ = {
+    "a camera's raw file": {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".raw"},
+    "a video": {".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm", ".3gp", ".insv"},
+    "not a photograph that is read": {".psd", ".svg", ".eps", ".exr", ".hdr", ".jxl", ".jxr", ".insp", ".xcf", ".fits"},
+}
+"""What people keep in such folders and might expect to be used."""
+SHOWN = 3  # names of a kind in a message
 
 
 def list_images(folder: Path) -> list[str]:
@@ -351,11 +423,10 @@ def list_images(folder: Path) -> list[str]:
     if not folder.is_dir():
         kind = "is a file, not a folder of images" if folder.exists() else "no such folder"
         raise BadInputError(f"{folder}: {kind}")
-    names = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not _hidden(path.relative_to(folder))
-    )
+    names, passed_over = _photographs(folder)
+    for why, others in passed_over.items():
+        some = ", ".join(sorted(others)[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
+        LOGGER.warning("%s: %d passed over (%s): %s", folder, len(others), why, some)
     if not names:
         raise BadInputError(f"{folder}: no images in it (looked for {', '.join(sorted(SUFFIXES))})")
     for name in names:
@@ -364,13 +435,41 @@ def list_images(folder: Path) -> list[str]:
     return names
 
 
+def _photographs(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """Names of the photographs, and of what is passed over by why. Linked folders are followed, each folder once."""
+    names: list[str] = []
+    passed_over: dict[str, list[str]] = {}
+    unread = {suffix: why for why, suffixes in NOT_READ.items() for suffix in suffixes}
+    heif = None
+    seen = set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(where)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for file in files:
+            path = Path(where, file)
+            suffix, name = path.suffix.lower(), path.relative_to(folder).as_posix()
+            why = unread.get(suffix)
+            if file.startswith(".") or (suffix not in SUFFIXES and why is None):
+                continue
+            if suffix in HEIF_SUFFIXES:
+                heif = reads_heif() if heif is None else heif
+                why = None if heif else "HEIC; pip install 'featkit[heic]'"
+            if not path.is_file():
+                why = "a link to nothing" if path.is_symlink() and not path.exists() else "not a file"
+            if why is None:
+                names.append(name)
+            else:
+                passed_over.setdefault(why, []).append(name)
+    return sorted(names), passed_over
+
+
 def _not_utf8(name: str) -> bool:
     """Whether a name holds bytes that Python could only keep as surrogates: no text file could hold it."""
     return any("\ud800" <= letter <= "\udfff" for letter in name)
-
-
-def _hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
