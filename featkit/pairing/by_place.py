@@ -15,7 +15,7 @@ from pydantic import Field
 from featkit.core.config import Config, Runtime, digest
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.types import Pair, Pose
-from featkit.geometry.poses import camera_centre, ecef, middle, rotation_matrix
+from featkit.geometry.poses import Geodetic, camera_centre, ecef, middle, rotation_matrix
 from featkit.images.exif import Located, locate, some_names
 from featkit.io.features import FeatureStore
 from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs, tracks_of_images
@@ -67,10 +67,12 @@ class Gps:
     def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
         """See `Pairing.pairs`; ordered by the image asked for, its nearest first; images without a position last.
 
-        Raises UsageError when neither a csv nor the photographs are known, BadInputError when no image has a position.
+        Raises UsageError when neither a csv nor the photographs are known, BadInputError when no image has a position,
+        or when more than `num_matched` have all the same.
         """
         located = self._locate(names)
         listed = list(located.positions)
+        self._refuse_one_place(located)
         best = nearest(self._points(located), self.config.num_matched, self.config.max_distance_m)
         found = [Pair(listed[a], listed[b]) for a, b in each_once(best).tolist()]
         return found + self._of_the_others(located)
@@ -88,6 +90,19 @@ class Gps:
         if usual is None:
             return ecef([replace(position, altitude_m=None) for position in positions])
         return ecef([p if p.altitude_m is not None else replace(p, altitude_m=usual) for p in positions])
+
+    def _refuse_one_place(self, located: Located) -> None:
+        """Which of many images at one position are near to each other it does not say; pairs would go by names."""
+        places: dict[Geodetic, list[str]] = {}
+        for name, position in located.positions.items():
+            places.setdefault(position, []).append(name)
+        largest = max(places.values(), key=len, default=[])
+        if len(largest) <= self.config.num_matched + 1:
+            return
+        where = f"{len(largest)} of {len(located.positions)} images have the same GPS position ({some_names(largest)})"
+        if len(places) == 1:
+            raise BadInputError(f"{where}: it does not say which are near; pair them otherwise (--pairs retrieval)")
+        LOGGER.warning("pair: %s: each is paired with %d of them, by name order", where, self.config.num_matched)
 
     def _of_the_others(self, located: Located) -> list[Pair]:
         """Pairs of the images that have no position; one warning names them."""

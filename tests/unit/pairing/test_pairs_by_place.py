@@ -213,3 +213,17 @@ def test_the_commands_model_and_the_configurations(tmp_path: Path) -> None:
     other = write_made(made_model(downward(moved)), tmp_path / "other")
     stage.run(method, images, output, sources=Sources(model=other))
     assert ("00.jpg", "11.jpg") in keys(read_pairs(output))
+
+
+def test_photographs_that_were_all_taken_at_one_position(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"{number}.jpg" for number in range(6)]
+    for name in names:
+        photograph(tmp_path / name, (1.0, 2.0))
+    with pytest.raises(BadInputError, match=r"^6 of 6 images have the same GPS position \(0\.jpg, .*--pairs retrieval"):
+        gps(images=tmp_path, num_matched=4).pairs(names, None, RNG)
+    assert len(gps(images=tmp_path, num_matched=5).pairs(names, None, RNG)) == 15  # every pair: nothing is chosen
+    photograph(tmp_path / "5.jpg", (1.0, 2.1))
+    with caplog.at_level(logging.WARNING, "featkit"):
+        gps(images=tmp_path, num_matched=2).pairs(names, None, RNG)
+    assert "5 of 6 images have the same GPS position" in caplog.messages[0]
+    assert "each is paired with 2 of them, by name order" in caplog.messages[0]
