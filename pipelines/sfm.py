@@ -20,9 +20,11 @@ from featkit.core.log import timed
 from featkit.core.registry import resolve
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
+from featkit.features.listing import warn_of_few
 from featkit.features.stage import ExtractConfig, extraction
 from featkit.io.artifact import write_text
 from featkit.io.atomic import refuse_foreign
+from featkit.io.features import extractor_name
 from featkit.io.lists import describe_pairs, read_pairs, read_poses
 from featkit.mapping import stage as map_stage
 from featkit.mapping.cameras import check as check_camera
@@ -129,6 +131,7 @@ def run(
     with timed("report", seconds):
         metrics = map_metrics(sparse, database, len(names), true_poses, align=known is None)
         metrics["seconds"] = seconds
+        warn_of_few("map", metrics["registered"], len(names), extractor_name(extractor.config.result_fields()))
         paired = {} if pairs_by is None else pairs_by.config.result_fields()
         resolved = {"extract": extractor.config, "pairing": paired, "matching": matcher.config.result_fields()}
         ran = config.model_copy(update=resolved)

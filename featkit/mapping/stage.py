@@ -13,6 +13,7 @@ from pydantic import Field
 from featkit.core.config import Config, digest
 from featkit.core.errors import EmptyResultError
 from featkit.core.log import progress
+from featkit.features.listing import STRONGER
 from featkit.io.artifact import artifact, locked, scratch
 from featkit.io.atomic import explained_by_disk, read_stamp
 from featkit.mapping import verify
@@ -117,7 +118,8 @@ def _build(
     models = [model for model in largest_first(models) if model.num_points3D() > 0]
     if not models:
         raise EmptyResultError(
-            f"{images}: no model came out; the pairs may see too little in common (more keypoints, --pairs exhaustive)"
+            f"{images}: no model came out; the pairs may see too little in common (more keypoints, --pairs exhaustive,"
+            f" {STRONGER})"
         )
     return write_models(models, output, lambda: made.write_stamp(kind="map", models=len(models)))
 
