@@ -118,7 +118,7 @@ def on_sequences(root: Path, options: Sequence[str]) -> dict[str, Any]:
 def on_pairs(roots: Sequence[Path], options: Sequence[str]) -> dict[str, Any]:
     """AUC of relative poses, by every estimator."""
     method, memory = evaluated("pose", roots, options)
-    return {"estimators": method["estimators"], "seconds": method["seconds"], "peak_memory_mb": memory}
+    return {**method["overall"], "seconds": method["seconds"], "peak_memory_mb": memory}
 
 
 def on_scene(scene: Path, options: Sequence[str]) -> dict[str, Any]:

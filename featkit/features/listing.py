@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from featkit.core.config import config_names, named_config
-from featkit.core.registry import EXTRACTORS, resolve
-from featkit.weights.catalogue import place, published_network
+from featkit.core.registry import EXTRACTORS, KINDS, MATCHERS, resolve
+from featkit.weights.catalogue import catalogue, place, published_network
 from featkit.weights.manifest import listed
 
 LOGGER = logging.getLogger(__name__)
@@ -36,6 +36,24 @@ def list_features() -> list[FeatureInfo]:
     return [_info(name) for name in config_names("extractor")]
 
 
+def list_matchers() -> list[FeatureInfo]:
+    """All matchers by name; one with weights for several features has a row for each of them."""
+    rows = []
+    for name in config_names("matcher"):
+        values: dict[str, Any] = named_config(name)
+        if values["matcher"] != "lightglue":
+            known = MATCHERS.get(values["matcher"])
+            summary = values["matcher"] if known is None else known.summary
+            rows.append(FeatureInfo(name, f"{summary}{_variant(values)}", "", "", "none needed"))
+            continue
+        for network, row in catalogue().items():
+            if row.matches:
+                weights = "here" if place(network) is not None else f"featkit weights fetch {network}"
+                summary = f"{row.summary} ({', '.join(row.matches)})"
+                rows.append(FeatureInfo(name, summary, row.data, row.licence, weights, row.paper))
+    return rows
+
+
 def _info(name: str) -> FeatureInfo:
     method = resolve("extractor", name, device="cpu")
     values: dict[str, Any] = named_config(name)
@@ -56,7 +74,7 @@ def _info(name: str) -> FeatureInfo:
 
 def _variant(values: dict[str, Any]) -> str:
     """What a configuration changes, in short."""
-    changed = [f"{key} {value}" for key, value in values.items() if key != "extractor"]
+    changed = [f"{key} {value}" for key, value in values.items() if key not in KINDS]
     return f" ({', '.join(changed)})" if changed else ""
 
 
