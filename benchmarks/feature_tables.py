@@ -202,6 +202,53 @@ def choices(result: Result) -> str:
     return "\n".join(lines)
 
 
+def published(result: Result) -> str:
+    """Published features and matchers beside featkit's: accuracy on pairs, then maps, then time and memory."""
+    keypoints, side = result["max_keypoints"], result["resize_max"]
+    tables = [_published_pairs(result["rows"])]
+    for scene in {scene: None for row in result["rows"] for scene in row["maps"]}:
+        tables.append(_published_maps(result["rows"], scene))
+    return "\n\n".join([*tables, f"At most {keypoints:,} keypoints, photographs of {side:,} px at most."])
+
+
+def _published_pairs(rows: list[Result]) -> str:
+    """Oxford, EVD, relative poses, localization."""
+    estimators = list({name: None for row in rows for name in row.get("pose", {}).get("estimators", {})})
+    heads = ["Oxford MMAScore", "Oxford AUC@3 px", "EVD MMAScore", *(f"pose AUC@5, {name}" for name in estimators)]
+    heads += ["castle median, mm", "castle median, deg"]
+    lines = ["| features | matcher | " + " | ".join(heads) + " |", "|---|---|" + "---:|" * len(heads)]
+    for row in rows:
+        oxford, evd, place = row.get("oxford", {}), row.get("evd", {}), row.get("localization", {})
+        values: list[float | None] = [_times(100, oxford.get("mma_score"))]
+        values += [_times(100, oxford.get("homography_auc", [None, None])[1]), _times(100, evd.get("mma_score"))]
+        of = row.get("pose", {}).get("estimators", {})
+        values += [_times(100, of[name]["auc"][0]) if name in of else None for name in estimators]
+        values += [_times(1000, place.get("median_m")), place.get("median_deg")]
+        lines.append(f"| {row['features']} | {row['matcher']} | {' | '.join(map(_three, values))} |")
+    return "\n".join(lines)
+
+
+def _published_maps(rows: list[Result], scene: str) -> str:
+    """One scene."""
+    heads = [scene, "points", "track", "centres, mm", "s per image", "s per pair", "memory, MB"]
+    lines = ["| features | matcher | " + " | ".join(heads) + " |", "|---|---|" + "---:|" * len(heads)]
+    keys = ("points", "track_length", "centre_error_mm_mean", "extract_s_per_image", "match_s_per_pair")
+    for row in rows:
+        one = row["maps"].get(scene, {})
+        registered = f"{one['registered']} / {one['images']}" if "registered" in one else ANYWHERE
+        cells = " | ".join(_three(one.get(key)) for key in (*keys, "peak_memory_mb"))
+        lines.append(f"| {row['features']} | {row['matcher']} | {registered} | {cells} |")
+    return "\n".join(lines)
+
+
+def _times(factor: float, value: float | None) -> float | None:
+    return None if value is None else factor * value
+
+
+def _three(value: float | None) -> str:
+    return ANYWHERE if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "choices": ("leaderboard", choices),
     "leaderboard": ("leaderboard", leaderboard),
@@ -210,6 +257,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "describe": ("describe_speed", describe),
     "training": ("training", training),
     "oxford": ("oxford_mma", oxford),
+    "published": ("published", published),
     "dense-speed": ("dense_speed", dense_speed),
     "ablation": ("scfeat_ablation", ablation),
     "reward": ("reward_effect", reward),

@@ -64,11 +64,7 @@ def main() -> None:
 
 def row_of(scene: str, config: VladConfig, arguments: argparse.Namespace) -> dict[str, Any]:
     """One scene."""
-    folder = next(
-        (f for f in (arguments.data / "scenes" / scene, arguments.data / "posed" / scene) if f.is_dir()), None
-    )
-    if folder is None:
-        sys.exit(f"{arguments.data}: no scene {scene} in scenes/ or posed/")
+    folder = scene_folder(arguments.data, scene)
     names, shared = shared_points(folder)
     related = shared >= arguments.min_shared
     with tempfile.TemporaryDirectory() as temporary:
@@ -81,7 +77,7 @@ def row_of(scene: str, config: VladConfig, arguments: argparse.Namespace) -> dic
         with open_features(work / "features.h5") as store:
             found = most_similar(store, names, store, names, config, len(names) - 1, np.random.default_rng(SEED))
         seconds = {"retrieval": round(time.perf_counter() - started, 2)}
-        orders = {"retrieval": _in_order_of(found.query_names, found.database_names, found.best, names)}
+        orders = {"retrieval": in_order_of(found.query_names, found.database_names, found.best, names)}
         if not arguments.no_exhaustive:
             pairs = ["pairs", str(work / "features.h5"), "--method", "exhaustive", "--out", str(work / "pairs.txt")]
             measure([*featkit, *pairs, "--quiet"])
@@ -111,6 +107,14 @@ def row_of(scene: str, config: VladConfig, arguments: argparse.Namespace) -> dic
         told = ", ".join(f"@{k} {v['any']:.3f} / {v['found']:.3f}" for k, v in by_depth.items())
         print(f"{scene}: {name} (any / found): {told}", flush=True)
     return row
+
+
+def scene_folder(data: Path, scene: str) -> Path:
+    """Where a scene's images/ and sparse/ are."""
+    folder = next((f for f in (data / "scenes" / scene, data / "posed" / scene) if f.is_dir()), None)
+    if folder is None:
+        sys.exit(f"{data}: no scene {scene} in scenes/ or posed/")
+    return folder
 
 
 def shared_points(folder: Path) -> tuple[list[str], np.ndarray]:
@@ -157,7 +161,7 @@ def chance(related: np.ndarray, k: int) -> dict[str, float]:
     return {"any": round(float(1 - np.mean(none)), 4), "found": round(float(found.mean()), 4)}
 
 
-def _in_order_of(queries: list[str], database: list[str], best: np.ndarray, names: list[str]) -> list[list[int]]:
+def in_order_of(queries: list[str], database: list[str], best: np.ndarray, names: list[str]) -> list[list[int]]:
     """Rows of `best` as indices of `names`; an image that could not ask has found nothing."""
     index = {name: position for position, name in enumerate(names)}
     asked = {

@@ -24,7 +24,7 @@ import importlib.metadata
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -40,6 +40,8 @@ from featkit.core.errors import BadInputError, FeatkitError, UsageError
 from featkit.core.registry import resolve
 from featkit.core.types import Features, Matches
 from featkit.features.base import BYTE, is_packed, pack_bits, unpack_signs
+from featkit.features.stage import of_photographs
+from featkit.io.features import extractor_name
 
 LOGGER = logging.getLogger(__name__)
 COMMIT = "c13273bd0ecc2917a35910fd843712a1c6243193"
@@ -112,10 +114,12 @@ def extractor_class(base: Any) -> type[Any]:
         detection_noise = 1.0
 
         def _init(self, conf: dict[str, Any]) -> None:
-            self.extractor = resolve("extractor", conf["features"], conf["changes"], conf["device"]).built
+            method = of_photographs(resolve("extractor", conf["features"], conf["changes"], conf["device"]))
+            self.extractor, self.made_by = method.built, extractor_name(method.config.result_fields())
 
         def _forward(self, data: dict[str, Any]) -> dict[str, Any]:
             features = self.extractor.extract(pixels_of(data["image"], self.extractor.colour))
+            features = replace(features, extractor=self.made_by)
             self.detection_noise = features.uncertainty_px  # hloc scales it and writes it beside the keypoints
             return prediction_of(features)
 
@@ -283,6 +287,8 @@ def prediction_of(features: Features) -> dict[str, Tensor]:
         arrays["oris"] = np.degrees(features.oris).astype(np.float32)
     if features.turns > 1:
         arrays["turns"] = np.asarray(features.turns)
+    if features.extractor:  # hloc's files take numbers alone
+        arrays["extractor"] = np.frombuffer(features.extractor.encode(), np.uint8)
     return {name: torch.from_numpy(np.array(values))[None] for name, values in arrays.items()}
 
 
@@ -292,17 +298,28 @@ def features_of(data: Mapping[str, Tensor], side: int) -> Features:
     count = len(descriptors)
     height, width = data[f"image{side}"].shape[-2:] if f"image{side}" in data else (0, 0)
 
-    def values(name: str, otherwise: np.ndarray) -> np.ndarray:
+    def optional(name: str) -> np.ndarray | None:
         stored = data.get(f"{name}{side}")
-        return otherwise if stored is None else stored[0].cpu().numpy()
+        return None if stored is None else stored[0].cpu().numpy()
+
+    def values(name: str, otherwise: np.ndarray) -> np.ndarray:
+        stored = optional(name)
+        return otherwise if stored is None else stored
 
     return Features(
         keypoints=values("keypoints", np.zeros((count, 2))).astype(np.float32),
         descriptors=_bits_again(descriptors),
         scores=values("scores", np.ones(count)).astype(np.float32),
         image_size=(int(width), int(height)),
+        scales=_float32(optional("scales")),
+        oris=None if (oris := optional("oris")) is None else np.radians(oris).astype(np.float32),
         turns=int(values("turns", np.asarray(1))),
+        extractor=bytes(values("extractor", np.zeros(0)).astype(np.uint8)).decode("ascii", "replace"),
     )
+
+
+def _float32(values: np.ndarray | None) -> np.ndarray | None:
+    return None if values is None else values.astype(np.float32)
 
 
 def _bits_again(rows: Float[np.ndarray, "n d"]) -> np.ndarray:

@@ -20,9 +20,11 @@ from featkit.core.log import LOGGER, timed
 from featkit.core.registry import resolve
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
+from featkit.features.listing import warn_of_few
 from featkit.features.stage import ExtractConfig, extraction
 from featkit.io.artifact import write_text
 from featkit.io.atomic import read_stamp, refuse_foreign
+from featkit.io.features import extractor_name
 from featkit.io.lists import describe_pairs, read_pairs, read_poses
 from featkit.mapping import stage as map_stage
 from featkit.mapping.cameras import check as check_camera
@@ -144,6 +146,7 @@ def run(
         write_text(record, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     for warning in metrics["warnings"]:
         LOGGER.warning("map: %s", warning)
+    warn_of_few("map", metrics["registered"], len(names), extractor_name(extractor.config.result_fields()))
     share = metrics["registered"] / len(names)
     if share < config.min_registered:
         raise EmptyResultError(

@@ -213,19 +213,24 @@ weights_app.command("export", help=EXPORT_HELP, no_args_is_help=True)(export)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit features`: what `--features` can say.
+# `featkit features`: what `--features` and `--matcher` can say.
 
 
-FEATURES_HELP = "List the local features there are: what each is, what it was learned from, its licence, its weights."
+FEATURES_HELP = (
+    "List the local features and matchers: what each is, what it was learned from, its licence, its weights."
+)
 
 
 @verb
 def features_command(*, run: RunOptions) -> Outcome:
     from dataclasses import asdict
 
-    from featkit.features.listing import list_features
+    from featkit.features.listing import list_features, list_matchers
 
-    rows = list_features()
-    cells = [[row.name, row.summary, row.data or "-", row.licence or "-", row.weights] for row in rows]
-    table = Table("Features (--features NAME)", ["name", "what it is", "learned from", "licence", "weights"], cells)
-    return Outcome({"features": [asdict(row) for row in rows]}, [], [table])
+    listed = {"features": list_features(), "matchers": list_matchers()}
+    columns = ["name", "what it is", "learned from", "licence", "weights"]
+    tables = []
+    for title, rows in zip(("Features (--features NAME)", "Matchers (--matcher NAME)"), listed.values(), strict=True):
+        cells = [[row.name, row.summary, row.data or "-", row.licence or "-", row.weights] for row in rows]
+        tables.append(Table(title, columns, cells))
+    return Outcome({kind: [asdict(row) for row in rows] for kind, rows in listed.items()}, [], tables)

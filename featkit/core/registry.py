@@ -45,6 +45,7 @@ EXTRACTORS: dict[str, Entry] = {
 }
 MATCHERS: dict[str, Entry] = {
     "mutual": Entry("featkit.matching.mutual:MutualMatcher", "mutual nearest neighbour, ratio test on both sides"),
+    "lightglue": Entry("featkit.matching.lightglue:LightGlueMatcher", "LightGlue, weights by the features (kornia)"),
 }
 PAIRINGS: dict[str, Entry] = {
     "exhaustive": Entry("featkit.pairing.by_name:Exhaustive", "every image with every other"),

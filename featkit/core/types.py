@@ -23,6 +23,9 @@ class Features:
     scales: radius-like size in pixels; oris: radians, counted from +x towards +y.
     uncertainty_px: standard deviation of a keypoint, in pixels.
     turns: a descriptor is so many side by side, of the image turned by as many equal steps counter-clockwise.
+    extractor: what made them, by the name that matchers with weights know ("aliked-n16", "rootsift"); "": not known.
+    from_seen: affine map onto these pixels from those of the upright, resized image that the extractor saw (centres at
+    whole numbers in both); None: they are the same.
     """
 
     keypoints: Float[np.ndarray, "n 2"]
@@ -33,6 +36,8 @@ class Features:
     oris: Float[np.ndarray, " n"] | None = None
     uncertainty_px: float = 1.0
     turns: int = 1
+    extractor: str = ""
+    from_seen: Float[np.ndarray, "2 3"] | None = None
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -47,6 +52,29 @@ class Features:
             scales=None if self.scales is None else self.scales[index],
             oris=None if self.oris is None else self.oris[index],
         )
+
+    def as_seen(self) -> Features:
+        """The same features in the pixels of the image that the extractor saw: positions, sizes, orientations."""
+        if self.from_seen is None:
+            return self
+        back = np.linalg.inv(self.from_seen[:, :2])
+        scale = float(np.sqrt(abs(np.linalg.det(back))))
+        width, height = np.rint(np.abs(back @ np.asarray(self.image_size))).astype(int).tolist()
+        return replace(
+            self,
+            keypoints=((self.keypoints - self.from_seen[:, 2]) @ back.T).astype(np.float32),
+            image_size=(width, height),
+            scales=None if self.scales is None else (self.scales * scale).astype(np.float32),
+            oris=None if self.oris is None else turned(back, self.oris),
+            uncertainty_px=self.uncertainty_px * scale,
+            from_seen=None,
+        )
+
+
+def turned(linear: Float[np.ndarray, "2 2"], oris: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Orientations, radians, of an image that a linear map is applied to."""
+    directions = np.stack([np.cos(oris), np.sin(oris)], axis=1) @ linear.T
+    return np.arctan2(directions[:, 1], directions[:, 0]).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,22 @@
-"""What `--features` can say: every extractor in configs/, what it is, and whether its weights are here."""
+"""What `--features` and `--matcher` can say: what each is, and whether its weights are here; and when to try others."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from featkit.core.config import config_names, named_config
-from featkit.core.registry import EXTRACTORS, resolve
-from featkit.weights.catalogue import place, published_network
+from featkit.core.registry import EXTRACTORS, KINDS, MATCHERS, resolve
+from featkit.weights.catalogue import catalogue, place, published_network
 from featkit.weights.manifest import listed
+
+LOGGER = logging.getLogger(__name__)
+FEW = 0.8
+"""Share of the photographs below which a map, or a localization, is said to have few."""
+WITHOUT_LEARNING = ("rootsift", "sift")
+STRONGER = "--features aliked-n16 --matcher lightglue"
+"""For photographs that SIFT cannot match."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,24 @@ class FeatureInfo:
 def list_features() -> list[FeatureInfo]:
     """All features by name. Raises BadInputError for a damaged configuration."""
     return [_info(name) for name in config_names("extractor")]
+
+
+def list_matchers() -> list[FeatureInfo]:
+    """All matchers by name; one with weights for several features has a row for each of them."""
+    rows = []
+    for name in config_names("matcher"):
+        values: dict[str, Any] = named_config(name)
+        if values["matcher"] != "lightglue":
+            known = MATCHERS.get(values["matcher"])
+            summary = values["matcher"] if known is None else known.summary
+            rows.append(FeatureInfo(name, f"{summary}{_variant(values)}", "", "", "none needed"))
+            continue
+        for network, row in catalogue().items():
+            if row.matches:
+                weights = "here" if place(network) is not None else f"featkit weights fetch {network}"
+                summary = f"{row.summary} ({', '.join(row.matches)})"
+                rows.append(FeatureInfo(name, summary, row.data, row.licence, weights, row.paper))
+    return rows
 
 
 def _info(name: str) -> FeatureInfo:
@@ -48,5 +74,17 @@ def _info(name: str) -> FeatureInfo:
 
 def _variant(values: dict[str, Any]) -> str:
     """What a configuration changes, in short."""
-    changed = [f"{key} {value}" for key, value in values.items() if key != "extractor"]
+    changed = [f"{key} {value}" for key, value in values.items() if key not in KINDS]
     return f" ({', '.join(changed)})" if changed else ""
+
+
+def stronger(extractor: str) -> str:
+    """The options to try when features of an extractor (`Features.extractor`) match too little; "" for learned ones."""
+    return STRONGER if extractor in WITHOUT_LEARNING else ""
+
+
+def warn_of_few(what: str, found: int, total: int, extractor: str) -> None:
+    """Log which features to try when few photographs were registered or localized. what: "map" or "localize"."""
+    if found < FEW * total and stronger(extractor):
+        again = "reconstruct" if what == "map" else "make the map and localize again"
+        LOGGER.warning("%s: only %d of %d images; %s with %s", what, found, total, again, stronger(extractor))

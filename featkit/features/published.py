@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -379,11 +380,20 @@ def _array(values: Tensor) -> np.ndarray:
 # `load_network(name)` gives each of the catalogue's (weights/catalogue.yaml) with all its tensors and no other ones.
 
 
-CONSTANTS = ("dkd.hw_grid",)
+CONSTANTS = ("dkd.hw_grid", "confidence_thresholds")
 """Buffers of kornia's that a file need not have: they do not depend on training."""
 ALIKED_NETWORKS = ("aliked-n16", "aliked-n16rot", "aliked-n32", "aliked-t16")
+LIGHTGLUE_NETWORKS = {
+    "aliked-lightglue": "aliked",
+    "disk-lightglue": "disk",
+    "xfeat-lighterglue": "xfeat",
+    "sift-lightglue": "sift",
+    "doghardnet-lightglue": "doghardnet",
+}
+"""Matchers, and the row of kornia's table (`LightGlue.features`) with the settings of each."""
 KORNIA_NAMES = {
     **dict.fromkeys(ALIKED_NETWORKS, "ALIKED"),
+    **dict.fromkeys(LIGHTGLUE_NETWORKS, "LightGlue"),
     "disk": "DISK",
     "xfeat": "XFeat",
     "dedode-b": "DeDoDe",
@@ -404,7 +414,8 @@ def load_network(name: str, weights: PublishedWeights, **options: Any) -> nn.Mod
     inner = network.net if name == "xfeat" else network  # whose tensors the authors' file has
     own = inner.state_dict()
     constants = {key: own[key] for key in CONSTANTS if key in own}
-    fill(inner, constants | weights.tensors, weights.path, name)
+    tensors = weights.tensors if name not in LIGHTGLUE_NETWORKS else _lightglue_tensors(weights.tensors)
+    fill(inner, constants | tensors, weights.path, name)
     return network.eval().requires_grad_(False)
 
 
@@ -419,6 +430,8 @@ def build(name: str, **options: Any) -> nn.Module:
         return _dedode(feature, **options)
     if name == "keynet-hardnet":
         return _keynet_hardnet(feature, **options)
+    if name in LIGHTGLUE_NETWORKS:
+        return _lightglue(feature, LIGHTGLUE_NETWORKS[name])
     return feature.HardNet(pretrained=False) if name == "doghardnet" else feature.DISK(**options)
 
 
@@ -456,3 +469,21 @@ def _keynet_hardnet(feature: Any, num_features: int = 2048, score_threshold: flo
     orienter = feature.LAFOrienter(angle_detector=feature.OriNet(pretrained=False))
     detector = feature.KeyNetDetector(False, num_features, ori_module=orienter, score_threshold=score_threshold)
     return feature.LocalFeature(detector, feature.LAFDescriptor(feature.HardNet(pretrained=False)))
+
+
+def _lightglue(feature: Any, row: str) -> nn.Module:
+    """kornia's LightGlue with the settings of a row of its table. It switches a kernel of the process: put back."""
+    settings = {key: value for key, value in feature.LightGlue.features[row].items() if key != "weights"}
+    before = torch.backends.cuda.flash_sdp_enabled()
+    network = feature.LightGlue(features=None, flash=False, **settings)
+    torch.backends.cuda.enable_flash_sdp(before)
+    return network
+
+
+def _lightglue_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Under kornia's names. Older files number the blocks of each kind, and DISK's has a number a layer, `r`, that no
+    program uses; XFeat's has the extractor in it as well."""
+    matcher = {key.removeprefix("matcher."): value for key, value in tensors.items() if key.startswith("matcher.")}
+    block = re.compile(r"^(self_attn|cross_attn)\.(\d+)\.")
+    renamed = {block.sub(r"transformers.\2.\1.", key): value for key, value in (matcher or tensors).items()}
+    return {key: value for key, value in renamed.items() if not re.fullmatch(r"log_assignment\.\d+\.r", key)}

@@ -36,7 +36,7 @@ from featkit.core.runtime import usable_cores
 from featkit.core.types import Features
 from featkit.features.base import Extractor, TwoSteps, takes_two_steps
 from featkit.images.read import DecodeConfig, DecodedImage, decode, find_masks, list_images, masked
-from featkit.io.features import FeatureStore, append_features, open_features
+from featkit.io.features import FeatureStore, append_features, extractor_name, open_features
 
 LOGGER = logging.getLogger(__name__)
 SAMPLE_BYTES = 1 << 16
@@ -74,10 +74,11 @@ def extraction(config: ExtractConfig, changes: dict[str, Any] | None = None, dev
     return of_photographs(Method(config.features, cls, own, device, row), config)
 
 
-def of_photographs(method: Method[Extractor], config: ExtractConfig) -> Method[Extractor]:
+def of_photographs(method: Method[Extractor], config: ExtractConfig | None = None) -> Method[Extractor]:
     """An extractor with the configuration of the stage around it, which then holds all of the extractor's fields."""
     row = method.row or f"{method.cls.__module__}:{method.cls.__qualname__}"
     own = {"extractor": row, **method.own.result_fields()}
+    config = config or ExtractConfig()
     return replace(method, stage=config.model_copy(update={"features": method.name, "extractor": own}))
 
 
@@ -96,7 +97,7 @@ def run(
     Raises BadInputError for an image that cannot be read (unless `skip_broken`) or a store of another configuration,
     EmptyResultError when not one image could be used.
     """
-    method = method if method.stage else of_photographs(method, ExtractConfig())
+    method = method if method.stage else of_photographs(method)
     wanted = list_images(images) if names is None else names
     masks = _masks(method, images, wanted) if masks is None else masks
     with append_features(output, method.config, method.weights_sha256, overwrite) as store:
@@ -204,7 +205,7 @@ class DetectedImage:
 def extract_one(method: Method[Extractor], path: Path, mask: Path | None = None) -> Features:
     """Features of one photograph, in the pixels of its file. Raises BadInputError."""
     image = _decoded(method, path, mask)
-    return _in_file(method, path, image, method.built.extract(image.pixels))
+    return _finite(method, path, in_file(method, image, method.built.extract(image.pixels)))
 
 
 def detect_one(method: Method[Extractor], path: Path, mask: Path | None = None) -> DetectedImage:
@@ -221,11 +222,16 @@ def _decoded(method: Method[Extractor], path: Path, mask: Path | None) -> Decode
 
 def describe_one(method: Method[Extractor], detected: DetectedImage) -> Features:
     """The second step, on the device; `extract_one` is both. Raises BadInputError."""
-    return _in_file(method, detected.path, detected.image, cast(TwoSteps, method.built).describe(detected.detected))
+    found = cast(TwoSteps, method.built).describe(detected.detected)
+    return _finite(method, detected.path, in_file(method, detected.image, found))
 
 
-def _in_file(method: Method[Extractor], path: Path, image: DecodedImage, found: Features) -> Features:
-    features = image.features_in_file(found)
+def in_file(method: Method[Extractor], image: DecodedImage, found: Features) -> Features:
+    """What the extractor found in an image's pixels, as a features file has it. method: of `extraction`."""
+    return replace(image.features_in_file(found), extractor=extractor_name(method.config.result_fields()))
+
+
+def _finite(method: Method[Extractor], path: Path, features: Features) -> Features:
     if not (np.isfinite(features.keypoints).all() and np.isfinite(features.descriptors).all()):
         raise BadInputError(f"{path}: {method.config.features} gave features that are not finite")
     return features

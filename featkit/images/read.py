@@ -20,7 +20,7 @@ from pydantic import Field
 
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError
-from featkit.core.types import Features
+from featkit.core.types import Features, turned
 from featkit.geometry.pixels import COLMAP_ORIGIN, apply_affine, compose, resize_affine
 
 LOGGER = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ BY_PILLOW = {"GIF", "AVIF", "HEIF", "JPEG2000"}
 """Formats that not every build of OpenCV decodes."""
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 HEIC_EXTRA = "a HEIC photograph; pip install 'featkit[heic]' to read it, or convert it to JPEG"
+IDENTITY = np.eye(2, 3)
 _PILLOW_LIMIT = threading.Lock()
 
 
@@ -101,8 +102,9 @@ class DecodedImage:
             keypoints=apply_affine(affine, features.keypoints),
             image_size=self.stored_size,
             scales=None if features.scales is None else (features.scales * scale).astype(np.float32),
-            oris=None if features.oris is None else _turn(linear, features.oris),
+            oris=None if features.oris is None else turned(linear, features.oris),
             uncertainty_px=features.uncertainty_px * scale,
+            from_seen=None if np.array_equal(affine, IDENTITY) else affine,
         )
         return mapped if self.usable is None else mapped.select(_in_usable(self.usable, mapped.keypoints))
 
@@ -112,11 +114,6 @@ def _in_usable(usable: Bool[np.ndarray, "h w"], keypoints: Float[np.ndarray, "n 
     columns, rows = np.floor(keypoints + np.float32(COLMAP_ORIGIN)).astype(np.int64).T
     height, width = usable.shape
     return np.flatnonzero(usable[rows.clip(0, height - 1), columns.clip(0, width - 1)])
-
-
-def _turn(linear: Float[np.ndarray, "2 2"], oris: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    directions = np.stack([np.cos(oris), np.sin(oris)], axis=1) @ linear.T
-    return np.arctan2(directions[:, 1], directions[:, 0]).astype(np.float32)
 
 
 def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedImage:

@@ -7,9 +7,11 @@ radians). Files written by hloc (no `complete`, float16 keypoints) are read as t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -21,6 +23,9 @@ from featkit.core.types import Features
 from featkit.io import h5, shards
 from featkit.io.h5 import attribute
 from featkit.io.journal import DAMAGE, explains_damage
+
+FROM_SEEN = "from_seen"
+"""Attribute of the keypoints of a photograph that was resized or turned: `Features.from_seen`, row by row."""
 
 
 class FeatureStore:
@@ -72,6 +77,8 @@ class FeatureStore:
             oris=None if oris is None else np.radians(oris),
             uncertainty_px=float(group["keypoints"].attrs.get("uncertainty", 1.0)),
             turns=int(group["descriptors"].attrs.get("turns", 1)),
+            extractor=self.extractor,
+            from_seen=self._from_seen(group),
         )
         parts = (features.scores, features.scales, features.oris)
         if any(part is not None and len(part) != len(keypoints) for part in parts):
@@ -124,16 +131,21 @@ class FeatureStore:
             datasets["scales"] = features.scales.astype(np.float32, copy=False)
         if features.oris is not None:
             datasets["oris"] = np.degrees(features.oris).astype(np.float32, copy=False)
-        h5.write_item(
-            self._file,
-            name,
-            datasets,
-            attributes={"source": source, "digest": features_digest(features)},
-            dataset_attributes={
-                ("keypoints", "uncertainty"): features.uncertainty_px,
-                ("descriptors", "turns"): features.turns,
-            },
-        )
+        described: dict[tuple[str, str], Any] = {
+            ("keypoints", "uncertainty"): features.uncertainty_px,
+            ("descriptors", "turns"): features.turns,
+        }
+        if features.from_seen is not None:
+            described["keypoints", FROM_SEEN] = features.from_seen.ravel()
+        attributes = {"source": source, "digest": features_digest(features)}
+        h5.write_item(self._file, name, datasets, attributes, described)
+
+    @cached_property
+    @explains_damage
+    def extractor(self) -> str:
+        """`Features.extractor` of all its images."""
+        config = self.attributes().get("config")
+        return extractor_name(config) if isinstance(config, dict) else ""
 
     def _group(self, name: str) -> h5py.Group:
         shards.refuse_missing(self._file, name)
@@ -155,8 +167,24 @@ class FeatureStore:
         width, height = (int(v) for v in group["image_size"][()])
         return width, height
 
+    def _from_seen(self, group: h5py.Group) -> np.ndarray | None:
+        stored = group["keypoints"].attrs.get(FROM_SEEN)
+        return None if stored is None else np.asarray(stored, dtype=np.float64).reshape(2, 3)
+
     def _optional(self, group: h5py.Group, name: str) -> np.ndarray | None:
         return np.asarray(group[name][()], dtype=np.float32) if name in group else None
+
+
+def extractor_name(config: Mapping[str, Any]) -> str:
+    """`Features.extractor` by the configuration of the extract stage (`ExtractConfig`), as a features file has it."""
+    own = config.get("extractor")
+    if not isinstance(own, dict):
+        return ""
+    row = own.get("extractor")
+    if row == "sift":
+        return "rootsift" if own.get("normalization") == "l1_root" else "sift"
+    named = own.get("network") if row == "aliked" else row
+    return named if isinstance(named, str) else ""
 
 
 def features_digest(features: Features) -> str:

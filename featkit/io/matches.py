@@ -204,9 +204,14 @@ def open_matches(
 
 @contextmanager
 def append_matches(
-    path: Path, config: Config, features_fingerprint: str, overwrite: bool = False
+    path: Path, config: Config, features_fingerprint: str, overwrite: bool = False, weights_sha256: str = ""
 ) -> Iterator[MatchStore]:
-    """Open matches.h5 to add pairs. Raises BadInputError when another configuration or other features made it."""
+    """Open matches.h5 to add pairs. Raises BadInputError when another configuration or other features made it.
+
+    weights_sha256: of the matcher's weights, "" when it has none.
+    """
     extra = {"features_fingerprint": features_fingerprint}
+    if weights_sha256:
+        extra["weights_sha256"] = weights_sha256
     with h5.appending(path, "matches", config, extra, overwrite) as file:
         yield MatchStore(path, file)

@@ -25,7 +25,7 @@ from featkit.core.errors import UsageError
 from featkit.core.registry import resolve
 from featkit.core.types import Features, Matches, Pair
 from featkit.features.base import is_packed
-from featkit.features.stage import extraction, same_extraction
+from featkit.features.stage import extraction, in_file, same_extraction
 from featkit.images.read import DecodedImage, decode, from_pixels
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import Intrinsics, parse_intrinsics
@@ -35,7 +35,7 @@ from featkit.localization.stage import LocalizeConfig, QueryResult, localize_que
 from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import find_map
-from featkit.matching.stage import Matcher
+from featkit.matching.stage import Matcher, weights_for
 from featkit.retrieval.retrieve import image_vector, image_vectors, needs_spill
 from featkit.retrieval.search import MIB, top_k
 from featkit.retrieval.vlad import VladConfig, train_codebook, unit_rows
@@ -84,6 +84,11 @@ class Localizer:
         self._turn = threading.Lock()
         with ExitStack() as stack:
             store = stack.enter_context(open_features(found.features))
+            if weights_for(self._matcher, store.extractor) and self.config.points_only:
+                raise UsageError(
+                    f"points_only matches with points of several images at once; {self.config.matcher} looks at where"
+                    " keypoints are in one image: leave out one of both"
+                )
             self._points = MapPoints(read_model(found.model), store)
             self._warm = WarmFeatures(store, self._points, self.config.cache_mb * MIB, self.config.points_only)
             self._describe_map(store, stack)
@@ -121,7 +126,7 @@ class Localizer:
             camera = self._camera_of_file(path, intrinsics)
         else:
             raise UsageError(f"an image is a path or a numpy array, not a {type(image).__name__}")
-        features = decoded.features_in_file(extractor.extract(decoded.pixels))
+        features = in_file(self._method, decoded, extractor.extract(decoded.pixels))
         with self._turn:  # torch's number of threads and the open file are shared
             partners = self._retrieve(name, features)
             found = self._match(name, features, partners) if partners else None
@@ -237,6 +242,7 @@ class PointsOnce:
             scores=joined(image.features.scores for image in images),
             scales=None,
             oris=None,
+            from_seen=None,
         )
         index = joined(image.index for image in images)
         return cls(features, np.append(number[first], -1), np.append(index, -1))

@@ -20,6 +20,7 @@ from featkit.core.config import Config
 from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.core.log import progress
 from featkit.core.types import Pose
+from featkit.features.listing import stronger, warn_of_few
 from featkit.geometry.pixels import to_colmap
 from featkit.geometry.poses import camera_centre
 from featkit.io.artifact import write_described
@@ -89,6 +90,7 @@ def run(
     with ExitStack() as stack:
         map_store = stack.enter_context(open_features(map_features))
         query_store = stack.enter_context(open_features(query_features))
+        extractor = map_store.extractor
         found = None if matches is None else stack.enter_context(open_matches(matches, query_store, map_store))
         points = MapPoints(read_model(model), map_store)
         known = set(points.names())
@@ -99,8 +101,13 @@ def run(
                 results.append(result)
                 advance(1)
     write_results(results, config, output)
-    if not any(result.pose is not None for result in results):
-        raise EmptyResultError(f"{images}: none of {len(results)} queries localized; reasons: {output}/poses.json")
+    localized = sum(result.pose is not None for result in results)
+    if localized == 0:
+        other = f"; a map with {stronger(extractor)} may help" if stronger(extractor) else ""
+        raise EmptyResultError(
+            f"{images}: none of {len(results)} queries localized; reasons: {output}/poses.json{other}"
+        )
+    warn_of_few("localize", localized, len(results), extractor)
     return results
 
 

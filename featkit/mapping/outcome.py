@@ -12,6 +12,7 @@ from jaxtyping import Float
 from pydantic import Field
 
 from featkit.core.config import Config
+from featkit.features.listing import STRONGER
 from featkit.mapping.model import registered_names
 
 FOCAL_SHARES = np.geomspace(0.3, 4.0, 40)
@@ -146,7 +147,7 @@ def no_model_reason(motion: CameraMotion) -> str:
     if motion.pairs == 0:
         return (
             "no pair of photographs was verified; are they of one scene? (more keypoints, --pairs exhaustive,"
-            " --features aliked-n16 --matcher lightglue)"
+            f" {STRONGER})"
         )
     if motion.stood:
         return (
@@ -158,7 +159,7 @@ def no_model_reason(motion: CameraMotion) -> str:
             f"the camera only turned: {motion.turned} of {motion.pairs} verified pairs were taken from one spot, which"
             " shows no depth; take photographs from places that are some steps apart"
         )
-    return "no model came out; the pairs may see too little in common (more keypoints, --pairs exhaustive)"
+    return f"no model came out; the pairs may see too little in common (more keypoints, --pairs exhaustive, {STRONGER})"
 
 
 def map_warnings(models: Sequence[set[str]], names: Collection[str], motion: CameraMotion) -> list[str]:
@@ -169,7 +170,7 @@ def map_warnings(models: Sequence[set[str]], names: Collection[str], motion: Cam
         some = ", ".join(left_out[:SHOWN]) + (", ..." if len(left_out) > SHOWN else "")
         warnings.append(
             f"{len(left_out)} of {len(names)} photographs are not in the map: {some}; they share too little with it:"
-            " take some in between, try --features aliked-n16 --matcher lightglue, or --pairs exhaustive"
+            " take some in between, or pair all with all (--pairs exhaustive)"
         )
     if len(models) > 1:
         sizes = ", ".join(str(len(images)) for images in models[1:])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from featkit.core.config import Config
-from featkit.core.errors import BadInputError
+from featkit.core.errors import BadInputError, UsageError
 from featkit.core.log import progress
 from featkit.core.registry import Method
 from featkit.core.types import Features, Matches, Pair
@@ -91,7 +91,8 @@ def _opened(
         store0 = stack.enter_context(open_features(query_features)) if query_features else store1
         _check(listed, store0, store1, where)
         origin = str(store1.attributes().get("fingerprint", "foreign"))
-        matches = stack.enter_context(append_matches(output, method.config, origin, overwrite))
+        weights = _weights(method, store0, store1)
+        matches = stack.enter_context(append_matches(output, method.config, origin, overwrite, weights))
         digest0, digest1 = lru_cache(None)(store0.digest), lru_cache(None)(store1.digest)
 
         def digests(pair: Pair) -> tuple[str, str]:
@@ -99,6 +100,18 @@ def _opened(
 
         todo = [pair for pair in listed if not matches.has(pair, digests(pair))]
         yield _Work(store0, store1, matches, digests, todo, len(listed))
+
+
+def _weights(method: Method[Matcher], store0: FeatureStore, store1: FeatureStore) -> str:
+    try:
+        found = {weights_for(method.built, store.extractor) for store in (store0, store1)}
+    except UsageError as error:
+        raise UsageError(f"{store1.path}: {error}") from None
+    if len(found) > 1:
+        raise BadInputError(
+            f"{store0.path}: features of {store0.extractor}, {store1.path} of {store1.extractor}; extract both alike"
+        )
+    return found.pop()
 
 
 def _match(matcher: Matcher, batch: list[Pair], loaded: list[tuple[Features, Features]]) -> list:
@@ -165,3 +178,20 @@ class Matcher(Protocol):
         Raises BadInputError when the descriptors of a pair have different lengths.
         """
         ...
+
+
+class LearnedMatcher(Matcher, Protocol):
+    """A matcher with weights for each kind of features, which sees where keypoints are: `Features.as_seen`."""
+
+    def weights_for(self, extractor: str) -> str:
+        """SHA-256 of the weights that go with the features of an extractor (`Features.extractor`).
+
+        Raises UsageError when there are none for them, BadInputError when they are not here.
+        """
+        ...
+
+
+def weights_for(matcher: Matcher, extractor: str) -> str:
+    """`LearnedMatcher.weights_for`; "" for a matcher without weights."""
+    own = getattr(matcher, "weights_for", None)
+    return "" if own is None else str(own(extractor))

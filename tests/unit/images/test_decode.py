@@ -74,6 +74,12 @@ def test_a_pixel_finds_its_place_in_the_file(tmp_path: Path, tag: int, suffix: s
     assert mapped.image_size == (17, 11)
     assert mapped.turns == 4
     assert mapped.scales == pytest.approx([2.0])
+    seen = mapped.as_seen()
+    assert seen.keypoints == pytest.approx(features.keypoints, abs=1e-5)
+    assert seen.image_size == image.size
+    assert seen.scales == pytest.approx([2.0])
+    assert seen.oris == pytest.approx([0.3], abs=1e-6)
+    assert (mapped.from_seen is None) == (tag in (0, 1))
     assert image.pixels_from_file(np.array([[12.0, 3.0]])) == pytest.approx(np.array([[x, y]]))
     # a short step along the orientation in upright pixels is a step along the mapped orientation in the file
     step = np.array([[x + np.cos(0.3), y + np.sin(0.3)]])

@@ -79,7 +79,7 @@ def conf_of(name: str) -> dict[str, Any]:
 def test_every_extractor_and_matcher_is_there(hloc: str) -> None:
     added = plug_in.register()
     assert {"featkit-rootsift", "featkit-scfeat", "featkit-dog+sdgmnet"} <= set(added.extractors)
-    assert {"featkit-mutual", "featkit-mutual-nn"} == set(added.matchers)
+    assert {"featkit-lightglue", "featkit-mutual", "featkit-mutual-nn"} == set(added.matchers)
     assert plug_in.register() == added, "once more changes nothing"
     extract_features = importlib.import_module("hloc.extract_features")
     match_features = importlib.import_module("hloc.match_features")

@@ -1,5 +1,6 @@
 """features.h5: what is written comes back, what is half written does not count, and hloc's files are read."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -252,3 +253,30 @@ def test_damaged_items(tmp_path: Path) -> None:
         for name in ("a.jpg", "b.jpg", "c.jpg"):
             with pytest.raises(BadInputError, match=repr(name)):
                 store.read(name)
+
+
+def test_what_made_them_and_what_it_saw(tmp_path: Path) -> None:
+    """The extractor is known by the configuration, the resized image by its affine map."""
+
+    class Stage(Config):
+        extractor: dict[str, str]
+
+    affine = np.array([[0.0, -2.0, 7.5], [2.0, 0.0, 0.5]])
+    names = {
+        "aliked-n32": {"extractor": "aliked", "network": "aliked-n32"},
+        "rootsift": {"extractor": "sift", "normalization": "l1_root"},
+        "sift": {"extractor": "sift", "normalization": "l2"},
+        "disk": {"extractor": "disk"},
+    }
+    for name, own in names.items():
+        path = tmp_path / f"{name}.h5"
+        with append_features(path, Stage(extractor=own)) as store:
+            store.write("plain.jpg", features())
+            store.write("turned.jpg", replace(features(), from_seen=affine))
+        with open_features(path) as store:
+            assert store.extractor == name
+            assert store.read("plain.jpg").extractor == name
+            assert store.read("plain.jpg").from_seen is None
+            assert np.array_equal(store.read("turned.jpg").from_seen, affine)
+    with append_features(tmp_path / "x.h5", Made()) as store:
+        assert store.extractor == ""

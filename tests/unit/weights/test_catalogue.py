@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from featkit.core.config import config_names
 from featkit.core.errors import BadInputError, UsageError
 from featkit.features.listing import list_features
-from featkit.features.published import KORNIA_NAMES, load_network
+from featkit.features.published import KORNIA_NAMES, LIGHTGLUE_NETWORKS, load_network
 from featkit.weights import catalogue as module
 from featkit.weights.catalogue import (
     cache_folder,
@@ -35,6 +35,9 @@ BEGIN = {
     "aliked-t16": "56782336",
     "disk": "9c2ee4de",
     "xfeat": "0f5187fd",
+    "aliked-lightglue": "d975e965",
+    "disk-lightglue": "b5b21d47",
+    "xfeat-lighterglue": "766102df",
 }
 """What the authors' files begin with, noted from another copy of them."""
 SMALL = "aliked-t16"
@@ -75,12 +78,18 @@ def test_pins() -> None:
     unpinned = {file.name for row in catalogue().values() for file in row.files if file.sha256 is None}
     assert unpinned == {
         *("dedode_detector_L_v2.pth", "dedode_descriptor_B.pth", "keynet_pytorch.pth", "OriNet.pth"),
-        "checkpoint_liberty_with_aug.pth",
+        *("checkpoint_liberty_with_aug.pth", "sift_lightglue.pth", "doghardnet_lightglue.pth"),
     }
 
 
 def test_every_network_has_its_features() -> None:
-    assert set(catalogue()) == set(KORNIA_NAMES) <= set(config_names("extractor"))
+    """The matchers' rows name features that there are; each has one matcher at most."""
+    assert set(catalogue()) == set(KORNIA_NAMES)
+    assert set(catalogue()) - set(LIGHTGLUE_NETWORKS) <= set(config_names("extractor"))
+    matched = [name for row in catalogue().values() for name in row.matches]
+    assert set(matched) <= set(config_names("extractor"))
+    assert len(set(matched)) == len(matched)
+    assert all(bool(row.matches) == (name in LIGHTGLUE_NETWORKS) for name, row in catalogue().items())
 
 
 @pytest.mark.parametrize("name", BEGIN)

@@ -1,0 +1,390 @@
+"""LightGlue: a transformer looks at the features of both images, their positions included, and says which go together.
+
+Layers of self-attention (with rotary encodings of the relative positions) and cross-attention; after each one a pair
+may stop when most of its points are sure of their state (`depth_confidence`), and points that are surely without a
+partner are taken out (`width_confidence`). Last, P(i, j) = z_i z_j softmax_j(s_ij) softmax_i(s_ij), s the similarity
+of the points' states, z their matchability; i and j match when P(i, j) is the largest of its row and column, and above
+`filter_threshold`.
+
+The layers are kornia's; what runs them is here, for three reasons: each pair of a batch stops and is pruned as it is
+on its own, attention takes memory in proportion to the keypoints and not to their square, and so does the assignment,
+in tiles. Positions are those of the image that the extractor saw, as the networks were trained.
+Source: Lindenberger, Sarlin, Pollefeys 2023. Weights, licences: weights/catalogue.yaml.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from featkit.core.config import Config, Runtime
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.runtime import torch_device
+from featkit.core.types import Features, Matches
+from featkit.features.base import is_packed
+from featkit.features.published import LIGHTGLUE_NETWORKS, load_network
+from featkit.weights.catalogue import catalogue, load_published, weights_sha256
+
+TILE = 1 << 24
+"""Entries of the assignment at a time: 64 MB."""
+
+
+class LightGlueConfig(Config):
+    """Which weights, and how soon it stops."""
+
+    weights: str = ""
+    """A file with the matcher's weights, or a name in the catalogue; empty: those that go with the features."""
+    depth_confidence: float | None = Field(default=None, ge=-1, le=1)
+    """Share of sure points at which a pair stops early; -1: never. None: the weights' own (LightGlue 0.95; XFeat,
+    HardNet -1)."""
+    width_confidence: float | None = Field(default=None, ge=-1, le=1)
+    """Sureness with which a point is without a partner and left out; -1: none is. None: the weights' own (LightGlue
+    0.99, XFeat 0.95, HardNet -1)."""
+    filter_threshold: float = Field(default=0.1, ge=0, lt=1)
+    """Least score of a match (authors: 0.1)."""
+    max_keypoints: int | None = Field(default=None, ge=1)
+    """Of an image the best ones, by their scores, are matched; None: all. Time goes with the square."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """Of the layers; fp16 is for GPUs."""
+    batch_size: Runtime[int] = Field(default=16, ge=1)
+    """Pairs at a time on a GPU. Changes results by rounding only."""
+
+
+class LightGlueMatcher:
+    """LightGlue with the weights that go with the features. A match's score is its probability."""
+
+    Config: ClassVar[type[Config]] = LightGlueConfig
+
+    def __init__(self, config: LightGlueConfig, device: str = "auto"):
+        self.config = config
+        self.device = torch_device(device)
+        if config.precision == "fp16" and self.device.type == "cpu":
+            raise UsageError("lightglue: precision fp16 is for a GPU; use fp32 with --device cpu")
+        self._loaded: dict[str, Glue] = {}
+
+    def weights_for(self, extractor: str) -> str:
+        """See `LearnedMatcher.weights_for`. The network is built: weights that do not fit are refused at once."""
+        name = self._network_for(extractor)
+        self._glue(name)
+        return weights_sha256(name, self.config.weights)
+
+    def match(self, batch: list[tuple[Features, Features]]) -> list[Matches]:
+        """Matches of each pair; see `Matcher.match`. Raises BadInputError too for features of an unknown image size."""
+        if self.device.type == "cpu":
+            return [found for pair in batch for found in self.match_together([pair])]
+        size = self.config.batch_size
+        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+        return [found for part in parts for found in self.match_together(part)]
+
+    def match_together(self, batch: list[tuple[Features, Features]]) -> list[Matches]:
+        """Matches of pairs that go through the network at once, whatever the device."""
+        networks = [self._network_of(a, b) for a, b in batch]
+        usable = [(self._usable(a), self._usable(b)) for a, b in batch]
+        results = [Matches(np.full(len(a), -1, np.int32), np.zeros(len(a), np.float32)) for a, _ in batch]
+        for network in dict.fromkeys(networks):
+            glue = self._glue(network)
+            chosen = [i for i, name in enumerate(networks) if name == network and all(map(len, usable[i]))]
+            pairs = [
+                (self._points(a, index0, glue), self._points(b, index1, glue))
+                for (a, b), (index0, index1) in ((batch[i], usable[i]) for i in chosen)
+            ]
+            with torch.inference_mode(), self._autocast():
+                found = glue.match(pairs, self.config.filter_threshold)
+            for i, (rows, columns, scores) in zip(chosen, found, strict=True):
+                index0 = usable[i][0][rows]
+                results[i].matches0[index0] = usable[i][1][columns]
+                results[i].scores0[index0] = scores
+        return results
+
+    def _network_of(self, a: Features, b: Features) -> str:
+        """The network of a pair. Raises BadInputError for features that do not go together."""
+        if a.descriptors.shape[1] != b.descriptors.shape[1]:
+            lengths = f"{a.descriptors.shape[1]} and {b.descriptors.shape[1]}"
+            raise BadInputError(f"descriptors of {lengths} numbers cannot be matched")
+        if a.extractor != b.extractor:
+            raise BadInputError(
+                f"features of {a.extractor or 'unknown'} and {b.extractor or 'unknown'} cannot be matched"
+            )
+        return self._network_for(a.extractor)
+
+    def _network_for(self, extractor: str) -> str:
+        known = {name: catalogue()[name].matches for name in LIGHTGLUE_NETWORKS}
+        if self.config.weights in known:
+            return self.config.weights
+        for name, extractors in known.items():
+            if extractor in extractors:
+                return name
+        there = ", ".join(sorted(extractor for extractors in known.values() for extractor in extractors))
+        if not extractor:
+            names = ", ".join(known)
+            raise UsageError(
+                f"it is not known what made these features; lightglue takes those of {there}: extract them with"
+                f" featkit, or name the weights that go with them: --set weights=NAME ({names})"
+            )
+        raise UsageError(
+            f"lightglue has no weights for features of {extractor}; it has for {there}: --features with one of these,"
+            " or --matcher mutual"
+        )
+
+    def _glue(self, name: str) -> Glue:
+        if name not in self._loaded:
+            network = load_network(name, load_published(name, self.config.weights)).to(self.device)
+            self._loaded[name] = Glue(name, network, self.config.depth_confidence, self.config.width_confidence)
+        return self._loaded[name]
+
+    def _usable(self, features: Features) -> Int[np.ndarray, " m"]:
+        """Indices of the keypoints that are matched: without NaN and infinity, the best `max_keypoints`."""
+        if is_packed(features.descriptors):
+            raise BadInputError("lightglue does not match binary descriptors (packed bits)")
+        sums = features.descriptors.sum(axis=1, dtype=np.float32) + features.keypoints.sum(axis=1)
+        index = np.flatnonzero(np.isfinite(sums))
+        most = self.config.max_keypoints
+        if most is not None and len(index) > most:
+            best = np.argsort(-features.scores[index], kind="stable")[:most]
+            index = index[np.sort(best)]
+        return index
+
+    def _points(self, features: Features, index: Int[np.ndarray, " m"], glue: Glue) -> Points:
+        """Of the keypoints at `index`, as the network takes them, on its device."""
+        seen = features.select(index).as_seen()
+        if seen.descriptors.shape[1] != glue.input_dim:
+            length = seen.descriptors.shape[1]
+            raise BadInputError(f"descriptors of {length} numbers; {glue.name} takes {glue.input_dim}")
+        if min(seen.image_size) <= 0:
+            raise BadInputError("the size of an image is not known, and lightglue needs it")
+        size = torch.tensor(seen.image_size, dtype=torch.float32)
+        position = (torch.tensor(seen.keypoints, dtype=torch.float32) - size / 2) / (size.max() / 2)
+        if glue.takes_scales:
+            if seen.scales is None or seen.oris is None:
+                raise BadInputError(f"features without scales and orientations, which {glue.name} takes")
+            shape = np.stack([seen.scales, seen.oris], axis=1)  # scales of SIFT: sigma
+            position = torch.cat([position, torch.tensor(shape, dtype=torch.float32)], dim=1)
+        descriptors = torch.tensor(np.asarray(seen.descriptors, np.float32))
+        return Points(position.to(self.device), descriptors.to(self.device))
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, torch.float16, enabled=self.config.precision == "fp16")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The network on a batch of pairs of different lengths. Shorter ones are filled up, and what fills them is no key of any
+# attention: the states of the others do not depend on it.
+
+
+@dataclass(frozen=True)
+class Points:
+    """What the network sees of one image. position: x, y over half the longer side, from the centre; scale, angle."""
+
+    position: Float[Tensor, "n p"]
+    descriptors: Float[Tensor, "n d"]
+
+
+@dataclass(frozen=True)
+class Side:
+    """States of one image of every pair. keys: which rows are points; None: all. index: their places in the image."""
+
+    states: Float[Tensor, "b n d"]
+    encoding: Float[Tensor, "2 b 1 n h"]
+    index: Int[Tensor, "b n"]
+    keys: Bool[Tensor, "b n"] | None
+
+    def points(self) -> Bool[Tensor, "b n"]:
+        """Which rows are points."""
+        return torch.ones_like(self.index, dtype=torch.bool) if self.keys is None else self.keys
+
+    def pairs(self, rows: Int[Tensor, " a"]) -> Side:
+        """Of these pairs alone."""
+        keys = None if self.keys is None else self.keys[rows]
+        return Side(self.states[rows], self.encoding[:, rows], self.index[rows], keys)
+
+    def kept(self, keep: Bool[Tensor, "b n"]) -> Side:
+        """With these points alone, in their order."""
+        counts = keep.sum(1)
+        most, least = int(counts.max()), int(counts.min())
+        if least == keep.shape[1]:
+            return self
+        place = torch.argsort(keep.to(torch.uint8), dim=1, descending=True, stable=True)[:, :most]
+        states = self.states.gather(1, place[..., None].expand(-1, -1, self.states.shape[2]))
+        wide = place[None, :, None, :, None].expand(2, -1, 1, -1, self.encoding.shape[4])
+        keys = None if least == most else torch.arange(most, device=keep.device) < counts[:, None]
+        return Side(states, self.encoding.gather(3, wide), self.index.gather(1, place), keys)
+
+
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Of a pair: places in image 0 and in image 1, and scores, in the order of the first."""
+
+
+class Glue:
+    """One network with its weights."""
+
+    def __init__(self, name: str, network: Any, depth: float | None, width: float | None):
+        self.name, self._network = name, network
+        settings = network.conf
+        self.input_dim, self.takes_scales = int(settings.input_dim), bool(settings.add_scale_ori)
+        self._depth = settings.depth_confidence if depth is None else depth
+        self._width = settings.width_confidence if width is None else width
+        self._sure = [float(value) for value in network.confidence_thresholds]
+
+    def match(self, pairs: Sequence[tuple[Points, Points]], threshold: float) -> list[Found]:
+        """Matches of each pair; every image has a point."""
+        if not pairs:
+            return []
+        found: list[Found | None] = [None] * len(pairs)
+        lengths = torch.tensor(
+            [[len(a.position), len(b.position)] for a, b in pairs], device=pairs[0][0].position.device
+        )
+        sides = self._side([a for a, _ in pairs]), self._side([b for _, b in pairs])
+        number, total = torch.arange(len(pairs)), lengths.sum(1)
+        last = len(self._sure) - 1
+        for layer in range(last + 1):
+            sides = self._layer(layer, *sides)
+            tokens = self._tokens(layer, *sides) if self._depth > 0 and layer < last else None
+            done = (
+                torch.ones_like(total, dtype=torch.bool) if layer == last else self._stops(layer, sides, tokens, total)
+            )
+            for row in torch.nonzero(done)[:, 0].tolist():
+                found[int(number[row])] = self._assignment(layer, sides[0], sides[1], row, threshold)
+            rows = torch.nonzero(~done)[:, 0]
+            if len(rows) == 0:
+                break
+            if len(rows) < len(done):
+                number, total = number[rows.cpu()], total[rows]
+                sides = sides[0].pairs(rows), sides[1].pairs(rows)
+                tokens = None if tokens is None else (tokens[0][rows], tokens[1][rows])
+            if self._width > 0:
+                sides = self._pruned(layer, sides[0], tokens, 0), self._pruned(layer, sides[1], tokens, 1)
+        assert all(one is not None for one in found)
+        return [one for one in found if one is not None]
+
+    def _side(self, images: list[Points]) -> Side:
+        counts = torch.tensor([len(image.position) for image in images])
+        positions = pad_sequence([image.position for image in images], batch_first=True)
+        states = pad_sequence([image.descriptors for image in images], batch_first=True)
+        b, n = states.shape[:2]
+        index = torch.arange(n, device=states.device).expand(b, -1)
+        keys = None if int(counts.min()) == n else index < counts.to(states.device)[:, None]
+        return Side(self._network.input_proj(states), self._network.posenc(positions), index, keys)
+
+    def _layer(self, layer: int, a: Side, b: Side) -> tuple[Side, Side]:
+        block = self._network.transformers[layer]
+        keys0, keys1 = _as_mask(a.keys), _as_mask(b.keys)
+        states0 = block.self_attn(a.states, a.encoding, keys0)
+        states1 = block.self_attn(b.states, b.encoding, keys1)
+        states0, states1 = _cross(block.cross_attn, states0, states1, keys0, keys1)
+        return Side(states0, a.encoding, a.index, a.keys), Side(states1, b.encoding, b.index, b.keys)
+
+    def _tokens(self, layer: int, a: Side, b: Side) -> tuple[Tensor, Tensor]:
+        """How sure each point is of its state."""
+        with torch.autocast(a.states.device.type, enabled=False):
+            return self._network.token_confidence[layer](a.states.float(), b.states.float())
+
+    def _stops(
+        self, layer: int, sides: tuple[Side, Side], tokens: tuple[Tensor, Tensor] | None, total: Int[Tensor, " b"]
+    ) -> Bool[Tensor, " b"]:
+        """Which pairs end here: enough sure points of all they began with, or no point left in an image."""
+        empty = ~(sides[0].points().any(1) & sides[1].points().any(1))
+        if tokens is None:
+            return empty
+        unsure = sum(
+            ((token < self._sure[layer]) & side.points()).sum(1) for side, token in zip(sides, tokens, strict=True)
+        )
+        return empty | (1.0 - unsure / total > self._depth)
+
+    def _pruned(self, layer: int, side: Side, tokens: tuple[Tensor, Tensor] | None, which: int) -> Side:
+        """Without the points that are surely without a partner. Unsure ones stay."""
+        with torch.autocast(side.states.device.type, enabled=False):
+            keep = self._network.log_assignment[layer].get_matchability(side.states.float()) > 1 - self._width
+        if tokens is not None:
+            keep |= tokens[which] <= self._sure[layer]
+        return side.kept(keep & side.points())
+
+    def _assignment(self, layer: int, a: Side, b: Side, row: int, threshold: float) -> Found:
+        points0, points1 = a.points()[row], b.points()[row]
+        head = self._network.log_assignment[layer]
+        with torch.autocast(a.states.device.type, enabled=False):
+            i, j, scores = assigned(head, a.states[row][points0].float(), b.states[row][points1].float(), threshold)
+        index0, index1 = a.index[row][points0][i], b.index[row][points1][j]
+        order = index0.argsort()
+        return index0[order].cpu().numpy(), index1[order].cpu().numpy(), scores[order].float().cpu().numpy()
+
+
+def _as_mask(keys: Bool[Tensor, "b n"] | None) -> Bool[Tensor, "b 1 1 n"] | None:
+    return None if keys is None else keys[:, None, None, :]
+
+
+def _cross(
+    block: nn.Module,
+    states0: Float[Tensor, "b n d"],
+    states1: Float[Tensor, "b m d"],
+    keys0: Bool[Tensor, "b 1 1 n"] | None,
+    keys1: Bool[Tensor, "b 1 1 m"] | None,
+) -> tuple[Tensor, Tensor]:
+    """kornia's cross-attention, without the matrix of all similarities."""
+    part: Any = block
+
+    def heads(values: Tensor) -> Tensor:
+        return values.unflatten(-1, (part.heads, -1)).transpose(1, 2).contiguous()
+
+    def with_message(states: Tensor, message: Tensor) -> Tensor:
+        message = part.to_out(message.transpose(1, 2).flatten(start_dim=-2))
+        return states + part.ffn(torch.cat([states, message], -1))
+
+    query0, query1 = heads(part.to_qk(states0)), heads(part.to_qk(states1))
+    value0, value1 = heads(part.to_v(states0)), heads(part.to_v(states1))
+    message0 = F.scaled_dot_product_attention(query0, query1, value1, attn_mask=keys1)
+    message1 = F.scaled_dot_product_attention(query1, query0, value0, attn_mask=keys0)
+    return with_message(states0, message0), with_message(states1, message1)
+
+
+def assigned(
+    head: nn.Module,
+    states0: Float[Tensor, "n d"],
+    states1: Float[Tensor, "m d"],
+    threshold: float,
+    tile: int = TILE,
+) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"], Float[Tensor, " k"]]:
+    """Rows, columns and probabilities of the matches, by kornia's `MatchAssignment`; n, m may be 0.
+
+    tile: entries of the matrix that are there at a time. It is computed twice when it takes several tiles: once for the
+    sums of its rows and columns, once for their largest entries.
+    """
+    n, m = len(states0), len(states1)
+    if n == 0 or m == 0:
+        none = states0.new_zeros(0, dtype=torch.long)
+        return none, none, states0.new_zeros(0)
+    part: Any = head
+    scale = states0.shape[1] ** 0.25
+    a, b = part.final_proj(states0) / scale, (part.final_proj(states1) / scale).T
+    sure0, sure1 = (F.logsigmoid(part.matchability(states)[:, 0]) for states in (states0, states1))
+    height = max(1, tile // m)
+    parts = [slice(start, min(start + height, n)) for start in range(0, n, height)]
+    whole = a @ b if len(parts) == 1 else None
+    over_rows, over_columns = a.new_empty(n), a.new_full((m,), -torch.inf)
+    for rows in parts:
+        similarity = a[rows] @ b if whole is None else whole
+        over_rows[rows] = similarity.logsumexp(1)
+        over_columns = torch.logaddexp(over_columns, similarity.logsumexp(0))
+    best0, best1 = a.new_empty(n), a.new_full((m,), -torch.inf)
+    index0, index1 = torch.empty_like(best0, dtype=torch.long), torch.zeros_like(best1, dtype=torch.long)
+    for rows in parts:
+        similarity = a[rows] @ b if whole is None else whole
+        log = (similarity - over_rows[rows, None]) + (similarity - over_columns) + (sure0[rows, None] + sure1)
+        best0[rows], index0[rows] = log.max(1)
+        tops, places = log.max(0)
+        better = tops > best1
+        index1 = torch.where(better, places + rows.start, index1)
+        best1 = torch.where(better, tops, best1)
+    scores = best0.exp()
+    good = (index1[index0] == torch.arange(n, device=a.device)) & (scores > threshold)
+    i = torch.nonzero(good)[:, 0]
+    return i, index0[i], scores[i]
