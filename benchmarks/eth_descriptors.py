@@ -33,7 +33,8 @@ from featkit.core.registry import Method
 from featkit.features.base import Extractor
 from featkit.features.patches import DetectedKeypoints, Patches
 from featkit.features.stage import DetectedImage, ExtractConfig, describe_one, extraction, run, source_digest
-from featkit.images.read import decode, list_images
+from featkit.images.listing import list_images
+from featkit.images.read import decode
 from featkit.io.features import append_features, open_features
 
 HERE = Path(__file__).resolve().parent

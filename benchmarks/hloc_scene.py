@@ -13,7 +13,7 @@ import pycolmap
 from localizer import SplitScene, split
 
 from featkit.geometry.poses import rotation_matrix
-from featkit.images.read import list_images
+from featkit.images.listing import list_images
 from featkit.io.lists import read_poses
 from featkit.mapping.cameras import to_camera
 

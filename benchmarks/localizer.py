@@ -29,7 +29,7 @@ from machine import measure, write_result
 from featkit.core.errors import FeatkitError
 from featkit.evaluation.metrics import pose_error
 from featkit.features.stage import extract_one, extraction, same_extraction
-from featkit.images.read import list_images
+from featkit.images.listing import list_images
 from featkit.io.lists import Intrinsics, read_camera, read_poses
 from featkit.localization.localizer import Localizer, LocalizerConfig
 from featkit.mapping.align import similarity_to_truth, transform_pose

@@ -29,7 +29,8 @@ from featkit.core.errors import FeatkitError
 from featkit.core.types import Pose
 from featkit.geometry.pixels import COLMAP_ORIGIN, apply_affine, compose, resize_affine
 from featkit.geometry.poses import camera_centre, rotation_angle_deg, rotation_matrix
-from featkit.images.read import as_stored, list_images, stored_from_upright
+from featkit.images.listing import list_images
+from featkit.images.read import as_stored, stored_from_upright
 from featkit.io.lists import Intrinsics, read_camera, read_poses
 from featkit.mapping.align import compare_with_truth
 from featkit.mapping.cameras import to_pose

@@ -24,7 +24,7 @@ from typing import Any
 from machine import Finished, measure, write_result
 
 from featkit.core.errors import FeatkitError
-from featkit.images.read import list_images
+from featkit.images.listing import list_images
 from featkit.io.lists import read_camera, read_poses
 from featkit.mapping.align import compare_with_truth
 from featkit.mapping.model import is_model, largest_first, map_statistics, read_model

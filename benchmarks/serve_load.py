@@ -31,7 +31,7 @@ from localizer import CASTLE, SplitScene, mapped, percentiles, split
 from machine import write_result
 
 from featkit.core.errors import FeatkitError
-from featkit.images.read import list_images
+from featkit.images.listing import list_images
 
 BROKEN_EVERY = 2
 START_S = 300

@@ -38,7 +38,8 @@ from featkit.features import stage as extract
 from featkit.features.fast.scfeat import FrozenSCFeat
 from featkit.features.scfeat import MULTIPLE_PX
 from featkit.features.stage import ExtractConfig
-from featkit.images.read import DecodeConfig, decode, list_images
+from featkit.images.listing import list_images
+from featkit.images.read import DecodeConfig, decode
 from featkit.io.features import append_features, open_features
 from featkit.io.lists import read_pairs, write_pairs
 from featkit.mapping import stage as map_stage

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from featkit.core.errors import BadInputError
-from featkit.images.read import SUFFIXES, DecodeConfig, decode
+from featkit.images.listing import SUFFIXES
+from featkit.images.read import DecodeConfig, decode
 from featkit.io.artifact import inside
 
 MAX_BYTES = 1 << 28  # of one member of a zip: more is an attempt to fill the memory

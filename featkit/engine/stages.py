@@ -35,7 +35,7 @@ from featkit.engine.ray import run_on_ray
 from featkit.features import stage as extraction
 from featkit.features.base import Extractor
 from featkit.features.stage import ExtractConfig, of_photographs
-from featkit.images.read import list_images
+from featkit.images.listing import list_images
 from featkit.io.artifact import locked
 from featkit.io.features import FeatureStore, open_features
 from featkit.mapping.verify import Verifier, VerifyConfig

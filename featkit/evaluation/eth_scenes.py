@@ -20,7 +20,7 @@ from featkit.core.errors import BadInputError
 from featkit.core.types import Pose
 from featkit.geometry.epipolar import SAME_PLACE
 from featkit.geometry.poses import camera_centre, rotation_matrix
-from featkit.images.read import SUFFIXES, list_images
+from featkit.images.listing import SUFFIXES, list_images
 from featkit.io.lists import Intrinsics, read_camera, read_poses
 
 LOGGER = logging.getLogger(__name__)

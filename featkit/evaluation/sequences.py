@@ -22,7 +22,8 @@ from jaxtyping import Float
 
 from featkit.core.errors import BadInputError
 from featkit.core.types import Pair
-from featkit.images.read import SUFFIXES, stored_size
+from featkit.images.listing import SUFFIXES
+from featkit.images.read import stored_size
 from featkit.io.atomic import read_lines
 
 LOGGER = logging.getLogger(__name__)

@@ -35,7 +35,8 @@ from featkit.core.registry import Method, class_of, resolve
 from featkit.core.runtime import usable_cores
 from featkit.core.types import Features
 from featkit.features.base import Extractor, TwoSteps, takes_two_steps
-from featkit.images.read import DecodeConfig, DecodedImage, decode, find_masks, list_images, masked
+from featkit.images.listing import list_images
+from featkit.images.read import DecodeConfig, DecodedImage, decode, find_masks, masked
 from featkit.io.features import FeatureStore, append_features, extractor_name, open_features
 
 LOGGER = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from featkit.core.errors import BadInputError, EmptySceneError, UsageError
 from featkit.core.types import Pair
 from featkit.data.tracks import NO_LICENCE, Photographs, Scene, SceneTracks, kept_of
 from featkit.geometry.pixels import from_colmap, to_colmap
-from featkit.images.read import list_images
+from featkit.images.listing import list_images
 from featkit.mapping.model import is_model, point_ids, read_model
 from featkit.mapping.scene import OUTPUT, image_folder
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError
-from featkit.images.read import SUFFIXES, list_images
+from featkit.images.listing import SUFFIXES, list_images
 from featkit.mapping.model import is_model
 
 OUTPUT = "featkit"  # name of the folder that everything is written to

@@ -19,7 +19,7 @@ from pydantic import Field
 from featkit.core.config import Config, differences
 from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError
 from featkit.core.registry import Method, resolve
-from featkit.images.read import list_images
+from featkit.images.listing import list_images
 from featkit.io.atomic import refuse_foreign
 from featkit.io.features import open_features
 from featkit.io.lists import describe_pairs, write_pairs

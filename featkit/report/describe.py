@@ -11,7 +11,8 @@ from typing import Any
 from featkit.core.config import named_config, resource_dir
 from featkit.core.errors import BadInputError, FeatkitError
 from featkit.core.registry import KINDS, resolve
-from featkit.images.read import list_images, stored_size
+from featkit.images.listing import list_images
+from featkit.images.read import stored_size
 from featkit.io import h5
 from featkit.io.atomic import read_stamp
 from featkit.io.features import open_features

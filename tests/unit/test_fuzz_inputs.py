@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from featkit.core.config import Config, load_pipeline
 from featkit.core.errors import BadInputError, FeatkitError
 from featkit.core.registry import KINDS, class_of, resolve
-from featkit.images.read import list_images
+from featkit.images.listing import list_images
 from featkit.io.atomic import read_lines, read_stamp
 from featkit.io.lists import describe_pairs, read_camera, read_intrinsics_list, read_pairs, read_poses
 from featkit.mapping.cameras import CameraConfig

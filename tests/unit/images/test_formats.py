@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import sys
 from pathlib import Path
 
 import cv2
@@ -13,8 +14,8 @@ import pytest
 from PIL import Image
 
 from featkit.core.errors import BadInputError
-from featkit.images import read
-from featkit.images.read import DecodeConfig, decode, list_images, stored_size
+from featkit.images.listing import list_images
+from featkit.images.read import DecodeConfig, decode, stored_size
 
 CONFIG = DecodeConfig()
 
@@ -57,7 +58,7 @@ def test_heic_without_its_package(
 ) -> None:
     write(tmp_path / "a.jpg", smooth)
     write(tmp_path / "b.heic", smooth)
-    monkeypatch.setattr(read, "reads_heif", lambda: False)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)  # which other tests have registered
     with caplog.at_level(logging.WARNING, "featkit"):
         assert list_images(tmp_path) == ["a.jpg"]

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from featkit.core.errors import BadInputError
-from featkit.images.read import list_images
+from featkit.images.listing import list_images
 
 
 def touch(folder: Path, *names: str) -> None:
