@@ -22,6 +22,7 @@ from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
 from featkit.features.listing import warn_of_few
 from featkit.features.stage import ExtractConfig, extraction
+from featkit.images.listing import list_images
 from featkit.io.artifact import write_text
 from featkit.io.atomic import read_stamp, refuse_foreign
 from featkit.io.features import extractor_name
@@ -95,6 +96,7 @@ def run(
     true_poses = None if truth is None else read_poses(truth)
     check_camera(config.map.camera)
     names = usable_images(images, None if known is None else known.poses.keys())
+    without_pose = [] if known is None else sorted(set(list_images(images)) - set(names))
     if intrinsics is not None and known is not None and known.cameras is not None:
         raise UsageError(
             "--intrinsics: the reference has its cameras (its model's, or camera.txt); leave out one of both"
@@ -134,24 +136,23 @@ def run(
     resolved = {"extract": extractor.config, "pairing": paired, "matching": matcher.config.result_fields()}
     ran = config.model_copy(update=resolved)
     report, record = output / "report.html", output / "metrics.json"
-    made_from = digest(
-        (output / "sparse.json").read_text(), ran.canonical_json(), *names, *map(str, (true_poses or {}).items())
-    )
+    truths = map(str, (true_poses or {}).items())
+    made_from = digest((output / "sparse.json").read_text(), ran.canonical_json(), *names, "", *without_pose, *truths)
     metrics = read_stamp(record) or {}
     if metrics.get("made_from") != made_from or not report.is_file() or overwrite:
         with timed("report", seconds):
-            metrics = map_metrics(sparse, database, names, true_poses, align=known is None)
+            metrics = map_metrics(sparse, database, names, true_poses, align=known is None, without_pose=without_pose)
             metrics |= {"seconds": seconds, "made_from": made_from, "config": ran.result_fields()}
             reconstruction_report(ran, metrics, images, features, database, sparse, report)
         write_text(record, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     for warning in metrics["warnings"]:
         LOGGER.warning("map: %s", warning)
     warn_of_few("map", metrics["registered"], len(names), extractor_name(extractor.config.result_fields()))
-    share = metrics["registered"] / len(names)
+    share = metrics["registered"] / metrics["images"]
     if share < config.min_registered:
         raise EmptyResultError(
-            f"{sparse}: {metrics['registered']} of {len(names)} photographs are in the map, fewer than the share of"
-            f" {config.min_registered:g} that was asked for (--min-registered); the map and {report.name} are there"
+            f"{sparse}: {metrics['registered']} of {metrics['images']} photographs are in the map, fewer than the share"
+            f" of {config.min_registered:g} that was asked for (--min-registered); map and {report.name} are there"
         )
     return SfmResult(output, sparse, report, metrics)
 

@@ -234,18 +234,25 @@ def camera_error_table(truth: dict[str, Any]) -> Table:
 
 
 def map_metrics(
-    sparse: Path, database: Path, names: Sequence[str], truth: dict[str, Pose] | None, align: bool
+    sparse: Path,
+    database: Path,
+    names: Sequence[str],
+    truth: dict[str, Pose] | None,
+    align: bool,
+    without_pose: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Statistics of every model, the largest first; camera errors of the largest when the truth is known.
 
-    names: all photographs of the scene. align: whether the map is moved onto the truth by a similarity first.
+    names: the photographs that were mapped. align: whether the map is moved onto the truth by a similarity first.
+    without_pose: other photographs of the scene, which the reference has no pose of.
     """
     folders = sorted((path for path in sparse.iterdir() if path.is_dir()), key=lambda path: int(path.name))
     largest = read_model(folders[0])
-    statistics, registered = [map_statistics(largest, len(names))], [registered_names(largest)]
+    total = len(names) + len(without_pose)
+    statistics, registered = [map_statistics(largest, total)], [registered_names(largest)]
     for folder in folders[1:]:  # one in memory at a time
         model = read_model(folder)
-        statistics.append(map_statistics(model, len(names)))
+        statistics.append(map_statistics(model, total))
         registered.append(registered_names(model))
     verified, inliers = count_verified(database)
     metrics: dict[str, Any] = {
@@ -254,8 +261,8 @@ def map_metrics(
         "verified_pairs": verified,
         "inlier_matches": inliers,
         "models": [asdict(one) for one in statistics],
-        "unregistered": sorted(set(names) - registered[0]),
-        "warnings": map_warnings(registered, names, camera_motion(database)),
+        "unregistered": sorted({*names, *without_pose} - registered[0]),
+        "warnings": map_warnings(registered, names, camera_motion(database), without_pose),
         **peak_memory(),
     }
     if truth is not None:
