@@ -27,6 +27,7 @@ from featkit.io.artifact import write_text
 from featkit.io.atomic import read_stamp, refuse_foreign
 from featkit.io.features import extractor_name
 from featkit.io.lists import describe_pairs, read_pairs, read_poses
+from featkit.localization.stage import is_of_another_map
 from featkit.mapping import stage as map_stage
 from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.cameras import listed_intrinsics
@@ -147,6 +148,8 @@ def run(
         write_text(record, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     for warning in metrics["warnings"]:
         LOGGER.warning("map: %s", warning)
+    if is_of_another_map(output / "localize" / "poses.txt", sparse / "0"):
+        LOGGER.warning("map: %s is of an earlier map, in another frame; localize again", output / "localize/poses.txt")
     warn_of_few("map", metrics["registered"], len(names), extractor_name(extractor.config.result_fields()))
     share = metrics["registered"] / metrics["images"]
     if share < config.min_registered:

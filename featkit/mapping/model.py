@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import re
 import struct
@@ -44,6 +45,13 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
     if not (folder / "points3D.bin").is_file():
         check_count(folder / "points3D.txt", model.num_points3D())
     return model
+
+
+def poses_digest(folder: Path) -> str:
+    """16 hex digits of the images and poses of a model: what was placed in its frame is as old as these."""
+    path = folder / ("images.bin" if is_binary(folder) else "images.txt")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def largest_first(models: list[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
