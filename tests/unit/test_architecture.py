@@ -132,6 +132,7 @@ def test_imports_stand_at_the_top(path: Path) -> None:
     [
         ("pycolmap", ("mapping/", "localization/", "features/sift.py")),
         ("plotly", ("report/",)),
+        ("jinja2", ("report/",)),
         ("h5py", ("io/",)),
         ("typer", ("cli/",)),
         ("kornia", ("features/published.py", "models/published.py")),
@@ -160,7 +161,7 @@ def loaded_after(statement: str) -> set[str]:
 
 @pytest.mark.parametrize("module", ["main", "doctor"])
 def test_the_command_line_is_light(module: str) -> None:
-    heavy = {"torch", "faiss", "pycolmap", "cv2", "h5py", "plotly", "kornia", "scipy"}
+    heavy = {"torch", "faiss", "pycolmap", "cv2", "h5py", "plotly", "jinja2", "kornia", "scipy"}
     assert loaded_after(f"import featkit.cli.{module}") & heavy == set()
 
 
