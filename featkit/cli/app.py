@@ -35,14 +35,12 @@ class RunOptions:
 class Outcome:
     """What a verb ends with: `data` for --json, `tables` and `lines` for people.
 
-    page, standings: of a benchmark, for the page over all of them. error: said after all else, with its exit code.
+    error: said after all else, with its exit code.
     """
 
     data: dict[str, Any]
     lines: list[str] = field(default_factory=list)
-    tables: list[Any] = field(default_factory=list)  # featkit.report.content.Table
-    page: Any = None  # featkit.report.content.Report
-    ranking: list[Any] = field(default_factory=list)  # featkit.report.ranking.Standing
+    tables: list[Any] = field(default_factory=list)  # featkit.core.content.Table
     error: FeatkitError | None = None
     silent: bool = False  # another process shows it
 
@@ -272,6 +270,18 @@ GpsFile = Annotated[
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change any field of the configuration; repeatable."),
+]
+FeatureNames = Annotated[
+    str, typer.Option("--features", help="Configurations by name or path; comma-separated.", metavar="NAME,...")
+]
+OneWeight = Annotated[
+    str | None,
+    typer.Option(help="Trained weight by name, or a .safetensors file; for one --features.", show_default="its own"),
+]
+Setting = Annotated[str, typer.Option(help="Setting by name, or a yaml file.")]
+BenchmarkSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change any field of the benchmark; repeatable."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard existing output.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The file to write.")]

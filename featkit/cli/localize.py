@@ -7,24 +7,19 @@ import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from featkit.cli import app as options
-from featkit.cli import eval_common
 from featkit.cli.app import Outcome, RunOptions, verb
 from featkit.core.config import load_pipeline, make, merge, overrides
 from featkit.core.errors import UsageError
-from featkit.core.registry import setting_of
-from featkit.data.aachen import AachenFiles, find_aachen, published_lists, query_names
+from featkit.data.aachen import query_names
 from featkit.localization.localizer import Localizer, LocalizerConfig
 from featkit.localization.stage import check_submission, file_name
 from featkit.report.maps import recall_table
-
-if TYPE_CHECKING:
-    from featkit.evaluation.aachen import AachenBenchmark, BothSides
 
 # ----------------------------------------------------------------------------------------------------------------------
 # `featkit localize aachen`: poses of Aachen Day-Night's queries, from any features.
@@ -48,9 +43,9 @@ def localize_aachen_command(
     root: Annotated[Path | None, typer.Option(help="Folder of the data set (required).", show_default=False)] = None,
     version: Annotated[str, typer.Option(help="Of the data set: 1.1 or 1.0.")] = "1.1",
     queries: Annotated[str, typer.Option(help="night or day-night.")] = "night",
-    features: eval_common.FeatureNames = "rootsift",
-    weights: eval_common.Weights = None,
-    setting: Annotated[str, typer.Option(help="Setting by name, or a yaml file.")] = "aachen",
+    features: options.FeatureNames = "rootsift",
+    weights: options.OneWeight = None,
+    setting: options.Setting = "aachen",
     db_pairs: Annotated[
         Path | None, typer.Option(help="Pairs of images of the map.", show_default="the published list")
     ] = None,
@@ -71,7 +66,7 @@ def localize_aachen_command(
     skip_broken: options.SkipBroken = False,
     truth: Annotated[Path | None, typer.Option(help="True poses of the queries: prints the recall.")] = None,
     check: Annotated[Path | None, typer.Option(help="Only check this submission.", show_default="none")] = None,
-    settings: eval_common.BenchmarkSettings = None,
+    settings: options.BenchmarkSettings = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of features and results.", show_default="ROOT/featkit")
     ] = None,
@@ -79,63 +74,32 @@ def localize_aachen_command(
     *,
     run: RunOptions,
 ) -> Outcome:
-    from dataclasses import replace
+
+    from featkit.cli.eval import outcome_of
+    from featkit.evaluation.aachen import AachenBenchmark
+    from featkit.evaluation.benchmark import Work, evaluate
+    from featkit.report.benchmarks import Written
 
     if root is None:
         raise UsageError("--root: the folder of Aachen Day-Night (a map in a folder named aachen is ./aachen)")
     if check is not None:
         return _check(root, version, check)
-    benchmark = _benchmark(setting, settings or [], run)
-    job = {"decode": {"resize_max": resize_max}, "workers": workers, "skip_broken": skip_broken}
-    methods = _features(benchmark, features, weights, options.given(max_keypoints=max_keypoints), job)
-    files = find_aachen(root, version, queries)
-    if retrieval and query_pairs:
-        raise UsageError("--retrieval makes the queries' pairs; it does not go with --query-pairs")
-    lists = published_lists(files, queries, db_pairs, query_pairs)
-    if retrieval:
-        lists = replace(lists, queries=None)
-    folder = out or root / "featkit"
-    eval_common.refuse_results(folder / f"{version}-{queries}")
-    done = [
-        load_pipeline("aachen").run(
-            benchmark,
-            files,
-            queries,
-            method,
-            folder,
-            lists=lists,
-            retrieval=retrieval or (),
-            truth=truth,
-            overwrite=overwrite,
-        )
-        for method in methods
-    ]
-    return _finished(done, files, queries, setting, benchmark, folder / f"{version}-{queries}")
-
-
-def _benchmark(setting: str, settings: list[str], run: RunOptions) -> AachenBenchmark:
-    from featkit.evaluation.aachen import AachenBenchmark, AachenConfig
-
-    seeds: dict[str, Any] = {
-        "map": {"verify": {"seed": run.seed}, "seed": run.seed},
-        "localize": {"pose": {"seed": run.seed}},
-        "seed": run.seed,
-    }
-    config = setting_of("aachen", setting, merge(seeds, overrides(settings)))
-    assert isinstance(config, AachenConfig)
-    return AachenBenchmark(config, run.device)
-
-
-def _features(
-    benchmark: AachenBenchmark, features: str, weights: str | None, changes: dict[str, Any], job: dict[str, Any]
-) -> list[BothSides]:
-    names = eval_common.method_names(features)
-    if weights is None:
-        return [benchmark.features(name, changes=changes, **job) for name in names]
-    if len(names) > 1:
-        raise UsageError(f"--weights goes with one --features, not with {len(names)}")
-    label = f"{names[0]} ({Path(weights).stem})"
-    return [benchmark.features(names[0], label, {**changes, "weights": weights}, **job)]
+    lists = {"db_pairs": db_pairs, "query_pairs": query_pairs, "retrieval": retrieval or (), "truth": truth}
+    benchmark = AachenBenchmark.configured(
+        overrides(settings or []),
+        seed=run.seed,
+        device=run.device,
+        setting=setting,
+        version=version,
+        queries=queries,
+        skip_broken=skip_broken,
+        **lists,
+    )
+    work = Work(out or root / "featkit", overwrite)
+    written = Written.of(work.folder / benchmark.place)
+    written.refuse_foreign()
+    reading = {"weights": weights, "max_keypoints": max_keypoints, "resize_max": resize_max, "workers": workers}
+    return outcome_of(evaluate(benchmark, [root], features, work, **reading), written)
 
 
 def _check(root: Path, version: str, path: Path) -> Outcome:
@@ -150,33 +114,6 @@ def _check(root: Path, version: str, path: Path) -> Outcome:
     }
     shares = ", ".join(f"{c['localized']} of {c['queries']} of the {name}" for name, c in counts.items())
     return Outcome({"valid": True, "conditions": counts}, [f"{path}: a valid submission; poses of {shares}"])
-
-
-def _finished(
-    done: list[Any], files: AachenFiles, queries: str, setting: str, benchmark: AachenBenchmark, folder: Path
-) -> Outcome:
-    from featkit.report import localization as pages
-
-    measured = {result.name: result.metrics for result in done}
-    links = {result.name: f"{result.output.name}/{result.report.name}" for result in done}
-    whole = pages.is_whole(measured, files.version)
-    tables = [pages.method_table(measured, links), pages.beside_table(measured, files.version, whole)]
-    described = {setting: benchmark.config.result_fields()}
-    described |= {result.name: result.metrics["features"] for result in done}
-    results = {
-        **eval_common.made_by("aachen"),
-        "version": files.version,
-        "queries": queries,
-        "setting": setting,
-        "config": benchmark.config.result_fields(),
-        "rows": [{"name": result.name, "submission": str(result.submission), **result.metrics} for result in done],
-        "published": pages.published_rows(),
-    }
-    title = f"Aachen Day-Night v{files.version}, {queries}"
-    report = pages.aachen_report(title, measured, links, tables[-1], described)
-    outcome = eval_common.finished(results, folder, report, tables, pages.aachen_ranking(measured))
-    outcome.lines = [*(f"{result.submission}: to upload; {result.report}" for result in done), *outcome.lines]
-    return outcome
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,16 +1,12 @@
-"""Patch descriptors on UBC PhotoTour, RomePatches and other sets of patches, by the names of their methods."""
+"""Patch descriptors by the names of their methods, and the matching of two images' patches."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 import cv2
@@ -19,253 +15,14 @@ from jaxtyping import Int, Shaped, UInt8
 from pydantic import Field
 
 from featkit.core.config import Config, Runtime
-from featkit.core.errors import BadInputError, UsageError
+from featkit.core.errors import UsageError
 from featkit.core.log import progress
 from featkit.core.runtime import torch_device
 from featkit.core.types import PatchArray
-from featkit.data.hpatches import RomePatches
-from featkit.data.patch_set import PatchSet
-from featkit.data.phototour import TestPairs, all_matching, find_pairs, read_pairs, read_phototour
-from featkit.evaluation.metrics import ApRule, average_precision, distance_matrix, fpr95, indexed_distances
+from featkit.data.phototour import all_matching
+from featkit.evaluation.metrics import average_precision, distance_matrix
 from featkit.features.patches import describe_patches
 from featkit.weights.files import load_patch_network
-
-# ----------------------------------------------------------------------------------------------------------------------
-# UBC's table (Winder et al., CVPR 2009): FPR95 of every method on the test pairs of every set.
-#
-# A method that was trained on a set is not tested on it: with three sets this gives the six combinations of training
-# and test that the papers print.
-
-
-SEED = re.compile(r"^(.*?)(-s(\d+))?$")  # of a run's folder
-
-
-@dataclass(frozen=True)
-class UbcSet:
-    """A set and its test pairs."""
-
-    patch_set: PatchSet
-    pairs: TestPairs
-    pairs_file: Path
-
-    @property
-    def name(self) -> str:
-        return self.patch_set.name
-
-
-@dataclass(frozen=True)
-class UbcScore:
-    """One measurement. train: set the method was trained on, "" for none. fpr95: share in [0, 1]."""
-
-    method: str
-    train: str
-    variant: str
-    test: str
-    fpr95: float
-    pairs: int
-
-
-def read_ubc(folder: Path, pairs_file: str | None = None) -> UbcSet:
-    """A folder of UBC's format with its test pairs, by default the largest (`find_pairs`). Raises BadInputError."""
-    patch_set = read_phototour(folder)
-    path = folder / pairs_file if pairs_file else find_pairs(folder)
-    return UbcSet(patch_set, read_pairs(path, patch_set), path)
-
-
-def evaluate_pairs(data: UbcSet, method: PatchDescriber) -> float:
-    """FPR95 of a method on the pairs of a set; only the patches that are in pairs are described."""
-    pairs = data.pairs
-    descriptors, (first, second) = describe_used(method, data.patch_set.patches, [pairs.index0, pairs.index1])
-    return fpr95(indexed_distances(descriptors, first, second), pairs.match)
-
-
-@dataclass(frozen=True)
-class UbcMethod:
-    """A row of the table. train: set it was trained on, "" for none; variant: epoch and seed of a run, "" else."""
-
-    name: str
-    train: str
-    variant: str
-    weight: str
-    """What `describer` takes: a name or a path."""
-
-    @property
-    def label(self) -> str:
-        """One name for the row: `hynet`, or `liberty/hynet, best`."""
-        return f"{self.train}/{self.name}, {self.variant}" if self.train else self.name
-
-    def learned_scenes(self) -> frozenset[str]:
-        """Scenes that a run was trained on, as the summary.json beside its weight has them; none for another weight.
-
-        Raises BadInputError for a summary that cannot be read.
-        """
-        path = Path(self.weight).parent / "summary.json"
-        if not self.train or not path.is_file():
-            return frozenset()
-        try:
-            return frozenset(json.loads(path.read_text(encoding="utf-8"))["data"]["scenes"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise BadInputError(f"{path}: not the summary of a training; train it again, or move the run") from None
-
-
-def find_runs(folder: Path, epochs: Sequence[str] = ("best", "last")) -> list[UbcMethod]:
-    """The weights of RUNS/SET/METHOD/{best,last}.safetensors; METHOD may end in -s and a seed. Raises BadInputError."""
-    found = []
-    for path in sorted(folder.glob("*/*/*.safetensors")):
-        if path.stem in epochs:
-            name, _, seed = SEED.match(path.parent.name).groups()  # type: ignore[union-attr]
-            variant = path.stem if seed is None else f"{path.stem}, seed {seed}"
-            found.append(UbcMethod(name, path.parent.parent.name, variant, str(path)))
-    if not found:
-        raise BadInputError(f"{folder}: no run in it; a run is SET/METHOD/best.safetensors, from `featkit train patch`")
-    return found
-
-
-def evaluate_ubc(
-    sets: Sequence[UbcSet], methods: Sequence[UbcMethod], make: Callable[[str], PatchDescriber]
-) -> list[UbcScore]:
-    """Every method on every set but the one it was trained on. make: descriptor of a `weight`."""
-    scores = []
-    for method in methods:
-        describe = make(method.weight)
-        for data in sets:
-            if data.name != method.train:
-                value = evaluate_pairs(data, describe)
-                scores.append(UbcScore(method.name, method.train, method.variant, data.name, value, len(data.pairs)))
-    return scores
-
-
-@dataclass(frozen=True)
-class UbcTable:
-    """columns: (training set, test set). rows: (method, variant) and FPR95 by column; None: not measured."""
-
-    columns: tuple[tuple[str, str], ...]
-    rows: tuple[tuple[str, str, tuple[float | None, ...]], ...]
-
-    @staticmethod
-    def mean(values: Sequence[float | None]) -> float | None:
-        """Mean of a row; None when a cell is missing."""
-        return None if any(value is None for value in values) else fmean(v for v in values if v is not None)
-
-
-def ubc_table(scores: Sequence[UbcScore]) -> UbcTable:
-    """The papers' table. A method that is not trained has the same value for every training set.
-
-    Without any method that was trained on one of the sets, the columns are the test sets alone, with "" as the training
-    set. A method trained on another set, such as the union, has no row.
-    """
-    tests = list(dict.fromkeys(score.test for score in scores))
-    trains = [test for test in tests if any(score.train == test for score in scores)]
-    columns = tuple((train, test) for test in tests for train in trains if train != test)
-    columns = columns or tuple(("", test) for test in tests)
-    rows: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
-    for score in scores:
-        cells = rows.setdefault((score.method, score.variant), {})
-        for train, test in columns:
-            if test == score.test and score.train in ("", train):
-                cells[train, test] = score.fpr95
-    lines = ((name, variant, tuple(map(cells.get, columns))) for (name, variant), cells in rows.items() if cells)
-    return UbcTable(columns, tuple(lines))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Patch retrieval on RomePatches (Paulin et al., ICCV 2015; DOAP, section 5.3).
-#
-# Each query is searched among the patches that are no queries; right are those of its group, 9 of 9,000. The score is
-# the mean AP over the 1,000 queries, of the training set and of the test set.
-
-
-QUERIES_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class RomeScore:
-    """mean_ap: share in [0, 1]."""
-
-    mean_ap: float
-    queries: int
-    searched: int
-
-
-def evaluate_rome(data: RomePatches, method: PatchDescriber, rule: ApRule = "trapezoid") -> RomeScore:
-    """Mean AP of one set. rule: "trapezoid" as scripts of image retrieval have it; "precision" is DOAP's eq. 2."""
-    descriptors = method.describe(data.patches)
-    num = data.num_queries
-    aps = []
-    for start in range(0, num, QUERIES_AT_ONCE):
-        part = slice(start, min(start + QUERIES_AT_ONCE, num))
-        distances = distance_matrix(descriptors[part], descriptors[num:])
-        relevant = data.labels[part, None] == data.labels[None, num:]
-        aps += [average_precision(*row, rule=rule) for row in zip(distances, relevant, strict=True)]
-    return RomeScore(float(np.mean(aps)), num, len(descriptors) - num)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Matching the patches of two images: HPatches' matching task on any set whose patches know their image.
-#
-# Every patch of image A is matched with its nearest neighbour among those of image B; AP of the matches ranked by
-# distance, of all patches of A (Balntas et al., CVPR 2017, section 5); mean over pairs of images. Only points that both
-# images show take part, so every patch has its right partner among the others.
-
-
-@dataclass(frozen=True)
-class ImagePair:
-    """Patches of two images of one scene: rows of a PatchSet, those at one place show the same point."""
-
-    rows0: Int[np.ndarray, " k"]
-    rows1: Int[np.ndarray, " k"]
-
-    def __len__(self) -> int:
-        return len(self.rows0)
-
-
-def matching_ap(descriptors0: Shaped[np.ndarray, "n d"], descriptors1: Shaped[np.ndarray, "n d"]) -> float:
-    """AP in [0, 1] of the nearest neighbours of rows of the one among the other; right is the row of the same number.
-
-    Unit vectors by Euclidean, packed bits by Hamming distance.
-    """
-    distances = distance_matrix(descriptors0, descriptors1)
-    nearest, rows = distances.argmin(axis=1), np.arange(len(distances))
-    return average_precision(distances[rows, nearest], nearest == rows, num_relevant=len(rows))
-
-
-def image_pairs(
-    classes: Int[np.ndarray, " n"],
-    scenes: Int[np.ndarray, " n"],
-    images: Int[np.ndarray, " n"],
-    min_shared: int,
-    max_shared: int,
-    generator: np.random.Generator,
-) -> Iterator[ImagePair]:
-    """Pairs of images that share at least `min_shared` classes, in random order, of all scenes in turn.
-
-    Of each at most `max_shared` classes, drawn at random. images: -1 where not known.
-    """
-    first, second = all_matching(classes)
-    swap = images[first] > images[second]
-    first, second = np.where(swap, second, first), np.where(swap, first, second)
-    known = (images[first] >= 0) & (images[first] != images[second])
-    first, second = first[known], second[known]
-    key = images[first] * (int(images.max(initial=0)) + 1) + images[second]
-    order = np.lexsort((classes[first], key))
-    first, second, key = first[order], second[order], key[order]
-    once = np.r_[True, (np.diff(key) != 0) | (np.diff(classes[first]) != 0)] if len(key) else np.zeros(0, bool)
-    first, second, key = first[once], second[once], key[once]
-    starts = np.flatnonzero(np.r_[True, np.diff(key) != 0]) if len(key) else np.zeros(0, np.int64)
-    counts = np.diff(np.r_[starts, len(key)])
-    chosen = generator.permutation(np.flatnonzero(counts >= min_shared))
-    for pair in chosen[_in_turn(scenes[first[starts[chosen]]])]:
-        rows = starts[pair] + np.sort(generator.permutation(counts[pair])[:max_shared])
-        yield ImagePair(first[rows], second[rows])
-
-
-def _in_turn(scenes: Int[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
-    """An order in which every scene comes once before any comes twice."""
-    by_scene = np.argsort(scenes, kind="stable")
-    ordered = scenes[by_scene]
-    turn = np.arange(len(scenes)) - np.searchsorted(ordered, ordered)
-    return by_scene[np.argsort(turn, kind="stable")]
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Patches -> descriptors by the name of the method: the baselines SIFT and RootSIFT, and every trained network.
@@ -393,3 +150,70 @@ class _Chosen:
 
     def __getitem__(self, index: np.ndarray) -> UInt8[np.ndarray, "b s s"]:
         return self._patches[self._index[index]]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Matching the patches of two images: HPatches' matching task on any set whose patches know their image.
+#
+# Every patch of image A is matched with its nearest neighbour among those of image B; AP of the matches ranked by
+# distance, of all patches of A (Balntas et al., CVPR 2017, section 5); mean over pairs of images. Only points that both
+# images show take part, so every patch has its right partner among the others.
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """Patches of two images of one scene: rows of a PatchSet, those at one place show the same point."""
+
+    rows0: Int[np.ndarray, " k"]
+    rows1: Int[np.ndarray, " k"]
+
+    def __len__(self) -> int:
+        return len(self.rows0)
+
+
+def matching_ap(descriptors0: Shaped[np.ndarray, "n d"], descriptors1: Shaped[np.ndarray, "n d"]) -> float:
+    """AP in [0, 1] of the nearest neighbours of rows of the one among the other; right is the row of the same number.
+
+    Unit vectors by Euclidean, packed bits by Hamming distance.
+    """
+    distances = distance_matrix(descriptors0, descriptors1)
+    nearest, rows = distances.argmin(axis=1), np.arange(len(distances))
+    return average_precision(distances[rows, nearest], nearest == rows, num_relevant=len(rows))
+
+
+def image_pairs(
+    classes: Int[np.ndarray, " n"],
+    scenes: Int[np.ndarray, " n"],
+    images: Int[np.ndarray, " n"],
+    min_shared: int,
+    max_shared: int,
+    generator: np.random.Generator,
+) -> Iterator[ImagePair]:
+    """Pairs of images that share at least `min_shared` classes, in random order, of all scenes in turn.
+
+    Of each at most `max_shared` classes, drawn at random. images: -1 where not known.
+    """
+    first, second = all_matching(classes)
+    swap = images[first] > images[second]
+    first, second = np.where(swap, second, first), np.where(swap, first, second)
+    known = (images[first] >= 0) & (images[first] != images[second])
+    first, second = first[known], second[known]
+    key = images[first] * (int(images.max(initial=0)) + 1) + images[second]
+    order = np.lexsort((classes[first], key))
+    first, second, key = first[order], second[order], key[order]
+    once = np.r_[True, (np.diff(key) != 0) | (np.diff(classes[first]) != 0)] if len(key) else np.zeros(0, bool)
+    first, second, key = first[once], second[once], key[once]
+    starts = np.flatnonzero(np.r_[True, np.diff(key) != 0]) if len(key) else np.zeros(0, np.int64)
+    counts = np.diff(np.r_[starts, len(key)])
+    chosen = generator.permutation(np.flatnonzero(counts >= min_shared))
+    for pair in chosen[_in_turn(scenes[first[starts[chosen]]])]:
+        rows = starts[pair] + np.sort(generator.permutation(counts[pair])[:max_shared])
+        yield ImagePair(first[rows], second[rows])
+
+
+def _in_turn(scenes: Int[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
+    """An order in which every scene comes once before any comes twice."""
+    by_scene = np.argsort(scenes, kind="stable")
+    ordered = scenes[by_scene]
+    turn = np.arange(len(scenes)) - np.searchsorted(ordered, ordered)
+    return by_scene[np.argsort(turn, kind="stable")]

@@ -1,10 +1,11 @@
-"""Robust estimators of relative pose behind one signature. A new one is a function and a field here."""
+"""Robust estimators of relative pose behind one signature, and the scores of what they find. A new one is a class and a
+field here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -12,7 +13,8 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 
 from featkit.core.config import Config
-from featkit.evaluation.metrics import RelativePose
+from featkit.core.types import Pair
+from featkit.evaluation.metrics import RelativePose, error_auc
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What every estimator of relative pose takes and gives.
@@ -191,3 +193,129 @@ class PoseEstimators(Config):
         """Names and estimators."""
         for name in type(self).model_fields:
             yield name, getattr(self, name)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What estimated poses come to: errors of one pair, scores of many.
+
+
+@dataclass(frozen=True)
+class EstimatorError:
+    """Errors of one estimated pose in degrees, infinite where there is none, and the matches that agree with it."""
+
+    rotation_deg: float
+    translation_deg: float
+    inliers: int
+
+    @property
+    def deg(self) -> float:
+        """The larger one."""
+        return max(self.rotation_deg, self.translation_deg)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; no errors where there is no pose."""
+        return {
+            "rotation_deg": _finite(self.rotation_deg),
+            "translation_deg": _finite(self.translation_deg),
+            "inliers": self.inliers,
+        }
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """One pair. keypoints: of both images. precision: share of right matches, 0 without any. errors: by estimator."""
+
+    scene: str
+    pair: Pair
+    keypoints: tuple[int, int]
+    matches: int
+    precision: float
+    errors: dict[str, EstimatorError]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "scene": self.scene,
+            "images": [self.pair.name0, self.pair.name1],
+            "keypoints": list(self.keypoints),
+            "matches": self.matches,
+            "precision": round(self.precision, 6),
+            "estimators": {name: error.as_json() for name, error in self.errors.items()},
+        }
+
+
+@dataclass(frozen=True)
+class EstimatorScore:
+    """One estimator on some pairs. auc: in [0, 1], per threshold. Medians count failures as infinite."""
+
+    auc: tuple[float, ...]
+    median_deg: float
+    median_rotation_deg: float
+    median_translation_deg: float
+    inliers: float
+    failed: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "auc": [round(value, 6) for value in self.auc],
+            "median_deg": _finite(self.median_deg),
+            "median_rotation_deg": _finite(self.median_rotation_deg),
+            "median_translation_deg": _finite(self.median_translation_deg),
+            "inliers": round(self.inliers, 2),
+            "failed": self.failed,
+        }
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """Means over some pairs. keypoints: over their images, each counted once."""
+
+    pairs: int
+    keypoints: float
+    matches: float
+    precision: float
+    estimators: dict[str, EstimatorScore]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "pairs": self.pairs,
+            "keypoints": round(self.keypoints, 2),
+            "matches": round(self.matches, 2),
+            "precision": round(self.precision, 6),
+            "estimators": {name: score.as_json() for name, score in self.estimators.items()},
+        }
+
+
+def group_score(pairs: Sequence[PairScore], thresholds_deg: Sequence[float]) -> GroupScore:
+    """Scores of some pairs, at least one."""
+    keypoints: dict[tuple[str, str], int] = {}
+    for pair in pairs:
+        for name, count in zip((pair.pair.name0, pair.pair.name1), pair.keypoints, strict=True):
+            keypoints[pair.scene, name] = count
+    return GroupScore(
+        pairs=len(pairs),
+        keypoints=float(np.mean(list(keypoints.values()))),
+        matches=float(np.mean([pair.matches for pair in pairs])),
+        precision=float(np.mean([pair.precision for pair in pairs])),
+        estimators={
+            name: _estimator_score([pair.errors[name] for pair in pairs], thresholds_deg) for name in pairs[0].errors
+        },
+    )
+
+
+def _estimator_score(errors: Sequence[EstimatorError], thresholds_deg: Sequence[float]) -> EstimatorScore:
+    def median(value: Callable[[EstimatorError], float]) -> float:
+        """Of an even number of values the lower middle one: half a failure is no number."""
+        return sorted(map(value, errors))[(len(errors) - 1) // 2]
+
+    return EstimatorScore(
+        auc=error_auc([error.deg for error in errors], thresholds_deg),
+        median_deg=median(lambda error: error.deg),
+        median_rotation_deg=median(lambda error: error.rotation_deg),
+        median_translation_deg=median(lambda error: error.translation_deg),
+        inliers=float(np.mean([error.inliers for error in errors])),
+        failed=sum(not np.isfinite(error.deg) for error in errors),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 6) if np.isfinite(value) else None

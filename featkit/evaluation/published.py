@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from featkit.core.config import Config, make, read_yaml
+from featkit.core.content import Table
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Numbers that papers print, to stand beside ours: `published/*.yaml`, each table with where it is in its paper.
@@ -54,6 +55,21 @@ def published(benchmark: str) -> Published:
     """What is printed on a benchmark: "ubc", "rome", "hpatches_patches", "hpatches_mma" or "eth"."""
     path = FOLDER / f"{benchmark}.yaml"
     return make(Published, read_yaml(path), where=str(path))
+
+
+def published_tables(benchmark: str, title: str = "{}", note: str = "") -> list[Table]:
+    """A table per table of a paper. title: with {} where the paper's own goes."""
+    known = published(benchmark)
+    heads = [column if isinstance(column, str) else " -> ".join(column) for column in known.columns]
+    return [
+        Table(
+            title.format(f"{table.paper}: {table.where}"),
+            ["as published", *heads],
+            [[row.name, *row.values] for row in table.rows],
+            note,
+        )
+        for table in known.tables
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

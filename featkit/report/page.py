@@ -14,11 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from markupsafe import Markup
 
-from featkit.core.errors import NotWritableError
-from featkit.geometry.pixels import apply_affine, resize_affine
-from featkit.io.artifact import write_text
-from featkit.report.charts import bars_figure, curves_figure, histogram_figure
-from featkit.report.content import (
+from featkit.core.content import (
     Bars,
     Configuration,
     Curves,
@@ -29,6 +25,10 @@ from featkit.report.content import (
     Report,
     Scene3D,
 )
+from featkit.core.errors import NotWritableError
+from featkit.geometry.pixels import apply_affine, resize_affine
+from featkit.io.artifact import write_text
+from featkit.report.charts import bars_figure, curves_figure, histogram_figure
 from featkit.report.scene3d import Figure, scene_figure
 from featkit.report.tables import (
     LEVELS,

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 from jaxtyping import Int
 
-from featkit.report.content import Cell, Link, Table
+from featkit.core.content import Cell, Link, Table
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Tables as they stand on a page: numbers to the right, one number of decimals per column, sortable by their headers.

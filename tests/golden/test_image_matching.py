@@ -11,10 +11,10 @@ import pytest
 from warped_sequences import SIZE, write_sequence
 
 from featkit.core.registry import resolve
+from featkit.evaluation.benchmark import Predictions, predict
 from featkit.evaluation.hpatches import MatchingConfig, MethodScore, evaluate_matching
 from featkit.evaluation.metrics import mma_score, reprojection_errors
 from featkit.evaluation.oxford import MethodPrecision, OxfordConfig, evaluate_precision
-from featkit.evaluation.predictions import Predictions, predict
 from featkit.evaluation.published import published
 from featkit.evaluation.sequences import Sequence, SequenceSet, read_sequences
 from featkit.features.stage import ExtractConfig, extraction

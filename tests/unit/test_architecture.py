@@ -53,7 +53,7 @@ ONLY_BY = {"cli": {"__main__"}, "engine": {"evaluation", "cli"}, "training": {"r
 LATE = {
     "cli/doctor.py": "it tells what is missing, so it loads without",
     "cli/data.py": "packing and cutting load torch; `data fetch` and `store` do not",
-    "cli/localize.py": "`serve` needs an extra that `localize` does not",
+    "cli/localize.py": "`serve` needs an extra, and Aachen all benchmarks, that `localize` does not",
     "cli/weights.py": "`weights list` does not load torch",
 }
 MAX_LINES = 500

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
+from featkit.core.content import Histogram, Link, MatchPicture, Report, Section, Table
 from featkit.report.charts import histogram_figure
-from featkit.report.content import Histogram, Link, MatchPicture, Report, Section, Table
 from featkit.report.page import INLIER_RGB, OUTLIER_RGB, match_caption, match_jpeg, render
 from featkit.report.tables import LEVELS, Detail, decimals_for, format_cell, format_headline, number_in
 

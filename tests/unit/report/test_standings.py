@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from featkit.report.content import Report, Section
+from featkit.core.content import Report, Section
+from featkit.evaluation.benchmark import Ranked
+from featkit.report.benchmarks import ranking_table
 from featkit.report.page import render
-from featkit.report.ranking import Ranked, ranking_table
 from featkit.report.tables import LEVELS
 
 
