@@ -90,7 +90,7 @@ def run(
     layout) that images of the map are found by, where no list has the queries' pairs. truth: poses.txt in the reference
     model's frame (the names with or without folders). Raises featkit's errors.
     """
-    config, matcher, device = benchmark.config, benchmark.matcher, benchmark.device
+    config, matcher, device = benchmark.config, benchmark.by, benchmark.device
     lists = lists or published_lists(files, queries)
     reference = read_aachen_reference(files)
     conditions = read_queries(files)

@@ -28,7 +28,6 @@ from featkit.evaluation.benchmark import (
     ImageBenchmark,
     Result,
     Work,
-    described,
     evaluate,
     method_names,
     names_in,
@@ -334,7 +333,7 @@ def everything(
         "failed": failed,
     }
     shown = [Shown(one.title, found, (one.written.report or out).relative_to(out).as_posix()) for one, found in results]
-    lines = written.write(numbers, all_report(summary, shown, failed, described(methods)))
+    lines = written.write(numbers, all_report(summary, shown, failed, {one.name: one.described() for one in methods}))
     return Outcome(numbers, lines, [summary, *([failed_table(failed)] if failed else [])])
 
 

@@ -31,7 +31,6 @@ from featkit.localization.stage import LocalizeConfig, by_file_name, file_name
 from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs
 from featkit.mapping.reference import Reference, read_light_reference, read_light_tracks, read_nvm, read_nvm_reference
 from featkit.mapping.stage import MapConfig
-from featkit.matching.stage import Matcher
 from featkit.retrieval.vlad import VladConfig
 
 LOGGER = logging.getLogger(__name__)
@@ -93,6 +92,7 @@ class AachenData:
     lists: PairLists
 
 
+@dataclass(kw_only=True)
 class AachenBenchmark(ImageBenchmark[AachenData]):
     """Settings by name: `configs/aachen*.yaml`. version: "1.1" or "1.0". queries: "night" or "day-night".
 
@@ -105,29 +105,21 @@ class AachenBenchmark(ImageBenchmark[AachenData]):
     Config = AachenConfig
     setting = "aachen"
 
-    def __init__(
-        self,
-        config: AachenConfig | None = None,
-        device: str = "auto",
-        *,
-        version: str = "1.1",
-        queries: str = "night",
-        db_pairs: Path | None = None,
-        query_pairs: Path | None = None,
-        retrieval: Sequence[Path] = (),
-        truth: Path | None = None,
-        skip_broken: bool = False,
-    ):
-        super().__init__(config, device)
+    version: str = "1.1"
+    queries: str = "night"
+    db_pairs: Path | None = None
+    query_pairs: Path | None = None
+    retrieval: Sequence[Path] = ()
+    truth: Path | None = None
+    skip_broken: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.config.extractors:
             class_of("extractor", name)  # a misspelt one would be passed over without a word
-        if retrieval and query_pairs:
+        if self.retrieval and self.query_pairs:
             raise UsageError("--retrieval makes the queries' pairs; it does not go with --query-pairs")
-        self.version, self.queries = version, queries
-        self.given = {"database": db_pairs, "queries": query_pairs}
-        self.retrieval, self.truth, self.skip_broken = retrieval, truth, skip_broken
-        matched_by, matching = self.config.matched_by, self.config.matching
-        self.matcher: Method[Matcher] = resolve("matcher", matched_by, matching, device).ready()
+        self.by = resolve("matcher", self.config.matched_by, self.config.matching, self.device).ready()
 
     @staticmethod
     def seeded(seed: int) -> dict[str, Any]:
@@ -141,7 +133,7 @@ class AachenBenchmark(ImageBenchmark[AachenData]):
 
     def find(self, roots: Sequence[Path]) -> AachenData:
         files = find_aachen(roots[0], self.version, self.queries)
-        lists = published_lists(files, self.queries, self.given["database"], self.given["queries"])
+        lists = published_lists(files, self.queries, self.db_pairs, self.query_pairs)
         return AachenData(files, replace(lists, queries=None) if self.retrieval else lists)
 
     def method(
@@ -185,14 +177,12 @@ class AachenBenchmark(ImageBenchmark[AachenData]):
         beside = beside_table(measured, data.files.version, is_whole(measured, data.files.version))
         times = [seconds_table(metrics) for metrics in measured.values()]
         return Result(
-            self.name,
             f"Aachen Day-Night v{data.files.version}, {self.queries}",
             subtitle="Localized by featkit",
             numbers={
                 "version": data.files.version,
                 "queries": self.queries,
                 "setting": self.setting,
-                "config": self.config.result_fields(),
                 "rows": [{"name": one.name, "submission": str(one.submission), **one.metrics} for one in done],
                 "published": published_rows(),
             },
@@ -213,8 +203,6 @@ class AachenBenchmark(ImageBenchmark[AachenData]):
                     ],
                 ),
             ],
-            settings={self.setting: self.config.result_fields()},
-            methods={name: metrics["features"] for name, metrics in measured.items()},
             lines=[f"{one.submission}: to upload; {one.report}" for one in done],
         )
 

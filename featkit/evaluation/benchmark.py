@@ -10,17 +10,20 @@ image that has changed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
 
 from featkit import __version__
 from featkit.core.config import Config, make, merge
 from featkit.core.content import Configuration, Headline, Report, Section, Table
 from featkit.core.errors import UsageError
 from featkit.core.log import timed
-from featkit.core.registry import Method, setting_of
+from featkit.core.registry import Method, resolve, setting_of
 from featkit.core.types import Pair
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
@@ -117,6 +120,27 @@ def method_names(features: str) -> list[str]:
 # What a benchmark comes to.
 
 
+class Plain:
+    """A dataclass of measurements whose fields are what results.json holds."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values: shares and errors to six decimals, None for what is not finite."""
+        return {one.name: plain(getattr(self, one.name)) for one in fields(self)}  # type: ignore[arg-type]
+
+
+def plain(value: Any) -> Any:
+    """Measurements, nested as they may be, as json has them."""
+    if isinstance(value, Plain):
+        return value.as_json()
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, np.ndarray | tuple | list):
+        return [plain(one) for one in (value.tolist() if isinstance(value, np.ndarray) else value)]
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
+
+
 @dataclass(frozen=True)
 class Ranked:
     """One number of one method. measure: what it is and of which data, with the unit. better: the higher or the lower.
@@ -135,11 +159,11 @@ class Result:
     """All that is printed, written and shown of one run.
 
     numbers: results.json, as plain values. tables: for the terminal. ranking: for the table over all benchmarks.
-    sections: of the page, without configurations. settings, methods: configurations by title, as plain values.
+    sections: of the page, without configurations. `evaluate` adds the benchmark's name and, by title and as plain
+    values, the configurations: settings, methods.
     note: above the configurations. lines: printed below the tables.
     """
 
-    benchmark: str
     title: str
     numbers: Mapping[str, Any]
     tables: Sequence[Table]
@@ -151,10 +175,16 @@ class Result:
     methods: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     lines: Sequence[str] = ()
+    benchmark: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, the same in every file and on the terminal."""
-        return {"benchmark": self.benchmark, "featkit_version": __version__, **self.numbers}
+        made_by = {"benchmark": self.benchmark, "featkit_version": __version__}
+        return {**made_by, **self.settings_as_json(), **self.numbers}
+
+    def settings_as_json(self) -> dict[str, Any]:
+        """The configuration by that name, whatever setting it is of."""
+        return {name if name == "matcher" else "config": values for name, values in self.settings.items()}
 
     def page(self) -> Report:
         """Its own page. A benchmark without sections shows its tables."""
@@ -170,12 +200,12 @@ def configurations(described: Mapping[str, Any]) -> list[Configuration]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The protocol: `find` the data, `run` the methods. The keyword arguments of a benchmark's class are the options of its
-# command, with their defaults.
+# The protocol: `find` the data, `run` the methods. The fields of a benchmark's class are the options of its command.
 
 
+@dataclass
 class Benchmark(Generic[Data, Measured]):
-    """A benchmark under one configuration: `cls(config, device, **options)`."""
+    """A benchmark under one configuration: `cls(config, device, **options)`, each option a field of its class."""
 
     name: ClassVar[str]
     Config: ClassVar[Any] = Config
@@ -186,12 +216,17 @@ class Benchmark(Generic[Data, Measured]):
     """What its command calls the data."""
     several: ClassVar[bool] = False
     """Whether it takes several folders of data at once."""
-    setting: str = ""
-    """Its own setting in configs/, where papers measured it under several."""
+    setting: str = field(default="", init=False)
+    """Its setting in configs/, where papers measured it under several; of the class: the benchmark's own."""
 
-    def __init__(self, config: Any = None, device: str = "auto"):
-        self.config: Any = self.Config() if config is None else config
-        self.device = device
+    config: Any = None
+    """Complete; by default that of `Config`."""
+    device: str = "auto"
+    by: Method[Matcher] | None = field(default=None, init=False)
+    """The matcher, of those that match."""
+
+    def __post_init__(self) -> None:
+        self.config = self.Config() if self.config is None else self.config
 
     @classmethod
     def configured(
@@ -226,6 +261,13 @@ class Benchmark(Generic[Data, Measured]):
         if given:
             self.config = make(type(self.config), merge(self.config.model_dump(), given), where=f"eval {self.name}")
 
+    def settings(self) -> dict[str, Any]:
+        """Its configuration, and its matcher's, by title."""
+        found = {} if self.Config is Config else {self.setting or "benchmark": self.config.result_fields()}
+        if self.by is not None:
+            found["matcher"] = {"name": self.by.name, **self.by.config.result_fields()}
+        return found
+
     def find(self, roots: Sequence[Path]) -> Data:
         """The data in some folders. Raises BadInputError that says what is missing."""
         raise NotImplementedError
@@ -239,6 +281,7 @@ class Benchmark(Generic[Data, Measured]):
         raise NotImplementedError
 
 
+@dataclass
 class ImageBenchmark(Benchmark[Data, Any]):
     """A benchmark of features of images: its methods are extractors."""
 
@@ -281,14 +324,11 @@ def evaluate(
     Raises UsageError for names that there are not, BadInputError for data that are missing or broken.
     """
     methods = benchmark.methods(method_names(features), **reading)
-    return benchmark.run(benchmark.find(roots), methods, work)
+    result = benchmark.run(benchmark.find(roots), methods, work)
+    described = {one.name: one.described() for one in methods if hasattr(one, "described")}
+    return replace(result, benchmark=benchmark.name, settings=benchmark.settings(), methods=described)
 
 
-def described(methods: Iterable[Any]) -> dict[str, Any]:
-    """Configurations of methods by their names."""
-    return {method.name: method.described() for method in methods}
-
-
-def described_matcher(matcher: Method[Matcher]) -> dict[str, Any]:
-    """A matcher as results name it."""
-    return {"name": matcher.name, **matcher.config.result_fields()}
+def matcher_named(name: str, ratio: float | None, device: str) -> Method[Matcher]:
+    """A matcher, ready. ratio: of its ratio test, where that differs. Raises UsageError for an unknown name."""
+    return resolve("matcher", name, {} if ratio is None else {"ratio": ratio}, device).ready()

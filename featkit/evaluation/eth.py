@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,15 +25,7 @@ from featkit.core.errors import EmptyResultError
 from featkit.core.log import timed
 from featkit.core.registry import Method, class_of, resolve
 from featkit.engine import stages
-from featkit.evaluation.benchmark import (
-    ImageBenchmark,
-    Ranked,
-    Result,
-    Work,
-    described,
-    described_matcher,
-    names_in,
-)
+from featkit.evaluation.benchmark import ImageBenchmark, Ranked, Result, Work, names_in
 from featkit.evaluation.eth_scenes import EthScene, SceneSet, find_scenes
 from featkit.evaluation.eth_scores import SceneMap, SceneScore, measure
 from featkit.evaluation.pictures import match_pictures, moved_scene, posed_camera, share_curve
@@ -48,7 +40,6 @@ from featkit.mapping.export import DenseConfig, dense_is_possible
 from featkit.mapping.model import read_model
 from featkit.mapping.stage import MapConfig
 from featkit.mapping.verify import Verifier, build_database
-from featkit.matching.stage import Matcher
 from featkit.pairing import stage as pairing
 from featkit.pairing.base import Pairing
 from featkit.pairing.stage import AutoConfig
@@ -106,6 +97,7 @@ class EthConfig(Config):
     """Of pairing by retrieval; verification and mapping have their own in `map`."""
 
 
+@dataclass(kw_only=True)
 class EthBenchmark(ImageBenchmark[SceneSet]):
     """scenes: only these, comma-separated; by default the benchmark's. ratio: of the matcher's ratio test, where that
     differs from the setting's; 1: none. skip_broken: pass over images that cannot be read."""
@@ -114,32 +106,25 @@ class EthBenchmark(ImageBenchmark[SceneSet]):
     Config = EthConfig
     setting = "eth"
 
-    def __init__(
-        self,
-        config: EthConfig | None = None,
-        device: str = "auto",
-        *,
-        scenes: str | None = None,
-        ratio: float | None = None,
-        skip_broken: bool = False,
-    ):
-        super().__init__(config, device)
-        self.changed(matching={} if ratio is None else {"ratio": ratio})
+    scenes: str | None = None
+    ratio: float | None = None
+    skip_broken: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.changed(matching={} if self.ratio is None else {"ratio": self.ratio})
         for name in self.config.extractors:
             class_of("extractor", name)  # a misspelt one would be passed over without a word
         if self.config.paired_by != "auto":
             resolve("pairing", self.config.paired_by)  # better found before the work than after
-        self.scenes = names_in(scenes)
-        self.skip_broken = skip_broken
-        matched_by, matching = self.config.matched_by, self.config.matching
-        self.matcher: Method[Matcher] = resolve("matcher", matched_by, matching, device).ready()
+        self.by = resolve("matcher", self.config.matched_by, self.config.matching, self.device).ready()
 
     @staticmethod
     def seeded(seed: int) -> dict[str, Any]:
         return {"map": {"verify": {"seed": seed}, "seed": seed}, "seed": seed}
 
     def find(self, roots: Sequence[Path]) -> SceneSet:
-        return find_scenes(roots[0], self.scenes)
+        return find_scenes(roots[0], names_in(self.scenes))
 
     def method(
         self, name: str, label: str | None = None, changes: dict[str, Any] | None = None, **reading: Any
@@ -163,17 +148,13 @@ class EthBenchmark(ImageBenchmark[SceneSet]):
         if all(score.model is None for score in scores):
             raise EmptyResultError(scores[0].map.reason)
         table, poses, beside = score_table(scores), pose_table(scores, config), beside_tables(data.scenes, scores)
-        matcher = described_matcher(self.matcher)
         missing = ", ".join(f"{scene.name} ({scene.source})" for scene in data.missing)
         return Result(
-            self.name,
             "ETH local-feature benchmark",
             subtitle=f"{data.root.name}: {', '.join(scene.name for scene in data.scenes)}",
             numbers={
                 "root": str(data.root),
                 "setting": self.setting,
-                "config": config.result_fields(),
-                "matcher": matcher,
                 "pose_thresholds_deg": list(config.pose_thresholds_deg),
                 "missing": {scene.name: scene.source for scene in data.missing},
                 "rows": [score.as_json() for score in scores],
@@ -188,8 +169,6 @@ class EthBenchmark(ImageBenchmark[SceneSet]):
                 *(scene_section(scene, of_scene(scores, scene.name)) for scene in data.scenes),
                 Section("As published", origins(data.scenes) or "Nothing is.", beside),
             ],
-            settings={self.setting: config.result_fields(), "matcher": matcher},
-            methods=described(methods),
             note=f"Scenes that are not here: {missing}." if missing else "",
         )
 
@@ -201,7 +180,7 @@ class EthBenchmark(ImageBenchmark[SceneSet]):
         found, overwrite = work.predict(method, scene.images, scene.names, scene=scene.name), work.overwrite
         chosen = self._pairing(len(scene.names))
         mapping, camera = self._mapping(scene)
-        matched = found.features.parent / f"matches-{self.matcher.config.fingerprint()}"
+        matched = found.features.parent / f"matches-{self.by.config.fingerprint()}"
         parts = (mapping.fingerprint(), chosen.config.fingerprint(), chosen.name, str(self.config.seed))
         place = matched / f"map-{digest(*parts)}"
         seconds = dict(found.seconds)
@@ -214,7 +193,7 @@ class EthBenchmark(ImageBenchmark[SceneSet]):
             )  # fmt: skip
         with timed("match", seconds):
             matches = stages.match(
-                self.matcher, found.features, pairs, matched / "matches.h5", overwrite=overwrite, engine=work.engine
+                self.by, found.features, pairs, matched / "matches.h5", overwrite=overwrite, engine=work.engine
             )  # fmt: skip
         found = replace(found, matches=matches, seconds=seconds)
         result = SceneMap(scene, found, place, camera, chosen.name, len(read_pairs(pairs)))

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from featkit.core.config import digest
 from featkit.core.errors import BadInputError
 from featkit.core.types import Pose
-from featkit.evaluation.benchmark import Predictions
+from featkit.evaluation.benchmark import Predictions, plain
 from featkit.evaluation.eth_scenes import EthScene
 from featkit.evaluation.metrics import error_auc
 from featkit.geometry.epipolar import SAME_PLACE
@@ -183,7 +183,7 @@ class SceneScore:
             "pairs_by": self.map.pairs_by,
             "pairs": self.map.pairs,
             "keypoints_per_image": round(self.keypoints, 1),
-            **{name: _plain(value) for name, value in asdict(self.statistics).items()},
+            **plain(asdict(self.statistics)),
             "inlier_pairs": self.inlier_pairs,
             "inlier_matches": self.inlier_matches,
             "dense_points": self.dense_points,
@@ -211,20 +211,15 @@ class SceneScore:
         if self.pose_errors is not None and self.pose_auc is not None:
             names, errors = self.pose_errors.names, self.pose_errors.error_deg.tolist()
             found |= {
-                "pose_auc": [round(value, 6) for value in self.pose_auc],
+                "pose_auc": plain(self.pose_auc),
                 "pose_pairs": len(errors),
                 "pose_pairs_failed": self.pose_errors.failed,
                 "pair_errors_deg": [
-                    [names[a], names[b], _plain(round(error, 6))]
+                    [names[a], names[b], plain(error)]
                     for (a, b), error in zip(self.pose_errors.index.tolist(), errors, strict=True)
                 ],
             }
         return found
-
-
-def _plain(value: float) -> float | None:
-    """json has no number for infinity or for nothing."""
-    return value if math.isfinite(value) else None
 
 
 def measure(mapped: SceneMap, dense: DenseConfig | None, thresholds_deg: Sequence[float]) -> SceneScore:

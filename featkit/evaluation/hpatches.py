@@ -7,7 +7,7 @@ to count as found. A group's numbers are means over its pairs; its number of fea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ from jaxtyping import Float
 from featkit.core.config import Config
 from featkit.core.content import Bars, Cell, Curve, Curves, Headline, Item, MatchPicture, Section, Table
 from featkit.core.log import progress
-from featkit.core.registry import Method, resolve
-from featkit.evaluation.benchmark import Predictions, Ranked, Result, Work, described, described_matcher
+from featkit.core.registry import Method
+from featkit.evaluation.benchmark import Plain, Predictions, Ranked, Result, Work, matcher_named, plain
 from featkit.evaluation.metrics import (
     THRESHOLDS_PX,
     HomographyConfig,
@@ -54,53 +54,29 @@ class MatchingConfig(Config):
 
 
 @dataclass(frozen=True)
-class PairScore:
-    """One pair. image: its number, from 2. features: of image 1 and of it. accuracy: MMA at each threshold."""
+class PairScore(Plain):
+    """One pair. image: its number, from 2. features: of image 1 and of it. mma: at each threshold."""
 
     sequence: str
     image: int
     features: tuple[int, int]
     matches: int
-    accuracy: Float[np.ndarray, " t"]
+    mma: Float[np.ndarray, " t"]
     corner_error_px: float
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values; no error where there is no homography."""
-        found = bool(np.isfinite(self.corner_error_px))
-        return {
-            "sequence": self.sequence,
-            "image": self.image,
-            "features": list(self.features),
-            "matches": self.matches,
-            "mma": _rounded(self.accuracy),
-            "corner_error_px": round(self.corner_error_px, 4) if found else None,
-        }
 
 
 @dataclass(frozen=True)
-class GroupScore:
+class GroupScore(Plain):
     """Means over the pairs of a group; features: over its images. Shares in [0, 1], one per threshold."""
 
-    name: str
     pairs: int
     features: float
     matches: float
-    accuracy: Float[np.ndarray, " t"]
+    mma: Float[np.ndarray, " t"]
     mma_score: float
     homography_auc: tuple[float, ...]
     homography_found: tuple[float, ...]
     """Share of the pairs whose homography is right within each of `correct_within_px`."""
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "pairs": self.pairs,
-            "features": round(self.features, 2),
-            "matches": round(self.matches, 2),
-            "mma": _rounded(self.accuracy),
-            "mma_score": round(self.mma_score, 6),
-            "homography_auc": _rounded(self.homography_auc),
-            "homography_found": _rounded(self.homography_found),
-        }
 
 
 @dataclass(frozen=True)
@@ -119,14 +95,8 @@ class MethodScore:
     def as_json(self) -> dict[str, Any]:
         return {
             **self.predictions.described(),
-            "groups": {name: group.as_json() for name, group in self.groups.items()},
-            "sequences": {name: group.as_json() for name, group in self.sequences.items()},
-            "pairs": [pair.as_json() for pair in self.pairs],
+            **plain({"groups": self.groups, "sequences": self.sequences, "pairs": self.pairs}),
         }
-
-
-def _rounded(values: Iterable[float]) -> list[float]:
-    return [round(float(value), 6) for value in values]
 
 
 def evaluate_matching(data: SequenceSet, predictions: Predictions, config: MatchingConfig | None = None) -> MethodScore:
@@ -153,8 +123,8 @@ def evaluate_matching(data: SequenceSet, predictions: Predictions, config: Match
     return MethodScore(
         predictions,
         tuple(scores),
-        {name: group_score(name, groups[name], config) for name in sorted(groups, key=_order)},
-        {name: group_score(name, of_it, config) for name, of_it in sequences.items()},
+        {name: group_score(groups[name], config) for name in sorted(groups, key=_order)},
+        {name: group_score(of_it, config) for name, of_it in sequences.items()},
     )
 
 
@@ -175,24 +145,23 @@ def score_pair(pair: SequencePair, features: FeatureStore, matches: MatchStore, 
         image=pair.number,
         features=(len(keypoints0), len(keypoints1)),
         matches=len(errors),
-        accuracy=accuracy(errors, config.thresholds_px),
+        mma=accuracy(errors, config.thresholds_px),
         corner_error_px=corner_error(estimated, pair.homography, features.image_size(names.name0)),
     )
 
 
-def group_score(name: str, pairs: Sequence[PairScore], config: MatchingConfig) -> GroupScore:
+def group_score(pairs: Sequence[PairScore], config: MatchingConfig) -> GroupScore:
     """Means over some pairs, at least one."""
     counts: dict[tuple[str, int], int] = {}
     for pair in pairs:  # image 1 is in every pair and counts once
         counts[pair.sequence, 1], counts[pair.sequence, pair.image] = pair.features
-    curve = np.mean([pair.accuracy for pair in pairs], axis=0)
+    curve = np.mean([pair.mma for pair in pairs], axis=0)
     errors = [pair.corner_error_px for pair in pairs]
     return GroupScore(
-        name=name,
         pairs=len(pairs),
         features=float(np.mean(list(counts.values()))),
         matches=float(np.mean([pair.matches for pair in pairs])),
-        accuracy=curve,
+        mma=curve,
         mma_score=mma_score(curve, config.thresholds_px),
         homography_auc=error_auc(errors, config.homography.thresholds_px),
         homography_found=tuple(float(np.mean(np.array(errors) <= px)) for px in config.homography.correct_within_px),
@@ -203,42 +172,34 @@ def group_score(name: str, pairs: Sequence[PairScore], config: MatchingConfig) -
 # The benchmark: tables, curves beside the published ones, pictures of the worst and the best pairs.
 
 
+@dataclass(kw_only=True)
 class Hpatches(SequenceBenchmark):
     """matcher: by name, or a yaml file. ratio: of its ratio test, where that differs."""
 
     name = "hpatches"
     Config = MatchingConfig
 
-    def __init__(
-        self,
-        config: MatchingConfig | None = None,
-        device: str = "auto",
-        *,
-        matcher: str = "mutual-nn",
-        ratio: float | None = None,
-        sequences: str | None = None,
-        all_sequences: bool = False,
-    ):
-        super().__init__(config, device, sequences=sequences, all_sequences=all_sequences)
-        self.matcher = resolve("matcher", matcher, {} if ratio is None else {"ratio": ratio}, device).ready()
+    matcher: str = "mutual-nn"
+    ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.by = matcher_named(self.matcher, self.ratio, self.device)
 
     def run(self, data: SequenceSet, methods: Sequence[Method[Extractor]], work: Work) -> Result:
         config: MatchingConfig = self.config
-        scores = [evaluate_matching(data, self.predictions(data, one, work, self.matcher), config) for one in methods]
-        matcher, known = described_matcher(self.matcher), published("hpatches_mma")
+        scores = [evaluate_matching(data, self.predictions(data, one, work, self.by), config) for one in methods]
+        known = published("hpatches_mma")
         best = max(scores, key=lambda score: score.groups[OVERALL].mma_score)
         table, by_sequence, printed = score_table(scores, data, config), sequence_table(scores), printed_tables(data)
         text = f"Worst and best by MMAScore; a match is right up to {CORRECT_PX:g} px."
         if len(scores) > PICTURED_METHODS:
             text += f" The first {PICTURED_METHODS} methods are shown."
         return Result(
-            self.name,
             "Image matching: mean matching accuracy",
             subtitle=f"{data.root.name}: {table.note}",
             numbers={
                 **data.described(),
-                "config": config.result_fields(),
-                "matcher": matcher,
                 "methods": [score.as_json() for score in scores],
                 "published": {"on_these_pairs": data.is_hpatches, **known.model_dump(mode="json")},
             },
@@ -252,8 +213,6 @@ class Hpatches(SequenceBenchmark):
                 Section("Worst and best pairs", text, extreme_pairs(scores[:PICTURED_METHODS], data, config)),
                 Section("As published", items=printed),
             ],
-            settings={"benchmark": config.result_fields(), "matcher": matcher},
-            methods=described(methods),
         )
 
 
@@ -268,7 +227,7 @@ def score_table(scores: Sequence[MethodScore], data: SequenceSet, config: Matchi
     rows: list[list[Cell]] = []
     for score in scores:
         whole = score.groups[OVERALL]
-        curve = dict(zip(config.thresholds_px, whole.accuracy.tolist(), strict=True))
+        curve = dict(zip(config.thresholds_px, whole.mma.tolist(), strict=True))
         values = [score.groups[group].mma_score for group in groups]
         values += [curve[px] for px in shown] + list(whole.homography_auc) + list(whole.homography_found)
         rows.append([score.name, round(whole.features), round(whole.matches), *(100 * value for value in values)])
@@ -320,7 +279,7 @@ def accuracy_charts(scores: Sequence[MethodScore], data: SequenceSet, config: Ma
     known, px = published_curves(), np.array(config.thresholds_px)
     charts: list[Item] = []
     for group in scores[0].groups:
-        ours = [Curve(score.name, px, 100 * score.groups[group].accuracy) for score in scores]
+        ours = [Curve(score.name, px, 100 * score.groups[group].mma) for score in scores]
         theirs = [Curve(one.name, np.array(known.thresholds_px), np.array(one.of(group)), True) for one in known.curves]
         shown = {f"MMA, {group}": ours}
         if data.is_hpatches:
@@ -336,7 +295,7 @@ def extreme_pairs(scores: Sequence[MethodScore], data: SequenceSet, config: Matc
     wanted = data.pairs()
     pictures: list[Item] = []
     for score in scores:
-        values = [mma_score(pair.accuracy, config.thresholds_px) for pair in score.pairs]
+        values = [mma_score(pair.mma, config.thresholds_px) for pair in score.pairs]
         order = np.argsort(values, kind="stable").tolist()
         worst = order[:EXTREMES]
         best = [index for index in order[::-1][:EXTREMES] if index not in worst]

@@ -246,6 +246,7 @@ COLUMNS = {
 }
 
 
+@dataclass(kw_only=True)
 class HpatchesPatches(PatchBenchmark[HPatches]):
     """split: of splits.json, or full. splits, tasks: the official files, found near the data. write_tasks: a folder
     that drawn tasks are written to."""
@@ -254,19 +255,10 @@ class HpatchesPatches(PatchBenchmark[HPatches]):
     Config = HPatchesConfig
     published_as = "hpatches_patches"
 
-    def __init__(
-        self,
-        config: HPatchesConfig | None = None,
-        device: str = "auto",
-        *,
-        split: str = "a",
-        splits: Path | None = None,
-        tasks: Path | None = None,
-        write_tasks: Path | None = None,
-        published: bool = False,
-    ):
-        super().__init__(config, device, published=published)
-        self.split, self.splits, self.tasks, self.write_tasks = split, splits, tasks, write_tasks
+    split: str = "a"
+    splits: Path | None = None
+    tasks: Path | None = None
+    write_tasks: Path | None = None
 
     @staticmethod
     def seeded(seed: int) -> dict[str, dict[str, int]]:
@@ -291,22 +283,19 @@ class HpatchesPatches(PatchBenchmark[HPatches]):
         note = "; ".join([f"tasks: {tasks.source}", *reasons])
         table = Table(f"HPatches, split {self.split}, %", ["method", *COLUMNS.values()], rows, note)
         return Result(
-            self.name,
             "HPatches: verification, matching, retrieval",
             numbers={
                 "split": self.split,
                 "tasks_from": tasks.source,
-                "config": config.result_fields(),
                 "scores": {name: asdict(score) for name, score in scores.items()},
                 "left_out": left_out,
             },
-            tables=[table, *self.published],
+            tables=[table, *self.printed()],
             ranking=[
                 Ranked(name, head, percent(score.means.get(column)))
                 for name, score in scores.items()
                 for column, head in COLUMNS.items()
             ],
-            settings={"benchmark": config.result_fields()},
         )
 
 

@@ -18,7 +18,7 @@ from featkit.core.config import Config, digest, load_pipeline
 from featkit.core.content import Cell, Curve, Curves, Headline, Link, Section, Table
 from featkit.core.errors import BadInputError
 from featkit.core.registry import Method
-from featkit.evaluation.benchmark import ImageBenchmark, Ranked, Result, Work, described
+from featkit.evaluation.benchmark import ImageBenchmark, Ranked, Result, Work
 from featkit.features.base import Extractor
 from featkit.io.artifact import write_text
 from featkit.io.atomic import read_lines
@@ -71,6 +71,7 @@ class HeldOutResult:
         return {"scene": self.scene, **self.method.described(), "map": mapped, **self.localization}
 
 
+@dataclass(kw_only=True)
 class Localization(ImageBenchmark[list[HeldOutScene]]):
     """every, matcher, ratio: fields of the configuration."""
 
@@ -78,17 +79,14 @@ class Localization(ImageBenchmark[list[HeldOutScene]]):
     Config = HeldOutConfig
     several = True
 
-    def __init__(
-        self,
-        config: HeldOutConfig | None = None,
-        device: str = "auto",
-        *,
-        every: int | None = None,
-        matcher: str | None = None,
-        ratio: float | None = None,
-    ):
-        super().__init__(config, device)
-        self.changed(every=every, matcher=matcher, matching={} if ratio is None else {"ratio": ratio})
+    every: int | None = None
+    matcher: str | None = None
+    ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        matching = {} if self.ratio is None else {"ratio": self.ratio}
+        self.changed(every=self.every, matcher=self.matcher, matching=matching)
 
     @staticmethod
     def seeded(seed: int) -> dict[str, Any]:
@@ -108,12 +106,10 @@ class Localization(ImageBenchmark[list[HeldOutScene]]):
             [one.scene, Link(one.method.name, one.report.relative_to(folder).as_posix())] for one in scores
         ]
         return Result(
-            self.name,
             "Localization of left-out photographs",
             subtitle=", ".join(by_scene),
             numbers={
                 "roots": [str(scene.folder) for scene in data],
-                "config": self.config.result_fields(),
                 "rows": [score.as_json() for score in scores],
             },
             tables=[table],
@@ -125,8 +121,6 @@ class Localization(ImageBenchmark[list[HeldOutScene]]):
                 Section("Queries", items=[query_table(scene, of_it) for scene, of_it in by_scene.items()]),
                 Section("Pages", "Each with its map and queries in 3D.", [Table("", ["scene", "method"], pages)]),
             ],
-            settings={"benchmark": self.config.result_fields()},
-            methods=described(methods),
         )
 
     def localize(self, scene: HeldOutScene, method: Method[Extractor], work: Work) -> HeldOutResult:

@@ -26,7 +26,7 @@ from featkit.core.content import Cell, Section, Table
 from featkit.core.log import progress
 from featkit.core.registry import Method
 from featkit.core.types import Features
-from featkit.evaluation.benchmark import Predictions, Ranked, Result, Work, described
+from featkit.evaluation.benchmark import Plain, Predictions, Ranked, Result, Work, plain
 from featkit.evaluation.hpatches import bars_by_sequence
 from featkit.evaluation.metrics import pair_distances
 from featkit.evaluation.sequences import SequenceBenchmark, SequencePair, SequenceSet
@@ -175,27 +175,17 @@ class OxfordConfig(Config):
 
 
 @dataclass(frozen=True)
-class PairPrecision:
-    """One pair. features: those in both images. ap: by rule, in [0, 1]; "overlap" is missing without scales."""
+class PairPrecision(Plain):
+    """One pair. features_in_both: of each image, those that lie in both. ap: by rule, in [0, 1]; "overlap" is missing
+    without scales."""
 
     sequence: str
     image: int
-    features: tuple[int, int]
+    features_in_both: tuple[int, int]
     matches: int
     correspondences: dict[str, int]
     right: dict[str, int]
     ap: dict[str, float]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "sequence": self.sequence,
-            "image": self.image,
-            "features_in_both": list(self.features),
-            "matches": self.matches,
-            "correspondences": self.correspondences,
-            "right": self.right,
-            "ap": {rule: round(value, 6) for rule, value in self.ap.items()},
-        }
 
 
 @dataclass(frozen=True)
@@ -214,12 +204,7 @@ class MethodPrecision:
     def as_json(self) -> dict[str, Any]:
         return {
             **self.predictions.described(),
-            "map": {rule: round(value, 6) for rule, value in self.mean.items()},
-            "sequences": {
-                name: {rule: round(value, 6) for rule, value in values.items()}
-                for name, values in self.sequences.items()
-            },
-            "pairs": [pair.as_json() for pair in self.pairs],
+            **plain({"map": self.mean, "sequences": self.sequences, "pairs": self.pairs}),
         }
 
 
@@ -239,12 +224,10 @@ class Oxford(SequenceBenchmark):
         ]
         by_distance = Table("mAP by sequence, right by distance", ["", *(score.name for score in scores)], rows)
         return Result(
-            self.name,
             "Image matching: mean average precision",
             subtitle=f"{data.root.name}: {data.counted}",
             numbers={
                 **data.described(),
-                "config": self.config.result_fields(),
                 "methods": [score.as_json() for score in scores],
             },
             tables=[table],
@@ -257,8 +240,6 @@ class Oxford(SequenceBenchmark):
                 Section("Scores", items=[table, *bars_by_sequence(by_distance, "mAP")]),
                 Section("Pairs", items=[pair_table(scores, rule) for rule in RULES]),
             ],
-            settings={"benchmark": self.config.result_fields()},
-            methods=described(methods),
         )
 
 
@@ -320,7 +301,7 @@ def precision_of_pair(pair: SequencePair, store: FeatureStore, config: OxfordCon
     return PairPrecision(
         sequence=pair.sequence.name,
         image=pair.number,
-        features=(len(first), len(second)),
+        features_in_both=(len(first), len(second)),
         matches=len(ranking.distances),
         correspondences=totals,
         right={rule: int(np.count_nonzero(values)) for rule, values in right.items()},

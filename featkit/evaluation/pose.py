@@ -21,17 +21,9 @@ from featkit.core.config import Config
 from featkit.core.content import Cell, Curves, Headline, Item, MatchPicture, Section, Table
 from featkit.core.errors import UsageError
 from featkit.core.log import progress
-from featkit.core.registry import Method, resolve
+from featkit.core.registry import Method
 from featkit.core.types import Pair
-from featkit.evaluation.benchmark import (
-    ImageBenchmark,
-    Predictions,
-    Ranked,
-    Result,
-    Work,
-    described,
-    described_matcher,
-)
+from featkit.evaluation.benchmark import ImageBenchmark, Predictions, Ranked, Result, Work, matcher_named, plain
 from featkit.evaluation.metrics import pose_errors_deg, symmetric_epipolar_errors
 from featkit.evaluation.pictures import match_picture, share_curve
 from featkit.evaluation.pose_estimators import (
@@ -214,7 +206,7 @@ class PoseScore:
                 for stage in sorted(stages)
             },
             "overall": self.overall.as_json(),
-            "scenes": {name: group.as_json() for name, group in self.scenes.items()},
+            "scenes": plain(self.scenes),
             "pairs": [pair.as_json() for pair in self.pairs],
         }
 
@@ -250,6 +242,7 @@ class ChosenPairs:
         ]
 
 
+@dataclass(kw_only=True)
 class RelativePoses(ImageBenchmark[ChosenPairs]):
     """matcher: by name, or a yaml file. ratio: of its ratio test, where that differs. pairs: file of those to measure.
 
@@ -261,30 +254,25 @@ class RelativePoses(ImageBenchmark[ChosenPairs]):
     several = True
     resize_max = 1600
 
-    def __init__(
-        self,
-        config: RelativePoseConfig | None = None,
-        device: str = "auto",
-        *,
-        matcher: str = "mutual-nn",
-        ratio: float | None = None,
-        pairs: Path | None = None,
-        max_pairs: int | None = None,
-    ):
-        super().__init__(config, device)
-        self.changed(pairs={} if max_pairs is None else {"max_pairs": max_pairs})
-        self.matcher = resolve("matcher", matcher, {} if ratio is None else {"ratio": ratio}, device).ready()
-        self.listed = pairs
+    matcher: str = "mutual-nn"
+    ratio: float | None = None
+    pairs: Path | None = None
+    max_pairs: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.changed(pairs={} if self.max_pairs is None else {"max_pairs": self.max_pairs})
+        self.by = matcher_named(self.matcher, self.ratio, self.device)
 
     @staticmethod
     def seeded(seed: int) -> dict[str, Any]:
         return {"seed": seed}
 
     def find(self, roots: Sequence[Path]) -> ChosenPairs:
-        if self.listed is not None and len(roots) > 1:
+        if self.pairs is not None and len(roots) > 1:
             raise UsageError(f"--pairs goes with one --root, not with {len(roots)}")
         scenes, config = read_scenes(roots), self.config
-        chosen = {scene.name: choose_pairs(scene, config.pairs, config.seed, self.listed) for scene in scenes}
+        chosen = {scene.name: choose_pairs(scene, config.pairs, config.seed, self.pairs) for scene in scenes}
         return ChosenPairs(scenes, chosen)
 
     def run(self, data: ChosenPairs, methods: Sequence[Method[Extractor]], work: Work) -> Result:
@@ -294,7 +282,7 @@ class RelativePoses(ImageBenchmark[ChosenPairs]):
         scores = [evaluate_poses(data.scenes, data.pairs, self.predictions(data, one, work), config) for one in methods]
         tables = [pairs_table(data), auc_table(scores, config), error_table(scores)]
         by_scene = [scene_table(scores, config)] if len(data.scenes) > 1 else []
-        matcher, first = described_matcher(self.matcher), next(iter(scores[0].overall.estimators))
+        first = next(iter(scores[0].overall.estimators))
         text = f"By the error of {_title(first)}, whose inliers are drawn as right."
         if len(scores) > PICTURED_METHODS:
             text += f" The first {PICTURED_METHODS} methods are shown."
@@ -303,13 +291,10 @@ class RelativePoses(ImageBenchmark[ChosenPairs]):
         )
         count = f"{len(data.scenes)} {'scene' if len(data.scenes) == 1 else 'scenes'}, {scores[0].overall.pairs} pairs"
         return Result(
-            self.name,
             "Relative pose",
             subtitle=f"{', '.join(scene.name for scene in data.scenes)}: {count}",
             numbers={
                 "scenes": data.described(),
-                "config": config.result_fields(),
-                "matcher": matcher,
                 "methods": [score.as_json() for score in scores],
             },
             tables=[*tables, *by_scene],
@@ -322,8 +307,6 @@ class RelativePoses(ImageBenchmark[ChosenPairs]):
                 Section("Worst and best pairs", text, extreme_pairs(data, scores[:PICTURED_METHODS], first, config)),
                 Section("Pairs", items=tables[:1]),
             ],
-            settings={"benchmark": config.result_fields(), "matcher": matcher},
-            methods=described(methods),
         )
 
     def predictions(self, data: ChosenPairs, method: Method[Extractor], work: Work) -> dict[str, Predictions]:
@@ -332,7 +315,7 @@ class RelativePoses(ImageBenchmark[ChosenPairs]):
         for scene in data.scenes:
             pairs = data.pairs[scene.name]
             names = sorted({name for pair in pairs for name in (pair.name0, pair.name1)})
-            found[scene.name] = work.predict(method, scene.images, names, self.matcher, pairs, scene=scene.name)
+            found[scene.name] = work.predict(method, scene.images, names, self.by, pairs, scene=scene.name)
         return found
 
 

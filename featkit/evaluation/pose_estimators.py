@@ -14,6 +14,7 @@ from pydantic import Field
 
 from featkit.core.config import Config
 from featkit.core.types import Pair
+from featkit.evaluation.benchmark import Plain, plain
 from featkit.evaluation.metrics import RelativePose, error_auc
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ class PoseEstimators(Config):
 
 
 @dataclass(frozen=True)
-class EstimatorError:
+class EstimatorError(Plain):
     """Errors of one estimated pose in degrees, infinite where there is none, and the matches that agree with it."""
 
     rotation_deg: float
@@ -211,14 +212,6 @@ class EstimatorError:
     def deg(self) -> float:
         """The larger one."""
         return max(self.rotation_deg, self.translation_deg)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values; no errors where there is no pose."""
-        return {
-            "rotation_deg": _finite(self.rotation_deg),
-            "translation_deg": _finite(self.translation_deg),
-            "inliers": self.inliers,
-        }
 
 
 @dataclass(frozen=True)
@@ -238,13 +231,12 @@ class PairScore:
             "images": [self.pair.name0, self.pair.name1],
             "keypoints": list(self.keypoints),
             "matches": self.matches,
-            "precision": round(self.precision, 6),
-            "estimators": {name: error.as_json() for name, error in self.errors.items()},
+            **plain({"precision": self.precision, "estimators": self.errors}),
         }
 
 
 @dataclass(frozen=True)
-class EstimatorScore:
+class EstimatorScore(Plain):
     """One estimator on some pairs. auc: in [0, 1], per threshold. Medians count failures as infinite."""
 
     auc: tuple[float, ...]
@@ -254,19 +246,9 @@ class EstimatorScore:
     inliers: float
     failed: int
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "auc": [round(value, 6) for value in self.auc],
-            "median_deg": _finite(self.median_deg),
-            "median_rotation_deg": _finite(self.median_rotation_deg),
-            "median_translation_deg": _finite(self.median_translation_deg),
-            "inliers": round(self.inliers, 2),
-            "failed": self.failed,
-        }
-
 
 @dataclass(frozen=True)
-class GroupScore:
+class GroupScore(Plain):
     """Means over some pairs. keypoints: over their images, each counted once."""
 
     pairs: int
@@ -274,15 +256,6 @@ class GroupScore:
     matches: float
     precision: float
     estimators: dict[str, EstimatorScore]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "pairs": self.pairs,
-            "keypoints": round(self.keypoints, 2),
-            "matches": round(self.matches, 2),
-            "precision": round(self.precision, 6),
-            "estimators": {name: score.as_json() for name, score in self.estimators.items()},
-        }
 
 
 def group_score(pairs: Sequence[PairScore], thresholds_deg: Sequence[float]) -> GroupScore:
@@ -315,7 +288,3 @@ def _estimator_score(errors: Sequence[EstimatorError], thresholds_deg: Sequence[
         inliers=float(np.mean([error.inliers for error in errors])),
         failed=sum(not np.isfinite(error.deg) for error in errors),
     )
-
-
-def _finite(value: float) -> float | None:
-    return round(value, 6) if np.isfinite(value) else None

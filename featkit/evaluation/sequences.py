@@ -242,18 +242,15 @@ def read_homography(path: Path) -> Float[np.ndarray, "3 3"]:
 # What benchmarks on sequences share: the choice of sequences, and one store of features for all of them.
 
 
+@dataclass(kw_only=True)
 class SequenceBenchmark(ImageBenchmark[SequenceSet]):
     """sequences: only these names, comma-separated. all_sequences: also those of HPatches that are too large."""
 
-    def __init__(
-        self, config: Any = None, device: str = "auto", *, sequences: str | None = None, all_sequences: bool = False
-    ):
-        super().__init__(config, device)
-        self.sequences = names_in(sequences)
-        self.all_sequences = all_sequences
+    sequences: str | None = None
+    all_sequences: bool = False
 
     def find(self, roots: SequenceOf[Path]) -> SequenceSet:
-        return read_sequences(roots[0], self.sequences, self.all_sequences)
+        return read_sequences(roots[0], names_in(self.sequences), self.all_sequences)
 
     def predictions(
         self, data: SequenceSet, method: Method[Extractor], work: Work, matcher: Method[Matcher] | None = None

@@ -71,6 +71,7 @@ def find_runs(folder: Path, epochs: Sequence[str] = ("best", "last")) -> list[Pa
     return found
 
 
+@dataclass(kw_only=True)
 class PatchBenchmark(Benchmark[Data, PatchMethod]):
     """published: whether papers' tables are shown below."""
 
@@ -78,9 +79,11 @@ class PatchBenchmark(Benchmark[Data, PatchMethod]):
     published_as: ClassVar[str]
     """What is printed on it, by the name of its file."""
 
-    def __init__(self, config: Any = None, device: str = "auto", *, published: bool = False):
-        super().__init__(config, device)
-        self.published = published_tables(self.published_as) if published else []
+    published: bool = False
+
+    def printed(self) -> list[Table]:
+        """What papers print, where it is asked for."""
+        return published_tables(self.published_as) if self.published else []
 
     def methods(self, features: Sequence[str], *, runs: Path | None = None, **reading: Any) -> list[PatchMethod]:
         """Those that are named, then the weights of a folder of trainings. Raises UsageError, BadInputError."""
@@ -190,6 +193,7 @@ def ubc_table(scores: Sequence[UbcScore]) -> UbcTable:
     return UbcTable(columns, tuple(lines))
 
 
+@dataclass(kw_only=True)
 class Ubc(PatchBenchmark[list[UbcSet]]):
     """pairs: name of the file of test pairs in each folder; by default the largest m50_*."""
 
@@ -198,9 +202,7 @@ class Ubc(PatchBenchmark[list[UbcSet]]):
     several = True
     published_as = "ubc"
 
-    def __init__(self, config: Any = None, device: str = "auto", *, pairs: str | None = None, published: bool = False):
-        super().__init__(config, device, published=published)
-        self.pairs = pairs
+    pairs: str | None = None
 
     def find(self, roots: Sequence[Path]) -> list[UbcSet]:
         return [read_ubc(folder, self.pairs) for folder in roots]
@@ -215,10 +217,9 @@ class Ubc(PatchBenchmark[list[UbcSet]]):
         ]
         note = "; ".join(f"{one.name}: {len(one.pairs):,} pairs of {one.pairs_file.name}" for one in data)
         return Result(
-            self.name,
             "UBC PhotoTour",
             numbers={"scores": [asdict(score) for score in scores]},
-            tables=[Table("FPR95, %", ["method", "weight", *heads, "mean"], rows, note), *self.published],
+            tables=[Table("FPR95, %", ["method", "weight", *heads, "mean"], rows, note), *self.printed()],
             ranking=[
                 Ranked(name, "mean FPR95, %", percent(found.mean(values)), "low") for name, _, values in found.rows
             ],
@@ -275,14 +276,13 @@ class Rome(PatchBenchmark[dict[str, RomePatches]]):
             [name, *(percent(score.mean_ap) for score in by_part.values())] for name, by_part in scores.items()
         ]
         return Result(
-            self.name,
             "RomePatches",
             numbers={
                 "scores": {
                     name: {part: asdict(score) for part, score in by_part.items()} for name, by_part in scores.items()
                 }
             },
-            tables=[Table("RomePatches, mAP, %", ["method", *data], rows), *self.published],
+            tables=[Table("RomePatches, mAP, %", ["method", *data], rows), *self.printed()],
             ranking=[
                 Ranked(name, "RomePatches test mAP, %", percent(by_part["test"].mean_ap))
                 for name, by_part in scores.items()

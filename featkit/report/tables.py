@@ -7,6 +7,7 @@ import math
 import numbers
 import re
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -20,39 +21,24 @@ from featkit.core.content import Cell, Link, Table
 
 
 @dataclass(frozen=True)
-class ShownColumn:
-    """A header. numeric: it stands above numbers."""
-
-    name: str
-    numeric: bool
-
-
-@dataclass(frozen=True)
 class ShownCell:
     """A cell. sort: the full number for the page's script, "" for a gap (which comes last), None for text, which sorts
     by what is shown. address: percent-encoded, of a cell that leads somewhere."""
 
     text: str
-    numeric: bool
     sort: str | None
     address: str = ""
 
 
 @dataclass(frozen=True)
-class ShownRow:
-    """A row. highlight: it is pointed out."""
-
-    cells: Sequence[ShownCell]
-    highlight: bool
-
-
-@dataclass(frozen=True)
 class ShownTable:
-    """A table as text, before it is escaped."""
+    """A table as text, before it is escaped. numeric: which columns hold numbers."""
 
     title: str
-    columns: Sequence[ShownColumn]
-    rows: Sequence[ShownRow]
+    columns: Sequence[str]
+    numeric: Sequence[bool]
+    rows: Sequence[Sequence[ShownCell]]
+    highlight: AbstractSet[int]
     note: str
     kind = "table"
 
@@ -62,20 +48,13 @@ def shown_table(table: Table, detail: Detail) -> ShownTable:
     for row in table.rows:
         if len(row) != len(table.columns):
             raise ValueError(f"{table.title}: a row of {len(row)} cells under {len(table.columns)} columns")
-    cells = [[row[i] for row in table.rows] for i in range(len(table.columns))]
-    columns = [ShownColumn(str(name), _numeric(column)) for name, column in zip(table.columns, cells, strict=True)]
-    decimals = [decimals_for(column) for column in cells]
-    rows = [
-        ShownRow(
-            [_shown_cell(cell, columns[i].numeric, decimals[i]) for i, cell in enumerate(row)],
-            number in table.highlight,
-        )
-        for number, row in enumerate(table.rows[: detail.rows])
-    ]
+    columns = [[row[i] for row in table.rows] for i in range(len(table.columns))]
+    numeric, decimals = [_numeric(cells) for cells in columns], [decimals_for(cells) for cells in columns]
+    rows = [list(map(_shown, row, numeric, decimals)) for row in table.rows[: detail.rows]]
     notes = [table.note] if table.note else []
     if len(table.rows) > detail.rows:
         notes.append(f"The first {format_integer(detail.rows)} of {format_integer(len(table.rows))} rows are shown.")
-    return ShownTable(table.title, columns, rows, " ".join(notes))
+    return ShownTable(table.title, table.columns, numeric, rows, table.highlight, " ".join(notes))
 
 
 def _numeric(column: Sequence[Cell]) -> bool:
@@ -84,10 +63,9 @@ def _numeric(column: Sequence[Cell]) -> bool:
     return bool(known) and all(number_in(cell) is not None for cell in known)
 
 
-def _shown_cell(cell: Cell, numeric: bool, decimals: int) -> ShownCell:
+def _shown(cell: Cell, numeric: bool, decimals: int) -> ShownCell:
     sort = _sort_key(cell) if numeric or not isinstance(cell, str) else None
-    address = quote(cell.address) if isinstance(cell, Link) else ""
-    return ShownCell(format_cell(cell, decimals), numeric, sort, address)
+    return ShownCell(format_cell(cell, decimals), sort, quote(cell.address) if isinstance(cell, Link) else "")
 
 
 def _sort_key(cell: Cell) -> str | None:

@@ -41,7 +41,7 @@ def test_rows_of_table_v(name: str) -> None:
         assert extractor["max_keypoints"] == 20000
     same = sides.database.config.fingerprint() == sides.query.config.fingerprint()
     assert same == ((nms0, score0) == (nms1, score1))
-    assert made.matcher.config.result_fields()["ratio"] is None
+    assert made.by.config.result_fields()["ratio"] is None
     row = f"SCFeat, {nms0} and {nms1} px, {score0} and {score1}"
     assert next(r.values for r in published("aachen").tables[1].rows if r.name == row) == printed
 
