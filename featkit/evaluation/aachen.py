@@ -13,13 +13,13 @@ from typing import Any
 
 from pydantic import Field
 
-from featkit.core.config import Config, digest, load_pipeline, merge, named_config
+from featkit.core.config import Config, digest, load_pipeline, merge
 from featkit.core.content import Cell, Headline, Link, Section, Table
 from featkit.core.errors import BadInputError, UsageError
-from featkit.core.registry import Method, class_of, resolve
+from featkit.core.registry import Method
 from featkit.core.types import Pose
 from featkit.data.aachen import AachenFiles, PairLists, find_aachen, published_lists
-from featkit.evaluation.benchmark import ImageBenchmark, Ranked, Result, Work
+from featkit.evaluation.benchmark import Ranked, Result, SettingBenchmark, Work
 from featkit.evaluation.metrics import THRESHOLDS, LocalizationScore, score_localization
 from featkit.evaluation.pictures import seconds_table
 from featkit.evaluation.published import published
@@ -93,12 +93,11 @@ class AachenData:
 
 
 @dataclass(kw_only=True)
-class AachenBenchmark(ImageBenchmark[AachenData]):
+class AachenBenchmark(SettingBenchmark[AachenData]):
     """Settings by name: `configs/aachen*.yaml`. version: "1.1" or "1.0". queries: "night" or "day-night".
 
     db_pairs, query_pairs: lists in place of the published ones; retrieval: files of global descriptors (hloc's layout)
-    that pair the queries. truth: poses.txt of the queries. skip_broken: pass over images of the map that cannot be
-    read.
+    that pair the queries. truth: poses.txt of the queries. skip_broken: in the map.
     """
 
     name = "aachen"
@@ -111,15 +110,11 @@ class AachenBenchmark(ImageBenchmark[AachenData]):
     query_pairs: Path | None = None
     retrieval: Sequence[Path] = ()
     truth: Path | None = None
-    skip_broken: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.config.extractors:
-            class_of("extractor", name)  # a misspelt one would be passed over without a word
         if self.retrieval and self.query_pairs:
             raise UsageError("--retrieval makes the queries' pairs; it does not go with --query-pairs")
-        self.by = resolve("matcher", self.config.matched_by, self.config.matching, self.device).ready()
 
     @staticmethod
     def seeded(seed: int) -> dict[str, Any]:
@@ -143,10 +138,7 @@ class AachenBenchmark(ImageBenchmark[AachenData]):
 
         Raises UsageError for an unknown name or field.
         """
-        extractor = str(named_config(name, "extractor").get("extractor"))
-        own = self.config.extractors.get(extractor, Sides())
-        if self.config.extractors and extractor not in self.config.extractors:
-            LOGGER.info("%s: the setting has nothing for %s; its own configuration is used", name, extractor)
+        own = self.differences(name) or Sides()
         database, query = (
             super(AachenBenchmark, self).method(
                 name, label, merge(differs, changes or {}), **reading, skip_broken=skip_broken

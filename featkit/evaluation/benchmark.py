@@ -10,6 +10,7 @@ image that has changed.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -19,11 +20,11 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import numpy as np
 
 from featkit import __version__
-from featkit.core.config import Config, make, merge
+from featkit.core.config import Config, make, merge, named_config
 from featkit.core.content import Configuration, Headline, Report, Section, Table
 from featkit.core.errors import UsageError
 from featkit.core.log import timed
-from featkit.core.registry import Method, resolve, setting_of
+from featkit.core.registry import Method, class_of, resolve, setting_of
 from featkit.core.types import Pair
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
@@ -32,6 +33,7 @@ from featkit.features.stage import ExtractConfig, extraction
 from featkit.io.lists import write_pairs
 from featkit.matching.stage import Matcher
 
+LOGGER = logging.getLogger(__name__)
 Data = TypeVar("Data")
 Measured = TypeVar("Measured")
 
@@ -222,8 +224,8 @@ class Benchmark(Generic[Data, Measured]):
     config: Any = None
     """Complete; by default that of `Config`."""
     device: str = "auto"
-    by: Method[Matcher] | None = field(default=None, init=False)
-    """The matcher, of those that match."""
+    by: Any = field(default=None, init=False)
+    """The matcher, a `Method`, of benchmarks that match."""
 
     def __post_init__(self) -> None:
         self.config = self.Config() if self.config is None else self.config
@@ -316,6 +318,32 @@ class ImageBenchmark(Benchmark[Data, Any]):
         return [self.method(*one, changes, **reading) for one in zip(features, labels, strict=True)]
 
 
+@dataclass(kw_only=True)
+class SettingBenchmark(ImageBenchmark[Data]):
+    """One that papers measured under settings of their own: `config` has extractors, matched_by and matching.
+
+    ratio: of the ratio test, where that differs from the setting's; 1: none. skip_broken: pass over images that cannot
+    be read.
+    """
+
+    ratio: float | None = None
+    skip_broken: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.changed(matching={} if self.ratio is None else {"ratio": self.ratio})
+        for name in self.config.extractors:
+            class_of("extractor", name)  # a misspelt one would be passed over without a word
+        self.by = resolve("matcher", self.config.matched_by, self.config.matching, self.device).ready()
+
+    def differences(self, name: str) -> Any:
+        """What the setting has for the extractor of features by name; None: nothing."""
+        extractor = str(named_config(name, "extractor").get("extractor"))
+        if self.config.extractors and extractor not in self.config.extractors:
+            LOGGER.info("%s: the setting has nothing for %s; its own configuration is used", name, extractor)
+        return self.config.extractors.get(extractor)
+
+
 def evaluate(
     benchmark: Benchmark[Data, Measured], roots: Sequence[Path], features: str, work: Work, **reading: Any
 ) -> Result:
@@ -323,7 +351,7 @@ def evaluate(
 
     Raises UsageError for names that there are not, BadInputError for data that are missing or broken.
     """
-    methods = benchmark.methods(method_names(features), **reading)
+    methods: list[Any] = benchmark.methods(method_names(features), **reading)
     result = benchmark.run(benchmark.find(roots), methods, work)
     described = {one.name: one.described() for one in methods if hasattr(one, "described")}
     return replace(result, benchmark=benchmark.name, settings=benchmark.settings(), methods=described)

@@ -19,13 +19,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from featkit.core.config import Config, digest, merge, named_config
+from featkit.core.config import Config, digest, merge
 from featkit.core.content import Cell, Curves, Headline, Item, Scene3D, Section, Table
 from featkit.core.errors import EmptyResultError
 from featkit.core.log import timed
-from featkit.core.registry import Method, class_of, resolve
+from featkit.core.registry import Method, resolve
 from featkit.engine import stages
-from featkit.evaluation.benchmark import ImageBenchmark, Ranked, Result, Work, names_in
+from featkit.evaluation.benchmark import Ranked, Result, SettingBenchmark, Work, names_in
 from featkit.evaluation.eth_scenes import EthScene, SceneSet, find_scenes
 from featkit.evaluation.eth_scores import SceneMap, SceneScore, measure
 from featkit.evaluation.pictures import match_pictures, moved_scene, posed_camera, share_curve
@@ -98,26 +98,19 @@ class EthConfig(Config):
 
 
 @dataclass(kw_only=True)
-class EthBenchmark(ImageBenchmark[SceneSet]):
-    """scenes: only these, comma-separated; by default the benchmark's. ratio: of the matcher's ratio test, where that
-    differs from the setting's; 1: none. skip_broken: pass over images that cannot be read."""
+class EthBenchmark(SettingBenchmark[SceneSet]):
+    """scenes: only these, comma-separated; by default the benchmark's."""
 
     name = "eth"
     Config = EthConfig
     setting = "eth"
 
     scenes: str | None = None
-    ratio: float | None = None
-    skip_broken: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.changed(matching={} if self.ratio is None else {"ratio": self.ratio})
-        for name in self.config.extractors:
-            class_of("extractor", name)  # a misspelt one would be passed over without a word
         if self.config.paired_by != "auto":
             resolve("pairing", self.config.paired_by)  # better found before the work than after
-        self.by = resolve("matcher", self.config.matched_by, self.config.matching, self.device).ready()
 
     @staticmethod
     def seeded(seed: int) -> dict[str, Any]:
@@ -130,10 +123,7 @@ class EthBenchmark(ImageBenchmark[SceneSet]):
         self, name: str, label: str | None = None, changes: dict[str, Any] | None = None, **reading: Any
     ) -> Method[Extractor]:
         """Features by name, under this setting. changes: fields that differ once more."""
-        extractor = str(named_config(name, "extractor").get("extractor"))
-        own = self.config.extractors.get(extractor, {})
-        if self.config.extractors and not own:
-            LOGGER.info("%s: the setting has nothing for %s; its own configuration is used", name, extractor)
+        own = self.differences(name) or {}
         return super().method(name, label, merge(own, changes or {}), skip_broken=self.skip_broken, **reading)
 
     def run(self, data: SceneSet, methods: Sequence[Method[Extractor]], work: Work) -> Result:
