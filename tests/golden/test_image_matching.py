@@ -231,7 +231,7 @@ def test_map_is_a_mean_of_means(precise: MethodPrecision) -> None:
 def test_matching_one_to_one_never_uses_a_feature_twice(data: SequenceSet, predictions: Predictions) -> None:
     one = evaluate_precision(data, predictions, OxfordConfig(matching="one_to_one"))
     for pair in one.pairs:
-        assert pair.matches == min(pair.features)
+        assert pair.matches == min(pair.features_in_both)
         assert all(pair.right[rule] <= pair.matches for rule in pair.right)
         assert all(0 <= value <= 1 for value in pair.ap.values())
 
