@@ -67,7 +67,7 @@ def test_a_budget_becomes_steps_and_the_same_budget_goes_on(
         (("--budget", "0.01m"), 2, "too short; 5 s at least"),
         (("--precision", "fp16"), 2, "'auto', 'fp32' or 'bf16'"),
         (("--batch-size", 600), 2, "ask for at most"),
-        (("--config", "sift"), 2, "it is no task"),
+        (("--config", "sift"), 2, "is not a task"),
         (("--config", "hardnett"), 2, "did you mean 'hardnet'"),
     ],
     ids=str,
