@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from featkit.core.config import Config, digest, load_pipeline
+from featkit.core.config import Config, Seed, digest, load_pipeline
 from featkit.core.errors import BadInputError
 from featkit.core.registry import Method
 from featkit.engine.plan import LOCAL, EngineConfig
@@ -31,13 +31,14 @@ ORIGIN = "a `poses.txt` of true poses (`name qw qx qy qz tx ty tz`) with its `ca
 class HeldOutConfig(Config):
     """Which photographs are queries, and how they are matched."""
 
-    every: int = Field(4, ge=2)
+    every: int = Field(4, ge=2, le=10**9)
     """Of so many photographs, in the order of their names, the last is a query; the others are the map."""
     matcher: str = "mutual"
     """By name, of the map and of the queries."""
     matching: dict[str, Any] = Field(default_factory=dict)
     """What differs from the matcher's configuration."""
-    seed: int = 0
+    seed: Seed = 0
+    """Of all random draws."""
 
 
 @dataclass(frozen=True)

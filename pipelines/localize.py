@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import Field
 
 from featkit.core import log
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Config, Runtime, Seed, WorkerCount
 from featkit.core.log import timed
 from featkit.core.registry import resolve
 from featkit.evaluation.metrics import score_localization
@@ -42,13 +42,17 @@ class LocalizationConfig(Config):
     """Everything that decides the poses of queries, beside the map."""
 
     retrieval: VladConfig = VladConfig()
+    """How map images are found for a query."""
     matcher: str = "mutual"
+    """Matcher by name, or a yaml file."""
     matching: dict[str, Any] = Field(default_factory=dict)
     """What differs from the matcher's configuration."""
     localize: LocalizeConfig = LocalizeConfig()
-    workers: Runtime[int] = 0
+    """Poses, and the queries' cameras."""
+    workers: Runtime[WorkerCount] = 0
     """Processes that extract; 0: one per core."""
-    seed: int = 0
+    seed: Seed = 0
+    """Of the clusters of retrieval."""
 
 
 @dataclass(frozen=True)

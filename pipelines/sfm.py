@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from featkit.core import log
-from featkit.core.config import Config
+from featkit.core.config import Config, Seed
 from featkit.core.errors import UsageError
 from featkit.core.log import timed
 from featkit.core.registry import resolve
@@ -42,6 +42,7 @@ class SfmConfig(Config):
     """Everything that decides a map."""
 
     extract: ExtractConfig = ExtractConfig()
+    """What features, and how images are read."""
     pairs: str = "auto"
     """auto, exhaustive, sequential, retrieval, gps, poses, covisible, another name in configs/, or a pairs file."""
     auto: AutoConfig = AutoConfig()
@@ -49,10 +50,13 @@ class SfmConfig(Config):
     pairing: dict[str, Any] = Field(default_factory=dict)
     """What differs from the pairing's configuration."""
     matcher: str = "mutual"
+    """Matcher by name, or a yaml file."""
     matching: dict[str, Any] = Field(default_factory=dict)
     """What differs from the matcher's configuration."""
     map: MapConfig = MapConfig()
-    seed: int = 0
+    """Cameras, geometric verification, mapping."""
+    seed: Seed = 0
+    """Of pairing by retrieval; verification and mapping have their own in `map`."""
 
 
 @dataclass(frozen=True)

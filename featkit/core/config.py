@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featkit.core.errors import BadInputError, UsageError
 
@@ -31,11 +31,63 @@ class _RuntimeMarker:
 
 Runtime = Annotated[T, _RuntimeMarker()]
 
+# ----------------------------------------------------------------------------------------------------------------------
+# The types of numbers in configurations. Every number has a range, since many reach native code that checks nothing;
+# a field may add a bound of another kind (`Field(0.5, gt=0)`); of one kind a type's own would be kept, so write those
+# out. NaN and infinity are refused unless a field asks for them (`allow_inf_nan=True`).
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+"""Of random draws; native code takes 31 bits."""
+Count = Annotated[int, Field(ge=1, le=10**9)]
+"""How many of something, at least one."""
+CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
+"""How many of something; 0 mostly means none, or "by itself"."""
+Trials = Annotated[int, Field(ge=1, le=10**8)]
+"""Draws of a robust estimator."""
+WorkerCount = Annotated[int, Field(ge=0, le=1024)]
+"""Processes or threads that work at the same time; 0: one per core."""
+Threads = Annotated[int, Field(ge=-1, le=1024)]
+"""Threads of native code, never more than there are cores; -1: all cores."""
+Side = Annotated[int, Field(ge=1, le=2**16)]
+"""Width, height or a length of whole pixels, px."""
+Pixels = Annotated[float, Field(gt=0, le=1e5)]
+"""A distance in an image, px."""
+PixelsOrZero = Annotated[float, Field(ge=0, le=1e5)]
+"""A distance in an image that may be none, px."""
+Degrees = Annotated[float, Field(ge=0, le=180)]
+"""An angle without a sign, degrees."""
+Radians = Annotated[float, Field(ge=0, le=math.pi)]
+"""An angle without a sign, radians."""
+Metres = Annotated[float, Field(gt=0, le=1e9)]
+"""A distance in the world, metres (or the model's unit)."""
+Seconds = Annotated[float, Field(gt=0, le=1e7)]
+"""A time, s; the longest is four months."""
+Megabytes = Annotated[float, Field(gt=0, le=1e6)]
+"""A size of files or memory, 10^6 bytes."""
+Bytes = Annotated[int, Field(ge=0, le=2**50)]
+"""A size of files or memory, bytes."""
+Quality = Annotated[int, Field(ge=0, le=100)]
+"""Of a JPEG."""
+Share = Annotated[float, Field(ge=0, le=1)]
+"""Part of a whole, or a probability."""
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+"""Part of a whole that is not nothing."""
+Confidence = Annotated[float, Field(gt=0, lt=1)]
+"""Probability of a draw without outliers, after which drawing ends."""
+Factor = Annotated[float, Field(gt=0, le=1e6)]
+"""What something is multiplied or divided by, or a positive quantity without a unit."""
+FactorOrZero = Annotated[float, Field(ge=0, le=1e6)]
+"""A factor or weight that may be nothing."""
+Epsilon = Annotated[float, Field(gt=0, le=1)]
+"""A small number that keeps a division or a slope finite."""
+Number = Annotated[float, Field(ge=-1e9, le=1e9)]
+"""Any number of ordinary size."""
+
 
 class Config(BaseModel):
-    """A frozen set of named values; an unknown key is refused with the nearest right one."""
+    """A frozen set of named values; an unknown key is refused with the nearest right one, and NaN and infinity too."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def result_fields(self) -> dict[str, Any]:
         """The fields that decide a result, as plain json values; infinity, which json has not, as "inf"."""

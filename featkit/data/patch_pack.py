@@ -20,9 +20,10 @@ from typing import Any
 import cv2
 import numpy as np
 from jaxtyping import Int, UInt8
+from pydantic import Field
 
 from featkit import __version__
-from featkit.core.config import Config
+from featkit.core.config import Config, Megabytes, Quality
 from featkit.core.errors import BadInputError, EmptyResultError, UsageError
 from featkit.core.log import progress
 from featkit.data.patch_set import PatchSet, union
@@ -204,12 +205,12 @@ LICENCE = "licence.txt"
 class PackConfig(Config):
     """What a pack holds."""
 
-    max_mb: float = 30.0
+    max_mb: Megabytes = 30.0
     """Size of the file, 10^6 bytes. Whole classes are left out, drawn at random, until it fits; every set may hold the
     same number of patches, so that small sets stay whole while large ones give."""
-    side: int = 64
+    side: int = Field(64, ge=8, le=1024)
     """Patches are reduced to this side, px; a multiple of 8."""
-    quality: int = 80
+    quality: Quality = 80
     """Of JPEG, 1 to 100; 0: without loss (WebP), about three times the size."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from featkit.core.config import Config, digest, merge, named_config
+from featkit.core.config import Config, Seed, digest, merge, named_config
 from featkit.core.errors import BadInputError
 from featkit.core.registry import Method, class_of, resolve
 from featkit.core.types import Pose
@@ -37,7 +37,9 @@ class Sides(Config):
     """What differs from the configuration of features, in images of the map and in queries."""
 
     database: dict[str, Any] = Field(default_factory=dict)
+    """Of the map's images."""
     query: dict[str, Any] = Field(default_factory=dict)
+    """Of the queries."""
 
 
 class AachenConfig(Config):
@@ -57,7 +59,8 @@ class AachenConfig(Config):
     """Verification against the known poses, and triangulation. Cameras are never refined."""
     localize: LocalizeConfig = LocalizeConfig(num_retrieved=50)
     """Poses; images retrieved for each query where no list is given (hloc: 50)."""
-    seed: int = 0
+    seed: Seed = 0
+    """Of the clusters of retrieval."""
 
 
 @dataclass(frozen=True)

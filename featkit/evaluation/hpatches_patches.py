@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Count, CountOrZero, FactorOrZero, Share
 from featkit.core.errors import BadInputError
 from featkit.core.log import progress
 from featkit.data.hpatches import KINDS, LEVELS, VIEWS, HPatches
@@ -41,13 +41,13 @@ PAIR_FILES = {"positive": "verif_pos", "intra": "verif_neg_intra", "inter": "ver
 class DrawnTasksConfig(Config):
     """Tasks drawn when there are no official files, by the official numbers (fewer when there are not as many)."""
 
-    pairs: int = 1_000_000
+    pairs: Count = 1_000_000
     """Of each kind: positive, negative of one sequence, negative of two."""
-    queries: int = 10_000
+    queries: Count = 10_000
     """Retrieval; drawn from patches with enough contrast."""
-    distractors: int = 20_000
+    distractors: CountOrZero = 20_000
     """Retrieval; never a query."""
-    min_deviation: float = 10.0
+    min_deviation: FactorOrZero = 10.0
     """Standard deviation of the grey values (0 to 255) above which a patch can be a query or a distractor."""
 
 
@@ -246,9 +246,9 @@ class HPatchesConfig(Config):
 
     tasks: tuple[Task, ...] = TASKS
     """Those to run."""
-    imbalanced_share: float = 0.2
+    imbalanced_share: Share = 0.2
     """Share of the matching pairs, from the first on, that the imbalanced protocol takes."""
-    pool_sizes: tuple[int, ...] = (100, 500, 1000, 5000, 10_000, 15_000, 20_000)
+    pool_sizes: tuple[Count, ...] = (100, 500, 1000, 5000, 10_000, 15_000, 20_000)
     """Retrieval: patches in the list, the five right ones among them; a smaller pool is taken whole."""
     drawn: DrawnTasksConfig = DrawnTasksConfig()
     """Tasks that have no official files."""

@@ -28,11 +28,11 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from featkit.core.config import Config, Runtime, digest, make
+from featkit.core.config import Config, Runtime, WorkerCount, digest, make
 from featkit.core.errors import BadInputError, EmptyResultError, WorkerDiedError
 from featkit.core.log import progress
 from featkit.core.registry import Method, class_of, resolve
-from featkit.core.runtime import usable_cores
+from featkit.core.runtime import capped
 from featkit.core.types import Features
 from featkit.features.base import Extractor, TwoSteps, takes_two_steps
 from featkit.images.read import DecodeConfig, DecodedImage, decode, find_masks, list_images, masked
@@ -51,8 +51,9 @@ class ExtractConfig(Config):
     extractor: dict[str, Any] = Field(default_factory=dict)
     """What differs from that configuration; `resolve` fills in all of it, and the extractor's name as `extractor`."""
     decode: DecodeConfig = DecodeConfig()
-    workers: Runtime[int] = 0
-    """Processes or threads that decode and extract; 0: one per core."""
+    """How images are decoded, and which pixels count."""
+    workers: Runtime[WorkerCount] = 0
+    """Processes or threads that decode and extract, never more than there are cores; 0: one per core."""
     skip_broken: Runtime[bool] = False
     """Leave out images that cannot be read (with a warning) instead of stopping."""
     masks: Runtime[Path | None] = None
@@ -154,7 +155,7 @@ def _extracted(
     method: Method[Extractor], images: Path, names: Sequence[str], masks: Mapping[str, Path]
 ) -> Iterator[tuple[str, Features | None]]:
     """(name, features) in the order of `names`; None for an image passed over."""
-    count = method.config.workers or usable_cores()
+    count = capped(method.config.workers)
     waiting: deque[tuple[str, Future[Features | DetectedImage]]] = deque()
     with workers(method, count, names) as pool:
         for name in names:

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from pydantic import Field
 
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Config, Runtime, Seed
 from featkit.core.errors import UsageError
 from featkit.core.registry import resolve
 from featkit.core.types import Features, Matches, Pair
@@ -47,15 +47,19 @@ class LocalizerConfig(Config):
     """What decides a pose, beside the map: the fields of the recipe behind `featkit localize`, with its defaults."""
 
     retrieval: VladConfig = VladConfig()
+    """How map images are found for a query."""
     matcher: str = "mutual"
+    """Matcher by name, or a yaml file."""
     matching: dict[str, Any] = Field(default_factory=dict)
     """What differs from the matcher's configuration."""
     localize: LocalizeConfig = LocalizeConfig()
-    seed: int = 0
+    """Poses, and the query's camera."""
+    seed: Seed = 0
+    """Of the clusters of retrieval."""
     points_only: bool = False
     """Match with the 3D points that the retrieved images show, each once, as the most similar of them shows it: faster
     and smaller. The matches, and the pose by its noise, are then not those of `featkit localize`."""
-    cache_mb: Runtime[int] = Field(default=1024, ge=0)
+    cache_mb: Runtime[int] = Field(1024, ge=0, le=10**6)
     """Features of map images that are kept in memory, MiB; 8,000 of 128 numbers are 4."""
 
 

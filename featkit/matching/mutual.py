@@ -18,10 +18,11 @@ from typing import ClassVar, Protocol
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Int8, Shaped
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Config, PositiveShare, Runtime
 from featkit.core.errors import BadInputError
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features, Matches
@@ -33,14 +34,14 @@ MAX_THREADS = 8  # pairs at a time on the CPU: each has a tile of 4 MB per 1,000
 class MutualConfig(Config):
     """Which nearest neighbours count as matches."""
 
-    ratio: float | None = 0.8
+    ratio: PositiveShare | None = 0.8
     """Largest distance to the nearest over distance to the second nearest, on both sides. None: no test.
 
     Hamming distances go with the square of Euclidean ones: 0.8 is stricter for bits than for real numbers.
     """
-    min_score: float | None = None
+    min_score: float | None = Field(None, ge=-1, le=1)
     """Smallest similarity of a match: cosine, or share of equal minus share of unequal bits. None: no threshold."""
-    batch_size: Runtime[int] = 32
+    batch_size: Runtime[int] = Field(32, ge=1, le=10**6)
     """Pairs that are read ahead and handed over together."""
 
 

@@ -31,7 +31,8 @@ LOGGER = logging.getLogger(__name__)
 class AutoConfig(Config):
     """When all pairs are cheap enough."""
 
-    exhaustive_up_to: int = Field(default=60, ge=2, description="images; 60 make 1,770 pairs")
+    exhaustive_up_to: int = Field(60, ge=2, le=10**9)
+    """All pairs up to this many images (60 make 1,770 pairs), beyond it pairs by retrieval."""
 
 
 def auto_method(num_images: int, config: AutoConfig) -> str:
