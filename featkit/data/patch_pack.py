@@ -257,8 +257,6 @@ def write_pack(config: PackConfig, folders: Sequence[Path], out: Path, seed: int
 def _check(config: PackConfig, folders: Sequence[Path], out: Path) -> None:
     if config.side % 8 or not 8 <= config.side <= MAX_SIDE:
         raise UsageError(f"side {config.side}: patches are packed at a multiple of 8 px, up to {MAX_SIDE}")
-    if not 0 <= config.quality <= 100:
-        raise UsageError(f"quality {config.quality}: 1 to 100, or 0 for no loss")
     names = [folder.resolve().name for folder in folders]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

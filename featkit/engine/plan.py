@@ -48,17 +48,17 @@ class EngineConfig(Config):
     """Where a stage runs. No field changes a result."""
 
     name: Literal["local", "ray", "plan"] = "local"
-    """local: in this process and its workers; ray: on a Ray cluster; plan: nowhere yet, shards are only planned."""
+    """local: in this process and its workers; ray: on a Ray cluster of many machines; plan: see `featkit plan`."""
     address: str | None = None
-    """Of the Ray cluster ("auto": the one this machine belongs to); None: one of this machine alone."""
+    """Address of the Ray cluster; "auto": the one this machine belongs to. None: this machine alone."""
     shards: int = Field(0, ge=0, le=10**6)
-    """Parts of the work; 0: by the task's `items_per_shard`."""
+    """Parts of the work; 0: by their size."""
     cpus: float = Field(1.0, ge=0.01, le=1024)
-    """Cores of each task; also its worker processes, rounded down."""
+    """Cores of each part; also its worker processes, rounded down."""
     gpus: float = Field(0.0, ge=0, le=1024)
-    """GPUs of each task; 0.25: four tasks share one."""
+    """GPUs of each part; 0.25: four parts share one."""
     retries: int = Field(3, ge=0, le=1000)
-    """Times a shard is tried again when its node or process is lost."""
+    """Times a part is tried again when its node or process is lost."""
 
 
 LOCAL = EngineConfig()

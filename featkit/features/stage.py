@@ -47,7 +47,7 @@ class ExtractConfig(Config):
     """Everything that decides what stands in features.h5."""
 
     features: Runtime[str] = "rootsift"
-    """A name in configs/, or the path of a yaml file."""
+    """Features by name (`featkit features` lists them), or a yaml file."""
     extractor: dict[str, Any] = Field(default_factory=dict)
     """What differs from that configuration; `resolve` fills in all of it, and the extractor's name as `extractor`."""
     decode: DecodeConfig = DecodeConfig()
@@ -57,7 +57,8 @@ class ExtractConfig(Config):
     skip_broken: Runtime[bool] = False
     """Leave out images that cannot be read (with a warning) instead of stopping."""
     masks: Runtime[Path | None] = None
-    """Folder of masks (`images.read`). What a mask holds is told apart as the photograph's own content is."""
+    """Folder of masks named as COLMAP's (a/b.jpg.png of a/b.jpg): no keypoint where one is zero. What a mask
+    holds is told apart as the photograph's own content is."""
 
 
 def extraction(config: ExtractConfig, changes: dict[str, Any] | None = None, device: str = "auto") -> Method[Extractor]:

@@ -30,11 +30,11 @@ class CameraConfig(Config):
     """How photographs get their cameras."""
 
     model: str = "SIMPLE_RADIAL"
-    """A COLMAP camera model."""
+    """COLMAP camera model."""
     params: tuple[Number, ...] | None = None
-    """Known parameters in the model's order (COLMAP pixels); None: from EXIF, else guessed."""
+    """Known parameters in the model's order, COLMAP pixels. None: EXIF, else a guess."""
     mode: CameraMode = "per-image"
-    """Which images share one camera."""
+    """Which images share one camera: single (all of them), per-folder or per-image."""
     default_focal_factor: float = Field(1.2, ge=0.01, le=100)
     """Without EXIF: focal length over the longer side (COLMAP's guess)."""
     sensor_width_mm: Factor | None = None
