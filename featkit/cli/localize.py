@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,12 +9,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from featkit.api import localization as api
 from featkit.cli import app as options
 from featkit.cli.app import Outcome, RunOptions, verb
-from featkit.core.config import load_pipeline, make, merge, overrides
+from featkit.cli.command import command
+from featkit.core.config import overrides
 from featkit.core.errors import UsageError
 from featkit.data.aachen import query_names
-from featkit.localization.localizer import Localizer, LocalizerConfig
 from featkit.localization.stage import check_submission, file_name
 from featkit.report.maps import recall_table
 
@@ -155,57 +153,8 @@ def _app(command: Callable[..., None], text: str) -> typer.Typer:
     return app
 
 
-@verb
-def localize_command(
-    map_folder: Annotated[Path, typer.Argument(metavar="MAP", help="A reconstructed scene, or its sparse model.")],
-    queries: Annotated[Path, typer.Option(help="Folder of photographs to localize.")],
-    intrinsics: Annotated[
-        Path | None, typer.Option(help="`name MODEL width height params...` a line; only these are localized.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for the poses.", show_default="MAP/featkit/localize")
-    ] = None,
-    features: Annotated[
-        Path | None, typer.Option(help="The map's features.h5.", show_default="found beside the map")
-    ] = None,
-    pairs: Annotated[Path | None, typer.Option(help="Pairs file: query, map image.", show_default="retrieval")] = None,
-    retrieval: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="Pair by global descriptors of map and queries in hloc's layout; twice: one file each."
-        ),
-    ] = None,
-    num: Annotated[int | None, typer.Option(help="Map images retrieved per query.", min=1, show_default="20")] = None,
-    matcher: options.Matcher = "mutual",
-    camera_model: options.CameraModel = None,
-    camera_params: options.CameraParams = None,
-    workers: options.Workers = 0,
-    truth: Annotated[Path | None, typer.Option(help="True poses (of the map's images too): prints the recall.")] = None,
-    settings: options.Settings = None,
-    overwrite: options.Overwrite = False,
-    *,
-    run: RunOptions,
-) -> Outcome:
-    if retrieval and pairs:
-        raise UsageError("--retrieval makes the pairs; it does not go with --pairs")
-    pipeline = load_pipeline("localize")
-    camera = options.camera_fields(camera_model, camera_params)
-    localize = {"pose": {"seed": run.seed}, "camera": camera, **options.given(num_retrieved=num)}
-    values = {"localize": localize, "matcher": matcher, "workers": workers, "seed": run.seed}
-    config = make(pipeline.LocalizationConfig, merge(values, overrides(settings or [])), where="localize")
-    result = pipeline.run(
-        config,
-        map_folder,
-        queries,
-        out,
-        intrinsics=intrinsics,
-        features=features,
-        pairs=pairs,
-        retrieval=retrieval or (),
-        truth=truth,
-        device=run.device,
-        overwrite=overwrite,
-    )
+@command(api.localize)
+def localize_command(result: Any) -> Outcome:
     tables = [recall_table(result.metrics)] if "recall" in result.metrics else []
     failed = [f"not localized: {q.name}: {q.reason}" for q in result.results if q.pose is None]
     summary = f"{result.output / 'poses.txt'}: {result.metrics['localized']} of {result.metrics['queries']} queries"
@@ -224,76 +173,8 @@ With `?intrinsics=MODEL width height params...` (URL-encoded) the photograph's c
 be localized is answered with the reason (status 200); one that cannot be read with 400, a too large one with 413.
 /healthz says that the map is loaded, /openapi.json describes everything. There is no password: it listens on this
 machine only, unless --host says otherwise. Needs `pip install "featkit[serve]"`."""
-LOGGER = logging.getLogger("featkit.serve")
-LOOPBACK = ("127.", "::1", "localhost")
 
 
-@verb
-def serve_command(
-    map_folder: Annotated[Path, typer.Argument(metavar="MAP", help="A reconstructed scene, or its sparse model.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
-    features: Annotated[
-        Path | None, typer.Option(help="The map's features.h5.", show_default="found beside the map")
-    ] = None,
-    num: Annotated[int | None, typer.Option(help="Map images retrieved per query.", min=1, show_default="20")] = None,
-    matcher: options.Matcher = "mutual",
-    points_only: Annotated[
-        bool,
-        typer.Option("--points-only", help="Match with the map's 3D points alone, each once: faster."),
-    ] = False,
-    camera_model: options.CameraModel = None,
-    camera_params: options.CameraParams = None,
-    max_mb: Annotated[float, typer.Option(help="Largest photograph, millions of bytes.", min=0.01)] = 32.0,
-    max_megapixels: Annotated[float, typer.Option(help="Largest photograph, millions of pixels.", min=0.01)] = 50.0,
-    timeout: Annotated[float, typer.Option(help="Seconds for one photograph, waiting included.", min=0.1)] = 60.0,
-    threads: Annotated[int, typer.Option(help="Photographs worked on at once.", min=1)] = 2,
-    settings: options.Settings = None,
-    *,
-    run: RunOptions,
-) -> Outcome:
-    try:
-        import uvicorn
-
-        from featkit.server import ServeConfig, create_app
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in {"fastapi", "uvicorn", "starlette"}:
-            raise
-        raise UsageError(f'featkit serve needs {error.name}; pip install "featkit[serve]"') from None
-
-    limits = {"max_mb": max_mb, "max_megapixels": max_megapixels, "timeout_s": timeout, "threads": threads}
-    serve = make(ServeConfig, limits, where="serve")
-    camera = options.camera_fields(camera_model, camera_params)
-    localize = {"pose": {"seed": run.seed}, "camera": camera, **options.given(num_retrieved=num)}
-    values = {"localize": localize, "matcher": matcher, "points_only": points_only, "seed": run.seed}
-    values = merge(values, overrides(settings or []))
-    config = make(LocalizerConfig, values, where="localize")
-    with _listening(host, port) as socket, Localizer(map_folder, config, features=features, device=run.device) as warm:
-        where = _address(socket)
-        if not host.startswith(LOOPBACK):
-            LOGGER.warning("%s: whoever can reach this machine can send photographs; there is no password", where)
-        socket.listen()  # before it is said to be ready: what comes now waits for the server's first turn
-        LOGGER.info("ready: %s (%d images, %d points); Ctrl-C stops", where, warm.map_images, warm.map_points)
-        server = uvicorn.Server(uvicorn.Config(create_app(warm, serve), log_level="warning", timeout_keep_alive=5))
-        with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=[socket])
-        return Outcome({"address": where}, [f"{where}: stopped"])
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, before the map is loaded. Raises UsageError when it cannot be."""
-    import socket
-
-    try:
-        (family, kind, _, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        bound = socket.socket(family, kind)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        raise UsageError(f"--host {host} --port {port}: {error.strerror}; choose another port or address") from None
-    return bound
-
-
-def _address(socket: Any) -> str:
-    host, port, *_ = socket.getsockname()
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+@command(api.serve)
+def serve_command(address: str) -> Outcome:
+    return Outcome({"address": address}, [f"{address}: stopped"])

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Count, CountOrZero, FactorOrZero, Seed
 from featkit.core.errors import BadInputError
 from featkit.data.hpatches import VIEWS, HPatches
 from featkit.io.artifact import write_text
@@ -27,15 +27,15 @@ PAIR_FILES = {"positive": "verif_pos", "intra": "verif_neg_intra", "inter": "ver
 class DrawnTasksConfig(Config):
     """Tasks drawn when there are no official files, by the official numbers (fewer when there are not as many)."""
 
-    pairs: int = 1_000_000
+    pairs: Count = 1_000_000
     """Of each kind: positive, negative of one sequence, negative of two."""
-    queries: int = 10_000
+    queries: Count = 10_000
     """Retrieval; drawn from patches with enough contrast."""
-    distractors: int = 20_000
+    distractors: CountOrZero = 20_000
     """Retrieval; never a query."""
-    min_deviation: float = 10.0
+    min_deviation: FactorOrZero = 10.0
     """Standard deviation of the grey values (0 to 255) above which a patch can be a query or a distractor."""
-    seed: int = 0
+    seed: Seed = 0
     """Of all that is drawn."""
 
 

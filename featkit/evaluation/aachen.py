@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from featkit.core.config import Config, digest, load_pipeline, merge
+from featkit.core.config import Config, Seed, digest, load_pipeline, merge
 from featkit.core.content import Cell, Headline, Link, Section, Table
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.registry import Method
@@ -44,7 +44,9 @@ class Sides(Config):
     """What differs from the configuration of features, in images of the map and in queries."""
 
     database: dict[str, Any] = Field(default_factory=dict)
+    """Of the map's images."""
     query: dict[str, Any] = Field(default_factory=dict)
+    """Of the queries."""
 
 
 class AachenConfig(Config):
@@ -64,7 +66,8 @@ class AachenConfig(Config):
     """Verification against the known poses, and triangulation. Cameras are never refined."""
     localize: LocalizeConfig = LocalizeConfig(num_retrieved=50)
     """Poses; images retrieved for each query where no list is given (hloc: 50)."""
-    seed: int = 0
+    seed: Seed = 0
+    """Of the clusters of retrieval."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from featkit.core.config import Config, digest, merge
+from featkit.core.config import Config, Count, Degrees, Seed, digest, merge
 from featkit.core.content import Cell, Curves, Headline, Item, Scene3D, Section, Table
 from featkit.core.errors import EmptyResultError
 from featkit.core.log import timed
@@ -83,7 +83,7 @@ class EthConfig(Config):
     """auto, exhaustive, retrieval, or another pairing by its name in configs/."""
     auto: AutoConfig = AutoConfig(exhaustive_up_to=1999)
     """What "auto" means. The benchmark: all pairs below 2000 images."""
-    retrieved: int = Field(default=100, ge=1)
+    retrieved: Count = 100
     """Most similar images that each one is paired with by retrieval (the benchmark: 100 by a vocabulary tree)."""
     known_cameras: bool = True
     """Take the camera of a scene's camera.txt and leave it as it is, as the reference rows do. False: `map.camera`."""
@@ -91,9 +91,9 @@ class EthConfig(Config):
     """Cameras without camera.txt, verification (both the benchmark's: 15 matches, then inliers), mapping."""
     dense: DenseConfig | None = DenseConfig()
     """Dense points where pycolmap has CUDA; null: none."""
-    pose_thresholds_deg: tuple[float, ...] = POSE_THRESHOLDS_DEG
+    pose_thresholds_deg: tuple[Degrees, ...] = POSE_THRESHOLDS_DEG
     """Of the area under the curve of pose errors over pairs of images, where the truth is known."""
-    seed: int = 0
+    seed: Seed = 0
     """Of pairing by retrieval; verification and mapping have their own in `map`."""
 
 

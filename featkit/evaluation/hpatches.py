@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Pixels
 from featkit.core.content import Bars, Cell, Curve, Curves, Headline, Item, MatchPicture, Section, Table
 from featkit.core.log import progress
 from featkit.core.registry import Method
@@ -48,9 +48,10 @@ ELSEWHERE = "Measured on HPatches, not on these sequences: the numbers do not co
 class MatchingConfig(Config):
     """What is measured."""
 
-    thresholds_px: tuple[float, ...] = THRESHOLDS_PX
+    thresholds_px: tuple[Pixels, ...] = THRESHOLDS_PX
     """Of MMA, in pixels of image N; SCFeat, eq. 24."""
     homography: HomographyConfig = HomographyConfig()
+    """How a homography is estimated from the matches."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Count, Share
 from featkit.core.content import Cell, Table
 from featkit.core.log import progress
 from featkit.data.hpatches import KINDS, LEVELS, VIEWS, HPatches, read_hpatches, read_split
@@ -41,9 +41,9 @@ class HPatchesConfig(Config):
 
     tasks: tuple[Task, ...] = TASKS
     """Those to run."""
-    imbalanced_share: float = 0.2
+    imbalanced_share: Share = 0.2
     """Share of the matching pairs, from the first on, that the imbalanced protocol takes."""
-    pool_sizes: tuple[int, ...] = (100, 500, 1000, 5000, 10_000, 15_000, 20_000)
+    pool_sizes: tuple[Count, ...] = (100, 500, 1000, 5000, 10_000, 15_000, 20_000)
     """Retrieval: patches in the list, the five right ones among them; a smaller pool is taken whole."""
     drawn: DrawnTasksConfig = DrawnTasksConfig()
     """Tasks that have no official files."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from featkit.core.config import Config, digest, load_pipeline
+from featkit.core.config import Seed, digest, load_pipeline
 from featkit.core.content import Cell, Curve, Curves, Headline, Link, Section, Table
 from featkit.core.errors import BadInputError
 from featkit.core.registry import Method
@@ -25,21 +25,19 @@ from featkit.io.atomic import read_lines
 from featkit.io.lists import format_poses, read_poses
 from featkit.io.shards import write_index
 from featkit.mapping.scene import image_folder
+from featkit.matching.config import MatchWith
 
 ORIGIN = "a `poses.txt` of true poses (`name qw qx qy qz tx ty tz`) with its `camera.txt` beside it"
 MM = 1e3
 
 
-class HeldOutConfig(Config):
+class HeldOutConfig(MatchWith):
     """Which photographs are queries, and how they are matched."""
 
-    every: int = Field(4, ge=2)
+    every: int = Field(4, ge=2, le=10**9)
     """Of so many photographs, in the order of their names, the last is a query; the others are the map."""
-    matcher: str = "mutual"
-    """By name, of the map and of the queries."""
-    matching: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the matcher's configuration."""
-    seed: int = 0
+    seed: Seed = 0
+    """Of all random draws."""
 
 
 @dataclass(frozen=True)

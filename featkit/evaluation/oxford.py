@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Factor, Pixels
 from featkit.core.content import Cell, Section, Table
 from featkit.core.log import progress
 from featkit.core.registry import Method
@@ -164,13 +164,13 @@ class OxfordConfig(Config):
     """nearest: as the paper says; one_to_one: as VLBenchmarks does it."""
     max_overlap_error: float = Field(0.5, gt=0, le=0.5)
     """Largest overlap error of a right match (Mikolajczyk and Schmid 2005; VLBenchmarks' documentation)."""
-    magnification: float = Field(3.0, gt=0)
+    magnification: Factor = 3.0
     """Radius of the described region over a feature's scale (DOAP, 5.4; Mikolajczyk and Schmid 2005)."""
-    region_radius_px: float | None = Field(None, gt=0)
+    region_radius_px: Pixels | None = None
     """Radius that regions of image 1 are magnified to before their overlap is taken, while the centres stay. None: they
     keep their size. VLBenchmarks' default for the repeatability of detectors is 30, which takes a neighbour within some
     16 px for right; thousands of features then have a right partner by chance."""
-    max_error_px: float = Field(3.0, gt=0)
+    max_error_px: Pixels = 3.0
     """Rule "distance": largest reprojection error of a right match, in pixels of image N."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 from pydantic import Field
 
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Config, Runtime, WorkerCount
 from featkit.core.errors import UsageError
 from featkit.core.log import progress
-from featkit.core.runtime import torch_device
+from featkit.core.runtime import capped, torch_device
 from featkit.core.types import PatchArray
 from featkit.data.phototour import all_matching
 from featkit.evaluation.metrics import average_precision, distance_matrix
@@ -48,8 +47,8 @@ class SiftPatchConfig(Config):
     layer: int = Field(2, ge=0, le=3)
     """Layer of OpenCV's first octave that gives the gradients: the patch is blurred by 1.6 x 2^(layer / 3) px. Of the
     four, 2 gives RootSIFT its lowest FPR95 on patches of real photographs, so that the baseline is not a weak one."""
-    threads: Runtime[int] = 0
-    """0: one per core."""
+    threads: Runtime[WorkerCount] = 0
+    """Threads that describe, never more than there are cores; 0: one per core."""
 
     @property
     def blur_px(self) -> float:
@@ -99,7 +98,7 @@ def describe_by_sift(patches: PatchArray, config: SiftPatchConfig) -> Shaped[np.
         index = np.arange(start, min(start + BATCH, len(patches)))
         out[index] = _sift_of(patches[index], config)
 
-    with ThreadPoolExecutor(config.threads or os.cpu_count()) as pool:  # OpenCV lets go of Python's lock
+    with ThreadPoolExecutor(capped(config.threads)) as pool:  # OpenCV lets go of Python's lock
         for _ in pool.map(work, starts):
             pass
     return normalised(out, config.root)

@@ -15,9 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
-from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Degrees, Factor, Seed
 from featkit.core.content import Cell, Curves, Headline, Item, MatchPicture, Section, Table
 from featkit.core.errors import UsageError
 from featkit.core.log import progress
@@ -61,8 +60,10 @@ class RelativePoseConfig(Config):
     """What is measured, on which pairs and with which estimators."""
 
     pairs: PosePairsConfig = PosePairsConfig()
+    """Which pairs of images are taken."""
     estimators: PoseEstimators = PoseEstimators()
-    seed: int = Field(0, ge=0)
+    """The estimators that every method is measured with."""
+    seed: Seed = 0
     """Of the pairs that are drawn, and of the estimators' draws."""
     threshold_pixels: Literal["resized", "original"] = "resized"
     """Whose pixels the estimators' thresholds are counted in. resized: of the image as features were taken from it
@@ -70,9 +71,9 @@ class RelativePoseConfig(Config):
     signed_translation: bool = False
     """Whether a translation that points the opposite way is wrong by 180 degrees. SuperGlue, LoFTR and glue-factory
     take it for right, since an essential matrix alone has no sign."""
-    thresholds_deg: tuple[float, ...] = (5.0, 10.0, 20.0)
+    thresholds_deg: tuple[Degrees, ...] = (5.0, 10.0, 20.0)
     """Of the AUC, degrees (SuperGlue, LoFTR)."""
-    max_epipolar_error: float = Field(1e-4, gt=0)
+    max_epipolar_error: Factor = 1e-4
     """Largest symmetric epipolar error of a right match: squared distances to the true epipolar lines, added, in
     normalised image units; LoFTR's for MegaDepth."""
 

@@ -10,9 +10,8 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float
-from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Confidence, Config, Pixels, Trials
 from featkit.core.types import Pair
 from featkit.evaluation.benchmark import Plain, plain
 from featkit.evaluation.metrics import RelativePose, error_auc
@@ -69,11 +68,11 @@ class OpencvEstimator(PoseEstimator):
     method: Literal["ransac", "magsac"] = "ransac"
     """ransac: OpenCV's plain RANSAC, which published results on MegaDepth-1500 are made with. magsac: USAC with
     MAGSAC++'s score and local optimisation."""
-    max_error_px: float = Field(0.5, gt=0)
+    max_error_px: Pixels = 0.5
     """Largest distance of an inlier from its epipolar line, px; LoFTR and glue-factory: 0.5, SuperGlue: 1."""
-    confidence: float = Field(0.99999, gt=0, lt=1)
+    confidence: Confidence = 0.99999
     """Probability of a draw without outliers, after which drawing ends (SuperGlue, LoFTR)."""
-    max_iterations: int = Field(1000, ge=1)
+    max_iterations: Trials = 1000
     """Draws at most; OpenCV's default, which those protocols leave as it is."""
 
     def estimate(self, matches: RayMatches, seed: int) -> EstimatedPose | None:
@@ -144,14 +143,14 @@ def _best_pose(
 class PoselibEstimator(PoseEstimator):
     """`poselib.estimate_relative_pose`; fields that are not here keep PoseLib's defaults."""
 
-    max_error_px: float = Field(1.0, gt=0)
+    max_error_px: Pixels = 1.0
     """Largest Sampson error of an inlier, px: PoseLib's default, and glue-factory's for MegaDepth-1500 in its first
     version. Its present one tries 0.5 to 3 and reports the best, which chooses on the test set."""
-    confidence: float = Field(0.9999, gt=0, lt=1)
+    confidence: Confidence = 0.9999
     """Probability of a draw without outliers, after which drawing ends; PoseLib's default."""
-    min_iterations: int = Field(1000, ge=1)
+    min_iterations: Trials = 1000
     """Draws at least; PoseLib's default."""
-    max_iterations: int = Field(100_000, ge=1)
+    max_iterations: Trials = 100_000
     """Draws at most; PoseLib's default, some 4 s for a pair of 2,000 matches without a solution. With 10,000, RootSIFT
     loses 7 points of AUC at 5 degrees on castle-P19, where many pairs have 10 to 20 % right matches."""
 
@@ -188,7 +187,9 @@ class PoseEstimators(Config):
     """By the names they have in tables."""
 
     poselib: PoselibEstimator = PoselibEstimator()
+    """PoseLib's LO-RANSAC."""
     opencv: OpencvEstimator = OpencvEstimator()
+    """OpenCV's estimator."""
 
     def named(self) -> Iterator[tuple[str, PoseEstimator]]:
         """Names and estimators."""

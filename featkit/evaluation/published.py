@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from featkit.core.config import Config, make, read_yaml
+from featkit.core.config import Config, Number, Pixels, make, read_yaml
 from featkit.core.content import Table
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -21,9 +21,9 @@ class PublishedRow(Config):
 
     name: str
     """As the paper writes it."""
-    values: list[float]
+    values: list[Number]
     """In the unit and the order of the columns of the file."""
-    mean: float | None = None
+    mean: Number | None = None
     """The mean that the paper prints, by its own rounding."""
     scene: str = ""
     """What it is measured on, where a table has several."""
@@ -81,11 +81,11 @@ class PublishedCurve(Config):
 
     name: str
     """As in the tables of `hpatches_mma.yaml`."""
-    illumination: list[float]
+    illumination: list[Number]
     """Mean over the pairs of the 52 sequences of changing light."""
-    viewpoint: list[float]
+    viewpoint: list[Number]
     """Mean over the pairs of the 56 sequences of changing viewpoint."""
-    overall: list[float]
+    overall: list[Number]
     """Mean over all 540 pairs."""
 
     def of(self, group: str) -> list[float]:
@@ -98,7 +98,7 @@ class PublishedCurves(Config):
 
     source: str
     """Where they are from."""
-    thresholds_px: list[float]
+    thresholds_px: list[Pixels]
     """In pixels of image N."""
     curves: list[PublishedCurve]
     """In the order of the table."""
