@@ -22,32 +22,15 @@ from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
 from featkit import __version__
-from featkit.core.config import Config
 from featkit.core.errors import BadInputError
 from featkit.images.read import stored_size
 from featkit.io.lists import Intrinsics, parse_intrinsics
+from featkit.localization.localizer import ServeConfig
 from featkit.localization.stage import QueryResult, describe
 
 LOGGER = logging.getLogger(__name__)
 MB = 1e6
 CLIENT_GONE = 499  # nobody reads it: only the log shows it
-
-
-class ServeConfig(Config):
-    """What one client may ask of the server."""
-
-    max_mb: float = Field(default=32.0, gt=0)
-    """Largest photograph, millions of bytes."""
-    max_megapixels: float = Field(default=50.0, gt=0)
-    """Larger photographs are refused by their header, before they are decoded."""
-    upload_s: float = Field(default=30.0, gt=0)
-    """Within which a photograph must have arrived."""
-    timeout_s: float = Field(default=60.0, gt=0)
-    """Within which it must be localized, waiting included."""
-    threads: int = Field(default=2, ge=1)
-    """Photographs that are worked on at once."""
-    max_waiting: int = Field(default=16, ge=0)
-    """Photographs that wait for a thread; more are sent away."""
 
 
 class WarmMap(Protocol):

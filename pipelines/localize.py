@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from featkit.core import log
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Runtime, Seed, WorkerCount
 from featkit.core.log import timed
 from featkit.core.registry import resolve
 from featkit.evaluation.metrics import score_localization
@@ -33,22 +31,23 @@ from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import MapFiles, find_map, usable_images
 from featkit.matching import stage as match
+from featkit.matching.config import MatchWith
 from featkit.report.localization import localization_report
 from featkit.report.maps import localization_metrics
 from featkit.retrieval.vlad import VladConfig
 
 
-class LocalizationConfig(Config):
+class LocalizationConfig(MatchWith):
     """Everything that decides the poses of queries, beside the map."""
 
     retrieval: VladConfig = VladConfig()
-    matcher: str = "mutual"
-    matching: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the matcher's configuration."""
+    """How map images are found for a query."""
     localize: LocalizeConfig = LocalizeConfig()
-    workers: Runtime[int] = 0
+    """Poses, and the queries' cameras."""
+    workers: Runtime[WorkerCount] = 0
     """Processes that extract; 0: one per core."""
-    seed: int = 0
+    seed: Seed = 0
+    """Of the clusters of retrieval."""
 
 
 @dataclass(frozen=True)

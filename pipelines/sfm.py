@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from featkit.core import log
-from featkit.core.config import Config, Runtime, digest
+from featkit.core.config import Runtime, Share, digest
 from featkit.core.errors import EmptyResultError, UsageError
 from featkit.core.log import LOGGER, timed
 from featkit.core.registry import resolve
@@ -36,29 +34,22 @@ from featkit.mapping.reference import read_reference
 from featkit.mapping.scene import image_folder, output_folder, usable_images
 from featkit.mapping.stage import MapConfig
 from featkit.mapping.verify import build_database
+from featkit.matching.config import MatchWith
 from featkit.pairing import stage as pairing
 from featkit.pairing.base import Sources
-from featkit.pairing.stage import AutoConfig
+from featkit.pairing.stage import PairWith
 from featkit.report.maps import map_metrics, reconstruction_report
 
 
-class SfmConfig(Config):
+class SfmConfig(PairWith, MatchWith):
     """Everything that decides a map."""
 
     extract: ExtractConfig = ExtractConfig()
-    pairs: str = "auto"
-    """auto, exhaustive, sequential, retrieval, gps, poses, covisible, another name in configs/, or a pairs file."""
-    auto: AutoConfig = AutoConfig()
-    """What "auto" means."""
-    pairing: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the pairing's configuration."""
-    matcher: str = "mutual"
-    matching: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the matcher's configuration."""
+    """What features, and how images are read."""
     map: MapConfig = MapConfig()
-    min_registered: Runtime[float] = Field(0.0, ge=0, le=1)
+    """Cameras, geometric verification, mapping."""
+    min_registered: Runtime[Share] = 0.0
     """Smallest share of the photographs that must be in the map; fewer are an error, after everything was written."""
-    seed: int = 0
 
 
 @dataclass(frozen=True)

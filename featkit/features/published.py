@@ -25,7 +25,7 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Config, Count, Factor, FactorOrZero, Number, Runtime, Share
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features
@@ -49,13 +49,13 @@ class PublishedConfig(Config):
 
     weights: str = ""
     """A file with the network's weights, or a name in the catalogue; empty: the authors' for this network."""
-    max_keypoints: int = Field(default=4096, ge=1)
-    """The best ones are kept."""
+    max_keypoints: Count = 4096
+    """Maximum keypoints per image, the best ones."""
     precision: Literal["fp32", "fp16"] = "fp32"
     """Of the network's convolutions; fp16 is for GPUs (on a CPU kornia samples wrongly in half precision)."""
-    max_pixels: Runtime[int] = Field(default=6_000_000, ge=MIN_SIDE_PX**2)
+    max_pixels: Runtime[int] = Field(6_000_000, ge=MIN_SIDE_PX**2, le=10**9)
     """Of one image; a larger one is refused, because it would take many GB of memory: resize it."""
-    batch_size: Runtime[int] = Field(default=8, ge=1)
+    batch_size: Runtime[int] = Field(8, ge=1, le=10**6)
     """Images of one size at a time on a GPU, at most, within max_pixels. Changes results by rounding only."""
 
 
@@ -182,9 +182,9 @@ class AlikedConfig(PublishedConfig):
 
     network: Literal["aliked-n16", "aliked-n16rot", "aliked-n32", "aliked-t16"] = "aliked-n16"
     """n16, n32: 16 or 32 sampling positions a descriptor; n16rot: for images that are turned; t16: the smallest."""
-    threshold: float = Field(default=0.0, ge=0, lt=1)
+    threshold: Share = Field(0.0, lt=1)
     """Least score; 0: the best `max_keypoints`, whatever their score. The authors: 0.2, and 5,000 keypoints at most."""
-    nms_radius: int = Field(default=2, ge=1)
+    nms_radius: int = Field(2, ge=1, le=1023)
     """A keypoint has the largest score of so many pixels around it (authors' code: 2)."""
 
 
@@ -218,9 +218,9 @@ class Aliked(PublishedExtractor):
 class DiskConfig(PublishedConfig):
     """DISK (Tyszkiewicz et al. 2020), the weights learned from depth."""
 
-    threshold: float = 0.0
+    threshold: Number = 0.0
     """Least score, a logit. The authors: none; of the maxima above 0 the best are kept here, as by kornia and hloc."""
-    nms_radius: int = Field(default=2, ge=1)
+    nms_radius: int = Field(2, ge=1, le=1023)
     """A keypoint has the largest score of so many pixels around it (authors: a window of 5 px)."""
 
 
@@ -245,7 +245,7 @@ class Disk(PublishedExtractor):
 class XfeatConfig(PublishedConfig):
     """XFeat (Potje et al. 2024). A keypoint has the largest value of 5 x 5 px, which is fixed."""
 
-    threshold: float = Field(default=0.05, ge=0, lt=1)
+    threshold: Share = Field(0.05, lt=1)
     """Least value of the keypoint map (authors' code: 0.05, and the best 4096)."""
 
 
@@ -294,7 +294,7 @@ class Dedode(PublishedExtractor):
 class KeynetHardnetConfig(PublishedConfig):
     """Key.Net (Barroso-Laguna et al. 2019) with OriNet and HardNet, grey images."""
 
-    threshold: float = Field(default=0.0, ge=0)
+    threshold: FactorOrZero = 0.0
     """Least response (authors: none, the best are kept)."""
 
 
@@ -336,7 +336,7 @@ class DogHardnetConfig(PatchesConfig):
 
     weights: str = ""
     """A file with the network's weights, or a name in the catalogue; empty: the authors'."""
-    magnification: float = Field(default=24.0, gt=0)
+    magnification: Factor = 24.0
     """Side of a patch over the keypoint's scale (as kornia's DoGHardNet and the matchers trained with it)."""
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from featkit import __version__
-from featkit.core.config import Config
+from featkit.core.config import Config, Count
 from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.core.log import progress
 from featkit.core.types import Pose
@@ -39,9 +39,10 @@ LOGGER = logging.getLogger(__name__)
 class LocalizeConfig(Config):
     """From 2D-3D matches to poses."""
 
-    num_retrieved: int = 20
+    num_retrieved: Count = 20
     """Map images that each query is matched with."""
     pose: PoseConfig = PoseConfig()
+    """How a pose is estimated from matched points."""
     camera: CameraConfig = CameraConfig()
     """For queries without a list of intrinsics."""
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 from jaxtyping import Float, Int
-from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Count
 from featkit.core.errors import BadInputError, EmptySceneError, UsageError
 from featkit.core.types import Pair
 from featkit.data.tracks import NO_LICENCE, Photographs, Scene, SceneTracks, kept_of
@@ -24,7 +23,7 @@ from featkit.mapping.scene import OUTPUT, image_folder
 class CovisibleConfig(Config):
     """Which images of a model are matched."""
 
-    num_matched: int = Field(default=20, ge=1)
+    num_matched: Count = 20
     """Images that each one is paired with (hloc: 20)."""
 
 
