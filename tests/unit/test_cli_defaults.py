@@ -16,6 +16,7 @@ import pytest
 import typer
 from in_process import refused, run
 from pydantic import Field
+from typer.testing import CliRunner
 
 import featkit
 from featkit.api.options import Described, Option, Shown, takes
