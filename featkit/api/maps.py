@@ -29,6 +29,7 @@ SFM, DEMO = load_pipeline("sfm"), load_pipeline("demo")
     pairs=Option("pairs", panel=MAPPING),
     **matcher_options(panel=MAPPING),
     mapper=Option("map.mapper", panel=MAPPING),
+    min_registered=Option("min_registered", panel=MAPPING),
     **camera_options("map.camera."),
     fix_intrinsics=Option("map.camera.refine", flag=False, help="Do not refine the cameras.", panel=CAMERAS),
     seed=Option("seed", also=("map.seed", "map.verify.seed")),

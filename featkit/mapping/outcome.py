@@ -34,7 +34,7 @@ SHOWN = 5  # names in a warning
 class KeepConfig(Config):
     """What a model must have to be kept: less is a coincidence of a few matches, not a map."""
 
-    min_points_per_image: float = Field(default=10.0, ge=0)
+    min_points_per_image: float = Field(default=10.0, ge=0, le=1e6)
     """Observations of an image of the model, on average."""
     min_parallax_deg: float = Field(default=1.0, ge=0, lt=180)
     """Median over the points of the largest angle under which two of its images see it: below that depths are noise. 0:

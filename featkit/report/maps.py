@@ -72,7 +72,8 @@ def reconstruction_report(
     ]
     title = (images.parent if images.name == "images" else images).resolve().name
     subtitle = f"Map by featkit {metrics['featkit_version']}"
-    return write_report(Report(title, subtitle, _map_headlines(metrics), sections), output)
+    page = Report(title, subtitle, _map_headlines(metrics), sections, metrics["warnings"])
+    return write_report(page, output)
 
 
 def _map_headlines(metrics: dict[str, Any]) -> list[Headline]:

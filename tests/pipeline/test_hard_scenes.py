@@ -83,6 +83,7 @@ def test_a_map_of_few_says_so(photograph: Any, featkit_command: Command, tmp_pat
     metrics = json.loads((out / "metrics.json").read_text())
     assert said in done.err
     assert said in metrics["warnings"][0]
+    assert said in (out / "report.html").read_text()
     assert metrics["unregistered"] == ["elsewhere0.png", "elsewhere1.png"]
     before = {name: (out / name).read_bytes() for name in ("metrics.json", "report.html")}
     again = featkit_command("reconstruct", images, "-o", out, "--workers", 1)
