@@ -71,6 +71,7 @@ def run(
     pairs: Path | None = None,
     retrieval: Sequence[Path] = (),
     truth: Path | None = None,
+    number: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
 ) -> LocalizationResult:
@@ -80,11 +81,11 @@ def run(
     their cameras; only these are localized. pairs: a file (query, map image). retrieval: files of global descriptors
     (hloc's layout) that pair instead of those of the map's features. truth: poses.txt to score against; when it names
     three or more images of the map too, the map is first moved onto those by a similarity (a map has a frame and a
-    scale of its own).
+    scale of its own). number: which of the map's models; None: the largest.
     Raises featkit's errors.
     """
-    found = find_map(map_folder, features)
-    output = output or found.folder / "localize"
+    found = find_map(map_folder, features, number)
+    output = output or found.folder / ("localize" if not number else f"localize-{number}")
     written = ("features.h5", "matches.h5", "poses.txt", "poses.json", "report.html", "metrics.json")
     refuse_foreign(*(output / name for name in written), *([] if pairs else [output / "pairs.txt"]))
     cameras = None if intrinsics is None else read_intrinsics_list(intrinsics)

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any
 
-from featkit.api.options import Device, Option, Overwrite, Shown, takes
+from featkit.api.options import Device, ModelNumber, Option, Overwrite, Shown, takes
 from featkit.api.stages import camera_options
 from featkit.core.config import load_pipeline
 from featkit.core.errors import UsageError
@@ -54,6 +54,7 @@ def localize(
         ),
     ] = None,
     truth: Annotated[Path | None, Shown(help="True poses (of the map's images too): prints the recall.")] = None,
+    number: ModelNumber = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
 ) -> Any:
@@ -70,6 +71,7 @@ def localize(
         pairs=pairs,
         retrieval=retrieval or (),
         truth=truth,
+        number=number,
         device=device,
         overwrite=overwrite,
     )
@@ -92,6 +94,7 @@ def serve(
     host: Annotated[str, Shown(help="Address to listen on; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, Shown(help="0: any that is free.", low=0, high=65535)] = 8000,
     features: MapFeatures = None,
+    number: ModelNumber = None,
     device: Device = "auto",
 ) -> str:
     """Localize photographs over HTTP until Ctrl-C. Returns the address; raises featkit's errors."""
@@ -107,7 +110,7 @@ def serve(
     warm_config = LocalizerConfig(**{name: getattr(config, name) for name in LocalizerConfig.model_fields})
     with (
         _listening(host, port) as bound,
-        Localizer(map_folder, warm_config, features=features, device=device) as warm,
+        Localizer(map_folder, warm_config, features=features, device=device, number=number) as warm,
     ):
         where = _address(bound)
         if not host.startswith(LOOPBACK):

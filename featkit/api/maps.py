@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from featkit.api.options import CAMERAS, MAPPING, Device, GpsFile, Option, Overwrite, Shown, takes
+from featkit.api.options import CAMERAS, MAPPING, Device, GpsFile, ModelNumber, Option, Overwrite, Shown, takes
 from featkit.api.stages import camera_options, extract_options, matcher_options
 from featkit.core.config import load_pipeline
 from featkit.core.errors import UsageError
@@ -15,7 +15,8 @@ from featkit.geometry.poses import Geodetic, is_on_earth
 from featkit.mapping import export as exporting
 from featkit.mapping import metric
 from featkit.mapping.align import SimilarityConfig
-from featkit.mapping.covisibility import CovisibleConfig, find_model
+from featkit.mapping.covisibility import CovisibleConfig
+from featkit.mapping.scene import find_model
 
 SFM, DEMO = load_pipeline("sfm"), load_pipeline("demo")
 
@@ -107,6 +108,7 @@ def align(
         tuple[str, str, float] | None,
         Shown(metavar="IMG_A IMG_B METRES", help="Distance of two cameras.", unset=False),
     ] = None,
+    number: ModelNumber = None,
     overwrite: Annotated[bool, Shown("--overwrite", help="Replace another model that featkit made.")] = False,
     seed: int = 0,
 ) -> tuple[Path, metric.Alignment]:
@@ -126,7 +128,7 @@ def align(
         target = metric.ReferencesTarget(references)
     else:
         target = metric.GpsTarget(images, gps_file, _origin(origin), level)
-    return out, metric.align(config, model, target, out, seed=seed, overwrite=overwrite)
+    return out, metric.align(config, model, target, out, seed=seed, overwrite=overwrite, number=number)
 
 
 def _origin(given: str | Sequence[float] | None) -> Any:
@@ -154,6 +156,7 @@ def export(
     format: Annotated[str, Shown(help="nerfstudio, ply, text or hloc.", unset=False)],
     config: CovisibleConfig,
     images: Annotated[Path | None, Shown(help="nerfstudio: the map's photographs.", unset="found near the map")] = None,
+    number: ModelNumber = None,
     overwrite: Annotated[bool, Shown("--overwrite", help="Replace files that featkit exported there.")] = False,
 ) -> tuple[Path, str, exporting.Exported]:
     """Write a map for another program. Returns the output, its format and what it holds; raises featkit's errors."""
@@ -163,7 +166,7 @@ def export(
     ):
         if given and format != belongs_to:
             raise UsageError(f"{option} goes with --format {belongs_to}, not with {format}")
-    done = exporting.export(format, find_model(model), out, images=images, pairs=config, overwrite=overwrite)
+    done = exporting.export(format, find_model(model, number), out, images=images, pairs=config, overwrite=overwrite)
     return out, format, done
 
 

@@ -55,6 +55,9 @@ Settings = Annotated[
     Mapping[str, Any] | Sequence[str] | None,
     Shown("--set", metavar="KEY=VALUE", help="Change any field of the configuration; repeatable."),
 ]
+ModelNumber = Annotated[
+    int | None, Shown("--model", metavar="K", help="Which of several models: sparse/K.", unset="the largest", low=0)
+]
 GpsFile = Annotated[
     Path | None,
     Shown(metavar="CSV", help="Positions, `name,lat,lon[,alt]` a line.", unset="the photographs' EXIF"),

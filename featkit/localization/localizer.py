@@ -93,15 +93,16 @@ class Localizer:
         *,
         features: Path | str | None = None,
         device: str = "auto",
+        number: int | None = None,
     ):
         """Load the model, describe its images, and build the extractor that the map's features were made with.
 
         map_folder: a scene, its featkit/ folder, or a sparse model beside its features. features: the map's features.h5
-        when it is elsewhere. Raises BadInputError and UsageError as `featkit localize` does.
+        when it is elsewhere. number: which of several models; None: the largest. Raises BadInputError and UsageError as `featkit localize` does.
         """
         self.config = config or LocalizerConfig()
         check_camera(self.config.localize.camera)
-        found = find_map(Path(map_folder), None if features is None else Path(features))
+        found = find_map(Path(map_folder), None if features is None else Path(features), number)
         self._device = device
         self._method = extraction(same_extraction(found.features, workers=1), device=device)
         self._matcher: Matcher = resolve("matcher", self.config.matcher, self.config.matching, device).built
