@@ -98,7 +98,8 @@ class Localizer:
         """Load the model, describe its images, and build the extractor that the map's features were made with.
 
         map_folder: a scene, its featkit/ folder, or a sparse model beside its features. features: the map's features.h5
-        when it is elsewhere. number: which of several models; None: the largest. Raises BadInputError and UsageError as `featkit localize` does.
+        when it is elsewhere. number: which of several models; None: the largest. Raises BadInputError and UsageError as
+        `featkit localize` does.
         """
         self.config = config or LocalizerConfig()
         check_camera(self.config.localize.camera)

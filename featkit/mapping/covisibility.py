@@ -17,7 +17,7 @@ from featkit.data.tracks import NO_LICENCE, Photographs, Scene, SceneTracks, kep
 from featkit.geometry.pixels import from_colmap, to_colmap
 from featkit.images.listing import list_images
 from featkit.mapping.model import is_model, point_ids, read_model
-from featkit.mapping.scene import image_folder
+from featkit.mapping.scene import image_folder, models_in
 
 
 class CovisibleConfig(Config):
