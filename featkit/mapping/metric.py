@@ -130,7 +130,7 @@ def align(
 ) -> Alignment:
     """Write the model to the folder `output` in metres, with alignment.json; whole or not at all.
 
-    model: a COLMAP model's folder, or a mapped scene. number: which of its models. overwrite: also over another model of
+    model: a COLMAP model's folder, or a mapped scene. number: which of its models. overwrite: also over another of
     featkit's. Raises BadInputError, UsageError (a distance that is none, GPS without a source), EmptyResultError when
     the positions do not fit, NotWritableError.
     """
