@@ -16,8 +16,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from featkit.features.fast.tiles import Moments
-
 Found: TypeAlias = "tuple[Tensor, Tensor, Tensor]"
 """Of one image: keypoints (n, 2) with pixel centres at whole numbers, descriptors (n, d), scores (n,)."""
 
@@ -390,11 +388,28 @@ def _norm(block: Any) -> Any:
     slope = gate.weight.detach()
 
     def apply(maps: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 c h w"]:
-        scale, shift = Moments.of(maps).affine(norm.eps)
-        lines = maps.permute(0, 2, 3, 1)
-        torch.addcmul(shift, lines, scale, out=lines)
+        lines = maps.permute(0, 2, 3, 1).flatten(0, 2)
+        mean, variance = _moments(lines)
+        scale = torch.rsqrt(variance + norm.eps)
+        torch.addcmul((-mean * scale).float(), lines, scale.float(), out=lines)
         negative = lines.clamp_max(0)
         lines.clamp_min_(0).addcmul_(negative, slope)
         return maps
 
     return apply
+
+
+def _moments(rows: Float[Tensor, "n c"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+    """Means and biased variances, float64. DISK's scores hang on their last digits.
+
+    In float32 around a first guess of the means, by parts that stay in the cache; the parts are added in float64.
+    """
+    guess = rows[:: max(1, len(rows) // 1024)].mean(0)
+    sums, squares = torch.zeros((2, rows.shape[1]), dtype=torch.float64)
+    for part in rows.split(max(1, LINE_VALUES // rows.shape[1])):
+        deviation = part - guess
+        ones = torch.ones((1, len(part)))
+        sums += (ones @ deviation)[0]
+        squares += (ones @ deviation.square_())[0]
+    shift = sums / len(rows)
+    return guess + shift, (squares / len(rows) - shift.square()).clamp_min_(0)
