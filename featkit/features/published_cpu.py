@@ -156,9 +156,7 @@ class UnitMap:
         self.dimension = sum(lines.shape[1] for lines in self._lines)
         self._factors = squares.clamp_min_(LEAST_NORM**2).rsqrt_().flatten()
 
-    def at(
-        self, x: Int[Tensor, "n k"], y: Int[Tensor, "n k"], weights: Float[Tensor, "n k"]
-    ) -> Float[Tensor, "n d"]:
+    def at(self, x: Int[Tensor, "n k"], y: Int[Tensor, "n k"], weights: Float[Tensor, "n k"]) -> Float[Tensor, "n d"]:
         """Weighted sums of k pixels' rows."""
         x, y = x + self._left, y + self._top
         weights = weights * self._factors[y * self._full_width + x]
@@ -368,7 +366,9 @@ def _as_rows(weight: Float[Tensor, "o i k k"]) -> Float[Tensor, "k*k*i o"]:
 def _pointwise(maps: Float[Tensor, "1 i h w"], weight: Float[Tensor, "i o"]) -> Float[Tensor, "1 o h w"]:
     """A 1x1 convolution of maps with channels last, as a product of matrices."""
     height, width = maps.shape[2:]
-    return (maps.permute(0, 2, 3, 1).reshape(height * width, -1) @ weight).view(1, height, width, -1).permute(0, 3, 1, 2)
+    return (
+        (maps.permute(0, 2, 3, 1).reshape(height * width, -1) @ weight).view(1, height, width, -1).permute(0, 3, 1, 2)
+    )
 
 
 def _enlarged(maps: Float[Tensor, "1 c h w"], factor: int) -> Float[Tensor, "1 c h2 w2"]:
