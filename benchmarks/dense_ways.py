@@ -32,6 +32,7 @@ import cv2
 import numpy as np
 import torch
 from machine import write_result
+from published_speed import resident_mb
 from torch import Tensor, nn
 
 from featkit.features.fast.scfeat import FrozenSCFeat
@@ -169,7 +170,7 @@ def child(arguments: argparse.Namespace) -> None:
         print(json.dumps(measured(name, size, arguments.ways, arguments.repeats, arguments.photo)))
         return
     made(arguments.ways[0], network_of(name), photograph(arguments.photo, size))()
-    print(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1))
+    print(round(resident_mb("VmHWM"), 1))
 
 
 def main() -> None:
