@@ -198,8 +198,8 @@ def main() -> None:
             network, size = case.split(":")
             results.append({"network": network, "size": size, "threads": threads, "rows": rows})
             print(json.dumps(results[-1]), flush=True)
-    result = {"openvino": importlib.metadata.version("openvino"), "keypoints": KEYPOINTS, "results": results}
-    print(write_result(arguments.out, result))
+            result = {"openvino": importlib.metadata.version("openvino"), "keypoints": KEYPOINTS, "results": results}
+            print(write_result(arguments.out, result))
 
 
 if __name__ == "__main__":

@@ -162,8 +162,9 @@ def main() -> None:
     rows = []
     for size in arguments.sizes:
         pixels = photograph(arguments.photo, size)
-        rows += [one(name, size, pixels, arguments) for name in arguments.networks]
-    print(write_result(arguments.out, {"kornia": kornia.__version__, "rows": rows}))
+        for name in arguments.networks:
+            rows.append(one(name, size, pixels, arguments))
+            print(write_result(arguments.out, {"kornia": kornia.__version__, "rows": rows}))
 
 
 if __name__ == "__main__":
