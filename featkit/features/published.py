@@ -16,7 +16,7 @@ import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from featkit.core.errors import BadInputError, UsageError
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features
 from featkit.features.patches import FrozenNetwork, Patches, PatchesConfig
+from featkit.features.published_cpu import CpuAliked, CpuDisk, Found, faster_xfeat
 from featkit.features.scfeat import OneThread
 from featkit.weights.catalogue import PublishedWeights, load_published, weights_sha256
 from featkit.weights.exchange import published_patch_network
@@ -40,8 +41,6 @@ MIN_SIDE_PX = 32
 """The largest stride of these networks (ALIKED's and XFeat's)."""
 KEYNET_SCALE = 22.0
 """kornia's scale of a Key.Net keypoint over its pyramid level's scale (`s_mult`)."""
-Found: TypeAlias = "tuple[Tensor, Tensor, Tensor]"
-"""Of one image: keypoints (n, 2) with pixel centres at whole numbers, descriptors (n, d), scores (n,)."""
 
 
 class PublishedConfig(Config):
@@ -73,6 +72,8 @@ class PublishedExtractor(ABC):
         self._loading = threading.Lock()
         self._thread: OneThread | None = None
         self._network: Any = None
+        self._on_cpu: Any = None
+        """What runs there instead of kornia's network, with the same results."""
         self._sha256 = ""
         self._device: torch.device | None = None
 
@@ -84,6 +85,10 @@ class PublishedExtractor(ABC):
     def _options(self) -> dict[str, Any]:
         """Of kornia's network, when it is built."""
         return {}
+
+    def _for_cpu(self) -> Any:
+        """See `_on_cpu`; None where kornia's network runs."""
+        return None
 
     @abstractmethod
     def _detect(self, images: Float[Tensor, "b c h w"]) -> list[Found]:
@@ -157,6 +162,7 @@ class PublishedExtractor(ABC):
                 if config.precision == "fp16" and self._device.type == "cpu":
                     raise UsageError(f"{self.network_name}: precision fp16 is for a GPU; use fp32 with --device cpu")
                 self._network.to(self._device)
+                self._on_cpu = self._for_cpu() if self._device.type == "cpu" else None
                 at_once = config.batch_size if self._device.type != "cpu" else 1
                 self._thread = OneThread(self._run, at_once, config.max_pixels)
             return self._thread
@@ -211,7 +217,12 @@ class Aliked(PublishedExtractor):
             "nms_radius": config.nms_radius,
         }
 
+    def _for_cpu(self) -> CpuAliked:
+        return CpuAliked(self._network)
+
     def _detect(self, images: Tensor) -> list[Found]:
+        if self._on_cpu is not None:
+            return [self._on_cpu(image[None]) for image in images]
         return [(one.keypoints, one.descriptors, one.keypoint_scores) for one in self._network(images)]
 
 
@@ -230,8 +241,14 @@ class Disk(PublishedExtractor):
     Config: ClassVar[type[Config]] = DiskConfig
     network_name = "disk"
 
+    def _for_cpu(self) -> CpuDisk:
+        return CpuDisk(self._network)
+
     def _detect(self, images: Tensor) -> list[Found]:
         config = self.config
+        if self._on_cpu is not None:
+            limits = config.max_keypoints, config.nms_radius, config.threshold
+            return [self._on_cpu(image[None], *limits) for image in images]
         found = self._network(
             images,
             n=config.max_keypoints,
@@ -258,6 +275,9 @@ class Xfeat(PublishedExtractor):
 
     def _options(self) -> dict[str, Any]:
         return {"top_k": self.config.max_keypoints, "detection_threshold": self.config.threshold}
+
+    def _for_cpu(self) -> None:
+        faster_xfeat(self._network)
 
     def _detect(self, images: Tensor) -> list[Found]:
         scale = images.new_tensor([max(1.0, side // 32) * 32 / side for side in (images.shape[3], images.shape[2])])
