@@ -13,6 +13,7 @@ from pydantic import Field
 
 from featkit.core.config import Config
 from featkit.features.listing import STRONGER
+from featkit.images.exif import some_names
 from featkit.mapping.model import registered_names
 
 FOCAL_SHARES = np.geomspace(0.3, 4.0, 40)
@@ -28,7 +29,6 @@ HOMOGRAPHIES = {
     int(getattr(pycolmap.TwoViewGeometryConfiguration, kind)) for kind in ("PLANAR", "PANORAMIC", "PLANAR_OR_PANORAMIC")
 }
 SAMPLED_POINTS = 2000
-SHOWN = 5  # names in a warning
 
 
 class KeepConfig(Config):
@@ -174,13 +174,13 @@ def map_warnings(
     if without_pose:
         warnings.append(
             f"photographs without a pose in the reference are not in the map ({len(without_pose)}):"
-            f" {_some(without_pose)}"
+            f" {some_names(without_pose)}"
         )
     left_out = sorted(set(names) - models[0])
     if left_out:
-        some = _some(left_out)
         warnings.append(
-            f"{len(left_out)} of {len(names)} photographs are not in the map: {some}; they share too little with it:"
+            f"{len(left_out)} of {len(names)} photographs are not in the map: {some_names(left_out)}; they share too"
+            " little with it:"
             " take some in between, or pair all with all (--pairs exhaustive)"
         )
     if len(models) > 1:
@@ -195,7 +195,3 @@ def map_warnings(
             " take photographs from places that are some steps apart"
         )
     return warnings
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
