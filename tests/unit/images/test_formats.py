@@ -117,6 +117,7 @@ def test_an_odd_orientation_is_ignored(exif: bytes, smooth: np.ndarray, tmp_path
     np.testing.assert_array_equal(
         decode(tmp_path / "a.jpg", CONFIG).pixels, decode(tmp_path / "plain.jpg", CONFIG).pixels
     )
+    assert decode(tmp_path / "a.jpg", CONFIG).orientation == 0
 
 
 def test_the_odd_orientations_are_read_as_such(smooth: np.ndarray, tmp_path: Path) -> None:
