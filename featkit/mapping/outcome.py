@@ -75,7 +75,7 @@ def kept(
 
 @dataclass(frozen=True)
 class CameraMotion:
-    """What the verified pairs of a scene say: how many there are, and of how many the camera only turned, or stood."""
+    """What the verified pairs of a scene say: how many there are; in how many the camera only rotated, or did not move."""
 
     pairs: int
     turned: int
@@ -87,7 +87,7 @@ class CameraMotion:
         return self.pairs > 0 and self.turned >= SURE_SHARE * self.pairs
 
     @property
-    def stood(self) -> bool:
+    def did_not_move(self) -> bool:
         """Whether nearly all photographs show the same view."""
         return self.pairs > 0 and self.still >= SURE_SHARE * self.pairs
 
@@ -149,7 +149,7 @@ def no_model_reason(motion: CameraMotion) -> str:
             "no pair of photographs was verified; are they of one scene? (more keypoints, --pairs exhaustive,"
             f" {STRONGER})"
         )
-    if motion.stood:
+    if motion.did_not_move:
         return (
             f"the camera did not move: in {motion.still} of {motion.pairs} verified pairs both photographs show the"
             " same view; take some from other places"
@@ -186,7 +186,7 @@ def map_warnings(
     if len(models) > 1:
         sizes = ", ".join(str(len(images)) for images in models[1:])
         warnings.append(
-            f"the photographs fell apart into {len(models)} models: besides the largest there are models of {sizes}"
+            f"the map is split into {len(models)} models: besides the largest there are models of {sizes}"
             " images in sparse/1, ...; photographs that show parts of both would join them"
         )
     if motion.only_turned:
