@@ -75,7 +75,7 @@ def kept(
 
 @dataclass(frozen=True)
 class CameraMotion:
-    """What the verified pairs of a scene say: how many there are; in how many the camera only rotated, or did not move."""
+    """What the verified pairs of a scene say: how many there are; in how many the camera only turned, or stood still."""
 
     pairs: int
     turned: int
