@@ -75,7 +75,7 @@ def kept(
 
 @dataclass(frozen=True)
 class CameraMotion:
-    """What the verified pairs of a scene say: how many there are; in how many the camera only turned, or stood still."""
+    """What the verified pairs of a scene say: how many; in how many the camera only turned, or stood still."""
 
     pairs: int
     turned: int
