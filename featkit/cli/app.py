@@ -18,7 +18,7 @@ import typer
 from featkit.api.options import MAPPING, Described, Option, shown_of
 from featkit.core import log, runtime
 from featkit.core.config import Config, Seed, make
-from featkit.core.errors import FeatkitError, NotWritableError, ProcessLostError, UsageError
+from featkit.core.errors import FeatkitError, NotWritableError, ProcessLostError
 
 
 @dataclass(frozen=True)
@@ -307,11 +307,3 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="The file to write.")]
 def given(**values: Any) -> dict[str, Any]:
     """Only the options that were given: the others keep the configuration's defaults."""
     return {name: value for name, value in values.items() if value is not None}
-
-
-def addresses(urls: list[str] | None) -> dict[str, str]:
-    """`["a=http://x"]` as addresses by file name. Raises UsageError."""
-    pairs = [text.partition("=") for text in urls or []]
-    if not all(equals and address for _, equals, address in pairs):
-        raise UsageError("--url: FILE=ADDRESS, as liberty=http://example.org/liberty.zip")
-    return {file: address for file, _, address in pairs}

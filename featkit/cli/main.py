@@ -112,7 +112,7 @@ VERBS = {
         "PLAN_HELP",
         settings="PLAN_SETTINGS",
     ),
-    "store": Verb("data", "store_app", "Check, repair and merge features and matches files."),
+    "store": Verb("stores", "store_app", "Check, repair and merge features and matches files."),
     "data": Verb("data", "data_app", "Make, pack and fetch the data that descriptors are trained and tested on."),
     "train": Verb("train", "train_app", "Train features."),
     "inspect": Verb("train", "inspect_app", "Inspect what was trained."),

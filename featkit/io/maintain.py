@@ -23,11 +23,12 @@ from featkit.io.matches import MatchStore
 
 @dataclass(frozen=True)
 class Checked:
-    """kind: features or matches. whole: items that are as they were written. broken: (item, what is wrong with it).
+    """A store's items: `whole` as they were written, `broken` with what is wrong with each.
 
-    shards: files that items lie in, besides the store itself.
+    kind: features or matches. shards: files that items lie in, besides the store itself.
     """
 
+    path: Path
     kind: str
     whole: tuple[str, ...]
     broken: tuple[tuple[str, str], ...]
@@ -53,7 +54,7 @@ def check(path: Path) -> Checked:
                 else:
                     broken.append((name, reason))
                 advance(1)
-    return Checked(kind, tuple(whole), tuple(broken), len(shards))
+    return Checked(path, kind, tuple(whole), tuple(broken), len(shards))
 
 
 def _kind(file: h5py.File, path: Path) -> str:
