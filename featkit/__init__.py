@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featkit.api.data import fetch_data, make_patches, make_posed_pairs, pack_data
+    from featkit.api.evaluation import evaluate, evaluate_all
     from featkit.api.localization import localize, serve
     from featkit.api.maps import align, export, reconstruct, run_demo
     from featkit.api.stages import extract, match, pairs, run, verify
@@ -22,6 +23,8 @@ __all__ = [
     "__version__",
     "align",
     "check_store",
+    "evaluate",
+    "evaluate_all",
     "export",
     "extract",
     "fetch_data",
@@ -44,6 +47,7 @@ __all__ = [
 ]
 PLACES = {
     "featkit.api.data": ("fetch_data", "make_patches", "make_posed_pairs", "pack_data"),
+    "featkit.api.evaluation": ("evaluate", "evaluate_all"),
     "featkit.api.localization": ("localize", "serve"),
     "featkit.api.maps": ("align", "export", "reconstruct", "run_demo"),
     "featkit.api.stages": ("extract", "match", "pairs", "run", "verify"),

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pycolmap
@@ -18,7 +19,7 @@ from featkit.core.errors import BadInputError, NotWritableError
 from featkit.io.artifact import making, write_text
 from featkit.io.atomic import FOREIGN, refuse_foreign
 
-Model = pycolmap.Reconstruction  # so that other rooms can name it without importing pycolmap
+Model: TypeAlias = pycolmap.Reconstruction  # so that other rooms can name it without importing pycolmap
 MODEL_FILES = ("cameras", "images", "points3D")
 ALIGNED = ("alignment.json",)  # what `featkit align` adds to a model
 

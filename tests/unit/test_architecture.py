@@ -59,7 +59,7 @@ ONLY_BY = {
 LATE = {
     "cli/doctor.py": "it tells what is missing, so it loads without",
     "api/localization.py": "`serve` needs an extra that `localize` does not",
-    "cli/localize.py": "Aachen's benchmark loads torch; `localize` does not",
+    "cli/localize.py": "benchmarks load torch; `localize` does not",
     "cli/weights.py": "`weights list` does not load torch",
 }
 MAX_LINES = 500

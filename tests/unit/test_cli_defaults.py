@@ -39,6 +39,7 @@ COMMANDS = {  # commands that are made of a function, by the function's name in 
     "data posed-pairs": "make_posed_pairs",
     "data pack": "pack_data",
     "data fetch": "fetch_data",
+    "eval all": "evaluate_all",
     "store check": "check_store",
     "store repair": "repair_store",
     "store merge": "merge_stores",
@@ -98,7 +99,7 @@ def test_the_function_has_the_commands_names(verb: str) -> None:
 
 
 def test_every_function_is_reached_by_its_name() -> None:
-    assert set(COMMANDS.values()) | {"Localizer", "__version__"} == set(featkit.__all__)
+    assert set(COMMANDS.values()) | {"Localizer", "evaluate", "__version__"} == set(featkit.__all__)
     for name in featkit.__all__:
         assert getattr(featkit, name)
     with pytest.raises(AttributeError, match="no attribute 'recontruct'"):
