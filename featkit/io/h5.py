@@ -21,13 +21,13 @@ import numpy as np
 
 from featkit import __version__
 from featkit.core.config import Config, differences
-from featkit.core.errors import BadInputError, NotWritableError
+from featkit.core.errors import BadInputError, NotWritableError, said
 from featkit.core.runtime import finish_first
 from featkit.io import journal
 from featkit.io.artifact import discard, locked, new_part, part_of, remove
 from featkit.io.artifact import explained as writes_explained
 from featkit.io.atomic import is_foreign, refuse_foreign, refused_by_disk, require_space
-from featkit.io.journal import DAMAGE, JournalledStore, counted, explained, in_place, is_in_use, journalled, said
+from featkit.io.journal import DAMAGE, JournalledStore, counted, explained, in_place, is_in_use, journalled
 
 LOGGER = logging.getLogger(__name__)
 FORMAT_VERSION = 1
