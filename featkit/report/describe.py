@@ -14,6 +14,7 @@ from featkit.core.registry import KINDS, resolve
 from featkit.images.listing import list_images
 from featkit.images.read import stored_size
 from featkit.io import h5
+from featkit.io.h5_items import array_of
 from featkit.io.atomic import read_stamp
 from featkit.io.features import open_features
 from featkit.io.journal import TORN
@@ -83,7 +84,8 @@ def _match_counts(path: Path) -> list[int]:
             return [matches.read(pair).count for pair in matches.pairs()]
     with h5.reading(path) as file:
         try:
-            return [int((file[key]["matches0"][()] >= 0).sum()) for key in h5.groups_with(file, "matches0")]
+            groups = [group for _, group in h5.groups(file, "matches0")]
+            return [int((array_of(group, "matches0") >= 0).sum()) for group in groups]
         except (*TORN, TypeError) as error:
             raise BadInputError(f"{path}: its matches are damaged ({error}); match again") from None
 
