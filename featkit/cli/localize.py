@@ -318,7 +318,7 @@ def serve_command(
     try:
         import uvicorn
 
-        from featkit.server import ServeConfig, create_app
+        from featkit.server import ServeConfig, create_app, uvicorn_config
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"fastapi", "uvicorn", "starlette"}:
             raise
@@ -337,7 +337,7 @@ def serve_command(
             LOGGER.warning("%s: whoever can reach this machine can send photographs; there is no password", where)
         socket.listen()  # before it is said to be ready: what comes now waits for the server's first turn
         LOGGER.info("ready: %s (%d images, %d points); Ctrl-C stops", where, warm.map_images, warm.map_points)
-        server = uvicorn.Server(uvicorn.Config(create_app(warm, serve), log_level="warning", timeout_keep_alive=5))
+        server = uvicorn.Server(uvicorn_config(create_app(warm, serve), serve))
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[socket])
         return Outcome({"address": where}, [f"{where}: stopped"])

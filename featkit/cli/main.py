@@ -22,7 +22,7 @@ from featkit import __version__
 from featkit.core import runtime
 from featkit.core.errors import one_line
 
-ClickException = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -246,4 +246,5 @@ def _open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))
+            stream = open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115 for good
+            setattr(sys, name, stream)

@@ -61,11 +61,22 @@ def read_npz(file: BinaryIO | Path, where: str, names: Sequence[str]) -> dict[st
 def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
     if archive.getinfo(member).file_size > MAX_BYTES:
         raise ValueError(f"{member} is of more than {MAX_BYTES >> 20} MiB")
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = readers[version](file)
-        data = file.read()
+    return npy(archive.read(member), member, objects=True)
+
+
+def npy(content: bytes, member: str, objects: bool = False) -> np.ndarray:
+    """The array of an .npy file, as large as its content: numpy itself allocates what the header announces.
+
+    member: its name, for messages. objects: whether an array of objects will do (`read_npz`). Raises what numpy does
+    for one that is damaged; Refused.
+    """
+    file = BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, fortran, dtype = readers[version](file)
+    data = file.read()
+    if dtype.hasobject and not objects:
+        raise ValueError(f"{member} is an array of objects")
     if dtype.hasobject:
         if dtype != np.dtype(object):
             raise ValueError(f"{member} is an array of structures")

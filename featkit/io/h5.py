@@ -300,7 +300,7 @@ def root_attributes(file: h5py.File) -> dict[str, Any]:
     values = {name: attribute(file, name) for name in file.attrs}
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
     if isinstance(plain.get("config"), str):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             return {**plain, "config": json.loads(plain["config"])}
         return {**plain, "config": None}
     return plain

@@ -21,7 +21,7 @@ from featkit.core.errors import BadInputError
 LINKED = "shards"  # root attribute of an index (io/shards.py): how many files its items lie in
 ESCAPED = "surrogateescape"  # as h5py does: names of files need not be UTF-8
 MAX_RATIO = 200
-"""Bytes of a compressed array over its bytes in the file; features and matches are below 10, scores of one value 150."""
+"""Bytes of a compressed array over its bytes in the file; features and matches are below 10, equal scores 150."""
 FLOOR_BYTES = 64 << 20
 """Up to this size nobody asks: a small array may be compressed as well as it can, or have its parts missing."""
 KINDS = {"b": "truth values", "i": "whole numbers", "u": "whole numbers", "f": "numbers"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featkit.core.errors import BadInputError
+from featkit.core.errors import blaming
 from featkit.losses.sdgm import ANGLE_STATISTICS, POWER_STATISTICS
 from featkit.report.content import (
     Cell,
@@ -49,12 +49,10 @@ class Records:
 def read_records(run: Path) -> Records:
     """Raises BadInputError for a folder that holds no finished training."""
     folder = RunFolder(run)
-    try:
+    with blaming(run, "the folder of a finished training", "train it to its end"):
         summary = json.loads(folder.summary.read_text(encoding="utf-8"))
         configuration = (run / "config.yaml").read_text(encoding="utf-8")
         return Records(summary, read_metrics(folder.metrics), configuration, sorted(folder.pictures.glob("*.jpg")))
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{run}: not the folder of a finished training ({error})") from None
 
 
 def training_report(run: Path) -> Path:

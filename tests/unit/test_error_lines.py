@@ -33,9 +33,7 @@ def featkit(*arguments: str, shell: str = "") -> subprocess.CompletedProcess[str
 
 
 def test_what_a_terminal_obeys_is_escaped() -> None:
-    assert one_line("a\nb\x1b[31m\x9b\u2028\u202e\udcffä 日本 \\n") == (
-        r"a\nb\x1b[31m\x9b\u2028\u202e\udcffä 日本 \n"
-    )
+    assert one_line("a\nb\x1b[31m\x9b\u2028\u202e\udcffä 日本 \\n") == (r"a\nb\x1b[31m\x9b\u2028\u202e\udcffä 日本 \n")
     assert printable("two\nlines\x07", keep="\n") == "two\nlines\\x07"
 
 
@@ -129,5 +127,5 @@ def test_whatever_a_file_causes_is_its_fault(error: Exception, words: str) -> No
 
 
 def test_featkits_own_errors_pass() -> None:
-    with pytest.raises(EmptyResultError, match="^nothing$"), blaming(Path("x"), "a list", "make it again"):
+    with pytest.raises(EmptyResultError, match=r"^nothing$"), blaming(Path("x"), "a list", "make it again"):
         raise EmptyResultError("nothing")

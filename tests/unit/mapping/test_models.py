@@ -241,5 +241,5 @@ def test_numbers_that_are_none(
     assert read_model(tmp_path).num_reg_images() == 6
     break_one(model, what, field, value)
     write(str(tmp_path))
-    with pytest.raises(BadInputError, match="^[^\n]*$"):
+    with pytest.raises(BadInputError, match=r"^[^\n]*$"):
         read_model(tmp_path)
