@@ -353,7 +353,8 @@ def _file_of_form(path: Path, content_type: str) -> dict[str, str]:
     boundary = BOUNDARY.search(content_type)
     if boundary is None:
         raise RefusedError(400, "a form without a boundary; POST the bytes of a photograph")
-    data, fields, photograph = path.read_bytes(), {}, None
+    data, photograph = path.read_bytes(), None
+    fields: dict[str, str] = {}
     between = b"--" + boundary[1].encode()
     for part in (b"\r\n" + data).split(b"\r\n" + between)[1:]:
         head, empty, content = part.partition(b"\r\n\r\n")

@@ -127,7 +127,7 @@ def array_of(group: h5py.Group, name: str, kinds: str = "iuf", ndim: int | None 
 def dataset_of(group: h5py.Group, name: str, kinds: str = "iuf", ndim: int | None = None) -> h5py.Dataset:
     """A dataset whose numbers may be read; arguments and errors as those of `array_of`."""
     found = find(group, name)
-    where = f"{group.file.filename}: {name!r} of {group.name.strip('/')!r}"
+    where = _place(group, name)
     if not isinstance(found, h5py.Dataset):
         raise BadInputError(f"{where} is missing, or no array; make the file again")
     if found.dtype.kind not in kinds:
@@ -166,4 +166,9 @@ def check_item(item: h5py.Group) -> None:
     for key in item.id:
         name = key.decode("utf-8", ESCAPED)
         if isinstance(found := find(item, name), h5py.Dataset):
-            refuse_unreal(found, f"{item.file.filename}: {name!r} of {item.name.strip('/')!r}")
+            refuse_unreal(found, _place(item, name))
+
+
+def _place(group: h5py.Group, name: str) -> str:
+    above = (group.name or "").strip("/")
+    return f"{group.file.filename}: {name!r}" + (f" of {above!r}" if above else "")

@@ -124,13 +124,14 @@ class Localizer:
         if isinstance(intrinsics, str):
             intrinsics = parse_intrinsics(intrinsics, "intrinsics")
         extractor, decoding = self._method.built, self._method.config.decode
+        decoded: DecodedImage | None = None
         if isinstance(image, np.ndarray):
             name = name or "image"
-            decoded = from_pixels(image, decoding, extractor.colour)
-            camera = self._camera_of_pixels(name, decoded, intrinsics)
+            decoded = pixels = from_pixels(image, decoding, extractor.colour)
+            camera = self._camera_of_pixels(name, pixels, intrinsics)
         elif isinstance(image, str | Path):
             path, name = Path(image), name or Path(image).name
-            decoded = None if features is not None else decode(path, decoding, extractor.colour)
+            decoded = decode(path, decoding, extractor.colour) if features is None else None
             camera = self._camera_of_file(path, intrinsics)
         else:
             raise UsageError(f"an image is a path or a numpy array, not a {type(image).__name__}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featkit.core.errors import blaming
+from featkit.core.errors import BadInputError, blaming
 from featkit.losses.sdgm import ANGLE_STATISTICS, POWER_STATISTICS
 from featkit.report.content import (
     Cell,
