@@ -123,6 +123,41 @@ def dense_speed(result: Result) -> str:
     return "\n".join(lines)
 
 
+def published_speed(result: Result) -> str:
+    """CPU seconds of the published networks, as featkit runs them and as kornia does."""
+    lines = [
+        "| network | size | CPU-seconds | kornia | rate over kornia | memory MB | kornia | largest difference:"
+        " keypoints px, descriptors |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in result["rows"]:
+        seconds, memory = row["cpu_seconds"], row["peak_memory_mb"]
+        lines.append(
+            f"| {row['network']} | {row['size']} | {seconds['ours']:.2f} | {seconds['by_hand']:.2f} |"
+            f" **{row['rate_over_kornia']:.1f}** | {memory['ours']:,.0f} | {memory['by_hand']:,.0f} |"
+            f" {row['keypoint_error_px']:.0e}, {row['descriptor_error']:.0e} |"
+        )
+    return "\n".join(lines)
+
+
+def dense_ways(result: Result) -> str:
+    """Ways to run SCFeat's dense network on a CPU."""
+    lines = [
+        "| network | size | threads | way | CPU-seconds | over the engine | start-up | memory MB | scores differ by |"
+        " keypoints lacking |",
+        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for one in result["results"]:
+        for row in one["rows"]:
+            lines.append(
+                f"| {one['network']} | {one['size']} | {one['threads']} | {row['way']} | {row['cpu_seconds']:.2f} |"
+                f" {row['over_engine']:.2f} | {row['start_up_cpu_seconds']:.1f} |"
+                f" {number(row.get('peak_memory_mb'), ',.0f')} | {row['score_error']:.0e} |"
+                f" {row['keypoints_lacking']} of {result['keypoints']:,} |"
+            )
+    return "\n".join(lines)
+
+
 def ablation(result: Result) -> str:
     """SCFeat's ablations: MMAScore of rows that were trained alike, mean and spread of the seeds."""
     lines = [
@@ -259,6 +294,8 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "oxford": ("oxford_mma", oxford),
     "published": ("published", published),
     "dense-speed": ("dense_speed", dense_speed),
+    "dense-ways": ("dense_ways", dense_ways),
+    "published-speed": ("published_speed", published_speed),
     "ablation": ("scfeat_ablation", ablation),
     "reward": ("reward_effect", reward),
 }

@@ -25,14 +25,12 @@ from featkit.core.errors import FeatkitError
 from featkit.evaluation.patches import (
     ImagePair,
     PatchDescriber,
-    UbcSet,
     describe_used,
     describer,
-    evaluate_pairs,
     image_pairs,
     matching_ap,
-    read_ubc,
 )
+from featkit.evaluation.ubc import UbcSet, evaluate_pairs, read_ubc
 
 SHIPPED = "rootsift,hardnet,hynet,sdgmnet,adasample,doap,doap-binary"
 MIN_SHARED, MAX_SHARED = 50, 300  # points that two images must share, and that are matched at most

@@ -26,18 +26,9 @@ from machine import write_result
 
 from featkit.core.errors import FeatkitError
 from featkit.data.download import digests
-from featkit.evaluation.patches import (
-    SiftPatchConfig,
-    UbcMethod,
-    UbcScore,
-    UbcSet,
-    describer,
-    evaluate_pairs,
-    find_runs,
-    read_ubc,
-    ubc_table,
-)
+from featkit.evaluation.patches import SiftPatchConfig, describer
 from featkit.evaluation.published import published
+from featkit.evaluation.ubc import PatchMethod, UbcScore, UbcSet, evaluate_pairs, find_runs, read_ubc, ubc_table
 
 BASELINES = ("sift", "rootsift")
 ORDER = (*BASELINES, "hardnet", "hynet", "adasample", "doap", "doap-binary", "sdgmnet")
@@ -61,7 +52,7 @@ class Kept:
         self.path.write_text(json.dumps(self.scores, indent=1) + "\n", encoding="utf-8")
 
 
-def measured(sets: list[UbcSet], methods: list[UbcMethod], device: str, kept: Kept) -> list[UbcScore]:
+def measured(sets: list[UbcSet], methods: list[PatchMethod], device: str, kept: Kept) -> list[UbcScore]:
     """FPR95 of every method on every set but its own."""
     identity = {one.name: digests(one.pairs_file).sha256[:16] for one in sets}
     scores = []
@@ -139,7 +130,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         sets = [read_ubc(folder, arguments.pairs) for folder in arguments.data]
-        methods = [UbcMethod(name, "", "", name) for name in BASELINES]
+        methods = [PatchMethod(name, "", "", name) for name in BASELINES]
         for number, folder in enumerate(arguments.runs):
             found = find_runs(folder, arguments.epochs)
             found = [one for one in found if one.train in {data.name for data in sets}]

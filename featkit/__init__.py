@@ -1,5 +1,6 @@
 """featkit: local features trained, run and proven.
 
+`featkit.extract(...)` does what `featkit extract` does, with the same names and defaults; so do the others below.
 Importing this package does nothing: no handlers, seeds, downloads or device calls.
 """
 
@@ -8,9 +9,37 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featkit.api.localization import localize, serve
+    from featkit.api.maps import align, export, reconstruct, run_demo
+    from featkit.api.stages import extract, match, pairs, run, verify
+    from featkit.api.train import informativeness, train_patch, train_scfeat
     from featkit.localization.localizer import Localizer
 
-__all__ = ["Localizer", "__version__"]
+__all__ = [
+    "Localizer",
+    "__version__",
+    "align",
+    "export",
+    "extract",
+    "informativeness",
+    "localize",
+    "match",
+    "pairs",
+    "reconstruct",
+    "run",
+    "run_demo",
+    "serve",
+    "train_patch",
+    "train_scfeat",
+    "verify",
+]
+PLACES = {
+    "featkit.api.localization": ("localize", "serve"),
+    "featkit.api.maps": ("align", "export", "reconstruct", "run_demo"),
+    "featkit.api.stages": ("extract", "match", "pairs", "run", "verify"),
+    "featkit.api.train": ("informativeness", "train_patch", "train_scfeat"),
+    "featkit.localization.localizer": ("Localizer",),
+}
 
 try:
     __version__ = version("featkit")
@@ -19,7 +48,8 @@ except PackageNotFoundError:  # a checkout that was never installed
 
 
 def __getattr__(name: str) -> Any:
-    """`featkit.Localizer` brings pycolmap and more: it is imported when somebody asks for it."""
-    if name == "Localizer":
-        return import_module("featkit.localization.localizer").Localizer
+    """What brings pycolmap and more is imported when somebody asks for it."""
+    for module, names in PLACES.items():
+        if name in names:
+            return getattr(import_module(module), name)
     raise AttributeError(f"module 'featkit' has no attribute {name!r}")

@@ -33,13 +33,13 @@ from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from featkit import __version__
-from featkit.core.config import Config
 from featkit.core.errors import BadInputError, WorkerDiedError, one_line
 from featkit.core.processes import Endable
 from featkit.core.runtime import usable_cores
 from featkit.core.types import Features
 from featkit.images.read import stored_size
 from featkit.io.lists import Intrinsics, parse_intrinsics
+from featkit.localization.localizer import ServeConfig
 from featkit.localization.stage import QueryResult, describe
 
 LOGGER = logging.getLogger(__name__)
@@ -50,27 +50,6 @@ LONGEST_NAME, LONGEST_CAMERA = 255, 500  # characters
 FIELD = re.compile(r'(\w+)="([^"]*)"')  # of a form's part: name, filename
 BOUNDARY = re.compile(r'boundary="?([^";]{1,70})"?')
 FORM = "multipart/form-data"
-
-
-class ServeConfig(Config):
-    """What one client may ask of the server."""
-
-    max_mb: float = Field(default=32.0, gt=0)
-    """Largest photograph, millions of bytes."""
-    max_megapixels: float = Field(default=50.0, gt=0)
-    """Larger photographs are refused by their header, before they are decoded."""
-    upload_s: float = Field(default=30.0, gt=0)
-    """Within which a photograph must have arrived."""
-    timeout_s: float = Field(default=60.0, gt=0)
-    """Within which it must be localized, waiting included."""
-    threads: int = Field(default=2, ge=1)
-    """Photographs that are worked on at once."""
-    max_waiting: int = Field(default=16, ge=0)
-    """Photographs that arrive or wait for a thread; more are sent away before they are read."""
-    header_s: float = Field(default=10.0, gt=0)
-    """Within which a connection must have made its request."""
-    max_connections: int = Field(default=200, ge=1)
-    """Connections at once; more are sent away."""
 
 
 class WarmMap(Protocol):

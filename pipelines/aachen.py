@@ -37,13 +37,14 @@ from featkit.evaluation.aachen import (
     AachenBenchmark,
     AachenConfig,
     BothSides,
+    condition_table,
     covisible_list,
     read_aachen_reference,
     read_truth,
     score_conditions,
 )
+from featkit.evaluation.benchmark import predict
 from featkit.evaluation.metrics import LocalizationScore, score_localization
-from featkit.evaluation.predictions import predict
 from featkit.io.artifact import write_text
 from featkit.io.atomic import refuse_foreign
 from featkit.io.lists import read_pairs, write_pairs
@@ -55,7 +56,7 @@ from featkit.mapping.model import refuse_other_models
 from featkit.mapping.scene import MapFiles
 from featkit.mapping.verify import build_database
 from featkit.matching import stage as matching
-from featkit.report.localization import aachen_metrics, condition_table, localization_report
+from featkit.report.localization import aachen_metrics, localization_report
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def run(
     layout) that images of the map are found by, where no list has the queries' pairs. truth: poses.txt in the reference
     model's frame (the names with or without folders). Raises featkit's errors.
     """
-    config, matcher, device = benchmark.config, benchmark.matcher, benchmark.device
+    config, matcher, device = benchmark.config, benchmark.by, benchmark.device
     lists = lists or published_lists(files, queries)
     reference = read_aachen_reference(files)
     conditions = read_queries(files)
@@ -192,4 +193,4 @@ if __name__ == "__main__":  # worker processes import this file: only the main o
     log.setup()
     data = find_aachen(Path(sys.argv[1]), "1.1", "night")
     setting = AachenBenchmark(AachenConfig())
-    print(run(setting, data, "night", setting.features("rootsift"), data.root / "featkit").submission)
+    print(run(setting, data, "night", setting.method("rootsift"), data.root / "featkit").submission)

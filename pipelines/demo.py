@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from featkit import __version__
-from featkit.core.config import Config, load_pipeline
+from featkit.core.config import Config, Count, load_pipeline
 from featkit.core.log import timed
 from featkit.demo.scene import RenderedConfig, distance_to_surface, render_scene
 from featkit.evaluation.metrics import score_localization
@@ -29,8 +29,10 @@ class DemoConfig(Config):
     """The rendered scene, and how it is mapped."""
 
     scene: RenderedConfig = RenderedConfig()
+    """The scene that is rendered."""
     features: str = "rootsift"
-    max_keypoints: int = 4096
+    """A name in configs/, or the path of a yaml file."""
+    max_keypoints: Count = 4096
     """Per image: enough for these small images, and the demo stays short."""
 
 

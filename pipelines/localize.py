@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from featkit.core import log
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Runtime, Seed, WorkerCount
 from featkit.core.log import timed
 from featkit.core.registry import resolve
 from featkit.evaluation.metrics import score_localization
@@ -33,22 +31,23 @@ from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import MapFiles, find_map, usable_images
 from featkit.matching import stage as match
+from featkit.matching.config import MatchWith
 from featkit.report.localization import localization_report
 from featkit.report.maps import localization_metrics
 from featkit.retrieval.vlad import VladConfig
 
 
-class LocalizationConfig(Config):
+class LocalizationConfig(MatchWith):
     """Everything that decides the poses of queries, beside the map."""
 
     retrieval: VladConfig = VladConfig()
-    matcher: str = "mutual"
-    matching: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the matcher's configuration."""
+    """How map images are found for a query."""
     localize: LocalizeConfig = LocalizeConfig()
-    workers: Runtime[int] = 0
+    """Poses, and the queries' cameras."""
+    workers: Runtime[WorkerCount] = 0
     """Processes that extract; 0: one per core."""
-    seed: int = 0
+    seed: Seed = 0
+    """Of the clusters of retrieval."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ def run(
     pairs: Path | None = None,
     retrieval: Sequence[Path] = (),
     truth: Path | None = None,
+    number: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
 ) -> LocalizationResult:
@@ -81,11 +81,11 @@ def run(
     their cameras; only these are localized. pairs: a file (query, map image). retrieval: files of global descriptors
     (hloc's layout) that pair instead of those of the map's features. truth: poses.txt to score against; when it names
     three or more images of the map too, the map is first moved onto those by a similarity (a map has a frame and a
-    scale of its own).
+    scale of its own). number: which of the map's models; None: the largest.
     Raises featkit's errors.
     """
-    found = find_map(map_folder, features)
-    output = output or found.folder / "localize"
+    found = find_map(map_folder, features, number)
+    output = output or found.folder / ("localize" if not number else f"localize-{number}")
     written = ("features.h5", "matches.h5", "poses.txt", "poses.json", "report.html", "metrics.json")
     refuse_foreign(*(output / name for name in written), *([] if pairs else [output / "pairs.txt"]))
     cameras = None if intrinsics is None else read_intrinsics_list(intrinsics)

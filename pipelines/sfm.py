@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from featkit.core import log
-from featkit.core.config import Config, Runtime, digest
+from featkit.core.config import Runtime, Share, digest
 from featkit.core.errors import EmptyResultError, UsageError
 from featkit.core.log import LOGGER, timed
 from featkit.core.registry import resolve
@@ -22,10 +20,12 @@ from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
 from featkit.features.listing import warn_of_few
 from featkit.features.stage import ExtractConfig, extraction
+from featkit.images.listing import list_images
 from featkit.io.artifact import write_text
 from featkit.io.atomic import read_stamp, refuse_foreign
 from featkit.io.features import extractor_name
 from featkit.io.lists import describe_pairs, read_pairs, read_poses
+from featkit.localization.stage import is_of_another_map
 from featkit.mapping import stage as map_stage
 from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.cameras import listed_intrinsics
@@ -34,29 +34,22 @@ from featkit.mapping.reference import read_reference
 from featkit.mapping.scene import image_folder, output_folder, usable_images
 from featkit.mapping.stage import MapConfig
 from featkit.mapping.verify import build_database
+from featkit.matching.config import MatchWith
 from featkit.pairing import stage as pairing
 from featkit.pairing.base import Sources
-from featkit.pairing.stage import AutoConfig
+from featkit.pairing.stage import PairWith
 from featkit.report.maps import map_metrics, reconstruction_report
 
 
-class SfmConfig(Config):
+class SfmConfig(PairWith, MatchWith):
     """Everything that decides a map."""
 
     extract: ExtractConfig = ExtractConfig()
-    pairs: str = "auto"
-    """auto, exhaustive, sequential, retrieval, gps, poses, covisible, another name in configs/, or a pairs file."""
-    auto: AutoConfig = AutoConfig()
-    """What "auto" means."""
-    pairing: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the pairing's configuration."""
-    matcher: str = "mutual"
-    matching: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the matcher's configuration."""
+    """What features, and how images are read."""
     map: MapConfig = MapConfig()
-    min_registered: Runtime[float] = Field(0.0, ge=0, le=1)
+    """Cameras, geometric verification, mapping."""
+    min_registered: Runtime[Share] = 0.0
     """Smallest share of the photographs that must be in the map; fewer are an error, after everything was written."""
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +88,7 @@ def run(
     true_poses = None if truth is None else read_poses(truth)
     check_camera(config.map.camera)
     names = usable_images(images, None if known is None else known.poses.keys())
+    without_pose = [] if known is None else sorted(set(list_images(images)) - set(names))
     if intrinsics is not None and known is not None and known.cameras is not None:
         raise UsageError(
             "--intrinsics: the reference has its cameras (its model's, or camera.txt); leave out one of both"
@@ -134,24 +128,25 @@ def run(
     resolved = {"extract": extractor.config, "pairing": paired, "matching": matcher.config.result_fields()}
     ran = config.model_copy(update=resolved)
     report, record = output / "report.html", output / "metrics.json"
-    made_from = digest(
-        (output / "sparse.json").read_text(), ran.canonical_json(), *names, *map(str, (true_poses or {}).items())
-    )
+    truths = map(str, (true_poses or {}).items())
+    made_from = digest((output / "sparse.json").read_text(), ran.canonical_json(), *names, "", *without_pose, *truths)
     metrics = read_stamp(record) or {}
     if metrics.get("made_from") != made_from or not report.is_file() or overwrite:
         with timed("report", seconds):
-            metrics = map_metrics(sparse, database, names, true_poses, align=known is None)
+            metrics = map_metrics(sparse, database, names, true_poses, align=known is None, without_pose=without_pose)
             metrics |= {"seconds": seconds, "made_from": made_from, "config": ran.result_fields()}
             reconstruction_report(ran, metrics, images, features, database, sparse, report)
         write_text(record, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     for warning in metrics["warnings"]:
         LOGGER.warning("map: %s", warning)
+    if is_of_another_map(output / "localize" / "poses.txt", sparse / "0"):
+        LOGGER.warning("map: %s is of an earlier map, in another frame; localize again", output / "localize/poses.txt")
     warn_of_few("map", metrics["registered"], len(names), extractor_name(extractor.config.result_fields()))
-    share = metrics["registered"] / len(names)
+    share = metrics["registered"] / metrics["images"]
     if share < config.min_registered:
         raise EmptyResultError(
-            f"{sparse}: {metrics['registered']} of {len(names)} photographs are in the map, fewer than the share of"
-            f" {config.min_registered:g} that was asked for (--min-registered); the map and {report.name} are there"
+            f"{sparse}: {metrics['registered']} of {metrics['images']} photographs are in the map, fewer than the share"
+            f" of {config.min_registered:g} that was asked for (--min-registered); map and {report.name} are there"
         )
     return SfmResult(output, sparse, report, metrics)
 

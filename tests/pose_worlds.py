@@ -10,8 +10,8 @@ import numpy as np
 
 from featkit.core.registry import resolve
 from featkit.core.types import Features, Matches, Pair, Pose
+from featkit.evaluation.benchmark import Predictions
 from featkit.evaluation.pose_pairs import PosedScene, read_scene
-from featkit.evaluation.predictions import Predictions
 from featkit.features.stage import ExtractConfig, extraction
 from featkit.geometry.poses import look_at, rotation_matrix
 from featkit.io.features import append_features

@@ -9,14 +9,16 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import typer
 
+from featkit.api.options import MAPPING, Described, Option, shown_of
 from featkit.core import log, runtime
+from featkit.core.config import Config, Seed, make
 from featkit.core.errors import FeatkitError, NotWritableError, ProcessLostError, UsageError, one_line, printable, said
 
 
@@ -32,18 +34,23 @@ class RunOptions:
     debug: bool
 
 
+class Seeded(Config):
+    """What every verb's --seed may be."""
+
+    seed: Seed = 0
+    """Random seed."""
+
+
 @dataclass
 class Outcome:
     """What a verb ends with: `data` for --json, `tables` and `lines` for people.
 
-    page, standings: of a benchmark, for the page over all of them. error: said after all else, with its exit code.
+    error: said after all else, with its exit code.
     """
 
     data: dict[str, Any]
     lines: list[str] = field(default_factory=list)
-    tables: list[Any] = field(default_factory=list)  # featkit.report.content.Table
-    page: Any = None  # featkit.report.content.Report
-    ranking: list[Any] = field(default_factory=list)  # featkit.report.ranking.Standing
+    tables: list[Any] = field(default_factory=list)  # featkit.core.content.Table
     error: FeatkitError | None = None
     silent: bool = False  # another process shows it
 
@@ -57,6 +64,42 @@ UNWRITABLE = {  # what the system says of a place, and what to do about it
     errno.EDQUOT: "free some and run the same command again",
     errno.EFBIG: "allow larger files (ulimit -f) and run the same command again",
 }
+
+
+def option_of(one: Described) -> Any:
+    """An option that a field describes, as Typer takes it."""
+    names = [f"--{one.name.replace('_', '-')}"] if one.kind is bool else []
+    more: dict[str, Any] = {} if one.metavar is None else {"metavar": one.metavar}
+    if one.unset is not None:
+        more["show_default"] = one.unset
+    if one.choices:
+        more["autocompletion"] = _completion(one.choices)
+    kind = one.kind | None if one.default is None else one.kind
+    return Annotated[kind, typer.Option(*names, help=one.help, rich_help_panel=one.option.panel, **more)]
+
+
+def parameter_of(one: inspect.Parameter) -> inspect.Parameter:
+    """A parameter of a function of featkit.api as Typer takes it."""
+    shown = shown_of(one)
+    assert shown is not None, f"{one.name}: the command line has no word for it"
+    kind = list[str] | None if one.name == "settings" else get_args(one.annotation)[0]
+    told: dict[str, Any] = {"help": shown.help, "metavar": shown.metavar, "rich_help_panel": shown.panel}
+    ends: dict[str, Any] = {"min": shown.low, "max": shown.high, "show_default": shown.unset}
+    required = one.default is one.empty and one.kind is not one.KEYWORD_ONLY and not shown.names
+    make_info: Any = typer.Argument if required else functools.partial(typer.Option, *shown.names, **ends)
+    info = make_info(**told)
+    return one.replace(kind=one.KEYWORD_ONLY, annotation=Annotated[kind, info])
+
+
+def _completion(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    """What a shell offers for a word that was begun."""
+
+    def beginning(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return beginning
+
+
 WIDE = 200  # columns of a table that is written to a file
 PANEL = "Common options"
 COMMON: dict[str, Any] = {
@@ -66,10 +109,10 @@ COMMON: dict[str, Any] = {
     ],
     "quiet": Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel=PANEL)],
     "device": Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=PANEL)],
-    "seed": Annotated[int, typer.Option(help="Random seed.", min=0, rich_help_panel=PANEL)],
+    "seed": option_of(Described.of("seed", Option("seed", panel=PANEL), Seeded)),
     "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=PANEL)],
 }
-DEFAULTS = RunOptions(json=False, verbose=0, quiet=False, device="auto", seed=0, debug=False)
+DEFAULTS = RunOptions(json=False, verbose=0, quiet=False, device="auto", seed=Seeded().seed, debug=False)
 
 
 def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
@@ -95,6 +138,7 @@ def _execute(function: Callable[[], Outcome], run: RunOptions) -> None:
     log.setup(-1 if run.quiet else run.verbose)
     with runtime.stoppable(functools.partial(_report_the_end, run=run)) as request:
         try:
+            _ = make(Seeded, {"seed": run.seed}, where="--seed")
             outcome = function()
             _show(outcome, run)
         except BrokenPipeError:  # whoever read the output has enough, as `head` does
@@ -225,34 +269,16 @@ def cell_text(value: Any) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Options that several verbs take, each written once.
+# Options of the verbs that are not made of a function (`featkit.cli.command`).
 
 
-CAMERAS = "Cameras"
-MAPPING = "Mapping"
-
-Features = Annotated[str, typer.Option(help="By name (`featkit features` lists them), or a yaml file.")]
 ResizeMax = Annotated[
     int | None, typer.Option(help="Longer side after resizing, px.", min=16, show_default="no resizing")
 ]
 MaxKeypoints = Annotated[
     int | None, typer.Option(help="Maximum keypoints per image.", min=1, show_default="the configuration's")
 ]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        help="Weights by name, or a file (.safetensors; .pth of a published network).",
-        show_default="the configuration's",
-    ),
-]
 Workers = Annotated[int, typer.Option(help="Processes that extract; 0: one per core.", min=0)]
-Masks = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR", help="Masks named as COLMAP's (a/b.jpg.png of a/b.jpg): no keypoint where one is zero."
-    ),
-]
-IgnoreAlpha = Annotated[bool, typer.Option("--ignore-alpha", help="Keypoints in transparent pixels too.")]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Pass over images that cannot be read.")]
 Matcher = Annotated[str, typer.Option(help="Matcher by name, or a yaml file.", rich_help_panel=MAPPING)]
 Ratio = Annotated[
@@ -265,20 +291,21 @@ Ratio = Annotated[
         rich_help_panel=MAPPING,
     ),
 ]
-CameraModel = Annotated[
-    str | None, typer.Option(help="COLMAP camera model.", show_default="SIMPLE_RADIAL", rich_help_panel=CAMERAS)
-]
-CameraParams = Annotated[
-    str | None,
-    typer.Option(help="Known parameters, comma-separated.", show_default="EXIF", rich_help_panel=CAMERAS),
-]
-GpsFile = Annotated[
-    Path | None,
-    typer.Option(metavar="CSV", help="Positions, `name,lat,lon[,alt]` a line.", show_default="the photographs' EXIF"),
-]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change any field of the configuration; repeatable."),
+]
+FeatureNames = Annotated[
+    str, typer.Option("--features", help="Configurations by name or path; comma-separated.", metavar="NAME,...")
+]
+OneWeight = Annotated[
+    str | None,
+    typer.Option(help="Trained weight by name, or a .safetensors file; for one --features.", show_default="its own"),
+]
+Setting = Annotated[str, typer.Option(help="Setting by name, or a yaml file.")]
+BenchmarkSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change any field of the benchmark; repeatable."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard existing output.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The file to write.")]
@@ -295,17 +322,3 @@ def addresses(urls: list[str] | None) -> dict[str, str]:
     if not all(equals and address for _, equals, address in pairs):
         raise UsageError("--url: FILE=ADDRESS, as liberty=http://example.org/liberty.zip")
     return {file: address for file, _, address in pairs}
-
-
-def decode_fields(resize_max: int | None, ignore_alpha: bool) -> dict[str, Any]:
-    """Fields of a DecodeConfig."""
-    return {"resize_max": resize_max} | ({"min_alpha": 0} if ignore_alpha else {})
-
-
-def camera_fields(model: str | None, params: str | None) -> dict[str, Any]:
-    """Fields of a CameraConfig. Raises UsageError for parameters that are no numbers."""
-    try:
-        numbers = None if params is None else [float(part) for part in params.split(",")]
-    except ValueError:
-        raise UsageError(f"--camera-params {params!r}: numbers separated by commas, as 1200,960,540,0.01") from None
-    return given(model=model, params=numbers)

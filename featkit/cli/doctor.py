@@ -149,6 +149,7 @@ NEEDED = {
     "PyYAML": ("yaml", "configurations"),
     "jaxtyping": ("jaxtyping", "types"),
     "plotly": ("plotly", "report.html"),
+    "jinja2": ("jinja2", "report.html"),
     "safetensors": ("safetensors", "weights"),
     "rich": ("rich", "tables, progress"),
     "poselib": ("poselib", "`featkit eval pose`"),

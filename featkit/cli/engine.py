@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from enum import Enum
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from featkit.cli.app import Outcome, given
+from featkit.api.options import Described, Option
+from featkit.cli.app import Outcome, option_of
 from featkit.core.config import make
 from featkit.engine.plan import EngineConfig
 from featkit.engine.stages import Planned
@@ -18,48 +16,15 @@ from featkit.engine.stages import Planned
 ENGINE_PANEL = "Engine"
 
 
-class EngineName(str, Enum):
-    """Engines of the command line; "plan" has a verb of its own."""
-
-    local = "local"
-    ray = "ray"
-    plan = "plan"
-
-
-OPTIONS: dict[str, tuple[Any, Any]] = {
-    "engine": (
-        Annotated[
-            EngineName,
-            typer.Option(help="local, or ray (many machines); plan: see featkit plan.", rich_help_panel=ENGINE_PANEL),
-        ],
-        EngineName.local,
-    ),
-    "ray_address": (
-        Annotated[
-            str | None,
-            typer.Option(
-                metavar="HOST:PORT",
-                help='"auto", or of the cluster.',
-                show_default="this machine",
-                rich_help_panel=ENGINE_PANEL,
-            ),
-        ],
-        None,
-    ),
-    "shards": (
-        Annotated[int, typer.Option(help="Parts of the work; 0: by their size.", min=0, rich_help_panel=ENGINE_PANEL)],
-        0,
-    ),
-    "task_cpus": (
-        Annotated[float, typer.Option(help="Cores of each part.", min=0.01, rich_help_panel=ENGINE_PANEL)],
-        1.0,
-    ),
-    "task_gpus": (
-        Annotated[
-            float, typer.Option(help="GPUs of each part; 0.5: two share one.", min=0, rich_help_panel=ENGINE_PANEL)
-        ],
-        0.0,
-    ),
+OPTIONS = {
+    name: Described.of(name, option, EngineConfig)
+    for name, option in {
+        "engine": Option("name", panel=ENGINE_PANEL),
+        "ray_address": Option("address", panel=ENGINE_PANEL, metavar="HOST:PORT"),
+        "shards": Option("shards", panel=ENGINE_PANEL),
+        "task_cpus": Option("cpus", panel=ENGINE_PANEL),
+        "task_gpus": Option("gpus", panel=ENGINE_PANEL),
+    }.items()
 }
 
 
@@ -74,14 +39,9 @@ def with_engine(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Outcome:
-        chosen = {name: kwargs.pop(name, default) for name, (_, default) in OPTIONS.items()}
-        values = given(
-            name=EngineName(chosen["engine"]).value,
-            address=chosen["ray_address"],
-            shards=chosen["shards"],
-            cpus=chosen["task_cpus"],
-            gpus=chosen["task_gpus"],
-        )
+        values: dict[str, Any] = {}
+        for name, option in OPTIONS.items():
+            values |= option.placed(kwargs.pop(name, option.default))
         try:
             return function(*args, **kwargs, engine=make(EngineConfig, values, where="engine"))
         except Planned as planned:
@@ -89,8 +49,8 @@ def with_engine(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
 
     own = _evaluated(function)
     added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-        for name, (annotation, default) in OPTIONS.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=option_of(one), default=one.default)
+        for name, one in OPTIONS.items()
     ]
     wrapped.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
     del wrapped.__wrapped__
@@ -99,6 +59,8 @@ def with_engine(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
 
 def _evaluated(function: Callable[..., Outcome]) -> list[inspect.Parameter]:
     """The function's parameters without `engine`, whose annotation may not be importable yet."""
+    if hasattr(function, "__signature__"):
+        return [one for name, one in inspect.signature(function).parameters.items() if name != "engine"]
     plain = dict(function.__annotations__)
     engine = function.__annotations__.pop("engine")
     try:

@@ -1,42 +1,51 @@
-"""`featkit eval ...`: features and descriptors on the field's benchmarks."""
+"""`featkit eval ...`: features and descriptors on the field's benchmarks.
+
+One command for all of them: the options of a benchmark are the keyword arguments of its class, with its defaults.
+"""
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from featkit import __version__
 from featkit.cli import app as options
-from featkit.cli import eval_common, eval_features
 from featkit.cli.app import Outcome, RunOptions, verb
 from featkit.cli.engine import with_engine
-from featkit.cli.eval_common import method_names
-from featkit.core.config import make, overrides
+from featkit.core.config import Config, overrides
 from featkit.core.errors import FeatkitError, UsageError
 from featkit.core.registry import Method
-from featkit.data.hpatches import find_splits, read_hpatches, read_rome, read_split
-from featkit.engine.plan import EngineConfig
-from featkit.evaluation import hpatches_patches
+from featkit.data.hpatches import find_splits
+from featkit.engine.plan import LOCAL, EngineConfig
+from featkit.evaluation.benchmark import (
+    Benchmark,
+    ImageBenchmark,
+    Result,
+    Work,
+    evaluate,
+    method_names,
+    names_in,
+)
 from featkit.evaluation.datasets import AvailableData, available_data, not_learned_from, patch_method
-from featkit.evaluation.hpatches_patches import HPatchesConfig, evaluate_hpatches
-from featkit.evaluation.patches import UbcMethod, describer, evaluate_rome, evaluate_ubc, find_runs, read_ubc, ubc_table
-from featkit.evaluation.published import published
-from featkit.io.artifact import write_text
-from featkit.io.atomic import refuse_foreign
-from featkit.report.content import Table
-from featkit.report.ranking import BenchmarkPage, Ranked, all_report, failed_table, ranking_table
+from featkit.evaluation.eth import EthBenchmark
+from featkit.evaluation.hpatches import Hpatches
+from featkit.evaluation.hpatches_patches import HpatchesPatches
+from featkit.evaluation.localization import HeldOutConfig, Localization
+from featkit.evaluation.oxford import Oxford
+from featkit.evaluation.pose import RelativePoses
+from featkit.evaluation.pose_pairs import PosePairsConfig
+from featkit.evaluation.ubc import Rome, Ubc
+from featkit.report.benchmarks import Shown, Written, all_report, failed_table, ranking_table
 
 LOGGER = logging.getLogger(__name__)
-# ----------------------------------------------------------------------------------------------------------------------
-# `featkit eval all`: every benchmark that the available data allows, in one page.
-
-
-ALL_HELP = """Every benchmark that the data at hand allows, in one page.
+OUT = Path("featkit-eval")
+ALL_HELP = """Every benchmark that the available data allows, in one page.
 
 Example: `featkit eval all --data data/ --features rootsift,dog+hynet,scfeat`
 
@@ -44,162 +53,44 @@ Data sets are told by their layout, wherever they lie below --data. Each benchma
 `featkit eval NAME` does, and writes its own OUT/NAME; OUT/report.html holds them all, OUT/results.json the numbers.
 Scenes and patches that a shipped weight was trained on are left out. A benchmark that fails is named, and the others
 go on."""
-BENCHMARKS = ("hpatches", "oxford", "eth", "localization", "pose", "ubc", "patches", "rome")
+HPATCHES_HELP = """Image matching: mean matching accuracy (MMA) at 1 to 10 px, MMAScore, homographies.
 
+Example: `featkit eval hpatches --root data/hpatches --features rootsift,scfeat`
 
-@dataclass(frozen=True)
-class Planned:
-    """One benchmark to run. folder: of its results. root: the one data set that it takes, if it takes one.
+The root holds sequences of any length in HPatches' (also EVD's) or in the Oxford layout. D2-Net's protocol: mutual
+nearest neighbours, 108 sequences. Homographies: their AUC, and the share of the pairs in which one is found. Features
+and matches are kept in OUT/predictions, table and pictures are OUT/hpatches/report.html."""
+OXFORD_HELP = """Matching mAP of descriptors by nearest neighbour, per sequence and mean (DOAP, Fig. 6).
 
-    names: what its methods are called among all, where that differs.
-    """
+Example: `featkit eval oxford --root data/oxford-affine --features sift,rootsift,dog+hynet`
 
-    name: str
-    root: Path | None
-    folder: Path
-    run: Callable[..., Outcome]
-    options: dict[str, Any]
-    names: dict[str, str] = field(default_factory=dict)
+The root holds sequences in the Oxford or in HPatches' layout. Features are kept in OUT/predictions, shared with
+`featkit eval hpatches`; the tables are OUT/oxford/report.html."""
+ETH_HELP = """\
+ETH local-feature benchmark: maps of its scenes from any features; registered images, points, tracks, errors.
 
-    @property
-    def title(self) -> str:
-        """Of its part of the page."""
-        return self.name if self.root is None else f"{self.name}: {self.root.name}"
+Example: `featkit eval eth --root data/eth --features rootsift,dog+hynet --setting eth-sdgmnet`
 
+The root holds scenes (fountain-P11, Herz-Jesu-P8, South-Building, Madrid_Metropolis, Gendarmenmarkt, Tower_of_London,
+Alamo, Roman_Forum, Cornell, or any folder asked for by --scenes), each with images/ and, where the truth is known,
+poses.txt and camera.txt. Settings: eth (the benchmark's), eth-scfeat-075, -080, -090, -092 (SCFeat, Table VII),
+eth-sdgmnet (no ratio test), eth-posfeat; SCFeat's and PoSFeat's with -side at the end read the NMS size as a side
+instead of a radius (docs/scfeat.md). Features and maps are kept in OUT/predictions; OUT/eth/report.html is the page."""
+POSE_HELP = """Relative pose AUC at 5, 10 and 20 degrees on pairs with known cameras, in the way of MegaDepth-1500.
 
-def everything(
-    data: Annotated[Path, typer.Option(help="Folder that holds data sets, at any depth.", show_default=False)],
-    features: eval_common.FeatureNames = "rootsift",
-    only: Annotated[
-        str | None,
-        typer.Option(help=f"Only these of {', '.join(BENCHMARKS)}.", metavar="NAME,...", show_default="all"),
-    ] = None,
-    max_keypoints: options.MaxKeypoints = None,
-    resize_max: options.ResizeMax = None,
-    workers: options.Workers = 0,
-    out: eval_common.OutFolder = Path("featkit-eval"),
-    overwrite: options.Overwrite = False,
-    engine: EngineConfig | None = None,
-    *,
-    run: RunOptions,
-) -> Outcome:
-    wanted = _wanted(only)
-    eval_common.refuse_results(out)
-    asked = eval_common.Asked(features, None, max_keypoints, resize_max, workers, overwrite, engine)
-    methods = eval_common.methods_of(asked, run.device)
-    extraction = {
-        "features": features,
-        "max_keypoints": max_keypoints,
-        **options.given(resize_max=resize_max),
-        "workers": workers,
-        "overwrite": overwrite,
-        "engine": engine,
-    }
-    planned = [one for one in _planned(available_data(data), methods, extraction, out) if one.name in wanted]
-    if not planned:
-        raise UsageError(f"--only {only}: the data in {data} allow none of these")
-    outcomes, failed = _run(planned, run)
-    ranking = [
-        replace(standing, method=one.names.get(standing.method, standing.method))
-        for one, outcome in outcomes
-        for standing in outcome.ranking
-    ]
-    summary = ranking_table(ranking, [method.name for method in methods])
-    results = {
-        **eval_common.made_by("all"),
-        "data": str(data),
-        "methods": [method.described() for method in methods],
-        "standings": [vars(standing) for standing in ranking],
-        "benchmarks": {one.title: outcome.data for one, outcome in outcomes},
-        "failed": failed,
-    }
-    pages = [_page(one, outcome, out) for one, outcome in outcomes]
-    page = all_report(summary, pages, failed, {one.name: one.described() for one in methods})
-    tables = [summary, *([failed_table(failed)] if failed else [])]
-    return eval_common.finished(results, out, page, tables, ranking)
+Example: `featkit eval pose --root scenes/castle --root scenes/fountain --features rootsift,dog+hynet`
 
+A scene is images/ with true cameras beside it: sparse/ (any COLMAP model), poses.txt with camera.txt, or what
+MegaDepth-1500 comes with, pairs_calibrated.txt. Known poses count before those of a model. Pairs are drawn evenly over
+ranges of overlap (without a model: of viewing angle). Every pair is measured by two estimators, PoseLib and OpenCV,
+since the choice moves results: compare numbers of one only. Features and matches are kept in OUT/predictions; curves
+and pictures are OUT/pose/report.html."""
+LOCALIZATION_HELP = """Recall of localization: photographs of a scene, found in a map of the others.
 
-def _run(planned: list[Planned], run: RunOptions) -> tuple[list[tuple[Planned, Outcome]], dict[str, str]]:
-    """What each came to, and the messages of those that failed. Raises the first error when all failed."""
-    outcomes: list[tuple[Planned, Outcome]] = []
-    failed: dict[str, FeatkitError] = {}
-    for one in planned:
-        LOGGER.info("== %s", one.title)
-        try:
-            outcomes.append((one, one.run(**one.options, run=run)))
-        except FeatkitError as error:
-            LOGGER.warning("%s: %s", one.title, error)
-            failed[one.title] = error
-    if not outcomes:
-        raise next(iter(failed.values()))
-    return outcomes, {title: str(error) for title, error in failed.items()}
+Example: `featkit eval localization --root castle-P19 --features rootsift,scfeat`
 
-
-def _wanted(only: str | None) -> tuple[str, ...]:
-    """Names of benchmarks. Raises UsageError for an unknown one."""
-    names = eval_common.names_in(only)
-    for name in names:
-        if name not in BENCHMARKS:
-            raise UsageError(f"--only: no benchmark {name!r}; one of {', '.join(BENCHMARKS)}")
-    return tuple(names) or BENCHMARKS
-
-
-def _planned(
-    found: AvailableData, methods: list[Method[Any]], extraction: dict[str, Any], out: Path
-) -> Iterator[Planned]:
-    """What the data allow: a benchmark that takes several roots once, another once per root."""
-
-    for root, folder in _folder_of_each(found.sequences, out):
-        options = {"root": root, "out": folder, **extraction}
-        yield Planned("hpatches", root, folder / "hpatches", eval_features.hpatches, options)
-        yield Planned("oxford", root, folder / "oxford", eval_features.oxford, options)
-    for root, folder in _folder_of_each(list(dict.fromkeys(scene.parent for scene in found.eth)), out):
-        yield Planned("eth", root, folder / "eth", eval_features.eth, {"root": root, "out": folder, **extraction})
-    weights = [method.weights_sha256 for method in methods]
-    posed = [*found.eth, *found.localization, *not_learned_from(found.models, weights)]
-    if found.localization:
-        options = {"root": found.localization, "out": out, **extraction}
-        yield Planned("localization", None, out / "localization", eval_features.localization, options)
-    if posed:
-        yield Planned("pose", None, out / "pose", eval_features.pose, {"root": posed, "out": out, **extraction})
-    yield from _of_patches(found, methods, not_learned_from(found.patches, weights), out)
-
-
-def _of_patches(found: AvailableData, methods: list[Method[Any]], sets: list[Path], out: Path) -> Iterator[Planned]:
-    """Benchmarks of patch descriptors: for SIFT, RootSIFT, and the networks of features that describe patches."""
-
-    names = {name: method.name for method in methods if (name := patch_method(method)) is not None}
-    if not names:
-        return
-    described = {"features": ",".join(names)}
-    if sets:
-        options = {"data": sets, "out": out / "ubc" / "results.json", **described}
-        yield Planned("ubc", None, out / "ubc", ubc, options, names)
-    for root, folder in _folder_of_each(found.hpatches, out):
-        split = {} if find_splits(root) else {"split": "full"}
-        options = {"root": root, "out": folder / "patches" / "results.json", **split, **described}
-        yield Planned("patches", root, folder / "patches", patches, options, names)
-    for root, folder in _folder_of_each(found.rome, out):
-        options = {"root": root, "out": folder / "rome" / "results.json", **described}
-        yield Planned("rome", root, folder / "rome", rome, options, names)
-
-
-def _folder_of_each(roots: list[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Each root with the folder of its results: `out`, or a folder in it for each of several."""
-    names = [root.name for root in roots]
-    labels = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
-    return [(root, out if len(roots) == 1 else out / label) for root, label in zip(roots, labels, strict=True)]
-
-
-def _page(one: Planned, outcome: Outcome, out: Path) -> BenchmarkPage:
-    address = "" if outcome.page is None else (one.folder / "report.html").relative_to(out).as_posix()
-    return BenchmarkPage(one.title, outcome.page, outcome.tables, address)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# `featkit eval ubc`, `patches` and `rome`: patch descriptors on the patches of the papers' benchmarks.
-
-
+A scene is a folder with images/, poses.txt (true poses) and camera.txt. All photographs but each fourth are mapped with
+their true poses, the others localized. Each map is kept in OUT/localization, with the report of its localization."""
 UBC_HELP = """FPR95 on the test pairs of PhotoTour sets (UBC's own, or made with `featkit data patches`).
 
 Example: `featkit eval ubc --data patches/liberty --data patches/aerial --features rootsift,sdgmnet`
@@ -217,193 +108,301 @@ ROME_HELP = """Patch retrieval on RomePatches: mean AP of 1,000 queries, of the 
 Example: `featkit eval rome --root data/rome --features rootsift,doap`
 
 With --runs, a folder of trainings SET/METHOD, the best and the last weight of each has a row."""
+BENCHMARKS: dict[str, tuple[type[Benchmark[Any, Any]], str]] = {
+    "hpatches": (Hpatches, HPATCHES_HELP),
+    "oxford": (Oxford, OXFORD_HELP),
+    "eth": (EthBenchmark, ETH_HELP),
+    "localization": (Localization, LOCALIZATION_HELP),
+    "pose": (RelativePoses, POSE_HELP),
+    "ubc": (Ubc, UBC_HELP),
+    "patches": (HpatchesPatches, PATCHES_HELP),
+    "rome": (Rome, ROME_HELP),
+}
 
-Methods = Annotated[
-    str,
-    typer.Option("--features", help="sift, rootsift, weights by name or path; comma-separated.", metavar="NAME,..."),
-]
-ResultFile = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Write the results as json.", show_default="no file")
-]
-Published = Annotated[bool, typer.Option("--published", help="Show what papers print below.")]
+# ----------------------------------------------------------------------------------------------------------------------
+# One benchmark: what it came to is written and shown in one way.
 
 
-Runs = Annotated[Path | None, typer.Option(help="Folder of trainings, SET/METHOD.", show_default="none")]
+def command_of(cls: type[Benchmark[Any, Any]]) -> Callable[..., Outcome]:
+    """The function behind `featkit eval NAME`."""
+    own = [name for name, one in inspect.signature(cls).parameters.items() if one.kind is one.KEYWORD_ONLY]
+
+    def command(*, run: RunOptions, **given: Any) -> Outcome:
+        roots, features, out = given.pop(cls.data_option), given.pop("features"), given.pop("out")
+        setting, settings = given.pop("setting", ""), overrides(given.pop("settings", None) or [])
+        chosen = {name: given.pop(name) for name in own}
+        work = Work(out or OUT, given.pop("overwrite", False), given.pop("engine", None) or LOCAL)
+        written = Written.of(out / cls.name) if issubclass(cls, ImageBenchmark) else Written(out, given.pop("report"))
+        written.refuse_foreign()
+        benchmark = cls.configured(settings, seed=run.seed, device=run.device, setting=setting, **chosen)
+        return outcome_of(evaluate(benchmark, roots if cls.several else [roots], features, work, **given), written)
+
+    parameters = [*_parameters(cls), inspect.Parameter("run", inspect.Parameter.KEYWORD_ONLY, annotation=RunOptions)]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    command.__name__ = cls.name
+    return command
 
 
-def ubc(
-    data: Annotated[list[Path], typer.Option(help="Folder in PhotoTour's format; repeatable.", show_default=False)],
-    features: Methods = "sift,rootsift",
-    runs: Runs = None,
-    pairs: Annotated[
+def outcome_of(result: Result, written: Written) -> Outcome:
+    """What a benchmark's command ends with; its files are written here. Raises NotWritableError."""
+    numbers = result.as_json()
+    return Outcome(numbers, [*result.lines, *written.write(numbers, result.page())], list(result.tables))
+
+
+OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder of predictions and results.")]
+OPTIONS: dict[str, Any] = {
+    "weights": options.OneWeight,
+    "max_keypoints": options.MaxKeypoints,
+    "resize_max": options.ResizeMax,
+    "workers": options.Workers,
+    "settings": options.BenchmarkSettings,
+    "overwrite": options.Overwrite,
+    "engine": EngineConfig | None,
+    "setting": options.Setting,
+    "matcher": Annotated[str, typer.Option(help="Matcher by name, or a yaml file.")],
+    "ratio": Annotated[
+        float | None,
+        typer.Option(help="Ratio test on both sides; 1: none.", min=0.01, max=1, show_default="the matcher's"),
+    ],
+    "sequences": Annotated[
+        str | None, typer.Option(help="Only these, comma-separated.", metavar="NAME,...", show_default="all")
+    ],
+    "all_sequences": Annotated[
+        bool, typer.Option("--all-sequences", help="Also HPatches' 8 that are left out as too large.")
+    ],
+    "scenes": Annotated[
+        str | None,
+        typer.Option(help="Only these, comma-separated.", metavar="NAME,...", show_default="the benchmark's"),
+    ],
+    "skip_broken": options.SkipBroken,
+    "max_pairs": Annotated[
+        int | None,
+        typer.Option(help="Pairs drawn of each scene at most.", min=1, show_default=str(PosePairsConfig().max_pairs)),
+    ],
+    "every": Annotated[
+        int | None,
+        typer.Option(help="One photograph of so many is a query.", min=2, show_default=str(HeldOutConfig().every)),
+    ],
+    "runs": Annotated[Path | None, typer.Option(help="Folder of trainings, SET/METHOD.", show_default="none")],
+    "split": Annotated[str, typer.Option(help="Split of splits.json (a, b, c, view, illum), or full.")],
+    "splits": Annotated[Path | None, typer.Option(help="The splits.json.", show_default="found near --root")],
+    "tasks": Annotated[Path | None, typer.Option(help="Folder of task files.", show_default="found near --root")],
+    "write_tasks": Annotated[
+        Path | None, typer.Option(help="Write drawn tasks here, as the official files.", show_default="nowhere")
+    ],
+    "published": Annotated[bool, typer.Option("--published", help="Show what papers print below.")],
+    "report": Annotated[Path | None, typer.Option(help="Write the page as html.", show_default="no file")],
+}
+# What differs in one benchmark.
+OWN: dict[tuple[str, str], Any] = {
+    ("pose", "pairs"): Annotated[
+        Path | None, typer.Option(help="Pairs file to measure, for one --root.", show_default="drawn")
+    ],
+    ("pose", "resize_max"): Annotated[
+        int | None, typer.Option(help="Longer side after resizing, px; thresholds are in these pixels.", min=16)
+    ],
+    ("eth", "ratio"): Annotated[
+        float | None,
+        typer.Option(help="Ratio test on both sides; 1: none.", min=0.01, max=1, show_default="the setting's"),
+    ],
+    ("localization", "matcher"): Annotated[
+        str | None, typer.Option(help="Matcher by name, or a yaml file.", show_default=HeldOutConfig().matcher)
+    ],
+    ("ubc", "pairs"): Annotated[
         str | None,
         typer.Option(help="Name of the file of test pairs in each folder.", show_default="the largest m50_*"),
-    ] = None,
-    published: Published = False,
-    out: ResultFile = None,
-    *,
-    run: RunOptions,
-) -> Outcome:
-    from dataclasses import asdict
-
-    _refuse_foreign(out)
-    sets = [read_ubc(folder, pairs) for folder in data]
-    scores = evaluate_ubc(sets, _methods(features, runs), lambda weight: describer(weight, run.device))
-    found = ubc_table(scores)
-    heads = [f"{train} -> {test}" if train else test for train, test in found.columns]
-    rows = [
-        [name, variant or "-", *(_percent(value) for value in values), _percent(found.mean(values))]
-        for name, variant, values in found.rows
-    ]
-    note = "; ".join(f"{one.name}: {len(one.pairs):,} pairs of {one.pairs_file.name}" for one in sets)
-    tables = [Table("FPR95, %", ["method", "weight", *heads, "mean"], rows, note)]
-    results = {"scores": [asdict(score) for score in scores]}
-    ranking = _ranking({str(row[0]): {"mean FPR95, %": row[-1]} for row in rows}, "low")
-    return _outcome(results, tables + (_published("ubc") if published else []), out, ranking)
+    ],
+}
+DATA = {
+    "hpatches": "Folder of sequences.",
+    "oxford": "Folder of sequences.",
+    "eth": "Folder of scenes.",
+    "localization": "Scene with true poses; repeatable.",
+    "pose": "Folder of a scene; repeatable.",
+    "ubc": "Folder in PhotoTour's format; repeatable.",
+    "patches": "Folder of hpatches-release.",
+    "rome": "Folder of the .mat files.",
+}
 
 
-def patches(
-    root: Annotated[Path, typer.Option(help="Folder of hpatches-release.", show_default=False)],
-    features: Methods = "sift,rootsift",
-    runs: Runs = None,
-    split: Annotated[str, typer.Option(help="Split of splits.json (a, b, c, view, illum), or full.")] = "a",
-    splits: Annotated[Path | None, typer.Option(help="The splits.json.", show_default="found near --root")] = None,
-    tasks: Annotated[Path | None, typer.Option(help="Folder of task files.", show_default="found near --root")] = None,
-    write_tasks: Annotated[
-        Path | None, typer.Option(help="Write drawn tasks here, as the official files.", show_default="nowhere")
-    ] = None,
-    settings: options.Settings = None,
-    published: Published = False,
-    out: ResultFile = None,
-    *,
-    run: RunOptions,
-) -> Outcome:
-    import numpy as np
-
-    _refuse_foreign(out)
-    config = make(HPatchesConfig, overrides(settings or []), where="eval patches")
-    data = read_hpatches(root)
-    chosen = read_split(data, split, splits)["test"]
-    generator = np.random.default_rng(run.seed)
-    wanted = hpatches_patches.find_or_draw(data, chosen, split, tasks, config.drawn, generator)
-    if write_tasks is not None:
-        hpatches_patches.write_tasks(write_tasks, split, wanted)
-    results: dict[str, Any] = {
-        "split": split,
-        "tasks_from": wanted.source,
-        "config": config.result_fields(),
-        "scores": {},
-    }
-    methods, left_out = _not_trained_on(_methods(features, runs), set(chosen))
-    rows = []
-    columns = ("verification_ap", "verification_auc", "matching", "retrieval")
-    for method in methods:
-        scores = evaluate_hpatches(data, chosen, wanted, describer(method.weight, run.device), config)
-        results["scores"][method.label] = scores.as_json()
-        rows.append([method.label, *(_percent(scores.means.get(column)) for column in columns)])
-    results["left_out"] = left_out
-    heads = ["method", "verification mAP", "verification AUC", "matching mAP", "retrieval mAP"]
-    note = "; ".join([f"tasks: {wanted.source}", *(f"left out: {name} ({why})" for name, why in left_out.items())])
-    tables = [Table(f"HPatches, split {split}, %", heads, rows, note)]
-    ranking = _ranking({str(row[0]): dict(zip(heads[1:], row[1:], strict=True)) for row in rows}, "high")
-    return _outcome(results, tables + (_published("hpatches_patches") if published else []), out, ranking)
-
-
-def rome(
-    root: Annotated[Path, typer.Option(help="Folder of the .mat files.", show_default=False)],
-    features: Methods = "sift,rootsift",
-    runs: Runs = None,
-    published: Published = False,
-    out: ResultFile = None,
-    *,
-    run: RunOptions,
-) -> Outcome:
-    from dataclasses import asdict
-
-    _refuse_foreign(out)
-    sets = {"train": read_rome(root, "train"), "test": read_rome(root, "test")}
-    results: dict[str, Any] = {}
-    rows = []
-    for method in _methods(features, runs):
-        describe = describer(method.weight, run.device)
-        scores = {part: evaluate_rome(data, describe) for part, data in sets.items()}
-        results[method.label] = {part: asdict(score) for part, score in scores.items()}
-        rows.append([method.label, *(_percent(score.mean_ap) for score in scores.values())])
-    tables = [Table("RomePatches, mAP, %", ["method", *sets], rows)]
-    ranking = _ranking({str(row[0]): {"RomePatches test mAP, %": row[-1]} for row in rows}, "high")
-    return _outcome({"scores": results}, tables + (_published("rome") if published else []), out, ranking)
-
-
-def _methods(features: str, runs: Path | None) -> list[UbcMethod]:
-    """Those that are named, then the weights of a folder of trainings. Raises UsageError, BadInputError."""
-
-    named = [UbcMethod(name, "", "", name) for name in method_names(features)]
-    return named + (find_runs(runs) if runs is not None else [])
-
-
-def _not_trained_on(methods: list[UbcMethod], tested: set[str]) -> tuple[list[UbcMethod], dict[str, str]]:
-    """The methods whose training had none of the tested scenes; and why each of the others is left out."""
-    kept, left_out = [], {}
-    for method in methods:
-        shared = sorted(method.learned_scenes() & tested)
-        if shared:
-            left_out[method.label] = f"trained on {shared[0]}" + (f" and {len(shared) - 1} more" if shared[1:] else "")
-        else:
-            kept.append(method)
-    return kept, left_out
-
-
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
-
-
-def _published(benchmark: str) -> list[Any]:
-    known = published(benchmark)
-    heads = [column if isinstance(column, str) else " -> ".join(column) for column in known.columns]
-    return [
-        Table(
-            f"{table.paper}: {table.where}", ["as published", *heads], [[row.name, *row.values] for row in table.rows]
+def _parameters(cls: type[Benchmark[Any, Any]]) -> Iterator[inspect.Parameter]:
+    """The options of a benchmark's command, in the order of its help."""
+    own = {name: one.default for name, one in inspect.signature(cls).parameters.items() if one.kind is one.KEYWORD_ONLY}
+    where = typer.Option(help=DATA[cls.name], show_default=False)
+    folders = Annotated[list[Path], where] if cls.several else Annotated[Path, where]
+    yield inspect.Parameter(cls.data_option, inspect.Parameter.KEYWORD_ONLY, annotation=folders)
+    settings = {} if cls.Config is Config else {"settings": None}
+    setting = {"setting": cls.setting} if cls.setting else {}
+    if issubclass(cls, ImageBenchmark):
+        reading = {"max_keypoints": None, "resize_max": cls.resize_max, "workers": 0}
+        defaults = {
+            "features": cls.default_features, "weights": None, **setting, **own, **reading, **settings,
+            "out": OUT, "overwrite": False, "engine": None,
+        }  # fmt: skip
+        annotations = {**OPTIONS, "features": options.FeatureNames, "out": OutFolder}
+    else:
+        defaults = {"features": cls.default_features, "runs": None, **own, **settings, "out": None, "report": None}
+        names = typer.Option(
+            "--features", help="sift, rootsift, weights by name or path; comma-separated.", metavar="NAME,..."
         )
-        for table in known.tables
-    ]
-
-
-def _ranking(values: dict[str, dict[str, Any]], better: Literal["high", "low"]) -> list[Any]:
-    return [Ranked(name, measure, value, better) for name, row in values.items() for measure, value in row.items()]
-
-
-def _refuse_foreign(out: Path | None) -> None:
-    """Raise BadInputError, before the work, when the results would replace a file of somebody else's."""
-
-    if out is not None:
-        refuse_foreign(out)
-
-
-def _outcome(results: dict[str, Any], tables: list[Any], out: Path | None, ranking: list[Any]) -> Outcome:
-    import json
-
-    if out is not None:
-        write_text(out, json.dumps({"featkit_version": __version__, **results}, indent=1) + "\n")
-    return Outcome(results, [f"{out}: all numbers"] if out is not None else [], tables, ranking=ranking)
+        out = typer.Option("--out", "-o", help="Write the results as json.", show_default="no file")
+        annotations = {**OPTIONS, "features": Annotated[str, names], "out": Annotated[Path | None, out]}
+    for name, default in defaults.items():
+        annotation = OWN[cls.name, name] if (cls.name, name) in OWN else annotations[name]
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit eval`: the benchmarks by name.
+# `featkit eval all`: every benchmark that the available data allows, in one page.
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One benchmark to run on some data. out: folder of its predictions and results.
+
+    options: of its class. reading: what its `methods` take. names: what its methods are called among all, where that
+    differs. many: whether its data are several sets, which its title does not name.
+    """
+
+    name: str
+    roots: Sequence[Path]
+    out: Path
+    features: str
+    reading: dict[str, Any]
+    many: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Of its part of the page."""
+        return self.name if self.many else f"{self.name}: {self.roots[0].name}"
+
+    @property
+    def written(self) -> Written:
+        """Its own files."""
+        return Written.of(self.out / self.name)
+
+    def run(self, run: RunOptions, overwrite: bool, engine: EngineConfig | None) -> Result:
+        """Measure and write. Raises featkit's errors."""
+        self.written.refuse_foreign()
+        benchmark = BENCHMARKS[self.name][0].configured({}, seed=run.seed, device=run.device, **self.options)
+        work = Work(self.out, overwrite, engine or LOCAL)
+        result = evaluate(benchmark, self.roots, self.features, work, **self.reading)
+        self.written.write(result.as_json(), result.page())
+        return result
+
+
+def everything(
+    data: Annotated[Path, typer.Option(help="Folder that holds data sets, at any depth.", show_default=False)],
+    features: options.FeatureNames = "rootsift",
+    only: Annotated[
+        str | None,
+        typer.Option(help=f"Only these of {', '.join(BENCHMARKS)}.", metavar="NAME,...", show_default="all"),
+    ] = None,
+    max_keypoints: options.MaxKeypoints = None,
+    resize_max: options.ResizeMax = None,
+    workers: options.Workers = 0,
+    out: OutFolder = OUT,
+    overwrite: options.Overwrite = False,
+    engine: EngineConfig | None = None,
+    *,
+    run: RunOptions,
+) -> Outcome:
+    wanted = _wanted(only)
+    written = Written.of(out)
+    written.refuse_foreign()
+    reading: dict[str, Any] = {"max_keypoints": max_keypoints, "resize_max": resize_max, "workers": workers}
+    methods = ImageBenchmark[Any](device=run.device).methods(method_names(features), **reading)
+    planned = [one for one in _planned(available_data(data), methods, features, reading, out) if one.name in wanted]
+    if not planned:
+        raise UsageError(f"--only {only}: the data in {data} allow none of these")
+    results, failed = _run(planned, run, overwrite, engine)
+    ranking = [
+        replace(one, method=plan.names.get(one.method, one.method)) for plan, found in results for one in found.ranking
+    ]
+    summary = ranking_table(ranking, [method.name for method in methods])
+    numbers = {
+        "benchmark": "all",
+        "featkit_version": __version__,
+        "data": str(data),
+        "methods": [method.described() for method in methods],
+        "standings": [vars(one) for one in ranking],
+        "benchmarks": {plan.title: found.as_json() for plan, found in results},
+        "failed": failed,
+    }
+    shown = [Shown(one.title, found, (one.written.report or out).relative_to(out).as_posix()) for one, found in results]
+    lines = written.write(numbers, all_report(summary, shown, failed, {one.name: one.described() for one in methods}))
+    return Outcome(numbers, lines, [summary, *([failed_table(failed)] if failed else [])])
+
+
+def _run(
+    planned: list[Planned], run: RunOptions, overwrite: bool, engine: EngineConfig | None
+) -> tuple[list[tuple[Planned, Result]], dict[str, str]]:
+    """What each came to, and the messages of those that failed. Raises the first error when all failed."""
+    results: list[tuple[Planned, Result]] = []
+    failed: dict[str, FeatkitError] = {}
+    for one in planned:
+        LOGGER.info("== %s", one.title)
+        try:
+            results.append((one, one.run(run, overwrite, engine)))
+        except FeatkitError as error:
+            LOGGER.warning("%s: %s", one.title, error)
+            failed[one.title] = error
+    if not results:
+        raise next(iter(failed.values()))
+    return results, {title: str(error) for title, error in failed.items()}
+
+
+def _wanted(only: str | None) -> list[str]:
+    """Names of benchmarks. Raises UsageError for an unknown one."""
+    names = names_in(only)
+    for name in names:
+        if name not in BENCHMARKS:
+            raise UsageError(f"--only: no benchmark {name!r}; one of {', '.join(BENCHMARKS)}")
+    return names or list(BENCHMARKS)
+
+
+def _planned(
+    found: AvailableData, methods: list[Method[Any]], features: str, reading: dict[str, Any], out: Path
+) -> Iterator[Planned]:
+    """What the data allow: a benchmark that takes several roots once, another once per root."""
+    for root, folder in _folder_of_each(found.sequences, out):
+        for benchmark in ("hpatches", "oxford"):
+            yield Planned(benchmark, [root], folder, features, reading)
+    for root, folder in _folder_of_each(list(dict.fromkeys(scene.parent for scene in found.eth)), out):
+        yield Planned("eth", [root], folder, features, reading)
+    weights = [method.weights_sha256 for method in methods]
+    posed = [*found.eth, *found.localization, *not_learned_from(found.models, weights)]
+    if found.localization:
+        yield Planned("localization", found.localization, out, features, reading, many=True)
+    if posed:
+        sized = reading if reading["resize_max"] else {**reading, "resize_max": RelativePoses.resize_max}
+        yield Planned("pose", posed, out, features, sized, many=True)
+    # Descriptors of patches: SIFT, RootSIFT, and the networks of features that describe patches.
+    names = {name: method.name for method in methods if (name := patch_method(method)) is not None}
+    if not names:
+        return
+    sets, of_patches = not_learned_from(found.patches, weights), ",".join(names)
+    if sets:
+        yield Planned("ubc", sets, out, of_patches, {}, many=True, names=names)
+    for root, folder in _folder_of_each(found.hpatches, out):
+        split = {} if find_splits(root) else {"split": "full"}
+        yield Planned("patches", [root], folder, of_patches, {}, options=split, names=names)
+    for root, folder in _folder_of_each(found.rome, out):
+        yield Planned("rome", [root], folder, of_patches, {}, names=names)
+
+
+def _folder_of_each(roots: list[Path], out: Path) -> list[tuple[Path, Path]]:
+    """Each root with the folder of its results: `out`, or a folder in it for each of several."""
+    names = [root.name for root in roots]
+    labels = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
+    return [(root, out if len(roots) == 1 else out / label) for root, label in zip(roots, labels, strict=True)]
 
 
 EVAL_HELP = "Evaluate features and descriptors on the field's benchmarks: matching, maps, poses, patches."
-COMMANDS: dict[str, tuple[Callable[..., Outcome], str]] = {
-    "all": (everything, ALL_HELP),
-    "hpatches": (eval_features.hpatches, eval_features.HPATCHES_HELP),
-    "oxford": (eval_features.oxford, eval_features.OXFORD_HELP),
-    "eth": (eval_features.eth, eval_features.ETH_HELP),
-    "pose": (eval_features.pose, eval_features.POSE_HELP),
-    "localization": (eval_features.localization, eval_features.LOCALIZATION_HELP),
-    "ubc": (ubc, UBC_HELP),
-    "patches": (patches, PATCHES_HELP),
-    "rome": (rome, ROME_HELP),
-}
-
 eval_app = typer.Typer(help=EVAL_HELP, no_args_is_help=True, rich_markup_mode="markdown")
-for name, (function, text) in COMMANDS.items():
-    eval_app.command(name, help=text, no_args_is_help=True)(verb(with_engine(function)))
+eval_app.command("all", help=ALL_HELP, no_args_is_help=True)(verb(with_engine(everything)))
+for name, (benchmark, text) in BENCHMARKS.items():
+    eval_app.command(name, help=text, no_args_is_help=True)(verb(with_engine(command_of(benchmark))))

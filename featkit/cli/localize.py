@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from featkit.api import localization as api
 from featkit.cli import app as options
-from featkit.cli import eval_common
 from featkit.cli.app import Outcome, RunOptions, verb
-from featkit.core.config import load_pipeline, make, merge, overrides
+from featkit.cli.command import command
+from featkit.core.config import overrides
 from featkit.core.errors import UsageError
-from featkit.core.registry import setting_of
-from featkit.data.aachen import AachenFiles, find_aachen, published_lists, query_names
-from featkit.localization.localizer import Localizer, LocalizerConfig
+from featkit.data.aachen import query_names
 from featkit.localization.stage import check_submission, file_name
 from featkit.report.maps import recall_table
-
-if TYPE_CHECKING:
-    from featkit.evaluation.aachen import AachenBenchmark, BothSides
 
 # ----------------------------------------------------------------------------------------------------------------------
 # `featkit localize aachen`: poses of Aachen Day-Night's queries, from any features.
@@ -48,9 +41,9 @@ def localize_aachen_command(
     root: Annotated[Path | None, typer.Option(help="Folder of the data set (required).", show_default=False)] = None,
     version: Annotated[str, typer.Option(help="Of the data set: 1.1 or 1.0.")] = "1.1",
     queries: Annotated[str, typer.Option(help="night or day-night.")] = "night",
-    features: eval_common.FeatureNames = "rootsift",
-    weights: eval_common.Weights = None,
-    setting: Annotated[str, typer.Option(help="Setting by name, or a yaml file.")] = "aachen",
+    features: options.FeatureNames = "rootsift",
+    weights: options.OneWeight = None,
+    setting: options.Setting = "aachen",
     db_pairs: Annotated[
         Path | None, typer.Option(help="Pairs of images of the map.", show_default="the published list")
     ] = None,
@@ -71,7 +64,7 @@ def localize_aachen_command(
     skip_broken: options.SkipBroken = False,
     truth: Annotated[Path | None, typer.Option(help="True poses of the queries: prints the recall.")] = None,
     check: Annotated[Path | None, typer.Option(help="Only check this submission.", show_default="none")] = None,
-    settings: eval_common.BenchmarkSettings = None,
+    settings: options.BenchmarkSettings = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of features and results.", show_default="ROOT/featkit")
     ] = None,
@@ -79,63 +72,32 @@ def localize_aachen_command(
     *,
     run: RunOptions,
 ) -> Outcome:
-    from dataclasses import replace
+
+    from featkit.cli.eval import outcome_of
+    from featkit.evaluation.aachen import AachenBenchmark
+    from featkit.evaluation.benchmark import Work, evaluate
+    from featkit.report.benchmarks import Written
 
     if root is None:
         raise UsageError("--root: the folder of Aachen Day-Night (a map in a folder named aachen is ./aachen)")
     if check is not None:
         return _check(root, version, check)
-    benchmark = _benchmark(setting, settings or [], run)
-    job = {"decode": {"resize_max": resize_max}, "workers": workers, "skip_broken": skip_broken}
-    methods = _features(benchmark, features, weights, options.given(max_keypoints=max_keypoints), job)
-    files = find_aachen(root, version, queries)
-    if retrieval and query_pairs:
-        raise UsageError("--retrieval makes the queries' pairs; it does not go with --query-pairs")
-    lists = published_lists(files, queries, db_pairs, query_pairs)
-    if retrieval:
-        lists = replace(lists, queries=None)
-    folder = out or root / "featkit"
-    eval_common.refuse_results(folder / f"{version}-{queries}")
-    done = [
-        load_pipeline("aachen").run(
-            benchmark,
-            files,
-            queries,
-            method,
-            folder,
-            lists=lists,
-            retrieval=retrieval or (),
-            truth=truth,
-            overwrite=overwrite,
-        )
-        for method in methods
-    ]
-    return _finished(done, files, queries, setting, benchmark, folder / f"{version}-{queries}")
-
-
-def _benchmark(setting: str, settings: list[str], run: RunOptions) -> AachenBenchmark:
-    from featkit.evaluation.aachen import AachenBenchmark, AachenConfig
-
-    seeds: dict[str, Any] = {
-        "map": {"verify": {"seed": run.seed}, "seed": run.seed},
-        "localize": {"pose": {"seed": run.seed}},
-        "seed": run.seed,
-    }
-    config = setting_of("aachen", setting, merge(seeds, overrides(settings)))
-    assert isinstance(config, AachenConfig)
-    return AachenBenchmark(config, run.device)
-
-
-def _features(
-    benchmark: AachenBenchmark, features: str, weights: str | None, changes: dict[str, Any], job: dict[str, Any]
-) -> list[BothSides]:
-    names = eval_common.method_names(features)
-    if weights is None:
-        return [benchmark.features(name, changes=changes, **job) for name in names]
-    if len(names) > 1:
-        raise UsageError(f"--weights goes with one --features, not with {len(names)}")
-    label = f"{names[0]} ({Path(weights).stem})"
-    return [benchmark.features(names[0], label, {**changes, "weights": weights}, **job)]
+    lists = {"db_pairs": db_pairs, "query_pairs": query_pairs, "retrieval": retrieval or (), "truth": truth}
+    benchmark = AachenBenchmark.configured(
+        overrides(settings or []),
+        seed=run.seed,
+        device=run.device,
+        setting=setting,
+        version=version,
+        queries=queries,
+        skip_broken=skip_broken,
+        **lists,
+    )
+    work = Work(out or root / "featkit", overwrite)
+    written = Written.of(work.folder / benchmark.place)
+    written.refuse_foreign()
+    reading = {"weights": weights, "max_keypoints": max_keypoints, "resize_max": resize_max, "workers": workers}
+    return outcome_of(evaluate(benchmark, [root], features, work, **reading), written)
 
 
 def _check(root: Path, version: str, path: Path) -> Outcome:
@@ -150,33 +112,6 @@ def _check(root: Path, version: str, path: Path) -> Outcome:
     }
     shares = ", ".join(f"{c['localized']} of {c['queries']} of the {name}" for name, c in counts.items())
     return Outcome({"valid": True, "conditions": counts}, [f"{path}: a valid submission; poses of {shares}"])
-
-
-def _finished(
-    done: list[Any], files: AachenFiles, queries: str, setting: str, benchmark: AachenBenchmark, folder: Path
-) -> Outcome:
-    from featkit.report import localization as pages
-
-    measured = {result.name: result.metrics for result in done}
-    links = {result.name: f"{result.output.name}/{result.report.name}" for result in done}
-    whole = pages.is_whole(measured, files.version)
-    tables = [pages.method_table(measured, links), pages.beside_table(measured, files.version, whole)]
-    described = {setting: benchmark.config.result_fields()}
-    described |= {result.name: result.metrics["features"] for result in done}
-    results = {
-        **eval_common.made_by("aachen"),
-        "version": files.version,
-        "queries": queries,
-        "setting": setting,
-        "config": benchmark.config.result_fields(),
-        "rows": [{"name": result.name, "submission": str(result.submission), **result.metrics} for result in done],
-        "published": pages.published_rows(),
-    }
-    title = f"Aachen Day-Night v{files.version}, {queries}"
-    report = pages.aachen_report(title, measured, links, tables[-1], described)
-    outcome = eval_common.finished(results, folder, report, tables, pages.aachen_ranking(measured))
-    outcome.lines = [*(f"{result.submission}: to upload; {result.report}" for result in done), *outcome.lines]
-    return outcome
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -218,57 +153,8 @@ def _app(command: Callable[..., None], text: str) -> typer.Typer:
     return app
 
 
-@verb
-def localize_command(
-    map_folder: Annotated[Path, typer.Argument(metavar="MAP", help="A reconstructed scene, or its sparse model.")],
-    queries: Annotated[Path, typer.Option(help="Folder of photographs to localize.")],
-    intrinsics: Annotated[
-        Path | None, typer.Option(help="`name MODEL width height params...` a line; only these are localized.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for the poses.", show_default="MAP/featkit/localize")
-    ] = None,
-    features: Annotated[
-        Path | None, typer.Option(help="The map's features.h5.", show_default="found beside the map")
-    ] = None,
-    pairs: Annotated[Path | None, typer.Option(help="Pairs file: query, map image.", show_default="retrieval")] = None,
-    retrieval: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="Pair by global descriptors of map and queries in hloc's layout; twice: one file each."
-        ),
-    ] = None,
-    num: Annotated[int | None, typer.Option(help="Map images retrieved per query.", min=1, show_default="20")] = None,
-    matcher: options.Matcher = "mutual",
-    camera_model: options.CameraModel = None,
-    camera_params: options.CameraParams = None,
-    workers: options.Workers = 0,
-    truth: Annotated[Path | None, typer.Option(help="True poses (of the map's images too): prints the recall.")] = None,
-    settings: options.Settings = None,
-    overwrite: options.Overwrite = False,
-    *,
-    run: RunOptions,
-) -> Outcome:
-    if retrieval and pairs:
-        raise UsageError("--retrieval makes the pairs; it does not go with --pairs")
-    pipeline = load_pipeline("localize")
-    camera = options.camera_fields(camera_model, camera_params)
-    localize = {"pose": {"seed": run.seed}, "camera": camera, **options.given(num_retrieved=num)}
-    values = {"localize": localize, "matcher": matcher, "workers": workers, "seed": run.seed}
-    config = make(pipeline.LocalizationConfig, merge(values, overrides(settings or [])), where="localize")
-    result = pipeline.run(
-        config,
-        map_folder,
-        queries,
-        out,
-        intrinsics=intrinsics,
-        features=features,
-        pairs=pairs,
-        retrieval=retrieval or (),
-        truth=truth,
-        device=run.device,
-        overwrite=overwrite,
-    )
+@command(api.localize)
+def localize_command(result: Any) -> Outcome:
     tables = [recall_table(result.metrics)] if "recall" in result.metrics else []
     failed = [f"not localized: {q.name}: {q.reason}" for q in result.results if q.pose is None]
     summary = f"{result.output / 'poses.txt'}: {result.metrics['localized']} of {result.metrics['queries']} queries"
@@ -287,76 +173,8 @@ With `?intrinsics=MODEL width height params...` (URL-encoded) the photograph's c
 be localized is answered with the reason (status 200); one that cannot be read with 400, a too large one with 413.
 /healthz says that the map is loaded, /openapi.json describes everything. There is no password: it listens on this
 machine only, unless --host says otherwise. Needs `pip install "featkit[serve]"`."""
-LOGGER = logging.getLogger("featkit.serve")
-LOOPBACK = ("127.", "::1", "localhost")
 
 
-@verb
-def serve_command(
-    map_folder: Annotated[Path, typer.Argument(metavar="MAP", help="A reconstructed scene, or its sparse model.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
-    features: Annotated[
-        Path | None, typer.Option(help="The map's features.h5.", show_default="found beside the map")
-    ] = None,
-    num: Annotated[int | None, typer.Option(help="Map images retrieved per query.", min=1, show_default="20")] = None,
-    matcher: options.Matcher = "mutual",
-    points_only: Annotated[
-        bool,
-        typer.Option("--points-only", help="Match with the map's 3D points alone, each once: faster."),
-    ] = False,
-    camera_model: options.CameraModel = None,
-    camera_params: options.CameraParams = None,
-    max_mb: Annotated[float, typer.Option(help="Largest photograph, millions of bytes.", min=0.01)] = 32.0,
-    max_megapixels: Annotated[float, typer.Option(help="Largest photograph, millions of pixels.", min=0.01)] = 50.0,
-    timeout: Annotated[float, typer.Option(help="Seconds for one photograph, waiting included.", min=0.1)] = 60.0,
-    threads: Annotated[int, typer.Option(help="Photographs worked on at once.", min=1)] = 2,
-    settings: options.Settings = None,
-    *,
-    run: RunOptions,
-) -> Outcome:
-    try:
-        import uvicorn
-
-        from featkit.server import ServeConfig, create_app, uvicorn_config
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in {"fastapi", "uvicorn", "starlette"}:
-            raise
-        raise UsageError(f'featkit serve needs {error.name}; pip install "featkit[serve]"') from None
-
-    limits = {"max_mb": max_mb, "max_megapixels": max_megapixels, "timeout_s": timeout, "threads": threads}
-    serve = make(ServeConfig, limits, where="serve")
-    camera = options.camera_fields(camera_model, camera_params)
-    localize = {"pose": {"seed": run.seed}, "camera": camera, **options.given(num_retrieved=num)}
-    values = {"localize": localize, "matcher": matcher, "points_only": points_only, "seed": run.seed}
-    values = merge(values, overrides(settings or []))
-    config = make(LocalizerConfig, values, where="localize")
-    with _listening(host, port) as socket, Localizer(map_folder, config, features=features, device=run.device) as warm:
-        where = _address(socket)
-        if not host.startswith(LOOPBACK):
-            LOGGER.warning("%s: whoever can reach this machine can send photographs; there is no password", where)
-        socket.listen()  # before it is said to be ready: what comes now waits for the server's first turn
-        LOGGER.info("ready: %s (%d images, %d points); Ctrl-C stops", where, warm.map_images, warm.map_points)
-        server = uvicorn.Server(uvicorn_config(create_app(warm, serve), serve))
-        with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=[socket])
-        return Outcome({"address": where}, [f"{where}: stopped"])
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, before the map is loaded. Raises UsageError when it cannot be."""
-    import socket
-
-    try:
-        (family, kind, _, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        bound = socket.socket(family, kind)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        raise UsageError(f"--host {host} --port {port}: {error.strerror}; choose another port or address") from None
-    return bound
-
-
-def _address(socket: Any) -> str:
-    host, port, *_ = socket.getsockname()
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+@command(api.serve)
+def serve_command(address: str) -> Outcome:
+    return Outcome({"address": address}, [f"{address}: stopped"])

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from featkit.cli import app as options
-from featkit.cli.app import Outcome, RunOptions, fail, verb
-from featkit.cli.engine import with_engine
-from featkit.core.config import make, merge, overrides
+from featkit.api import stages as api
+from featkit.cli.app import Outcome, fail
+from featkit.cli.command import command
 from featkit.core.errors import UsageError
-from featkit.core.registry import Method, resolve
-from featkit.engine import stages
-from featkit.engine.plan import EngineConfig, join, read_plan, run_shard
-from featkit.engine.stages import describer
-from featkit.features import stage as extraction
-from featkit.images.read import DecodeConfig
-from featkit.io.features import open_features
-from featkit.io.lists import read_pairs
-from featkit.io.matches import open_matches
-from featkit.mapping.cameras import check
-from featkit.mapping.database import database_counts
-from featkit.mapping.verify import DatabaseConfig, build_database
-from featkit.pairing import stage as pairing
-from featkit.pairing.base import Sources
-from featkit.pairing.by_retrieval import given_retrieval
 
 # ----------------------------------------------------------------------------------------------------------------------
 # `featkit extract`: images -> features.h5.
@@ -40,39 +23,10 @@ Pixels that are masked (--masks) or transparent have no keypoints. Stopped at an
 the same command is run again."""
 
 
-@verb
-@with_engine
-def extract_command(
-    images: Annotated[Path, typer.Argument(help="Folder of images (searched recursively).")],
-    out: options.Out,
-    features: options.Features = "rootsift",
-    resize_max: options.ResizeMax = None,
-    max_keypoints: options.MaxKeypoints = None,
-    weights: options.Weights = None,
-    masks: options.Masks = None,
-    ignore_alpha: options.IgnoreAlpha = False,
-    workers: options.Workers = 0,
-    skip_broken: options.SkipBroken = False,
-    settings: options.Settings = None,
-    overwrite: options.Overwrite = False,
-    *,
-    engine: EngineConfig,
-    run: RunOptions,
-) -> Outcome:
-    config = extraction.ExtractConfig(
-        features=features,
-        decode=DecodeConfig(**options.decode_fields(resize_max, ignore_alpha)),
-        workers=workers,
-        skip_broken=skip_broken,
-        masks=masks,
-    )
-    changes = overrides(settings or []) | options.given(max_keypoints=max_keypoints, weights=weights)
-    method = extraction.extraction(config, changes, run.device)
-    stages.extract(method, images, out, overwrite=overwrite, engine=engine)
-    with open_features(out) as store:
-        counts = [store.count(name) for name in store.names()]
-    data = {"out": str(out), "images": len(counts), "keypoints": sum(counts), "features": features}
-    return Outcome(data, [f"{out}: {sum(counts):,} keypoints of {len(counts):,} images"])
+@command(api.extract)
+def extract_command(done: api.Extracted) -> Outcome:
+    data = {"out": str(done.out), "images": done.images, "keypoints": done.keypoints, "features": done.features}
+    return Outcome(data, [f"{done.out}: {done.keypoints:,} keypoints of {done.images:,} images"])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -91,67 +45,10 @@ With --retrieval FILE images are compared by anybody's global descriptors: an h5
 `global_descriptor`, as hloc writes for NetVLAD and others."""
 
 
-@verb
-@with_engine
-def pairs_command(
-    source: Annotated[Path, typer.Argument(help="Folder of images, or feats.h5.")],
-    out: options.Out,
-    method: Annotated[
-        str, typer.Option(help="auto, exhaustive, sequential, retrieval, gps, poses or covisible.")
-    ] = "auto",
-    num: Annotated[
-        int | None, typer.Option(help="Images each one is paired with.", min=1, show_default="the configuration's")
-    ] = None,
-    retrieval: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Global descriptors in hloc's layout; twice for two files."),
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="gps: the photographs of feats.h5, for their EXIF.")
-    ] = None,
-    gps_file: options.GpsFile = None,
-    model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="poses, covisible: a COLMAP model or a mapped scene.")
-    ] = None,
-    settings: options.Settings = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make the pairs anew in any case.")] = False,
-    *,
-    engine: EngineConfig,
-    run: RunOptions,
-) -> Outcome:
-    changes = overrides(settings or [])
-    near = {"gps": "num_matched", "poses": "num_matched", "covisible": "num_matched"}
-    number_of = {"retrieval": "num_matched", "sequential": "overlap", **near}
-    asked = [("--images", images, {"gps"}), ("--gps-file", gps_file, {"gps"}), ("--model", model, {*near} - {"gps"})]
-    for option, path, methods in asked:
-        if path is not None and method not in methods:
-            raise UsageError(f"{option} goes with --method {' or '.join(sorted(methods))}, not with {method}")
-    if gps_file is not None:
-        changes["file"] = gps_file
-    if retrieval:
-        if method not in {"auto", "retrieval"}:
-            raise UsageError(f"--retrieval compares descriptors; it does not go with --method {method}")
-        method = "retrieval"
-    if num is not None:
-        if method not in number_of:
-            raise UsageError(f"--num goes with {' or '.join(number_of)}, not with {method}")
-        changes[number_of[method]] = num
-    if method == "auto" and changes:
-        raise UsageError("--set goes with a named --method")
-    chosen: Method
-    if retrieval:
-        chosen = given_retrieval(retrieval, changes)
-    else:
-        count = len(pairing.image_names(source)) if method == "auto" else 0
-        chosen = pairing.choose(method, count, changes, run.device)
-    sources = Sources(images or (source if source.is_dir() else None), model, describer(engine, out))
-    pairing.run(chosen, source, out, sources=sources, seed=run.seed, overwrite=overwrite)
-    pairs = read_pairs(out)
-    paired = len({name for pair in pairs for name in (pair.name0, pair.name1)})
-    return Outcome(
-        {"out": str(out), "pairs": len(pairs), "images": paired, "method": method},
-        [f"{out}: {len(pairs):,} pairs of {paired:,} images"],
-    )
+@command(api.pairs)
+def pairs_command(done: api.Paired) -> Outcome:
+    data = {"out": str(done.out), "pairs": done.pairs, "images": done.images, "method": done.method}
+    return Outcome(data, [f"{done.out}: {done.pairs:,} pairs of {done.images:,} images"])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -165,33 +62,10 @@ Example: `featkit match feats.h5 pairs.txt --out matches.h5 --ratio 0.8`
 Stopped at any moment, it goes on where it was when the same command is run again."""
 
 
-@verb
-@with_engine
-def match_command(
-    features: Annotated[Path, typer.Argument(help="The features file.")],
-    pairs: Annotated[Path, typer.Argument(help="The pairs file.")],
-    out: options.Out,
-    matcher: options.Matcher = "mutual",
-    ratio: options.Ratio = None,
-    min_score: Annotated[
-        float | None, typer.Option(help="Smallest similarity of a match.", min=-1, max=1, show_default="none")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Pairs at a time; changes no result.", min=1, show_default="the configuration's")
-    ] = None,
-    settings: options.Settings = None,
-    overwrite: options.Overwrite = False,
-    *,
-    engine: EngineConfig,
-    run: RunOptions,
-) -> Outcome:
-    changes = overrides(settings or []) | options.given(ratio=ratio, min_score=min_score, batch_size=batch_size)
-    method = resolve("matcher", matcher, changes, run.device).ready()
-    stages.match(method, features, pairs, out, overwrite=overwrite, engine=engine)
-    with open_matches(out) as store:
-        counts = [store.read(pair).count for pair in read_pairs(pairs)]
-    data = {"out": str(out), "pairs": len(counts), "matches": sum(counts)}
-    return Outcome(data, [f"{out}: {sum(counts):,} matches of {len(counts):,} pairs"])
+@command(api.match)
+def match_command(done: api.Matched) -> Outcome:
+    data = {"out": str(done.out), "pairs": done.pairs, "matches": done.matches}
+    return Outcome(data, [f"{done.out}: {done.matches:,} matches of {done.pairs:,} pairs"])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -205,34 +79,10 @@ Example: `featkit verify images/ feats.h5 pairs.txt matches.h5 --out database.db
 Stopped at any moment, it goes on where it was when the same command is run again."""
 
 
-@verb
-@with_engine
-def verify_command(
-    images: Annotated[Path, typer.Argument(help="Folder of the images, for their cameras.")],
-    features: Annotated[Path, typer.Argument(help="The features file.")],
-    pairs: Annotated[Path, typer.Argument(help="The pairs file.")],
-    matches: Annotated[Path, typer.Argument(help="The matches file.")],
-    out: options.Out,
-    camera_model: options.CameraModel = None,
-    camera_params: options.CameraParams = None,
-    camera_mode: Annotated[
-        str, typer.Option(help="single, per-folder or per-image.", rich_help_panel=options.CAMERAS)
-    ] = "per-image",
-    settings: options.Settings = None,
-    overwrite: options.Overwrite = False,
-    *,
-    engine: EngineConfig,
-    run: RunOptions,
-) -> Outcome:
-    camera = {**options.camera_fields(camera_model, camera_params), "mode": camera_mode}
-    values = merge({"camera": camera, "verify": {"seed": run.seed}}, overrides(settings or []))
-    config = make(DatabaseConfig, values, where="verify")
-    check(config.camera)
-    verifier = stages.verifier(engine)
-    build_database(config, images, features, pairs, matches, out, overwrite=overwrite, verifier=verifier)
-    counts = database_counts(out)
-    said = f"{out}: {counts['verified_pairs']:,} verified pairs, {counts['inlier_matches']:,} inlier matches"
-    return Outcome({"out": str(out), **counts}, [said])
+@command(api.verify)
+def verify_command(done: api.Verified) -> Outcome:
+    found = f"{done.counts['verified_pairs']:,} verified pairs, {done.counts['inlier_matches']:,} inlier matches"
+    return Outcome({"out": str(done.out), **done.counts}, [f"{done.out}: {found}"])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -279,21 +129,9 @@ Example: `featkit run feats.h5.shards/1c9d0a7e5b3f2468 --shard 3`
 A shard that is there is not worked again. One that is stopped leaves nothing half-written."""
 
 
-@verb
-def run_command(
-    plan: Annotated[Path, typer.Argument(help="The folder that featkit plan printed.")],
-    shard: Annotated[
-        int | None, typer.Option(help="Only this one, from 0.", min=0, show_default="all that are left; then join")
-    ] = None,
-    *,
-    run: RunOptions,
-) -> Outcome:
-    read = read_plan(plan)
-    if shard is not None:
-        run_shard(read, shard)
-        data = {"shard": str(read.shard(shard)), "left": len(read.waiting())}
-        return Outcome(data, [f"{read.shard(shard)}: done; {len(read.waiting())} of {len(read.sizes)} shards are left"])
-    for number in read.waiting():
-        run_shard(read, number)
-    output = join(read)
-    return Outcome({"out": str(output), "shards": len(read.sizes)}, [f"{output}: {len(read.sizes)} shards joined"])
+@command(api.run)
+def run_command(done: api.Ran) -> Outcome:
+    if done.shard is not None:
+        line = f"{done.shard}: done; {done.left} of {done.shards} shards are left"
+        return Outcome({"shard": str(done.shard), "left": done.left}, [line])
+    return Outcome({"out": str(done.out), "shards": done.shards}, [f"{done.out}: {done.shards} shards joined"])

@@ -10,7 +10,7 @@ import typer
 
 from featkit.cli import app as options
 from featkit.cli.app import Outcome, RunOptions, verb
-from featkit.report.content import Table
+from featkit.core.content import Table
 from featkit.report.describe import as_lines
 from featkit.weights.manifest import WeightInfo, add_row, find, list_weights, listed, sha256_of
 

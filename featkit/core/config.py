@@ -6,18 +6,24 @@ fingerprint. A yaml file in `configs/` says only what differs from the defaults 
 
 from __future__ import annotations
 
+import ast
 import difflib
+import functools
 import hashlib
 import importlib.util
+import inspect
+import itertools
 import json
 import math
+import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featkit.core.errors import BadInputError, UsageError
 
@@ -32,11 +38,63 @@ class _RuntimeMarker:
 
 Runtime = Annotated[T, _RuntimeMarker()]
 
+# ----------------------------------------------------------------------------------------------------------------------
+# The types of numbers in configurations. Every number has a range, since many reach native code that checks nothing;
+# a field may add a bound of another kind (`Field(0.5, gt=0)`); of one kind a type's own would be kept, so write those
+# out. NaN and infinity are refused unless a field asks for them (`allow_inf_nan=True`).
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+"""Of random draws; native code takes 31 bits."""
+Count = Annotated[int, Field(ge=1, le=10**9)]
+"""How many of something, at least one."""
+CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
+"""How many of something; 0 mostly means none, or "by itself"."""
+Trials = Annotated[int, Field(ge=1, le=10**8)]
+"""Draws of a robust estimator."""
+WorkerCount = Annotated[int, Field(ge=0, le=1024)]
+"""Processes or threads that work at the same time; 0: one per core."""
+Threads = Annotated[int, Field(ge=-1, le=1024)]
+"""Threads of native code, never more than there are cores; -1: all cores."""
+Side = Annotated[int, Field(ge=1, le=2**16)]
+"""Width, height or a length of whole pixels, px."""
+Pixels = Annotated[float, Field(gt=0, le=1e5)]
+"""A distance in an image, px."""
+PixelsOrZero = Annotated[float, Field(ge=0, le=1e5)]
+"""A distance in an image that may be none, px."""
+Degrees = Annotated[float, Field(ge=0, le=180)]
+"""An angle without a sign, degrees."""
+Radians = Annotated[float, Field(ge=0, le=math.pi)]
+"""An angle without a sign, radians."""
+Metres = Annotated[float, Field(gt=0, le=1e9)]
+"""A distance in the world, metres (or the model's unit)."""
+Seconds = Annotated[float, Field(gt=0, le=1e7)]
+"""A time, s; the longest is four months."""
+Megabytes = Annotated[float, Field(gt=0, le=1e9)]
+"""A size of files or memory, 10^6 bytes."""
+Bytes = Annotated[int, Field(ge=0, le=2**50)]
+"""A size of files or memory, bytes."""
+Quality = Annotated[int, Field(ge=0, le=100)]
+"""Of a JPEG."""
+Share = Annotated[float, Field(ge=0, le=1)]
+"""Part of a whole, or a probability."""
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+"""Part of a whole that is not nothing."""
+Confidence = Annotated[float, Field(gt=0, lt=1)]
+"""Probability of a draw without outliers, after which drawing ends."""
+Factor = Annotated[float, Field(gt=0, le=1e6)]
+"""What something is multiplied or divided by, or a positive quantity without a unit."""
+FactorOrZero = Annotated[float, Field(ge=0, le=1e6)]
+"""A factor or weight that may be nothing."""
+Epsilon = Annotated[float, Field(gt=0, le=1)]
+"""A small number that keeps a division or a slope finite."""
+Number = Annotated[float, Field(ge=-1e9, le=1e9)]
+"""Any number of ordinary size."""
+
 
 class Config(BaseModel):
-    """A frozen set of named values; an unknown key is refused with the nearest right one."""
+    """A frozen set of named values; an unknown key is refused with the nearest right one, and NaN and infinity too."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def result_fields(self) -> dict[str, Any]:
         """The fields that decide a result, as plain json values; infinity, which json has not, as "inf"."""
@@ -56,6 +114,66 @@ class Config(BaseModel):
     def fingerprint(self) -> str:
         """16 hex digits; equal when the same results may be expected."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class FieldDoc:
+    """A field's docstring.
+
+    help: its first sentence, without what None means. none: that ("None: ..."), "" when it does not say.
+    """
+
+    text: str
+
+    @property
+    def help(self) -> str:
+        text = re.sub(r"[.;] None: [^.;]*", "", self.text)
+        return re.split(r"(?<=[.)])\s+(?=[A-Z`\d])", text, maxsplit=1)[0]
+
+    @property
+    def none(self) -> str:
+        found = re.search(r"\bNone: (.*?)[.;)](?:\s|$)", self.text)
+        return found[1] if found else ""
+
+
+@functools.cache
+def field_docs(config_type: type[Config]) -> dict[str, FieldDoc]:
+    """The docstring below each field, by the field's name; "" for a class whose source is not there."""
+    docs = {name: FieldDoc("") for name in config_type.model_fields}
+    for owner in reversed(config_type.__mro__):
+        found = _docstrings(owner.__module__).get(owner.__qualname__, {})
+        docs |= {name: FieldDoc(text) for name, text in found.items() if name in docs}
+    return docs
+
+
+@functools.cache
+def _docstrings(module: str) -> dict[str, dict[str, str]]:
+    """The texts below the annotated names of a module's classes, by class and name."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (OSError, TypeError, KeyError):
+        return {}
+    return {
+        node.name: {
+            one.target.id: " ".join(below.value.value.split())
+            for one, below in itertools.pairwise(node.body)
+            if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            if isinstance(below.value.value, str)
+        }
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def field_range(config_type: type[Config], name: str) -> tuple[Any, Any]:
+    """Smallest and largest value of a number (an end that is excluded too), (None, None) of anything else."""
+    field = config_type.model_fields[name]
+    bounds = [*field.metadata]
+    for inner in get_args(field.annotation):  # `Count | None`
+        bounds += [one for info in getattr(inner, "__metadata__", ()) for one in getattr(info, "metadata", [info])]
+    ends = {kind: getattr(one, kind) for one in bounds for kind in ("gt", "ge", "lt", "le") if hasattr(one, kind)}
+    return ends.get("ge", ends.get("gt")), ends.get("le", ends.get("lt"))
 
 
 def digest(*parts: str) -> str:
@@ -80,6 +198,16 @@ def make(config_type: type[ConfigT], values: dict[str, Any], where: str = "confi
     except ValidationError as error:
         problems = "; ".join(_explain(config_type, item) for item in error.errors()[:3])
         raise UsageError(f"{where}: {problems}") from None
+
+
+def check_field(config_type: type[Config], name: str, value: Any, where: str) -> None:
+    """Raise UsageError when a field refuses a value, whatever the others are."""
+    try:
+        config_type(**{name: value})
+    except ValidationError as error:
+        for item in error.errors():
+            if item["loc"][:1] == (name,):
+                raise UsageError(f"{where}: {item['msg']} (got {item['input']!r})") from None
 
 
 def _explain(config_type: type[Config], item: Any) -> str:

@@ -322,6 +322,11 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
+def capped(asked: int) -> int:
+    """How many workers or threads run at the same time: as many as asked, 0: one per core, never more than cores."""
+    return min(asked or usable_cores(), usable_cores())
+
+
 def usable_cores() -> int:
     """Cores this process may run on."""
     try:

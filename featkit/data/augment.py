@@ -15,27 +15,27 @@ from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Degrees, Factor, PositiveShare, Share
 
 
 class AugmentConfig(Config):
     """How patches are varied. The first four are drawn for every patch, the others once for all of a class."""
 
-    rotation_deg: float = Field(0.0, ge=0)
+    rotation_deg: Degrees = 0.0
     """Degrees: largest rotation either way. SDGMNet's and HardNet's code: 5."""
-    crop_area_min: float = Field(1.0, gt=0, le=1)
+    crop_area_min: PositiveShare = 1.0
     """Smallest share of the area that a random crop keeps. SDGMNet's and HardNet's code: 0.9."""
-    crop_ratio_max: float = Field(1.0, ge=1)
+    crop_ratio_max: Factor = Field(1.0, ge=1)
     """Largest width / height of a crop before it is resized; its inverse is the smallest. Same code: 1.1 and 0.9."""
     fill: Literal["zeros", "border"] = "zeros"
     """What lies outside of the patch when it is rotated: black as in the authors' code, or its border repeated."""
-    quarter_turns: float = Field(0.0, ge=0, le=1)
+    quarter_turns: Share = 0.0
     """Probability of a turn by 90, 180 or 270 degrees (each a third of it). SDGMNet: 0.75; HyNet: 0.5."""
-    flip_horizontal: float = Field(0.0, ge=0, le=1)
+    flip_horizontal: Share = 0.0
     """Probability of a left-right flip. SDGMNet: 1/3; HardNet+: 0.5."""
-    flip_vertical: float = Field(0.0, ge=0, le=1)
+    flip_vertical: Share = 0.0
     """Probability of an up-down flip, never with the other one. SDGMNet: 1/3; HyNet: 0.5."""
-    transpose: float = Field(0.0, ge=0, le=1)
+    transpose: Share = 0.0
     """Probability that x and y are swapped. HardNet+: 0.5."""
 
 

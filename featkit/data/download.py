@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featkit.core.config import Config, Runtime
+from pydantic import Field
+
+from featkit.core.config import Bytes, Config, Runtime, Seconds
 from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError, UsageError
 from featkit.core.log import progress
 from featkit.io.artifact import discard, is_left, no_links, write_text
@@ -39,14 +41,14 @@ PART = re.compile(r"\.[0-9a-f]{8}\.part(\.json)?")
 class DownloadConfig(Config):
     """How a download behaves on a bad line."""
 
-    timeout_s: Runtime[float] = 30.0
-    """A server silent for longer is taken for gone."""
-    attempts: Runtime[int] = 5
+    timeout_s: Runtime[Seconds] = 30.0
+    """A server silent for longer is taken for gone, s."""
+    attempts: Runtime[int] = Field(5, ge=1, le=1000)
     """Attempts in a row that bring nothing before it gives up; one that brings bytes starts the count anew."""
-    wait_s: Runtime[float] = 1.0
-    """Pause before the second attempt; doubled for each further one."""
-    max_bytes: Runtime[int] = 16 << 30
-    """No file may be larger."""
+    wait_s: Runtime[float] = Field(1.0, ge=0, le=3600)
+    """Pause before the second attempt, s; doubled for each further one."""
+    max_bytes: Runtime[Bytes] = 16 << 30
+    """No file may be larger, bytes."""
 
 
 class _Stopped(Exception):

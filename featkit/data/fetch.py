@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import Field
 
-from featkit.core.config import Config, make, read_yaml
+from featkit.core.config import Bytes, Config, make, read_yaml
 from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, NotWritableError, UsageError
 from featkit.data.download import DownloadConfig, Fetched, RemoteFile, check, digests, download
 from featkit.data.unpack import UnpackConfig, unpack
@@ -42,7 +42,7 @@ class Source(Config):
     """Hex digits; null: nobody publishes one."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """Hex digits; null: nobody publishes one."""
-    size: int | None = None
+    size: Bytes | None = None
     """Bytes; null: not stated."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Count, Factor, Pixels, PositiveShare, Share
 from featkit.data.keypoint_classes import ClassesConfig, DenseConfig, Detections, Predictions, members_in_image
 from featkit.data.patch_frames import FrameJitter, Frames, corners, jittered, whole_classes, within
 from featkit.data.scene_classes import depths_at, separate
@@ -27,24 +27,24 @@ TANGENT_PX = 0.1  # step that tells the surface's tangents
 class GeometryConfig(Config):
     """Which keypoints begin a class, and where it is visible."""
 
-    seeds_per_image: int = Field(500, ge=1)
+    seeds_per_image: Count = 500
     """Keypoints of an image that begin a class, drawn at random among those that know their depth."""
-    projected_share: float = Field(0.5, ge=0, le=1)
+    projected_share: Share = 0.5
     """Share of the classes that are cut at jittered projections; the others at the detections nearest to them."""
-    detection_share: float = Field(0.75, gt=0, le=1)
+    detection_share: PositiveShare = 0.75
     """Share of the tolerances of `classes` that a detection has to keep."""
     max_view_angle_deg: float = Field(60.0, gt=0, le=90)
     """Largest angle at the point between the seed's ray and another image's."""
     depth: DenseConfig = DenseConfig(neighbours=6, radius=0.05)
     """How the points around tell a depth, in the seed's image and where it is looked for."""
-    depth_tolerance: float = Field(0.01, gt=0)
+    depth_tolerance: Factor = 0.01
     """Largest relative difference of the projected point's depth from what the points around it tell there."""
-    surface_sigmas: float = Field(0.5, gt=0)
+    surface_sigmas: Factor = 0.5
     """How far the surface that they tell may lie from the seed, seen from the seed's image, sigmas of the seed: of a
     distant object all depths are nearly equal, and a wrong one still shows another place."""
-    min_scale_px: float = Field(1.0, gt=0)
+    min_scale_px: Pixels = 1.0
     """Smallest sigma of a patch, px: what is smaller has no detail left to show."""
-    min_patches: int = Field(2, ge=2)
+    min_patches: int = Field(2, ge=2, le=10**9)
     """Smaller classes are left out."""
 
 

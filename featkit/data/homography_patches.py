@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Count, Pixels
 from featkit.data.keypoint_classes import ClassesConfig, Detections, Predictions
 from featkit.data.patch_frames import (
     DetectorConfig,
@@ -41,6 +41,7 @@ class LightConfig(Config):
     """How differently the views of a photograph are lit."""
 
     colours: JitterConfig = JitterConfig(brightness=0.4, contrast=0.4, saturation=0.5, hue=0.1)
+    """Random changes of colour."""
     camera: PhotometricConfig = PhotometricConfig(
         gamma_stops=0.7,
         temperature_stops=0.7,
@@ -58,19 +59,19 @@ class LightConfig(Config):
 class HomographiesConfig(Config):
     """Views of single photographs. The strengths are featkit's own choice."""
 
-    views: int = Field(4, ge=2)
+    views: int = Field(4, ge=2, le=10**9)
     """Views of a photograph; a keypoint has a patch in each that shows it whole."""
-    keypoints: int = Field(200, ge=1)
+    keypoints: Count = 200
     """Keypoints of a photograph that begin a class, drawn at random."""
     view: ViewConfig = ViewConfig(rotation_deg=180, scale_max=1.6, perspective=0.2)
     """Of each view; between two of them the scale changes by up to 1.6 x 1.6, so from 0.4 to 2.5."""
     light: LightConfig = LightConfig()
     """Of each view."""
-    max_side: int = Field(1024, ge=64)
+    max_side: int = Field(1024, ge=64, le=2**16)
     """Larger photographs are reduced to this longer side, px."""
-    min_scale_px: float = Field(1.0, gt=0)
+    min_scale_px: Pixels = 1.0
     """Smallest sigma of a patch, px."""
-    min_patches: int = Field(2, ge=2)
+    min_patches: int = Field(2, ge=2, le=10**9)
     """Smaller classes are left out."""
 
 

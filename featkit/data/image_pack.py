@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import Field
 
 from featkit import __version__
-from featkit.core.config import Config, digest
+from featkit.core.config import Config, Megabytes, digest
 from featkit.core.errors import BadInputError, EmptyResultError, UsageError
 from featkit.core.log import Advance, progress
 from featkit.data.make_patches import LICENCE
@@ -48,16 +48,16 @@ from featkit.io.atomic import refuse_foreign
 
 SAMPLE = 8  # photographs that tell how large a folder will be
 ENTRY_BYTES = 400  # of a photograph beside its JPEG: the zip's directory, its camera and pairs, deflated
-EVERY_PAIR = PosedConfig(max_rotation_deg=180, max_pairs=1 << 40, principal_tolerance=1e3)  # a training judges
+EVERY_PAIR = PosedConfig(max_rotation_deg=180, max_pairs=10**9, principal_tolerance=1e3)  # a training judges
 Kind = Literal["patches", "posed", "photographs"]
 
 
 class ImagePackConfig(Config):
     """What a pack of photographs holds."""
 
-    max_mb: float = Field(60.0, gt=0)
+    max_mb: Megabytes = 60.0
     """Size of the file, 10^6 bytes."""
-    max_side: int = Field(640, ge=64)
+    max_side: int = Field(640, ge=64, le=2**16)
     """Longer side of the photographs, px."""
     quality: int = Field(88, ge=1, le=100)
     """Of JPEG."""

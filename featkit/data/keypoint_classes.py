@@ -14,8 +14,9 @@ from enum import IntEnum
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Count, Degrees, Factor, FactorOrZero, Pixels, PositiveShare, Radians, Share
 from featkit.data.tracks import SceneTracks, Views
 
 PAIRS_AT_ONCE = 4_000_000  # bounds the memory of the vote, whatever the lengths of the tracks
@@ -24,52 +25,52 @@ PAIRS_AT_ONCE = 4_000_000  # bounds the memory of the vote, whatever the lengths
 class DenseConfig(Config):
     """When the points around a detection tell its depth; see scene_classes.py."""
 
-    neighbours: int = 6
+    neighbours: int = Field(6, ge=1, le=1000)
     """How many of the nearest observed points are asked."""
-    radius: float = 0.03
+    radius: PositiveShare = 0.03
     """How far they may lie, share of the image's longer side."""
-    depth_residual: float = 0.004
+    depth_residual: FactorOrZero = 0.004
     """Largest weighted deviation of their inverse depths from a plane, relative: a step in depth is no surface."""
-    slope_ridge: float = 0.01
+    slope_ridge: FactorOrZero = 0.01
     """Weight that holds the plane's slope down where the neighbours say little of it, relative to theirs."""
-    shared_neighbours: int = 3
+    shared_neighbours: Count = 3
     """An image is searched when it observed this many of them."""
-    min_patches: int = 3
+    min_patches: Count = 3
     """Smaller classes are left out: no match of the map vouches for them."""
 
 
 class ClassesConfig(Config):
     """When detections are the same keypoint, and when two keypoints are told apart."""
 
-    position_px: float = 5.0
+    position_px: Pixels = 5.0
     """Largest distance of a detection from the projected point, px of the image (Brown, Hua, Winder 2011, sec. 3)."""
-    position_sigmas: float = 0.94
+    position_sigmas: Factor = 0.94
     """The same in sigmas of the detection: 5 px of a 64 px patch of 12 sigmas. UBC has no such bound; without it the
     patch of a small keypoint could lie beside its point."""
-    scale_octaves: float = 0.25
+    scale_octaves: Factor = 0.25
     """Largest ratio of sizes, octaves (same source)."""
-    orientation_rad: float = math.pi / 8
+    orientation_rad: Radians = math.pi / 8
     """Largest difference of directions (same source)."""
-    separation: float = 2.0
+    separation: FactorOrZero = 2.0
     """Two classes nearer than this many tolerances are ambiguous: the smaller one is left out (same source)."""
     extra_views: bool = True
     """Also take detections of images where the point should be visible, though it was not matched there."""
-    extra_share: float = 0.75
+    extra_share: Share = 0.75
     """Extra views: share of the tolerances that counts; only geometry vouches for them. With 1 and 60 degrees 8 % of
     them were wrong on the scenes this was measured on."""
-    max_view_angle_deg: float = 30.0
+    max_view_angle_deg: Degrees = 30.0
     """Extra views look at the point at most this far from a view that observed it."""
-    depth_tolerance: float = 0.05
+    depth_tolerance: FactorOrZero = 0.05
     """Extra views: relative difference from the depth of the points seen around it."""
-    depth_neighbours: int = 5
+    depth_neighbours: int = Field(5, ge=1, le=1000)
     """Extra views: how many seen points around the projection tell the depth (their median)."""
-    depth_radius: float = 0.04
+    depth_radius: PositiveShare = 0.04
     """Extra views: how far these may lie, share of the image's longer side."""
-    min_patches: int = 2
+    min_patches: Count = 2
     """Smaller classes are left out."""
     dense: DenseConfig | None = DenseConfig()
     """Classes where the map has no point; None: only points of the map."""
-    dense_share: float = 0.75
+    dense_share: Share = 0.75
     """Share of the tolerances that counts for them."""
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Seed
 from featkit.core.types import PatchArray
 from featkit.data.patch_set import PatchSet
 
@@ -29,15 +29,16 @@ AT_ONCE = 512  # patches whose features are made together
 class LabelMiningConfig(Config):
     """DOAP, appendix C.1."""
 
-    clusters: int = Field(100, ge=2)
+    clusters: int = Field(100, ge=2, le=10**9)
     """Of each scene's patches."""
     percentile: float = Field(20.0, ge=0, lt=100)
     """Percent: clusters nearer than this percentile of all distances between clusters are too alike."""
-    iterations: int = Field(20, ge=1)
+    iterations: int = Field(20, ge=1, le=10**6)
     """Steps of k-means, at most; not given by the paper."""
-    patches_per_scene: int = Field(20_000, ge=2)
+    patches_per_scene: int = Field(20_000, ge=2, le=10**9)
     """Patches the clusters are found with (all get one); not given by the paper."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
+    """Of k-means."""
 
 
 @dataclass(frozen=True)

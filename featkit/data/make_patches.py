@@ -22,7 +22,7 @@ from jaxtyping import Int, UInt8
 from pydantic import Field
 
 from featkit import __version__
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Config, CountOrZero, Factor, Runtime, WorkerCount
 from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.core.log import progress
 from featkit.data.geometric_classes import GeometryConfig, geometric_frames
@@ -69,20 +69,23 @@ class PatchesConfig(Config):
     classes: ClassesConfig = ClassesConfig()
     """Of all sources: when two keypoints cannot be told apart. Of tracks and geometry: when a detection fits."""
     geometry: GeometryConfig = GeometryConfig()
+    """Of geometry alone: how classes are found by projection."""
     homographies: HomographiesConfig = HomographiesConfig()
+    """Of homographies alone: how views are made."""
     jitter: FrameJitter = FrameJitter()
     """Of patches that are not cut at a detection: projections, and all of homographies."""
     detector: DetectorConfig = DetectorConfig()
-    magnification: float = Field(12.0, gt=0)
+    """What finds keypoints where no file of them is given."""
+    magnification: Factor = 12.0
     """Side of a patch in sigmas of its keypoint; the `patches` extractor's default too. 15 and 18 show 1.25 and 1.5
     times as much; the extractor must then cut alike."""
     whole_patches: bool = True
     """Leave out detections whose patch reaches beyond the image."""
-    max_patches: int | None = Field(None, ge=2)
+    max_patches: int | None = Field(None, ge=2, le=10**9)
     """Of each scene, by whole classes drawn at random; None: all."""
-    test_pairs: int = Field(100_000, ge=0)
+    test_pairs: CountOrZero = 100_000
     """Half of them matching; fewer when the set has fewer matching ones. UBC's test sets have 100,000."""
-    workers: Runtime[int] = Field(0, ge=0)
+    workers: Runtime[WorkerCount] = 0
     """Processes that detect; 0: one per core."""
 
 

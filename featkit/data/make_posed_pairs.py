@@ -25,10 +25,10 @@ from jaxtyping import UInt8
 from pydantic import Field
 
 from featkit import __version__
-from featkit.core.config import Config, Runtime, digest
+from featkit.core.config import Config, Factor, FactorOrZero, Runtime, WorkerCount, digest
 from featkit.core.errors import BadInputError, EmptySceneError, NotWritableError
 from featkit.core.log import progress
-from featkit.core.runtime import usable_cores
+from featkit.core.runtime import capped
 from featkit.data.make_patches import DATASET, LICENCE
 from featkit.data.pair_choice import PairChoiceConfig, PairStatistics, PinholeView, candidates, choose, shared_counts
 from featkit.data.posed_format import CameraTable, format_cameras, format_pairs, parse_cameras
@@ -188,16 +188,17 @@ BOX_DIGITS = 1  # of a pixel, in pairs.json
 class PosedPairsConfig(Config):
     """Everything that decides a set of posed pairs."""
 
-    max_side: int = Field(800, ge=64)
+    max_side: int = Field(800, ge=64, le=2**16)
     """Longer side of the photographs, px; smaller ones keep their size."""
     quality: int = Field(92, ge=1, le=100)
     """Of JPEG."""
     choice: PairChoiceConfig = PairChoiceConfig()
-    principal_tolerance: Runtime[float] = Field(PosedConfig().principal_tolerance, gt=0)
+    """Which pairs of photographs are taken."""
+    principal_tolerance: Runtime[Factor] = PosedConfig().principal_tolerance
     """As in `PosedConfig`: what a training refuses is not written. Raised here it must be raised there."""
-    stretch_tolerance: Runtime[float] = Field(PosedConfig().stretch_tolerance, ge=0)
+    stretch_tolerance: Runtime[FactorOrZero] = PosedConfig().stretch_tolerance
     """As in `PosedConfig`: how differently a photograph's sides may be resized against its camera's."""
-    workers: Runtime[int] = Field(0, ge=0)
+    workers: Runtime[WorkerCount] = 0
     """Photographs resampled at the same time; 0: one per core."""
 
 
@@ -251,7 +252,7 @@ def _photographs(config: PosedPairsConfig, scene: Scene, aligned: Path, journal:
         return number, _write_photograph(config, scene, number, inside(aligned / IMAGES, names[number]))
 
     with (
-        ThreadPoolExecutor(config.workers or usable_cores()) as pool,
+        ThreadPoolExecutor(capped(config.workers)) as pool,
         progress(f"photographs of {tracks.name}", len(left), "images") as advance,
         journal.open("w", encoding="utf-8") as lines,
     ):

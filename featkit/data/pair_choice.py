@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Count, Degrees, Factor, Share
 from featkit.data.tracks import SceneTracks
 
 BOX_SHARE = 0.05  # of the shared points that may lie outside of a box, on each of its sides
@@ -22,20 +22,20 @@ BOX_SHARE = 0.05  # of the shared points that may lie outside of a box, on each 
 class PairChoiceConfig(Config):
     """Limits of a pair. Where no source is named they are featkit's own choice."""
 
-    min_shared: int = Field(30, ge=1)
+    min_shared: Count = 30
     """Points of the map that both images see."""
-    min_overlap: float = Field(0.05, ge=0, le=1)
+    min_overlap: Share = 0.05
     """Those points as a share of all that the image with fewer points sees."""
-    min_angle_deg: float = Field(1.0, ge=0)
+    min_angle_deg: Degrees = 1.0
     """Median angle under which the two cameras see a shared point, degrees; below it the baseline, and with it F, is
     rounding of the map."""
-    max_angle_deg: float = Field(60.0, gt=0, le=180)
+    max_angle_deg: Degrees = Field(60.0, gt=0)
     """The same, at most."""
-    max_rotation_deg: float = Field(80.0, gt=0, le=180)
+    max_rotation_deg: Degrees = Field(80.0, gt=0)
     """Angle of the rotation from one camera to the other, degrees. CAPS and SCFeat: 80."""
-    max_scale: float = Field(4.0, ge=1)
+    max_scale: Factor = Field(4.0, ge=1)
     """Median ratio of the sizes at which the two images show a shared point."""
-    max_pairs: int = Field(30, ge=1)
+    max_pairs: Count = 30
     """Of each image."""
 
 

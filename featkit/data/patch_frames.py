@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Count, Degrees, Pixels, PixelsOrZero, PositiveShare
 from featkit.core.errors import BadInputError
 from featkit.core.log import progress
-from featkit.core.runtime import usable_cores
+from featkit.core.runtime import capped
 from featkit.core.types import Features
 from featkit.data.keypoint_classes import Detections
 from featkit.data.scene_classes import SceneClasses
@@ -32,12 +32,12 @@ PATCH_PX = 64.0  # side that `position_px` is measured on: the format's
 class FrameJitter(Config):
     """Errors of an imagined detector, drawn for each patch by itself, evenly within these limits."""
 
-    position_px: float = Field(2.0, ge=0)
+    position_px: PixelsOrZero = 2.0
     """Along x and along y, px of a patch of 64 px: a detector's error grows with the size of its keypoint. 2 px are
     0.375 sigma at a magnification of 12, two fifths of UBC's tolerance."""
-    angle_deg: float = Field(15.0, ge=0, le=180)
+    angle_deg: Degrees = 15.0
     """Degrees; UBC's tolerance is 22.5."""
-    octaves: float = Field(0.15, ge=0)
+    octaves: float = Field(0.15, ge=0, le=10)
     """Of the size; UBC's tolerance is 0.25."""
 
 
@@ -162,15 +162,15 @@ class DetectorConfig(Config):
     """DoG, SIFT's detector, by COLMAP; by OpenCV, which need not describe what it detects (a tenth of the time; four in
     five keypoints are the same); FAST corners; or places drawn evenly over the image. A file of keypoints takes their
     place."""
-    peak_threshold: float = Field(0.01 / 3, gt=0)
+    peak_threshold: PositiveShare = 0.01 / 3
     """Smallest DoG response: half of COLMAP's, so that weak repetitions of a keypoint count too."""
-    max_num_features: int = Field(100_000, ge=1)
+    max_num_features: Count = 100_000
     """Keypoints of an image: of COLMAP's the coarse scales first, of OpenCV's and FAST's the strongest."""
     fast_threshold: int = Field(20, ge=1, le=255)
     """FAST: grey levels between the centre and the circle around it."""
-    random_places: int = Field(4000, ge=1)
+    random_places: Count = 4000
     """Random places of an image, at most `max_num_features`."""
-    free_scale_px: tuple[float, float] = (1.6, 12.0)
+    free_scale_px: tuple[Pixels, Pixels] = (1.6, 12.0)
     """Smallest and largest sigma, px, drawn evenly in the logarithm, of keypoints that have no size of their own (FAST,
     random, files without scales). Those without a direction get one drawn over the circle."""
 
@@ -217,7 +217,7 @@ def _dog(
     changes = {"max_num_features": config.max_num_features, "peak_threshold": config.peak_threshold}
     stage = ExtractConfig(features="rootsift", decode=DecodeConfig(resize_max=resize_max))
     method = extraction(stage, changes, "cpu")
-    count = count or usable_cores()
+    count = capped(count)
     with workers(method, count, names) as pool:
         waiting: deque = deque()
         for number in range(len(names) + count * WINDOW):
@@ -240,7 +240,7 @@ def _in_threads(
         image = decode(inside(images, name), DecodeConfig(resize_max=resize_max))
         return image.features_in_file(_detect(config, image, own))
 
-    with ThreadPoolExecutor(count or usable_cores()) as pool:  # OpenCV lets go of Python's lock
+    with ThreadPoolExecutor(capped(count)) as pool:  # OpenCV lets go of Python's lock
         yield from pool.map(detect, names, generator.spawn(len(names)))
 
 

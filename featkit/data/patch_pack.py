@@ -19,9 +19,10 @@ from typing import Any
 import cv2
 import numpy as np
 from jaxtyping import Int, UInt8
+from pydantic import Field
 
 from featkit import __version__
-from featkit.core.config import Config
+from featkit.core.config import Config, Megabytes, Quality
 from featkit.core.errors import BadInputError, EmptyResultError, UsageError, blaming
 from featkit.core.log import progress
 from featkit.data.patch_set import PatchSet, union
@@ -199,12 +200,12 @@ LICENCE = "licence.txt"
 class PackConfig(Config):
     """What a pack holds."""
 
-    max_mb: float = 30.0
+    max_mb: Megabytes = 30.0
     """Size of the file, 10^6 bytes. Whole classes are left out, drawn at random, until it fits; every set may hold the
     same number of patches, so that small sets stay whole while large ones give."""
-    side: int = 64
+    side: int = Field(64, ge=8, le=1024)
     """Patches are reduced to this side, px; a multiple of 8."""
-    quality: int = 80
+    quality: Quality = 80
     """Of JPEG, 1 to 100; 0: without loss (WebP), about three times the size."""
 
 
@@ -251,8 +252,6 @@ def write_pack(config: PackConfig, folders: Sequence[Path], out: Path, seed: int
 def _check(config: PackConfig, folders: Sequence[Path], out: Path) -> None:
     if config.side % 8 or not 8 <= config.side <= MAX_SIDE:
         raise UsageError(f"side {config.side}: patches are packed at a multiple of 8 px, up to {MAX_SIDE}")
-    if not 0 <= config.quality <= 100:
-        raise UsageError(f"quality {config.quality}: 1 to 100, or 0 for no loss")
     names = [folder.resolve().name for folder in folders]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field
 
-from featkit.core.config import Config, digest
+from featkit.core.config import Config, Count, Degrees, Factor, FactorOrZero, PositiveShare, Share, Side, digest
 from featkit.core.errors import BadInputError
 from featkit.data.posed_format import CameraTable, has_lines, parse_cameras, parse_pairs
 from featkit.data.scene_info import IndexedScene, OverlapLimits, is_index, read_indices
@@ -46,25 +46,25 @@ class PosedConfig(Config):
 
     origin: Literal["corner", "centre"] = "corner"
     """What the principal point is counted from: the corner of the top-left pixel (COLMAP) or its centre (featkit)."""
-    max_rotation_deg: float = Field(80.0, gt=0, le=180)
+    max_rotation_deg: Degrees = Field(80.0, gt=0)
     """Pairs turned further against each other are left out, degrees. CAPS and SCFeat: 80."""
-    max_pairs: int = Field(5000, ge=1)
+    max_pairs: Count = 5000
     """Of each scene/dense*, drawn at random. CAPS and SCFeat: 5,000."""
     scenes: tuple[str, ...] = ()
     """Only these, by the name of their folder (0001, or 0001/dense0); none named: all. `--scenes FILE` fills it.
     SCFeat, as CAPS, learns from 130 of MegaDepth's 196: the folders in `train/` of CAPS's release are that list."""
-    min_overlap: float = Field(0.1, ge=0, lt=1)
+    min_overlap: Share = Field(0.1, lt=1)
     """Of a scene_info index: pairs that share no more are left out. LoFTR and glue-factory: 0.1."""
-    max_overlap: float = Field(0.7, gt=0, le=1)
+    max_overlap: PositiveShare = 0.7
     """Of a scene_info index: pairs that share more are left out. LoFTR and glue-factory: 0.7."""
-    stretch_tolerance: float = Field(0.02, ge=0)
+    stretch_tolerance: FactorOrZero = 0.02
     """Largest relative difference of the two factors, in width and in height, by which a photograph differs from its
     camera's size: beyond it the photograph was cropped or turned and is refused."""
-    min_side_px: int = Field(64, ge=1)
+    min_side_px: Side = 64
     """Smaller images are refused, px."""
-    rotation_tolerance: float = Field(1e-3, gt=0)
+    rotation_tolerance: Factor = 1e-3
     """Largest entry of R R^T - 1."""
-    principal_tolerance: float = Field(0.2, gt=0)
+    principal_tolerance: Factor = 0.2
     """Largest distance of the principal point from the image's middle, as a share of its side: beyond it K belongs to
     the image at another size. Raise it for photographs that were cropped on one side."""
 

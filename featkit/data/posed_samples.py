@@ -24,6 +24,7 @@ from torch import Tensor
 
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError
+from featkit.core.runtime import capped
 from featkit.data.posed_pairs import PosedPairs
 from featkit.data.teacher import TaughtPoints, Teacher
 from featkit.data.tree import FileTree, is_image, open_tree
@@ -47,9 +48,13 @@ class PairAugmentation(Config):
     """How a pair is varied every time it is seen."""
 
     canvas: CanvasConfig = CanvasConfig()
+    """The size of what the network sees, and how a photograph is laid on it."""
     jitter: JitterConfig = JitterConfig()
+    """Random changes of colour."""
     photometric: PhotometricConfig = PhotometricConfig()
+    """Random changes as a camera and the light make them."""
     views: ViewConfig = ViewConfig()
+    """Random turns, zooms and perspective."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +169,11 @@ class HomographyConfig(Config):
     """How two views of a photograph differ. The strengths are featkit's own choice."""
 
     canvas: CanvasConfig = CanvasConfig()
+    """The size of what the network sees, and how a photograph is laid on it."""
     jitter: JitterConfig = JitterConfig()
+    """Random changes of colour."""
     photometric: PhotometricConfig = PhotometricConfig()
+    """Random changes as a camera and the light make them."""
     views: ViewConfig = ViewConfig(rotation_deg=30.0, scale_max=1.5, perspective=0.2)
     """Of both views, independently: between them angles and zooms add up."""
 
@@ -363,7 +371,7 @@ class PairFeed(Generic[SampleT, BatchT]):
         self._source, self._batch_size, self._seed = source, batch_size, seed
         self._rows = range(batch_size)[part(batch_size)]
         self._order = PairOrder(len(source), seed)
-        self._pool = ThreadPoolExecutor(workers) if workers else None
+        self._pool = ThreadPoolExecutor(capped(workers)) if workers else None
         self._waiting: deque[list[Future[SampleT]]] = deque()
         self._next = 0  # batch to be handed out
         self.waited_s = 0.0

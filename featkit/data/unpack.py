@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Bytes, Config, Count, Factor, Runtime
 from featkit.core.errors import BadInputError, FeatkitError, said
 from featkit.io.artifact import explained, inside, making
 
@@ -35,14 +35,14 @@ PACKED: dict[bytes, Callable[[IO[bytes]], Any]] = {  # by a file's first bytes
 class UnpackConfig(Config):
     """What an archive may hold at most."""
 
-    max_bytes: Runtime[int] = 32 << 30
+    max_bytes: Runtime[Bytes] = 32 << 30
     """Bytes after unpacking; the largest data set of the catalogue takes 11 GB."""
-    max_files: Runtime[int] = 200_000
+    max_files: Runtime[Count] = 200_000
     """Files; the largest of the catalogue has some 3,000."""
-    max_ratio: Runtime[float] = 200.0
+    max_ratio: Runtime[Factor] = 200.0
     """Unpacked over packed size; photographs and patches are below 20, a bomb is above 1,000."""
-    ratio_floor_bytes: Runtime[int] = 64 << 20
-    """Below this size the ratio is not asked: a small file of zeros is no bomb."""
+    ratio_floor_bytes: Runtime[Bytes] = 64 << 20
+    """Below this size, bytes, the ratio is not asked: a small file of zeros is no bomb."""
 
 
 class _Budget:

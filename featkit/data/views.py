@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Degrees, Share
 from featkit.geometry.pixels import as_homography, local_scale, resize_affine
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -30,11 +30,11 @@ REDUCED_FIRST = 1.5  # source pixels per canvas pixel: above it an image is redu
 class CanvasConfig(Config):
     """The picture that the network sees, whatever the photograph's size and shape."""
 
-    width: int = Field(640, ge=64)
-    """px. SCFeat and CAPS: 640."""
-    height: int = Field(480, ge=64)
-    """px. SCFeat and CAPS: 480."""
-    cover_min: float = Field(0.5, ge=0, le=1)
+    width: int = Field(640, ge=64, le=2**16)
+    """Of the canvas, px. SCFeat and CAPS: 640."""
+    height: int = Field(480, ge=64, le=2**16)
+    """Of the canvas, px. SCFeat and CAPS: 480."""
+    cover_min: Share = 0.5
     """Between 0, a photograph of another shape fits whole and leaves margins, and 1, it covers the canvas and loses
     its ends. The place between is drawn uniformly from here to 1. Of no effect on photographs of the canvas's shape."""
     zoom_max: float = Field(1.0, ge=1, le=8)
@@ -50,7 +50,7 @@ class CanvasConfig(Config):
 class ViewConfig(Config):
     """How far a canvas is turned, zoomed and tilted, each image by itself. The paper: not at all."""
 
-    rotation_deg: float = Field(0.0, ge=0, le=180)
+    rotation_deg: Degrees = 0.0
     """Largest turn either way, degrees."""
     scale_max: float = Field(1.0, ge=1, le=8)
     """Largest zoom; its inverse is the smallest; drawn evenly in its logarithm."""
@@ -161,15 +161,15 @@ TURN = 360.0  # OpenCV's unit of hue in float images: degrees
 class JitterConfig(Config):
     """Largest change of each property; 0 leaves it."""
 
-    brightness: float = Field(1.0, ge=0)
+    brightness: float = Field(1.0, ge=0, le=100)
     """Factors from 1 - this (not below 0) to 1 + this. Paper: 1."""
-    contrast: float = Field(1.0, ge=0)
-    """The same. Paper: 1."""
-    saturation: float = Field(1.0, ge=0)
-    """The same. Paper: 1."""
+    contrast: float = Field(1.0, ge=0, le=100)
+    """Factors from 1 - this (not below 0) to 1 + this. Paper: 1."""
+    saturation: float = Field(1.0, ge=0, le=100)
+    """Factors from 1 - this (not below 0) to 1 + this. Paper: 1."""
     hue: float = Field(0.4, ge=0, le=0.5)
     """Turns of the colour circle, either way. Paper: 0.4."""
-    probability: float = Field(1.0, ge=0, le=1)
+    probability: Share = 1.0
     """Share of the images that are changed at all. Paper: 1."""
 
 
@@ -266,15 +266,15 @@ LAMPS_AT_MOST = 4
 class PhotometricConfig(Config):
     """Largest change of each kind, drawn anew for every image."""
 
-    probability: float = Field(1.0, ge=0, le=1)
+    probability: Share = 1.0
     """Share of the images that are changed at all."""
     gamma_stops: float = Field(0.0, ge=0, le=2)
     """Exponent of the tone curve: between 2 to the power of minus this and of this."""
     temperature_stops: float = Field(0.0, ge=0, le=2)
     """Gain of red over blue, either way, in powers of 2."""
-    shade: float = Field(0.0, ge=0, le=1)
+    shade: Share = 0.0
     """Depth of local light and shadow: a smooth field, half of the time one shadow with an edge; 1 reaches black."""
-    night_probability: float = Field(0.0, ge=0, le=1)
+    night_probability: Share = 0.0
     """Share of the images that are seen at dusk or by night: underexposed, with lamps and noise."""
     night_stops: float = Field(4.0, ge=0, le=10)
     """Largest underexposure of those."""
@@ -284,7 +284,7 @@ class PhotometricConfig(Config):
     """Largest sigma of a Gaussian blur, or half the length of a motion's, px."""
     jpeg: float = Field(0.0, ge=0, le=100)
     """How far below 100 JPEG's quality goes; 0: no compression."""
-    haze: float = Field(0.0, ge=0, lt=1)
+    haze: Share = Field(0.0, lt=1)
     """Largest share of the light that comes from the air."""
 
     @property

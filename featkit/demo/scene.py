@@ -26,9 +26,17 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from featkit.core.config import Config, Runtime
+from featkit.core.config import (
+    Config,
+    Count,
+    CountOrZero,
+    Pixels,
+    Runtime,
+    Seed,
+)
 from featkit.core.errors import BadInputError
 from featkit.core.log import LOGGER, progress
+from featkit.core.runtime import capped
 from featkit.core.types import Pose
 from featkit.demo.courtyard import (
     FRONT_DEG,
@@ -57,35 +65,38 @@ PICTURE = re.compile(r"(images/|queries/query_)\d{4,}\.(jpg|png)")
 
 
 class RenderedConfig(Config):
-    """How the scene is rendered.
-
-    width, height: of every photograph, in pixels.
-    focal_px: focal length in pixels; None for 0.9 of the width (a horizontal field of view of 58 degrees).
-    num_map, num_queries: photographs for the map and to localize. Any number: poses are a function of the index.
-    supersampling: samples per pixel and axis.
-    texel_m: metres a texel of the textures; by default about half of what a pixel sees at 8 m.
-    noise_std: standard deviation of the sensor's noise, in grey levels of 255.
-    arc_deg: angle that the map's cameras stand on, seen from the middle of the scene, in degrees.
-    sun_azimuth_deg, sun_elevation_deg: where the light comes from, in degrees; azimuth from +x towards +y.
-    jpeg_quality: 1 to 100, for jpg. seed: decides textures, small variations of the poses, and noise.
-    workers: surfaces painted and photographs rendered at the same time.
-    """
+    """How the scene is rendered."""
 
     width: int = Field(800, ge=32, le=8000)
+    """Of every photograph, px."""
     height: int = Field(600, ge=32, le=8000)
-    focal_px: float | None = Field(None, gt=0)
-    num_map: int = Field(12, ge=1)
-    num_queries: int = Field(4, ge=0)
+    """Of every photograph, px."""
+    focal_px: Pixels | None = None
+    """Focal length, px. None: 0.9 of the width, a horizontal field of view of 58 degrees."""
+    num_map: Count = 12
+    """Photographs for the map; poses are a function of the index."""
+    num_queries: CountOrZero = 4
+    """Photographs to localize."""
     supersampling: int = Field(2, ge=1, le=8)
+    """Samples per pixel and axis."""
     texel_m: float = Field(0.006, ge=0.001, le=0.05)
-    noise_std: float = Field(1.5, ge=0)
+    """Metres a texel of the textures; by default about half of what a pixel sees at 8 m."""
+    noise_std: float = Field(1.5, ge=0, le=255)
+    """Standard deviation of the sensor's noise, in grey levels of 255."""
     arc_deg: float = Field(76.0, gt=0, le=90)
-    sun_azimuth_deg: float = 62.0
+    """Angle that the map's cameras stand on, seen from the middle of the scene, degrees."""
+    sun_azimuth_deg: float = Field(62.0, ge=-360, le=360)
+    """Where the light comes from, degrees from +x towards +y."""
     sun_elevation_deg: float = Field(48.0, gt=0, le=90)
+    """Height of the light above the horizon, degrees."""
     image_format: Literal["jpg", "png"] = "jpg"
+    """Of the files that are written."""
     jpeg_quality: int = Field(95, ge=1, le=100)
-    seed: int = Field(0, ge=0)
-    workers: Runtime[int] = Field(2, ge=1)
+    """Of JPEG."""
+    seed: Seed = 0
+    """Decides textures, small variations of the poses, and noise."""
+    workers: Runtime[int] = Field(2, ge=1, le=1024)
+    """Processes that render."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +285,7 @@ def _render_all(config: RenderedConfig, jobs: list[Job]) -> None:
     world = surfaces(config)
     with (
         progress("rendering", len(jobs), "photographs") as advance,
-        ThreadPoolExecutor(config.workers) as pool,
+        ThreadPoolExecutor(capped(config.workers)) as pool,
     ):
         for _ in pool.map(lambda job: _render_one(config, world, job), jobs):
             advance(1)
@@ -358,7 +369,7 @@ def textured(
         texture *= light(rectangles[index], rectangles, texture.shape[:2], sun, rng)
         return Surface(rectangles[index], pyramid(np.clip(texture, 0.0, 255.0)))
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(capped(workers)) as pool:
         return tuple(pool.map(paint, range(len(faces))))
 
 

@@ -50,13 +50,17 @@ class EngineConfig(Config):
     """Where a stage runs. No field changes a result."""
 
     name: Literal["local", "ray", "plan"] = "local"
-    """local: in this process and its workers; ray: on a Ray cluster; plan: nowhere yet, shards are only planned."""
+    """local: in this process and its workers; ray: on a Ray cluster of many machines; plan: see `featkit plan`."""
     address: str | None = None
-    """Of the Ray cluster ("auto": the one this machine belongs to); None: one of this machine alone."""
-    shards: int = Field(default=0, ge=0, description="parts of the work; 0: by the task's `items_per_shard`")
-    cpus: float = Field(default=1.0, gt=0, description="cores of each task; also its worker processes, rounded down")
-    gpus: float = Field(default=0.0, ge=0, description="GPUs of each task; 0.25: four tasks share one")
-    retries: int = Field(default=3, ge=0, description="times a shard is tried again when its node or process is lost")
+    """Address of the Ray cluster; "auto": the one this machine belongs to. None: this machine alone."""
+    shards: int = Field(0, ge=0, le=10**6)
+    """Parts of the work; 0: by their size."""
+    cpus: float = Field(1.0, ge=0.01, le=1024)
+    """Cores of each part; also its worker processes, rounded down."""
+    gpus: float = Field(0.0, ge=0, le=1024)
+    """GPUs of each part; 0.25: four parts share one."""
+    retries: int = Field(3, ge=0, le=1000)
+    """Times a part is tried again when its node or process is lost."""
 
 
 LOCAL = EngineConfig()
@@ -243,9 +247,13 @@ class ExtractTask(Config):
     suffix: ClassVar[str] = ".h5"
     linked: ClassVar[bool] = True
     stage: Literal["extract"] = "extract"
+    """What tells tasks apart in a plan."""
     config: ExtractConfig
+    """What features, and how images are read."""
     images: Path
+    """Folder of the images."""
     device: str = "auto"
+    """auto, cpu or cuda."""
 
     def work(self, items: list[str], output: Path) -> None:
         """See `engine.plan.Task`. A shard of images that cannot be used, where that is allowed, is an empty store."""
@@ -267,10 +275,15 @@ class MatchTask(Config):
     suffix: ClassVar[str] = ".h5"
     linked: ClassVar[bool] = True
     stage: Literal["match"] = "match"
+    """What tells tasks apart in a plan."""
     matcher: str
+    """A matcher by its name in configs/, or a yaml file."""
     settings: dict[str, Any] = Field(default_factory=dict)
+    """What differs from the matcher's configuration."""
     features: Path
+    """The features file."""
     device: str = "auto"
+    """auto, cpu or cuda."""
 
     def work(self, items: list[list[str]], output: Path) -> None:
         """See `engine.plan.Task`."""
@@ -308,10 +321,15 @@ class DescribeTask(Config):
     suffix: ClassVar[str] = ".npz"
     linked: ClassVar[bool] = True
     stage: Literal["describe"] = "describe"
+    """What tells tasks apart in a plan."""
     features: Path
+    """The features file."""
     codebook: Path
+    """File of the codebook that all shards share."""
     config: VladConfig
+    """How images are described."""
     device: str = "auto"
+    """auto, cpu or cuda."""
 
     def work(self, items: list[str], output: Path) -> None:
         """See `engine.plan.Task`."""
@@ -359,9 +377,13 @@ class VerifyTask(Config):
     suffix: ClassVar[str] = ".db"
     linked: ClassVar[bool] = False
     stage: Literal["verify"] = "verify"
+    """What tells tasks apart in a plan."""
     config: VerifyConfig
+    """How matches are verified."""
     database: Path
+    """The COLMAP database with features and matches."""
     matches: Path
+    """The matches file."""
 
     def work(self, items: list[list[str]], output: Path) -> None:
         """See `engine.plan.Task`. The shard is a COLMAP database of these images and pairs."""

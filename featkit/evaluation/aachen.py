@@ -1,43 +1,52 @@
-"""Settings of Aachen Day-Night: how the map's images and the queries are extracted, matched and localized.
+"""Aachen Day-Night: how the map's images and the queries are extracted, matched and localized, and what comes of it.
 
-The pipeline that uses them is `pipelines/aachen.py`.
+Every method runs through `pipelines/aachen.py`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from featkit.core.config import Config, digest, merge, named_config
-from featkit.core.errors import BadInputError
-from featkit.core.registry import Method, class_of, resolve
+from featkit.core.config import Config, Seed, digest, load_pipeline, merge
+from featkit.core.content import Cell, Headline, Link, Section, Table
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.registry import Method
 from featkit.core.types import Pose
-from featkit.data.aachen import AachenFiles
-from featkit.evaluation.metrics import LocalizationScore, score_localization
+from featkit.data.aachen import AachenFiles, PairLists, find_aachen, published_lists
+from featkit.evaluation.benchmark import Ranked, Result, SettingBenchmark, Work
+from featkit.evaluation.metrics import THRESHOLDS, LocalizationScore, score_localization
+from featkit.evaluation.pictures import seconds_table
+from featkit.evaluation.published import published
 from featkit.features.base import Extractor
-from featkit.features.stage import ExtractConfig, extraction, source_digest
+from featkit.features.stage import source_digest
 from featkit.io.artifact import artifact
 from featkit.io.lists import read_poses, write_pairs
 from featkit.localization.stage import LocalizeConfig, by_file_name, file_name
 from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs
 from featkit.mapping.reference import Reference, read_light_reference, read_light_tracks, read_nvm, read_nvm_reference
 from featkit.mapping.stage import MapConfig
-from featkit.matching.stage import Matcher
 from featkit.retrieval.vlad import VladConfig
 
 LOGGER = logging.getLogger(__name__)
+NAMES = [f"{metres:g} m, {degrees:g} deg" for metres, degrees in THRESHOLDS]
+UPLOAD = "The queries' true poses are not public: upload the submission to https://www.visuallocalization.net."
+NIGHT_QUERIES = {"1.1": 191, "1.0": 98}
+UNLIKE = "Published rows: queries of the night of v1.1."
 
 
 class Sides(Config):
     """What differs from the configuration of features, in images of the map and in queries."""
 
     database: dict[str, Any] = Field(default_factory=dict)
+    """Of the map's images."""
     query: dict[str, Any] = Field(default_factory=dict)
+    """Of the queries."""
 
 
 class AachenConfig(Config):
@@ -57,7 +66,8 @@ class AachenConfig(Config):
     """Verification against the known poses, and triangulation. Cameras are never refined."""
     localize: LocalizeConfig = LocalizeConfig(num_retrieved=50)
     """Poses; images retrieved for each query where no list is given (hloc: 50)."""
-    seed: int = 0
+    seed: Seed = 0
+    """Of the clusters of retrieval."""
 
 
 @dataclass(frozen=True)
@@ -77,35 +87,119 @@ class BothSides:
         return {"name": self.name, "database": self.database.described(), "query": self.query.described()}
 
 
-class AachenBenchmark:
-    """Settings by name: `configs/aachen*.yaml`."""
+@dataclass(frozen=True)
+class AachenData:
+    """The data set, and the lists of pairs that are matched."""
 
+    files: AachenFiles
+    lists: PairLists
+
+
+@dataclass(kw_only=True)
+class AachenBenchmark(SettingBenchmark[AachenData]):
+    """Settings by name: `configs/aachen*.yaml`. version: "1.1" or "1.0". queries: "night" or "day-night".
+
+    db_pairs, query_pairs: lists in place of the published ones; retrieval: files of global descriptors (hloc's layout)
+    that pair the queries. truth: poses.txt of the queries. skip_broken: in the map.
+    """
+
+    name = "aachen"
     Config = AachenConfig
+    setting = "aachen"
 
-    def __init__(self, config: AachenConfig, device: str = "auto"):
-        for name in config.extractors:
-            class_of("extractor", name)  # a misspelt one would be passed over without a word
-        self.config = config
-        self.device = device
-        self.matcher: Method[Matcher] = resolve("matcher", config.matched_by, config.matching, device).ready()
+    version: str = "1.1"
+    queries: str = "night"
+    db_pairs: Path | None = None
+    query_pairs: Path | None = None
+    retrieval: Sequence[Path] = ()
+    truth: Path | None = None
 
-    def features(
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.retrieval and self.query_pairs:
+            raise UsageError("--retrieval makes the queries' pairs; it does not go with --query-pairs")
+
+    @staticmethod
+    def seeded(seed: int) -> dict[str, Any]:
+        localize = {"pose": {"seed": seed}}
+        return {"map": {"verify": {"seed": seed}, "seed": seed}, "localize": localize, "seed": seed}
+
+    @property
+    def place(self) -> str:
+        """Folder of results."""
+        return f"{self.version}-{self.queries}"
+
+    def find(self, roots: Sequence[Path]) -> AachenData:
+        files = find_aachen(roots[0], self.version, self.queries)
+        lists = published_lists(files, self.queries, self.db_pairs, self.query_pairs)
+        return AachenData(files, replace(lists, queries=None) if self.retrieval else lists)
+
+    def method(
         self, name: str, label: str | None = None, changes: dict[str, Any] | None = None, **reading: Any
     ) -> BothSides:
         """Features by name, under this setting. changes: fields that differ once more. reading: of `ExtractConfig`.
 
         Raises UsageError for an unknown name or field.
         """
-        extractor = str(named_config(name, "extractor").get("extractor"))
-        own = self.config.extractors.get(extractor, Sides())
-        if self.config.extractors and extractor not in self.config.extractors:
-            LOGGER.info("%s: the setting has nothing for %s; its own configuration is used", name, extractor)
-        made = []
-        for differs, broken in ((own.database, {}), (own.query, {"skip_broken": True})):
-            stage = ExtractConfig(**{"features": name, **reading, **broken})
-            method = extraction(stage, merge(differs, changes or {}), self.device)
-            made.append(replace(method, name=label or name))
-        return BothSides(label or name, *made)
+        own = self.differences(name) or Sides()
+        database, query = (
+            super(AachenBenchmark, self).method(
+                name, label, merge(differs, changes or {}), **reading, skip_broken=skip_broken
+            )
+            for differs, skip_broken in ((own.database, self.skip_broken), (own.query, True))
+        )
+        return BothSides(label or name, database, query)
+
+    def run(self, data: AachenData, methods: Sequence[BothSides], work: Work) -> Result:
+        pipeline = load_pipeline("aachen")
+        done = [
+            pipeline.run(
+                self,
+                data.files,
+                self.queries,
+                method,
+                work.folder,
+                lists=data.lists,
+                retrieval=self.retrieval,
+                truth=self.truth,
+                overwrite=work.overwrite,
+            )
+            for method in methods
+        ]
+        measured = {one.name: one.metrics for one in done}
+        links = {one.name: f"{one.output.name}/{one.report.name}" for one in done}
+        table = method_table(measured, links)
+        beside = beside_table(measured, data.files.version, is_whole(measured, data.files.version))
+        times = [seconds_table(metrics) for metrics in measured.values()]
+        return Result(
+            f"Aachen Day-Night v{data.files.version}, {self.queries}",
+            subtitle="Localized by featkit",
+            numbers={
+                "version": data.files.version,
+                "queries": self.queries,
+                "setting": self.setting,
+                "rows": [{"name": one.name, "submission": str(one.submission), **one.metrics} for one in done],
+                "published": published_rows(),
+            },
+            tables=[table, beside],
+            ranking=ranked(measured),
+            headlines=[
+                Headline(f"{name}, {condition}", f"{of_it['localized']} / {of_it['queries']}", hint="queries localized")
+                for name, metrics in measured.items()
+                for condition, of_it in metrics["conditions"].items()
+            ],
+            sections=[
+                Section("Result", items=[table]),
+                Section("As published", items=[beside]),
+                Section(
+                    "Time",
+                    items=[
+                        replace(one, title=f"{one.title}, {name}") for one, name in zip(times, measured, strict=True)
+                    ],
+                ),
+            ],
+            lines=[f"{one.submission}: to upload; {one.report}" for one in done],
+        )
 
 
 def read_aachen_reference(files: AachenFiles) -> Reference:
@@ -156,3 +250,84 @@ def score_conditions(
         for condition, names in conditions.items()
         if any(name in truth for name in names)
     }
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tables: day and night apart, and what papers print beside the night.
+
+
+def condition_table(metrics: dict[str, Any]) -> Table:
+    """Day and night of one method."""
+    columns = ["queries", "of", "localized", *NAMES, "median m", "median deg"]
+    rows = [[condition, *_counts(counted), *_recall(counted)] for condition, counted in metrics["conditions"].items()]
+    return Table("Day and night", columns, rows, "" if "recall" in metrics else UPLOAD)
+
+
+def method_table(measured: Mapping[str, dict[str, Any]], links: Mapping[str, str]) -> Table:
+    """A row per method and condition. measured: metrics by method; links: address of each method's own page."""
+    columns = ["method", "queries", "of", "localized", *NAMES, "median m", "median deg", "map points", "track"]
+    rows: list[list[Cell]] = []
+    for name, metrics in measured.items():
+        label = Link(name, links[name]) if name in links else name
+        for condition, counted in metrics["conditions"].items():
+            points = [metrics["map"]["points"], metrics["map"]["track_length"]]
+            rows.append([label, condition, *_counts(counted), *_recall(counted), *points])
+    known = any("recall" in metrics for metrics in measured.values())
+    return Table("Localized queries", columns, rows, "Recall in % of the queries." if known else UPLOAD)
+
+
+def beside_table(measured: Mapping[str, dict[str, Any]], version: str, whole: bool) -> Table:
+    """Our rows of the night above what papers print of v1.1. whole: whether the data is the real one, in numbers."""
+    rows: list[list[Cell]] = []
+    for name, metrics in measured.items():
+        night = metrics["conditions"]["night"]
+        rows.append([name, "here", f"{night['localized']} / {night['queries']}", *_recall(night)[: len(NAMES)]])
+    ours = set(range(len(rows)))
+    for row in published_rows():
+        rows.append([row["method"], row["from"], None, *(row[name] for name in NAMES)])
+    note = UNLIKE if version == "1.1" and whole else f"{UNLIKE} These are others: they do not compare."
+    return Table("Night, beside what is published", ["method", "from", "localized", *NAMES], rows, note, ours)
+
+
+def is_whole(measured: Mapping[str, dict[str, Any]], version: str) -> bool:
+    """Whether the queries of the night are as many as the benchmark has."""
+    counts = {metrics["conditions"]["night"]["queries"] for metrics in measured.values()}
+    return counts == {NIGHT_QUERIES[version]}
+
+
+def published_rows() -> list[dict[str, Any]]:
+    """Everything that is printed, as plain values; recall in %."""
+    return [
+        {
+            "method": row.name,
+            "from": f"{table.paper.partition(' (')[0]}, {table.where.partition(';')[0]}",
+            **dict(zip(NAMES, row.values, strict=True)),
+        }
+        for table in published("aachen").tables
+        for row in table.rows
+    ]
+
+
+def ranked(measured: Mapping[str, dict[str, Any]]) -> list[Ranked]:
+    """Per condition: recall at the finest threshold where the truth is known, else the share that was localized."""
+    found = []
+    for name, metrics in measured.items():
+        for condition, counted in metrics["conditions"].items():
+            if "recall" in counted:
+                value, measure = 100 * counted["recall"][NAMES[0]], f"Aachen {condition} {NAMES[0]}, %"
+            else:
+                value, measure = 100 * counted["localized"] / counted["queries"], f"Aachen {condition} localized, %"
+            found.append(Ranked(name, measure, value, "high"))
+    return found
+
+
+def _counts(counted: dict[str, Any]) -> list[Cell]:
+    return [counted["queries"], counted["localized"]]
+
+
+def _recall(counted: dict[str, Any]) -> list[Cell]:
+    """Recall in %, and medians in metres and degrees; gaps without the truth."""
+    if "recall" not in counted:
+        return [None] * (len(NAMES) + 2)
+    shares: list[Cell] = [round(100 * share, 1) for share in counted["recall"].values()]
+    return [*shares, counted["median_m"], counted["median_deg"]]

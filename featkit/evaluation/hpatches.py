@@ -7,15 +7,18 @@ to count as found. A group's numbers are means over its pairs; its number of fea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Pixels
+from featkit.core.content import Bars, Cell, Curve, Curves, Headline, Item, MatchPicture, Section, Table
 from featkit.core.log import progress
+from featkit.core.registry import Method
+from featkit.evaluation.benchmark import Plain, Predictions, Ranked, Result, Work, matcher_named, plain
 from featkit.evaluation.metrics import (
     THRESHOLDS_PX,
     HomographyConfig,
@@ -26,70 +29,55 @@ from featkit.evaluation.metrics import (
     mma_score,
     reprojection_errors,
 )
-from featkit.evaluation.predictions import Predictions
-from featkit.evaluation.sequences import SequencePair, SequenceSet
+from featkit.evaluation.pictures import match_picture
+from featkit.evaluation.published import published, published_curves, published_tables
+from featkit.evaluation.sequences import SequenceBenchmark, SequencePair, SequenceSet
+from featkit.features.base import Extractor
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.matches import MatchStore, open_matches
 
 OVERALL = "overall"
+SHOWN_MMA_PX = (1.0, 3.0, 5.0, 10.0)  # columns of the table
+CORRECT_PX = 3.0  # a match is drawn as an inlier up to this error
+EXTREMES = 2  # worst pairs, and best pairs, of a method that are shown
+PICTURED_METHODS = 4
+MOST_GROUPS = 20  # of bars in one chart
+ELSEWHERE = "Measured on HPatches, not on these sequences: the numbers do not compare."
 
 
 class MatchingConfig(Config):
     """What is measured."""
 
-    thresholds_px: tuple[float, ...] = THRESHOLDS_PX
+    thresholds_px: tuple[Pixels, ...] = THRESHOLDS_PX
     """Of MMA, in pixels of image N; SCFeat, eq. 24."""
     homography: HomographyConfig = HomographyConfig()
+    """How a homography is estimated from the matches."""
 
 
 @dataclass(frozen=True)
-class PairScore:
-    """One pair. image: its number, from 2. features: of image 1 and of it. accuracy: MMA at each threshold."""
+class PairScore(Plain):
+    """One pair. image: its number, from 2. features: of image 1 and of it. mma: at each threshold."""
 
     sequence: str
     image: int
     features: tuple[int, int]
     matches: int
-    accuracy: Float[np.ndarray, " t"]
+    mma: Float[np.ndarray, " t"]
     corner_error_px: float
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values; no error where there is no homography."""
-        found = bool(np.isfinite(self.corner_error_px))
-        return {
-            "sequence": self.sequence,
-            "image": self.image,
-            "features": list(self.features),
-            "matches": self.matches,
-            "mma": _rounded(self.accuracy),
-            "corner_error_px": round(self.corner_error_px, 4) if found else None,
-        }
 
 
 @dataclass(frozen=True)
-class GroupScore:
+class GroupScore(Plain):
     """Means over the pairs of a group; features: over its images. Shares in [0, 1], one per threshold."""
 
-    name: str
     pairs: int
     features: float
     matches: float
-    accuracy: Float[np.ndarray, " t"]
+    mma: Float[np.ndarray, " t"]
     mma_score: float
     homography_auc: tuple[float, ...]
     homography_found: tuple[float, ...]
     """Share of the pairs whose homography is right within each of `correct_within_px`."""
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "pairs": self.pairs,
-            "features": round(self.features, 2),
-            "matches": round(self.matches, 2),
-            "mma": _rounded(self.accuracy),
-            "mma_score": round(self.mma_score, 6),
-            "homography_auc": _rounded(self.homography_auc),
-            "homography_found": _rounded(self.homography_found),
-        }
 
 
 @dataclass(frozen=True)
@@ -107,16 +95,9 @@ class MethodScore:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            **self.predictions.method.described(),
-            "seconds": {stage: round(value, 3) for stage, value in self.predictions.seconds.items()},
-            "groups": {name: group.as_json() for name, group in self.groups.items()},
-            "sequences": {name: group.as_json() for name, group in self.sequences.items()},
-            "pairs": [pair.as_json() for pair in self.pairs],
+            **self.predictions.described(),
+            **plain({"groups": self.groups, "sequences": self.sequences, "pairs": self.pairs}),
         }
-
-
-def _rounded(values: Iterable[float]) -> list[float]:
-    return [round(float(value), 6) for value in values]
 
 
 def evaluate_matching(data: SequenceSet, predictions: Predictions, config: MatchingConfig | None = None) -> MethodScore:
@@ -143,8 +124,8 @@ def evaluate_matching(data: SequenceSet, predictions: Predictions, config: Match
     return MethodScore(
         predictions,
         tuple(scores),
-        {name: group_score(name, groups[name], config) for name in sorted(groups, key=_order)},
-        {name: group_score(name, of_it, config) for name, of_it in sequences.items()},
+        {name: group_score(groups[name], config) for name in sorted(groups, key=_order)},
+        {name: group_score(of_it, config) for name, of_it in sequences.items()},
     )
 
 
@@ -165,25 +146,174 @@ def score_pair(pair: SequencePair, features: FeatureStore, matches: MatchStore, 
         image=pair.number,
         features=(len(keypoints0), len(keypoints1)),
         matches=len(errors),
-        accuracy=accuracy(errors, config.thresholds_px),
+        mma=accuracy(errors, config.thresholds_px),
         corner_error_px=corner_error(estimated, pair.homography, features.image_size(names.name0)),
     )
 
 
-def group_score(name: str, pairs: Sequence[PairScore], config: MatchingConfig) -> GroupScore:
+def group_score(pairs: Sequence[PairScore], config: MatchingConfig) -> GroupScore:
     """Means over some pairs, at least one."""
     counts: dict[tuple[str, int], int] = {}
     for pair in pairs:  # image 1 is in every pair and counts once
         counts[pair.sequence, 1], counts[pair.sequence, pair.image] = pair.features
-    curve = np.mean([pair.accuracy for pair in pairs], axis=0)
+    curve = np.mean([pair.mma for pair in pairs], axis=0)
     errors = [pair.corner_error_px for pair in pairs]
     return GroupScore(
-        name=name,
         pairs=len(pairs),
         features=float(np.mean(list(counts.values()))),
         matches=float(np.mean([pair.matches for pair in pairs])),
-        accuracy=curve,
+        mma=curve,
         mma_score=mma_score(curve, config.thresholds_px),
         homography_auc=error_auc(errors, config.homography.thresholds_px),
         homography_found=tuple(float(np.mean(np.array(errors) <= px)) for px in config.homography.correct_within_px),
     )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The benchmark: tables, curves beside the published ones, pictures of the worst and the best pairs.
+
+
+@dataclass(kw_only=True)
+class Hpatches(SequenceBenchmark):
+    """matcher: by name, or a yaml file. ratio: of its ratio test, where that differs."""
+
+    name = "hpatches"
+    Config = MatchingConfig
+
+    matcher: str = "mutual-nn"
+    ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.by = matcher_named(self.matcher, self.ratio, self.device)
+
+    def run(self, data: SequenceSet, methods: Sequence[Method[Extractor]], work: Work) -> Result:
+        config: MatchingConfig = self.config
+        scores = [evaluate_matching(data, self.predictions(data, one, work, self.by), config) for one in methods]
+        known = published("hpatches_mma")
+        best = max(scores, key=lambda score: score.groups[OVERALL].mma_score)
+        table, by_sequence, printed = score_table(scores, data, config), sequence_table(scores), printed_tables(data)
+        text = f"Worst and best by MMAScore; a match is right up to {CORRECT_PX:g} px."
+        if len(scores) > PICTURED_METHODS:
+            text += f" The first {PICTURED_METHODS} methods are shown."
+        return Result(
+            "Image matching: mean matching accuracy",
+            subtitle=f"{data.root.name}: {table.note}",
+            numbers={
+                **data.described(),
+                "methods": [score.as_json() for score in scores],
+                "published": {"on_these_pairs": data.is_hpatches, **known.model_dump(mode="json")},
+            },
+            tables=[table, by_sequence, printed[0]],
+            ranking=ranked(scores, data, config),
+            headlines=[Headline("best MMAScore", 100 * best.groups[OVERALL].mma_score, "%", best.name)],
+            sections=[
+                Section("Scores", items=[table]),
+                Section("Accuracy over the error", items=accuracy_charts(scores, data, config)),
+                Section("Sequences", items=[by_sequence, *bars_by_sequence(by_sequence, "MMAScore")]),
+                Section("Worst and best pairs", text, extreme_pairs(scores[:PICTURED_METHODS], data, config)),
+                Section("As published", items=printed),
+            ],
+        )
+
+
+def score_table(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> Table:
+    """A row per method: features, matches, MMAScore of the groups, MMA and homographies over all pairs; in %."""
+    groups = list(scores[0].groups)
+    shown = [px for px in SHOWN_MMA_PX if px in config.thresholds_px]
+    columns = ["method", "features", "matches"]
+    columns += [f"MMAScore {group}" if len(groups) > 1 else "MMAScore" for group in groups]
+    columns += [f"MMA {px:g} px" for px in shown] + [f"AUC {px:g} px" for px in config.homography.thresholds_px]
+    columns += [f"H within {px:g} px" for px in config.homography.correct_within_px]
+    rows: list[list[Cell]] = []
+    for score in scores:
+        whole = score.groups[OVERALL]
+        curve = dict(zip(config.thresholds_px, whole.mma.tolist(), strict=True))
+        values = [score.groups[group].mma_score for group in groups]
+        values += [curve[px] for px in shown] + list(whole.homography_auc) + list(whole.homography_found)
+        rows.append([score.name, round(whole.features), round(whole.matches), *(100 * value for value in values)])
+    note = f"{data.counted}; a pair without matches counts as MMA 0."
+    if data.left_out:
+        note += f" Left out as too large, as D2-Net does: {', '.join(data.left_out)}."
+    return Table("Image matching, %", columns, rows, note)
+
+
+def sequence_table(scores: Sequence[MethodScore]) -> Table:
+    """MMAScore in %: a row per sequence, a column per method."""
+    rows: list[list[Cell]] = [
+        [name, *(100 * score.sequences[name].mma_score for score in scores)] for name in scores[0].sequences
+    ]
+    return Table("MMAScore by sequence, %", ["sequence", *(score.name for score in scores)], rows)
+
+
+def bars_by_sequence(table: Table, measure: str) -> list[Item]:
+    """A table of sequences as bars, as long as they can be read."""
+    series = {name: [row[i] for row in table.rows] for i, name in enumerate(table.columns) if i}
+    names = [str(row[0]) for row in table.rows]
+    return [Bars(table.title.removesuffix(", %"), f"{measure}, %", names, series)] if len(names) <= MOST_GROUPS else []  # type: ignore[arg-type]
+
+
+def printed_tables(data: SequenceSet) -> list[Table]:
+    """SCFeat's tables II and III."""
+    found = published_tables("hpatches_mma", "Published on HPatches: {}, %", "" if data.is_hpatches else ELSEWHERE)
+    heads = [
+        name if name in ("as published", "features", "matches") else f"MMAScore {name}" for name in found[0].columns
+    ]
+    return [
+        Table(one.title, heads, [[row[0], *map(round, row[1:3]), *row[3:]] for row in one.rows], one.note)  # type: ignore[arg-type]
+        for one in found
+    ]
+
+
+def ranked(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> list[Ranked]:
+    """MMAScore, and the share of the pairs whose homography is found, in %."""
+    name = data.root.resolve().name
+    found = [Ranked(one.name, f"MMAScore {name}, %", 100 * one.groups[OVERALL].mma_score) for one in scores]
+    for number, px in enumerate(config.homography.correct_within_px):
+        measure = f"H within {px:g} px {name}, %"
+        found += [Ranked(one.name, measure, 100 * one.groups[OVERALL].homography_found[number]) for one in scores]
+    return found
+
+
+def accuracy_charts(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> list[Item]:
+    """MMA over the threshold: ours, and the published ones; in one chart where they are of the same pairs."""
+    known, px = published_curves(), np.array(config.thresholds_px)
+    charts: list[Item] = []
+    for group in scores[0].groups:
+        ours = [Curve(score.name, px, 100 * score.groups[group].mma) for score in scores]
+        theirs = [Curve(one.name, np.array(known.thresholds_px), np.array(one.of(group)), True) for one in known.curves]
+        shown = {f"MMA, {group}": ours}
+        if data.is_hpatches:
+            shown = {f"MMA, {group}, and as published": [*theirs, *ours]}
+        elif group == OVERALL:
+            shown["MMA here, and as published on HPatches (other images)"] = [*theirs, *ours]
+        charts += [Curves(title, "threshold, px", "MMA, %", curves) for title, curves in shown.items()]
+    return charts
+
+
+def extreme_pairs(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> list[Item]:
+    """Pictures of the worst pairs and of the best ones of every method."""
+    wanted = data.pairs()
+    pictures: list[Item] = []
+    for score in scores:
+        values = [mma_score(pair.mma, config.thresholds_px) for pair in score.pairs]
+        order = np.argsort(values, kind="stable").tolist()
+        worst = order[:EXTREMES]
+        best = [index for index in order[::-1][:EXTREMES] if index not in worst]
+        for index in (*worst, *best):
+            pair, kind = score.pairs[index], "worst" if index in worst else "best"
+            what = f"{pair.sequence}, image 1 and {pair.image}, MMAScore {100 * values[index]:.1f} %"
+            pictures.append(_picture(f"{score.name}, {kind}: {what}", wanted[index], data, score.predictions))
+    return pictures
+
+
+def _picture(title: str, pair: SequencePair, data: SequenceSet, predictions: Predictions) -> MatchPicture:
+    names = pair.pair
+    assert predictions.matches is not None
+    with open_features(predictions.features) as store, open_matches(predictions.matches, store) as matches:
+        keypoints = [store.keypoints(name) for name in (names.name0, names.name1)]
+        found = matches.read(names)
+    errors = reprojection_errors(keypoints[0], keypoints[1], found, pair.homography)
+    index = found.as_index_pairs()
+    points = [keypoints[side][index[:, side]] for side in (0, 1)]
+    return match_picture(title, data.root, names, points, errors <= CORRECT_PX)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Confidence, Config, Pixels, Seed, Trials
 from featkit.core.errors import BadInputError
 from featkit.core.types import Matches, Pose
 from featkit.geometry.epipolar import SAME_PLACE, epipolar_distances
@@ -356,17 +355,17 @@ class HomographyConfig(Config):
     estimator: Literal["magsac", "ransac"] = "magsac"
     """magsac: USAC with MAGSAC++'s score and local optimisation; ransac: OpenCV's plain RANSAC with its refinement.
     Both draw uniformly. The estimator moves results, so numbers compare only under the same one."""
-    max_error_px: float = Field(3.0, gt=0)
+    max_error_px: Pixels = 3.0
     """Largest error of an inlier, in pixels of image N; 3 in SuperGlue's and LoFTR's evaluations."""
-    confidence: float = Field(0.9999, gt=0, lt=1)
+    confidence: Confidence = 0.9999
     """Probability of a draw without outliers, after which drawing ends."""
-    max_iterations: int = Field(10_000, ge=1)
+    max_iterations: Trials = 10_000
     """Draws at most. At 10 % inliers the confidence would take 92,000; OpenCV's own default is 2,000."""
-    seed: int = 0
+    seed: Seed = 0
     """Of magsac's draws. OpenCV's plain RANSAC has one fixed seed of its own."""
-    thresholds_px: tuple[float, ...] = (1.0, 3.0, 5.0)
+    thresholds_px: tuple[Pixels, ...] = (1.0, 3.0, 5.0)
     """Of the AUC, in pixels of image N."""
-    correct_within_px: tuple[Annotated[float, Field(gt=0)], ...] = (10.0,)
+    correct_within_px: tuple[Pixels, ...] = (10.0,)
     """Errors up to which a homography counts as found, in pixels of image N, for the share of pairs that have one.
     SuperPoint takes 1, 3 and 5 on HPatches at 480 x 640; 10 suits whole photographs of extreme viewpoints (EVD)."""
 

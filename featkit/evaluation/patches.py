@@ -1,16 +1,11 @@
-"""Patch descriptors on UBC PhotoTour, RomePatches and other sets of patches, by the names of their methods."""
+"""Patch descriptors by the names of their methods, and the matching of two images' patches."""
 
 from __future__ import annotations
 
 import difflib
-import json
-import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 import cv2
@@ -18,186 +13,142 @@ import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 from pydantic import Field
 
-from featkit.core.config import Config, Runtime
-from featkit.core.errors import BadInputError, UsageError
+from featkit.core.config import Config, Runtime, WorkerCount
+from featkit.core.errors import UsageError
 from featkit.core.log import progress
-from featkit.core.runtime import torch_device
+from featkit.core.runtime import capped, torch_device
 from featkit.core.types import PatchArray
-from featkit.data.hpatches import RomePatches
-from featkit.data.patch_set import PatchSet
-from featkit.data.phototour import TestPairs, all_matching, find_pairs, read_pairs, read_phototour
-from featkit.evaluation.metrics import ApRule, average_precision, distance_matrix, fpr95, indexed_distances
+from featkit.data.phototour import all_matching
+from featkit.evaluation.metrics import average_precision, distance_matrix
 from featkit.features.patches import describe_patches
 from featkit.weights.files import load_patch_network
 
 # ----------------------------------------------------------------------------------------------------------------------
-# UBC's table (Winder et al., CVPR 2009): FPR95 of every method on the test pairs of every set.
+# Patches -> descriptors by the name of the method: the baselines SIFT and RootSIFT, and every trained network.
 #
-# A method that was trained on a set is not tested on it: with three sets this gives the six combinations of training
-# and test that the papers print.
+# SIFT of a patch (Lowe 2004, as UBC's tables have it): one upright descriptor at its centre, whose 4 x 4 cells of
+# 3 sigma cover the patch, so that a patch is 12 sigma wide. RootSIFT: square root of the L1-normalised SIFT
+# (Arandjelovic and Zisserman 2012).
 
 
-SEED = re.compile(r"^(.*?)(-s(\d+))?$")  # of a run's folder
+BASELINES = ("sift", "rootsift")
+BINS_PER_SIDE, SIGMA_PER_BIN = 4, 3
+DIMENSION = 128
+BATCH = 512  # patches of one task of a thread
+CHUNK = 8192  # patches between two steps of a progress bar
+FIRST_BLUR_PX, LAYERS = 1.6, 3  # of an octave, as in OpenCV and Lowe
 
 
-@dataclass(frozen=True)
-class UbcSet:
-    """A set and its test pairs."""
+class SiftPatchConfig(Config):
+    """SIFT of a whole patch."""
 
-    patch_set: PatchSet
-    pairs: TestPairs
-    pairs_file: Path
+    root: bool = True
+    """RootSIFT instead of SIFT."""
+    layer: int = Field(2, ge=0, le=3)
+    """Layer of OpenCV's first octave that gives the gradients: the patch is blurred by 1.6 x 2^(layer / 3) px. Of the
+    four, 2 gives RootSIFT its lowest FPR95 on patches of real photographs, so that the baseline is not a weak one."""
+    threads: Runtime[WorkerCount] = 0
+    """Threads that describe, never more than there are cores; 0: one per core."""
 
     @property
-    def name(self) -> str:
-        return self.patch_set.name
+    def blur_px(self) -> float:
+        """Gaussian that the patch is smoothed with."""
+        return float(FIRST_BLUR_PX * 2 ** (self.layer / LAYERS))
 
 
 @dataclass(frozen=True)
-class UbcScore:
-    """One measurement. train: set the method was trained on, "" for none. fpr95: share in [0, 1]."""
-
-    method: str
-    train: str
-    variant: str
-    test: str
-    fpr95: float
-    pairs: int
-
-
-def read_ubc(folder: Path, pairs_file: str | None = None) -> UbcSet:
-    """A folder of UBC's format with its test pairs, by default the largest (`find_pairs`). Raises BadInputError."""
-    patch_set = read_phototour(folder)
-    path = folder / pairs_file if pairs_file else find_pairs(folder)
-    return UbcSet(patch_set, read_pairs(path, patch_set), path)
-
-
-def evaluate_pairs(data: UbcSet, method: PatchDescriber) -> float:
-    """FPR95 of a method on the pairs of a set; only the patches that are in pairs are described."""
-    pairs = data.pairs
-    descriptors, (first, second) = describe_used(method, data.patch_set.patches, [pairs.index0, pairs.index1])
-    return fpr95(indexed_distances(descriptors, first, second), pairs.match)
-
-
-@dataclass(frozen=True)
-class UbcMethod:
-    """A row of the table. train: set it was trained on, "" for none; variant: epoch and seed of a run, "" else."""
+class PatchDescriber:
+    """A method. describe: (n, s, s) grey uint8 -> float32 (n, d), or packed bits uint8 (n, bits / 8)."""
 
     name: str
-    train: str
-    variant: str
-    weight: str
-    """What `describer` takes: a name or a path."""
-
-    @property
-    def label(self) -> str:
-        """One name for the row: `hynet`, or `liberty/hynet, best`."""
-        return f"{self.train}/{self.name}, {self.variant}" if self.train else self.name
-
-    def learned_scenes(self) -> frozenset[str]:
-        """Scenes that a run was trained on, as the summary.json beside its weight has them; none for another weight.
-
-        Raises BadInputError for a summary that cannot be read.
-        """
-        path = Path(self.weight).parent / "summary.json"
-        if not self.train or not path.is_file():
-            return frozenset()
-        try:
-            return frozenset(json.loads(path.read_text(encoding="utf-8"))["data"]["scenes"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise BadInputError(f"{path}: not the summary of a training; train it again, or move the run") from None
+    describe: Callable[[PatchArray], Shaped[np.ndarray, "n d"]]
+    info: dict[str, Any]
 
 
-def find_runs(folder: Path, epochs: Sequence[str] = ("best", "last")) -> list[UbcMethod]:
-    """The weights of RUNS/SET/METHOD/{best,last}.safetensors; METHOD may end in -s and a seed. Raises BadInputError."""
-    found = []
-    for path in sorted(folder.glob("*/*/*.safetensors")):
-        if path.stem in epochs:
-            name, _, seed = SEED.match(path.parent.name).groups()  # type: ignore[union-attr]
-            variant = path.stem if seed is None else f"{path.stem}, seed {seed}"
-            found.append(UbcMethod(name, path.parent.parent.name, variant, str(path)))
-    if not found:
-        raise BadInputError(f"{folder}: no run in it; a run is SET/METHOD/best.safetensors, from `featkit train patch`")
-    return found
+def describer(
+    name: str, device: str = "auto", batch_size: int = 0, precision: Literal["fp32", "bf16"] = "fp32"
+) -> PatchDescriber:
+    """The method of that name: "sift", "rootsift", the name of a weight, or the path of one. Raises UsageError.
 
-
-def evaluate_ubc(
-    sets: Sequence[UbcSet], methods: Sequence[UbcMethod], make: Callable[[str], PatchDescriber]
-) -> list[UbcScore]:
-    """Every method on every set but the one it was trained on. make: descriptor of a `weight`."""
-    scores = []
-    for method in methods:
-        describe = make(method.weight)
-        for data in sets:
-            if data.name != method.train:
-                value = evaluate_pairs(data, describe)
-                scores.append(UbcScore(method.name, method.train, method.variant, data.name, value, len(data.pairs)))
-    return scores
-
-
-@dataclass(frozen=True)
-class UbcTable:
-    """columns: (training set, test set). rows: (method, variant) and FPR95 by column; None: not measured."""
-
-    columns: tuple[tuple[str, str], ...]
-    rows: tuple[tuple[str, str, tuple[float | None, ...]], ...]
-
-    @staticmethod
-    def mean(values: Sequence[float | None]) -> float | None:
-        """Mean of a row; None when a cell is missing."""
-        return None if any(value is None for value in values) else fmean(v for v in values if v is not None)
-
-
-def ubc_table(scores: Sequence[UbcScore]) -> UbcTable:
-    """The papers' table. A method that is not trained has the same value for every training set.
-
-    Without any method that was trained on one of the sets, the columns are the test sets alone, with "" as the training
-    set. A method trained on another set, such as the union, has no row.
+    batch_size: 0 for a good one.
     """
-    tests = list(dict.fromkeys(score.test for score in scores))
-    trains = [test for test in tests if any(score.train == test for score in scores)]
-    columns = tuple((train, test) for test in tests for train in trains if train != test)
-    columns = columns or tuple(("", test) for test in tests)
-    rows: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
-    for score in scores:
-        cells = rows.setdefault((score.method, score.variant), {})
-        for train, test in columns:
-            if test == score.test and score.train in ("", train):
-                cells[train, test] = score.fpr95
-    lines = ((name, variant, tuple(map(cells.get, columns))) for (name, variant), cells in rows.items() if cells)
-    return UbcTable(columns, tuple(lines))
+    if name in BASELINES:
+        config = SiftPatchConfig(root=name == "rootsift")
+        return PatchDescriber(name, lambda patches: describe_by_sift(patches, config), config.result_fields())
+    near = difflib.get_close_matches(name, BASELINES, n=1, cutoff=0.8)
+    if near:
+        raise UsageError(f"no method named {name!r}; did you mean {near[0]!r}?")
+
+    place = torch_device(device)
+    network, weight = load_patch_network(name, place)
+
+    def describe(patches: PatchArray) -> np.ndarray:
+        return describe_patches(network, patches, place, batch_size, precision)
+
+    info = {"network": network.config.result_fields(), "precision": precision}
+    return PatchDescriber(name, describe, info | ({"weight_sha256": weight.sha256} if weight is not None else {}))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Patch retrieval on RomePatches (Paulin et al., ICCV 2015; DOAP, section 5.3).
-#
-# Each query is searched among the patches that are no queries; right are those of its group, 9 of 9,000. The score is
-# the mean AP over the 1,000 queries, of the training set and of the test set.
+def describe_by_sift(patches: PatchArray, config: SiftPatchConfig) -> Shaped[np.ndarray, "n d"]:
+    """SIFT or RootSIFT of every patch, float32 (n, 128) with unit rows (zero for a patch without any gradient)."""
+    out = np.zeros((len(patches), DIMENSION), np.float32)
+    starts = range(0, len(patches), BATCH)
+
+    def work(start: int) -> None:
+        index = np.arange(start, min(start + BATCH, len(patches)))
+        out[index] = _sift_of(patches[index], config)
+
+    with ThreadPoolExecutor(capped(config.threads)) as pool:  # OpenCV lets go of Python's lock
+        for _ in pool.map(work, starts):
+            pass
+    return normalised(out, config.root)
 
 
-QUERIES_AT_ONCE = 256
+def _sift_of(patches: UInt8[np.ndarray, "b s s"], config: SiftPatchConfig) -> Shaped[np.ndarray, "b 128"]:
+    sift = cv2.SIFT.create()
+    side = patches.shape[-1]
+    centre = (side - 1) / 2
+    sigma = side / (BINS_PER_SIDE * SIGMA_PER_BIN)
+    point = cv2.KeyPoint(centre, centre, 2 * sigma, 0.0, 1.0, config.layer << 8)  # octave 0
+    rows = [sift.compute(np.ascontiguousarray(patch), [point])[1] for patch in patches]
+    return np.stack([np.zeros(DIMENSION, np.float32) if row is None else row[0] for row in rows])
 
 
-@dataclass(frozen=True)
-class RomeScore:
-    """mean_ap: share in [0, 1]."""
+def normalised(descriptors: Shaped[np.ndarray, "n 128"], root: bool) -> Shaped[np.ndarray, "n 128"]:
+    """SIFT with unit length, or its RootSIFT."""
+    if root:
+        sums = descriptors.sum(axis=1, keepdims=True)
+        return np.sqrt(descriptors / np.maximum(sums, 1e-12))
+    lengths = np.linalg.norm(descriptors, axis=1, keepdims=True)
+    return descriptors / np.maximum(lengths, 1e-12)
 
-    mean_ap: float
-    queries: int
-    searched: int
+
+def describe_used(
+    method: PatchDescriber, patches: PatchArray, indices: Sequence[np.ndarray]
+) -> tuple[Shaped[np.ndarray, "m d"], list[np.ndarray]]:
+    """Describe only the patches that `indices` name; the descriptors, and each index array into them."""
+    used, inverse = np.unique(np.concatenate(indices), return_inverse=True)
+    parts = []
+    with progress(method.name, len(used), "patches") as advance:
+        for start in range(0, len(used), CHUNK):
+            parts.append(method.describe(_Chosen(patches, used[start : start + CHUNK])))
+            advance(len(parts[-1]))
+    ends = np.cumsum([len(index) for index in indices])
+    return np.concatenate(parts), np.split(inverse, ends[:-1])
 
 
-def evaluate_rome(data: RomePatches, method: PatchDescriber, rule: ApRule = "trapezoid") -> RomeScore:
-    """Mean AP of one set. rule: "trapezoid" as scripts of image retrieval have it; "precision" is DOAP's eq. 2."""
-    descriptors = method.describe(data.patches)
-    num = data.num_queries
-    aps = []
-    for start in range(0, num, QUERIES_AT_ONCE):
-        part = slice(start, min(start + QUERIES_AT_ONCE, num))
-        distances = distance_matrix(descriptors[part], descriptors[num:])
-        relevant = data.labels[part, None] == data.labels[None, num:]
-        aps += [average_precision(*row, rule=rule) for row in zip(distances, relevant, strict=True)]
-    return RomeScore(float(np.mean(aps)), num, len(descriptors) - num)
+class _Chosen:
+    """Some patches of an array, read when they are asked for."""
+
+    def __init__(self, patches: PatchArray, index: np.ndarray):
+        self._patches, self._index = patches, index
+        self.shape = (len(index), *patches.shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: np.ndarray) -> UInt8[np.ndarray, "b s s"]:
+        return self._patches[self._index[index]]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -265,131 +216,3 @@ def _in_turn(scenes: Int[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
     ordered = scenes[by_scene]
     turn = np.arange(len(scenes)) - np.searchsorted(ordered, ordered)
     return by_scene[np.argsort(turn, kind="stable")]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Patches -> descriptors by the name of the method: the baselines SIFT and RootSIFT, and every trained network.
-#
-# SIFT of a patch (Lowe 2004, as UBC's tables have it): one upright descriptor at its centre, whose 4 x 4 cells of
-# 3 sigma cover the patch, so that a patch is 12 sigma wide. RootSIFT: square root of the L1-normalised SIFT
-# (Arandjelovic and Zisserman 2012).
-
-
-BASELINES = ("sift", "rootsift")
-BINS_PER_SIDE, SIGMA_PER_BIN = 4, 3
-DIMENSION = 128
-BATCH = 512  # patches of one task of a thread
-CHUNK = 8192  # patches between two steps of a progress bar
-FIRST_BLUR_PX, LAYERS = 1.6, 3  # of an octave, as in OpenCV and Lowe
-
-
-class SiftPatchConfig(Config):
-    """SIFT of a whole patch."""
-
-    root: bool = True
-    """RootSIFT instead of SIFT."""
-    layer: int = Field(2, ge=0, le=3)
-    """Layer of OpenCV's first octave that gives the gradients: the patch is blurred by 1.6 x 2^(layer / 3) px. Of the
-    four, 2 gives RootSIFT its lowest FPR95 on patches of real photographs, so that the baseline is not a weak one."""
-    threads: Runtime[int] = 0
-    """0: one per core."""
-
-    @property
-    def blur_px(self) -> float:
-        """Gaussian that the patch is smoothed with."""
-        return float(FIRST_BLUR_PX * 2 ** (self.layer / LAYERS))
-
-
-@dataclass(frozen=True)
-class PatchDescriber:
-    """A method. describe: (n, s, s) grey uint8 -> float32 (n, d), or packed bits uint8 (n, bits / 8)."""
-
-    name: str
-    describe: Callable[[PatchArray], Shaped[np.ndarray, "n d"]]
-    info: dict[str, Any]
-
-
-def describer(
-    name: str, device: str = "auto", batch_size: int = 0, precision: Literal["fp32", "bf16"] = "fp32"
-) -> PatchDescriber:
-    """The method of that name: "sift", "rootsift", the name of a weight, or the path of one. Raises UsageError.
-
-    batch_size: 0 for a good one.
-    """
-    if name in BASELINES:
-        config = SiftPatchConfig(root=name == "rootsift")
-        return PatchDescriber(name, lambda patches: describe_by_sift(patches, config), config.result_fields())
-    near = difflib.get_close_matches(name, BASELINES, n=1, cutoff=0.8)
-    if near:
-        raise UsageError(f"no method named {name!r}; did you mean {near[0]!r}?")
-
-    place = torch_device(device)
-    network, weight = load_patch_network(name, place)
-
-    def describe(patches: PatchArray) -> np.ndarray:
-        return describe_patches(network, patches, place, batch_size, precision)
-
-    info = {"network": network.config.result_fields(), "precision": precision}
-    return PatchDescriber(name, describe, info | ({"weight_sha256": weight.sha256} if weight is not None else {}))
-
-
-def describe_by_sift(patches: PatchArray, config: SiftPatchConfig) -> Shaped[np.ndarray, "n d"]:
-    """SIFT or RootSIFT of every patch, float32 (n, 128) with unit rows (zero for a patch without any gradient)."""
-    out = np.zeros((len(patches), DIMENSION), np.float32)
-    starts = range(0, len(patches), BATCH)
-
-    def work(start: int) -> None:
-        index = np.arange(start, min(start + BATCH, len(patches)))
-        out[index] = _sift_of(patches[index], config)
-
-    with ThreadPoolExecutor(config.threads or os.cpu_count()) as pool:  # OpenCV lets go of Python's lock
-        for _ in pool.map(work, starts):
-            pass
-    return normalised(out, config.root)
-
-
-def _sift_of(patches: UInt8[np.ndarray, "b s s"], config: SiftPatchConfig) -> Shaped[np.ndarray, "b 128"]:
-    sift = cv2.SIFT.create()
-    side = patches.shape[-1]
-    centre = (side - 1) / 2
-    sigma = side / (BINS_PER_SIDE * SIGMA_PER_BIN)
-    point = cv2.KeyPoint(centre, centre, 2 * sigma, 0.0, 1.0, config.layer << 8)  # octave 0
-    rows = [sift.compute(np.ascontiguousarray(patch), [point])[1] for patch in patches]
-    return np.stack([np.zeros(DIMENSION, np.float32) if row is None else row[0] for row in rows])
-
-
-def normalised(descriptors: Shaped[np.ndarray, "n 128"], root: bool) -> Shaped[np.ndarray, "n 128"]:
-    """SIFT with unit length, or its RootSIFT."""
-    if root:
-        sums = descriptors.sum(axis=1, keepdims=True)
-        return np.sqrt(descriptors / np.maximum(sums, 1e-12))
-    lengths = np.linalg.norm(descriptors, axis=1, keepdims=True)
-    return descriptors / np.maximum(lengths, 1e-12)
-
-
-def describe_used(
-    method: PatchDescriber, patches: PatchArray, indices: Sequence[np.ndarray]
-) -> tuple[Shaped[np.ndarray, "m d"], list[np.ndarray]]:
-    """Describe only the patches that `indices` name; the descriptors, and each index array into them."""
-    used, inverse = np.unique(np.concatenate(indices), return_inverse=True)
-    parts = []
-    with progress(method.name, len(used), "patches") as advance:
-        for start in range(0, len(used), CHUNK):
-            parts.append(method.describe(_Chosen(patches, used[start : start + CHUNK])))
-            advance(len(parts[-1]))
-    ends = np.cumsum([len(index) for index in indices])
-    return np.concatenate(parts), np.split(inverse, ends[:-1])
-
-
-class _Chosen:
-    """Some patches of an array, read when they are asked for."""
-
-    def __init__(self, patches: PatchArray, index: np.ndarray):
-        self._patches, self._index = patches, index
-        self.shape = (len(index), *patches.shape[1:])
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: np.ndarray) -> UInt8[np.ndarray, "b s s"]:
-        return self._patches[self._index[index]]

@@ -8,32 +8,62 @@ by the true epipolar geometry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
-from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Degrees, Factor, Seed
+from featkit.core.content import Cell, Curves, Headline, Item, MatchPicture, Section, Table
+from featkit.core.errors import UsageError
 from featkit.core.log import progress
 from featkit.core.registry import Method
 from featkit.core.types import Pair
-from featkit.evaluation.metrics import error_auc, pose_errors_deg, symmetric_epipolar_errors
-from featkit.evaluation.pose_estimators import EstimatedPose, PoseEstimator, PoseEstimators, RayMatches
-from featkit.evaluation.pose_pairs import PosedScene, PosePairsConfig
-from featkit.evaluation.predictions import Predictions
+from featkit.evaluation.benchmark import ImageBenchmark, Predictions, Ranked, Result, Work, matcher_named, plain
+from featkit.evaluation.metrics import pose_errors_deg, symmetric_epipolar_errors
+from featkit.evaluation.pictures import match_picture, share_curve
+from featkit.evaluation.pose_estimators import (
+    EstimatedPose,
+    EstimatorError,
+    GroupScore,
+    PairScore,
+    PoseEstimator,
+    PoseEstimators,
+    RayMatches,
+    group_score,
+)
+from featkit.evaluation.pose_pairs import (
+    PosedScene,
+    PosePairsConfig,
+    ScenePairs,
+    choose_pairs,
+    keep_pairs,
+    read_scenes,
+)
+from featkit.features.base import Extractor
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.matches import MatchStore, open_matches
+
+TITLES = {"poselib": "PoseLib", "opencv": "OpenCV"}
+CURVE_STEPS = 200
+PICTURED_METHODS = 4
+PROTOCOL = (
+    "AUC of the larger of the errors of rotation and of translation's direction; a pair without a pose is"
+    " infinitely wrong. Precision: matches that fit the true epipolar geometry."
+)
 
 
 class RelativePoseConfig(Config):
     """What is measured, on which pairs and with which estimators."""
 
     pairs: PosePairsConfig = PosePairsConfig()
+    """Which pairs of images are taken."""
     estimators: PoseEstimators = PoseEstimators()
-    seed: int = Field(0, ge=0)
+    """The estimators that every method is measured with."""
+    seed: Seed = 0
     """Of the pairs that are drawn, and of the estimators' draws."""
     threshold_pixels: Literal["resized", "original"] = "resized"
     """Whose pixels the estimators' thresholds are counted in. resized: of the image as features were taken from it
@@ -41,9 +71,9 @@ class RelativePoseConfig(Config):
     signed_translation: bool = False
     """Whether a translation that points the opposite way is wrong by 180 degrees. SuperGlue, LoFTR and glue-factory
     take it for right, since an essential matrix alone has no sign."""
-    thresholds_deg: tuple[float, ...] = (5.0, 10.0, 20.0)
+    thresholds_deg: tuple[Degrees, ...] = (5.0, 10.0, 20.0)
     """Of the AUC, degrees (SuperGlue, LoFTR)."""
-    max_epipolar_error: float = Field(1e-4, gt=0)
+    max_epipolar_error: Factor = 1e-4
     """Largest symmetric epipolar error of a right match: squared distances to the true epipolar lines, added, in
     normalised image units; LoFTR's for MegaDepth."""
 
@@ -154,96 +184,6 @@ def score_pair(scene: PosedScene, pair: Pair, matched: MatchedPair, config: Rela
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What is said of relative poses: of one pair, of the pairs of a scene, of a method.
-
-
-@dataclass(frozen=True)
-class EstimatorError:
-    """Errors of one estimated pose in degrees, infinite where there is none, and the matches that agree with it."""
-
-    rotation_deg: float
-    translation_deg: float
-    inliers: int
-
-    @property
-    def deg(self) -> float:
-        """The larger one."""
-        return max(self.rotation_deg, self.translation_deg)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values; no errors where there is no pose."""
-        return {
-            "rotation_deg": _finite(self.rotation_deg),
-            "translation_deg": _finite(self.translation_deg),
-            "inliers": self.inliers,
-        }
-
-
-@dataclass(frozen=True)
-class PairScore:
-    """One pair. keypoints: of both images. precision: share of right matches, 0 without any. errors: by estimator."""
-
-    scene: str
-    pair: Pair
-    keypoints: tuple[int, int]
-    matches: int
-    precision: float
-    errors: dict[str, EstimatorError]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "scene": self.scene,
-            "images": [self.pair.name0, self.pair.name1],
-            "keypoints": list(self.keypoints),
-            "matches": self.matches,
-            "precision": round(self.precision, 6),
-            "estimators": {name: error.as_json() for name, error in self.errors.items()},
-        }
-
-
-@dataclass(frozen=True)
-class EstimatorScore:
-    """One estimator on some pairs. auc: in [0, 1], per threshold. Medians count failures as infinite."""
-
-    auc: tuple[float, ...]
-    median_deg: float
-    median_rotation_deg: float
-    median_translation_deg: float
-    inliers: float
-    failed: int
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "auc": [round(value, 6) for value in self.auc],
-            "median_deg": _finite(self.median_deg),
-            "median_rotation_deg": _finite(self.median_rotation_deg),
-            "median_translation_deg": _finite(self.median_translation_deg),
-            "inliers": round(self.inliers, 2),
-            "failed": self.failed,
-        }
-
-
-@dataclass(frozen=True)
-class GroupScore:
-    """Means over some pairs. keypoints: over their images, each counted once."""
-
-    pairs: int
-    keypoints: float
-    matches: float
-    precision: float
-    estimators: dict[str, EstimatorScore]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "pairs": self.pairs,
-            "keypoints": round(self.keypoints, 2),
-            "matches": round(self.matches, 2),
-            "precision": round(self.precision, 6),
-            "estimators": {name: score.as_json() for name, score in self.estimators.items()},
-        }
-
-
 @dataclass(frozen=True)
 class PoseScore:
     """A method on all scenes. predictions: by scene. overall: over the pairs of all scenes together."""
@@ -267,42 +207,236 @@ class PoseScore:
                 for stage in sorted(stages)
             },
             "overall": self.overall.as_json(),
-            "scenes": {name: group.as_json() for name, group in self.scenes.items()},
+            "scenes": plain(self.scenes),
             "pairs": [pair.as_json() for pair in self.pairs],
         }
 
 
-def group_score(pairs: Sequence[PairScore], thresholds_deg: Sequence[float]) -> GroupScore:
-    """Scores of some pairs, at least one."""
-    keypoints: dict[tuple[str, str], int] = {}
-    for pair in pairs:
-        for name, count in zip((pair.pair.name0, pair.pair.name1), pair.keypoints, strict=True):
-            keypoints[pair.scene, name] = count
-    return GroupScore(
-        pairs=len(pairs),
-        keypoints=float(np.mean(list(keypoints.values()))),
-        matches=float(np.mean([pair.matches for pair in pairs])),
-        precision=float(np.mean([pair.precision for pair in pairs])),
-        estimators={
-            name: _estimator_score([pair.errors[name] for pair in pairs], thresholds_deg) for name in pairs[0].errors
-        },
-    )
+# ----------------------------------------------------------------------------------------------------------------------
+# The benchmark: pairs of every scene, the same for all methods; tables, curves, pictures of the worst and best pairs.
 
 
-def _estimator_score(errors: Sequence[EstimatorError], thresholds_deg: Sequence[float]) -> EstimatorScore:
-    def median(value: Callable[[EstimatorError], float]) -> float:
-        """Of an even number of values the lower middle one: half a failure is no number."""
-        return sorted(map(value, errors))[(len(errors) - 1) // 2]
+@dataclass(frozen=True)
+class ChosenPairs:
+    """Scenes, and by their names the pairs that are measured."""
 
-    return EstimatorScore(
-        auc=error_auc([error.deg for error in errors], thresholds_deg),
-        median_deg=median(lambda error: error.deg),
-        median_rotation_deg=median(lambda error: error.rotation_deg),
-        median_translation_deg=median(lambda error: error.translation_deg),
-        inliers=float(np.mean([error.inliers for error in errors])),
-        failed=sum(not np.isfinite(error.deg) for error in errors),
-    )
+    scenes: Sequence[PosedScene]
+    chosen: Mapping[str, ScenePairs]
+
+    @property
+    def pairs(self) -> dict[str, Sequence[Pair]]:
+        return {name: one.pairs for name, one in self.chosen.items()}
+
+    def described(self) -> list[dict[str, Any]]:
+        """Plain values, scene by scene."""
+        return [
+            {
+                "name": scene.name,
+                "images": str(scene.images),
+                "truth": str(scene.truth),
+                "pairs": len(of_it.pairs),
+                "chosen_by": of_it.rule,
+                "found": of_it.found,
+                "drawn": of_it.drawn,
+            }
+            for scene, of_it in ((scene, self.chosen[scene.name]) for scene in self.scenes)
+        ]
 
 
-def _finite(value: float) -> float | None:
-    return round(value, 6) if np.isfinite(value) else None
+@dataclass(kw_only=True)
+class RelativePoses(ImageBenchmark[ChosenPairs]):
+    """matcher: by name, or a yaml file. ratio: of its ratio test, where that differs. pairs: file of those to measure.
+
+    max_pairs: drawn of each scene, where that differs.
+    """
+
+    name = "pose"
+    Config = RelativePoseConfig
+    several = True
+    resize_max = 1600
+
+    matcher: str = "mutual-nn"
+    ratio: float | None = None
+    pairs: Path | None = None
+    max_pairs: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.changed(pairs={} if self.max_pairs is None else {"max_pairs": self.max_pairs})
+        self.by = matcher_named(self.matcher, self.ratio, self.device)
+
+    @staticmethod
+    def seeded(seed: int) -> dict[str, Any]:
+        return {"seed": seed}
+
+    def find(self, roots: Sequence[Path]) -> ChosenPairs:
+        if self.pairs is not None and len(roots) > 1:
+            raise UsageError(f"--pairs goes with one --root, not with {len(roots)}")
+        scenes, config = read_scenes(roots), self.config
+        chosen = {scene.name: choose_pairs(scene, config.pairs, config.seed, self.pairs) for scene in scenes}
+        return ChosenPairs(scenes, chosen)
+
+    def run(self, data: ChosenPairs, methods: Sequence[Method[Extractor]], work: Work) -> Result:
+        config: RelativePoseConfig = self.config
+        for name, of_it in data.chosen.items():
+            keep_pairs(of_it, config.pairs, config.seed, work.folder / "predictions" / name)
+        scores = [evaluate_poses(data.scenes, data.pairs, self.predictions(data, one, work), config) for one in methods]
+        tables = [pairs_table(data), auc_table(scores, config), error_table(scores)]
+        by_scene = [scene_table(scores, config)] if len(data.scenes) > 1 else []
+        first = next(iter(scores[0].overall.estimators))
+        text = f"By the error of {_title(first)}, whose inliers are drawn as right."
+        if len(scores) > PICTURED_METHODS:
+            text += f" The first {PICTURED_METHODS} methods are shown."
+        reach = (
+            f"Share of the pairs with an error up to the one on the axis, to {max(config.thresholds_deg):g} degrees."
+        )
+        count = f"{len(data.scenes)} {'scene' if len(data.scenes) == 1 else 'scenes'}, {scores[0].overall.pairs} pairs"
+        return Result(
+            "Relative pose",
+            subtitle=f"{', '.join(scene.name for scene in data.scenes)}: {count}",
+            numbers={
+                "scenes": data.described(),
+                "methods": [score.as_json() for score in scores],
+            },
+            tables=[*tables, *by_scene],
+            ranking=ranked(scores, config),
+            headlines=best_methods(scores, config),
+            sections=[
+                Section("Scores", items=tables[1:]),
+                *(Section("Scenes", items=[table]) for table in by_scene),
+                Section("Share of pairs by error", reach, error_charts(scores, config)),
+                Section("Worst and best pairs", text, extreme_pairs(data, scores[:PICTURED_METHODS], first, config)),
+                Section("Pairs", items=tables[:1]),
+            ],
+        )
+
+    def predictions(self, data: ChosenPairs, method: Method[Extractor], work: Work) -> dict[str, Predictions]:
+        """By scene: features of the images of its pairs, and their matches."""
+        found = {}
+        for scene in data.scenes:
+            pairs = data.pairs[scene.name]
+            names = sorted({name for pair in pairs for name in (pair.name0, pair.name1)})
+            found[scene.name] = work.predict(method, scene.images, names, self.by, pairs, scene=scene.name)
+        return found
+
+
+def auc_table(scores: Sequence[PoseScore], config: RelativePoseConfig) -> Table:
+    """A row per method: keypoints, matches and precision, AUC by every estimator over all pairs; in %."""
+    rows: list[list[Cell]] = [[score.name, round(score.overall.keypoints), *_cells(score.overall)] for score in scores]
+    columns = ["method", "keypoints", *_columns(scores, config)]
+    return Table(f"Relative pose, {scores[0].overall.pairs} pairs: AUC, %", columns, rows, PROTOCOL)
+
+
+def scene_table(scores: Sequence[PoseScore], config: RelativePoseConfig) -> Table:
+    """The same, a row per scene and method."""
+    rows: list[list[Cell]] = [
+        [name, score.name, score.scenes[name].pairs, *_cells(score.scenes[name])]
+        for name in scores[0].scenes
+        for score in scores
+    ]
+    return Table("Relative pose by scene: AUC, %", ["scene", "method", "pairs", *_columns(scores, config)], rows)
+
+
+def _columns(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[str]:
+    estimators = scores[0].overall.estimators
+    aucs = [f"{_title(name)} {degrees:g}°" for name in estimators for degrees in config.thresholds_deg]
+    return ["matches", "precision", *aucs]
+
+
+def _cells(group: GroupScore) -> list[Cell]:
+    aucs = [100 * value for one in group.estimators.values() for value in one.auc]
+    return [round(group.matches), 100 * group.precision, *aucs]
+
+
+def _title(estimator: str) -> str:
+    return TITLES.get(estimator, estimator)
+
+
+def error_table(scores: Sequence[PoseScore]) -> Table:
+    """A row per method and estimator: median errors in degrees, inliers, pairs without a pose."""
+    rows: list[list[Cell]] = []
+    for score in scores:
+        for name, one in score.overall.estimators.items():
+            medians = (one.median_deg, one.median_rotation_deg, one.median_translation_deg)
+            cells = [value if np.isfinite(value) else None for value in medians]
+            rows.append([score.name, _title(name), *cells, round(one.inliers), one.failed])
+    columns = ["method", "estimator", "median error", "of rotation", "of translation", "inliers", "without a pose"]
+    return Table("Median errors, degrees", columns, rows, "Median over all pairs; '-' where half of them have no pose.")
+
+
+def pairs_table(data: ChosenPairs) -> Table:
+    """Which pairs of each scene are measured, and how they were chosen."""
+    rows: list[list[Cell]] = []
+    for scene in data.scenes:
+        pairs = data.chosen[scene.name]
+        drawn = "; ".join(f"{label}: {pairs.drawn[label]} of {count}" for label, count in pairs.found.items())
+        rows.append([scene.name, scene.truth.name, len(scene.calibrations), len(pairs.pairs), pairs.rule, drawn or "-"])
+    return Table("Pairs", ["scene", "true poses", "images", "pairs", "chosen by", "drawn"], rows)
+
+
+def ranked(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[Ranked]:
+    """AUC in % up to the middle threshold over all pairs, by every estimator."""
+    middle = len(config.thresholds_deg) // 2
+    measure = f"pose AUC {config.thresholds_deg[middle]:g} deg"
+    return [
+        Ranked(score.name, f"{measure}, {_title(name)}, %", 100 * one.auc[middle])
+        for score in scores
+        for name, one in score.overall.estimators.items()
+    ]
+
+
+def best_methods(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[Headline]:
+    """The best AUC at the strictest threshold, by every estimator."""
+    lines = []
+    for name in scores[0].overall.estimators:
+        best = max(scores, key=lambda score: score.overall.estimators[name].auc)
+        value = 100 * best.overall.estimators[name].auc[0]
+        lines.append(Headline(f"best AUC {config.thresholds_deg[0]:g}°, {_title(name)}", value, "%", best.name))
+    return lines
+
+
+def error_charts(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[Item]:
+    """Share of the pairs up to an error: over all scenes, and of each where there are several."""
+    names, degrees = list(scores[0].scenes), np.linspace(0, max(config.thresholds_deg), CURVE_STEPS + 1)
+    charts: list[Item] = []
+    for title, wanted in {"All pairs": names, **({name: [name] for name in names} if len(names) > 1 else {})}.items():
+        curves = [
+            share_curve(
+                f"{score.name}, {_title(name)}",
+                [pair.errors[name].deg for pair in score.pairs if pair.scene in wanted],
+                degrees,
+            )
+            for score in scores
+            for name in score.overall.estimators
+        ]
+        charts.append(Curves(title, "error, degrees", "pairs, %", curves))
+    return charts
+
+
+def extreme_pairs(
+    data: ChosenPairs, scores: Sequence[PoseScore], estimator: str, config: RelativePoseConfig
+) -> list[Item]:
+    """Pictures of the worst pair and of the best one of every method."""
+    pictures: list[Item] = []
+    for score in scores:
+        order = sorted(score.pairs, key=lambda pair: pair.errors[estimator].deg)
+        for kind, pair in (("worst", order[-1]), ("best", order[0]))[: len(order)]:
+            pictures.append(_picture(kind, pair, data, score, estimator, config))
+    return pictures
+
+
+def _picture(
+    kind: str, pair: PairScore, data: ChosenPairs, score: PoseScore, estimator: str, config: RelativePoseConfig
+) -> MatchPicture:
+    """The estimate is made again: the same seed gives the same inliers."""
+    scene = next(scene for scene in data.scenes if scene.name == pair.scene)
+    one = score.predictions[scene.name]
+    assert one.matches is not None
+    with open_features(one.features) as features, open_matches(one.matches, features) as matches:
+        matched = read_matched(scene, pair.pair, features, matches, threshold_side(one, config))
+    found = matched.estimate(dict(config.estimators.named())[estimator], config.seed)
+    error = pair.errors[estimator].deg
+    outcome = f"{error:.2f} degrees" if np.isfinite(error) else "no pose"
+    title = f"{score.name}, {kind}: {scene.name}, {pair.pair.name0} and {pair.pair.name1}, {outcome}"
+    inlier = np.zeros(len(matched.usable), bool) if found is None else found.inlier
+    return match_picture(title, scene.images, pair.pair, matched.keypoints, inlier)

@@ -1,18 +1,20 @@
-"""Robust estimators of relative pose behind one signature. A new one is a function and a field here."""
+"""Robust estimators of relative pose behind one signature, and the scores of what they find. A new one is a class and a
+field here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float
-from pydantic import Field
 
-from featkit.core.config import Config
-from featkit.evaluation.metrics import RelativePose
+from featkit.core.config import Confidence, Config, Pixels, Trials
+from featkit.core.types import Pair
+from featkit.evaluation.benchmark import Plain, plain
+from featkit.evaluation.metrics import RelativePose, error_auc
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What every estimator of relative pose takes and gives.
@@ -66,11 +68,11 @@ class OpencvEstimator(PoseEstimator):
     method: Literal["ransac", "magsac"] = "ransac"
     """ransac: OpenCV's plain RANSAC, which published results on MegaDepth-1500 are made with. magsac: USAC with
     MAGSAC++'s score and local optimisation."""
-    max_error_px: float = Field(0.5, gt=0)
+    max_error_px: Pixels = 0.5
     """Largest distance of an inlier from its epipolar line, px; LoFTR and glue-factory: 0.5, SuperGlue: 1."""
-    confidence: float = Field(0.99999, gt=0, lt=1)
+    confidence: Confidence = 0.99999
     """Probability of a draw without outliers, after which drawing ends (SuperGlue, LoFTR)."""
-    max_iterations: int = Field(1000, ge=1)
+    max_iterations: Trials = 1000
     """Draws at most; OpenCV's default, which those protocols leave as it is."""
 
     def estimate(self, matches: RayMatches, seed: int) -> EstimatedPose | None:
@@ -141,14 +143,14 @@ def _best_pose(
 class PoselibEstimator(PoseEstimator):
     """`poselib.estimate_relative_pose`; fields that are not here keep PoseLib's defaults."""
 
-    max_error_px: float = Field(1.0, gt=0)
+    max_error_px: Pixels = 1.0
     """Largest Sampson error of an inlier, px: PoseLib's default, and glue-factory's for MegaDepth-1500 in its first
     version. Its present one tries 0.5 to 3 and reports the best, which chooses on the test set."""
-    confidence: float = Field(0.9999, gt=0, lt=1)
+    confidence: Confidence = 0.9999
     """Probability of a draw without outliers, after which drawing ends; PoseLib's default."""
-    min_iterations: int = Field(1000, ge=1)
+    min_iterations: Trials = 1000
     """Draws at least; PoseLib's default."""
-    max_iterations: int = Field(100_000, ge=1)
+    max_iterations: Trials = 100_000
     """Draws at most; PoseLib's default, some 4 s for a pair of 2,000 matches without a solution. With 10,000, RootSIFT
     loses 7 points of AUC at 5 degrees on castle-P19, where many pairs have 10 to 20 % right matches."""
 
@@ -185,9 +187,105 @@ class PoseEstimators(Config):
     """By the names they have in tables."""
 
     poselib: PoselibEstimator = PoselibEstimator()
+    """PoseLib's LO-RANSAC."""
     opencv: OpencvEstimator = OpencvEstimator()
+    """OpenCV's estimator."""
 
     def named(self) -> Iterator[tuple[str, PoseEstimator]]:
         """Names and estimators."""
         for name in type(self).model_fields:
             yield name, getattr(self, name)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What estimated poses come to: errors of one pair, scores of many.
+
+
+@dataclass(frozen=True)
+class EstimatorError(Plain):
+    """Errors of one estimated pose in degrees, infinite where there is none, and the matches that agree with it."""
+
+    rotation_deg: float
+    translation_deg: float
+    inliers: int
+
+    @property
+    def deg(self) -> float:
+        """The larger one."""
+        return max(self.rotation_deg, self.translation_deg)
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """One pair. keypoints: of both images. precision: share of right matches, 0 without any. errors: by estimator."""
+
+    scene: str
+    pair: Pair
+    keypoints: tuple[int, int]
+    matches: int
+    precision: float
+    errors: dict[str, EstimatorError]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "scene": self.scene,
+            "images": [self.pair.name0, self.pair.name1],
+            "keypoints": list(self.keypoints),
+            "matches": self.matches,
+            **plain({"precision": self.precision, "estimators": self.errors}),
+        }
+
+
+@dataclass(frozen=True)
+class EstimatorScore(Plain):
+    """One estimator on some pairs. auc: in [0, 1], per threshold. Medians count failures as infinite."""
+
+    auc: tuple[float, ...]
+    median_deg: float
+    median_rotation_deg: float
+    median_translation_deg: float
+    inliers: float
+    failed: int
+
+
+@dataclass(frozen=True)
+class GroupScore(Plain):
+    """Means over some pairs. keypoints: over their images, each counted once."""
+
+    pairs: int
+    keypoints: float
+    matches: float
+    precision: float
+    estimators: dict[str, EstimatorScore]
+
+
+def group_score(pairs: Sequence[PairScore], thresholds_deg: Sequence[float]) -> GroupScore:
+    """Scores of some pairs, at least one."""
+    keypoints: dict[tuple[str, str], int] = {}
+    for pair in pairs:
+        for name, count in zip((pair.pair.name0, pair.pair.name1), pair.keypoints, strict=True):
+            keypoints[pair.scene, name] = count
+    return GroupScore(
+        pairs=len(pairs),
+        keypoints=float(np.mean(list(keypoints.values()))),
+        matches=float(np.mean([pair.matches for pair in pairs])),
+        precision=float(np.mean([pair.precision for pair in pairs])),
+        estimators={
+            name: _estimator_score([pair.errors[name] for pair in pairs], thresholds_deg) for name in pairs[0].errors
+        },
+    )
+
+
+def _estimator_score(errors: Sequence[EstimatorError], thresholds_deg: Sequence[float]) -> EstimatorScore:
+    def median(value: Callable[[EstimatorError], float]) -> float:
+        """Of an even number of values the lower middle one: half a failure is no number."""
+        return sorted(map(value, errors))[(len(errors) - 1) // 2]
+
+    return EstimatorScore(
+        auc=error_auc([error.deg for error in errors], thresholds_deg),
+        median_deg=median(lambda error: error.deg),
+        median_rotation_deg=median(lambda error: error.rotation_deg),
+        median_translation_deg=median(lambda error: error.translation_deg),
+        inliers=float(np.mean([error.inliers for error in errors])),
+        failed=sum(not np.isfinite(error.deg) for error in errors),
+    )

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Count, Degrees, Share
 from featkit.core.errors import BadInputError, EmptyResultError, UsageError
 from featkit.core.types import Pair, Pose
 from featkit.data.pair_choice import shared_counts
@@ -36,16 +36,16 @@ from featkit.mapping.scene import image_folder
 class PosePairsConfig(Config):
     """How pairs are drawn. Limits are lower bounds except the last of a list of edges."""
 
-    max_pairs: int = Field(300, ge=1)
+    max_pairs: Count = 300
     """Of a scene; in MegaDepth-1500: of a scene and a range of overlap."""
-    overlap_edges: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7)
+    overlap_edges: tuple[Share, ...] = (0.1, 0.3, 0.5, 0.7)
     """Ranges of overlap, in [0, 1], from each of which as many pairs are drawn; LoFTR's for MegaDepth-1500."""
-    min_shared: int = Field(30, ge=1)
+    min_shared: Count = 30
     """Points that both images see; of fewer, an overlap is an accident. featkit's own choice."""
-    min_angle_deg: float = Field(1.0, ge=0)
+    min_angle_deg: Degrees = 1.0
     """Median angle under which both cameras see a shared point, degrees: below it the true direction of translation is
     rounding of the map. featkit's own choice."""
-    view_edges_deg: tuple[float, ...] = (0.0, 20.0, 40.0, 60.0)
+    view_edges_deg: tuple[Degrees, ...] = (0.0, 20.0, 40.0, 60.0)
     """Without a map: ranges of the angle between the viewing directions, degrees. featkit's own choice."""
 
     @field_validator("overlap_edges", "view_edges_deg")

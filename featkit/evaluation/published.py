@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from featkit.core.config import Config, make, read_yaml
+from featkit.core.config import Config, Number, Pixels, make, read_yaml
+from featkit.core.content import Table
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Numbers that papers print, to stand beside ours: `published/*.yaml`, each table with where it is in its paper.
@@ -20,9 +21,9 @@ class PublishedRow(Config):
 
     name: str
     """As the paper writes it."""
-    values: list[float]
+    values: list[Number]
     """In the unit and the order of the columns of the file."""
-    mean: float | None = None
+    mean: Number | None = None
     """The mean that the paper prints, by its own rounding."""
     scene: str = ""
     """What it is measured on, where a table has several."""
@@ -56,6 +57,21 @@ def published(benchmark: str) -> Published:
     return make(Published, read_yaml(path), where=str(path))
 
 
+def published_tables(benchmark: str, title: str = "{}", note: str = "") -> list[Table]:
+    """A table per table of a paper. title: with {} where the paper's own goes."""
+    known = published(benchmark)
+    heads = [column if isinstance(column, str) else " -> ".join(column) for column in known.columns]
+    return [
+        Table(
+            title.format(f"{table.paper}: {table.where}"),
+            ["as published", *heads],
+            [[row.name, *row.values] for row in table.rows],
+            note,
+        )
+        for table in known.tables
+    ]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # MMA curves that papers draw, to stand beside ours: `published/hpatches_curves.yaml`.
 
@@ -65,11 +81,11 @@ class PublishedCurve(Config):
 
     name: str
     """As in the tables of `hpatches_mma.yaml`."""
-    illumination: list[float]
+    illumination: list[Number]
     """Mean over the pairs of the 52 sequences of changing light."""
-    viewpoint: list[float]
+    viewpoint: list[Number]
     """Mean over the pairs of the 56 sequences of changing viewpoint."""
-    overall: list[float]
+    overall: list[Number]
     """Mean over all 540 pairs."""
 
     def of(self, group: str) -> list[float]:
@@ -82,7 +98,7 @@ class PublishedCurves(Config):
 
     source: str
     """Where they are from."""
-    thresholds_px: list[float]
+    thresholds_px: list[Pixels]
     """In pixels of image N."""
     curves: list[PublishedCurve]
     """In the order of the table."""

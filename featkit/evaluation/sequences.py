@@ -14,17 +14,23 @@ import itertools
 import logging
 import re
 from collections.abc import Collection, Iterator
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from featkit.core.errors import BadInputError
+from featkit.core.registry import Method
 from featkit.core.types import Pair
+from featkit.evaluation.benchmark import ImageBenchmark, Predictions, Work, names_in
+from featkit.features.base import Extractor
 from featkit.images.listing import SUFFIXES
 from featkit.images.read import stored_size
 from featkit.io.atomic import read_lines
+from featkit.matching.stage import Matcher
 
 LOGGER = logging.getLogger(__name__)
 HPATCHES_IMAGES = 6
@@ -98,6 +104,21 @@ class SequenceSet:
 
     def pairs(self) -> list[SequencePair]:
         return [pair for sequence in self.sequences for pair in sequence.pairs()]
+
+    @property
+    def counted(self) -> str:
+        """How much there is, in words."""
+        count = len(self.sequences)
+        return f"{count} {'sequence' if count == 1 else 'sequences'}, {len(self.pairs())} pairs"
+
+    def described(self) -> dict[str, Any]:
+        """What was measured on, as plain values."""
+        return {
+            "root": str(self.root),
+            "sequences": [sequence.name for sequence in self.sequences],
+            "left_out": list(self.left_out),
+            "pairs": len(self.pairs()),
+        }
 
     @property
     def is_hpatches(self) -> bool:
@@ -216,3 +237,24 @@ def read_homography(path: Path) -> Float[np.ndarray, "3 3"]:
     if homography[2, 2] == 0 or abs(np.linalg.det(scaled / np.linalg.norm(scaled))) < SINGULAR:
         raise BadInputError(f"{path}: is no homography between two images (singular, or the corner goes to infinity)")
     return homography
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What benchmarks on sequences share: the choice of sequences, and one store of features for all of them.
+
+
+@dataclass(kw_only=True)
+class SequenceBenchmark(ImageBenchmark[SequenceSet]):
+    """sequences: only these names, comma-separated. all_sequences: also those of HPatches that are too large."""
+
+    sequences: str | None = None
+    all_sequences: bool = False
+
+    def find(self, roots: SequenceOf[Path]) -> SequenceSet:
+        return read_sequences(roots[0], names_in(self.sequences), self.all_sequences)
+
+    def predictions(
+        self, data: SequenceSet, method: Method[Extractor], work: Work, matcher: Method[Matcher] | None = None
+    ) -> Predictions:
+        """Features of all images, and matches of all pairs where there is a matcher."""
+        return work.predict(method, data.root, data.image_names(), matcher, [pair.pair for pair in data.pairs()])

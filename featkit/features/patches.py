@@ -21,7 +21,7 @@ from jaxtyping import Float, Shaped, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Config, Count, Factor, Runtime
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features, PatchArray
 from featkit.features.base import BYTE, pack_bits
@@ -39,15 +39,15 @@ class PatchesConfig(Config):
     """A weight by its name in weights/manifest.json, or the path of a safetensors file."""
     detector: SiftConfig = SiftConfig()
     """The keypoints: COLMAP's options. `detector.upright` leaves the orientation out; `normalization` has no effect."""
-    max_keypoints: int | None = None
-    """Hard limit and budget, in place of the detector's own; None: the detector's."""
-    magnification: float = Field(default=12.0, gt=0)
+    max_keypoints: Count | None = None
+    """Maximum keypoints per image, and the detector's budget. None: the detector's own."""
+    magnification: Factor = 12.0
     """Side of a patch over the keypoint's scale: SIFT's 4 x 4 cells of 3 scales each (Lowe 2004; VLFeat)."""
-    cut_px: int = Field(default=64, ge=0)
+    cut_px: int = Field(64, ge=0, le=1024)
     """Side of the patches that are cut, then resized to the network's as in training; 0: cut at the network's side."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of the network's maps. Half precision is for GPUs, and for CPUs that compute in it."""
-    batch_size: Runtime[int] = Field(default=0, ge=0)
+    batch_size: Runtime[int] = Field(0, ge=0, le=10**6)
     """Patches at a time; 0: 32 on the CPU, 2048 on a GPU. Changes descriptors by rounding only."""
 
 

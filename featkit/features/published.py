@@ -16,7 +16,7 @@ import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,11 +25,12 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Config, Count, Factor, FactorOrZero, Number, Runtime, Share
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features
 from featkit.features.patches import FrozenNetwork, Patches, PatchesConfig
+from featkit.features.published_cpu import CpuAliked, CpuDisk, Found, faster_xfeat
 from featkit.features.scfeat import OneThread
 from featkit.weights.catalogue import PublishedWeights, load_published, weights_sha256
 from featkit.weights.exchange import published_patch_network
@@ -40,8 +41,6 @@ MIN_SIDE_PX = 32
 """The largest stride of these networks (ALIKED's and XFeat's)."""
 KEYNET_SCALE = 22.0
 """kornia's scale of a Key.Net keypoint over its pyramid level's scale (`s_mult`)."""
-Found: TypeAlias = "tuple[Tensor, Tensor, Tensor]"
-"""Of one image: keypoints (n, 2) with pixel centres at whole numbers, descriptors (n, d), scores (n,)."""
 
 
 class PublishedConfig(Config):
@@ -49,13 +48,13 @@ class PublishedConfig(Config):
 
     weights: str = ""
     """A file with the network's weights, or a name in the catalogue; empty: the authors' for this network."""
-    max_keypoints: int = Field(default=4096, ge=1)
-    """The best ones are kept."""
+    max_keypoints: Count = 4096
+    """Maximum keypoints per image, the best ones."""
     precision: Literal["fp32", "fp16"] = "fp32"
     """Of the network's convolutions; fp16 is for GPUs (on a CPU kornia samples wrongly in half precision)."""
-    max_pixels: Runtime[int] = Field(default=6_000_000, ge=MIN_SIDE_PX**2)
+    max_pixels: Runtime[int] = Field(6_000_000, ge=MIN_SIDE_PX**2, le=10**9)
     """Of one image; a larger one is refused, because it would take many GB of memory: resize it."""
-    batch_size: Runtime[int] = Field(default=8, ge=1)
+    batch_size: Runtime[int] = Field(8, ge=1, le=10**6)
     """Images of one size at a time on a GPU, at most, within max_pixels. Changes results by rounding only."""
 
 
@@ -73,6 +72,8 @@ class PublishedExtractor(ABC):
         self._loading = threading.Lock()
         self._thread: OneThread | None = None
         self._network: Any = None
+        self._on_cpu: Any = None
+        """What runs there instead of kornia's network, with the same results."""
         self._sha256 = ""
         self._device: torch.device | None = None
 
@@ -84,6 +85,10 @@ class PublishedExtractor(ABC):
     def _options(self) -> dict[str, Any]:
         """Of kornia's network, when it is built."""
         return {}
+
+    def _for_cpu(self) -> Any:
+        """See `_on_cpu`; None where kornia's network runs."""
+        return None
 
     @abstractmethod
     def _detect(self, images: Float[Tensor, "b c h w"]) -> list[Found]:
@@ -157,6 +162,7 @@ class PublishedExtractor(ABC):
                 if config.precision == "fp16" and self._device.type == "cpu":
                     raise UsageError(f"{self.network_name}: precision fp16 is for a GPU; use fp32 with --device cpu")
                 self._network.to(self._device)
+                self._on_cpu = self._for_cpu() if self._device.type == "cpu" else None
                 at_once = config.batch_size if self._device.type != "cpu" else 1
                 self._thread = OneThread(self._run, at_once, config.max_pixels)
             return self._thread
@@ -182,9 +188,9 @@ class AlikedConfig(PublishedConfig):
 
     network: Literal["aliked-n16", "aliked-n16rot", "aliked-n32", "aliked-t16"] = "aliked-n16"
     """n16, n32: 16 or 32 sampling positions a descriptor; n16rot: for images that are turned; t16: the smallest."""
-    threshold: float = Field(default=0.0, ge=0, lt=1)
+    threshold: Share = Field(0.0, lt=1)
     """Least score; 0: the best `max_keypoints`, whatever their score. The authors: 0.2, and 5,000 keypoints at most."""
-    nms_radius: int = Field(default=2, ge=1)
+    nms_radius: int = Field(2, ge=1, le=1023)
     """A keypoint has the largest score of so many pixels around it (authors' code: 2)."""
 
 
@@ -211,16 +217,21 @@ class Aliked(PublishedExtractor):
             "nms_radius": config.nms_radius,
         }
 
+    def _for_cpu(self) -> CpuAliked:
+        return CpuAliked(self._network)
+
     def _detect(self, images: Tensor) -> list[Found]:
+        if self._on_cpu is not None:
+            return [self._on_cpu(image[None]) for image in images]
         return [(one.keypoints, one.descriptors, one.keypoint_scores) for one in self._network(images)]
 
 
 class DiskConfig(PublishedConfig):
     """DISK (Tyszkiewicz et al. 2020), the weights learned from depth."""
 
-    threshold: float = 0.0
+    threshold: Number = 0.0
     """Least score, a logit. The authors: none; of the maxima above 0 the best are kept here, as by kornia and hloc."""
-    nms_radius: int = Field(default=2, ge=1)
+    nms_radius: int = Field(2, ge=1, le=1023)
     """A keypoint has the largest score of so many pixels around it (authors: a window of 5 px)."""
 
 
@@ -230,8 +241,14 @@ class Disk(PublishedExtractor):
     Config: ClassVar[type[Config]] = DiskConfig
     network_name = "disk"
 
+    def _for_cpu(self) -> CpuDisk:
+        return CpuDisk(self._network)
+
     def _detect(self, images: Tensor) -> list[Found]:
         config = self.config
+        if self._on_cpu is not None:
+            limits = config.max_keypoints, config.nms_radius, config.threshold
+            return [self._on_cpu(image[None], *limits) for image in images]
         found = self._network(
             images,
             n=config.max_keypoints,
@@ -245,7 +262,7 @@ class Disk(PublishedExtractor):
 class XfeatConfig(PublishedConfig):
     """XFeat (Potje et al. 2024). A keypoint has the largest value of 5 x 5 px, which is fixed."""
 
-    threshold: float = Field(default=0.05, ge=0, lt=1)
+    threshold: Share = Field(0.05, lt=1)
     """Least value of the keypoint map (authors' code: 0.05, and the best 4096)."""
 
 
@@ -258,6 +275,9 @@ class Xfeat(PublishedExtractor):
 
     def _options(self) -> dict[str, Any]:
         return {"top_k": self.config.max_keypoints, "detection_threshold": self.config.threshold}
+
+    def _for_cpu(self) -> None:
+        faster_xfeat(self._network)
 
     def _detect(self, images: Tensor) -> list[Found]:
         scale = images.new_tensor([max(1.0, side // 32) * 32 / side for side in (images.shape[3], images.shape[2])])
@@ -294,7 +314,7 @@ class Dedode(PublishedExtractor):
 class KeynetHardnetConfig(PublishedConfig):
     """Key.Net (Barroso-Laguna et al. 2019) with OriNet and HardNet, grey images."""
 
-    threshold: float = Field(default=0.0, ge=0)
+    threshold: FactorOrZero = 0.0
     """Least response (authors: none, the best are kept)."""
 
 
@@ -336,7 +356,7 @@ class DogHardnetConfig(PatchesConfig):
 
     weights: str = ""
     """A file with the network's weights, or a name in the catalogue; empty: the authors'."""
-    magnification: float = Field(default=24.0, gt=0)
+    magnification: Factor = 24.0
     """Side of a patch over the keypoint's scale (as kornia's DoGHardNet and the matchers trained with it)."""
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Config, Count, CountOrZero, FactorOrZero, Runtime
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features
 from featkit.features.fast.scfeat import DenseFeatures, FrozenSCFeat
@@ -40,16 +40,16 @@ class ScfeatConfig(Config):
 
     weights: str = "scfeat-s"
     """A weight by its name in weights/manifest.json, or the path of a safetensors file."""
-    max_keypoints: int = Field(default=8192, ge=1)
-    """The best ones are kept (IV-B: 8k)."""
-    threshold: float = Field(default=1.0, ge=0)
+    max_keypoints: Count = 8192
+    """Maximum keypoints per image, the best ones (IV-B: 8k)."""
+    threshold: FactorOrZero = 1.0
     """Least score, eps_s (IV-B: 1.0; 0.5 for queries by night)."""
-    nms_window: int = Field(default=3, ge=1)
+    nms_window: int = Field(3, ge=1, le=1023)
     """Side of the square in which a keypoint is the maximum, px, odd; 1: no suppression. The paper's N x N read as a
     radius is 2 N + 1 (1 on HPatches: 3); as a side it is N: docs/scfeat.md."""
-    border_px: int = Field(default=1, ge=0)
+    border_px: int = Field(1, ge=0, le=2**16)
     """No keypoints this near the image's edge, px (authors' code)."""
-    min_keypoints: int = Field(default=0, ge=0)
+    min_keypoints: CountOrZero = 0
     """The best maxima below the threshold fill up to so many (authors' code: 128; the paper has none)."""
     refine: bool = True
     """Keypoints between the pixels: the mean of 3 x 3 px weighted by their scores (authors' code)."""
@@ -62,9 +62,9 @@ class ScfeatConfig(Config):
     matcher finds the turn between two images: for photographs that are not all upright, in four times the time."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the network's maps. Half precision is for GPUs, and for CPUs that compute in it."""
-    max_pixels: Runtime[int] = Field(default=6_000_000, ge=512 * 512)
+    max_pixels: Runtime[int] = Field(6_000_000, ge=512 * 512, le=10**9)
     """Of one forward. Larger images are computed in tiles: the same to rounding, several times slower."""
-    batch_size: Runtime[int] = Field(default=16, ge=1)
+    batch_size: Runtime[int] = Field(16, ge=1, le=10**6)
     """Images of one size at a time on a GPU, at most, within max_pixels. Changes results by rounding only."""
     compile: Runtime[bool] = False
     """Let torch.compile make the network's code: minutes once for every image size, worth it on a GPU."""

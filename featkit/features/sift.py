@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Count, Factor, Share, Side
 from featkit.core.types import Features
 from featkit.geometry.pixels import from_colmap
 
@@ -30,25 +31,27 @@ class SiftConfig(Config):
 
     normalization: Literal["l1_root", "l2"] = "l1_root"
     """l1_root: RootSIFT. l2: plain SIFT."""
-    max_num_features: int = 8192
+    max_num_features: Count = 8192
     """Budget as COLMAP counts it: whole levels of the scale space, coarse first, until it is passed."""
-    max_keypoints: int | None = None
-    """Hard limit: never more than this many (largest scales kept); also the budget when it is set."""
-    first_octave: int = -1
-    """-1: the image is doubled first."""
-    num_octaves: int = 4
-    octave_resolution: int = 3
+    max_keypoints: Count | None = None
+    """Maximum keypoints per image (largest scales kept); also the budget when it is set. None: the budget alone."""
+    first_octave: int = Field(-1, ge=-2, le=8)
+    """First octave of the scale space; -1: the image is doubled first."""
+    num_octaves: int = Field(4, ge=1, le=16)
+    """Octaves of the scale space, fewer where the image ends."""
+    octave_resolution: int = Field(3, ge=1, le=16)
     """Levels per octave."""
-    peak_threshold: float = 0.02 / 3
+    peak_threshold: Share = 0.02 / 3
     """Smallest absolute DoG response, of intensities in [0, 1]."""
-    edge_threshold: float = 10.0
+    edge_threshold: Factor = Field(10.0, ge=1)
     """Largest ratio of principal curvatures."""
-    max_num_orientations: int = 2
+    max_num_orientations: int = Field(2, ge=1, le=36)
+    """Orientations of a place at most, each with a descriptor of its own."""
     upright: bool = False
     """True: no orientation is estimated; for photographs taken upright."""
-    coarse_first_megapixels: float = 1.5
+    coarse_first_megapixels: Factor = 1.5
     """Larger images are done coarse octaves first, and their finest octave in tiles of about this size."""
-    tile_halo_px: int = 48
+    tile_halo_px: Side = 48
     """Overlap of tiles: a descriptor of the finest octave reaches 31 px."""
 
 

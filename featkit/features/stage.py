@@ -27,12 +27,12 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from featkit.core.config import Config, Runtime, digest, make
+from featkit.core.config import Config, Runtime, WorkerCount, digest, make
 from featkit.core.errors import BadInputError, EmptyResultError, WorkerDiedError
 from featkit.core.log import progress
 from featkit.core.processes import end_with
 from featkit.core.registry import Method, class_of, resolve
-from featkit.core.runtime import usable_cores
+from featkit.core.runtime import capped
 from featkit.core.types import Features
 from featkit.features.base import Extractor, TwoSteps, takes_two_steps
 from featkit.images.listing import list_images
@@ -48,16 +48,18 @@ class ExtractConfig(Config):
     """Everything that decides what stands in features.h5."""
 
     features: Runtime[str] = "rootsift"
-    """A name in configs/, or the path of a yaml file."""
+    """Features by name (`featkit features` lists them), or a yaml file."""
     extractor: dict[str, Any] = Field(default_factory=dict)
     """What differs from that configuration; `resolve` fills in all of it, and the extractor's name as `extractor`."""
     decode: DecodeConfig = DecodeConfig()
-    workers: Runtime[int] = 0
-    """Processes or threads that decode and extract; 0: one per core."""
+    """How images are decoded, and which pixels count."""
+    workers: Runtime[WorkerCount] = 0
+    """Processes or threads that decode and extract, never more than there are cores; 0: one per core."""
     skip_broken: Runtime[bool] = False
     """Leave out images that cannot be read (with a warning) instead of stopping."""
     masks: Runtime[Path | None] = None
-    """Folder of masks (`images.read`). What a mask holds is told apart as the photograph's own content is."""
+    """Folder of masks named as COLMAP's (a/b.jpg.png of a/b.jpg): no keypoint where one is zero. What a mask
+    holds is told apart as the photograph's own content is."""
 
 
 def extraction(config: ExtractConfig, changes: dict[str, Any] | None = None, device: str = "auto") -> Method[Extractor]:
@@ -156,7 +158,7 @@ def _extracted(
     method: Method[Extractor], images: Path, names: Sequence[str], masks: Mapping[str, Path]
 ) -> Iterator[tuple[str, Features | None]]:
     """(name, features) in the order of `names`; None for an image passed over."""
-    count = method.config.workers or usable_cores()
+    count = capped(method.config.workers)
     waiting: deque[tuple[str, Future[Features | DetectedImage]]] = deque()
     with workers(method, count, names) as pool:
         for name in names:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Factor
 from featkit.core.errors import BadInputError
 from featkit.core.types import Features, turned
 from featkit.geometry.pixels import COLMAP_ORIGIN, apply_affine, compose, resize_affine
@@ -64,9 +64,9 @@ _PILLOW_LIMIT = threading.Lock()
 class DecodeConfig(Config):
     """How a file becomes pixels."""
 
-    resize_max: int | None = None
-    """Longer side after resizing, px; smaller images keep their size. None: never resized."""
-    max_megapixels: float = 250.0
+    resize_max: int | None = Field(None, ge=16, le=2**16)
+    """Longer side after resizing, px; smaller images keep their size. None: no resizing."""
+    max_megapixels: Factor = 250.0
     """A larger image is refused before it is decoded (one byte per pixel and channel would be needed)."""
     min_alpha: int = Field(default=1, ge=0, le=255)
     """Pixels less opaque than this, of 255, are masked; 0: the alpha channel does not matter."""

@@ -9,8 +9,9 @@ from typing import Protocol
 import numpy as np
 import pycolmap
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Confidence, Config, Pixels, Seed, Trials
 from featkit.core.errors import BadInputError
 from featkit.core.types import Matches, Pair, Pose
 from featkit.geometry.pixels import to_colmap
@@ -27,13 +28,16 @@ UNBOUNDED_PX = 1e9  # a loss scale this large is plain least squares
 class PoseConfig(Config):
     """Robust absolute pose of one query."""
 
-    max_error_px: float = 12.0
-    """RANSAC threshold (hloc's value)."""
-    min_inliers: int = 12
+    max_error_px: Pixels = 12.0
+    """RANSAC threshold, px (hloc's value)."""
+    min_inliers: int = Field(12, ge=3, le=10**9)
     """A pose with fewer is reported as a failure: 6 unknowns, and twice as many points to trust them."""
-    confidence: float = 0.99999
-    max_trials: int = 10_000
-    seed: int = 0
+    confidence: Confidence = 0.99999
+    """Probability of a draw without outliers, after which drawing ends."""
+    max_trials: Trials = 10_000
+    """Draws of RANSAC at most."""
+    seed: Seed = 0
+    """Of RANSAC's draws."""
 
 
 @dataclass(frozen=True)

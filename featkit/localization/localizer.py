@@ -15,13 +15,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
 from pydantic import Field
 
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Config, Factor, Megabytes, Runtime, Seconds, Seed
 from featkit.core.errors import UsageError
 from featkit.core.registry import resolve
 from featkit.core.runtime import torch_device
@@ -37,6 +36,7 @@ from featkit.localization.stage import LocalizeConfig, QueryResult, localize_que
 from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import find_map
+from featkit.matching.config import MatchWith
 from featkit.matching.stage import Matcher, weights_for
 from featkit.retrieval.retrieve import image_vector, image_vectors, needs_spill
 from featkit.retrieval.search import MIB, top_k
@@ -45,20 +45,48 @@ from featkit.retrieval.vlad import VladConfig, train_codebook, unit_rows
 Image = Path | str | UInt8[np.ndarray, "h w *c"]
 
 
-class LocalizerConfig(Config):
+class LocalizerConfig(MatchWith):
     """What decides a pose, beside the map: the fields of the recipe behind `featkit localize`, with its defaults."""
 
     retrieval: VladConfig = VladConfig()
-    matcher: str = "mutual"
-    matching: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the matcher's configuration."""
+    """How map images are found for a query."""
     localize: LocalizeConfig = LocalizeConfig()
-    seed: int = 0
+    """Poses, and the query's camera."""
+    seed: Seed = 0
+    """Of the clusters of retrieval."""
     points_only: bool = False
     """Match with the 3D points that the retrieved images show, each once, as the most similar of them shows it: faster
     and smaller. The matches, and the pose by its noise, are then not those of `featkit localize`."""
-    cache_mb: Runtime[int] = Field(default=1024, ge=0)
+    cache_mb: Runtime[int] = Field(1024, ge=0, le=10**6)
     """Features of map images that are kept in memory, MiB; 8,000 of 128 numbers are 4."""
+
+
+class ServeConfig(Config):
+    """What one client may ask of the server."""
+
+    max_mb: Megabytes = 32.0
+    """Largest photograph, millions of bytes."""
+    max_megapixels: Factor = 50.0
+    """Largest photograph, millions of pixels; a larger one is refused by its header, before it is decoded."""
+    upload_s: Seconds = 30.0
+    """Seconds within which a photograph must have arrived."""
+    timeout_s: Seconds = 60.0
+    """Seconds for one photograph, waiting included."""
+    threads: int = Field(2, ge=1, le=1024)
+    """Photographs that are worked on at once."""
+    max_waiting: int = Field(16, ge=0, le=10**6)
+    """Photographs that arrive or wait for a thread; more are sent away before they are read."""
+    header_s: Seconds = 10.0
+    """Seconds within which a connection must have made its request."""
+    max_connections: int = Field(200, ge=1, le=10**6)
+    """Connections at once; more are sent away."""
+
+
+class ServedConfig(LocalizerConfig):
+    """A localizer that answers others."""
+
+    serve: ServeConfig = ServeConfig()
+    """What one client may ask."""
 
 
 class Localizer:
@@ -71,15 +99,17 @@ class Localizer:
         *,
         features: Path | str | None = None,
         device: str = "auto",
+        number: int | None = None,
     ):
         """Load the model, describe its images, and build the extractor that the map's features were made with.
 
         map_folder: a scene, its featkit/ folder, or a sparse model beside its features. features: the map's features.h5
-        when it is elsewhere. Raises BadInputError and UsageError as `featkit localize` does.
+        when it is elsewhere. number: which of several models; None: the largest. Raises BadInputError and UsageError as
+        `featkit localize` does.
         """
         self.config = config or LocalizerConfig()
         check_camera(self.config.localize.camera)
-        found = find_map(Path(map_folder), None if features is None else Path(features))
+        found = find_map(Path(map_folder), None if features is None else Path(features), number)
         self._device = device
         self._method = extraction(same_extraction(found.features, workers=1), device=device)
         self._matcher: Matcher = resolve("matcher", self.config.matcher, self.config.matching, device).built

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import pycolmap
 
-from featkit.core.config import Config, digest
+from featkit.core.config import Config, Count, digest
 from featkit.core.errors import BadInputError
 from featkit.images.read import stored_size
 from featkit.io.artifact import artifact
@@ -149,7 +149,8 @@ class GivenQueriesConfig(Config):
 
     content: str
     """16 hex digits of the files of descriptors."""
-    num_retrieved: int
+    num_retrieved: Count
+    """Map images that each query is paired with."""
 
 
 def pair_queries_given(

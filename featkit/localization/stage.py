@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from featkit import __version__
-from featkit.core.config import Config
+from featkit.core.config import Config, Count
 from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.core.log import progress
 from featkit.core.types import Pose
@@ -24,14 +24,14 @@ from featkit.features.listing import stronger, warn_of_few
 from featkit.geometry.pixels import to_colmap
 from featkit.geometry.poses import camera_centre
 from featkit.io.artifact import write_described
-from featkit.io.atomic import read_lines
+from featkit.io.atomic import read_lines, read_stamp
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import Intrinsics, format_poses, read_pairs
 from featkit.io.matches import MatchStore, open_matches
 from featkit.localization.absolute_pose import MapPoints, MatchSource, PoseConfig, PoseEstimate, estimate_pose
 from featkit.localization.queries import QueryCamera, query_camera
 from featkit.mapping.cameras import CameraConfig, to_intrinsics
-from featkit.mapping.model import read_model
+from featkit.mapping.model import poses_digest, read_model
 
 LOGGER = logging.getLogger(__name__)
 
@@ -39,9 +39,10 @@ LOGGER = logging.getLogger(__name__)
 class LocalizeConfig(Config):
     """From 2D-3D matches to poses."""
 
-    num_retrieved: int = 20
+    num_retrieved: Count = 20
     """Map images that each query is matched with."""
     pose: PoseConfig = PoseConfig()
+    """How a pose is estimated from matched points."""
     camera: CameraConfig = CameraConfig()
     """For queries without a list of intrinsics."""
 
@@ -100,7 +101,7 @@ def run(
                 result = _localize_one(config, name, points, images, query_store, usable, found, intrinsics)
                 results.append(result)
                 advance(1)
-    write_results(results, config, output)
+    write_results(results, config, model, output)
     localized = sum(result.pose is not None for result in results)
     if localized == 0:
         other = f"; a map with {stronger(extractor)} may help" if stronger(extractor) else ""
@@ -179,19 +180,30 @@ def _estimate(
     return QueryResult(reason="", estimate=estimate, **facts)
 
 
-def write_results(results: Sequence[QueryResult], config: Config, output: Path) -> None:
-    """Write poses.txt (localized queries only) and poses.json (every query). Raises BadInputError, NotWritableError."""
+def write_results(results: Sequence[QueryResult], config: Config, model: Path, output: Path) -> None:
+    """Write poses.txt (localized queries only) and poses.json (every query). Raises BadInputError, NotWritableError.
+
+    model: the map in whose frame the poses are; poses.json says which it was, so that they are known to be of another
+    one after it was made again.
+    """
     localized = {result.name: result.pose for result in results if result.pose is not None}
     described = {
         "featkit_version": __version__,
         "fingerprint": config.fingerprint(),
         "config": config.result_fields(),
+        "map": poses_digest(model),
         "queries": len(results),
         "localized": len(localized),
         "results": [describe(result) for result in results],
     }
     write_described(output / "poses.txt", format_poses(localized), described)
     LOGGER.info("localize: %d of %d queries", len(localized), len(results))
+
+
+def is_of_another_map(poses: Path, model: Path) -> bool:
+    """Whether poses.txt was made in a map that is not `model` any more; False when it does not say, or is not there."""
+    described = read_stamp(poses.with_suffix(".json")) or {}
+    return poses.is_file() and "map" in described and described["map"] != poses_digest(model)
 
 
 def describe(result: QueryResult) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from featkit.core.config import Confidence, Factor, FactorOrZero
 from featkit.losses.base import (
     Candidates,
     HingeConfig,
@@ -41,13 +42,13 @@ class AngularTripletConfig(HingeConfig):
     """Which loss this configures."""
     distance: Literal["angular", "euclidean"] = "angular"
     """d: angle in radians (eq. 15; AHT in table 2), or Euclidean distance (HT in table 2)."""
-    margin: float = Field(1.0, gt=0)
+    margin: Factor = 1.0
     """t, in units of the squared distance (section 5.1)."""
     negatives: Candidates = "same_side"
     """Where negatives are sought: eq. 14 as printed compares patches of one side; see base.py."""
-    false_negative_distance: float = Field(0.008, ge=0, lt=2)
+    false_negative_distance: FactorOrZero = Field(0.008, lt=2)
     """Patches nearer than this (Euclidean) are no negatives. The paper follows HardNet, whose code has this guard."""
-    similarity_limit: float = Field(1.0 - 1e-6, gt=0, lt=1)
+    similarity_limit: Confidence = 1.0 - 1e-6
     """Similarities are cut off here (0.0014 rad): the slope of acos is infinite at 1."""
     reduction: Literal["mean", "sum"] = "mean"
     """Over the pairs. The sum of algorithm 1 leaves its factor to the learning rate; the paper's rate of 10 is that of

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Epsilon, PositiveShare
 from featkit.losses.base import GroupBatch, LossResult, PatchLoss, euclidean, similarity_matrix
 
 
@@ -36,12 +36,12 @@ class AveragePrecisionConfig(Config):
     """Which loss this configures."""
     descriptor: Literal["real", "binary"] = "real"
     """Unit vectors at Euclidean distances (eq. 9), or rows of tanh at Hamming distances (eq. 6 to 8)."""
-    bins: int = Field(25, ge=2)
+    bins: int = Field(25, ge=2, le=65536)
     """Bins over [0, 2] of real-valued descriptors (section 3.2: up to 25); binary ones have a bin per distance."""
-    bin_overlap: float = Field(1.0, gt=0, le=1)
+    bin_overlap: PositiveShare = 1.0
     """Share of the way from one bin's centre to the next on which a distance belongs to both. 1: triangular bins
     (paper, after Ustinova and Lempitsky); towards 0 the histogram, and the AP, become exact and lose their gradient."""
-    epsilon: float = Field(1e-6, gt=0)
+    epsilon: Epsilon = 1e-6
     """Added to squared Euclidean distances, so that equal descriptors have a finite gradient (as HardNet's code)."""
 
 

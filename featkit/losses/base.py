@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Factor, Share
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What every loss on patch descriptors takes and gives.
@@ -76,15 +76,15 @@ class PatchLoss(nn.Module):
 class HingeConfig(Config):
     """Of a hinge loss on pairs that AdaSample's sampler can go by (Zhang et al. 2019, section 3.2)."""
 
-    margin: float = Field(1.0, gt=0)
+    margin: Factor = 1.0
     """By how much the negative must be farther than the positive, in the units that the loss compares."""
     scale_weights: bool = True
     """Give the sampler's weights mean 1 in every batch: eq. 13 fixes them up to a factor, and the learning rate was
     found with weights of 1. False: as the sampler gives them."""
-    average_start: float | None = Field(None, gt=0)
+    average_start: Factor | None = None
     """L_avg before the first batch; None: the margin, the loss of a network that cannot tell patches apart (the paper
     gives none)."""
-    average_memory: float = Field(0.99, ge=0, lt=1)
+    average_memory: Share = Field(0.99, lt=1)
     """Share of L_avg that a batch leaves as it was: an average over about the last 100 batches, 0.1 % of the paper's
     training (the paper gives none). Not scaled to shorter trainings: in some hundred steps L_avg lags behind the loss,
     and distant pairs are preferred a little less than the paper would."""

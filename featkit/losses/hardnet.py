@@ -20,6 +20,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from featkit.core.config import Epsilon, Factor, FactorOrZero
 from featkit.losses.base import (
     Candidates,
     HingeConfig,
@@ -37,14 +38,14 @@ from featkit.losses.base import (
 class HardNetLossConfig(HingeConfig):
     name: Literal["hardnet"] = "hardnet"
     """Which loss this configures."""
-    margin: float = Field(1.0, gt=0)
+    margin: Factor = 1.0
     """By how much the negative must be farther than the positive, Euclidean distance (paper, section 3.1)."""
     negatives: Candidates = "cross"
     """Where negatives are sought (paper: row and column of the anchor-positive matrix); see base.py."""
-    false_negative_distance: float = Field(0.008, ge=0, lt=2)
+    false_negative_distance: FactorOrZero = Field(0.008, lt=2)
     """Patches nearer than this are the same point under two labels and no negatives (authors' code; 0: paper). As
     SDGMNet's baseline 2 sin(0.3) = 0.591: its anti-noise threshold of 0.6 rad (section III-E)."""
-    epsilon: float = Field(1e-6, gt=0)
+    epsilon: Epsilon = 1e-6
     """Added to squared distances, so that equal descriptors have a finite gradient (authors' code)."""
 
 

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Epsilon, Factor, FactorOrZero
 from featkit.losses.base import (
     Candidates,
     LossResult,
@@ -44,21 +44,21 @@ from featkit.losses.base import (
 class HyNetLossConfig(Config):
     name: Literal["hynet"] = "hynet"
     """Which loss this configures."""
-    alpha: float = Field(2.0, ge=0)
+    alpha: FactorOrZero = 2.0
     """Share of the inner product in the hybrid similarity (paper; 0: Euclidean distance alone)."""
-    margin: float = Field(1.2, gt=0)
+    margin: Factor = 1.2
     """By how much the negative must be farther, in units of the hybrid similarity (paper)."""
     normalise: bool = True
     """Divide by Z (paper). The authors' code does not, so that its margin is Z = 2.74 times smaller in effect."""
-    norm_weight: float = Field(0.1, ge=0)
+    norm_weight: FactorOrZero = 0.1
     """gamma, the weight of the norm term (paper)."""
     reduction: Literal["mean", "sum"] = "mean"
     """Over the pairs, of both terms: the paper's 1/n, or the sum of the authors' code (Adam sees no difference)."""
     negatives: Candidates = "all"
     """Where negatives are sought (authors' code: all four matrices); see base.py."""
-    false_negative_distance: float = Field(0.008, ge=0, lt=2)
+    false_negative_distance: FactorOrZero = Field(0.008, lt=2)
     """Patches nearer than this are the same point under two labels and no negatives (authors' code)."""
-    epsilon: float = Field(1e-6, gt=0)
+    epsilon: Epsilon = 1e-6
     """Added to squared distances, so that equal descriptors have a finite gradient (authors' code)."""
 
 

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Factor, FactorOrZero, Pixels, PositiveShare, Side
 from featkit.geometry.batched import clip_to_image, epipolar_lines, point_line_distance, sample_map
 from featkit.losses.base import LossResult, Total, full_precision
 from featkit.losses.two_views import Draws, LossContext, TwoViews, inside, mask_at, query_points, uniform
@@ -53,17 +53,17 @@ from featkit.losses.two_views import Draws, LossContext, TwoViews, inside, mask_
 
 
 class LineToWindowConfig(Config):
-    temperature: float = Field(60.0, gt=0)
+    temperature: Factor = 60.0
     """Factor of the cosines in the window's softmax (authors' code)."""
-    line_samples: int = Field(100, ge=2)
+    line_samples: int = Field(100, ge=2, le=10**6)
     """Places along the epipolar line that compete for the window, both ends included (authors' code)."""
-    window_share: float = Field(0.1, gt=0, le=1)
+    window_share: PositiveShare = 0.1
     """Width and height of the window as shares of the image's, and of the map's samples in it (authors' code)."""
-    min_window_samples: int = Field(3, ge=2)
+    min_window_samples: int = Field(3, ge=2, le=10**4)
     """Samples of the window along each axis at least: ours, for images below 120 px."""
-    jitter: float = Field(0.707, ge=0)
+    jitter: FactorOrZero = 0.707
     """How far the window is moved at most, along each axis, as a share of half of it (authors' code)."""
-    min_deviation_px: float = Field(0.003, gt=0)
+    min_deviation_px: Pixels = 0.003
     """Deviations along an axis are at least this (authors' code: 1e-5 of half the image)."""
 
 
@@ -181,9 +181,9 @@ def _expectation(
 
 
 class DescriptionLossConfig(LineToWindowConfig):
-    cell_px: int = Field(16, ge=1)
+    cell_px: Side = 16
     """Side of the cells with one query point each, in pixels of the image (authors' code)."""
-    mask_share: float = Field(0.1, gt=0)
+    mask_share: Factor = 0.1
     """Matches farther from their line than this share of the image's shorter edge do not count (authors' code)."""
     weight: Literal["deviation", "variance", "none"] = "deviation"
     """What a match's weight is the inverse of; the paper writes sigma and says variance, the code has the deviation."""

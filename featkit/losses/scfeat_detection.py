@@ -27,10 +27,9 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
 from torch import Tensor
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Factor, Number, Pixels, Side
 from featkit.geometry.batched import distances_to_lines, epipolar_lines
 from featkit.losses.base import LossResult, Total, alone, full_precision
 from featkit.losses.scfeat_fundamental import FundamentalError, FundamentalErrorConfig, fundamental_error
@@ -51,7 +50,7 @@ from featkit.losses.two_views import Draws, LossContext, TwoViews, mask_at, unif
 
 
 class GridPolicyConfig(Config):
-    cell_px: int = Field(8, ge=1)
+    cell_px: Side = 8
     """Side of the cells with at most one keypoint each, g_k, in pixels (authors' code)."""
 
 
@@ -138,9 +137,9 @@ def accepted_first(sample: KeypointSample) -> KeypointSample:
 class RewardConfig(Config):
     error_factor: bool = True
     """Whether rewards depend on L_fme (paper); without it they are PoSFeat's."""
-    good: float = 1.0
+    good: Number = 1.0
     """Reward of a good pair without L_fme (PoSFeat's code, from DISK)."""
-    bad: float = -0.25
+    bad: Number = -0.25
     """Reward of a bad pair without L_fme (PoSFeat's code, from DISK)."""
     regulariser: Literal["tanh", "error"] = "tanh"
     """What stands for L_fme in eq. 21's regulariser. tanh: tanh L_fme (authors' code), so that it never exceeds
@@ -173,15 +172,15 @@ NOT_DRAWN = -1e3  # instead of a cosine: beside anything that was drawn its prob
 class DetectionLossConfig(Config):
     policy: GridPolicyConfig = GridPolicyConfig()
     """How keypoints are drawn."""
-    epsilon_px: float = Field(2.0, gt=0)
+    epsilon_px: Pixels = 2.0
     """Good pairs are nearer than this to their epipolar lines in both images (paper, eq. 18)."""
-    temperature: float = Field(60.0, gt=0)
+    temperature: Factor = 60.0
     """Factor of the cosines in the match probabilities (authors' code)."""
     error: FundamentalErrorConfig = FundamentalErrorConfig()
     """How the error of the fundamental matrix is estimated."""
     reward: RewardConfig = RewardConfig()
     """What pairs earn."""
-    regulariser: float = -0.001
+    regulariser: Number = -0.001
     """lambda_reg (authors' code)."""
     per_keypoint: bool = True
     """Whether the sums are divided by |Q_0| + |Q_1| (paper), or left as they are (authors' code)."""

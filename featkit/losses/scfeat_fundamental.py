@@ -38,7 +38,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Factor, Share, Trials
 from featkit.geometry.batched import PAIRS, clip_to_image, epipolar_lines, fundamental_of_eight, unit_norm
 from featkit.losses.two_views import Draws, LossContext, uniform
 
@@ -52,21 +52,21 @@ class FundamentalErrorConfig(Config):
     nearest neighbours, each alike; much the same where measured. good: the pairs that agree with the poses
     (algorithm 1 to the letter); has no effect. independent: these with two index sets, as algorithm 1 prints them;
     pairs unrelated points."""
-    draws: int = Field(100, ge=1)
+    draws: Trials = 100
     """Draws of eight pairs (algorithm 1: n_iter). In the authors' code all repeat the same draw: 1 does as they do."""
-    quantile: float = Field(0.0, ge=0, le=1)
+    quantile: Share = 0.0
     """Which of the draws' errors is L_fme: 0, the smallest (algorithm 1); 0.5, the median, which is larger and tells
     less about the matches."""
     scale: Scale = "lines"
     """What is compared. lines: the epipolar lines, over tolerance_share. image, pixels: the entries of F, in
     units in which F has norm 1. authors: points not normalised, in pixels, F divided by F[2, 2]."""
-    tolerance_share: float = Field(0.3, gt=0)
+    tolerance_share: Factor = 0.3
     """Distance between lines that d = 1 stands for, as a share of the image's longer side (scale: lines). Measured, not
     from the paper: at 0.1 tanh L_fme exceeds the share of good matches, so that being matched costs (eq. 20 less than 0
     on average) and the gradient turns by more than 90 degrees; at 0.5 the factor changes a tenth of it."""
-    lines_side: int = Field(5, ge=1)
+    lines_side: int = Field(5, ge=1, le=1000)
     """Lines are compared that belong to a grid of this many by this many points of each image (scale: lines)."""
-    beta: float = Field(1.0, gt=0)
+    beta: Factor = 1.0
     """Where smooth L1 turns from quadratic to linear (PyTorch's default, as in the authors' code)."""
     over: Literal["pair", "batch"] = "pair"
     """Whether a pair of images is rewarded by its own error, or by the batch's sum (authors' code)."""

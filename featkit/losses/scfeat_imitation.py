@@ -23,23 +23,22 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import Field
 from torch import Tensor
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Factor, FactorOrZero
 from featkit.geometry.batched import sample_map
 from featkit.losses.base import LossResult, Total, alone, full_precision
 from featkit.losses.two_views import unit_descriptors
 
 
 class ImitationConfig(Config):
-    descriptor: float = Field(1.0, ge=0)
-    """w_d."""
-    similarity: float = Field(0.5, ge=0)
-    """w_s."""
-    score: float = Field(0.5, ge=0)
-    """w_c; 0: the detector is left to its own stage."""
-    temperature: float = Field(0.05, gt=0)
+    descriptor: FactorOrZero = 1.0
+    """w_d, the weight of the distance between descriptors."""
+    similarity: FactorOrZero = 0.5
+    """w_s, the weight of the similarities between points."""
+    score: FactorOrZero = 0.5
+    """w_c, the weight of the scores; 0: the detector is left to its own stage."""
+    temperature: Factor = 0.05
     """tau, of the similarities."""
 
 

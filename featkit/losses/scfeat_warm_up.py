@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
 from torch import Tensor
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Factor, PixelsOrZero, Side
 from featkit.geometry.batched import homogeneous
 from featkit.losses.base import LossResult
 from featkit.losses.two_views import LossContext, TwoViews, inside, mask_at, query_points, unit_descriptors
@@ -31,11 +30,11 @@ NO_CANDIDATE = -1e4  # logit of a point that is not in N_i
 
 
 class ContrastiveLossConfig(Config):
-    cell_px: int = Field(16, ge=1)
+    cell_px: Side = 16
     """Side of the cells of image 0 with one point each, in pixels (as in SCFeat's description loss)."""
-    temperature: float = Field(20.0, gt=0)
+    temperature: Factor = 20.0
     """Factor of the cosines (ours; common values lie between 10 and 60, and SCFeat's own losses have 60)."""
-    exclusion_px: float = Field(12.0, ge=0)
+    exclusion_px: PixelsOrZero = 12.0
     """Points nearer than this to the true one are no negatives (ours: three cells of a map at 1/4 resolution)."""
 
 

@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from featkit.core.config import Config
+from featkit.core.config import Confidence, Config, Factor, Radians, Share
 from featkit.losses.base import (
     Candidates,
     LossResult,
@@ -61,34 +61,34 @@ SMALLEST_DEVIATION_RAD = 1e-6  # of theta^r: equal angles have a distribution of
 class SdgmLossConfig(Config):
     name: Literal["sdgm"] = "sdgm"
     """Which loss this configures."""
-    hard_margin: float = Field(0.6, ge=0, lt=1)
+    hard_margin: Share = Field(0.6, lt=1)
     """m of eq. 11: the share of triplets believed to have reached their optimum (figure 6b)."""
-    attenuation: float = Field(0.9, gt=0)
+    attenuation: Factor = 0.9
     """alpha of eq. 13: the positives' power over the negatives' (figures 6b, 7)."""
     distance: Literal["theta", "s", "l2"] = "theta"
     """Which distance's slope the self weight carries (figure 6c): of the angle 1 (eq. 5), of the inner product
     sqrt(1 - s^2) (eq. 6), of the Euclidean distance sqrt(4 l^2 - l^4) / 2 l (eq. 7)."""
     auto_focus: bool = True
     """Self weights of eq. 9 and 10 (figure 6c, &AF); False: 1 (with `distance`: its rows &theta, &s, &l2)."""
-    auto_focus_radius_rad: float = Field(math.pi / 6, gt=0)
+    auto_focus_radius_rad: Radians = Field(math.pi / 6, gt=0)
     """What is added to the deviations in eq. 9 and 10, so that rare angles keep some weight."""
     power_adjustment: bool = True
     """Eq. 13 (figure 6c, +PA); False: eq. 8 (-PA), divided by the number of pairs to keep the learning rate."""
     coupled_weight: Literal["paper", "authors"] = "paper"
     """Above the quantile: the CDF (eq. 11), or 1 as the authors' code has it."""
-    statistics_memory: float = Field(0.999, ge=0, lt=1)
+    statistics_memory: Share = Field(0.999, lt=1)
     """Factor of the old statistics in eq. 14. It belongs to 200,000 steps: see `scaled_to`."""
-    power_start: float = Field(10_000.0, gt=0)
+    power_start: float = Field(10_000.0, gt=0, le=1e12)
     """E[P] before the first batch (section III-E). It belongs to 1024 pairs: see `scaled_to`."""
-    relative_mean_start_rad: float = -1.0
+    relative_mean_start_rad: float = Field(-1.0, ge=-math.pi, le=math.pi)
     """E[theta^r] before the first batch (authors' code); the other five start with the first batch's values."""
-    warm_up_share: float = Field(0.10, ge=0, le=1)
+    warm_up_share: Share = 0.10
     """Share of the training in which all weights are 1 (section III-E)."""
-    noise_angle_rad: float = Field(0.6, ge=0, lt=math.pi)
+    noise_angle_rad: Radians = Field(0.6, lt=math.pi)
     """Patches nearer than this are no negatives (section III-E: anti-noise threshold)."""
-    noise_start_share: float = Field(0.125, ge=0, le=1)
+    noise_start_share: Share = 0.125
     """Share of the training before that threshold holds (authors' code): young descriptors all lie closely together."""
-    similarity_limit: float = Field(1.0 - 1e-5, gt=0, lt=1)
+    similarity_limit: Confidence = 1.0 - 1e-5
     """Similarities are cut off here (0.0045 rad), and it is the threshold until then (authors' code)."""
     negatives: Candidates = "all"
     """Where negatives are sought (authors' code: all four matrices; "cross": HardNet's); see base.py."""

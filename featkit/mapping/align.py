@@ -11,9 +11,8 @@ from math import comb
 import numpy as np
 import pycolmap
 from jaxtyping import Bool, Float
-from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Factor, Metres, PositiveShare, Trials
 from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, quaternion, rotation_angle_deg, rotation_matrix
@@ -103,16 +102,16 @@ CHI3_MEDIAN = 1.5382  # median length of a vector of three standard normal numbe
 class SimilarityConfig(Config):
     """Which positions count as wrong, and when there are too few."""
 
-    max_error_m: float | None = Field(default=None, gt=0)
+    max_error_m: Metres | None = None
     """A position further off is not used, m; None: found from the residuals."""
-    outlier_sigmas: float = Field(default=4.0, gt=0)
+    outlier_sigmas: Factor = 4.0
     """With `max_error_m` None: a position further off than this many standard deviations (of one axis, from the median
     residual) is not used. 4 keeps 99.9 % of what is normally distributed in three dimensions."""
-    max_samples: int = Field(default=1000, ge=1)
+    max_samples: Trials = 1000
     """Triples that are tried: all of them where there are no more. With 40 % wrong, 1,000 miss once in 10^100."""
-    min_share: float = Field(default=0.5, gt=0, le=1)
+    min_share: PositiveShare = 0.5
     """Of the positions that must fit; with fewer there is no result."""
-    min_width: float = Field(default=1e-3, gt=0)
+    min_width: PositiveShare = 1e-3
     """Second extent over the first; positions that are narrower are on one line."""
 
 

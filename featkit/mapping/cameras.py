@@ -13,7 +13,7 @@ import numpy as np
 import pycolmap
 from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Factor, Number
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.types import Pose
 from featkit.geometry.poses import quaternion
@@ -30,14 +30,14 @@ class CameraConfig(Config):
     """How photographs get their cameras."""
 
     model: str = "SIMPLE_RADIAL"
-    """A COLMAP camera model."""
-    params: tuple[float, ...] | None = None
-    """Known parameters in the model's order (COLMAP pixels); None: from EXIF, else guessed."""
+    """COLMAP camera model."""
+    params: tuple[Number, ...] | None = None
+    """Known parameters in the model's order, COLMAP pixels. None: EXIF, else a guess."""
     mode: CameraMode = "per-image"
-    """Which images share one camera."""
-    default_focal_factor: float = 1.2
+    """Which images share one camera: single (all of them), per-folder or per-image."""
+    default_focal_factor: float = Field(1.2, ge=0.01, le=100)
     """Without EXIF: focal length over the longer side (COLMAP's guess)."""
-    sensor_width_mm: float | None = Field(default=None, gt=0)
+    sensor_width_mm: Factor | None = None
     """Longer side of the sensor, mm, for photographs whose EXIF has a focal length in mm but no sensor."""
     refine: bool = True
     """Let the mapper refine focal length and distortion, also of known parameters."""

@@ -9,22 +9,21 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 from jaxtyping import Float, Int
-from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Count
 from featkit.core.errors import BadInputError, EmptySceneError, UsageError
 from featkit.core.types import Pair
 from featkit.data.tracks import NO_LICENCE, Photographs, Scene, SceneTracks, kept_of
 from featkit.geometry.pixels import from_colmap, to_colmap
 from featkit.images.listing import list_images
 from featkit.mapping.model import is_model, point_ids, read_model
-from featkit.mapping.scene import OUTPUT, image_folder
+from featkit.mapping.scene import image_folder, models_in
 
 
 class CovisibleConfig(Config):
     """Which images of a model are matched."""
 
-    num_matched: int = Field(default=20, ge=1)
+    num_matched: Count = 20
     """Images that each one is paired with (hloc: 20)."""
 
 
@@ -120,11 +119,6 @@ class CameraProjector:
         return np.concatenate([plane, np.ones((len(plane), 1))], axis=1)
 
 
-def find_model(scene: Path) -> Path:
-    """The model of a scene: its own sparse/, or what `featkit reconstruct` made of it. Raises BadInputError."""
-    return find_models(scene)[0]
-
-
 def find_models(scene: Path) -> list[Path]:
     """The model of a scene, or all of sparse/manhattan: MegaDepth has one for each part of a scene that hangs together.
 
@@ -134,10 +128,8 @@ def find_models(scene: Path) -> list[Path]:
         raise BadInputError(
             f"{scene}: {'is a file, not the folder of a scene' if scene.exists() else 'no such folder'}"
         )
-    for base in (scene, scene / OUTPUT):
-        for model in (base / "sparse", base / "sparse" / "0", base, base / "0"):
-            if is_model(model):
-                return [model]
+    if models := models_in(scene):
+        return models[:1]
     parts = [part for part in sorted((scene / "sparse" / "manhattan").glob("*")) if is_model(part)]
     if parts:
         return parts

@@ -15,7 +15,7 @@ import numpy as np
 import pycolmap
 from jaxtyping import Float, UInt8
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Count, Side
 from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, NotWritableError, UsageError
 from featkit.io.artifact import inside, making, part_of, place_files, scratch, write_stamp, write_text
 from featkit.io.atomic import is_stamped, read_stamp, refuse_foreign
@@ -281,11 +281,11 @@ def lens(camera: pycolmap.Camera, image_name: str) -> dict[str, Any]:
 class DenseConfig(Config):
     """The ETH local-feature benchmark's settings."""
 
-    max_image_size: int = 1200
+    max_image_size: Side = 1200
     """Longer side of the undistorted images, px."""
     geometric_consistency: bool = False
     """A second pass that compares depths between images."""
-    min_fused_pixels: int = 5
+    min_fused_pixels: Count = 5
     """Pixels that must agree on a point."""
 
 

@@ -119,15 +119,22 @@ class Alignment:
 
 
 def align(
-    config: SimilarityConfig, model: Path, target: Target, output: Path, *, seed: int = 0, overwrite: bool = False
+    config: SimilarityConfig,
+    model: Path,
+    target: Target,
+    output: Path,
+    *,
+    seed: int = 0,
+    overwrite: bool = False,
+    number: int | None = None,
 ) -> Alignment:
     """Write the model to the folder `output` in metres, with alignment.json; whole or not at all.
 
-    model: a COLMAP model's folder, or a mapped scene. overwrite: also over another model of featkit's. Raises
-    BadInputError, UsageError (a distance that is none, GPS without a source), EmptyResultError when the positions do
-    not fit, NotWritableError.
+    model: a COLMAP model's folder, or a mapped scene. number: which of its models. overwrite: also over another of
+    featkit's. Raises BadInputError, UsageError (a distance that is none, GPS without a source), EmptyResultError when
+    the positions do not fit, NotWritableError.
     """
-    folder = find_model(model)
+    folder = find_model(model, number)
     refuse_output(output, folder, overwrite)
     reconstruction = read_model(folder)
     centres = _centres(reconstruction, folder)

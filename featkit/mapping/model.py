@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import mmap
 import re
@@ -65,6 +66,13 @@ def _check_values(model: pycolmap.Reconstruction, folder: Path) -> None:
                 f"{folder}: the pose of image {model.images[number].name!r} has a rotation of length {length:.3g}, NaN"
                 " or infinity in it; make the model again"
             )
+
+
+def poses_digest(folder: Path) -> str:
+    """16 hex digits of the images and poses of a model: what was placed in its frame is as old as these."""
+    path = folder / ("images.bin" if is_binary(folder) else "images.txt")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def largest_first(models: list[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:

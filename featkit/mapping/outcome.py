@@ -34,7 +34,7 @@ SHOWN = 5  # names in a warning
 class KeepConfig(Config):
     """What a model must have to be kept: less is a coincidence of a few matches, not a map."""
 
-    min_points_per_image: float = Field(default=10.0, ge=0)
+    min_points_per_image: float = Field(default=10.0, ge=0, le=1e6)
     """Observations of an image of the model, on average."""
     min_parallax_deg: float = Field(default=1.0, ge=0, lt=180)
     """Median over the points of the largest angle under which two of its images see it: below that depths are noise. 0:
@@ -162,12 +162,23 @@ def no_model_reason(motion: CameraMotion) -> str:
     return f"no model came out; the pairs may see too little in common (more keypoints, --pairs exhaustive, {STRONGER})"
 
 
-def map_warnings(models: Sequence[set[str]], names: Collection[str], motion: CameraMotion) -> list[str]:
-    """What a user should know of a map. models: the images of each, the largest first. names: all photographs."""
+def map_warnings(
+    models: Sequence[set[str]], names: Collection[str], motion: CameraMotion, without_pose: Sequence[str] = ()
+) -> list[str]:
+    """What a user should know of a map.
+
+    models: the images of each, the largest first. names: of the photographs that were mapped. without_pose: of those
+    that a reference has no pose of.
+    """
     warnings = []
+    if without_pose:
+        warnings.append(
+            f"photographs without a pose in the reference are not in the map ({len(without_pose)}):"
+            f" {_some(without_pose)}"
+        )
     left_out = sorted(set(names) - models[0])
     if left_out:
-        some = ", ".join(left_out[:SHOWN]) + (", ..." if len(left_out) > SHOWN else "")
+        some = _some(left_out)
         warnings.append(
             f"{len(left_out)} of {len(names)} photographs are not in the map: {some}; they share too little with it:"
             " take some in between, or pair all with all (--pairs exhaustive)"
@@ -184,3 +195,7 @@ def map_warnings(models: Sequence[set[str]], names: Collection[str], motion: Cam
             " take photographs from places that are some steps apart"
         )
     return warnings
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

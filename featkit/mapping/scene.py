@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError
 from featkit.images.listing import SUFFIXES, list_images
 from featkit.mapping.model import is_model
 
+LOGGER = logging.getLogger(__name__)
 OUTPUT = "featkit"  # name of the folder that everything is written to
 
 
 @dataclass(frozen=True)
 class MapFiles:
-    """A map: the folder it was written to, its largest model, and the features it was made from."""
+    """A map: the folder it was written to, one of its models (the largest), and the features it was made from."""
 
     folder: Path
     model: Path
@@ -53,15 +55,18 @@ def usable_images(images: Path, only: Collection[str] | None) -> list[str]:
     return kept
 
 
-def find_map(folder: Path, features: Path | None = None) -> MapFiles:
-    """The parts of a map, given the scene, its featkit/ folder, sparse/ or sparse/0. Raises BadInputError."""
+def find_map(folder: Path, features: Path | None = None, number: int | None = None) -> MapFiles:
+    """The parts of a map, given the scene, its featkit/ folder, sparse/ or sparse/0. Raises BadInputError.
+
+    number: of the model, where there are several; None: the largest, and a line says so.
+    """
     if not folder.is_dir():
         raise BadInputError(f"{folder}: no such folder; give a scene that `featkit reconstruct` has mapped")
-    models = _models(folder)
+    models = models_in(folder)
     for model in models:  # a scene may bring a model of its own, without features
         found = _with_features(model, features)
         if found is not None:
-            return found
+            return replace(found, model=_numbered(found.model, number))
     if models:
         raise BadInputError(f"{models[0]}: the features.h5 it was made from is not beside it; name it with --features")
     if (folder / OUTPUT).is_dir() or (folder / "features.h5").is_file():
@@ -69,15 +74,36 @@ def find_map(folder: Path, features: Path | None = None) -> MapFiles:
     raise BadInputError(f"{folder}: no map here; run `featkit reconstruct {folder}` first")
 
 
-def find_model(folder: Path) -> Path:
-    """A COLMAP model's folder, given itself, sparse/, featkit/ or the scene. Raises BadInputError."""
+def find_model(folder: Path, number: int | None = None) -> Path:
+    """A COLMAP model's folder, given itself, sparse/, featkit/ or the scene. Raises BadInputError.
+
+    number: as of `find_map`. What `featkit reconstruct` made counts before a model that the scene brings along.
+    """
     if not folder.is_dir():
         kind = "is a file; give the folder of the model" if folder.exists() else "no such folder"
         raise BadInputError(f"{folder}: {kind}")
-    models = _models(folder)
+    models = models_in(folder)
+    if len({*models} - {folder}) > 1 and number is None:
+        LOGGER.info("%s: the model %s is used, not %s", folder, models[0], models[1])
     if not models:
         raise BadInputError(f"{folder}: no COLMAP model here (cameras, images and points3D as .bin or .txt)")
-    return models[0]
+    return models[0] if folder == models[0] and number is None else _numbered(models[0], number)
+
+
+def _numbered(model: Path, number: int | None) -> Path:
+    """Of the models in a sparse/ folder the one of that number."""
+    found = {int(path.name): path for path in model.parent.iterdir() if path.name.isdigit() and is_model(path)}
+    if number is None:
+        if len(found) > 1 and model.name == "0":
+            others = ", ".join(str(key) for key in sorted(found) if key)
+            LOGGER.warning("%s: the largest of %d models; take another by --model (%s)", model, len(found), others)
+        return model
+    if model.name.isdigit() and number in found:
+        return found[number]
+    if number == 0 and not model.name.isdigit():
+        return model
+    there = f"its models are {', '.join(map(str, sorted(found)))}" if found else "there is one model"
+    raise BadInputError(f"{model.parent}: no model {number} here; {there}")
 
 
 def images_beside(model: Path) -> Path | None:
@@ -86,7 +112,8 @@ def images_beside(model: Path) -> Path | None:
     return next((folder / "images" for folder in above if (folder / "images").is_dir()), None)
 
 
-def _models(folder: Path) -> list[Path]:
+def models_in(folder: Path) -> list[Path]:
+    """COLMAP models of a scene, the one to take first: what `featkit reconstruct` made, then what it brings along."""
     return [
         model
         for base in (folder / OUTPUT, folder)

@@ -10,9 +10,10 @@ from typing import Literal
 import pycolmap
 from pydantic import Field
 
-from featkit.core.config import Config, digest
+from featkit.core.config import Config, Count, CountOrZero, Seed, Share, Threads, WorkerCount, digest
 from featkit.core.errors import EmptyResultError
 from featkit.core.log import progress
+from featkit.core.runtime import usable_cores
 from featkit.io.artifact import artifact, locked, scratch
 from featkit.io.atomic import explained_by_disk, read_stamp
 from featkit.mapping import verify
@@ -28,15 +29,15 @@ Mapper = Literal["incremental", "global", "hierarchical"]
 class ClusterConfig(Config):
     """How the hierarchical mapper cuts the graph of verified pairs (COLMAP's SceneClustering: normalized cuts)."""
 
-    leaf_max_images: int = Field(default=500, ge=3)
+    leaf_max_images: int = Field(500, ge=3, le=10**9)
     """Images of one cluster at most, before its overlap is added (COLMAP: 500). It bounds the memory of a cluster."""
-    overlap: int = Field(default=50, ge=0)
+    overlap: CountOrZero = 50
     """Images that a cluster shares with each one beside it, at most (COLMAP: 50); two maps are merged by them."""
-    branching: int = Field(default=2, ge=2)
+    branching: int = Field(2, ge=2, le=10**9)
     """Parts that a cluster too large is cut into (COLMAP: 2)."""
-    strongest_pairs: int = Field(default=20, ge=1)
+    strongest_pairs: Count = 20
     """The overlap is chosen among so many pairs of an image, those of most inliers (COLMAP's num_image_matches: 20)."""
-    workers: int = Field(default=0, ge=0)
+    workers: WorkerCount = 0
     """Clusters mapped at a time, each with its share of the threads; 0: one for a small scene, else COLMAP's choice.
 
     Each holds a map of its own in memory."""
@@ -58,35 +59,38 @@ class MapConfig(DatabaseConfig):
     """From matches to a map."""
 
     mapper: Mapper = "incremental"
-    min_model_size: int = 3
+    """incremental: image by image; global: all at once; hierarchical: clusters of images, merged."""
+    min_model_size: int = Field(3, ge=2, le=10**9)
     """Smallest number of registered images of a model that is kept."""
     keep: KeepConfig = KeepConfig()
     """What else a model must have."""
     start: StartConfig = StartConfig()
     """The incremental mapper's second try."""
-    min_num_matches: int = 15
+    min_num_matches: Count = 15
     """Pairs with fewer verified matches are not used."""
     extract_colors: bool = True
-    global_adjustment_growth: float = Field(default=1.1, gt=1)
+    """Whether the points take their colours from the photographs."""
+    global_adjustment_growth: float = Field(1.1, gt=1, le=1e6)
     """The incremental mapper adjusts all of a map when its images or points are so many times those of the last time
     (COLMAP: 1.1). The largest cost of a map of thousands of images: where one adjustment costs in proportion to
     them, all come to g / (g - 1) of the last one, 11 of it at 1.1 and 4.3 at 1.3."""
-    global_adjustment_tolerance: float = Field(default=1e-6, ge=0)
+    global_adjustment_tolerance: Share = 1e-6
     """An adjustment of a whole map ends when a step lowers its cost by less than this part of it. COLMAP's is 0 (go on
     to the last iteration): a fifth more time on 1,000 images and more on more, for changes far below the noise of a
     keypoint. Maps of up to `single_thread_images` keep COLMAP's."""
-    local_adjustment_tolerance: float = Field(default=1e-4, ge=0)
+    local_adjustment_tolerance: Share = 1e-4
     """The same for the adjustment around each new image, which those of the whole go over again. COLMAP's is 0: a tenth
     to a fourth more time on small maps, for the same cameras within half a hundredth of their error."""
     clusters: ClusterConfig = ClusterConfig()
     """Of the hierarchical mapper."""
-    seed: int = 0
-    threads: int = 0
+    seed: Seed = 0
+    """Of the mapper's draws."""
+    threads: Threads = 0
     """Threads of the mapper; -1: all cores; 0: one for small scenes, all cores for larger ones.
 
     With several threads COLMAP's sums, and which initial pair it finds first, depend on who is faster: only one thread
     gives the same bytes every time."""
-    single_thread_images: int = 200
+    single_thread_images: CountOrZero = 200
     """Up to so many images a scene is small: `threads` = 0 means one, and adjustments go on to the last iteration."""
 
 
@@ -186,7 +190,8 @@ def _least_images(config: MapConfig, database: Path) -> int:
 
 
 def _threads(config: MapConfig, images: int) -> int:
-    return config.threads or (1 if images <= config.single_thread_images else -1)
+    asked = config.threads or (1 if images <= config.single_thread_images else -1)
+    return min(asked, usable_cores())
 
 
 def _tolerance(config: MapConfig, images: int) -> float:
@@ -248,7 +253,7 @@ def hierarchical_options(config: MapConfig, images: int) -> pycolmap.Hierarchica
     """pycolmap's options of the hierarchical mapper, for a scene of that many images."""
     options = pycolmap.HierarchicalPipelineOptions()
     options.num_threads = _threads(config, images)
-    options.num_workers = config.clusters.workers or options.num_threads
+    options.num_workers = min(config.clusters.workers, usable_cores()) or options.num_threads
     options.clustering_options.leaf_max_num_images = config.clusters.leaf_max_images
     options.clustering_options.image_overlap = config.clusters.overlap
     options.clustering_options.branching = config.clusters.branching

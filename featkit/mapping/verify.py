@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from featkit.core.config import Config, digest
+from featkit.core.config import Confidence, Config, Count, Pixels, Seed, Trials, digest
 from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.core.log import progress
 from featkit.core.types import Pair, Pose
@@ -30,12 +30,16 @@ LOGGER = logging.getLogger(__name__)
 class VerifyConfig(Config):
     """Geometric verification of one pair."""
 
-    max_error_px: float = 4.0
-    """RANSAC threshold; against known poses it is multiplied by the keypoints' uncertainty."""
-    min_inliers: int = 15
-    confidence: float = 0.999
-    max_trials: int = 10_000
-    seed: int = 0
+    max_error_px: Pixels = 4.0
+    """RANSAC threshold, px; against known poses it is multiplied by the keypoints' uncertainty."""
+    min_inliers: Count = 15
+    """Fewest inliers of a pair of images that is kept."""
+    confidence: Confidence = 0.999
+    """Probability of a draw without outliers, after which drawing ends."""
+    max_trials: Trials = 10_000
+    """Draws of RANSAC at most."""
+    seed: Seed = 0
+    """Of RANSAC's draws."""
 
 
 def by_ransac(path: Path, config: VerifyConfig, pairs: Collection[Pair] | None = None) -> None:
@@ -124,7 +128,9 @@ class DatabaseConfig(Config):
     """Cameras and geometric verification."""
 
     camera: CameraConfig = CameraConfig()
+    """The photographs' cameras."""
     verify: VerifyConfig = VerifyConfig()
+    """Geometric verification of the matches."""
 
 
 def build_database(

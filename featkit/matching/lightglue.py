@@ -52,11 +52,11 @@ class LightGlueConfig(Config):
     0.99, XFeat 0.95, HardNet -1)."""
     filter_threshold: float = Field(default=0.1, ge=0, lt=1)
     """Least score of a match (authors: 0.1)."""
-    max_keypoints: int | None = Field(default=None, ge=1)
+    max_keypoints: int | None = Field(default=None, ge=1, le=10**9)
     """Of an image the best ones, by their scores, are matched; None: all. Time goes with the square."""
     precision: Literal["fp32", "fp16"] = "fp32"
     """Of the layers; fp16 is for GPUs."""
-    batch_size: Runtime[int] = Field(default=16, ge=1)
+    batch_size: Runtime[int] = Field(default=16, ge=1, le=10**9)
     """Pairs at a time on a GPU. Changes results by rounding only."""
 
 

@@ -21,27 +21,14 @@ from jaxtyping import Float, Int, Int8, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Config
 from featkit.core.errors import BadInputError
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features, Matches
 from featkit.features.base import BYTE, is_packed, unpack_signs
+from featkit.matching.config import MutualConfig
 
 MAX_THREADS = 8  # pairs at a time on the CPU: each has a tile of 4 MB per 1,000 keypoints
-
-
-class MutualConfig(Config):
-    """Which nearest neighbours count as matches."""
-
-    ratio: float | None = 0.8
-    """Largest distance to the nearest over distance to the second nearest, on both sides. None: no test.
-
-    Hamming distances go with the square of Euclidean ones: 0.8 is stricter for bits than for real numbers.
-    """
-    min_score: float | None = None
-    """Smallest similarity of a match: cosine, or share of equal minus share of unequal bits. None: no threshold."""
-    batch_size: Runtime[int] = 32
-    """Pairs that are read ahead and handed over together."""
 
 
 class MutualMatcher:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Epsilon, Factor, Number, Share
 
 # ----------------------------------------------------------------------------------------------------------------------
 # L2-Net (Tian et al. 2017) as HardNet trains it: seven convolutions without bias, BatchNorm without affine, ReLU.
@@ -80,28 +80,28 @@ class PatchNetworkConfig(Config):
 
     architecture: Literal["l2net", "hynet"] = "hynet"
     """l2net: HardNet, AdaSample and DOAP. hynet: HyNet and SDGMNet."""
-    dropout: float = Field(default=0.3, ge=0, lt=1)
+    dropout: Share = Field(0.3, lt=1)
     """Before the last convolution: 0.3 in HardNet's, HyNet's and SDGMNet's code; 0.1 in DOAP (0.5 on RomePatches)."""
     spatial_transformer: bool = False
     """DOAP's "ST" rows: patches of 42x42 px are aligned first (section 4.2)."""
-    transformer_rate: float = Field(default=0.01, gt=0)
+    transformer_rate: Factor = 0.01
     """Learning rate of the layer that predicts the affine map, as a share of the others' (DOAP, appendix B)."""
-    bits: int = Field(default=0, ge=0, multiple_of=8)
+    bits: int = Field(0, ge=0, le=65536, multiple_of=8)
     """0: 128 real values with unit norm. Otherwise that many bits, tanh in training (DOAP eq. 8: 256)."""
     init: Literal["by_architecture", "orthogonal", "uniform", "he"] = "by_architecture"
     """orthogonal: HardNet's code, for l2net. uniform: PyTorch's default for convolutions, for hynet. he: normal with
     variance 2 / inputs of a unit, biases 0 (He et al. 2015, eq. 10), which DOAP takes (appendix D)."""
-    init_gain: float = Field(default=0.6, gt=0)
+    init_gain: Factor = 0.6
     """Gain of the orthogonal start (HardNet's code)."""
     input_norm: InputNorm = "standard_deviation"
     """l2net only: how a patch is standardised; "variance" is SOSNet's InstanceNorm. HyNet's FRN does this itself."""
-    input_eps: float = Field(default=1e-7, gt=0)
+    input_eps: Epsilon = 1e-7
     """l2net only: added to the deviation (HardNet's code), or to the variance (SOSNet: 1e-5). Patches in [0, 1]."""
-    frn_eps: float = Field(default=1e-6, gt=0)
+    frn_eps: Epsilon = 1e-6
     """hynet only: added to the mean square of a map, not learned (FRN, section 3.1)."""
-    tau_init: float = -1.0
+    tau_init: Number = -1.0
     """hynet only: where the thresholds of the TLUs start (HyNet's code; the FRN paper has 0)."""
-    norm_eps: float = Field(default=1e-10, gt=0)
+    norm_eps: Epsilon = 1e-10
     """Added to the squared norm of the raw vector (HardNet's and HyNet's code)."""
 
 

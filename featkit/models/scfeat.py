@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Count
 from featkit.models.resnet import WIDTH, Depth, ResNetEncoder
 
 MULTIPLE_PX = 16
@@ -32,25 +32,25 @@ class SCFeatNetworkConfig(Config):
 
     encoder: Literal["resnet50", "resnet18"] = "resnet50"
     """resnet50: `scfeat`, the paper (III-A). resnet18: `scfeat-s`."""
-    encoder_width: int = Field(default=WIDTH, gt=0)
+    encoder_width: int = Field(WIDTH, ge=1, le=4096)
     """Channels of the encoder's first map, layer2 and layer3 by it; other than 64, no ImageNet weights fit."""
-    decoder_channels: tuple[int, int] = (512, 256)
+    decoder_channels: tuple[Count, Count] = (512, 256)
     """Of the decoder at 1/8 and at 1/4 of the resolution (authors' code)."""
-    side_channels: int = Field(default=128, gt=0)
+    side_channels: int = Field(128, ge=1, le=4096)
     """Of each of the three maps that are fused (authors' code)."""
-    descriptor_channels: int = Field(default=128, gt=1)
+    descriptor_channels: int = Field(128, gt=1, le=4096)
     """Of the fused map: the length of a descriptor (III-A)."""
-    norm_groups: int = Field(default=32, gt=0)
+    norm_groups: int = Field(32, ge=1, le=4096)
     """Of every GroupNorm (authors' code); decoder_channels and side_channels are multiples of it."""
     cross_norm: bool = True
     """The coupling bridge (III-B). False: "w/o cross norm." of Table III."""
     head: Literal["scfeat", "posfeat"] = "scfeat"
     """posfeat: the detector without peakiness, and without PReLU on the image's side (Li et al. 2022)."""
-    detector_feature_channels: int = Field(default=192, gt=0)
+    detector_feature_channels: int = Field(192, ge=1, le=4096)
     """Of the detector's layer 0 on descriptor maps, at 1/4 of the resolution (authors' code)."""
-    detector_image_channels: int = Field(default=64, gt=0)
+    detector_image_channels: int = Field(64, ge=1, le=4096)
     """Of the detector's layer 0 on the image, at full resolution (authors' code)."""
-    detector_merged_channels: int = Field(default=128, gt=0)
+    detector_merged_channels: int = Field(128, ge=1, le=4096)
     """Of the detector's layer 1, at full resolution (authors' code)."""
 
     @model_validator(mode="before")

@@ -7,9 +7,8 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field
 
-from featkit.core.config import Config
+from featkit.core.config import Config, Count
 from featkit.core.types import Pair
 from featkit.io.features import FeatureStore
 
@@ -48,9 +47,11 @@ DIGITS = re.compile(r"([0-9]+)")  # not \d: int() of some other digits would ord
 class SequentialConfig(Config):
     """How far ahead an image is matched."""
 
-    overlap: int = Field(default=10, ge=1, description="number of following images each one is paired with")
+    overlap: Count = 10
+    """Following images that each one is paired with."""
     # Off: `overlap` then means just what it says. On reaches further for few pairs when a path returns slowly.
-    quadratic: bool = Field(default=False, description="also the images 2^k ahead, for all k below overlap")
+    quadratic: bool = False
+    """Pair also with the images 2^k ahead, for all k below overlap."""
 
 
 class Sequential:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 from pydantic import Field
 
-from featkit.core.config import Config, Runtime, digest
+from featkit.core.config import Config, Count, Degrees, Metres, Runtime, digest
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.types import Pair, Pose
 from featkit.geometry.poses import Geodetic, camera_centre, ecef, middle, rotation_matrix
@@ -34,10 +34,10 @@ LOGGER = logging.getLogger(__name__)
 class GpsConfig(Config):
     """How many neighbours each image is matched with, and where the positions come from."""
 
-    num_matched: int = Field(default=16, ge=1)
+    num_matched: Count = 16
     """Nearest images that each one is paired with. In a survey along strips, two before and two after on its own strip
     and five on each strip beside it are 14; two more for what GPS errs."""
-    max_distance_m: float | None = Field(default=None, gt=0)
+    max_distance_m: Metres | None = None
     """Images further apart are not paired, m; None: any distance (COLMAP: 100)."""
     use_altitude: bool = False
     """Count altitudes in distances; an unknown one is the median of the others. Off, as in COLMAP (`ignore_z`): GPS
@@ -132,11 +132,11 @@ class Gps:
 class PosesConfig(Config):
     """How many neighbours each image is matched with, and which cameras count as neighbours."""
 
-    num_matched: int = Field(default=20, ge=1)
+    num_matched: Count = 20
     """Nearest images that each one is paired with (as many as by retrieval)."""
-    max_angle_deg: float = Field(default=30.0, gt=0, le=180)
+    max_angle_deg: Degrees = Field(30.0, gt=0)
     """Between viewing directions, degrees (hloc: 30, of the whole rotation)."""
-    max_distance: float | None = Field(default=None, gt=0)
+    max_distance: Metres | None = None
     """Between camera centres, in the model's unit; None: any."""
     model: Runtime[Path | None] = None
     """Folder of a COLMAP model, or of a mapped scene; None: the one that the command was given."""

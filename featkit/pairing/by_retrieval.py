@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
-from pydantic import Field
 
-from featkit.core.config import Config, Runtime, make
+from featkit.core.config import Config, Count, Runtime, make
 from featkit.core.errors import UsageError
 from featkit.core.registry import Method
 from featkit.core.types import Pair
@@ -25,8 +24,10 @@ from featkit.retrieval.vlad import VladConfig
 class RetrievalConfig(Config):
     """How many images each one is matched with, and how they are described."""
 
-    num_matched: int = Field(default=20, ge=1, description="most similar images each image is paired with")
+    num_matched: Count = 20
+    """Most similar images that each image is paired with."""
     vlad: VladConfig = VladConfig()
+    """How images are described and compared."""
 
 
 class Retrieval:
@@ -88,7 +89,7 @@ class GivenRetrievalConfig(Config):
     """In hloc's layout; an image's descriptor is in one of them."""
     content: str
     """16 hex digits of what they hold."""
-    num_matched: int = Field(default=20, ge=1)
+    num_matched: Count = 20
     """Most similar images that each image is paired with."""
 
 

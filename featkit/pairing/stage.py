@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from featkit.core.config import Config, differences
+from featkit.core.config import Config, Seed, differences
 from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError
 from featkit.core.registry import Method, resolve
 from featkit.images.listing import list_images
@@ -31,7 +31,21 @@ LOGGER = logging.getLogger(__name__)
 class AutoConfig(Config):
     """When all pairs are cheap enough."""
 
-    exhaustive_up_to: int = Field(default=60, ge=2, description="images; 60 make 1,770 pairs")
+    exhaustive_up_to: int = Field(60, ge=2, le=10**9)
+    """All pairs up to this many images (60 make 1,770 pairs), beyond it pairs by retrieval."""
+
+
+class PairWith(Config):
+    """Which images a stage pairs."""
+
+    pairs: str = "auto"
+    """auto, exhaustive, sequential, retrieval, gps, poses, covisible, another name in configs/, or a pairs file."""
+    auto: AutoConfig = AutoConfig()
+    """What "auto" means."""
+    pairing: dict[str, Any] = Field(default_factory=dict)
+    """What differs from the pairing's configuration."""
+    seed: Seed = 0
+    """Of the clusters of retrieval."""
 
 
 def auto_method(num_images: int, config: AutoConfig) -> str:

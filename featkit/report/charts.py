@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from featkit.report.content import Bars, Curve, Curves, Histogram
+from featkit.core.content import Bars, Curve, Curves, Histogram
 from featkit.report.scene3d import GROUP_COLOURS, NEUTRAL, OTHER_COLOURS, Figure, packed
 from featkit.report.tables import for_plotly, format_cell, format_integer
 

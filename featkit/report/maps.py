@@ -11,20 +11,29 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jaxtyping import Float
 
 from featkit import __version__
 from featkit.core.config import Config
-from featkit.core.types import Pair, Pose
+from featkit.core.content import (
+    Cell,
+    Configuration,
+    Headline,
+    Histogram,
+    Item,
+    Report,
+    Scene3D,
+    Section,
+    Table,
+)
+from featkit.core.types import Pose
 from featkit.demo.scene import RenderedConfig, intrinsics, map_poses, query_poses
 from featkit.evaluation.metrics import LocalizationScore
-from featkit.geometry.poses import rotation_matrix
-from featkit.images.read import DecodeConfig, decode
+from featkit.evaluation.pictures import match_pictures, moved_scene, posed_camera, seconds_table
 from featkit.io.features import open_features
 from featkit.localization.stage import QueryResult
 from featkit.mapping.align import PoseErrors, compare_with_truth, transform_pose
-from featkit.mapping.cameras import to_camera, to_pose
-from featkit.mapping.database import count_verified, matches_and_inliers, verified_pairs
+from featkit.mapping.cameras import to_camera
+from featkit.mapping.database import count_verified
 from featkit.mapping.metric import Alignment
 from featkit.mapping.model import (
     Model,
@@ -35,27 +44,10 @@ from featkit.mapping.model import (
     tracks_and_errors,
 )
 from featkit.mapping.outcome import camera_motion, map_warnings
-from featkit.report.content import (
-    Camera3D,
-    Cell,
-    Configuration,
-    Headline,
-    Histogram,
-    Item,
-    MatchPicture,
-    Report,
-    Scene3D,
-    Section,
-    Table,
-)
 from featkit.report.page import write_report
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The report of a map: 3D scene, match pictures, tables per image and stage, histograms, configuration.
-
-
-PICTURE_SIDE = 640  # px: longer side of each half of a match picture
-NUM_PICTURES = 4
 
 
 def reconstruction_report(
@@ -80,7 +72,8 @@ def reconstruction_report(
     ]
     title = (images.parent if images.name == "images" else images).resolve().name
     subtitle = f"Map by featkit {metrics['featkit_version']}"
-    return write_report(Report(title, subtitle, _map_headlines(metrics), sections), output)
+    page = Report(title, subtitle, _map_headlines(metrics), sections, metrics["warnings"])
+    return write_report(page, output)
 
 
 def _map_headlines(metrics: dict[str, Any]) -> list[Headline]:
@@ -124,56 +117,6 @@ def configuration(config: Config) -> Configuration:
     return Configuration("Configuration", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
-def moved_scene(model: Model, similarity: Float[np.ndarray, "3 4"]) -> Scene3D:
-    """Points and registered cameras of a model after a similarity (s R | t) of the world."""
-    points = list(model.points3D.values())
-    xyz = np.array([point.xyz for point in points], dtype=np.float64).reshape(-1, 3)
-    colours = np.array([point.color for point in points], dtype=np.uint8).reshape(-1, 3)
-    images = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
-    cameras = [
-        posed_camera(
-            image.name,
-            transform_pose(to_pose(image.cam_from_world()), similarity),
-            model.cameras[image.camera_id],
-            "map",
-        )
-        for image in images
-    ]
-    return Scene3D(xyz @ similarity[:, :3].T + similarity[:, 3], colours, cameras)
-
-
-def posed_camera(name: str, pose: Pose, camera: Any, group: str) -> Camera3D:
-    """A camera to draw."""
-    rotation = rotation_matrix(pose.qvec)
-    return Camera3D(name, rotation, pose.tvec, camera.width, camera.height, camera.mean_focal_length(), group)
-
-
-def match_pictures(images: Path, features: Path, database: Path) -> list[Item]:
-    """Pictures of verified pairs: the one with most inliers, the one with fewest, and some between."""
-    ranked = verified_pairs(database)
-    places = np.unique(np.linspace(0, len(ranked) - 1, min(NUM_PICTURES, len(ranked))).round().astype(int))
-    return [_picture(images, features, database, ranked[place][0]) for place in places]
-
-
-def _picture(images: Path, features: Path, database: Path, pair: Pair) -> MatchPicture:
-    matches, inlier = matches_and_inliers(database, pair)
-    with open_features(features) as store:
-        points = [store.keypoints(name) for name in (pair.name0, pair.name1)]
-    return match_picture((images / pair.name0, images / pair.name1), pair, points, matches, inlier)
-
-
-def match_picture(
-    paths: tuple[Path, Path], pair: Pair, points: list[np.ndarray], matches: np.ndarray, inlier: np.ndarray
-) -> MatchPicture:
-    """Picture of a pair. points: keypoints of both files in pixels; matches: (m, 2) indices into them."""
-    pixels, seen = [], []
-    for column, path in enumerate(paths):
-        image = decode(path, DecodeConfig(resize_max=PICTURE_SIDE), colour=True)
-        pixels.append(image.pixels)
-        seen.append(image.pixels_from_file(points[column][matches[:, column]]))
-    return MatchPicture(f"{pair.name0} - {pair.name1}", pixels[0], pixels[1], seen[0], seen[1], inlier)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Small tables of metrics, the same in the terminal and in the report.
 
@@ -198,13 +141,6 @@ def map_table(metrics: dict[str, Any]) -> Table:
         for number, row in enumerate(rows):
             row += [1e3 * truth["centre_mean"], truth["rotation_deg_mean"]] if number == 0 else [None, None]
     return Table("Map", columns, rows)
-
-
-def seconds_table(metrics: dict[str, Any]) -> Table:
-    """Wall time of every stage."""
-    rows: list[list[Cell]] = [[stage, round(seconds, 2)] for stage, seconds in metrics["seconds"].items()]
-    rows.append(["total", round(sum(metrics["seconds"].values()), 2)])
-    return Table("Time", ["stage", "seconds"], rows, note="A stage that was done already takes no time.")
 
 
 def recall_table(metrics: dict[str, Any]) -> Table:
@@ -234,18 +170,25 @@ def camera_error_table(truth: dict[str, Any]) -> Table:
 
 
 def map_metrics(
-    sparse: Path, database: Path, names: Sequence[str], truth: dict[str, Pose] | None, align: bool
+    sparse: Path,
+    database: Path,
+    names: Sequence[str],
+    truth: dict[str, Pose] | None,
+    align: bool,
+    without_pose: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Statistics of every model, the largest first; camera errors of the largest when the truth is known.
 
-    names: all photographs of the scene. align: whether the map is moved onto the truth by a similarity first.
+    names: the photographs that were mapped. align: whether the map is moved onto the truth by a similarity first.
+    without_pose: other photographs of the scene, which the reference has no pose of.
     """
     folders = sorted((path for path in sparse.iterdir() if path.is_dir()), key=lambda path: int(path.name))
     largest = read_model(folders[0])
-    statistics, registered = [map_statistics(largest, len(names))], [registered_names(largest)]
+    total = len(names) + len(without_pose)
+    statistics, registered = [map_statistics(largest, total)], [registered_names(largest)]
     for folder in folders[1:]:  # one in memory at a time
         model = read_model(folder)
-        statistics.append(map_statistics(model, len(names)))
+        statistics.append(map_statistics(model, total))
         registered.append(registered_names(model))
     verified, inliers = count_verified(database)
     metrics: dict[str, Any] = {
@@ -254,8 +197,8 @@ def map_metrics(
         "verified_pairs": verified,
         "inlier_matches": inliers,
         "models": [asdict(one) for one in statistics],
-        "unregistered": sorted(set(names) - registered[0]),
-        "warnings": map_warnings(registered, names, camera_motion(database)),
+        "unregistered": sorted({*names, *without_pose} - registered[0]),
+        "warnings": map_warnings(registered, names, camera_motion(database), without_pose),
         **peak_memory(),
     }
     if truth is not None:

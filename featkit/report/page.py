@@ -3,43 +3,44 @@
 from __future__ import annotations
 
 import base64
+import functools
+from dataclasses import dataclass
 from pathlib import Path
-from string import Template
+from typing import Any
 
 import cv2
+import jinja2
 import numpy as np
 from jaxtyping import Float, UInt8
+from markupsafe import Markup
 
-from featkit.core.errors import NotWritableError
-from featkit.geometry.pixels import apply_affine, resize_affine
-from featkit.io.artifact import write_text
-from featkit.report.charts import bars_figure, curves_figure, histogram_figure
-from featkit.report.content import (
+from featkit.core.content import (
     Bars,
     Configuration,
     Curves,
-    Headline,
     Histogram,
     Item,
     MatchPicture,
     Picture,
     Report,
     Scene3D,
-    Section,
 )
+from featkit.core.errors import NotWritableError
+from featkit.geometry.pixels import apply_affine, resize_affine
+from featkit.io.artifact import write_text
+from featkit.report.charts import bars_figure, curves_figure, histogram_figure
 from featkit.report.scene3d import Figure, scene_figure
 from featkit.report.tables import (
     LEVELS,
     Detail,
-    for_html,
-    for_script,
+    ShownTable,
     format_headline,
     format_integer,
+    shown_table,
     spread,
-    table_html,
+    writable,
 )
 
-HERE = Path(__file__).resolve().parent
 LIMIT_BYTES = 10_000_000  # what mail and chat still pass on; nearly half of it is plotly's own script
 
 
@@ -62,59 +63,75 @@ def write_report(report: Report, path: Path, limit_bytes: int = LIMIT_BYTES) -> 
 
 def render(report: Report, detail: Detail) -> str:
     """The page as text, at one level of detail whatever its size."""
-    writer = _ItemWriter(detail)
-    sections = "".join(_section(section, i, writer) for i, section in enumerate(report.sections))
-    links = "".join(
-        f'<a href="#section-{i}">{for_html(section.title)}</a>' for i, section in enumerate(report.sections)
-    )
-    return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
-        title=for_html(report.title),
-        subtitle=f'<p class="subtitle">{for_html(report.subtitle)}</p>' if report.subtitle else "",
-        headlines=_headlines(report),
-        links=links,
-        sections=sections,
-        style=(HERE / "style.css").read_text(encoding="utf-8"),
-        plotly=f"<script>{_plotly_script()}</script>" if writer.figures else "",
-        script=(HERE / "script.js").read_text(encoding="utf-8"),
-    )
+    views = Views(detail)
+    shown = [[views.of(item) for item in section.items] for section in report.sections]
+    page = _templates().get_template("page.html")
+    return writable(page.render(report=report, shown=shown, plotly=_plotly_script() if views.figures else ""))
 
 
-def _plotly_script() -> str:
+@functools.cache
+def _templates() -> jinja2.Environment:
+    """The templates beside this file; every value that is put into them is escaped."""
+    loader = jinja2.PackageLoader("featkit.report", ".")
+    made = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    made.filters["headline"] = format_headline
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return made
+
+
+def _plotly_script() -> Markup:
     from plotly.offline import get_plotlyjs
 
-    return str(get_plotlyjs())
+    return Markup(get_plotlyjs())
 
 
-def _headlines(report: Report) -> str:
-    if not report.headlines:
-        return ""
-    return f'<dl class="cards">{"".join(_card(headline) for headline in report.headlines)}</dl>'
+@dataclass(frozen=True)
+class ShownFigure:
+    """What plotly draws. shape: "scene" or "chart"."""
+
+    title: str
+    spec: dict[str, Any]
+    caption: str
+    shape: str
+    kind = "figure"
 
 
-def _card(headline: Headline) -> str:
-    unit = f' <span class="unit">{for_html(headline.unit)}</span>' if headline.unit else ""
-    hint = f'<dd class="hint">{for_html(headline.hint)}</dd>' if headline.hint else ""
-    value = for_html(format_headline(headline.value))
-    return f'<div class="card"><dt>{for_html(headline.label)}</dt><dd class="value">{value}{unit}</dd>{hint}</div>'
+@dataclass(frozen=True)
+class ShownPicture:
+    """source: the address of the image, "" where it is left out. key: whether inliers and outliers are explained."""
+
+    title: str
+    source: str
+    alt: str
+    caption: str
+    key: bool = False
+    kind = "picture"
 
 
-def _section(section: Section, number: int, writer: _ItemWriter) -> str:
-    paragraphs = "".join(f"<p>{for_html(part)}</p>" for part in section.text.split("\n\n") if part.strip())
-    items = "".join(writer.write(item) for item in section.items)
-    head = f"<h2>{for_html(section.title)}</h2>{paragraphs}"
-    return f'<section id="section-{number}">{head}<div class="items">{items}</div></section>'
+@dataclass(frozen=True)
+class ShownText:
+    """A text that is folded away."""
+
+    title: str
+    text: str
+    kind = "text"
 
 
-class _ItemWriter:
-    """Turns items into html and counts what the page as a whole must know."""
+Shown = ShownTable | ShownFigure | ShownPicture | ShownText
+
+
+class Views:
+    """What the templates show of items, and what the page as a whole must know. `kind` names an item's macro."""
 
     def __init__(self, detail: Detail) -> None:
         self.detail = detail
         self.figures = 0
         self.pictures = 0
 
-    def write(self, item: Item) -> str:
-        """One item as html. Raises ValueError from the item's own module."""
+    def of(self, item: Item) -> Shown:
+        """What is shown of one item. Raises ValueError from the item's own module."""
         if isinstance(item, Scene3D):
             return self._figure(item.title, scene_figure(item, self.detail), "scene")
         if isinstance(item, Histogram):
@@ -126,52 +143,28 @@ class _ItemWriter:
         if isinstance(item, MatchPicture):
             return self._matches(item)
         if isinstance(item, Picture):
-            return self._picture(item)
+            return ShownPicture(item.title, data_uri(item.jpeg), item.title, item.caption)
         if isinstance(item, Configuration):
             return self._configuration(item)
-        return table_html(item, self.detail)
+        return shown_table(item, self.detail)
 
-    def _figure(self, title: str, figure: Figure, kind: str) -> str:
+    def _figure(self, title: str, figure: Figure, shape: str) -> ShownFigure:
         self.figures += 1
-        spec = for_script({"data": figure.data, "layout": figure.layout})
-        return (
-            f'<figure class="item {kind}-item">{_heading(title)}'
-            f'<div class="plot {kind}"></div><script type="application/json">{spec}</script>'
-            f"<figcaption>{for_html(figure.caption)}</figcaption></figure>"
-        )
+        return ShownFigure(title, {"data": figure.data, "layout": figure.layout}, figure.caption, shape)
 
-    def _picture(self, picture: Picture) -> str:
-        return (
-            f'<figure class="item">{_heading(picture.title)}'
-            f'<img src="{data_uri(picture.jpeg)}" alt="{for_html(picture.title)}">'
-            f"<figcaption>{for_html(picture.caption)}</figcaption></figure>"
-        )
-
-    def _matches(self, picture: MatchPicture) -> str:
+    def _matches(self, picture: MatchPicture) -> ShownPicture:
         self.pictures += 1
-        caption = for_html(match_caption(picture, self.detail))
+        title, caption = picture.title, match_caption(picture, self.detail)
         if self.pictures > self.detail.pictures:
-            left_out = "The picture is left out to keep the page small."
-            return (
-                f'<figure class="item">{_heading(picture.title)}<figcaption>{caption} {left_out}</figcaption></figure>'
-            )
+            return ShownPicture(title, "", "", f"{caption} The picture is left out to keep the page small.")
         source = data_uri(match_jpeg(picture, self.detail))
-        key = '<span class="key inlier">inlier</span><span class="key outlier">outlier</span>'
-        return (
-            f'<figure class="item">{_heading(picture.title)}'
-            f'<img src="{source}" alt="Matches: {for_html(picture.title)}">'
-            f"<figcaption>{caption} {key if len(picture.inlier) else ''}</figcaption></figure>"
-        )
+        return ShownPicture(title, source, f"Matches: {title}", caption, key=len(picture.inlier) > 0)
 
-    def _configuration(self, item: Configuration) -> str:
+    def _configuration(self, item: Configuration) -> ShownText:
         text, limit = item.text, self.detail.text_characters
         if len(text) > limit:
             text = f"{text[:limit]}\n… {format_integer(len(text) - limit)} more characters"
-        return f"<details><summary>{for_html(item.title)}</summary><pre>{for_html(text)}</pre></details>"
-
-
-def _heading(title: str) -> str:
-    return f"<h3>{for_html(title)}</h3>" if title else ""
+        return ShownText(item.title, text)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

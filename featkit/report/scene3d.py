@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from featkit.report.content import Camera3D, Scene3D
+from featkit.core.content import Camera3D, Scene3D
 from featkit.report.tables import Detail, for_plotly, format_float, format_integer, spread
 
 # Readable on a light and on a dark ground, and apart for most colour-blind readers.

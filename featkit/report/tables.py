@@ -1,43 +1,60 @@
-"""Tables as html, and how numbers and users' text are written on a page."""
+"""Tables as they stand on a page, and how numbers are written there."""
 
 from __future__ import annotations
 
 import html
-import json
 import math
 import numbers
 import re
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from jaxtyping import Int
 
-from featkit.report.content import Cell, Link, Table
+from featkit.core.content import Cell, Link, Table
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Tables as html: numbers to the right, one number of decimals per column, sortable by their headers.
+# Tables as they stand on a page: numbers to the right, one number of decimals per column, sortable by their headers.
 
 
-def table_html(table: Table, detail: Detail) -> str:
+@dataclass(frozen=True)
+class ShownCell:
+    """A cell. sort: the full number for the page's script, "" for a gap (which comes last), None for text, which sorts
+    by what is shown. address: percent-encoded, of a cell that leads somewhere."""
+
+    text: str
+    sort: str | None
+    address: str = ""
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table as text, before it is escaped. numeric: which columns hold numbers."""
+
+    title: str
+    columns: Sequence[str]
+    numeric: Sequence[bool]
+    rows: Sequence[Sequence[ShownCell]]
+    highlight: AbstractSet[int]
+    note: str
+    kind = "table"
+
+
+def shown_table(table: Table, detail: Detail) -> ShownTable:
     """The table with at most `detail.rows` rows. Raises ValueError when a row has not one cell per column."""
     for row in table.rows:
         if len(row) != len(table.columns):
             raise ValueError(f"{table.title}: a row of {len(row)} cells under {len(table.columns)} columns")
-    cells = [[row[i] for row in table.rows] for i in range(len(table.columns))]
-    numeric = [_numeric(column) for column in cells]
-    decimals = [decimals_for(column) for column in cells]
-    head = "".join(_header(str(name), numeric[i]) for i, name in enumerate(table.columns))
-    body = "".join(
-        _row(row, numeric, decimals, number in table.highlight) for number, row in enumerate(table.rows[: detail.rows])
-    )
-    if not table.rows:
-        body = f'<tr><td class="empty" colspan="{max(len(table.columns), 1)}">nothing to list</td></tr>'
-    grid = f'<div class="grid"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    title = f"<h3>{for_html(table.title)}</h3>" if table.title else ""
-    return f'<figure class="item">{title}{grid}{_note(table, detail)}</figure>'
+    columns = [[row[i] for row in table.rows] for i in range(len(table.columns))]
+    numeric, decimals = [_numeric(cells) for cells in columns], [decimals_for(cells) for cells in columns]
+    rows = [list(map(_shown, row, numeric, decimals)) for row in table.rows[: detail.rows]]
+    notes = [table.note] if table.note else []
+    if len(table.rows) > detail.rows:
+        notes.append(f"The first {format_integer(detail.rows)} of {format_integer(len(table.rows))} rows are shown.")
+    return ShownTable(table.title, table.columns, numeric, rows, table.highlight, " ".join(notes))
 
 
 def _numeric(column: Sequence[Cell]) -> bool:
@@ -46,39 +63,18 @@ def _numeric(column: Sequence[Cell]) -> bool:
     return bool(known) and all(number_in(cell) is not None for cell in known)
 
 
-def _header(name: str, numeric: bool) -> str:
-    kind = ' class="number"' if numeric else ""
-    return f'<th{kind} aria-sort="none"><button type="button">{for_html(name)}</button></th>'
+def _shown(cell: Cell, numeric: bool, decimals: int) -> ShownCell:
+    sort = _sort_key(cell) if numeric or not isinstance(cell, str) else None
+    return ShownCell(format_cell(cell, decimals), sort, quote(cell.address) if isinstance(cell, Link) else "")
 
 
-def _row(row: Sequence[Cell], numeric: Sequence[bool], decimals: Sequence[int], highlighted: bool) -> str:
-    cells = []
-    for i, cell in enumerate(row):
-        text = for_html(format_cell(cell, decimals[i]))
-        if isinstance(cell, Link):
-            text = f'<a href="{for_html(quote(cell.address))}">{text}</a>'
-        kind = ' class="number"' if numeric[i] else ""
-        key = _sort_key(cell) if numeric[i] or not isinstance(cell, str) else ""
-        cells.append(f"<td{kind}{key}>{text}</td>")
-    kind = ' class="highlight"' if highlighted else ""
-    return f"<tr{kind}>{''.join(cells)}</tr>"
-
-
-def _sort_key(cell: Cell) -> str:
-    """The full number for the page's script; text sorts by what is shown, gaps come last."""
+def _sort_key(cell: Cell) -> str | None:
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return ' data-sort=""'
+        return ""
     value = number_in(cell)
-    if value is not None:
-        return f' data-sort="{int(value) if value.is_integer() else repr(value).replace("inf", "Infinity")}"'
-    return ""
-
-
-def _note(table: Table, detail: Detail) -> str:
-    parts = [table.note] if table.note else []
-    if len(table.rows) > detail.rows:
-        parts.append(f"The first {format_integer(detail.rows)} of {format_integer(len(table.rows))} rows are shown.")
-    return f"<figcaption>{for_html(' '.join(parts))}</figcaption>" if parts else ""
+    if value is None:
+        return None
+    return str(int(value)) if value.is_integer() else repr(value).replace("inf", "Infinity")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -164,7 +160,7 @@ def _whole(cell: Cell) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# User text on its way into html, into json inside a script element, and into plotly's labels.
+# User text on its way into plotly's labels; the template engine escapes all else.
 #
 # Image names are file names: they may hold markup, quotes, or bytes that were no UTF-8 (lone surrogates in Python).
 
@@ -174,20 +170,9 @@ def writable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def for_html(text: object) -> str:
-    """Text for an element or a quoted attribute."""
-    return html.escape(writable(str(text)))
-
-
 def for_plotly(text: str) -> str:
     """Text for a plotly label, which understands a few tags and entities."""
     return html.escape(writable(text), quote=False)
-
-
-def for_script(value: Any) -> str:
-    """Json that cannot end the script element it stands in: pure ASCII, without <, > and &."""
-    dumped = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return dumped.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featkit.core.errors import BadInputError, blaming
-from featkit.losses.sdgm import ANGLE_STATISTICS, POWER_STATISTICS
-from featkit.report.content import (
+from featkit.core.content import (
     Cell,
     Configuration,
     Curve,
@@ -25,6 +23,8 @@ from featkit.report.content import (
     Section,
     Table,
 )
+from featkit.core.errors import BadInputError, blaming
+from featkit.losses.sdgm import ANGLE_STATISTICS, POWER_STATISTICS
 from featkit.report.page import write_report
 from featkit.training.informativeness import Informativeness, InformativenessConfig, Snapshot
 from featkit.training.run_folder import FIRST_COLUMNS, Row, RunFolder, read_metrics

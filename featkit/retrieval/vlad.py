@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int16, Int64
 from pydantic import Field
 
-from featkit.core.config import Config, Runtime
+from featkit.core.config import Config, Count, PositiveShare, Runtime
 from featkit.core.errors import BadInputError
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features
@@ -31,18 +31,28 @@ if TYPE_CHECKING:
 class VladConfig(Config):
     """How images are described and compared. The budget and the backend cannot change a result, only its cost."""
 
-    num_clusters: int = Field(default=64, ge=1, description="centroids; fewer when the images have few descriptors")
-    descriptor_dims: int = Field(default=64, ge=0, description="dimensions kept by a PCA of the descriptors; 0: all")
-    descriptors_per_image: int = Field(default=4096, ge=1, description="the best-scored ones describe an image")
-    train_descriptors: int = Field(default=100_000, ge=1, description="descriptors the codebook is trained on, at most")
-    train_images: int = Field(default=1000, ge=1, description="images those are drawn from, at most")
-    min_per_cluster: int = Field(default=8, ge=1, description="training descriptors per centroid, at least")
-    kmeans_iterations: int = Field(default=20, ge=1, description="Lloyd steps, at most")
-    intra_normalize: bool = Field(default=True, description="each cluster's residual to length 1 (Arandjelović 2013)")
-    power: float = Field(default=0.5, gt=0, le=1, description="signed power of every entry (Jégou 2012); 1: none")
+    num_clusters: int = Field(64, ge=1, le=2**20)
+    """Centroids; fewer when the images have few descriptors."""
+    descriptor_dims: int = Field(64, ge=0, le=2**20)
+    """Dimensions kept by a PCA of the descriptors; 0: all."""
+    descriptors_per_image: Count = 4096
+    """The best-scored ones describe an image."""
+    train_descriptors: Count = 100_000
+    """Descriptors the codebook is trained on, at most."""
+    train_images: Count = 1000
+    """Images those are drawn from, at most."""
+    min_per_cluster: Count = 8
+    """Training descriptors per centroid, at least."""
+    kmeans_iterations: int = Field(20, ge=1, le=10**6)
+    """Lloyd steps, at most."""
+    intra_normalize: bool = True
+    """Each cluster's residual to length 1 (Arandjelović 2013)."""
+    power: PositiveShare = 0.5
+    """Signed power of every entry (Jégou 2012); 1: none."""
     backend: Runtime[Backend] = "auto"
-    # MiB for the image vectors and the search together; 100,000 images of 64 x 64 take 781 of them.
-    memory_budget_mb: Runtime[int] = Field(default=1024, ge=1)
+    """What computes the clusters and neighbours: faiss where it is installed, else torch."""
+    memory_budget_mb: Runtime[int] = Field(1024, ge=1, le=10**6)
+    """For the image vectors and the search together, MiB; 100,000 images of 64 x 64 take 781 of them."""
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,9 @@ LOGGER = logging.getLogger(__name__)
 
 
 class InformativenessConfig(Config):
-    pairs: int = Field(1024, ge=3)
+    pairs: int = Field(1024, ge=3, le=10**9)
     """Pairs that negatives are mined among, each of another class (AdaSample, section 5.1: batches of 1024)."""
-    measured: int = Field(256, ge=3)
+    measured: int = Field(256, ge=3, le=10**9)
     """Of them, how many gradients are taken: 256 tell a correlation of 0.8 to within 0.02 (one deviation)."""
     loss: AngularTripletConfig = AngularTripletConfig()
     """The loss whose gradient is taken; weights and averages play no part."""

@@ -9,7 +9,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from featkit.core.config import Config, Runtime
+from featkit.core.config import (
+    Config,
+    Count,
+    CountOrZero,
+    Degrees,
+    Epsilon,
+    FactorOrZero,
+    PositiveShare,
+    Runtime,
+    Share,
+)
 from featkit.data.augment import AugmentConfig
 from featkit.data.label_mining import LabelMiningConfig
 from featkit.data.training_patches import PatchDataConfig
@@ -23,13 +33,15 @@ class Pairs(Config):
     """Two random patches of each of `batch_size` classes (HardNet, HyNet, SDGMNet)."""
 
     kind: Literal["pairs"] = "pairs"
+    """Which sampler this configures."""
 
 
 class Groups(Config):
     """Whole classes, `batch_size` patches together (DOAP)."""
 
     kind: Literal["groups"] = "groups"
-    max_per_group: int = Field(16, ge=2)
+    """Which sampler this configures."""
+    max_per_group: int = Field(16, ge=2, le=10**9)
     """Patches of one class in a batch, at most. DOAP, appendix C: groups of 16."""
     two_scenes: bool = False
     """Each batch from two scenes, half of each (DOAP, appendix C.2); meant for label mining."""
@@ -44,15 +56,16 @@ class AdaSample(Config):
     """Anchors at random, their positives by distance (AdaSample, eq. 13)."""
 
     kind: Literal["adasample"] = "adasample"
-    strength: float = Field(10.0, ge=0)
+    """Which sampler this configures."""
+    strength: float = Field(10.0, ge=0, allow_inf_nan=True)
     """lambda of eq. 13: 0 is random sampling, .inf takes the most distant positive. AdaSample, sec. 5.1: 10."""
-    class_size: int = Field(15, ge=2)
+    class_size: int = Field(15, ge=2, le=10**9)
     """Patches that every class is filled to by turning its own ones. AdaSample, sec. 5.2: 15."""
-    candidates: int = Field(15, ge=2)
+    candidates: int = Field(15, ge=2, le=10**9)
     """Patches of a class that are described to choose from, the anchor among them. Fewer take less time."""
-    filled_rotation_deg: float = Field(15.0, ge=0)
+    filled_rotation_deg: Degrees = 15.0
     """Degrees: largest random rotation of such a copy, either way. The paper does not give it."""
-    smallest_angle: float = Field(0.1, gt=0)
+    smallest_angle: Epsilon = 0.1
     """A positive nearer to its anchor counts as that far in its weight 1 / d, which would have no limit. Rad, or
     Euclidean distance, which is the same when small."""
     distance: Literal["of_loss", "angular", "euclidean"] = "of_loss"
@@ -65,15 +78,15 @@ class HeldOut(Measured):
 
     scenes: tuple[str, ...] = ()
     """Names of the scenes that are left out; none: drawn at random."""
-    share: float = Field(0.05, gt=0, lt=1)
+    share: PositiveShare = Field(0.05, lt=1)
     """Without names: whole scenes while they have no more than this share of the classes; where all are larger, so
     many classes of all scenes."""
-    pairs: int = Field(2000, ge=10)
+    pairs: int = Field(2000, ge=10, le=10**9)
     """Matching pairs of patches, at most."""
-    min_shared: int = Field(50, ge=2)
+    min_shared: int = Field(50, ge=2, le=10**9)
     """Two images of a scene are matched when they share so many points. Where no two do, or images are not known,
     patches of different points of a scene are put together as if they were of two images."""
-    max_shared: int = Field(250, ge=2)
+    max_shared: int = Field(250, ge=2, le=10**9)
     """Points of such a pair of images that are matched, at most."""
 
 
@@ -81,26 +94,33 @@ class PatchTraining(TrainingConfig):
     """How a patch descriptor is trained."""
 
     data: PatchDataConfig = PatchDataConfig()
+    """How the patches are read, and which of them are taken."""
     network: PatchNetworkConfig = PatchNetworkConfig()
+    """The network that is trained."""
     loss: LossConfig = HyNetLossConfig()
+    """What is minimised."""
     scale_statistics: bool = True
     """Fit the memory of SDGMNet's statistics to `steps` and `batch_size`, in the paper's proportions."""
-    second_order_weight: float = Field(0.0, ge=0)
+    second_order_weight: FactorOrZero = 0.0
     """Factor of SOSNet's second-order term, added to the loss; 0: none."""
-    second_order_neighbours: int = Field(8, ge=1)
+    second_order_neighbours: int = Field(8, ge=1, le=10**6)
     """Neighbours of each descriptor that the term looks at. SOSNet: 8."""
     sampler: Annotated[Pairs | Groups | AdaSample, Field(discriminator="kind")] = Pairs()
-    same_image_share: float = Field(0.0, ge=0, le=1)
+    """How batches are drawn."""
+    same_image_share: Share = 0.0
     """Sampler `pairs`: share of each batch whose first patches all come from one image, where the data names the
     images: the non-matches that matching meets. The papers: 0."""
     augmentation: AugmentConfig = AugmentConfig()
+    """How patches are changed before the network sees them."""
     optimiser: Annotated[Sgd | Adam, Field(discriminator="kind")] = Adam(learning_rate=0.01)
-    batch_size: int = Field(1024, ge=2)
+    """How gradients become steps."""
+    batch_size: int = Field(1024, ge=2, le=10**9)
     """Pairs in a batch; patches, when whole groups are drawn."""
-    steps: int = Field(100_000, ge=1)
-    """Length of the training."""
+    steps: Count = 100_000
+    """Length of the training, batches."""
     held_out: HeldOut = HeldOut()
-    chunk: int = Field(0, ge=0)
+    """What is held out of the training and measured along it."""
+    chunk: CountOrZero = 0
     """Patches described at once, 0: the whole batch. The gradient stays that of the whole batch: exactly where
     patches do not look at each other inside the network (HyNet); BatchNorm inside (L2-Net) sees one chunk at a time."""
     patches_on: Runtime[Literal["auto", "device", "host"]] = "auto"

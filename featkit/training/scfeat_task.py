@@ -17,7 +17,17 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from featkit.core.config import Config, Runtime
+from featkit.core.config import (
+    Config,
+    Count,
+    FactorOrZero,
+    PositiveShare,
+    Runtime,
+    Seconds,
+    Seed,
+    Share,
+    WorkerCount,
+)
 from featkit.core.errors import BadInputError
 from featkit.core.runtime import torch_device
 from featkit.data.posed_pairs import PosedConfig, PosedPairs
@@ -50,9 +60,9 @@ Optimiser = Annotated[Sgd | Adam, Field(discriminator="kind")]
 class HeldOutPairs(Measured):
     """What is kept out of the training, to choose the best step."""
 
-    share: float = Field(0.05, gt=0, lt=1)
+    share: PositiveShare = Field(0.05, lt=1)
     """Share of the images of every scene (of the photographs, in the warm-up)."""
-    pairs: int = Field(64, ge=1)
+    pairs: Count = 64
     """Pairs of them that are looked at, at most."""
 
 
@@ -61,23 +71,24 @@ class StageTraining(TrainingConfig):
 
     network: SCFeatNetworkConfig = SCFeatNetworkConfig()
     """Set by the recipe's own `network`."""
-    share: float = Field(0.0, ge=0)
+    share: FactorOrZero = 0.0
     """Part of a `--budget` that this stage gets, in proportion to the others'."""
     held_out: HeldOutPairs = HeldOutPairs()
-    pictures: Runtime[int] = Field(8, ge=0)
+    """What is held out of the training and measured along it."""
+    pictures: Runtime[int] = Field(8, ge=0, le=10**6)
     """How often along the training it is shown in pictures."""
-    workers: Runtime[int] = Field(2, ge=0)
-    """Threads that make samples ahead."""
-    cache_mb: Runtime[float] = Field(1000.0, ge=0)
-    """Memory for decoded photographs."""
+    workers: Runtime[WorkerCount] = 2
+    """Threads that make samples ahead; 0: none, as they are needed."""
+    cache_mb: Runtime[FactorOrZero] = 1000.0
+    """Memory for decoded photographs, MB."""
 
 
 class TeacherConfig(ImitationConfig):
     """A published feature that the network imitates while it warms up; its features are given by --teacher."""
 
-    keypoints: int = Field(256, ge=2)
+    keypoints: int = Field(256, ge=2, le=10**9)
     """Of a view, at most: the best that it shows."""
-    score_share: float = Field(0.25, gt=0, le=1)
+    score_share: PositiveShare = 0.25
     """Share of a batch's photographs whose score maps are compared: the detector works at full resolution."""
 
 
@@ -85,16 +96,21 @@ class WarmUp(StageTraining):
     """Backbone and bridge on two views of one photograph: where no ImageNet encoder is at hand. Not in the paper."""
 
     optimiser: Optimiser = Adam(learning_rate=1e-3)
-    batch_size: int = Field(4, ge=1)
+    """How gradients become steps."""
+    batch_size: Count = 4
     """Photographs in a batch, two views of each."""
-    steps: int = Field(10_000, ge=1)
-    share: float = Field(0.25, ge=0)
-    fused_share: float = Field(0.0, ge=0, le=1)
+    steps: Count = 10_000
+    """Length of the stage, batches."""
+    share: FactorOrZero = 0.25
+    """Part of a `--budget` that this stage gets, in proportion to the others'."""
+    fused_share: Share = 0.0
     """Share of a batch's photographs that are compared by the map before the bridge, which gives the descriptors
     (III-E); the others by the map behind it, which the other losses and the detector see."""
     augmentation: HomographyConfig = HomographyConfig()
+    """How the two views of a photograph are made."""
     loss: ContrastiveLossConfig = ContrastiveLossConfig()
-    contrastive: float = Field(1.0, ge=0)
+    """The contrastive loss between the two views."""
+    contrastive: FactorOrZero = 1.0
     """Weight of the contrastive loss; less than 1 only beside a teacher."""
     teacher: TeacherConfig | None = None
     """None: learned from homographies alone."""
@@ -111,49 +127,64 @@ class Description(PosedTraining):
     """Backbone and bridge from camera poses (III-D (1))."""
 
     optimiser: Optimiser = Adam(learning_rate=1e-4)
+    """How gradients become steps."""
     schedule: Schedule = Steps(at=(0.9,))
-    batch_size: int = Field(2, ge=1)
+    """How the learning rate changes along the training."""
+    batch_size: Count = 2
     """Pairs in a batch (IV-A: 2)."""
-    pull: float = Field(0.0, ge=0)
+    pull: FactorOrZero = 0.0
     """Weight of the mean squared distance between unit vectors of the maps and those of the network that the stage
     started from: what a warm-up learned is more than poses say. The paper starts from ImageNet and has none."""
     freeze_norms: bool = False
     """Whether BatchNorms work with the statistics that the stage started with, as the network will when it extracts;
     in small batches those of the batch are noise. The authors' code: no."""
-    steps: int = Field(100_000, ge=1)
-    share: float = Field(0.6, ge=0)
+    steps: Count = 100_000
+    """Length of the stage, batches."""
+    share: FactorOrZero = 0.6
+    """Part of a `--budget` that this stage gets, in proportion to the others'."""
     augmentation: PairAugmentation = PairAugmentation()
+    """How photographs are changed before the network sees them."""
     loss: DescriptionLossConfig = DescriptionLossConfig()
+    """The line-to-window loss."""
 
 
 class Detection(PosedTraining):
     """The detector from camera poses, backbone and bridge frozen (III-D (2))."""
 
     optimiser: Optimiser = Adam(learning_rate=1e-3)
-    batch_size: int = Field(2, ge=1)
+    """How gradients become steps."""
+    batch_size: Count = 2
     """Pairs in a batch (IV-A: 2)."""
-    steps: int = Field(1_000, ge=1)
-    share: float = Field(0.15, ge=0)
+    steps: Count = 1_000
+    """Length of the stage, batches."""
+    share: FactorOrZero = 0.15
+    """Part of a `--budget` that this stage gets, in proportion to the others'."""
     augmentation: PairAugmentation = PairAugmentation()
+    """How photographs are changed before the network sees them."""
     loss: DetectionLossConfig = DetectionLossConfig()
+    """The reward of keypoints that match."""
 
 
 class ScfeatTraining(Config):
     """The whole training. The stages' own `network`, `data` and `seed` are those given here."""
 
     network: SCFeatNetworkConfig = SCFeatNetworkConfig()
+    """The network, of all stages."""
     data: PosedConfig = PosedConfig()
     """How posed pairs are read, and which of them are taken."""
     warm_up: WarmUp | None = None
     """None: the encoder starts from `--encoder-weights` (the paper: ImageNet), or at random."""
     description: Description = Description()
+    """The descriptors' stage."""
     detection: Detection = Detection()
+    """The detector's stage."""
     budget: str = ""
     """What `--budget` said, if it did."""
     precision: AskedPrecision | None = None
     """auto, fp32 or bf16, of all stages; None: what each says."""
-    seed: int = Field(0, ge=0)
-    timeout_s: Runtime[float] = Field(600.0, gt=0)
+    seed: Seed = 0
+    """Of the start of the network and of all draws."""
+    timeout_s: Runtime[Seconds] = 600.0
     """Seconds that a process waits for the others, in all stages: longer than a look at what is held out."""
 
     def scaled_to(self, steps: int) -> ScfeatTraining:

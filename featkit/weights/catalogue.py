@@ -44,7 +44,7 @@ class AuthorsFile(Config):
     """Where it is published: http or https."""
     part: str = ""
     """The module of the network that it fills; empty: the whole network."""
-    size: int | None = Field(None, ge=1)
+    size: int | None = Field(None, ge=1, le=2**50)
     """Bytes; null: not known."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """Hex digits; null: not pinned."""

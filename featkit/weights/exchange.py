@@ -186,10 +186,15 @@ class Origin(Config):
     """What is said about a weight; empty: what the run itself says. See WeightInfo."""
 
     recipe: str = ""
+    """How it was trained; empty: the run's."""
     commit: str = ""
+    """featkit's commit when it was trained."""
     data: str = ""
+    """What it was trained on; empty: the run's."""
     licence: str = ""
+    """Licence of the weight."""
     scores: dict[str, Any] = Field(default_factory=dict)
+    """Measured numbers by name, units in the name."""
 
 
 def export_weight(

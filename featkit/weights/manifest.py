@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from featkit.core.config import Config, resource_dir
+from featkit.core.config import Bytes, Config, resource_dir
 from featkit.core.errors import BadInputError, UsageError
 from featkit.io.artifact import inside, write_text
 from featkit.io.atomic import refuse_foreign
@@ -31,8 +31,8 @@ class WeightInfo(Config):
     """Its name in the manifest's folder."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Of the file; checked whenever it is loaded."""
-    bytes: int
-    """Size of the file."""
+    bytes: Bytes
+    """Size of the file, bytes."""
     config: dict[str, Any]
     """The network: the values of a PatchNetworkConfig, or of an SCFeatNetworkConfig."""
     recipe: str = ""

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from chromium import check_page, coloured_pixels, console_errors, open_page
 
-from featkit.geometry.poses import look_at, rotation_matrix
-from featkit.report.content import (
+from featkit.core.content import (
     Camera3D,
     Configuration,
     Headline,
@@ -21,6 +20,7 @@ from featkit.report.content import (
     Section,
     Table,
 )
+from featkit.geometry.poses import look_at, rotation_matrix
 from featkit.report.page import write_report
 
 NASTY = "</script><img src=x onerror=alert(1)> & ü.jpg"

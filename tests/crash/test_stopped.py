@@ -103,7 +103,7 @@ VERBS = {
     "verify": ("featkit.mapping.verify:by_ransac", signal.SIGINT),
     "map": ("pycolmap:incremental_mapping", signal.SIGTERM),
     "localize": ("featkit.localization.stage:estimate_pose", signal.SIGINT),
-    "eval": ("featkit.evaluation.predictions:stages.match", signal.SIGTERM),
+    "eval": ("featkit.evaluation.benchmark:stages.match", signal.SIGTERM),
     "train": ("featkit.training.patch:PatchTask.step", signal.SIGINT),
 }
 

@@ -11,10 +11,10 @@ import pytest
 from warped_sequences import SIZE, write_sequence
 
 from featkit.core.registry import resolve
+from featkit.evaluation.benchmark import Predictions, predict
 from featkit.evaluation.hpatches import MatchingConfig, MethodScore, evaluate_matching
 from featkit.evaluation.metrics import mma_score, reprojection_errors
 from featkit.evaluation.oxford import MethodPrecision, OxfordConfig, evaluate_precision
-from featkit.evaluation.predictions import Predictions, predict
 from featkit.evaluation.published import published
 from featkit.evaluation.sequences import Sequence, SequenceSet, read_sequences
 from featkit.features.stage import ExtractConfig, extraction
@@ -89,14 +89,14 @@ def test_mma_against_the_protocol_in_loops(data: SequenceSet, predictions: Predi
             matches += slow[1]
             features += slow[2]
             mean = scored.sequences[sequence.name]
-            np.testing.assert_allclose(mean.accuracy, np.mean(slow[0], axis=0), err_msg=sequence.name)
-    np.testing.assert_allclose([pair.accuracy for pair in scored.pairs], curves)
+            np.testing.assert_allclose(mean.mma, np.mean(slow[0], axis=0), err_msg=sequence.name)
+    np.testing.assert_allclose([pair.mma for pair in scored.pairs], curves)
     whole = scored.groups["overall"]
-    np.testing.assert_allclose(whole.accuracy, np.mean(curves, axis=0))
+    np.testing.assert_allclose(whole.mma, np.mean(curves, axis=0))
     assert (whole.matches, whole.features, whole.pairs) == (np.mean(matches), np.mean(features), 15)
     assert list(scored.groups) == ["illumination", "viewpoint", "overall"]
     assert scored.groups["viewpoint"].pairs == 5
-    np.testing.assert_allclose(scored.groups["viewpoint"].accuracy, np.mean(curves[10:], axis=0))
+    np.testing.assert_allclose(scored.groups["viewpoint"].mma, np.mean(curves[10:], axis=0))
     assert whole.mma_score == pytest.approx(
         sum((2 - t / 10) * np.mean(curves, axis=0)[t - 1] for t in range(1, 11)) / 14.5
     )
@@ -105,17 +105,17 @@ def test_mma_against_the_protocol_in_loops(data: SequenceSet, predictions: Predi
 def test_a_pair_without_matches_counts_as_zero(scored: MethodScore) -> None:
     blank = next(pair for pair in scored.pairs if (pair.sequence, pair.image) == (WITHOUT_FEATURES, 6))
     assert blank.matches == blank.features[1] == 0
-    assert blank.accuracy.max() == 0
+    assert blank.mma.max() == 0
     assert blank.corner_error_px == float("inf")
-    others = [pair.accuracy for pair in scored.pairs if pair.sequence == WITHOUT_FEATURES and pair.image < 6]
-    np.testing.assert_allclose(scored.sequences[WITHOUT_FEATURES].accuracy, np.sum(others, axis=0) / 5)
+    others = [pair.mma for pair in scored.pairs if pair.sequence == WITHOUT_FEATURES and pair.image < 6]
+    np.testing.assert_allclose(scored.sequences[WITHOUT_FEATURES].mma, np.sum(others, axis=0) / 5)
     assert scored.as_json()["pairs"][scored.pairs.index(blank)]["corner_error_px"] is None
 
 
 def test_exact_views_match(scored: MethodScore) -> None:
     for group in ("illumination", "viewpoint"):
         whole = [pair for pair in scored.pairs if pair.matches and pair.sequence[0] == group[0]]
-        assert np.mean([pair.accuracy[2] for pair in whole]) > 0.8, group
+        assert np.mean([pair.mma[2] for pair in whole]) > 0.8, group
         assert np.median([pair.corner_error_px for pair in whole]) < 1, group
 
 
@@ -231,7 +231,7 @@ def test_map_is_a_mean_of_means(precise: MethodPrecision) -> None:
 def test_matching_one_to_one_never_uses_a_feature_twice(data: SequenceSet, predictions: Predictions) -> None:
     one = evaluate_precision(data, predictions, OxfordConfig(matching="one_to_one"))
     for pair in one.pairs:
-        assert pair.matches == min(pair.features)
+        assert pair.matches == min(pair.features_in_both)
         assert all(pair.right[rule] <= pair.matches for rule in pair.right)
         assert all(0 <= value <= 1 for value in pair.ap.values())
 

@@ -70,7 +70,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
             ids0, ids1 = point_ids(images[pair.name0]), point_ids(images[pair.name1])
             place = {int(point): index for index, point in enumerate(ids1) if point >= 0}
             found = np.array([place.get(int(point), -1) for point in ids0], np.int32)
-            store.write(pair, Matches(found, (found >= 0).astype(np.float32)), (len(ids0), len(ids1)))
+            store.write(pair, Matches(found, (found >= 0).astype(np.float32)), ("", ""), len(ids1))
     write_pairs(folder / "pairs.txt", pairs)
     poses = {name: to_pose(image.cam_from_world()) for name, image in images.items()}
     return Scene(folder / "images", folder / "features.h5", folder / "pairs.txt", folder / "matches.h5", poses, model)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featkit.core.types import Pose
-from featkit.evaluation.eth_scenes import map_pose_errors
+from featkit.evaluation.eth_scores import map_pose_errors
 from featkit.evaluation.metrics import error_auc
 from featkit.geometry.poses import camera_centre, look_at, quaternion, rotation_matrix
 from featkit.mapping.align import transform_pose

@@ -10,20 +10,12 @@ import pytest
 from synthetic_patches import SEQUENCES, thumbnails, write_hpatches, write_rome
 
 from featkit.data.hpatches import HPatches, read_hpatches, read_rome
+from featkit.data.hpatches_tasks import DrawnTasksConfig, HPatchesTasks, draw_tasks, read_tasks, write_tasks
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import TestPairs, write_pairs, write_phototour
-from featkit.evaluation.hpatches_patches import (
-    DrawnTasksConfig,
-    HPatchesConfig,
-    HPatchesScores,
-    HPatchesTasks,
-    draw_tasks,
-    evaluate_hpatches,
-    read_tasks,
-    write_tasks,
-)
+from featkit.evaluation.hpatches_patches import HPatchesConfig, HPatchesScores, evaluate_hpatches
 from featkit.evaluation.metrics import average_precision
-from featkit.evaluation.patches import evaluate_pairs, evaluate_rome, read_ubc
+from featkit.evaluation.ubc import evaluate_pairs, evaluate_rome, read_ubc
 
 POOLS = (8, 14, 20, 1000)
 BINARY = [0, 16]  # bits of the descriptor; 0: real values

@@ -13,9 +13,9 @@ import pytest
 from pose_worlds import SIZE, World, make_world, store
 
 from featkit.core.types import Pair
+from featkit.evaluation.benchmark import Predictions
 from featkit.evaluation.pose import PoseScore, RelativePoseConfig, evaluate_poses
 from featkit.evaluation.pose_pairs import PosedScene
-from featkit.evaluation.predictions import Predictions
 
 PAIRS = tuple(Pair(f"{a:02d}.png", f"{b:02d}.png") for a in range(5) for b in range(a + 1, 5))
 WITHOUT_MATCHES, FEW_MATCHES, WRONG_MATCHES = PAIRS[1], PAIRS[4], PAIRS[7]

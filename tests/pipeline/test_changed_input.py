@@ -1,6 +1,7 @@
 """What was made from older photographs, other images or another list is never taken for the present one."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from featkit.features.stage import ExtractConfig, extraction
 from featkit.io.features import open_features
 from featkit.io.lists import write_pairs
 from featkit.io.matches import open_matches
+from featkit.localization.stage import is_of_another_map
 from featkit.matching import stage as match
 
 SMALL = RenderedConfig(width=320, height=240, num_map=5, num_queries=1, texel_m=0.02)
@@ -74,6 +76,22 @@ def test_a_removed_photograph_leaves_the_map(rendered: Path, tmp_path: Path) -> 
     assert first.metrics["images"] == 5
     assert second.metrics["images"] == 4
     assert "0004.jpg" not in (tmp_path / "featkit" / "pairs.txt").read_text()
+
+
+def test_poses_of_an_earlier_map_are_called_so(
+    rendered: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
+    shutil.copytree(rendered / "images", tmp_path / "images")
+    sfm.run(sfm.SfmConfig(), tmp_path)
+    done = localize.run(localize.LocalizationConfig(), tmp_path, rendered / "queries")
+    with caplog.at_level(logging.WARNING, "featkit"):
+        sfm.run(sfm.SfmConfig(), tmp_path)
+        assert not is_of_another_map(done.output / "poses.txt", tmp_path / "featkit" / "sparse" / "0")
+        assert "earlier map" not in caplog.text
+        (tmp_path / "images" / "0004.jpg").unlink()
+        sfm.run(sfm.SfmConfig(), tmp_path)
+    assert "localize/poses.txt is of an earlier map, in another frame; localize again" in caplog.text
 
 
 def test_the_configuration_that_ran_is_in_metrics(rendered: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from featkit.data.posed_pairs import PosedPairs, read_posed_pairs
 from featkit.geometry.epipolar import epipolar_distances
-from featkit.mapping.covisibility import find_model, read_tracks
+from featkit.mapping.covisibility import read_tracks
 from featkit.mapping.model import read_model
+from featkit.mapping.scene import find_model
 
 Command = Callable[..., Any]
 

@@ -170,8 +170,8 @@ def test_hpatches_own_layout_has_groups(tmp_path: Path) -> None:
 
 
 def test_published_curves_stand_behind_ours() -> None:
+    from featkit.core.content import Curve, Curves
     from featkit.report.charts import COLOURS, curves_figure
-    from featkit.report.content import Curve, Curves
 
     x = np.arange(3.0)
     figure = curves_figure(

@@ -16,6 +16,7 @@ from featkit.core.types import Pose
 from featkit.demo.render import render
 from featkit.demo.scene import RenderedConfig, intrinsics, surfaces
 from featkit.geometry.poses import look_at
+from featkit.io.lists import format_poses
 
 CONFIG = make(RenderedConfig, {"width": 480, "height": 360, "texel_m": 0.02, "supersampling": 1})
 UP = np.array([0.0, 0.0, 1.0])
@@ -51,6 +52,24 @@ def test_a_tripod(mapper: str, photograph: Any, featkit_command: Command, tmp_pa
     assert not (tmp_path / "out" / "sparse").exists()
 
 
+def test_photographs_without_a_reference_pose_are_named(
+    photograph: Any, featkit_command: Command, tmp_path: Path
+) -> None:
+    poses = [seen_from((x, -7, 1.6), -2 * x) for x in (-1.5, -0.5, 0.5, 1.5)]
+    images = photograph(tmp_path / "images", poses)
+    known = {f"{number}.png": pose for number, pose in enumerate(poses[:3])}
+    (tmp_path / "poses.txt").write_text(format_poses(known))
+    camera = intrinsics(CONFIG)
+    given = ("--camera-model", "PINHOLE", "--camera-params", ",".join(map(str, camera.params)))
+    done = featkit_command(
+        "reconstruct", images, "-o", tmp_path / "out", "--reference", tmp_path / "poses.txt", *given, "--workers", 1
+    )
+    assert done.code == 0, done.err
+    assert "photographs without a pose in the reference are not in the map (1): 3.png" in done.err
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (metrics["registered"], metrics["images"], metrics["unregistered"]) == (3, 4, ["3.png"])
+
+
 def test_a_map_of_few_says_so(photograph: Any, featkit_command: Command, tmp_path: Path) -> None:
     around = [seen_from((x, -7, 1.6), -2 * x) for x in (-1.5, -0.75, 0, 0.75, 1.5)]
     images = photograph(tmp_path / "images", around)
@@ -64,6 +83,7 @@ def test_a_map_of_few_says_so(photograph: Any, featkit_command: Command, tmp_pat
     metrics = json.loads((out / "metrics.json").read_text())
     assert said in done.err
     assert said in metrics["warnings"][0]
+    assert said in (out / "report.html").read_text()
     assert metrics["unregistered"] == ["elsewhere0.png", "elsewhere1.png"]
     before = {name: (out / name).read_bytes() for name in ("metrics.json", "report.html")}
     again = featkit_command("reconstruct", images, "-o", out, "--workers", 1)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -110,8 +111,8 @@ def test_fingerprints_of_the_shipped_extractors_differ_in_every_field() -> None:
 
 def test_infinity_is_read_back_from_its_json() -> None:
     class Sampler(Config):
-        strength: float = 1.0
-        places: tuple[float, ...] = ()
+        strength: float = Field(1.0, allow_inf_nan=True)
+        places: tuple[Annotated[float, Field(allow_inf_nan=True)], ...] = ()
 
     class Recipe(Config):
         sampler: Sampler = Sampler()

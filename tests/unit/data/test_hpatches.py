@@ -12,7 +12,7 @@ from synthetic_patches import SEQUENCES, write_hpatches
 
 from featkit.core.errors import BadInputError, UsageError
 from featkit.data.hpatches import KINDS, find_splits, hpatches_patch_set, read_hpatches, read_split
-from featkit.evaluation.hpatches_patches import DrawnTasksConfig, Pairs, draw_tasks, read_tasks, write_tasks
+from featkit.data.hpatches_tasks import DrawnTasksConfig, Pairs, draw_tasks, read_tasks, write_tasks
 
 SPLITS = {"a": {"train": ["i_one", "v_one"], "test": ["v_two", "i_two"], "name": "a"}, "view": {"test": ["v_one"]}}
 DRAWN = DrawnTasksConfig(pairs=500, queries=10, distractors=15)

@@ -228,7 +228,6 @@ def test_a_folder_without_pairs_is_packed(tmp_path: Path) -> None:
     [
         (PackConfig(side=60), "multiple of 8"),
         (PackConfig(side=72), "only smaller ones"),
-        (PackConfig(quality=101), "quality 101"),
     ],
 )
 def test_what_cannot_be_packed(folders: tuple[Path, Path], tmp_path: Path, config: PackConfig, message: str) -> None:

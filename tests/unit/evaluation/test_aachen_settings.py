@@ -33,7 +33,7 @@ def benchmark(name: str) -> AachenBenchmark:
 @pytest.mark.parametrize("name", TABLE_V)
 def test_rows_of_table_v(name: str) -> None:
     made = benchmark(name)
-    sides = made.features("scfeat")
+    sides = made.method("scfeat")
     nms0, nms1, score0, score1, printed = TABLE_V[name]
     for side, nms, score in ((sides.database, nms0, score0), (sides.query, nms1, score1)):
         extractor = side.config.extractor
@@ -41,18 +41,18 @@ def test_rows_of_table_v(name: str) -> None:
         assert extractor["max_keypoints"] == 20000
     same = sides.database.config.fingerprint() == sides.query.config.fingerprint()
     assert same == ((nms0, score0) == (nms1, score1))
-    assert made.matcher.config.result_fields()["ratio"] is None
+    assert made.by.config.result_fields()["ratio"] is None
     row = f"SCFeat, {nms0} and {nms1} px, {score0} and {score1}"
     assert next(r.values for r in published("aachen").tables[1].rows if r.name == row) == printed
 
 
 def test_posfeat_and_what_the_setting_says_nothing_of() -> None:
     made = benchmark("aachen-posfeat")
-    for side in (made.features("scfeat").database, made.features("scfeat").query):
+    for side in (made.method("scfeat").database, made.method("scfeat").query):
         extractor = side.config.extractor
         assert (extractor["nms_window"], extractor["threshold"], extractor["max_keypoints"]) == (7, 0.5, 20480)
-    plain = benchmark("aachen").features("rootsift", changes={"max_keypoints": 900})
-    other = made.features("rootsift", changes={"max_keypoints": 900})
+    plain = benchmark("aachen").method("rootsift", changes={"max_keypoints": 900})
+    other = made.method("rootsift", changes={"max_keypoints": 900})
     assert plain.fingerprint == other.fingerprint
     assert plain.query.config.skip_broken
     assert not plain.database.config.skip_broken

@@ -25,15 +25,13 @@ def setting(name: str) -> EthBenchmark:
 @pytest.mark.parametrize(("group", "nms", "score", "ratio"), SCFEAT_GROUPS)
 def test_groups_of_scfeats_table_vii(group: str, nms: int, score: float, ratio: float) -> None:
     benchmark = setting(f"eth-scfeat-{group}")
-    assert benchmark.matcher.config.result_fields()["ratio"] == ratio
+    assert benchmark.by.config.result_fields()["ratio"] == ratio
     changed = benchmark.config.extractors
     assert changed == {"scfeat": {"nms_window": 2 * nms + 1, "threshold": score, "max_keypoints": 20000}}  # a radius
 
 
 def test_ratios_of_the_others() -> None:
-    ratios = {
-        name: setting(name).matcher.config.result_fields()["ratio"] for name in ("eth", "eth-sdgmnet", "eth-posfeat")
-    }
+    ratios = {name: setting(name).by.config.result_fields()["ratio"] for name in ("eth", "eth-sdgmnet", "eth-posfeat")}
     assert ratios == {"eth": 0.8, "eth-sdgmnet": None, "eth-posfeat": 0.75}
 
 

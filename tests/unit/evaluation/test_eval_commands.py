@@ -14,8 +14,8 @@ from synthetic_patches import textures, thumbnails, write_hpatches, write_rome
 
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import draw_pairs, write_pairs, write_phototour
-from featkit.evaluation.patches import UbcMethod, UbcScore, evaluate_pairs, evaluate_ubc, find_runs, read_ubc, ubc_table
 from featkit.evaluation.published import published
+from featkit.evaluation.ubc import PatchMethod, UbcScore, evaluate_pairs, evaluate_ubc, find_runs, read_ubc, ubc_table
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.weights.files import save_patch_network
 
@@ -167,13 +167,13 @@ def test_runs_are_found_with_their_seeds(tmp_path: Path) -> None:
         ("hynet", "liberty", "last, seed 2"),
     ]
     assert {m.variant for m in find_runs(tmp_path, ["last"])} == {"last", "last, seed 2"}
-    assert isinstance(found[0], UbcMethod)
+    assert isinstance(found[0], PatchMethod)
 
 
 def test_a_method_is_not_tested_on_what_it_was_trained_on(sets: list[Path]) -> None:
     data = [read_ubc(folder) for folder in sets]
     made: list[str] = []
-    methods = [UbcMethod("net", "liberty", "best", "path"), UbcMethod("any", "", "", "name")]
+    methods = [PatchMethod("net", "liberty", "best", "path"), PatchMethod("any", "", "", "name")]
     scores = evaluate_ubc(data, methods, lambda weight: (made.append(weight), thumbnails())[1])
     assert [(s.method, s.train, s.variant, s.test) for s in scores] == [
         ("net", "liberty", "best", "aerial"),

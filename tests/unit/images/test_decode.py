@@ -145,7 +145,9 @@ def test_resizing_maps_back(tmp_path: Path, tag: int) -> None:
 def test_small_images_keep_their_size(tmp_path: Path) -> None:
     path = tagged(tmp_path / "a.png", None, picture())
     assert decode(path, DecodeConfig(resize_max=17)).size == (17, 11)
-    assert decode(path, DecodeConfig(resize_max=1)).size == (1, 1)
+    assert decode(path, DecodeConfig(resize_max=16)).size == (16, 10)
+    line = tagged(tmp_path / "line.png", None, np.zeros((1, 400), np.uint8))
+    assert decode(line, DecodeConfig(resize_max=16)).size == (16, 1)
 
 
 def test_sixteen_bits(tmp_path: Path) -> None:

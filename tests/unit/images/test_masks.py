@@ -72,7 +72,7 @@ def test_stored_again(tag: int) -> None:
 
 
 @pytest.mark.parametrize("tag", [0, 3, 6])
-@pytest.mark.parametrize("resize_max", [None, 9])
+@pytest.mark.parametrize("resize_max", [None, 16])
 def test_no_keypoint_in_a_masked_pixel(tmp_path: Path, tag: int, resize_max: int | None) -> None:
     """A pixel is the square of half a pixel around its centre; points are compared one by one."""
     config = DecodeConfig(resize_max=resize_max)

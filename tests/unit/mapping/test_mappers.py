@@ -127,11 +127,11 @@ def geometries(database: Path) -> tuple[dict, dict]:
 
 
 def test_fields_reach_the_mapper() -> None:
-    clusters = ClusterConfig(leaf_max_images=70, overlap=9, branching=3, strongest_pairs=11, workers=4)
+    clusters = ClusterConfig(leaf_max_images=70, overlap=9, branching=3, strongest_pairs=11, workers=1)
     options = hierarchical_options(MapConfig(clusters=clusters, global_adjustment_growth=1.4), 1000)
     cut = options.clustering_options
     given = (cut.leaf_max_num_images, cut.image_overlap, cut.branching, cut.num_image_matches, options.num_workers)
-    assert given == (70, 9, 3, 11, 4)
+    assert given == (70, 9, 3, 11, 1)
     one = incremental_options(MapConfig(global_adjustment_growth=1.4), 10)
     assert one.ba_global_frames_ratio == one.ba_global_points_ratio == 1.4
     assert options.incremental_options.ba_global_frames_ratio == 1.4

@@ -13,10 +13,10 @@ from featkit.core.errors import BadInputError, NotWritableError
 from featkit.geometry.poses import camera_centre
 from featkit.io import artifact
 from featkit.mapping import model as models
-from featkit.mapping.covisibility import Tracks, tracks_of_images
+from featkit.mapping.covisibility import Tracks, find_models, tracks_of_images
 from featkit.mapping.model import read_model, replaceable, write_model
 from featkit.mapping.reference import poses_of_model, tracks_of_model
-from featkit.mapping.scene import find_model, images_beside
+from featkit.mapping.scene import find_map, find_model, images_beside
 
 CENTRES = survey(6)
 SEEN = [["00.jpg", "03.jpg"], ["01.jpg", "00.jpg", "05.jpg"], ["02.jpg"]]
@@ -57,6 +57,34 @@ def test_where_a_model_is_found(tmp_path: Path) -> None:
         find_model(model / "images.bin")
     with pytest.raises(BadInputError, match="no COLMAP model"):
         find_model(scene / "images")
+
+
+def test_one_of_several_models(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scene = tmp_path / "scene"
+    sparse = scene / "featkit" / "sparse"
+    for number in range(3):
+        write_made(made_model(downward(CENTRES)), sparse / str(number))
+    (scene / "featkit" / "features.h5").touch()
+    with caplog.at_level("WARNING", "featkit"):
+        assert find_model(scene) == sparse / "0"
+    assert "the largest of 3 models; take another by --model (1, 2)" in caplog.text
+    for given in (scene, sparse, sparse / "0", sparse / "2"):
+        assert find_model(given, 1) == sparse / "1"
+        assert find_map(given, number=2).model == sparse / "2"
+    assert find_model(sparse / "2") == sparse / "2"
+    with pytest.raises(BadInputError, match=r"no model 3 here; its models are 0, 1, 2"):
+        find_model(scene, 3)
+    own = write_made(made_model(downward(CENTRES)), tmp_path / "own" / "sparse")
+    assert find_model(tmp_path / "own", 0) == own
+    with pytest.raises(BadInputError, match="no model 1 here; there is one model"):
+        find_model(tmp_path / "own", 1)
+
+
+def test_what_reconstruct_made_counts_before_what_a_scene_brings(tmp_path: Path) -> None:
+    write_made(made_model(downward(CENTRES)), tmp_path / "sparse")
+    made = write_made(made_model(downward(CENTRES)), tmp_path / "featkit" / "sparse" / "0")
+    assert find_model(tmp_path) == made
+    assert find_models(tmp_path) == [made]
 
 
 def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

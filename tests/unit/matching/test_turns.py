@@ -93,5 +93,5 @@ def test_the_precision_of_a_pair_is_that_of_its_turn(places: int) -> None:
     pair = next(Sequence("s", tuple(Path(f"{i}.png") for i in range(6)), homographies).pairs())
     store = cast(FeatureStore, SimpleNamespace(read={pair.pair.name0: a, pair.pair.name1: b}.__getitem__))
     found = precision_of_pair(pair, store, OxfordConfig(max_error_px=0.1))
-    assert found.features[0] < 120
+    assert found.features_in_both[0] < 120
     assert found.ap["distance"] == pytest.approx(1.0)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featkit.report.content import Curves
+from featkit.core.content import Curves
 from featkit.report.training import informativeness_report, informativeness_table, probabilities
 from featkit.training.informativeness import Informativeness, InformativenessConfig, Snapshot
 

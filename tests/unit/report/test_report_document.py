@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featkit.core.errors import NotWritableError
-from featkit.report.content import (
+from featkit.core.content import (
     Camera3D,
     Configuration,
     Headline,
@@ -24,6 +23,7 @@ from featkit.report.content import (
     Section,
     Table,
 )
+from featkit.core.errors import NotWritableError
 from featkit.report.page import LIMIT_BYTES, render, write_report
 from featkit.report.tables import LEVELS
 

@@ -9,10 +9,15 @@ import cv2
 import numpy as np
 import pytest
 
+from featkit.core.content import Histogram, Link, MatchPicture, Report, Section, Table
 from featkit.report.charts import histogram_figure
-from featkit.report.content import Histogram, Link, MatchPicture, Table
-from featkit.report.page import INLIER_RGB, OUTLIER_RGB, match_caption, match_jpeg
-from featkit.report.tables import LEVELS, decimals_for, format_cell, format_headline, number_in, table_html
+from featkit.report.page import INLIER_RGB, OUTLIER_RGB, match_caption, match_jpeg, render
+from featkit.report.tables import LEVELS, Detail, decimals_for, format_cell, format_headline, number_in
+
+
+def table_html(table: Table, detail: Detail = LEVELS[0]) -> str:
+    """A page with nothing but the table."""
+    return render(Report("r", sections=[Section("s", "", [table])]), detail)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +67,7 @@ def test_headline_numbers_are_short() -> None:
 
 def test_table_html() -> None:
     table = Table("T", ["name", "error"], [["a", 0.5], ["b", None], ["c", 12.25]], "note", highlight={1})
-    page = table_html(table, LEVELS[0])
+    page = table_html(table)
     assert '<th aria-sort="none"><button type="button">name</button></th>' in page
     assert '<th class="number" aria-sort="none">' in page
     assert '<td class="number" data-sort="0.5">0.50</td>' in page
@@ -73,11 +78,11 @@ def test_table_html() -> None:
 
 
 def test_percentages_stand_and_sort_as_numbers() -> None:
-    page = table_html(Table("", ["name", "recall"], [["a", "93.3 %"], ["b", "100.0 %"], ["c", None]]), LEVELS[0])
+    page = table_html(Table("", ["name", "recall"], [["a", "93.3 %"], ["b", "100.0 %"], ["c", None]]))
     assert '<th class="number" aria-sort="none"><button type="button">recall' in page
     assert '<td class="number" data-sort="93.3">93.3 %</td>' in page
     assert '<td class="number" data-sort="100">100.0 %</td>' in page
-    mixed = table_html(Table("", ["x"], [["93.3 %"], ["none"]]), LEVELS[0])
+    mixed = table_html(Table("", ["x"], [["93.3 %"], ["none"]]))
     assert "<td>93.3 %</td>" in mixed, "a column with text is text, and sorts as it reads"
 
 
@@ -91,13 +96,13 @@ def test_what_number_a_cell_stands_for(cell: object, number: float | None) -> No
 
 
 def test_table_edges() -> None:
-    assert "nothing to list" in table_html(Table("T", ["a", "b"], []), LEVELS[0])
-    assert "nothing to list" in table_html(Table("", [], []), LEVELS[0])
-    infinite = table_html(Table("", ["x"], [[float("inf")], [-float("inf")], [float("nan")]]), LEVELS[0])
+    assert "nothing to list" in table_html(Table("T", ["a", "b"], []))
+    assert "nothing to list" in table_html(Table("", [], []))
+    infinite = table_html(Table("", ["x"], [[float("inf")], [-float("inf")], [float("nan")]]))
     assert 'data-sort="Infinity"' in infinite
     assert 'data-sort="-Infinity"' in infinite
     with pytest.raises(ValueError, match="a row of 1 cells under 2 columns"):
-        table_html(Table("T", ["a", "b"], [["only"]]), LEVELS[0])
+        table_html(Table("T", ["a", "b"], [["only"]]))
     long = table_html(Table("", ["n"], [[i] for i in range(100)]), replace(LEVELS[0], rows=10))
     assert long.count("<tr>") == 11
     assert "The first 10 of 100 rows are shown." in long
@@ -105,7 +110,7 @@ def test_table_edges() -> None:
 
 def test_a_cell_may_lead_to_another_page() -> None:
     table = Table("", ["page"], [[Link("a <b>", 'x/a b"c.html')], [None]])
-    page = table_html(table, LEVELS[0])
+    page = table_html(table)
     assert '<a href="x/a%20b%22c.html">a &lt;b&gt;</a>' in page
     assert format_cell(table.rows[0][0]) == "a <b>"
 

@@ -10,8 +10,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from featkit.core.content import Camera3D, Scene3D
 from featkit.geometry.poses import look_at, rotation_matrix
-from featkit.report.content import Camera3D, Scene3D
 from featkit.report.scene3d import (
     EYE,
     FIELD_OF_VIEW_DEG,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from featkit.report.ranking import Ranked, ranking_table
-from featkit.report.tables import LEVELS, table_html
+from featkit.core.content import Report, Section
+from featkit.evaluation.benchmark import Ranked
+from featkit.report.benchmarks import ranking_table
+from featkit.report.page import render
+from featkit.report.tables import LEVELS
 
 
 def test_a_row_per_method_a_column_per_measure() -> None:
@@ -23,4 +26,6 @@ def test_a_row_per_method_a_column_per_measure() -> None:
         ["a", 40.0, "0.2500 *", None],
         ["b", "50.50 *", 0.5, 7.0],
     ]
-    assert '<td class="number" data-sort="50.5">50.50 *</td>' in table_html(table, LEVELS[0])
+    assert '<td class="number" data-sort="50.5">50.50 *</td>' in render(
+        Report("r", sections=[Section("s", "", [table])]), LEVELS[0]
+    )

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featkit.core.content import Bars, Curve, Curves
 from featkit.core.errors import BadInputError
 from featkit.losses.sdgm import TABLE_ROWS
 from featkit.report.charts import MOST_POINTS, bars_figure, curves_figure
-from featkit.report.content import Bars, Curve, Curves
 from featkit.report.training import curves_of, statistics_sections, statistics_table, training_report
 from featkit.training.run_folder import Row, RunFolder
 

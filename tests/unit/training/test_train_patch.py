@@ -169,7 +169,7 @@ def test_a_loss_that_is_no_number_stops_before_the_network_is_touched(
 
 @pytest.mark.parametrize("saved_or_measured", [{"save_every": 1}, {"held_out": {"every": 0.025, "pairs": 10}}])
 def test_a_broken_network_is_never_saved(textures: PatchSet, tmp_path: Path, saved_or_measured: dict[str, Any]) -> None:
-    broken = {"learning_rate": 1e37, "reference_batch": None}
+    broken = {"learning_rate": 1e6, "reference_batch": None}
     config = recipe("hardnet", steps=40, optimiser=broken, **saved_or_measured)
     with pytest.raises(EmptyResultError, match=r"step \d+: .*bad_batch\.npz") as caught:
         train_patch(config, textures, tmp_path, device="cpu")

@@ -159,9 +159,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """The whole page."""
+    """The whole page. warnings: sentences at its top, of what a reader must know before the numbers."""
 
     title: str
     subtitle: str = ""
     headlines: Sequence[Headline] = ()
     sections: Sequence[Section] = ()
+    warnings: Sequence[str] = ()

@@ -1,0 +1,186 @@
+"""Maps made, placed and handed on: reconstruct, align, export, and the rendered demonstration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from featkit.api.options import CAMERAS, MAPPING, Device, GpsFile, ModelNumber, Option, Overwrite, Shown, takes
+from featkit.api.stages import camera_options, extract_options, matcher_options
+from featkit.core.config import load_pipeline
+from featkit.core.errors import UsageError
+from featkit.engine.plan import LOCAL, EngineConfig
+from featkit.geometry.poses import Geodetic, is_on_earth
+from featkit.mapping import export as exporting
+from featkit.mapping import metric
+from featkit.mapping.align import SimilarityConfig
+from featkit.mapping.covisibility import CovisibleConfig
+from featkit.mapping.scene import find_model
+
+SFM, DEMO = load_pipeline("sfm"), load_pipeline("demo")
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A folder of photographs -> a map.
+
+
+@takes(
+    SFM.SfmConfig,
+    **extract_options("extract."),
+    pairs=Option("pairs", panel=MAPPING),
+    **matcher_options(panel=MAPPING),
+    mapper=Option("map.mapper", panel=MAPPING),
+    min_registered=Option("min_registered", panel=MAPPING),
+    **camera_options("map.camera."),
+    fix_intrinsics=Option("map.camera.refine", flag=False, help="Do not refine the cameras.", panel=CAMERAS),
+    seed=Option("seed", also=("map.seed", "map.verify.seed")),
+)
+def reconstruct(
+    scene: Annotated[Path, Shown(help="Folder with images/, or of images.")],
+    out: Annotated[
+        Path | None, Shown("--out", "-o", help="Where everything is written.", unset="scene/featkit")
+    ] = None,
+    *,
+    config: Any,
+    gps_file: GpsFile = None,
+    reference: Annotated[
+        Path | None,
+        Shown(help="Triangulate with the poses of this model or poses.txt.", panel=MAPPING),
+    ] = None,
+    truth: Annotated[Path | None, Shown(help="poses.txt with true poses to compare with.", panel=MAPPING)] = None,
+    intrinsics: Annotated[
+        Path | None,
+        Shown(
+            metavar="FILE",
+            help="`name MODEL width height params...` a line, or a .csv; others are inferred.",
+            panel=CAMERAS,
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    engine: EngineConfig = LOCAL,
+) -> Any:
+    """Make a map of a folder of photographs. Returns `pipelines/sfm.py`'s SfmResult; raises featkit's errors."""
+    if gps_file is not None:
+        if config.pairs != "gps":
+            raise UsageError(f"--gps-file goes with --pairs gps, not with {config.pairs}")
+        config = config.model_copy(update={"pairing": {"file": gps_file, **config.pairing}})
+    if engine.name == "plan":
+        raise UsageError("one stage at a time is planned: extract, match, verify")
+    return SFM.run(
+        config,
+        scene,
+        out,
+        reference=reference,
+        truth=truth,
+        intrinsics=intrinsics,
+        device=device,
+        overwrite=overwrite,
+        engine=engine,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A model in metres, by GPS, by known camera centres, or by one distance.
+
+
+@takes(SimilarityConfig, max_error=Option("max_error_m", metavar="METRES"))
+def align(
+    model: Annotated[Path, Shown(help="COLMAP model, or a mapped scene.")],
+    out: Annotated[Path, Shown("--out", "-o", help="Folder of the model in metres.", unset=False)],
+    *,
+    config: SimilarityConfig,
+    gps: Annotated[bool, Shown("--gps", help="Align to GPS positions.")] = False,
+    gps_file: GpsFile = None,
+    images: Annotated[
+        Path | None,
+        Shown(metavar="DIR", help="The photographs, for their EXIF.", unset="images/ beside the model"),
+    ] = None,
+    origin: Annotated[
+        str | None,
+        Shown(metavar="LAT,LON[,ALT]", help="Where east, north and up are 0.", unset="the positions' median"),
+    ] = None,
+    level: Annotated[bool, Shown("--level", help="Take no altitude from GPS: all cameras are at one height.")] = False,
+    references: Annotated[
+        Path | None, Shown(metavar="FILE", help="Camera centres, `name x y z` a line, metres.")
+    ] = None,
+    distance: Annotated[
+        tuple[str, str, float] | None,
+        Shown(metavar="IMG_A IMG_B METRES", help="Distance of two cameras.", unset=False),
+    ] = None,
+    number: ModelNumber = None,
+    overwrite: Annotated[bool, Shown("--overwrite", help="Replace another model that featkit made.")] = False,
+    seed: int = 0,
+) -> tuple[Path, metric.Alignment]:
+    """Give a map its metric scale and orientation. Returns the new model's folder and what was found.
+
+    Raises featkit's errors.
+    """
+    gps = gps or gps_file is not None
+    if gps + (references is not None) + (distance is not None) != 1:
+        raise UsageError("align takes one of --gps, --references FILE and --distance IMG_A IMG_B METRES")
+    if not gps and (images is not None or origin is not None or level):
+        raise UsageError("--images, --origin and --level go with --gps")
+    target: metric.Target
+    if distance is not None:
+        target = metric.DistanceTarget(*distance)
+    elif references is not None:
+        target = metric.ReferencesTarget(references)
+    else:
+        target = metric.GpsTarget(images, gps_file, _origin(origin), level)
+    return out, metric.align(config, model, target, out, seed=seed, overwrite=overwrite, number=number)
+
+
+def _origin(given: str | Sequence[float] | None) -> Any:
+    """A Geodetic of `LAT,LON[,ALT]`. Raises UsageError."""
+    if given is None:
+        return None
+    try:
+        numbers = [float(part) for part in (given.split(",") if isinstance(given, str) else given)]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (2, 3) or not is_on_earth(*numbers[:2]) or not all(abs(n) < 1e9 for n in numbers):
+        raise UsageError(f"--origin {given!r}: latitude, longitude and maybe altitude, as 47.3769,8.5417,408")
+    return Geodetic(*numbers)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A map in the formats of other programs.
+
+
+@takes(CovisibleConfig, num=Option("num_matched"))
+def export(
+    model: Annotated[Path, Shown(metavar="MODEL", help="A reconstructed scene, or a sparse model.")],
+    out: Annotated[Path, Shown("--out", "-o", help="Folder to write; with ply the file.")],
+    *,
+    format: Annotated[str, Shown(help="nerfstudio, ply, text or hloc.", unset=False)],
+    config: CovisibleConfig,
+    images: Annotated[Path | None, Shown(help="nerfstudio: the map's photographs.", unset="found near the map")] = None,
+    number: ModelNumber = None,
+    overwrite: Annotated[bool, Shown("--overwrite", help="Replace files that featkit exported there.")] = False,
+) -> tuple[Path, str, exporting.Exported]:
+    """Write a map for another program. Returns the output, its format and what it holds; raises featkit's errors."""
+    for option, given, belongs_to in (
+        ("--num", config != CovisibleConfig(), "hloc"),
+        ("--images", images is not None, "nerfstudio"),
+    ):
+        if given and format != belongs_to:
+            raise UsageError(f"{option} goes with --format {belongs_to}, not with {format}")
+    done = exporting.export(format, find_model(model, number), out, images=images, pairs=config, overwrite=overwrite)
+    return out, format, done
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The whole flow on a rendered scene, against the exact truth.
+
+
+@takes(DEMO.DemoConfig, seed=Option("scene.seed"))
+def run_demo(
+    out: Annotated[Path, Shown("--out", "-o", help="Folder for everything.")] = Path("featkit-demo"),
+    *,
+    config: Any,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+) -> Any:
+    """Render a small scene, map it, localize in it, and compare with the truth. Returns `pipelines/demo.py`'s."""
+    return DEMO.run(config, out, device=device, overwrite=overwrite)

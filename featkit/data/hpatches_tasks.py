@@ -1,0 +1,220 @@
+"""What HPatches' tasks compare: the official files of pairs, queries and distractors, or ones drawn by the same rules.
+
+verif_pos_split-X.csv, verif_neg_intra_split-X.csv, verif_neg_inter_split-X.csv: s1,t1,idx1,s2,t2,idx2, where t is the
+image (0 the reference, 1 to 5 the others). retr_queries_split-X.csv, retr_distractors_split-X.csv: s,idx, patches of
+reference images. The matching task needs none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from featkit.core.config import Config, Count, CountOrZero, FactorOrZero, Seed
+from featkit.core.errors import BadInputError
+from featkit.data.hpatches import VIEWS, HPatches
+from featkit.io.artifact import write_text
+
+PAIR_COLUMNS = ("s1", "t1", "idx1", "s2", "t2", "idx2")
+PATCH_COLUMNS = ("s", "idx")
+PAIR_FILES = {"positive": "verif_pos", "intra": "verif_neg_intra", "inter": "verif_neg_inter"}
+
+
+class DrawnTasksConfig(Config):
+    """Tasks drawn when there are no official files, by the official numbers (fewer when there are not as many)."""
+
+    pairs: Count = 1_000_000
+    """Of each kind: positive, negative of one sequence, negative of two."""
+    queries: Count = 10_000
+    """Retrieval; drawn from patches with enough contrast."""
+    distractors: CountOrZero = 20_000
+    """Retrieval; never a query."""
+    min_deviation: FactorOrZero = 10.0
+    """Standard deviation of the grey values (0 to 255) above which a patch can be a query or a distractor."""
+    seed: Seed = 0
+    """Of all that is drawn."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Rows of the columns sequence, image, point, sequence, image, point; sequences as numbers in `names`."""
+
+    rows: Int[np.ndarray, "n 6"]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Rows of the columns sequence (a number in `names`), point: patches of reference images."""
+
+    rows: Int[np.ndarray, "n 2"]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class HPatchesTasks:
+    """What is to be compared; None: this task has no file. source: where it comes from, for the result."""
+
+    source: str
+    positive: Pairs | None
+    intra: Pairs | None
+    inter: Pairs | None
+    queries: Points | None
+    distractors: Points | None
+
+    def sequences(self) -> set[str]:
+        """Names of all sequences that take part."""
+        found = set()
+        for pairs in (self.positive, self.intra, self.inter):
+            if pairs is not None:
+                found |= {pairs.names[number] for number in np.unique(pairs.rows[:, [0, 3]])}
+        for points in (self.queries, self.distractors):
+            if points is not None:
+                found |= {points.names[number] for number in np.unique(points.rows[:, 0])}
+        return found
+
+
+def read_tasks(folder: Path, split: str, data: HPatches) -> HPatchesTasks | None:
+    """The official task files of a split, each read unchanged; None when the folder has none of them.
+
+    Raises BadInputError for rows that name no patch of the data.
+    """
+    found: dict[str, Pairs | Points | None] = {}
+    for name, stem in {**PAIR_FILES, "queries": "retr_queries", "distractors": "retr_distractors"}.items():
+        path = folder / f"{stem}_split-{split}.csv"
+        if not path.is_file():
+            found[name] = None
+        elif name in PAIR_FILES:
+            found[name] = Pairs(_read_csv(path, PAIR_COLUMNS, data), data.sequences)
+        else:
+            found[name] = Points(_read_csv(path, PATCH_COLUMNS, data), data.sequences)
+    return HPatchesTasks(str(folder), **found) if any(found.values()) else None  # type: ignore[arg-type]
+
+
+def find_or_draw(
+    data: HPatches,
+    sequences: Sequence[str],
+    split: str,
+    folder: Path | None,
+    config: DrawnTasksConfig,
+    generator: np.random.Generator,
+) -> HPatchesTasks:
+    """The official tasks of a split from a folder, or from those near the data; drawn from `sequences` without any.
+
+    Raises BadInputError when a given folder has none.
+    """
+    near = [folder] if folder else [data.root, data.root / "tasks", data.root.parent / "tasks"]
+    near += [] if folder else [data.root.parent / "hpatches-benchmark" / "tasks"]
+    found = next((tasks for place in near if place.is_dir() and (tasks := read_tasks(place, split, data))), None)
+    if found is None and folder is not None:
+        raise BadInputError(f"{folder}: no task file of split {split} in it, as verif_pos_split-{split}.csv")
+    verification = found is not None and None not in (found.positive, found.intra, found.inter)
+    retrieval = found is not None and None not in (found.queries, found.distractors)
+    if found is not None and verification and retrieval:
+        return found
+    drawn = draw_tasks(data, sequences, config, generator)
+    if found is not None and verification:
+        source = f"verification from {found.source}, retrieval {drawn.source}"
+        return replace(found, queries=drawn.queries, distractors=drawn.distractors, source=source)
+    if found is not None and retrieval:
+        source = f"retrieval from {found.source}, verification {drawn.source}"
+        return replace(drawn, queries=found.queries, distractors=found.distractors, source=source)
+    return drawn
+
+
+def _read_csv(path: Path, columns: Sequence[str], data: HPatches) -> Int[np.ndarray, "n c"]:
+    """Rows with the sequences as numbers. Raises BadInputError with the line."""
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    if not lines or [part.strip() for part in lines[0].split(",")] != list(columns):
+        raise BadInputError(f"{path}: the first line is not {','.join(columns)}")
+    number = {name: index for index, name in enumerate(data.sequences)}
+    of_sequence = [column.startswith("s") for column in columns]
+    rows = np.empty((len(lines) - 1, len(columns)), np.int64)
+    for row, line in enumerate(lines[1:]):
+        parts = line.split(",")
+        try:
+            rows[row] = [number[part] if named else int(part) for part, named in zip(parts, of_sequence, strict=True)]
+        except KeyError as error:
+            raise BadInputError(f"{path}: line {row + 2} names the sequence {error}, which {data.root} lacks") from None
+        except ValueError:
+            raise BadInputError(f"{path}: line {row + 2} is not {','.join(columns)}: {line[:60]!r}") from None
+    _check_rows(path, rows, columns, data)
+    return rows
+
+
+def _check_rows(path: Path, rows: np.ndarray, columns: Sequence[str], data: HPatches) -> None:
+    counts = np.array(list(data.counts.values()))
+    for place, column in enumerate(columns):
+        if column.startswith("idx"):
+            sequence = rows[:, place - 2 if len(columns) == len(PAIR_COLUMNS) else place - 1]
+            wrong = (rows[:, place] < 0) | (rows[:, place] >= counts[sequence])
+        elif column.startswith("t"):
+            wrong = (rows[:, place] < 0) | (rows[:, place] > VIEWS)
+        else:
+            continue
+        if wrong.any():
+            line = int(np.argmax(wrong))
+            raise BadInputError(f"{path}: line {line + 2}: {column} {rows[line, place]} is not there in {data.root}")
+
+
+def draw_tasks(
+    data: HPatches, sequences: Sequence[str], config: DrawnTasksConfig, generator: np.random.Generator
+) -> HPatchesTasks:
+    """Tasks on some sequences by the official rules, with two mends: all six images take part (the official script
+    draws five), and a negative of two sequences is never of one."""
+    chosen = np.array([data.sequences.index(name) for name in sequences])
+    counts = np.array(list(data.counts.values()))
+    usable = np.flatnonzero(counts[chosen] > 1)
+    if not len(usable):
+        raise BadInputError(f"{data.root}: no sequence with two points; nothing can be drawn")
+    place = usable[generator.integers(0, len(usable), config.pairs)]
+    s = chosen[place]
+    point = generator.integers(0, counts[s])
+    other_point = (point + generator.integers(1, counts[s])) % counts[s]
+    image = generator.integers(0, VIEWS + 1, len(s))
+    other_image = (image + generator.integers(1, VIEWS + 1, len(s))) % (VIEWS + 1)
+    inter = None
+    if len(chosen) > 1:
+        other = chosen[(place + generator.integers(1, len(chosen), len(s))) % len(chosen)]
+        inter = np.stack([s, image, point, other, other_image, generator.integers(0, counts[other])], axis=1)
+    queries, distractors = _draw_points(data, chosen, config, generator)
+    names = data.sequences
+    return HPatchesTasks(
+        f"drawn from {len(chosen)} sequences",
+        Pairs(np.stack([s, image, point, s, other_image, point], axis=1), names),
+        Pairs(np.stack([s, image, point, s, other_image, other_point], axis=1), names),
+        Pairs(inter, names) if inter is not None else None,
+        Points(queries, names),
+        Points(distractors, names),
+    )
+
+
+def _draw_points(
+    data: HPatches, chosen: Int[np.ndarray, " s"], config: DrawnTasksConfig, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and distractors, disjoint. With few patches a third of them are queries."""
+    rows = []
+    for number in chosen:
+        patches = data.patches(data.sequences[number], "ref")
+        points = np.flatnonzero(patches.reshape(len(patches), -1).std(axis=1) > config.min_deviation)
+        rows.append(np.stack([np.full(len(points), number), points], axis=1))
+    pool = generator.permutation(np.concatenate(rows))
+    queries = min(config.queries, len(pool) // 3)
+    return pool[:queries], pool[queries : queries + config.distractors]
+
+
+def write_tasks(folder: Path, split: str, tasks: HPatchesTasks) -> None:
+    """Write tasks as the official files, so that another toolkit can be run on the same. Raises NotWritableError."""
+    for name, stem in PAIR_FILES.items():
+        pairs = getattr(tasks, name)
+        if pairs is not None:
+            lines = (f"{pairs.names[a]},{b},{c},{pairs.names[d]},{e},{f}\n" for a, b, c, d, e, f in pairs.rows.tolist())
+            write_text(folder / f"{stem}_split-{split}.csv", ",".join(PAIR_COLUMNS) + "\n" + "".join(lines))
+    for points, stem in ((tasks.queries, "retr_queries"), (tasks.distractors, "retr_distractors")):
+        if points is not None:
+            lines = (f"{points.names[a]},{b}\n" for a, b in points.rows.tolist())
+            write_text(folder / f"{stem}_split-{split}.csv", ",".join(PATCH_COLUMNS) + "\n" + "".join(lines))

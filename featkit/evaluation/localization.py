@@ -1,0 +1,240 @@
+"""How well features localize: a scene's photographs are mapped but for each fourth, and those are found again.
+
+The photographs that stay are mapped with their true poses, so that errors are of the localization alone, in the truth's
+own unit. Maps are made and queries localized by the pipelines behind `featkit reconstruct` and `featkit localize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from featkit.core.config import Seed, digest, load_pipeline
+from featkit.core.content import Cell, Curve, Curves, Headline, Link, Section, Table
+from featkit.core.errors import BadInputError
+from featkit.core.registry import Method
+from featkit.evaluation.benchmark import ImageBenchmark, Ranked, Result, Work
+from featkit.features.base import Extractor
+from featkit.io.artifact import write_text
+from featkit.io.atomic import read_lines
+from featkit.io.lists import format_poses, read_poses
+from featkit.io.shards import write_index
+from featkit.mapping.scene import image_folder
+from featkit.matching.config import MatchWith
+
+ORIGIN = "a `poses.txt` of true poses (`name qw qx qy qz tx ty tz`) with its `camera.txt` beside it"
+MM = 1e3
+
+
+class HeldOutConfig(MatchWith):
+    """Which photographs are queries, and how they are matched."""
+
+    every: int = Field(4, ge=2, le=10**9)
+    """Of so many photographs, in the order of their names, the last is a query; the others are the map."""
+    seed: Seed = 0
+    """Of all random draws."""
+
+
+@dataclass(frozen=True)
+class HeldOutScene:
+    """A scene with true poses. camera: the line of its camera.txt."""
+
+    folder: Path
+    queries: tuple[str, ...]
+    mapped: tuple[str, ...]
+    camera: str
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+
+@dataclass(frozen=True)
+class HeldOutResult:
+    """A method on a scene. mapping, localization: the metrics of `reconstruct` and of `localize`. report: its page."""
+
+    method: Method[Extractor]
+    scene: str
+    report: Path
+    mapping: dict[str, Any]
+    localization: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        mapped = {key: self.mapping[key] for key in ("registered", "points", "track_length", "reprojection_px")}
+        return {"scene": self.scene, **self.method.described(), "map": mapped, **self.localization}
+
+
+@dataclass(kw_only=True)
+class Localization(ImageBenchmark[list[HeldOutScene]]):
+    """every, matcher, ratio: fields of the configuration."""
+
+    name = "localization"
+    Config = HeldOutConfig
+    several = True
+
+    every: int | None = None
+    matcher: str | None = None
+    ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        matching = {} if self.ratio is None else {"ratio": self.ratio}
+        self.changed(every=self.every, matcher=self.matcher, matching=matching)
+
+    @staticmethod
+    def seeded(seed: int) -> dict[str, Any]:
+        return {"seed": seed}
+
+    def find(self, roots: Sequence[Path]) -> list[HeldOutScene]:
+        return [read_scene(folder, self.config) for folder in roots]
+
+    def run(self, data: list[HeldOutScene], methods: Sequence[Method[Extractor]], work: Work) -> Result:
+        scores = [self.localize(scene, method, work) for scene in data for method in methods]
+        by_scene = {scene.name: [score for score in scores if score.scene == scene.name] for scene in data}
+        table = localization_table(scores)
+        best = max(scores, key=lambda score: tuple(score.localization["recall"].values()))
+        threshold, share = next(iter(best.localization["recall"].items()))
+        folder = work.folder / self.name
+        pages: list[list[Cell]] = [
+            [one.scene, Link(one.method.name, one.report.relative_to(folder).as_posix())] for one in scores
+        ]
+        return Result(
+            "Localization of left-out photographs",
+            subtitle=", ".join(by_scene),
+            numbers={
+                "roots": [str(scene.folder) for scene in data],
+                "rows": [score.as_json() for score in scores],
+            },
+            tables=[table],
+            ranking=ranked(scores),
+            headlines=[Headline(f"best within {threshold}", 100 * share, "%", f"{best.method.name}, {best.scene}")],
+            sections=[
+                Section("Recall", items=[table]),
+                Section("Errors", items=[error_chart(scene, of_it) for scene, of_it in by_scene.items()]),
+                Section("Queries", items=[query_table(scene, of_it) for scene, of_it in by_scene.items()]),
+                Section("Pages", "Each with its map and queries in 3D.", [Table("", ["scene", "method"], pages)]),
+            ],
+        )
+
+    def localize(self, scene: HeldOutScene, method: Method[Extractor], work: Work) -> HeldOutResult:
+        """Map and localize by one method's features; what is done already is not done again.
+
+        Raises featkit's errors: EmptyResultError when nothing could be triangulated.
+        """
+        sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
+        config: HeldOutConfig = self.config
+        poses, images = read_poses(scene.folder / "poses.txt"), image_folder(scene.folder)
+        label = f"{method.file_name}-{digest(method.fingerprint, config.fingerprint())}"
+        place = work.folder / self.name / scene.name / label
+        true = format_poses({name: poses[name] for name in scene.mapped})
+        write_text(
+            place / "truth" / "camera.txt", scene.camera + "\n", owned=True
+        )  # the folder is named by what made it
+        reference = write_text(place / "truth" / "poses.txt", true, owned=True)
+        lines = "".join(f"{name} {scene.camera}\n" for name in scene.queries)
+        listed = write_text(place / "queries.txt", lines, owned=True)
+        if not work.overwrite:
+            found = work.predict(method, images, (*scene.mapped, *scene.queries), scene=scene.name)
+            write_index(place / "features.h5", [found.features], scene.mapped)
+            write_index(place / "localize" / "features.h5", [found.features], scene.queries)
+        rule = {"matcher": config.matcher, "matching": config.matching, "seed": config.seed}
+        map_rule = {"verify": {"seed": config.seed}, "seed": config.seed}
+        mapped = sfm.run(
+            sfm.SfmConfig(extract=method.config, map=map_rule, **rule),
+            scene.folder,
+            place,
+            reference=reference,
+            device=method.device,
+            overwrite=work.overwrite,
+            engine=work.engine,
+        )
+        pose_rule = {"pose": {"seed": config.seed}}
+        localized = localize.run(
+            localize.LocalizationConfig(localize=pose_rule, workers=method.config.workers, **rule),
+            place,
+            images,
+            intrinsics=listed,
+            truth=scene.folder / "poses.txt",
+            device=method.device,
+            overwrite=work.overwrite,
+        )
+        return HeldOutResult(method, scene.name, localized.report, mapped.metrics, localized.metrics)
+
+
+def read_scene(folder: Path, config: HeldOutConfig) -> HeldOutScene:
+    """Part the photographs that have true poses. Raises BadInputError when the truth is missing or has few images."""
+    image_folder(folder)
+    for needed in ("poses.txt", "camera.txt"):
+        if not (folder / needed).is_file():
+            raise BadInputError(f"{folder / needed}: missing; the truth is {ORIGIN}")
+    names = sorted(read_poses(folder / "poses.txt"))
+    queries = names[config.every - 1 :: config.every]
+    mapped = [name for name in names if name not in queries]
+    if not queries or len(mapped) < 2:
+        raise BadInputError(f"{folder / 'poses.txt'}: has {len(names)} images; too few to map some and localize others")
+    lines = [line for _, line in read_lines(folder / "camera.txt")]
+    if not lines:
+        raise BadInputError(f"{folder / 'camera.txt'}: no camera in it; `MODEL width height params...`")
+    return HeldOutScene(folder, tuple(queries), tuple(mapped), lines[0])
+
+
+def localization_table(scores: Sequence[HeldOutResult]) -> Table:
+    """A row per scene and method: the map, recall in %, medians in mm and degrees."""
+    thresholds = list(scores[0].localization["recall"])
+    columns = ["scene", "method", "map images", "points", "queries", "localized"]
+    columns += [*thresholds, "median mm", "median deg"]
+    rows: list[list[Cell]] = []
+    for score in scores:
+        found = score.localization
+        row: list[Cell] = [score.scene, score.method.name, score.mapping["registered"], score.mapping["points"]]
+        row += [found["judged"], found["localized"], *(100 * found["recall"][each] for each in thresholds)]
+        metres = found["median_m"]
+        rows.append([*row, None if metres is None else MM * metres, found["median_deg"]])
+    return Table(
+        "Localization", columns, rows, "The truth in metres; a query without a pose is wrong at every threshold."
+    )
+
+
+def ranked(scores: Sequence[HeldOutResult]) -> list[Ranked]:
+    """Recall at the strictest threshold in %, and the median errors."""
+    found = []
+    for score in scores:
+        of_it, name = score.localization, score.method.name
+        threshold, recall = next(iter(of_it["recall"].items()))
+        metres = of_it["median_m"]
+        found += [
+            Ranked(name, f"{score.scene} within {threshold}, %", 100 * recall, "high"),
+            Ranked(name, f"{score.scene} median, mm", None if metres is None else MM * metres, "low"),
+            Ranked(name, f"{score.scene} median, deg", of_it["median_deg"], "low"),
+        ]
+    return found
+
+
+def error_chart(scene: str, scores: Sequence[HeldOutResult]) -> Curves:
+    """The share of queries up to a distance; failed ones are never reached."""
+    curves = []
+    for score in scores:
+        metres = np.sort([error["m"] for error in score.localization["errors"].values()])
+        share = 100 * np.arange(len(metres) + 1) / score.localization["judged"]
+        steps = np.concatenate([[0.0], np.repeat(metres, 2)])
+        curves.append(Curve(score.method.name, MM * steps, np.repeat(share, 2)[:-1]))
+    return Curves(f"{scene}: queries found up to an error", "centre error, mm", "queries, %", curves)
+
+
+def query_table(scene: str, scores: Sequence[HeldOutResult]) -> Table:
+    """A row per query: centre error (mm) and rotation error (degrees) by each method."""
+    columns = ["query", *(f"{score.method.name}, {unit}" for score in scores for unit in ("mm", "deg"))]
+    names = sorted({name for s in scores for name in (*s.localization["errors"], *s.localization["failed"])})
+    rows: list[list[Cell]] = []
+    for name in names:
+        row: list[Cell] = [name]
+        for score in scores:
+            error = score.localization["errors"].get(name)
+            row += [None, None] if error is None else [MM * error["m"], error["deg"]]
+        rows.append(row)
+    return Table(scene, columns, rows)

@@ -1,0 +1,290 @@
+"""UBC PhotoTour and RomePatches: `featkit eval ubc` and `featkit eval rome`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, ClassVar
+
+import numpy as np
+
+from featkit.core.content import Cell, Table
+from featkit.core.errors import BadInputError
+from featkit.data.hpatches import RomePatches, read_rome
+from featkit.data.patch_set import PatchSet
+from featkit.data.phototour import TestPairs, find_pairs, read_pairs, read_phototour
+from featkit.evaluation.benchmark import Benchmark, Data, Ranked, Result, Work
+from featkit.evaluation.metrics import ApRule, average_precision, distance_matrix, fpr95, indexed_distances
+from featkit.evaluation.patches import PatchDescriber, describe_used, describer
+from featkit.evaluation.published import published_tables
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What benchmarks of patch descriptors share: methods by the names of weights or as a folder of trainings.
+
+
+SEED = re.compile(r"^(.*?)(-s(\d+))?$")  # of a run's folder
+
+
+@dataclass(frozen=True)
+class PatchMethod:
+    """A row of the table. train: set it was trained on, "" for none; variant: epoch and seed of a run, "" else."""
+
+    name: str
+    train: str
+    variant: str
+    weight: str
+    """What `describer` takes: a name or a path."""
+
+    @property
+    def label(self) -> str:
+        """One name for the row: `hynet`, or `liberty/hynet, best`."""
+        return f"{self.train}/{self.name}, {self.variant}" if self.train else self.name
+
+    def learned_scenes(self) -> frozenset[str]:
+        """Scenes that a run was trained on, as the summary.json beside its weight has them; none for another weight.
+
+        Raises BadInputError for a summary that cannot be read.
+        """
+        path = Path(self.weight).parent / "summary.json"
+        if not self.train or not path.is_file():
+            return frozenset()
+        try:
+            return frozenset(json.loads(path.read_text(encoding="utf-8"))["data"]["scenes"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise BadInputError(f"{path}: not the summary of a training; train it again, or move the run") from None
+
+
+def find_runs(folder: Path, epochs: Sequence[str] = ("best", "last")) -> list[PatchMethod]:
+    """The weights of RUNS/SET/METHOD/{best,last}.safetensors; METHOD may end in -s and a seed. Raises BadInputError."""
+    found = []
+    for path in sorted(folder.glob("*/*/*.safetensors")):
+        if path.stem in epochs:
+            name, _, seed = SEED.match(path.parent.name).groups()  # type: ignore[union-attr]
+            variant = path.stem if seed is None else f"{path.stem}, seed {seed}"
+            found.append(PatchMethod(name, path.parent.parent.name, variant, str(path)))
+    if not found:
+        raise BadInputError(f"{folder}: no run in it; a run is SET/METHOD/best.safetensors, from `featkit train patch`")
+    return found
+
+
+@dataclass(kw_only=True)
+class PatchBenchmark(Benchmark[Data, PatchMethod]):
+    """published: whether papers' tables are shown below."""
+
+    default_features = "sift,rootsift"
+    published_as: ClassVar[str]
+    """What is printed on it, by the name of its file."""
+
+    published: bool = False
+
+    def printed(self) -> list[Table]:
+        """What papers print, where it is asked for."""
+        return published_tables(self.published_as) if self.published else []
+
+    def methods(self, features: Sequence[str], *, runs: Path | None = None, **reading: Any) -> list[PatchMethod]:
+        """Those that are named, then the weights of a folder of trainings. Raises UsageError, BadInputError."""
+        named = [PatchMethod(name, "", "", name) for name in features]
+        return named + (find_runs(runs) if runs is not None else [])
+
+    def describer(self, method: PatchMethod) -> PatchDescriber:
+        """The method, loaded."""
+        return describer(method.weight, self.device)
+
+
+def percent(share: float | None) -> float | None:
+    """A share in %, and nothing of nothing."""
+    return None if share is None else 100 * share
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# UBC's table (Winder et al., CVPR 2009): FPR95 of every method on the test pairs of every set.
+#
+# A method that was trained on a set is not tested on it: with three sets this gives the six combinations of training
+# and test that the papers print.
+
+
+@dataclass(frozen=True)
+class UbcSet:
+    """A set and its test pairs."""
+
+    patch_set: PatchSet
+    pairs: TestPairs
+    pairs_file: Path
+
+    @property
+    def name(self) -> str:
+        return self.patch_set.name
+
+
+@dataclass(frozen=True)
+class UbcScore:
+    """One measurement. train: set the method was trained on, "" for none. fpr95: share in [0, 1]."""
+
+    method: str
+    train: str
+    variant: str
+    test: str
+    fpr95: float
+    pairs: int
+
+
+def read_ubc(folder: Path, pairs_file: str | None = None) -> UbcSet:
+    """A folder of UBC's format with its test pairs, by default the largest (`find_pairs`). Raises BadInputError."""
+    patch_set = read_phototour(folder)
+    path = folder / pairs_file if pairs_file else find_pairs(folder)
+    return UbcSet(patch_set, read_pairs(path, patch_set), path)
+
+
+def evaluate_pairs(data: UbcSet, method: PatchDescriber) -> float:
+    """FPR95 of a method on the pairs of a set; only the patches that are in pairs are described."""
+    pairs = data.pairs
+    descriptors, (first, second) = describe_used(method, data.patch_set.patches, [pairs.index0, pairs.index1])
+    return fpr95(indexed_distances(descriptors, first, second), pairs.match)
+
+
+def evaluate_ubc(
+    sets: Sequence[UbcSet], methods: Sequence[PatchMethod], make: Callable[[str], PatchDescriber]
+) -> list[UbcScore]:
+    """Every method on every set but the one it was trained on. make: descriptor of a `weight`."""
+    scores = []
+    for method in methods:
+        describe = make(method.weight)
+        for data in sets:
+            if data.name != method.train:
+                value = evaluate_pairs(data, describe)
+                scores.append(UbcScore(method.name, method.train, method.variant, data.name, value, len(data.pairs)))
+    return scores
+
+
+@dataclass(frozen=True)
+class UbcTable:
+    """columns: (training set, test set). rows: (method, variant) and FPR95 by column; None: not measured."""
+
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[str, str, tuple[float | None, ...]], ...]
+
+    @staticmethod
+    def mean(values: Sequence[float | None]) -> float | None:
+        """Mean of a row; None when a cell is missing."""
+        return None if any(value is None for value in values) else fmean(v for v in values if v is not None)
+
+
+def ubc_table(scores: Sequence[UbcScore]) -> UbcTable:
+    """The papers' table. A method that is not trained has the same value for every training set.
+
+    Without any method that was trained on one of the sets, the columns are the test sets alone, with "" as the training
+    set. A method trained on another set, such as the union, has no row.
+    """
+    tests = list(dict.fromkeys(score.test for score in scores))
+    trains = [test for test in tests if any(score.train == test for score in scores)]
+    columns = tuple((train, test) for test in tests for train in trains if train != test)
+    columns = columns or tuple(("", test) for test in tests)
+    rows: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
+    for score in scores:
+        cells = rows.setdefault((score.method, score.variant), {})
+        for train, test in columns:
+            if test == score.test and score.train in ("", train):
+                cells[train, test] = score.fpr95
+    lines = ((name, variant, tuple(map(cells.get, columns))) for (name, variant), cells in rows.items() if cells)
+    return UbcTable(columns, tuple(lines))
+
+
+@dataclass(kw_only=True)
+class Ubc(PatchBenchmark[list[UbcSet]]):
+    """pairs: name of the file of test pairs in each folder; by default the largest m50_*."""
+
+    name = "ubc"
+    data_option = "data"
+    several = True
+    published_as = "ubc"
+
+    pairs: str | None = None
+
+    def find(self, roots: Sequence[Path]) -> list[UbcSet]:
+        return [read_ubc(folder, self.pairs) for folder in roots]
+
+    def run(self, data: list[UbcSet], methods: Sequence[PatchMethod], work: Work) -> Result:
+        scores = evaluate_ubc(data, methods, lambda weight: describer(weight, self.device))
+        found = ubc_table(scores)
+        heads = [f"{train} -> {test}" if train else test for train, test in found.columns]
+        rows: list[list[Cell]] = [
+            [name, variant or "-", *map(percent, values), percent(found.mean(values))]
+            for name, variant, values in found.rows
+        ]
+        note = "; ".join(f"{one.name}: {len(one.pairs):,} pairs of {one.pairs_file.name}" for one in data)
+        return Result(
+            "UBC PhotoTour",
+            numbers={"scores": [asdict(score) for score in scores]},
+            tables=[Table("FPR95, %", ["method", "weight", *heads, "mean"], rows, note), *self.printed()],
+            ranking=[
+                Ranked(name, "mean FPR95, %", percent(found.mean(values)), "low") for name, _, values in found.rows
+            ],
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Patch retrieval on RomePatches (Paulin et al., ICCV 2015; DOAP, section 5.3).
+#
+# Each query is searched among the patches that are no queries; right are those of its group, 9 of 9,000. The score is
+# the mean AP over the 1,000 queries, of the training set and of the test set.
+
+
+QUERIES_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class RomeScore:
+    """mean_ap: share in [0, 1]."""
+
+    mean_ap: float
+    queries: int
+    searched: int
+
+
+def evaluate_rome(data: RomePatches, method: PatchDescriber, rule: ApRule = "trapezoid") -> RomeScore:
+    """Mean AP of one set. rule: "trapezoid" as scripts of image retrieval have it; "precision" is DOAP's eq. 2."""
+    descriptors = method.describe(data.patches)
+    num = data.num_queries
+    aps = []
+    for start in range(0, num, QUERIES_AT_ONCE):
+        part = slice(start, min(start + QUERIES_AT_ONCE, num))
+        distances = distance_matrix(descriptors[part], descriptors[num:])
+        relevant = data.labels[part, None] == data.labels[None, num:]
+        aps += [average_precision(*row, rule=rule) for row in zip(distances, relevant, strict=True)]
+    return RomeScore(float(np.mean(aps)), num, len(descriptors) - num)
+
+
+class Rome(PatchBenchmark[dict[str, RomePatches]]):
+    """Both sets of patches."""
+
+    name = "rome"
+    published_as = "rome"
+
+    def find(self, roots: Sequence[Path]) -> dict[str, RomePatches]:
+        return {part: read_rome(roots[0], part) for part in ("train", "test")}
+
+    def run(self, data: dict[str, RomePatches], methods: Sequence[PatchMethod], work: Work) -> Result:
+        scores: dict[str, dict[str, RomeScore]] = {}
+        for method in methods:
+            describe = self.describer(method)
+            scores[method.label] = {part: evaluate_rome(of_it, describe) for part, of_it in data.items()}
+        rows: list[list[Cell]] = [
+            [name, *(percent(score.mean_ap) for score in by_part.values())] for name, by_part in scores.items()
+        ]
+        return Result(
+            "RomePatches",
+            numbers={
+                "scores": {
+                    name: {part: asdict(score) for part, score in by_part.items()} for name, by_part in scores.items()
+                }
+            },
+            tables=[Table("RomePatches, mAP, %", ["method", *data], rows), *self.printed()],
+            ranking=[
+                Ranked(name, "RomePatches test mAP, %", percent(by_part["test"].mean_ap))
+                for name, by_part in scores.items()
+            ],
+        )

@@ -1,0 +1,119 @@
+"""What benchmarks write, each by itself and all in one page: results.json and report.html."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featkit.core.content import Cell, Headline, Item, Link, Report, Section, Table
+from featkit.evaluation.benchmark import Ranked, Result, configurations
+from featkit.io.artifact import write_text
+from featkit.io.atomic import refuse_foreign
+from featkit.report.page import write_report
+from featkit.report.tables import decimals_for, format_cell
+
+
+@dataclass(frozen=True)
+class Written:
+    """Files of one benchmark, or of all; None: not asked for."""
+
+    numbers: Path | None
+    report: Path | None
+
+    @staticmethod
+    def of(folder: Path) -> Written:
+        """Both, in a folder."""
+        return Written(folder / "results.json", folder / "report.html")
+
+    def refuse_foreign(self) -> None:
+        """Raise BadInputError, before the work, when somebody else's file would be replaced."""
+        refuse_foreign(*(path for path in (self.numbers, self.report) if path is not None))
+
+    def write(self, numbers: dict[str, Any], page: Report) -> list[str]:
+        """Write them; a line for people on each. Raises NotWritableError."""
+        lines = []
+        if self.numbers is not None:
+            write_text(self.numbers, json.dumps(numbers, indent=1) + "\n")
+            lines.append(f"{self.numbers}: all numbers")
+        if self.report is not None:
+            lines.append(f"{write_report(page, self.report)}: curves and pictures")
+        return lines
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The table over all benchmarks: a row per method, a column per measure, the best of each marked.
+
+
+BEST = " *"
+ARROWS = {"high": "↑", "low": "↓"}
+
+
+def ranking_table(ranking: Sequence[Ranked], methods: Sequence[str]) -> Table:
+    """Rows in the order of `methods`, columns in the order of appearance; of equals all are marked."""
+    kinds = {one.measure: one.better for one in ranking}
+    values = {(one.method, one.measure): one.value for one in ranking}
+    columns = [[_known(values.get((method, measure))) for method in methods] for measure in kinds]
+    marked = [_marked(column, better) for column, better in zip(columns, kinds.values(), strict=True)]
+    rows: list[list[Cell]] = [[method, *(column[row] for column in marked)] for row, method in enumerate(methods)]
+    heads = [f"{measure} {ARROWS[better]}" for measure, better in kinds.items()]
+    return Table("All benchmarks", ["method", *heads], rows, "↑ higher is better, ↓ lower; * the best of its column.")
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
+
+
+def _marked(column: Sequence[float | None], better: str) -> list[Cell]:
+    """The column with the best marked; as it is when there is nothing to choose from."""
+    known = [value for value in column if value is not None]
+    if len(known) < 2:
+        return list(column)
+    best = max(known) if better == "high" else min(known)
+    decimals = decimals_for(known)
+    return [format_cell(v, decimals) + BEST if v == best else v for v in column]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The page of `featkit eval all`: the table over all benchmarks, then each benchmark with its curves and pictures.
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One benchmark of the page. address: of its own page, relative to this one."""
+
+    title: str
+    result: Result
+    address: str
+
+
+def all_report(summary: Table, shown: Sequence[Shown], failed: Mapping[str, str], methods: Mapping[str, Any]) -> Report:
+    """One page of all. failed: messages by benchmark. methods: their configurations by name."""
+    links: list[list[Cell]] = [[Link(one.title, one.address)] for one in shown]
+    overview: list[Item] = [summary, Table("", ["benchmark, with its own page"], links)]
+    if failed:
+        overview.append(failed_table(failed))
+    return Report(
+        title="All benchmarks",
+        headlines=[Headline("methods", len(methods)), Headline("benchmarks", len(shown))],
+        sections=[
+            Section("Overview", items=overview),
+            *(Section(one.title, items=_items(one.result)) for one in shown),
+            Section("Methods", items=configurations(methods)),
+        ],
+    )
+
+
+def failed_table(failed: Mapping[str, str]) -> Table:
+    """What did not run, and why."""
+    rows = [[name, message] for name, message in failed.items()]
+    return Table("Failed", ["benchmark", "because"], rows, highlight=set(range(len(rows))))
+
+
+def _items(result: Result) -> list[Item]:
+    """Everything of its page but the methods' configurations, which stand at the end; or its tables."""
+    items = [item for section in result.sections for item in section.items] or list(result.tables)
+    return [*items, *configurations(result.settings)]
