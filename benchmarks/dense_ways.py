@@ -9,7 +9,8 @@ torch.compile (minutes to compile; by name only). They alternate in one process;
 which other programs on the machine change little. Start-up is what comes before the first image: conversion and
 compilation, in CPU seconds. Differences are against `plain`. Keypoints: those of plain's 2048 best that a way lacks.
 Peak memory is that of a process of its own that runs one way once. `scfeat-s` has its shipped weights; `scfeat`, which
-has none, random ones. Needs the package openvino for its ways. Writes benchmarks/results/dense_ways.json.
+has none, random ones. Needs the package openvino for its ways. Writes
+benchmarks/results/dense_ways.json after each case, so that a run that was stopped leaves the cases it got to.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from machine import write_result
 from torch import Tensor
 
 from featkit.core.registry import resolve
-from featkit.features.published import load_network
+from featkit.features.published_networks import load_network
 from featkit.weights.catalogue import load_published
 
 NETWORKS = ("aliked-n16", "aliked-n16rot", "aliked-t16", "disk", "xfeat")

@@ -91,7 +91,7 @@ def run(
     cameras = None if intrinsics is None else read_intrinsics_list(intrinsics)
     true_poses = None if truth is None else read_poses(truth)
     check_camera(config.localize.camera)
-    readable = usable_images(queries, cameras)
+    readable, _ = usable_images(queries, cameras)
     names = readable if cameras is None else list(cameras)  # a listed query without an image is one that failed
     extractor = extraction.extraction(same_extraction(found.features, workers=config.workers), device=device)
     matcher = resolve("matcher", config.matcher, config.matching, device).ready()

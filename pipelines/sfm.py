@@ -20,17 +20,16 @@ from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
 from featkit.features.listing import warn_of_few
 from featkit.features.stage import ExtractConfig, extraction
-from featkit.images.listing import list_images
 from featkit.io.artifact import write_text
 from featkit.io.atomic import read_stamp, refuse_foreign
 from featkit.io.features import extractor_name
-from featkit.io.lists import describe_pairs, read_pairs, read_poses
+from featkit.io.lists import Intrinsics, describe_pairs, read_pairs, read_poses
 from featkit.localization.stage import is_of_another_map
 from featkit.mapping import stage as map_stage
 from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.cameras import listed_intrinsics
 from featkit.mapping.model import refuse_other_models
-from featkit.mapping.reference import read_reference
+from featkit.mapping.reference import Reference, read_reference
 from featkit.mapping.scene import image_folder, output_folder, usable_images
 from featkit.mapping.stage import MapConfig
 from featkit.mapping.verify import build_database
@@ -87,13 +86,8 @@ def run(
     known = None if reference is None else read_reference(reference, config.map.camera)
     true_poses = None if truth is None else read_poses(truth)
     check_camera(config.map.camera)
-    names = usable_images(images, None if known is None else known.poses.keys())
-    without_pose = [] if known is None else sorted(set(list_images(images)) - set(names))
-    if intrinsics is not None and known is not None and known.cameras is not None:
-        raise UsageError(
-            "--intrinsics: the reference has its cameras (its model's, or camera.txt); leave out one of both"
-        )
-    listed = None if intrinsics is None else listed_intrinsics(intrinsics, names)
+    names, without_pose = usable_images(images, None if known is None else known.poses.keys())
+    listed = _listed(intrinsics, names, known)
     extractor = extraction(config.extract, device=device)
     given = Path(config.pairs) if config.pairs.endswith(".txt") else None
     if given is not None:
@@ -128,7 +122,7 @@ def run(
     resolved = {"extract": extractor.config, "pairing": paired, "matching": matcher.config.result_fields()}
     ran = config.model_copy(update=resolved)
     report, record = output / "report.html", output / "metrics.json"
-    truths = map(str, (true_poses or {}).items())
+    truths = [str(item) for item in (true_poses or {}).items()]
     made_from = digest((output / "sparse.json").read_text(), ran.canonical_json(), *names, "", *without_pose, *truths)
     metrics = read_stamp(record) or {}
     if metrics.get("made_from") != made_from or not report.is_file() or overwrite:
@@ -137,18 +131,36 @@ def run(
             metrics |= {"seconds": seconds, "made_from": made_from, "config": ran.result_fields()}
             reconstruction_report(ran, metrics, images, features, database, sparse, report)
         write_text(record, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    warn_of_few("map", metrics["registered"], len(names), extractor_name(extractor.config.result_fields()))
+    result = SfmResult(output, sparse, report, metrics)
+    _warn(result, config.min_registered)
+    return result
+
+
+def _listed(intrinsics: Path | None, names: list[str], known: Reference | None) -> dict[str, Intrinsics] | None:
+    """Cameras of a list. Raises UsageError where a reference has them too."""
+    if intrinsics is None:
+        return None
+    if known is not None and known.cameras is not None:
+        raise UsageError(
+            "--intrinsics: the reference has its cameras (its model's, or camera.txt); leave out one of both"
+        )
+    return listed_intrinsics(intrinsics, names)
+
+
+def _warn(result: SfmResult, min_registered: float) -> None:
+    """Log what a user must know of the map. Raises EmptyResultError when too few photographs are in it."""
+    metrics = result.metrics
     for warning in metrics["warnings"]:
         LOGGER.warning("map: %s", warning)
-    if is_of_another_map(output / "localize" / "poses.txt", sparse / "0"):
-        LOGGER.warning("map: %s is of an earlier map, in another frame; localize again", output / "localize/poses.txt")
-    warn_of_few("map", metrics["registered"], len(names), extractor_name(extractor.config.result_fields()))
-    share = metrics["registered"] / metrics["images"]
-    if share < config.min_registered:
+    poses = result.output / "localize" / "poses.txt"
+    if is_of_another_map(poses, result.sparse / "0"):
+        LOGGER.warning("map: %s is of an earlier map, in another frame; localize again", poses)
+    if metrics["registered"] < min_registered * metrics["images"]:
         raise EmptyResultError(
-            f"{sparse}: {metrics['registered']} of {metrics['images']} photographs are in the map, fewer than the share"
-            f" of {config.min_registered:g} that was asked for (--min-registered); map and {report.name} are there"
+            f"{result.sparse}: {metrics['registered']} of {metrics['images']} photographs are in the map, fewer than"
+            f" the share of {min_registered:g} that was asked for (--min-registered); map and report are there"
         )
-    return SfmResult(output, sparse, report, metrics)
 
 
 def _refuse_foreign(output: Path, config: SfmConfig) -> None:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from featkit.features.published import build
+from featkit.features.published_networks import build
 from featkit.weights.catalogue import AuthorsFile, PublishedNetwork, catalogue
 
 
 def needs_package(name: str) -> None:
     """Skip where the package with a network's weights, or a kornia that has it, is missing."""
-    from featkit.features.published import KORNIA_NAMES
+    from featkit.features.published_networks import KORNIA_NAMES
     from featkit.weights.catalogue import packaged_files
 
     if not hasattr(pytest.importorskip("kornia.feature"), KORNIA_NAMES[name]):

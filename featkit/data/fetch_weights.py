@@ -15,7 +15,7 @@ from pathlib import Path
 
 from featkit.core.errors import BadInputError, UsageError
 from featkit.data.download import DownloadConfig, RemoteFile, download
-from featkit.features.published import load_network
+from featkit.features.published_networks import load_network
 from featkit.weights.catalogue import (
     FORMAT,
     AuthorsFile,

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from featkit.core.errors import BadInputError
+from featkit.images.exif import some_names
 from featkit.images.read import HEIF_SUFFIXES, reads_heif
 
 LOGGER = logging.getLogger(__name__)
@@ -24,7 +25,6 @@ NOT_READ = {
     "not a photograph that is read": {".psd", ".svg", ".eps", ".exr", ".hdr", ".jxl", ".jxr", ".insp", ".xcf", ".fits"},
 }
 """What people keep in such folders and might expect to be used."""
-SHOWN = 3  # names of a kind in a message
 
 
 def list_images(folder: Path) -> list[str]:
@@ -37,8 +37,7 @@ def list_images(folder: Path) -> list[str]:
         raise BadInputError(f"{folder}: {kind}")
     names, passed_over = _photographs(folder)
     for why, others in passed_over.items():
-        some = ", ".join(sorted(others)[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
-        LOGGER.warning("%s: %d passed over (%s): %s", folder, len(others), why, some)
+        LOGGER.warning("%s: %d passed over (%s): %s", folder, len(others), why, some_names(sorted(others)))
     if not names:
         raise BadInputError(f"{folder}: no images in it (looked for {', '.join(sorted(SUFFIXES))})")
     for name in names:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from featkit.core.config import Config
 from featkit.features.listing import STRONGER
+from featkit.images.exif import some_names
 from featkit.mapping.model import registered_names
 
 FOCAL_SHARES = np.geomspace(0.3, 4.0, 40)
@@ -28,7 +29,6 @@ HOMOGRAPHIES = {
     int(getattr(pycolmap.TwoViewGeometryConfiguration, kind)) for kind in ("PLANAR", "PANORAMIC", "PLANAR_OR_PANORAMIC")
 }
 SAMPLED_POINTS = 2000
-SHOWN = 5  # names in a warning
 
 
 class KeepConfig(Config):
@@ -75,7 +75,7 @@ def kept(
 
 @dataclass(frozen=True)
 class CameraMotion:
-    """What the verified pairs of a scene say: how many there are, and of how many the camera only turned, or stood."""
+    """What the verified pairs of a scene say: how many; in how many the camera only turned, or stood still."""
 
     pairs: int
     turned: int
@@ -87,7 +87,7 @@ class CameraMotion:
         return self.pairs > 0 and self.turned >= SURE_SHARE * self.pairs
 
     @property
-    def stood(self) -> bool:
+    def did_not_move(self) -> bool:
         """Whether nearly all photographs show the same view."""
         return self.pairs > 0 and self.still >= SURE_SHARE * self.pairs
 
@@ -149,7 +149,7 @@ def no_model_reason(motion: CameraMotion) -> str:
             "no pair of photographs was verified; are they of one scene? (more keypoints, --pairs exhaustive,"
             f" {STRONGER})"
         )
-    if motion.stood:
+    if motion.did_not_move:
         return (
             f"the camera did not move: in {motion.still} of {motion.pairs} verified pairs both photographs show the"
             " same view; take some from other places"
@@ -174,19 +174,19 @@ def map_warnings(
     if without_pose:
         warnings.append(
             f"photographs without a pose in the reference are not in the map ({len(without_pose)}):"
-            f" {_some(without_pose)}"
+            f" {some_names(without_pose)}"
         )
     left_out = sorted(set(names) - models[0])
     if left_out:
-        some = _some(left_out)
         warnings.append(
-            f"{len(left_out)} of {len(names)} photographs are not in the map: {some}; they share too little with it:"
+            f"{len(left_out)} of {len(names)} photographs are not in the map: {some_names(left_out)}; they share too"
+            " little with it:"
             " take some in between, or pair all with all (--pairs exhaustive)"
         )
     if len(models) > 1:
         sizes = ", ".join(str(len(images)) for images in models[1:])
         warnings.append(
-            f"the photographs fell apart into {len(models)} models: besides the largest there are models of {sizes}"
+            f"the map is split into {len(models)} models: besides the largest there are models of {sizes}"
             " images in sparse/1, ...; photographs that show parts of both would join them"
         )
     if motion.only_turned:
@@ -195,7 +195,3 @@ def map_warnings(
             " take photographs from places that are some steps apart"
         )
     return warnings
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -44,15 +44,18 @@ def output_folder(scene: Path, output: Path | None) -> Path:
     return folder
 
 
-def usable_images(images: Path, only: Collection[str] | None) -> list[str]:
-    """Names of the images of a folder: all, or those that `only` has. Raises BadInputError when none is left."""
+def usable_images(images: Path, only: Collection[str] | None) -> tuple[list[str], list[str]]:
+    """Names of the images of a folder: all, or those that `only` has; and the others.
+
+    Raises BadInputError when none is left.
+    """
     names = list_images(images)
     if only is None:
-        return names
+        return names, []
     kept = [name for name in names if name in only]
     if not kept:
         raise BadInputError(f"{images}: the given list names none of its images; names are relative to it")
-    return kept
+    return kept, [name for name in names if name not in only]
 
 
 def find_map(folder: Path, features: Path | None = None, number: int | None = None) -> MapFiles:

@@ -153,8 +153,8 @@ def _incremental(config: MapConfig, images: Path, database: Path, work: Path) ->
     if not kept(models, config.keep, _least_images(config, database)):
         start = config.start
         LOGGER.info(
-            "map: no pair to start from; again with pairs that see their points under %g degrees or more, moved"
-            " forward too",
+            "map: no map from COLMAP's own choice of a first pair; again from pairs that see their points under %g"
+            " degrees or more, moved forward too",
             start.min_angle_deg,
         )
         options.mapper.init_min_tri_angle = start.min_angle_deg

@@ -32,7 +32,7 @@ from featkit.core.errors import BadInputError, UsageError
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features, Matches
 from featkit.features.base import is_packed
-from featkit.features.published import LIGHTGLUE_NETWORKS, load_network
+from featkit.features.published_networks import LIGHTGLUE_NETWORKS, load_network
 from featkit.weights.catalogue import catalogue, load_published, weights_sha256
 
 TILE = 1 << 24

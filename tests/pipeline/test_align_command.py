@@ -184,7 +184,7 @@ def test_what_is_not_replaced(scene: Path) -> None:
         (("--gps", "--origin", "95,2"), 2, ["--origin", "47.3769"]),
         (("--gps", "--origin", "here"), 2, ["--origin"]),
         (("--gps", "--set", "outlier_sigma=3"), 2, ["outlier_sigmas"]),
-        (("--gps", "--max-error", "-1"), 2, ["max_error_m"]),
+        (("--gps", "--max-error", "-1"), 2, ["--max-error"]),
         (("--distance", "00.jpg", "01.jpg", "0"), 2, ["more than 0"]),
         (("--distance", "00.jpg", "01.jpg", "nan"), 2, ["more than 0"]),
         (("--distance", "00.jpg", "05.jpeg", "3"), 3, ["'05.jpeg'", "did you mean '05.jpg'"]),

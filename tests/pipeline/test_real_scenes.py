@@ -63,7 +63,8 @@ def test_left_out_photographs_are_localized(shared_data: Path, featkit_command: 
         "--resize-max", 640, "--max-keypoints", 1500, "--truth", castle / "poses.txt", "--json", "-q",
     )  # fmt: skip
     assert ran.code == 0, ran.err
-    assert ran.json()["registered"] == ran.json()["images"] == len(lines) - len(left_out)
+    assert (ran.json()["registered"], ran.json()["images"]) == (len(lines) - len(left_out), len(lines))
+    assert set(ran.json()["unregistered"]) == left_out
     assert ran.json()["truth"]["centre_max"] < 1e-6
     model = read_model(tmp_path / "out" / "sparse" / "0")
     truth = read_poses(known / "poses.txt")

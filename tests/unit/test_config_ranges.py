@@ -186,3 +186,14 @@ def test_workers_and_threads_are_never_more_than_the_cores() -> None:
     assert _threads(many, 10) == cores
     assert hierarchical_options(many, 10).num_workers == cores
     assert _threads(MapConfig(threads=-1), 10) == -1  # COLMAP's word for all cores
+
+
+def test_a_number_without_a_range_is_finite_all_the_same() -> None:
+    """As in the configuration of an extractor from outside."""
+
+    class Outside(Config):
+        threshold: float = 0.5
+
+    for value in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(UsageError, match="threshold"):
+            make(Outside, {"threshold": value})

@@ -17,7 +17,8 @@ from torch import Tensor
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.registry import resolve
 from featkit.core.types import Features
-from featkit.features.published import KEYNET_SCALE, MIN_SIDE_PX, build
+from featkit.features.published import KEYNET_SCALE, MIN_SIDE_PX
+from featkit.features.published_networks import build
 from featkit.images.read import DecodeConfig, decode
 from featkit.weights.catalogue import packaged_files
 

@@ -153,7 +153,10 @@ def test_peakiness_in_parts(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(fast_peakiness(maps, float(maps.max())), peakiness(maps), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("config", [{}, {"head": "posfeat"}, {"cross_norm": False}])
+NARROW = {"encoder_width": 32, "decoder_channels": (64, 32), "side_channels": 32, "norm_groups": 16}
+
+
+@pytest.mark.parametrize("config", [{}, {"head": "posfeat"}, {"cross_norm": False}, NARROW])
 @pytest.mark.parametrize("size", [(80, 112), (64, 64)])
 def test_fast_is_plain(config: dict[str, Any], size: tuple[int, int]) -> None:
     network, image = trained(encoder="resnet18", **config), photograph(*size)

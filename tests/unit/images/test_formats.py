@@ -74,7 +74,7 @@ def test_what_is_not_read_is_named(smooth: np.ndarray, tmp_path: Path, caplog: p
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     with caplog.at_level(logging.WARNING, "featkit"):
         assert list_images(tmp_path) == ["a.jpg"]
-    assert "4 passed over (a camera's raw file): b.NEF, c.dng, e.cr2, ..." in caplog.text
+    assert "4 passed over (a camera's raw file): b.NEF, c.dng, e.cr2, f.arw" in caplog.text
     assert "1 passed over (a video): d.mov" in caplog.text
     assert "1 passed over (a link to nothing): gone.jpg" in caplog.text
     assert "notes.txt" not in caplog.text
@@ -117,6 +117,7 @@ def test_an_odd_orientation_is_ignored(exif: bytes, smooth: np.ndarray, tmp_path
     np.testing.assert_array_equal(
         decode(tmp_path / "a.jpg", CONFIG).pixels, decode(tmp_path / "plain.jpg", CONFIG).pixels
     )
+    assert decode(tmp_path / "a.jpg", CONFIG).orientation == 0
 
 
 def test_the_odd_orientations_are_read_as_such(smooth: np.ndarray, tmp_path: Path) -> None:

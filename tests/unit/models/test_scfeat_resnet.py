@@ -62,6 +62,19 @@ def test_where_it_strides() -> None:
     assert (layer2.shape, layer3.shape) == ((1, 128, 8, 12), (1, 256, 4, 6))
 
 
+def test_a_narrower_encoder() -> None:
+    """Every width goes by the first; ImageNet's weights are then of another network."""
+    narrow = SCFeatNetwork(SCFeatNetworkConfig(encoder="resnet18", encoder_width=16))
+    assert [tuple(maps.shape) for maps in narrow.backbone.encoder(torch.rand(1, 3, 64, 96))] == [
+        (1, 16, 16, 24),
+        (1, 16, 16, 24),
+        (1, 32, 8, 12),
+        (1, 64, 4, 6),
+    ]
+    assert narrow.describe(torch.rand(1, 3, 64, 96)).shallow.shape == (1, 16, 16, 24)
+    assert narrow(torch.rand(1, 3, 64, 96)).scores.shape == (1, 1, 64, 96)
+
+
 @pytest.mark.parametrize("kind", ["pth", "wrapped", "safetensors"])
 def test_an_imagenet_checkpoint_loads(small_state: State, tmp_path: Path, kind: str) -> None:
     made = network()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from featkit.core.config import config_names
 from featkit.core.errors import BadInputError, UsageError
 from featkit.features.listing import list_features
-from featkit.features.published import KORNIA_NAMES, LIGHTGLUE_NETWORKS, load_network
+from featkit.features.published_networks import KORNIA_NAMES, LIGHTGLUE_NETWORKS, load_network
 from featkit.weights import catalogue as module
 from featkit.weights.catalogue import (
     cache_folder,
