@@ -5,6 +5,7 @@ A message has one line and says what is wrong, where, and what to do about it.
 
 from __future__ import annotations
 
+import errno
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,6 +108,8 @@ def blaming(path: Path | str, what: str, remedy: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise BadInputError(f"{error.filename or path}: no such file") from None
     except OSError as error:
+        if error.errno == errno.EINVAL:  # of the content: a place before its start, as a file that was cut off gives
+            raise BadInputError(f"{path}: not {what} (it is cut off or damaged); {remedy}") from error
         raise BadInputError(f"{path}: cannot be read ({error.strerror or said(error)})") from error
     except MemoryError as error:
         raise BadInputError(f"{path}: not {what}: it asks for more memory than there is; {remedy}") from error

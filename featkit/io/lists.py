@@ -80,8 +80,13 @@ def format_pairs(pairs: Iterable[Pair]) -> str:
 
 
 def _survives(name: str) -> bool:
-    """Whether a name comes back from a line of text: no tab, line break, comment sign or space at an end."""
-    return name == name.strip() and name.splitlines() == [name] and "\t" not in name and name[0] not in "#\ufeff"
+    """Whether a name comes back from a line of text: no tab, line break, zero byte, comment sign, space at an end."""
+    return (
+        name == name.strip()
+        and name.splitlines() == [name]
+        and not {"\t", "\0"} & set(name)
+        and name[0] not in "#\ufeff"
+    )
 
 
 def describe_pairs(path: Path) -> dict[str, Any] | None:

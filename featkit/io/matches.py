@@ -118,7 +118,8 @@ class MatchStore:
     def _read(self, key: str) -> Matches:
         group = self._group(key)
         stored = array_of(group, "matches0", kinds="iu").reshape(-1)
-        if stored.size and not (stored.min() >= -MAX_KEYPOINTS and stored.max() < MAX_KEYPOINTS):
+        limits = np.iinfo(np.int32)
+        if stored.size and not (limits.min <= stored.min() and stored.max() <= limits.max):
             raise BadInputError(f"{self.path}: {key!r} has an index of {stored.max():,}, beyond any keypoint")
         matches0 = stored.astype(np.int32, copy=False)
         scores0 = np.zeros(len(matches0), np.float32)

@@ -49,6 +49,10 @@ class Records:
 def read_records(run: Path) -> Records:
     """Raises BadInputError for a folder that holds no finished training."""
     folder = RunFolder(run)
+    if not folder.summary.is_file():
+        raise BadInputError(
+            f"{run}: not the folder of a finished training (no {folder.summary.name}); train it to its end"
+        )
     with blaming(run, "the folder of a finished training", "train it to its end"):
         summary = json.loads(folder.summary.read_text(encoding="utf-8"))
         configuration = (run / "config.yaml").read_text(encoding="utf-8")
