@@ -60,7 +60,7 @@ def localize_command(result: Any) -> Outcome:
 
 SERVE_HELP = """Localize photographs over HTTP: POST one to /localize, get its pose, inliers and uncertainty as json.
 
-Example: `featkit serve scene/`, then `curl --data-binary @photo.jpg http://127.0.0.1:8000/localize`
+Example: `featkit serve scene/`, then `curl -F image=@photo.jpg http://127.0.0.1:8000/localize`
 
 With `?intrinsics=MODEL width height params...` (URL-encoded) the photograph's camera is known. A photograph that cannot
 be localized is answered with the reason (status 200); one that cannot be read with 400, a too large one with 413.

@@ -17,6 +17,7 @@ from featkit.io.artifact import explained, remove, writing
 from featkit.io.atomic import explained_by_disk, require_space
 from featkit.io.features import FeatureStore, features_digest
 from featkit.io.h5 import copy_attributes
+from featkit.io.h5_items import item_of
 from featkit.io.journal import DAMAGE
 from featkit.io.matches import MatchStore
 
@@ -95,7 +96,7 @@ def repair(path: Path, checked: Checked) -> None:
         for name in checked.whole:
             shard = links.shard_of(old, name)
             if shard is None:
-                old.copy(old[name], new, name)
+                old.copy(item_of(old, name), new, name)
             else:
                 new[name] = old.get(name, getlink=True)
 
@@ -129,7 +130,7 @@ def merge(stores: Sequence[Path], output: Path, *, link: bool = False, overwrite
             copy_attributes(first, new, without=(h5.LINKED,))
             for name, path in sorted(owners.items()):
                 links.refuse_missing(opened[path], name)
-                item = opened[path][name]
+                item = item_of(opened[path], name)
                 item.file.copy(item, new, name)
                 advance(1)
     return len(owners)

@@ -57,6 +57,7 @@ ONLY_BY = {
 }
 # Imports of featkit inside functions; everywhere else they stand at the top of the file.
 LATE = {
+    "__main__.py": "signals are answered before anything slow is imported",
     "cli/doctor.py": "it tells what is missing, so it loads without",
     "api/localization.py": "`serve` needs an extra that `localize` does not",
     "cli/localize.py": "benchmarks load torch; `localize` does not",
