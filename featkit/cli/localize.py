@@ -49,9 +49,13 @@ class LocalizeCommand(TyperCommand):
 @command(api.localize)
 def localize_command(result: Any) -> Outcome:
     tables = [recall_table(result.metrics)] if "recall" in result.metrics else []
-    failed = [f"not localized: {q.name}: {q.reason}" for q in result.results if q.pose is None]
+    in_others = result.in_others
+    lines = [
+        f"not localized: {q.name}: {q.reason}" for q in result.results if q.pose is None and q.name not in in_others
+    ]
+    lines += [f"in another model: {name}: {folder / 'poses.txt'}" for name, folder in in_others.items()]
     summary = f"{result.output / 'poses.txt'}: {result.metrics['localized']} of {result.metrics['queries']} queries"
-    return Outcome(result.metrics, [*failed, summary, f"report: {result.report}"], tables)
+    return Outcome(result.metrics, [*lines, summary, f"report: {result.report}"], tables)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

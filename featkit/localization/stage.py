@@ -77,12 +77,13 @@ def run(
     *,
     names: Sequence[str],
     intrinsics: dict[str, Intrinsics] | None = None,
+    may_fail: bool = False,
 ) -> list[QueryResult]:
     """Localize queries, write output/poses.txt and output/poses.json, and return every query's result.
 
     model: folder of a COLMAP model made from `map_features`. images: folder of the queries. pairs: query first, map
     image second; None (with matches None) when not one query could be paired. Raises BadInputError, and
-    EmptyResultError, after writing poses.json, when not one query could be localized.
+    EmptyResultError, after writing poses.json, when not one query could be localized, except where it `may_fail`.
     """
     partners: dict[str, list[str]] = {name: [] for name in names}
     for pair in read_pairs(pairs, directed=True) if pairs is not None else ():
@@ -102,14 +103,21 @@ def run(
                 results.append(result)
                 advance(1)
     write_results(results, config, model, output)
-    localized = sum(result.pose is not None for result in results)
-    if localized == 0:
+    if not may_fail:
+        refuse_none(results, images, output, map_features)
+        warn_of_few("localize", sum(result.pose is not None for result in results), len(results), extractor)
+    return results
+
+
+def refuse_none(results: Sequence[QueryResult], images: Path, output: Path, map_features: Path) -> None:
+    """Raise EmptyResultError when not one query is localized."""
+    if all(result.pose is None for result in results):
+        with open_features(map_features) as store:
+            extractor = store.extractor
         other = f"; a map with {stronger(extractor)} may help" if stronger(extractor) else ""
         raise EmptyResultError(
             f"{images}: none of {len(results)} queries localized; reasons: {output}/poses.json{other}"
         )
-    warn_of_few("localize", localized, len(results), extractor)
-    return results
 
 
 def _localize_one(

@@ -93,9 +93,14 @@ def find_model(folder: Path, number: int | None = None) -> Path:
     return models[0] if folder == models[0] and number is None else _numbered(models[0], number)
 
 
+def numbered_models(model: Path) -> dict[int, Path]:
+    """The models beside a model that are named by numbers, as mappers leave them in sparse/; itself among them."""
+    return {int(path.name): path for path in model.parent.iterdir() if path.name.isdigit() and is_model(path)}
+
+
 def _numbered(model: Path, number: int | None) -> Path:
     """Of the models in a sparse/ folder the one of that number."""
-    found = {int(path.name): path for path in model.parent.iterdir() if path.name.isdigit() and is_model(path)}
+    found = numbered_models(model)
     if number is None:
         if len(found) > 1 and model.name == "0":
             others = ", ".join(str(key) for key in sorted(found) if key)
