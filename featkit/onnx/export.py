@@ -57,8 +57,8 @@ PRODUCER = "featkit"
 LARGEST_DIFFERENCE = 1e-4
 """Of score maps (over their largest value where that is above 1), descriptors and matching scores."""
 LARGEST_DISTANCE_PX = 1e-3
-HALF_DESCRIPTORS = 2e-4
-"""Of descriptors that featkit gives in half precision (2 ** -13 below a half, and LARGEST_DIFFERENCE)."""
+HALF_DESCRIPTORS = 3.5e-4
+"""Of descriptors that featkit gives in half precision: half of its step below 1, 2 ** -12, and LARGEST_DIFFERENCE."""
 MIN_SHARED = 0.99
 """Share of the keypoints that both have: a pixel may be a maximum, or among the best, by the last digit of a score."""
 IMAGES = "images"

@@ -168,9 +168,9 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monk
         return lambda *arrays: [values + 2e-4 for values in run(*arrays)]
 
     monkeypatch.setattr(module, "_session", slightly_wrong)
-    with pytest.raises(EmptyResultError, match="descriptors of ONNX Runtime differ by 0.0002"):
+    with pytest.raises(EmptyResultError, match=r"descriptors of ONNX Runtime differ by 0\.0002"):
         export_onnx("hynet", tmp_path / "h.onnx")
-    with pytest.raises(EmptyResultError, match="of .* keypoints of the check only 0 are"):
+    with pytest.raises(EmptyResultError, match=r"of .* keypoints of the check only 0 are"):
         export_onnx("scfeat-s", tmp_path / "h.onnx", {"max_keypoints": 20})
     assert list(tmp_path.iterdir()) == []
 
