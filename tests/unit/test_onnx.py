@@ -143,7 +143,7 @@ def test_matches(name: str, places: int, tmp_path: Path) -> None:
     own = matcher.match([pair])[0]
     assert (own.matches0 >= 0).sum() > 10
     np.testing.assert_array_equal(found[0][0], own.matches0)
-    np.testing.assert_allclose(found[1][0], own.scores0, atol=1e-4)
+    np.testing.assert_allclose(found[1][0], own.scores0, rtol=0, atol=1e-3)
 
 
 def test_what_a_file_says_of_itself(tmp_path: Path) -> None:
@@ -165,10 +165,10 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monk
 
     def slightly_wrong(*given: Any) -> Any:
         run = real(*given)
-        return lambda *arrays: [values + 2e-4 for values in run(*arrays)]
+        return lambda *arrays: [values + 2e-3 for values in run(*arrays)]
 
     monkeypatch.setattr(module, "_session", slightly_wrong)
-    with pytest.raises(EmptyResultError, match=r"descriptors of ONNX Runtime differ by 0\.0002"):
+    with pytest.raises(EmptyResultError, match=r"descriptors of ONNX Runtime differ by 0\.002"):
         export_onnx("hynet", tmp_path / "h.onnx")
     with pytest.raises(EmptyResultError, match=r"of .* keypoints of the check only 0 are"):
         export_onnx("scfeat-s", tmp_path / "h.onnx", {"max_keypoints": 20})
