@@ -309,9 +309,14 @@ def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def pairs(option: str, given: list[str] | None, example: str) -> dict[str, str]:
+    """`["a=x"]` as values by file name. Raises UsageError."""
+    found = [text.partition("=") for text in given or []]
+    if not all(equals and value for _, equals, value in found):
+        raise UsageError(f"{option}: {example}")
+    return {file: value for file, _, value in found}
+
+
 def addresses(urls: list[str] | None) -> dict[str, str]:
     """`["a=http://x"]` as addresses by file name. Raises UsageError."""
-    pairs = [text.partition("=") for text in urls or []]
-    if not all(equals and address for _, equals, address in pairs):
-        raise UsageError("--url: FILE=ADDRESS, as liberty=http://example.org/liberty.zip")
-    return {file: address for file, _, address in pairs}
+    return pairs("--url", urls, "FILE=ADDRESS, as liberty=http://example.org/liberty.zip")

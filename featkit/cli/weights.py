@@ -110,9 +110,12 @@ def show(
 @verb
 def fetch(
     name: Annotated[str, typer.Argument(help="A published network; `featkit weights list` has them.")],
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Take a file whose sha256 featkit does not know, as the server sends it.")
-    ] = False,
+    sha256: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE=HEX", help="Of a file that the catalogue has none for; repeatable.", show_default="none"
+        ),
+    ] = None,
     url: Annotated[
         list[str] | None,
         typer.Option(
@@ -129,7 +132,8 @@ def fetch(
     from featkit.data.fetch_weights import fetch_weights
     from featkit.weights.catalogue import published_network
 
-    done = fetch_weights(name, options.addresses(url), archive or [], trust, overwrite)
+    digests = options.pairs("--sha256", sha256, "FILE=HEX, the 64 digits that `sha256sum FILE` prints")
+    done = fetch_weights(name, options.addresses(url), archive or [], digests, overwrite)
     row = published_network(name)
     lines = [f"{file}: sha256 {done.sha256[file]}, from {source}" for file, source in done.sources.items()]
     lines += [f"{done.path}: {'was there' if done.was_there else row.summary}; {row.page} ({row.licence})"]
