@@ -166,6 +166,8 @@ def export(
     ):
         if given and format != belongs_to:
             raise UsageError(f"{option} goes with --format {belongs_to}, not with {format}")
+    if format == "onnx":
+        raise UsageError("--format onnx is for networks, not for maps: featkit weights export NAME --out FILE.onnx")
     done = exporting.export(format, find_model(model, number), out, images=images, pairs=config, overwrite=overwrite)
     return out, format, done
 

@@ -343,11 +343,16 @@ def _as_paths(annotation: Any, value: Any) -> Any:
     return value
 
 
+def by_file(option: str, given: Mapping[str, str] | Sequence[str] | None, example: str) -> Mapping[str, str]:
+    """`["a=x"]` as values by file name. Raises UsageError, with the example."""
+    if isinstance(given, Mapping):
+        return given
+    found = [text.partition("=") for text in given or []]
+    if not all(equals and value for _, equals, value in found):
+        raise UsageError(f"{option}: {example}")
+    return {file: value for file, _, value in found}
+
+
 def addresses(urls: Mapping[str, str] | Sequence[str] | None) -> Mapping[str, str]:
     """`["a=http://x"]` as addresses by file name. Raises UsageError."""
-    if isinstance(urls, Mapping):
-        return urls
-    pairs = [text.partition("=") for text in urls or []]
-    if not all(equals and address for _, equals, address in pairs):
-        raise UsageError("--url: FILE=ADDRESS, as liberty=http://example.org/liberty.zip")
-    return {file: address for file, _, address in pairs}
+    return by_file("--url", urls, "FILE=ADDRESS, as liberty=http://example.org/liberty.zip")

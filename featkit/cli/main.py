@@ -128,7 +128,9 @@ VERBS = {
         "Evaluate features and descriptors on the field's benchmarks: matching, maps, poses, patches.",
     ),
     "weights": Verb(
-        "weights", "weights_app", "List trained weights, fetch and import published ones, export a training's."
+        "weights",
+        "weights_app",
+        "List trained weights, fetch and import published ones, export a training's, or any as ONNX.",
     ),
 }
 

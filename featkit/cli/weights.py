@@ -8,14 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from featkit.api.options import addresses
+from featkit.api.options import addresses, by_file
 from featkit.cli import app as options
 from featkit.cli.app import Outcome, RunOptions, verb
+from featkit.core.config import overrides
 from featkit.core.content import Table
+from featkit.core.errors import UsageError
 from featkit.report.describe import as_lines
 from featkit.weights.manifest import WeightInfo, add_row, find, list_weights, listed, sha256_of
 
-WEIGHTS_HELP = "List trained weights, fetch and import published ones, export a training's."
+WEIGHTS_HELP = "List trained weights, fetch and import published ones, export a training's, or any as ONNX."
 LIST_HELP = "List the weights that can be used by name: featkit's own, and those of published networks."
 SHOW_HELP = """Show all that is known about one weight.
 
@@ -31,9 +33,13 @@ IMPORT_HELP = """Turn a published HardNet, SOSNet or HyNet checkpoint into a saf
 Example: `featkit weights import HardNet++.pth --out hardnet-plus-plus.safetensors`
 
 Use it by its path: `--weights hardnet-plus-plus.safetensors`. A file that would run code is refused."""
-EXPORT_HELP = """Make a weight of a training's network, and describe it in the manifest beside it.
+EXPORT_HELP = """Make a weight of a training's network, or write any network as ONNX for other runtimes.
 
-Example: `featkit weights export runs/hynet --name hynet --out weights/hynet.safetensors --add-to-manifest`"""
+Examples: `featkit weights export runs/hynet --name hynet --out weights/hynet.safetensors --add-to-manifest`,
+`featkit weights export aliked-n16 --out aliked-n16.onnx --set max_keypoints=2048`
+
+An ONNX file is written when ONNX Runtime gives featkit's own results with it; what goes in and comes out is in its
+metadata and in docs/features.md. It takes a weight by name, a published network, a .safetensors file or a run."""
 
 weights_app = typer.Typer(help=WEIGHTS_HELP, no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -44,6 +50,13 @@ class Published(str, Enum):
     hardnet = "hardnet"
     sosnet = "sosnet"
     hynet = "hynet"
+
+
+class Form(str, Enum):
+    """Files that a network is exported to."""
+
+    safetensors = "safetensors"
+    onnx = "onnx"
 
 
 class Which(str, Enum):
@@ -98,9 +111,12 @@ def show(
 @verb
 def fetch(
     name: Annotated[str, typer.Argument(help="A published network; `featkit weights list` has them.")],
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Take a file whose sha256 featkit does not know, as the server sends it.")
-    ] = False,
+    sha256: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE=HEX", help="Of a file that the catalogue has none for; repeatable.", show_default="none"
+        ),
+    ] = None,
     url: Annotated[
         list[str] | None,
         typer.Option(
@@ -117,7 +133,8 @@ def fetch(
     from featkit.data.fetch_weights import fetch_weights
     from featkit.weights.catalogue import published_network
 
-    done = fetch_weights(name, addresses(url), archive or [], trust, overwrite)
+    digests = by_file("--sha256", sha256, "FILE=HEX, the 64 digits that `sha256sum FILE` prints")
+    done = fetch_weights(name, addresses(url), archive or [], digests, overwrite)
     row = published_network(name)
     lines = [f"{file}: sha256 {done.sha256[file]}, from {source}" for file, source in done.sources.items()]
     lines += [f"{done.path}: {'was there' if done.was_there else row.summary}; {row.page} ({row.licence})"]
@@ -151,9 +168,22 @@ def import_(
 
 @verb
 def export(
-    source: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, checkpoint.pt, or a weights file.")],
-    name: Annotated[str, typer.Option(help="What users will type.", show_default=False)],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|NAME",
+            help="Folder of a run, checkpoint.pt, or a weights file; for ONNX also a network's name.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.", show_default=False)],
+    form: Annotated[
+        Form | None, typer.Option("--format", help="Kind of file.", show_default="by --out: .onnx, else safetensors")
+    ] = None,
+    name: Annotated[str, typer.Option(help="safetensors: what users will type.", show_default=False)] = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="ONNX: a field of the extractor or matcher; repeatable."),
+    ] = None,
     which: Annotated[Which, typer.Option(help="Of the run's two networks.")] = Which.best,
     add_to_manifest: Annotated[
         bool, typer.Option("--add-to-manifest", help="Write its row into manifest.json beside --out.")
@@ -176,15 +206,44 @@ def export(
 ) -> Outcome:
     from featkit.weights.exchange import Origin, export_weight, read_scores
 
+    if form is Form.onnx or (form is None and out.suffix.lower() == ".onnx"):
+        unfit = {"--add-to-manifest": add_to_manifest, "--name": name, "--recipe": recipe, "--data": data}
+        unfit |= {"--licence": licence, "--commit": commit, "--scores-json": scores_json, "--max-mb": max_mb}
+        _refuse("--format onnx", {**unfit, "--which last": which is Which.last})
+        return _export_onnx(source, out, overrides(settings or []))
+    _refuse("--format safetensors", {"--set": settings})
+    if not name:
+        raise UsageError("--name is missing: what users will type for this weight (a file .onnx takes none)")
     scores = {} if scores_json is None else read_scores(scores_json)
     origin = Origin(recipe=recipe, data=data, licence=licence, commit=commit, scores=scores)
     if add_to_manifest:
         list_weights(out.parent)  # what is no manifest is better found before anything is written
-    row = export_weight(source, name, out, origin, which.value, max_mb)
+    row = export_weight(Path(source), name, out, origin, which.value, max_mb)
     lines = [f"{out}: {row.bytes:,} bytes, sha256 {row.sha256}"]
     if add_to_manifest:
         lines.append(f"{add_row(row, out.parent)}: {name}")
     return Outcome({"out": str(out), **row.result_fields()}, lines)
+
+
+def _refuse(form: str, options: dict[str, Any]) -> None:
+    """Raises UsageError for the first option that was given, and that this form has no use for."""
+    for option, value in options.items():
+        if value:
+            raise UsageError(f"{option} has no meaning for {form}")
+
+
+def _export_onnx(source: str, out: Path, changes: dict[str, Any]) -> Outcome:
+    from dataclasses import asdict
+
+    from featkit.onnx.export import export_onnx
+
+    done = export_onnx(source, out, changes)
+    checks = ", ".join(f"{key} {value:{'g' if value >= 1 else '.2g'}}" for key, value in done.checks.items())
+    lines = [f"{out}: {done.bytes:,} bytes, sha256 {done.sha256}"]
+    for title, shapes in (("takes", done.inputs), ("gives", done.outputs)):
+        lines.append(f"{title} " + ", ".join(f"{name} ({', '.join(map(str, axes))})" for name, axes in shapes.items()))
+    lines.append(f"checked by ONNX Runtime against featkit: {checks}")
+    return Outcome({**asdict(done), "out": str(out), "path": str(out)}, lines)
 
 
 def _published(name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from featkit.core.config import make
 from featkit.core.errors import BadInputError, UsageError
 from featkit.data.download import DownloadConfig, RemoteFile, download
 from featkit.features.published_networks import load_network
@@ -53,17 +54,18 @@ def fetch_weights(
     name: str,
     urls: Mapping[str, str] | None = None,
     archives: Sequence[Path] = (),
-    trust: bool = False,
+    sha256: Mapping[str, str] | None = None,
     overwrite: bool = False,
     config: DownloadConfig | None = None,
 ) -> FetchedWeights:
     """Put the weights of a published network into the cache.
 
-    urls: other addresses by file name. archives: files that are on the disk. trust: take a file whose sha256 nobody has
-    pinned from a server. Raises UsageError for an unknown name or an unpinned file, EmptyResultError without the
-    server, BadInputError for files that are not the authors' or not of this network, NotWritableError.
+    urls: other addresses by file name. archives: files that are on the disk. sha256: by file name, of files that the
+    catalogue has none for: nothing else is taken from a server. Raises UsageError for an unknown name or an unpinned
+    file, EmptyResultError without the server, BadInputError for files that are not the authors' or not of this network,
+    NotWritableError.
     """
-    row, path = published_network(name), cached_file(name)
+    row, path = _pinned(name, sha256 or {}), cached_file(name)
     given = _given(row, archives)
     if unknown := [file for file in urls or {} if file not in {one.name for one in row.files}]:
         raise UsageError(f"--url {unknown[0]}: {name} has the files {', '.join(file.name for file in row.files)}")
@@ -71,7 +73,7 @@ def fetch_weights(
         return FetchedWeights(path, {}, {}, was_there=True)
     given = _packaged(name, row) | given
     missing = [file for file in row.files if file.name not in given]
-    _refuse_unpinned(name, missing, trust)
+    _refuse_unpinned(name, missing)
     config = config or DownloadConfig(max_bytes=LARGEST)
     addresses = {file.name: (urls or {}).get(file.name, file.url) for file in missing}
     downloads = {file.name: _downloaded(name, file, addresses[file.name], config) for file in missing}
@@ -112,12 +114,26 @@ def _is_whole(name: str) -> bool:
     return True
 
 
-def _refuse_unpinned(name: str, files: list[AuthorsFile], trust: bool) -> None:
-    unpinned = [file.name for file in files if file.sha256 is None]
-    if unpinned and not trust:
+def _pinned(name: str, sha256: Mapping[str, str]) -> PublishedNetwork:
+    """The row, with what the user knows of files that nobody has pinned."""
+    row = published_network(name)
+    known = {file.name: file for file in row.files}
+    for file_name, digest in sha256.items():
+        if file_name not in known:
+            raise UsageError(f"--sha256 {file_name}: {name} has the files {', '.join(known)}")
+        if known[file_name].sha256 not in (None, digest):
+            raise UsageError(f"--sha256 {file_name}: the authors' file has {known[file_name].sha256}")
+        values = {**known[file_name].model_dump(), "sha256": digest}
+        known[file_name] = make(AuthorsFile, values, where=f"--sha256 {file_name}")
+    return row.model_copy(update={"files": list(known.values())})
+
+
+def _refuse_unpinned(name: str, files: list[AuthorsFile]) -> None:
+    unpinned = [file.name for file in files if not file.is_pinned]
+    if unpinned:
         raise UsageError(
-            f"{name}: featkit does not know the sha256 of {', '.join(unpinned)}, so it cannot tell a wrong file;"
-            " --trust takes what the server sends (tensors alone are read), --archive FILE one you have"
+            f"{name}: featkit has never had {' and '.join(unpinned)}, so it cannot tell a wrong file: name the sha256 you"
+            f" expect (--sha256 {unpinned[0]}=HEX), or a file you have (--archive FILE)"
         )
 
 

@@ -83,6 +83,7 @@ HEAD = 1 << 16  # bytes of a file that say what it is
 LARGEST = 1 << 28  # bytes; a larger json is nobody's stamp
 HDF5, SQLITE, ZIP = b"\x89HDF\r\n\x1a\n", b"SQLite format 3\0", b"PK\x03\x04"
 HTML, PLY = b'<meta name="generator" content="featkit"', b"\ncomment featkit "
+ONNX = re.compile(rb"\x08.\x12\x07featkit", re.DOTALL)  # its first fields: the format's version, and who wrote it
 SAFETENSORS = re.compile(rb'"format":\s?"featkit ')
 FOREIGN = "was not made by featkit, so it is not replaced; choose another --out, or remove it yourself"
 NOT_WAITING = getattr(os, "O_NONBLOCK", 0)  # a named pipe may be there
@@ -121,9 +122,9 @@ def is_foreign(path: Path) -> bool:
     """Whether something lies there that featkit did not make. Raises NotWritableError where it cannot be told.
 
     featkit's own are: stores with the root attribute `featkit_version`, databases and maps with their stamp, lists with
-    the json next to them, json files with the key `featkit_version`, reports, weights, packs, checkpoints and point
-    clouds by what their first bytes say, and folders that are empty or hold a stamp. A link to a store is a store:
-    items are added through it, but it is not replaced.
+    the json next to them, json files with the key `featkit_version`, reports, weights, ONNX files, packs, checkpoints
+    and point clouds by what their first bytes say, and folders that are empty or hold a stamp. A link to a store is a
+    store: items are added through it, but it is not replaced.
     """
     try:
         found = os.lstat(path)
@@ -166,7 +167,7 @@ def _is_own_file(path: Path) -> bool:
         return _is_own_zip(path)
     if head.startswith(b"ply\n"):
         return PLY in head
-    if head[8:9] == b"{" and SAFETENSORS.search(head):
+    if (head[8:9] == b"{" and SAFETENSORS.search(head)) or ONNX.match(head):
         return True
     if head.lstrip()[:1] == b"{":
         return is_own_json(path)

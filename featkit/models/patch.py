@@ -243,7 +243,7 @@ class FrnTlu(nn.Module):
 
     def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Computed in float32 also for half-precision maps: trained scale and bias nearly cancel. Same type out."""
-        by_parts = not torch.compiler.is_compiling()  # a compiler fuses the formula by itself
+        by_parts = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # who fuses the formula by itself
         function = _FrnTlu.apply if by_parts else frn_tlu
         return function(maps, self.scale, self.bias, self.tau, self.eps)
 

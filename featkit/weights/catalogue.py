@@ -2,8 +2,8 @@
 
 A network's tensors come from, in this order: a file the user names, the cache that `featkit weights fetch` fills
 (`cache_folder`), an installed package that holds the authors' files. A file of a package is read without importing the
-package. Every file is checked: the authors' against its pinned sha256 (remembered by its size, date and inode), one of
-the cache against the digest of its tensors.
+package. Every file is checked: the authors' against its pinned sha256 (remembered by its size, date and inode), or the
+name that git gives it, one of the cache against the digest of its tensors.
 """
 
 from __future__ import annotations
@@ -47,9 +47,16 @@ class AuthorsFile(Config):
     size: int | None = Field(None, ge=1, le=2**50)
     """Bytes; null: not known."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """Hex digits; null: not pinned."""
+    """Hex digits; null: nobody has had the bytes."""
+    git_blob: str | None = Field(None, pattern="^[0-9a-f]{40}$")
+    """Without a sha256: SHA-1 of "blob SIZE", a zero byte and the bytes, by which git names the file."""
     packages: dict[str, str] = Field(default_factory=dict)
     """Packages of PyPI that hold the same bytes, and the file's path inside each."""
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether another file can be told from it."""
+        return self.sha256 is not None or self.git_blob is not None
 
 
 class PublishedNetwork(Config):
@@ -63,6 +70,8 @@ class PublishedNetwork(Config):
     """The authors' page."""
     licence: str
     """Of the weights, as the authors say it."""
+    licence_source: str
+    """Where they say it."""
     data: str
     """What it was learned from."""
     files: list[AuthorsFile] = Field(min_length=1)
@@ -213,6 +222,17 @@ def check_sha256(path: Path, file: AuthorsFile) -> None:
     found = _checked_sha256(path)
     if file.sha256 is not None and found != file.sha256:
         raise BadInputError(f"{path}: its sha256 is {found}, not the authors' {file.sha256}; it is another file")
+    if file.sha256 is None and file.git_blob is not None and (named := git_blob_of(path)) != file.git_blob:
+        raise BadInputError(f"{path}: git names it {named}, the authors' {file.git_blob}; it is another file")
+
+
+def git_blob_of(path: Path) -> str:
+    """The SHA-1 by which git names a file's bytes. Raises BadInputError."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def tensors_sha256(tensors: dict[str, Tensor]) -> str:

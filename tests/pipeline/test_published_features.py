@@ -78,9 +78,11 @@ def test_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FEATKIT_WEIGHTS", str(tmp_path / "cache"))
     content = b"no network's weights"
     with serving(Faults({"w.pth": content})) as address:
-        url = ("--url", f"checkpoint_liberty_with_aug.pth={address}/w.pth")
-        refused(run("weights", "fetch", "doghardnet", *url), 2, "does not know the sha256", "--trust")
-        refused(run("weights", "fetch", "doghardnet", "--trust", *url), 3, "pickle that is not tensors")
+        url = ("--url", f"sift_lightglue.pth={address}/w.pth")
+        refused(run("weights", "fetch", "sift-lightglue", *url), 2, "has never had sift_lightglue.pth", "--sha256")
+        expected = ("--sha256", f"sift_lightglue.pth={hashlib.sha256(content).hexdigest()}")
+        refused(run("weights", "fetch", "sift-lightglue", *expected, *url), 3, "pickle that is not tensors")
+        refused(run("weights", "fetch", "sift-lightglue", "--sha256", "abc", *url), 2, "FILE=HEX")
     assert not list((tmp_path / "cache").glob("*.safetensors"))
     refused(run("weights", "fetch", "aliked-t61"), 2, "did you mean 'aliked-t16'")
     done = run("weights", "fetch", NAME)

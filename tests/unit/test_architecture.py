@@ -30,6 +30,7 @@ ROOMS = (
     "weights",
     "features",
     "matching",
+    "onnx",
     "retrieval",
     "data",
     "mapping",

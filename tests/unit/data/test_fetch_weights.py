@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -124,19 +125,37 @@ def test_no_server(cache: Path) -> None:
 def test_a_file_that_nobody_pinned(file: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pin(monkeypatch, file, sha256=None, size=None)
     faults = Faults({"w.pth": file})
-    with pytest.raises(UsageError, match=r"does not know the sha256 of w\.pth.*--trust"):
+    with pytest.raises(UsageError, match=r"never had w\.pth.*--sha256 w\.pth=HEX"):
         fetched(faults)
     assert faults.requests == []
-    assert fetched(faults, trust=True).sha256 == {"w.pth": sha256(file)}
+    with pytest.raises(BadInputError, match="sha256"):
+        fetched(faults, sha256={"w.pth": sha256(file + b" ")})
+    assert not cached_file(NAME).exists()
+    assert fetched(faults, sha256={"w.pth": sha256(file)}).sha256 == {"w.pth": sha256(file)}
+    with pytest.raises(UsageError, match=r"--sha256 v\.pth: aliked-t16 has the files w\.pth"):
+        fetched(faults, sha256={"v.pth": sha256(file)})
+    with pytest.raises(UsageError, match="--sha256"):
+        fetched(faults, sha256={"w.pth": "abc"})
     (tmp_path / "mine.pth").write_bytes(file)
     assert fetch_weights(NAME, archives=[tmp_path / "mine.pth"]).sources == {"w.pth": str(tmp_path / "mine.pth")}
 
 
-def test_trusted_but_not_this_network(file: bytes, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_a_file_that_git_names(file: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a sha256, by the name in the authors' repository: what `git hash-object` prints."""
+    (tmp_path / "w.pth").write_bytes(file)
+    ran = subprocess.run(["git", "hash-object", str(tmp_path / "w.pth")], capture_output=True, text=True, check=True)
+    pin(monkeypatch, file, sha256=None, size=None, git_blob=ran.stdout.strip())
+    with pytest.raises(BadInputError, match="it is another file"):
+        fetched(Faults({"w.pth": file[:-1] + b"x"}))
+    assert not cached_file(NAME).exists()
+    assert fetched(Faults({"w.pth": file})).sha256 == {"w.pth": sha256(file)}
+
+
+def test_as_expected_but_not_this_network(file: bytes, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     other = pth({key: value for key, value in untrained(NAME).items() if "score_head" not in key})
     pin(monkeypatch, other, sha256=None, size=None)
     with pytest.raises(BadInputError, match="not the weights of aliked-t16: it lacks"):
-        fetched(Faults({"w.pth": other}), trust=True)
+        fetched(Faults({"w.pth": other}), sha256={"w.pth": sha256(other)})
     assert not cached_file(NAME).exists()
 
 
@@ -145,12 +164,12 @@ class _Code:
         return (print, ("run",))
 
 
-def test_trusted_but_with_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_as_expected_but_with_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     buffer = io.BytesIO()
     torch.save({"conv1.weight": _Code()}, buffer)
     pin(monkeypatch, buffer.getvalue(), sha256=None, size=None)
     with pytest.raises(BadInputError, match="could run code"):
-        fetched(Faults({"w.pth": buffer.getvalue()}), trust=True)
+        fetched(Faults({"w.pth": buffer.getvalue()}), sha256={"w.pth": sha256(buffer.getvalue())})
     assert "run" not in capsys.readouterr().out
 
 

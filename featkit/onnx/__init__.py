@@ -1,0 +1,1 @@
+"""Networks for other runtimes: one ONNX file each, checked against what featkit itself computes."""

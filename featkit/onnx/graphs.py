@@ -1,0 +1,426 @@
+"""Networks as one graph each for other runtimes: images -> features, patches -> descriptors, features -> matches.
+
+An image's graph has as many rows for every image (`max_keypoints`), so that a batch is one tensor: the best keypoints
+first, and rows that are no keypoint with the score `NO_KEYPOINT`. Every axis of batch, height and width may have any
+length; what a network pads or resizes is padded and resized in the graph. Keypoints are in featkit's pixel frame.
+
+Sizes of tensors are recorded as they are traced: no Python number is made of one, and none decides which way to go.
+Deformable convolutions (ALIKED) are a bilinear sampling and a product, which every runtime has.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeAlias, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from featkit.core.errors import UsageError
+from featkit.features.published import AlikedConfig, DiskConfig, XfeatConfig
+from featkit.features.scfeat import MULTIPLE_PX, REFINE_PX, ScfeatConfig, normalised_rows
+from featkit.models.patch import OUTPUT_PX, PatchNetwork
+from featkit.models.scfeat import SCFeatNetwork
+
+NO_KEYPOINT = -1e4
+"""Score of a row that is no keypoint; half precision holds it."""
+DISK_MULTIPLE_PX = 16
+XFEAT_MULTIPLE_PX = 32
+XFEAT_RADIUS = 2
+CELL_PX = 8
+"""Pixels per pixel of XFeat's maps."""
+
+Rows: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+"""keypoints (b, k, 2), scores (b, k), descriptors (b, k, d), score_map (b, 1, h, w)."""
+
+
+class PatchGraph(nn.Module):
+    """Grey patches in [0, 1] -> unit rows, or the raw values of a binary descriptor (a bit is 1 above 0)."""
+
+    base: Tensor
+
+    def __init__(self, network: PatchNetwork):
+        super().__init__()
+        self.network = network
+        steps = (torch.arange(OUTPUT_PX) + 0.5) * 2 / OUTPUT_PX - 1
+        y, x = torch.meshgrid(steps, steps, indexing="ij")
+        self.register_buffer("base", torch.stack([x, y, torch.ones_like(x)], dim=-1).view(1, -1, 3))
+
+    def forward(self, patches: Float[Tensor, "n 1 s s"]) -> Float[Tensor, "n d"]:
+        network = self.network
+        if network.transformer is not None:
+            grid = (self.base @ network.transformer.affine(patches).transpose(-2, -1)).view(-1, OUTPUT_PX, OUTPUT_PX, 2)
+            patches = F.grid_sample(patches, grid, padding_mode="border", align_corners=False)
+        described = network.described(network.trunk(patches))
+        return described.raw if network.is_binary else described.descriptor
+
+
+class ScfeatGraph(nn.Module):
+    """SCFeat: what `Scfeat` extracts from RGB images in [0, 1]."""
+
+    def __init__(self, network: SCFeatNetwork, config: ScfeatConfig):
+        super().__init__()
+        if config.turns != 1:
+            raise UsageError("SCFeat described in four rotations is four runs of one network: export it with turns 1")
+        if config.min_keypoints:
+            raise UsageError("min_keypoints has no place in an exported network: export with a lower threshold")
+        self.network, self.config = copy.deepcopy(network).to(memory_format=torch.contiguous_format), config
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Rows:
+        network, config = self.network, self.config
+        height, width = images.shape[2:]
+        padded = F.pad(images, (0, -width % MULTIPLE_PX, 0, -height % MULTIPLE_PX), mode="replicate")
+        normalised = (padded - network.mean) / network.std
+        fused, shallow = network.backbone(normalised)
+        maps = network.bridge(fused)
+        scores = network.detector(normalised, torch.cat([maps, shallow], dim=1))[:, :, :height, :width]
+        border = max(config.border_px, REFINE_PX // 2) if config.refine else config.border_px
+        allowed = _maxima(scores, config.nms_window // 2, strict=False) & _inner(scores, border)
+        index, values = _best(scores, allowed & (scores > config.threshold), config.max_keypoints)
+        points = _pixels(index, width)
+        if config.refine:
+            weights, steps = _around(scores, index, REFINE_PX // 2)
+            points = points + weights @ steps / weights.sum(2, keepdim=True).clamp_min(1e-12)
+        chosen = maps if config.descriptor_map == "normalised" else fused
+        vectors = _read(chosen, points, _size(padded), padding_mode="border")
+        rows = normalised_rows(vectors.flatten(0, 1), config.normalisation)
+        return points, values, rows.unflatten(0, (-1, config.max_keypoints)), scores
+
+
+class AlikedGraph(nn.Module):
+    """ALIKED (Zhao et al. 2023): what `Aliked` extracts from RGB images in [0, 1]."""
+
+    def __init__(self, network: Any, config: AlikedConfig):
+        super().__init__()
+        self.network, self.config = copy.deepcopy(network), config
+        for block in self.network.modules():
+            for name, part in list(block.named_children()):
+                if hasattr(part, "offset_conv") and hasattr(part, "regular_conv"):
+                    setattr(block, name, SampledConv(part))
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Rows:
+        config, detection = self.config, self.network.dkd
+        features, scores = self.network.extract_dense_map(images)
+        allowed = _maxima(scores, detection.radius, strict=True) & (scores > config.threshold)
+        index, values = _best(scores, allowed, config.max_keypoints)
+        patches, _ = _around(scores, index, detection.radius)
+        weights = ((patches - patches.amax(2, keepdim=True)) / detection.temperature).exp()
+        pixels = _pixels(index, scores.shape[3])
+        points = pixels + weights @ detection.hw_grid / weights.sum(2, keepdim=True)
+        read = _read(scores, points, _size(scores))[:, :, 0]
+        found = torch.where(values > NO_KEYPOINT, read, NO_KEYPOINT)
+        return points, found, self._describe(features, points), scores
+
+    def _describe(self, features: Float[Tensor, "b d h w"], points: Float[Tensor, "b k 2"]) -> Float[Tensor, "b k d"]:
+        """The descriptor head (SDDH): each keypoint's sampling positions, then a weighted sum over them."""
+        head, size = self.network.desc_head, _size(features)
+        positions, side = head.n_pos, head.kernel_size
+        points = ((points / (size - 1) * 2 - 1) / 2 + 0.5) * (size - 1)  # rounded as kornia does: see `CpuAliked`
+        corner = (points.long() - side / 2 + 1).long().clamp_min(0)
+        corner = torch.minimum(corner, (size - 1 - side).long())
+        inside = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy"), dim=-1).view(-1, 2)
+        pixels = (corner[:, :, None] + inside).flatten(1, 2).to(points.dtype)
+        patches = _read(features, pixels, size, mode="nearest").unflatten(1, (-1, side * side)).flatten(0, 1)
+        offsets = head.offset_conv(patches.transpose(-2, -1).unflatten(2, (side, side)))[:, :, 0, 0]
+        reach = size.amax() / 4
+        offsets = torch.minimum(torch.maximum(offsets, -reach), reach).unflatten(1, (2, positions)).transpose(-2, -1)
+        at = points[:, :, None] + offsets.unflatten(0, (-1, points.shape[1]))
+        sampled = _read(features, at.flatten(1, 2), size)
+        values = F.selu(F.linear(sampled, head.sf_conv.weight[:, :, 0, 0]))
+        gathered = values.reshape(-1, positions * values.shape[2]) @ head.agg_weights.flatten(0, 1)
+        return F.normalize(gathered, dim=1).unflatten(0, (-1, self.config.max_keypoints))
+
+
+class SampledConv(nn.Module):
+    """A deformable convolution (Dai et al. 2017, without modulation) of stride 1 that keeps the map's size."""
+
+    taps: Tensor
+
+    def __init__(self, conv: Any):
+        super().__init__()
+        self.offsets = conv.offset_conv
+        weight, bias = conv.regular_conv.weight, conv.regular_conv.bias
+        self.weight = nn.Parameter(weight.flatten(1), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias[:, None], requires_grad=False)
+        steps = torch.arange(weight.shape[2]) - weight.shape[2] // 2
+        self.register_buffer("taps", torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).view(-1, 2))
+
+    def forward(self, maps: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
+        size, taps = _size(maps), len(self.taps)
+        reach = size.amax() / 4
+        offsets = torch.minimum(torch.maximum(self.offsets(maps), -reach), reach)
+        offsets = offsets.flatten(2).unflatten(1, (taps, 2)).flip(2).permute(0, 1, 3, 2)  # (b, taps, h * w, xy)
+        ones = torch.ones_like(maps[0, 0])
+        own = torch.stack([ones.cumsum(1) - 1, ones.cumsum(0) - 1], dim=-1).flatten(0, 1)
+        points = (own + self.taps[:, None] + offsets).flatten(1, 2)
+        sampled = (
+            _read(maps, points, size).transpose(-2, -1).reshape(-1, maps.shape[1] * taps, maps.shape[2] * maps.shape[3])
+        )
+        found = self.weight @ sampled
+        return (found if self.bias is None else found + self.bias).view(-1, len(self.weight), *maps.shape[2:])
+
+
+class DiskGraph(nn.Module):
+    """DISK (Tyszkiewicz et al. 2020): what `Disk` extracts from RGB images in [0, 1]; scores are logits."""
+
+    def __init__(self, network: Any, config: DiskConfig):
+        super().__init__()
+        self.network, self.config = copy.deepcopy(network), config
+        for block in self.network.modules():
+            for name, part in list(block.named_children()):
+                if isinstance(part, nn.InstanceNorm2d):
+                    setattr(block, name, PreciseNorm(part.eps))
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Rows:
+        config = self.config
+        height, width = images.shape[2:]
+        padded = F.pad(images, (0, -width % DISK_MULTIPLE_PX, 0, -height % DISK_MULTIPLE_PX))
+        heat, maps = self.network.heatmap_and_dense_descriptors(padded)
+        scores = heat[:, :, :height, :width]
+        allowed = _maxima(scores, config.nms_radius, strict=True) & (scores > config.threshold)
+        index, values = _best(scores, allowed, config.max_keypoints)
+        points = _pixels(index, width)
+        rows = _read(maps, points, _size(maps), mode="nearest")
+        return points, values, F.normalize(rows, dim=2), scores
+
+
+class PreciseNorm(nn.Module):
+    """Instance norm by lines: one sum of a whole map in float32 loses digits that DISK's scores hang on."""
+
+    def __init__(self, eps: float):
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        centred = maps - maps.mean(3, keepdim=True).mean(2, keepdim=True)
+        variance = centred.square().mean(3, keepdim=True).mean(2, keepdim=True)
+        return centred * torch.rsqrt(variance + self.eps)
+
+
+class XfeatGraph(nn.Module):
+    """XFeat (Potje et al. 2024): what `Xfeat` extracts from RGB images in [0, 1]. score_map: of the resized image."""
+
+    def __init__(self, network: Any, config: XfeatConfig):
+        super().__init__()
+        self.network, self.config = copy.deepcopy(network.net), config
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Rows:
+        config, multiple = self.config, XFEAT_MULTIPLE_PX
+        height, width = images.shape[2] // multiple * multiple, images.shape[3] // multiple * multiple
+        resized = F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
+        descriptors, logits, reliability = self._maps(resized)
+        heat = F.pixel_shuffle(F.softmax(logits, dim=1)[:, : CELL_PX**2], CELL_PX)
+        size = _size(heat)
+        ones = torch.ones_like(heat[0, 0])
+        own = torch.stack([ones.cumsum(1) - 1, ones.cumsum(0) - 1], dim=-1)[None].expand(heat.shape[0], -1, -1, -1)
+        scores = heat * F.grid_sample(reliability, _as_xfeat(own, size), align_corners=False)
+        allowed = _maxima(heat, XFEAT_RADIUS, strict=True) & (heat > config.threshold)
+        index, values = _best(scores, allowed, config.max_keypoints)
+        points = _pixels(index, width)
+        rows = F.grid_sample(descriptors, _as_xfeat(points[:, :, None], size), mode="bicubic", align_corners=False)
+        points = (points + 0.5) * (_size(images) / size) - 0.5
+        return points, values, F.normalize(rows[..., 0].transpose(-2, -1), dim=2), scores
+
+    def _maps(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit descriptors, keypoint logits and reliability, each per cell: kornia's `XFeatModel.forward`."""
+        network = self.network
+        grey = network.norm(images.mean(dim=1, keepdim=True))
+        third = network.block3(network.block2(network.block1(grey) + network.skip1(grey)))
+        fourth = network.block4(third)
+        fifth = network.block5(fourth)
+        fourth, fifth = (
+            F.interpolate(maps, size=third.shape[2:], mode="bilinear", align_corners=False) for maps in (fourth, fifth)
+        )
+        features = network.block_fusion(third + fourth + fifth)
+        logits = network.keypoint_head(F.pixel_unshuffle(grey, CELL_PX))
+        return F.normalize(features, dim=1), logits, network.heatmap_head(features)
+
+
+class LightGlueGraph(nn.Module):
+    """LightGlue (Lindenberger et al. 2023) through all its layers: no early stop, no point left out.
+
+    keypoints: (b, n, 2), or with scale and angle (b, n, 4) where the weights take them. image_size: width, height.
+    """
+
+    def __init__(self, network: Any, filter_threshold: float):
+        super().__init__()
+        self.network, self.threshold = copy.deepcopy(network), filter_threshold
+
+    def forward(
+        self,
+        keypoints0: Float[Tensor, "b n p"],
+        descriptors0: Float[Tensor, "b n d"],
+        image_size0: Float[Tensor, "b 2"],
+        keypoints1: Float[Tensor, "b m p"],
+        descriptors1: Float[Tensor, "b m d"],
+        image_size1: Float[Tensor, "b 2"],
+    ) -> tuple[Int[Tensor, "b n"], Float[Tensor, "b n"]]:
+        network = self.network
+        states0, states1 = network.input_proj(descriptors0), network.input_proj(descriptors1)
+        where0 = self._encoding(_positions(keypoints0, image_size0))
+        where1 = self._encoding(_positions(keypoints1, image_size1))
+        for layer in network.transformers:
+            states0 = _self_attention(layer.self_attn, states0, where0)
+            states1 = _self_attention(layer.self_attn, states1, where1)
+            states0, states1 = _cross_attention(layer.cross_attn, states0, states1)
+        head = network.log_assignment[-1]
+        scale = states0.shape[2] ** 0.25
+        similarity = (head.final_proj(states0) / scale) @ (head.final_proj(states1) / scale).permute(0, 2, 1)
+        sure0, sure1 = F.logsigmoid(head.matchability(states0)), F.logsigmoid(head.matchability(states1))
+        log = F.log_softmax(similarity, dim=2) + F.log_softmax(similarity, dim=1) + sure0 + sure1.permute(0, 2, 1)
+        best, index0 = log.max(2)
+        index1 = log.argmax(1)
+        scores = best.exp()
+        order = torch.ones_like(index0).cumsum(1) - 1
+        good = (index1.gather(1, index0) == order) & (scores > self.threshold)
+        return torch.where(good, index0, -1), torch.where(good, scores, 0.0)
+
+    def _encoding(self, positions: Float[Tensor, "b n p"]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (b, 1, n, h) of the learned frequencies, each twice."""
+        angles = self.network.posenc.Wr(positions)
+        twice = torch.stack([angles, angles], dim=3).flatten(2)[:, None]
+        return twice.cos(), twice.sin()
+
+
+# kornia's blocks, with the heads' axes written out: tracing loses how many axes there are behind its `unflatten`.
+
+
+def _self_attention(
+    block: Any, states: Float[Tensor, "b n d"], encoding: tuple[Tensor, Tensor]
+) -> Float[Tensor, "b n d"]:
+    shape = (states.shape[0], states.shape[1], block.num_heads, block.head_dim, 3)
+    query, key, value = block.Wqkv(states).view(shape).permute(4, 0, 2, 1, 3).unbind(0)
+    message = _attention(_rotated(query, *encoding), _rotated(key, *encoding), value)
+    return states + block.ffn(torch.cat([states, block.out_proj(message)], dim=2))
+
+
+def _rotated(
+    values: Float[Tensor, "b k n h"], cosines: Float[Tensor, "b 1 n h"], sines: Float[Tensor, "b 1 n h"]
+) -> Float[Tensor, "b k n h"]:
+    """Each pair of values turned by its angle."""
+    pairs = values.view(*values.shape[:3], values.shape[3] // 2, 2)
+    quarter = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=4).flatten(3)
+    return values * cosines + quarter * sines
+
+
+def _cross_attention(block: Any, states0: Float[Tensor, "b n d"], states1: Float[Tensor, "b m d"]) -> tuple[Any, Any]:
+    def heads(values: Tensor) -> Tensor:
+        width = values.shape[2] // block.heads
+        return values.view(values.shape[0], values.shape[1], block.heads, width).permute(0, 2, 1, 3)
+
+    def with_message(states: Tensor, message: Tensor) -> Tensor:
+        return states + block.ffn(torch.cat([states, block.to_out(message)], dim=2))
+
+    query0, query1 = heads(block.to_qk(states0)), heads(block.to_qk(states1))
+    message0 = _attention(query0, query1, heads(block.to_v(states1)))
+    message1 = _attention(query1, query0, heads(block.to_v(states0)))
+    return with_message(states0, message0), with_message(states1, message1)
+
+
+def _attention(
+    query: Float[Tensor, "b k n h"], key: Float[Tensor, "b k m h"], value: Float[Tensor, "b k m h"]
+) -> Float[Tensor, "b n k*h"]:
+    weights = torch.softmax(query @ key.permute(0, 1, 3, 2) / query.shape[3] ** 0.5, dim=3)
+    return (weights @ value).permute(0, 2, 1, 3).flatten(2)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What they have in common.
+
+
+def _size(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, " 2"]:
+    """Width and height, as a tensor that is traced."""
+    return torch.stack([torch.as_tensor(maps.shape[3]), torch.as_tensor(maps.shape[2])]).to(maps.dtype)
+
+
+def _positions(keypoints: Float[Tensor, "b n p"], size: Float[Tensor, "b 2"]) -> Float[Tensor, "b n p"]:
+    """Pixels over half the longer side, from the centre; scale and angle as they are."""
+    half = size.amax(1)[:, None, None] / 2
+    return torch.cat([(keypoints[..., :2] - size[:, None] / 2) / half, keypoints[..., 2:]], dim=2)
+
+
+def _as_xfeat(points: Float[Tensor, "*b 2"], size: Float[Tensor, " 2"]) -> Float[Tensor, "*b 2"]:
+    """Pixels as the authors' network reads its maps: over the last pixel's number, though not with aligned corners."""
+    return 2 * (points / (size - 1)) - 1
+
+
+def _read(
+    maps: Float[Tensor, "b c h w"],
+    points: Float[Tensor, "b n 2"],
+    size: Float[Tensor, " 2"],
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+) -> Float[Tensor, "b n c"]:
+    """Values of maps at points, which are in pixels of an image of this size (width, height)."""
+    grid = ((2 * points + 1) / size - 1)[:, :, None]
+    return F.grid_sample(maps, grid, mode=mode, padding_mode=padding_mode, align_corners=False)[..., 0].transpose(
+        -2, -1
+    )
+
+
+def _pixels(index: Int[Tensor, "b k"], width: int) -> Float[Tensor, "b k 2"]:
+    """x, y of places in a flattened map."""
+    return torch.stack([index % width, torch.div(index, width, rounding_mode="floor")], dim=2).float()
+
+
+def _inner(scores: Float[Tensor, "b 1 h w"], border_px: int) -> Bool[Tensor, "b 1 h w"]:
+    """Pixels that are not this near the edge."""
+    if border_px == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    ones = torch.ones_like(scores)
+    from_start = torch.minimum(ones.cumsum(2), ones.cumsum(3))
+    to_end = torch.minimum(scores.shape[2] - ones.cumsum(2), scores.shape[3] - ones.cumsum(3)) + 1
+    return torch.minimum(from_start, to_end) > border_px
+
+
+def _maxima(scores: Float[Tensor, "b 1 h w"], radius: int, strict: bool) -> Bool[Tensor, "b 1 h w"]:
+    """Pixels that are the largest within `radius` (a square).
+
+    strict: greater than all others, and none nearer to the edge than that; otherwise of equal ones the first.
+    """
+    if radius == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    height, width, side = scores.shape[2], scores.shape[3], 2 * radius + 1
+    padded = F.pad(scores, (radius, radius, radius, radius), value=NO_KEYPOINT)
+    lines = F.max_pool2d(padded, (1, side), stride=1)  # the largest of each line of a pixel's square
+    own = padded[:, :, radius : radius + height]
+    before = _largest(
+        [*(lines[:, :, k : k + height] for k in range(radius)), *(own[..., k : k + width] for k in range(radius))]
+    )
+    later = range(radius + 1, side)
+    after = _largest([*(lines[:, :, k : k + height] for k in later), *(own[..., k : k + width] for k in later)])
+    if strict:
+        return (scores > torch.maximum(before, after)) & _inner(scores, radius)
+    return (scores > before) & (scores >= after)
+
+
+def _largest(maps: list[Tensor]) -> Tensor:
+    found = maps[0]
+    for one in maps[1:]:
+        found = torch.maximum(found, one)
+    return found
+
+
+def _best(
+    scores: Float[Tensor, "b 1 h w"], allowed: Bool[Tensor, "b 1 h w"], count: int
+) -> tuple[Int[Tensor, "b k"], Float[Tensor, "b k"]]:
+    """Places in the flattened map and scores of the best allowed pixels, then rows that are none."""
+    flat = torch.where(allowed, scores, NO_KEYPOINT).flatten(1)
+    values, index = F.pad(flat, (0, count), value=NO_KEYPOINT).topk(count, dim=1)
+    return torch.where(values > NO_KEYPOINT, index, 0), values
+
+
+def _around(
+    scores: Float[Tensor, "b 1 h w"], index: Int[Tensor, "b k"], radius: int
+) -> tuple[Float[Tensor, "b k s*s"], Float[Tensor, "s*s 2"]]:
+    """Scores of the square around pixels (any value beyond the map), and the steps (x, y) to them."""
+    own = torch.arange(-radius, radius + 1)
+    steps = torch.stack(torch.meshgrid(own, own, indexing="xy"), dim=-1).view(-1, 2)
+    flat = scores.flatten(1)
+    places = index[:, :, None] + steps[:, 1] * scores.shape[3] + steps[:, 0]
+    last = torch.as_tensor(flat.shape[1]) - 1
+    places = torch.minimum(places.clamp_min(0), last)
+    found = flat.gather(1, places.flatten(1)).unflatten(1, (-1, len(steps)))
+    return found, cast(Tensor, steps).to(scores.dtype)
