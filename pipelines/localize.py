@@ -27,7 +27,7 @@ from featkit.localization import stage as localize
 from featkit.localization.queries import given_pairs, pair_queries, pair_queries_given
 from featkit.localization.stage import LocalizeConfig, QueryResult
 from featkit.mapping.align import similarity_to_truth, transform_pose
-from featkit.mapping.cameras import check as check_camera
+from featkit.mapping.cameras import check, check_photographs
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import MapFiles, find_map, usable_images
 from featkit.matching import stage as match
@@ -90,8 +90,9 @@ def run(
     refuse_foreign(*(output / name for name in written), *([] if pairs else [output / "pairs.txt"]))
     cameras = None if intrinsics is None else read_intrinsics_list(intrinsics)
     true_poses = None if truth is None else read_poses(truth)
-    check_camera(config.localize.camera)
+    check(config.localize.camera)
     readable, _ = usable_images(queries, cameras)
+    check_photographs(config.localize.camera, queries, readable, cameras)
     names = readable if cameras is None else list(cameras)  # a listed query without an image is one that failed
     extractor = extraction.extraction(same_extraction(found.features, workers=config.workers), device=device)
     matcher = resolve("matcher", config.matcher, config.matching, device).ready()

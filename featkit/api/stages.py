@@ -17,7 +17,7 @@ from featkit.features.stage import ExtractConfig
 from featkit.io.features import open_features
 from featkit.io.lists import read_pairs
 from featkit.io.matches import open_matches
-from featkit.mapping.cameras import check
+from featkit.mapping.cameras import check, check_photographs
 from featkit.mapping.database import database_counts
 from featkit.mapping.verify import DatabaseConfig, build_database
 from featkit.matching.config import MatchWith, MutualConfig
@@ -229,6 +229,9 @@ def verify(
 ) -> Verified:
     """Verify matches geometrically, and write a COLMAP database that any mapper takes. Raises featkit's errors."""
     check(config.camera)
+    with open_features(features) as store:
+        names = store.names()
+    check_photographs(config.camera, images, names)
     verifier = stages.verifier(engine)
     build_database(config, images, features, pairs, matches, out, overwrite=overwrite, verifier=verifier)
     return Verified(out, database_counts(out))

@@ -181,12 +181,12 @@ def stored_size(path: Path) -> tuple[int, int]:
     """Width and height of the file in pixels, from its header alone. Raises BadInputError."""
     try:
         with open_header(path) as header:
-            return _size_in_file(header)
+            return size_in_file(header)
     except UNREADABLE:
         raise BadInputError(f"{path}: not an image that can be read") from None
 
 
-def _size_in_file(header: Image.Image) -> tuple[int, int]:
+def size_in_file(header: Image.Image) -> tuple[int, int]:
     """Width and height as stored; Pillow swaps those of a TIFF that is to be turned (since 11.1)."""
     if header.format != "TIFF":
         return header.size
@@ -249,7 +249,7 @@ def read_header(path: Path, data: bytes, config: DecodeConfig) -> Header:
     """What an image file says of itself. Raises BadInputError, also for one that is cut off or too large."""
     try:
         with open_header(BytesIO(data)) as header:
-            size, form = _size_in_file(header), header.format
+            size, form = size_in_file(header), header.format
             _refuse_large(path, size, config)
             has_alpha = header.mode in ALPHA_MODES or "transparency" in header.info
             tag = _orientation(header, data)

@@ -20,6 +20,7 @@ from featkit.core.types import Pair, Pose
 from featkit.geometry.poses import Geodetic, is_on_earth
 from featkit.io.artifact import write_bytes, write_described, write_text
 from featkit.io.atomic import read_lines
+from featkit.io.camera_models import camera_fault, camera_models
 
 # ----------------------------------------------------------------------------------------------------------------------
 # pairs.txt: two image names a line, separated by a space, or by a tab when any name has a space.
@@ -100,21 +101,8 @@ def describe_pairs(path: Path) -> dict[str, Any] | None:
 # A name with spaces is legal: the last seven fields are the numbers.
 
 
-# Number of parameters of each COLMAP camera model that featkit takes in a list of intrinsics.
-CAMERA_PARAMS = {
-    "SIMPLE_PINHOLE": 3,
-    "PINHOLE": 4,
-    "SIMPLE_RADIAL": 4,
-    "RADIAL": 5,
-    "OPENCV": 8,
-    "FULL_OPENCV": 12,
-    "OPENCV_FISHEYE": 8,
-    "SIMPLE_RADIAL_FISHEYE": 4,
-    "RADIAL_FISHEYE": 5,
-    "FOV": 5,
-    "THIN_PRISM_FISHEYE": 12,
-}
 WORD = re.compile(r"\S+")
+LARGEST_SIDE = 10**6  # px, of an image
 
 
 @dataclass(frozen=True)
@@ -162,24 +150,28 @@ def format_poses(poses: Mapping[str, Pose]) -> str:
 
 def parse_intrinsics(text: str, where: str) -> Intrinsics:
     """`MODEL width height params...` as written by hloc and COLMAP. Raises BadInputError that begins with `where`."""
-    fields = text.split()
-    if not fields or fields[0] not in CAMERA_PARAMS:
+    fields, models = text.split(), camera_models()
+    if not fields or fields[0] not in models:
+        raise BadInputError(f"{where}: no camera model {fields[0] if fields else ''!r}; one of {', '.join(models)}")
+    model = models[fields[0]]
+    if len(fields) != 3 + len(model.params):
         raise BadInputError(
-            f"{where}: no camera model {fields[0] if fields else ''!r}; one of {', '.join(CAMERA_PARAMS)}"
-        )
-    expected = CAMERA_PARAMS[fields[0]]
-    if len(fields) != 3 + expected:
-        raise BadInputError(
-            f"{where}: {fields[0]} takes width, height and {expected} parameters; {len(fields) - 1} numbers are given"
+            f"{where}: {model.name} takes width, height and {len(model.params)} parameters;"
+            f" {len(fields) - 1} numbers are given ({', '.join(model.params)} are wanted)"
         )
     try:
         width, height = int(fields[1]), int(fields[2])
         params = tuple(float(field) for field in fields[3:])
     except ValueError:
         raise BadInputError(f"{where}: width and height are whole numbers, parameters are numbers") from None
-    if width <= 0 or height <= 0 or params[0] <= 0 or not np.all(np.isfinite(params)):
-        raise BadInputError(f"{where}: size and focal length must be positive, all parameters finite")
-    return Intrinsics(fields[0], width, height, params)
+    sensible = min(width, height) > 0 and max(width, height) <= LARGEST_SIDE
+    fault = None if sensible else f"width and height must be positive, up to {LARGEST_SIDE:,}"
+    fault = fault or camera_fault(model, (width, height), params)
+    if fault:
+        raise BadInputError(
+            f"{where}: {fault}; correct it ({model.name} takes width, height, {', '.join(model.params)})"
+        )
+    return Intrinsics(model.name, width, height, params)
 
 
 def read_camera(path: Path) -> Intrinsics:
@@ -231,7 +223,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, str, str]]:
 def _split_name(line: str) -> tuple[str, str]:
     """The name may hold spaces: it ends where a camera model's name follows (or after the first word)."""
     for word in list(WORD.finditer(line))[1:]:
-        if word.group() in CAMERA_PARAMS:
+        if word.group() in camera_models():
             return line[: word.start()].strip(), line[word.start() :]
     name, *rest = line.split(maxsplit=1)
     return (name, rest[0]) if rest else ("", "")

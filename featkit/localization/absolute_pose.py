@@ -16,6 +16,7 @@ from featkit.core.errors import BadInputError
 from featkit.core.types import Matches, Pair, Pose
 from featkit.geometry.pixels import to_colmap
 from featkit.geometry.poses import rotation_matrix
+from featkit.io.camera_models import camera_models
 from featkit.io.features import FeatureStore
 from featkit.mapping.cameras import to_pose
 from featkit.mapping.model import point_ids
@@ -66,7 +67,7 @@ def estimate_pose(
     """Pose of a camera that sees points3d at points2d (COLMAP pixels), or None when RANSAC finds none."""
     camera = pycolmap.Camera(camera.todict())  # refinement writes into it
     estimation = pycolmap.AbsolutePoseEstimationOptions()
-    estimation.estimate_focal_length = refine_focal
+    estimation.estimate_focal_length = refine_focal and not camera_models()[camera.model_name].is_fisheye
     estimation.ransac.max_error = config.max_error_px
     estimation.ransac.confidence = config.confidence
     estimation.ransac.max_num_trials = config.max_trials

@@ -18,7 +18,8 @@ from featkit.core.errors import BadInputError
 from featkit.core.log import progress
 from featkit.core.types import Pose
 from featkit.geometry.poses import rotation_matrix
-from featkit.io.lists import CAMERA_PARAMS, Intrinsics, read_camera, read_intrinsics_list, read_poses
+from featkit.io.camera_models import camera_models
+from featkit.io.lists import Intrinsics, read_camera, read_intrinsics_list, read_poses
 from featkit.mapping.cameras import CameraConfig, to_camera, to_pose
 from featkit.mapping.covisibility import Tracks
 from featkit.mapping.model import is_binary, read_model
@@ -115,9 +116,9 @@ def _cameras(path: Path) -> dict[int, pycolmap.Camera]:
         for _ in range(COUNT.unpack(_take(file, COUNT.size))[0]):
             camera_id, model, width, height = CAMERA.unpack(_take(file, CAMERA.size))
             name = _model_name(model)
-            if name not in CAMERA_PARAMS:
+            if name not in camera_models():
                 raise BadInputError(f"{path}: camera {camera_id} is of the unknown model {model}")
-            number = CAMERA_PARAMS[name]
+            number = len(camera_models()[name].params)
             params = struct.unpack(f"<{number}d", _take(file, 8 * number))
             found[camera_id] = to_camera(Intrinsics(name, width, height, params), camera_id)
     return found

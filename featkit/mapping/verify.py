@@ -287,7 +287,7 @@ def _cameras(
         used = {reference.camera_ids[name] for name in names}
         kept = {camera_id: camera for camera_id, camera in reference.cameras.items() if camera_id in used}
         return kept, {name: reference.camera_ids[name] for name in names}
-    cameras, camera_ids = cameras_of_images(images, names, config, intrinsics)
+    cameras, camera_ids = cameras_of_images(images, names, config, intrinsics, guess_fisheye=reference is None)
     guessed = [name for name in names if not cameras[camera_ids[name]].has_prior_focal_length]
     if reference is not None and guessed:
         raise BadInputError(
