@@ -158,6 +158,8 @@ def localize_command(result: Any) -> Outcome:
     tables = [recall_table(result.metrics)] if "recall" in result.metrics else []
     failed = [f"not localized: {q.name}: {q.reason}" for q in result.results if q.pose is None]
     summary = f"{result.output / 'poses.txt'}: {result.metrics['localized']} of {result.metrics['queries']} queries"
+    if result.metrics["uncertain"]:
+        summary += f", {len(result.metrics['uncertain'])} of them uncertain"
     return Outcome(result.metrics, [*failed, summary, f"report: {result.report}"], tables)
 
 

@@ -43,9 +43,9 @@ def moved_scene(model: Model, similarity: Float[np.ndarray, "3 4"]) -> Scene3D:
 
 
 def posed_camera(name: str, pose: Pose, camera: Any, group: str) -> Camera3D:
-    """A camera to draw."""
-    rotation = rotation_matrix(pose.qvec)
-    return Camera3D(name, rotation, pose.tvec, camera.width, camera.height, camera.mean_focal_length(), group)
+    """A camera to draw; of a panorama, which has no focal length, a part of what it sees."""
+    rotation, focal = rotation_matrix(pose.qvec), camera.mean_focal_length() or camera.width / np.pi
+    return Camera3D(name, rotation, pose.tvec, camera.width, camera.height, focal, group)
 
 
 def match_pictures(images: Path, features: Path, database: Path) -> list[Item]:

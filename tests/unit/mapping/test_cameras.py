@@ -20,12 +20,7 @@ from featkit.mapping.cameras import (
     to_camera,
     to_intrinsics,
 )
-
-GPANO = (
-    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    b'<rdf:Description rdf:about="" xmlns:GPano="http://ns.google.com/photos/1.0/panorama/"'
-    b' GPano:ProjectionType="equirectangular"/></rdf:RDF></x:xmpmeta>'
-)
+from tests.geotagged import GPANO
 
 
 def photo(
