@@ -19,7 +19,7 @@ from featkit.core.registry import resolve
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
 from featkit.features.listing import warn_of_few
-from featkit.features.stage import ExtractConfig, extraction
+from featkit.features.stage import ExtractConfig, extraction, with_intensities
 from featkit.io.artifact import write_text
 from featkit.io.atomic import read_stamp, refuse_foreign
 from featkit.io.features import extractor_name
@@ -89,7 +89,9 @@ def run(
     listed = _listed(intrinsics, names, known)
     if known is None or known.cameras is None:
         check_photographs(config.map.camera, images, names, listed)
-    extractor = extraction(config.extract, device=device)
+    extractor = with_intensities(
+        extraction(config.extract, device=device), images, output / "features.h5", names, overwrite
+    )
     given = Path(config.pairs) if config.pairs.endswith(".txt") else None
     if given is not None:
         read_pairs(given)  # a wrong list is better found before the work than after

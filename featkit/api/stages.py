@@ -89,7 +89,7 @@ def extract(
     engine: EngineConfig = LOCAL,
 ) -> Extracted:
     """Extract local features of all images of a folder; what is done already is skipped. Raises featkit's errors."""
-    method = extraction.extraction(config, device=device)
+    method = extraction.with_intensities(extraction.extraction(config, device=device), images, out, overwrite=overwrite)
     stages.extract(method, images, out, overwrite=overwrite, engine=engine)
     with open_features(out) as store:
         counts = [store.count(name) for name in store.names()]
