@@ -51,6 +51,7 @@ def shown_of(parameter: inspect.Parameter) -> Shown | None:
 Out = Annotated[Path, Shown("--out", "-o", help="The file to write.")]
 Overwrite = Annotated[bool, Shown("--overwrite", help="Discard existing output.")]
 Device = Annotated[str, Shown(help="auto, cpu or cuda.")]
+RandomSeed = Annotated[int, Shown(help="Random seed.")]
 Settings = Annotated[
     Mapping[str, Any] | Sequence[str] | None,
     Shown("--set", metavar="KEY=VALUE", help="Change any field of the configuration; repeatable."),
@@ -340,3 +341,13 @@ def _as_paths(annotation: Any, value: Any) -> Any:
     if get_args(plain)[:1] == (Path,) and value is not None:
         return [Path(one) for one in ([value] if isinstance(value, str | Path) else value)]
     return value
+
+
+def addresses(urls: Mapping[str, str] | Sequence[str] | None) -> Mapping[str, str]:
+    """`["a=http://x"]` as addresses by file name. Raises UsageError."""
+    if isinstance(urls, Mapping):
+        return urls
+    pairs = [text.partition("=") for text in urls or []]
+    if not all(equals and address for _, equals, address in pairs):
+        raise UsageError("--url: FILE=ADDRESS, as liberty=http://example.org/liberty.zip")
+    return {file: address for file, _, address in pairs}

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from featkit.api.options import addresses
 from featkit.cli import app as options
 from featkit.cli.app import Outcome, RunOptions, verb
 from featkit.core.content import Table
@@ -116,7 +117,7 @@ def fetch(
     from featkit.data.fetch_weights import fetch_weights
     from featkit.weights.catalogue import published_network
 
-    done = fetch_weights(name, options.addresses(url), archive or [], trust, overwrite)
+    done = fetch_weights(name, addresses(url), archive or [], trust, overwrite)
     row = published_network(name)
     lines = [f"{file}: sha256 {done.sha256[file]}, from {source}" for file, source in done.sources.items()]
     lines += [f"{done.path}: {'was there' if done.was_there else row.summary}; {row.page} ({row.licence})"]

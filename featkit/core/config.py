@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from featkit.core.errors import BadInputError, UsageError
 
 T = TypeVar("T")
+LARGEST_YAML = 1 << 22  # bytes
 ConfigT = TypeVar("ConfigT", bound="Config")
 
 
@@ -260,6 +261,8 @@ def _configs_in(annotation: Any) -> list[type[Config]]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A yaml file as a dict (an empty file is an empty dict). Raises BadInputError."""
+    if path.is_file() and path.stat().st_size > LARGEST_YAML:
+        raise BadInputError(f"{path}: of more than {LARGEST_YAML >> 20} MiB; no configuration is so large")
     try:
         loaded = _parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -356,7 +359,7 @@ def differences(old_json: str, new: Config) -> str:
     """What differs between a stored configuration and `new`, in words: `ratio: 0.8 -> 0.9`."""
     try:
         old = _flatten(json.loads(old_json))
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return "its configuration cannot be read"
     now = _flatten(new.result_fields())
     changed = [

@@ -14,7 +14,6 @@ import pickle
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -31,6 +30,7 @@ from pydantic import Field
 from featkit.core.config import Config, Runtime, WorkerCount, digest, make
 from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, WorkerDiedError
 from featkit.core.log import progress
+from featkit.core.processes import end_with
 from featkit.core.registry import Method, class_of, resolve
 from featkit.core.runtime import capped
 from featkit.core.types import Features
@@ -275,7 +275,6 @@ def _finite(method: Method[Extractor], path: Path, features: Features) -> Featur
 # program that extracts at its top level therefore needs `if __name__ == "__main__":`, as with every spawning library.
 
 
-PARENT_CHECK_S = 0.5  # how soon a worker ends when its parent was killed
 _method: Method[Extractor] | None = None  # in a worker process: what it was started for
 _only_detect = False  # in a worker process: whether its parent finishes the images
 
@@ -332,7 +331,7 @@ def _start(pickled: bytes, parent: int, only_detect: bool) -> None:
     global _method, _only_detect
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
 
     cv2.setNumThreads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # what torch takes when it is imported
@@ -340,12 +339,6 @@ def _start(pickled: bytes, parent: int, only_detect: bool) -> None:
         sys.modules["torch"].set_num_threads(1)
     _only_detect = only_detect
     _method = pickle.loads(pickled)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_S)
-    os._exit(1)
 
 
 def _work(path: Path, mask: Path | None) -> Features | DetectedImage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 import threading
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -41,7 +42,14 @@ UNREADABLE = (
     TypeError,
     KeyError,
     struct.error,
-    OverflowError,
+    EOFError,
+    IndexError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    MemoryError,
+    RuntimeError,
+    zlib.error,
 )
 """What Pillow raises for files that it cannot read, or whose metadata are not what they should be."""
 BY_PILLOW = {"GIF", "AVIF", "HEIF", "JPEG2000"}

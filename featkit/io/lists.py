@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from featkit.core.errors import BadInputError
 from featkit.core.types import Pair, Pose
 from featkit.geometry.poses import Geodetic, is_on_earth
 from featkit.io.artifact import write_bytes, write_described, write_text
-from featkit.io.atomic import read_lines
+from featkit.io.atomic import read_lines, read_stamp
 from featkit.io.camera_models import camera_fault, camera_models
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -82,17 +81,19 @@ def format_pairs(pairs: Iterable[Pair]) -> str:
 
 
 def _survives(name: str) -> bool:
-    """Whether a name comes back from a line of text: no tab, line break, comment sign or space at an end."""
-    return name == name.strip() and name.splitlines() == [name] and "\t" not in name and name[0] not in "#\ufeff"
+    """Whether a name comes back from a line of text: no tab, line break, zero byte, comment sign, space at an end."""
+    return (
+        name == name.strip()
+        and name.splitlines() == [name]
+        and not {"\t", "\0"} & set(name)
+        and name[0] not in "#\ufeff"
+    )
 
 
 def describe_pairs(path: Path) -> dict[str, Any] | None:
     """What pairs.json says of pairs.txt: fingerprint, method, config and more; None when featkit did not make it."""
-    try:
-        described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return described if isinstance(described, dict) and described.get("kind") == "pairs" else None
+    described = read_stamp(path.with_suffix(".json"))
+    return described if described is not None and described.get("kind") == "pairs" else None
 
 
 # ----------------------------------------------------------------------------------------------------------------------

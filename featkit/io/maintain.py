@@ -17,17 +17,19 @@ from featkit.io.artifact import explained, remove, writing
 from featkit.io.atomic import explained_by_disk, require_space
 from featkit.io.features import FeatureStore, features_digest
 from featkit.io.h5 import copy_attributes
+from featkit.io.h5_items import item_of
 from featkit.io.journal import DAMAGE
 from featkit.io.matches import MatchStore
 
 
 @dataclass(frozen=True)
 class Checked:
-    """kind: features or matches. whole: items that are as they were written. broken: (item, what is wrong with it).
+    """A store's items: `whole` as they were written, `broken` with what is wrong with each.
 
-    shards: files that items lie in, besides the store itself.
+    kind: features or matches. shards: files that items lie in, besides the store itself.
     """
 
+    path: Path
     kind: str
     whole: tuple[str, ...]
     broken: tuple[tuple[str, str], ...]
@@ -53,7 +55,7 @@ def check(path: Path) -> Checked:
                 else:
                     broken.append((name, reason))
                 advance(1)
-    return Checked(kind, tuple(whole), tuple(broken), len(shards))
+    return Checked(path, kind, tuple(whole), tuple(broken), len(shards))
 
 
 def _kind(file: h5py.File, path: Path) -> str:
@@ -94,7 +96,7 @@ def repair(path: Path, checked: Checked) -> None:
         for name in checked.whole:
             shard = links.shard_of(old, name)
             if shard is None:
-                old.copy(old[name], new, name)
+                old.copy(item_of(old, name), new, name)
             else:
                 new[name] = old.get(name, getlink=True)
 
@@ -128,7 +130,7 @@ def merge(stores: Sequence[Path], output: Path, *, link: bool = False, overwrite
             copy_attributes(first, new, without=(h5.LINKED,))
             for name, path in sorted(owners.items()):
                 links.refuse_missing(opened[path], name)
-                item = opened[path][name]
+                item = item_of(opened[path], name)
                 item.file.copy(item, new, name)
                 advance(1)
     return len(owners)

@@ -180,7 +180,7 @@ def _opened_binary(path: Path) -> Iterator[BinaryIO]:
         raise BadInputError(f"{path}: no such file") from None
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (EOFError, OverflowError, UnicodeDecodeError):
+    except (EOFError, OverflowError, UnicodeDecodeError, MemoryError, struct.error):
         raise BadInputError(f"{path}: cut off, or not a file of a COLMAP model; fetch it again") from None
 
 

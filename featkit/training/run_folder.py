@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import logging
-import pickle
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from jaxtyping import UInt8
 
 from featkit import __version__
 from featkit.core.config import Config
-from featkit.core.errors import BadInputError, NotWritableError
+from featkit.core.errors import BadInputError, NotWritableError, blaming
 from featkit.core.log import progress
 from featkit.io.artifact import explained, no_links, write_bytes, write_text, writing
 from featkit.io.atomic import is_foreign, refuse_foreign, require_space
@@ -196,13 +195,8 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """The state, on the CPU; None when there is no file. Raises BadInputError for anything but featkit's own."""
     if not path.exists():
         return None
-    try:
+    with blaming(path, "a checkpoint of featkit", "use --overwrite to discard it"):
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInputError(
-            f"{path}: not a checkpoint of featkit ({what[:120]}); use --overwrite to discard it"
-        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise BadInputError(f"{path}: not a checkpoint of this featkit; use --overwrite to discard it")
     return state
