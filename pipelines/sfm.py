@@ -23,7 +23,7 @@ from featkit.features.stage import ExtractConfig, extraction, with_intensities
 from featkit.io.artifact import write_text
 from featkit.io.atomic import read_stamp, refuse_foreign
 from featkit.io.features import extractor_name
-from featkit.io.lists import Intrinsics, describe_pairs, read_pairs, read_poses
+from featkit.io.lists import Intrinsics, describe_pairs, read_pairs, read_poses, respelled
 from featkit.localization.stage import is_of_another_map
 from featkit.mapping import stage as map_stage
 from featkit.mapping.cameras import check, check_photographs, listed_intrinsics
@@ -86,6 +86,8 @@ def run(
     known = None if reference is None else read_reference(reference, config.map.camera)
     true_poses = None if truth is None else read_poses(truth)
     names, without_pose = usable_images(images, None if known is None else known.poses.keys())
+    known = None if known is None else known.spelled_as([*names, *without_pose])
+    true_poses = None if true_poses is None else respelled(true_poses, lambda: names)
     listed = _listed(intrinsics, names, known)
     if known is None or known.cameras is None:
         check_photographs(config.map.camera, images, names, listed)

@@ -15,7 +15,7 @@ from featkit.features import stage as extraction
 from featkit.features.sift import SiftConfig
 from featkit.features.stage import ExtractConfig
 from featkit.io.features import open_features
-from featkit.io.lists import read_pairs
+from featkit.io.lists import Spelling, read_pairs
 from featkit.io.matches import open_matches
 from featkit.mapping.cameras import check, check_photographs
 from featkit.mapping.database import database_counts
@@ -203,8 +203,14 @@ def match(
     method = resolve("matcher", config.matcher, config.matching, device).ready()
     stages.match(method, features, pairs, out, overwrite=overwrite, engine=engine)
     with open_matches(out) as store:
-        counts = [store.read(pair).count for pair in read_pairs(pairs)]
+        spelled = Spelling(lambda: _names(features))
+        counts = [store.read(pair).count for pair in read_pairs(pairs, spelled=(spelled, spelled))]
     return Matched(out, len(counts), sum(counts))
+
+
+def _names(features: Path) -> list[str]:
+    with open_features(features) as store:
+        return store.names()
 
 
 @dataclass(frozen=True)
@@ -229,9 +235,7 @@ def verify(
 ) -> Verified:
     """Verify matches geometrically, and write a COLMAP database that any mapper takes. Raises featkit's errors."""
     check(config.camera)
-    with open_features(features) as store:
-        names = store.names()
-    check_photographs(config.camera, images, names)
+    check_photographs(config.camera, images, _names(features))
     verifier = stages.verifier(engine)
     build_database(config, images, features, pairs, matches, out, overwrite=overwrite, verifier=verifier)
     return Verified(out, database_counts(out))

@@ -16,7 +16,7 @@ from featkit.core.errors import BadInputError, UsageError
 from featkit.core.log import progress
 from featkit.geometry.poses import Geodetic, is_on_earth
 from featkit.images.read import UNREADABLE, open_header, size_in_file
-from featkit.io.lists import read_gps_csv
+from featkit.io.lists import read_gps_csv, respelled
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The focal length that a photograph says of itself, in pixels of its file.
@@ -226,7 +226,7 @@ def locate(names: Sequence[str], images: Path | None, gps_file: Path | None) -> 
     Raises UsageError without either, BadInputError when no image has a position or an image is not there.
     """
     if gps_file is not None:
-        listed = read_gps_csv(gps_file)
+        listed = respelled(read_gps_csv(gps_file), lambda: names)
         found = {name: listed[name] for name in names if name in listed}
         if not found:
             example = next(iter(listed))

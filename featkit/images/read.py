@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 import threading
+import unicodedata
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -360,25 +361,15 @@ _STEPS = {
 def upright(pixels: np.ndarray, tag: int) -> np.ndarray:
     """An image (h, w) or (h, w, 3) as it is meant to be seen; contiguous."""
     swap, flip_x, flip_y = _STEPS.get(tag, _STEPS[1])
-    if swap:
-        pixels = pixels.swapaxes(0, 1)
-    if flip_x:
-        pixels = pixels[:, ::-1]
-    if flip_y:
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+    pixels = pixels.swapaxes(0, 1) if swap else pixels
+    return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 
 
 def as_stored(pixels: np.ndarray, tag: int) -> np.ndarray:
     """The way back from `upright`: an upright image as a file with this tag stores it; contiguous."""
     swap, flip_x, flip_y = _STEPS.get(tag, _STEPS[1])
-    if flip_y:
-        pixels = pixels[::-1]
-    if flip_x:
-        pixels = pixels[:, ::-1]
-    if swap:
-        pixels = pixels.swapaxes(0, 1)
-    return np.ascontiguousarray(pixels)
+    pixels = pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+    return np.ascontiguousarray(pixels.swapaxes(0, 1) if swap else pixels)
 
 
 def stored_from_upright(stored_size: tuple[int, int], tag: int) -> Float[np.ndarray, "2 3"]:
@@ -459,9 +450,10 @@ def masks_of(folder: Path, names: Sequence[str]) -> dict[str, Path]:
 
 def _mask_of(folder: Path, name: str) -> Path | None:
     stem, dot, _ = name.rpartition(".")
-    for candidate in (folder / f"{name}.png", folder / f"{stem if dot else name}.png"):
-        if candidate.is_file():
-            return candidate
+    for own in (f"{name}.png", f"{stem if dot else name}.png"):
+        for spelled in dict.fromkeys((own, *(unicodedata.normalize(form, own) for form in ("NFC", "NFD")))):
+            if (folder / spelled).is_file():
+                return folder / spelled
     return None
 
 

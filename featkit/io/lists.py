@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -21,17 +23,57 @@ from featkit.io.artifact import write_bytes, write_described, write_text
 from featkit.io.atomic import read_lines, read_stamp
 from featkit.io.camera_models import camera_fault, camera_models
 
+T = TypeVar("T")
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Names of images in lists, and on the disk: macOS decomposes accented letters (NFD), others compose them (NFC).
+
+
+class Spelling:
+    """A name of a list as the images' own names have it, where only its Unicode form differs; others as they are.
+
+    names: called once, at the first name that is not ASCII.
+    """
+
+    def __init__(self, names: Callable[[], Iterable[str]]):
+        self._names = names
+
+    @cached_property
+    def _known(self) -> tuple[set[str], dict[str, str]]:
+        own = set(self._names())
+        composed: dict[str, str] = {}
+        for name in sorted(own):
+            if not name.isascii():
+                composed.setdefault(unicodedata.normalize("NFC", name), name)
+        return own, composed
+
+    def __call__(self, name: str) -> str:
+        if name.isascii():
+            return name
+        own, composed = self._known
+        return name if name in own else composed.get(unicodedata.normalize("NFC", name), name)
+
+
+def respelled(listed: Mapping[str, T], names: Callable[[], Iterable[str]]) -> dict[str, T]:
+    """A list under the images' own names (`Spelling`). Of a name in both forms the images' own counts."""
+    spelled = Spelling(names)
+    found = {spelled(name): value for name, value in listed.items()}
+    return found | {name: value for name, value in listed.items() if name in found}
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # pairs.txt: two image names a line, separated by a space, or by a tab when any name has a space.
 #
 # Beside it `pairs.json` says which configuration made it; readers never need that file.
 
 
-def read_pairs(path: Path, directed: bool = False) -> list[Pair]:
+def read_pairs(
+    path: Path, directed: bool = False, spelled: tuple[Callable[[str], str], Callable[[str], str]] = (str, str)
+) -> list[Pair]:
     """Pairs in the order of the file; a pair named twice, in either order, counts once.
 
     directed: the first name is a query and the second a map image, of two folders that may hold equal names; so
-    (a, b) and (b, a) are two pairs, and (a, a) is one.
+    (a, b) and (b, a) are two pairs, and (a, a) is one. spelled: the `Spelling` of first and second names.
     Raises BadInputError for a missing file, a line without two names, or an image paired with itself.
     """
     pairs: dict[tuple[str, str], Pair] = {}
@@ -40,7 +82,8 @@ def read_pairs(path: Path, directed: bool = False) -> list[Pair]:
         names = line.split("\t") if "\t" in line else line.split()
         if len(names) != 2 or not all(name.strip() for name in names):
             raise BadInputError(f"{path}:{number}: two image names expected (tab-separated if a name has a space)")
-        name0, name1 = (known.setdefault(name.strip(), name.strip()) for name in names)
+        name0, name1 = (spell(name.strip()) for spell, name in zip(spelled, names, strict=True))
+        name0, name1 = known.setdefault(name0, name0), known.setdefault(name1, name1)
         pair = Pair(name0, name1)
         if pair.name0 == pair.name1 and not directed:
             raise BadInputError(f"{path}:{number}: {pair.name0!r} is paired with itself; remove the line")

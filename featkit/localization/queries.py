@@ -17,7 +17,7 @@ from featkit.images.read import stored_size
 from featkit.io.artifact import artifact
 from featkit.io.camera_models import camera_fault, camera_models
 from featkit.io.features import files_digest, open_features
-from featkit.io.lists import Intrinsics, read_pairs, write_pairs
+from featkit.io.lists import Intrinsics, Spelling, read_pairs, write_pairs
 from featkit.mapping.cameras import CameraConfig, guessed_camera, infer_camera, to_camera
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import MapFiles
@@ -134,13 +134,14 @@ def pair_queries(
     return write_pairs(output, pairs, config, {"inputs": inputs, "method": "retrieval of map images"})
 
 
-def given_pairs(pairs: Path, query_features: Path, output: Path) -> Path | None:
+def given_pairs(pairs: Path, query_features: Path, map_features: Path, output: Path) -> Path | None:
     """The pairs of a given file whose query could be read, written to `output`; None when there is not one.
 
     Raises BadInputError for a file that is no list of pairs.
     """
-    with open_features(query_features) as queries:
-        usable = [pair for pair in read_pairs(pairs, directed=True) if queries.has(pair.name0)]
+    with open_features(query_features) as queries, open_features(map_features) as database:
+        spelled = (Spelling(queries.names), Spelling(database.names))
+        usable = [pair for pair in read_pairs(pairs, True, spelled) if queries.has(pair.name0)]
     return write_pairs(output, usable) if usable else None
 
 

@@ -21,7 +21,7 @@ from featkit.geometry.poses import quaternion
 from featkit.images.exif import Lens, Taken, focal_length_px, some_names, taken_with
 from featkit.images.read import stored_size
 from featkit.io.camera_models import CameraModel, camera_fault, camera_models, is_whole_sphere
-from featkit.io.lists import Intrinsics, read_intrinsics_list
+from featkit.io.lists import Intrinsics, read_intrinsics_list, respelled
 
 LOGGER = logging.getLogger(__name__)
 CameraMode = Literal["auto", "single", "per-folder", "per-image"]
@@ -233,7 +233,7 @@ def _is_panorama(path: Path, size: tuple[int, int]) -> bool:
 
 def listed_intrinsics(path: Path, names: Sequence[str]) -> dict[str, Intrinsics]:
     """Intrinsics of those of the images that a list has. Raises BadInputError when it has none of them."""
-    listed = read_intrinsics_list(path)
+    listed = respelled(read_intrinsics_list(path), lambda: names)
     found = {name: listed[name] for name in names if name in listed}
     if not found:
         raise BadInputError(
