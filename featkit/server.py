@@ -82,6 +82,9 @@ class Answer(BaseModel):
     name: str
     localized: bool
     reason: str | None = Field(description="why there is no pose")
+    uncertain: str | None = Field(
+        default=None, description="why the pose is not to be trusted; null: nothing against it"
+    )
     keypoints: int
     retrieved: int = Field(description="images of the map that it was matched with")
     matches_3d: int = Field(description="matches with points of the map")
@@ -92,6 +95,7 @@ class Answer(BaseModel):
     tvec: list[float] | None = Field(default=None, description="translation world to camera, map units")
     centre: list[float] | None = Field(default=None, description="camera centre, map units")
     residual_px: float | None = Field(default=None, description="RMS of the inliers per coordinate")
+    median_px: float | None = Field(default=None, description="median of the inliers' distances")
     centre_std: float | None = Field(default=None, description="standard deviation of the centre, map units")
     rotation_std_deg: float | None = Field(default=None, description="standard deviation of the rotation, degrees")
 

@@ -22,13 +22,13 @@ from featkit.features import stage as extraction
 from featkit.features.stage import same_extraction
 from featkit.io.artifact import write_text
 from featkit.io.atomic import refuse_foreign
-from featkit.io.lists import read_intrinsics_list, read_poses
+from featkit.io.lists import read_intrinsics_list, read_poses, respelled
 from featkit.io.shards import write_index
 from featkit.localization import stage as localize
 from featkit.localization.queries import given_pairs, pair_queries, pair_queries_given
 from featkit.localization.stage import LocalizeConfig, QueryResult
 from featkit.mapping.align import similarity_to_truth, transform_pose
-from featkit.mapping.cameras import check as check_camera
+from featkit.mapping.cameras import check, check_photographs
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import MapFiles, find_map, numbered_models, usable_images
 from featkit.matching import stage as match
@@ -98,8 +98,10 @@ def run(
     refuse_foreign(*(output / name for name in written), *([] if pairs else [output / "pairs.txt"]))
     cameras = None if intrinsics is None else read_intrinsics_list(intrinsics)
     true_poses = None if truth is None else read_poses(truth)
-    check_camera(config.localize.camera)
+    check(config.localize.camera)
     readable, _ = usable_images(queries, cameras)
+    cameras = None if cameras is None else respelled(cameras, lambda: readable)
+    check_photographs(config.localize.camera, queries, readable, cameras)
     names = readable if cameras is None else list(cameras)  # a listed query without an image is one that failed
     if only is not None:
         names, readable = ([name for name in listed if name in only] for listed in (names, readable))
@@ -136,7 +138,9 @@ def run(
             localize.refuse_none(results, queries, output, found.features)
     score, moved_by = None, None
     if true_poses is not None:
-        moved_by = similarity_to_truth(read_model(found.model), true_poses)
+        model = read_model(found.model)
+        true_poses = respelled(true_poses, lambda: [*names, *(image.name for image in model.images.values())])
+        moved_by = similarity_to_truth(model, true_poses)
         poses = {r.name: transform_pose(r.pose, moved_by) for r in results if r.pose is not None}
         score = score_localization(poses, true_poses, names)
     with timed("report", seconds):
@@ -185,7 +189,7 @@ def _pair(
     """The pairs (query, map image): given ones, by given descriptors, or by those of the map's own features."""
     number = config.localize.num_retrieved
     if pairs:
-        return given_pairs(pairs, query_features, output)
+        return given_pairs(pairs, query_features, found.features, output)
     if retrieval:
         return pair_queries_given(retrieval, query_features, names, found, number, output)
     return pair_queries(query_features, names, found, config.retrieval, number, output, config.seed, device)

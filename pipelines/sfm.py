@@ -19,15 +19,14 @@ from featkit.core.registry import resolve
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
 from featkit.features.listing import warn_of_few
-from featkit.features.stage import ExtractConfig, extraction
+from featkit.features.stage import ExtractConfig, extraction, with_intensities
 from featkit.io.artifact import write_text
 from featkit.io.atomic import read_stamp, refuse_foreign
 from featkit.io.features import extractor_name
-from featkit.io.lists import Intrinsics, describe_pairs, read_pairs, read_poses
+from featkit.io.lists import Intrinsics, describe_pairs, read_pairs, read_poses, respelled
 from featkit.localization.stage import is_of_another_map
 from featkit.mapping import stage as map_stage
-from featkit.mapping.cameras import check as check_camera
-from featkit.mapping.cameras import listed_intrinsics
+from featkit.mapping.cameras import check, check_photographs, listed_intrinsics
 from featkit.mapping.model import refuse_other_models
 from featkit.mapping.reference import Reference, read_reference
 from featkit.mapping.scene import image_folder, output_folder, usable_images
@@ -83,12 +82,18 @@ def run(
     images = image_folder(scene)
     output = output_folder(scene, output)
     _refuse_foreign(output, config)
+    check(config.map.camera)
     known = None if reference is None else read_reference(reference, config.map.camera)
     true_poses = None if truth is None else read_poses(truth)
-    check_camera(config.map.camera)
     names, without_pose = usable_images(images, None if known is None else known.poses.keys())
+    known = None if known is None else known.spelled_as([*names, *without_pose])
+    true_poses = None if true_poses is None else respelled(true_poses, lambda: names)
     listed = _listed(intrinsics, names, known)
-    extractor = extraction(config.extract, device=device)
+    if known is None or known.cameras is None:
+        check_photographs(config.map.camera, images, names, listed)
+    extractor = with_intensities(
+        extraction(config.extract, device=device), images, output / "features.h5", names, overwrite
+    )
     given = Path(config.pairs) if config.pairs.endswith(".txt") else None
     if given is not None:
         read_pairs(given)  # a wrong list is better found before the work than after

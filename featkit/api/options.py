@@ -198,7 +198,7 @@ class Described:
             return [float(part) for part in text.split(",")]
         except ValueError:
             name = self.name.replace("_", "-")
-            raise UsageError(f"--{name} {text!r}: numbers separated by commas, as 1200,960,540,0.01") from None
+            raise UsageError(f"--{name} {text!r}: numbers separated by commas, as 1200,1200,960,540") from None
 
 
 WIDEST = 16  # columns of an option's values on the help page; more than that are named by the help itself

@@ -55,6 +55,8 @@ def localize_command(result: Any) -> Outcome:
     ]
     lines += [f"in another model: {name}: {folder / 'poses.txt'}" for name, folder in in_others.items()]
     summary = f"{result.output / 'poses.txt'}: {result.metrics['localized']} of {result.metrics['queries']} queries"
+    if result.metrics["uncertain"]:
+        summary += f", {len(result.metrics['uncertain'])} of them uncertain"
     return Outcome(result.metrics, [*lines, summary, f"report: {result.report}"], tables)
 
 

@@ -38,6 +38,13 @@ class _RuntimeMarker:
 
 Runtime = Annotated[T, _RuntimeMarker()]
 
+
+class _LaterMarker:
+    """Says of a field: it came later, and what was made without it was made with its default."""
+
+
+Later = Annotated[T, _LaterMarker()]
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The types of numbers in configurations. Every number has a range, since many reach native code that checks nothing;
 # a field may add a bound of another kind (`Field(0.5, gt=0)`); of one kind a type's own would be kept, so write those
@@ -100,6 +107,8 @@ class Config(BaseModel):
         """The fields that decide a result, as plain json values; infinity, which json has not, as "inf"."""
         fields = type(self).model_fields
         runtime = {n for n, f in fields.items() if any(isinstance(m, _RuntimeMarker) for m in f.metadata)}
+        later = {n for n, f in fields.items() if any(isinstance(m, _LaterMarker) for m in f.metadata)}
+        runtime |= {name for name in later if getattr(self, name) == fields[name].get_default()}
         plain = self.model_dump(mode="json", exclude=runtime)
         for name in fields:
             value = getattr(self, name)

@@ -148,6 +148,14 @@ class FeatureStore:
         config = self.attributes().get("config")
         return extractor_name(config) if isinstance(config, dict) else ""
 
+    @property
+    def intensity_range(self) -> tuple[float, float] | None:
+        """What was stretched to black and white in photographs of more than 8 bits (`DecodeConfig`)."""
+        config = self.attributes().get("config")
+        decoding = config.get("decode") if isinstance(config, dict) else None
+        found = decoding.get("intensity_range") if isinstance(decoding, dict) else None
+        return (float(found[0]), float(found[1])) if isinstance(found, list) and len(found) == 2 else None
+
     def _group(self, name: str) -> h5py.Group:
         shards.refuse_missing(self._file, name)
         if not isinstance(group := find(self._file, name), h5py.Group):

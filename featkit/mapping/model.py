@@ -47,8 +47,26 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
         raise BadInputError(f"{folder}: the model cannot be read ({str(error).splitlines()[0]})") from None
     if not (folder / "points3D.bin").is_file():
         check_count(folder / "points3D.txt", model.num_points3D())
+    _check_names(model, folder)
     _check_values(model, folder)
     return model
+
+
+def _check_names(model: pycolmap.Reconstruction, folder: Path) -> None:
+    """Raise BadInputError for a name that is not UTF-8, which no text file of featkit's could hold."""
+    for number, image in model.images.items():
+        try:
+            _ = image.name
+        except UnicodeDecodeError as error:
+            raise BadInputError(not_utf8(folder, number, error.object)) from None
+
+
+def not_utf8(path: Path, number: int, name: bytes) -> str:
+    """What is wrong with the name of an image, and what to do."""
+    shown = name.decode("utf-8", "backslashreplace")
+    return (
+        f"{path}: the name of image {number}, '{shown}', is not UTF-8; rename the photograph and make the model again"
+    )
 
 
 def _check_values(model: pycolmap.Reconstruction, folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError
 from featkit.images.listing import SUFFIXES, list_images
+from featkit.io.lists import Spelling
 from featkit.mapping.model import is_model
 
 LOGGER = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ def usable_images(images: Path, only: Collection[str] | None) -> tuple[list[str]
     names = list_images(images)
     if only is None:
         return names, []
+    only = {*map(Spelling(lambda: names), only)}
     kept = [name for name in names if name in only]
     if not kept:
         raise BadInputError(f"{images}: the given list names none of its images; names are relative to it")

@@ -101,7 +101,7 @@ def _model_tables(metrics: dict[str, Any]) -> list[Item]:
 def _image_table(model: Model, features: Path) -> Table:
     registered = image_statistics(model)
     rows: list[list[Cell]] = [
-        [r.name, r.camera_id, r.focal_px, r.keypoints, r.observations, r.error_px] for r in registered
+        [r.name, r.camera_id, r.focal_px or None, r.keypoints, r.observations, r.error_px] for r in registered
     ]
     known = {r.name for r in registered}
     with open_features(features) as store:
@@ -232,6 +232,7 @@ def localization_metrics(
         "queries": len(results),
         "localized": len(localized),
         "failed": {result.name: result.reason for result in results if result.pose is None},
+        "uncertain": {result.name: result.uncertain for result in results if result.uncertain},
         "seconds": seconds,
         **peak_memory(),
     }

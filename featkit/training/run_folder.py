@@ -22,6 +22,7 @@ from featkit import __version__
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError, NotWritableError, blaming
 from featkit.core.log import progress
+from featkit.images.listing import marked
 from featkit.io.artifact import explained, no_links, write_bytes, write_text, writing
 from featkit.io.atomic import is_foreign, refuse_foreign, require_space
 
@@ -138,7 +139,7 @@ class RunFolder:
         for name, pixels in pictures.items():
             done, content = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), JPEG)
             assert done
-            write_bytes(self.pictures / f"{name}_{step:07d}.jpg", content.tobytes(), owned=True)
+            write_bytes(self.pictures / f"{name}_{step:07d}.jpg", marked(content.tobytes()), owned=True)
             if self._events is not None:
                 self._events.add_image(name, pixels, step, dataformats="HWC")
 
