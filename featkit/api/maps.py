@@ -15,7 +15,6 @@ from featkit.geometry.poses import Geodetic, is_on_earth
 from featkit.mapping import export as exporting
 from featkit.mapping import metric
 from featkit.mapping.align import SimilarityConfig
-from featkit.mapping.covisibility import CovisibleConfig
 from featkit.mapping.scene import find_model
 
 SFM, DEMO = load_pipeline("sfm"), load_pipeline("demo")
@@ -148,25 +147,43 @@ def _origin(given: str | Sequence[float] | None) -> Any:
 # A map in the formats of other programs.
 
 
-@takes(CovisibleConfig, num=Option("num_matched"))
+@takes(
+    exporting.ExportConfig,
+    num=Option("pairs.num_matched"),
+    undistort=Option("undistort"),
+    resize_max=Option("pictures.resize_max"),
+)
 def export(
     model: Annotated[Path, Shown(metavar="MODEL", help="A reconstructed scene, or a sparse model.")],
     out: Annotated[Path, Shown("--out", "-o", help="Folder to write; with ply the file.")],
     *,
-    format: Annotated[str, Shown(help="nerfstudio, ply, text or hloc.", unset=False)],
-    config: CovisibleConfig,
-    images: Annotated[Path | None, Shown(help="nerfstudio: the map's photographs.", unset="found near the map")] = None,
+    format: Annotated[str, Shown(help=f"One of {', '.join(exporting.FORMATS)}.", unset=False)],
+    config: exporting.ExportConfig,
+    images: Annotated[
+        list[Path] | None,
+        Shown(metavar="DIR", help="The map's photographs; repeatable.", unset="found near the map"),
+    ] = None,
+    masks: Annotated[
+        Path | None, Shown(metavar="DIR", help="Masks of the photographs, which come along.", unset="none")
+    ] = None,
     number: ModelNumber = None,
     overwrite: Annotated[bool, Shown("--overwrite", help="Replace files that featkit exported there.")] = False,
 ) -> tuple[Path, str, exporting.Exported]:
     """Write a map for another program. Returns the output, its format and what it holds; raises featkit's errors."""
+    plain = exporting.ExportConfig()
+    undistorted = (*exporting.UNDISTORTED, *(("nerfstudio",) if config.undistort else ()))
     for option, given, belongs_to in (
-        ("--num", config != CovisibleConfig(), "hloc"),
-        ("--images", images is not None, "nerfstudio"),
+        ("--num", config.pairs != plain.pairs, ("hloc",)),
+        ("--undistort", config.undistort, exporting.WITH_PHOTOGRAPHS),
+        ("--resize-max", config.pictures.resize_max is not None, undistorted),
+        ("--images", bool(images), exporting.WITH_PHOTOGRAPHS),
+        ("--masks", masks is not None, exporting.WITH_PHOTOGRAPHS),
     ):
-        if given and format != belongs_to:
-            raise UsageError(f"{option} goes with --format {belongs_to}, not with {format}")
-    done = exporting.export(format, find_model(model, number), out, images=images, pairs=config, overwrite=overwrite)
+        if given and format not in belongs_to:
+            raise UsageError(f"{option} goes with --format {' or '.join(belongs_to)}, not with {format}")
+    done = exporting.export(
+        format, find_model(model, number), out, images=images or (), masks=masks, config=config, overwrite=overwrite
+    )
     return out, format, done
 
 

@@ -59,11 +59,14 @@ def align_command(done: tuple[Path, Alignment]) -> Outcome:
 
 EXPORT_HELP = """Write a map for another program.
 
-Example: `featkit export scene/ --format nerfstudio --out scene/nerf`
+Example: `featkit export scene/ --format gaussian-splatting --out scene/splats`
 
-`nerfstudio`: transforms.json and the points, for NeRFs and Gaussian splats. `ply`: the points with their colours.
-`text`: COLMAP's text model. `hloc`: the model, pairs by covisibility, the cameras as hloc's list of queries, and the
-poses; features.h5 and matches.h5 of the map are in hloc's layout as they are."""
+`gaussian-splatting`: undistorted photographs and a model of pinhole cameras in sparse/0, as 3DGS, gsplat and OpenMVS
+read them; what masks or transparency hide is transparent. `nerfstudio`: transforms.json and the points; the photographs
+as they are, or undistorted (--undistort). `dense`: COLMAP's workspace for dense stereo, with masks for fusion. `ply`:
+the points with their colours. `text`: COLMAP's text model. `hloc`: the model, pairs by covisibility, the cameras as
+hloc's list of queries, and the poses; features.h5 and matches.h5 of the map are in hloc's layout as they are.
+Every photograph is looked for before anything is written. The frame stays the map's, and alignment.json comes along."""
 
 
 @command(api.export)
@@ -71,6 +74,9 @@ def export_command(result: tuple[Path, str, Exported]) -> Outcome:
     out, form, done = result
     data = {"out": str(out), "format": form, "images": done.images, "points": done.points, "notes": done.notes}
     summary = f"{out}: {done.images:,} images and {done.points:,} points"
+    if done.residual_px is not None:
+        data["residual_px"] = done.residual_px
+        summary += f"; points are {done.residual_px:.2f} px from their keypoints (median)"
     return Outcome(data | {"files": [str(path) for path in done.files]}, [*done.notes, summary])
 
 

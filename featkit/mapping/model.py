@@ -70,7 +70,7 @@ def write_models(
     with making(folder, named=named) as new:
         for number, model in enumerate(models):
             (new / str(number)).mkdir()
-            _write_whole(model, new / str(number))
+            write_whole(model, new / str(number))
     return folder
 
 
@@ -97,12 +97,12 @@ def write_model(model: pycolmap.Reconstruction, folder: Path, beside: Mapping[st
     with making(folder) as new:
         for name, text in beside.items():
             write_text(new / name, text)
-        _write_whole(model, new)
+        write_whole(model, new)
     return folder
 
 
-def _write_whole(model: pycolmap.Reconstruction, folder: Path) -> None:
-    """Raises NotWritableError, also for a full disk: COLMAP does not look whether it took what was written."""
+def write_whole(model: pycolmap.Reconstruction, folder: Path) -> None:
+    """Write a model to a folder that is there. Raises NotWritableError, also for a full disk, which COLMAP ignores."""
     try:
         model.write(str(folder))
         check_whole(folder)
