@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featkit.api.localization import localize, serve
-    from featkit.api.maps import align, export, reconstruct, run_demo
+    from featkit.api.maps import align, export, extend, reconstruct, run_demo
     from featkit.api.stages import extract, match, pairs, run, verify
     from featkit.api.train import informativeness, train_patch, train_scfeat
     from featkit.localization.localizer import Localizer
@@ -20,6 +20,7 @@ __all__ = [
     "__version__",
     "align",
     "export",
+    "extend",
     "extract",
     "informativeness",
     "localize",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 PLACES = {
     "featkit.api.localization": ("localize", "serve"),
-    "featkit.api.maps": ("align", "export", "reconstruct", "run_demo"),
+    "featkit.api.maps": ("align", "export", "extend", "reconstruct", "run_demo"),
     "featkit.api.stages": ("extract", "match", "pairs", "run", "verify"),
     "featkit.api.train": ("informativeness", "train_patch", "train_scfeat"),
     "featkit.localization.localizer": ("Localizer",),

@@ -1,4 +1,4 @@
-"""Maps made, placed and handed on: reconstruct, align, export, and the rendered demonstration."""
+"""Maps made, grown, placed and handed on: reconstruct, extend, align, export, and the rendered demonstration."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from featkit.geometry.poses import Geodetic, is_on_earth
 from featkit.mapping import export as exporting
 from featkit.mapping import metric
 from featkit.mapping.align import SimilarityConfig
+from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.scene import find_model
 
-SFM, DEMO = load_pipeline("sfm"), load_pipeline("demo")
+SFM, DEMO, EXTEND = load_pipeline("sfm"), load_pipeline("demo"), load_pipeline("extend")
 
 # ----------------------------------------------------------------------------------------------------------------------
 # A folder of photographs -> a map.
@@ -76,6 +77,56 @@ def reconstruct(
         device=device,
         overwrite=overwrite,
         engine=engine,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A map and new photographs -> a larger map in the same frame.
+
+
+@takes(
+    EXTEND.ExtendConfig,
+    fixed=Option("grow.fixed"),
+    prune=Option("prune"),
+    num=Option("num_retrieved"),
+    **matcher_options(panel=MAPPING),
+    features=Option("extract.features", panel=MAPPING, help="For a map that featkit did not make: features by name."),
+    masks=Option("extract.masks", metavar="DIR", unset="none"),
+    workers=Option("extract.workers"),
+    camera_model=Option("map.camera.model", of=CameraConfig, unset="as the map's", panel=CAMERAS),
+    camera_params=Option("map.camera.params", of=CameraConfig, panel=CAMERAS),
+    camera_mode=Option("map.camera.mode", of=CameraConfig, unset="as the map's", panel=CAMERAS),
+    fix_intrinsics=Option("map.camera.refine", flag=False, help="Do not refine the cameras.", panel=CAMERAS),
+    seed=Option("seed"),
+)
+def extend(
+    map_folder: Annotated[Path, Shown(metavar="MAP", help="A reconstructed scene, or a COLMAP model.")],
+    photographs: Annotated[Path, Shown(help="Folder of photographs; those in the map are passed over.")],
+    out: Annotated[
+        Path | None, Shown("--out", "-o", help="Folder of the grown map.", unset="extended/ beside the map")
+    ] = None,
+    *,
+    config: Any,
+    map_features: Annotated[Path | None, Shown(help="The map's features.h5.", unset="found beside the map")] = None,
+    images: Annotated[
+        list[Path] | None,
+        Shown(metavar="DIR", help="The map's own photographs; repeatable.", unset="found near the map"),
+    ] = None,
+    number: ModelNumber = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+) -> Any:
+    """Register new photographs in a map, in its frame. Returns `pipelines/extend.py`'s; raises featkit's errors."""
+    return EXTEND.run(
+        config,
+        map_folder,
+        photographs,
+        out,
+        features=map_features,
+        images=images or (),
+        number=number,
+        device=device,
+        overwrite=overwrite,
     )
 
 

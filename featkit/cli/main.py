@@ -50,6 +50,12 @@ VERBS = {
         "LOCALIZE_HELP",
         cls="LocalizeCommand",
     ),
+    "extend": Verb(
+        "maps",
+        "extend_command",
+        "Register new photographs in a map that is there; its frame and its ids stay.",
+        "EXTEND_HELP",
+    ),
     "align": Verb(
         "maps",
         "align_command",

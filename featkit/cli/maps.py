@@ -1,4 +1,4 @@
-"""`featkit reconstruct`, `align`, `export` and `demo`: maps made, placed and handed on."""
+"""`featkit reconstruct`, `extend`, `align`, `export` and `demo`: maps made, grown, placed and handed on."""
 
 from __future__ import annotations
 
@@ -29,6 +29,26 @@ moment, it goes on where it was when the same command is run again."""
 def reconstruct_command(result: Any) -> Outcome:
     lines = [f"map: {result.sparse / '0'}", f"report: {result.report}"]
     return Outcome(result.metrics, lines, [map_table(result.metrics)])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# `featkit extend`: a map and new photographs -> a larger map in the same frame.
+
+
+EXTEND_HELP = """Register new photographs in a map that is there; its frame and its ids stay.
+
+Example: `featkit extend scene/ new_photographs/ --out scene/extended`
+
+The map is featkit's, COLMAP's or hloc's; it stays as it is, and the grown one is written to --out. New photographs are
+matched with the most similar ones of the map and with each other, registered, triangulated, and what is around them is
+adjusted. `--fixed` leaves the old cameras exactly as they are, `--prune` takes out photographs that are not in the
+folder any more. What could not be registered is named with the reason. Photographs of the map that lie in the folder
+too are passed over, so that the folder may be the scene's own."""
+
+
+@command(api.extend)
+def extend_command(result: Any) -> Outcome:
+    return Outcome({"out": str(result.output), **result.metrics}, api.EXTEND.describe(result))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

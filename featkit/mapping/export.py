@@ -23,7 +23,7 @@ from featkit.io.atomic import is_stamped, read_stamp, refuse_foreign
 from featkit.io.lists import format_pairs, write_ply, write_poses
 from featkit.mapping.cameras import to_intrinsics, to_pose
 from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs
-from featkit.mapping.model import ALIGNED, MODEL_FILES, read_model, write_whole
+from featkit.mapping.model import MODEL_FILES, beside_model, read_model, write_whole
 from featkit.mapping.photographs import (
     PictureConfig,
     Pictures,
@@ -132,9 +132,8 @@ def export(
         raise NotWritableError(f"{output}: is a file; choose a folder with --out")
     with scratch(part_of(output)) as part:
         told = FOLDERS[form](source, part, output)
-        for name in ALIGNED:
-            if (folder / name).is_file():
-                write_text(part / name, (folder / name).read_text(encoding="utf-8"))
+        for name, text in beside_model(folder).items():
+            write_text(part / name, text)
         written = place_files(part, output, overwrite=overwrite, kind="export", format=form)
     with explained(output):
         for name in told.empty_folders:

@@ -60,10 +60,14 @@ def largest_first(models: list[pycolmap.Reconstruction]) -> list[pycolmap.Recons
 
 
 def write_models(
-    models: list[pycolmap.Reconstruction], folder: Path, named: Callable[[], object] | None = None
+    models: list[pycolmap.Reconstruction],
+    folder: Path,
+    named: Callable[[], object] | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> Path:
     """Write models as folder/0, folder/1, ..., whole or not at all. named: see `artifact.making`.
 
+    beside: small text files, by name, that go to the first model.
     Raises BadInputError for a folder that holds anything but featkit's models, NotWritableError.
     """
     refuse_other_models(folder)
@@ -71,7 +75,14 @@ def write_models(
         for number, model in enumerate(models):
             (new / str(number)).mkdir()
             write_whole(model, new / str(number))
+        for name, text in (beside or {}).items():
+            write_text(new / "0" / name, text)
     return folder
+
+
+def beside_model(folder: Path) -> dict[str, str]:
+    """What `featkit align` wrote beside a model: what goes with its frame, by file name."""
+    return {name: (folder / name).read_text(encoding="utf-8") for name in ALIGNED if (folder / name).is_file()}
 
 
 def refuse_other_models(folder: Path) -> None:

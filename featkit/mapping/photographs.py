@@ -69,6 +69,14 @@ def _in_folder(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     return {name: path for name in names if (path := inside(folder, name)).is_file()}
 
 
+def by_folder(files: Mapping[str, Path]) -> dict[Path, list[str]]:
+    """The folders that names are relative to, and the names of each in order."""
+    found: dict[Path, list[str]] = {}
+    for name, path in sorted(files.items()):
+        found.setdefault(path.parents[name.count("/")], []).append(name)
+    return found
+
+
 def check_sizes(model: pycolmap.Reconstruction, files: Mapping[str, Path]) -> None:
     """Raise BadInputError for a photograph that is broken, or not of its camera's size: points would miss it."""
     for image in model.images.values():
