@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featkit.api.localization import localize, serve
-    from featkit.api.maps import align, export, extend, reconstruct, run_demo
+    from featkit.api.maps import align, export, extend, merge, reconstruct, run_demo
     from featkit.api.stages import extract, match, pairs, run, verify
     from featkit.api.train import informativeness, train_patch, train_scfeat
     from featkit.localization.localizer import Localizer
@@ -25,6 +25,7 @@ __all__ = [
     "informativeness",
     "localize",
     "match",
+    "merge",
     "pairs",
     "reconstruct",
     "run",
@@ -36,7 +37,7 @@ __all__ = [
 ]
 PLACES = {
     "featkit.api.localization": ("localize", "serve"),
-    "featkit.api.maps": ("align", "export", "extend", "reconstruct", "run_demo"),
+    "featkit.api.maps": ("align", "export", "extend", "merge", "reconstruct", "run_demo"),
     "featkit.api.stages": ("extract", "match", "pairs", "run", "verify"),
     "featkit.api.train": ("informativeness", "train_patch", "train_scfeat"),
     "featkit.localization.localizer": ("Localizer",),

@@ -1,4 +1,4 @@
-"""Maps made, grown, placed and handed on: reconstruct, extend, align, export, and the rendered demonstration."""
+"""Maps made, grown, merged, placed and handed on: reconstruct, extend, merge, align, export, and the rendered demo."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from featkit.mapping.align import SimilarityConfig
 from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.scene import find_model
 
-SFM, DEMO, EXTEND = load_pipeline("sfm"), load_pipeline("demo"), load_pipeline("extend")
+SFM, DEMO, EXTEND, MERGE = (load_pipeline(name) for name in ("sfm", "demo", "extend", "merge"))
 
 # ----------------------------------------------------------------------------------------------------------------------
 # A folder of photographs -> a map.
@@ -128,6 +128,32 @@ def extend(
         device=device,
         overwrite=overwrite,
     )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Two maps -> one.
+
+
+@takes(
+    MERGE.MergeMapsConfig,
+    num=Option("between.num_retrieved"),
+    **matcher_options(panel=MAPPING),
+    max_error_px=Option("merge.max_error_px", panel=MAPPING),
+    min_points=Option("merge.min_points", panel=MAPPING),
+    fix_intrinsics=Option("map.camera.refine", of=CameraConfig, flag=False, help="Do not refine the cameras."),
+    seed=Option("between.seed", also=("merge.seed",)),
+)
+def merge(
+    first: Annotated[Path, Shown(metavar="MAP_A", help="A reconstructed scene, or a model such as sparse/0.")],
+    second: Annotated[Path, Shown(metavar="MAP_B", help="Another, which is moved to the frame of the first.")],
+    out: Annotated[Path, Shown("--out", "-o", help="Folder of the merged map.", unset=False)],
+    *,
+    config: Any,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+) -> Any:
+    """Make one map of two that show parts of one place. Returns `pipelines/merge.py`'s; raises featkit's errors."""
+    return MERGE.run(config, first, second, out, device=device, overwrite=overwrite)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

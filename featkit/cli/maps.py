@@ -1,4 +1,4 @@
-"""`featkit reconstruct`, `extend`, `align`, `export` and `demo`: maps made, grown, placed and handed on."""
+"""`featkit reconstruct`, `extend`, `merge`, `align`, `export`, `demo`: maps made, grown, merged, placed, handed on."""
 
 from __future__ import annotations
 
@@ -49,6 +49,25 @@ too are passed over, so that the folder may be the scene's own."""
 @command(api.extend)
 def extend_command(result: Any) -> Outcome:
     return Outcome({"out": str(result.output), **result.metrics}, api.EXTEND.describe(result))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# `featkit merge`: two maps -> one.
+
+
+MERGE_HELP = """Make one map of two that show parts of one place, in the frame of the first.
+
+Example: `featkit merge scene/featkit/sparse/0 scene/featkit/sparse/1 --out scene/merged`
+
+Each photograph of the second map is matched with the most similar ones of the first. By the points that these matches
+and common photographs give both maps the second is moved onto the first, robustly; then the whole is adjusted. Both are
+featkit's, with features of one kind; several models of one run are such maps. They stay as they are, and where they
+have too little in common one line says how much."""
+
+
+@command(api.merge)
+def merge_command(result: Any) -> Outcome:
+    return Outcome({"out": str(result.output), **result.metrics}, api.MERGE.describe(result))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

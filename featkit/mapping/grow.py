@@ -188,13 +188,14 @@ def write_new(
         image_id = max([*model.images, *model.frames], default=0)
         for name in names:
             image_id += 1
-            rig_id = camera_ids[name] if new.shared is None else _rig_of(model, new.shared)
+            rig_id = camera_ids[name] if new.shared is None else rig_of(model, new.shared)
             db.write_image(
                 database, image_id, name, camera_ids[name], to_colmap(features.keypoints(name)), rig_id=rig_id
             )
 
 
-def _rig_of(model: pycolmap.Reconstruction, camera_id: int) -> int:
+def rig_of(model: pycolmap.Reconstruction, camera_id: int) -> int:
+    """The rig whose reference is a camera of the model."""
     sensor = model.cameras[camera_id].sensor_id
     return next(rig_id for rig_id, rig in sorted(model.rigs.items()) if rig.is_ref_sensor(sensor))
 
@@ -238,15 +239,30 @@ def verify_new(
 class Growth:
     """COLMAP's incremental mapper on a model that is there, and the options it was made with."""
 
-    def __init__(self, config: MapConfig, model: pycolmap.Reconstruction, database: Path, *, fixed: bool):
-        """database: of the model's images and others; its pairs are what the map may grow by."""
+    def __init__(
+        self,
+        config: MapConfig,
+        model: pycolmap.Reconstruction,
+        database: Path,
+        *,
+        fixed: bool,
+        anchors: Collection[int] | None = None,
+    ):
+        """database: of the model's images and others; its pairs are what the map may grow by.
+
+        anchors: ids of the images that hold the frame; None: all that are registered.
+        """
         self.model = model
         cached = pycolmap.DatabaseCacheOptions()
         cached.load_all_images = True  # also those without a match: the model has them
         with pycolmap.Database.open(str(database)) as opened:
             self._cache = pycolmap.DatabaseCache.create(opened, cached)
         self._old_cameras = set(model.cameras)
-        self._old = {i: image.projection_center() for i, image in model.images.items() if image.has_pose}
+        self._old = {
+            image_id: image.projection_center()
+            for image_id, image in model.images.items()
+            if image.has_pose and (anchors is None or image_id in anchors)
+        }
         options = incremental_options(config, self._cache.num_images())
         options.ba_global_function_tolerance = max(
             options.ba_global_function_tolerance, config.global_adjustment_tolerance
