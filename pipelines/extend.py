@@ -61,8 +61,7 @@ from featkit.mapping.scene import find_features, find_model, image_folder
 from featkit.mapping.stage import MapConfig
 from featkit.matching import stage as match
 from featkit.matching.config import MatchWith
-from featkit.retrieval.retrieve import retrieve
-from featkit.retrieval.vlad import VladConfig
+from featkit.pairing.by_retrieval import RetrievalConfig, pairs_with
 
 RECORD = "extend.json"
 
@@ -72,12 +71,10 @@ class ExtendConfig(MatchWith):
 
     extract: ExtractConfig = ExtractConfig()
     """Features for a map that featkit did not make; a map of featkit's is gone on with as it was begun."""
-    num_retrieved: Count = 20
-    """Photographs of the map that each new one is matched with."""
+    retrieval: RetrievalConfig = RetrievalConfig()
+    """Which photographs of the map each new one is matched with."""
     exhaustive_up_to: Count = 60
     """New photographs up to so many are all matched with each other; more are paired by retrieval."""
-    retrieval: VladConfig = VladConfig()
-    """How photographs are found for a new one."""
     map: dict[str, Any] = Field(default_factory=dict)
     """What differs from the configuration that the map was made with (fields of `reconstruct`'s `map`)."""
     grow: GrowConfig = GrowConfig()
@@ -289,7 +286,7 @@ def _pair(config: ExtendConfig, work: Work, stored: Path, output: Path, device: 
             return read_pairs(output)
         pairs = _retrieved(config, store, new, old, output, device)
     if work.features is None:
-        pairs += covisible_pairs(tracks_of(work.model), config.num_retrieved)
+        pairs += covisible_pairs(tracks_of(work.model), config.retrieval.num_matched)
     if pairs:
         write_pairs(output, pairs, settings, {"inputs": inputs, "method": "extension"})
     return pairs
@@ -301,17 +298,12 @@ def _retrieved(
     if not new:
         return []
     generator = np.random.default_rng(config.seed)
-    found = retrieve(
-        store, new, store, old, config.retrieval, config.num_retrieved, generator,
-        device=device, spill_folder=output.parent,
-    )  # fmt: skip
+    arguments: dict[str, Any] = {"device": device, "spill_folder": output.parent}
+    found = pairs_with(store, new, old, config.retrieval, generator, **arguments)
     if len(new) <= config.exhaustive_up_to:
         return found + [Pair(a, b) for index, a in enumerate(new) for b in new[index + 1 :]]
-    among = retrieve(
-        store, new, store, new, config.retrieval, config.num_retrieved, generator,
-        device=device, spill_folder=output.parent,
-    )  # fmt: skip
-    return found + list({pair.key(): pair for pair in among}.values())
+    among = pairs_with(store, new, new, config.retrieval, generator, **arguments)
+    return found + list({pair.key(): pair for pair in among if pair.name0 != pair.name1}.values())
 
 
 def describe(result: ExtendResult) -> list[str]:

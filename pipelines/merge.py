@@ -16,7 +16,7 @@ from pydantic import Field
 
 from featkit import __version__
 from featkit.core import log
-from featkit.core.config import Config, Count, Seed, digest
+from featkit.core.config import Seed, digest
 from featkit.core.errors import BadInputError
 from featkit.core.log import LOGGER, timed
 from featkit.core.registry import resolve
@@ -41,32 +41,22 @@ from featkit.mapping.model import (
 from featkit.mapping.scene import find_features, find_model
 from featkit.matching import stage as match
 from featkit.matching.config import MatchWith
-from featkit.retrieval.retrieve import retrieve
-from featkit.retrieval.vlad import VladConfig
+from featkit.pairing.by_retrieval import RetrievalConfig, pairs_with
 
 RECORD = "merge.json"
-
-
-class BetweenConfig(Config):
-    """Which photographs of two maps are matched."""
-
-    num_retrieved: Count = 20
-    """Photographs of the first map that each one of the second is matched with."""
-    retrieval: VladConfig = VladConfig()
-    """How they are found."""
-    seed: Seed = 0
-    """Of the clusters of retrieval."""
 
 
 class MergeMapsConfig(MatchWith):
     """Everything that decides how two maps become one."""
 
-    between: BetweenConfig = BetweenConfig()
-    """Which photographs are matched."""
+    retrieval: RetrievalConfig = RetrievalConfig()
+    """Which photographs of the first map each one of the second is matched with."""
     merge: MergeConfig = MergeConfig()
     """When two maps are one."""
     map: dict[str, Any] = Field(default_factory=dict)
     """What differs from the configuration that the first map was made with (fields of `reconstruct`'s `map`)."""
+    seed: Seed = 0
+    """Of the clusters of retrieval."""
 
 
 @dataclass(frozen=True)
@@ -206,19 +196,20 @@ def _features(parts: tuple[Part, Part], output: Path, overwrite: bool) -> Path:
 def _pair(config: MergeMapsConfig, parts: tuple[Part, Part], stored: Path, output: Path, device: str) -> list[Pair]:
     """Photographs of the second map, each with the most similar ones of the first."""
     first, second = parts
-    settings = config.between
     own = [name for name in second.names if name not in set(first.names)]
     with open_features(stored) as store:
-        inputs = digest(*(f"{name} {store.digest(name)}" for name in (*own, *first.names)), str(len(own)))
-        if artifact(output, settings, inputs).up_to_date:
+        inputs = digest(
+            *(f"{name} {store.digest(name)}" for name in (*own, *first.names)), str((len(own), config.seed))
+        )
+        if artifact(output, config.retrieval, inputs).up_to_date:
             LOGGER.info("pairs: done already")
             return read_pairs(output)
-        pairs = retrieve(
-            store, own, store, first.names, settings.retrieval, settings.num_retrieved,
-            np.random.default_rng(settings.seed), device=device, spill_folder=output.parent,
-        )  # fmt: skip
+        generator = np.random.default_rng(config.seed)
+        pairs = pairs_with(
+            store, own, first.names, config.retrieval, generator, device=device, spill_folder=output.parent
+        )
     if pairs:
-        write_pairs(output, pairs, settings, {"inputs": inputs, "method": "between maps"})
+        write_pairs(output, pairs, config.retrieval, {"inputs": inputs, "method": "between maps"})
     return pairs
 
 

@@ -26,6 +26,9 @@ SFM, DEMO, EXTEND, MERGE = (load_pipeline(name) for name in ("sfm", "demo", "ext
 
 @takes(
     SFM.SfmConfig,
+    "",
+    "config",
+    "config_file",
     **extract_options("extract."),
     pairs=Option("pairs", panel=MAPPING),
     **matcher_options(panel=MAPPING),
@@ -56,6 +59,12 @@ def reconstruct(
             panel=CAMERAS,
         ),
     ] = None,
+    config_file: Annotated[
+        Path | None, Shown("--config", metavar="FILE", help="A saved run; other options go over it.", unset="none")
+    ] = None,
+    save_config: Annotated[
+        bool, Shown("--save-config", help="Write everything that decides this run to run.yaml in --out.")
+    ] = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     engine: EngineConfig = LOCAL,
@@ -67,6 +76,7 @@ def reconstruct(
         config = config.model_copy(update={"pairing": {"file": gps_file, **config.pairing}})
     if engine.name == "plan":
         raise UsageError("one stage at a time is planned: extract, match, verify")
+    del config_file  # `takes` has read it
     return SFM.run(
         config,
         scene,
@@ -77,6 +87,7 @@ def reconstruct(
         device=device,
         overwrite=overwrite,
         engine=engine,
+        save_config=save_config,
     )
 
 
@@ -88,7 +99,7 @@ def reconstruct(
     EXTEND.ExtendConfig,
     fixed=Option("grow.fixed"),
     prune=Option("prune"),
-    num=Option("num_retrieved"),
+    num=Option("retrieval.num_matched", help="Photographs of the map that each new one is matched with."),
     **matcher_options(panel=MAPPING),
     features=Option("extract.features", panel=MAPPING, help="For a map that featkit did not make: features by name."),
     masks=Option("extract.masks", metavar="DIR", unset="none"),
@@ -136,12 +147,12 @@ def extend(
 
 @takes(
     MERGE.MergeMapsConfig,
-    num=Option("between.num_retrieved"),
+    num=Option("retrieval.num_matched", help="Photographs of MAP_A that each one of MAP_B is matched with."),
     **matcher_options(panel=MAPPING),
     max_error_px=Option("merge.max_error_px", panel=MAPPING),
     min_points=Option("merge.min_points", panel=MAPPING),
     fix_intrinsics=Option("map.camera.refine", of=CameraConfig, flag=False, help="Do not refine the cameras."),
-    seed=Option("between.seed", also=("merge.seed",)),
+    seed=Option("seed", also=("merge.seed",)),
 )
 def merge(
     first: Annotated[Path, Shown(metavar="MAP_A", help="A reconstructed scene, or a model such as sparse/0.")],
