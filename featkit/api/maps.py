@@ -107,7 +107,9 @@ def reconstruct(
     camera_model=Option("map.camera.model", of=CameraConfig, unset="as the map's", panel=CAMERAS),
     camera_params=Option("map.camera.params", of=CameraConfig, panel=CAMERAS),
     camera_mode=Option("map.camera.mode", of=CameraConfig, unset="as the map's", panel=CAMERAS),
-    fix_intrinsics=Option("map.camera.refine", flag=False, help="Do not refine the cameras.", panel=CAMERAS),
+    fix_intrinsics=Option(
+        "map.camera.refine", of=CameraConfig, flag=False, help="Do not refine the cameras.", panel=CAMERAS
+    ),
     seed=Option("seed"),
 )
 def extend(
