@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from featkit.api.data import fetch_data, make_patches, make_posed_pairs, pack_data
     from featkit.api.evaluation import evaluate, evaluate_all
     from featkit.api.localization import localize, serve
-    from featkit.api.maps import align, export, reconstruct, run_demo
+    from featkit.api.maps import align, export, extend, merge, reconstruct, run_demo
     from featkit.api.stages import extract, match, pairs, run, verify
     from featkit.api.stores import check_store, merge_stores, repair_store
     from featkit.api.train import informativeness, train_patch, train_scfeat
@@ -26,6 +26,7 @@ __all__ = [
     "evaluate",
     "evaluate_all",
     "export",
+    "extend",
     "extract",
     "fetch_data",
     "informativeness",
@@ -33,6 +34,7 @@ __all__ = [
     "make_patches",
     "make_posed_pairs",
     "match",
+    "merge",
     "merge_stores",
     "pack_data",
     "pairs",
@@ -49,7 +51,7 @@ PLACES = {
     "featkit.api.data": ("fetch_data", "make_patches", "make_posed_pairs", "pack_data"),
     "featkit.api.evaluation": ("evaluate", "evaluate_all"),
     "featkit.api.localization": ("localize", "serve"),
-    "featkit.api.maps": ("align", "export", "reconstruct", "run_demo"),
+    "featkit.api.maps": ("align", "export", "extend", "merge", "reconstruct", "run_demo"),
     "featkit.api.stages": ("extract", "match", "pairs", "run", "verify"),
     "featkit.api.stores": ("check_store", "merge_stores", "repair_store"),
     "featkit.api.train": ("informativeness", "train_patch", "train_scfeat"),

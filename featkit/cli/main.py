@@ -56,6 +56,18 @@ VERBS = {
         "LOCALIZE_HELP",
         cls="LocalizeCommand",
     ),
+    "extend": Verb(
+        "maps",
+        "extend_command",
+        "Register new photographs in a map that is there; its frame and its ids stay.",
+        "EXTEND_HELP",
+    ),
+    "merge": Verb(
+        "maps",
+        "merge_command",
+        "Make one map of two that show parts of one place, in the frame of the first.",
+        "MERGE_HELP",
+    ),
     "align": Verb(
         "maps",
         "align_command",

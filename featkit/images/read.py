@@ -183,12 +183,26 @@ def _by_pillow(data: bytes, colour: bool) -> UInt8[np.ndarray, "h w *c"] | None:
 
 def _opaque(data: bytes, min_alpha: int) -> Bool[np.ndarray, "h w"] | None:
     """Which pixels of a file with an alpha channel are opaque enough; None when all are, or Pillow cannot say."""
+    alpha = _alpha(data)
+    found = None if alpha is None else alpha >= min_alpha
+    return None if found is None or found.all() else found
+
+
+def _alpha(data: bytes) -> UInt8[np.ndarray, "h w"] | None:
     try:
         with open_header(BytesIO(data)) as image:
-            found = np.asarray(image.convert("RGBA").getchannel("A")) >= min_alpha
+            return np.asarray(image.convert("RGBA").getchannel("A"))
     except UNREADABLE:
         return None
-    return None if found.all() else found
+
+
+def alpha_channel(path: Path) -> UInt8[np.ndarray, "h w"] | None:
+    """How opaque each pixel of a file is, 0 to 255; None for one without an alpha channel. Raises BadInputError."""
+    data = read_file(path)
+    header = read_header(path, data, DecodeConfig())
+    if not header.has_alpha:
+        return None
+    return _alpha(with_tiff_tag_1(data) if header.form == "TIFF" and header.orientation != 1 else data)
 
 
 def from_pixels(pixels: UInt8[np.ndarray, "h w *c"], config: DecodeConfig, colour: bool = False) -> DecodedImage:

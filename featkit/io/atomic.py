@@ -20,6 +20,7 @@ import h5py
 
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError, FeatkitError, NotWritableError, blaming
+from featkit.core.run_file import RUN_FILE, VERSION
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Text files, read line by line with clear errors.
@@ -66,10 +67,9 @@ def read_json(path: Path, what: str, remedy: str) -> Any:
 # Whose a file or folder is, and what made it: stamps, and what featkit's own say of themselves.
 #
 # A stamp is a small json that says what made an output: next to it (`database.json`, `sparse.json`, `pairs.json`), or
-# in the folder. `artifact` writes them.
+# in the folder. `artifact` writes them. `VERSION` is the key, and the attribute of a store, by which they are known.
 
 
-VERSION = "featkit_version"  # the key, and the attribute of a store, by which featkit's own is known
 STAMP = ".featkit.json"  # of a folder whose files are for other programs: what featkit wrote there
 STAMPS = (
     STAMP,
@@ -167,6 +167,8 @@ def _is_own_file(path: Path) -> bool:
         return _is_own_zip(path)
     if head.startswith(b"ply\n"):
         return PLY in head
+    if head.startswith(RUN_FILE):
+        return True
     if (head[8:9] == b"{" and SAFETENSORS.search(head)) or ONNX.match(head):
         return True
     if head.lstrip()[:1] == b"{":

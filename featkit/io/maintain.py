@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +101,18 @@ def repair(path: Path, checked: Checked) -> None:
                 new[name] = old.get(name, getlink=True)
 
 
-def merge(stores: Sequence[Path], output: Path, *, link: bool = False, overwrite: bool = False) -> int:
+def merge(
+    stores: Sequence[Path],
+    output: Path,
+    *,
+    link: bool = False,
+    overwrite: bool = False,
+    same: Collection[str] = (),
+) -> int:
     """Make one store of several of one configuration, and return how many items it has.
 
-    link: an index that leads to them instead of a copy; then they must stay. Raises BadInputError for stores made
+    link: an index that leads to them instead of a copy; then they must stay. same: items that are alike in several,
+    and taken from the first that has them. Raises BadInputError for stores made
     otherwise, damaged, or with one item twice, or when `output` is there or not featkit's; NotWritableError.
     """
     if output.exists() and not overwrite:
@@ -121,7 +129,7 @@ def merge(stores: Sequence[Path], output: Path, *, link: bool = False, overwrite
         first = opened[stores[0]]
         for path, file in opened.items():
             links.check_alike(first, file, path)
-        owners = links.owners_of(opened)
+        owners = links.owners_of(opened, same)
         stack.enter_context(explained_by_disk(output))
         part = stack.enter_context(writing(output))
         require_space(output, sum(path.stat().st_size for path in stores))

@@ -101,11 +101,16 @@ def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | No
     return len(owners)
 
 
-def owners_of(opened: dict[Path, h5py.File]) -> dict[str, Path]:
-    """The store that each whole item of several lies in. Raises BadInputError for an item that two have."""
+def owners_of(opened: dict[Path, h5py.File], same: Collection[str] = ()) -> dict[str, Path]:
+    """The store that each whole item of several lies in, the first of those named `same`.
+
+    Raises BadInputError for another item that two have.
+    """
     owners: dict[str, Path] = {}
     for path, file in opened.items():
         for name in whole_items(file, h5.kind_of(file, "features")):
+            if name in owners and name in same:
+                continue
             if name in owners:
                 raise BadInputError(f"{path}: has {name!r}, as {owners[name]} has; merge stores of different items")
             owners[name] = path

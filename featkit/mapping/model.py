@@ -100,18 +100,29 @@ def largest_first(models: list[pycolmap.Reconstruction]) -> list[pycolmap.Recons
 
 
 def write_models(
-    models: list[pycolmap.Reconstruction], folder: Path, named: Callable[[], object] | None = None
+    models: list[pycolmap.Reconstruction],
+    folder: Path,
+    named: Callable[[], object] | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> Path:
     """Write models as folder/0, folder/1, ..., whole or not at all. named: see `artifact.making`.
 
+    beside: small text files, by name, that go to the first model.
     Raises BadInputError for a folder that holds anything but featkit's models, NotWritableError.
     """
     refuse_other_models(folder)
     with making(folder, named=named) as new:
         for number, model in enumerate(models):
             (new / str(number)).mkdir()
-            _write_whole(model, new / str(number))
+            write_whole(model, new / str(number))
+        for name, text in (beside or {}).items():
+            write_text(new / "0" / name, text)
     return folder
+
+
+def beside_model(folder: Path) -> dict[str, str]:
+    """What `featkit align` wrote beside a model: what goes with its frame, by file name."""
+    return {name: (folder / name).read_text(encoding="utf-8") for name in ALIGNED if (folder / name).is_file()}
 
 
 def refuse_other_models(folder: Path) -> None:
@@ -137,12 +148,12 @@ def write_model(model: pycolmap.Reconstruction, folder: Path, beside: Mapping[st
     with making(folder) as new:
         for name, text in beside.items():
             write_text(new / name, text)
-        _write_whole(model, new)
+        write_whole(model, new)
     return folder
 
 
-def _write_whole(model: pycolmap.Reconstruction, folder: Path) -> None:
-    """Raises NotWritableError, also for a full disk: COLMAP does not look whether it took what was written."""
+def write_whole(model: pycolmap.Reconstruction, folder: Path) -> None:
+    """Write a model to a folder that is there. Raises NotWritableError, also for a full disk, which COLMAP ignores."""
     try:
         model.write(str(folder))
         check_whole(folder)

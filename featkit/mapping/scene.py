@@ -132,6 +132,12 @@ def models_in(folder: Path) -> list[Path]:
     ]
 
 
+def find_features(model: Path) -> Path | None:
+    """The features.h5 that a model was made from: in its folder, or up to two above it; None when it is not there."""
+    found = _with_features(model, None)
+    return None if found is None else found.features
+
+
 def _with_features(model: Path, features: Path | None) -> MapFiles | None:
     if features is not None:
         if not features.is_file():

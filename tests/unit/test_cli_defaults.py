@@ -30,7 +30,10 @@ from featkit.mapping.stage import MapConfig
 
 NAMED_OTHERWISE = {"demo": "run_demo"}  # featkit.demo is the package of the rendered scene
 COMMANDS = {  # commands that are made of a function, by the function's name in featkit
-    **{name: name for name in ("reconstruct", "extract", "pairs", "match", "verify", "run", "align", "export")},
+    **{
+        name: name
+        for name in ("reconstruct", "extract", "pairs", "match", "verify", "run", "align", "export", "extend", "merge")
+    },
     **{name: name for name in ("localize", "serve")},
     "train patch": "train_patch",
     "train scfeat": "train_scfeat",
