@@ -132,8 +132,8 @@ def _refuse_unpinned(name: str, files: list[AuthorsFile]) -> None:
     unpinned = [file.name for file in files if not file.is_pinned]
     if unpinned:
         raise UsageError(
-            f"{name}: featkit has never had {' and '.join(unpinned)}, so it cannot tell a wrong file: name the sha256 you"
-            f" expect (--sha256 {unpinned[0]}=HEX), or a file you have (--archive FILE)"
+            f"{name}: featkit has never had {' and '.join(unpinned)}, so it cannot tell a wrong file: name the sha256"
+            f" you expect (--sha256 {unpinned[0]}=HEX), or a file you have (--archive FILE)"
         )
 
 
