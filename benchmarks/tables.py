@@ -23,6 +23,14 @@ import scaling_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+MEASURED = ROOT / "featkit" / "features" / "measured.yaml"
+SHOWN = {"MMAScore oxford-affine, %": "mma_score_percent", "keypoints/s": "keypoints_per_s"}
+HEAD = (
+    "# Made by `python benchmarks/tables.py` from benchmarks/results:",
+    "# leaderboard.json: MMAScore on the six Oxford sequences, and keypoints a second at 1600 px on two cores;",
+    "# published_speed.json: CPU-seconds of an image of 640x480 on one thread;",
+    "# published.json: MMAScore with the matcher `mutual`.",
+)
 LONGEST_COMMAND = 120  # characters; the file has all of it
 SCRIPTS = {"profile": "stage_profile"}  # one that would hide one of Python's own modules
 
@@ -74,11 +82,33 @@ def filled(path: Path) -> str:
     return page
 
 
+def measured() -> str:
+    """What `featkit features` shows of each feature, as featkit/features/measured.yaml."""
+    found: dict[str, dict[str, float]] = {}
+    for row in _read("leaderboard")["standings"]:
+        if row["measure"] in SHOWN:
+            found.setdefault(row["method"], {})[SHOWN[row["measure"]]] = float(f"{row['value']:.3g}")
+    for row in _read("published_speed")["rows"]:
+        if row["size"] == "640x480":
+            found.setdefault(row["network"], {})["cpu_s"] = float(f"{row['cpu_seconds']['ours']:.3g}")
+    if (RESULTS / "published.json").is_file():
+        for row in _read("published")["rows"]:
+            if row["matcher"] == "mutual" and "oxford" in row:
+                score = float(f"{100 * row['oxford']['mma_score']:.3g}")
+                found.setdefault(row["features"], {}).setdefault("mma_score_percent", score)
+    lines = [f"{name}: {{{', '.join(f'{key}: {value:g}' for key, value in found[name].items())}}}" for name in found]
+    return "\n".join([*HEAD, *lines]) + "\n"
+
+
+def made() -> dict[Path, str]:
+    """Every file that is made of the results, and its text."""
+    return {**{path: filled(path) for path in pages()}, MEASURED: measured()}
+
+
 def main() -> None:
     stale = []
-    for path in pages():
-        new = filled(path)
-        if new != path.read_text(encoding="utf-8"):
+    for path, new in made().items():
+        if not path.is_file() or new != path.read_text(encoding="utf-8"):
             stale.append(str(path.relative_to(ROOT)))
             if "--check" not in sys.argv[1:]:
                 path.write_text(new, encoding="utf-8")

@@ -160,6 +160,7 @@ NEEDED = {
 EXTRAS = {
     "faiss": (("faiss",), "faster retrieval in large collections", 'pip install "featkit[faiss]"'),
     "published": (("kornia",), "ALIKED, DISK, XFeat and others", 'pip install "featkit[published]"'),
+    "onnx": (("onnx", "onnxruntime"), "networks for other runtimes", 'pip install "featkit[onnx]"'),
     "serve": (("fastapi", "uvicorn"), "`featkit serve`", 'pip install "featkit[serve]"'),
     "hloc": (("hloc",), "featkit's features inside hloc", "python -m featkit.hloc says how"),
 }

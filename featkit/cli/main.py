@@ -78,7 +78,7 @@ VERBS = {
     "features": Verb(
         "weights",
         "features_command",
-        "List the local features and matchers: what each is, what it was learned from, its licence, its weights.",
+        "List the local features and matchers: what each is, its data, licence, weights, measured speed and score.",
         "FEATURES_HELP",
         bare=True,
     ),

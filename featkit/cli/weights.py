@@ -277,7 +277,12 @@ weights_app.command("export", help=EXPORT_HELP, no_args_is_help=True)(export)
 
 
 FEATURES_HELP = (
-    "List the local features and matchers: what each is, what it was learned from, its licence, its weights."
+    "List the local features and matchers: what each is, its data, licence, weights, measured speed and score."
+)
+MEASURES = {"cpu_s": "CPU s", "keypoints_per_s": "keypoints/s", "mma_score_percent": "MMAScore"}
+MEASURED_NOTE = (
+    "CPU s: of an image of 640x480 on one thread. keypoints/s: at 1600 px on two cores. MMAScore: on the six"
+    " Oxford sequences, %. -: not measured. More: docs/benchmarks.md"
 )
 
 
@@ -291,6 +296,14 @@ def features_command(*, run: RunOptions) -> Outcome:
     columns = ["name", "what it is", "learned from", "licence", "weights"]
     tables = []
     for title, rows in zip(("Features (--features NAME)", "Matchers (--matcher NAME)"), listed.values(), strict=True):
-        cells = [[row.name, row.summary, row.data or "-", row.licence or "-", row.weights] for row in rows]
-        tables.append(Table(title, columns, cells))
+        cells: list[list[Any]] = [
+            [row.name, row.summary, row.data or "-", row.licence or "-", row.weights] for row in rows
+        ]
+        if rows is listed["features"]:
+            cells = [
+                [*cell, *(row.measured.get(key) for key in MEASURES)] for cell, row in zip(cells, rows, strict=True)
+            ]
+            tables.append(Table(title, [*columns, *MEASURES.values()], cells, note=MEASURED_NOTE))
+        else:
+            tables.append(Table(title, columns, cells))
     return Outcome({kind: [asdict(row) for row in rows] for kind, rows in listed.items()}, [], tables)

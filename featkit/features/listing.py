@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from featkit.core.config import config_names, named_config
+from featkit.core.config import config_names, named_config, read_yaml
 from featkit.core.registry import EXTRACTORS, KINDS, MATCHERS, resolve
-from featkit.weights.catalogue import catalogue, place, published_network
+from featkit.weights.catalogue import catalogue, fetch_command, place, published_network
 from featkit.weights.manifest import listed
 
 LOGGER = logging.getLogger(__name__)
+MEASURED = Path(__file__).with_name("measured.yaml")
 FEW = 0.8
 """Share of the photographs below which a map, or a localization, is said to have few."""
 WITHOUT_LEARNING = ("rootsift", "sift")
@@ -21,7 +23,10 @@ STRONGER = "--features aliked-n16 --matcher lightglue"
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """One name. weights: "none needed", "shipped", "here", or how to get them. data: what it was learned from."""
+    """One name. weights: "none needed", "shipped", "here", or how to get them. data: what it was learned from.
+
+    measured: by unit, as in measured.yaml; empty: nothing.
+    """
 
     name: str
     summary: str
@@ -29,11 +34,13 @@ class FeatureInfo:
     licence: str
     weights: str
     paper: str = ""
+    measured: dict[str, float] = field(default_factory=dict)
 
 
 def list_features() -> list[FeatureInfo]:
     """All features by name. Raises BadInputError for a damaged configuration."""
-    return [_info(name) for name in config_names("extractor")]
+    figures = read_yaml(MEASURED)
+    return [replace(_info(name), measured=figures.get(name, {})) for name in config_names("extractor")]
 
 
 def list_matchers() -> list[FeatureInfo]:
@@ -48,7 +55,7 @@ def list_matchers() -> list[FeatureInfo]:
             continue
         for network, row in catalogue().items():
             if row.matches:
-                weights = "here" if place(network) is not None else f"featkit weights fetch {network}"
+                weights = "here" if place(network) is not None else fetch_command(network)
                 summary = f"{row.summary} ({', '.join(row.matches)})"
                 rows.append(FeatureInfo(name, summary, row.data, row.licence, weights, row.paper))
     return rows
@@ -61,7 +68,7 @@ def _info(name: str) -> FeatureInfo:
     network = getattr(method.built, "network_name", None)
     if network is not None:
         row = published_network(network)
-        weights = "here" if place(network) is not None else f"featkit weights fetch {network}"
+        weights = "here" if place(network) is not None else fetch_command(network)
         return FeatureInfo(name, row.summary, row.data, row.licence, weights, row.paper)
     own = str(getattr(method.own, "weights", ""))
     if not own:

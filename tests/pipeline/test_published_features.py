@@ -56,6 +56,10 @@ def test_lists() -> None:
     features = {row["name"]: row for row in results("features")["features"]}
     assert features[NAME]["weights"] == "here"
     assert features[NAME]["licence"] == "BSD-3-Clause"
+    assert all(features[name]["measured"]["cpu_s"] > 0 for name in (NAME, "aliked-n16", "disk", "xfeat"))
+    assert all(features[name]["measured"]["mma_score_percent"] > 30 for name in ("rootsift", "scfeat", "dog+hynet"))
+    printed = next(line for line in run("features").stdout.splitlines() if "│ rootsift" in line)
+    assert printed.endswith(f"{features['rootsift']['measured']['mma_score_percent']} │")
     assert "mutual" not in features
     assert "hynet" not in features, "a recipe of training"
     assert "featkit weights fetch dedode-b" in run("features").stdout.replace("\n", "")
@@ -63,7 +67,7 @@ def test_lists() -> None:
     assert [name for name, _, _ in matchers] == [*["lightglue"] * 5, "mutual-nn", "mutual"]
     assert [name for name, summary, weights in matchers if "disk" in summary and weights == "here"] == ["lightglue"]
     assert [weights for _, summary, weights in matchers if "(rootsift)" in summary] == [
-        "featkit weights fetch sift-lightglue"
+        "featkit weights fetch sift-lightglue --archive FILE"
     ]
     assert matchers[-2][1].endswith("(ratio None)")
     assert matchers[-1][2] == "none needed"
@@ -103,7 +107,11 @@ def test_names_of_one_kind(pictures: Path, tmp_path: Path) -> None:
 
 def test_weights_that_are_not_here(pictures: Path, tmp_path: Path) -> None:
     ran = run("extract", pictures, "--out", tmp_path / "x.h5", "--features", "dedode-b")
-    refused(ran, 3, "the weights of dedode-b are not here (MIT); get them with: featkit weights fetch dedode-b")
+    refused(
+        ran,
+        3,
+        "the weights of dedode-b are not here (MIT); get them with: featkit weights fetch dedode-b --archive FILE",
+    )
 
 
 class _Code:

@@ -44,8 +44,8 @@ def script(path: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_tables_are_those_of_the_result_files(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = script("benchmarks/tables.py", monkeypatch)
-    for page in tables.pages():
-        assert tables.filled(page) == page.read_text(encoding="utf-8"), page
+    for path, text in tables.made().items():
+        assert text == path.read_text(encoding="utf-8"), f"{path}: run python benchmarks/tables.py"
     shown = {name for text in TEXTS.values() for name in re.findall(r"<!-- ([\w-]+) -->", text)}
     assert shown == set(tables.TABLES)
 

@@ -1,5 +1,7 @@
 """LightGlue: what kornia gives when called by hand, in batches too, in bounded memory; and what is refused."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -176,6 +178,29 @@ def test_many_keypoints_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> No
     with torch.inference_mode(), Watching():
         assigned(lightglue.MatchAssignment(8), rows, rows, 0.1, tile=20_000)
     assert 16_000 <= largest <= 20_000
+
+
+ATTENTION = """
+import resource, torch
+from featkit.features.published_networks import build
+from featkit.matching.lightglue import Glue, Points
+glue = Glue("disk-lightglue", build("disk-lightglue").eval().requires_grad_(False), -1, -1)
+torch.set_num_threads(1)
+peaks = []
+for count in (100, 4000):
+    points = Points(torch.rand(count, 2), torch.rand(count, 128))
+    with torch.inference_mode():
+        sides = glue._layer(0, glue._side([points]), glue._side([points]))
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peaks[1] - peaks[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
+def test_attention_in_bounded_memory() -> None:
+    """One matrix of all pairs of 4,000 keypoints and four heads takes 256 MB; at 20,000 it would be 6.4 GB."""
+    ran = subprocess.run([sys.executable, "-c", ATTENTION], capture_output=True, text=True, check=True, timeout=120)
+    assert int(ran.stdout) < 128_000
 
 
 def test_only_the_best_keypoints(pairs: list[tuple[Features, Features]]) -> None:
