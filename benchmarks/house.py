@@ -29,6 +29,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from machine import origin
+
 RESULT = Path(__file__).resolve().parent / "results" / "house.json"
 OWN_NAMES = 0x2  # CO_NEWLOCALS: a function's code, neither a module's nor a class's body
 STEPS, IMAGES = 4, 6
@@ -227,7 +229,7 @@ def main() -> None:
     )
     entry["ways"] = json.loads(ran.stdout.splitlines()[-1])
     kept = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.is_file() else {}
-    kept[asked.name] = entry
+    kept[asked.name] = {**origin(), **entry}
     asked.out.write_text(f"{json.dumps(kept, indent=1)}\n", encoding="utf-8")
     for key, value in entry.items():
         if isinstance(value, int):

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from featkit.api.stages import extract, match, pairs, run, verify
     from featkit.api.stores import check_store, merge_stores, repair_store
     from featkit.api.train import informativeness, train_patch, train_scfeat
+    from featkit.api.weights import (
+        export_weights,
+        fetch_weights,
+        import_weights,
+        list_methods,
+        list_weights,
+        show_weights,
+    )
     from featkit.localization.localizer import Localizer
 
 __all__ = [
@@ -26,10 +34,15 @@ __all__ = [
     "evaluate",
     "evaluate_all",
     "export",
+    "export_weights",
     "extend",
     "extract",
     "fetch_data",
+    "fetch_weights",
+    "import_weights",
     "informativeness",
+    "list_methods",
+    "list_weights",
     "localize",
     "make_patches",
     "make_posed_pairs",
@@ -43,6 +56,7 @@ __all__ = [
     "run",
     "run_demo",
     "serve",
+    "show_weights",
     "train_patch",
     "train_scfeat",
     "verify",
@@ -55,6 +69,14 @@ PLACES = {
     "featkit.api.stages": ("extract", "match", "pairs", "run", "verify"),
     "featkit.api.stores": ("check_store", "merge_stores", "repair_store"),
     "featkit.api.train": ("informativeness", "train_patch", "train_scfeat"),
+    "featkit.api.weights": (
+        "export_weights",
+        "fetch_weights",
+        "import_weights",
+        "list_methods",
+        "list_weights",
+        "show_weights",
+    ),
     "featkit.localization.localizer": ("Localizer",),
 }
 

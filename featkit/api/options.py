@@ -284,9 +284,10 @@ def takes(
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             given = bound.arguments
-            taken = {p.name: _as_paths(p.annotation, given[p.name]) for p in own if p.name != "settings"}
+            taken = {p.name: _as_paths(p.annotation, given[p.name]) for p in own}
             if config is None:
                 return function(**taken)
+            del taken["settings"]
             values: dict[str, Any] = {}
             saved = taken.get(run_file)
             if saved is not None:

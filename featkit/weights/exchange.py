@@ -202,7 +202,7 @@ def export_weight(
     name: str,
     out: Path,
     origin: Origin | None = None,
-    which: Literal["best", "last"] = "best",
+    which: str = "best",
     max_mb: float | None = None,
 ) -> WeightInfo:
     """Write a training's network to `out`; the row that describes it is returned, not written.

@@ -62,7 +62,6 @@ LATE = {
     "cli/doctor.py": "it tells what is missing, so it loads without",
     "api/localization.py": "`serve` needs an extra that `localize` does not",
     "cli/localize.py": "benchmarks load torch; `localize` does not",
-    "cli/weights.py": "`weights list` does not load torch",
 }
 MAX_LINES = 500
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -199,7 +198,7 @@ def test_the_command_line_is_light(module: str) -> None:
     assert loaded_after(f"import featkit.cli.{module}") & heavy == set()
 
 
-@pytest.mark.parametrize("module", ["stages", "stores", "weights"])
+@pytest.mark.parametrize("module", ["stages", "stores"])
 def test_these_verbs_load_no_torch(module: str) -> None:
     assert not {"torch", "faiss"} & loaded_after(f"import featkit.cli.{module}")
 
