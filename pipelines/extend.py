@@ -29,7 +29,7 @@ from featkit.images.exif import some_names
 from featkit.images.listing import list_images
 from featkit.images.read import stored_size
 from featkit.io.artifact import artifact, locked, scratch, write_text
-from featkit.io.atomic import read_stamp, refuse_foreign
+from featkit.io.atomic import explained_by_disk, read_stamp, refuse_foreign
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import read_pairs, write_pairs
 from featkit.io.maintain import merge as merge_stores
@@ -144,7 +144,12 @@ def run(
     with timed("match", seconds):
         matches = match.run(matcher, stored, pairs, output / "matches.h5", overwrite=overwrite)
     resolved = config.model_copy(update={"matching": matcher.config.result_fields()})
-    with locked(output / "sparse"), open_features(stored) as store, open_matches(matches, store) as found:
+    with (
+        locked(output / "sparse"),
+        explained_by_disk(output / "sparse"),
+        open_features(stored) as store,
+        open_matches(matches, store) as found,
+    ):
         inputs = _inputs(work, made_with, store, pairs)
         made = artifact(output / "sparse", resolved, inputs, output / "sparse.json")
         record = read_stamp(output / RECORD) or {}
@@ -203,6 +208,7 @@ def _find_work(
 ) -> Work:
     """What is new and what is gone. Raises BadInputError where there is nothing to do, or a name means two things."""
     model = read_model(folder)
+    model.tear_down()  # images without a pose, which another program's model may list
     registered = {image.name: model.cameras[image.camera_id] for image in model.images.values() if image.has_pose}
     if not registered:
         raise BadInputError(f"{folder}: no image of this model has a pose")

@@ -22,7 +22,7 @@ from featkit.core.log import LOGGER, timed
 from featkit.core.registry import resolve
 from featkit.core.types import Pair
 from featkit.io.artifact import artifact, locked, scratch, write_text
-from featkit.io.atomic import read_stamp, refuse_foreign
+from featkit.io.atomic import explained_by_disk, read_stamp, refuse_foreign
 from featkit.io.features import open_features
 from featkit.io.lists import read_pairs, write_pairs
 from featkit.io.maintain import merge as merge_stores
@@ -112,7 +112,12 @@ def run(
     with timed("match", seconds):
         matches = match.run(matcher, stored, pairs, output / "matches.h5", overwrite=overwrite)
     resolved = config.model_copy(update={"matching": matcher.config.result_fields()})
-    with locked(output / "sparse"), open_features(stored) as store, open_matches(matches, store) as found:
+    with (
+        locked(output / "sparse"),
+        explained_by_disk(output / "sparse"),
+        open_features(stored) as store,
+        open_matches(matches, store) as found,
+    ):
         listed = [f"{pair.name0}\t{pair.name1}" for pair in pairs]
         inputs = digest(*(poses_digest(part.folder) for part in parts), made_with.canonical_json(), *listed)
         made = artifact(output / "sparse", resolved, inputs, output / "sparse.json")

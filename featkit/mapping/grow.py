@@ -257,7 +257,7 @@ class Growth:
         cached.load_all_images = True  # also those without a match: the model has them
         with pycolmap.Database.open(str(database)) as opened:
             self._cache = pycolmap.DatabaseCache.create(opened, cached)
-        self._old_cameras = set(model.cameras)
+        self._old_cameras, self._old_points = set(model.cameras), set(model.points3D)
         self._old = {
             image_id: image.projection_center()
             for image_id, image in model.images.items()
@@ -276,7 +276,7 @@ class Growth:
         self._mapping.fix_existing_frames = fixed
         if fixed:
             self._mapping.constant_cameras = self._old_cameras
-        self._fixed = fixed
+        self._fixed, self._whole, self._new = fixed, False, set[int]()
         self._mapper = pycolmap.IncrementalMapper(self._cache)
         self._mapper.begin_reconstruction(model)
 
@@ -298,6 +298,7 @@ class Growth:
                     self._mapping, self._local, self._triangulation, image_id,
                 )  # fmt: skip
                 registered.append(image_id)
+                self._new.add(image_id)
                 advance(1)
         return registered
 
@@ -322,13 +323,24 @@ class Growth:
             self._options.ba_global_max_refinements, self._options.ba_global_max_refinement_change,
             self._mapping, self._global, self._triangulation, False,
         )  # fmt: skip
+        self._whole = True
         if not self._fixed:
             keep_frame(self.model, self._old)
 
     def finish(self) -> tuple[float, float]:
-        """Leave the mapper; how far old camera centres moved: median and largest, map units."""
+        """Leave the mapper; how far old camera centres moved: median and largest, map units.
+
+        Points that project too far from their keypoints go; where not the whole was adjusted, only new ones and those
+        that new images see.
+        """
         self._mapper.complete_and_merge_tracks(self._triangulation)
-        self._mapper.filter_points(self._mapping)
+        if self._whole:
+            self._mapper.filter_points(self._mapping)
+        else:
+            limits = self._mapping.filter_max_reproj_error, self._mapping.filter_min_tri_angle
+            manager = self._mapper.observation_manager
+            manager.filter_points3D_in_images(*limits, self._new)
+            manager.filter_points3D(*limits, set(self.model.points3D) - self._old_points)
         self._mapper.end_reconstruction(False)
         self.model.tear_down()
         self.model.update_point_3d_errors()

@@ -15,7 +15,7 @@ import pytest
 
 Command = Callable[..., Any]
 VERBS = (
-    *("reconstruct", "localize", "align", "extract", "pairs", "match", "verify", "export"),
+    *("reconstruct", "extend", "merge", "localize", "align", "extract", "pairs", "match", "verify", "export"),
     *("serve", "run", "info", "doctor", "demo"),
 )
 COMMON = ("--json", "--verbose", "--quiet", "--device", "--seed", "--debug", "--help")

@@ -60,6 +60,8 @@ def world(mapped_scene: Any, tmp_path_factory: pytest.TempPathFactory) -> World:
     write_hpatches(folder / "hpatches")
     write_rome(folder / "rome")
     shutil.copytree(mapped_scene.folder / "images", folder / "photos")
+    shutil.copytree(mapped_scene.output / "sparse" / "0", folder / "map" / "sparse" / "0")
+    shutil.copy(mapped_scene.output / "features.h5", folder / "map" / "features.h5")
     config = PatchNetworkConfig(architecture="l2net")
     import torch
 
@@ -100,6 +102,7 @@ def exported(form: str) -> Callable[[World, Path], tuple[object, ...]]:
 
 
 RESULTS = ("results.json", "report.html")
+GROWN = ("features.h5", "matches.h5", "pairs.txt", "pairs.json", "sparse", "sparse.json")
 MAP = ("features.h5", "matches.h5", "pairs.txt", "database.db", "database.json", "sparse", "sparse.json")
 RUN = ("checkpoint.pt", "metrics.csv", "summary.json", "report.html", "config.yaml", "best.safetensors", "pictures")
 COMMANDS = {
@@ -116,6 +119,13 @@ COMMANDS = {
     ),
     "store merge": Command(lambda w, o: ("store", "merge", w.map / "features.h5", "-o", o), ("",), ".h5"),
     "reconstruct": Command(reconstruct, (*MAP, "report.html", "metrics.json")),
+    "reconstruct --save-config": Command(lambda w, o: (*reconstruct(w, o), "--save-config"), ("run.yaml",)),
+    "extend": Command(
+        lambda w, o: ("extend", w.map, w.scene.folder / "queries", "-o", o, "--workers", 1), (*GROWN, "extend.json")
+    ),
+    "merge": Command(
+        lambda w, o: ("merge", w.map / "sparse" / "0", w.folder / "map", "-o", o), (*GROWN, "merge.json")
+    ),
     "localize": Command(
         lambda w, o: ("localize", w.scene.folder, "--queries", w.scene.folder / "queries", "-o", o, "--workers", 1),
         ("features.h5", "pairs.txt", "matches.h5", "poses.txt", "poses.json", *RESULTS[1:], "metrics.json"),
@@ -126,6 +136,8 @@ COMMANDS = {
     "export ply": Command(exported("ply"), ("",), ".ply"),
     "export text": Command(exported("text"), ("cameras.txt", "images.txt", "points3D.txt", ".featkit.json")),
     "export hloc": Command(exported("hloc"), ("sfm/images.bin", "poses.txt", "pairs-covisible.txt")),
+    "export gaussian-splatting": Command(exported("gaussian-splatting"), ("images/0000.jpg", "sparse/0/images.bin")),
+    "export dense": Command(exported("dense"), ("images/0000.jpg", "sparse/images.bin", "stereo/fusion.cfg")),
     "export nerfstudio": Command(exported("nerfstudio"), ("transforms.json", "sparse_pc.ply")),
     "weights export": Command(
         lambda w, o: ("weights", "export", w.folder / "weight.safetensors", "--name", "x", "-o", o),
@@ -409,7 +421,7 @@ ESCAPING = ["../../escaped.jpg", "/{}/escaped.jpg", "a/../../../escaped.jpg"]
 
 
 @pytest.mark.parametrize("name", ESCAPING)
-@pytest.mark.parametrize("command", ["posed-pairs", "patches", "export nerfstudio"])
+@pytest.mark.parametrize("command", ["posed-pairs", "patches", "export nerfstudio", "export dense"])
 def test_a_name_in_a_model_that_leads_elsewhere(name: str, command: str, mapped_scene: Any, tmp_path: Path) -> None:
     """The photograph is where the name says, so that nothing but the name is wrong."""
     import pycolmap
@@ -429,7 +441,8 @@ def test_a_name_in_a_model_that_leads_elsewhere(name: str, command: str, mapped_
     out = tmp_path / "deep" / "out"
     words = ("data", command, scene, "-o", out)
     if command.startswith("export"):
-        words = ("export", scene / "sparse" / "0", "--format", "nerfstudio", "--images", scene / "images", "-o", out)
+        form = command.removeprefix("export ")
+        words = ("export", scene / "sparse" / "0", "--format", form, "--images", scene / "images", "-o", out)
     ran = run(*words, "-q")
     refused(ran, 3, "leads outside", "escaped.jpg")
     after = {one: data for one, data in tree(tmp_path).items() if not one.startswith("deep/out/")}

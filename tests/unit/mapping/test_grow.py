@@ -19,7 +19,17 @@ from featkit.io.lists import read_pairs
 from featkit.io.matches import open_matches
 from featkit.mapping.align import compare_with_truth, truth_from_map
 from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.grow import GrowConfig, Grown, NewImages, as_made, grow, has_keypoints_of, prune, shared_camera
+from featkit.mapping.grow import (
+    GrowConfig,
+    Grown,
+    NewImages,
+    as_made,
+    grow,
+    has_keypoints_of,
+    keep_frame,
+    prune,
+    shared_camera,
+)
 from featkit.mapping.model import read_model
 from featkit.mapping.stage import MapConfig, build_map, database_config
 from featkit.mapping.verify import build_database
@@ -151,6 +161,24 @@ def test_photographs_taken_out(base: Base) -> None:
         assert np.array_equal(image.cam_from_world().matrix(), old.images[image_id].cam_from_world().matrix())
     with pytest.raises(EmptyResultError, match="would leave 1 photographs"):
         prune(model, {"0.png", "2.png", "3.png"}, Path("map"))
+
+
+def test_the_frame_is_that_of_the_old_cameras(base: Base) -> None:
+    """A map that drifted as a whole comes back; one whose cameras are on one line is left to its adjustment."""
+    model, old = read_model(base.sparse), read_model(base.sparse)
+    centres = {image_id: image.projection_center() for image_id, image in old.images.items()}
+    turn = pycolmap.Rotation3d(np.array([0.01, 0.02, -0.01])).matrix()
+    drift = pycolmap.Sim3d(np.column_stack([1.02 * turn, [0.1, 0.2, 0.3]]))
+    model.transform(drift)
+    keep_frame(model, centres)
+    for image_id, image in old.images.items():
+        same = model.images[image_id].cam_from_world().matrix()
+        np.testing.assert_allclose(same, image.cam_from_world().matrix(), atol=1e-9)
+    model.transform(drift)
+    moved = {image_id: image.projection_center() for image_id, image in model.images.items()}
+    two = dict(list(centres.items())[:2])
+    keep_frame(model, two)
+    assert all(np.array_equal(image.projection_center(), moved[i]) for i, image in model.images.items())
 
 
 def test_the_configuration_that_made_the_map(base: Base, tmp_path: Path) -> None:
