@@ -1,4 +1,4 @@
-"""The tables of what is promised, from crash, versions, gps, orientations, engine and profile."""
+"""The tables of what is promised, from crash, versions, gps, extend, orientations, engine and profile."""
 
 from __future__ import annotations
 
@@ -60,6 +60,21 @@ def gps(result: Result) -> str:
     )
 
 
+def extend(result: Result) -> str:
+    """A map that is extended beside one of all photographs made from nothing."""
+    lines = [
+        "| scene | in the map | came in | extended, s | all again, s | their error, mm: extended | all again |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        cells = [row["scene"].rpartition("/")[2], str(row["first"]["registered"])]
+        cells += [f"{row['extended']['late_registered']} / {row['late']}"]
+        cells += [f"{row[side]['seconds']:.0f}" for side in ("extended", "full")]
+        cells += [f"{1e3 * row[side]['centre_error']['late_mean']:.1f}" for side in ("extended", "full")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def orientations(result: Result) -> str:
     """A scene and its copy that EXIF alone turns, in one map."""
     lines = [
@@ -106,6 +121,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "crash": ("crash", crash),
     "versions": ("versions", versions),
     "gps": ("gps", gps),
+    "extend": ("extend", extend),
     "orientations": ("orientations", orientations),
     "engine": ("engine", engine),
     "profile": ("profile", profile),

@@ -9,9 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featkit.api.data import fetch_data, make_patches, make_posed_pairs, pack_data
+    from featkit.api.evaluation import evaluate, evaluate_all
     from featkit.api.localization import localize, serve
-    from featkit.api.maps import align, export, reconstruct, run_demo
+    from featkit.api.maps import align, export, extend, merge, reconstruct, run_demo
     from featkit.api.stages import extract, match, pairs, run, verify
+    from featkit.api.stores import check_store, merge_stores, repair_store
     from featkit.api.train import informativeness, train_patch, train_scfeat
     from featkit.localization.localizer import Localizer
 
@@ -19,13 +22,24 @@ __all__ = [
     "Localizer",
     "__version__",
     "align",
+    "check_store",
+    "evaluate",
+    "evaluate_all",
     "export",
+    "extend",
     "extract",
+    "fetch_data",
     "informativeness",
     "localize",
+    "make_patches",
+    "make_posed_pairs",
     "match",
+    "merge",
+    "merge_stores",
+    "pack_data",
     "pairs",
     "reconstruct",
+    "repair_store",
     "run",
     "run_demo",
     "serve",
@@ -34,9 +48,12 @@ __all__ = [
     "verify",
 ]
 PLACES = {
+    "featkit.api.data": ("fetch_data", "make_patches", "make_posed_pairs", "pack_data"),
+    "featkit.api.evaluation": ("evaluate", "evaluate_all"),
     "featkit.api.localization": ("localize", "serve"),
-    "featkit.api.maps": ("align", "export", "reconstruct", "run_demo"),
+    "featkit.api.maps": ("align", "export", "extend", "merge", "reconstruct", "run_demo"),
     "featkit.api.stages": ("extract", "match", "pairs", "run", "verify"),
+    "featkit.api.stores": ("check_store", "merge_stores", "repair_store"),
     "featkit.api.train": ("informativeness", "train_patch", "train_scfeat"),
     "featkit.localization.localizer": ("Localizer",),
 }

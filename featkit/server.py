@@ -2,27 +2,41 @@
 
 Every answer is json; one that is no pose has an `error` of one line. A photograph that was understood but could not be
 localized is an answer like any other: status 200, `localized` false, and the reason.
+
+Whoever asks is not trusted to be quick, honest or alone. A photograph is read only when there is a place for it, to the
+disk. Features are found in processes, which end when the time is over. A connection that says nothing is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import html
+import json
 import logging
+import re
 import tempfile
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import IO, Annotated, Any, Protocol
 
+import uvicorn
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from featkit import __version__
-from featkit.core.errors import BadInputError
+from featkit.core.errors import BadInputError, WorkerDiedError, one_line
+from featkit.core.processes import Endable
+from featkit.core.runtime import usable_cores
+from featkit.core.types import Features
 from featkit.images.read import stored_size
 from featkit.io.lists import Intrinsics, parse_intrinsics
 from featkit.localization.localizer import ServeConfig
@@ -31,6 +45,11 @@ from featkit.localization.stage import QueryResult, describe
 LOGGER = logging.getLogger(__name__)
 MB = 1e6
 CLIENT_GONE = 499  # nobody reads it: only the log shows it
+KEEP_ALIVE_S = 5
+LONGEST_NAME, LONGEST_CAMERA = 255, 500  # characters
+FIELD = re.compile(r'(\w+)="([^"]*)"')  # of a form's part: name, filename
+BOUNDARY = re.compile(r'boundary="?([^";]{1,70})"?')
+FORM = "multipart/form-data"
 
 
 class WarmMap(Protocol):
@@ -42,8 +61,18 @@ class WarmMap(Protocol):
     @property
     def map_points(self) -> int: ...
 
+    @property
+    def extract(self) -> Callable[[Path], Features] | None:
+        """What finds a photograph's features in another process; None: `localize` does."""
+        ...
+
     def localize(
-        self, image: Path, intrinsics: Intrinsics | str | None = None, *, name: str | None = None
+        self,
+        image: Path,
+        intrinsics: Intrinsics | str | None = None,
+        *,
+        name: str | None = None,
+        features: Features | None = None,
     ) -> QueryResult: ...
 
 
@@ -53,6 +82,9 @@ class Answer(BaseModel):
     name: str
     localized: bool
     reason: str | None = Field(description="why there is no pose")
+    uncertain: str | None = Field(
+        default=None, description="why the pose is not to be trusted; null: nothing against it"
+    )
     keypoints: int
     retrieved: int = Field(description="images of the map that it was matched with")
     matches_3d: int = Field(description="matches with points of the map")
@@ -63,6 +95,7 @@ class Answer(BaseModel):
     tvec: list[float] | None = Field(default=None, description="translation world to camera, map units")
     centre: list[float] | None = Field(default=None, description="camera centre, map units")
     residual_px: float | None = Field(default=None, description="RMS of the inliers per coordinate")
+    median_px: float | None = Field(default=None, description="median of the inliers' distances")
     centre_std: float | None = Field(default=None, description="standard deviation of the centre, map units")
     rotation_std_deg: float | None = Field(default=None, description="standard deviation of the rotation, degrees")
 
@@ -97,7 +130,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"model": Refusal, "description": "too many bytes or pixels"},
     422: {"model": Refusal, "description": "intrinsics that are none, or of another image size"},
     500: {"model": Refusal, "description": "something unexpected; the server goes on"},
-    503: {"model": Refusal, "description": "too many photographs wait already; try again"},
+    503: {"model": Refusal, "description": "too many photographs, or connections, wait already; try again"},
     504: {"model": Refusal, "description": "not localized in time"},
 }
 BODY = {
@@ -107,6 +140,19 @@ BODY = {
         "content": {
             kind: {"schema": {"type": "string", "format": "binary"}}
             for kind in ("image/jpeg", "image/png", "image/tiff", "application/octet-stream")
+        }
+        | {
+            FORM: {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {
+                        "image": {"type": "string", "format": "binary"},
+                        "intrinsics": {"type": "string"},
+                        "name": {"type": "string"},
+                    },
+                }
+            }
         },
     }
 }
@@ -121,36 +167,61 @@ def create_app(localizer: WarmMap, config: ServeConfig | None = None) -> FastAPI
         yield
         desk.close()
 
-    app = FastAPI(title="featkit serve", version=__version__, description=__doc__ or "", lifespan=lifespan)
+    app = FastAPI(
+        title="featkit serve",
+        version=__version__,
+        description=__doc__ or "",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from the network
+        redoc_url=None,
+    )
 
     @app.exception_handler(RefusedError)
     async def refused(request: Request, error: RefusedError) -> JSONResponse:
         LOGGER.info("%s: %d %s", request.url.path, error.status, error)
         headers = {"Retry-After": "1"} if error.status == 503 else None
-        return JSONResponse({"error": str(error)}, error.status, headers)
+        return JSONResponse({"error": one_line(str(error))}, error.status, headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}"}, 422)
+        return JSONResponse({"error": one_line(f"{first['loc'][-1]}: {first['msg']}")}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def no_such(request: Request, error: HTTPException) -> JSONResponse:
+        known = "there are POST /localize, GET /healthz, /docs and /openapi.json"
+        what = f"{request.method} {request.url.path}: {error.detail}; {known}"
+        return JSONResponse({"error": one_line(what)}, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": f"unexpected {type(error).__name__}; the server's log has more"}, 500)
 
     @app.get("/healthz")
     async def healthz() -> Health:
         images, points = localizer.map_images, localizer.map_points
         return Health(status="ok", version=__version__, map_images=images, map_points=points, busy=desk.busy)
 
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(_docs_page(app.openapi()))
+
     @app.post("/localize", responses=REFUSALS, openapi_extra=BODY)
     async def localize(
         request: Request,
         intrinsics: Annotated[
             str | None,
-            Query(max_length=500, description="`MODEL width height params...` of COLMAP, of the file's pixels"),
+            Query(
+                max_length=LONGEST_CAMERA, description="`MODEL width height params...` of COLMAP, of the file's pixels"
+            ),
         ] = None,
-        name: Annotated[str, Query(max_length=255, description="what the answer calls it")] = "image",
+        name: Annotated[
+            str | None,
+            Query(max_length=LONGEST_NAME, description="what the answer calls it; a form's file name, or image"),
+        ] = None,
     ) -> Answer:
-        """Find the pose of a photograph."""
-        data = await desk.received(request)
-        return Answer(**describe(await desk.localized(data, intrinsics, name)))
+        """Find the pose of a photograph: the body, or the file of a form (`curl -F image=@photo.jpg`)."""
+        return Answer(**describe(await desk.localized(request, intrinsics, name)))
 
     return app
 
@@ -162,24 +233,60 @@ class Desk:
         self.localizer, self.config = localizer, config
         self.busy = 0
         self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="localize")
+        cores = max(1, usable_cores() // config.threads)
+        extract = localizer.extract
+        self._extractors = None if extract is None else Endable(extract, config.threads, cores)
 
-    async def received(self, request: Request) -> bytes:
-        """The body. Raises RefusedError when it is empty, too large or too slow."""
+    async def localized(self, request: Request, intrinsics: str | None, name: str | None) -> QueryResult:
+        """The result of one photograph. Raises RefusedError, for want of a place before anything of it is read."""
+        if self.busy >= self.config.threads + self.config.max_waiting:
+            raise RefusedError(503, f"{self.busy} photographs are waiting already; try again later")
+        self.busy += 1
+        upload = tempfile.NamedTemporaryFile(prefix="featkit-serve-")  # noqa: SIM115 until a thread is done with it
         try:
-            data = await asyncio.wait_for(self._read(request), self.config.upload_s)
+            await self._received(request, upload)
+            until = time.monotonic() + self.config.timeout_s
+            form = request.headers.get("content-type", "")
+            work = self._threads.submit(self._work, upload, form, intrinsics, name, until)
+        except BaseException:
+            self._finished(upload)
+            raise
+        loop = asyncio.get_running_loop()
+        work.add_done_callback(lambda done: _soon(loop, self._finished, upload))
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(work), self.config.timeout_s)
+        except (asyncio.TimeoutError, TimeoutError):  # one that waits is taken back, a process that works is ended
+            raise RefusedError(504, f"not localized within {self.config.timeout_s:g} s") from None
+        except BadInputError as error:
+            raise RefusedError(400, str(error)) from None
+        except RefusedError:
+            raise
+        except WorkerDiedError as error:
+            raise RefusedError(500, str(error)) from None
+        except Exception as error:
+            LOGGER.exception("localize: unexpected")
+            raise RefusedError(500, f"unexpected {type(error).__name__}; the server's log has more") from None
+
+    def _finished(self, upload: IO[bytes]) -> None:
+        self.busy -= 1
+        upload.close()  # which removes the file
+
+    async def _received(self, request: Request, upload: IO[bytes]) -> None:
+        """Write the body to a file. Raises RefusedError when it is empty, too large or too slow."""
+        try:
+            total = await asyncio.wait_for(self._read(request, upload), self.config.upload_s)
         except asyncio.TimeoutError:  # until Python 3.11 not the builtin
             raise RefusedError(408, f"the photograph did not arrive within {self.config.upload_s:g} s") from None
         except ClientDisconnect:
             raise RefusedError(CLIENT_GONE, "the client went away") from None
-        if not data:
+        if not total:
             raise RefusedError(400, "an empty body; POST the bytes of a photograph")
-        return data
+        upload.flush()
 
-    async def _read(self, request: Request) -> bytes:
-        """Never holds more than the largest photograph, whatever the client says or sends."""
+    async def _read(self, request: Request, upload: IO[bytes]) -> int:
+        """Never more than the largest photograph, whatever the client says or sends."""
         limit = self.config.max_mb * MB
         announced = request.headers.get("content-length", "")
-        parts: list[bytes] = []
         total = int(announced) if announced.isdigit() else 0
         if total <= limit:
             total = 0
@@ -187,55 +294,175 @@ class Desk:
                 total += len(part)
                 if total > limit:
                     break
-                parts.append(part)
+                upload.write(part)
         if total > limit:
             raise RefusedError(413, f"more than {self.config.max_mb:g} MB; scale the photograph down")
-        return b"".join(parts)
+        return total
 
-    async def localized(self, data: bytes, intrinsics: str | None, name: str) -> QueryResult:
-        """The result of one photograph. Raises RefusedError."""
-        if self.busy >= self.config.threads + self.config.max_waiting:
-            raise RefusedError(503, f"{self.busy} photographs are waiting already; try again later")
-        self.busy += 1
-        work = self._threads.submit(self._work, data, intrinsics, name)
-        loop = asyncio.get_running_loop()
-        work.add_done_callback(lambda done: _soon(loop, self._finished))
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(work), self.config.timeout_s)
-        except asyncio.TimeoutError:  # one that waits is taken back, one that runs ends by itself
-            raise RefusedError(504, f"not localized within {self.config.timeout_s:g} s") from None
-        except BadInputError as error:
-            raise RefusedError(400, str(error)) from None
-        except RefusedError:
-            raise
-        except Exception as error:
-            LOGGER.exception("localize: unexpected")
-            raise RefusedError(500, f"unexpected {type(error).__name__}; the server's log has more") from None
-
-    def _finished(self) -> None:
-        self.busy -= 1
-
-    def _work(self, data: bytes, intrinsics: str | None, name: str) -> QueryResult:
+    def _work(
+        self, upload: IO[bytes], form: str, intrinsics: str | None, name: str | None, until: float
+    ) -> QueryResult:
         """In a thread: check what is cheap to check, then localize."""
+        path = Path(upload.name)
+        if form.partition(";")[0].strip().lower() == FORM:
+            fields = _file_of_form(path, form)
+            intrinsics, name = fields.get("intrinsics", intrinsics), name or fields.get("name")
         camera = _camera(intrinsics)
-        with tempfile.TemporaryDirectory(prefix="featkit-serve-") as folder:
-            path = Path(folder) / "photograph"
-            path.write_bytes(data)
-            try:
-                size = stored_size(path)
-                if size[0] * size[1] > self.config.max_megapixels * 1e6:
-                    limit = f"{self.config.max_megapixels:g} megapixels"
-                    raise RefusedError(413, f"{size[0]} x {size[1]} pixels, more than {limit}; scale it down")
-                if camera is not None and size != (camera.width, camera.height):
-                    given = f"{camera.width} x {camera.height}"
-                    raise RefusedError(422, f"intrinsics for {given}, the photograph is {size[0]} x {size[1]}")
-                return self.localizer.localize(path, camera, name=name)
-            except BadInputError as error:  # its text names a file that the client has never seen
-                raise BadInputError(str(error).replace(str(path), "the photograph")) from None
+        try:
+            size = stored_size(path)
+            if size[0] * size[1] > self.config.max_megapixels * 1e6:
+                limit = f"{self.config.max_megapixels:g} megapixels"
+                raise RefusedError(413, f"{size[0]} x {size[1]} pixels, more than {limit}; scale it down")
+            if camera is not None and size != (camera.width, camera.height):
+                given = f"{camera.width} x {camera.height}"
+                raise RefusedError(422, f"intrinsics for {given}, the photograph is {size[0]} x {size[1]}")
+            features = None if self._extractors is None else self._extractors.call(path, until)
+            return self.localizer.localize(path, camera, name=name or "image", features=features)
+        except BadInputError as error:  # its text names a file that the client has never seen
+            raise BadInputError(str(error).replace(str(path), "the photograph")) from None
 
     def close(self) -> None:
-        """Take no more photographs; those at work end by themselves."""
+        """Take no more photographs; processes are ended, threads end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._extractors is not None:
+            self._extractors.close()
+
+
+def _file_of_form(path: Path, content_type: str) -> dict[str, str]:
+    """Leave of a form that a browser or `curl -F` sent its file alone, and return its fields, `name` among them.
+
+    RFC 7578: parts between lines of a boundary, each with headers and an empty line in front. Raises RefusedError.
+    """
+    boundary = BOUNDARY.search(content_type)
+    if boundary is None:
+        raise RefusedError(400, "a form without a boundary; POST the bytes of a photograph")
+    data, photograph = path.read_bytes(), None
+    fields: dict[str, str] = {}
+    between = b"--" + boundary[1].encode()
+    for part in (b"\r\n" + data).split(b"\r\n" + between)[1:]:
+        head, empty, content = part.partition(b"\r\n\r\n")
+        told = dict(FIELD.findall(head.decode("utf-8", "replace")))
+        if not empty:  # the line at the end
+            continue
+        if "filename" in told:
+            if photograph is None:
+                photograph = content
+                fields.setdefault("name", told["filename"] or "image")
+        elif len(content) <= LONGEST_CAMERA:
+            fields[told.get("name", "")] = content.decode("utf-8", "replace")
+    if photograph is None:
+        raise RefusedError(400, "a form without a file in it; curl -F image=@photo.jpg")
+    if not photograph:
+        raise RefusedError(400, "an empty file; send a photograph")
+    path.write_bytes(photograph)
+    return {key: value[:LONGEST_NAME] if key == "name" else value for key, value in fields.items()}
+
+
+def _docs_page(described: dict[str, Any]) -> str:
+    """What /openapi.json says, to be read: one page that needs nothing else."""
+    rows = []
+    for path, methods in described["paths"].items():
+        for method, operation in methods.items():
+            rows.append(
+                f"<h2>{method.upper()} {html.escape(path)}</h2><p>{html.escape(operation.get('description', ''))}</p>"
+            )
+            named = [(p["name"], p.get("description", "")) for p in operation.get("parameters", [])]
+            named += [(status, each.get("description", "")) for status, each in operation["responses"].items()]
+            cells = "".join(
+                f"<tr><td><code>{html.escape(a)}</code></td><td>{html.escape(b)}</td></tr>" for a, b in named
+            )
+            rows.append(f"<table>{cells}</table>")
+    answer = described["components"]["schemas"]["Answer"]["properties"]
+    cells = "".join(
+        f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(each.get('description', ''))}</td></tr>"
+        for name, each in answer.items()
+    )
+    return (
+        "<!doctype html><meta charset='utf-8'><title>featkit serve</title>"
+        "<style>body{font:16px sans-serif;max-width:50em;margin:2em auto}td{padding:.2em 1em .2em 0}</style>"
+        f"<h1>featkit serve {html.escape(described['info']['version'])}</h1>"
+        "<pre>curl --data-binary @photo.jpg ADDRESS/localize\ncurl -F image=@photo.jpg ADDRESS/localize</pre>"
+        "<form action='localize' method='post' enctype='multipart/form-data'>"
+        "<input type='file' name='image'> <button>Localize</button></form>"
+        f"{''.join(rows)}<h2>The answer</h2><table>{cells}</table><p><a href='openapi.json'>openapi.json</a></p>"
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Connections: what is no request, or never becomes one.
+
+
+def uvicorn_config(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
+    """How uvicorn is to run the application."""
+    return uvicorn.Config(
+        app, http=http_protocol(config), ws="none", log_level="warning", timeout_keep_alive=KEEP_ALIVE_S
+    )
+
+
+def http_protocol(config: ServeConfig) -> type[H11Protocol]:
+    """uvicorn's connection, with a limit of their number, a time for the request, and errors as json."""
+
+    class Guarded(H11Protocol):
+        _late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > config.max_connections:
+                self._refuse(503, f"{config.max_connections} connections are open already; try again later")
+            else:
+                self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return
+            super().data_received(data)
+            if self._is_answering():
+                self._unwatch()
+            elif self._late is None:
+                self._watch()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if not self._is_answering():  # what is left of a body that was refused is passed over, for a while
+                self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._unwatch()
+            super().connection_lost(exc)
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(400, "not a request of HTTP/1.1")
+
+        def _is_answering(self) -> bool:
+            return self.cycle is not None and not self.cycle.response_complete
+
+        def _watch(self) -> None:
+            self._unwatch()
+            self._late = self.loop.call_later(config.header_s, self._too_late)
+
+        def _unwatch(self) -> None:
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+
+        def _too_late(self) -> None:
+            if self.cycle is None:
+                self._refuse(408, f"no request within {config.header_s:g} s")
+            else:
+                self.transport.close()
+
+        def _refuse(self, status: int, message: str) -> None:
+            """The connection ends with this, whatever it was about to say."""
+            self._unwatch()
+            if self.transport.is_closing():
+                return
+            body = json.dumps({"error": message}).encode()
+            head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+            head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            self.transport.write(head.encode() + body)
+            self.transport.close()
+
+    return Guarded
 
 
 def _camera(text: str | None) -> Intrinsics | None:
@@ -247,7 +474,7 @@ def _camera(text: str | None) -> Intrinsics | None:
         raise RefusedError(422, str(error)) from None
 
 
-def _soon(loop: asyncio.AbstractEventLoop, call: Any) -> None:
+def _soon(loop: asyncio.AbstractEventLoop, call: Any, *arguments: Any) -> None:
     """Call in the loop's thread, when there still is a loop."""
     if not loop.is_closed():
-        loop.call_soon_threadsafe(call)
+        loop.call_soon_threadsafe(call, *arguments)

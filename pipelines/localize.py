@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,15 @@ from featkit.features import stage as extraction
 from featkit.features.stage import same_extraction
 from featkit.io.artifact import write_text
 from featkit.io.atomic import refuse_foreign
-from featkit.io.lists import read_intrinsics_list, read_poses
+from featkit.io.lists import read_intrinsics_list, read_poses, respelled
+from featkit.io.shards import write_index
 from featkit.localization import stage as localize
 from featkit.localization.queries import given_pairs, pair_queries, pair_queries_given
 from featkit.localization.stage import LocalizeConfig, QueryResult
 from featkit.mapping.align import similarity_to_truth, transform_pose
-from featkit.mapping.cameras import check as check_camera
+from featkit.mapping.cameras import check, check_photographs
 from featkit.mapping.model import read_model
-from featkit.mapping.scene import MapFiles, find_map, usable_images
+from featkit.mapping.scene import MapFiles, find_map, numbered_models, usable_images
 from featkit.matching import stage as match
 from featkit.matching.config import MatchWith
 from featkit.report.localization import localization_report
@@ -58,6 +59,8 @@ class LocalizationResult:
     report: Path
     results: list[QueryResult]
     metrics: dict[str, Any]
+    in_others: dict[str, Path] = field(default_factory=dict)
+    """Queries that only another model of the map has: the folder with their poses, in that model's frame."""
 
 
 def run(
@@ -74,6 +77,8 @@ def run(
     number: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
+    only: Sequence[str] | None = None,
+    extracted: Path | None = None,
 ) -> LocalizationResult:
     """Localize a folder of photographs in a map.
 
@@ -81,22 +86,31 @@ def run(
     their cameras; only these are localized. pairs: a file (query, map image). retrieval: files of global descriptors
     (hloc's layout) that pair instead of those of the map's features. truth: poses.txt to score against; when it names
     three or more images of the map too, the map is first moved onto those by a similarity (a map has a frame and a
-    scale of its own). number: which of the map's models; None: the largest.
+    scale of its own). number: which of the map's models; None: the largest, and what fails there is looked for in the
+    others, each with a folder of its own (model-1/), since they have no common frame. only: of these queries.
+    extracted: features of the queries that were made for another model.
     Raises featkit's errors.
     """
     found = find_map(map_folder, features, number)
+    several = number is None and len(numbered_models(found.model)) > 1
     output = output or found.folder / ("localize" if not number else f"localize-{number}")
     written = ("features.h5", "matches.h5", "poses.txt", "poses.json", "report.html", "metrics.json")
     refuse_foreign(*(output / name for name in written), *([] if pairs else [output / "pairs.txt"]))
     cameras = None if intrinsics is None else read_intrinsics_list(intrinsics)
     true_poses = None if truth is None else read_poses(truth)
-    check_camera(config.localize.camera)
+    check(config.localize.camera)
     readable, _ = usable_images(queries, cameras)
+    cameras = None if cameras is None else respelled(cameras, lambda: readable)
+    check_photographs(config.localize.camera, queries, readable, cameras)
     names = readable if cameras is None else list(cameras)  # a listed query without an image is one that failed
+    if only is not None:
+        names, readable = ([name for name in listed if name in only] for listed in (names, readable))
     extractor = extraction.extraction(same_extraction(found.features, workers=config.workers), device=device)
     matcher = resolve("matcher", config.matcher, config.matching, device).ready()
     seconds: dict[str, float] = {}
 
+    if extracted is not None:
+        write_index(output / "features.h5", [extracted], readable)
     with timed("extract", seconds):
         query_features = extraction.run(extractor, queries, output / "features.h5", readable, overwrite)
     with timed("retrieve", seconds):
@@ -109,21 +123,57 @@ def run(
     with timed("localize", seconds):
         results = localize.run(
             config.localize, found.model, found.features, queries, query_features, chosen, matches, output,
-            names=names, intrinsics=cameras,
+            names=names, intrinsics=cameras, may_fail=only is not None or several,
         )  # fmt: skip
+    others = {}
+    failed = [result.name for result in results if result.pose is None and result.name in readable]
+    if several and failed:
+        with timed("other models", seconds):
+            common = {
+                "intrinsics": intrinsics, "features": features, "pairs": pairs, "retrieval": retrieval,
+                "device": device, "overwrite": overwrite, "extracted": query_features,
+            }  # fmt: skip
+            others = _in_other_models(config, map_folder, found, queries, output, failed, common)
+        if not others:
+            localize.refuse_none(results, queries, output, found.features)
     score, moved_by = None, None
     if true_poses is not None:
-        moved_by = similarity_to_truth(read_model(found.model), true_poses)
+        model = read_model(found.model)
+        true_poses = respelled(true_poses, lambda: [*names, *(image.name for image in model.images.values())])
+        moved_by = similarity_to_truth(model, true_poses)
         poses = {r.name: transform_pose(r.pose, moved_by) for r in results if r.pose is not None}
         score = score_localization(poses, true_poses, names)
     with timed("report", seconds):
         metrics = localization_metrics(results, score, seconds)
+        if others:
+            metrics["in_other_models"] = {name: folder.name for name, folder in others.items()}
         ran = config.model_copy(update={"matching": matcher.config.result_fields()})
         report = localization_report(
             ran, metrics, results, found, queries, output / "report.html", true_poses, moved_by
         )  # fmt: skip
     write_text(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-    return LocalizationResult(output, report, results, metrics)
+    return LocalizationResult(output, report, results, metrics, others)
+
+
+def _in_other_models(
+    config: LocalizationConfig,
+    map_folder: Path,
+    found: MapFiles,
+    queries: Path,
+    output: Path,
+    failed: list[str],
+    common: dict[str, Any],
+) -> dict[str, Path]:
+    """Look for queries in the map's other models, the larger first. Returns the folder of each that is found."""
+    others: dict[str, Path] = {}
+    for number, model in sorted(numbered_models(found.model).items()):
+        left = [name for name in failed if name not in others]
+        if model == found.model or not left:
+            continue
+        place = output / f"model-{number}"
+        done = run(config, map_folder, queries, place, number=number, only=left, **common)
+        others |= {result.name: place for result in done.results if result.pose is not None}
+    return others
 
 
 def _pair(
@@ -139,7 +189,7 @@ def _pair(
     """The pairs (query, map image): given ones, by given descriptors, or by those of the map's own features."""
     number = config.localize.num_retrieved
     if pairs:
-        return given_pairs(pairs, query_features, output)
+        return given_pairs(pairs, query_features, found.features, output)
     if retrieval:
         return pair_queries_given(retrieval, query_features, names, found, number, output)
     return pair_queries(query_features, names, found, config.retrieval, number, output, config.seed, device)

@@ -15,19 +15,19 @@ from featkit.core import log
 from featkit.core.config import Runtime, Share, digest
 from featkit.core.errors import EmptyResultError, UsageError
 from featkit.core.log import LOGGER, timed
-from featkit.core.registry import resolve
+from featkit.core.registry import Method, resolve
+from featkit.core.run_file import run_text
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
 from featkit.features.listing import warn_of_few
-from featkit.features.stage import ExtractConfig, extraction
+from featkit.features.stage import ExtractConfig, extraction, with_intensities
 from featkit.io.artifact import write_text
 from featkit.io.atomic import read_stamp, refuse_foreign
 from featkit.io.features import extractor_name
-from featkit.io.lists import Intrinsics, describe_pairs, read_pairs, read_poses
+from featkit.io.lists import Intrinsics, describe_pairs, read_pairs, read_poses, respelled
 from featkit.localization.stage import is_of_another_map
 from featkit.mapping import stage as map_stage
-from featkit.mapping.cameras import check as check_camera
-from featkit.mapping.cameras import listed_intrinsics
+from featkit.mapping.cameras import check, check_photographs, listed_intrinsics
 from featkit.mapping.model import refuse_other_models
 from featkit.mapping.reference import Reference, read_reference
 from featkit.mapping.scene import image_folder, output_folder, usable_images
@@ -38,6 +38,8 @@ from featkit.pairing import stage as pairing
 from featkit.pairing.base import Sources
 from featkit.pairing.stage import PairWith
 from featkit.report.maps import map_metrics, reconstruction_report
+
+RUN = "run.yaml"
 
 
 class SfmConfig(PairWith, MatchWith):
@@ -72,23 +74,30 @@ def run(
     device: str = "auto",
     overwrite: bool = False,
     engine: EngineConfig = LOCAL,
+    save_config: bool = False,
 ) -> SfmResult:
     """Map a folder of photographs. Every step is skipped when it is done and whole.
 
     scene: a folder with images/, or of images. reference: a COLMAP model or poses.txt to triangulate with instead of
     mapping; only its images are used. truth: poses.txt to compare with. intrinsics: list of images with their cameras.
-    engine: where extraction, matching and verification run.
+    engine: where extraction, matching and verification run. save_config: write run.yaml, which runs it again.
     Raises featkit's errors.
     """
     images = image_folder(scene)
     output = output_folder(scene, output)
-    _refuse_foreign(output, config)
+    _refuse_foreign(output, config, save_config)
+    check(config.map.camera)
     known = None if reference is None else read_reference(reference, config.map.camera)
     true_poses = None if truth is None else read_poses(truth)
-    check_camera(config.map.camera)
     names, without_pose = usable_images(images, None if known is None else known.poses.keys())
+    known = None if known is None else known.spelled_as([*names, *without_pose])
+    true_poses = None if true_poses is None else respelled(true_poses, lambda: names)
     listed = _listed(intrinsics, names, known)
-    extractor = extraction(config.extract, device=device)
+    if known is None or known.cameras is None:
+        check_photographs(config.map.camera, images, names, listed)
+    extractor = with_intensities(
+        extraction(config.extract, device=device), images, output / "features.h5", names, overwrite
+    )
     given = Path(config.pairs) if config.pairs.endswith(".txt") else None
     if given is not None:
         read_pairs(given)  # a wrong list is better found before the work than after
@@ -121,6 +130,10 @@ def run(
     paired = {} if pairs_by is None else pairs_by.config.result_fields()
     resolved = {"extract": extractor.config, "pairing": paired, "matching": matcher.config.result_fields()}
     ran = config.model_copy(update=resolved)
+    if save_config:
+        arguments = {"reference": reference, "truth": truth, "intrinsics": intrinsics}
+        saved = run_text(output / RUN, "reconstruct", _portable(config, ran, pairs_by), arguments)
+        write_text(output / RUN, saved)
     report, record = output / "report.html", output / "metrics.json"
     truths = [str(item) for item in (true_poses or {}).items()]
     made_from = digest((output / "sparse.json").read_text(), ran.canonical_json(), *names, "", *without_pose, *truths)
@@ -163,12 +176,28 @@ def _warn(result: SfmResult, min_registered: float) -> None:
         )
 
 
-def _refuse_foreign(output: Path, config: SfmConfig) -> None:
+def _portable(config: SfmConfig, ran: SfmConfig, pairs_by: Method[Any] | None) -> SfmConfig:
+    """What ran, with the pairing that "auto" meant, and files by their full paths."""
+    if pairs_by is None:
+        return _with_full_paths(ran, str(Path(config.pairs).resolve()), {})
+    return _with_full_paths(ran, pairs_by.name, {**config.pairing, **pairs_by.config.result_fields()})
+
+
+def _with_full_paths(ran: SfmConfig, pairs: str, pairing: dict[str, Any]) -> SfmConfig:
+    full = {name: str(Path(value).resolve()) for name, value in pairing.items() if isinstance(value, Path)}
+    masks = ran.extract.masks
+    extract = ran.extract.model_copy(update={"masks": None if masks is None else masks.resolve()})
+    return ran.model_copy(update={"pairs": pairs, "pairing": {**pairing, **full}, "extract": extract})
+
+
+def _refuse_foreign(output: Path, config: SfmConfig, save_config: bool) -> None:
     """Raise BadInputError, before the work, for anything of the outputs' names that featkit did not make."""
     names = ("features.h5", "matches.h5", "database.db", "database.json", "sparse.json", "report.html", "metrics.json")
     pairs = output / "pairs.txt"
     made_otherwise = not config.pairs.endswith(".txt") and describe_pairs(pairs) is None
     refuse_foreign(*(output / name for name in names), *([pairs] if made_otherwise else []))
+    if save_config:
+        refuse_foreign(output / RUN)
     refuse_other_models(output / "sparse")
 
 

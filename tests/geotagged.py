@@ -17,6 +17,13 @@ from featkit.mapping.verify import to_rigid
 ORIGIN = (47.3769, 8.5417, 408.0)  # latitude, longitude, altitude
 FINEST = 10**7  # of a second of arc: 3 nanometres on the ground
 
+GPANO = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description rdf:about="" xmlns:GPano="http://ns.google.com/photos/1.0/panorama/"'
+    b' GPano:ProjectionType="equirectangular"/></rdf:RDF></x:xmpmeta>'
+)
+"""XMP of a panorama of 360 degrees."""
+
 
 def gps_exif(latitude: float, longitude: float, altitude: float | None = None) -> Image.Exif:
     """EXIF with a position, in degrees, minutes and seconds as cameras write them."""

@@ -101,7 +101,7 @@ def serve(
     try:
         import uvicorn
 
-        from featkit.server import create_app
+        from featkit.server import create_app, uvicorn_config
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"fastapi", "uvicorn", "starlette"}:
             raise
@@ -118,7 +118,7 @@ def serve(
         bound.listen()  # before it is said to be ready: what comes now waits for the server's first turn
         LOGGER.info("ready: %s (%d images, %d points); Ctrl-C stops", where, warm.map_images, warm.map_points)
         app = create_app(warm, config.serve)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=5))
+        server = uvicorn.Server(uvicorn_config(app, config.serve))
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[bound])
         return where

@@ -1,4 +1,4 @@
-"""Maps made, placed and handed on: reconstruct, align, export, and the rendered demonstration."""
+"""Maps made, grown, merged, placed and handed on: reconstruct, extend, merge, align, export, and the rendered demo."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from featkit.geometry.poses import Geodetic, is_on_earth
 from featkit.mapping import export as exporting
 from featkit.mapping import metric
 from featkit.mapping.align import SimilarityConfig
-from featkit.mapping.covisibility import CovisibleConfig
+from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.scene import find_model
 
-SFM, DEMO = load_pipeline("sfm"), load_pipeline("demo")
+SFM, DEMO, EXTEND, MERGE = (load_pipeline(name) for name in ("sfm", "demo", "extend", "merge"))
 
 # ----------------------------------------------------------------------------------------------------------------------
 # A folder of photographs -> a map.
@@ -26,6 +26,9 @@ SFM, DEMO = load_pipeline("sfm"), load_pipeline("demo")
 
 @takes(
     SFM.SfmConfig,
+    "",
+    "config",
+    "config_file",
     **extract_options("extract."),
     pairs=Option("pairs", panel=MAPPING),
     **matcher_options(panel=MAPPING),
@@ -56,6 +59,12 @@ def reconstruct(
             panel=CAMERAS,
         ),
     ] = None,
+    config_file: Annotated[
+        Path | None, Shown("--config", metavar="FILE", help="A saved run; other options go over it.", unset="none")
+    ] = None,
+    save_config: Annotated[
+        bool, Shown("--save-config", help="Write everything that decides this run to run.yaml in --out.")
+    ] = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     engine: EngineConfig = LOCAL,
@@ -67,6 +76,7 @@ def reconstruct(
         config = config.model_copy(update={"pairing": {"file": gps_file, **config.pairing}})
     if engine.name == "plan":
         raise UsageError("one stage at a time is planned: extract, match, verify")
+    del config_file  # `takes` has read it
     return SFM.run(
         config,
         scene,
@@ -77,7 +87,86 @@ def reconstruct(
         device=device,
         overwrite=overwrite,
         engine=engine,
+        save_config=save_config,
     )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A map and new photographs -> a larger map in the same frame.
+
+
+@takes(
+    EXTEND.ExtendConfig,
+    fixed=Option("grow.fixed"),
+    prune=Option("prune"),
+    num=Option("retrieval.num_matched", help="Photographs of the map that each new one is matched with."),
+    **matcher_options(panel=MAPPING),
+    features=Option("extract.features", panel=MAPPING, help="For a map that featkit did not make: features by name."),
+    masks=Option("extract.masks", metavar="DIR", unset="none"),
+    workers=Option("extract.workers"),
+    camera_model=Option("map.camera.model", of=CameraConfig, unset="as the map's", panel=CAMERAS),
+    camera_params=Option("map.camera.params", of=CameraConfig, panel=CAMERAS),
+    camera_mode=Option("map.camera.mode", of=CameraConfig, unset="as the map's", panel=CAMERAS),
+    fix_intrinsics=Option(
+        "map.camera.refine", of=CameraConfig, flag=False, help="Do not refine the cameras.", panel=CAMERAS
+    ),
+    seed=Option("seed"),
+)
+def extend(
+    map_folder: Annotated[Path, Shown(metavar="MAP", help="A reconstructed scene, or a COLMAP model.")],
+    photographs: Annotated[Path, Shown(help="Folder of photographs; those in the map are passed over.")],
+    out: Annotated[
+        Path | None, Shown("--out", "-o", help="Folder of the grown map.", unset="extended/ beside the map")
+    ] = None,
+    *,
+    config: Any,
+    map_features: Annotated[Path | None, Shown(help="The map's features.h5.", unset="found beside the map")] = None,
+    images: Annotated[
+        list[Path] | None,
+        Shown(metavar="DIR", help="The map's own photographs; repeatable.", unset="found near the map"),
+    ] = None,
+    number: ModelNumber = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+) -> Any:
+    """Register new photographs in a map, in its frame. Returns `pipelines/extend.py`'s; raises featkit's errors."""
+    return EXTEND.run(
+        config,
+        map_folder,
+        photographs,
+        out,
+        features=map_features,
+        images=images or (),
+        number=number,
+        device=device,
+        overwrite=overwrite,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Two maps -> one.
+
+
+@takes(
+    MERGE.MergeMapsConfig,
+    num=Option("retrieval.num_matched", help="Photographs of MAP_A that each one of MAP_B is matched with."),
+    **matcher_options(panel=MAPPING),
+    max_error_px=Option("merge.max_error_px", panel=MAPPING),
+    min_points=Option("merge.min_points", panel=MAPPING),
+    fix_intrinsics=Option("map.camera.refine", of=CameraConfig, flag=False, help="Do not refine the cameras."),
+    seed=Option("seed", also=("merge.seed",)),
+)
+def merge(
+    first: Annotated[Path, Shown(metavar="MAP_A", help="A reconstructed scene, or a model such as sparse/0.")],
+    second: Annotated[Path, Shown(metavar="MAP_B", help="Another, which is moved to the frame of the first.")],
+    out: Annotated[Path, Shown("--out", "-o", help="Folder of the merged map.", unset=False)],
+    *,
+    config: Any,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+) -> Any:
+    """Make one map of two that show parts of one place. Returns `pipelines/merge.py`'s; raises featkit's errors."""
+    return MERGE.run(config, first, second, out, device=device, overwrite=overwrite)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -148,27 +237,45 @@ def _origin(given: str | Sequence[float] | None) -> Any:
 # A map in the formats of other programs.
 
 
-@takes(CovisibleConfig, num=Option("num_matched"))
+@takes(
+    exporting.ExportConfig,
+    num=Option("pairs.num_matched"),
+    undistort=Option("undistort"),
+    resize_max=Option("pictures.resize_max"),
+)
 def export(
     model: Annotated[Path, Shown(metavar="MODEL", help="A reconstructed scene, or a sparse model.")],
     out: Annotated[Path, Shown("--out", "-o", help="Folder to write; with ply the file.")],
     *,
-    format: Annotated[str, Shown(help="nerfstudio, ply, text or hloc.", unset=False)],
-    config: CovisibleConfig,
-    images: Annotated[Path | None, Shown(help="nerfstudio: the map's photographs.", unset="found near the map")] = None,
+    format: Annotated[str, Shown(help=f"One of {', '.join(exporting.FORMATS)}.", unset=False)],
+    config: exporting.ExportConfig,
+    images: Annotated[
+        list[Path] | None,
+        Shown(metavar="DIR", help="The map's photographs; repeatable.", unset="found near the map"),
+    ] = None,
+    masks: Annotated[
+        Path | None, Shown(metavar="DIR", help="Masks of the photographs, which come along.", unset="none")
+    ] = None,
     number: ModelNumber = None,
     overwrite: Annotated[bool, Shown("--overwrite", help="Replace files that featkit exported there.")] = False,
 ) -> tuple[Path, str, exporting.Exported]:
     """Write a map for another program. Returns the output, its format and what it holds; raises featkit's errors."""
+    plain = exporting.ExportConfig()
+    undistorted = (*exporting.UNDISTORTED, *(("nerfstudio",) if config.undistort else ()))
     for option, given, belongs_to in (
-        ("--num", config != CovisibleConfig(), "hloc"),
-        ("--images", images is not None, "nerfstudio"),
+        ("--num", config.pairs != plain.pairs, ("hloc",)),
+        ("--undistort", config.undistort, exporting.WITH_PHOTOGRAPHS),
+        ("--resize-max", config.pictures.resize_max is not None, undistorted),
+        ("--images", bool(images), exporting.WITH_PHOTOGRAPHS),
+        ("--masks", masks is not None, exporting.WITH_PHOTOGRAPHS),
     ):
-        if given and format != belongs_to:
-            raise UsageError(f"{option} goes with --format {belongs_to}, not with {format}")
+        if given and format not in belongs_to:
+            raise UsageError(f"{option} goes with --format {' or '.join(belongs_to)}, not with {format}")
     if format == "onnx":
         raise UsageError("--format onnx is for networks, not for maps: featkit weights export NAME --out FILE.onnx")
-    done = exporting.export(format, find_model(model, number), out, images=images, pairs=config, overwrite=overwrite)
+    done = exporting.export(
+        format, find_model(model, number), out, images=images or (), masks=masks, config=config, overwrite=overwrite
+    )
     return out, format, done
 
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from featkit.core.config import Config, check_field, field_docs, field_range, make, merge, overrides
 from featkit.core.errors import UsageError
+from featkit.core.run_file import read_run
 
 CAMERAS, MAPPING = "Cameras", "Mapping"  # panels of the help page
 
@@ -51,6 +52,7 @@ def shown_of(parameter: inspect.Parameter) -> Shown | None:
 Out = Annotated[Path, Shown("--out", "-o", help="The file to write.")]
 Overwrite = Annotated[bool, Shown("--overwrite", help="Discard existing output.")]
 Device = Annotated[str, Shown(help="auto, cpu or cuda.")]
+RandomSeed = Annotated[int, Shown(help="Random seed.")]
 Settings = Annotated[
     Mapping[str, Any] | Sequence[str] | None,
     Shown("--set", metavar="KEY=VALUE", help="Change any field of the configuration; repeatable."),
@@ -197,7 +199,7 @@ class Described:
             return [float(part) for part in text.split(",")]
         except ValueError:
             name = self.name.replace("_", "-")
-            raise UsageError(f"--{name} {text!r}: numbers separated by commas, as 1200,960,540,0.01") from None
+            raise UsageError(f"--{name} {text!r}: numbers separated by commas, as 1200,1200,960,540") from None
 
 
 WIDEST = 16  # columns of an option's values on the help page; more than that are named by the help itself
@@ -244,12 +246,23 @@ class Taken:
     options: dict[str, Described]
 
 
+NAMED_BY = {"extract.features": "extract.extractor", "matcher": "matching", "pairs": "pairing"}
+"""Fields that name a configuration, and the field with what differs from it: with another name none of that holds."""
+
+
 def takes(
-    config: type[Config] | None, settings_at: str = "", into: str = "config", /, **options: Option
+    config: type[Config] | None,
+    settings_at: str = "",
+    into: str = "config",
+    run_file: str = "",
+    /,
+    **options: Option,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a function parameters that are fields of `config`; it gets the whole as its parameter `into`.
 
-    config: None for a function that has none. settings_at: where in it `settings` belong; "" for all of it. The
+    config: None for a function that has none. settings_at: where in it `settings` belong; "" for all of it. run_file:
+    the function's parameter that is a file of a saved run (`core.run_file`): what differs from the defaults of the
+    parameters goes over that. The
     function's annotations say what the command line shows of its own parameters; a text is taken for a Path. The new
     function raises UsageError for a value that its field refuses.
     """
@@ -275,8 +288,14 @@ def takes(
             if config is None:
                 return function(**taken)
             values: dict[str, Any] = {}
+            saved = taken.get(run_file)
+            if saved is not None:
+                found = read_run(saved, function.__name__)
+                values = found.values
+                taken |= {name: path for name, path in found.arguments.items() if taken.get(name, saved) is None}
             for name, one in described.items():
-                values = merge(values, one.placed(given[name]))
+                if saved is None or given[name] != one.default:
+                    values = merge(_renamed(values, one, given[name]), one.placed(given[name]))
             changes = _changes(given["settings"])
             values = merge(values, nested(settings_at, changes) if settings_at else changes)
             made = _made(config, values, described, function.__name__.replace("_", " "))
@@ -288,6 +307,26 @@ def takes(
         return wrapped
 
     return decorated
+
+
+def _renamed(values: dict[str, Any], option: Described, given: Any) -> dict[str, Any]:
+    """Saved values without what differed from a configuration that another name replaces."""
+    path = option.option.path
+    below = NAMED_BY.get(path)
+    if below is None or not values or _at_path(values, path) in (None, given):
+        return values
+    *parents, leaf = below.split(".")
+    inner = _at_path(values, ".".join(parents)) if parents else values
+    kept = {name: value for name, value in (inner or {}).items() if name != leaf}
+    if not parents:
+        return kept
+    return {**values, parents[0]: kept}
+
+
+def _at_path(values: Mapping[str, Any], path: str) -> Any:
+    for part in path.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None  # type: ignore[assignment]
+    return values
 
 
 def _made(config: type[Config], values: dict[str, Any], described: Mapping[str, Described], where: str) -> Config:
@@ -340,3 +379,18 @@ def _as_paths(annotation: Any, value: Any) -> Any:
     if get_args(plain)[:1] == (Path,) and value is not None:
         return [Path(one) for one in ([value] if isinstance(value, str | Path) else value)]
     return value
+
+
+def by_file(option: str, given: Mapping[str, str] | Sequence[str] | None, example: str) -> Mapping[str, str]:
+    """`["a=x"]` as values by file name. Raises UsageError, with the example."""
+    if isinstance(given, Mapping):
+        return given
+    found = [text.partition("=") for text in given or []]
+    if not all(equals and value for _, equals, value in found):
+        raise UsageError(f"{option}: {example}")
+    return {file: value for file, _, value in found}
+
+
+def addresses(urls: Mapping[str, str] | Sequence[str] | None) -> Mapping[str, str]:
+    """`["a=http://x"]` as addresses by file name. Raises UsageError."""
+    return by_file("--url", urls, "FILE=ADDRESS, as liberty=http://example.org/liberty.zip")

@@ -15,9 +15,9 @@ from featkit.features import stage as extraction
 from featkit.features.sift import SiftConfig
 from featkit.features.stage import ExtractConfig
 from featkit.io.features import open_features
-from featkit.io.lists import read_pairs
+from featkit.io.lists import Spelling, read_pairs
 from featkit.io.matches import open_matches
-from featkit.mapping.cameras import check
+from featkit.mapping.cameras import check, check_photographs
 from featkit.mapping.database import database_counts
 from featkit.mapping.verify import DatabaseConfig, build_database
 from featkit.matching.config import MatchWith, MutualConfig
@@ -89,7 +89,7 @@ def extract(
     engine: EngineConfig = LOCAL,
 ) -> Extracted:
     """Extract local features of all images of a folder; what is done already is skipped. Raises featkit's errors."""
-    method = extraction.extraction(config, device=device)
+    method = extraction.with_intensities(extraction.extraction(config, device=device), images, out, overwrite=overwrite)
     stages.extract(method, images, out, overwrite=overwrite, engine=engine)
     with open_features(out) as store:
         counts = [store.count(name) for name in store.names()]
@@ -203,8 +203,14 @@ def match(
     method = resolve("matcher", config.matcher, config.matching, device).ready()
     stages.match(method, features, pairs, out, overwrite=overwrite, engine=engine)
     with open_matches(out) as store:
-        counts = [store.read(pair).count for pair in read_pairs(pairs)]
+        spelled = Spelling(lambda: _names(features))
+        counts = [store.read(pair).count for pair in read_pairs(pairs, spelled=(spelled, spelled))]
     return Matched(out, len(counts), sum(counts))
+
+
+def _names(features: Path) -> list[str]:
+    with open_features(features) as store:
+        return store.names()
 
 
 @dataclass(frozen=True)
@@ -229,6 +235,7 @@ def verify(
 ) -> Verified:
     """Verify matches geometrically, and write a COLMAP database that any mapper takes. Raises featkit's errors."""
     check(config.camera)
+    check_photographs(config.camera, images, _names(features))
     verifier = stages.verifier(engine)
     build_database(config, images, features, pairs, matches, out, overwrite=overwrite, verifier=verifier)
     return Verified(out, database_counts(out))

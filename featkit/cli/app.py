@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import inspect
@@ -18,7 +19,7 @@ import typer
 from featkit.api.options import MAPPING, Described, Option, shown_of
 from featkit.core import log, runtime
 from featkit.core.config import Config, Seed, make
-from featkit.core.errors import FeatkitError, NotWritableError, ProcessLostError, UsageError
+from featkit.core.errors import FeatkitError, NotWritableError, ProcessLostError, one_line, printable, said
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _message_of(error: BaseException, run: RunOptions) -> tuple[str, int]:
         return "out of memory; fewer --workers, or --resize-max, take less", 1
     if run.debug:
         raise error
-    what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    what = f"{type(error).__name__}: {said(error) if str(error) else 'no message'}"
     return f"unexpected {what}; run again with --debug for the traceback, and report it", 1
 
 
@@ -203,12 +204,18 @@ def _fail(message: str, code: int, run: RunOptions) -> None:
 
         traceback.print_exc()
     if run.json:
-        print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False))
+        report_as_json(message, code)
     _end(message, code)
 
 
+def report_as_json(message: str, code: int) -> None:
+    """Print an error as `--json` has it."""
+    print(json.dumps({"error": one_line(message), "exit_code": code}, ensure_ascii=False))
+
+
 def _end(message: str, code: int) -> NoReturn:
-    print(f"featkit: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it, or its disk is full: the exit code says the same
+        print(f"featkit: {one_line(message)}", file=sys.stderr)
     raise typer.Exit(code)
 
 
@@ -223,7 +230,7 @@ def _show(outcome: Outcome, run: RunOptions) -> None:
     for table in outcome.tables:
         print_table(table)
     for line in outcome.lines:
-        print(line, flush=True)
+        print(printable(line, keep="\n"), flush=True)
 
 
 def _plain(value: Any) -> Any:
@@ -243,7 +250,7 @@ def print_table(content: Any) -> None:
         numeric = all(isinstance(row[index], int | float | None) for row in content.rows)
         table.add_column(escape(column), justify="right" if numeric else "left")
     for row in content.rows:
-        table.add_row(*(escape(cell_text(value)) for value in row))
+        table.add_row(*(escape(printable(cell_text(value), keep="\n")) for value in row))
     console = Console()
     if not console.is_terminal:  # a file has no width: nothing is cut
         console = Console(width=WIDE)
@@ -307,16 +314,3 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="The file to write.")]
 def given(**values: Any) -> dict[str, Any]:
     """Only the options that were given: the others keep the configuration's defaults."""
     return {name: value for name, value in values.items() if value is not None}
-
-
-def pairs(option: str, given: list[str] | None, example: str) -> dict[str, str]:
-    """`["a=x"]` as values by file name. Raises UsageError."""
-    found = [text.partition("=") for text in given or []]
-    if not all(equals and value for _, equals, value in found):
-        raise UsageError(f"{option}: {example}")
-    return {file: value for file, _, value in found}
-
-
-def addresses(urls: list[str] | None) -> dict[str, str]:
-    """`["a=http://x"]` as addresses by file name. Raises UsageError."""
-    return pairs("--url", urls, "FILE=ADDRESS, as liberty=http://example.org/liberty.zip")

@@ -1,4 +1,4 @@
-"""`featkit eval ...`: features and descriptors on the field's benchmarks.
+"""`featkit eval ...` and `featkit localize aachen`: features and descriptors on the field's benchmarks.
 
 One command for all of them: the options of a benchmark are the keyword arguments of its class, with its defaults.
 """
@@ -6,45 +6,25 @@ One command for all of them: the options of a benchmark are the keyword argument
 from __future__ import annotations
 
 import inspect
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from featkit import __version__
+from featkit.api.evaluation import BENCHMARKS, OUT, Evaluated, evaluate, evaluate_all
 from featkit.cli import app as options
 from featkit.cli.app import Outcome, RunOptions, verb
+from featkit.cli.command import command
 from featkit.cli.engine import with_engine
-from featkit.core.config import Config, overrides
-from featkit.core.errors import FeatkitError, UsageError
-from featkit.core.registry import Method
-from featkit.data.hpatches import find_splits
+from featkit.core.config import Config
+from featkit.data.aachen import query_names
 from featkit.engine.plan import LOCAL, EngineConfig
-from featkit.evaluation.benchmark import (
-    Benchmark,
-    ImageBenchmark,
-    Result,
-    Work,
-    evaluate,
-    method_names,
-    names_in,
-)
-from featkit.evaluation.datasets import AvailableData, available_data, not_learned_from, patch_method
-from featkit.evaluation.eth import EthBenchmark
-from featkit.evaluation.hpatches import Hpatches
-from featkit.evaluation.hpatches_patches import HpatchesPatches
-from featkit.evaluation.localization import HeldOutConfig, Localization
-from featkit.evaluation.oxford import Oxford
-from featkit.evaluation.pose import RelativePoses
+from featkit.evaluation.benchmark import Benchmark, ImageBenchmark
+from featkit.evaluation.localization import HeldOutConfig
 from featkit.evaluation.pose_pairs import PosePairsConfig
-from featkit.evaluation.ubc import Rome, Ubc
-from featkit.report.benchmarks import Shown, Written, all_report, failed_table, ranking_table
+from featkit.localization.stage import check_submission, file_name
 
-LOGGER = logging.getLogger(__name__)
-OUT = Path("featkit-eval")
 ALL_HELP = """Every benchmark that the available data allows, in one page.
 
 Example: `featkit eval all --data data/ --features rootsift,dog+hynet,scfeat`
@@ -108,46 +88,56 @@ ROME_HELP = """Patch retrieval on RomePatches: mean AP of 1,000 queries, of the 
 Example: `featkit eval rome --root data/rome --features rootsift,doap`
 
 With --runs, a folder of trainings SET/METHOD, the best and the last weight of each has a row."""
-BENCHMARKS: dict[str, tuple[type[Benchmark[Any, Any]], str]] = {
-    "hpatches": (Hpatches, HPATCHES_HELP),
-    "oxford": (Oxford, OXFORD_HELP),
-    "eth": (EthBenchmark, ETH_HELP),
-    "localization": (Localization, LOCALIZATION_HELP),
-    "pose": (RelativePoses, POSE_HELP),
-    "ubc": (Ubc, UBC_HELP),
-    "patches": (HpatchesPatches, PATCHES_HELP),
-    "rome": (Rome, ROME_HELP),
+LOCALIZE_AACHEN_HELP = """\
+Aachen Day-Night, v1.1 or v1.0: its reference model triangulated with any features, and its queries' poses.
+
+Example: `featkit localize aachen --root data/aachen --features scfeat --setting aachen-scfeat`
+
+The root is what `featkit data fetch aachen` leaves, or the published folders. --queries night: the local-feature
+challenge, whose list of pairs is matched when it is there; day-night: all queries, with hloc's lists. Without a list,
+images of the map are matched by shared points and queries by retrieval. Settings: aachen, aachen-scfeat (SCFeat, Tables
+IV and V), aachen-scfeat-n1-e100, -n3-e030, -n3-e050, -n5n3-e050 (the other rows of Table V), aachen-posfeat; each with
+-side at its end reads the paper's NMS size as a side instead of a radius (docs/scfeat.md). Writes the submission for
+visuallocalization.net; --check FILE only says whether a submission is a valid one."""
+HELPS = {
+    "hpatches": HPATCHES_HELP,
+    "oxford": OXFORD_HELP,
+    "eth": ETH_HELP,
+    "localization": LOCALIZATION_HELP,
+    "pose": POSE_HELP,
+    "ubc": UBC_HELP,
+    "patches": PATCHES_HELP,
+    "rome": ROME_HELP,
 }
 
 # ----------------------------------------------------------------------------------------------------------------------
-# One benchmark: what it came to is written and shown in one way.
+# One benchmark.
 
 
-def command_of(cls: type[Benchmark[Any, Any]]) -> Callable[..., Outcome]:
+def command_of(name: str) -> Callable[..., Outcome]:
     """The function behind `featkit eval NAME`."""
-    own = [name for name, one in inspect.signature(cls).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    cls = BENCHMARKS[name]
 
-    def command(*, run: RunOptions, **given: Any) -> Outcome:
-        roots, features, out = given.pop(cls.data_option), given.pop("features"), given.pop("out")
-        setting, settings = given.pop("setting", ""), overrides(given.pop("settings", None) or [])
-        chosen = {name: given.pop(name) for name in own}
-        work = Work(out or OUT, given.pop("overwrite", False), given.pop("engine", None) or LOCAL)
-        written = Written.of(out / cls.name) if issubclass(cls, ImageBenchmark) else Written(out, given.pop("report"))
-        written.refuse_foreign()
-        benchmark = cls.configured(settings, seed=run.seed, device=run.device, setting=setting, **chosen)
-        return outcome_of(evaluate(benchmark, roots if cls.several else [roots], features, work, **given), written)
+    def measure(*, run: RunOptions, **given: Any) -> Outcome:
+        data, engine = given.pop(cls.data_option), given.pop("engine", None) or LOCAL
+        return outcome_of(evaluate(name, data, **given, engine=engine, device=run.device, seed=run.seed))
 
-    parameters = [*_parameters(cls), inspect.Parameter("run", inspect.Parameter.KEYWORD_ONLY, annotation=RunOptions)]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {one.name: one.annotation for one in parameters}
-    command.__name__ = cls.name
-    return command
+    return _with_parameters(measure, name, list(_parameters(cls)))
 
 
-def outcome_of(result: Result, written: Written) -> Outcome:
-    """What a benchmark's command ends with; its files are written here. Raises NotWritableError."""
-    numbers = result.as_json()
-    return Outcome(numbers, [*result.lines, *written.write(numbers, result.page())], list(result.tables))
+def _with_parameters(
+    function: Callable[..., Outcome], name: str, own: list[inspect.Parameter]
+) -> Callable[..., Outcome]:
+    parameters = [*own, inspect.Parameter("run", inspect.Parameter.KEYWORD_ONLY, annotation=RunOptions)]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {one.name: one.annotation for one in parameters}
+    function.__name__ = name
+    return function
+
+
+def outcome_of(done: Evaluated) -> Outcome:
+    """What a benchmark's command ends with."""
+    return Outcome(done.numbers, done.lines, list(done.tables))
 
 
 OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder of predictions and results.")]
@@ -194,6 +184,9 @@ OPTIONS: dict[str, Any] = {
     "published": Annotated[bool, typer.Option("--published", help="Show what papers print below.")],
     "report": Annotated[Path | None, typer.Option(help="Write the page as html.", show_default="no file")],
 }
+RATIO_OF_SETTING = Annotated[
+    float | None, typer.Option(help="Ratio test on both sides; 1: none.", min=0.01, max=1, show_default="the setting's")
+]
 # What differs in one benchmark.
 OWN: dict[tuple[str, str], Any] = {
     ("pose", "pairs"): Annotated[
@@ -202,9 +195,27 @@ OWN: dict[tuple[str, str], Any] = {
     ("pose", "resize_max"): Annotated[
         int | None, typer.Option(help="Longer side after resizing, px; thresholds are in these pixels.", min=16)
     ],
-    ("eth", "ratio"): Annotated[
-        float | None,
-        typer.Option(help="Ratio test on both sides; 1: none.", min=0.01, max=1, show_default="the setting's"),
+    ("eth", "ratio"): RATIO_OF_SETTING,
+    ("aachen", "version"): Annotated[str, typer.Option(help="Of the data set: 1.1 or 1.0.")],
+    ("aachen", "queries"): Annotated[str, typer.Option(help="night or day-night.")],
+    ("aachen", "db_pairs"): Annotated[
+        Path | None, typer.Option(help="Pairs of images of the map.", show_default="the published list")
+    ],
+    ("aachen", "query_pairs"): Annotated[
+        Path | None, typer.Option(help="Pairs: query, image of the map.", show_default="the published list")
+    ],
+    ("aachen", "retrieval"): Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Pair queries by global descriptors, hloc's layout; twice: map's, queries'.",
+            show_default="the published list",
+        ),
+    ],
+    ("aachen", "truth"): Annotated[Path | None, typer.Option(help="True poses of the queries: prints the recall.")],
+    ("aachen", "ratio"): RATIO_OF_SETTING,
+    ("aachen", "out"): Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of features and results.", show_default="ROOT/featkit")
     ],
     ("localization", "matcher"): Annotated[
         str | None, typer.Option(help="Matcher by name, or a yaml file.", show_default=HeldOutConfig().matcher)
@@ -214,7 +225,9 @@ OWN: dict[tuple[str, str], Any] = {
         typer.Option(help="Name of the file of test pairs in each folder.", show_default="the largest m50_*"),
     ],
 }
+DEFAULT_DATA = {"aachen": Path("data/aachen")}
 DATA = {
+    "aachen": "Folder of the data set.",
     "hpatches": "Folder of sequences.",
     "oxford": "Folder of sequences.",
     "eth": "Folder of scenes.",
@@ -228,17 +241,18 @@ DATA = {
 
 def _parameters(cls: type[Benchmark[Any, Any]]) -> Iterator[inspect.Parameter]:
     """The options of a benchmark's command, in the order of its help."""
-    own = {name: one.default for name, one in inspect.signature(cls).parameters.items() if one.kind is one.KEYWORD_ONLY}
-    where = typer.Option(help=DATA[cls.name], show_default=False)
+    own = cls.options()
+    where = typer.Option(help=DATA[cls.name], show_default=cls.name in DEFAULT_DATA)
     folders = Annotated[list[Path], where] if cls.several else Annotated[Path, where]
-    yield inspect.Parameter(cls.data_option, inspect.Parameter.KEYWORD_ONLY, annotation=folders)
+    first = DEFAULT_DATA.get(cls.name, inspect.Parameter.empty)
+    yield inspect.Parameter(cls.data_option, inspect.Parameter.KEYWORD_ONLY, annotation=folders, default=first)
     settings = {} if cls.Config is Config else {"settings": None}
     setting = {"setting": cls.setting} if cls.setting else {}
     if issubclass(cls, ImageBenchmark):
         reading = {"max_keypoints": None, "resize_max": cls.resize_max, "workers": 0}
         defaults = {
             "features": cls.default_features, "weights": None, **setting, **own, **reading, **settings,
-            "out": OUT, "overwrite": False, "engine": None,
+            "out": None if cls.name == "aachen" else OUT, "overwrite": False, "engine": None,
         }  # fmt: skip
         annotations = {**OPTIONS, "features": options.FeatureNames, "out": OutFolder}
     else:
@@ -257,152 +271,45 @@ def _parameters(cls: type[Benchmark[Any, Any]]) -> Iterator[inspect.Parameter]:
 # `featkit eval all`: every benchmark that the available data allows, in one page.
 
 
-@dataclass(frozen=True)
-class Planned:
-    """One benchmark to run on some data. out: folder of its predictions and results.
-
-    options: of its class. reading: what its `methods` take. names: what its methods are called among all, where that
-    differs. many: whether its data are several sets, which its title does not name.
-    """
-
-    name: str
-    roots: Sequence[Path]
-    out: Path
-    features: str
-    reading: dict[str, Any]
-    many: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        """Of its part of the page."""
-        return self.name if self.many else f"{self.name}: {self.roots[0].name}"
-
-    @property
-    def written(self) -> Written:
-        """Its own files."""
-        return Written.of(self.out / self.name)
-
-    def run(self, run: RunOptions, overwrite: bool, engine: EngineConfig | None) -> Result:
-        """Measure and write. Raises featkit's errors."""
-        self.written.refuse_foreign()
-        benchmark = BENCHMARKS[self.name][0].configured({}, seed=run.seed, device=run.device, **self.options)
-        work = Work(self.out, overwrite, engine or LOCAL)
-        result = evaluate(benchmark, self.roots, self.features, work, **self.reading)
-        self.written.write(result.as_json(), result.page())
-        return result
-
-
-def everything(
-    data: Annotated[Path, typer.Option(help="Folder that holds data sets, at any depth.", show_default=False)],
-    features: options.FeatureNames = "rootsift",
-    only: Annotated[
-        str | None,
-        typer.Option(help=f"Only these of {', '.join(BENCHMARKS)}.", metavar="NAME,...", show_default="all"),
-    ] = None,
-    max_keypoints: options.MaxKeypoints = None,
-    resize_max: options.ResizeMax = None,
-    workers: options.Workers = 0,
-    out: OutFolder = OUT,
-    overwrite: options.Overwrite = False,
-    engine: EngineConfig | None = None,
-    *,
-    run: RunOptions,
-) -> Outcome:
-    wanted = _wanted(only)
-    written = Written.of(out)
-    written.refuse_foreign()
-    reading: dict[str, Any] = {"max_keypoints": max_keypoints, "resize_max": resize_max, "workers": workers}
-    methods = ImageBenchmark[Any](device=run.device).methods(method_names(features), **reading)
-    planned = [one for one in _planned(available_data(data), methods, features, reading, out) if one.name in wanted]
-    if not planned:
-        raise UsageError(f"--only {only}: the data in {data} allow none of these")
-    results, failed = _run(planned, run, overwrite, engine)
-    ranking = [
-        replace(one, method=plan.names.get(one.method, one.method)) for plan, found in results for one in found.ranking
-    ]
-    summary = ranking_table(ranking, [method.name for method in methods])
-    numbers = {
-        "benchmark": "all",
-        "featkit_version": __version__,
-        "data": str(data),
-        "methods": [method.described() for method in methods],
-        "standings": [vars(one) for one in ranking],
-        "benchmarks": {plan.title: found.as_json() for plan, found in results},
-        "failed": failed,
-    }
-    shown = [Shown(one.title, found, (one.written.report or out).relative_to(out).as_posix()) for one, found in results]
-    lines = written.write(numbers, all_report(summary, shown, failed, {one.name: one.described() for one in methods}))
-    return Outcome(numbers, lines, [summary, *([failed_table(failed)] if failed else [])])
-
-
-def _run(
-    planned: list[Planned], run: RunOptions, overwrite: bool, engine: EngineConfig | None
-) -> tuple[list[tuple[Planned, Result]], dict[str, str]]:
-    """What each came to, and the messages of those that failed. Raises the first error when all failed."""
-    results: list[tuple[Planned, Result]] = []
-    failed: dict[str, FeatkitError] = {}
-    for one in planned:
-        LOGGER.info("== %s", one.title)
-        try:
-            results.append((one, one.run(run, overwrite, engine)))
-        except FeatkitError as error:
-            LOGGER.warning("%s: %s", one.title, error)
-            failed[one.title] = error
-    if not results:
-        raise next(iter(failed.values()))
-    return results, {title: str(error) for title, error in failed.items()}
-
-
-def _wanted(only: str | None) -> list[str]:
-    """Names of benchmarks. Raises UsageError for an unknown one."""
-    names = names_in(only)
-    for name in names:
-        if name not in BENCHMARKS:
-            raise UsageError(f"--only: no benchmark {name!r}; one of {', '.join(BENCHMARKS)}")
-    return names or list(BENCHMARKS)
-
-
-def _planned(
-    found: AvailableData, methods: list[Method[Any]], features: str, reading: dict[str, Any], out: Path
-) -> Iterator[Planned]:
-    """What the data allow: a benchmark that takes several roots once, another once per root."""
-    for root, folder in _folder_of_each(found.sequences, out):
-        for benchmark in ("hpatches", "oxford"):
-            yield Planned(benchmark, [root], folder, features, reading)
-    for root, folder in _folder_of_each(list(dict.fromkeys(scene.parent for scene in found.eth)), out):
-        yield Planned("eth", [root], folder, features, reading)
-    weights = [method.weights_sha256 for method in methods]
-    posed = [*found.eth, *found.localization, *not_learned_from(found.models, weights)]
-    if found.localization:
-        yield Planned("localization", found.localization, out, features, reading, many=True)
-    if posed:
-        sized = reading if reading["resize_max"] else {**reading, "resize_max": RelativePoses.resize_max}
-        yield Planned("pose", posed, out, features, sized, many=True)
-    # Descriptors of patches: SIFT, RootSIFT, and the networks of features that describe patches.
-    names = {name: method.name for method in methods if (name := patch_method(method)) is not None}
-    if not names:
-        return
-    sets, of_patches = not_learned_from(found.patches, weights), ",".join(names)
-    if sets:
-        yield Planned("ubc", sets, out, of_patches, {}, many=True, names=names)
-    for root, folder in _folder_of_each(found.hpatches, out):
-        split = {} if find_splits(root) else {"split": "full"}
-        yield Planned("patches", [root], folder, of_patches, {}, options=split, names=names)
-    for root, folder in _folder_of_each(found.rome, out):
-        yield Planned("rome", [root], folder, of_patches, {}, names=names)
-
-
-def _folder_of_each(roots: list[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Each root with the folder of its results: `out`, or a folder in it for each of several."""
-    names = [root.name for root in roots]
-    labels = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
-    return [(root, out if len(roots) == 1 else out / label) for root, label in zip(roots, labels, strict=True)]
+@command(evaluate_all)
+def all_command(done: Evaluated) -> Outcome:
+    return outcome_of(done)
 
 
 EVAL_HELP = "Evaluate features and descriptors on the field's benchmarks: matching, maps, poses, patches."
 eval_app = typer.Typer(help=EVAL_HELP, no_args_is_help=True, rich_markup_mode="markdown")
-eval_app.command("all", help=ALL_HELP, no_args_is_help=True)(verb(with_engine(everything)))
-for name, (benchmark, text) in BENCHMARKS.items():
-    eval_app.command(name, help=text, no_args_is_help=True)(verb(with_engine(command_of(benchmark))))
+eval_app.command("all", help=ALL_HELP, no_args_is_help=True)(all_command)
+for name, text in HELPS.items():
+    eval_app.command(name, help=text, no_args_is_help=True)(verb(with_engine(command_of(name))))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# `featkit localize aachen`: the same for poses of Aachen Day-Night's queries; and a submission checked.
+
+
+def _aachen_command() -> Callable[..., Outcome]:
+    made = command_of("aachen")
+
+    def measure_or_check(*, check: Path | None, **given: Any) -> Outcome:
+        return made(**given) if check is None else _check(given["root"], given["version"], check)
+
+    kind = Annotated[Path | None, typer.Option(help="Only check this submission.", show_default="none")]
+    own = [one for one in inspect.signature(made).parameters.values() if one.name not in ("run", "engine")]
+    only_check = inspect.Parameter("check", inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=None)
+    return _with_parameters(measure_or_check, "aachen", [*own, only_check])
+
+
+def _check(root: Path, version: str, path: Path) -> Outcome:
+    """Whether a submission names queries only, each once, with poses that are poses."""
+    conditions = query_names(root, version)
+    checked = check_submission(path, [name for names in conditions.values() for name in names])
+    checked.raise_problems()
+    counts = {
+        condition: {"queries": len(names), "localized": sum(file_name(name) in checked.poses for name in names)}
+        for condition, names in conditions.items()
+    }
+    shares = ", ".join(f"{c['localized']} of {c['queries']} of the {name}" for name, c in counts.items())
+    return Outcome({"valid": True, "conditions": counts}, [f"{path}: a valid submission; poses of {shares}"])
+
+
+localize_aachen_command = verb(_aachen_command())

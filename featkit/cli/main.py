@@ -5,18 +5,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import json
+import os
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
+from typer import rich_utils
 from typer.core import TyperCommand, TyperGroup
 
 from featkit import __version__
 from featkit.core import runtime
+from featkit.core.errors import one_line
 
+ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -49,6 +55,18 @@ VERBS = {
         "Find the poses of new photographs in a map.",
         "LOCALIZE_HELP",
         cls="LocalizeCommand",
+    ),
+    "extend": Verb(
+        "maps",
+        "extend_command",
+        "Register new photographs in a map that is there; its frame and its ids stay.",
+        "EXTEND_HELP",
+    ),
+    "merge": Verb(
+        "maps",
+        "merge_command",
+        "Make one map of two that show parts of one place, in the frame of the first.",
+        "MERGE_HELP",
     ),
     "align": Verb(
         "maps",
@@ -112,7 +130,7 @@ VERBS = {
         "PLAN_HELP",
         settings="PLAN_SETTINGS",
     ),
-    "store": Verb("data", "store_app", "Check, repair and merge features and matches files."),
+    "store": Verb("stores", "store_app", "Check, repair and merge features and matches files."),
     "data": Verb("data", "data_app", "Make, pack and fetch the data that descriptors are trained and tested on."),
     "train": Verb("train", "train_app", "Train features."),
     "inspect": Verb("train", "inspect_app", "Inspect what was trained."),
@@ -208,5 +226,39 @@ def _root(
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app()
+    """The `featkit` command; `featkit.__main__` starts it."""
+    _open_streams()
+    try:
+        code = typer.main.get_command(app).main(standalone_mode=False)
+    except typer.Abort:
+        code = 1
+    except ClickException as error:  # of click, or of Typer's own copy of it: a wrong option, a missing argument
+        code = _usage_error(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_error(error: Any) -> int:
+    """Show what is wrong with the command line, as json too where that is asked for; the exit code."""
+    words = sys.argv[1:]
+    if "--json" in (words[: words.index("--")] if "--" in words else words):
+        print(json.dumps({"error": one_line(error.format_message()), "exit_code": error.exit_code}))
+    if hasattr(error, "message"):
+        error.message = one_line(error.message)
+    with contextlib.suppress(OSError):
+        rich_utils.rich_format_error(error)
+    return int(error.exit_code)
+
+
+def _open_streams() -> None:
+    """Where the shell has closed a standard stream (`2>&-`), what is written to it goes nowhere.
+
+    Otherwise the next file that is opened would get its number, and the system's libraries would write into that.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115 for good
+            setattr(sys, name, stream)

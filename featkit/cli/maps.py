@@ -1,4 +1,4 @@
-"""`featkit reconstruct`, `align`, `export` and `demo`: maps made, placed and handed on."""
+"""`featkit reconstruct`, `extend`, `merge`, `align`, `export`, `demo`: maps made, grown, merged, placed, handed on."""
 
 from __future__ import annotations
 
@@ -32,6 +32,45 @@ def reconstruct_command(result: Any) -> Outcome:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# `featkit extend`: a map and new photographs -> a larger map in the same frame.
+
+
+EXTEND_HELP = """Register new photographs in a map that is there; its frame and its ids stay.
+
+Example: `featkit extend scene/ new_photographs/ --out scene/extended`
+
+The map is featkit's, COLMAP's or hloc's; it stays as it is, and the grown one is written to --out. New photographs are
+matched with the most similar ones of the map and with each other, registered, triangulated, and what is around them is
+adjusted. `--fixed` leaves the old cameras exactly as they are, `--prune` takes out photographs that are not in the
+folder any more. What could not be registered is named with the reason. Photographs of the map that lie in the folder
+too are passed over, so that the folder may be the scene's own."""
+
+
+@command(api.extend)
+def extend_command(result: Any) -> Outcome:
+    return Outcome({"out": str(result.output), **result.metrics}, api.EXTEND.describe(result))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# `featkit merge`: two maps -> one.
+
+
+MERGE_HELP = """Make one map of two that show parts of one place, in the frame of the first.
+
+Example: `featkit merge scene/featkit/sparse/0 scene/featkit/sparse/1 --out scene/merged`
+
+Each photograph of the second map is matched with the most similar ones of the first. By the points that these matches
+and common photographs give both maps the second is moved onto the first, robustly; then the whole is adjusted. Both are
+featkit's, with features of one kind; several models of one run are such maps. They stay as they are, and where they
+have too little in common one line says how much."""
+
+
+@command(api.merge)
+def merge_command(result: Any) -> Outcome:
+    return Outcome({"out": str(result.output), **result.metrics}, api.MERGE.describe(result))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # `featkit align`: a model in metres, by GPS, by known camera centres, or by one distance.
 
 
@@ -59,11 +98,14 @@ def align_command(done: tuple[Path, Alignment]) -> Outcome:
 
 EXPORT_HELP = """Write a map for another program.
 
-Example: `featkit export scene/ --format nerfstudio --out scene/nerf`
+Example: `featkit export scene/ --format gaussian-splatting --out scene/splats`
 
-`nerfstudio`: transforms.json and the points, for NeRFs and Gaussian splats. `ply`: the points with their colours.
-`text`: COLMAP's text model. `hloc`: the model, pairs by covisibility, the cameras as hloc's list of queries, and the
-poses; features.h5 and matches.h5 of the map are in hloc's layout as they are."""
+`gaussian-splatting`: undistorted photographs and a model of pinhole cameras in sparse/0, as 3DGS, gsplat and OpenMVS
+read them; what masks or transparency hide is transparent. `nerfstudio`: transforms.json and the points; the photographs
+as they are, or undistorted (--undistort). `dense`: COLMAP's workspace for dense stereo, with masks for fusion. `ply`:
+the points with their colours. `text`: COLMAP's text model. `hloc`: the model, pairs by covisibility, the cameras as
+hloc's list of queries, and the poses; features.h5 and matches.h5 of the map are in hloc's layout as they are.
+Every photograph is looked for before anything is written. The frame stays the map's, and alignment.json comes along."""
 
 
 @command(api.export)
@@ -71,6 +113,9 @@ def export_command(result: tuple[Path, str, Exported]) -> Outcome:
     out, form, done = result
     data = {"out": str(out), "format": form, "images": done.images, "points": done.points, "notes": done.notes}
     summary = f"{out}: {done.images:,} images and {done.points:,} points"
+    if done.residual_px is not None:
+        data["residual_px"] = done.residual_px
+        summary += f"; points are {done.residual_px:.2f} px from their keypoints (median)"
     return Outcome(data | {"files": [str(path) for path in done.files]}, [*done.notes, summary])
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from featkit.api.options import addresses, by_file
 from featkit.cli import app as options
 from featkit.cli.app import Outcome, RunOptions, verb
 from featkit.core.config import overrides
@@ -132,8 +133,8 @@ def fetch(
     from featkit.data.fetch_weights import fetch_weights
     from featkit.weights.catalogue import published_network
 
-    digests = options.pairs("--sha256", sha256, "FILE=HEX, the 64 digits that `sha256sum FILE` prints")
-    done = fetch_weights(name, options.addresses(url), archive or [], digests, overwrite)
+    digests = by_file("--sha256", sha256, "FILE=HEX, the 64 digits that `sha256sum FILE` prints")
+    done = fetch_weights(name, addresses(url), archive or [], digests, overwrite)
     row = published_network(name)
     lines = [f"{file}: sha256 {done.sha256[file]}, from {source}" for file, source in done.sources.items()]
     lines += [f"{done.path}: {'was there' if done.was_there else row.summary}; {row.page} ({row.licence})"]

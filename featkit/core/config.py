@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from featkit.core.errors import BadInputError, UsageError
 
 T = TypeVar("T")
+LARGEST_YAML = 1 << 22  # bytes
 ConfigT = TypeVar("ConfigT", bound="Config")
 
 
@@ -36,6 +37,13 @@ class _RuntimeMarker:
 
 
 Runtime = Annotated[T, _RuntimeMarker()]
+
+
+class _LaterMarker:
+    """Says of a field: it came later, and what was made without it was made with its default."""
+
+
+Later = Annotated[T, _LaterMarker()]
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The types of numbers in configurations. Every number has a range, since many reach native code that checks nothing;
@@ -99,6 +107,8 @@ class Config(BaseModel):
         """The fields that decide a result, as plain json values; infinity, which json has not, as "inf"."""
         fields = type(self).model_fields
         runtime = {n for n, f in fields.items() if any(isinstance(m, _RuntimeMarker) for m in f.metadata)}
+        later = {n for n, f in fields.items() if any(isinstance(m, _LaterMarker) for m in f.metadata)}
+        runtime |= {name for name in later if getattr(self, name) == fields[name].get_default()}
         plain = self.model_dump(mode="json", exclude=runtime)
         for name in fields:
             value = getattr(self, name)
@@ -251,6 +261,8 @@ def _configs_in(annotation: Any) -> list[type[Config]]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A yaml file as a dict (an empty file is an empty dict). Raises BadInputError."""
+    if path.is_file() and path.stat().st_size > LARGEST_YAML:
+        raise BadInputError(f"{path}: of more than {LARGEST_YAML >> 20} MiB; no configuration is so large")
     try:
         loaded = _parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -347,7 +359,7 @@ def differences(old_json: str, new: Config) -> str:
     """What differs between a stored configuration and `new`, in words: `ratio: 0.8 -> 0.9`."""
     try:
         old = _flatten(json.loads(old_json))
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return "its configuration cannot be read"
     now = _flatten(new.result_fields())
     changed = [

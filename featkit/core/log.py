@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from featkit.core.errors import one_line
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -38,6 +40,7 @@ def setup(verbosity: int = 0) -> None:
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(_on_one_line)
     for old in list(LOGGER.handlers):
         LOGGER.removeHandler(old)
     LOGGER.addHandler(handler)
@@ -47,6 +50,12 @@ def setup(verbosity: int = 0) -> None:
     least = os.environ.setdefault("GLOG_minloglevel", "0" if level <= logging.DEBUG else "2")
     if "pycolmap" in sys.modules:
         sys.modules["pycolmap"].logging.minloglevel = int(least)
+
+
+def _on_one_line(record: logging.LogRecord) -> bool:
+    """Names of files in a message do not steer the terminal, nor fill it."""
+    record.msg, record.args = one_line(record.getMessage()), None
+    return True
 
 
 def only_errors() -> None:

@@ -79,7 +79,9 @@ def find_aachen(root: Path, version: str, queries: str) -> AachenFiles:
     if version not in VERSIONS:
         raise UsageError(f"--version {version}: there is {' and '.join(VERSIONS)}")
     if queries not in QUERIES:
-        raise UsageError(f"--queries {queries}: one of {', '.join(QUERIES)}")
+        raise UsageError(
+            f"--queries {queries}: one of {', '.join(QUERIES)} (a map in a folder named aachen is ./aachen)"
+        )
     if not root.is_dir():
         raise BadInputError(f"{root}: no such folder; `featkit data fetch aachen --out {root}` makes it")
     model, nvm, intrinsics = _model(root, version)

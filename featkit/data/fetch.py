@@ -23,7 +23,7 @@ from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, N
 from featkit.data.download import DownloadConfig, Fetched, RemoteFile, check, digests, download
 from featkit.data.unpack import UnpackConfig, unpack
 from featkit.io.artifact import explained, write_text, writing
-from featkit.io.atomic import FOREIGN, refuse_foreign
+from featkit.io.atomic import FOREIGN, read_json, refuse_foreign
 
 LOGGER = logging.getLogger(__name__)
 # ----------------------------------------------------------------------------------------------------------------------
@@ -336,12 +336,9 @@ def _copy(job: _Job, file: CatalogueFile, fetched: Fetched, note: dict[str, Any]
 
 
 def _read_record(out: Path) -> dict[str, dict[str, Any]]:
-    try:
-        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (out / RECORD).exists():
         return {}
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{out / RECORD}: cannot be read ({error}); remove it to fetch everything again") from None
+    record = read_json(out / RECORD, "a record of fetched files", "remove it to fetch everything again")
     fields = {"source", "sha256", "size"}
     if not isinstance(record, dict) or not all(isinstance(n, dict) and fields <= n.keys() for n in record.values()):
         raise BadInputError(f"{out / RECORD}: not a record of fetched files; remove it to fetch everything again")

@@ -129,7 +129,7 @@ def find_splits(root: Path) -> Path | None:
 def _splits_of(path: Path) -> dict[str, dict[str, list[str]]]:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInputError(f"{path}: cannot be read as json ({error})") from None
     if not isinstance(known, dict) or not all(
         isinstance(v, dict) and isinstance(v.get("test"), list) for v in known.values()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pydantic import Field
 
 from featkit import __version__
 from featkit.core.config import Config, Megabytes, Quality
-from featkit.core.errors import BadInputError, EmptyResultError, UsageError
+from featkit.core.errors import BadInputError, EmptyResultError, UsageError, blaming
 from featkit.core.log import progress
 from featkit.data.patch_set import PatchSet, union
 from featkit.data.phototour import (
@@ -39,14 +38,13 @@ from featkit.data.phototour import (
 )
 from featkit.io.artifact import writing
 from featkit.io.atomic import refuse_foreign
+from featkit.io.foreign_arrays import npy
 
 FORMAT = 1
 MANIFEST = "pack.json"
 IMAGES_KIND = "photographs"  # the manifest's "kind" of a pack that image_pack.py wrote
 MAX_SIDE = 256  # px of a patch
 MAX_BYTES = 1 << 28  # of one member: more is no pack, but an attempt to fill the memory
-
-WRONG = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, NotImplementedError, RuntimeError)
 
 
 def read_patch_data(path: Path) -> PatchSet:
@@ -114,19 +112,13 @@ def _split(path: Path) -> tuple[Path, str | None]:
 @contextmanager
 def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
     """A pack; whatever is wrong with the file is one BadInputError."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            yield archive
-    except FileNotFoundError:
-        raise BadInputError(f"{file}: no such folder or pack of patches") from None
-    except BadInputError:
-        raise
-    except KeyError as error:
-        raise BadInputError(f"{file}: {str(error).strip(chr(34))}; pack it again") from None
-    except WRONG as error:
-        raise BadInputError(f"{file}: not a whole pack of `featkit data pack` ({error}); copy it again") from None
-    except OSError as error:
-        raise BadInputError(f"{file}: cannot be read ({error.strerror or error})") from None
+    if not file.exists():
+        raise BadInputError(f"{file}: no such folder or pack of patches")
+    with (
+        blaming(file, "a whole pack of `featkit data pack`", "copy it, or pack it, again"),
+        zipfile.ZipFile(file) as archive,
+    ):
+        yield archive
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -154,7 +146,7 @@ def _names(archive: zipfile.ZipFile, wanted: str | None) -> list[str]:
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> Int[np.ndarray, "n 2"]:
-    array = np.lib.format.read_array(io.BytesIO(_member(archive, name)), allow_pickle=False)
+    array = npy(_member(archive, name), name)
     if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iu":
         raise BadInputError(f"{archive.filename}: {name} is no table of two columns; pack it again")
     return array.astype(np.int64)
@@ -166,6 +158,9 @@ def _read_set(archive: zipfile.ZipFile, name: str) -> PatchSet:
     labels = _array(archive, f"{name}/labels.npy")
     if not 0 < side <= MAX_SIDE or (labels < 0).any() or labels[:, 1].max(initial=-1) >= len(of_image):
         raise BadInputError(f"{archive.filename}: {name}: labels and images do not fit together; pack it again")
+    tiles = sum(entry.filename.startswith(f"{name}/tile") for entry in archive.infolist())
+    if len(labels) > PER_BITMAP * tiles:
+        raise BadInputError(f"{archive.filename}: {name} has {len(labels):,} labels but {tiles} mosaics; copy it again")
     patches = np.empty((len(labels), side, side), np.uint8)
     for number, start in enumerate(range(0, len(labels), PER_BITMAP)):
         wanted = min(PER_BITMAP, len(labels) - start)

@@ -400,7 +400,7 @@ def _read_boxes(
         if told["of_pairs"] != digest(tree.text(folder + PAIRS)):
             return whole
         boxes = np.array([told["box0"], told["box1"]], dtype=np.float64)
-    except (BadInputError, ValueError, KeyError, TypeError):
+    except (BadInputError, ValueError, KeyError, TypeError, RecursionError):
         return whole
     if boxes.shape != (2, len(pairs), 4) or not np.isfinite(boxes).all():
         return whole

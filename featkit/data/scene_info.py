@@ -147,7 +147,7 @@ class _Npz:
             intrinsics = _matrices(arrays["intrinsics"], len(images), 3)
             poses = _matrices(arrays["poses"], len(images), 4)
             pairs, overlaps = _pairs_of(arrays, len(images))
-        except (ValueError, TypeError, IndexError) as error:
+        except (ValueError, TypeError, IndexError, OverflowError) as error:
             raise BadInputError(f"{where}: not as scene info is written ({str(error)[:100]})") from None
         return cls(name, _scene_name(name), images, depths, intrinsics, poses, pairs, overlaps)
 
@@ -301,7 +301,7 @@ def _disk_scenes(tree: FileTree, name: str, wanted: Callable[[str], bool]) -> It
             pairs = [(int(a), int(b)) for each in tuples for i, a in enumerate(each) for b in each[i + 1 :]]
             if pairs and not (np.min(pairs) >= 0 and np.max(pairs) < len(images)):
                 raise ValueError(f"tuples of images beyond the {len(images)} that it names")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BadInputError(f"{where}: {scene!r}: not as DISK writes it ({str(error)[:100]})") from None
         unique = np.unique(np.sort(np.array(pairs, np.int64).reshape(-1, 2), axis=1), axis=0)
         files = _present(where, unique, functools.partial(_disk_photograph, photographs, images), images)

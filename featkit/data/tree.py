@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from featkit.core.errors import BadInputError
+from featkit.core.errors import BadInputError, said
 from featkit.images.listing import SUFFIXES
 from featkit.images.read import DecodeConfig, decode
 from featkit.io.artifact import inside
 
 MAX_BYTES = 1 << 28  # of one member of a zip: more is an attempt to fill the memory
-WRONG_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,12 @@ class FileTree:
             return self.archive.read(self.prefix + name)
         except (FileNotFoundError, KeyError):
             raise BadInputError(f"{self.where(name)}: no such file") from None
-        except WRONG_ZIP as error:
-            raise BadInputError(f"{self.where(name)}: cannot be read ({error}); copy the zip again") from None
         except OSError as error:
             raise BadInputError(f"{self.where(name)}: cannot be read ({error.strerror or error})") from None
+        except BadInputError:
+            raise
+        except Exception as error:  # whatever zipfile and what it unpacks with make of a damaged member
+            raise BadInputError(f"{self.where(name)}: cannot be read ({said(error)}); copy the zip again") from None
 
     def text(self, name: str) -> str:
         """A UTF-8 text file. Raises BadInputError."""
@@ -132,10 +132,10 @@ def open_tree(path: Path) -> FileTree:
 def _open_zip(file: Path, prefix: str) -> FileTree:
     try:
         tree = FileTree(file, zipfile.ZipFile(file), prefix)
-    except WRONG_ZIP:
-        raise BadInputError(f"{file}: neither a folder nor a whole zip; copy it again") from None
     except OSError as error:
         raise BadInputError(f"{file}: cannot be read ({error.strerror or error})") from None
+    except Exception:  # whatever zipfile makes of what is none
+        raise BadInputError(f"{file}: neither a folder nor a whole zip; copy it again") from None
     if not tree.names():
         raise BadInputError(f"{file}: there is nothing in {prefix or 'it'}")
     return tree

@@ -5,23 +5,31 @@ Everything goes into a folder of its own beside the target, which gets its name 
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import lzma
 import os
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from featkit.core.config import Bytes, Config, Count, Factor, Runtime
-from featkit.core.errors import BadInputError
+from featkit.core.errors import BadInputError, FeatkitError, said
 from featkit.io.artifact import explained, inside, making
 
 CHUNK = 1 << 20
-BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
+LARGEST_READ = 8 << 20  # bytes at once; a header is a name and some numbers
+PACKED: dict[bytes, Callable[[IO[bytes]], Any]] = {  # by a file's first bytes
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+    b"\x5d\0\0": lzma.LZMAFile,
+}
 
 
 class UnpackConfig(Config):
@@ -92,11 +100,36 @@ def unpack(
 def _explained(archive: Path) -> Iterator[None]:
     try:
         yield
-    except (*BROKEN, OSError) as error:
+    except FeatkitError:
+        raise
+    except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the disk; gzip and bz2 raise theirs without one
             raise
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInputError(f"{archive}: not a whole zip or tar archive ({what}); fetch it again") from None
+        raise BadInputError(f"{archive}: not a whole zip or tar archive ({said(error)}); fetch it again") from None
+
+
+class _Bounded(io.RawIOBase):
+    """The content of a tar archive, unpacked as it is read, of which nobody takes very much at once.
+
+    tarfile reads the header of an entry as a whole, however long it says it is.
+    """
+
+    def __init__(self, archive: Path, content: IO[bytes]):
+        self._archive, self._content = archive, content
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= LARGEST_READ:
+            raise BadInputError(f"{self._archive}: a header of {size:,} bytes; not unpacked")
+        return self._content.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._content.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._content.tell()
+
+    def seekable(self) -> bool:
+        return True
 
 
 def _unpack_zip(archive: Path, work: Path, budget: _Budget) -> None:
@@ -114,19 +147,28 @@ def _unpack_zip(archive: Path, work: Path, budget: _Budget) -> None:
 
 
 def _unpack_tar(archive: Path, work: Path, budget: _Budget) -> None:
-    with tarfile.open(archive, "r:*") as file:
-        for entry in file:
-            path = _inside(archive, work, entry.name)
-            if entry.isdir():
-                _make_folder(archive, path)
-                continue
-            source = file.extractfile(entry) if entry.isreg() else None
-            if source is None:
-                raise BadInputError(f"{archive}: {entry.name!r} is a link or a device; not unpacked")
-            with source:
-                _write(archive, source, path, budget)
-        while rest := file.fileobj.read(CHUNK) if file.fileobj else b"":  # gzip's checksum lies behind the last entry
-            budget.take(len(rest))
+    with archive.open("rb") as packed:
+        head = packed.read(max(map(len, PACKED)))
+        packed.seek(0)
+        opened = next((opener for magic, opener in PACKED.items() if head.startswith(magic)), None)
+        content: IO[bytes] = packed if opened is None else opened(packed)
+        with content, tarfile.open(fileobj=_Bounded(archive, content), mode="r:") as file:
+            _unpack_entries(archive, work, budget, file)
+            while rest := content.read(CHUNK):  # gzip's checksum lies behind the last entry
+                budget.take(len(rest))
+
+
+def _unpack_entries(archive: Path, work: Path, budget: _Budget, file: tarfile.TarFile) -> None:
+    for entry in file:
+        path = _inside(archive, work, entry.name)
+        if entry.isdir():
+            _make_folder(archive, path)
+            continue
+        source = file.extractfile(entry) if entry.isreg() else None
+        if source is None:
+            raise BadInputError(f"{archive}: {entry.name!r} is a link or a device; not unpacked")
+        with source:
+            _write(archive, source, path, budget)
 
 
 def _inside(archive: Path, work: Path, name: str) -> Path:

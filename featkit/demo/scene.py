@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -52,6 +51,7 @@ from featkit.demo.courtyard import (
 )
 from featkit.demo.render import Rectangle, Surface, first_hits, pyramid, render
 from featkit.geometry.poses import look_at
+from featkit.images.listing import MARKED_BYTES, marked
 from featkit.io.artifact import explained, write_bytes, write_text
 from featkit.io.atomic import FOREIGN, refuse_foreign
 from featkit.io.lists import Intrinsics, format_poses
@@ -60,7 +60,6 @@ RENDERER = 1  # raised whenever the same config gives other pictures than before
 GOLDEN = 0.5 * (5**0.5 - 1)  # its multiples, modulo 1, spread evenly over the unit interval
 PLASTIC = 0.7548776662466927  # and so do those of this one, independently
 MARK = b"featkit rendered scene"  # in a comment of every picture
-MARKED_BYTES = 128
 PICTURE = re.compile(r"(images/|queries/query_)\d{4,}\.(jpg|png)")
 
 
@@ -227,15 +226,6 @@ def _claim(files: list[Path], output: Path, before: Mapping[str, object]) -> dic
     return {"renderer": RENDERER, "fingerprint": "", "config": {}, "bytes": names | earlier}
 
 
-def marked(encoded: bytes) -> bytes:
-    """A JPEG or PNG file that says in a comment of its head what made it. Its pixels are the same."""
-    if encoded.startswith(b"\xff\xd8"):
-        return encoded[:2] + b"\xff\xfe" + (len(MARK) + 2).to_bytes(2, "big") + MARK + encoded[2:]
-    chunk = b"tEXtSoftware\0" + MARK
-    length, crc = (value.to_bytes(4, "big") for value in (len(chunk) - 4, zlib.crc32(chunk)))
-    return encoded[:33] + length + chunk + crc + encoded[33:]
-
-
 def surface_point(config: RenderedConfig, pose: Pose, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
     """True world points (metres) under featkit pixels of a photograph taken from `pose`; NaN on the sky."""
     return first_hits(_rectangles(), intrinsics(config), pose, pixels)
@@ -298,7 +288,7 @@ def _render_one(config: RenderedConfig, world: tuple[Surface, ...], job: Job) ->
     image = np.clip(np.rint(image + config.noise_std * noise), 0, 255).astype(np.uint8)
     options = [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality] if config.image_format == "jpg" else []
     encoded = cv2.imencode(f".{config.image_format}", image, options)[1]
-    write_bytes(path, marked(encoded.tobytes()), owned=True)
+    write_bytes(path, marked(encoded.tobytes(), MARK), owned=True)
 
 
 def _record(config: RenderedConfig, output: Path, files: list[Path]) -> dict[str, object]:

@@ -26,14 +26,16 @@ from pydantic import Field, ValidationError
 
 from featkit import __version__
 from featkit.core.config import Config, digest
-from featkit.core.errors import BadInputError, EmptyResultError, UsageError
+from featkit.core.errors import BadInputError, EmptyResultError, UsageError, blaming
 from featkit.core.registry import resolve
 from featkit.core.types import Pair
 from featkit.features import stage as extraction
 from featkit.features.stage import ExtractConfig
 from featkit.images.read import masks_of
 from featkit.io.artifact import write_text, writing
+from featkit.io.atomic import read_json
 from featkit.io.features import open_features
+from featkit.io.foreign_arrays import read_npz
 from featkit.io.shards import write_index
 from featkit.mapping.verify import VerifyConfig, collect, verify_shard
 from featkit.matching import stage as matching
@@ -106,7 +108,7 @@ class Plan:
 
     def items(self, shard: int) -> list[Any]:
         """The items of one shard."""
-        return _read_json(self.folder / f"{shard:04d}.json")
+        return read_json(self.folder / f"{shard:04d}.json", "a plan's file", "make the plan again")
 
     def shard(self, number: int) -> Path:
         """Where the result of a shard lies when it is whole."""
@@ -150,7 +152,7 @@ def read_plan(folder: Path) -> Plan:
         folder = folder.parent
     if not (folder / PLAN).is_file():
         raise BadInputError(f"{folder}: no plan here (plan.json); `featkit plan` makes one")
-    described = _read_json(folder / PLAN)
+    described = read_json(folder / PLAN, "a plan's file", "make the plan again")
     try:
         if described["featkit_version"] != __version__:
             raise BadInputError(
@@ -160,7 +162,7 @@ def read_plan(folder: Path) -> Plan:
         task: Any = task_type(described["stage"]).model_validate(described["task"])
         sizes = tuple(int(size) for size in described["sizes"])
         return Plan(folder.absolute(), task, Path(described["output"]), sizes, Path(described["cwd"]))
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, ValidationError) as error:
         raise BadInputError(f"{folder / PLAN}: not a plan ({str(error).splitlines()[0]}); make it again") from None
 
 
@@ -231,13 +233,6 @@ def in_folder(folder: Path) -> Iterator[None]:
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path}: cannot be read ({error}); make the plan again") from None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -356,21 +351,17 @@ def write_codebook(codebook: Codebook, path: Path) -> None:
 
 def read_codebook(path: Path) -> Codebook:
     """A codebook that `write_codebook` kept. Raises BadInputError."""
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            return Codebook(kept["basis"], kept["centroids"])
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInputError(f"{path}: not a codebook ({error}); make the plan again") from None
+    with blaming(path, "a codebook", "make the plan again"):
+        kept = read_npz(path, str(path), ("basis", "centroids"))
+        return Codebook(kept["basis"], kept["centroids"])
 
 
 def read_vectors(shards: Sequence[Path]) -> Iterator[tuple[str, Int16[np.ndarray, " d"]]]:
     """Names and vectors of all shards, in order; one shard is in memory. Raises BadInputError."""
     for path in shards:
-        try:
-            with np.load(path, allow_pickle=False) as kept:
-                names, vectors = kept["names"].tolist(), kept["vectors"]
-        except (OSError, ValueError, KeyError) as error:
-            raise BadInputError(f"{path}: damaged ({error}); remove it and run the same command again") from None
+        with blaming(path, "a shard of vectors", "remove it and run the same command again"):
+            kept = read_npz(path, str(path), ("names", "vectors"))
+            names, vectors = kept["names"].tolist(), kept["vectors"]
         yield from zip(names, vectors, strict=True)
 
 

@@ -111,7 +111,7 @@ class AachenBenchmark(SettingBenchmark[AachenData]):
     queries: str = "night"
     db_pairs: Path | None = None
     query_pairs: Path | None = None
-    retrieval: Sequence[Path] = ()
+    retrieval: Sequence[Path] | None = None
     truth: Path | None = None
 
     def __post_init__(self) -> None:
@@ -160,7 +160,7 @@ class AachenBenchmark(SettingBenchmark[AachenData]):
                 method,
                 work.folder,
                 lists=data.lists,
-                retrieval=self.retrieval,
+                retrieval=self.retrieval or (),
                 truth=self.truth,
                 overwrite=work.overwrite,
             )

@@ -247,6 +247,11 @@ class Benchmark(Generic[Data, Measured]):
         made.setting = setting or cls.setting
         return made
 
+    @classmethod
+    def options(cls) -> dict[str, Any]:
+        """Its options with their defaults: the keyword arguments of its class."""
+        return {one.name: one.default for one in fields(cls) if one.init and one.kw_only}
+
     @property
     def place(self) -> str:
         """Folder of its results, in the one of all results."""

@@ -6,6 +6,7 @@ own unit. Maps are made and queries localized by the pipelines behind `featkit r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ class Localization(ImageBenchmark[list[HeldOutScene]]):
         threshold, share = next(iter(best.localization["recall"].items()))
         folder = work.folder / self.name
         pages: list[list[Cell]] = [
-            [one.scene, Link(one.method.name, one.report.relative_to(folder).as_posix())] for one in scores
+            [one.scene, Link(one.method.name, Path(os.path.relpath(one.report, folder)).as_posix())] for one in scores
         ]
         return Result(
             "Localization of left-out photographs",

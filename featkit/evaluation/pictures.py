@@ -21,7 +21,7 @@ from featkit.mapping.model import Model
 
 NUM_PICTURES = 4
 PICTURE_SIDE = 640  # px: longer side of each half of a match picture
-LARGE_SIDE = 1000  # the same, of a benchmark's extreme pairs
+LARGE = DecodeConfig(resize_max=1000)  # the same, of a benchmark's extreme pairs
 
 
 def moved_scene(model: Model, similarity: Float[np.ndarray, "3 4"]) -> Scene3D:
@@ -43,9 +43,9 @@ def moved_scene(model: Model, similarity: Float[np.ndarray, "3 4"]) -> Scene3D:
 
 
 def posed_camera(name: str, pose: Pose, camera: Any, group: str) -> Camera3D:
-    """A camera to draw."""
-    rotation = rotation_matrix(pose.qvec)
-    return Camera3D(name, rotation, pose.tvec, camera.width, camera.height, camera.mean_focal_length(), group)
+    """A camera to draw; of a panorama, which has no focal length, a part of what it sees."""
+    rotation, focal = rotation_matrix(pose.qvec), camera.mean_focal_length() or camera.width / np.pi
+    return Camera3D(name, rotation, pose.tvec, camera.width, camera.height, focal, group)
 
 
 def match_pictures(images: Path, features: Path, database: Path) -> list[Item]:
@@ -58,7 +58,8 @@ def match_pictures(images: Path, features: Path, database: Path) -> list[Item]:
         index, inlier = matches_and_inliers(database, pair)
         with open_features(features) as store:
             points = [store.keypoints(name)[index[:, side]] for side, name in enumerate((pair.name0, pair.name1))]
-        pictures.append(match_picture(f"{pair.name0} - {pair.name1}", images, pair, points, inlier, PICTURE_SIDE))
+            decoding = DecodeConfig(resize_max=PICTURE_SIDE, intensity_range=store.intensity_range)
+        pictures.append(match_picture(f"{pair.name0} - {pair.name1}", images, pair, points, inlier, decoding))
     return pictures
 
 
@@ -68,11 +69,10 @@ def match_picture(
     pair: Pair,
     points: Sequence[Float[np.ndarray, "m 2"]],
     inlier: Bool[np.ndarray, " m"],
-    side_px: int = LARGE_SIDE,
+    decoding: DecodeConfig = LARGE,
 ) -> MatchPicture:
     """Two images of a folder, reduced. points: of the matches in either image, in pixels of the files."""
-    config = DecodeConfig(resize_max=side_px)
-    both = [decode(images / name, config, colour=True) for name in (pair.name0, pair.name1)]
+    both = [decode(images / name, decoding, colour=True) for name in (pair.name0, pair.name1)]
     seen = [image.pixels_from_file(of_it) for image, of_it in zip(both, points, strict=True)]
     return MatchPicture(title, both[0].pixels, both[1].pixels, seen[0], seen[1], inlier)
 

@@ -54,7 +54,7 @@ class PatchMethod:
             return frozenset()
         try:
             return frozenset(json.loads(path.read_text(encoding="utf-8"))["data"]["scenes"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise BadInputError(f"{path}: not the summary of a training; train it again, or move the run") from None
 
 

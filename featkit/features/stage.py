@@ -14,7 +14,6 @@ import pickle
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -29,12 +28,14 @@ import numpy as np
 from pydantic import Field
 
 from featkit.core.config import Config, Runtime, WorkerCount, digest, make
-from featkit.core.errors import BadInputError, EmptyResultError, WorkerDiedError
+from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, WorkerDiedError
 from featkit.core.log import progress
+from featkit.core.processes import end_with
 from featkit.core.registry import Method, class_of, resolve
 from featkit.core.runtime import capped
 from featkit.core.types import Features
 from featkit.features.base import Extractor, TwoSteps, takes_two_steps
+from featkit.images.intensity import found_range
 from featkit.images.listing import list_images
 from featkit.images.read import DecodeConfig, DecodedImage, decode, find_masks, masked
 from featkit.io.features import FeatureStore, append_features, extractor_name, open_features
@@ -83,6 +84,32 @@ def of_photographs(method: Method[Extractor], config: ExtractConfig | None = Non
     own = {"extractor": row, **method.own.result_fields()}
     config = config or ExtractConfig()
     return replace(method, stage=config.model_copy(update={"features": method.name, "extractor": own}))
+
+
+def with_intensities(
+    method: Method[Extractor], images: Path, output: Path, names: Sequence[str] | None = None, overwrite: bool = False
+) -> Method[Extractor]:
+    """The extractor with one stretch for the folder's files of 16 bits, where they use a small part of their range.
+
+    A range that is configured stays, and a features file that is begun keeps what it was begun with, so that
+    photographs may be added. Raises BadInputError for a folder without images.
+    """
+    method = method if method.stage else of_photographs(method)
+    decoding = method.config.decode
+    if decoding.intensity_range is not None:
+        return method
+    if output.is_file() and not overwrite:
+        try:
+            with open_features(output) as store:
+                known = store.intensity_range
+        except FeatkitError:  # whoever adds to it says what is wrong
+            return method
+    else:
+        known = found_range(images, list_images(images) if names is None else names)
+    if known is None:
+        return method
+    decoding = decoding.model_copy(update={"intensity_range": known})
+    return replace(method, stage=method.config.model_copy(update={"decode": decoding}))
 
 
 def run(
@@ -248,7 +275,6 @@ def _finite(method: Method[Extractor], path: Path, features: Features) -> Featur
 # program that extracts at its top level therefore needs `if __name__ == "__main__":`, as with every spawning library.
 
 
-PARENT_CHECK_S = 0.5  # how soon a worker ends when its parent was killed
 _method: Method[Extractor] | None = None  # in a worker process: what it was started for
 _only_detect = False  # in a worker process: whether its parent finishes the images
 
@@ -305,7 +331,7 @@ def _start(pickled: bytes, parent: int, only_detect: bool) -> None:
     global _method, _only_detect
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
 
     cv2.setNumThreads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # what torch takes when it is imported
@@ -313,12 +339,6 @@ def _start(pickled: bytes, parent: int, only_detect: bool) -> None:
         sys.modules["torch"].set_num_threads(1)
     _only_detect = only_detect
     _method = pickle.loads(pickled)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_S)
-    os._exit(1)
 
 
 def _work(path: Path, mask: Path | None) -> Features | DetectedImage:

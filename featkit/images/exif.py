@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from PIL import Image
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.log import progress
 from featkit.geometry.poses import Geodetic, is_on_earth
-from featkit.images.read import UNREADABLE, open_header
-from featkit.io.lists import read_gps_csv
+from featkit.images.read import UNREADABLE, open_header, size_in_file
+from featkit.io.lists import read_gps_csv, respelled
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The focal length that a photograph says of itself, in pixels of its file.
@@ -56,10 +57,15 @@ def focal_length_px(path: Path, size: tuple[int, int], sensor_width_mm: float | 
 
 def _exif(path: Path) -> dict[int, Any]:
     try:
-        with Image.open(path) as image:
-            return dict(image.getexif().get_ifd(EXIF_IFD))
+        with open_header(path) as image:
+            return dict(_early_exif(image).get_ifd(EXIF_IFD))
     except UNREADABLE:
         return {}
+
+
+def _early_exif(header: Image.Image) -> Image.Exif:
+    """Pillow decodes a whole PNG in search of late metadata; EXIF lies before the pixels where it is of use."""
+    return Image.Image.getexif(header) if header.format == "PNG" else header.getexif()
 
 
 def _positive(value: Any) -> float | None:
@@ -69,6 +75,68 @@ def _positive(value: Any) -> float | None:
     except (TypeError, ValueError, ZeroDivisionError):
         return None
     return number if math.isfinite(number) and number > 0 else None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# With which camera and lens, and whether as a panorama of the whole sphere.
+#
+# Source: EXIF 2.32 (Make, Model, LensModel), and Google's "Photo Sphere XMP Metadata", GPano:ProjectionType.
+
+
+MAKER, CAMERA_NAME, LENS_NAME = 0x010F, 0x0110, 0xA434
+EQUIRECTANGULAR = re.compile(rb"GPano:ProjectionType\s*(=\s*[\"']|>)\s*equirectangular", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Lens:
+    """camera: maker and model. lens: its name. focal_mm: where it stood. Empty and None: EXIF does not say."""
+
+    camera: str = ""
+    lens: str = ""
+    focal_mm: float | None = None
+
+    def __str__(self) -> str:
+        focal = "" if self.focal_mm is None else f"{self.focal_mm:g} mm"
+        return " ".join(part for part in (self.camera, self.lens, focal) if part) or "no EXIF"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """size: width, height as stored. is_panorama: of the whole sphere, by its own metadata (GPano)."""
+
+    size: tuple[int, int]
+    lens: Lens
+    is_panorama: bool
+
+
+def taken_with(path: Path) -> Taken | None:
+    """What a photograph's header says of how it was taken; None for a file that cannot be read."""
+    try:
+        with open_header(path) as header:
+            size = size_in_file(header)
+            metadata = header.info.get("xmp", b"")
+            metadata = metadata.encode() if isinstance(metadata, str) else metadata
+            is_panorama = isinstance(metadata, bytes) and EQUIRECTANGULAR.search(metadata) is not None
+            return Taken(size, _lens(header), is_panorama)
+    except UNREADABLE:
+        return None
+
+
+def _lens(header: Image.Image) -> Lens:
+    try:
+        exif = _early_exif(header)
+        tags = exif.get_ifd(EXIF_IFD)
+    except (*UNREADABLE, ZeroDivisionError):
+        return Lens()
+    maker, camera, lens = (_words(value) for value in (exif.get(MAKER), exif.get(CAMERA_NAME), tags.get(LENS_NAME)))
+    camera = camera if camera.startswith(maker) else f"{maker} {camera}".strip()
+    focal = _positive(tags.get(FOCAL_MM)) or _positive(tags.get(FOCAL_35MM))
+    return Lens(camera, lens, None if focal is None else round(focal, 2))
+
+
+def _words(value: Any) -> str:
+    """A text of EXIF in one line, without what pads it; empty for anything else."""
+    return " ".join("".join(c if c.isprintable() else " " for c in value).split()) if isinstance(value, str) else ""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -89,9 +157,7 @@ def exif_position(path: Path) -> Geodetic | None:
     """
     try:
         with open_header(path) as header:
-            # Pillow decodes a whole PNG in search of late metadata; EXIF lies before the pixels where it is of use.
-            exif = Image.Image.getexif(header) if header.format == "PNG" else header.getexif()
-            return position_of(exif.get_ifd(GPS_DIRECTORY))
+            return position_of(_early_exif(header).get_ifd(GPS_DIRECTORY))
     except FileNotFoundError:
         raise BadInputError(f"{path}: no such image; its EXIF was to say where it was taken") from None
     except UNREADABLE:
@@ -160,7 +226,7 @@ def locate(names: Sequence[str], images: Path | None, gps_file: Path | None) -> 
     Raises UsageError without either, BadInputError when no image has a position or an image is not there.
     """
     if gps_file is not None:
-        listed = read_gps_csv(gps_file)
+        listed = respelled(read_gps_csv(gps_file), lambda: names)
         found = {name: listed[name] for name in names if name in listed}
         if not found:
             example = next(iter(listed))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 from featkit.core.errors import BadInputError
 from featkit.images.exif import some_names
 from featkit.images.read import HEIF_SUFFIXES, reads_heif
+from featkit.io.atomic import STAMP, STAMPS, is_own_json, read_stamp
 
 LOGGER = logging.getLogger(__name__)
 SUFFIXES = frozenset(
@@ -25,11 +29,20 @@ NOT_READ = {
     "not a photograph that is read": {".psd", ".svg", ".eps", ".exr", ".hdr", ".jxl", ".jxr", ".insp", ".xcf", ".fits"},
 }
 """What people keep in such folders and might expect to be used."""
+UNREAD = {suffix: why for why, suffixes in NOT_READ.items() for suffix in suffixes}
+OWN = "written by featkit"
+PICTURE_MARK = b"featkit picture"  # in a comment of pictures that are drawn, not taken
+MARKED_BYTES = 128  # of a file, within which its mark is
+DRAWN = re.compile(r"\w+_\d{7}\.jpg")  # names of such pictures: of a training's step
+NO_MEDIA = ".nomedia"  # Android's: a folder with this file holds nothing for a gallery
+DENSE_WORKSPACE = {"images", "sparse", "stereo"}  # folders of COLMAP's dense workspace
 
 
 def list_images(folder: Path) -> list[str]:
     """Names of all images below `folder`: relative, with forward slashes, sorted. Hidden files are passed over.
 
+    So are, with a line, what featkit itself wrote below it (exports, data sets, rendered scenes, pictures of a
+    training), COLMAP's dense workspaces, masks of the photographs, and folders that hold a file named `.nomedia`.
     Raises BadInputError when the folder is missing, holds no image, or one whose name is not UTF-8.
     """
     if not folder.is_dir():
@@ -50,32 +63,90 @@ def _photographs(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
     """Names of the photographs, and of what is passed over by why. Linked folders are followed, each folder once."""
     names: list[str] = []
     passed_over: dict[str, list[str]] = {}
-    unread = {suffix: why for why, suffixes in NOT_READ.items() for suffix in suffixes}
-    heif = None
+    own: set[Path] = set()
     seen = set()
     for where, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(where)
-        if (status.st_dev, status.st_ino) in seen:
+        here, status = Path(where), os.stat(where)
+        why = None if here == folder else _no_photographs(here, folders, files)
+        if why is not None and _holds_images(here):
+            passed_over.setdefault(why, []).append(f"{here.relative_to(folder).as_posix()}/")
+        if why is not None or (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        own |= _exported(here) if STAMP in files else set()
         for file in files:
-            path = Path(where, file)
-            suffix, name = path.suffix.lower(), path.relative_to(folder).as_posix()
-            why = unread.get(suffix)
-            if file.startswith(".") or (suffix not in SUFFIXES and why is None):
+            suffix, path = Path(file).suffix.lower(), here / file
+            if file.startswith(".") or suffix not in SUFFIXES | UNREAD.keys():
                 continue
-            if suffix in HEIF_SUFFIXES:
-                heif = reads_heif() if heif is None else heif
-                why = None if heif else "HEIC; pip install 'featkit[heic]'"
-            if not path.is_file():
-                why = "a link to nothing" if path.is_symlink() and not path.exists() else "not a file"
-            if why is None:
-                names.append(name)
-            else:
-                passed_over.setdefault(why, []).append(name)
-    return sorted(names), passed_over
+            why = OWN if path in own or (DRAWN.fullmatch(file) and _is_drawn(path)) else _not_read(path, suffix)
+            name = path.relative_to(folder).as_posix()
+            (names if why is None else passed_over.setdefault(why, [])).append(name)
+    masks = _masks_among(names)
+    if masks:
+        passed_over["masks of photographs"] = sorted(masks)
+    return sorted(set(names) - masks), passed_over
+
+
+def _not_read(path: Path, suffix: str) -> str | None:
+    """Why a file of a photograph's name is not read, None: it is."""
+    if not path.is_file():
+        return "a link to nothing" if path.is_symlink() and not path.exists() else "not a file"
+    if suffix in HEIF_SUFFIXES and not reads_heif():
+        return "HEIC; pip install 'featkit[heic]'"
+    return UNREAD.get(suffix)
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(Path(file).suffix.lower() in SUFFIXES for _, _, files in os.walk(folder) for file in files)
+
+
+def _no_photographs(where: Path, folders: Collection[str], files: Collection[str]) -> str | None:
+    """Why nothing below a folder is a photograph; None: something may be."""
+    if NO_MEDIA in files:
+        return f"a folder with {NO_MEDIA}"
+    if any(name in files and is_own_json(where / name) for name in (*STAMPS[1:], "sparse.json")):
+        return OWN
+    if "truth" in folders and "renderer" in (read_stamp(where / "truth" / "scene.json") or {}):
+        return "a scene that featkit rendered"
+    return "a dense workspace of COLMAP's" if set(folders) >= DENSE_WORKSPACE else None
+
+
+def _exported(folder: Path) -> set[Path]:
+    """Files that featkit wrote for another program into a folder that others may write to as well."""
+    files = (read_stamp(folder / STAMP) or {}).get("files")
+    return {folder / name for name in files} if isinstance(files, dict) else set()
+
+
+def _is_drawn(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return PICTURE_MARK in file.read(MARKED_BYTES)
+    except OSError:
+        return False
+
+
+def marked(encoded: bytes, mark: bytes = PICTURE_MARK) -> bytes:
+    """A JPEG or PNG file that says in a comment of its head what made it. Its pixels are the same."""
+    if encoded.startswith(b"\xff\xd8"):
+        return encoded[:2] + b"\xff\xfe" + (len(mark) + 2).to_bytes(2, "big") + mark + encoded[2:]
+    chunk = b"tEXtSoftware\0" + mark
+    length, crc = (value.to_bytes(4, "big") for value in (len(chunk) - 4, zlib.crc32(chunk)))
+    return encoded[:33] + length + chunk + crc + encoded[33:]
+
+
+def _masks_among(names: Collection[str]) -> set[str]:
+    """Names that are those of masks: `a/b.jpg.png`, `masks/a/b.jpg.png` beside a photograph `a/b.jpg`."""
+    known, masks = set(names), set()
+    for name in names:
+        masked = name.removesuffix(".png")
+        if masked == name or Path(masked).suffix.lower() not in SUFFIXES:
+            continue
+        parts = masked.split("/")
+        if any("/".join(parts[first:]) in known for first in range(len(parts))):
+            masks.add(name)
+    return masks
 
 
 def _not_utf8(name: str) -> bool:

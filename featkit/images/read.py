@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import struct
 import threading
+import unicodedata
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -15,9 +17,9 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, UnidentifiedImageError
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from featkit.core.config import Config, Factor
+from featkit.core.config import Config, Factor, Later, Number
 from featkit.core.errors import BadInputError
 from featkit.core.types import Features, turned
 from featkit.geometry.pixels import COLMAP_ORIGIN, apply_affine, compose, resize_affine
@@ -41,7 +43,14 @@ UNREADABLE = (
     TypeError,
     KeyError,
     struct.error,
-    OverflowError,
+    EOFError,
+    IndexError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    MemoryError,
+    RuntimeError,
+    zlib.error,
 )
 """What Pillow raises for files that it cannot read, or whose metadata are not what they should be."""
 BY_PILLOW = {"GIF", "AVIF", "HEIF", "JPEG2000"}
@@ -62,6 +71,15 @@ class DecodeConfig(Config):
     """A larger image is refused before it is decoded (one byte per pixel and channel would be needed)."""
     min_alpha: int = Field(default=1, ge=0, le=255)
     """Pixels less opaque than this, of 255, are masked; 0: the alpha channel does not matter."""
+    intensity_range: Later[tuple[Number, Number] | None] = None
+    """Of files with more than 8 bits: the values that become 0 and 255. None: found over the folder where these files
+    use less than half of their range (extract, reconstruct), else 0 and 65,535."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> DecodeConfig:
+        if self.intensity_range is not None and not self.intensity_range[0] < self.intensity_range[1]:
+            raise ValueError("intensity_range: the first value must be below the second")
+        return self
 
 
 @dataclass(frozen=True)
@@ -125,6 +143,7 @@ def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedIma
         data = with_tiff_tag_1(data)
     usable = _opaque(data, config.min_alpha) if header.has_alpha and config.min_alpha > 0 else None
     flags = (cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
+    flags |= 0 if config.intensity_range is None else cv2.IMREAD_ANYDEPTH
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if header.form not in BY_PILLOW else None
     except cv2.error:
@@ -133,6 +152,8 @@ def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedIma
         pixels = _by_pillow(data, colour)
     if pixels is None or (pixels.shape[1], pixels.shape[0]) != stored_size:
         raise BadInputError(f"{path}: cannot be decoded as an image; remove or replace it")
+    if pixels.dtype != np.uint8 and config.intensity_range is not None:
+        pixels = _stretched(pixels, config.intensity_range)
     if colour:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     back = stored_from_upright(stored_size, tag)
@@ -140,11 +161,21 @@ def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedIma
     return _resized(DecodedImage(pixels, stored_size, back, usable, tag), config.resize_max)
 
 
+def _stretched(pixels: np.ndarray, ends: tuple[float, float]) -> UInt8[np.ndarray, "h w *c"]:
+    """Values of any type in 8 bits; NaN is black."""
+    low, high = ends
+    scaled = (np.nan_to_num(pixels.astype(np.float32), nan=low) - np.float32(low)) * np.float32(255 / (high - low))
+    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+
 def _by_pillow(data: bytes, colour: bool) -> UInt8[np.ndarray, "h w *c"] | None:
     """Pixels as OpenCV would give them (BGR, or grey by its weights); of an animation the first."""
     try:
         with open_header(BytesIO(data)) as image:
-            found = cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
+            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+                found = cv2.cvtColor((np.asarray(image) >> 8).astype(np.uint8), cv2.COLOR_GRAY2BGR)
+            else:
+                found = cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
     except UNREADABLE:
         return None
     return found if colour else cv2.cvtColor(found, cv2.COLOR_BGR2GRAY)
@@ -152,12 +183,26 @@ def _by_pillow(data: bytes, colour: bool) -> UInt8[np.ndarray, "h w *c"] | None:
 
 def _opaque(data: bytes, min_alpha: int) -> Bool[np.ndarray, "h w"] | None:
     """Which pixels of a file with an alpha channel are opaque enough; None when all are, or Pillow cannot say."""
+    alpha = _alpha(data)
+    found = None if alpha is None else alpha >= min_alpha
+    return None if found is None or found.all() else found
+
+
+def _alpha(data: bytes) -> UInt8[np.ndarray, "h w"] | None:
     try:
         with open_header(BytesIO(data)) as image:
-            found = np.asarray(image.convert("RGBA").getchannel("A")) >= min_alpha
+            return np.asarray(image.convert("RGBA").getchannel("A"))
     except UNREADABLE:
         return None
-    return None if found.all() else found
+
+
+def alpha_channel(path: Path) -> UInt8[np.ndarray, "h w"] | None:
+    """How opaque each pixel of a file is, 0 to 255; None for one without an alpha channel. Raises BadInputError."""
+    data = read_file(path)
+    header = read_header(path, data, DecodeConfig())
+    if not header.has_alpha:
+        return None
+    return _alpha(with_tiff_tag_1(data) if header.form == "TIFF" and header.orientation != 1 else data)
 
 
 def from_pixels(pixels: UInt8[np.ndarray, "h w *c"], config: DecodeConfig, colour: bool = False) -> DecodedImage:
@@ -181,12 +226,12 @@ def stored_size(path: Path) -> tuple[int, int]:
     """Width and height of the file in pixels, from its header alone. Raises BadInputError."""
     try:
         with open_header(path) as header:
-            return _size_in_file(header)
+            return size_in_file(header)
     except UNREADABLE:
         raise BadInputError(f"{path}: not an image that can be read") from None
 
 
-def _size_in_file(header: Image.Image) -> tuple[int, int]:
+def size_in_file(header: Image.Image) -> tuple[int, int]:
     """Width and height as stored; Pillow swaps those of a TIFF that is to be turned (since 11.1)."""
     if header.format != "TIFF":
         return header.size
@@ -249,7 +294,7 @@ def read_header(path: Path, data: bytes, config: DecodeConfig) -> Header:
     """What an image file says of itself. Raises BadInputError, also for one that is cut off or too large."""
     try:
         with open_header(BytesIO(data)) as header:
-            size, form = _size_in_file(header), header.format
+            size, form = size_in_file(header), header.format
             _refuse_large(path, size, config)
             has_alpha = header.mode in ALPHA_MODES or "transparency" in header.info
             tag = _orientation(header, data)
@@ -330,25 +375,15 @@ _STEPS = {
 def upright(pixels: np.ndarray, tag: int) -> np.ndarray:
     """An image (h, w) or (h, w, 3) as it is meant to be seen; contiguous."""
     swap, flip_x, flip_y = _STEPS.get(tag, _STEPS[1])
-    if swap:
-        pixels = pixels.swapaxes(0, 1)
-    if flip_x:
-        pixels = pixels[:, ::-1]
-    if flip_y:
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+    pixels = pixels.swapaxes(0, 1) if swap else pixels
+    return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 
 
 def as_stored(pixels: np.ndarray, tag: int) -> np.ndarray:
     """The way back from `upright`: an upright image as a file with this tag stores it; contiguous."""
     swap, flip_x, flip_y = _STEPS.get(tag, _STEPS[1])
-    if flip_y:
-        pixels = pixels[::-1]
-    if flip_x:
-        pixels = pixels[:, ::-1]
-    if swap:
-        pixels = pixels.swapaxes(0, 1)
-    return np.ascontiguousarray(pixels)
+    pixels = pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+    return np.ascontiguousarray(pixels.swapaxes(0, 1) if swap else pixels)
 
 
 def stored_from_upright(stored_size: tuple[int, int], tag: int) -> Float[np.ndarray, "2 3"]:
@@ -429,9 +464,10 @@ def masks_of(folder: Path, names: Sequence[str]) -> dict[str, Path]:
 
 def _mask_of(folder: Path, name: str) -> Path | None:
     stem, dot, _ = name.rpartition(".")
-    for candidate in (folder / f"{name}.png", folder / f"{stem if dot else name}.png"):
-        if candidate.is_file():
-            return candidate
+    for own in (f"{name}.png", f"{stem if dot else name}.png"):
+        for spelled in dict.fromkeys((own, *(unicodedata.normalize(form, own) for form in ("NFC", "NFD")))):
+            if (folder / spelled).is_file():
+                return folder / spelled
     return None
 
 

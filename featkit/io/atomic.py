@@ -19,16 +19,32 @@ from typing import Any
 import h5py
 
 from featkit.core.config import Config
-from featkit.core.errors import BadInputError, FeatkitError, NotWritableError
+from featkit.core.errors import BadInputError, FeatkitError, NotWritableError, blaming
+from featkit.core.run_file import RUN_FILE, VERSION
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Text files, read line by line with clear errors.
 
 
+LONGEST = 1 << 20  # characters of a line; a list of names and numbers has none that are longer
+
+
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, stripped line) of all lines that are neither empty nor a comment. Raises BadInputError."""
+    """(line number, stripped line) of all lines that are neither empty nor a comment. Raises BadInputError.
+
+    One line is in memory at a time, and none that is no text: a file may have more zeros than the memory.
+    """
+    number = 0
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            while block := file.readline(LONGEST + 1):
+                if (len(block) > LONGEST and block[-1] != "\n") or "\0" in block:
+                    raise BadInputError(f"{path}:{number + 1}: not a text file (a line without end, or a zero byte)")
+                for line in block.splitlines():
+                    number += 1
+                    stripped = line.strip()
+                    if stripped and not stripped.startswith("#"):
+                        yield number, stripped
     except FileNotFoundError:
         raise BadInputError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -37,20 +53,23 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise BadInputError(f"{path}: not a UTF-8 text file") from None
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
-    for number, line in enumerate(text.splitlines(), start=1):
-        stripped = line.strip()
-        if stripped and not stripped.startswith("#"):
-            yield number, stripped
+
+
+def read_json(path: Path, what: str, remedy: str) -> Any:
+    """The value in a json file. what, remedy: see `errors.blaming`. Raises BadInputError."""
+    with blaming(path, what, remedy):
+        if path.stat().st_size > LARGEST:
+            raise BadInputError(f"{path}: of more than {LARGEST >> 20} MiB, so not {what}; {remedy}")
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Whose a file or folder is, and what made it: stamps, and what featkit's own say of themselves.
 #
 # A stamp is a small json that says what made an output: next to it (`database.json`, `sparse.json`, `pairs.json`), or
-# in the folder. `artifact` writes them.
+# in the folder. `artifact` writes them. `VERSION` is the key, and the attribute of a store, by which they are known.
 
 
-VERSION = "featkit_version"  # the key, and the attribute of a store, by which featkit's own is known
 STAMP = ".featkit.json"  # of a folder whose files are for other programs: what featkit wrote there
 STAMPS = (
     STAMP,
@@ -148,6 +167,8 @@ def _is_own_file(path: Path) -> bool:
         return _is_own_zip(path)
     if head.startswith(b"ply\n"):
         return PLY in head
+    if head.startswith(RUN_FILE):
+        return True
     if (head[8:9] == b"{" and SAFETENSORS.search(head)) or ONNX.match(head):
         return True
     if head.lstrip()[:1] == b"{":

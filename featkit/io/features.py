@@ -22,6 +22,7 @@ from featkit.core.errors import BadInputError
 from featkit.core.types import Features
 from featkit.io import h5, shards
 from featkit.io.h5 import attribute
+from featkit.io.h5_items import array_of, dataset_of, find, has
 from featkit.io.journal import DAMAGE, explains_damage
 
 FROM_SEEN = "from_seen"
@@ -59,19 +60,19 @@ class FeatureStore:
     @explains_damage
     def source(self, name: str) -> str:
         """What identifies the image file the features were taken from; "" when not known."""
-        return str(attribute(self._file[name], "source", ""))
+        return str(attribute(self._group(name), "source", ""))
 
     @explains_damage
     def read(self, name: str) -> Features:
         """Features of one image. Raises BadInputError when they are missing or damaged."""
         group = self._group(name)
-        keypoints = np.asarray(group["keypoints"][()], dtype=np.float32).reshape(-1, 2)
+        keypoints = self._keypoints(group)
         descriptors = self._descriptors(group)
         scores, oris = self._optional(group, "scores"), self._optional(group, "oris")
         features = Features(
             keypoints=keypoints,
             descriptors=descriptors,
-            scores=np.ones(len(keypoints), np.float32) if scores is None else scores.reshape(-1),
+            scores=np.ones(len(keypoints), np.float32) if scores is None else scores,
             image_size=self._image_size(group),
             scales=self._optional(group, "scales"),
             oris=None if oris is None else np.radians(oris),
@@ -92,7 +93,7 @@ class FeatureStore:
     @explains_damage
     def keypoints(self, name: str) -> np.ndarray:
         """Only the keypoints of one image, (n, 2) float32."""
-        return np.asarray(self._group(name)["keypoints"][()], dtype=np.float32).reshape(-1, 2)
+        return self._keypoints(self._group(name))
 
     @explains_damage
     def descriptors(self, name: str) -> np.ndarray:
@@ -102,7 +103,7 @@ class FeatureStore:
     @explains_damage
     def count(self, name: str) -> int:
         """Number of keypoints of one image, without reading them."""
-        return int(self._group(name)["keypoints"].shape[0])
+        return int(dataset_of(self._group(name), "keypoints", ndim=2).shape[0])
 
     @explains_damage
     def image_size(self, name: str) -> tuple[int, int]:
@@ -147,24 +148,38 @@ class FeatureStore:
         config = self.attributes().get("config")
         return extractor_name(config) if isinstance(config, dict) else ""
 
+    @property
+    def intensity_range(self) -> tuple[float, float] | None:
+        """What was stretched to black and white in photographs of more than 8 bits (`DecodeConfig`)."""
+        config = self.attributes().get("config")
+        decoding = config.get("decode") if isinstance(config, dict) else None
+        found = decoding.get("intensity_range") if isinstance(decoding, dict) else None
+        return (float(found[0]), float(found[1])) if isinstance(found, list) and len(found) == 2 else None
+
     def _group(self, name: str) -> h5py.Group:
         shards.refuse_missing(self._file, name)
-        if name not in self._file or not isinstance(group := self._file[name], h5py.Group):
+        if not isinstance(group := find(self._file, name), h5py.Group):
             raise BadInputError(f"{self.path}: no features of image {name!r}; extract it first")
         if "format" in self._file.attrs and not h5.is_whole(group):
             raise BadInputError(f"{self.path}: the features of {name!r} are cut short; run the extraction again")
         return group
 
+    def _keypoints(self, group: h5py.Group) -> np.ndarray:
+        stored = array_of(group, "keypoints", ndim=2).astype(np.float32, copy=False)
+        if stored.shape[1] != 2:
+            raise BadInputError(f"{self.path}: {group.name!r} has keypoints of {stored.shape[1]} numbers, not x and y")
+        return stored
+
     def _descriptors(self, group: h5py.Group) -> np.ndarray:
-        stored = np.ascontiguousarray(group["descriptors"][()].T)
+        stored = np.ascontiguousarray(array_of(group, "descriptors", ndim=2).T)
         if stored.dtype == np.uint8 and "format" not in self._file.attrs:
             return stored.astype(np.float32)  # values such as SIFT's; only featkit's own bytes are packed bits
         return stored
 
     def _image_size(self, group: h5py.Group) -> tuple[int, int]:
-        if "image_size" not in group:
+        if not has(group, "image_size"):
             return (0, 0)
-        width, height = (int(v) for v in group["image_size"][()])
+        width, height = (int(v) for v in array_of(group, "image_size", ndim=1))
         return width, height
 
     def _from_seen(self, group: h5py.Group) -> np.ndarray | None:
@@ -172,7 +187,7 @@ class FeatureStore:
         return None if stored is None else np.asarray(stored, dtype=np.float64).reshape(2, 3)
 
     def _optional(self, group: h5py.Group, name: str) -> np.ndarray | None:
-        return np.asarray(group[name][()], dtype=np.float32) if name in group else None
+        return array_of(group, name).astype(np.float32, copy=False).reshape(-1) if has(group, name) else None
 
 
 def extractor_name(config: Mapping[str, Any]) -> str:
@@ -233,7 +248,7 @@ def read_global_descriptors(files: Sequence[Path], names: Sequence[str]) -> Floa
     with ExitStack() as stack:
         opened = [stack.enter_context(h5.reading(path)) for path in files]
         for name in names:
-            group = next((file[name] for file in opened if _has(file, name)), None)
+            group = next((find(file, name) for file in opened if _has(file, name)), None)
             if group is None:
                 missing.append(name)
             else:
@@ -255,14 +270,14 @@ def read_global_descriptors(files: Sequence[Path], names: Sequence[str]) -> Floa
 
 def _has(file: h5py.File, name: str) -> bool:
     try:
-        return name in file and isinstance(file[name], h5py.Group) and DATASET in file[name]
+        return isinstance(group := find(file, name), h5py.Group) and has(group, DATASET)
     except DAMAGE:
         return False
 
 
 def _row(group: h5py.Group, name: str) -> Float32[np.ndarray, " d"]:
     try:
-        row = np.asarray(group[DATASET][()], dtype=np.float32).reshape(-1)
+        row = array_of(group, DATASET).astype(np.float32, copy=False).reshape(-1)
     except DAMAGE as error:
         raise BadInputError(f"{group.file.filename}: the {DATASET} of {name!r} is damaged ({error})") from None
     if len(row) == 0 or not np.isfinite(row).all():

@@ -22,7 +22,8 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from featkit.core.errors import BadInputError
+from featkit.core.errors import BadInputError, blaming
+from featkit.io.h5_items import array_of, dataset_of, refuse_pipe
 
 MAX_BYTES = 1 << 31  # of one array: more is an attempt to fill the memory
 PLAIN_TYPE = re.compile(r"[?]|b1|[iu][1248]|f[248]|[US]\d{1,5}")
@@ -60,11 +61,22 @@ def read_npz(file: BinaryIO | Path, where: str, names: Sequence[str]) -> dict[st
 def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
     if archive.getinfo(member).file_size > MAX_BYTES:
         raise ValueError(f"{member} is of more than {MAX_BYTES >> 20} MiB")
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = readers[version](file)
-        data = file.read()
+    return npy(archive.read(member), member, objects=True)
+
+
+def npy(content: bytes, member: str, objects: bool = False) -> np.ndarray:
+    """The array of an .npy file, as large as its content: numpy itself allocates what the header announces.
+
+    member: its name, for messages. objects: whether an array of objects will do (`read_npz`). Raises what numpy does
+    for one that is damaged; Refused.
+    """
+    file = BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, fortran, dtype = readers[version](file)
+    data = file.read()
+    if dtype.hasobject and not objects:
+        raise ValueError(f"{member} is an array of objects")
     if dtype.hasobject:
         if dtype != np.dtype(object):
             raise ValueError(f"{member} is an array of structures")
@@ -179,19 +191,17 @@ _MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
 
 def read_h5(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The datasets `names` of an HDF5 file, float64. Raises BadInputError when one is missing or not of numbers."""
-    try:
+    with blaming(path, f"an HDF5 file with the datasets {', '.join(names)}", "copy it again"):
+        refuse_pipe(path)
         with h5py.File(path, "r") as file:
-            return {name: np.asarray(file[name][()], dtype=np.float64) for name in names}
-    except FileNotFoundError:
-        raise BadInputError(f"{path}: no such file") from None
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError):
-        raise BadInputError(f"{path}: not an HDF5 file with the datasets {', '.join(names)}; copy it again") from None
+            return {name: array_of(file, name).astype(np.float64) for name in names}
 
 
 def h5_shape(path: Path, name: str) -> tuple[int, ...] | None:
     """The shape of a dataset of an HDF5 file; None where the file or the dataset is missing or damaged."""
     try:
+        refuse_pipe(path)
         with h5py.File(path, "r") as file:
-            return tuple(file[name].shape)
-    except (OSError, KeyError, AttributeError, RuntimeError, ValueError):
+            return tuple(dataset_of(file, name).shape)
+    except (OSError, BadInputError, KeyError, AttributeError, RuntimeError, ValueError):
         return None

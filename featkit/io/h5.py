@@ -21,18 +21,18 @@ import numpy as np
 
 from featkit import __version__
 from featkit.core.config import Config, differences
-from featkit.core.errors import BadInputError, NotWritableError
+from featkit.core.errors import BadInputError, NotWritableError, said
 from featkit.core.runtime import finish_first
 from featkit.io import journal
 from featkit.io.artifact import discard, locked, new_part, part_of, remove
 from featkit.io.artifact import explained as writes_explained
 from featkit.io.atomic import is_foreign, refuse_foreign, refused_by_disk, require_space
-from featkit.io.journal import DAMAGE, JournalledStore, counted, explained, in_place, is_in_use, journalled, said
+from featkit.io.h5_items import ESCAPED, LINKED, check_item, find, refuse_pipe, walk
+from featkit.io.journal import DAMAGE, JournalledStore, counted, explained, in_place, is_in_use, journalled
 
 LOGGER = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 COMPLETE = "complete"
-LINKED = "shards"  # root attribute of an index (io/shards.py): how many files its items lie in
 SLACK_BYTES = 1 << 16  # headers, names and the tree of groups that an item or a new store takes beside its numbers
 TRIES, WAIT_S = 20, 0.05  # to open a store that others are mending
 
@@ -45,6 +45,7 @@ def reading(path: Path) -> Iterator[h5py.File]:
     mended.
     """
     with explained(path):
+        refuse_pipe(path)
         file = _opened(path)
     with file:
         yield file
@@ -156,22 +157,25 @@ def _rescue(path: Path) -> None:
     part = new_part(path)
     with h5py.File(path, "r") as old, h5py.File(part, "w") as new:
         copy_attributes(old, new)
-        count = _copy_whole(old, new)
+        count = _copy_whole(old, new, set())
     os.replace(part, path)
     LOGGER.warning("%s: cut off while it was written; %d whole items kept, the others are made again", path, count)
 
 
-def _copy_whole(old: h5py.Group, new: h5py.File) -> int:
+def _copy_whole(old: h5py.Group, new: h5py.File, seen: set[int]) -> int:
     count = 0
     with contextlib.suppress(*DAMAGE):
         for key in old:
-            with contextlib.suppress(*DAMAGE):
-                item = old[key]
-                if is_complete(old, key):
+            with contextlib.suppress(*DAMAGE, BadInputError):
+                if not isinstance(item := find(old, key), h5py.Group):
+                    continue
+                if is_whole(item):
+                    check_item(item)
                     old.file.copy(item, new, item.name)
                     count += 1
-                elif isinstance(item, h5py.Group):
-                    count += _copy_whole(item, new)
+                elif (address := h5py.h5o.get_info(item.id).addr) not in seen:
+                    seen.add(address)
+                    count += _copy_whole(item, new, seen)
     return count
 
 
@@ -255,7 +259,7 @@ def _write(
 def is_complete(file: h5py.File, key: str) -> bool:
     """Whether an item was written to its end."""
     try:
-        return is_whole(file.get(key))
+        return is_whole(find(file, key))
     except DAMAGE:
         return False
 
@@ -278,22 +282,10 @@ def groups(file: h5py.File, dataset: str, whole: bool = False) -> Iterator[tuple
 
     whole: only those that were written to their end. Not those of an index's shards. Raises BadInputError.
     """
-    linked = LINKED in file.attrs
-
-    def look_into(group: h5py.h5g.GroupID, above: bytes) -> Iterator[tuple[str, h5py.Group]]:
-        for key in group:
-            if linked and group.links.get_info(key).type == h5py.h5l.TYPE_EXTERNAL:
-                continue
-            item = h5py.h5o.open(group, key)
-            if isinstance(item, h5py.h5g.GroupID) and dataset.encode() in item:
-                found = h5py.Group(item)
-                if not whole or _seems_whole(found):
-                    yield (above + key).decode("utf-8", ESCAPED), found
-            elif isinstance(item, h5py.h5g.GroupID):
-                yield from look_into(item, above + key + b"/")
-
     try:
-        yield from look_into(file["/"].id, b"")
+        for name, found in walk(file, dataset):
+            if not whole or _seems_whole(found):
+                yield name, found
     except DAMAGE:
         raise BadInputError(f"{file.filename}: torn by a killed run; run the command that makes it once more") from None
 
@@ -308,7 +300,7 @@ def root_attributes(file: h5py.File) -> dict[str, Any]:
     values = {name: attribute(file, name) for name in file.attrs}
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
     if isinstance(plain.get("config"), str):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             return {**plain, "config": json.loads(plain["config"])}
         return {**plain, "config": None}
     return plain
@@ -322,7 +314,6 @@ def root_attributes(file: h5py.File) -> dict[str, Any]:
 
 
 LONGEST = 60_000  # bytes: HDF5 gives an attribute 64 KiB, its name and type included
-ESCAPED = "surrogateescape"  # as h5py does: names of files need not be UTF-8
 
 
 def set_attribute(item: h5py.HLObject, name: str, value: Any) -> None:

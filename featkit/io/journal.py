@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 import h5py
 
-from featkit.core.errors import BadInputError, NotWritableError
+from featkit.core.errors import BadInputError, FeatkitError, NotWritableError, said
 from featkit.core.runtime import finish_first
 from featkit.core.types import Pair
 from featkit.io.artifact import no_links
@@ -355,7 +355,9 @@ def explains_damage(method: ReadT) -> ReadT:
     def reading_method(self: Any, *arguments: Any) -> Any:
         try:
             return method(self, *arguments)
-        except DAMAGE as error:
+        except FeatkitError:
+            raise
+        except Exception as error:
             what = arguments[0] if arguments else "all items"
             which = f"{what.name0!r} and {what.name1!r}" if isinstance(what, Pair) else repr(what)
             raise BadInputError(
@@ -386,8 +388,3 @@ def explained(path: Path) -> Iterator[None]:
         ) from None
     except DAMAGE as error:
         raise BadInputError(f"{path}: damaged ({said(error)}); move it away or use --overwrite") from error
-
-
-def said(error: BaseException) -> str:
-    """An error in one line."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

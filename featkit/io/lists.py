@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -19,7 +20,46 @@ from featkit.core.errors import BadInputError
 from featkit.core.types import Pair, Pose
 from featkit.geometry.poses import Geodetic, is_on_earth
 from featkit.io.artifact import write_bytes, write_described, write_text
-from featkit.io.atomic import read_lines
+from featkit.io.atomic import read_lines, read_stamp
+from featkit.io.camera_models import camera_fault, camera_models
+
+T = TypeVar("T")
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Names of images in lists, and on the disk: macOS decomposes accented letters (NFD), others compose them (NFC).
+
+
+class Spelling:
+    """A name of a list as the images' own names have it, where only its Unicode form differs; others as they are.
+
+    names: called once, at the first name that is not ASCII.
+    """
+
+    def __init__(self, names: Callable[[], Iterable[str]]):
+        self._names = names
+
+    @cached_property
+    def _known(self) -> tuple[set[str], dict[str, str]]:
+        own = set(self._names())
+        composed: dict[str, str] = {}
+        for name in sorted(own):
+            if not name.isascii():
+                composed.setdefault(unicodedata.normalize("NFC", name), name)
+        return own, composed
+
+    def __call__(self, name: str) -> str:
+        if name.isascii():
+            return name
+        own, composed = self._known
+        return name if name in own else composed.get(unicodedata.normalize("NFC", name), name)
+
+
+def respelled(listed: Mapping[str, T], names: Callable[[], Iterable[str]]) -> dict[str, T]:
+    """A list under the images' own names (`Spelling`). Of a name in both forms the images' own counts."""
+    spelled = Spelling(names)
+    found = {spelled(name): value for name, value in listed.items()}
+    return found | {name: value for name, value in listed.items() if name in found}
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # pairs.txt: two image names a line, separated by a space, or by a tab when any name has a space.
@@ -27,11 +67,13 @@ from featkit.io.atomic import read_lines
 # Beside it `pairs.json` says which configuration made it; readers never need that file.
 
 
-def read_pairs(path: Path, directed: bool = False) -> list[Pair]:
+def read_pairs(
+    path: Path, directed: bool = False, spelled: tuple[Callable[[str], str], Callable[[str], str]] = (str, str)
+) -> list[Pair]:
     """Pairs in the order of the file; a pair named twice, in either order, counts once.
 
     directed: the first name is a query and the second a map image, of two folders that may hold equal names; so
-    (a, b) and (b, a) are two pairs, and (a, a) is one.
+    (a, b) and (b, a) are two pairs, and (a, a) is one. spelled: the `Spelling` of first and second names.
     Raises BadInputError for a missing file, a line without two names, or an image paired with itself.
     """
     pairs: dict[tuple[str, str], Pair] = {}
@@ -40,7 +82,8 @@ def read_pairs(path: Path, directed: bool = False) -> list[Pair]:
         names = line.split("\t") if "\t" in line else line.split()
         if len(names) != 2 or not all(name.strip() for name in names):
             raise BadInputError(f"{path}:{number}: two image names expected (tab-separated if a name has a space)")
-        name0, name1 = (known.setdefault(name.strip(), name.strip()) for name in names)
+        name0, name1 = (spell(name.strip()) for spell, name in zip(spelled, names, strict=True))
+        name0, name1 = known.setdefault(name0, name0), known.setdefault(name1, name1)
         pair = Pair(name0, name1)
         if pair.name0 == pair.name1 and not directed:
             raise BadInputError(f"{path}:{number}: {pair.name0!r} is paired with itself; remove the line")
@@ -81,17 +124,19 @@ def format_pairs(pairs: Iterable[Pair]) -> str:
 
 
 def _survives(name: str) -> bool:
-    """Whether a name comes back from a line of text: no tab, line break, comment sign or space at an end."""
-    return name == name.strip() and name.splitlines() == [name] and "\t" not in name and name[0] not in "#\ufeff"
+    """Whether a name comes back from a line of text: no tab, line break, zero byte, comment sign, space at an end."""
+    return (
+        name == name.strip()
+        and name.splitlines() == [name]
+        and not {"\t", "\0"} & set(name)
+        and name[0] not in "#\ufeff"
+    )
 
 
 def describe_pairs(path: Path) -> dict[str, Any] | None:
     """What pairs.json says of pairs.txt: fingerprint, method, config and more; None when featkit did not make it."""
-    try:
-        described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return described if isinstance(described, dict) and described.get("kind") == "pairs" else None
+    described = read_stamp(path.with_suffix(".json"))
+    return described if described is not None and described.get("kind") == "pairs" else None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -100,21 +145,8 @@ def describe_pairs(path: Path) -> dict[str, Any] | None:
 # A name with spaces is legal: the last seven fields are the numbers.
 
 
-# Number of parameters of each COLMAP camera model that featkit takes in a list of intrinsics.
-CAMERA_PARAMS = {
-    "SIMPLE_PINHOLE": 3,
-    "PINHOLE": 4,
-    "SIMPLE_RADIAL": 4,
-    "RADIAL": 5,
-    "OPENCV": 8,
-    "FULL_OPENCV": 12,
-    "OPENCV_FISHEYE": 8,
-    "SIMPLE_RADIAL_FISHEYE": 4,
-    "RADIAL_FISHEYE": 5,
-    "FOV": 5,
-    "THIN_PRISM_FISHEYE": 12,
-}
 WORD = re.compile(r"\S+")
+LARGEST_SIDE = 10**6  # px, of an image
 
 
 @dataclass(frozen=True)
@@ -162,24 +194,28 @@ def format_poses(poses: Mapping[str, Pose]) -> str:
 
 def parse_intrinsics(text: str, where: str) -> Intrinsics:
     """`MODEL width height params...` as written by hloc and COLMAP. Raises BadInputError that begins with `where`."""
-    fields = text.split()
-    if not fields or fields[0] not in CAMERA_PARAMS:
+    fields, models = text.split(), camera_models()
+    if not fields or fields[0] not in models:
+        raise BadInputError(f"{where}: no camera model {fields[0] if fields else ''!r}; one of {', '.join(models)}")
+    model = models[fields[0]]
+    if len(fields) != 3 + len(model.params):
         raise BadInputError(
-            f"{where}: no camera model {fields[0] if fields else ''!r}; one of {', '.join(CAMERA_PARAMS)}"
-        )
-    expected = CAMERA_PARAMS[fields[0]]
-    if len(fields) != 3 + expected:
-        raise BadInputError(
-            f"{where}: {fields[0]} takes width, height and {expected} parameters; {len(fields) - 1} numbers are given"
+            f"{where}: {model.name} takes width, height and {len(model.params)} parameters;"
+            f" {len(fields) - 1} numbers are given ({', '.join(model.params)} are wanted)"
         )
     try:
         width, height = int(fields[1]), int(fields[2])
         params = tuple(float(field) for field in fields[3:])
     except ValueError:
         raise BadInputError(f"{where}: width and height are whole numbers, parameters are numbers") from None
-    if width <= 0 or height <= 0 or params[0] <= 0 or not np.all(np.isfinite(params)):
-        raise BadInputError(f"{where}: size and focal length must be positive, all parameters finite")
-    return Intrinsics(fields[0], width, height, params)
+    sensible = min(width, height) > 0 and max(width, height) <= LARGEST_SIDE
+    fault = None if sensible else f"width and height must be positive, up to {LARGEST_SIDE:,}"
+    fault = fault or camera_fault(model, (width, height), params)
+    if fault:
+        raise BadInputError(
+            f"{where}: {fault}; correct it ({model.name} takes width, height, {', '.join(model.params)})"
+        )
+    return Intrinsics(model.name, width, height, params)
 
 
 def read_camera(path: Path) -> Intrinsics:
@@ -231,7 +267,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, str, str]]:
 def _split_name(line: str) -> tuple[str, str]:
     """The name may hold spaces: it ends where a camera model's name follows (or after the first word)."""
     for word in list(WORD.finditer(line))[1:]:
-        if word.group() in CAMERA_PARAMS:
+        if word.group() in camera_models():
             return line[: word.start()].strip(), line[word.start() :]
     name, *rest = line.split(maxsplit=1)
     return (name, rest[0]) if rest else ("", "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +17,19 @@ from featkit.io.artifact import explained, remove, writing
 from featkit.io.atomic import explained_by_disk, require_space
 from featkit.io.features import FeatureStore, features_digest
 from featkit.io.h5 import copy_attributes
+from featkit.io.h5_items import item_of
 from featkit.io.journal import DAMAGE
 from featkit.io.matches import MatchStore
 
 
 @dataclass(frozen=True)
 class Checked:
-    """kind: features or matches. whole: items that are as they were written. broken: (item, what is wrong with it).
+    """A store's items: `whole` as they were written, `broken` with what is wrong with each.
 
-    shards: files that items lie in, besides the store itself.
+    kind: features or matches. shards: files that items lie in, besides the store itself.
     """
 
+    path: Path
     kind: str
     whole: tuple[str, ...]
     broken: tuple[tuple[str, str], ...]
@@ -53,7 +55,7 @@ def check(path: Path) -> Checked:
                 else:
                     broken.append((name, reason))
                 advance(1)
-    return Checked(kind, tuple(whole), tuple(broken), len(shards))
+    return Checked(path, kind, tuple(whole), tuple(broken), len(shards))
 
 
 def _kind(file: h5py.File, path: Path) -> str:
@@ -94,15 +96,23 @@ def repair(path: Path, checked: Checked) -> None:
         for name in checked.whole:
             shard = links.shard_of(old, name)
             if shard is None:
-                old.copy(old[name], new, name)
+                old.copy(item_of(old, name), new, name)
             else:
                 new[name] = old.get(name, getlink=True)
 
 
-def merge(stores: Sequence[Path], output: Path, *, link: bool = False, overwrite: bool = False) -> int:
+def merge(
+    stores: Sequence[Path],
+    output: Path,
+    *,
+    link: bool = False,
+    overwrite: bool = False,
+    same: Collection[str] = (),
+) -> int:
     """Make one store of several of one configuration, and return how many items it has.
 
-    link: an index that leads to them instead of a copy; then they must stay. Raises BadInputError for stores made
+    link: an index that leads to them instead of a copy; then they must stay. same: items that are alike in several,
+    and taken from the first that has them. Raises BadInputError for stores made
     otherwise, damaged, or with one item twice, or when `output` is there or not featkit's; NotWritableError.
     """
     if output.exists() and not overwrite:
@@ -119,7 +129,7 @@ def merge(stores: Sequence[Path], output: Path, *, link: bool = False, overwrite
         first = opened[stores[0]]
         for path, file in opened.items():
             links.check_alike(first, file, path)
-        owners = links.owners_of(opened)
+        owners = links.owners_of(opened, same)
         stack.enter_context(explained_by_disk(output))
         part = stack.enter_context(writing(output))
         require_space(output, sum(path.stat().st_size for path in stores))
@@ -128,7 +138,7 @@ def merge(stores: Sequence[Path], output: Path, *, link: bool = False, overwrite
             copy_attributes(first, new, without=(h5.LINKED,))
             for name, path in sorted(owners.items()):
                 links.refuse_missing(opened[path], name)
-                item = opened[path][name]
+                item = item_of(opened[path], name)
                 item.file.copy(item, new, name)
                 advance(1)
     return len(owners)

@@ -20,6 +20,7 @@ from featkit.core.types import Matches, Pair
 from featkit.io import h5, shards
 from featkit.io.features import FeatureStore
 from featkit.io.h5 import attribute
+from featkit.io.h5_items import array_of, find, has
 from featkit.io.journal import DAMAGE, explains_damage
 
 MAX_KEYPOINTS = 1 << 26
@@ -56,7 +57,7 @@ class MatchStore:
     def has(self, pair: Pair, digests: tuple[str, str]) -> bool:
         """Whether the matches of a pair are there and whole, in this order, of features with these digests."""
         try:
-            group = self._file.get(pair_key(pair))
+            group = find(self._file, pair_key(pair))
             if not h5.is_whole(group):
                 return False
             stored = [attribute(group, name) for name in ("name0", "name1", "features0", "features1")]
@@ -69,7 +70,8 @@ class MatchStore:
         """All pairs whose matches are whole, sorted. Names are taken from the attributes featkit writes."""
         own = (item for _, item in h5.groups(self._file, "matches0", whole=True))
         keys = (key for key in shards.linked_items(self._file) if h5.is_complete(self._file, key))
-        named = (item for item in chain(own, map(self._file.get, keys)) if "name0" in item.attrs)
+        linked = (self._group(key) for key in keys)
+        named = (item for item in chain(own, linked) if "name0" in item.attrs)
         return sorted(Pair(str(attribute(item, "name0")), str(attribute(item, "name1"))) for item in named)
 
     @explains_damage
@@ -78,7 +80,7 @@ class MatchStore:
         for stored, swapped in ((pair, False), (Pair(pair.name1, pair.name0), True)):
             key = pair_key(stored)
             shards.refuse_missing(self._file, key)
-            if key in self._file and self._is_of(key, stored):
+            if find(self._file, key) is not None and self._is_of(key, stored):
                 self._refuse_other_features(key, pair, swapped)
                 found = self._read(key)
                 self._refuse_wrong_indices(found, pair, swapped)
@@ -114,28 +116,37 @@ class MatchStore:
         return h5.root_attributes(self._file)
 
     def _read(self, key: str) -> Matches:
-        group = self._file[key]
-        matches0 = np.asarray(group["matches0"][()], dtype=np.int32).reshape(-1)
+        group = self._group(key)
+        stored = array_of(group, "matches0", kinds="iu").reshape(-1)
+        limits = np.iinfo(np.int32)
+        if stored.size and not (limits.min <= stored.min() and stored.max() <= limits.max):
+            raise BadInputError(f"{self.path}: {key!r} has an index of {stored.max():,}, beyond any keypoint")
+        matches0 = stored.astype(np.int32, copy=False)
         scores0 = np.zeros(len(matches0), np.float32)
-        if "matching_scores0" in group:
-            scores0 = np.asarray(group["matching_scores0"][()], dtype=np.float32).reshape(-1)
+        if has(group, "matching_scores0"):
+            scores0 = array_of(group, "matching_scores0").astype(np.float32, copy=False).reshape(-1)
         if len(scores0) != len(matches0):
             raise BadInputError(f"{self.path}: {key!r} has {len(matches0)} matches but {len(scores0)} scores")
         return Matches(matches0, scores0)
+
+    def _group(self, key: str) -> h5py.Group:
+        if not isinstance(group := find(self._file, key), h5py.Group):
+            raise BadInputError(f"{self.path}: no matches of {key!r}")
+        return group
 
     def refuse_others(self, pairs: Iterable[Pair]) -> None:
         """Raises BadInputError for matches of other features than those of this store. Missing pairs pass."""
         for pair in pairs:
             for stored, swapped in ((pair, False), (Pair(pair.name1, pair.name0), True)):
                 key = pair_key(stored)
-                if key in self._file and self._is_of(key, stored):
+                if find(self._file, key) is not None and self._is_of(key, stored):
                     self._refuse_other_features(key, pair, swapped)
 
     def _refuse_other_features(self, key: str, pair: Pair, swapped: bool) -> None:
         """By the digests that featkit writes; hloc writes none."""
         if self._features is None:
             return
-        stored = [str(attribute(self._file[key], name, "")) for name in ("features0", "features1")]
+        stored = [str(attribute(self._group(key), name, "")) for name in ("features0", "features1")]
         for side, (name, digest) in enumerate(
             zip((pair.name0, pair.name1), reversed(stored) if swapped else stored, strict=True)
         ):
@@ -173,14 +184,14 @@ class MatchStore:
 
     def _is_of(self, key: str, pair: Pair) -> bool:
         """Whether a group is of these names, and not of others with the same key; hloc does not say."""
-        group = self._file[key]
+        group = self._group(key)
         return Pair(attribute(group, "name0", pair.name0), attribute(group, "name1", pair.name1)) == pair
 
     def _swapped(self, matches: Matches, key: str) -> Matches:
         """Matches from image 1 to image 0. hloc does not say how many keypoints image 1 has: up to the last match."""
         forward = matches.as_index_pairs()
         size = int(forward[:, 1].max()) + 1 if len(forward) else 0
-        size = max(size, int(self._file[key].attrs.get("keypoints1", 0)))
+        size = max(size, int(attribute(self._group(key), "keypoints1", 0)))
         back, scores = np.full(size, -1, np.int32), np.zeros(size, np.float32)
         back[forward[:, 1]] = forward[:, 0]
         scores[forward[:, 1]] = matches.scores0[forward[:, 0]]

@@ -19,6 +19,7 @@ from featkit.io import h5
 from featkit.io.artifact import writing
 from featkit.io.atomic import refuse_foreign
 from featkit.io.h5 import attribute, copy_attributes
+from featkit.io.h5_items import check_item, find, has
 
 ORIGIN = ("kind", "format", "fingerprint", "weights_sha256", "features_fingerprint")
 ITEM_OF = {"features": "keypoints", "matches": "matches0"}  # kind of a store -> what each of its items holds
@@ -46,10 +47,11 @@ def shard_of(file: h5py.File, name: str) -> Path | None:
     """The file that an item of an index lies in; None for one of its own."""
     if not is_index(file):
         return None
-    try:
-        link = file.get(name, getlink=True)
-    except KeyError:
+    above, _, last = name.rpartition("/")
+    group = find(file, above)
+    if not isinstance(group, h5py.Group) or not has(group, last):
         return None
+    link = group.get(last, getlink=True)
     return Path(file.filename).parent / link.filename if isinstance(link, h5py.ExternalLink) else None
 
 
@@ -99,11 +101,16 @@ def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | No
     return len(owners)
 
 
-def owners_of(opened: dict[Path, h5py.File]) -> dict[str, Path]:
-    """The store that each whole item of several lies in. Raises BadInputError for an item that two have."""
+def owners_of(opened: dict[Path, h5py.File], same: Collection[str] = ()) -> dict[str, Path]:
+    """The store that each whole item of several lies in, the first of those named `same`.
+
+    Raises BadInputError for another item that two have.
+    """
     owners: dict[str, Path] = {}
     for path, file in opened.items():
         for name in whole_items(file, h5.kind_of(file, "features")):
+            if name in owners and name in same:
+                continue
             if name in owners:
                 raise BadInputError(f"{path}: has {name!r}, as {owners[name]} has; merge stores of different items")
             owners[name] = path
@@ -127,9 +134,10 @@ def _copy(old: h5py.Group, new: h5py.Group) -> None:
         link = old.get(name, getlink=True)
         if isinstance(link, h5py.ExternalLink):
             new[name] = link
-        elif not isinstance(old[name], h5py.Group):
+        elif not isinstance(item := find(old, name), h5py.Group):
             continue
-        elif h5.COMPLETE in old[name].attrs:
-            old.file.copy(old[name], new, name)
+        elif h5.COMPLETE in item.attrs:
+            check_item(item)
+            old.file.copy(item, new, name)
         else:
-            _copy(old[name], new.require_group(name))
+            _copy(item, new.require_group(name))

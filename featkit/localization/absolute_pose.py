@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -11,11 +11,12 @@ import pycolmap
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
-from featkit.core.config import Confidence, Config, Pixels, Seed, Trials
+from featkit.core.config import Confidence, Config, Factor, Pixels, Seed, Trials
 from featkit.core.errors import BadInputError
 from featkit.core.types import Matches, Pair, Pose
 from featkit.geometry.pixels import to_colmap
 from featkit.geometry.poses import rotation_matrix
+from featkit.io.camera_models import camera_models
 from featkit.io.features import FeatureStore
 from featkit.mapping.cameras import to_pose
 from featkit.mapping.model import point_ids
@@ -38,6 +39,9 @@ class PoseConfig(Config):
     """Draws of RANSAC at most."""
     seed: Seed = 0
     """Of RANSAC's draws."""
+    uncertain_ratio: Factor = 2.0
+    """A pose whose inliers are in the median farther off than this many times the map's own is called uncertain: a
+    camera that is not the query's, or another place that looks like it."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,13 @@ class PoseEstimate:
     """centre_std: standard deviation of the camera centre, in map units (root of the covariance's trace).
 
     rotation_std_deg: the same of the rotation vector. Both follow from the inliers' residuals;
-    residual_px is their RMS per coordinate.
+    residual_px is their RMS per coordinate, median_px the median of their distances.
     """
 
     pose: Pose
     inlier: Bool[np.ndarray, " n"]
     residual_px: float
+    median_px: float
     centre_std: float
     rotation_std_deg: float
     camera: pycolmap.Camera
@@ -66,7 +71,7 @@ def estimate_pose(
     """Pose of a camera that sees points3d at points2d (COLMAP pixels), or None when RANSAC finds none."""
     camera = pycolmap.Camera(camera.todict())  # refinement writes into it
     estimation = pycolmap.AbsolutePoseEstimationOptions()
-    estimation.estimate_focal_length = refine_focal
+    estimation.estimate_focal_length = refine_focal and not camera_models()[camera.model_name].is_fisheye
     estimation.ransac.max_error = config.max_error_px
     estimation.ransac.confidence = config.confidence
     estimation.ransac.max_num_trials = config.max_trials
@@ -78,18 +83,20 @@ def estimate_pose(
         return None
     pose = to_pose(answer["cam_from_world"])
     inlier = np.asarray(answer["inlier_mask"], dtype=bool)
-    squared = _squared_residuals(answer["cam_from_world"], camera, points2d[inlier], points3d[inlier])
+    squared = squared_residuals(answer["cam_from_world"], camera, points2d[inlier], points3d[inlier])
     freedom = max(1, 2 * len(squared) - 6)  # six parameters of the pose
     residual = float(np.sqrt(squared.sum() / freedom))
     noise = _effective_noise_px(squared, refinement.loss_function_scale)
     covariance = _covariance(answer["cam_from_world"], points2d, points3d, inlier, camera, refinement)
     centre_std, rotation_std = _uncertainty(pose, covariance, noise)
-    return PoseEstimate(pose, inlier, residual, centre_std, rotation_std, camera)
+    median = float(np.sqrt(np.median(squared))) if len(squared) else float("inf")
+    return PoseEstimate(pose, inlier, residual, median, centre_std, rotation_std, camera)
 
 
-def _squared_residuals(
+def squared_residuals(
     rigid: pycolmap.Rigid3d, camera: pycolmap.Camera, points2d: np.ndarray, points3d: np.ndarray
 ) -> Float[np.ndarray, " n"]:
+    """Squared distances in the image, px^2, of projections of points3d from points2d (COLMAP pixels)."""
     return np.sum((np.asarray(camera.img_from_cam(rigid * points3d)) - points2d) ** 2, axis=1)
 
 
@@ -147,6 +154,8 @@ def _uncertainty(pose: Pose, covariance: Float[np.ndarray, "6 6"], noise_px: flo
 
 
 CACHED_IMAGES = 512
+SAMPLED_IMAGES = 32  # of a map, for its reprojection error
+SMALLEST_PX = 0.1  # what nobody's keypoints come below, so that an exact map calls nothing uncertain
 MAX_KEYPOINT_SHIFT_PX = 0.1
 
 
@@ -174,6 +183,37 @@ class MapPoints:
     def point_ids(self, name: str) -> Int[np.ndarray, " n"]:
         """For every keypoint of a registered image the id of its 3D point, or -1."""
         return self._points_of(name)
+
+    def uncertain(self, estimate: PoseEstimate, ratio: float) -> str:
+        """Why a pose is not to be trusted; empty: its residuals are like the map's own.
+
+        ratio: allowed between them; more for a query larger than the map's images, since keypoints are as much coarser.
+        """
+        median_px, longer = self.reprojection
+        larger = max(1.0, max(estimate.camera.width, estimate.camera.height) / longer)
+        limit = ratio * larger * max(median_px, SMALLEST_PX)
+        if estimate.median_px <= limit:
+            return ""
+        return (
+            f"its points are off by {estimate.median_px:.2f} px in the median, those of the map by {median_px:.2f} px;"
+            " is the camera its own?"
+        )
+
+    @cached_property
+    def reprojection(self) -> tuple[float, float]:
+        """Median distance of the map's keypoints from their points, px, and the median of its images' longer sides."""
+        names = self.names()
+        squared, longer = [np.zeros(0)], []
+        for place in np.unique(np.linspace(0, len(names) - 1, SAMPLED_IMAGES).round().astype(int)):
+            image = self._images[names[place]]
+            camera, points = self.model.cameras[image.camera_id], image.points2D
+            seen = [points[index] for index in image.get_observation_point2D_idxs()]
+            longer.append(max(camera.width, camera.height))
+            if seen:
+                points2d, ids = np.array([p.xy for p in seen]), np.array([p.point3D_id for p in seen])
+                squared.append(squared_residuals(image.cam_from_world(), camera, points2d, self.xyz(ids)))
+        found = np.concatenate(squared)
+        return float(np.sqrt(np.median(found))) if len(found) else 0.0, float(np.median(longer))
 
     def _read_points(self, name: str) -> Int[np.ndarray, " n"]:
         return point_ids(self._images[name])

@@ -7,9 +7,10 @@ result.pose, result.reason
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +23,10 @@ from pydantic import Field
 from featkit.core.config import Config, Factor, Megabytes, Runtime, Seconds, Seed
 from featkit.core.errors import UsageError
 from featkit.core.registry import resolve
+from featkit.core.runtime import torch_device
 from featkit.core.types import Features, Matches, Pair
 from featkit.features.base import is_packed
-from featkit.features.stage import extraction, in_file, same_extraction
+from featkit.features.stage import extract_one, extraction, in_file, same_extraction
 from featkit.images.read import DecodedImage, decode, from_pixels
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import Intrinsics, parse_intrinsics
@@ -73,7 +75,11 @@ class ServeConfig(Config):
     threads: int = Field(2, ge=1, le=1024)
     """Photographs that are worked on at once."""
     max_waiting: int = Field(16, ge=0, le=10**6)
-    """Photographs that wait for a thread; more are sent away."""
+    """Photographs that arrive or wait for a thread; more are sent away before they are read."""
+    header_s: Seconds = 10.0
+    """Seconds within which a connection must have made its request."""
+    max_connections: int = Field(200, ge=1, le=10**6)
+    """Connections at once; more are sent away."""
 
 
 class ServedConfig(LocalizerConfig):
@@ -131,28 +137,37 @@ class Localizer:
         self._search_bytes = config.memory_budget_mb * MIB - (0 if spill else self._index.vectors.nbytes)
 
     def localize(
-        self, image: Image, intrinsics: Intrinsics | str | None = None, *, name: str | None = None
+        self,
+        image: Image,
+        intrinsics: Intrinsics | str | None = None,
+        *,
+        name: str | None = None,
+        features: Features | None = None,
     ) -> QueryResult:
         """The pose of one photograph, or the reason why there is none: what `featkit localize` finds for it.
 
         image: a file, or uint8 pixels, upright, grey (h, w) or RGB (h, w, 3). intrinsics: its camera, also as
         `MODEL width height params...`; None: the map's, EXIF's, or a guess that is refined with the pose. name: what
-        the result calls it. Raises BadInputError for an image that cannot be read or is not of its camera's size.
+        the result calls it. features: of the file, where `extract` found them already; pixels are then not read again.
+        Raises BadInputError for an image that cannot be read or is not of its camera's size.
         """
         if isinstance(intrinsics, str):
             intrinsics = parse_intrinsics(intrinsics, "intrinsics")
         extractor, decoding = self._method.built, self._method.config.decode
+        decoded: DecodedImage | None = None
         if isinstance(image, np.ndarray):
             name = name or "image"
-            decoded = from_pixels(image, decoding, extractor.colour)
-            camera = self._camera_of_pixels(name, decoded, intrinsics)
+            decoded = pixels = from_pixels(image, decoding, extractor.colour)
+            camera = self._camera_of_pixels(name, pixels, intrinsics)
         elif isinstance(image, str | Path):
             path, name = Path(image), name or Path(image).name
-            decoded = decode(path, decoding, extractor.colour)
+            decoded = decode(path, decoding, extractor.colour) if features is None else None
             camera = self._camera_of_file(path, intrinsics)
         else:
             raise UsageError(f"an image is a path or a numpy array, not a {type(image).__name__}")
-        features = in_file(self._method, decoded, extractor.extract(decoded.pixels))
+        if decoded is not None:
+            features = in_file(self._method, decoded, extractor.extract(decoded.pixels))
+        assert features is not None
         with self._turn:  # torch's number of threads and the open file are shared
             partners = self._retrieve(name, features)
             found = self._match(name, features, partners) if partners else None
@@ -193,6 +208,12 @@ class Localizer:
         else:
             by_image = self._matcher.match([(query, image.features) for image in warm])
         return FoundMatches({Pair(name, partner): m for partner, m in zip(partners, by_image, strict=True)})
+
+    @property
+    def extract(self) -> Callable[[Path], Features] | None:
+        """What finds a photograph's features, to be called in another process; None on a GPU, which this one has."""
+        on_cpu = torch_device(self._device).type == "cpu"
+        return functools.partial(extract_one, self._method) if on_cpu else None
 
     @property
     def map_images(self) -> int:

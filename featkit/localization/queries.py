@@ -15,9 +15,10 @@ from featkit.core.config import Config, Count, digest
 from featkit.core.errors import BadInputError
 from featkit.images.read import stored_size
 from featkit.io.artifact import artifact
+from featkit.io.camera_models import camera_fault, camera_models
 from featkit.io.features import files_digest, open_features
-from featkit.io.lists import Intrinsics, read_pairs, write_pairs
-from featkit.mapping.cameras import CameraConfig, infer_camera, to_camera
+from featkit.io.lists import Intrinsics, Spelling, read_pairs, write_pairs
+from featkit.mapping.cameras import CameraConfig, guessed_camera, infer_camera, to_camera
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import MapFiles
 from featkit.retrieval.retrieve import check_files, retrieve, retrieve_given
@@ -66,9 +67,10 @@ def camera_of_pixels(
     if intrinsics is not None:
         return QueryCamera(_checked(name, to_camera(intrinsics), size), "list")
     if config.params is not None:
-        return QueryCamera(to_camera(Intrinsics(config.model, *size, config.params)), "params")
-    focal = config.default_focal_factor * max(size)
-    return _of_map(pycolmap.Camera.create_from_model_name(1, config.model, focal, *size), model)
+        if fault := camera_fault(camera_models()[config.given_model], size, config.params):
+            raise BadInputError(f"{name!r}: the given camera cannot be its own: {fault}")
+        return QueryCamera(to_camera(Intrinsics(config.given_model, *size, config.params)), "params")
+    return _of_map(guessed_camera(config, size), model)
 
 
 def _of_map(camera: pycolmap.Camera, model: pycolmap.Reconstruction) -> QueryCamera:
@@ -76,6 +78,8 @@ def _of_map(camera: pycolmap.Camera, model: pycolmap.Reconstruction) -> QueryCam
     same = [c for c in model.cameras.values() if (c.width, c.height) == (camera.width, camera.height)]
     if len(model.cameras) == 1 and same:  # refined by the map, so better than EXIF
         return QueryCamera(same[0], "map")
+    if camera_models()[camera.model_name].is_spherical:  # its size is all there is to know
+        return QueryCamera(camera, "params")
     return QueryCamera(camera, "exif" if camera.has_prior_focal_length else "guess")
 
 
@@ -130,13 +134,14 @@ def pair_queries(
     return write_pairs(output, pairs, config, {"inputs": inputs, "method": "retrieval of map images"})
 
 
-def given_pairs(pairs: Path, query_features: Path, output: Path) -> Path | None:
+def given_pairs(pairs: Path, query_features: Path, map_features: Path, output: Path) -> Path | None:
     """The pairs of a given file whose query could be read, written to `output`; None when there is not one.
 
     Raises BadInputError for a file that is no list of pairs.
     """
-    with open_features(query_features) as queries:
-        usable = [pair for pair in read_pairs(pairs, directed=True) if queries.has(pair.name0)]
+    with open_features(query_features) as queries, open_features(map_features) as database:
+        spelled = (Spelling(queries.names), Spelling(database.names))
+        usable = [pair for pair in read_pairs(pairs, True, spelled) if queries.has(pair.name0)]
     return write_pairs(output, usable) if usable else None
 
 

@@ -23,6 +23,7 @@ from featkit.core.types import Pose
 from featkit.features.listing import stronger, warn_of_few
 from featkit.geometry.pixels import to_colmap
 from featkit.geometry.poses import camera_centre
+from featkit.images.exif import some_names
 from featkit.io.artifact import write_described
 from featkit.io.atomic import read_lines, read_stamp
 from featkit.io.features import FeatureStore, open_features
@@ -59,6 +60,8 @@ class QueryResult:
     intrinsics: Intrinsics | None
     intrinsics_source: str
     estimate: PoseEstimate | None = None
+    uncertain: str = ""
+    """Why its pose is not to be trusted."""
 
     @property
     def pose(self) -> Pose | None:
@@ -77,12 +80,13 @@ def run(
     *,
     names: Sequence[str],
     intrinsics: dict[str, Intrinsics] | None = None,
+    may_fail: bool = False,
 ) -> list[QueryResult]:
     """Localize queries, write output/poses.txt and output/poses.json, and return every query's result.
 
     model: folder of a COLMAP model made from `map_features`. images: folder of the queries. pairs: query first, map
     image second; None (with matches None) when not one query could be paired. Raises BadInputError, and
-    EmptyResultError, after writing poses.json, when not one query could be localized.
+    EmptyResultError, after writing poses.json, when not one query could be localized, except where it `may_fail`.
     """
     partners: dict[str, list[str]] = {name: [] for name in names}
     for pair in read_pairs(pairs, directed=True) if pairs is not None else ():
@@ -102,14 +106,21 @@ def run(
                 results.append(result)
                 advance(1)
     write_results(results, config, model, output)
-    localized = sum(result.pose is not None for result in results)
-    if localized == 0:
+    if not may_fail:
+        refuse_none(results, images, output, map_features)
+        warn_of_few("localize", sum(result.pose is not None for result in results), len(results), extractor)
+    return results
+
+
+def refuse_none(results: Sequence[QueryResult], images: Path, output: Path, map_features: Path) -> None:
+    """Raise EmptyResultError when not one query is localized."""
+    if all(result.pose is None for result in results):
+        with open_features(map_features) as store:
+            extractor = store.extractor
         other = f"; a map with {stronger(extractor)} may help" if stronger(extractor) else ""
         raise EmptyResultError(
             f"{images}: none of {len(results)} queries localized; reasons: {output}/poses.json{other}"
         )
-    warn_of_few("localize", localized, len(results), extractor)
-    return results
 
 
 def _localize_one(
@@ -177,7 +188,8 @@ def _estimate(
     if inliers < config.min_inliers:
         reason = f"{inliers} inliers of {len(index)} matches, {config.min_inliers} are needed"
         return QueryResult(reason=reason, estimate=estimate, **facts)
-    return QueryResult(reason="", estimate=estimate, **facts)
+    uncertain = points.uncertain(estimate, config.uncertain_ratio)
+    return QueryResult(reason="", estimate=estimate, uncertain=uncertain, **facts)
 
 
 def write_results(results: Sequence[QueryResult], config: Config, model: Path, output: Path) -> None:
@@ -198,6 +210,12 @@ def write_results(results: Sequence[QueryResult], config: Config, model: Path, o
     }
     write_described(output / "poses.txt", format_poses(localized), described)
     LOGGER.info("localize: %d of %d queries", len(localized), len(results))
+    if uncertain := [result for result in results if result.uncertain]:
+        LOGGER.warning(
+            "localize: %d of %d poses are uncertain: %s: %s%s",
+            *(len(uncertain), len(localized), uncertain[0].name, uncertain[0].uncertain),
+            f" (and {some_names([result.name for result in uncertain[1:]])})" if uncertain[1:] else "",
+        )
 
 
 def is_of_another_map(poses: Path, model: Path) -> bool:
@@ -212,6 +230,7 @@ def describe(result: QueryResult) -> dict[str, Any]:
         "name": result.name,
         "localized": result.pose is not None,
         "reason": result.reason or None,
+        "uncertain": result.uncertain or None,
         "keypoints": result.keypoints,
         "retrieved": result.retrieved,
         "matches_3d": result.matches_3d,
@@ -228,6 +247,7 @@ def describe(result: QueryResult) -> dict[str, Any]:
             "tvec": [float(v) for v in result.pose.tvec],
             "centre": [float(v) for v in camera_centre(result.pose)],
             "residual_px": estimate.residual_px,
+            "median_px": estimate.median_px,
             "centre_std": estimate.centre_std if np.isfinite(estimate.centre_std) else None,
             "rotation_std_deg": estimate.rotation_std_deg if np.isfinite(estimate.rotation_std_deg) else None,
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,74 +15,225 @@ from pydantic import Field
 
 from featkit.core.config import Config, Factor, Number
 from featkit.core.errors import BadInputError, UsageError
+from featkit.core.runtime import usable_cores
 from featkit.core.types import Pose
 from featkit.geometry.poses import quaternion
-from featkit.images.exif import focal_length_px
+from featkit.images.exif import Lens, Taken, focal_length_px, some_names, taken_with
 from featkit.images.read import stored_size
-from featkit.io.lists import CAMERA_PARAMS, Intrinsics, read_intrinsics_list
+from featkit.io.camera_models import CameraModel, camera_fault, camera_models, is_whole_sphere
+from featkit.io.lists import Intrinsics, read_intrinsics_list, respelled
 
 LOGGER = logging.getLogger(__name__)
-CameraMode = Literal["single", "per-folder", "per-image"]
-Group = tuple[str, Intrinsics | None]  # what images that share a camera have in common
+CameraMode = Literal["auto", "single", "per-folder", "per-image"]
+Group = tuple[Any, Intrinsics | None]  # what images that share a camera have in common
+DEFAULT_MODEL, FOUR_NUMBERS, SPHERE = "SIMPLE_RADIAL", "PINHOLE", "EQUIRECTANGULAR"
 
 
 class CameraConfig(Config):
     """How photographs get their cameras."""
 
-    model: str = "SIMPLE_RADIAL"
-    """COLMAP camera model."""
+    model: str | None = None
+    """COLMAP camera model, any that pycolmap has. None: SIMPLE_RADIAL, and PINHOLE of four given parameters. Without
+    it, photographs whose metadata (GPano) call them panoramas of 360 degrees are EQUIRECTANGULAR."""
     params: tuple[Number, ...] | None = None
-    """Known parameters in the model's order, COLMAP pixels. None: EXIF, else a guess."""
+    """Known parameters in the model's order, COLMAP pixels; four without a model are fx,fy,cx,cy. None: EXIF, else a
+    guess."""
     mode: CameraMode = "per-image"
-    """Which images share one camera: single (all of them), per-folder or per-image."""
+    """Which images share one camera: auto (same size, EXIF camera, lens and focal length, and folder), single (all of
+    them), per-folder or per-image. Auto fixes more unknowns and is the better choice for a camera that was not zoomed
+    or refocused. It is not the default since it takes photographs without EXIF that are of one size for those of one
+    camera, which photographs from the web are not."""
     default_focal_factor: float = Field(1.2, ge=0.01, le=100)
     """Without EXIF: focal length over the longer side (COLMAP's guess)."""
+    fisheye_focal_factor: float = Field(1 / math.pi, ge=0.01, le=100)
+    """The same for fisheye models: 1 / pi is an equidistant lens that sees 180 degrees along the longer side."""
     sensor_width_mm: Factor | None = None
     """Longer side of the sensor, mm, for photographs whose EXIF has a focal length in mm but no sensor."""
     refine: bool = True
     """Let the mapper refine focal length and distortion, also of known parameters."""
 
+    @property
+    def given_model(self) -> str:
+        """The model of photographs that do not call themselves panoramas."""
+        return self.model or (FOUR_NUMBERS if self.params is not None and len(self.params) == 4 else DEFAULT_MODEL)
+
+    def result_fields(self) -> dict[str, Any]:
+        """As of every configuration; the model by its name, the guess of fisheye lenses where it matters."""
+        fields = super().result_fields() | {"model": self.given_model}
+        if not self.given_model.endswith("FISHEYE"):
+            del fields["fisheye_focal_factor"]
+        return fields
+
 
 def check(config: CameraConfig) -> None:
-    """Raise UsageError for an unknown model or a wrong number of parameters."""
-    if config.model not in CAMERA_PARAMS:
-        raise UsageError(f"--camera-model {config.model}: there is {', '.join(CAMERA_PARAMS)}")
-    expected = CAMERA_PARAMS[config.model]
-    if config.params is not None and len(config.params) != expected:
-        raise UsageError(f"--camera-params: {config.model} takes {expected} numbers, {len(config.params)} are given")
-    if config.params is not None and not (np.all(np.isfinite(config.params)) and config.params[0] > 0):
-        raise UsageError("--camera-params: all must be finite, and the focal length (the first) positive")
+    """Raise UsageError for an unknown model, or parameters that are not its own."""
+    models, params = camera_models(), config.params
+    if config.given_model not in models:
+        newer = "; pip install 'pycolmap>=4.2' for it" if config.given_model == SPHERE else ""
+        raise UsageError(f"--camera-model {config.given_model}: there is {', '.join(models)}{newer}")
+    if params is None:
+        return
+    if config.model is None and (len(params) != 4 or abs(params[3]) < 1):
+        fitting = [name for name, model in models.items() if len(model.params) == len(params)]
+        raise UsageError(
+            f"--camera-params: only fx,fy,cx,cy can do without --camera-model, and {_list(params)} are no such numbers;"
+            f" name the model ({', '.join(fitting) or f'none takes {len(params)}'})"
+        )
+    model = models[config.given_model]
+    if len(params) != len(model.params):
+        raise UsageError(
+            f"--camera-params: {model.name} takes {len(model.params)} numbers ({','.join(model.params)}),"
+            f" {len(params)} are given"
+        )
+    if fault := camera_fault(model, None, params):
+        raise UsageError(f"--camera-params: {fault}; {model.name} takes {','.join(model.params)}")
+
+
+def _list(params: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in params)
+
+
+def check_photographs(
+    config: CameraConfig, images: Path, names: Sequence[str], listed: Mapping[str, Intrinsics] | None = None
+) -> None:
+    """See by the photographs' headers, before any work, whether the cameras can be theirs.
+
+    Warns of different lenses under one camera, and names panoramas. Files that cannot be read are passed over here.
+    Raises UsageError for parameters that cannot be of an image of their size, BadInputError for images of different
+    sizes that are to share a camera, for a listed camera of another size, and for panoramas that cannot be mapped.
+    """
+    check(config)
+    known = listed or {}
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        headers = zip(names, pool.map(lambda name: taken_with(images / name), names), strict=True)
+        taken = {name: found for name, found in headers if found is not None}
+    for name, intrinsics in known.items():
+        if name in taken:
+            _check_listed(taken[name].size, name, intrinsics)
+    inferred = {name: found for name, found in taken.items() if name not in known}
+    model = camera_models()[config.given_model]
+    for name, found in inferred.items() if config.params is not None else ():
+        if fault := camera_fault(model, found.size, config.params or ()):
+            raise UsageError(f"--camera-params: {fault}, as {name!r} is; {model.name} takes {','.join(model.params)}")
+    _check_panoramas(config, model, inferred)
+    groups: dict[Group, list[str]] = {}
+    for name, found in taken.items():
+        groups.setdefault((_group(name, config.mode, found), known.get(name)), []).append(name)
+    for (_, given), sharing in groups.items():
+        if given is None:
+            _check_sharing(config.mode, {name: taken[name] for name in sharing})
+
+
+def _check_panoramas(config: CameraConfig, model: CameraModel, taken: Mapping[str, Taken]) -> None:
+    panoramas = [name for name, found in taken.items() if found.is_panorama]
+    if model.is_spherical:
+        for name, found in taken.items():
+            if not is_whole_sphere(found.size):
+                width, height = found.size
+                raise BadInputError(
+                    f"{name!r} is {width} x {height}; {model.name} takes panoramas of 360 by 180 degrees, twice as wide"
+                    " as high: leave it out, or choose another --camera-model"
+                )
+    elif panoramas and (config.model is not None or config.params is not None):
+        LOGGER.warning(
+            "%d photographs are panoramas of 360 degrees by their metadata, which %s cannot describe: %s",
+            *(len(panoramas), model.name, some_names(panoramas)),
+        )
+    elif panoramas:
+        if SPHERE not in camera_models():
+            raise BadInputError(
+                f"{panoramas[0]!r} is a panorama of 360 degrees, which this pycolmap cannot map; pip install"
+                " 'pycolmap>=4.2', or cut it into pictures of ordinary cameras"
+            )
+        for name in panoramas:
+            width, height = taken[name].size
+            if not is_whole_sphere((width, height)):
+                raise BadInputError(
+                    f"{name!r} is a part of a panorama ({width} x {height}); only whole ones of 360 by 180 degrees can"
+                    " be mapped: leave it out, or name a --camera-model"
+                )
+        LOGGER.info("cameras: %d of %d photographs are panoramas (GPano): %s", len(panoramas), len(taken), SPHERE)
+
+
+def _check_sharing(mode: CameraMode, sharing: Mapping[str, Taken]) -> None:
+    """Photographs that are to share a camera: of one size (BadInputError), and mostly of one lens (a warning)."""
+    first = next(iter(sharing))
+    width, height = sharing[first].size
+    lenses: dict[Lens, list[str]] = {}
+    for name, found in sharing.items():
+        if found.size != (width, height):
+            raise BadInputError(
+                f"{name!r} is {found.size[0]} x {found.size[1]}, {first!r} {width} x {height}: they cannot share a"
+                f" camera (--camera-mode {mode}); use auto or per-image"
+            )
+        lenses.setdefault(found.lens, []).append(name)
+    if len(lenses) > 1:
+        named = "; ".join(f"{lens}: {names[0]} and {len(names) - 1} more" for lens, names in list(lenses.items())[:4])
+        LOGGER.warning(
+            "--camera-mode %s: %d cameras, lenses or focal lengths are to share one camera (%s); use auto",
+            *(mode, len(lenses), named),
+        )
 
 
 def infer_camera(path: Path, config: CameraConfig) -> pycolmap.Camera:
     """Camera of one photograph, by its EXIF focal length (pycolmap's, else `images.exif`'s) or the default guess.
 
-    `has_prior_focal_length` tells the two apart. Raises BadInputError.
+    `has_prior_focal_length` tells the two apart; of a panorama it is set. Raises BadInputError.
     """
+    model = camera_models()[config.given_model]
     options = pycolmap.ImageReaderOptions()
-    options.camera_model = config.model
-    options.default_focal_length_factor = config.default_focal_factor
-    if config.params is not None:
-        options.camera_params = ",".join(repr(value) for value in config.params)
+    options.camera_model = DEFAULT_MODEL if model.is_spherical else model.name
+    options.default_focal_length_factor = _guess(config, model)
     try:
         camera = pycolmap.infer_camera_from_image(str(path), options)
     except Exception as error:  # pycolmap raises RuntimeError, ValueError and InvalidArgument alike
-        raise BadInputError(f"{path}: no camera can be made from it ({str(error).splitlines()[0]})") from None
+        camera = _without_colmap(path, config, model, error)
+    size = (camera.width, camera.height)
     if config.params is not None:
-        camera.params = list(config.params)
-        camera.has_prior_focal_length = True
-    elif not camera.has_prior_focal_length:
-        size = (camera.width, camera.height)
+        if fault := camera_fault(model, size, config.params):
+            raise BadInputError(f"{path}: the given camera cannot be its own: {fault}")
+        return to_camera(Intrinsics(model.name, *size, config.params))
+    if model.is_spherical or (config.model is None and _is_panorama(path, size)):
+        return to_camera(Intrinsics(SPHERE, *size, tuple(map(float, size))))
+    if not camera.has_prior_focal_length:
         focal = focal_length_px(path, size, config.sensor_width_mm)
         if focal is not None:
-            camera = pycolmap.Camera.create_from_model_name(camera.camera_id, config.model, focal, *size)
+            camera = pycolmap.Camera.create_from_model_name(camera.camera_id, model.name, focal, *size)
             camera.has_prior_focal_length = True
     return camera
 
 
+def _without_colmap(path: Path, config: CameraConfig, model: CameraModel, error: Exception) -> pycolmap.Camera:
+    """The guessed camera of a photograph in a format that COLMAP does not read (HEIC, AVIF, GIF, JPEG 2000)."""
+    try:
+        size = stored_size(path)
+    except BadInputError:
+        raise BadInputError(f"{path}: no camera can be made from it ({str(error).splitlines()[0]})") from None
+    return guessed_camera(config, size)
+
+
+def guessed_camera(config: CameraConfig, size: tuple[int, int]) -> pycolmap.Camera:
+    """Camera of an image (width, height) that nothing is known of."""
+    model = camera_models()[config.given_model]
+    camera = pycolmap.Camera.create_from_model_name(1, model.name, _guess(config, model) * max(size), *size)
+    camera.has_prior_focal_length = model.is_spherical
+    return camera
+
+
+def _guess(config: CameraConfig, model: CameraModel) -> float:
+    return config.fisheye_focal_factor if model.is_fisheye else config.default_focal_factor
+
+
+def _is_panorama(path: Path, size: tuple[int, int]) -> bool:
+    if SPHERE not in camera_models() or not is_whole_sphere(size):
+        return False
+    found = taken_with(path)
+    return found is not None and found.is_panorama
+
+
 def listed_intrinsics(path: Path, names: Sequence[str]) -> dict[str, Intrinsics]:
     """Intrinsics of those of the images that a list has. Raises BadInputError when it has none of them."""
-    listed = read_intrinsics_list(path)
+    listed = respelled(read_intrinsics_list(path), lambda: names)
     found = {name: listed[name] for name in names if name in listed}
     if not found:
         raise BadInputError(
@@ -95,16 +246,24 @@ def listed_intrinsics(path: Path, names: Sequence[str]) -> dict[str, Intrinsics]
 
 
 def cameras_of_images(
-    images: Path, names: Sequence[str], config: CameraConfig, listed: Mapping[str, Intrinsics] | None = None
+    images: Path,
+    names: Sequence[str],
+    config: CameraConfig,
+    listed: Mapping[str, Intrinsics] | None = None,
+    *,
+    guess_fisheye: bool = True,
 ) -> tuple[dict[int, pycolmap.Camera], dict[str, int]]:
     """Cameras by id (from 1), and the camera id of every image.
 
-    listed: known intrinsics; images that would share a camera do so when theirs are the same.
+    listed: known intrinsics; images that would share a camera do so when theirs are the same. guess_fisheye: guessed
+    focal lengths of fisheye models count as known (`has_prior_focal_length`): COLMAP verifies pairs of others in
+    pixels, as if they were of pinhole cameras, and then hardly any holds.
     Raises BadInputError when known intrinsics are not of the image's size.
     """
     check(config)
     known = listed or {}
-    groups = {name: (_group(name, config.mode), known.get(name)) for name in names}
+    taken = {name: taken_with(images / name) for name in names} if config.mode == "auto" else {}
+    groups = {name: (_group(name, config.mode, taken.get(name)), known.get(name)) for name in names}
     first: dict[Group, str] = {}
     for name, group in groups.items():
         first.setdefault(group, name)
@@ -112,30 +271,33 @@ def cameras_of_images(
     def camera_of(name: str) -> pycolmap.Camera:
         return to_camera(known[name]) if name in known else infer_camera(images / name, config)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        list(pool.map(lambda name: _check_listed(images / name, name, known[name]), known))
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        list(pool.map(lambda name: _check_listed(stored_size(images / name), name, known[name]), known))
         inferred = list(pool.map(camera_of, first.values()))
     cameras: dict[int, pycolmap.Camera] = {}
     ids: dict[Group, int] = {}
     for camera_id, (group, camera) in enumerate(zip(first, inferred, strict=True), start=1):
         camera.camera_id = camera_id
+        if guess_fisheye and not camera.has_prior_focal_length and camera_models()[camera.model_name].is_fisheye:
+            camera.has_prior_focal_length = True
         cameras[camera_id], ids[group] = camera, camera_id
     return cameras, {name: ids[group] for name, group in groups.items()}
 
 
-def _check_listed(path: Path, name: str, intrinsics: Intrinsics) -> None:
-    width, height = stored_size(path)
-    if (width, height) != (intrinsics.width, intrinsics.height):
+def _check_listed(size: tuple[int, int], name: str, intrinsics: Intrinsics) -> None:
+    if size != (intrinsics.width, intrinsics.height):
         raise BadInputError(
-            f"{name!r} is {width} x {height} as stored,"
+            f"{name!r} is {size[0]} x {size[1]} as stored,"
             f" its intrinsics are for {intrinsics.width} x {intrinsics.height}; correct the list"
         )
 
 
-def _group(name: str, mode: CameraMode) -> str:
-    if mode == "single":
-        return "all"
-    return name if mode == "per-image" else name.rpartition("/")[0]
+def _group(name: str, mode: CameraMode, taken: Taken | None) -> Any:
+    """What a photograph shares a camera by; taken: of its header, None for a file that cannot be read."""
+    folder = name.rpartition("/")[0]
+    if mode == "auto":
+        return name if taken is None else (folder, taken.size, taken.lens)
+    return {"single": "all", "per-folder": folder, "per-image": name}[mode]
 
 
 def check_sizes(
@@ -147,7 +309,7 @@ def check_sizes(
         if size != (0, 0) and size != (camera.width, camera.height):
             raise BadInputError(
                 f"{name!r} is {size[0]} x {size[1]}, its camera {camera.width} x {camera.height};"
-                " use --camera-mode per-image, or extract its features again if the image was replaced"
+                " use --camera-mode auto or per-image, or extract its features again if the image was replaced"
             )
 
 

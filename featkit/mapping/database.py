@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +33,13 @@ def write_images(
     """
     with pycolmap.DatabaseTransaction(database):
         for camera in cameras.values():
-            _write_camera(database, camera)
+            write_camera(database, camera)
     with progress("database", len(names), "images") as advance:
         for start in range(0, len(names), IMAGES_AT_ONCE):
             some = names[start : start + IMAGES_AT_ONCE]
             with pycolmap.DatabaseTransaction(database):
                 for image_id, name in enumerate(some, start=start + 1):
-                    _write_image(database, image_id, name, camera_ids[name], to_colmap(features.keypoints(name)))
+                    write_image(database, image_id, name, camera_ids[name], to_colmap(features.keypoints(name)))
             advance(len(some))
 
 
@@ -48,35 +48,48 @@ def copy_images(whole: pycolmap.Database, part: pycolmap.Database, names: Sequen
     images = sorted((whole.read_image_with_name(name) for name in names), key=lambda image: image.image_id)
     with pycolmap.DatabaseTransaction(part):
         for camera_id in sorted({image.camera_id for image in images}):
-            _write_camera(part, whole.read_camera(camera_id))
+            write_camera(part, whole.read_camera(camera_id))
         for image in images:
             keypoints = whole.read_keypoints(image.image_id)
-            _write_image(part, image.image_id, image.name, image.camera_id, keypoints)
+            write_image(part, image.image_id, image.name, image.camera_id, keypoints)
 
 
-def _write_camera(database: pycolmap.Database, camera: pycolmap.Camera) -> None:
+def write_camera(database: pycolmap.Database, camera: pycolmap.Camera) -> None:
+    """Write a camera under its id, as a rig of its own of the same id."""
     database.write_camera(camera, use_camera_id=True)
     rig = pycolmap.Rig(rig_id=camera.camera_id)
     rig.add_ref_sensor(camera.sensor_id)
     database.write_rig(rig, use_rig_id=True)
 
 
-def _write_image(
-    database: pycolmap.Database, image_id: int, name: str, camera_id: int, keypoints: Float[np.ndarray, "n c"]
+def write_image(
+    database: pycolmap.Database,
+    image_id: int,
+    name: str,
+    camera_id: int,
+    keypoints: Float[np.ndarray, "n c"],
+    *,
+    rig_id: int | None = None,
 ) -> None:
-    """keypoints: in COLMAP's pixels."""
+    """Write an image under its id, as a frame of the same id.
+
+    keypoints: in COLMAP's pixels. rig_id: None: the camera's id.
+    """
     image = pycolmap.Image(name=name, camera_id=camera_id, image_id=image_id)
     database.write_image(image, use_image_id=True)
     frame = pycolmap.Frame()
-    frame.frame_id, frame.rig_id = image_id, camera_id
+    frame.frame_id, frame.rig_id = image_id, camera_id if rig_id is None else rig_id
     frame.add_data_id(image.data_id)
     database.write_frame(frame, use_frame_id=True)
     database.write_keypoints(image_id, keypoints)
 
 
-def write_matches(database: pycolmap.Database, matches: MatchStore, pairs: Iterable[Pair]) -> list[Pair]:
+def write_matches(
+    database: pycolmap.Database, matches: MatchStore, pairs: Iterable[Pair], before: Mapping[str, int] | None = None
+) -> list[Pair]:
     """Write the matches of pairs in one transaction; returns those that have any and no two-view geometry yet.
 
+    before: by name, keypoints of the database that come before those that the matches count.
     Raises BadInputError for matches of keypoints that the database does not have.
     """
     ids = {image.name: image.image_id for image in database.read_all_images()}
@@ -85,6 +98,8 @@ def write_matches(database: pycolmap.Database, matches: MatchStore, pairs: Itera
         for pair in pairs:
             both = (ids[pair.name0], ids[pair.name1])
             found = matches.read(pair).as_index_pairs()
+            if before:
+                found = found + np.array([before.get(pair.name0, 0), before.get(pair.name1, 0)], found.dtype)
             counts = [database.num_keypoints_for_image(image_id) for image_id in both]
             if (found.max(axis=0, initial=-1) >= counts).any():  # native code would read beyond the keypoints
                 raise BadInputError(

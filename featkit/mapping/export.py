@@ -1,4 +1,4 @@
-"""A map in the formats of other programs: nerfstudio, a point cloud, COLMAP's text, what hloc takes beside a model."""
+"""A map in the formats of other programs: Gaussian splats, COLMAP's dense workspace, nerfstudio, hloc, text, points."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,37 +17,68 @@ from jaxtyping import Float, UInt8
 
 from featkit.core.config import Config, Count, Side
 from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, NotWritableError, UsageError
-from featkit.io.artifact import inside, making, part_of, place_files, scratch, write_stamp, write_text
+from featkit.images.read import find_masks
+from featkit.io.artifact import explained, inside, making, part_of, place_files, scratch, write_stamp, write_text
 from featkit.io.atomic import is_stamped, read_stamp, refuse_foreign
 from featkit.io.lists import format_pairs, write_ply, write_poses
 from featkit.mapping.cameras import to_intrinsics, to_pose
 from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs
-from featkit.mapping.model import MODEL_FILES, read_model
+from featkit.mapping.model import MODEL_FILES, beside_model, read_model, write_whole
+from featkit.mapping.photographs import (
+    PictureConfig,
+    Pictures,
+    Undistorted,
+    check_projections,
+    check_sizes,
+    find_photographs,
+    undistort,
+    write_mask,
+    write_pictures,
+)
 
 LOGGER = logging.getLogger(__name__)
 TRANSFORMS, POINTS = "transforms.json", "sparse_pc.ply"  # nerfstudio's names
 SFM, INTRINSICS, POSES, PAIRS = "sfm", "queries_with_intrinsics.txt", "poses.txt", "pairs-covisible.txt"
-NEAR = 4  # folders above a model that its photographs are looked for in: scene/featkit/sparse/0
+IMAGES, MASKS, SPARSE, STEREO = "images", "masks", "sparse", "stereo"  # COLMAP's names
+STEREO_FOLDERS = ("depth_maps", "normal_maps", "consistency_graphs")
+
+
+class ExportConfig(Config):
+    """What a map looks like for another program."""
+
+    pairs: CovisibleConfig = CovisibleConfig()
+    """Pairs of images, for hloc."""
+    undistort: bool = False
+    """nerfstudio: undistorted photographs and pinhole cameras, instead of the photographs as they are."""
+    pictures: PictureConfig = PictureConfig()
+    """Undistorted photographs."""
+    stereo_sources: Count = 20
+    """dense: images that COLMAP's patch-match stereo compares each one with (COLMAP: 20)."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. notes: what the reader of the files should know."""
+    """What was written. notes: what the reader of the files should know.
+
+    residual_px: median distance of keypoints from the projections of their points, read back from undistorted exports.
+    """
 
     files: list[Path]
     images: int
     points: int
     notes: list[str] = field(default_factory=list)
+    residual_px: float | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: a model, where it lies, and the folder of its photographs (None: not found)."""
+    """What is exported: a model, where it lies, the files of its photographs and of their masks, by name."""
 
     model: pycolmap.Reconstruction
     folder: Path
-    images: Path | None
-    pairs: CovisibleConfig
+    config: ExportConfig
+    files: dict[str, Path]
+    masks: dict[str, Path]
 
     @property
     def registered(self) -> list[pycolmap.Image]:
@@ -55,39 +86,59 @@ class Source:
         return sorted((image for image in self.model.images.values() if image.has_pose), key=lambda image: image.name)
 
 
+@dataclass
+class Told:
+    """What a format's writer says beside its files."""
+
+    notes: list[str] = field(default_factory=list)
+    residual_px: float | None = None
+    empty_folders: list[str] = field(default_factory=list)
+
+
 def export(
     form: str,
     folder: Path,
     output: Path,
     *,
-    images: Path | None = None,
-    pairs: CovisibleConfig | None = None,
+    images: Sequence[Path] = (),
+    masks: Path | None = None,
+    config: ExportConfig | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Write the model in `folder` as one of FORMATS to `output`: a folder, or a file that ends in .ply.
 
-    images: the photographs, for nerfstudio; by default those found near the model. pairs: how many, for hloc.
-    Raises UsageError, BadInputError, EmptyResultError for a map without images or points, NotWritableError.
+    images: folders of the photographs, for formats that take them; by default one near the model. masks: folder of
+    their masks. The map's frame is kept, and alignment.json of an aligned map comes along. Raises UsageError,
+    BadInputError (also for photographs that are missing or of another size), EmptyResultError for a map without images
+    or points, NotWritableError.
     """
     if form not in FORMATS:
         raise UsageError(f"--format {form}: there is {', '.join(FORMATS)}")
     if (form == "ply") != (output.suffix.lower() == ".ply"):
         is_what = "a file whose name ends in .ply" if form == "ply" else "a folder, not a .ply file"
         raise UsageError(f"--format {form} writes {is_what}; --out is {output}")
+    config = config or ExportConfig()
     model = read_model(folder)
-    names = [image.name for image in model.images.values() if image.has_pose]
+    names = sorted(image.name for image in model.images.values() if image.has_pose)
     if not names:
         raise EmptyResultError(f"{folder}: no image of this model has a pose")
-    source = Source(model, folder, _photographs(folder, min(names), images), pairs or CovisibleConfig())
+    files = find_photographs(folder, names, images) if form in WITH_PHOTOGRAPHS else {}
+    check_sizes(model, files)
+    hidden_by = {} if masks is None else find_masks(masks, files[names[0]].parent, names)
+    source = Source(model, folder, config, files, hidden_by)
     if form == "ply":
         return _ply(source, output, overwrite)
-    notes: list[str] = []
     if output.exists() and not output.is_dir():
         raise NotWritableError(f"{output}: is a file; choose a folder with --out")
     with scratch(part_of(output)) as part:
-        notes += FOLDERS[form](source, part, output)
+        told = FOLDERS[form](source, part, output)
+        for name, text in beside_model(folder).items():
+            write_text(part / name, text)
         written = place_files(part, output, overwrite=overwrite, kind="export", format=form)
-    return Exported([output / name for name in written], len(names), model.num_points3D(), notes)
+    with explained(output):
+        for name in told.empty_folders:
+            inside(output, name).mkdir(parents=True, exist_ok=True)
+    return Exported([output / name for name in written], len(names), model.num_points3D(), told.notes, told.residual_px)
 
 
 def _ply(source: Source, output: Path, overwrite: bool) -> Exported:
@@ -107,51 +158,111 @@ def coloured_points(model: pycolmap.Reconstruction) -> tuple[Float[np.ndarray, "
     return xyz, np.array([point.color for point in points], dtype=np.uint8).reshape(-1, 3)
 
 
-def _nerfstudio(source: Source, part: Path, output: Path) -> list[str]:
-    """transforms.json, and the points in its world."""
+def _nerfstudio(source: Source, part: Path, output: Path) -> Told:
+    """transforms.json, and the points in its world; undistorted photographs, or where the photographs are."""
     points, colours = coloured_points(source.model)
-    paths = {image.name: _file_path(image.name, source.images, output) for image in source.registered}
+    if source.config.undistort:
+        made, told = _undistorted(source, part)
+        model = made.model
+        paths = {name: inside(Path(IMAGES), name).as_posix() for name in _names(model)}
+        told.residual_px = check_projections(source.model, model)
+    else:
+        model, told = source.model, Told()
+        paths = {
+            name: Path(os.path.relpath(p.resolve(), output.resolve())).as_posix() for name, p in source.files.items()
+        }
+        for name, mask in source.masks.items():
+            write_mask(source.files[name], mask, inside(part / MASKS, f"{name}.png"))
+    masks = {name: f"{MASKS}/{name}.png" for name in _names(model) if inside(part / MASKS, f"{name}.png").is_file()}
     ply_file = POINTS if len(points) else None
-    content = transforms(source.model, paths, ply_file)
+    content = transforms(model, paths, ply_file, masks)
     if ply_file is not None:
         write_ply(part / ply_file, in_saved_world(points), colours)
     write_text(part / TRANSFORMS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    if source.images is not None:
-        return []
-    return [f"photographs were not found near the map: put them into {output / 'images'}, or name them with --images"]
+    return told
 
 
-def _file_path(name: str, images: Path | None, output: Path) -> str:
-    if images is None:
-        return inside(Path("images"), name).as_posix()
-    return Path(os.path.relpath(inside(images, name).resolve(), output.resolve())).as_posix()
+def _names(model: pycolmap.Reconstruction) -> list[str]:
+    return sorted(image.name for image in model.images.values() if image.has_pose)
 
 
-def _text(source: Source, part: Path, output: Path) -> list[str]:
+def _undistorted(
+    source: Source, part: Path, *, flat: bool = False, with_alpha: bool = False
+) -> tuple[Undistorted, Told]:
+    """Undistorted photographs in images/ (and masks/), and the map that they are of."""
+    made = undistort(source.model, source.config.pictures, flat=flat)
+    pictures = Pictures(source.files, part / IMAGES, part / MASKS, source.masks, with_alpha)
+    hidden = write_pictures(source.model, made, pictures, source.config.pictures)
+    told = Told()
+    renamed = [name for name in _names(made.model) if made.old_names[name] != name]
+    if renamed:
+        told.notes.append(
+            f"{len(renamed)} photographs got names that this format can hold, such as {renamed[0]!r} for"
+            f" {made.old_names[renamed[0]]!r}"
+        )
+    if hidden:
+        where = "transparent" if with_alpha else f"in {MASKS}/"
+        told.notes.append(f"what masks or transparency hide of {len(hidden)} photographs is {where}")
+    return made, told
+
+
+def _written(source: Source, made: pycolmap.Reconstruction, folder: Path) -> float:
+    """Write a model of pinhole cameras, and read it back: the median residual of what lies there, px."""
+    folder.mkdir(parents=True)
+    write_whole(made, folder)
+    return check_projections(source.model, read_model(folder))
+
+
+def _gaussian_splatting(source: Source, part: Path, output: Path) -> Told:
+    """images/ and sparse/0, as 3DGS, gsplat and OpenMVS read them. Names have no folders: 3DGS cuts them off."""
+    if source.model.num_points3D() == 0:
+        raise EmptyResultError(f"{source.folder}: there is no point in this model, and Gaussians begin at points")
+    made, told = _undistorted(source, part, flat=True, with_alpha=True)
+    told.residual_px = _written(source, made.model, part / SPARSE / "0")
+    return told
+
+
+def _dense(source: Source, part: Path, output: Path) -> Told:
+    """COLMAP's dense workspace: images/, sparse/, stereo/ with the lists of what is compared with what, and fused."""
+    made, told = _undistorted(source, part)
+    told.residual_px = _written(source, made.model, part / SPARSE)
+    names = _names(made.model)
+    compared = f"__auto__, {source.config.stereo_sources}"
+    write_text(part / STEREO / "patch-match.cfg", "".join(f"{name}\n{compared}\n" for name in names))
+    write_text(part / STEREO / "fusion.cfg", "".join(f"{name}\n" for name in names))
+    above = {Path(name).parent.as_posix() for name in names}
+    told.empty_folders = [f"{STEREO}/{kind}/{folder}" for kind in STEREO_FOLDERS for folder in sorted(above)]
+    told.notes.append(
+        f"on a machine with CUDA: colmap patch_match_stereo --workspace_path {output}, then stereo_fusion"
+    )
+    return told
+
+
+def _text(source: Source, part: Path, output: Path) -> Told:
     """COLMAP's text model."""
     if any((output / f"{name}.bin").exists() for name in MODEL_FILES):
         raise BadInputError(f"{output}: holds a binary model, which COLMAP would read instead; choose another --out")
     source.model.write_text(str(part))
-    return []
+    return Told()
 
 
-def _hloc(source: Source, part: Path, output: Path) -> list[str]:
+def _hloc(source: Source, part: Path, output: Path) -> Told:
     """The model, and beside it: pairs by covisibility, the cameras as a list of queries, the poses as results."""
     images = source.registered
     spaced = next((image.name for image in images if len(image.name.split()) != 1), None)
     if spaced is not None:
         raise BadInputError(f"{spaced!r}: hloc parts names at spaces and cannot read this one; rename the photograph")
     (part / SFM).mkdir()
-    source.model.write(str(part / SFM))
+    write_whole(source.model, part / SFM)
     cameras = {image.name: to_intrinsics(source.model.cameras[image.camera_id]) for image in images}
     lines = [f"{name} {c.model} {c.width} {c.height} {' '.join(map(repr, c.params))}\n" for name, c in cameras.items()]
     write_text(part / INTRINSICS, "".join(lines))
     write_poses(part / POSES, {image.name: to_pose(image.cam_from_world()) for image in images})
-    pairs = covisible_pairs(tracks_of(source.model), source.pairs.num_matched)
+    pairs = covisible_pairs(tracks_of(source.model), source.config.pairs.num_matched)
     if not pairs:
-        return [f"no {PAIRS}: no two images of this model see a point in common"]
+        return Told([f"no {PAIRS}: no two images of this model see a point in common"])
     write_text(part / PAIRS, format_pairs(pairs))
-    return []
+    return Told()
 
 
 def tracks_of(model: pycolmap.Reconstruction) -> Tracks:
@@ -166,22 +277,17 @@ def tracks_of(model: pycolmap.Reconstruction) -> Tracks:
     return Tracks(tuple(name for name, _ in images), starts, np.array([i for s in seen for i in s], dtype=np.int32))
 
 
-Writer = Callable[[Source, Path, Path], list[str]]
-FOLDERS: dict[str, Writer] = {"nerfstudio": _nerfstudio, "text": _text, "hloc": _hloc}
-FORMATS = ("nerfstudio", "ply", "text", "hloc")
-
-
-def _photographs(folder: Path, name: str, given: Path | None) -> Path | None:
-    """The folder that an image's name is relative to. Raises BadInputError when the given one does not have it."""
-    if given is not None:
-        if not inside(given, name).is_file():
-            raise BadInputError(f"{given}: no {name!r} in it, an image of the map; names are relative to --images")
-        return given
-    for base in (folder.resolve(), *folder.resolve().parents[:NEAR]):
-        for candidate in (base / "images", base):
-            if inside(candidate, name).is_file():
-                return candidate
-    return None
+Writer = Callable[[Source, Path, Path], Told]
+FOLDERS: dict[str, Writer] = {
+    "gaussian-splatting": _gaussian_splatting,
+    "nerfstudio": _nerfstudio,
+    "dense": _dense,
+    "text": _text,
+    "hloc": _hloc,
+}
+FORMATS = ("gaussian-splatting", "nerfstudio", "dense", "ply", "text", "hloc")
+UNDISTORTED = ("gaussian-splatting", "dense")  # always
+WITH_PHOTOGRAPHS = (*UNDISTORTED, "nerfstudio")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -212,11 +318,15 @@ DISTORTION = {PERSPECTIVE: ("k1", "k2", "p1", "p2"), FISHEYE: ("k1", "k2", "k3",
 
 
 def transforms(
-    model: pycolmap.Reconstruction, file_paths: Mapping[str, str], ply_file: str | None = None
+    model: pycolmap.Reconstruction,
+    file_paths: Mapping[str, str],
+    ply_file: str | None = None,
+    mask_paths: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The content of transforms.json: a frame for every image with a pose, by name.
 
     file_paths: where each image lies, relative to the file. ply_file: likewise, points in the transformed world.
+    mask_paths: likewise, of images that have a mask.
     Raises BadInputError for a lens that nerfstudio has not, and for one of each kind.
     """
     images = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
@@ -226,7 +336,7 @@ def transforms(
     if len(kinds) > 1:
         raise BadInputError(
             f"{kinds[FISHEYE]!r} is of a fisheye lens and {kinds[PERSPECTIVE]!r} is not: nerfstudio takes one kind of"
-            " lens in a scene; undistort the model first (`colmap image_undistorter`), or map them apart"
+            " lens in a scene; --undistort makes pinholes of both"
         )
     shared = len(lenses) == 1
     top = next(iter(lenses.values())) if shared else {"camera_model": next(iter(kinds))}
@@ -237,6 +347,8 @@ def transforms(
             "transform_matrix": world_from_camera(np.asarray(image.cam_from_world().matrix())).tolist(),
             "colmap_im_id": image.image_id,
         }
+        if image.name in (mask_paths or {}):
+            frame["mask_path"] = (mask_paths or {})[image.name]
         if not shared:
             frame |= {name: value for name, value in lenses[image.camera_id].items() if name != "camera_model"}
         frames.append(frame)
@@ -264,7 +376,7 @@ def lens(camera: pycolmap.Camera, image_name: str) -> dict[str, Any]:
     if camera.model_name not in LENSES:
         raise BadInputError(
             f"{image_name!r} has a {camera.model_name} camera, which nerfstudio cannot hold ({', '.join(LENSES)});"
-            " undistort the model first (`colmap image_undistorter`), or map with --camera-model OPENCV"
+            " --undistort makes a pinhole of it"
         )
     kind, names = LENSES[camera.model_name]
     values = dict(zip(names, (float(value) for value in camera.params), strict=True))

@@ -23,7 +23,7 @@ from featkit.core.errors import BadInputError, EmptyResultError, UsageError
 from featkit.geometry.poses import Geodetic, enu, middle
 from featkit.images.exif import locate, some_names
 from featkit.io.atomic import is_foreign, is_own_json
-from featkit.io.lists import read_references
+from featkit.io.lists import read_references, respelled
 from featkit.mapping.align import MIN_POSITIONS, SimilarityConfig, SimilarityFit, fit_similarity, scale_of
 from featkit.mapping.model import read_model, replaceable, write_model
 from featkit.mapping.scene import find_model, images_beside
@@ -198,7 +198,7 @@ def by_references(
     centres: Mapping[str, np.ndarray], target: ReferencesTarget, config: SimilarityConfig, seed: int
 ) -> Alignment:
     """Onto known camera centres; those of images that the model does not have are named in one warning."""
-    listed = read_references(target.file)
+    listed = respelled(read_references(target.file), lambda: centres)
     known = {name: listed[name] for name in centres if name in listed}
     unknown = [name for name in listed if name not in centres]
     if len(known) < MIN_POSITIONS:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import re
 import struct
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pycolmap
@@ -18,8 +20,9 @@ from featkit.core.errors import BadInputError, NotWritableError
 from featkit.io.artifact import making, write_text
 from featkit.io.atomic import FOREIGN, refuse_foreign
 
-Model = pycolmap.Reconstruction  # so that other rooms can name it without importing pycolmap
+Model: TypeAlias = pycolmap.Reconstruction  # so that other rooms can name it without importing pycolmap
 MODEL_FILES = ("cameras", "images", "points3D")
+UNIT_TOLERANCE = 0.01  # of a quaternion's length
 ALIGNED = ("alignment.json",)  # what `featkit align` adds to a model
 
 
@@ -44,7 +47,44 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
         raise BadInputError(f"{folder}: the model cannot be read ({str(error).splitlines()[0]})") from None
     if not (folder / "points3D.bin").is_file():
         check_count(folder / "points3D.txt", model.num_points3D())
+    _check_names(model, folder)
+    _check_values(model, folder)
     return model
+
+
+def _check_names(model: pycolmap.Reconstruction, folder: Path) -> None:
+    """Raise BadInputError for a name that is not UTF-8, which no text file of featkit's could hold."""
+    for number, image in model.images.items():
+        try:
+            _ = image.name
+        except UnicodeDecodeError as error:
+            raise BadInputError(not_utf8(folder, number, error.object)) from None
+
+
+def not_utf8(path: Path, number: int, name: bytes) -> str:
+    """What is wrong with the name of an image, and what to do."""
+    shown = name.decode("utf-8", "backslashreplace")
+    return (
+        f"{path}: the name of image {number}, '{shown}', is not UTF-8; rename the photograph and make the model again"
+    )
+
+
+def _check_values(model: pycolmap.Reconstruction, folder: Path) -> None:
+    """Raise BadInputError for cameras and poses that are none: COLMAP itself does not look at all of them."""
+    for number, camera in model.cameras.items():
+        focal = [camera.params[index] for index in camera.focal_length_idxs()]
+        if not (np.isfinite(camera.params).all() and min(focal, default=1) > 0 < min(camera.width, camera.height)):
+            raise BadInputError(
+                f"{folder}: camera {number} has a size or focal length of 0, NaN or infinity; make the model again"
+            )
+    for number in model.reg_image_ids():
+        pose = model.images[number].cam_from_world()
+        length = float(np.linalg.norm(pose.rotation.quat))
+        if not (abs(length - 1) < UNIT_TOLERANCE and np.isfinite(pose.translation).all()):
+            raise BadInputError(
+                f"{folder}: the pose of image {model.images[number].name!r} has a rotation of length {length:.3g}, NaN"
+                " or infinity in it; make the model again"
+            )
 
 
 def poses_digest(folder: Path) -> str:
@@ -60,18 +100,29 @@ def largest_first(models: list[pycolmap.Reconstruction]) -> list[pycolmap.Recons
 
 
 def write_models(
-    models: list[pycolmap.Reconstruction], folder: Path, named: Callable[[], object] | None = None
+    models: list[pycolmap.Reconstruction],
+    folder: Path,
+    named: Callable[[], object] | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> Path:
     """Write models as folder/0, folder/1, ..., whole or not at all. named: see `artifact.making`.
 
+    beside: small text files, by name, that go to the first model.
     Raises BadInputError for a folder that holds anything but featkit's models, NotWritableError.
     """
     refuse_other_models(folder)
     with making(folder, named=named) as new:
         for number, model in enumerate(models):
             (new / str(number)).mkdir()
-            _write_whole(model, new / str(number))
+            write_whole(model, new / str(number))
+        for name, text in (beside or {}).items():
+            write_text(new / "0" / name, text)
     return folder
+
+
+def beside_model(folder: Path) -> dict[str, str]:
+    """What `featkit align` wrote beside a model: what goes with its frame, by file name."""
+    return {name: (folder / name).read_text(encoding="utf-8") for name in ALIGNED if (folder / name).is_file()}
 
 
 def refuse_other_models(folder: Path) -> None:
@@ -97,12 +148,12 @@ def write_model(model: pycolmap.Reconstruction, folder: Path, beside: Mapping[st
     with making(folder) as new:
         for name, text in beside.items():
             write_text(new / name, text)
-        _write_whole(model, new)
+        write_whole(model, new)
     return folder
 
 
-def _write_whole(model: pycolmap.Reconstruction, folder: Path) -> None:
-    """Raises NotWritableError, also for a full disk: COLMAP does not look whether it took what was written."""
+def write_whole(model: pycolmap.Reconstruction, folder: Path) -> None:
+    """Write a model to a folder that is there. Raises NotWritableError, also for a full disk, which COLMAP ignores."""
     try:
         model.write(str(folder))
         check_whole(folder)
@@ -128,6 +179,8 @@ CAMERA = struct.Struct("<IiQQ")  # id, model, width, height; then the model's pa
 IMAGE_BYTES = 64  # id, quaternion, translation, camera's id; then the name and a zero byte, and the keypoints
 KEYPOINT_BYTES = 24
 POINT_BYTES = 43  # id, xyz, colour, error; then the length of its track
+POINT = struct.Struct("<Q3d3Bd")
+KEYPOINT = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
 SEEN_BYTES = 8
 SENSOR_BYTES = 8  # type, id
 POSE_BYTES = 56
@@ -140,6 +193,10 @@ class _Cut(Exception):
     """The file ends before what it announces."""
 
 
+class _Broken(Exception):
+    """A number that is NaN or infinity."""
+
+
 def check_whole(folder: Path) -> None:
     """Follow a model folder's .bin files to their ends. Raises BadInputError for one that is cut off or is none."""
     for name, length_of in ITEMS.items():
@@ -149,6 +206,8 @@ def check_whole(folder: Path) -> None:
                 _follow(path, length_of)
             except OSError as error:
                 raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
+            except _Broken as error:
+                raise BadInputError(f"{path}: {error}: NaN or infinity; make or copy the model again") from None
             except (_Cut, struct.error, ValueError, IndexError):
                 raise BadInputError(
                     f"{path}: cut off, or not a file of a COLMAP model; make or copy the model again"
@@ -187,11 +246,21 @@ def _image(data: mmap.mmap, start: int) -> int:
     if end < 0:
         raise _Cut
     (keypoints,) = COUNT.unpack_from(data, end + 1)
-    return int(end + 1 + COUNT.size + keypoints * KEYPOINT_BYTES - start)
+    first = end + 1 + COUNT.size
+    if first + keypoints * KEYPOINT_BYTES > len(data):
+        raise _Cut
+    if not np.isfinite(np.frombuffer(data[first : first + keypoints * KEYPOINT_BYTES], KEYPOINT)["xy"]).all():
+        raise _Broken(f"the keypoints of image {data[start + IMAGE_BYTES : end]!r}")
+    return int(first + keypoints * KEYPOINT_BYTES - start)
 
 
 def _point(data: mmap.mmap, start: int) -> int:
+    number, x, y, z, *_, error = POINT.unpack_from(data, start)
     (seen,) = COUNT.unpack_from(data, start + POINT_BYTES)
+    if start + POINT_BYTES + COUNT.size + seen * SEEN_BYTES > len(data):
+        raise _Cut
+    if not math.isfinite(x + y + z + error):
+        raise _Broken(f"point {number}")
     return int(POINT_BYTES + COUNT.size + seen * SEEN_BYTES)
 
 

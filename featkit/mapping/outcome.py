@@ -12,6 +12,7 @@ from jaxtyping import Float
 from pydantic import Field
 
 from featkit.core.config import Config
+from featkit.core.types import Pair
 from featkit.features.listing import STRONGER
 from featkit.images.exif import some_names
 from featkit.mapping.model import registered_names
@@ -162,13 +163,33 @@ def no_model_reason(motion: CameraMotion) -> str:
     return f"no model came out; the pairs may see too little in common (more keypoints, --pairs exhaustive, {STRONGER})"
 
 
+def _offer(models: Sequence[set[str]], pairs: Sequence[Pair], sparse: Path | None) -> str:
+    """What the largest model shares with each other one, and how they may become one."""
+    shares = []
+    for number, own in enumerate(models[1:], start=1):
+        common = len(own & models[0])
+        both = (
+            (pair.name0 in models[0] and pair.name1 in own) or (pair.name1 in models[0] and pair.name0 in own)
+            for pair in pairs
+        )
+        shares.append(f"sparse/{number} shares {common} photographs and {sum(both)} verified pairs with sparse/0")
+    folder = sparse or Path("sparse")
+    command = f"featkit merge {folder / '0'} {folder / '1'} --out {folder.with_name('merged')}"
+    return f"{'; '.join(shares)}: `{command}` may join them"
+
+
 def map_warnings(
-    models: Sequence[set[str]], names: Collection[str], motion: CameraMotion, without_pose: Sequence[str] = ()
+    models: Sequence[set[str]],
+    names: Collection[str],
+    motion: CameraMotion,
+    without_pose: Sequence[str] = (),
+    sparse: Path | None = None,
+    pairs: Sequence[Pair] = (),
 ) -> list[str]:
     """What a user should know of a map.
 
     models: the images of each, the largest first. names: of the photographs that were mapped. without_pose: of those
-    that a reference has no pose of.
+    that a reference has no pose of. sparse: the folder of the models. pairs: that were verified.
     """
     warnings = []
     if without_pose:
@@ -187,7 +208,7 @@ def map_warnings(
         sizes = ", ".join(str(len(images)) for images in models[1:])
         warnings.append(
             f"the map is split into {len(models)} models: besides the largest there are models of {sizes}"
-            " images in sparse/1, ...; photographs that show parts of both would join them"
+            f" images in sparse/1, ...; {_offer(models, pairs, sparse)}, and photographs that show parts of both would"
         )
     if motion.only_turned:
         warnings.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,11 @@ from featkit.core.errors import BadInputError
 from featkit.core.log import progress
 from featkit.core.types import Pose
 from featkit.geometry.poses import rotation_matrix
-from featkit.io.lists import CAMERA_PARAMS, Intrinsics, read_camera, read_intrinsics_list, read_poses
+from featkit.io.camera_models import camera_models
+from featkit.io.lists import Intrinsics, read_camera, read_intrinsics_list, read_poses, respelled
 from featkit.mapping.cameras import CameraConfig, to_camera, to_pose
 from featkit.mapping.covisibility import Tracks
-from featkit.mapping.model import is_binary, read_model
+from featkit.mapping.model import is_binary, not_utf8, read_model
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Reference:
     poses: dict[str, Pose]
     cameras: dict[int, pycolmap.Camera] | None
     camera_ids: dict[str, int] | None
+
+    def spelled_as(self, names: Sequence[str]) -> Reference:
+        """The same under these images' own names, where only the Unicode form differs."""
+        ids = None if self.camera_ids is None else respelled(self.camera_ids, lambda: names)
+        return Reference(respelled(self.poses, lambda: names), self.cameras, ids)
 
 
 def read_reference(path: Path, config: CameraConfig) -> Reference:
@@ -115,9 +121,9 @@ def _cameras(path: Path) -> dict[int, pycolmap.Camera]:
         for _ in range(COUNT.unpack(_take(file, COUNT.size))[0]):
             camera_id, model, width, height = CAMERA.unpack(_take(file, CAMERA.size))
             name = _model_name(model)
-            if name not in CAMERA_PARAMS:
+            if name not in camera_models():
                 raise BadInputError(f"{path}: camera {camera_id} is of the unknown model {model}")
-            number = CAMERA_PARAMS[name]
+            number = len(camera_models()[name].params)
             params = struct.unpack(f"<{number}d", _take(file, 8 * number))
             found[camera_id] = to_camera(Intrinsics(name, width, height, params), camera_id)
     return found
@@ -136,7 +142,10 @@ def _images(path: Path) -> Iterator[tuple[int, str, Pose, int]]:
     with _opened_binary(path) as file:
         for _ in range(COUNT.unpack(_take(file, COUNT.size))[0]):
             image_id, *numbers, camera_id = IMAGE.unpack(_take(file, IMAGE.size))
-            name = _name(file)
+            try:
+                name = _name(file)
+            except UnicodeDecodeError as error:
+                raise BadInputError(not_utf8(path, image_id, error.object)) from None
             pose, length = np.array(numbers), float(np.linalg.norm(numbers[:4]))
             if not (np.all(np.isfinite(pose)) and 0.5 < length < 2.0):
                 raise BadInputError(f"{path}: the pose of {name!r} is none")
@@ -179,7 +188,7 @@ def _opened_binary(path: Path) -> Iterator[BinaryIO]:
         raise BadInputError(f"{path}: no such file") from None
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (EOFError, OverflowError, UnicodeDecodeError):
+    except (EOFError, OverflowError, UnicodeDecodeError, MemoryError, struct.error):
         raise BadInputError(f"{path}: cut off, or not a file of a COLMAP model; fetch it again") from None
 
 

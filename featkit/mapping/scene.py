@@ -9,6 +9,7 @@ from pathlib import Path
 
 from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError
 from featkit.images.listing import SUFFIXES, list_images
+from featkit.io.lists import Spelling
 from featkit.mapping.model import is_model
 
 LOGGER = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ def usable_images(images: Path, only: Collection[str] | None) -> tuple[list[str]
     names = list_images(images)
     if only is None:
         return names, []
+    only = {*map(Spelling(lambda: names), only)}
     kept = [name for name in names if name in only]
     if not kept:
         raise BadInputError(f"{images}: the given list names none of its images; names are relative to it")
@@ -93,9 +95,14 @@ def find_model(folder: Path, number: int | None = None) -> Path:
     return models[0] if folder == models[0] and number is None else _numbered(models[0], number)
 
 
+def numbered_models(model: Path) -> dict[int, Path]:
+    """The models beside a model that are named by numbers, as mappers leave them in sparse/; itself among them."""
+    return {int(path.name): path for path in model.parent.iterdir() if path.name.isdigit() and is_model(path)}
+
+
 def _numbered(model: Path, number: int | None) -> Path:
     """Of the models in a sparse/ folder the one of that number."""
-    found = {int(path.name): path for path in model.parent.iterdir() if path.name.isdigit() and is_model(path)}
+    found = numbered_models(model)
     if number is None:
         if len(found) > 1 and model.name == "0":
             others = ", ".join(str(key) for key in sorted(found) if key)
@@ -123,6 +130,12 @@ def models_in(folder: Path) -> list[Path]:
         for model in (base, base / "0", base / "sparse" / "0", base / "sparse")
         if is_model(model)
     ]
+
+
+def find_features(model: Path) -> Path | None:
+    """The features.h5 that a model was made from: in its folder, or up to two above it; None when it is not there."""
+    found = _with_features(model, None)
+    return None if found is None else found.features
 
 
 def _with_features(model: Path, features: Path | None) -> MapFiles | None:

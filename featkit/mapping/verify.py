@@ -18,7 +18,7 @@ from featkit.geometry.epipolar import epipolar_inliers, essential_matrix
 from featkit.io.artifact import artifact, discard, explained, is_left, locked, new_part, part_of, write_stamp
 from featkit.io.atomic import explained_by_disk, is_stamped, refuse_foreign
 from featkit.io.features import FeatureStore, open_features
-from featkit.io.lists import Intrinsics, read_pairs
+from featkit.io.lists import Intrinsics, Spelling, read_pairs
 from featkit.io.matches import MatchStore, open_matches
 from featkit.mapping import database as db
 from featkit.mapping.cameras import CameraConfig, cameras_of_images, check_sizes
@@ -181,7 +181,9 @@ def _build(
         if len(names) < 2:
             raise BadInputError(f"{features}: a map takes two images or more, {len(names)} are usable")
         known = set(names)
-        listed = [pair for pair in read_pairs(pairs) if pair.name0 in known and pair.name1 in known]
+        spelled = Spelling(lambda: known)
+        listed = read_pairs(pairs, spelled=(spelled, spelled))
+        listed = [pair for pair in listed if pair.name0 in known and pair.name1 in known]
         given = {name: intrinsics[name] for name in names if name in intrinsics} if intrinsics else {}
         inputs = _inputs(store, found.attributes(), names, listed, reference, given)
         made = artifact(output, config, inputs)
@@ -287,7 +289,7 @@ def _cameras(
         used = {reference.camera_ids[name] for name in names}
         kept = {camera_id: camera for camera_id, camera in reference.cameras.items() if camera_id in used}
         return kept, {name: reference.camera_ids[name] for name in names}
-    cameras, camera_ids = cameras_of_images(images, names, config, intrinsics)
+    cameras, camera_ids = cameras_of_images(images, names, config, intrinsics, guess_fisheye=reference is None)
     guessed = [name for name in names if not cameras[camera_ids[name]].has_prior_focal_length]
     if reference is not None and guessed:
         raise BadInputError(

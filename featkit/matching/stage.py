@@ -17,7 +17,7 @@ from featkit.core.log import progress
 from featkit.core.registry import Method
 from featkit.core.types import Features, Matches, Pair
 from featkit.io.features import FeatureStore, open_features
-from featkit.io.lists import read_pairs
+from featkit.io.lists import Spelling, read_pairs
 from featkit.io.matches import MatchStore, append_matches, refuse_key_collisions
 
 LOGGER = logging.getLogger(__name__)
@@ -85,10 +85,11 @@ def _opened(
     overwrite: bool,
 ) -> Iterator[_Work]:
     where = pairs if isinstance(pairs, Path) else "pairs"
-    listed = read_pairs(pairs, directed=query_features is not None) if isinstance(pairs, Path) else pairs
     with ExitStack() as stack:
         store1 = stack.enter_context(open_features(features))
         store0 = stack.enter_context(open_features(query_features)) if query_features else store1
+        spelled = (Spelling(store0.names), Spelling(store1.names))
+        listed = read_pairs(pairs, query_features is not None, spelled) if isinstance(pairs, Path) else pairs
         _check(listed, store0, store1, where)
         origin = str(store1.attributes().get("fingerprint", "foreign"))
         weights = _weights(method, store0, store1)

@@ -14,7 +14,7 @@ from featkit.core.errors import UsageError
 from featkit.core.registry import Method
 from featkit.core.types import Pair
 from featkit.io.features import FeatureStore, files_digest, read_global_descriptors
-from featkit.retrieval.retrieve import Describe, check_files, most_similar, most_similar_rows
+from featkit.retrieval.retrieve import Describe, check_files, most_similar, most_similar_rows, retrieve
 from featkit.retrieval.vlad import VladConfig
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -66,6 +66,28 @@ class Retrieval:
         )
         named = found.database_names  # the same as query_names: one store, one list
         return [Pair(named[a], named[b]) for a, b in each_once(found.best).tolist()]
+
+
+def pairs_with(
+    store: FeatureStore,
+    asked: Sequence[str],
+    others: Sequence[str],
+    config: RetrievalConfig,
+    generator: np.random.Generator,
+    *,
+    device: str = "auto",
+    spill_folder: Path | None = None,
+) -> list[Pair]:
+    """Pairs (image asked for, other image): each with its most similar ones, or with all where there are no more.
+
+    Raises as `retrieve` does.
+    """
+    if len(others) <= config.num_matched:
+        return [Pair(name, other) for name in asked for other in others]
+    return retrieve(
+        store, asked, store, others, config.vlad, config.num_matched, generator,
+        device=device, spill_folder=spill_folder,
+    )  # fmt: skip
 
 
 def each_once(best: Int64[np.ndarray, "n num"]) -> Int64[np.ndarray, "m 2"]:

@@ -82,7 +82,7 @@ def _marked(column: Sequence[float | None], better: str) -> list[Cell]:
 
 
 @dataclass(frozen=True)
-class Shown:
+class Part:
     """One benchmark of the page. address: of its own page, relative to this one."""
 
     title: str
@@ -90,7 +90,7 @@ class Shown:
     address: str
 
 
-def all_report(summary: Table, shown: Sequence[Shown], failed: Mapping[str, str], methods: Mapping[str, Any]) -> Report:
+def all_report(summary: Table, shown: Sequence[Part], failed: Mapping[str, str], methods: Mapping[str, Any]) -> Report:
     """One page of all. failed: messages by benchmark. methods: their configurations by name."""
     links: list[list[Cell]] = [[Link(one.title, one.address)] for one in shown]
     overview: list[Item] = [summary, Table("", ["benchmark, with its own page"], links)]

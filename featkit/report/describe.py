@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from featkit.core.config import named_config, resource_dir
-from featkit.core.errors import BadInputError, FeatkitError
+from featkit.core.errors import BadInputError, FeatkitError, blaming
 from featkit.core.registry import KINDS, resolve
 from featkit.images.listing import list_images
 from featkit.images.read import stored_size
 from featkit.io import h5
-from featkit.io.atomic import read_stamp
+from featkit.io.atomic import read_json, read_stamp
 from featkit.io.features import open_features
-from featkit.io.journal import TORN
+from featkit.io.h5_items import array_of
 from featkit.io.lists import describe_pairs, read_intrinsics_list, read_pairs, read_poses
 from featkit.io.matches import open_matches
 from featkit.mapping.database import database_counts
@@ -81,11 +81,9 @@ def _match_counts(path: Path) -> list[int]:
         made_here = "format" in matches.attributes()
         if made_here:
             return [matches.read(pair).count for pair in matches.pairs()]
-    with h5.reading(path) as file:
-        try:
-            return [int((file[key]["matches0"][()] >= 0).sum()) for key in h5.groups_with(file, "matches0")]
-        except (*TORN, TypeError) as error:
-            raise BadInputError(f"{path}: its matches are damaged ({error}); match again") from None
+    with h5.reading(path) as file, blaming(path, "a matches file", "match again"):
+        groups = [group for _, group in h5.groups(file, "matches0")]
+        return [int((array_of(group, "matches0") >= 0).sum()) for group in groups]
 
 
 def _text(path: Path) -> Described:
@@ -172,14 +170,11 @@ def _configuration(name: str) -> Described:
 
 
 def _weights(path: Path) -> Described:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="numpy") as file:
-            shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise BadInputError(f"{path}: not a safetensors file ({error})") from None
+    with blaming(path, "a safetensors file", "copy it again"), safe_open(path, framework="numpy") as file:
+        shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
     described: Described = {"kind": "weights", "path": str(path), "tensors": len(shapes), "metadata": metadata}
     listed = _listed_weights(path.name)
     return described if listed is None else described | {"manifest": listed}
@@ -195,10 +190,7 @@ def _listed_weights(file_name: str) -> Described | None:
 
 
 def _json(path: Path) -> Described:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path}: not a json file ({error})") from None
+    content = read_json(path, "a json file", "give another file")
     if not isinstance(content, dict):
         raise BadInputError(f"{path}: no file of featkit's")
     plain = {key: value for key, value in content.items() if not isinstance(value, list | dict) or key == "config"}

@@ -106,7 +106,7 @@ def _query_table(metrics: dict[str, Any], results: list[QueryResult]) -> Table:
     errors = metrics.get("errors", {})
     if errors:
         columns += ["error m", "error deg"]
-    columns.append("failed because")
+    columns.append("failed or uncertain because")
     rows: list[list[Cell]] = []
     for result in results:
         estimate = result.estimate if result.pose is not None else None
@@ -123,7 +123,7 @@ def _query_table(metrics: dict[str, Any], results: list[QueryResult]) -> Table:
         if errors:
             error = errors.get(result.name, {})
             row += [error.get("m"), error.get("deg")]
-        rows.append([*row, result.reason])
+        rows.append([*row, result.reason or (f"uncertain: {result.uncertain}" if result.uncertain else "")])
     failed = {number for number, result in enumerate(results) if result.pose is None}
     return Table("Queries", columns, rows, note="± is one standard deviation, from the covariance.", highlight=failed)
 

@@ -33,7 +33,7 @@ from featkit.io.features import open_features
 from featkit.localization.stage import QueryResult
 from featkit.mapping.align import PoseErrors, compare_with_truth, transform_pose
 from featkit.mapping.cameras import to_camera
-from featkit.mapping.database import count_verified
+from featkit.mapping.database import count_verified, verified_pairs
 from featkit.mapping.metric import Alignment
 from featkit.mapping.model import (
     Model,
@@ -101,7 +101,7 @@ def _model_tables(metrics: dict[str, Any]) -> list[Item]:
 def _image_table(model: Model, features: Path) -> Table:
     registered = image_statistics(model)
     rows: list[list[Cell]] = [
-        [r.name, r.camera_id, r.focal_px, r.keypoints, r.observations, r.error_px] for r in registered
+        [r.name, r.camera_id, r.focal_px or None, r.keypoints, r.observations, r.error_px] for r in registered
     ]
     known = {r.name for r in registered}
     with open_features(features) as store:
@@ -191,6 +191,7 @@ def map_metrics(
         statistics.append(map_statistics(model, total))
         registered.append(registered_names(model))
     verified, inliers = count_verified(database)
+    between = [pair for pair, _ in verified_pairs(database)] if len(folders) > 1 else []
     metrics: dict[str, Any] = {
         "featkit_version": __version__,
         **asdict(statistics[0]),
@@ -198,7 +199,7 @@ def map_metrics(
         "inlier_matches": inliers,
         "models": [asdict(one) for one in statistics],
         "unregistered": sorted({*names, *without_pose} - registered[0]),
-        "warnings": map_warnings(registered, names, camera_motion(database), without_pose),
+        "warnings": map_warnings(registered, names, camera_motion(database), without_pose, sparse, between),
         **peak_memory(),
     }
     if truth is not None:
@@ -232,6 +233,7 @@ def localization_metrics(
         "queries": len(results),
         "localized": len(localized),
         "failed": {result.name: result.reason for result in results if result.pose is None},
+        "uncertain": {result.name: result.uncertain for result in results if result.uncertain},
         "seconds": seconds,
         **peak_memory(),
     }

@@ -23,7 +23,7 @@ from featkit.core.content import (
     Section,
     Table,
 )
-from featkit.core.errors import BadInputError
+from featkit.core.errors import BadInputError, blaming
 from featkit.losses.sdgm import ANGLE_STATISTICS, POWER_STATISTICS
 from featkit.report.page import write_report
 from featkit.training.informativeness import Informativeness, InformativenessConfig, Snapshot
@@ -49,12 +49,14 @@ class Records:
 def read_records(run: Path) -> Records:
     """Raises BadInputError for a folder that holds no finished training."""
     folder = RunFolder(run)
-    try:
+    if not folder.summary.is_file():
+        raise BadInputError(
+            f"{run}: not the folder of a finished training (no {folder.summary.name}); train it to its end"
+        )
+    with blaming(run, "the folder of a finished training", "train it to its end"):
         summary = json.loads(folder.summary.read_text(encoding="utf-8"))
         configuration = (run / "config.yaml").read_text(encoding="utf-8")
         return Records(summary, read_metrics(folder.metrics), configuration, sorted(folder.pictures.glob("*.jpg")))
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{run}: not the folder of a finished training ({error})") from None
 
 
 def training_report(run: Path) -> Path:

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import logging
-import pickle
 import sys
 import time
 from pathlib import Path
@@ -21,8 +20,9 @@ from jaxtyping import UInt8
 
 from featkit import __version__
 from featkit.core.config import Config
-from featkit.core.errors import BadInputError, NotWritableError
+from featkit.core.errors import BadInputError, NotWritableError, blaming
 from featkit.core.log import progress
+from featkit.images.listing import marked
 from featkit.io.artifact import explained, no_links, write_bytes, write_text, writing
 from featkit.io.atomic import is_foreign, refuse_foreign, require_space
 
@@ -139,7 +139,7 @@ class RunFolder:
         for name, pixels in pictures.items():
             done, content = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), JPEG)
             assert done
-            write_bytes(self.pictures / f"{name}_{step:07d}.jpg", content.tobytes(), owned=True)
+            write_bytes(self.pictures / f"{name}_{step:07d}.jpg", marked(content.tobytes()), owned=True)
             if self._events is not None:
                 self._events.add_image(name, pixels, step, dataformats="HWC")
 
@@ -196,13 +196,8 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """The state, on the CPU; None when there is no file. Raises BadInputError for anything but featkit's own."""
     if not path.exists():
         return None
-    try:
+    with blaming(path, "a checkpoint of featkit", "use --overwrite to discard it"):
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInputError(
-            f"{path}: not a checkpoint of featkit ({what[:120]}); use --overwrite to discard it"
-        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise BadInputError(f"{path}: not a checkpoint of this featkit; use --overwrite to discard it")
     return state

@@ -16,6 +16,7 @@ from torch import Tensor
 from featkit import __version__
 from featkit.core.config import Config, make
 from featkit.core.errors import BadInputError, UsageError
+from featkit.io.atomic import read_json
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
 from featkit.weights.files import (
@@ -87,7 +88,7 @@ def from_training(path: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork,
         tensors = progress["best_network"] if which == "best" else state["modules"]["network"]
         values = json.loads(state["config"])["network"]
         done = {"step": progress["best_step" if which == "best" else "step"], "seconds": progress["seconds"]}
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise BadInputError(f"{path}: not a checkpoint of `featkit train patch` or `scfeat`") from None
     if not tensors:
         raise BadInputError(f"{path}: the training has not measured any network yet; take --which last")
@@ -230,7 +231,7 @@ def kind_of(network: PatchNetwork | SCFeatNetwork) -> Literal["patch", "scfeat"]
 
 def read_scores(path: Path) -> dict[str, Any]:
     """A json file with scores by name. Raises BadInputError."""
-    scores = _json(path)
+    scores = read_json(path, "scores by name", "write a json object: names and numbers")
     if not isinstance(scores, dict):
         raise BadInputError(f"{path}: scores are a json object: names and numbers")
     return scores
@@ -257,7 +258,7 @@ def _from_run(folder: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, d
     network, told = _trained(weights if weights.is_file() else folder / CHECKPOINT, which)
     if not (weights.is_file() and summary.is_file()):
         return network, told
-    run = _json(summary)
+    run = read_json(summary, "the summary of a training", "train again, or move the run")
     try:
         measured = {key: value for key, value in run[which].items() if value is not None}
         told["recipe"], told["data"] = run["recipe"], run["data"]["name"]
@@ -266,10 +267,3 @@ def _from_run(folder: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, d
     except (KeyError, TypeError, AttributeError):
         raise BadInputError(f"{summary}: not the summary of `featkit train`") from None
     return network, told
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path}: cannot be read as json ({error})") from None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from featkit.core.config import Config, make
-from featkit.core.errors import BadInputError, UsageError
+from featkit.core.errors import BadInputError, UsageError, blaming
 from featkit.io.artifact import write_bytes
 from featkit.io.atomic import refuse_foreign
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
@@ -57,27 +57,21 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata, and the tensors in float32. Raises BadInputError."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, _full({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        what = str(error).splitlines()[0]
-        raise BadInputError(
-            f"{path}: not a safetensors file ({what}); a published .pth becomes one with `featkit weights import`"
-        ) from None
+    with (
+        blaming(path, "a safetensors file", "a published .pth becomes one with `featkit weights import`"),
+        safe_open(path, framework="pt") as file,
+    ):
+        return file.metadata() or {}, _full({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """What a file says of itself, without its tensors. Raises BadInputError."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise BadInputError(f"{path}: not a safetensors file ({str(error).splitlines()[0]})") from None
+    with blaming(path, "a safetensors file", "copy it again"), safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def find_whole(name_or_path: str | Path) -> Path:
@@ -101,7 +95,7 @@ def config_of(path: Path, metadata: dict[str, str], file_format: str, config_typ
         return make(config_type, values, f"{path}: its network")
     except UsageError as error:
         raise BadInputError(str(error)) from None
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         raise BadInputError(f"{path}: its metadata does not say which network it is") from None
 
 
@@ -111,6 +105,18 @@ def fill(network: nn.Module, tensors: dict[str, Tensor], path: Path, what: str) 
     Raises BadInputError for missing, unknown, misshapen or broken ones.
     """
 
+    check_shapes(network, tensors, path, what)
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise BadInputError(f"{path}: {name!r} holds values that are no numbers; it is of no use")
+    network.load_state_dict({name: tensors.get(name, torch.tensor(0)) for name in network.state_dict()})
+
+
+def check_shapes(network: nn.Module, tensors: dict[str, Tensor], path: Path, what: str) -> None:
+    """See that tensors are those of a network, which may be on the "meta" device: before it takes any memory.
+
+    Raises BadInputError for missing, unknown and misshapen ones.
+    """
     wanted = network.state_dict()
     missing = [name for name in wanted if name not in tensors and not name.endswith(COUNTED)]
     unknown = [name for name in tensors if name not in wanted]
@@ -122,9 +128,6 @@ def fill(network: nn.Module, tensors: dict[str, Tensor], path: Path, what: str) 
         if tensor.shape != wanted[name].shape:
             shapes = f"{tuple(tensor.shape)}, not {tuple(wanted[name].shape)}"
             raise BadInputError(f"{path}: not the weights of {what}: {name!r} has the shape {shapes}")
-        if not bool(torch.isfinite(tensor).all()):
-            raise BadInputError(f"{path}: {name!r} holds values that are no numbers; it is of no use")
-    network.load_state_dict({name: tensors.get(name, torch.tensor(0)) for name in wanted})
 
 
 def in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,6 +185,8 @@ def _full(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name in [name for name in full if name.endswith(STEP) and name.removesuffix(STEP) in full]:
         step = full.pop(name)
         weight = full[name.removesuffix(STEP)]
+        if step.shape != weight.shape[:1]:
+            raise ValueError(f"{name!r} has the shape {tuple(step.shape)}, one step a row is needed")
         full[name.removesuffix(STEP)] = weight * step.reshape(-1, *[1] * (weight.ndim - 1))
     return full
 
@@ -245,8 +250,10 @@ def filled(config: PatchNetworkConfig, tensors: dict[str, Tensor], path: Path) -
 
     with torch.device("meta"):  # first weights are not drawn: that would take time, and move torch's generator on
         network = PatchNetwork(config)
+    what = f"{config.architecture!r} with {network.dimension} dimensions"
+    check_shapes(network, tensors, path, what)
     network.to_empty(device="cpu")
-    fill(network, tensors, path, f"{config.architecture!r} with {network.dimension} dimensions")
+    fill(network, tensors, path, what)
     return network.eval()
 
 
@@ -303,6 +310,7 @@ def filled_scfeat(config: SCFeatNetworkConfig, tensors: dict[str, Tensor], path:
 
     with torch.device("meta"):  # first weights are not drawn: that would take time, and move torch's generator on
         network = SCFeatNetwork(config)
+    check_shapes(network, tensors, path, SIZES[config.encoder])
     network.to_empty(device="cpu")
     network.fill_constants()
     fill(network, tensors, path, SIZES[config.encoder])

@@ -63,7 +63,7 @@ def list_weights(folder: Path | None = None) -> list[WeightInfo]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BadInputError(f"{path}: a row is wrong at {where!r} ({first['msg']})") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInputError(f"{path}: not a manifest of weights ({type(error).__name__}: {error})") from None
     return sorted(found, key=lambda row: row.name)
 

@@ -176,7 +176,7 @@ def test_bad_names_and_numbers(featkit_command: Command, pictures: Path, tmp_pat
     refused(featkit_command("extract", pictures, "-o", target, "--set", "max_keypoint=3", "-q"), 2, "'max_keypoints'")
     scene = ("reconstruct", pictures, "--out", tmp_path / "out", "-q")
     refused(featkit_command(*scene, "--camera-params", "1,x"), 2, "--camera-params")
-    refused(featkit_command(*scene, "--camera-params", "1,2"), 2, "SIMPLE_RADIAL takes 4")
+    refused(featkit_command(*scene, "--camera-params", "1,2"), 2, "name the model")
     refused(featkit_command(*scene, "--camera-model", "SIMPLE_PINHOL"), 2, "SIMPLE_PINHOLE")
     refused(featkit_command(*scene, "--mapper", "incrementel"), 2, "mapper")
     assert featkit_command("extract", pictures).code == 2

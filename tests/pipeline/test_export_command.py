@@ -75,12 +75,14 @@ def test_again_and_over(mapped_scene: Any, tmp_path: Path) -> None:
 def test_mistakes(mapped_scene: Any, tmp_path: Path) -> None:
     scene, out = mapped_scene.folder, tmp_path / "out"
     command = ("export", scene, "-q", "-o", out, "--format")
-    refused(run(*command, "colmap"), 2, "--format colmap", "nerfstudio, ply, text, hloc")
+    refused(run(*command, "colmap"), 2, "--format colmap", "gaussian-splatting, nerfstudio, dense, ply, text, hloc")
     refused(run(*command, "ply"), 2, ".ply")
     refused(run("export", scene, "-q", "-o", tmp_path / "a.ply", "--format", "text"), 2, "a folder")
     refused(run(*command, "text", "--num", 3), 2, "--num goes with --format hloc")
-    refused(run(*command, "text", "--images", scene), 2, "--images goes with --format nerfstudio")
-    refused(run(*command, "nerfstudio", "--images", tmp_path), 3, "0000.jpg")
+    refused(run(*command, "text", "--images", scene), 2, "--images goes with --format gaussian-splatting")
+    refused(run(*command, "nerfstudio", "--resize-max", 300), 2, "--resize-max goes with")
+    refused(run(*command, "dense", "--masks", tmp_path), 3, "no mask for any")
+    refused(run(*command, "nerfstudio", "--images", tmp_path), 3, "6 of the map's 6 photographs are missing: 0000.jpg")
     refused(run("export", tmp_path / "nowhere", "-q", "-o", out, "--format", "text"), 3, "nowhere", "no such folder")
     refused(run("export", scene / "images", "-q", "-o", out, "--format", "text"), 3, "no COLMAP model")
     model = mapped_scene.output / "sparse" / "0"

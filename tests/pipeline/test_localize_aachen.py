@@ -228,7 +228,7 @@ def test_what_is_missing_is_named(made: Miniature, tmp_path: Path) -> None:
     refused(run(*ask, "--version", "1.0"), 3, "aachen_cvpr2018_db.nvm", "database_intrinsics.txt", "data fetch aachen")
     refused(run(*ask, "--version", "1.2"), 2, "--version")
     refused(run(*ask, "--queries", "noon"), 2, "day-night")
-    refused(run("--queries", "day-night", "-q"), 2, "--root", "./aachen")
+    refused(run("--queries", "photographs/", "-q"), 2, "--queries", "day-night", "./aachen")
     refused(run(*ask, "--setting", "eth"), 2, "is of the benchmark 'eth'")
     refused(run(*ask, "--truth", made.root / "image_pairs_to_match_v1_1.txt"), 3, "qw qx")
     (root / "images/images_upright/query/night/nexus5x/IMG_2016_0.jpg").unlink()
@@ -238,6 +238,11 @@ def test_what_is_missing_is_named(made: Miniature, tmp_path: Path) -> None:
     (root / "queries" / "night_time_queries_with_intrinsics.txt").unlink()
     refused(run(*ask), 3, "images.bin", "aachen_v_1_1.nvm", "night_time_queries", "aachen_v1_1.zip")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_default_place_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(run(), 3, "data/aachen: no such folder; `featkit data fetch aachen --out data/aachen` makes it")
 
 
 def test_a_map_in_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

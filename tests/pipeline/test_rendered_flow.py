@@ -12,6 +12,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pycolmap
 import pytest
 
 from featkit.core.types import Pair
@@ -234,6 +235,34 @@ def test_queries_in_a_free_map(mapped_scene: Any, featkit_command: Command, tmp_
         assert rotation < 0.2
     names = {"poses.txt", "poses.json", "report.html", "metrics.json"}
     assert names < {path.name for path in (tmp_path / "a").iterdir()}
+
+
+def test_what_fails_in_one_model_is_looked_for_in_the_others(mapped_copy: Any, featkit_command: Command) -> None:
+    """The first model has cameras and hardly any points; the second is whole, in a frame of its own."""
+    sparse, queries = mapped_copy.output / "sparse", mapped_copy.folder / "queries"
+    model = read_model(sparse / "0")
+    model.transform(pycolmap.Sim3d(2.0, pycolmap.Rotation3d(np.array([0.0, 0.0, 0.6, 0.8])), np.array([5.0, 0.0, 1.0])))
+    (sparse / "1").mkdir()
+    model.write(sparse / "1")
+    for point in sorted(model.point3D_ids())[3:]:
+        model.delete_point3D(point)
+    model.write(sparse / "0")
+    ran = featkit_command("localize", mapped_copy.folder, "--queries", queries)
+    assert ran.code == 0, ran.err
+    assert "the largest of 2 models; take another by --model (1)" in ran.err
+    where = mapped_copy.output / "localize" / "model-1" / "poses.txt"
+    names = sorted(mapped_copy.rendered.query_poses)
+    assert [line for line in ran.out.splitlines() if "another model" in line] == [
+        f"in another model: {name}: {where}" for name in names
+    ]
+    assert not (mapped_copy.output / "localize" / "poses.txt").read_text()
+    metrics = json.loads((mapped_copy.output / "localize" / "metrics.json").read_text())
+    assert metrics["in_other_models"] == dict.fromkeys(names, "model-1")
+    similarity = truth_from_map(read_model(sparse / "1"), mapped_copy.rendered.poses)
+    for name, pose in read_poses(where).items():
+        centre, rotation = pose_error(transform_pose(pose, similarity), mapped_copy.rendered.query_poses[name])
+        assert centre < 0.02
+        assert rotation < 0.2
 
 
 def test_only_listed_queries_are_localized(mapped_scene: Any, featkit_command: Command, tmp_path: Path) -> None:

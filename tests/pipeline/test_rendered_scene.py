@@ -11,7 +11,8 @@ import pytest
 
 from featkit.core.config import make
 from featkit.core.errors import BadInputError
-from featkit.demo.scene import RenderedConfig, marked, render_scene
+from featkit.demo.scene import RenderedConfig, render_scene
+from featkit.images.listing import marked
 
 SMALL = {"num_map": 2, "num_queries": 1, "width": 64, "height": 48, "texel_m": 0.05, "supersampling": 1}
 MINE = b"a photograph of mine"

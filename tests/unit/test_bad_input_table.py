@@ -29,6 +29,13 @@ def test_the_table_is_whole() -> None:
     assert len(ROWS) > 40
 
 
+@pytest.mark.parametrize("named", sorted(set(re.findall(r"`(tests/[\w/]+\.py::test_\w+)`", PAGE))))
+def test_a_named_test_is_there(named: str) -> None:
+    file, _, name = named.partition("::")
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`(tests/[\w/]+\.py)`", PAGE))))
 def test_a_promise_is_kept_by_a_file(path: str) -> None:
     assert (ROOT / path).is_file()

@@ -25,24 +25,29 @@ from featkit.cli.engine import OPTIONS
 from featkit.cli.main import VERBS, app
 from featkit.core.config import Config, Seed, Share, field_docs, field_range, load_pipeline
 from featkit.core.errors import UsageError
-from featkit.data.image_pack import ImagePackConfig
-from featkit.data.make_patches import PatchesConfig
-from featkit.data.make_posed_pairs import PosedPairsConfig
-from featkit.data.patch_pack import PackConfig
 from featkit.features.stage import ExtractConfig
 from featkit.mapping.stage import MapConfig
 
 NAMED_OTHERWISE = {"demo": "run_demo"}  # featkit.demo is the package of the rendered scene
 COMMANDS = {  # commands that are made of a function, by the function's name in featkit
-    **{name: name for name in ("reconstruct", "extract", "pairs", "match", "verify", "run", "align", "export")},
+    **{
+        name: name
+        for name in ("reconstruct", "extract", "pairs", "match", "verify", "run", "align", "export", "extend", "merge")
+    },
     **{name: name for name in ("localize", "serve")},
     "train patch": "train_patch",
     "train scfeat": "train_scfeat",
     "inspect informativeness": "informativeness",
+    "data patches": "make_patches",
+    "data posed-pairs": "make_posed_pairs",
+    "data pack": "pack_data",
+    "data fetch": "fetch_data",
+    "eval all": "evaluate_all",
+    "store check": "check_store",
+    "store repair": "repair_store",
+    "store merge": "merge_stores",
     **NAMED_OTHERWISE,
 }
-
-BY_HAND = ("data patches", "data posed-pairs", "data pack")
 
 
 def parameters(verb: str) -> dict[str, Any]:
@@ -97,7 +102,7 @@ def test_the_function_has_the_commands_names(verb: str) -> None:
 
 
 def test_every_function_is_reached_by_its_name() -> None:
-    assert set(COMMANDS.values()) | {"Localizer", "__version__"} == set(featkit.__all__)
+    assert set(COMMANDS.values()) | {"Localizer", "evaluate", "__version__"} == set(featkit.__all__)
     for name in featkit.__all__:
         assert getattr(featkit, name)
     with pytest.raises(AttributeError, match="no attribute 'recontruct'"):
@@ -231,19 +236,6 @@ def test_the_recipes_have_the_same_defaults() -> None:
 def test_every_verb_loads() -> None:
     for verb in VERBS:
         assert typer.main.get_command(app).commands[verb].load().name is not None  # type: ignore[attr-defined]
-
-
-def test_defaults_that_are_written_by_hand_are_the_fields() -> None:
-    """Of commands whose modules load late, without the configurations."""
-    shown = {verb: {name: one.show_default for name, one in parameters(verb).items()} for verb in BY_HAND}
-    patches, photographs = PackConfig(), ImagePackConfig()
-    assert shown["data patches"]["source"] == PatchesConfig().source
-    assert shown["data posed-pairs"]["max_side"] == str(PosedPairsConfig().max_side)
-    assert shown["data posed-pairs"]["max_pairs"] == str(PosedPairsConfig().choice.max_pairs)
-    assert shown["data pack"]["max_mb"] == f"{patches.max_mb:g}; photographs: {photographs.max_mb:g}"
-    assert shown["data pack"]["quality"] == f"{patches.quality}; photographs: {photographs.quality}"
-    assert shown["data pack"]["side"] == str(patches.side)
-    assert shown["data pack"]["max_side"] == str(photographs.max_side)
 
 
 def test_a_shell_completes_the_choices() -> None:

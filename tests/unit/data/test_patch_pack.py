@@ -271,7 +271,7 @@ def small_png(side: int) -> bytes:
 
 
 HOSTILE: dict[str, tuple[Callable[[dict[str, bytes]], None], str]] = {
-    "a pickle": (set_member("one/labels.npy", npy(np.array([[{}, 1]], object), True)), "Object arrays"),
+    "a pickle": (set_member("one/labels.npy", npy(np.array([[{}, 1]], object), True)), "array of objects"),
     "labels of another shape": (set_member("one/labels.npy", npy(np.zeros(9, int))), "no table of two columns"),
     "labels of numbers that are no ids": (
         set_member("one/labels.npy", npy(np.zeros((9, 2)))),
@@ -281,7 +281,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, bytes]], None], str]] = {
     "negative classes": (set_member("one/labels.npy", npy(np.full((9, 2), -1))), "do not fit together"),
     "no image": (set_member("one/tile0000", b"hello"), "no mosaic"),
     "an image of another size": (set_member("one/tile0000", small_png(64)), "no mosaic"),
-    "a tile is missing": (lambda members: members.pop("one/tile0000"), "There is no item named"),  # type: ignore[return-value]
+    "a tile is missing": (lambda members: members.pop("one/tile0000"), "labels but 0 mosaics"),  # type: ignore[return-value]
     "no manifest": (lambda members: members.pop("pack.json"), "There is no item named 'pack.json'"),  # type: ignore[return-value]
     "a manifest that is no json": (set_member("pack.json", b"{"), "not a whole pack"),
     "a manifest of another format": (set_member("pack.json", b'{"format": 7, "sets": {}}'), "not a pack of format 1"),

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import typer
 
-from featkit.cli.eval import BENCHMARKS, eval_app
+from featkit.api.evaluation import BENCHMARKS, OF_ALL
+from featkit.cli.eval import eval_app
 from featkit.core.config import Config
 from featkit.core.content import Configuration, Table
 from featkit.core.errors import UsageError
@@ -104,11 +105,11 @@ def test_one_result_has_json_tables_and_page(tmp_path: Path) -> None:
         Lengths.configured({"facto": 1})
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", OF_ALL)
 def test_a_command_has_the_options_of_its_class(name: str) -> None:
     command = typer.main.get_command(eval_app).commands[name]  # type: ignore[attr-defined]
     options = {one.name: one.default for one in command.params}
-    cls = BENCHMARKS[name][0]
+    cls = BENCHMARKS[name]
     own = {one.name: one.default for one in dataclasses.fields(cls) if one.init and one.kw_only}
     assert {option: options[option] for option in own} == own
     assert {cls.data_option, "features", "out"} <= options.keys()

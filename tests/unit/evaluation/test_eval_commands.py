@@ -12,6 +12,8 @@ from bad_server import Faults, serving
 from in_process import refused, results, run
 from synthetic_patches import textures, thumbnails, write_hpatches, write_rome
 
+import featkit
+from featkit.core.errors import UsageError
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import draw_pairs, write_pairs, write_phototour
 from featkit.evaluation.published import published
@@ -219,3 +221,16 @@ def test_published_numbers_have_the_means_that_are_printed_beside_them() -> None
     tasks = published("hpatches_patches")
     for known in (rome, tasks):
         assert all(len(row.values) == len(known.columns) for table in known.tables for row in table.rows)
+
+
+def test_the_function_does_what_the_command_does(sets: list[Path], tmp_path: Path) -> None:
+    by_command = results("eval", "ubc", "--data", sets[0], "--features", "sift")
+    done = featkit.evaluate("ubc", sets[0], "sift", out=tmp_path / "scores.json")
+    assert done.numbers == by_command
+    assert json.loads((tmp_path / "scores.json").read_text()) == by_command
+    with pytest.raises(UsageError, match="no benchmark 'hpatch'; one of hpatches, "):
+        featkit.evaluate("hpatch", sets[0])
+    with pytest.raises(UsageError, match="takes one folder of data, not 2"):
+        featkit.evaluate("oxford", sets)
+    with pytest.raises(UsageError, match="ubc: no option 'colour'; one of pairs, published, runs"):
+        featkit.evaluate("ubc", sets, "sift", colour=1)

@@ -1,9 +1,18 @@
+import json
+import logging
+import shutil
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
+from featkit.core.config import make
 from featkit.core.errors import BadInputError
-from featkit.images.listing import list_images
+from featkit.demo.scene import RenderedConfig, render_scene
+from featkit.images.listing import list_images, marked
+from featkit.io.artifact import place_files, write_text
+from featkit.training.run_folder import RunFolder
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -43,3 +52,54 @@ def test_nothing_to_list(tmp_path: Path) -> None:
         list_images(tmp_path)
     with pytest.raises(BadInputError, match="is a file, not a folder"):
         list_images(tmp_path / "a.txt")
+
+
+def picture(path: Path, mark: bytes | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = cv2.imencode(path.suffix, np.full((8, 8, 3), 90, np.uint8))[1].tobytes()
+    path.write_bytes(encoded if mark is None else marked(encoded, mark))
+
+
+def test_what_featkit_wrote_below_is_no_photograph(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each of these is what a command leaves, written by the code that writes it."""
+    picture(tmp_path / "a.jpg")
+    picture(tmp_path / "run_0000001.jpg")  # of that name, but taken
+    write_text(tmp_path / "dataset" / "dataset.json", json.dumps({"featkit_version": "1"}))
+    picture(tmp_path / "dataset" / "x" / "b.jpg")
+    picture(tmp_path / "left" / "own.jpg")
+    picture(tmp_path / "new" / "images" / "c.png")
+    picture(tmp_path / "new" / "left" / "d.jpg")
+    place_files(tmp_path / "new", tmp_path, kind="export")
+    shutil.rmtree(tmp_path / "new")
+    run = RunFolder(tmp_path / "training")
+    run.pictures.mkdir(parents=True)
+    run.add_pictures(7, {"matches": np.zeros((8, 8, 3), np.uint8)})
+    render_scene(make(RenderedConfig, {"width": 32, "height": 32, "num_map": 2, "num_queries": 0}), tmp_path / "demo")
+    with caplog.at_level(logging.WARNING, "featkit"):
+        assert list_images(tmp_path) == ["a.jpg", "left/own.jpg", "run_0000001.jpg"]
+    assert (
+        "(written by featkit): dataset/, images/c.png, left/d.jpg, training/pictures/matches_0000007.jpg" in caplog.text
+    )
+    assert "(a scene that featkit rendered): demo/" in caplog.text
+    assert list_images(tmp_path / "demo" / "images") == ["0000.jpg", "0001.jpg"]
+    assert list_images(tmp_path / "dataset" / "x") == ["b.jpg"]
+
+
+def test_what_the_user_keeps_beside_the_photographs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "a.jpg", "b/c.jpg", "b/d.jpg.png", "masks/a.jpg.png", "masks/b/c.jpg.png", "a.jpg.png")
+    touch(tmp_path, "thumbnails/.nomedia", "thumbnails/a.jpg", "empty/.nomedia")
+    touch(tmp_path, "dense/images/a.jpg", "dense/stereo/depth_maps/a.jpg.bin", "dense/sparse/cameras.bin")
+    with caplog.at_level(logging.WARNING, "featkit"):
+        assert list_images(tmp_path) == ["a.jpg", "b/c.jpg", "b/d.jpg.png"]
+    assert "3 passed over (masks of photographs): a.jpg.png, masks/a.jpg.png, masks/b/c.jpg.png" in caplog.text
+    assert "1 passed over (a folder with .nomedia): thumbnails/" in caplog.text
+    assert "1 passed over (a dense workspace of COLMAP's): dense/" in caplog.text
+    assert list_images(tmp_path / "dense") == ["images/a.jpg"]
+
+
+def test_a_map_made_here_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "a.jpg", "featkit/features.h5")
+    write_text(tmp_path / "featkit" / "sparse.json", json.dumps({"featkit_version": "1"}))
+    with caplog.at_level(logging.WARNING, "featkit"):
+        assert list_images(tmp_path) == ["a.jpg"]
+    assert not caplog.text

@@ -105,7 +105,7 @@ def test_reads_a_file_of_hloc(tmp_path: Path) -> None:
         assert read.scores.tolist() == [1, 1]
         assert (read.image_size, read.uncertainty_px, read.scales) == ((0, 0), 1.0, None)
         assert not store.has("db/a.jpg"), "nothing says that it is whole"
-        with pytest.raises(BadInputError, match=r"'db/b\.jpg' are damaged"):
+        with pytest.raises(BadInputError, match=r"'descriptors' of 'db/b\.jpg' is missing"):
             store.read("db/b.jpg")
         with pytest.raises(BadInputError, match="no features of image 'none'"):
             store.read("none")

@@ -143,7 +143,7 @@ def test_reads_a_file_of_hloc(tmp_path: Path) -> None:
         assert read.scores0.tolist() == [0.5, 0, 0.25]
         assert store.read(Pair("c.jpg", "a/b.jpg")).matches0.tolist() == [2, 0]
         assert store.read(Pair("x", "y")).scores0.tolist() == [0]
-        with pytest.raises(BadInputError, match="damaged"):
+        with pytest.raises(BadInputError, match="'matches0' of 'bad/y' is missing, or no array"):
             store.read(Pair("bad", "y"))
 
 

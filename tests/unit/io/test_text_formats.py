@@ -16,8 +16,8 @@ from featkit.core.types import Pair, Pose
 from featkit.io import artifact
 from featkit.io.artifact import write_stamp, write_text
 from featkit.io.atomic import is_stamped, read_lines, read_stamp
+from featkit.io.camera_models import camera_models
 from featkit.io.lists import (
-    CAMERA_PARAMS,
     Intrinsics,
     describe_pairs,
     parse_intrinsics,
@@ -148,7 +148,7 @@ NUMBERS = st.one_of(
 
 
 @MANY
-@given(st.sampled_from([*CAMERA_PARAMS, "NONE"]), st.lists(NUMBERS, max_size=15))
+@given(st.sampled_from([*camera_models(), "NONE"]), st.lists(NUMBERS, max_size=15))
 def test_any_intrinsics_are_read_or_bad_input(model: str, numbers: list[str]) -> None:
     try:
         camera = parse_intrinsics(" ".join([model, *numbers]), "here")
@@ -234,6 +234,13 @@ def test_intrinsics(tmp_path: Path) -> None:
         ("a.jpg PINHOLE 800 600 700 700 inf 300", "finite"),
         ("a.jpg", "expected `name MODEL"),
         ("a.jpg PINHOLE 8 6 7 7 4 3\na.jpg PINHOLE 8 6 7 7 4 3", ":2: 'a.jpg' has intrinsics already"),
+        ("a.jpg PINHOLE 800 600 3 700 400 300", "fx = 3 px cannot be of an image of 800 x 600"),
+        ("a.jpg PINHOLE 800 600 700 700 900 300", "principal point cx,cy = 900,300 is outside"),
+        (
+            "a.jpg SIMPLE_RADIAL 800 600 700 400 300 1006",
+            "k = 1006 is no distortion.*takes width, height, f, cx, cy, k",
+        ),
+        ("a.jpg PINHOLE 800 9999999999 700 700 400 300", "positive, up to 1,000,000"),
         ("\n", "no intrinsics"),
     ],
 )
@@ -243,10 +250,18 @@ def test_wrong_intrinsics(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_the_models_have_pycolmaps_numbers() -> None:
-    pycolmap = pytest.importorskip("pycolmap")
-    for model, count in CAMERA_PARAMS.items():
-        camera = pycolmap.Camera.create_from_model_name(1, model, 100.0, 20, 10)
-        assert len(camera.params) == count, model
+    """The counts of COLMAP's documentation ("Camera Models"), beside what pycolmap says."""
+    documented = {"SIMPLE_PINHOLE": 3, "PINHOLE": 4, "SIMPLE_RADIAL": 4, "RADIAL": 5, "OPENCV": 8, "FULL_OPENCV": 12}
+    documented |= {"OPENCV_FISHEYE": 8, "RADIAL_FISHEYE": 5, "FOV": 5, "THIN_PRISM_FISHEYE": 12}
+    models = camera_models()
+    assert {name: len(models[name].params) for name in documented} == documented
+    assert [name for name in documented if models[name].is_fisheye] == documented_fisheye()
+    opencv = models["OPENCV"]
+    assert (opencv.focal, opencv.centre, opencv.distortion) == ((0, 1), (2, 3), (4, 5, 6, 7))
+
+
+def documented_fisheye() -> list[str]:
+    return ["OPENCV_FISHEYE", "RADIAL_FISHEYE", "THIN_PRISM_FISHEYE"]
 
 
 def test_write_text_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

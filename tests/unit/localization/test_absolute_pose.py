@@ -6,7 +6,7 @@ import pytest
 
 from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, look_at, rotation_angle_deg, rotation_matrix
-from featkit.localization.absolute_pose import PoseConfig, PoseEstimate, estimate_pose
+from featkit.localization.absolute_pose import MapPoints, PoseConfig, PoseEstimate, estimate_pose
 from featkit.mapping.verify import to_rigid
 
 CONFIG = PoseConfig()
@@ -130,3 +130,59 @@ def test_distortion_is_modelled() -> None:
     assert estimate is not None
     assert errors(estimate.pose, truth)[0] < 1e-6
     assert estimate.residual_px < 1e-6
+
+
+class KeypointsOf:
+    """The features of a model's images, as far as a map is compared with them."""
+
+    path = "features.h5"
+
+    def __init__(self, model: pycolmap.Reconstruction):
+        self.images = {image.name: image for image in model.images.values()}
+
+    def keypoints(self, name: str) -> np.ndarray:
+        return np.array([point.xy for point in self.images[name].points2D]) - 0.5
+
+
+@pytest.fixture(scope="module")
+def noisy_map() -> MapPoints:
+    """Five images of 300 points, keypoints with half a pixel of noise; their projections are known."""
+    pycolmap.set_random_seed(3)
+    options = pycolmap.SyntheticDatasetOptions(num_rigs=1, num_frames_per_rig=5, num_points3D=300)
+    options.camera_model_id = pycolmap.CameraModelId.PINHOLE
+    options.camera_params = [1280.0, 1280.0, 512.0, 384.0]
+    model = pycolmap.synthesize_dataset(options)
+    pycolmap.synthesize_noise(pycolmap.SyntheticNoiseOptions(point2D_stddev=0.5), model)
+    return MapPoints(model, KeypointsOf(model))  # type: ignore[arg-type]
+
+
+def test_the_maps_own_residual(noisy_map: MapPoints) -> None:
+    distances = []
+    for image in noisy_map.model.images.values():
+        pose, (fx, fy, cx, cy) = image.cam_from_world().matrix(), noisy_map.model.cameras[image.camera_id].params
+        for point in image.points2D:
+            if point.has_point3D():
+                x, y, z = pose[:, :3] @ noisy_map.model.points3D[point.point3D_id].xyz + pose[:, 3]
+                distances.append(np.hypot(fx * x / z + cx - point.xy[0], fy * y / z + cy - point.xy[1]))
+    median_px, longer = noisy_map.reprojection
+    assert median_px == pytest.approx(np.median(distances), rel=1e-6)
+    assert median_px == pytest.approx(0.5 * np.sqrt(2 * np.log(2)), rel=0.1)  # Rayleigh's median
+    assert longer == 1024
+
+
+def test_a_pose_by_a_wrong_camera_is_uncertain(noisy_map: MapPoints) -> None:
+    image = next(iter(noisy_map.model.images.values()))
+    seen = [point for point in image.points2D if point.has_point3D()]
+    points2d = np.array([point.xy for point in seen])
+    points3d = noisy_map.xyz(np.array([point.point3D_id for point in seen]))
+
+    def reason(focal: float, size: tuple[int, int] = (1024, 768)) -> str:
+        own = pycolmap.Camera(model="SIMPLE_PINHOLE", width=size[0], height=size[1], params=[focal, 512, 384])
+        estimate = estimate_pose(points2d, points3d, own, CONFIG)
+        assert estimate is not None
+        assert estimate.inlier.sum() >= CONFIG.min_inliers
+        return noisy_map.uncertain(estimate, CONFIG.uncertain_ratio)
+
+    assert reason(1280) == ""
+    assert "in the median, those of the map by 0." in reason(1000)
+    assert reason(1000, (102400, 76800)) == ""  # a hundred times as large, keypoints may be as much coarser

@@ -1,5 +1,6 @@
 """Cameras of photographs: EXIF, given parameters, and which images share one."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -7,25 +8,39 @@ import pytest
 from PIL import Image
 
 from featkit.core.errors import BadInputError, UsageError
+from featkit.io.camera_models import camera_models
 from featkit.io.lists import Intrinsics
 from featkit.mapping.cameras import (
     CameraConfig,
     cameras_of_images,
     check,
+    check_photographs,
     check_sizes,
     infer_camera,
     to_camera,
     to_intrinsics,
 )
+from tests.geotagged import GPANO
 
 
-def photo(folder: Path, name: str, size: tuple[int, int] = (600, 400), focal_35mm: int | None = None) -> str:
+def photo(
+    folder: Path,
+    name: str,
+    size: tuple[int, int] = (600, 400),
+    focal_35mm: int | None = None,
+    lens: str = "",
+    panorama: bool = False,
+) -> str:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
     if focal_35mm is not None:
         exif.get_ifd(0x8769)[0xA405] = focal_35mm
-    Image.new("RGB", size).save(path, exif=exif)
+    if lens:
+        exif[0x0110] = "Camera"
+        exif.get_ifd(0x8769)[0xA434] = lens
+    more = {"xmp": GPANO} if panorama else {}
+    Image.new("RGB", size).save(path, exif=exif, **more)
     return name
 
 
@@ -52,10 +67,55 @@ def test_given_parameters(tmp_path: Path) -> None:
     camera = infer_camera(tmp_path / "a.jpg", CameraConfig(model="PINHOLE", params=params))
     assert tuple(camera.params) == params
     assert camera.has_prior_focal_length
-    with pytest.raises(UsageError, match="PINHOLE takes 4 numbers, 3 are given"):
-        check(CameraConfig(model="PINHOLE", params=(1, 2, 3)))
-    with pytest.raises(UsageError, match="--camera-model PINHOL"):
-        check(CameraConfig(model="PINHOL"))
+    without = infer_camera(tmp_path / "a.jpg", CameraConfig(params=params))
+    assert (without.model_name, tuple(without.params)) == ("PINHOLE", params)
+
+
+@pytest.mark.parametrize(
+    ("model", "params", "message"),
+    [
+        ("PINHOLE", (1, 2, 3), r"PINHOLE takes 4 numbers \(fx,fy,cx,cy\), 3 are given"),
+        ("PINHOL", None, "--camera-model PINHOL: there is .*OPENCV_FISHEYE"),
+        (None, (500, 300, 200, 0.01), r"name the model \(.*SIMPLE_RADIAL"),
+        (None, (500, 500, 300, 200, 0), r"name the model \(RADIAL, .*FOV"),
+        ("SIMPLE_RADIAL", (500, 502, 300, 200), "k = 200 is no distortion"),
+        ("PINHOLE", (500, -500, 300, 200), "fy = -500 must be positive"),
+    ],
+)
+def test_parameters_that_are_no_cameras(model: str | None, params: tuple[float, ...] | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        check(CameraConfig(model=model, params=params))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ((3, 3, 300, 200), r"fx = 3 px cannot be of an image of 600 x 400, as 'a\.jpg' is"),
+        ((500, 500, 700, 200), r"principal point cx,cy = 700,200 is outside an image of 600 x 400"),
+    ],
+)
+def test_parameters_of_another_size_are_refused_before_the_work(
+    params: tuple[float, ...], message: str, tmp_path: Path
+) -> None:
+    names = [photo(tmp_path, "a.jpg")]
+    config = CameraConfig(params=params)
+    check(config)
+    with pytest.raises(UsageError, match=message):
+        check_photographs(config, tmp_path, names)
+    with pytest.raises(BadInputError, match=r"a\.jpg: the given camera cannot be its own"):
+        infer_camera(tmp_path / "a.jpg", config)
+
+
+def test_the_fingerprint_is_that_of_the_model_in_use() -> None:
+    """Maps made before the model could be left out are up to date."""
+    named = CameraConfig(model="SIMPLE_RADIAL")
+    assert CameraConfig().fingerprint() == named.fingerprint()
+    assert set(named.result_fields()) == {
+        *("model", "params", "mode", "default_focal_factor", "sensor_width_mm", "refine")
+    }
+    fisheye = CameraConfig(model="OPENCV_FISHEYE")
+    assert fisheye.fingerprint() != CameraConfig(model="OPENCV_FISHEYE", fisheye_focal_factor=0.5).fingerprint()
 
 
 def test_a_file_that_is_no_image(tmp_path: Path) -> None:
@@ -74,6 +134,89 @@ def test_which_images_share_a_camera(tmp_path: Path, mode: str, groups: list[int
     assert [ids[name] for name in names] == [group + 1 for group in groups]
     assert sorted(cameras) == sorted({group + 1 for group in groups})
     assert all(camera.camera_id == number for number, camera in cameras.items())
+
+
+def test_auto_groups_by_what_the_photographs_say(tmp_path: Path) -> None:
+    photos = {
+        "a/1.jpg": {"focal_35mm": 28, "lens": "zoom"},
+        "a/2.jpg": {"focal_35mm": 28, "lens": "zoom"},
+        "a/3.jpg": {"focal_35mm": 70, "lens": "zoom"},
+        "a/4.jpg": {"focal_35mm": 28, "lens": "prime"},
+        "a/5.jpg": {"focal_35mm": 28, "lens": "zoom", "size": (400, 600)},
+        "a/6.jpg": {},
+        "a/7.jpg": {},
+        "b/1.jpg": {"focal_35mm": 28, "lens": "zoom"},
+    }
+    names = [photo(tmp_path, name, **said) for name, said in photos.items()]  # type: ignore[arg-type]
+    cameras, ids = cameras_of_images(tmp_path, names, CameraConfig(mode="auto"))
+    assert [ids[name] for name in names] == [1, 1, 2, 3, 4, 5, 5, 6]
+    assert [round(cameras[number].params[0] / 600, 2) for number in (1, 2)] == [0.78, 1.94]
+    check_photographs(CameraConfig(mode="auto"), tmp_path, names)
+
+
+def test_one_camera_for_different_lenses_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wide = [photo(tmp_path, name, focal_35mm=28) for name in ("1.jpg", "2.jpg")]
+    names = [*wide, photo(tmp_path, "3.jpg", focal_35mm=70)]
+    with caplog.at_level(logging.WARNING, "featkit"):
+        check_photographs(CameraConfig(mode="single"), tmp_path, wide)
+        check_photographs(CameraConfig(), tmp_path, names)
+        assert not caplog.text
+        check_photographs(CameraConfig(mode="single"), tmp_path, names)
+    assert "28 mm: 1.jpg and 1 more; 70 mm: 3.jpg and 0 more" in caplog.text
+
+
+def test_portrait_beside_landscape_is_refused_before_the_work(tmp_path: Path) -> None:
+    names = [photo(tmp_path, "a/1.jpg"), photo(tmp_path, "b/2.jpg", (400, 600))]
+    with pytest.raises(BadInputError, match=r"'b/2\.jpg' is 400 x 600, 'a/1\.jpg' 600 x 400.*use auto or per-image"):
+        check_photographs(CameraConfig(mode="single"), tmp_path, names)
+    check_photographs(CameraConfig(mode="per-folder"), tmp_path, names)
+
+
+def test_a_fisheye_without_parameters(tmp_path: Path) -> None:
+    """An equidistant lens of 180 degrees along the longer side; known, so that pairs are verified by rays."""
+    names = [photo(tmp_path, "1.jpg"), photo(tmp_path, "2.jpg", focal_35mm=8)]
+    config = CameraConfig(model="OPENCV_FISHEYE")
+    cameras, ids = cameras_of_images(tmp_path, names, config)
+    assert cameras[ids["1.jpg"]].params[0] == pytest.approx(600 / np.pi)
+    assert cameras[ids["2.jpg"]].params[0] == pytest.approx(8 / np.hypot(36, 24) * np.hypot(600, 400), rel=0.01)
+    assert all(camera.has_prior_focal_length for camera in cameras.values())
+    assert not infer_camera(tmp_path / "1.jpg", config).has_prior_focal_length
+
+
+def test_panoramas_are_recognised(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [photo(tmp_path, "1.jpg", (800, 400), panorama=True), photo(tmp_path, "2.jpg", (800, 400))]
+    with caplog.at_level(logging.INFO, "featkit"):
+        check_photographs(CameraConfig(), tmp_path, names)
+    assert "1 of 2 photographs are panoramas (GPano): EQUIRECTANGULAR" in caplog.text
+    cameras, ids = cameras_of_images(tmp_path, names, CameraConfig())
+    assert [cameras[ids[name]].model_name for name in names] == ["EQUIRECTANGULAR", "SIMPLE_RADIAL"]
+    assert list(cameras[ids["1.jpg"]].params) == [800, 400]
+    named = CameraConfig(model="EQUIRECTANGULAR")
+    assert {c.model_name for c in cameras_of_images(tmp_path, names, named)[0].values()} == {"EQUIRECTANGULAR"}
+    check_photographs(CameraConfig(model="OPENCV"), tmp_path, names)
+    assert "panoramas of 360 degrees by their metadata, which OPENCV cannot describe: 1.jpg" in caplog.text
+    names = [photo(tmp_path, "part.jpg", panorama=True)]
+    with pytest.raises(BadInputError, match=r"'part\.jpg' is a part of a panorama \(600 x 400\)"):
+        check_photographs(CameraConfig(), tmp_path, names)
+    with pytest.raises(BadInputError, match=r"'part\.jpg' is 600 x 400.*twice as wide as high"):
+        check_photographs(named, tmp_path, names)
+
+
+def test_panoramas_with_a_pycolmap_that_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without = {name: model for name, model in camera_models().items() if not model.is_spherical}
+    monkeypatch.setattr("featkit.mapping.cameras.camera_models", lambda: without)
+    names = [photo(tmp_path, "1.jpg", (800, 400), panorama=True)]
+    with pytest.raises(BadInputError, match=r"pip install 'pycolmap>=4\.2'"):
+        check_photographs(CameraConfig(), tmp_path, names)
+    with pytest.raises(UsageError, match=r"EQUIRECTANGULAR: there is .*pycolmap>=4\.2"):
+        check(CameraConfig(model="EQUIRECTANGULAR"))
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".jp2", ".avif"])
+def test_formats_that_colmap_does_not_read(suffix: str, tmp_path: Path) -> None:
+    Image.new("RGB", (600, 400)).save(tmp_path / f"a{suffix}")
+    camera = infer_camera(tmp_path / f"a{suffix}", CameraConfig())
+    assert (camera.width, camera.height, camera.params[0]) == (600, 400, 720)
 
 
 def test_images_of_different_sizes_cannot_share_one(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pycolmap
 import pytest
+from PIL import Image
 
 from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.io.lists import read_intrinsics_list, read_pairs, read_poses, write_ply
 from featkit.mapping.covisibility import CovisibleConfig
-from featkit.mapping.export import export
+from featkit.mapping.export import ExportConfig, export
 
 CAMERAS = {
     "SIMPLE_PINHOLE": [900.0, 512.0, 390.0],
@@ -46,9 +47,17 @@ def scene(model: str, params: list[float], rigs: int = 1) -> pycolmap.Reconstruc
 
 
 def saved(model: pycolmap.Reconstruction, folder: Path) -> Path:
+    """The model's files, and blank photographs in images/ beside it."""
     folder.mkdir(parents=True)
     model.write(str(folder))
+    for image in model.images.values():
+        photograph(folder.parent / "images" / image.name)
     return folder
+
+
+def photograph(path: Path, size: tuple[int, int] = (1024, 768)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size).save(path)
 
 
 def ply_points(path: Path) -> list[tuple[float, float, float, int, int, int]]:
@@ -107,7 +116,7 @@ def test_points_through_nerfstudios_cameras(model: str, rigs: int, tmp_path: Pat
     assert len(frames) == made.num_reg_images() == 3 * rigs
     checked = 0
     for image in made.images.values():
-        frame = frames[f"images/{image.name}"]
+        frame = frames[f"../images/{image.name}"]
         assert (frame.get("w", content.get("w")), frame.get("h", content.get("h"))) == (1024, 768)
         turn = np.array(frame["transform_matrix"])[:3, :3]
         np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
@@ -126,7 +135,7 @@ def test_points_through_nerfstudios_cameras(model: str, rigs: int, tmp_path: Pat
 @pytest.mark.parametrize("model", UNKNOWN)
 def test_lenses_that_nerfstudio_has_not(model: str, tmp_path: Path) -> None:
     folder = saved(scene(model, UNKNOWN[model]), tmp_path / "sparse")
-    with pytest.raises(BadInputError, match=rf"has a {model} camera, which nerfstudio cannot hold.*undistort"):
+    with pytest.raises(BadInputError, match=rf"has a {model} camera, which nerfstudio cannot hold.*--undistort"):
         export("nerfstudio", folder, tmp_path / "out")
     assert not list(tmp_path.glob("out*")) + list(tmp_path.glob(".out*"))
     assert export("ply", folder, tmp_path / "points.ply").points == 40  # a cloud has no lens
@@ -141,27 +150,37 @@ def test_one_kind_of_lens(tmp_path: Path) -> None:
 
 
 def test_where_the_photographs_are(tmp_path: Path) -> None:
-    """Beside the map, where --images says, or still to be put there; and what is not found in --images is an error."""
+    """Near the map, or in the folders of --images; those that are missing are named, and nothing is written."""
     made = scene("PINHOLE", CAMERAS["PINHOLE"])
-    folder = saved(made, tmp_path / "scene" / "featkit" / "sparse" / "0")
+    folder = tmp_path / "scene" / "featkit" / "sparse" / "0"
+    folder.mkdir(parents=True)
+    made.write(str(folder))
+    names = sorted(image.name for image in made.images.values())
 
-    def paths(out: Path, images: Path | None = None) -> tuple[set[Path], list[str]]:
-        done = export("nerfstudio", folder, out, images=images)
+    def paths(out: Path, *images: Path) -> set[Path]:
+        export("nerfstudio", folder, out, images=images)
         content = json.loads((out / "transforms.json").read_text())
-        return {(out / frame["file_path"]).resolve() for frame in content["frames"]}, done.notes
+        return {(out / frame["file_path"]).resolve() for frame in content["frames"]}
 
-    names = [image.name for image in made.images.values()]
-    found, notes = paths(tmp_path / "a")
-    assert found == {tmp_path / "a" / "images" / name for name in names}
-    assert "--images" in notes[0]
-    for images in (tmp_path / "scene" / "images", tmp_path / "elsewhere"):
+    with pytest.raises(BadInputError, match=r"its 3 photographs, such as .* were not found near it; .*--images"):
+        paths(tmp_path / "a")
+    near, elsewhere = tmp_path / "scene" / "images", tmp_path / "elsewhere"
+    for images in (near, elsewhere):
         for name in names:
-            (images / name).parent.mkdir(parents=True, exist_ok=True)
-            (images / name).touch()
-    assert paths(tmp_path / "scene" / "nerf") == ({tmp_path / "scene" / "images" / name for name in names}, [])
-    assert paths(tmp_path / "b", tmp_path / "elsewhere")[0] == {tmp_path / "elsewhere" / name for name in names}
-    with pytest.raises(BadInputError, match=r"nowhere: no '.*' in it"):
-        paths(tmp_path / "c", tmp_path / "nowhere")
+            photograph(images / name)
+    assert paths(tmp_path / "scene" / "nerf") == {near / name for name in names}
+    assert paths(tmp_path / "b", elsewhere) == {elsewhere / name for name in names}
+    (elsewhere / names[1]).unlink()
+    (near / names[1]).unlink()
+    for images in ((elsewhere,), ()):
+        with pytest.raises(BadInputError, match=rf"1 of the map's 3 photographs are missing: {names[1]};"):
+            paths(tmp_path / "c", *images)
+    photograph(tmp_path / "third" / names[1])
+    assert tmp_path / "third" / names[1] in paths(tmp_path / "d", elsewhere, tmp_path / "third")
+    photograph(near / names[1], (768, 1024))
+    with pytest.raises(BadInputError, match=rf"{names[1]}: is 768 x 1024, the map's photograph 1024 x 768"):
+        paths(tmp_path / "c")
+    assert not list(tmp_path.glob("c*")) + list(tmp_path.glob(".c*"))
 
 
 def test_colmaps_text_is_the_same_model(tmp_path: Path) -> None:
@@ -182,7 +201,7 @@ def test_colmaps_text_is_the_same_model(tmp_path: Path) -> None:
 def test_what_hloc_takes(tmp_path: Path) -> None:
     made = scene("OPENCV", CAMERAS["OPENCV"], 2)
     out = tmp_path / "hloc"
-    export("hloc", saved(made, tmp_path / "sparse"), out, pairs=CovisibleConfig(num_matched=2))
+    export("hloc", saved(made, tmp_path / "sparse"), out, config=ExportConfig(pairs=CovisibleConfig(num_matched=2)))
     assert pycolmap.Reconstruction(str(out / "sfm")).num_points3D() == made.num_points3D()
     images = {image.name: image for image in made.images.values()}
     cameras = read_intrinsics_list(out / "queries_with_intrinsics.txt")

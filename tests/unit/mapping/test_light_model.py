@@ -69,3 +69,23 @@ def test_a_file_that_is_cut_off(name: str, folder: Path, tmp_path: Path) -> None
     (tmp_path / name).unlink()
     with pytest.raises(BadInputError, match="no such file"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["bin", "txt"])
+def test_a_name_that_is_not_utf_8(form: str, folder: Path, tmp_path: Path) -> None:
+    """Latin 1, as an old camera's or an archive's names are."""
+    model = read_model(folder)
+    (model.write if form == "bin" else model.write_text)(str(tmp_path))
+    name, path = model.images[1].name, tmp_path / f"images.{form}"
+    data = path.read_bytes()
+    assert data.count(name.encode()) == 1
+    path.write_bytes(data.replace(name.encode(), b"\xe9t\xe9" + name.encode()[3:]))
+    expected = r"the name of image 1, '\\xe9t\\xe9.*', is not UTF-8; rename"
+    with pytest.raises(BadInputError, match=expected) as error:
+        read_model(tmp_path)
+    str(error.value).encode()
+    if form == "bin":
+        with pytest.raises(BadInputError, match=expected):
+            read_light_reference(tmp_path)
+        with pytest.raises(BadInputError, match=expected):
+            read_light_tracks(tmp_path)

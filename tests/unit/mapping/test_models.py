@@ -193,3 +193,53 @@ def test_references(tmp_path: Path, model: pycolmap.Reconstruction) -> None:
     assert known.camera_ids == dict.fromkeys(truth, 1)
     given = CameraConfig(model="PINHOLE", params=(1, 1, 1, 1))
     assert read_reference(path, given).cameras is None, "given parameters count"
+
+
+BROKEN = (
+    ("camera", "focal", float("nan")),
+    ("camera", "focal", float("inf")),
+    ("camera", "focal", 0.0),
+    ("pose", "quaternion", 0.0),
+    ("pose", "quaternion", float("nan")),
+    ("pose", "translation", float("inf")),
+    ("point", "xyz", float("nan")),
+    ("point", "xyz", float("inf")),
+    ("point", "error", float("nan")),
+    ("keypoint", "xy", float("inf")),
+)
+
+
+def break_one(model: pycolmap.Reconstruction, what: str, field: str, value: float) -> None:
+    image = model.images[min(model.images)]
+    point = model.points3D[min(model.points3D)]
+    if what == "camera":
+        camera = model.cameras[min(model.cameras)]
+        camera.params = [value, *camera.params[1:]]
+    elif what == "pose":
+        pose = image.frame.rig_from_world
+        if field == "quaternion":
+            pose.rotation.quat = np.full(4, value)
+        else:
+            pose.translation = np.array([value, 0, 0])
+        image.frame.rig_from_world = pose
+    elif what == "keypoint":
+        image.points2D[0].xy = np.array([value, 1.0])
+    elif field == "error":
+        point.error = value
+    else:
+        point.xyz = np.array([0.0, value, 0.0])
+
+
+@pytest.mark.parametrize(("what", "field", "value"), BROKEN)
+@pytest.mark.parametrize("form", ["binary", "text"])
+def test_numbers_that_are_none(
+    model: pycolmap.Reconstruction, tmp_path: Path, form: str, what: str, field: str, value: float
+) -> None:
+    """NaN, infinity or zero: it would go into poses, and into json as a number that json does not have."""
+    write = model.write_binary if form == "binary" else model.write_text
+    write(str(tmp_path))
+    assert read_model(tmp_path).num_reg_images() == 6
+    break_one(model, what, field, value)
+    write(str(tmp_path))
+    with pytest.raises(BadInputError, match=r"^[^\n]*$"):
+        read_model(tmp_path)

@@ -10,6 +10,7 @@ import pycolmap
 import pytest
 from scipy.spatial.transform import Rotation
 
+from featkit.core.types import Pair
 from featkit.mapping.model import read_model
 from featkit.mapping.outcome import (
     CameraMotion,
@@ -121,6 +122,10 @@ def test_warnings() -> None:
     assert one.startswith("1 of 3 photographs are not in the map: c; ")
     _, models = map_warnings([{"a", "b"}, {"c", "d", "e"}], list("abcde"), still)
     assert "2 models: besides the largest there are models of 3 images in sparse/1" in models
+    split, pairs = [{"a", "b", "c"}, {"c", "d"}], [Pair("a", "b"), Pair("d", "a"), Pair("b", "d"), Pair("c", "d")]
+    (models,) = map_warnings(split, list("abcd"), still, sparse=Path("scene/sparse"), pairs=pairs)[1:]
+    assert "sparse/1 shares 1 photographs and 3 verified pairs with sparse/0" in models
+    assert "`featkit merge scene/sparse/0 scene/sparse/1 --out scene/merged`" in models
     (turned,) = map_warnings([{"a"}], ["a"], CameraMotion(10, 9, 0))
     assert "in 9 of 10 verified pairs the camera only turned" in turned
 

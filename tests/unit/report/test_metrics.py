@@ -18,7 +18,7 @@ def test_peak_is_what_the_kernel_says() -> None:
 
 def test_a_large_worker_is_seen_apart() -> None:
     before = peak_memory()
-    megabytes = int(before["peak_worker_memory_mb"]) + 60
+    megabytes = int(max(before.values())) + 60  # a process counts at least what the one that started it held
     subprocess.run([sys.executable, "-c", f"b'x' * {megabytes * 10**6}"], check=True)
     after = peak_memory()
     assert megabytes <= after["peak_worker_memory_mb"] < megabytes + 200

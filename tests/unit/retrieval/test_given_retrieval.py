@@ -108,7 +108,7 @@ def test_errors_name_the_images(vectors: dict[str, np.ndarray], tmp_path: Path) 
         file["words/global_descriptor"] = "no numbers"
     with pytest.raises(BadInputError, match=r"local\.h5: no global_descriptor of 'a' \(1 of 1"):
         read_global_descriptors([local], ["a"])
-    with pytest.raises(BadInputError, match="of 'words' is damaged"):
+    with pytest.raises(BadInputError, match="of 'words' holds object"):
         read_global_descriptors([local], ["words"])
 
 

@@ -27,13 +27,15 @@ from featkit.server import ServeConfig, create_app  # noqa: E402
 class StandIn:
     """Decodes, then does what `then` says. seen: name, image size and camera of every call."""
 
-    map_images, map_points = 6, 700
+    map_images, map_points, extract = 6, 700, None
 
     def __init__(self, then: Callable[[str], None] = lambda name: None):
         self.then = then
         self.seen: list[tuple[str, tuple[int, int], Intrinsics | None]] = []
 
-    def localize(self, image: Path, intrinsics: Any = None, *, name: str | None = None) -> QueryResult:
+    def localize(
+        self, image: Path, intrinsics: Any = None, *, name: str | None = None, features: Any = None
+    ) -> QueryResult:
         assert name is not None
         self.seen.append((name, decode(image, DecodeConfig()).stored_size, intrinsics))
         self.then(name)

@@ -1,0 +1,294 @@
+"""Features and descriptors on the field's benchmarks: one of them, or all that the available data allow."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from featkit import __version__
+from featkit.api.options import Device, Overwrite, RandomSeed, Shown, takes
+from featkit.core.config import overrides
+from featkit.core.content import Table
+from featkit.core.errors import FeatkitError, UsageError
+from featkit.core.registry import Method
+from featkit.data.hpatches import find_splits
+from featkit.engine.plan import LOCAL, EngineConfig
+from featkit.evaluation.aachen import AachenBenchmark
+from featkit.evaluation.benchmark import Benchmark, ImageBenchmark, Result, Work, method_names, names_in
+from featkit.evaluation.benchmark import evaluate as run_benchmark
+from featkit.evaluation.datasets import AvailableData, available_data, not_learned_from, patch_method
+from featkit.evaluation.eth import EthBenchmark
+from featkit.evaluation.hpatches import Hpatches
+from featkit.evaluation.hpatches_patches import HpatchesPatches
+from featkit.evaluation.localization import Localization
+from featkit.evaluation.oxford import Oxford
+from featkit.evaluation.pose import RelativePoses
+from featkit.evaluation.ubc import Rome, Ubc
+from featkit.report.benchmarks import Part, Written, all_report, failed_table, ranking_table
+
+LOGGER = logging.getLogger(__name__)
+OUT = Path("featkit-eval")
+BENCHMARKS: dict[str, type[Benchmark[Any, Any]]] = {
+    "hpatches": Hpatches,
+    "oxford": Oxford,
+    "eth": EthBenchmark,
+    "localization": Localization,
+    "pose": RelativePoses,
+    "ubc": Ubc,
+    "patches": HpatchesPatches,
+    "rome": Rome,
+    "aachen": AachenBenchmark,
+}
+READING = ("weights", "max_keypoints", "resize_max", "workers")  # options of `ImageBenchmark.methods`
+READING_PATCHES = ("runs",)
+OF_ALL = [name for name in BENCHMARKS if name != "aachen"]  # what `evaluate_all` runs
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a benchmark came to. results: by title, one or those of all. numbers: as in results.json."""
+
+    results: dict[str, Result]
+    numbers: dict[str, Any]
+    tables: list[Table]
+    lines: list[str]
+
+
+def evaluate(
+    benchmark: str,
+    data: Path | str | Sequence[Path | str],
+    features: str | None = None,
+    *,
+    out: Path | str | None = None,
+    report: Path | str | None = None,
+    setting: str = "",
+    settings: Mapping[str, Any] | Sequence[str] | None = None,
+    overwrite: bool = False,
+    engine: EngineConfig = LOCAL,
+    device: str = "auto",
+    seed: int = 0,
+    **options: Any,
+) -> Evaluated:
+    """Measure features on a benchmark, and write its results: what `featkit eval NAME` does.
+
+    benchmark: a name of `BENCHMARKS`. data: its folder, or several where it takes several. features: comma-separated
+    names; None: the benchmark's own. out: folder of predictions, results.json and report.html (featkit-eval; of Aachen
+    DATA/featkit); for benchmarks of patches the json file, with `report` as the page. setting: where papers measured it
+    under several. settings: fields of its configuration that differ. options: all others of its command, by the same
+    names (max_keypoints, resize_max, ratio, ...).
+
+    Raises UsageError for an unknown name, value or option, BadInputError for data that are missing or broken.
+    """
+    cls = BENCHMARKS.get(benchmark)
+    if cls is None:
+        raise UsageError(f"no benchmark {benchmark!r}; one of {', '.join(BENCHMARKS)}")
+    roots = [Path(data)] if isinstance(data, str | Path) else [Path(one) for one in data]
+    if len(roots) != 1 and not cls.several:
+        raise UsageError(f"{benchmark}: takes one folder of data, not {len(roots)}")
+    folder = Path(out) if out is not None else roots[0] / "featkit" if cls is AachenBenchmark else OUT
+    made: dict[str, Any] = {"setting": setting, "settings": settings, "device": device, "seed": seed}
+    run: dict[str, Any] = {"overwrite": overwrite, "engine": engine}
+    if issubclass(cls, ImageBenchmark):
+        return measured(benchmark, roots, features, work_folder=folder, **made, **run, **options)
+    written = Written(None if out is None else Path(out), None if report is None else Path(report))
+    return measured(benchmark, roots, features, work_folder=OUT, written=written, **made, **run, **options)
+
+
+def measured(
+    name: str,
+    roots: Sequence[Path],
+    features: str | None,
+    *,
+    work_folder: Path,
+    written: Written | None = None,
+    setting: str = "",
+    settings: Mapping[str, Any] | Sequence[str] | None = None,
+    overwrite: bool = False,
+    engine: EngineConfig = LOCAL,
+    device: str = "auto",
+    seed: int = 0,
+    **options: Any,
+) -> Evaluated:
+    """A benchmark, run and written. written: its files; by default in a folder of its name in `work_folder`.
+
+    options: fields of its class, the others are those of its `methods`. Raises featkit's errors.
+    """
+    cls = BENCHMARKS[name]
+    reading = READING if issubclass(cls, ImageBenchmark) else READING_PATCHES
+    known = {*cls.options(), *reading}
+    if unknown := sorted(options.keys() - known):
+        raise UsageError(f"{name}: no option {unknown[0]!r}; one of {', '.join(sorted(known))}")
+    own = {option: options.pop(option) for option in cls.options() if option in options}
+    changes = dict(settings) if isinstance(settings, Mapping) else overrides(list(settings or []))
+    chosen = cls.configured(changes, seed=seed, device=device, setting=setting, **own)
+    written = written or Written.of(work_folder / chosen.place)
+    written.refuse_foreign()
+    work = Work(work_folder, overwrite, engine)
+    result = run_benchmark(chosen, roots, features or cls.default_features, work, **options)
+    numbers = result.as_json()
+    lines = [*result.lines, *written.write(numbers, result.page())]
+    return Evaluated({name: result}, numbers, list(result.tables), lines)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# All benchmarks that the available data allow, in one page.
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One benchmark to run on some data. out: folder of its predictions and results.
+
+    options: of its class. reading: what its `methods` take. names: what its methods are called among all, where that
+    differs. many: whether its data are several sets, which its title does not name.
+    """
+
+    name: str
+    roots: Sequence[Path]
+    out: Path
+    features: str
+    reading: dict[str, Any]
+    many: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Of its part of the page."""
+        return self.name if self.many else f"{self.name}: {self.roots[0].name}"
+
+    @property
+    def written(self) -> Written:
+        """Its own files."""
+        return Written.of(self.out / self.name)
+
+    def run(self, common: dict[str, Any]) -> Result:
+        """Measure and write. common: options of `evaluate`. Raises featkit's errors."""
+        given = {**self.reading, **self.options, **common}
+        written = self.written
+        done = measured(self.name, self.roots, self.features, work_folder=self.out, written=written, **given)
+        return done.results[self.name]
+
+
+@takes(None)
+def evaluate_all(
+    *,
+    data: Annotated[Path, Shown("--data", help="Folder that holds data sets, at any depth.", unset=False)],
+    features: Annotated[
+        str, Shown("--features", metavar="NAME,...", help="Configurations by name or path; comma-separated.")
+    ] = "rootsift",
+    only: Annotated[
+        str | None, Shown("--only", metavar="NAME,...", help=f"Only these of {', '.join(OF_ALL)}.", unset="all")
+    ] = None,
+    max_keypoints: Annotated[
+        int | None, Shown(help="Maximum keypoints per image.", low=1, unset="the configuration's")
+    ] = None,
+    resize_max: Annotated[
+        int | None, Shown(help="Longer side after resizing, px.", low=16, unset="no resizing")
+    ] = None,
+    workers: Annotated[int, Shown(help="Processes that extract; 0: one per core.", low=0)] = 0,
+    out: Annotated[Path, Shown("--out", "-o", help="Folder of predictions and results.")] = OUT,
+    overwrite: Overwrite = False,
+    engine: EngineConfig = LOCAL,
+    device: Device = "auto",
+    seed: RandomSeed = 0,
+) -> Evaluated:
+    """Every benchmark that the data below a folder allow, in one page: what `featkit eval all` does.
+
+    A benchmark that fails is named, and the others go on. Raises featkit's
+    errors: UsageError when none is left, the first one's when all fail.
+    """
+    wanted = _wanted(only)
+    written = Written.of(out)
+    written.refuse_foreign()
+    reading: dict[str, Any] = {"max_keypoints": max_keypoints, "resize_max": resize_max, "workers": workers}
+    methods = ImageBenchmark[Any](device=device).methods(method_names(features), **reading)
+    planned = [one for one in _planned(available_data(data), methods, features, reading, out) if one.name in wanted]
+    if not planned:
+        raise UsageError(f"--only {only}: the data in {data} allow none of these")
+    results, failed = _run_all(planned, {"overwrite": overwrite, "engine": engine, "device": device, "seed": seed})
+    ranking = [
+        replace(one, method=plan.names.get(one.method, one.method)) for plan, found in results for one in found.ranking
+    ]
+    summary = ranking_table(ranking, [method.name for method in methods])
+    numbers = {
+        "benchmark": "all",
+        "featkit_version": __version__,
+        "data": str(data),
+        "methods": [method.described() for method in methods],
+        "standings": [vars(one) for one in ranking],
+        "benchmarks": {plan.title: found.as_json() for plan, found in results},
+        "failed": failed,
+    }
+    parts = [Part(one.title, found, (one.written.report or out).relative_to(out).as_posix()) for one, found in results]
+    lines = written.write(numbers, all_report(summary, parts, failed, {one.name: one.described() for one in methods}))
+    return Evaluated(
+        {plan.title: found for plan, found in results},
+        numbers,
+        [summary, *([failed_table(failed)] if failed else [])],
+        lines,
+    )
+
+
+def _run_all(planned: list[Planned], common: dict[str, Any]) -> tuple[list[tuple[Planned, Result]], dict[str, str]]:
+    """What each came to, and the messages of those that failed. Raises the first error when all failed."""
+    results: list[tuple[Planned, Result]] = []
+    failed: dict[str, FeatkitError] = {}
+    for one in planned:
+        LOGGER.info("== %s", one.title)
+        try:
+            results.append((one, one.run(common)))
+        except FeatkitError as error:
+            LOGGER.warning("%s: %s", one.title, error)
+            failed[one.title] = error
+    if not results:
+        raise next(iter(failed.values()))
+    return results, {title: str(error) for title, error in failed.items()}
+
+
+def _wanted(only: str | None) -> list[str]:
+    """Names of benchmarks. Raises UsageError for an unknown one."""
+    names = names_in(only)
+    for name in names:
+        if name not in OF_ALL:
+            raise UsageError(f"--only: no benchmark {name!r}; one of {', '.join(OF_ALL)}")
+    return names or OF_ALL
+
+
+def _planned(
+    found: AvailableData, methods: list[Method[Any]], features: str, reading: dict[str, Any], out: Path
+) -> Iterator[Planned]:
+    """What the data allow: a benchmark that takes several roots once, another once per root."""
+    for root, folder in _folder_of_each(found.sequences, out):
+        for benchmark in ("hpatches", "oxford"):
+            yield Planned(benchmark, [root], folder, features, reading)
+    for root, folder in _folder_of_each(list(dict.fromkeys(scene.parent for scene in found.eth)), out):
+        yield Planned("eth", [root], folder, features, reading)
+    weights = [method.weights_sha256 for method in methods]
+    posed = [*found.eth, *found.localization, *not_learned_from(found.models, weights)]
+    if found.localization:
+        yield Planned("localization", found.localization, out, features, reading, many=True)
+    if posed:
+        sized = reading if reading["resize_max"] else {**reading, "resize_max": RelativePoses.resize_max}
+        yield Planned("pose", posed, out, features, sized, many=True)
+    # Descriptors of patches: SIFT, RootSIFT, and the networks of features that describe patches.
+    names = {name: method.name for method in methods if (name := patch_method(method)) is not None}
+    if not names:
+        return
+    sets, of_patches = not_learned_from(found.patches, weights), ",".join(names)
+    if sets:
+        yield Planned("ubc", sets, out, of_patches, {}, many=True, names=names)
+    for root, folder in _folder_of_each(found.hpatches, out):
+        split = {} if find_splits(root) else {"split": "full"}
+        yield Planned("patches", [root], folder, of_patches, {}, options=split, names=names)
+    for root, folder in _folder_of_each(found.rome, out):
+        yield Planned("rome", [root], folder, of_patches, {}, names=names)
+
+
+def _folder_of_each(roots: list[Path], out: Path) -> list[tuple[Path, Path]]:
+    """Each root with the folder of its results: `out`, or a folder in it for each of several."""
+    names = [root.name for root in roots]
+    labels = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
+    return [(root, out if len(roots) == 1 else out / label) for root, label in zip(roots, labels, strict=True)]

@@ -1,0 +1,63 @@
+"""`featkit store`: features and matches files checked, repaired and merged."""
+
+from __future__ import annotations
+
+import typer
+
+from featkit.api import stores as api
+from featkit.cli.app import Outcome
+from featkit.cli.command import command
+from featkit.core.errors import BadInputError
+from featkit.io.maintain import Checked
+
+STORE_HELP = "Check, repair and merge features and matches files."
+CHECK_HELP = """Read every item of a features or matches file, and list the damaged ones.
+
+Example: `featkit store check feats.h5`
+
+Ends with exit code 3 when one is."""
+REPAIR_HELP = """Leave out what is damaged or missing; the command that made the file then makes it again.
+
+Example: `featkit store repair feats.h5`"""
+MERGE_HELP = """Make one file of several of the same configuration, such as the shards of an index.
+
+Example: `featkit store merge feats.h5 --out whole.h5`"""
+NAMED = 5  # broken items that are printed
+
+store_app = typer.Typer(help=STORE_HELP, no_args_is_help=True, rich_markup_mode="markdown")
+
+
+@command(api.check_store)
+def check_command(found: Checked) -> Outcome:
+    error = None
+    if found.broken:
+        listed = "; ".join(f"{name!r}: {reason}" for name, reason in found.broken[:NAMED])
+        more = f"; and {len(found.broken) - NAMED} more" if len(found.broken) > NAMED else ""
+        error = BadInputError(
+            f"{found.path}: {len(found.broken)} of {len(found.broken) + len(found.whole)} items are broken"
+            f" ({listed}{more}); `featkit store repair {found.path}` leaves them out"
+        )
+    data = {"kind": found.kind, "whole": len(found.whole), "broken": dict(found.broken), "shards": found.shards}
+    where = f" in {found.shards} shards" if found.shards else ""
+    return Outcome(data, [f"{found.path}: {found.kind}, {len(found.whole):,} whole items{where}"], error=error)
+
+
+@command(api.repair_store)
+def repair_command(found: Checked) -> Outcome:
+    data = {"kept": len(found.whole), "left_out": dict(found.broken)}
+    lines = [f"{name}: left out: {reason}" for name, reason in found.broken[:NAMED]]
+    return Outcome(data, [*lines, f"{found.path}: {len(found.whole):,} items kept, {len(found.broken):,} left out"])
+
+
+@command(api.merge_stores)
+def merge_command(done: api.MergedStores) -> Outcome:
+    line = f"{done.out}: {done.items:,} items of {done.stores} files"
+    return Outcome({"out": str(done.out), "items": done.items}, [line])
+
+
+for name, made, text in (
+    ("check", check_command, CHECK_HELP),
+    ("repair", repair_command, REPAIR_HELP),
+    ("merge", merge_command, MERGE_HELP),
+):
+    store_app.command(name, help=text, no_args_is_help=True)(made)

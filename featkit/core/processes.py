@@ -1,0 +1,145 @@
+"""Calls in processes of their own, of which one can be ended while it works.
+
+Native code (SIFT, a network on a large photograph) cannot be interrupted, and some of it holds Python's lock meanwhile:
+in a thread it would stop everything else for as long as it takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, Generic, TypeVar
+
+from featkit.core.errors import FeatkitError, WorkerDiedError
+
+PARENT_CHECK_S = 0.5  # how soon a worker ends when its parent was killed
+ENDED_S = 5.0  # within which a killed process is gone
+ArgumentT = TypeVar("ArgumentT")
+ResultT = TypeVar("ResultT")
+
+
+class Endable(Generic[ArgumentT, ResultT]):
+    """One function, called in `count` processes that start at once; threads may share it.
+
+    function: it and what it takes and returns are pickled. threads: that torch and OpenCV take in each process.
+    Processes are spawned (see `features.stage`).
+    """
+
+    def __init__(self, function: Callable[[ArgumentT], ResultT], count: int, threads: int = 1):
+        self._arguments = (pickle.dumps(function), os.getpid(), threads)
+        self._closed = False
+        self._idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
+        self._children: set[_Child] = set()
+        for _ in range(count):
+            self._idle.put(self._started())
+
+    def call(self, argument: ArgumentT, until: float) -> ResultT:
+        """The function's result. until: by this time of `time.monotonic()`; the process is then ended.
+
+        Raises TimeoutError, WorkerDiedError when the process died, the function's own FeatkitError, and RuntimeError
+        with the traceback for any other.
+        """
+        try:
+            child = self._idle.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            raise TimeoutError from None
+        try:
+            child.wait_until_ready(until)
+            result, error = child.ask(argument, until)
+        except BaseException as problem:
+            if child.is_ready or not isinstance(problem, TimeoutError):
+                self._end(child)
+                child = child if self._closed else self._started()
+            if isinstance(problem, EOFError | OSError) and not isinstance(problem, TimeoutError):
+                raise WorkerDiedError("the process died, most likely for memory; take a smaller image") from None
+            raise
+        finally:
+            self._idle.put(child)
+        if error is not None:
+            raise error
+        return result
+
+    def close(self) -> None:
+        """End all processes, those at work too."""
+        self._closed = True
+        for child in list(self._children):
+            self._end(child)
+
+    def _started(self) -> _Child:
+        child = _Child(*self._arguments)
+        self._children.add(child)
+        return child
+
+    def _end(self, child: _Child) -> None:
+        self._children.discard(child)
+        child.process.kill()
+        child.process.join(ENDED_S)
+        child.connection.close()
+
+
+class _Child:
+    """A process, and the pipe to it."""
+
+    def __init__(self, pickled: bytes, parent: int, threads: int):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, pickled, parent, threads), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.is_ready = False
+
+    def wait_until_ready(self, until: float) -> None:
+        """Until it has imported what it needs. Raises TimeoutError; EOFError when it died."""
+        if not self.is_ready:
+            self._receive(until)
+            self.is_ready = True
+
+    def ask(self, argument: Any, until: float) -> tuple[Any, Exception | None]:
+        self.connection.send(argument)
+        return self._receive(until)
+
+    def _receive(self, until: float) -> Any:
+        if not self.connection.poll(max(0.0, until - time.monotonic())):
+            raise TimeoutError
+        return self.connection.recv()
+
+
+def _serve(connection: Connection, pickled: bytes, parent: int, threads: int) -> None:
+    """In the process: answer what is asked until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # what torch takes when it is imported
+    function = pickle.loads(pickled)
+    for module, name in (("cv2", "setNumThreads"), ("torch", "set_num_threads")):
+        if module in sys.modules:
+            getattr(sys.modules[module], name)(threads)
+    connection.send(None)
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.send(_answer(function, connection.recv()))
+
+
+def _answer(function: Callable[[Any], Any], argument: Any) -> tuple[Any, Exception | None]:
+    try:
+        return function(argument), None
+    except FeatkitError as error:
+        return None, error
+    except Exception:  # its type may be one that cannot be pickled
+        return None, RuntimeError(traceback.format_exc())
+
+
+def end_with(parent: int) -> None:
+    """In a thread of a worker process: end it when its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os._exit(1)

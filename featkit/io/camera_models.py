@@ -1,0 +1,86 @@
+"""COLMAP's camera models as the installed pycolmap has them, and what the numbers of a camera cannot be."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SOME_SIZE = (1000, 500)  # px, of the camera by which a model is looked at
+FOCAL_OVER_SIDE = (0.05, 100.0)  # focal length over the longer side: fields of view of 170 and of half a degree
+LARGEST_DISTORTION = 100.0  # coefficients of lenses are below 1, of rational models some tens
+WHOLE_SPHERE = 2.0  # width over height of a panorama of 360 by 180 degrees
+SAME_RATIO = 0.01  # how far from it a file may be that was scaled to whole pixels
+
+
+@dataclass(frozen=True)
+class CameraModel:
+    """params: their names in COLMAP's order. focal, centre, distortion: the places of these among them."""
+
+    name: str
+    params: tuple[str, ...]
+    focal: tuple[int, ...]
+    centre: tuple[int, ...]
+    distortion: tuple[int, ...]
+
+    @property
+    def is_fisheye(self) -> bool:
+        """Whether the distance from the centre goes with the angle, not with its tangent."""
+        return self.name.endswith("FISHEYE")
+
+    @property
+    def is_spherical(self) -> bool:
+        """Whether the picture is the whole sphere: its parameters are width and height."""
+        return not self.focal
+
+
+@functools.cache
+def camera_models() -> dict[str, CameraModel]:
+    """All models by name, in COLMAP's order."""
+    import pycolmap  # here, since training reads lists too and needs no pycolmap
+
+    models = {}
+    for name in pycolmap.CameraModelId.__members__:
+        if name == "INVALID":
+            continue
+        camera = pycolmap.Camera.create_from_model_name(1, name, float(SOME_SIZE[0]), *SOME_SIZE)
+        models[name] = CameraModel(
+            name,
+            tuple(part.strip() for part in camera.params_info.split(",")),
+            tuple(camera.focal_length_idxs()),
+            tuple(camera.principal_point_idxs()),
+            tuple(camera.extra_params_idxs()),
+        )
+    return models
+
+
+def is_whole_sphere(size: tuple[int, int]) -> bool:
+    """Whether an image (width, height) has the shape of a panorama of 360 by 180 degrees."""
+    return abs(size[0] / size[1] - WHOLE_SPHERE) <= SAME_RATIO * WHOLE_SPHERE
+
+
+def camera_fault(model: CameraModel, size: tuple[int, int] | None, params: Sequence[float]) -> str | None:
+    """What cannot be in a camera's parameters, for an image of `size` (None: of any); None: nothing."""
+    named = dict(zip(model.params, params, strict=True))
+    if not all(math.isfinite(value) for value in params):
+        return "a parameter is not finite"
+    for place in model.focal:
+        if params[place] <= 0:
+            return f"the focal length {model.params[place]} = {params[place]:g} must be positive"
+    for place in model.distortion:
+        if abs(params[place]) > LARGEST_DISTORTION:
+            return f"{model.params[place]} = {params[place]:g} is no distortion"
+    if size is None:
+        return None
+    width, height = size
+    image = f"an image of {width} x {height}"
+    if model.is_spherical:
+        return None if tuple(params) == (width, height) else f"w,h = {params[0]:g},{params[1]:g} of {image}"
+    for place in model.focal:
+        if not FOCAL_OVER_SIDE[0] <= params[place] / max(size) <= FOCAL_OVER_SIDE[1]:
+            return f"the focal length {model.params[place]} = {params[place]:g} px cannot be of {image}"
+    x, y = (params[place] for place in model.centre)
+    if not (0 <= x <= width and 0 <= y <= height):
+        return f"the principal point cx,cy = {named['cx']:g},{named['cy']:g} is outside {image}"
+    return None

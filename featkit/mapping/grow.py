@@ -1,0 +1,439 @@
+"""A map that grows: photographs registered in a model that is there, in its frame and under its ids.
+
+What COLMAP's incremental mapper would do next, had it stopped at this model: register the photograph that sees the most
+points, triangulate, adjust what is around it. Old images keep their ids, keypoints and tracks. The database that the
+mapper reads holds the pairs of new photographs alone, so that the cost is theirs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+from jaxtyping import Float
+
+from featkit.core.config import Config, Share, make, merge
+from featkit.core.errors import EmptyResultError
+from featkit.core.log import progress
+from featkit.core.types import Pair
+from featkit.geometry.pixels import to_colmap
+from featkit.images.exif import some_names
+from featkit.io.atomic import read_stamp
+from featkit.io.features import FeatureStore
+from featkit.io.matches import MatchStore
+from featkit.mapping import database as db
+from featkit.mapping.cameras import CameraConfig, cameras_of_images, to_pose
+from featkit.mapping.stage import MapConfig, incremental_options
+from featkit.mapping.verify import by_poses, by_ransac
+
+LOGGER = logging.getLogger(__name__)
+MADE_WITH = "made_with"  # in the stamp of a grown map: the configuration of the map that it was
+MAX_KEYPOINT_SHIFT_PX = 0.1  # between a model's keypoints and those of its features: both are float32
+
+
+class GrowConfig(Config):
+    """How a map takes new photographs in."""
+
+    fixed: bool = False
+    """Leave the old photographs and their cameras exactly as they are."""
+    whole_above: Share = 0.1
+    """New photographs per old one above which the whole map is adjusted in the end. With fewer only what is around each
+    new one is (COLMAP adjusts the whole when a map has grown by a tenth)."""
+
+
+@dataclass(frozen=True)
+class NewImages:
+    """Photographs to register: the folder their names are relative to, and for each the map's camera that took it.
+
+    shared: id of the map's only camera, where it is theirs too; else cameras are made by `config`.
+    """
+
+    names: list[str]
+    folder: Path
+    config: CameraConfig
+    shared: int | None = None
+
+
+@dataclass
+class Grown:
+    """A map after it grew. left_out: reason by name. moved: of old camera centres, median and largest, map units."""
+
+    model: pycolmap.Reconstruction
+    registered: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    moved: tuple[float, float] = (0.0, 0.0)
+
+
+def as_made(folder: Path, model: pycolmap.Reconstruction, changes: Mapping[str, Any]) -> MapConfig:
+    """The configuration that made the model in a folder, with changes; where nothing says so the defaults.
+
+    Raises UsageError for changes that are none.
+    """
+    stamp = read_stamp(folder.parent.with_name(f"{folder.parent.name}.json")) or {}
+    stored = stamp.get(MADE_WITH, stamp.get("config")) if stamp.get("kind") == "map" else None
+    try:
+        values = MapConfig(**stored).model_dump() if isinstance(stored, dict) else None
+    except ValueError:  # of another version
+        values = None
+    values = values or {"camera": {"model": _most_used_camera(model)}}
+    return make(MapConfig, merge(values, dict(changes)), where="--set map")
+
+
+def _most_used_camera(model: pycolmap.Reconstruction) -> str:
+    names = [model.cameras[image.camera_id].model_name for image in model.images.values()]
+    return max(sorted(set(names)), key=names.count)
+
+
+def prune(model: pycolmap.Reconstruction, gone: Collection[str], where: Path) -> list[str]:
+    """Take images out of a model, with the points that fewer than two others see; returns the names that were.
+
+    Images of a rig that were taken together leave together. Raises EmptyResultError when fewer than two are left.
+    """
+    removed = []
+    for frame in list(model.frames.values()):
+        names = [model.images[data.id].name for data in frame.image_ids]
+        if frame.has_pose and names and all(name in gone for name in names):
+            model.deregister_frame(frame.frame_id)
+            removed += names
+    if model.num_reg_images() < 2:
+        raise EmptyResultError(f"{where}: --prune would leave {model.num_reg_images()} photographs of this map")
+    model.tear_down()  # what is not registered goes
+    return sorted(removed)
+
+
+def has_keypoints_of(model: pycolmap.Reconstruction, features: FeatureStore) -> bool:
+    """Whether a model's images have the keypoints of their features, one by one."""
+    for image in model.images.values():
+        if not features.has(image.name) or features.count(image.name) != image.num_points2D():
+            return False
+    some = sorted(model.images.values(), key=lambda image: image.image_id)
+    for image in some[:: max(1, len(some) // 50)]:
+        stored = to_colmap(features.keypoints(image.name))
+        own = np.array([point.xy for point in image.points2D]).reshape(-1, 2)
+        if len(own) and np.abs(stored - own).max() > MAX_KEYPOINT_SHIFT_PX:
+            return False
+    return True
+
+
+def add_keypoints(model: pycolmap.Reconstruction, features: FeatureStore) -> dict[str, int]:
+    """Append other features' keypoints to those of a model's images; how many each had before, by name.
+
+    Tracks and ids of the points stay.
+    """
+    points = {
+        point_id: (point.xyz.copy(), point.color.copy(), [(e.image_id, e.point2D_idx) for e in point.track.elements])
+        for point_id, point in model.points3D.items()
+    }
+    keypoints = {i: np.array([p.xy for p in image.points2D]).reshape(-1, 2) for i, image in model.images.items()}
+    model.delete_all_points2D_and_points3D()
+    before = {}
+    for image_id, own in keypoints.items():
+        image = model.images[image_id]
+        before[image.name] = len(own)
+        every = np.concatenate([own, to_colmap(features.keypoints(image.name).astype(np.float64))])
+        image.points2D = pycolmap.Point2DList([pycolmap.Point2D(xy) for xy in every])
+    for point_id, (xyz, colour, elements) in points.items():
+        track = pycolmap.Track()
+        for image_id, index in elements:
+            track.add_element(image_id, index)
+        model.add_point3D_with_id(point_id, pycolmap.Point3D(xyz=xyz, color=colour, track=track))
+    return before
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The database of a growing map: the model's images under its ids, the new ones behind them, and pairs to verify.
+
+
+def write_base(database: pycolmap.Database, model: pycolmap.Reconstruction) -> None:
+    """Write a model's cameras, rigs, images, frames and keypoints under its ids."""
+    with pycolmap.DatabaseTransaction(database):
+        for camera in model.cameras.values():
+            database.write_camera(camera, use_camera_id=True)
+        for rig in model.rigs.values():
+            database.write_rig(rig, use_rig_id=True)
+        for image_id, image in sorted(model.images.items()):
+            plain = pycolmap.Image(name=image.name, camera_id=image.camera_id, image_id=image_id)
+            database.write_image(plain, use_image_id=True)
+            xy = np.array([point.xy for point in image.points2D], np.float32).reshape(-1, 2)
+            database.write_keypoints(image_id, xy)
+        for frame in model.frames.values():
+            plain_frame = pycolmap.Frame()
+            plain_frame.frame_id, plain_frame.rig_id = frame.frame_id, frame.rig_id
+            for data in frame.data_ids:
+                plain_frame.add_data_id(data)
+            database.write_frame(plain_frame, use_frame_id=True)
+
+
+def write_new(
+    database: pycolmap.Database, model: pycolmap.Reconstruction, new: NewImages, features: FeatureStore
+) -> None:
+    """Write new images behind those of the model: cameras, rigs, frames and images get the next free ids."""
+    names = [name for name in new.names if features.has(name)]
+    if new.shared is not None:
+        cameras, camera_ids = {}, dict.fromkeys(names, new.shared)
+    else:
+        made, numbers = cameras_of_images(new.folder, names, new.config)
+        first = max([*model.cameras, *model.rigs], default=0)
+        cameras = {first + number: camera for number, camera in made.items()}
+        camera_ids = {name: first + number for name, number in numbers.items()}
+    with pycolmap.DatabaseTransaction(database):
+        for camera_id, camera in cameras.items():
+            camera.camera_id = camera_id
+            db.write_camera(database, camera)
+        image_id = max([*model.images, *model.frames], default=0)
+        for name in names:
+            image_id += 1
+            rig_id = camera_ids[name] if new.shared is None else rig_of(model, new.shared)
+            db.write_image(
+                database, image_id, name, camera_ids[name], to_colmap(features.keypoints(name)), rig_id=rig_id
+            )
+
+
+def rig_of(model: pycolmap.Reconstruction, camera_id: int) -> int:
+    """The rig whose reference is a camera of the model."""
+    sensor = model.cameras[camera_id].sensor_id
+    return next(rig_id for rig_id, rig in sorted(model.rigs.items()) if rig.is_ref_sensor(sensor))
+
+
+def shared_camera(model: pycolmap.Reconstruction, sizes: Collection[tuple[int, int]]) -> int | None:
+    """The id of the camera that took all of a map's photographs, and seems to have taken others of these sizes too."""
+    if len(model.cameras) != 1 or model.num_reg_images() < 2 or len(model.rigs) != 1:
+        return None
+    [(camera_id, camera)], [rig] = model.cameras.items(), model.rigs.values()
+    alone = rig.num_sensors() == 1 and rig.is_ref_sensor(camera.sensor_id)
+    return camera_id if alone and set(sizes) == {(camera.width, camera.height)} else None
+
+
+def verify_new(
+    config: MapConfig,
+    path: Path,
+    model: pycolmap.Reconstruction,
+    pairs: Sequence[Pair],
+    features: FeatureStore,
+    matches: MatchStore,
+    before: Mapping[str, int],
+) -> None:
+    """Write and verify the matches of pairs: by RANSAC, or by the poses where both are in the map already.
+
+    before: keypoints that images had besides those of the features (`add_keypoints`).
+    """
+    poses = {image.name: to_pose(image.cam_from_world()) for image in model.images.values() if image.has_pose}
+    with pycolmap.Database.open(str(path)) as database:
+        there = {image.name for image in database.read_all_images()}
+        usable = [pair for pair in pairs if pair.name0 in there and pair.name1 in there]
+        fresh = db.write_matches(database, matches, usable, before)
+        known = [pair for pair in fresh if pair.name0 in poses and pair.name1 in poses]
+        by_poses(database, known, features, poses, config.verify)
+    by_ransac(path, config.verify, [pair for pair in fresh if pair not in set(known)])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Registration and adjustment.
+
+
+class Growth:
+    """COLMAP's incremental mapper on a model that is there, and the options it was made with."""
+
+    def __init__(
+        self,
+        config: MapConfig,
+        model: pycolmap.Reconstruction,
+        database: Path,
+        *,
+        fixed: bool,
+        anchors: Collection[int] | None = None,
+    ):
+        """database: of the model's images and others; its pairs are what the map may grow by.
+
+        anchors: ids of the images that hold the frame; None: all that are registered.
+        """
+        self.model = model
+        cached = pycolmap.DatabaseCacheOptions()
+        cached.load_all_images = True  # also those without a match: the model has them
+        with pycolmap.Database.open(str(database)) as opened:
+            self._cache = pycolmap.DatabaseCache.create(opened, cached)
+        self._old_cameras = set(model.cameras)
+        self._old = {
+            image_id: image.projection_center()
+            for image_id, image in model.images.items()
+            if image.has_pose and (anchors is None or image_id in anchors)
+        }
+        options = incremental_options(config, self._cache.num_images())
+        options.ba_global_function_tolerance = max(
+            options.ba_global_function_tolerance, config.global_adjustment_tolerance
+        )
+        self._options, self._mapping = options, options.get_mapper()
+        self._triangulation = options.get_triangulation()
+        self._local, self._global = (
+            options.get_local_bundle_adjustment(),
+            options.get_global_bundle_adjustment(),
+        )
+        self._mapping.fix_existing_frames = fixed
+        if fixed:
+            self._mapping.constant_cameras = self._old_cameras
+        self._fixed = fixed
+        self._mapper = pycolmap.IncrementalMapper(self._cache)
+        self._mapper.begin_reconstruction(model)
+
+    def triangulate(self, names: Collection[str]) -> None:
+        """Points of registered images by the pairs that the database has."""
+        for image_id, image in sorted(self.model.images.items()):
+            if image.has_pose and image.name in names:
+                self._mapper.triangulate_image(self._triangulation, image_id)
+        self._mapper.complete_and_merge_tracks(self._triangulation)
+
+    def register_all(self, waiting: int) -> list[int]:
+        """Register images until none sees enough points; their ids, in the order that they came in."""
+        registered: list[int] = []
+        with progress("extend", waiting, "images") as advance:
+            while (image_id := self._register_one()) is not None:
+                self._mapper.triangulate_image(self._triangulation, image_id)
+                self._mapper.iterative_local_refinement(
+                    self._options.ba_local_max_refinements, self._options.ba_local_max_refinement_change,
+                    self._mapping, self._local, self._triangulation, image_id,
+                )  # fmt: skip
+                registered.append(image_id)
+                advance(1)
+        return registered
+
+    def _register_one(self) -> int | None:
+        for image_id in self._mapper.find_next_images(self._mapping, False):
+            if self._mapper.register_next_image(self._mapping, image_id):
+                return int(image_id)
+        return None
+
+    def visible_points(self, image_id: int) -> int:
+        """Points of the map that an image's matches lead to."""
+        return int(self._mapper.observation_manager.num_visible_points3D(image_id))
+
+    @property
+    def min_inliers(self) -> int:
+        """Points that an image must see to be registered."""
+        return int(self._mapping.abs_pose_min_num_inliers)
+
+    def adjust_whole(self) -> None:
+        """Adjust all of the map, in the frame it had: by the least squares of the old camera centres."""
+        self._mapper.iterative_global_refinement(
+            self._options.ba_global_max_refinements, self._options.ba_global_max_refinement_change,
+            self._mapping, self._global, self._triangulation, False,
+        )  # fmt: skip
+        if not self._fixed:
+            keep_frame(self.model, self._old)
+
+    def finish(self) -> tuple[float, float]:
+        """Leave the mapper; how far old camera centres moved: median and largest, map units."""
+        self._mapper.complete_and_merge_tracks(self._triangulation)
+        self._mapper.filter_points(self._mapping)
+        self._mapper.end_reconstruction(False)
+        self.model.tear_down()
+        self.model.update_point_3d_errors()
+        images = self.model.images
+        moved = [np.linalg.norm(images[i].projection_center() - old) for i, old in self._old.items() if i in images]
+        return (float(np.median(moved)), float(np.max(moved))) if moved else (0.0, 0.0)
+
+
+def keep_frame(model: pycolmap.Reconstruction, old: Mapping[int, Float[np.ndarray, "3"]]) -> None:
+    """Move a model by the similarity that takes its camera centres to where they were, in the least squares.
+
+    Where their centres are on one line the bundle adjustment's own gauge has to do.
+    """
+    kept = [image_id for image_id in old if image_id in model.images and model.images[image_id].has_pose]
+    now = np.array([model.images[image_id].projection_center() for image_id in kept]).reshape(-1, 3)
+    was = np.array([old[image_id] for image_id in kept]).reshape(-1, 3)
+    extents = np.linalg.svd(was - was.mean(axis=0), compute_uv=False) if len(kept) >= 3 else np.zeros(3)
+    if extents[1] <= 1e-3 * extents[0]:
+        return
+    similarity = pycolmap.estimate_sim3d(now, was)
+    if similarity is not None:
+        model.transform(similarity)
+
+
+def grow(
+    config: GrowConfig,
+    made_with: MapConfig,
+    model: pycolmap.Reconstruction,
+    new: NewImages,
+    features: FeatureStore,
+    matches: MatchStore,
+    pairs: Sequence[Pair],
+    work: Path,
+    *,
+    photographs: Mapping[str, Path] | None = None,
+) -> Grown:
+    """Register new photographs in a model, which changes; triangulate and adjust. The frame and old ids stay.
+
+    features: of all images; those of the map's own may be other keypoints than the model's, which are then added to
+    them. pairs: with `matches`, of new images with the map's and with each other (and of the map's, for other
+    features). work: a folder for the database. photographs: files of the map's images, for the colours of their points.
+    """
+    old = [image.name for image in model.images.values() if image.has_pose]
+    own = has_keypoints_of(model, features)
+    before = {} if own else add_keypoints(model, features)
+    path = work / "database.db"
+    with pycolmap.Database.open(str(path)) as database:
+        write_base(database, model)
+        write_new(database, model, new, features)
+    verify_new(made_with, path, model, pairs, features, matches, before)
+    growth = Growth(made_with, model, path, fixed=config.fixed)
+    if not own:
+        growth.triangulate(old)
+    registered = growth.register_all(len(new.names))
+    left_out = _reasons(growth, new.names, features, path)
+    if len(registered) > config.whole_above * len(old):
+        growth.adjust_whole()
+    names = [model.images[image_id].name for image_id in registered]
+    moved = growth.finish()
+    if made_with.extract_colors:
+        _colour(model, new.folder, names, {} if own else photographs or {})
+    return Grown(model, [name for name in new.names if name in set(names)], left_out, moved)
+
+
+def _colour(model: pycolmap.Reconstruction, folder: Path, names: Iterable[str], more: Mapping[str, Path]) -> None:
+    """Colours of the points that have none, from new photographs (and old ones, where these have new points)."""
+    by_name = {image.name: image.image_id for image in model.images.values()}
+    for name in names:
+        model.extract_colors_for_image(by_name[name], str(folder))
+    for name, path in more.items():
+        if name in by_name:
+            model.extract_colors_for_image(by_name[name], str(path.parents[name.count("/")]))
+
+
+def _reasons(growth: Growth, names: Sequence[str], features: FeatureStore, database: Path) -> dict[str, str]:
+    """Why images are not in the map."""
+    by_name = {image.name: image for image in growth.model.images.values()}
+    verified: dict[str, int] = {}
+    for pair, _ in db.verified_pairs(database):
+        for name in (pair.name0, pair.name1):
+            verified[name] = verified.get(name, 0) + 1
+    reasons = {}
+    for name in names:
+        if name in by_name and by_name[name].has_pose:
+            continue
+        if name not in by_name:
+            reasons[name] = "it cannot be read"
+        elif features.count(name) == 0:
+            reasons[name] = "no keypoint found in it"
+        elif not verified.get(name):
+            reasons[name] = "it matches no photograph of the map"
+        else:
+            seen = growth.visible_points(by_name[name].image_id)
+            reasons[name] = (
+                f"it sees {seen} points of the map, by {verified[name]} verified pairs; {growth.min_inliers} that agree"
+                " are needed"
+            )
+    return reasons
+
+
+def refuse_no_growth(grown: Grown, photographs: Path) -> None:
+    """Raise EmptyResultError when not one photograph was registered."""
+    if grown.left_out and not grown.registered:
+        first = next(iter(grown.left_out))
+        raise EmptyResultError(
+            f"{photographs}: none of {len(grown.left_out)} new photographs could be registered"
+            f" ({some_names(list(grown.left_out))}): {first!r}: {grown.left_out[first]}"
+        )

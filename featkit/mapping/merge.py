@@ -1,0 +1,349 @@
+"""Two maps made one: the second moved onto the first by points that both have, then adjusted as a whole.
+
+Which points are the same is told by verified matches between a photograph of each map, and by photographs that are in
+both. The similarity is found by RANSAC over triples of such points (three that are not on one line give it: Umeyama,
+PAMI 1991, by pycolmap). A point agrees when each map's version of it projects near its keypoint in a photograph of the
+other: that needs no threshold in the unit of either map. The frame and the ids are the first map's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+from jaxtyping import Bool, Float, Int
+
+from featkit.core.config import Confidence, Config, Count, Pixels, Seed, Trials
+from featkit.core.errors import EmptyResultError
+from featkit.core.types import Pair
+from featkit.geometry.pixels import to_colmap
+from featkit.io.features import FeatureStore
+from featkit.io.matches import MatchStore
+from featkit.mapping import database as db
+from featkit.mapping.grow import Growth, rig_of, write_base
+from featkit.mapping.model import point_ids
+from featkit.mapping.stage import MapConfig
+from featkit.mapping.verify import by_ransac
+
+LOGGER = logging.getLogger(__name__)
+SAMPLE = 3
+SAME_CAMERA = 1e-9  # relative difference of the parameters of one calibration
+
+
+class MergeConfig(Config):
+    """When two maps are one."""
+
+    max_error_px: Pixels = 8.0
+    """A point of one map projects at most so far from its keypoint in a photograph of the other (COLMAP: 8)."""
+    min_points: Count = 20
+    """Points that both maps must have and that must agree; with fewer they stay two."""
+    max_trials: Trials = 5000
+    """Triples that are tried at most; with 10 % right ones 5,000 miss once in 150."""
+    confidence: Confidence = 0.9999
+    """Probability of a triple without wrong points, after which drawing ends."""
+    seed: Seed = 0
+    """Of the triples."""
+
+
+@dataclass(frozen=True)
+class SharedPoints:
+    """Points that are said to be the same, one row each: ids in both maps, and where a photograph of each shows it.
+
+    Rays are keypoints on the plane at depth 1 of the camera, limits how far from them a projection may fall there.
+    """
+
+    ids: Int[np.ndarray, "n 2"]
+    xyz: Float[np.ndarray, "2 n 3"]
+    cam_from_world: Float[np.ndarray, "2 n 3 4"]
+    rays: Float[np.ndarray, "2 n 2"]
+    limits: Float[np.ndarray, "2 n"]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """common: photographs of both. verified: pairs between them. points: that agree, of `candidates`."""
+
+    model: pycolmap.Reconstruction
+    common: list[str]
+    verified: int
+    points: int
+    candidates: int
+    moved: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the second map's items go in the first one's numbers."""
+
+    images: dict[int, int]
+    cameras: dict[int, int]
+    new_cameras: set[int]
+
+
+def merge_maps(
+    config: MergeConfig,
+    made_with: MapConfig,
+    first: pycolmap.Reconstruction,
+    second: pycolmap.Reconstruction,
+    features: FeatureStore,
+    matches: MatchStore,
+    pairs: Sequence[Pair],
+    work: Path,
+    names: tuple[object, object] = ("the first map", "the second map"),
+) -> Merged:
+    """Add the second map to the first, which changes. pairs: with `matches`, of photographs of both.
+
+    features: of all images, the keypoints of both models. Images of one name are one photograph. work: a folder for
+    the database. names: of the maps, for the error. Raises EmptyResultError when they have too little in common; the
+    first map is then as it was.
+    """
+    by_name = {image.name: image_id for image_id, image in first.images.items()}
+    common = sorted(image.name for image in second.images.values() if image.name in by_name)
+    places = _places(first, second, by_name)
+    path = work / "database.db"
+    with pycolmap.Database.open(str(path)) as database:
+        write_base(database, first)
+        _write_second(database, second, places, features)
+        fresh = db.write_matches(database, matches, pairs)
+    by_ransac(path, made_with.verify, fresh)
+    same = shared_points(first, second, places, path, config.max_error_px)
+    verified = sum(1 for pair, _ in db.verified_pairs(path))
+    found = find_similarity(same, config)
+    if found is None or len(np.unique(same.ids[found[1], 0])) < config.min_points:
+        agree = 0 if found is None else len(np.unique(same.ids[found[1], 0]))
+        raise EmptyResultError(
+            f"{names[0]} and {names[1]} have too little in common to be one map: {len(common)} photographs, {verified}"
+            f" verified pairs, {agree} points that agree ({config.min_points} are needed); photographs that show parts"
+            " of both would join them (`featkit extend`, then merge)"
+        )
+    similarity, inlier = found
+    own = [image_id for image_id, image in first.images.items() if image.has_pose]
+    second.transform(pycolmap.Sim3d(similarity))
+    _add(first, second, places, same.ids[inlier])
+    growth = Growth(made_with, first, path, fixed=False, anchors=own)
+    growth.triangulate({name for pair in fresh for name in (pair.name0, pair.name1)})
+    growth.adjust_whole()
+    moved = growth.finish()
+    return Merged(first, common, verified, len(np.unique(same.ids[inlier, 0])), len(np.unique(same.ids[:, 0])), moved)
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _places(first: pycolmap.Reconstruction, second: pycolmap.Reconstruction, by_name: Mapping[str, int]) -> Places:
+    """New images get the next free ids, unless their own are free; cameras likewise, or those they are equal to."""
+    images, taken = {}, set(first.images) | set(first.frames)
+    for image_id, image in sorted(second.images.items()):
+        if image.name in by_name:
+            images[image_id] = by_name[image.name]
+            continue
+        images[image_id] = image_id if image_id not in taken else max(taken) + 1
+        taken.add(images[image_id])
+    used = sorted({image.camera_id for image in second.images.values() if image.name not in by_name})
+    cameras, new, taken = {}, set(), set(first.cameras) | set(first.rigs)
+    for camera_id in used:
+        equal = _equal_camera(first, second.cameras[camera_id])
+        if equal is None:
+            equal = camera_id if camera_id not in taken else max(taken) + 1
+            new.add(camera_id)
+            taken.add(equal)
+        cameras[camera_id] = equal
+    return Places(images, cameras, new)
+
+
+def _equal_camera(model: pycolmap.Reconstruction, camera: pycolmap.Camera) -> int | None:
+    for camera_id, other in sorted(model.cameras.items()):
+        alike = (other.model, other.width, other.height) == (camera.model, camera.width, camera.height)
+        if alike and np.allclose(other.params, camera.params, rtol=SAME_CAMERA, atol=0):
+            return int(camera_id)
+    return None
+
+
+def _renumbered(camera: pycolmap.Camera, camera_id: int) -> pycolmap.Camera:
+    copy = pycolmap.Camera(camera.todict())
+    copy.camera_id = camera_id
+    return copy
+
+
+def _write_second(
+    database: pycolmap.Database, second: pycolmap.Reconstruction, places: Places, features: FeatureStore
+) -> None:
+    rigs = {rig.ref_sensor_id.id: rig.rig_id for rig in database.read_all_rigs()}
+    with pycolmap.DatabaseTransaction(database):
+        for camera_id in sorted(places.new_cameras):
+            db.write_camera(database, _renumbered(second.cameras[camera_id], places.cameras[camera_id]))
+            rigs[places.cameras[camera_id]] = places.cameras[camera_id]
+        for image_id, image in sorted(second.images.items()):
+            if image.camera_id in places.cameras and not database.exists_image(places.images[image_id]):
+                camera_id = places.cameras[image.camera_id]
+                keypoints = to_colmap(features.keypoints(image.name))
+                db.write_image(
+                    database, places.images[image_id], image.name, camera_id, keypoints, rig_id=rigs[camera_id]
+                )
+
+
+# ---- points of both --------------------------------------------------------------------------------------------------
+
+
+def shared_points(
+    first: pycolmap.Reconstruction, second: pycolmap.Reconstruction, places: Places, database: Path, max_error_px: float
+) -> SharedPoints:
+    """Points of both maps, by verified matches between their photographs and by photographs that are in both."""
+    back = {new: old for old, new in places.images.items()}
+    of_first = {image_id: point_ids(image) for image_id, image in first.images.items()}
+    of_second = {image_id: point_ids(image) for image_id, image in second.images.items()}
+    rows: list[np.ndarray] = []  # image and keypoint of the first map, image and keypoint of the second
+    for image_id, other in back.items():
+        if image_id in first.images:
+            index = np.arange(len(of_first[image_id]))
+            rows.append(_rows(image_id, index, other, index))
+    with pycolmap.Database.open(str(database)) as opened:
+        numbers, geometries = opened.read_two_view_geometries()
+    for number, geometry in zip(numbers, geometries, strict=True):
+        a, b = pycolmap.pair_id_to_image_pair(number)
+        matched = np.asarray(geometry.inlier_matches, np.int64).reshape(-1, 2)
+        for one, two, columns in ((a, b, matched), (b, a, matched[:, ::-1])):
+            if one in first.images and two in back:
+                rows.append(_rows(one, columns[:, 0], back[two], columns[:, 1]))
+    every = np.concatenate(rows) if rows else np.zeros((0, 4), np.int64)
+    ids = np.array([(of_first[i][k], of_second[j][m]) for i, k, j, m in every.tolist()], np.int64).reshape(-1, 2)
+    seen = (ids >= 0).all(axis=1)
+    ids, every = ids[seen], every[seen]
+    _, once = np.unique(ids, axis=0, return_index=True)
+    ids, every = ids[once], every[once]
+    sides = [
+        _seen_by(model, ids[:, side], every[:, 2 * side :], max_error_px) for side, model in enumerate((first, second))
+    ]
+    xyz, poses, rays, limits = (np.stack(parts) for parts in zip(*sides, strict=True))
+    return SharedPoints(ids, xyz, poses, rays, limits)
+
+
+def _rows(image: int, keypoints: np.ndarray, other: int, others: np.ndarray) -> Int[np.ndarray, "n 4"]:
+    return np.stack([np.full(len(keypoints), image), keypoints, np.full(len(others), other), others], axis=1)
+
+
+def _seen_by(
+    model: pycolmap.Reconstruction, ids: np.ndarray, seen: np.ndarray, max_error_px: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of points: coordinates, and of the photograph that shows each one: pose, ray, limit."""
+    xyz = np.array([model.points3D[i].xyz for i in ids.tolist()]).reshape(-1, 3)
+    poses, rays, limits = np.zeros((len(ids), 3, 4)), np.zeros((len(ids), 2)), np.zeros(len(ids))
+    for image_id in np.unique(seen[:, 0]).tolist():
+        image, here = model.images[image_id], seen[:, 0] == image_id
+        camera = model.cameras[image.camera_id]
+        points = image.points2D
+        xy = np.array([points[k].xy for k in seen[here, 1].tolist()]).reshape(-1, 2)
+        poses[here] = image.cam_from_world().matrix()
+        rays[here] = np.asarray(camera.cam_from_img(xy))
+        limits[here] = camera.cam_from_img_threshold(max_error_px)
+    return xyz, poses, rays, limits
+
+
+# ---- the similarity --------------------------------------------------------------------------------------------------
+
+
+def find_similarity(
+    same: SharedPoints, config: MergeConfig
+) -> tuple[Float[np.ndarray, "3 4"], Bool[np.ndarray, " n"]] | None:
+    """s R | t that takes the second map to the first, and the rows that agree with it; None without three of them."""
+    number, generator = len(same.ids), np.random.default_rng(config.seed)
+    best, best_count = None, SAMPLE - 1
+    trials, needed = 0, float(config.max_trials)
+    while number >= SAMPLE and trials < min(needed, config.max_trials):
+        trials += 1
+        similarity = _fitted(same, generator.choice(number, SAMPLE, replace=False))
+        if similarity is None:
+            continue
+        count = int(agreeing(same, similarity).sum())
+        if count > best_count:
+            best, best_count = similarity, count
+            right = (count / number) ** SAMPLE
+            needed = np.log(1 - config.confidence) / np.log(1 - right) if right < 1 else 0
+    if best is None:
+        return None
+    for _ in range(10):  # by all that agree, until they are the same
+        inlier = agreeing(same, best)
+        refined = _fitted(same, np.flatnonzero(inlier))
+        if refined is None or agreeing(same, refined).sum() < inlier.sum():
+            break
+        best, before = refined, inlier
+        if np.array_equal(agreeing(same, best), before):
+            break
+    return best, agreeing(same, best)
+
+
+def _fitted(same: SharedPoints, rows: np.ndarray) -> Float[np.ndarray, "3 4"] | None:
+    if len(rows) < SAMPLE:
+        return None
+    found = pycolmap.estimate_sim3d(same.xyz[1, rows], same.xyz[0, rows])
+    matrix = None if found is None else np.asarray(found.matrix())
+    return matrix if matrix is not None and np.isfinite(matrix).all() and np.linalg.det(matrix[:, :3]) > 0 else None
+
+
+def agreeing(same: SharedPoints, first_from_second: Float[np.ndarray, "3 4"]) -> Bool[np.ndarray, " n"]:
+    """Rows whose point of each map projects near its keypoint in the photograph of the other map."""
+    linear, offset = first_from_second[:, :3], first_from_second[:, 3]
+    in_first = same.xyz[1] @ linear.T + offset
+    in_second = (same.xyz[0] - offset) @ np.linalg.inv(linear).T
+    near = np.ones(len(same.ids), bool)
+    for side, points in enumerate((in_first, in_second)):
+        pose = same.cam_from_world[side]
+        in_camera = np.einsum("nij,nj->ni", pose[:, :, :3], points) + pose[:, :, 3]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            away = np.linalg.norm(in_camera[:, :2] / in_camera[:, 2:] - same.rays[side], axis=1)
+        near &= (in_camera[:, 2] > 0) & (away <= same.limits[side])
+    return near
+
+
+# ---- one model -------------------------------------------------------------------------------------------------------
+
+
+def _add(
+    first: pycolmap.Reconstruction,
+    second: pycolmap.Reconstruction,
+    places: Places,
+    same: Int[np.ndarray, "n 2"],
+) -> None:
+    """Add the second model, in the first one's frame. same: points of both; theirs become one, under the first's id."""
+    for camera_id in sorted(places.new_cameras):
+        first.add_camera_with_trivial_rig(_renumbered(second.cameras[camera_id], places.cameras[camera_id]))
+    there = set(first.images)
+    for image_id, image in sorted(second.images.items()):
+        new_id = places.images[image_id]
+        if image.has_pose and new_id not in there:
+            xy = np.array([point.xy for point in image.points2D]).reshape(-1, 2)
+            camera_id = places.cameras[image.camera_id]
+            added = pycolmap.Image(name=image.name, keypoints=xy, camera_id=camera_id, image_id=new_id)
+            frame = pycolmap.Frame()
+            frame.frame_id, frame.rig_id = new_id, rig_of(first, camera_id)
+            frame.add_data_id(added.data_id)
+            frame.rig_from_world = image.cam_from_world()
+            first.add_frame(frame)
+            added.frame_id = new_id
+            first.add_image(added)
+            first.register_frame(new_id)
+    most = Counter(map(tuple, same.tolist())).most_common()
+    into = {two: one for (one, two), _ in reversed(most)}
+    for point_id, point in sorted(second.points3D.items()):
+        free = [
+            (places.images[e.image_id], e.point2D_idx)
+            for e in point.track.elements
+            if not first.images[places.images[e.image_id]].points2D[e.point2D_idx].has_point3D()
+        ]
+        target = into.get(point_id)
+        if target is not None:
+            shown = {element.image_id for element in first.points3D[target].track.elements}
+            for image_id, index in free:
+                if image_id not in shown:
+                    first.add_observation(target, pycolmap.TrackElement(image_id, index))
+                    shown.add(image_id)
+        elif len(free) >= 2:
+            track = pycolmap.Track()
+            for image_id, index in free:
+                track.add_element(image_id, index)
+            first.add_point3D(point.xyz, track, point.color)

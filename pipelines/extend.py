@@ -1,0 +1,321 @@
+"""From a map and new photographs to a larger map in the same frame, step by step. `featkit extend` runs this.
+
+Copy it, change what you like, and run it: `python extend.py scene/ new_photographs/`. The map that was there stays as
+it is; the grown one goes to a folder of its own, with its features, so that it can be localized in and extended again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from featkit import __version__
+from featkit.core import log
+from featkit.core.config import Count, Seed, digest
+from featkit.core.errors import BadInputError
+from featkit.core.log import LOGGER, timed
+from featkit.core.registry import Method, resolve
+from featkit.core.types import Pair
+from featkit.features import stage as extraction
+from featkit.features.stage import ExtractConfig, same_extraction, source_digest
+from featkit.images.exif import some_names
+from featkit.images.listing import list_images
+from featkit.images.read import stored_size
+from featkit.io.artifact import artifact, locked, scratch, write_text
+from featkit.io.atomic import read_stamp, refuse_foreign
+from featkit.io.features import FeatureStore, open_features
+from featkit.io.lists import read_pairs, write_pairs
+from featkit.io.maintain import merge as merge_stores
+from featkit.io.matches import open_matches
+from featkit.mapping.covisibility import covisible_pairs
+from featkit.mapping.export import tracks_of
+from featkit.mapping.grow import (
+    MADE_WITH,
+    GrowConfig,
+    NewImages,
+    as_made,
+    grow,
+    has_keypoints_of,
+    prune,
+    refuse_no_growth,
+    shared_camera,
+)
+from featkit.mapping.model import (
+    Model,
+    beside_model,
+    map_statistics,
+    poses_digest,
+    read_model,
+    refuse_other_models,
+    write_models,
+)
+from featkit.mapping.photographs import by_folder, find_photographs
+from featkit.mapping.scene import find_features, find_model, image_folder
+from featkit.mapping.stage import MapConfig
+from featkit.matching import stage as match
+from featkit.matching.config import MatchWith
+from featkit.pairing.by_retrieval import RetrievalConfig, pairs_with
+
+RECORD = "extend.json"
+
+
+class ExtendConfig(MatchWith):
+    """Everything that decides how a map grows."""
+
+    extract: ExtractConfig = ExtractConfig()
+    """Features for a map that featkit did not make; a map of featkit's is gone on with as it was begun."""
+    retrieval: RetrievalConfig = RetrievalConfig()
+    """Which photographs of the map each new one is matched with."""
+    exhaustive_up_to: Count = 60
+    """New photographs up to so many are all matched with each other; more are paired by retrieval."""
+    map: dict[str, Any] = Field(default_factory=dict)
+    """What differs from the configuration that the map was made with (fields of `reconstruct`'s `map`)."""
+    grow: GrowConfig = GrowConfig()
+    """Registration and adjustment."""
+    prune: bool = False
+    """Take out of the map what is no longer in the folder of photographs."""
+    seed: Seed = 0
+    """Of the clusters of retrieval."""
+
+
+@dataclass(frozen=True)
+class ExtendResult:
+    """Where the grown map lies, and what came of it. metrics: what extend.json holds."""
+
+    output: Path
+    sparse: Path
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The map that grows, its own features (None: it has none that featkit made), and what is to be done."""
+
+    folder: Path
+    model: Model
+    features: Path | None
+    files: dict[str, Path]
+    new: list[str]
+    gone: list[str]
+
+
+def run(
+    config: ExtendConfig,
+    map_folder: Path,
+    photographs: Path,
+    output: Path | None = None,
+    *,
+    features: Path | None = None,
+    images: Sequence[Path] = (),
+    number: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> ExtendResult:
+    """Register photographs of a folder in a map, and write the grown map. Every step is skipped when it is done.
+
+    map_folder: a scene, its featkit/ folder, or a COLMAP model. photographs: also those that the map has; names are
+    relative to it. features: the map's features.h5, when it is not beside it. images: folders of the map's own
+    photographs, needed for a map without featkit's features. number: which of several models. Raises featkit's errors.
+    """
+    folder = find_model(map_folder, number)
+    output = output or (folder.parent.parent if folder.name.isdigit() else folder.parent) / "extended"
+    names = ("features.h5", "matches.h5", "pairs.txt", "pairs.json", "sparse.json", RECORD)
+    refuse_foreign(*(output / name for name in names))
+    refuse_other_models(output / "sparse")
+    if (output / "sparse").resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise BadInputError(f"{output}: is the map itself, which stays as it is; choose another --out")
+    photographs = image_folder(photographs)
+    work = _find_work(config, folder, photographs, features, images)
+    made_with = as_made(folder, work.model, config.map)
+    matcher = resolve("matcher", config.matcher, config.matching, device).ready()
+    seconds: dict[str, float] = {}
+
+    with timed("extract", seconds):
+        stored = _extract(config, work, photographs, output / "features.h5", device, overwrite)
+    with timed("pairs", seconds):
+        pairs = _pair(config, work, stored, output / "pairs.txt", device)
+    with timed("match", seconds):
+        matches = match.run(matcher, stored, pairs, output / "matches.h5", overwrite=overwrite)
+    resolved = config.model_copy(update={"matching": matcher.config.result_fields()})
+    with locked(output / "sparse"), open_features(stored) as store, open_matches(matches, store) as found:
+        inputs = _inputs(work, made_with, store, pairs)
+        made = artifact(output / "sparse", resolved, inputs, output / "sparse.json")
+        record = read_stamp(output / RECORD) or {}
+        if made.up_to_date and record.get("inputs") == inputs and not overwrite:
+            LOGGER.info("extend: done already")
+            return ExtendResult(output, output / "sparse", record)
+        with timed("extend", seconds):
+            pruned = prune(work.model, work.gone, folder) if work.gone else []
+            old = work.model.num_reg_images()
+            sizes = {stored_size(photographs / name) for name in work.new if store.has(name)}
+            new = NewImages(work.new, photographs, made_with.camera, shared_camera(work.model, sizes))
+            with scratch(output / ".sparse.work") as temporary:
+                grown = grow(
+                    config.grow, made_with, work.model, new, store, found, pairs, temporary, photographs=work.files
+                )
+        if not pruned:
+            refuse_no_growth(grown, photographs)
+
+        def stamp() -> None:
+            made.write_stamp(kind="map", models=1, **{MADE_WITH: made_with.result_fields()})
+
+        write_models([grown.model], output / "sparse", stamp, beside_model(folder))
+    for name, reason in grown.left_out.items():
+        LOGGER.warning("extend: %s is not in the map: %s", name, reason)
+    statistics = map_statistics(grown.model, old + len(work.new))
+    metrics = {
+        "featkit_version": __version__,
+        "kind": "extension",
+        "inputs": inputs,
+        "map": str(folder),
+        "photographs": str(photographs),
+        "old": old,
+        "registered": grown.registered,
+        "left_out": grown.left_out,
+        "pruned": pruned,
+        "images": statistics.registered,
+        "points": statistics.points,
+        "reprojection_px": statistics.reprojection_px,
+        "moved_median": grown.moved[0],
+        "moved_max": grown.moved[1],
+        "seconds": seconds,
+    }
+    write_text(output / RECORD, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    return ExtendResult(output, output / "sparse", metrics)
+
+
+def _inputs(work: Work, made_with: MapConfig, store: FeatureStore, pairs: Sequence[Pair]) -> str:
+    """A digest of everything that the grown map is made of."""
+    features = [f"{name} {store.digest(name)}" for name in work.new if store.has(name)]
+    listed = [f"{pair.name0}\t{pair.name1}" for pair in pairs]
+    return digest(poses_digest(work.folder), made_with.canonical_json(), *features, "", *listed, "", *work.gone)
+
+
+def _find_work(
+    config: ExtendConfig, folder: Path, photographs: Path, features: Path | None, images: Sequence[Path]
+) -> Work:
+    """What is new and what is gone. Raises BadInputError where there is nothing to do, or a name means two things."""
+    model = read_model(folder)
+    registered = {image.name: model.cameras[image.camera_id] for image in model.images.values() if image.has_pose}
+    if not registered:
+        raise BadInputError(f"{folder}: no image of this model has a pose")
+    listed = list_images(photographs)
+    new = [name for name in listed if name not in registered]
+    gone = sorted(registered.keys() - set(listed)) if config.prune else []
+    if config.prune and len(gone) == len(registered):
+        raise BadInputError(
+            f"{photographs}: has none of the map's {len(registered)} photographs, and --prune would take all of them"
+            " out; give the folder that they are in"
+        )
+    features = features or _own_features(folder)
+    files: dict[str, Path] = {}
+    if features is None or any(name in registered for name in listed):
+        try:
+            files = find_photographs(folder, sorted(registered), images or ([photographs] if config.prune else []))
+        except BadInputError:
+            if features is None:
+                raise
+    for name in set(listed) & registered.keys():
+        there, camera = photographs / name, registered[name]
+        other = name in files and source_digest(files[name]) != source_digest(there)
+        if other or stored_size(there) != (camera.width, camera.height):
+            raise BadInputError(f"{there}: is another photograph than the map's of that name; rename it")
+    if not new and not gone:
+        raise BadInputError(
+            f"{photographs}: nothing to do: all of its {len(listed)} photographs are in the map already"
+        )
+    return Work(folder, model, features, files, new, gone)
+
+
+def _own_features(folder: Path) -> Path | None:
+    """The features that featkit made the map from; None for a map of another program's."""
+    found = find_features(folder)
+    if found is None:
+        return None
+    with open_features(found) as store:
+        return found if isinstance(store.attributes().get("config"), dict) else None
+
+
+def _extract(config: ExtendConfig, work: Work, photographs: Path, output: Path, device: str, overwrite: bool) -> Path:
+    """Features of the map's photographs and of the new ones, in one store."""
+    if work.features is not None:
+        settings = same_extraction(work.features, workers=config.extract.workers)
+        settings = settings.model_copy(update={"masks": config.extract.masks})
+        if overwrite or not output.exists():
+            merge_stores([work.features], output, overwrite=overwrite)
+        method = extraction.extraction(settings, device=device)
+    else:
+        method = extraction.extraction(config.extract, device=device)
+        _extract_map(method, work, output, overwrite)
+    if work.new:
+        assert method.stage is not None
+        reading = method.stage.model_copy(
+            update={"skip_broken": True}
+        )  # a new one that is broken is left out, and named
+        extraction.run(replace(method, stage=reading), photographs, output, work.new)
+    with open_features(output) as store:
+        if work.features is not None and not has_keypoints_of(work.model, store):
+            raise BadInputError(
+                f"{output}: not the keypoints of the model in {work.folder}; name the features it was made from by"
+                " --map-features, or start again with --overwrite"
+            )
+    return output
+
+
+def _extract_map(method: Method[Any], work: Work, output: Path, overwrite: bool) -> None:
+    for number, (folder, names) in enumerate(by_folder(work.files).items()):
+        extraction.run(method, folder, output, names, overwrite and number == 0)
+
+
+def _pair(config: ExtendConfig, work: Work, stored: Path, output: Path, device: str) -> list[Pair]:
+    """New photographs with those of the map, and with each other; those of a map without features with each other."""
+    with open_features(stored) as store:
+        new = [name for name in work.new if store.has(name) and store.count(name)]
+        old = sorted(image.name for image in work.model.images.values() if image.name not in set(work.gone))
+        inputs = digest(*(f"{name} {store.digest(name)}" for name in (*new, *old)), *new, str(work.features is None))
+        settings = config.model_copy(update={"matcher": "", "matching": {}, "map": {}, "grow": GrowConfig()})
+        if artifact(output, settings, inputs).up_to_date:
+            LOGGER.info("pairs: done already")
+            return read_pairs(output)
+        pairs = _retrieved(config, store, new, old, output, device)
+    if work.features is None:
+        pairs += covisible_pairs(tracks_of(work.model), config.retrieval.num_matched)
+    if pairs:
+        write_pairs(output, pairs, settings, {"inputs": inputs, "method": "extension"})
+    return pairs
+
+
+def _retrieved(
+    config: ExtendConfig, store: FeatureStore, new: list[str], old: list[str], output: Path, device: str
+) -> list[Pair]:
+    if not new:
+        return []
+    generator = np.random.default_rng(config.seed)
+    arguments: dict[str, Any] = {"device": device, "spill_folder": output.parent}
+    found = pairs_with(store, new, old, config.retrieval, generator, **arguments)
+    if len(new) <= config.exhaustive_up_to:
+        return found + [Pair(a, b) for index, a in enumerate(new) for b in new[index + 1 :]]
+    among = pairs_with(store, new, new, config.retrieval, generator, **arguments)
+    return found + list({pair.key(): pair for pair in among if pair.name0 != pair.name1}.values())
+
+
+def describe(result: ExtendResult) -> list[str]:
+    """Lines for people."""
+    found = result.metrics
+    total = len(found["registered"]) + len(found["left_out"])
+    lines = [f"{len(found['registered'])} of {total} new photographs are in the map, which had {found['old']}"]
+    lines += [f"not in the map: {name}: {reason}" for name, reason in found["left_out"].items()]
+    lines += [f"taken out: {some_names(found['pruned'])}"] if found["pruned"] else []
+    return [*lines, f"map: {result.sparse / '0'}"]
+
+
+if __name__ == "__main__":  # worker processes import this file: only the main one may run it
+    log.setup()
+    print(run(ExtendConfig(), Path(sys.argv[1]), Path(sys.argv[2])).sparse)

@@ -1,0 +1,141 @@
+"""`featkit extend` on the rendered scene, against its exact truth; and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from in_process import refused, results, run
+from PIL import Image
+
+from featkit.io.lists import read_poses
+from featkit.mapping.align import compare_with_truth
+from featkit.mapping.model import read_model
+
+
+@pytest.fixture(scope="module")
+def extended(mapped_scene: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The map of six, and the two queries, another photograph that shows nothing of it, and a broken one."""
+    folder = tmp_path_factory.mktemp("extended")
+    shutil.copytree(mapped_scene.folder / "queries", folder / "new")
+    noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "new" / "noise.png")
+    (folder / "new" / "broken.jpg").write_bytes(b"no photograph")
+    return folder, results("extend", mapped_scene.folder, folder / "new", "-o", folder / "out", "--workers", 1)
+
+
+def true_poses(scene: Any) -> dict[str, Any]:
+    poses = dict(read_poses(scene.folder / "truth" / "poses.txt"))
+    return poses | dict(scene.rendered.query_poses)
+
+
+def test_photographs_come_in_where_they_were_taken(mapped_scene: Any, extended: Any) -> None:
+    folder, found = extended
+    queries = sorted(path.name for path in (mapped_scene.folder / "queries").iterdir())
+    assert found["registered"] == queries
+    assert found["old"] == 6
+    assert found["images"] == 8
+    assert found["left_out"].keys() == {"broken.jpg", "noise.png"}
+    assert found["left_out"]["broken.jpg"] == "it cannot be read"
+    old, new = read_model(mapped_scene.output / "sparse" / "0"), read_model(folder / "out" / "sparse" / "0")
+    errors = compare_with_truth(new, true_poses(mapped_scene))
+    before = compare_with_truth(old, true_poses(mapped_scene))
+    assert len(errors.names) == 8
+    assert errors.centre.max() < 1.5 * before.centre.max() + 0.002  # metres
+    extent = np.ptp([image.projection_center() for image in old.images.values()], axis=0).max()
+    for image_id, image in old.images.items():
+        assert new.images[image_id].name == image.name
+        assert np.linalg.norm(new.images[image_id].projection_center() - image.projection_center()) < 0.01 * extent
+    assert set(new.cameras) == set(old.cameras)
+    assert new.cameras[1].params.tolist() == old.cameras[1].params.tolist()  # mapped with --fix-intrinsics
+    assert all(point.color.any() for point in list(new.points3D.values())[:100])
+
+
+def test_the_grown_map_is_a_map(mapped_scene: Any, extended: Any, tmp_path: Path) -> None:
+    """Done already; localized in; extended again with nothing to do; exported from two folders of photographs."""
+    folder, found = extended
+    command = ("extend", mapped_scene.folder, folder / "new", "-o", folder / "out", "--workers", 1)
+    stamp = (folder / "out" / "sparse.json").stat().st_mtime_ns
+    assert results(*command)["registered"] == found["registered"]
+    assert (folder / "out" / "sparse.json").stat().st_mtime_ns == stamp
+    localized = results(
+        "localize", folder / "out", "--queries", mapped_scene.folder / "queries", "-o", tmp_path / "loc", "--workers", 1
+    )
+    assert localized["localized"] == 2
+    again = run("extend", folder / "out", mapped_scene.folder / "queries", "-q", "-o", tmp_path / "again")
+    refused(again, 3, "nothing to do: all of its 2 photographs are in the map already")
+    images = ("--images", mapped_scene.folder / "images", "--images", folder / "new")
+    done = results("export", folder / "out", "--format", "gaussian-splatting", "-o", tmp_path / "splats", *images)
+    assert done["images"] == 8
+
+
+def test_fixed_and_pruned(mapped_scene: Any, tmp_path: Path) -> None:
+    """The scene's own folder: one photograph gone, one new; old cameras exactly as they are."""
+    images = tmp_path / "images"
+    shutil.copytree(mapped_scene.folder / "images", images)
+    (images / "0001.jpg").unlink()
+    new = sorted((mapped_scene.folder / "queries").iterdir())[0]
+    shutil.copy(new, images / "new.jpg")
+    out = tmp_path / "out"
+    found = results("extend", mapped_scene.folder, images, "-o", out, "--fixed", "--prune", "--workers", 1)
+    assert found["pruned"] == ["0001.jpg"]
+    assert found["registered"] == ["new.jpg"]
+    old, model = read_model(mapped_scene.output / "sparse" / "0"), read_model(out / "sparse" / "0")
+    assert {image.name for image in model.images.values()} == {
+        *(f"000{n}.jpg" for n in (0, 2, 3, 4, 5)), "new.jpg"
+    }  # fmt: skip
+    for image in model.images.values():
+        if image.name != "new.jpg":
+            same = old.images[image.image_id].cam_from_world().matrix()
+            assert np.abs(same - image.cam_from_world().matrix()).max() < 1e-9
+    (images / "new.jpg").unlink()
+    found = results("extend", mapped_scene.folder, images, "-o", tmp_path / "pruned", "--prune", "--workers", 1)
+    assert (found["images"], found["registered"]) == (5, [])
+
+
+def test_a_map_of_another_program(mapped_scene: Any, tmp_path: Path) -> None:
+    """A COLMAP model alone: its photographs are looked for, and featkit's features come beside its keypoints."""
+    scene = tmp_path / "scene"
+    shutil.copytree(mapped_scene.folder / "images", scene / "images")
+    shutil.copytree(mapped_scene.output / "sparse" / "0", scene / "sparse" / "0")
+    found = results(
+        "extend", scene, mapped_scene.folder / "queries", "--set", "extract.extractor.max_keypoints=1000",
+        "--workers", 1, "--fix-intrinsics",
+    )  # fmt: skip
+    assert len(found["registered"]) == 2
+    old, model = read_model(scene / "sparse" / "0"), read_model(scene / "extended" / "sparse" / "0")
+    assert compare_with_truth(model, true_poses(mapped_scene)).centre.max() < 0.02
+    assert len(set(old.points3D) & set(model.points3D)) > 0.9 * len(old.points3D)
+    (scene / "images" / "0002.jpg").unlink()
+    refused(
+        run("extend", scene, mapped_scene.folder / "queries", "-q", "-o", tmp_path / "b"), 3,
+        "1 of the map's 6 photographs are missing: 0002.jpg",
+    )  # fmt: skip
+
+
+def test_mistakes_lose_nothing(mapped_scene: Any, tmp_path: Path) -> None:
+    scene, queries, out = mapped_scene.folder, mapped_scene.folder / "queries", tmp_path / "out"
+    command = ("extend", scene, "-q", "-o", out)
+    refused(run(*command, tmp_path / "nowhere"), 3, "nowhere", "no such folder")
+    refused(run("extend", queries, queries, "-q", "-o", out), 3, "no COLMAP model")
+    refused(run(*command, queries, "--prune"), 3, "none of the map's 6 photographs")
+    refused(run("extend", scene, queries, "-q", "-o", mapped_scene.output), 3, "is the map itself")
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(sorted(queries.iterdir())[0], other / "0003.jpg")
+    refused(run(*command, other), 3, "0003.jpg: is another photograph than the map's of that name")
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(noise / "a.png")
+    refused(run(*command, noise, "--workers", 1), 4, "none of 1 new photographs could be registered (a.png)")
+    assert not (out / "sparse").exists()
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "extend.json").write_text(json.dumps({"mine": 1}))
+    refused(run("extend", scene, queries, "-q", "-o", foreign), 3, "extend.json: was not made by featkit")
+    assert [path.name for path in foreign.iterdir()] == ["extend.json"]

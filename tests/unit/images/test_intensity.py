@@ -1,0 +1,112 @@
+"""One stretch for a folder's 16-bit files, beside a slow formula; and that a features file keeps the one it has."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from featkit.core.config import make
+from featkit.core.errors import UsageError
+from featkit.features import stage
+from featkit.features.stage import ExtractConfig, extraction, with_intensities
+from featkit.images.intensity import found_range, is_deep
+from featkit.images.read import DecodeConfig, decode
+from featkit.io.features import open_features
+
+
+def blots(seed: int, side: int = 160) -> np.ndarray:
+    """A picture of values from 0 to 1 that SIFT finds points in."""
+    rng = np.random.default_rng(seed)
+    picture = sum(cv2.resize(rng.random((n, n)), (side, side), interpolation=cv2.INTER_CUBIC) for n in (8, 24, 60))
+    return (picture - picture.min()) / (picture.max() - picture.min())
+
+
+def folder(path: Path, low: float, high: float, names: tuple[str, ...] = ("a.png", "b.tif", "c.pgm")) -> Path:
+    path.mkdir()
+    for seed, name in enumerate(names):
+        cv2.imwrite(str(path / name), (low + (high - low) * blots(seed)).round().astype(np.uint16))
+    return path
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 4095), (0, 16383), (7000, 7600)], ids=["12 bits", "14 bits", "thermal"])
+def test_the_part_that_is_used_becomes_black_to_white(low: int, high: int, tmp_path: Path) -> None:
+    images = folder(tmp_path / "images", low, high)
+    assert [is_deep(images / name) for name in ("a.png", "b.tif", "c.pgm")] == [True, True, True]
+    found = found_range(images, ["a.png", "b.tif", "c.pgm"])
+    assert found is not None
+    assert abs(found[0] - low) < 0.1 * (high - low) > abs(found[1] - high)
+    config = DecodeConfig(intensity_range=found)
+    for name in ("a.png", "b.tif", "c.pgm"):
+        values = cv2.imread(str(images / name), cv2.IMREAD_UNCHANGED)
+        assert values.max() > 255
+        slow = [[min(max((int(v) - found[0]) / (found[1] - found[0]) * 255, 0), 255) for v in row] for row in values]
+        assert np.abs(decode(images / name, config).pixels - np.array(slow)).max() <= 0.501
+        assert decode(images / name, config, colour=True).pixels.shape == (160, 160, 3)
+        assert decode(images / name, config).pixels.std() > 3 * decode(images / name, DecodeConfig()).pixels.std()
+
+
+def test_what_uses_its_range_stays_as_it_is(tmp_path: Path) -> None:
+    images = folder(tmp_path / "images", 0, 65535)
+    assert found_range(images, ["a.png", "b.tif", "c.pgm"]) is None
+    cv2.imwrite(str(images / "8.png"), (100 + 20 * blots(3)).astype(np.uint8))
+    cv2.imwrite(str(images / "8.tif"), (100 + 20 * blots(3)).astype(np.uint8))
+    (images / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(16) + b"\x10")
+    assert not is_deep(images / "8.png")
+    assert not is_deep(images / "8.tif")
+    assert found_range(images, ["8.png", "8.tif", "broken.png"]) is None
+    config = DecodeConfig(intensity_range=(0, 4095))
+    assert np.array_equal(decode(images / "8.png", config).pixels, decode(images / "8.png", DecodeConfig()).pixels)
+
+
+def test_jpeg_2000_of_16_bits(tmp_path: Path) -> None:
+    """Pillow's own conversion would make every value above 255 white."""
+    values = (65535 * blots(0)).round().astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.jp2")
+    assert np.abs(decode(tmp_path / "a.jp2", DecodeConfig()).pixels.astype(int) - values // 256).max() <= 1
+
+
+def test_a_features_file_keeps_its_range(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Photographs that are added later, and queries, are stretched as the first ones were."""
+    images, out = folder(tmp_path / "images", 0, 4095), tmp_path / "f.h5"
+    eight = tmp_path / "eight"
+    eight.mkdir()
+    cv2.imwrite(str(eight / "a.png"), (255 * blots(0)).round().astype(np.uint8))
+    plain = extraction(ExtractConfig(workers=1))
+    stage.run(plain, eight, tmp_path / "8.h5")
+    stage.run(plain, images, tmp_path / "blind.h5")
+    with caplog.at_level(logging.INFO, "featkit"):
+        method = with_intensities(plain, images, out)
+    assert "3 photographs of 16 bits use" in caplog.text
+    stage.run(method, images, out)
+    with (
+        open_features(out) as store,
+        open_features(tmp_path / "8.h5") as like,
+        open_features(tmp_path / "blind.h5") as no,
+    ):
+        assert store.intensity_range == method.config.decode.intensity_range
+        assert like.intensity_range is None
+        assert store.count("a.png") == pytest.approx(like.count("a.png"), rel=0.1)
+        assert no.count("a.png") < 0.5 * like.count("a.png")
+    cv2.imwrite(str(images / "d.png"), (65535 * blots(4)).astype(np.uint16))
+    again = with_intensities(plain, images, out)
+    assert again.fingerprint == method.fingerprint
+    stage.run(again, images, out)
+    assert stage.same_extraction(out).decode == method.config.decode
+    assert with_intensities(plain, images, out, overwrite=True).fingerprint == plain.fingerprint
+
+
+def test_files_made_before_keep_their_fingerprint() -> None:
+    assert set(DecodeConfig().result_fields()) == {"resize_max", "max_megapixels", "min_alpha"}
+    assert DecodeConfig(intensity_range=(0, 4095)).fingerprint() != DecodeConfig().fingerprint()
+    assert ExtractConfig().result_fields()["decode"] == DecodeConfig().result_fields()
+
+
+@pytest.mark.parametrize("ends", [[5, 5], [9, 1], [0, float("nan")], [0]])
+def test_ranges_that_are_none(ends: list[float]) -> None:
+    with pytest.raises(UsageError, match="intensity_range"):
+        make(DecodeConfig, {"intensity_range": ends}, "here")
