@@ -26,7 +26,7 @@ from featkit.core.errors import BadInputError, FeatkitError, UsageError
 from featkit.io.artifact import write_text
 from featkit.weights.exchange import state_dict_of
 from featkit.weights.files import read_metadata, read_tensors
-from featkit.weights.manifest import SUFFIX, sha256_of
+from featkit.weights.manifest import READ_AT_ONCE, SUFFIX, sha256_of
 
 LOGGER = logging.getLogger(__name__)
 CATALOGUE = Path(__file__).with_name("catalogue.yaml")
@@ -235,10 +235,13 @@ def check_sha256(path: Path, file: AuthorsFile) -> None:
 def git_blob_of(path: Path) -> str:
     """The SHA-1 by which git names a file's bytes. Raises BadInputError."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+            while block := file.read(READ_AT_ONCE):
+                digest.update(block)
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return digest.hexdigest()
 
 
 def tensors_sha256(tensors: dict[str, Tensor]) -> str:

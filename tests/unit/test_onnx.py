@@ -53,7 +53,12 @@ def assert_same(own: Features, rows: list[np.ndarray], atol: float) -> None:
     np.testing.assert_allclose(own.scores[near], scores[nearest[near]], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["scfeat-s", "disk", "xfeat", "aliked-t16"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name", ["scfeat-s", "aliked-t16", pytest.param("disk", marks=SLOW), pytest.param("xfeat", marks=SLOW)]
+)
 def test_features_of_photographs(name: str, shared_data: Path, tmp_path: Path) -> None:
     if name != "scfeat-s":
         needs_package(name)
@@ -77,10 +82,10 @@ def test_features_of_photographs(name: str, shared_data: Path, tmp_path: Path) -
     assert name.startswith("aliked") or (np.diff(best) <= 0).all(), "best first"
 
 
-@pytest.mark.parametrize("changes", [{"nms_radius": 4, "threshold": 0.3}, {"nms_radius": 1}])
-def test_fields_are_in_the_graph(changes: dict[str, Any], tmp_path: Path) -> None:
+@SLOW
+def test_fields_are_in_the_graph(tmp_path: Path) -> None:
     needs_package("aliked-t16")
-    given = {"max_keypoints": 150, **changes}
+    given = {"max_keypoints": 150, "nms_radius": 4, "threshold": 0.3}
     export_onnx("aliked-t16", tmp_path / "a.onnx", given)
     image = module._picture(120, 90, seed=9)
     own = resolve("extractor", "aliked-t16", given, "cpu").built.extract(image)
@@ -89,6 +94,7 @@ def test_fields_are_in_the_graph(changes: dict[str, Any], tmp_path: Path) -> Non
     assert_same(own, [values[0] for values in rows], 1e-4)
 
 
+@SLOW
 def test_scfeat_with_its_other_fields(tmp_path: Path) -> None:
     given = {"max_keypoints": 100, "nms_window": 7, "descriptor_map": "normalised", "normalisation": "fusion"}
     done = export_onnx("scfeat-s", tmp_path / "s.onnx", {**given, "refine": False, "border_px": 5})
@@ -120,16 +126,20 @@ def test_patches(config: dict[str, Any], tmp_path: Path) -> None:
         np.testing.assert_allclose(found, own, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "places"), [("xfeat-lighterglue", 2), ("sift-lightglue", 4)])
-def test_matches(name: str, places: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "places"), [pytest.param("xfeat-lighterglue", 2, marks=SLOW), ("sift-lightglue", 4)])
+def test_matches(name: str, places: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if places == 2:
         needs_package(name)
         changes: dict[str, Any] = {}
-    else:  # weights as drawn: nothing is sure, so that everything above 0 is a match
+    else:  # two layers of weights as drawn: nothing is sure, so that everything above 0 is a match
+        kornia_feature = pytest.importorskip("kornia.feature")
+        monkeypatch.setitem(kornia_feature.LightGlue.features["sift"], "n_layers", 2)
+        untrained.cache_clear()
         weights = tmp_path / "drawn.safetensors"
         save_file({key: value for key, value in untrained(name).items() if key != "confidence_thresholds"}, weights)
         changes = {"weights": str(weights), "filter_threshold": 0.0}
     done = export_onnx(name, tmp_path / "glue.onnx", changes)
+    untrained.cache_clear()
     assert done.inputs["keypoints1"] == ("batch", "count1", places)
     assert done.checks["matches"] > 50
     arrays = module._pair(int(done.inputs["descriptors1"][2]), places == 4, 8, 30, 33)
@@ -161,6 +171,7 @@ def test_what_a_file_says_of_itself(tmp_path: Path) -> None:
 
 
 def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_package("xfeat")
     real = module._session
 
     def slightly_wrong(*given: Any) -> Any:
@@ -171,7 +182,7 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monk
     with pytest.raises(EmptyResultError, match=r"descriptors of ONNX Runtime differ by 0\.002"):
         export_onnx("hynet", tmp_path / "h.onnx")
     with pytest.raises(EmptyResultError, match=r"of .* keypoints of the check only 0 are"):
-        export_onnx("scfeat-s", tmp_path / "h.onnx", {"max_keypoints": 20})
+        export_onnx("xfeat", tmp_path / "h.onnx", {"max_keypoints": 20})
     assert list(tmp_path.iterdir()) == []
 
 
