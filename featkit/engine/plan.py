@@ -31,7 +31,7 @@ from featkit.core.registry import resolve
 from featkit.core.types import Pair
 from featkit.features import stage as extraction
 from featkit.features.stage import ExtractConfig
-from featkit.images.read import masks_of
+from featkit.images.masks import masks_of
 from featkit.io.artifact import write_text, writing
 from featkit.io.atomic import read_json
 from featkit.io.features import open_features

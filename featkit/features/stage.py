@@ -37,7 +37,8 @@ from featkit.core.types import Features
 from featkit.features.base import Extractor, TwoSteps, takes_two_steps
 from featkit.images.intensity import found_range
 from featkit.images.listing import list_images
-from featkit.images.read import DecodeConfig, DecodedImage, decode, find_masks, masked
+from featkit.images.masks import find_masks, masked
+from featkit.images.read import DecodeConfig, DecodedImage, decode
 from featkit.io.features import FeatureStore, append_features, extractor_name, open_features
 
 LOGGER = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 
 from featkit.core.config import Config, Count, Side
 from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, NotWritableError, UsageError
-from featkit.images.read import find_masks
+from featkit.images.masks import find_masks
 from featkit.io.artifact import explained, inside, making, part_of, place_files, scratch, write_stamp, write_text
 from featkit.io.atomic import is_stamped, read_stamp, refuse_foreign
 from featkit.io.lists import format_pairs, write_ply, write_poses

@@ -17,7 +17,8 @@ from featkit.core.errors import BadInputError
 from featkit.core.log import progress
 from featkit.core.runtime import usable_cores
 from featkit.images.exif import some_names
-from featkit.images.read import DecodeConfig, alpha_channel, as_stored, decode, masked, stored_size
+from featkit.images.masks import masked
+from featkit.images.read import DecodeConfig, alpha_channel, as_stored, decode, stored_size
 from featkit.io.artifact import inside, write_bytes
 
 NEAR = 4  # folders above a model that its photographs are looked for in: scene/featkit/sparse/0

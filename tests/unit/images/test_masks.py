@@ -10,16 +10,8 @@ from PIL import Image
 
 from featkit.core.errors import BadInputError
 from featkit.core.types import Features
-from featkit.images.read import (
-    DecodeConfig,
-    DecodedImage,
-    as_stored,
-    decode,
-    find_masks,
-    masked,
-    stored_from_upright,
-    upright,
-)
+from featkit.images.masks import find_masks, masked
+from featkit.images.read import DecodeConfig, DecodedImage, as_stored, decode, stored_from_upright, upright
 
 PLAIN = DecodeConfig()
 KEPT = np.random.default_rng(0).random((11, 17)) < 0.6  # of the file's pixels, 17 x 11

@@ -15,7 +15,7 @@ from featkit.core.types import Pair, Pose
 from featkit.features import stage as extraction
 from featkit.features.stage import ExtractConfig
 from featkit.images.exif import locate
-from featkit.images.read import masks_of
+from featkit.images.masks import masks_of
 from featkit.io.lists import Spelling, read_pairs, respelled, write_pairs
 from featkit.io.matches import open_matches
 from featkit.localization.queries import given_pairs

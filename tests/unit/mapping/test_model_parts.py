@@ -99,7 +99,7 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(BadInputError, match=r"\.out\.part: .* remove it yourself"):  # or by somebody else
         write_model(second, out, {})
     (tmp_path / ".out.part" / artifact.MARK).touch()
-    plain = models._write_whole
+    plain = models.write_whole
 
     def cut_off(model: object, folder: Path) -> None:
         """As on a full disk, of which pycolmap says nothing."""
@@ -115,7 +115,7 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
         plain(Wrote(), folder)
 
-    monkeypatch.setattr(models, "_write_whole", cut_off)
+    monkeypatch.setattr(models, "write_whole", cut_off)
     with pytest.raises(NotWritableError, match="cannot be written"):
         write_model(second, out, {})
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -97,7 +97,7 @@ def test_health_and_description() -> None:
         (photograph(), {"intrinsics": "PINHOLE 40 30 36"}, 422, "PINHOLE takes width, height and 4"),
         (photograph(), {"intrinsics": "CUBE 40 30 36 36 20 15"}, 422, "no camera model 'CUBE'"),
         (photograph(), {"intrinsics": "PINHOLE 41 30 36 36 20 15"}, 422, "for 41 x 30, the photograph is 40 x 30"),
-        (photograph(), {"intrinsics": "PINHOLE 40 30 nan 36 20 15"}, 422, "positive"),
+        (photograph(), {"intrinsics": "PINHOLE 40 30 nan 36 20 15"}, 422, "not finite"),
         (photograph(), {"name": "x" * 300}, 422, "name"),
     ],
 )
