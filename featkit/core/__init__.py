@@ -1,1 +1,1 @@
-"""What every room uses: types, the configuration, names of methods, errors, the log, the running process."""
+"""Shared foundations: types, configuration, method names, errors, logging, the running process."""

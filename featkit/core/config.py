@@ -1,7 +1,7 @@
 """Base of every configuration: typed, frozen, strict, and with a fingerprint that decides what may be reused.
 
 A field that cannot change a result (number of workers, batch size) is marked `Runtime` and stays out of the
-fingerprint. A yaml file in `configs/` says only what differs from the defaults in code.
+fingerprint. A yaml file in `configs/` lists only what differs from the defaults in code.
 """
 
 from __future__ import annotations
@@ -33,65 +33,65 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 
 
 class _RuntimeMarker:
-    """Says of a field: how the work is done, not what comes out."""
+    """Marks a field that affects how the work is done but not its result."""
 
 
 Runtime = Annotated[T, _RuntimeMarker()]
 
 
 class _LaterMarker:
-    """Says of a field: it came later, and what was made without it was made with its default."""
+    """Marks a field that was added later: results recorded without it were made with its default."""
 
 
 Later = Annotated[T, _LaterMarker()]
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The types of numbers in configurations. Every number has a range, since many reach native code that checks nothing;
-# a field may add a bound of another kind (`Field(0.5, gt=0)`); of one kind a type's own would be kept, so write those
-# out. NaN and infinity are refused unless a field asks for them (`allow_inf_nan=True`).
+# Number types for configurations. Every number has a range, because many reach native code that checks nothing. A
+# field may add a bound of another kind (`Field(0.5, gt=0)`) but cannot override one of the same kind: write such a
+# field's type out. NaN and infinity are refused unless a field allows them (`allow_inf_nan=True`).
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-"""Of random draws; native code takes 31 bits."""
+"""Random seed; native code takes 31 bits."""
 Count = Annotated[int, Field(ge=1, le=10**9)]
-"""How many of something, at least one."""
+"""A count of at least one."""
 CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
-"""How many of something; 0 mostly means none, or "by itself"."""
+"""A count; 0 usually means none or automatic."""
 Trials = Annotated[int, Field(ge=1, le=10**8)]
-"""Draws of a robust estimator."""
+"""Iterations of a robust estimator."""
 WorkerCount = Annotated[int, Field(ge=0, le=1024)]
-"""Processes or threads that work at the same time; 0: one per core."""
+"""Number of parallel processes or threads; 0: one per core."""
 Threads = Annotated[int, Field(ge=-1, le=1024)]
-"""Threads of native code, never more than there are cores; -1: all cores."""
+"""Number of threads in native code, at most one per core; -1: all cores."""
 Side = Annotated[int, Field(ge=1, le=2**16)]
-"""Width, height or a length of whole pixels, px."""
+"""Width, height or length in whole pixels."""
 Pixels = Annotated[float, Field(gt=0, le=1e5)]
-"""A distance in an image, px."""
+"""A positive distance in an image, px."""
 PixelsOrZero = Annotated[float, Field(ge=0, le=1e5)]
-"""A distance in an image that may be none, px."""
+"""A distance in an image, px; may be 0."""
 Degrees = Annotated[float, Field(ge=0, le=180)]
-"""An angle without a sign, degrees."""
+"""An unsigned angle, degrees."""
 Radians = Annotated[float, Field(ge=0, le=math.pi)]
-"""An angle without a sign, radians."""
+"""An unsigned angle, radians."""
 Metres = Annotated[float, Field(gt=0, le=1e9)]
-"""A distance in the world, metres (or the model's unit)."""
+"""A distance in the world, metres (or the model's units)."""
 Seconds = Annotated[float, Field(gt=0, le=1e7)]
-"""A time, s; the longest is four months."""
+"""A duration, s; at most four months."""
 Megabytes = Annotated[float, Field(gt=0, le=1e9)]
 """A size of files or memory, 10^6 bytes."""
 Bytes = Annotated[int, Field(ge=0, le=2**50)]
 """A size of files or memory, bytes."""
 Quality = Annotated[int, Field(ge=0, le=100)]
-"""Of a JPEG."""
+"""JPEG quality, 1 to 100."""
 Share = Annotated[float, Field(ge=0, le=1)]
-"""Part of a whole, or a probability."""
+"""A fraction or probability, 0 to 1."""
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
-"""Part of a whole that is not nothing."""
+"""A fraction greater than 0."""
 Confidence = Annotated[float, Field(gt=0, lt=1)]
-"""Probability of a draw without outliers, after which drawing ends."""
+"""Probability of having drawn an outlier-free sample, at which a robust estimator stops."""
 Factor = Annotated[float, Field(gt=0, le=1e6)]
-"""What something is multiplied or divided by, or a positive quantity without a unit."""
+"""A factor, or another positive quantity without a unit."""
 FactorOrZero = Annotated[float, Field(ge=0, le=1e6)]
-"""A factor or weight that may be nothing."""
+"""A factor or weight; may be 0."""
 Epsilon = Annotated[float, Field(gt=0, le=1)]
 """A small number that keeps a division or a slope finite."""
 Number = Annotated[float, Field(ge=-1e9, le=1e9)]
@@ -99,12 +99,12 @@ Number = Annotated[float, Field(ge=-1e9, le=1e9)]
 
 
 class Config(BaseModel):
-    """A frozen set of named values; an unknown key is refused with the nearest right one, and NaN and infinity too."""
+    """Frozen configuration values. Unknown keys (with a suggestion), NaN and infinity are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def result_fields(self) -> dict[str, Any]:
-        """The fields that decide a result, as plain json values; infinity, which json has not, as "inf"."""
+        """The fields that decide a result, as json values; infinity, which json lacks, as "inf"."""
         fields = type(self).model_fields
         runtime = {n for n, f in fields.items() if any(isinstance(m, _RuntimeMarker) for m in f.metadata)}
         later = {n for n, f in fields.items() if any(isinstance(m, _LaterMarker) for m in f.metadata)}
@@ -129,7 +129,7 @@ class Config(BaseModel):
 class FieldDoc:
     """A field's docstring.
 
-    help: its first sentence, without what None means. none: that ("None: ..."), "" when it does not say.
+    help: its first sentence, without the meaning of None. none: that meaning ("None: ..."), "" if not documented.
     """
 
     text: str
@@ -147,7 +147,7 @@ class FieldDoc:
 
 @functools.cache
 def field_docs(config_type: type[Config]) -> dict[str, FieldDoc]:
-    """The docstring below each field, by the field's name; "" for a class whose source is not there."""
+    """The docstring below each field, by field name; empty for a class without source code."""
     docs = {name: FieldDoc("") for name in config_type.model_fields}
     for owner in reversed(config_type.__mro__):
         found = _docstrings(owner.__module__).get(owner.__qualname__, {})
@@ -157,7 +157,7 @@ def field_docs(config_type: type[Config]) -> dict[str, FieldDoc]:
 
 @functools.cache
 def _docstrings(module: str) -> dict[str, dict[str, str]]:
-    """The texts below the annotated names of a module's classes, by class and name."""
+    """Docstrings below the annotated names of a module's classes, by class and name."""
     try:
         tree = ast.parse(inspect.getsource(sys.modules[module]))
     except (OSError, TypeError, KeyError):
@@ -176,7 +176,7 @@ def _docstrings(module: str) -> dict[str, dict[str, str]]:
 
 
 def field_range(config_type: type[Config], name: str) -> tuple[Any, Any]:
-    """Smallest and largest value of a number (an end that is excluded too), (None, None) of anything else."""
+    """Smallest and largest value of a numeric field (inclusive or not); (None, None) for other fields."""
     field = config_type.model_fields[name]
     bounds = [*field.metadata]
     for inner in get_args(field.annotation):  # `Count | None`
@@ -192,7 +192,7 @@ def digest(*parts: str) -> str:
 
 
 def _json_value(value: Any) -> Any:
-    """The same, with infinite floats as texts that a float field reads back."""
+    """The same, with infinite floats as strings that a float field parses."""
     if isinstance(value, float) and math.isinf(value):
         return str(value)
     if isinstance(value, dict):
@@ -201,7 +201,7 @@ def _json_value(value: Any) -> Any:
 
 
 def make(config_type: type[ConfigT], values: dict[str, Any], where: str = "configuration") -> ConfigT:
-    """Build a config; wrong keys and values become one UsageError that names the nearest right key."""
+    """Build a config. Wrong keys and values raise one UsageError, which suggests the closest valid key."""
     try:
         return config_type(**values)
     except ValidationError as error:
@@ -210,7 +210,7 @@ def make(config_type: type[ConfigT], values: dict[str, Any], where: str = "confi
 
 
 def check_field(config_type: type[Config], name: str, value: Any, where: str) -> None:
-    """Raise UsageError when a field refuses a value, whatever the others are."""
+    """Raise UsageError if a field refuses a value, regardless of the other fields."""
     try:
         config_type(**{name: value})
     except ValidationError as error:
@@ -230,9 +230,9 @@ def _explain(config_type: type[Config], item: Any) -> str:
 
 
 def _inner_config(config_type: type[Config], loc: tuple[int | str, ...]) -> type[Config]:
-    """The config a place of a validation error lies in: `("verify",)` is the type of the field `verify`.
+    """The config class at the location of a validation error: `("verify",)` gives the type of the field `verify`.
 
-    Indices, keys of a dict and pydantic's names for the members of a union are no fields and are passed over.
+    Indices, dict keys and pydantic's names for union members are not fields and are skipped.
     """
     candidates: list[type[Config]] = []
     for part in loc:
@@ -247,7 +247,7 @@ def _inner_config(config_type: type[Config], loc: tuple[int | str, ...]) -> type
 
 
 def _names(config_type: type[Config]) -> set[object]:
-    """What a place calls a member of a union: its class name, or the value that tells it from the others."""
+    """Names by which a location refers to a union member: its class name, or the value of its discriminator."""
     literals = (get_args(field.annotation) for field in config_type.model_fields.values())
     return {config_type.__name__} | {values[0] for values in literals if len(values) == 1}
 
@@ -262,7 +262,7 @@ def _configs_in(annotation: Any) -> list[type[Config]]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A yaml file as a dict (an empty file is an empty dict). Raises BadInputError."""
     if path.is_file() and path.stat().st_size > LARGEST_YAML:
-        raise BadInputError(f"{path}: of more than {LARGEST_YAML >> 20} MiB; no configuration is so large")
+        raise BadInputError(f"{path}: larger than {LARGEST_YAML >> 20} MiB; no configuration is that large")
     try:
         loaded = _parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -279,7 +279,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse_yaml(text: str) -> Any:
-    """The value a yaml text stands for. Raises ValueError, with a message of one line."""
+    """Parse yaml text. Raises ValueError with a one-line message."""
     try:
         return yaml.safe_load(text)
     except RecursionError:
@@ -291,8 +291,8 @@ def _parse_yaml(text: str) -> Any:
 def named_config(name: str, kind: str | None = None) -> dict[str, Any]:
     """The values of `configs/<name>.yaml`, or of a yaml file given by its path. Raises UsageError, BadInputError.
 
-    A yaml may say `base: NAME`: its values are then laid over those of that one, key by key.
-    kind: what it should configure, a key of its yaml as "extractor": the message names others of that kind only.
+    With `base: NAME` in a yaml, its values override those of that configuration, key by key.
+    kind: what it should configure, a key of the yaml such as "extractor"; suggestions are limited to that kind.
     """
     values = _values_of(name, kind)
     base = values.pop("base", None)
@@ -316,13 +316,13 @@ def _values_of(name: str, kind: str | None) -> dict[str, Any]:
 
 
 def config_names(kind: str | None = None) -> list[str]:
-    """All names in `configs/`, or those that configure one `kind` ("extractor", "matcher", ...), in order."""
+    """Sorted names in `configs/`, or only those that configure one `kind` ("extractor", "matcher", ...)."""
     paths = sorted(resource_dir("configs").glob("*.yaml"))
     return [path.stem for path in paths if kind is None or kind in read_yaml(path)]
 
 
 def near_names(name: str, kind: str | None = None) -> str:
-    """What a message says of a name that is wrong: the nearest right one of that kind, or all of them."""
+    """Suggestion for an unknown name: the closest names of that kind, or all of them."""
     known = config_names(kind)
     near = difflib.get_close_matches(name, known, n=3)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(known)}"
@@ -331,12 +331,12 @@ def near_names(name: str, kind: str | None = None) -> str:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name too long or impossible for the file system
+    except (OSError, ValueError):  # a name that is too long or invalid for the file system
         return False
 
 
 def overrides(assignments: list[str]) -> dict[str, Any]:
-    """`["a.b=1", "c=x"]` as nested values, each read as yaml. Raises UsageError."""
+    """`["a.b=1", "c=x"]` as nested values, each parsed as yaml. Raises UsageError."""
     values: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -356,7 +356,7 @@ def overrides(assignments: list[str]) -> dict[str, Any]:
 
 
 def differences(old_json: str, new: Config) -> str:
-    """What differs between a stored configuration and `new`, in words: `ratio: 0.8 -> 0.9`."""
+    """Describe the differences between a stored configuration and `new`: `ratio: 0.8 -> 0.9`."""
     try:
         old = _flatten(json.loads(old_json))
     except (ValueError, AttributeError, RecursionError):
@@ -381,7 +381,7 @@ def _flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Nested values with `changes` laid over them."""
+    """Nested values, overridden by `changes`."""
     merged = dict(values)
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
@@ -392,7 +392,7 @@ def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Where `configs/`, `pipelines/` and `weights/` lie: beside the package in a checkout, inside it in a wheel.
+# Location of `configs/`, `pipelines/` and `weights/`: next to the package in a checkout, inside it in a wheel.
 
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -405,7 +405,7 @@ def resource_dir(name: str) -> Path:
 
 
 def load_pipeline(name: str) -> ModuleType:
-    """Import the recipe `pipelines/<name>.py` from wherever it lies. Raises UsageError when there is none."""
+    """Import the recipe `pipelines/<name>.py`, wherever it is installed. Raises UsageError if there is none."""
     path = resource_dir("pipelines") / f"{name}.py"
     if not path.is_file():
         raise UsageError(f"no pipeline named {name!r} in {path.parent}; see `pipelines/` for what there is")

@@ -1,4 +1,4 @@
-"""What a report consists of: frozen dataclasses that carry data only; how they look is decided elsewhere."""
+"""Contents of a report, as frozen dataclasses that only carry data; rendering is done elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 @final
 @dataclass(frozen=True)
 class Link:
-    """A cell that leads to another file. address: relative to the page's folder, with slashes."""
+    """A table cell that links to another file. address: relative to the page's folder, with forward slashes."""
 
     text: str
     address: str
@@ -56,7 +56,7 @@ class Scene3D:
 
 @dataclass(frozen=True)
 class MatchPicture:
-    """Two RGB images side by side with their matches; points in pixels, the top-left pixel's centre is (0, 0)."""
+    """Two RGB images with their matches; points in pixels, the top-left pixel's centre is (0, 0)."""
 
     title: str
     image0: UInt8[np.ndarray, "h0 w0 3"]
@@ -68,7 +68,7 @@ class MatchPicture:
 
 @dataclass(frozen=True)
 class Picture:
-    """Any picture, as JPEG, and what is to be seen in it."""
+    """An image, as JPEG, with a caption."""
 
     title: str
     jpeg: bytes
@@ -77,7 +77,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often values occur; values that are not finite are left out and counted in the caption."""
+    """Histogram of values; NaN and infinite values are left out and counted in the caption."""
 
     title: str
     x_label: str
@@ -87,7 +87,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart: y over x; values that are not finite are left out. faint: a thin grey line behind others."""
+    """One line of a chart, y over x; NaN and infinite values are left out. faint: drawn thin and grey behind the others."""
 
     name: str
     x: Float[np.ndarray, " n"]
@@ -97,7 +97,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Curves:
-    """Several curves in one chart. log_y: the vertical axis is logarithmic, values of 0 and less are left out."""
+    """Several curves in one chart. log_y: logarithmic vertical axis; values of 0 or less are left out."""
 
     title: str
     x_label: str
@@ -108,7 +108,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars side by side: for each of `groups` one per series. series: by name a value per group, NaN for no bar."""
+    """Grouped bar chart with one bar per series in each group. series: one value per group, by name; NaN for no bar."""
 
     title: str
     y_label: str
@@ -118,7 +118,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under named columns. highlight: numbers of the rows to point out, such as failed items."""
+    """Rows of cells under named columns. highlight: indices of rows to emphasise, such as failed items."""
 
     title: str
     columns: Sequence[str]
@@ -129,7 +129,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A text shown as it is, folded away."""
+    """Preformatted text, collapsed by default."""
 
     title: str
     text: str
@@ -137,7 +137,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Headline:
-    """One number at the top of the page. unit stands beside it, hint below it."""
+    """One key figure at the top of the page, with its unit and a hint below it."""
 
     label: str
     value: str | int | float
@@ -150,7 +150,7 @@ Item = Scene3D | MatchPicture | Picture | Histogram | Curves | Bars | Table | Co
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a paragraph (blank lines part paragraphs) and items below it."""
+    """A heading, text (paragraphs separated by blank lines) and items."""
 
     title: str
     text: str = ""
@@ -159,7 +159,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """The whole page. warnings: sentences at its top, of what a reader must know before the numbers."""
+    """The complete page. warnings: sentences shown at the top, before any figures."""
 
     title: str
     subtitle: str = ""

@@ -12,17 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LONGEST_LINE = 2000
-"""Characters of a message; of a longer one (the name of a file, a value) the middle is left out."""
+"""Longest message shown, characters; the middle of a longer one (a file name, a value) is left out."""
 UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
-"""Unicode's control characters, halves of surrogate pairs (bytes of a name that is not UTF-8), and line separators."""
+"""Unicode control characters, lone surrogates (bytes of a name that is not UTF-8) and line separators."""
 TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that turn the direction of a text, so that a name reads as another one."""
+"""Characters that change the direction of text, with which one name can be made to look like another."""
 
 
 class FeatkitError(Exception):
-    """Base of every error that is reported as one line instead of a traceback; by itself, something unexpected.
+    """Base of every error that is reported as one line instead of a traceback; raised directly for the unexpected.
 
-    reported: whether another process of the same command reports it; None: not known.
+    reported: whether another process of the same command reports it; None: unknown.
     """
 
     exit_code = 1
@@ -36,17 +36,17 @@ class UsageError(FeatkitError):
 
 
 class BadInputError(FeatkitError):
-    """A file or folder is missing, broken, or not what it was taken for."""
+    """A file or folder is missing, damaged, or not of the expected kind."""
 
     exit_code = 3
 
 
 class EmptySceneError(BadInputError):
-    """A scene with nothing to learn from: among others it is passed over."""
+    """A scene with nothing to learn from; skipped when there are other scenes."""
 
 
 class EmptyResultError(FeatkitError):
-    """The work ran, but there is no result: no model, no point, no pose."""
+    """The command ran but produced no result: no model, no point, no pose."""
 
     exit_code = 4
 
@@ -58,19 +58,19 @@ class NotWritableError(FeatkitError):
 
 
 class WorkerDiedError(FeatkitError):
-    """A worker process was ended from outside, most often for memory."""
+    """A worker process was killed, most often for lack of memory."""
 
 
 class ProcessLostError(WorkerDiedError):
-    """Of several processes with the same work another one ended, or is silent."""
+    """Another process of the same distributed run ended or stopped responding."""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Messages that hold names and values of others, and readers of files that may hold anything.
+# Messages that contain untrusted names and values, and readers of untrusted files.
 
 
 def printable(text: str, keep: str = "") -> str:
-    """A text without what a terminal obeys: control characters as `\\n`, `\\x1b`. keep: those that stay."""
+    """Text with control characters escaped (`\\n`, `\\x1b`), except those in `keep`."""
     if text.isprintable():
         return text
     return "".join(
@@ -82,7 +82,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def one_line(text: str) -> str:
-    """A message as it is shown: on one line, without control characters, and not longer than LONGEST_LINE."""
+    """A message as it is shown: one line, no control characters, at most LONGEST_LINE characters."""
     half = LONGEST_LINE // 2
     if len(text) > LONGEST_LINE:
         text = f"{text[:half]} ... ({len(text) - 2 * half:,} characters) ... {text[-half:]}"
@@ -90,16 +90,16 @@ def one_line(text: str) -> str:
 
 
 def said(error: BaseException) -> str:
-    """An error in one line."""
+    """An error's message on one line."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 @contextmanager
 def blaming(path: Path | str, what: str, remedy: str) -> Iterator[None]:
-    """The boundary of a reader: whatever a file makes of the code inside is a BadInputError about that file.
+    """Turn any error that reading a file raises inside the block into a BadInputError about that file.
 
-    what: what the file should have been. remedy: what to do about it. A file that is missing or may not be read is
-    reported as such, featkit's own errors pass. Only reading belongs inside.
+    what: the kind of file expected. remedy: what the user can do. A missing or unreadable file is reported as such;
+    featkit's own errors pass through. Put only code that reads inside the block.
     """
     try:
         yield
@@ -108,7 +108,7 @@ def blaming(path: Path | str, what: str, remedy: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise BadInputError(f"{error.filename or path}: no such file") from None
     except OSError as error:
-        if error.errno == errno.EINVAL:  # of the content: a place before its start, as a file that was cut off gives
+        if error.errno == errno.EINVAL:  # an OSError about the content: a seek before the start, from a truncated file
             raise BadInputError(f"{path}: not {what} (it is cut off or damaged); {remedy}") from error
         raise BadInputError(f"{path}: cannot be read ({error.strerror or said(error)})") from error
     except MemoryError as error:

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LOGGER = logging.getLogger("featkit")
-_CONSOLES: list[Console] = []  # at most one: log lines and bars must know of each other, or one tears the other
+_CONSOLES: list[
+    Console
+] = []  # at most one: log lines and progress bars must share a console, or they overwrite each other
 PLAIN_INTERVAL_S = 5.0  # without a terminal: seconds between two progress lines
 
 
 def _console() -> Console:
-    """The one rich console of this process, on the stderr of the moment."""
+    """The one rich console of this process, on the current stderr."""
     from rich.console import Console
 
     if not _CONSOLES:
@@ -46,20 +48,20 @@ def setup(verbosity: int = 0) -> None:
     LOGGER.addHandler(handler)
     LOGGER.setLevel(level)
     LOGGER.propagate = False
-    # COLMAP speaks through glog, which reads its level when pycolmap is first imported.
+    # COLMAP logs through glog, which reads its level when pycolmap is first imported.
     least = os.environ.setdefault("GLOG_minloglevel", "0" if level <= logging.DEBUG else "2")
     if "pycolmap" in sys.modules:
         sys.modules["pycolmap"].logging.minloglevel = int(least)
 
 
 def _on_one_line(record: logging.LogRecord) -> bool:
-    """Names of files in a message do not steer the terminal, nor fill it."""
+    """Keeps file names in messages from controlling or flooding the terminal."""
     record.msg, record.args = one_line(record.getMessage()), None
     return True
 
 
 def only_errors() -> None:
-    """Say nothing but errors from now on: of several processes of one command, one reports."""
+    """Log only errors from now on: of several processes of one command, one reports."""
     LOGGER.setLevel(logging.ERROR)
 
 
@@ -68,9 +70,9 @@ Advance = Callable[[int], None]
 
 @contextmanager
 def progress(title: str, total: int, unit: str = "items") -> Iterator[Advance]:
-    """Show how far a long piece of work is: a bar with rate and ETA, or plain lines without a terminal.
+    """Show the progress of a long task: a bar with rate and ETA, or plain lines without a terminal.
 
-    Yields a function that takes the number of items just done. Shown only when `setup` allows info messages.
+    Yields a function that takes the number of items just completed. Shown only if `setup` enables info messages.
     """
     if not LOGGER.isEnabledFor(logging.INFO) or not LOGGER.handlers or total == 0:
         yield lambda count: None
@@ -105,7 +107,7 @@ def _bar(title: str, total: int, unit: str) -> Iterator[Advance]:
         Rate(),
         TimeRemainingColumn(),
     ]
-    # stdout is for results, also those printed while a bar stands: rich would catch them and write them to stderr.
+    # stdout is for results, even while a bar is shown: rich would redirect them to stderr.
     with Progress(*columns, console=_console(), redirect_stdout=False) as bar:
         task = bar.add_task(title, total=total)
         left = total
@@ -124,7 +126,7 @@ def _plain_lines(title: str, total: int, unit: str) -> Advance:
     state = {"done": 0, "said": started}
 
     def advance(count: int) -> None:
-        if state["done"] == total:  # more than was announced: the last line stands
+        if state["done"] == total:  # more items than announced: the last line was printed already
             return
         state["done"] = min(state["done"] + count, total)
         now = time.monotonic()
@@ -140,7 +142,7 @@ def _plain_lines(title: str, total: int, unit: str) -> Advance:
 
 @contextmanager
 def timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Add the wall time of the block to `seconds[stage]`."""
+    """Add the block's wall time to `seconds[stage]`."""
     started = time.perf_counter()
     try:
         yield

@@ -1,7 +1,7 @@
-"""Calls in processes of their own, of which one can be ended while it works.
+"""Function calls in worker processes that can be killed while busy.
 
-Native code (SIFT, a network on a large photograph) cannot be interrupted, and some of it holds Python's lock meanwhile:
-in a thread it would stop everything else for as long as it takes.
+Native code (SIFT, a network on a large image) cannot be interrupted, and some of it holds the GIL: in a thread it would
+block everything else.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import Any, Generic, TypeVar
 
 from featkit.core.errors import FeatkitError, WorkerDiedError
 
-PARENT_CHECK_S = 0.5  # how soon a worker ends when its parent was killed
-ENDED_S = 5.0  # within which a killed process is gone
+PARENT_CHECK_S = 0.5  # how soon a worker exits after its parent was killed
+ENDED_S = 5.0  # time for a killed process to exit
 ArgumentT = TypeVar("ArgumentT")
 ResultT = TypeVar("ResultT")
 
 
 class Endable(Generic[ArgumentT, ResultT]):
-    """One function, called in `count` processes that start at once; threads may share it.
+    """Pool of `count` processes, started at once, that run one function; thread-safe.
 
-    function: it and what it takes and returns are pickled. threads: that torch and OpenCV take in each process.
+    function: pickled, as are its arguments and result. threads: used by torch and OpenCV in each process.
     Processes are spawned (see `features.stage`).
     """
 
@@ -44,7 +44,7 @@ class Endable(Generic[ArgumentT, ResultT]):
             self._idle.put(self._started())
 
     def call(self, argument: ArgumentT, until: float) -> ResultT:
-        """The function's result. until: by this time of `time.monotonic()`; the process is then ended.
+        """Call the function. until: deadline on `time.monotonic()`, at which the process is killed.
 
         Raises TimeoutError, WorkerDiedError when the process died, the function's own FeatkitError, and RuntimeError
         with the traceback for any other.
@@ -70,7 +70,7 @@ class Endable(Generic[ArgumentT, ResultT]):
         return result
 
     def close(self) -> None:
-        """End all processes, those at work too."""
+        """Kill all processes, busy ones included."""
         self._closed = True
         for child in list(self._children):
             self._end(child)
@@ -88,7 +88,7 @@ class Endable(Generic[ArgumentT, ResultT]):
 
 
 class _Child:
-    """A process, and the pipe to it."""
+    """A worker process and the pipe to it."""
 
     def __init__(self, pickled: bytes, parent: int, threads: int):
         context = multiprocessing.get_context("spawn")
@@ -99,7 +99,7 @@ class _Child:
         self.is_ready = False
 
     def wait_until_ready(self, until: float) -> None:
-        """Until it has imported what it needs. Raises TimeoutError; EOFError when it died."""
+        """Wait until its imports are done. Raises TimeoutError, or EOFError if it died."""
         if not self.is_ready:
             self._receive(until)
             self.is_ready = True
@@ -115,10 +115,10 @@ class _Child:
 
 
 def _serve(connection: Connection, pickled: bytes, parent: int, threads: int) -> None:
-    """In the process: answer what is asked until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    """Main loop of a worker process: serve calls until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # what torch takes when it is imported
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # torch reads this when it is imported
     function = pickle.loads(pickled)
     for module, name in (("cv2", "setNumThreads"), ("torch", "set_num_threads")):
         if module in sys.modules:
@@ -134,12 +134,12 @@ def _answer(function: Callable[[Any], Any], argument: Any) -> tuple[Any, Excepti
         return function(argument), None
     except FeatkitError as error:
         return None, error
-    except Exception:  # its type may be one that cannot be pickled
+    except Exception:  # its type may not be picklable
         return None, RuntimeError(traceback.format_exc())
 
 
 def end_with(parent: int) -> None:
-    """In a thread of a worker process: end it when its parent is gone."""
+    """Thread of a worker process that ends it once its parent is gone."""
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
     os._exit(1)

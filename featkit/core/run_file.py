@@ -1,4 +1,4 @@
-"""A run in one file: the whole configuration of a command and its other arguments, to run it again.
+"""Run file: the complete configuration of a command and its other arguments, to run it again.
 
     # featkit run file: `featkit reconstruct scene/ --config run.yaml` runs it again
     featkit_version: 0.1.0
@@ -6,8 +6,8 @@
     arguments: {truth: ../truth/poses.txt}
     config: {...}
 
-Paths of arguments are relative to the file, so that a scene may be moved with it. A plain yaml of the configuration's
-fields, written by hand, is a run file too.
+Paths are relative to the file, so that it can be moved together with its scene. A hand-written yaml of configuration
+fields is a run file too.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from featkit.core.errors import BadInputError
 LOGGER = logging.getLogger(__name__)
 VERSION = "featkit_version"
 RUN_FILE = b"# featkit run file"
-"""How one begins, so that it is known as featkit's own."""
+"""First bytes of a run file, by which featkit recognises its own."""
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """values: of the configuration. arguments: paths of the command's other arguments, by name."""
+    """values: the configuration's values. arguments: paths of the command's other arguments, by name."""
 
     values: dict[str, Any]
     arguments: dict[str, Path]
 
 
 def run_text(path: Path, command: str, config: Config, arguments: Mapping[str, Path | None]) -> str:
-    """What the run file `path` of a run holds: everything that decides it."""
+    """Content of the run file `path`: everything that decides the run."""
     content = {
         VERSION: __version__,
         "command": command,
@@ -56,7 +56,7 @@ def run_text(path: Path, command: str, config: Config, arguments: Mapping[str, P
 
 
 def read_run(path: Path, command: str) -> SavedRun:
-    """Read a run file of a command. Raises BadInputError for one of another command, or that is none."""
+    """Read a run file of a command. Raises BadInputError if it is another command's, or not a run file."""
     content = read_yaml(path)
     if "config" not in content or "command" not in content:
         return SavedRun(content, {})

@@ -1,4 +1,4 @@
-"""The running process: how it ends at a signal, who else was started with it, and on which device it computes."""
+"""The running process: shutdown on signals, other processes of the same launch, and the compute device."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
     import torch
 
 # ----------------------------------------------------------------------------------------------------------------------
-# SIGTERM and Ctrl-C: what is in hand is finished or dropped, files are closed, and the process is gone in time.
+# SIGTERM and Ctrl-C: the current item is finished or dropped, files are closed, and the process exits in time.
 #
-# The first signal raises `Interrupted` in the main thread, inside `finish_first` only when that block is done. A thread
-# watches the clock meanwhile: native code (COLMAP's mapper, a large network) cannot be interrupted, so after `GRACE_S`,
-# or at a second signal, the process ends at once. That loses no more than SIGKILL does, which every file here survives:
-# the item in hand, of a training what came after its last checkpoint.
+# The first signal raises `Interrupted` in the main thread, delayed to the end of a `finish_first` block. Native code
+# (COLMAP's mapper, a large network) cannot be interrupted, so a watchdog thread ends the process after `GRACE_S`, or at
+# a second signal. That loses no more than SIGKILL, which every file here survives: the current item, or in training
+# what came after the last checkpoint.
 #
-# pycolmap takes SIGTERM for itself when it is loaded (its logging library prints a stack and dies): it is taken back. A
-# native call that keeps Python's lock (COLMAP's SIFT in a process with one worker) lets the thread run when it returns.
+# pycolmap installs its own SIGTERM handler on import (its logging library prints a stack and dies), so ours is restored.
+# A native call that holds the GIL (COLMAP's SIFT in a process with one worker) blocks the thread until it returns.
 
 
-GRACE_S = 3.0  # for what is in hand; 5 s are promised, and a busy machine needs some of them to end a process
-SAME_S = 0.5  # a second signal within this time is the first one again: terminals and job systems both send theirs
+GRACE_S = 3.0  # for the current item; 5 s are promised, and a busy machine needs some of them to end a process
+SAME_S = 0.5  # a second signal within this time is a duplicate: terminals and job schedulers both send one
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TAKES_SIGNALS = "pycolmap"
-SIGACTION_BYTES = 1024  # more than any system's struct sigaction
+SIGACTION_BYTES = 1024  # larger than struct sigaction on any system
 STOPPED = "stopped; run the same command again to go on"
 _active: list[StopRequest] = []  # at most one: signals belong to the process
 
 
 class Stopped(FeatkitError):
-    """Work was asked to end before its time; everything is saved. Exit code 128 + the signal's number."""
+    """Stopped by a signal, with everything saved. Exit code: 128 + the signal's number."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -55,7 +55,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Which signal asked to stop; 0: none. reported: the user has been told."""
+    """The signal received; 0: none. reported: the user has been informed."""
 
     def __init__(self) -> None:
         self.signal_number = 0
@@ -71,13 +71,13 @@ class StopRequest:
         return 128 + self.signal_number
 
     def note(self, number: int) -> None:
-        """A signal came. Raises Interrupted, the first time and unless something is to be finished first."""
+        """Signal handler. Raises Interrupted the first time, unless inside `finish_first`."""
         self.signal_number = self.signal_number or number
         self._raise()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, signals are only noted; Interrupted is raised at the end."""
+        """Defer signals inside the block; Interrupted is raised at its end."""
         self._held += 1
         try:
             yield
@@ -94,10 +94,10 @@ class StopRequest:
 
 @contextmanager
 def stoppable(before_the_end: Callable[[StopRequest], None]) -> Iterator[StopRequest]:
-    """Inside, SIGTERM and SIGINT raise Interrupted, and the process ends GRACE_S later in any case.
+    """SIGTERM and SIGINT raise Interrupted inside the block, and the process ends GRACE_S later in any case.
 
-    before_the_end: called before the process is ended while it is at work. When Interrupted leaves the block the clock
-    goes on, through the end of the interpreter. Signals that somebody else takes over meanwhile (a server) are theirs.
+    before_the_end: called before a busy process is ended. The timer keeps running after Interrupted leaves the block,
+    until the interpreter exits. Handlers installed by others meanwhile (a server) are left in place.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread() or _active:
@@ -121,7 +121,7 @@ def stoppable(before_the_end: Callable[[StopRequest], None]) -> Iterator[StopReq
     try:
         yield request
     except BaseException:
-        if request:  # what is left to do, also by the interpreter, is timed
+        if request:  # the remaining work, including interpreter shutdown, is timed
             raise
         _end_watch(writer, watcher, reader)
         raise
@@ -137,7 +137,7 @@ def stoppable(before_the_end: Callable[[StopRequest], None]) -> Iterator[StopReq
 
 
 class _HandlersKept:
-    """An import hook: signals are handled after the import of pycolmap as before, in whatever thread it is imported."""
+    """An import hook that keeps our signal handlers after pycolmap is imported, in any thread."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != TAKES_SIGNALS:

@@ -1,4 +1,4 @@
-"""What crosses from one room to the next: small frozen dataclasses of numpy arrays.
+"""Data passed between packages: small frozen dataclasses of numpy arrays.
 
 Pixel frame everywhere: the centre of the top-left pixel is (0, 0).
 """
@@ -17,15 +17,15 @@ class Features:
     """Local features of one image.
 
     keypoints: x, y in pixels of the image they were taken from.
-    descriptors: one row per keypoint, L2-normalised unless the extractor says otherwise.
-    scores: larger is better; extractors keep the best ones when asked for fewer.
+    descriptors: one row per keypoint, L2-normalised unless the extractor documents otherwise.
+    scores: larger is better; extractors keep the best when the number is limited.
     image_size: width, height in pixels.
     scales: radius-like size in pixels; oris: radians, counted from +x towards +y.
     uncertainty_px: standard deviation of a keypoint, in pixels.
-    turns: a descriptor is so many side by side, of the image turned by as many equal steps counter-clockwise.
-    extractor: what made them, by the name that matchers with weights know ("aliked-n16", "rootsift"); "": not known.
-    from_seen: affine map onto these pixels from those of the upright, resized image that the extractor saw (centres at
-    whole numbers in both); None: they are the same.
+    turns: number of concatenated descriptors per row, of the image rotated counter-clockwise in that many equal steps.
+    extractor: name by which learned matchers know the features ("aliked-n16", "rootsift"); "": unknown.
+    from_seen: affine map to these pixels from those of the upright, resized image given to the extractor (pixel centres
+    are integers in both); None: identity.
     """
 
     keypoints: Float[np.ndarray, "n 2"]
@@ -54,7 +54,7 @@ class Features:
         )
 
     def as_seen(self) -> Features:
-        """The same features in the pixels of the image that the extractor saw: positions, sizes, orientations."""
+        """The same features in the pixels of the image given to the extractor: positions, sizes, orientations."""
         if self.from_seen is None:
             return self
         back = np.linalg.inv(self.from_seen[:, :2])
@@ -72,7 +72,7 @@ class Features:
 
 
 def turned(linear: Float[np.ndarray, "2 2"], oris: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Orientations, radians, of an image that a linear map is applied to."""
+    """Orientations, radians, after a linear map is applied to the image."""
     directions = np.stack([np.cos(oris), np.sin(oris)], axis=1) @ linear.T
     return np.arctan2(directions[:, 1], directions[:, 0]).astype(np.float32)
 
@@ -100,7 +100,7 @@ class Matches:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Pair:
-    """Two image names, as they stand in pairs.txt. With slots: a large collection has millions of them."""
+    """Two image names, as in pairs.txt. Uses slots, since a large collection has millions of them."""
 
     name0: str
     name1: str
@@ -119,7 +119,7 @@ class Pose:
 
 
 class PatchArray(Protocol):
-    """An array of grey patches (n, side, side), in memory or mapped from files."""
+    """An array of grey patches (n, side, side), in memory or memory-mapped."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...

@@ -1,4 +1,4 @@
-"""Epipolar geometry of batches of points as tensors, with gradients: eight-point matrices, lines, reading maps."""
+"""Differentiable batched epipolar geometry on tensors: eight-point algorithm, lines, sampling maps at points."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from torch import Tensor
 
 PAIRS = 8
 TINY = 1e-300  # keeps 0 / 0 out of sets that are degenerate anyway
-# Square roots of primes, less their whole parts: a direction that no camera's F is at right angles to by construction.
+# Fractional parts of square roots of primes: a generic direction, orthogonal to no F of a real camera by construction.
 NINTH = tuple(math.sqrt(p) % 1.0 - 0.5 for p in (2, 3, 5, 7, 11, 13, 17, 19, 23))
 
 
 def fundamental_of_eight(
     points0: Float[Tensor, "*b 8 2"], points1: Float[Tensor, "*b 8 2"], normalise: bool = True
 ) -> Float[Tensor, "*b 3 3"]:
-    """F of rank 2 and Frobenius norm 1 with x1^T F x0 = 0, in float64; NaN or arbitrary for degenerate sets.
+    """Eight-point F of rank 2 and Frobenius norm 1 with x1^T F x0 = 0, in float64; NaN or arbitrary for degenerate sets.
 
-    normalise: Hartley's, each set's points moved to mean 0 and mean distance sqrt(2). The sign of F is arbitrary.
+    normalise: Hartley's, each set's points get mean 0 and mean distance sqrt(2). The sign of F is arbitrary.
     """
     both = torch.stack([points0, points1]).double()
     if not normalise:
@@ -41,7 +41,7 @@ def fundamental_of_eight(
 
 
 def hartley(points: Float[Tensor, "*b n 2"]) -> Float[Tensor, "*b 3 3"]:
-    """The similarity that moves points to mean 0 and mean distance sqrt(2) from it."""
+    """Similarity that gives points mean 0 and mean distance sqrt(2) from the origin."""
     mean = points.mean(-2, keepdim=True)
     distance = torch.linalg.vector_norm(points - mean, dim=-1).mean(-1)
     scale = math.sqrt(2.0) / distance.clamp(min=TINY)
@@ -60,7 +60,7 @@ def _norm(matrices: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 1 1"]:
 
 
 def _null_matrix(points: Float[Tensor, "2 *b 8 3"]) -> Float[Tensor, "*b 3 3"]:
-    """F, of any rank and norm, that eight pairs fulfil exactly; points: homogeneous, of image 0 and of image 1."""
+    """F of any rank and norm that satisfies eight pairs exactly; points: homogeneous, of image 0 and image 1."""
     equations = (points[1][..., :, None] * points[0][..., None, :]).flatten(-2)
     ninth = torch.tensor(NINTH, dtype=equations.dtype, device=equations.device).expand(*equations.shape[:-2], 1, 9)
     right = torch.eye(9, dtype=equations.dtype, device=equations.device)[:, 8:]
@@ -69,9 +69,9 @@ def _null_matrix(points: Float[Tensor, "2 *b 8 3"]) -> Float[Tensor, "*b 3 3"]:
 
 
 def nearest_rank_two(matrices: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3"]:
-    """The matrix of rank 2 nearest to each in Frobenius norm.
+    """Nearest matrix of rank 2 in Frobenius norm.
 
-    The right singular vectors belong to the cofactors' matrix too, the weakest to its largest singular value.
+    The cofactor matrix has the same right singular vectors; the weakest one belongs to its largest singular value.
     """
     unit = unit_norm(matrices)
     cofactors = torch.linalg.cross(unit.roll(-1, dims=-2), unit.roll(-2, dims=-2))
@@ -91,7 +91,7 @@ def _strongest_direction(symmetric: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*
     a, b, c = (spread / radius).unbind(-2)
     half_determinant = (a * torch.linalg.cross(b, c)).sum(-1)[..., None, None] / 2
     angle = half_determinant.clamp(-1, 1).acos() / 3
-    # Rows of a singular matrix span the plane at right angles to its null vector; the longest product is the safest.
+    # Rows of a singular matrix span the plane orthogonal to its null vector; the longest cross product is the most accurate.
     rows = spread - 2 * radius * torch.cos(angle) * identity
     normals = torch.linalg.cross(rows, rows.roll(1, dims=-2))
     lengths = torch.linalg.vector_norm(normals, dim=-1, keepdim=True)
@@ -111,8 +111,8 @@ def _strongest_direction(symmetric: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*
 # x1 in image 0 is F^T x1. Lines are computed in float64, since the entries of F in pixels differ by many orders.
 
 
-LARGEST_DISTANCE_PX = 1e9  # of a line from pixel (0, 0): beyond it the normal is nothing but rounding
-SMALLEST_DIRECTION = 1e-12  # of a unit vector's component: below it a line is parallel to an axis
+LARGEST_DISTANCE_PX = 1e9  # distance of a line from pixel (0, 0): beyond it the normal is only rounding error
+SMALLEST_DIRECTION = 1e-12  # component of a unit vector: below it a line counts as parallel to an axis
 
 
 def homogeneous(points: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b 3"]:
@@ -121,7 +121,7 @@ def homogeneous(points: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b 3"]:
 
 
 def epipolar_lines(points: Float[Tensor, "b n 2"], fundamental: Float[Tensor, "b 3 3"]) -> Float[Tensor, "b n 3"]:
-    """The line F x of every point, in the type of `points`."""
+    """The line F x of every point, with the dtype of `points`."""
     lines = homogeneous(points.double()) @ fundamental.double().mT
     length = torch.linalg.vector_norm(lines[..., :2], dim=-1, keepdim=True)
     exists = (length > 0) & (lines[..., 2:].abs() <= LARGEST_DISTANCE_PX * length)
@@ -142,14 +142,14 @@ def distances_to_lines(points: Float[Tensor, "b m 2"], lines: Float[Tensor, "b n
 def clip_to_image(
     lines: Float[Tensor, "b n 3"], image_size: tuple[int, int]
 ) -> tuple[Float[Tensor, "b n 2 2"], Bool[Tensor, "b n"]]:
-    """Where lines enter and leave the image, and which lines cross it; the ends of others are the image's middle.
+    """Where lines enter and leave the image, and which lines cross it; the others get the image centre as ends.
 
-    The image (width, height) is taken from the centres of its first to those of its last pixels.
+    The image (width, height) extends from the centres of its first pixels to those of its last.
     """
     wide = lines.double()
     normal, offset = wide[..., :2], wide[..., 2:]
     half = torch.tensor([(image_size[0] - 1) / 2, (image_size[1] - 1) / 2], dtype=wide.dtype, device=wide.device)
-    foot = -normal * ((normal * half).sum(-1, keepdim=True) + offset)  # nearest point, seen from the middle
+    foot = -normal * ((normal * half).sum(-1, keepdim=True) + offset)  # nearest point, relative to the centre
     direction = torch.stack([-normal[..., 1], normal[..., 0]], dim=-1)
     slope = torch.where(direction < 0, -1.0, 1.0) * direction.abs().clamp(min=SMALLEST_DIRECTION)
     borders = torch.stack([(-half - foot) / slope, (half - foot) / slope], dim=-1)  # px along the line: (b, n, axis, 2)
@@ -162,9 +162,9 @@ def clip_to_image(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Reading maps at points given in pixels of the image: bilinear, in the one pixel convention.
+# Sampling maps at points given in pixels of the image: bilinear, in the one pixel convention.
 #
-# A map of any resolution covers the image from corner to corner: a point x of an image of width W lies at
+# A map of any resolution covers the image from corner to corner: a point x of an image of width W is at
 # (x + 0.5) * w / W - 0.5 in a map of width w.
 
 
@@ -177,7 +177,7 @@ def sample_map(
     image_size: tuple[int, int],
     padding: Padding = "border",
 ) -> Float[Tensor, "b n c"]:
-    """Values of maps at points. image_size: width and height of the image whose pixels the points are in."""
+    """Sample maps at points. image_size: width and height of the image in whose pixels the points are given."""
     found = F.grid_sample(
         maps, to_grid(points, image_size)[:, :, None].to(maps.dtype), "bilinear", padding, align_corners=False
     )
@@ -185,12 +185,12 @@ def sample_map(
 
 
 def to_grid(points: Float[Tensor, "*b 2"], image_size: tuple[int, int]) -> Float[Tensor, "*b 2"]:
-    """Pixels -> torch's normalised coordinates without aligned corners: -1 and 1 are the image's corners."""
+    """Pixels -> torch's normalised coordinates with align_corners=False: -1 and 1 are the image's corners."""
     size = torch.tensor(image_size, dtype=points.dtype, device=points.device)
     return (2 * points + 1) / size - 1
 
 
 def from_grid(grid: Float[Tensor, "*b 2"], image_size: tuple[int, int]) -> Float[Tensor, "*b 2"]:
-    """The way back from `to_grid`."""
+    """Inverse of `to_grid`."""
     size = torch.tensor(image_size, dtype=grid.dtype, device=grid.device)
     return ((grid + 1) * size - 1) / 2

@@ -8,12 +8,12 @@ from jaxtyping import Float
 # ----------------------------------------------------------------------------------------------------------------------
 # The one pixel convention: the centre of the top-left pixel is (0, 0).
 #
-# COLMAP puts the top-left *corner* of that pixel at (0, 0), so its coordinates are larger by one half. Whoever goes
-# from one to the other adds or takes away `COLMAP_ORIGIN`: points below, intrinsics further down, and what works
-# with COLMAP's intrinsics pixel by pixel (data/undistort.py, demo/render.py).
+# COLMAP puts the top-left *corner* of that pixel at (0, 0), so its coordinates are larger by one half. Conversions add
+# or subtract `COLMAP_ORIGIN`: points below, intrinsics further down, and code that uses COLMAP's intrinsics pixel by
+# pixel (data/undistort.py, demo/render.py).
 
 
-COLMAP_ORIGIN = 0.5  # px: where COLMAP sees the centre of the top-left pixel
+COLMAP_ORIGIN = 0.5  # px: COLMAP's coordinates of the centre of the top-left pixel
 
 
 def to_colmap(keypoints: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
@@ -27,16 +27,16 @@ def from_colmap(keypoints: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]
 
 
 def resize_affine(from_size: tuple[int, int], to_size: tuple[int, int]) -> Float[np.ndarray, "2 3"]:
-    """Affine map of pixels of an image of `from_size` (width, height) onto the same image resized to `to_size`.
+    """Affine map from pixels of an image of `from_size` (width, height) to those of the image resized to `to_size`.
 
-    Centres keep their place relative to the image's corners: x' = (x + 0.5) * s - 0.5, per axis.
+    The image's corners are preserved: x' = (x + 0.5) * s - 0.5, per axis.
     """
     scale = np.asarray(to_size, dtype=np.float64) / np.asarray(from_size, dtype=np.float64)
     return np.array([[scale[0], 0.0, 0.5 * scale[0] - 0.5], [0.0, scale[1], 0.5 * scale[1] - 0.5]])
 
 
 def apply_affine(affine: Float[np.ndarray, "2 3"], points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-    """Points mapped by a 2 x 3 affine matrix; computed in float64, returned in the type of `points`."""
+    """Points mapped by a 2 x 3 affine matrix; computed in float64, returned with the dtype of `points`."""
     return (points @ affine[:, :2].T + affine[:, 2]).astype(points.dtype)
 
 
@@ -48,7 +48,7 @@ def compose(second: Float[np.ndarray, "2 3"], first: Float[np.ndarray, "2 3"]) -
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Homographies between images, all in featkit pixels; and what they do to intrinsics and fundamental matrices.
+# Homographies between images, all in featkit pixels, and their effect on intrinsics and fundamental matrices.
 
 
 def intrinsics_from_colmap(intrinsics: Float[np.ndarray, "*b 3 3"]) -> Float[np.ndarray, "*b 3 3"]:
@@ -59,7 +59,7 @@ def intrinsics_from_colmap(intrinsics: Float[np.ndarray, "*b 3 3"]) -> Float[np.
 
 
 def intrinsics_to_colmap(intrinsics: Float[np.ndarray, "*b 3 3"]) -> Float[np.ndarray, "*b 3 3"]:
-    """The way back from `intrinsics_from_colmap`."""
+    """Inverse of `intrinsics_from_colmap`."""
     moved = np.array(intrinsics, dtype=np.float64)
     moved[..., :2, 2] += COLMAP_ORIGIN
     return moved
@@ -73,9 +73,9 @@ def as_homography(affine: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "3 3"]:
 def apply_homography(
     homography: Float[np.ndarray, "3 3"], points: Float[np.ndarray, "n 2"]
 ) -> Float[np.ndarray, "n 2"]:
-    """Points mapped by a homography; NaN for points that it sends to infinity or behind the camera.
+    """Points mapped by a homography; NaN for points mapped to infinity or behind the camera.
 
-    The sign that means "in front" is that of the last entry, so a homography maps the pixel (0, 0) to the front.
+    The sign of the last entry means "in front", so the pixel (0, 0) is always mapped to the front.
     """
     mapped = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ homography.T
     depth = mapped[:, 2] * np.sign(homography[2, 2])
@@ -90,12 +90,12 @@ def warped_fundamental(
     homography0: Float[np.ndarray, "3 3"],
     homography1: Float[np.ndarray, "3 3"],
 ) -> Float[np.ndarray, "3 3"]:
-    """F' = H1^-T F H0^-1 of the images after each was warped by its own homography; of Frobenius norm 1."""
+    """F' = H1^-T F H0^-1 after each image is warped by its homography; of Frobenius norm 1."""
     found = np.linalg.inv(homography1).T @ fundamental01 @ np.linalg.inv(homography0)
     return found / np.linalg.norm(found)
 
 
 def local_scale(homography: Float[np.ndarray, "3 3"], points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
-    """By how much a homography magnifies lengths around points: the root of its Jacobian's determinant."""
+    """Local scale of a homography at points: the square root of its Jacobian's determinant."""
     depth = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ homography[2]
     return np.sqrt(np.abs(np.linalg.det(homography) / depth**3))

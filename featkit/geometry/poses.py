@@ -79,9 +79,9 @@ ECCENTRICITY_SQUARED = FLATTENING * (2 - FLATTENING)
 
 @dataclass(frozen=True)
 class Geodetic:
-    """Latitude (north) and longitude (east) in degrees; altitude in metres, None where it is not known.
+    """Latitude (north) and longitude (east) in degrees; altitude in metres, None if unknown.
 
-    A camera writes its altitude above the sea or above the ellipsoid; which one is not told apart here.
+    Cameras record altitude above sea level or above the ellipsoid; the two are not distinguished here.
     """
 
     latitude_deg: float
@@ -100,7 +100,7 @@ def ecef(positions: Sequence[Geodetic]) -> Float[np.ndarray, "n 3"]:
 
 
 def enu(positions: Sequence[Geodetic], origin: Geodetic) -> Float[np.ndarray, "n 3"]:
-    """East, north and up in metres, seen from `origin`: x and y lie in its horizon, z points to its zenith."""
+    """East, north and up in metres from `origin`: x and y are in its horizontal plane, z points to its zenith."""
     latitude, longitude = np.radians([origin.latitude_deg, origin.longitude_deg])
     east = [-np.sin(longitude), np.cos(longitude), 0.0]
     north = [-np.sin(latitude) * np.cos(longitude), -np.sin(latitude) * np.sin(longitude), np.cos(latitude)]
@@ -111,7 +111,7 @@ def enu(positions: Sequence[Geodetic], origin: Geodetic) -> Float[np.ndarray, "n
 def middle(positions: Sequence[Geodetic]) -> Geodetic:
     """Median latitude, longitude and altitude, rounded to 1e-7 degrees (about 1 cm) and to millimetres.
 
-    Longitudes are counted from the first one, so that positions on both sides of 180 degrees are beside each other.
+    Longitudes are taken relative to the first, so that positions on both sides of 180 degrees are close.
     """
     first = positions[0].longitude_deg
     beside = [(p.longitude_deg - first + 180.0) % 360.0 - 180.0 for p in positions]
