@@ -87,7 +87,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart, y over x; NaN and infinite values are left out. faint: drawn thin and grey behind the others."""
+    """One line of a chart, y over x; NaN and infinite values are left out. faint: thin and grey, behind the others."""
 
     name: str
     x: Float[np.ndarray, " n"]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # a second signal. That loses no more than SIGKILL, which every file here survives: the current item, or in training
 # what came after the last checkpoint.
 #
-# pycolmap installs its own SIGTERM handler on import (its logging library prints a stack and dies), so ours is restored.
+# pycolmap installs its own SIGTERM handler on import (its logging library prints a stack and dies); ours is restored.
 # A native call that holds the GIL (COLMAP's SIFT in a process with one worker) blocks the thread until it returns.
 
 

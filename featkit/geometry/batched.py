@@ -28,7 +28,7 @@ NINTH = tuple(math.sqrt(p) % 1.0 - 0.5 for p in (2, 3, 5, 7, 11, 13, 17, 19, 23)
 def fundamental_of_eight(
     points0: Float[Tensor, "*b 8 2"], points1: Float[Tensor, "*b 8 2"], normalise: bool = True
 ) -> Float[Tensor, "*b 3 3"]:
-    """Eight-point F of rank 2 and Frobenius norm 1 with x1^T F x0 = 0, in float64; NaN or arbitrary for degenerate sets.
+    """Eight-point F of rank 2 and Frobenius norm 1 with x1^T F x0 = 0, in float64; NaN or arbitrary if degenerate.
 
     normalise: Hartley's, each set's points get mean 0 and mean distance sqrt(2). The sign of F is arbitrary.
     """
@@ -91,7 +91,7 @@ def _strongest_direction(symmetric: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*
     a, b, c = (spread / radius).unbind(-2)
     half_determinant = (a * torch.linalg.cross(b, c)).sum(-1)[..., None, None] / 2
     angle = half_determinant.clamp(-1, 1).acos() / 3
-    # Rows of a singular matrix span the plane orthogonal to its null vector; the longest cross product is the most accurate.
+    # Rows of a singular matrix span the plane orthogonal to its null vector; the longest cross product is most exact.
     rows = spread - 2 * radius * torch.cos(angle) * identity
     normals = torch.linalg.cross(rows, rows.roll(1, dims=-2))
     lengths = torch.linalg.vector_norm(normals, dim=-1, keepdim=True)

@@ -30,8 +30,8 @@ def fundamental_matrix(
     """F01 with x1^T F01 x0 = 0, so that F01 x0 is the line of x0 in image 1; of Frobenius norm 1.
 
     F01 = K1^-T [t]x R K0^-1 of the relative pose R, t (Hartley and Zisserman, 9.2). Poses are world to camera, points
-    are in the pixels of the intrinsics (featkit's: see `intrinsics_from_colmap`). Raises ValueError for two cameras at the
-    same place, which have no epipolar lines.
+    are in the pixels of the intrinsics (featkit's: see `intrinsics_from_colmap`). Raises ValueError for two cameras at
+    the same place, which have no epipolar lines.
     """
     rotation = rotation1 @ np.swapaxes(rotation0, -1, -2)
     baseline = translation1 - np.einsum("...ij,...j->...i", rotation, translation0)
