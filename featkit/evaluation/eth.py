@@ -283,7 +283,7 @@ def beside_tables(scenes: Sequence[EthScene], scores: Sequence[SceneScore]) -> l
         ours = set(range(len(rows)))
         rows += [[row["method"], _source(row), *(row.get(column) for column in BENCHMARK)] for row in printed]
         columns = ["method", "from", *(HEADS[column] for column in BENCHMARK)]
-        note = "" if scene.is_whole else "Published rows are for a different number of images: not comparable."
+        note = "" if scene.is_whole else "Published rows are for another number of images: they do not compare."
         tables.append(Table(f"{scene.name}, compared with published results", columns, rows, note, ours))
     return tables
 

@@ -1,8 +1,8 @@
 """The scenes of the ETH local-feature benchmark (Schönberger et al., CVPR 2017), found below a folder.
 
-A scene is a folder with images/, or of images; other downloaded files (database.db, keypoints/) are ignored. If there is
-a poses.txt, the cameras are known: `name qw qx qy qz tx ty tz`, world to camera, in metres; camera.txt holds
-the one camera of all images. Any folder of that layout is a scene, even if not in the benchmark.
+A scene is a folder with images/, or of images; other downloaded files (database.db, keypoints/) are ignored. With a
+poses.txt the cameras are known: `name qw qx qy qz tx ty tz`, world to camera, in metres; camera.txt holds the one
+camera of all images. Any folder of that layout is a scene, even if not in the benchmark.
 """
 
 from __future__ import annotations

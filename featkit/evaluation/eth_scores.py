@@ -38,7 +38,7 @@ NOTHING = MapStatistics(0, 0, 0, 0, math.nan, math.nan, math.nan)
 # Relative pose errors of a map over all image pairs, in degrees; they need no alignment.
 #
 # The error of a pair is the larger of two angles: between the estimated and the true relative rotation, and between the
-# estimated and the true direction of the relative translation, both in the second camera's frame (Jin et al., IJCV 2021,
+# estimated and the true direction of the relative translation, in the second camera's frame (Jin et al., IJCV 2021,
 # "Image Matching across Wide Baselines"; here with the sign of the translation, which a map determines). A pair with
 # an unregistered image has an infinite error.
 

@@ -42,7 +42,7 @@ CORRECT_PX = 3.0  # largest error of a match drawn as inlier
 EXTREMES = 2  # worst and best pairs shown per method
 PICTURED_METHODS = 4
 MOST_GROUPS = 20  # bars in one chart
-ELSEWHERE = "Measured on HPatches, not on these sequences: not comparable."
+ELSEWHERE = "Measured on HPatches, not on these sequences: the numbers do not compare."
 
 
 class MatchingConfig(Config):

@@ -1,6 +1,6 @@
 """HPatches' three tasks (Balntas et al., CVPR 2017, section 5), following the official benchmark.
 
-Verification: ROC AUC over 1M positive and 1M negative pairs (balanced), and AP over the first fifth of the positives and
+Verification: ROC AUC over 1M positive and 1M negative pairs (balanced), AP over the first fifth of the positives and
 all negatives (imbalanced), with negatives from the same sequence (intra) or from two (inter). Matching: nearest
 neighbour of every reference patch in each of the five images; AP over all patches; mean over images, then sequences.
 Retrieval: the five patches of a query's point among distractors of other sequences; mean AP over queries, then over
@@ -44,7 +44,7 @@ class HPatchesConfig(Config):
     imbalanced_share: Share = 0.2
     """Fraction of the positive pairs, from the first on, used by the imbalanced protocol."""
     pool_sizes: tuple[Count, ...] = (100, 500, 1000, 5000, 10_000, 15_000, 20_000)
-    """Retrieval: pool sizes, including the five correct patches; a smaller pool is used completely."""
+    """Retrieval: pool sizes, including the five correct patches; if fewer patches exist, all are used."""
     drawn: DrawnTasksConfig = DrawnTasksConfig()
     """How tasks without official files are drawn."""
     ties: Literal["official", "against"] = "official"

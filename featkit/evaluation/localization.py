@@ -1,6 +1,7 @@
 """Localization benchmark: every fourth image of a scene is a query, localized in a map of the others.
 
-The map is triangulated with true poses, so that errors come from localization alone and are in the truth's units. Maps are made and queries localized by the pipelines behind `featkit reconstruct` and `featkit localize`.
+The map is triangulated with true poses, so that errors come from localization alone and are in the truth's units. Maps
+and poses are computed by the pipelines behind `featkit reconstruct` and `featkit localize`.
 """
 
 from __future__ import annotations
@@ -195,7 +196,9 @@ def localization_table(scores: Sequence[HeldOutResult]) -> Table:
         row += [found["judged"], found["localized"], *(100 * found["recall"][each] for each in thresholds)]
         metres = found["median_m"]
         rows.append([*row, None if metres is None else MM * metres, found["median_deg"]])
-    return Table("Localization", columns, rows, "Errors in metres; a query without a pose fails at every threshold.")
+    return Table(
+        "Localization", columns, rows, "Assumes a truth in metres; a query without a pose is wrong at every threshold."
+    )
 
 
 def ranked(scores: Sequence[HeldOutResult]) -> list[Ranked]:
