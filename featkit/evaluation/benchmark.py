@@ -312,7 +312,7 @@ class ImageBenchmark(Benchmark[Data, Any]):
         workers: int = 0,
         **reading: Any,
     ) -> list[Any]:
-        """Extractors by name. weights: a file, with a single name only. Raises UsageError for unknown names or fields."""
+        """Extractors by name. weights: a file, for a single name. Raises UsageError for unknown names or fields."""
         if weights is not None and len(features) > 1:
             raise UsageError(f"--weights goes with one --features, not with {len(features)}")
         options = {"max_keypoints": max_keypoints, "weights": weights}
