@@ -1,1 +1,1 @@
-"""Metrics: recalls, pose errors, comparison with true cameras. Takes arrays, returns dataclasses."""
+"""Benchmarks and metrics: recall, pose errors, comparison with ground-truth cameras."""

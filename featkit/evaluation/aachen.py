@@ -1,4 +1,4 @@
-"""Aachen Day-Night: how the map's images and the queries are extracted, matched and localized, and what comes of it.
+"""Aachen Day-Night: extraction, matching and localization of the database images and queries, and the results.
 
 Every method runs through `pipelines/aachen.py`.
 """
@@ -41,38 +41,38 @@ UNLIKE = "Published rows: queries of the night of v1.1."
 
 
 class Sides(Config):
-    """What differs from the configuration of features, in images of the map and in queries."""
+    """Overrides of an extractor's configuration, for database images and for queries."""
 
     database: dict[str, Any] = Field(default_factory=dict)
-    """Of the map's images."""
+    """Overrides for the database images."""
     query: dict[str, Any] = Field(default_factory=dict)
     """Of the queries."""
 
 
 class AachenConfig(Config):
-    """Everything that decides the poses, beside the data and the features."""
+    """Everything that decides the poses, apart from the data and the features."""
 
     extractors: dict[str, Sides] = Field(default_factory=dict)
-    """By extractor (sift, patches, scfeat). Others stay as they are."""
+    """Overrides by extractor (sift, patches, scfeat). Other extractors keep their configuration."""
     matched_by: str = "mutual"
-    """A matcher by its name in configs/. The challenge's own: "mutual-nn", without a ratio test."""
+    """Matcher, by its name in configs/. The challenge uses "mutual-nn", without a ratio test."""
     matching: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the matcher's configuration."""
+    """Overrides of the matcher's configuration."""
     covisible: CovisibleConfig = CovisibleConfig()
-    """Which images of the map are matched where no list is given."""
+    """How database images are paired when no list is given."""
     retrieval: VladConfig = VladConfig()
-    """How images of the map are found for queries, where no list is given."""
+    """How database images are retrieved for queries when no list is given."""
     map: MapConfig = MapConfig()
-    """Verification against the known poses, and triangulation. Cameras are never refined."""
+    """Verification against the known poses, and triangulation. Cameras are not refined."""
     localize: LocalizeConfig = LocalizeConfig(num_retrieved=50)
-    """Poses; images retrieved for each query where no list is given (hloc: 50)."""
+    """Pose estimation, and the number of images retrieved per query when no list is given (hloc: 50)."""
     seed: Seed = 0
-    """Of the clusters of retrieval."""
+    """Random seed of the retrieval clustering."""
 
 
 @dataclass(frozen=True)
 class BothSides:
-    """Features by one name, as the setting has them in images of the map and in queries."""
+    """Features of one name, configured for database images and for queries."""
 
     name: str
     database: Method[Extractor]
@@ -83,13 +83,13 @@ class BothSides:
         return digest(self.database.fingerprint, self.query.fingerprint)
 
     def described(self) -> dict[str, Any]:
-        """Both configurations, as plain values."""
+        """Both configurations, as json values."""
         return {"name": self.name, "database": self.database.described(), "query": self.query.described()}
 
 
 @dataclass(frozen=True)
 class AachenData:
-    """The data set, and the lists of pairs that are matched."""
+    """The dataset and the lists of pairs to match."""
 
     files: AachenFiles
     lists: PairLists
@@ -99,8 +99,8 @@ class AachenData:
 class AachenBenchmark(SettingBenchmark[AachenData]):
     """Settings by name: `configs/aachen*.yaml`. version: "1.1" or "1.0". queries: "night" or "day-night".
 
-    db_pairs, query_pairs: lists in place of the published ones; retrieval: files of global descriptors (hloc's layout)
-    that pair the queries. truth: poses.txt of the queries. skip_broken: in the map.
+    db_pairs, query_pairs: lists that replace the published ones. retrieval: files of global descriptors (hloc's
+    layout) used to pair the queries. truth: poses.txt of the queries. skip_broken: skip unreadable database images.
     """
 
     name = "aachen"
@@ -137,7 +137,7 @@ class AachenBenchmark(SettingBenchmark[AachenData]):
     def method(
         self, name: str, label: str | None = None, changes: dict[str, Any] | None = None, **reading: Any
     ) -> BothSides:
-        """Features by name, under this setting. changes: fields that differ once more. reading: of `ExtractConfig`.
+        """Features by name, under this setting. changes: further overrides. reading: fields of `ExtractConfig`.
 
         Raises UsageError for an unknown name or field.
         """
@@ -203,7 +203,7 @@ class AachenBenchmark(SettingBenchmark[AachenData]):
 
 
 def read_aachen_reference(files: AachenFiles) -> Reference:
-    """Poses and cameras of the reference model, from the COLMAP model when it is there. Raises BadInputError."""
+    """Poses and cameras of the reference model, from the COLMAP model if present. Raises BadInputError."""
     if files.model is not None:
         return read_light_reference(files.model)
     assert files.nvm is not None
@@ -222,7 +222,7 @@ def read_aachen_tracks(files: AachenFiles) -> Tracks:
 
 
 def covisible_list(files: AachenFiles, config: CovisibleConfig, output: Path) -> Path:
-    """Write the pairs of images of the reference model that share the most points, unless they are there."""
+    """Write the image pairs of the reference model that share the most points, unless the list is up to date."""
     sources = sorted(files.model.glob("*.bin")) if files.model is not None else [files.nvm]
     inputs = digest(*(f"{p.name} {source_digest(p)}" for p in sources if p is not None))
     if artifact(output, config, inputs).up_to_date:
@@ -235,7 +235,7 @@ def covisible_list(files: AachenFiles, config: CovisibleConfig, output: Path) ->
 
 
 def read_truth(path: Path, names: list[str]) -> dict[str, Pose]:
-    """True poses by the queries' names, whether the file has those or the file names alone. Raises BadInputError."""
+    """True poses by query name; the file may list full names or only file names. Raises BadInputError."""
     poses = read_poses(path)
     known = by_file_name(names)
     return {known[file_name(name)]: pose for name, pose in poses.items() if name in names or name in known}
@@ -244,7 +244,7 @@ def read_truth(path: Path, names: list[str]) -> dict[str, Pose]:
 def score_conditions(
     poses: Mapping[str, Pose], truth: Mapping[str, Pose], conditions: Mapping[str, list[str]]
 ) -> dict[str, LocalizationScore]:
-    """Recall by condition ("day", "night"); one without a true pose is left out."""
+    """Recall by condition ("day", "night"); queries without a true pose are left out."""
     return {
         condition: score_localization(poses, truth, names)
         for condition, names in conditions.items()
@@ -253,18 +253,18 @@ def score_conditions(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Tables: day and night apart, and what papers print beside the night.
+# Tables: day and night separately, and night results next to published ones.
 
 
 def condition_table(metrics: dict[str, Any]) -> Table:
-    """Day and night of one method."""
+    """Day and night results of one method."""
     columns = ["queries", "of", "localized", *NAMES, "median m", "median deg"]
     rows = [[condition, *_counts(counted), *_recall(counted)] for condition, counted in metrics["conditions"].items()]
     return Table("Day and night", columns, rows, "" if "recall" in metrics else UPLOAD)
 
 
 def method_table(measured: Mapping[str, dict[str, Any]], links: Mapping[str, str]) -> Table:
-    """A row per method and condition. measured: metrics by method; links: address of each method's own page."""
+    """A row per method and condition. measured: metrics by method; links: URL of each method's page."""
     columns = ["method", "queries", "of", "localized", *NAMES, "median m", "median deg", "map points", "track"]
     rows: list[list[Cell]] = []
     for name, metrics in measured.items():
@@ -277,7 +277,7 @@ def method_table(measured: Mapping[str, dict[str, Any]], links: Mapping[str, str
 
 
 def beside_table(measured: Mapping[str, dict[str, Any]], version: str, whole: bool) -> Table:
-    """Our rows of the night above what papers print of v1.1. whole: whether the data is the real one, in numbers."""
+    """Our night rows above the published ones for v1.1. whole: whether the number of queries is the benchmark's."""
     rows: list[list[Cell]] = []
     for name, metrics in measured.items():
         night = metrics["conditions"]["night"]
@@ -286,17 +286,17 @@ def beside_table(measured: Mapping[str, dict[str, Any]], version: str, whole: bo
     for row in published_rows():
         rows.append([row["method"], row["from"], None, *(row[name] for name in NAMES)])
     note = UNLIKE if version == "1.1" and whole else f"{UNLIKE} These are others: they do not compare."
-    return Table("Night, beside what is published", ["method", "from", "localized", *NAMES], rows, note, ours)
+    return Table("Night, compared with published results", ["method", "from", "localized", *NAMES], rows, note, ours)
 
 
 def is_whole(measured: Mapping[str, dict[str, Any]], version: str) -> bool:
-    """Whether the queries of the night are as many as the benchmark has."""
+    """Whether there are as many night queries as in the benchmark."""
     counts = {metrics["conditions"]["night"]["queries"] for metrics in measured.values()}
     return counts == {NIGHT_QUERIES[version]}
 
 
 def published_rows() -> list[dict[str, Any]]:
-    """Everything that is printed, as plain values; recall in %."""
+    """All published rows, as json values; recall in %."""
     return [
         {
             "method": row.name,
@@ -309,7 +309,7 @@ def published_rows() -> list[dict[str, Any]]:
 
 
 def ranked(measured: Mapping[str, dict[str, Any]]) -> list[Ranked]:
-    """Per condition: recall at the finest threshold where the truth is known, else the share that was localized."""
+    """Per condition: recall at the strictest threshold if the truth is known, otherwise the share localized."""
     found = []
     for name, metrics in measured.items():
         for condition, counted in metrics["conditions"].items():
@@ -326,7 +326,7 @@ def _counts(counted: dict[str, Any]) -> list[Cell]:
 
 
 def _recall(counted: dict[str, Any]) -> list[Cell]:
-    """Recall in %, and medians in metres and degrees; gaps without the truth."""
+    """Recall in %, and medians in metres and degrees; empty without ground truth."""
     if "recall" not in counted:
         return [None] * (len(NAMES) + 2)
     shares: list[Cell] = [round(100 * share, 1) for share in counted["recall"].values()]

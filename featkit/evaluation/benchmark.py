@@ -1,10 +1,9 @@
-"""What every benchmark is: data that it finds, methods that it measures, and one result for terminal, json and page.
+"""The benchmark protocol: find the data, run the methods, return one result for terminal, json and report.
 
-A benchmark that takes features of images has them made by featkit's own stages, apart from its metrics:
-PREDICTIONS/NAME-FINGERPRINT/features.h5 holds the features of every image; the fingerprint is that of the configuration
-and of the weights, so that another configuration never meets the features of this one. Matches lie in
-MATCHER-FINGERPRINT/ beside it. Images are read where they lie. Both stages resume, and make again what belongs to an
-image that has changed.
+Benchmarks of image features run featkit's own extraction and matching stages, separately from the metrics:
+PREDICTIONS/NAME-FINGERPRINT/features.h5 holds the features of every image. The fingerprint covers configuration and
+weights, so that configurations never share features. Matches are in MATCHER-FINGERPRINT/ next to it. Images are read
+in place. Both stages resume, and recompute what belongs to an image that has changed.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ Measured = TypeVar("Measured")
 
 @dataclass(frozen=True)
 class Predictions:
-    """Where the features of a method lie, and the matches if there are any. seconds: of the stages, in this run."""
+    """Files of a method's features, and of its matches if any. seconds: of each stage, in this run."""
 
     method: Method[Extractor]
     features: Path
@@ -48,7 +47,7 @@ class Predictions:
     seconds: dict[str, float]
 
     def described(self) -> dict[str, Any]:
-        """The method and its times, as plain values."""
+        """The method and its times, as json values."""
         return {**self.method.described(), "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()}}
 
 
@@ -63,9 +62,9 @@ def predict(
     overwrite: bool = False,
     engine: EngineConfig = LOCAL,
 ) -> Predictions:
-    """Extract the features of some images of a folder, and match pairs of them; what is there already is kept.
+    """Extract features of some images of a folder and match pairs of them, resuming existing output.
 
-    folder: of all predictions. Raises BadInputError for an image that cannot be read.
+    folder: for all predictions. Raises BadInputError for an image that cannot be read.
     """
     place = folder / f"{method.file_name}-{method.fingerprint}"
     features, matches = place / "features.h5", None
@@ -82,7 +81,7 @@ def predict(
 
 @dataclass(frozen=True)
 class Work:
-    """Where a benchmark works and how. folder: of predictions and results."""
+    """Where and how a benchmark runs. folder: for predictions and results."""
 
     folder: Path
     overwrite: bool = False
@@ -98,7 +97,7 @@ class Work:
         *,
         scene: str = "",
     ) -> Predictions:
-        """`predict` among the predictions of all benchmarks. scene: folder in it, where benchmarks have several."""
+        """`predict` into the folder shared by all benchmarks. scene: subfolder, for benchmarks with several scenes."""
         folder = self.folder / "predictions" / scene
         return predict(
             method, images, names, folder, matcher, pairs, overwrite=self.overwrite, engine=self.engine
@@ -106,12 +105,12 @@ class Work:
 
 
 def names_in(text: str | None) -> list[str]:
-    """Comma-separated names, each once."""
+    """Split comma-separated names, without duplicates."""
     return list(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
 
 
 def method_names(features: str) -> list[str]:
-    """The same, at least one. Raises UsageError when there is none."""
+    """Split comma-separated method names. Raises UsageError if there is none."""
     names = names_in(features)
     if not names:
         raise UsageError("--features: comma-separated names, as rootsift,hynet")
@@ -119,19 +118,19 @@ def method_names(features: str) -> list[str]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What a benchmark comes to.
+# Results of a benchmark.
 
 
 class Plain:
-    """A dataclass of measurements whose fields are what results.json holds."""
+    """Base of dataclasses of measurements whose fields are written to results.json."""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values: shares and errors to six decimals, None for what is not finite."""
+        """Json values: fractions and errors to six decimals, None for NaN and infinity."""
         return {one.name: plain(getattr(self, one.name)) for one in fields(self)}  # type: ignore[arg-type]
 
 
 def plain(value: Any) -> Any:
-    """Measurements, nested as they may be, as json has them."""
+    """Nested measurements as json values."""
     if isinstance(value, Plain):
         return value.as_json()
     if isinstance(value, Mapping):
@@ -145,7 +144,7 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One number of one method. measure: what it is and of which data, with the unit. better: the higher or the lower.
+    """One number of one method. measure: name with data and unit. better: whether higher or lower is better.
 
     None and NaN: the method has no such number.
     """
@@ -158,12 +157,12 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Result:
-    """All that is printed, written and shown of one run.
+    """Everything printed, written and shown of one run.
 
-    numbers: results.json, as plain values. tables: for the terminal. ranking: for the table over all benchmarks.
-    sections: of the page, without configurations. `evaluate` adds the benchmark's name and, by title and as plain
-    values, the configurations: settings, methods.
-    note: above the configurations. lines: printed below the tables.
+    numbers: content of results.json. tables: for the terminal. ranking: for the table over all benchmarks.
+    sections: of the report, without configurations. `evaluate` adds the benchmark's name and the configurations
+    (settings, methods), by title and as json values.
+    note: shown above the configurations. lines: printed below the tables.
     """
 
     title: str
@@ -180,16 +179,16 @@ class Result:
     benchmark: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, the same in every file and on the terminal."""
+        """Json values, the same in every file and on the terminal."""
         made_by = {"benchmark": self.benchmark, "featkit_version": __version__}
         return {**made_by, **self.settings_as_json(), **self.numbers}
 
     def settings_as_json(self) -> dict[str, Any]:
-        """The configuration by that name, whatever setting it is of."""
+        """The configuration by its title, regardless of the setting."""
         return {name if name == "matcher" else "config": values for name, values in self.settings.items()}
 
     def page(self) -> Report:
-        """Its own page. A benchmark without sections shows its tables."""
+        """The benchmark's report page; without sections it shows the tables."""
         sections = self.sections or [Section("Scores", items=self.tables)]
         settings = [*configurations(self.settings), *configurations(self.methods)]
         last = [Section("Configuration", self.note, settings)] if settings else []
@@ -197,7 +196,7 @@ class Result:
 
 
 def configurations(described: Mapping[str, Any]) -> list[Configuration]:
-    """What was measured and how, as json. described: title -> plain values."""
+    """Configurations for the report, as json. described: title -> json values."""
     return [Configuration(title, json.dumps(values, indent=1)) for title, values in described.items()]
 
 
@@ -211,21 +210,21 @@ class Benchmark(Generic[Data, Measured]):
 
     name: ClassVar[str]
     Config: ClassVar[Any] = Config
-    """Its configuration's class; by default there is nothing to configure."""
+    """Configuration class; by default without fields."""
     default_features: ClassVar[str] = "rootsift"
-    """Measured when nothing is asked for; comma-separated."""
+    """Methods measured by default, comma-separated."""
     data_option: ClassVar[Literal["root", "data"]] = "root"
-    """What its command calls the data."""
+    """What the command calls the data."""
     several: ClassVar[bool] = False
-    """Whether it takes several folders of data at once."""
+    """Whether it accepts several data folders."""
     setting: str = field(default="", init=False)
-    """Its setting in configs/, where papers measured it under several; of the class: the benchmark's own."""
+    """Name of its setting in configs/, if papers use several; the class attribute is the benchmark's own setting."""
 
     config: Any = None
-    """Complete; by default that of `Config`."""
+    """The complete configuration; default: `Config()`."""
     device: str = "auto"
     by: Any = field(default=None, init=False)
-    """The matcher, a `Method`, of benchmarks that match."""
+    """The matcher (a `Method`), for benchmarks that match."""
 
     def __post_init__(self) -> None:
         self.config = self.Config() if self.config is None else self.config
@@ -234,7 +233,7 @@ class Benchmark(Generic[Data, Measured]):
     def configured(
         cls, changes: dict[str, Any], *, seed: int = 0, device: str = "auto", setting: str = "", **options: Any
     ) -> Any:
-        """A benchmark with some fields of its configuration changed, under one of its settings where it has several.
+        """A benchmark with configuration overrides, under one of its settings if it has several.
 
         Raises UsageError for an unknown setting or field.
         """
@@ -254,33 +253,33 @@ class Benchmark(Generic[Data, Measured]):
 
     @property
     def place(self) -> str:
-        """Folder of its results, in the one of all results."""
+        """Folder of its results within the results folder."""
         return self.name
 
     @staticmethod
     def seeded(seed: int) -> dict[str, Any]:
-        """Fields of the configuration that a seed decides."""
+        """Configuration fields set by the random seed."""
         return {}
 
     def changed(self, **changes: Any) -> None:
-        """Lay options over the configuration. Raises UsageError for a value that is out of range."""
+        """Apply options to the configuration. Raises UsageError for a value out of range."""
         given = {name: value for name, value in changes.items() if value not in (None, {})}
         if given:
             self.config = make(type(self.config), merge(self.config.model_dump(), given), where=f"eval {self.name}")
 
     def settings(self) -> dict[str, Any]:
-        """Its configuration, and its matcher's, by title."""
+        """The configurations of the benchmark and its matcher, by title."""
         found = {} if self.Config is Config else {self.setting or "benchmark": self.config.result_fields()}
         if self.by is not None:
             found["matcher"] = {"name": self.by.name, **self.by.config.result_fields()}
         return found
 
     def find(self, roots: Sequence[Path]) -> Data:
-        """The data in some folders. Raises BadInputError that says what is missing."""
+        """Find the data in some folders. Raises BadInputError naming what is missing."""
         raise NotImplementedError
 
     def methods(self, features: Sequence[str], **reading: Any) -> list[Measured]:
-        """What is measured, by names. Raises UsageError for an unknown one."""
+        """The methods by name. Raises UsageError for an unknown one."""
         raise NotImplementedError
 
     def run(self, data: Data, methods: Sequence[Measured], work: Work) -> Result:
@@ -290,13 +289,13 @@ class Benchmark(Generic[Data, Measured]):
 
 @dataclass
 class ImageBenchmark(Benchmark[Data, Any]):
-    """A benchmark of features of images: its methods are extractors."""
+    """A benchmark of image features: its methods are extractors."""
 
     resize_max: ClassVar[int | None] = None
-    """Longer side of images after resizing, px, when nothing is asked for; None: as they are."""
+    """Default longer side of images after resizing, px; None: not resized."""
 
     def method(self, name: str, label: str | None = None, changes: dict[str, Any] | None = None, **reading: Any) -> Any:
-        """Features by name. changes: fields of the extractor that differ. reading: fields of `ExtractConfig`.
+        """Features by name. changes: overrides of the extractor's fields. reading: fields of `ExtractConfig`.
 
         Raises UsageError for an unknown name or field.
         """
@@ -313,7 +312,7 @@ class ImageBenchmark(Benchmark[Data, Any]):
         workers: int = 0,
         **reading: Any,
     ) -> list[Any]:
-        """Features by names, ready to extract. weights: of one name. Raises UsageError for an unknown name or field."""
+        """Extractors by name. weights: a file, for a single name. Raises UsageError for unknown names or fields."""
         if weights is not None and len(features) > 1:
             raise UsageError(f"--weights goes with one --features, not with {len(features)}")
         options = {"max_keypoints": max_keypoints, "weights": weights}
@@ -325,10 +324,9 @@ class ImageBenchmark(Benchmark[Data, Any]):
 
 @dataclass(kw_only=True)
 class SettingBenchmark(ImageBenchmark[Data]):
-    """One that papers measured under settings of their own: `config` has extractors, matched_by and matching.
+    """A benchmark with settings taken from papers: `config` has extractors, matched_by and matching.
 
-    ratio: of the ratio test, where that differs from the setting's; 1: none. skip_broken: pass over images that cannot
-    be read.
+    ratio: overrides the setting's ratio test; 1: none. skip_broken: skip unreadable images.
     """
 
     ratio: float | None = None
@@ -338,11 +336,11 @@ class SettingBenchmark(ImageBenchmark[Data]):
         super().__post_init__()
         self.changed(matching={} if self.ratio is None else {"ratio": self.ratio})
         for name in self.config.extractors:
-            class_of("extractor", name)  # a misspelt one would be passed over without a word
+            class_of("extractor", name)  # a misspelt one would be ignored silently
         self.by = resolve("matcher", self.config.matched_by, self.config.matching, self.device).ready()
 
     def differences(self, name: str) -> Any:
-        """What the setting has for the extractor of features by name; None: nothing."""
+        """The setting's overrides for the extractor of the named features; None: no entry."""
         extractor = str(named_config(name, "extractor").get("extractor"))
         if self.config.extractors and extractor not in self.config.extractors:
             LOGGER.info("%s: the setting has nothing for %s; its own configuration is used", name, extractor)
@@ -352,9 +350,9 @@ class SettingBenchmark(ImageBenchmark[Data]):
 def evaluate(
     benchmark: Benchmark[Data, Measured], roots: Sequence[Path], features: str, work: Work, **reading: Any
 ) -> Result:
-    """Measure features, comma-separated names, on the data in some folders. reading: of `benchmark.methods`.
+    """Run a benchmark on comma-separated feature names. reading: passed to `benchmark.methods`.
 
-    Raises UsageError for names that there are not, BadInputError for data that are missing or broken.
+    Raises UsageError for unknown names, BadInputError for missing or broken data.
     """
     methods: list[Any] = benchmark.methods(method_names(features), **reading)
     result = benchmark.run(benchmark.find(roots), methods, work)
@@ -363,5 +361,5 @@ def evaluate(
 
 
 def matcher_named(name: str, ratio: float | None, device: str) -> Method[Matcher]:
-    """A matcher, ready. ratio: of its ratio test, where that differs. Raises UsageError for an unknown name."""
+    """A matcher by name. ratio: overrides its ratio test. Raises UsageError for an unknown name."""
     return resolve("matcher", name, {} if ratio is None else {"ratio": ratio}, device).ready()

@@ -1,4 +1,4 @@
-"""Which benchmarks a folder of data allows: every data set below it, told by its layout."""
+"""Finds the datasets below a folder by their layout, and with them the benchmarks that can run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from featkit.io.atomic import read_lines
 from featkit.weights.manifest import list_weights
 
 LOGGER = logging.getLogger(__name__)
-DEPTH = 4  # folders below the given one that are looked into
+DEPTH = 4  # levels of subfolders searched
 WANTED = (
     "sequences with homographies (HPatches, Oxford), scenes with images/, poses.txt and camera.txt (ETH, Strecha), or"
     " with images/ and sparse/, patches in PhotoTour's format, hpatches-release, RomePatches"
@@ -26,20 +26,20 @@ WANTED = (
 
 @dataclass
 class AvailableData:
-    """Folders, in order of their paths. A scene of the ETH benchmark is not among `localization`."""
+    """Dataset folders, sorted by path. ETH benchmark scenes are not included in `localization`."""
 
     sequences: list[Path] = field(default_factory=list)
-    """Folders of sequences, of HPatches' or of the Oxford layout."""
+    """Folders of sequences in HPatches or Oxford layout."""
     eth: list[Path] = field(default_factory=list)
     """Scenes of the ETH benchmark by name."""
     localization: list[Path] = field(default_factory=list)
     """Other scenes with true poses."""
     models: list[Path] = field(default_factory=list)
-    """Scenes with a COLMAP model only."""
+    """Scenes with only a COLMAP model."""
     patches: list[Path] = field(default_factory=list)
-    """Sets of patches in PhotoTour's format."""
+    """Patch sets in PhotoTour format."""
     hpatches: list[Path] = field(default_factory=list)
-    """Folders of HPatches' patches."""
+    """Folders of HPatches patches."""
     rome: list[Path] = field(default_factory=list)
     """Folders of RomePatches."""
 
@@ -48,7 +48,7 @@ class AvailableData:
 
 
 def available_data(root: Path) -> AvailableData:
-    """Look below a folder. Raises BadInputError when it is none, or holds nothing that a benchmark runs on."""
+    """Search a folder for datasets. Raises BadInputError if it is not a folder or holds no benchmark data."""
     if not root.is_dir():
         raise BadInputError(f"{root}: no such folder; give one that holds data sets, see `featkit data fetch --help`")
     found = AvailableData()
@@ -62,7 +62,7 @@ def available_data(root: Path) -> AvailableData:
 
 
 def _folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:
-    """The folder and those below it; nothing inside a data set, nor hidden."""
+    """The folder and its subfolders, except hidden ones and those inside a dataset."""
     yield root
     if depth == 0 or _kind(root) is not None:
         return
@@ -86,9 +86,9 @@ def _kind(folder: Path) -> str | None:
 
 
 def not_learned_from(folders: Iterable[Path], weights: Iterable[str]) -> list[Path]:
-    """Those whose scenes no weight was trained on, as the manifest has it. weights: sha256 of files; "": none.
+    """Folders whose scenes none of the weights was trained on, by the manifest. weights: sha256 of files; "": none.
 
-    A weight that the manifest does not know says nothing of its scenes.
+    The training scenes of weights missing from the manifest are unknown and ignored.
     """
     used = set(weights)
     learned = {scene for row in list_weights() if row.sha256 in used for scene in row.scenes}
@@ -103,14 +103,14 @@ def not_learned_from(folders: Iterable[Path], weights: Iterable[str]) -> list[Pa
 
 
 def scene_names(folder: Path) -> set[str]:
-    """Its own name, and those that scenes.txt of a set of patches lists."""
+    """The folder's name, and for a patch set the names in its scenes.txt."""
     listed = folder / SCENES
     lines = [line for _, line in read_lines(listed)] if listed.is_file() else []
     return {folder.resolve().name, *(line.split("\t")[0] for line in lines)}
 
 
 def patch_method(method: Method) -> str | None:
-    """What describes its patches, as `describer` takes it: a baseline's name or a weight. None: no patch descriptor."""
+    """Name of the patch descriptor for `describer`: a baseline or weights. None: not a patch descriptor."""
     if method.name in BASELINES:
         return method.name
     extractor = method.config.extractor

@@ -1,11 +1,11 @@
-"""The ETH local-feature benchmark: any features into COLMAP's incremental mapper, by featkit's own stages.
+"""The ETH local-feature benchmark: features mapped by COLMAP's incremental mapper through featkit's stages.
 
     PREDICTIONS/SCENE/METHOD-FINGERPRINT/features.h5
         matches-FINGERPRINT/matches.h5
             map-FINGERPRINT/pairs.txt, database.db, sparse/
 
-Each folder is named after all that decides what is in it, so that nothing is made twice and nothing stale is measured.
-What is measured on a map: `eth_scores`.
+Each folder is named after everything that decides its content, so nothing is computed twice or measured when stale.
+Metrics of a map: `eth_scores`.
 """
 
 from __future__ import annotations
@@ -64,42 +64,41 @@ HEADS = {
 BENCHMARK = list(HEADS)[: list(HEADS).index("centre_error_mm_mean")]
 CAMERAS = [column for column in HEADS if column not in BENCHMARK]
 COUNTS = {"registered", "points", "observations", "dense_points", "inlier_pairs", "inlier_matches"}
-SHOWN_3D = 4  # maps that are drawn; of these methods of a scene also pairs of images
+SHOWN_3D = 4  # methods per scene whose maps and image pairs are drawn
 CURVE_DEG = np.linspace(0.0, 10.0, 201)
 WITHOUT_CUDA = "No dense points: this pycolmap has no CUDA."
 
 
 class EthConfig(Config):
-    """Everything that decides a map, and what is measured on it."""
+    """Everything that decides a map and its metrics."""
 
     extractors: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """By extractor (sift, patches, scfeat): what differs from the configurations of features. Others stay as they
-    are."""
+    """Overrides by extractor (sift, patches, scfeat). Other extractors keep their configuration."""
     matched_by: str = "mutual"
-    """A matcher by its name in configs/. The benchmark: mutual nearest neighbours, ratio 0.8 (there on one side)."""
+    """Matcher, by its name in configs/. The benchmark uses mutual nearest neighbours, ratio 0.8 (there one-sided)."""
     matching: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the matcher's configuration."""
+    """Overrides of the matcher's configuration."""
     paired_by: str = "auto"
-    """auto, exhaustive, retrieval, or another pairing by its name in configs/."""
+    """Pairing: auto, exhaustive, retrieval, or another by its name in configs/."""
     auto: AutoConfig = AutoConfig(exhaustive_up_to=1999)
-    """What "auto" means. The benchmark: all pairs below 2000 images."""
+    """When "auto" pairs exhaustively. The benchmark: all pairs below 2000 images."""
     retrieved: Count = 100
-    """Most similar images that each one is paired with by retrieval (the benchmark: 100 by a vocabulary tree)."""
+    """Number of most similar images that retrieval pairs with each image (the benchmark: 100, by a vocabulary tree)."""
     known_cameras: bool = True
-    """Take the camera of a scene's camera.txt and leave it as it is, as the reference rows do. False: `map.camera`."""
+    """Use the camera of a scene's camera.txt without refining it, as the reference rows do. False: `map.camera`."""
     map: MapConfig = MapConfig()
-    """Cameras without camera.txt, verification (both the benchmark's: 15 matches, then inliers), mapping."""
+    """Cameras without camera.txt, verification (as the benchmark: 15 matches and inliers), mapping."""
     dense: DenseConfig | None = DenseConfig()
-    """Dense points where pycolmap has CUDA; null: none."""
+    """Dense reconstruction, if pycolmap has CUDA; null: none."""
     pose_thresholds_deg: tuple[Degrees, ...] = POSE_THRESHOLDS_DEG
-    """Of the area under the curve of pose errors over pairs of images, where the truth is known."""
+    """Thresholds of the pose AUC over image pairs, degrees, if the truth is known."""
     seed: Seed = 0
-    """Of pairing by retrieval; verification and mapping have their own in `map`."""
+    """Random seed of pairing by retrieval; verification and mapping have their own in `map`."""
 
 
 @dataclass(kw_only=True)
 class EthBenchmark(SettingBenchmark[SceneSet]):
-    """scenes: only these, comma-separated; by default the benchmark's."""
+    """scenes: comma-separated names; default: the benchmark's."""
 
     name = "eth"
     Config = EthConfig
@@ -110,7 +109,7 @@ class EthBenchmark(SettingBenchmark[SceneSet]):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.config.paired_by != "auto":
-            resolve("pairing", self.config.paired_by)  # better found before the work than after
+            resolve("pairing", self.config.paired_by)  # fail early
 
     @staticmethod
     def seeded(seed: int) -> dict[str, Any]:
@@ -122,7 +121,7 @@ class EthBenchmark(SettingBenchmark[SceneSet]):
     def method(
         self, name: str, label: str | None = None, changes: dict[str, Any] | None = None, **reading: Any
     ) -> Method[Extractor]:
-        """Features by name, under this setting. changes: fields that differ once more."""
+        """Features by name, under this setting. changes: further overrides."""
         own = self.differences(name) or {}
         return super().method(name, label, merge(own, changes or {}), skip_broken=self.skip_broken, **reading)
 
@@ -163,7 +162,7 @@ class EthBenchmark(SettingBenchmark[SceneSet]):
         )
 
     def map_scene(self, scene: EthScene, method: Method[Extractor], work: Work) -> SceneMap:
-        """Features, pairs, matches, verification, map; what is done already is kept.
+        """Features, pairs, matches, verification, map; existing output is kept.
 
         Raises BadInputError for images that cannot be read or do not fit the camera.
         """
@@ -174,7 +173,7 @@ class EthBenchmark(SettingBenchmark[SceneSet]):
         parts = (mapping.fingerprint(), chosen.config.fingerprint(), chosen.name, str(self.config.seed))
         place = matched / f"map-{digest(*parts)}"
         seconds = dict(found.seconds)
-        with open_features(found.features) as store:  # without the broken ones, where those are passed over
+        with open_features(found.features) as store:  # without broken ones if those are skipped
             names = [image for image in scene.names if store.has(image)]
         with timed("pairs", seconds):
             pairs = pairing.run(
@@ -190,13 +189,13 @@ class EthBenchmark(SettingBenchmark[SceneSet]):
         return _mapped(mapping, result, pairs, names, overwrite, stages.verifier(work.engine))
 
     def _pairing(self, images: int) -> Method[Pairing]:
-        """The pairing for that many images."""
+        """The pairing for this number of images."""
         chosen = pairing.choose(self.config.paired_by, images, device=self.device, auto=self.config.auto)
         fewer = {"num_matched": self.config.retrieved} if "num_matched" in type(chosen.own).model_fields else None
         return resolve("pairing", chosen.name, fewer, self.device)
 
     def _mapping(self, scene: EthScene) -> tuple[MapConfig, str]:
-        """Configuration of the map, and in words where its cameras are from."""
+        """Mapping configuration, and the origin of its cameras in words."""
         mapping = self.config.map
         if scene.camera is not None and self.config.known_cameras:
             known = CameraConfig(model=scene.camera.model, params=scene.camera.params, mode="single", refine=False)
@@ -208,7 +207,7 @@ class EthBenchmark(SettingBenchmark[SceneSet]):
 def _mapped(
     mapping: MapConfig, found: SceneMap, pairs: Path, names: list[str], overwrite: bool, verifier: Verifier | None
 ) -> SceneMap:
-    """Verification and map of matched images, as far as they come."""
+    """Verify and map matched images, as far as that succeeds."""
     scene, predictions = found.scene, found.predictions
     assert predictions.matches is not None
     seconds = predictions.seconds
@@ -229,7 +228,7 @@ def _mapped(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Tables and page: published rows beside ours, errors against true cameras, maps in 3D.
+# Tables and report: ours next to published rows, errors against ground-truth cameras, maps in 3D.
 
 
 def of_scene(scores: Sequence[SceneScore], scene: str) -> list[SceneScore]:
@@ -248,7 +247,7 @@ def score_table(scores: Sequence[SceneScore]) -> Table:
 
 
 def pose_table(scores: Sequence[SceneScore], config: EthConfig) -> Table | None:
-    """Errors against true cameras; None where no scene has any."""
+    """Errors against ground-truth cameras; None if no scene has any."""
     judged = [score for score in scores if score.pose_auc is not None]
     if not judged:
         return None
@@ -272,7 +271,7 @@ def pose_table(scores: Sequence[SceneScore], config: EthConfig) -> Table | None:
 
 
 def beside_tables(scenes: Sequence[EthScene], scores: Sequence[SceneScore]) -> list[Table]:
-    """Per scene our rows, and below what papers print of it; gaps where they print nothing."""
+    """Our rows per scene, with published rows below; empty cells where papers give no number."""
     tables = []
     for scene in scenes:
         printed = [row for row in published_rows([scene]) if set(row) & set(BENCHMARK)]
@@ -284,13 +283,13 @@ def beside_tables(scenes: Sequence[EthScene], scores: Sequence[SceneScore]) -> l
         ours = set(range(len(rows)))
         rows += [[row["method"], _source(row), *(row.get(column) for column in BENCHMARK)] for row in printed]
         columns = ["method", "from", *(HEADS[column] for column in BENCHMARK)]
-        note = "" if scene.is_whole else "Published rows are of another number of images: they do not compare."
-        tables.append(Table(f"{scene.name}, beside what is published", columns, rows, note, ours))
+        note = "" if scene.is_whole else "Published rows are for another number of images: they do not compare."
+        tables.append(Table(f"{scene.name}, compared with published results", columns, rows, note, ours))
     return tables
 
 
 def published_rows(scenes: Sequence[EthScene]) -> list[dict[str, Any]]:
-    """Everything that is printed on these scenes, as plain values."""
+    """All published rows of these scenes, as json values."""
     names = {scene.name: scene.is_whole for scene in scenes}
     return [
         {
@@ -308,14 +307,14 @@ def published_rows(scenes: Sequence[EthScene]) -> list[dict[str, Any]]:
 
 
 def origins(scenes: Sequence[EthScene]) -> str:
-    """Which tables of papers have rows of these scenes."""
+    """The papers' tables that have rows of these scenes."""
     names = {scene.name for scene in scenes}
     tables = (one for one in published("eth").tables if any(row.scene in names for row in one.rows))
     return " ".join(f"{table.paper}: {table.where}." for table in tables)
 
 
 def ranked(scores: Sequence[SceneScore]) -> list[Ranked]:
-    """Points, track length, reprojection error and, where the truth is known, centre error of each scene."""
+    """Points, track length, reprojection error and, if the truth is known, centre error of each scene."""
     measured: tuple[tuple[str, str, Literal["high", "low"]], ...] = (
         ("points", "points", "high"),
         ("track_length", "track", "high"),
@@ -332,7 +331,7 @@ def ranked(scores: Sequence[SceneScore]) -> list[Ranked]:
 
 
 def best_map(scores: Sequence[SceneScore]) -> Headline:
-    """The method that registers most images of a scene."""
+    """The method that registers the most images of a scene."""
     best = max(scores, key=lambda score: (score.statistics.registered, score.statistics.points))
     registered = f"{best.statistics.registered} / {len(best.scene.names)}"
     return Headline(best.scene.name, registered, hint=f"images, {best.name}")
@@ -348,7 +347,7 @@ def _number(column: str, value: float | None) -> float | int | None:
 
 
 def _source(row: dict[str, Any]) -> str:
-    """Short name of a paper, and of the table in it."""
+    """Short names of a paper and of its table."""
     return f"{row['paper'].partition(' (')[0]}, {row['where'].partition(';')[0].partition(',')[0]}"
 
 
@@ -368,7 +367,7 @@ def _note(scores: Sequence[SceneScore]) -> str:
 
 
 def pose_charts(scores: Sequence[SceneScore]) -> list[Item]:
-    """Share of pairs of images with an error up to x, of every scene with a truth."""
+    """Share of image pairs with an error up to x, for every scene with ground truth."""
     charts: list[Item] = []
     for scene in dict.fromkeys(score.scene.name for score in scores if score.pose_errors is not None):
         curves = [
@@ -381,7 +380,7 @@ def pose_charts(scores: Sequence[SceneScore]) -> list[Item]:
 
 
 def scene_section(scene: EthScene, scores: Sequence[SceneScore]) -> Section:
-    """The maps in 3D, and pairs of images with their verified matches."""
+    """The maps in 3D, and image pairs with their verified matches."""
     items: list[Item] = []
     shown = [score for score in scores if score.model is not None][:SHOWN_3D]
     items += [_drawn(scene, score) for score in shown]
@@ -394,7 +393,7 @@ def scene_section(scene: EthScene, scores: Sequence[SceneScore]) -> Section:
 
 
 def _drawn(scene: EthScene, score: SceneScore) -> Scene3D:
-    """A map in the frame of the truth where there is one, with the true cameras of its images."""
+    """A map with its images' true cameras, in the ground-truth frame; in its own frame if there is no truth."""
     assert score.model is not None
     truth, model = scene.truth or {}, read_model(score.model)
     found = moved_scene(model, similarity_to_truth(model, truth) if truth else np.eye(3, 4))

@@ -1,8 +1,8 @@
 """The scenes of the ETH local-feature benchmark (Schönberger et al., CVPR 2017), found below a folder.
 
-A scene is a folder with images/, or of images; what else a download has (database.db, keypoints/) is passed over. Where
-poses.txt lies beside, the cameras are known: `name qw qx qy qz tx ty tz`, world to camera, in metres; camera.txt holds
-the one camera of all images. Any folder of that layout is a scene, also one that is not of the benchmark.
+A scene is a folder with images/, or of images; other downloaded files (database.db, keypoints/) are ignored. With a
+poses.txt the cameras are known: `name qw qx qy qz tx ty tz`, world to camera, in metres; camera.txt holds the one
+camera of all images. Any folder of that layout is a scene, even if not in the benchmark.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from featkit.io.lists import Intrinsics, read_camera, read_poses
 LOGGER = logging.getLogger(__name__)
 ETH = "https://cvg-data.inf.ethz.ch/local-feature-evaluation-schoenberger2017"
 ONE_D_SFM = "http://landmark.cs.cornell.edu/projects/1dsfm"
-MIN_IMAGES = 2  # a map takes two
+MIN_IMAGES = 2  # a map needs two
 
 
 @dataclass(frozen=True)
 class KnownScene:
-    """A scene of the benchmark. images: how many it has. also: other names of its folder, as downloads have them."""
+    """A scene of the benchmark. images: their number. also: alternative folder names used by downloads."""
 
     name: str
     images: int
@@ -35,11 +35,11 @@ class KnownScene:
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Names its folder may have."""
+        """Possible names of its folder."""
         return (self.name, *self.also)
 
     def is_named(self, name: str) -> bool:
-        """Whether a name means this scene: letters' case, dashes and underscores do not count."""
+        """Whether a name means this scene, ignoring case, dashes and underscores."""
         return _plain(name) in {_plain(folder.rpartition("/")[2]) for folder in self.folders}
 
 
@@ -65,7 +65,7 @@ SCENES = (
 
 @dataclass(frozen=True)
 class EthScene:
-    """A scene that is there. names: of its images, relative to `images`. truth: true poses of images that are there."""
+    """A scene on disk. names: image names relative to `images`. truth: true poses of the images present."""
 
     name: str
     folder: Path
@@ -76,18 +76,18 @@ class EthScene:
 
     @property
     def known(self) -> KnownScene | None:
-        """What the benchmark says of it; None for another scene."""
+        """The benchmark's entry; None for other scenes."""
         return known_scene(self.name)
 
     @property
     def is_whole(self) -> bool:
-        """Whether it has as many images as the benchmark's scene, so that published numbers compare."""
+        """Whether it has as many images as in the benchmark, so that published numbers are comparable."""
         return self.known is not None and self.known.images == len(self.names)
 
 
 @dataclass(frozen=True)
 class SceneSet:
-    """Scenes below a folder, and those of the benchmark that are not there."""
+    """Scenes below a folder, and the benchmark's scenes that are missing."""
 
     root: Path
     scenes: tuple[EthScene, ...]
@@ -95,14 +95,14 @@ class SceneSet:
 
 
 def known_scene(name: str) -> KnownScene | None:
-    """The benchmark's scene of that name, or None."""
+    """The benchmark's scene by name, or None."""
     return next((scene for scene in SCENES if scene.is_named(name)), None)
 
 
 def find_scenes(root: Path, wanted: Sequence[str] = ()) -> SceneSet:
-    """Scenes below `root`: those of the benchmark that are there, or those asked for by name.
+    """Scenes below `root`: the benchmark's scenes present, or those requested by name.
 
-    Raises BadInputError that names what is missing, where it comes from, and what is broken.
+    Raises BadInputError naming what is missing, its source, and what is broken.
     """
     if not root.is_dir():
         kind = "is a file, not a folder of scenes" if root.exists() else "no such folder"
@@ -128,7 +128,7 @@ def find_scenes(root: Path, wanted: Sequence[str] = ()) -> SceneSet:
 
 
 def read_scene(folder: Path, name: str) -> EthScene:
-    """One scene. Raises BadInputError for fewer than two images, and for poses or a camera that cannot be read."""
+    """Read one scene. Raises BadInputError for fewer than two images, or unreadable poses or camera."""
     images = folder / "images" if (folder / "images").is_dir() else folder
     names = _names(images, name)
     camera = folder / "camera.txt"
@@ -159,7 +159,7 @@ def _plain(name: str) -> str:
 
 
 def _folder_of(root: Path, scene: KnownScene) -> Path | None:
-    """Where a scene of the benchmark lies, or None."""
+    """Folder of a benchmark scene, or None."""
     exact = next((root / name for name in scene.folders if (root / name).is_dir()), None)
     if exact is not None:
         return exact
@@ -167,7 +167,7 @@ def _folder_of(root: Path, scene: KnownScene) -> Path | None:
 
 
 def _asked_for(root: Path, name: str) -> tuple[str, Path | None]:
-    """Name and folder of a scene; a folder of just that name comes first."""
+    """Name and folder of a scene; a folder of exactly that name is preferred."""
     known = known_scene(name)
     label = known.name if known is not None else Path(name).name
     if (root / name).is_dir() and Path(name).name == name != "..":

@@ -1,7 +1,7 @@
-"""What the ETH benchmark reports of a map, and what true cameras add to it.
+"""Metrics of the ETH benchmark for a map, and errors against ground-truth cameras.
 
-The largest model counts: the one with most registered images. Its centres and rotations are compared with true ones
-after one similarity; relative poses need none.
+Only the largest model, by registered images, is measured. Its centres and rotations are compared with the truth after
+one similarity alignment; relative poses need none.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ NOTHING = MapStatistics(0, 0, 0, 0, math.nan, math.nan, math.nan)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Errors of the relative poses of a map over all pairs of images, in degrees; no alignment is needed for them.
+# Relative pose errors of a map over all image pairs, in degrees; they need no alignment.
 #
-# The error of a pair is the larger of two angles: between the found and the true relative rotation, and between the
-# found and the true direction of the relative translation, both seen from the second camera (Jin et al., IJCV 2021,
-# "Image Matching across Wide Baselines"; here with the sign of the translation, which a map knows). A pair with an
-# image that is not in the map has an infinite error.
+# The error of a pair is the larger of two angles: between the estimated and the true relative rotation, and between the
+# estimated and the true direction of the relative translation, in the second camera's frame (Jin et al., IJCV 2021,
+# "Image Matching across Wide Baselines"; here with the sign of the translation, which a map determines). A pair with
+# an unregistered image has an infinite error.
 
 
 @dataclass(frozen=True)
 class MapPoseErrors:
-    """names: of the images with a true pose, sorted. index: pairs of them. error_deg: infinite where one is missing."""
+    """names: images with a true pose, sorted. index: pairs of them. error_deg: infinite if one is not registered."""
 
     names: tuple[str, ...]
     index: Int[np.ndarray, "p 2"]
@@ -53,15 +53,15 @@ class MapPoseErrors:
 
     @property
     def failed(self) -> int:
-        """Pairs with an image that is not in the map."""
+        """Number of pairs with an unregistered image."""
         return int(np.isinf(self.error_deg).sum())
 
 
 def map_pose_errors(found: Mapping[str, Pose], truth: Mapping[str, Pose]) -> MapPoseErrors:
     """Errors of all pairs of images with a true pose. found, truth: world-to-camera poses by name, in any two frames.
 
-    Two true cameras in one place have no direction to compare: their rotation alone is judged. Found in one place
-    although they are apart, a pair fails.
+    If two true centres coincide, only the rotation is compared. If only the estimated centres coincide, the pair
+    fails.
     """
     names = tuple(sorted(truth))
     true, ours = _Cameras.of(names, truth), _Cameras.of(names, found)
@@ -82,7 +82,7 @@ def map_pose_errors(found: Mapping[str, Pose], truth: Mapping[str, Pose]) -> Map
 
 @dataclass(frozen=True)
 class _Cameras:
-    """World-to-camera rotations and centres; unknown ones stand at the origin."""
+    """World-to-camera rotations and centres; unknown cameras are at the origin."""
 
     rotations: Float[np.ndarray, "n 3 3"]
     centres: Float[np.ndarray, "n 3"]
@@ -103,7 +103,7 @@ class _Cameras:
     def directions(
         self, first: int, others: Int[np.ndarray, " k"]
     ) -> tuple[Float[np.ndarray, "k 3"], Bool[np.ndarray, " k"]]:
-        """Relative translations, in the frames of the others, and which of them are long enough to have a direction."""
+        """Relative translations in the frames of the others, and which are long enough to have a direction."""
         baselines = self.centres[first] - self.centres[others]
         sizes = np.linalg.norm(self.centres[others], axis=1) + np.linalg.norm(self.centres[first])
         apart = np.linalg.norm(baselines, axis=1) > SAME_PLACE * sizes
@@ -124,15 +124,15 @@ def _angles(a: Float[np.ndarray, "k 3"], b: Float[np.ndarray, "k 3"]) -> Float[n
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A map, and all that is reported of it.
+# A map and its metrics.
 
 
 @dataclass(frozen=True)
 class SceneMap:
     """A scene mapped with a method.
 
-    camera: where it is from, in words. pairs_by: how pairs were chosen; pairs: how many there are. database: None when
-    no pair was verified; sparse: None when nothing came out, and `reason` says why.
+    camera: its origin, in words. pairs_by: how pairs were chosen. pairs: their number. database: None if no pair was
+    verified. sparse: None if mapping failed, for the given `reason`.
     """
 
     scene: EthScene
@@ -148,9 +148,9 @@ class SceneMap:
 
 @dataclass(frozen=True)
 class SceneScore:
-    """A row. keypoints: mean per image. inlier_pairs, inlier_matches: of all verified pairs. dense_points: None unless
-    they were computed. cameras: errors after one similarity, metres and degrees, None without truth (or a map of three
-    cameras). pose_errors: None without truth; pose_auc: in [0, 1], one per threshold."""
+    """A table row. keypoints: mean per image. inlier_pairs, inlier_matches: over all verified pairs. dense_points: None
+    if not computed. cameras: errors after one similarity, metres and degrees; None without truth or with fewer than
+    three cameras. pose_errors: None without truth; pose_auc: in [0, 1], one per threshold."""
 
     map: SceneMap
     model: Path | None
@@ -173,7 +173,7 @@ class SceneScore:
         return self.map.scene
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; None where there is nothing to say."""
+        """Json values; None for what was not measured."""
         return {
             "scene": self.scene.name,
             **self.map.predictions.method.described(),
@@ -223,7 +223,7 @@ class SceneScore:
 
 
 def measure(mapped: SceneMap, dense: DenseConfig | None, thresholds_deg: Sequence[float]) -> SceneScore:
-    """Everything the benchmark reports of a map; where nothing came out, a row of zeros. Raises BadInputError."""
+    """Measure a map; a failed one gives a row of zeros. Raises BadInputError."""
     largest, place, models = _largest(mapped.sparse)
     images = len(mapped.scene.names)
     statistics = NOTHING if largest is None else map_statistics(largest, images)
@@ -255,7 +255,7 @@ def found_poses(model: Model | None) -> dict[str, Pose]:
 
 
 def _largest(sparse: Path | None) -> tuple[Model | None, Path | None, int]:
-    """The largest model, its folder, and how many models there are."""
+    """The largest model, its folder, and the number of models."""
     folders = [] if sparse is None else [path for path in sorted(sparse.iterdir()) if path.is_dir()]
     if not folders:
         return None, None, 0
@@ -274,7 +274,7 @@ def _camera_errors(model: Model | None, truth: dict[str, Pose] | None) -> PoseEr
         return None
     try:
         return compare_with_truth(model, truth)
-    except BadInputError:  # centres on one line: no similarity is the best one
+    except BadInputError:  # collinear centres: the similarity is not unique
         return None
 
 

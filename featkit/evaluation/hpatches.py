@@ -1,8 +1,8 @@
 """Image matching on sequences with known homographies: the protocol of D2-Net, which SCFeat follows (section IV-B).
 
-Features of image 1 are matched with those of each other image (mutual nearest neighbours). Per pair: MMA at 1 to 10 px
-and the error of the homography estimated from the matches: its AUC, and the share of pairs in which it is small enough
-to count as found. A group's numbers are means over its pairs; its number of features is a mean over its images.
+Features of image 1 are matched with those of each other image (mutual nearest neighbours). Metrics: MMA at 1 to 10 px,
+and for the homography estimated from the matches the AUC of its error and the share of pairs with a small error. A
+group's numbers are means over its pairs; its number of features is a mean over its images.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from featkit.io.features import FeatureStore, open_features
 from featkit.io.matches import MatchStore, open_matches
 
 OVERALL = "overall"
-SHOWN_MMA_PX = (1.0, 3.0, 5.0, 10.0)  # columns of the table
-CORRECT_PX = 3.0  # a match is drawn as an inlier up to this error
-EXTREMES = 2  # worst pairs, and best pairs, of a method that are shown
+SHOWN_MMA_PX = (1.0, 3.0, 5.0, 10.0)  # table columns
+CORRECT_PX = 3.0  # largest error of a match drawn as inlier
+EXTREMES = 2  # worst and best pairs shown per method
 PICTURED_METHODS = 4
-MOST_GROUPS = 20  # of bars in one chart
+MOST_GROUPS = 20  # bars in one chart
 ELSEWHERE = "Measured on HPatches, not on these sequences: the numbers do not compare."
 
 
@@ -49,14 +49,14 @@ class MatchingConfig(Config):
     """What is measured."""
 
     thresholds_px: tuple[Pixels, ...] = THRESHOLDS_PX
-    """Of MMA, in pixels of image N; SCFeat, eq. 24."""
+    """Thresholds of MMA, in pixels of image N; SCFeat, eq. 24."""
     homography: HomographyConfig = HomographyConfig()
     """How a homography is estimated from the matches."""
 
 
 @dataclass(frozen=True)
 class PairScore(Plain):
-    """One pair. image: its number, from 2. features: of image 1 and of it. mma: at each threshold."""
+    """One pair. image: number of the second image, from 2. features: of both images. mma: per threshold."""
 
     sequence: str
     image: int
@@ -68,7 +68,7 @@ class PairScore(Plain):
 
 @dataclass(frozen=True)
 class GroupScore(Plain):
-    """Means over the pairs of a group; features: over its images. Shares in [0, 1], one per threshold."""
+    """Means over the pairs of a group. features: mean over its images. Fractions in [0, 1], one per threshold."""
 
     pairs: int
     features: float
@@ -77,12 +77,12 @@ class GroupScore(Plain):
     mma_score: float
     homography_auc: tuple[float, ...]
     homography_found: tuple[float, ...]
-    """Share of the pairs whose homography is right within each of `correct_within_px`."""
+    """Fraction of pairs whose homography error is at most each of `correct_within_px`."""
 
 
 @dataclass(frozen=True)
 class MethodScore:
-    """A method on all sequences. groups: "illumination", "viewpoint" where HPatches has them, and "overall"."""
+    """A method on all sequences. groups: "illumination" and "viewpoint" for HPatches, and "overall"."""
 
     predictions: Predictions
     pairs: tuple[PairScore, ...]
@@ -152,9 +152,9 @@ def score_pair(pair: SequencePair, features: FeatureStore, matches: MatchStore, 
 
 
 def group_score(pairs: Sequence[PairScore], config: MatchingConfig) -> GroupScore:
-    """Means over some pairs, at least one."""
+    """Means over pairs, at least one."""
     counts: dict[tuple[str, int], int] = {}
-    for pair in pairs:  # image 1 is in every pair and counts once
+    for pair in pairs:  # image 1 is in every pair but is counted once
         counts[pair.sequence, 1], counts[pair.sequence, pair.image] = pair.features
     curve = np.mean([pair.mma for pair in pairs], axis=0)
     errors = [pair.corner_error_px for pair in pairs]
@@ -170,12 +170,12 @@ def group_score(pairs: Sequence[PairScore], config: MatchingConfig) -> GroupScor
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The benchmark: tables, curves beside the published ones, pictures of the worst and the best pairs.
+# The benchmark: tables, curves compared with published ones, pictures of the worst and best pairs.
 
 
 @dataclass(kw_only=True)
 class Hpatches(SequenceBenchmark):
-    """matcher: by name, or a yaml file. ratio: of its ratio test, where that differs."""
+    """matcher: a name or yaml file. ratio: overrides its ratio test."""
 
     name = "hpatches"
     Config = MatchingConfig
@@ -193,7 +193,7 @@ class Hpatches(SequenceBenchmark):
         known = published("hpatches_mma")
         best = max(scores, key=lambda score: score.groups[OVERALL].mma_score)
         table, by_sequence, printed = score_table(scores, data, config), sequence_table(scores), printed_tables(data)
-        text = f"Worst and best by MMAScore; a match is right up to {CORRECT_PX:g} px."
+        text = f"Worst and best by MMAScore; a match is correct up to {CORRECT_PX:g} px."
         if len(scores) > PICTURED_METHODS:
             text += f" The first {PICTURED_METHODS} methods are shown."
         return Result(
@@ -239,7 +239,7 @@ def score_table(scores: Sequence[MethodScore], data: SequenceSet, config: Matchi
 
 
 def sequence_table(scores: Sequence[MethodScore]) -> Table:
-    """MMAScore in %: a row per sequence, a column per method."""
+    """MMAScore in %, one row per sequence and one column per method."""
     rows: list[list[Cell]] = [
         [name, *(100 * score.sequences[name].mma_score for score in scores)] for name in scores[0].sequences
     ]
@@ -247,14 +247,14 @@ def sequence_table(scores: Sequence[MethodScore]) -> Table:
 
 
 def bars_by_sequence(table: Table, measure: str) -> list[Item]:
-    """A table of sequences as bars, as long as they can be read."""
+    """A table of sequences as a bar chart, unless there are too many bars to read."""
     series = {name: [row[i] for row in table.rows] for i, name in enumerate(table.columns) if i}
     names = [str(row[0]) for row in table.rows]
     return [Bars(table.title.removesuffix(", %"), f"{measure}, %", names, series)] if len(names) <= MOST_GROUPS else []  # type: ignore[arg-type]
 
 
 def printed_tables(data: SequenceSet) -> list[Table]:
-    """SCFeat's tables II and III."""
+    """Published results: SCFeat's tables II and III."""
     found = published_tables("hpatches_mma", "Published on HPatches: {}, %", "" if data.is_hpatches else ELSEWHERE)
     heads = [
         name if name in ("as published", "features", "matches") else f"MMAScore {name}" for name in found[0].columns
@@ -266,7 +266,7 @@ def printed_tables(data: SequenceSet) -> list[Table]:
 
 
 def ranked(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> list[Ranked]:
-    """MMAScore, and the share of the pairs whose homography is found, in %."""
+    """MMAScore and the share of pairs with a correct homography, in %."""
     name = data.root.resolve().name
     found = [Ranked(one.name, f"MMAScore {name}, %", 100 * one.groups[OVERALL].mma_score) for one in scores]
     for number, px in enumerate(config.homography.correct_within_px):
@@ -276,7 +276,7 @@ def ranked(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingCon
 
 
 def accuracy_charts(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> list[Item]:
-    """MMA over the threshold: ours, and the published ones; in one chart where they are of the same pairs."""
+    """MMA over the threshold, ours and published; in one chart if measured on the same pairs."""
     known, px = published_curves(), np.array(config.thresholds_px)
     charts: list[Item] = []
     for group in scores[0].groups:
@@ -292,7 +292,7 @@ def accuracy_charts(scores: Sequence[MethodScore], data: SequenceSet, config: Ma
 
 
 def extreme_pairs(scores: Sequence[MethodScore], data: SequenceSet, config: MatchingConfig) -> list[Item]:
-    """Pictures of the worst pairs and of the best ones of every method."""
+    """Pictures of every method's worst and best pairs."""
     wanted = data.pairs()
     pictures: list[Item] = []
     for score in scores:

@@ -1,10 +1,10 @@
-"""HPatches' three tasks (Balntas et al., CVPR 2017, section 5), by the rules of the official benchmark.
+"""HPatches' three tasks (Balntas et al., CVPR 2017, section 5), following the official benchmark.
 
-Verification: ROC area of 1M matching and 1M other pairs (balanced), and AP of the first fifth of the matching ones with
-all others (imbalanced), for others of one sequence (intra) and of two (inter). Matching: nearest neighbour of every
-reference patch in each of the five images; AP of those found, of all patches; mean over images, then sequences.
-Retrieval: the five patches of a query's point among the first distractors of other sequences; mean AP over queries,
-then over the sizes of the pool. AP is the trapezoid one.
+Verification: ROC AUC over 1M positive and 1M negative pairs (balanced), AP over the first fifth of the positives and
+all negatives (imbalanced), with negatives from the same sequence (intra) or from two (inter). Matching: nearest
+neighbour of every reference patch in each of the five images; AP over all patches; mean over images, then sequences.
+Retrieval: the five patches of a query's point among distractors of other sequences; mean AP over queries, then over
+pool sizes. AP uses the trapezoid rule.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ QUERIES_AT_ONCE = 128
 
 
 class HPatchesConfig(Config):
-    """Rules of the tasks; the defaults are those of hpatches-benchmark."""
+    """Parameters of the tasks; defaults as in hpatches-benchmark."""
 
     tasks: tuple[Task, ...] = TASKS
     """Those to run."""
     imbalanced_share: Share = 0.2
-    """Share of the matching pairs, from the first on, that the imbalanced protocol takes."""
+    """Fraction of the positive pairs, from the first on, used by the imbalanced protocol."""
     pool_sizes: tuple[Count, ...] = (100, 500, 1000, 5000, 10_000, 15_000, 20_000)
-    """Retrieval: patches in the list, the five right ones among them; a smaller pool is taken whole."""
+    """Retrieval: pool sizes, including the five correct patches; if fewer patches exist, all are used."""
     drawn: DrawnTasksConfig = DrawnTasksConfig()
-    """Tasks that have no official files."""
+    """How tasks without official files are drawn."""
     ties: Literal["official", "against"] = "official"
-    """Retrieval: of equal distances the official script ranks the right patch first, which favours binary descriptors;
-    "against" ranks it last. (In verification the official script ranks it last.)"""
+    """Retrieval: rank of the correct patch among equal distances. The official script ranks it first, which favours
+    binary descriptors; "against" ranks it last, as the official script does in verification."""
 
 
 @dataclass(frozen=True)
 class HPatchesScores:
-    """Shares in [0, 1] by level e, h, t; None: not run.
+    """Scores in [0, 1] by level e, h, t; None: not run.
 
     verification: {level: {"intra"|"inter": {"auc": , "ap": }}}. matching: {level: {"i"|"v": mAP}}.
-    retrieval: {level: {pool size: mAP}}. means: one number per task, averaged as the benchmark's tables are.
+    retrieval: {level: {pool size: mAP}}. means: one number per task, averaged as in the benchmark's tables.
     """
 
     verification: dict[str, dict[str, dict[str, float]]] | None
@@ -133,7 +133,7 @@ def _kind(image: Int[np.ndarray, " n"], level: int) -> Int[np.ndarray, " n"]:
 def score_verification(
     table: DescriptorTable, tasks: HPatchesTasks, config: HPatchesConfig
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """ROC area and AP per level and kind of negatives. At equal distance non-matches come first."""
+    """ROC AUC and AP per level and kind of negatives. At equal distance, negatives come first."""
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for level, name in enumerate(LEVELS):
         assert tasks.positive is not None
@@ -172,14 +172,14 @@ def score_matching(table: DescriptorTable, data: HPatches, sequences: Sequence[s
 
 
 def _matching_ap(table: DescriptorTable, sequence: int, kind: int) -> float:
-    """AP of the nearest neighbours of one image's reference patches: right is the patch of the same number."""
+    """AP of the nearest neighbours of the reference patches in one image; the patch of the same index is correct."""
     return matching_ap(table.of(sequence, 0), table.of(sequence, kind))
 
 
 def score_retrieval(
     table: DescriptorTable, queries: Points, distractors: Points, config: HPatchesConfig
 ) -> dict[str, dict[int, float]]:
-    """Mean AP per level and size of the pool, over the queries."""
+    """Mean AP over queries, per level and pool size."""
     others = table.rows[table.starts[distractors.rows[:, 0], 0] + distractors.rows[:, 1]]
     sums = np.zeros((len(LEVELS), len(config.pool_sizes)))
     with progress("retrieval", len(queries.rows), "queries") as advance:
@@ -204,7 +204,7 @@ def _retrieval_aps(
     pool: Shaped[np.ndarray, "m d"],
     config: HPatchesConfig,
 ) -> np.ndarray:
-    """Sums of the APs of some queries of one sequence, (levels, sizes)."""
+    """Sum of APs over some queries of one sequence, (levels, sizes)."""
     query = table.of(sequence, 0)[points]
     far = distance_matrix(query, pool)
     sums = np.zeros((len(LEVELS), len(config.pool_sizes)))
@@ -219,12 +219,12 @@ def _retrieval_aps(
 
 
 def _ahead(near: np.ndarray, far: np.ndarray, config: HPatchesConfig) -> Int[np.ndarray, "sizes q 5"]:
-    """How many distractors of each pool come before each right patch."""
+    """Number of distractors in each pool ranked before each correct patch."""
     ends = [max(0, min(size - VIEWS, far.shape[1])) for size in config.pool_sizes]
     order = np.argsort(ends)
     before = np.zeros((len(ends), *near.shape), np.int64)
     counted, start = np.zeros(near.shape, np.int64), 0
-    for place in order:  # each distractor is looked at once, in the smallest pool that has it
+    for place in order:  # each distractor is counted once, in the smallest pool that contains it
         part = far[:, start : ends[place]]
         for rank in range(near.shape[1]):
             wins = part < near[:, rank, None] if config.ties == "official" else part <= near[:, rank, None]
@@ -248,8 +248,8 @@ COLUMNS = {
 
 @dataclass(kw_only=True)
 class HpatchesPatches(PatchBenchmark[HPatches]):
-    """split: of splits.json, or full. splits, tasks: the official files, found near the data. write_tasks: a folder
-    that drawn tasks are written to."""
+    """split: a name in splits.json, or full. splits, tasks: the official files, searched near the data by default.
+    write_tasks: folder that drawn tasks are written to."""
 
     name = "patches"
     Config = HPatchesConfig
@@ -300,7 +300,7 @@ class HpatchesPatches(PatchBenchmark[HPatches]):
 
 
 def not_trained_on(methods: Sequence[PatchMethod], tested: set[str]) -> tuple[list[PatchMethod], dict[str, str]]:
-    """The methods whose training had none of the tested scenes; and why each of the others is left out."""
+    """The methods not trained on any tested scene, and why each of the others is left out."""
     kept, left_out = [], {}
     for method in methods:
         shared = sorted(method.learned_scenes() & tested)

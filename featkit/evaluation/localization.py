@@ -1,7 +1,7 @@
-"""How well features localize: a scene's photographs are mapped but for each fourth, and those are found again.
+"""Localization benchmark: every fourth image of a scene is a query, localized in a map of the others.
 
-The photographs that stay are mapped with their true poses, so that errors are of the localization alone, in the truth's
-own unit. Maps are made and queries localized by the pipelines behind `featkit reconstruct` and `featkit localize`.
+The map is triangulated with true poses, so that errors come from localization alone and are in the truth's units. Maps
+and poses are computed by the pipelines behind `featkit reconstruct` and `featkit localize`.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from featkit.io.shards import write_index
 from featkit.mapping.scene import image_folder
 from featkit.matching.config import MatchWith
 
-ORIGIN = "a `poses.txt` of true poses (`name qw qx qy qz tx ty tz`) with its `camera.txt` beside it"
+ORIGIN = "a `poses.txt` of true poses (`name qw qx qy qz tx ty tz`) with its `camera.txt` next to it"
 MM = 1e3
 
 
 class HeldOutConfig(MatchWith):
-    """Which photographs are queries, and how they are matched."""
+    """Which images are queries, and how they are matched."""
 
     every: int = Field(4, ge=2, le=10**9)
-    """Of so many photographs, in the order of their names, the last is a query; the others are the map."""
+    """Every N-th image, in the order of names, is a query; the others form the map."""
     seed: Seed = 0
-    """Of all random draws."""
+    """Random seed."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class HeldOutScene:
 
 @dataclass(frozen=True)
 class HeldOutResult:
-    """A method on a scene. mapping, localization: the metrics of `reconstruct` and of `localize`. report: its page."""
+    """A method on a scene. mapping, localization: metrics of `reconstruct` and `localize`. report: its page."""
 
     method: Method[Extractor]
     scene: str
@@ -72,7 +72,7 @@ class HeldOutResult:
 
 @dataclass(kw_only=True)
 class Localization(ImageBenchmark[list[HeldOutScene]]):
-    """every, matcher, ratio: fields of the configuration."""
+    """every, matcher, ratio: override the configuration's fields."""
 
     name = "localization"
     Config = HeldOutConfig
@@ -123,9 +123,9 @@ class Localization(ImageBenchmark[list[HeldOutScene]]):
         )
 
     def localize(self, scene: HeldOutScene, method: Method[Extractor], work: Work) -> HeldOutResult:
-        """Map and localize by one method's features; what is done already is not done again.
+        """Map and localize with one method's features; existing output is kept.
 
-        Raises featkit's errors: EmptyResultError when nothing could be triangulated.
+        Raises featkit's errors: EmptyResultError if nothing could be triangulated.
         """
         sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
         config: HeldOutConfig = self.config
@@ -135,7 +135,7 @@ class Localization(ImageBenchmark[list[HeldOutScene]]):
         true = format_poses({name: poses[name] for name in scene.mapped})
         write_text(
             place / "truth" / "camera.txt", scene.camera + "\n", owned=True
-        )  # the folder is named by what made it
+        )  # the folder name identifies the configuration
         reference = write_text(place / "truth" / "poses.txt", true, owned=True)
         lines = "".join(f"{name} {scene.camera}\n" for name in scene.queries)
         listed = write_text(place / "queries.txt", lines, owned=True)
@@ -168,7 +168,7 @@ class Localization(ImageBenchmark[list[HeldOutScene]]):
 
 
 def read_scene(folder: Path, config: HeldOutConfig) -> HeldOutScene:
-    """Part the photographs that have true poses. Raises BadInputError when the truth is missing or has few images."""
+    """Split images with true poses into map and queries. Raises BadInputError if the truth is missing or too small."""
     image_folder(folder)
     for needed in ("poses.txt", "camera.txt"):
         if not (folder / needed).is_file():
@@ -197,7 +197,7 @@ def localization_table(scores: Sequence[HeldOutResult]) -> Table:
         metres = found["median_m"]
         rows.append([*row, None if metres is None else MM * metres, found["median_deg"]])
     return Table(
-        "Localization", columns, rows, "The truth in metres; a query without a pose is wrong at every threshold."
+        "Localization", columns, rows, "Assumes a truth in metres; a query without a pose is wrong at every threshold."
     )
 
 
@@ -217,7 +217,7 @@ def ranked(scores: Sequence[HeldOutResult]) -> list[Ranked]:
 
 
 def error_chart(scene: str, scores: Sequence[HeldOutResult]) -> Curves:
-    """The share of queries up to a distance; failed ones are never reached."""
+    """Share of queries by centre error; failed ones have infinite error."""
     curves = []
     for score in scores:
         metres = np.sort([error["m"] for error in score.localization["errors"].values()])
