@@ -229,7 +229,10 @@ def main() -> None:
     )
     entry["ways"] = json.loads(ran.stdout.splitlines()[-1])
     kept = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.is_file() else {}
-    kept[asked.name] = {**origin(), **entry}
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+    )
+    kept = {**kept, **origin(), asked.name: {"commit": commit.stdout.strip(), **entry}}
     asked.out.write_text(f"{json.dumps(kept, indent=1)}\n", encoding="utf-8")
     for key, value in entry.items():
         if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""The tables of what is promised, from crash, versions, gps, extend, orientations, engine and profile."""
+"""The tables of what is promised, from crash, versions, gps, extend, orientations, engine, profile and house."""
 
 from __future__ import annotations
 
@@ -117,6 +117,33 @@ def profile(result: Result) -> str:
     return "\n".join(lines)
 
 
+HOUSE = {
+    "files_without_init": "files (without `__init__`)",
+    "lines": "lines",
+    "median_lines": "median lines of a file",
+    "imported_by_one_other": "files that exactly one other file imports",
+    "imports_inside_functions": "imports of featkit inside functions",
+    "readme_lines": "lines of the README",
+}
+WAYS = {
+    "photograph_to_features": "files on the way of a photograph to features.h5",
+    "photographs_to_sparse": "files on the way of photographs to sparse/",
+    "patches_to_weight": "files on the way of a batch of patches to weights",
+}
+
+
+def house(result: Result) -> str:
+    """The size of the code, and the files that a job passes, at several commits."""
+    entries = [entry for entry in result.values() if isinstance(entry, dict) and "ways" in entry]
+    lines = ["| commit | " + " | ".join(f"`{entry['commit']}`" for entry in entries) + " |"]
+    lines.append("|---|" + "---:|" * len(entries))
+    for key, title in HOUSE.items():
+        lines.append(f"| {title} | " + " | ".join(f"{entry[key]:,}" for entry in entries) + " |")
+    for way, title in WAYS.items():
+        lines.append(f"| {title} | " + " | ".join(str(entry["ways"][way]["files"]) for entry in entries) + " |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "crash": ("crash", crash),
     "versions": ("versions", versions),
@@ -125,4 +152,5 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "orientations": ("orientations", orientations),
     "engine": ("engine", engine),
     "profile": ("profile", profile),
+    "house": ("house", house),
 }

@@ -202,7 +202,7 @@ class EthBenchmark(SettingBenchmark[SceneSet]):
             known = CameraConfig(model=scene.camera.model, params=scene.camera.params, mode="single", refine=False)
             return mapping.model_copy(update={"camera": known}), "camera.txt, fixed"
         origin = "EXIF or guessed" if mapping.camera.params is None else "given"
-        return mapping, f"{mapping.camera.model}, {origin}, {'refined' if mapping.camera.refine else 'fixed'}"
+        return mapping, f"{mapping.camera.given_model}, {origin}, {'refined' if mapping.camera.refine else 'fixed'}"
 
 
 def _mapped(

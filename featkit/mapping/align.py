@@ -1,4 +1,4 @@
-"""A map against true cameras: similarity alignment of the centres, then errors of centres and rotations."""
+"""Compares a map with ground-truth cameras: similarity alignment of the centres, then centre and rotation errors."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ MIN_COMMON = 3  # a similarity takes three centres that are not on one line
 
 @dataclass(frozen=True)
 class PoseErrors:
-    """Errors per image after alignment: centres in the unit of the truth, rotations in degrees."""
+    """Errors per image after alignment: centres in the ground truth's units, rotations in degrees."""
 
     names: list[str]
     centre: Float[np.ndarray, " n"]
     rotation_deg: Float[np.ndarray, " n"]
     truth_from_map: Float[np.ndarray, "3 4"]
-    """Similarity that was applied: s R | t."""
+    """The similarity that was applied: s R | t."""
 
 
 def compare_with_truth(model: pycolmap.Reconstruction, truth: dict[str, Pose], align: bool = True) -> PoseErrors:
-    """Camera errors of a model. Rotations are compared after the same similarity.
+    """Camera errors of a model, with rotations compared after the same similarity.
 
-    align: False when the model is in the frame of the truth already. Raises BadInputError when fewer than three
-    registered images have a true pose.
+    align: False if the model is already in the ground truth's frame. Raises BadInputError when fewer than three
+    registered images have a ground-truth pose.
     """
     images = sorted((i for i in model.images.values() if i.has_pose and i.name in truth), key=lambda i: i.name)
     if len(images) < MIN_COMMON:
@@ -57,7 +57,7 @@ def compare_with_truth(model: pycolmap.Reconstruction, truth: dict[str, Pose], a
 
 
 def similarity_to_truth(model: pycolmap.Reconstruction, truth: dict[str, Pose]) -> Float[np.ndarray, "3 4"]:
-    """`truth_from_map` when enough images of the map have a true pose, else the identity (and a warning)."""
+    """`truth_from_map` if enough images of the map have a ground-truth pose, else the identity (with a warning)."""
     common = sum(image.has_pose and image.name in truth for image in model.images.values())
     if common >= MIN_COMMON:
         return truth_from_map(model, truth)
@@ -66,7 +66,7 @@ def similarity_to_truth(model: pycolmap.Reconstruction, truth: dict[str, Pose]) 
 
 
 def truth_from_map(model: pycolmap.Reconstruction, truth: dict[str, Pose]) -> Float[np.ndarray, "3 4"]:
-    """Least-squares similarity (Umeyama 1991, by pycolmap) that takes the map's camera centres to the true ones."""
+    """Least-squares similarity from the map's camera centres to the true ones (Umeyama 1991, by pycolmap)."""
     images = [i for i in model.images.values() if i.has_pose and i.name in truth]
     source = np.array([camera_centre(to_pose(i.cam_from_world())) for i in images])
     target = np.array([camera_centre(truth[i.name]) for i in images])
@@ -77,7 +77,7 @@ def truth_from_map(model: pycolmap.Reconstruction, truth: dict[str, Pose]) -> Fl
 
 
 def transform_pose(pose: Pose, similarity: Float[np.ndarray, "3 4"]) -> Pose:
-    """A world-to-camera pose after the world was moved by `similarity` (s R | t)."""
+    """A world-to-camera pose after the world has been transformed by `similarity` (s R | t)."""
     scale = float(np.cbrt(np.linalg.det(similarity[:, :3])))
     rotation = rotation_matrix(pose.qvec) @ (similarity[:, :3] / scale).T
     centre = similarity[:, :3] @ camera_centre(pose) + similarity[:, 3]
@@ -85,12 +85,11 @@ def transform_pose(pose: Pose, similarity: Float[np.ndarray, "3 4"]) -> Pose:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The similarity between two sets of positions of which some may be wrong, and how sure it is.
+# Robust similarity between two sets of positions, some of which may be wrong, with its uncertainty.
 #
-# Sources: least squares by Umeyama (PAMI 1991, by pycolmap). Which positions are wrong: least median of squares, with
-# the order statistic and the small-sample factor of Rousseeuw and Leroy (Robust Regression and Outlier Detection, 1987,
-# sections 3.4 and 5.1), so that nobody has to know beforehand how good a GPS was; or LO-RANSAC (pycolmap) when the
-# largest error is given.
+# Sources: least squares by Umeyama (PAMI 1991, by pycolmap). Outliers: least median of squares, with the order
+# statistic and the small-sample factor of Rousseeuw and Leroy (Robust Regression and Outlier Detection, 1987, sections
+# 3.4 and 5.1), so that the GPS accuracy need not be known; or LO-RANSAC (pycolmap) if the largest error is given.
 
 
 MIN_POSITIONS = 3  # a similarity has 7 unknowns; three positions that are not on one line give 9 equations
@@ -100,27 +99,28 @@ CHI3_MEDIAN = 1.5382  # median length of a vector of three standard normal numbe
 
 
 class SimilarityConfig(Config):
-    """Which positions count as wrong, and when there are too few."""
+    """Which positions are outliers, and how many must fit."""
 
     max_error_m: Metres | None = None
-    """A position further off is not used, m; None: found from the residuals."""
+    """Positions with a larger error are not used, m. None: estimated from the residuals."""
     outlier_sigmas: Factor = 4.0
-    """With `max_error_m` None: a position further off than this many standard deviations (of one axis, from the median
-    residual) is not used. 4 keeps 99.9 % of what is normally distributed in three dimensions."""
+    """Outlier threshold when `max_error_m` is None, in standard deviations per axis (from the median residual). 4 keeps
+    99.9 % of normally distributed positions in three dimensions.
+    """
     max_samples: Trials = 1000
-    """Triples that are tried: all of them where there are no more. With 40 % wrong, 1,000 miss once in 10^100."""
+    """Maximum number of triples tried; all if there are fewer. With 40 % outliers, 1,000 fail once in 10^100."""
     min_share: PositiveShare = 0.5
-    """Of the positions that must fit; with fewer there is no result."""
+    """Fraction of the positions that must fit; with fewer there is no result."""
     min_width: PositiveShare = 1e-3
-    """Second extent over the first; positions that are narrower are on one line."""
+    """Smallest ratio of the second extent to the first; narrower positions count as collinear."""
 
 
 @dataclass(frozen=True)
 class SimilarityFit:
-    """target_from_source: s R | t. offsets: of the moved source from the target. used: False for those left out.
+    """target_from_source: s R | t. offsets: transformed source minus target. used: False for outliers.
 
-    orientation_std_deg: standard deviation about the axis that is known worst. scale_std: relative to the scale. Both
-    from the residuals of the positions that are used.
+    orientation_std_deg: standard deviation about the least certain axis. scale_std: relative to the scale. Both are
+    computed from the residuals of the positions used.
     """
 
     target_from_source: Float[np.ndarray, "3 4"]
@@ -143,9 +143,9 @@ class SimilarityFit:
 def fit_similarity(
     source: Float[np.ndarray, "n 3"], target: Float[np.ndarray, "n 3"], config: SimilarityConfig, seed: int
 ) -> SimilarityFit:
-    """The similarity that takes `source` to `target`, by those positions that fit. The same seed gives the same one.
+    """The similarity from `source` to `target`, estimated from the inliers; deterministic for a given seed.
 
-    Raises BadInputError for fewer than three positions or positions on one line, EmptyResultError when too few fit.
+    Raises BadInputError for fewer than three positions or collinear ones, EmptyResultError when too few fit.
     """
     if len(source) < MIN_POSITIONS:
         raise BadInputError(f"{len(source)} positions; {MIN_POSITIONS} that are not on one line are needed")
@@ -169,7 +169,7 @@ def fit_similarity(
 
 
 def scale_of(similarity: Float[np.ndarray, "3 4"]) -> float:
-    """s of s R | t."""
+    """The scale s of s R | t."""
     return float(np.cbrt(np.linalg.det(similarity[:, :3])))
 
 
@@ -178,11 +178,11 @@ def _by_ransac(
 ) -> Bool[np.ndarray, " n"]:
     options = pycolmap.RANSACOptions()
     options.max_error, options.random_seed = max_error, seed
-    options.min_inlier_ratio = min_share  # bounds the trials
+    options.min_inlier_ratio = min_share  # limits the number of trials
     found = pycolmap.estimate_sim3d_robust(source, target, options)
     if found is None:
         return np.zeros(len(source), bool)
-    similarity = found["tgt_from_src"] if isinstance(found, dict) else found  # its stubs promise the similarity alone
+    similarity = found["tgt_from_src"] if isinstance(found, dict) else found  # the stubs declare only the similarity
     return _settled(source, target, np.asarray(similarity.matrix()), lambda residuals: max_error)
 
 
@@ -190,7 +190,7 @@ def _by_least_median(
     source: np.ndarray, target: np.ndarray, config: SimilarityConfig, generator: np.random.Generator
 ) -> Bool[np.ndarray, " n"]:
     number = len(source)
-    order = min(number // 2 + 2, number) - 1  # floor(n / 2) + floor((p + 1) / 2) residuals are made small, p = 3
+    order = min(number // 2 + 2, number) - 1  # floor(n / 2) + floor((p + 1) / 2) residuals are minimised, p = 3
     best, best_similarity = np.inf, None
     for triple in _triples(number, config.max_samples, generator):
         similarity = _least_squares(source[triple], target[triple])
@@ -213,7 +213,7 @@ def _by_least_median(
 def _settled(
     source: np.ndarray, target: np.ndarray, similarity: np.ndarray, bound: Callable[[np.ndarray], float]
 ) -> Bool[np.ndarray, " n"]:
-    """Fit to the positions within the bound and judge all of them again, until the same ones are within it."""
+    """Fit to the positions within the bound and classify all of them again, until the set no longer changes."""
     residuals = _residuals(similarity, source, target)
     used = residuals <= bound(residuals)
     for _ in range(MAX_ROUNDS):
@@ -229,14 +229,14 @@ def _settled(
 
 
 def _triples(number: int, most: int, generator: np.random.Generator) -> Iterable[list[int]]:
-    """All triples of indices, or `most` random ones where there are more."""
+    """All triples of indices, or `most` random ones if there are more."""
     if comb(number, MIN_POSITIONS) <= most:
         return (list(triple) for triple in combinations(range(number), MIN_POSITIONS))
     return (generator.choice(number, MIN_POSITIONS, replace=False).tolist() for _ in range(most))
 
 
 def _least_squares(source: np.ndarray, target: np.ndarray) -> Float[np.ndarray, "3 4"] | None:
-    """None for positions on one line."""
+    """None for collinear positions."""
     found = pycolmap.estimate_sim3d(source, target)
     matrix = None if found is None else np.asarray(found.matrix())
     return matrix if matrix is not None and np.all(np.isfinite(matrix)) and scale_of(matrix) > 0 else None
@@ -266,8 +266,8 @@ def _refuse_a_line(source: np.ndarray, target: np.ndarray, config: SimilarityCon
 def _uncertainty(similarity: np.ndarray, source: np.ndarray, offsets: np.ndarray) -> tuple[float, float]:
     """Standard deviations, to first order: orientation (degrees, worst axis) and scale (relative).
 
-    A turn about the longest principal axis moves positions by their distance from it; a change of scale moves them by
-    their distance from the middle.
+    A rotation about the longest principal axis moves positions by their distance from it; a change of scale moves them
+    by their distance from the centroid.
     """
     sigma = np.sqrt((offsets**2).sum() / (offsets.size - UNKNOWNS))
     extents = _extents(source) * scale_of(similarity)

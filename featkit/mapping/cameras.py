@@ -1,4 +1,4 @@
-"""Cameras of photographs: model, parameters, and which images share one; focal length from EXIF where it stands."""
+"""Cameras of photographs: model, parameters, which images share one, and focal lengths from EXIF where available."""
 
 from __future__ import annotations
 
@@ -25,40 +25,43 @@ from featkit.io.lists import Intrinsics, read_intrinsics_list, respelled
 
 LOGGER = logging.getLogger(__name__)
 CameraMode = Literal["auto", "single", "per-folder", "per-image"]
-Group = tuple[Any, Intrinsics | None]  # what images that share a camera have in common
+Group = tuple[Any, Intrinsics | None]  # identifies the images that share a camera
 DEFAULT_MODEL, FOUR_NUMBERS, SPHERE = "SIMPLE_RADIAL", "PINHOLE", "EQUIRECTANGULAR"
 
 
 class CameraConfig(Config):
-    """How photographs get their cameras."""
+    """How cameras are assigned to photographs."""
 
     model: str | None = None
-    """COLMAP camera model, any that pycolmap has. None: SIMPLE_RADIAL, and PINHOLE of four given parameters. Without
-    it, photographs whose metadata (GPano) call them panoramas of 360 degrees are EQUIRECTANGULAR."""
+    """COLMAP camera model, any that pycolmap supports. None: SIMPLE_RADIAL, or PINHOLE with four given parameters.
+    Without a given model, photographs marked as 360-degree panoramas by their metadata (GPano) are EQUIRECTANGULAR.
+    """
     params: tuple[Number, ...] | None = None
-    """Known parameters in the model's order, COLMAP pixels; four without a model are fx,fy,cx,cy. None: EXIF, else a
-    guess."""
+    """Known parameters in the model's order, COLMAP pixels; four without a model are fx,fy,cx,cy. None: from EXIF,
+    else a guess.
+    """
     mode: CameraMode = "per-image"
-    """Which images share one camera: auto (same size, EXIF camera, lens and focal length, and folder), single (all of
-    them), per-folder or per-image. Auto fixes more unknowns and is the better choice for a camera that was not zoomed
-    or refocused. It is not the default since it takes photographs without EXIF that are of one size for those of one
-    camera, which photographs from the web are not."""
+    """Which images share a camera: auto (same size, EXIF camera, lens, focal length and folder), single (all images),
+    per-folder or per-image. Auto has fewer unknowns and is the better choice for a camera that was not zoomed or
+    refocused. It is not the default because it assigns all photographs of one size without EXIF to one camera, which is
+    wrong for photographs from the web.
+    """
     default_focal_factor: float = Field(1.2, ge=0.01, le=100)
-    """Without EXIF: focal length over the longer side (COLMAP's guess)."""
+    """Guessed focal length without EXIF, as a multiple of the longer side (COLMAP's guess)."""
     fisheye_focal_factor: float = Field(1 / math.pi, ge=0.01, le=100)
-    """The same for fisheye models: 1 / pi is an equidistant lens that sees 180 degrees along the longer side."""
+    """The same for fisheye models: 1 / pi is an equidistant lens with a 180-degree view along the longer side."""
     sensor_width_mm: Factor | None = None
-    """Longer side of the sensor, mm, for photographs whose EXIF has a focal length in mm but no sensor."""
+    """Longer side of the sensor, mm, for photographs whose EXIF gives a focal length in mm but no sensor size."""
     refine: bool = True
-    """Let the mapper refine focal length and distortion, also of known parameters."""
+    """Let the mapper refine focal length and distortion, including given parameters."""
 
     @property
     def given_model(self) -> str:
-        """The model of photographs that do not call themselves panoramas."""
+        """The model of photographs that are not marked as panoramas."""
         return self.model or (FOUR_NUMBERS if self.params is not None and len(self.params) == 4 else DEFAULT_MODEL)
 
     def result_fields(self) -> dict[str, Any]:
-        """As of every configuration; the model by its name, the guess of fisheye lenses where it matters."""
+        """See `Config.result_fields`; with the model's name, and the fisheye guess only where it applies."""
         fields = super().result_fields() | {"model": self.given_model}
         if not self.given_model.endswith("FISHEYE"):
             del fields["fisheye_focal_factor"]
@@ -66,7 +69,7 @@ class CameraConfig(Config):
 
 
 def check(config: CameraConfig) -> None:
-    """Raise UsageError for an unknown model, or parameters that are not its own."""
+    """Raise UsageError for an unknown model or parameters that do not fit it."""
     models, params = camera_models(), config.params
     if config.given_model not in models:
         newer = "; pip install 'pycolmap>=4.2' for it" if config.given_model == SPHERE else ""
@@ -96,11 +99,11 @@ def _list(params: Sequence[float]) -> str:
 def check_photographs(
     config: CameraConfig, images: Path, names: Sequence[str], listed: Mapping[str, Intrinsics] | None = None
 ) -> None:
-    """See by the photographs' headers, before any work, whether the cameras can be theirs.
+    """Check from the photographs' headers, before any work, whether the cameras fit them.
 
-    Warns of different lenses under one camera, and names panoramas. Files that cannot be read are passed over here.
-    Raises UsageError for parameters that cannot be of an image of their size, BadInputError for images of different
-    sizes that are to share a camera, for a listed camera of another size, and for panoramas that cannot be mapped.
+    Warns of different lenses under one camera, and reports panoramas. Unreadable files are skipped here. Raises
+    UsageError for parameters impossible for an image of that size; BadInputError for images of different sizes that are
+    to share a camera, for a listed camera of another size, and for panoramas that cannot be mapped.
     """
     check(config)
     known = listed or {}
@@ -156,7 +159,7 @@ def _check_panoramas(config: CameraConfig, model: CameraModel, taken: Mapping[st
 
 
 def _check_sharing(mode: CameraMode, sharing: Mapping[str, Taken]) -> None:
-    """Photographs that are to share a camera: of one size (BadInputError), and mostly of one lens (a warning)."""
+    """Photographs that share a camera must have one size (BadInputError) and should have one lens (else a warning)."""
     first = next(iter(sharing))
     width, height = sharing[first].size
     lenses: dict[Lens, list[str]] = {}
@@ -176,9 +179,9 @@ def _check_sharing(mode: CameraMode, sharing: Mapping[str, Taken]) -> None:
 
 
 def infer_camera(path: Path, config: CameraConfig) -> pycolmap.Camera:
-    """Camera of one photograph, by its EXIF focal length (pycolmap's, else `images.exif`'s) or the default guess.
+    """Camera of one photograph, with the EXIF focal length (pycolmap's, else `images.exif`'s) or the default guess.
 
-    `has_prior_focal_length` tells the two apart; of a panorama it is set. Raises BadInputError.
+    `has_prior_focal_length` tells which; it is set for panoramas. Raises BadInputError.
     """
     model = camera_models()[config.given_model]
     options = pycolmap.ImageReaderOptions()
@@ -186,7 +189,7 @@ def infer_camera(path: Path, config: CameraConfig) -> pycolmap.Camera:
     options.default_focal_length_factor = _guess(config, model)
     try:
         camera = pycolmap.infer_camera_from_image(str(path), options)
-    except Exception as error:  # pycolmap raises RuntimeError, ValueError and InvalidArgument alike
+    except Exception as error:  # pycolmap raises any of RuntimeError, ValueError and InvalidArgument
         camera = _without_colmap(path, config, model, error)
     size = (camera.width, camera.height)
     if config.params is not None:
@@ -204,7 +207,7 @@ def infer_camera(path: Path, config: CameraConfig) -> pycolmap.Camera:
 
 
 def _without_colmap(path: Path, config: CameraConfig, model: CameraModel, error: Exception) -> pycolmap.Camera:
-    """The guessed camera of a photograph in a format that COLMAP does not read (HEIC, AVIF, GIF, JPEG 2000)."""
+    """The guessed camera of a photograph in a format that COLMAP cannot read (HEIC, AVIF, GIF, JPEG 2000)."""
     try:
         size = stored_size(path)
     except BadInputError:
@@ -213,7 +216,7 @@ def _without_colmap(path: Path, config: CameraConfig, model: CameraModel, error:
 
 
 def guessed_camera(config: CameraConfig, size: tuple[int, int]) -> pycolmap.Camera:
-    """Camera of an image (width, height) that nothing is known of."""
+    """Guessed camera of an image of this size (width, height), without other information."""
     model = camera_models()[config.given_model]
     camera = pycolmap.Camera.create_from_model_name(1, model.name, _guess(config, model) * max(size), *size)
     camera.has_prior_focal_length = model.is_spherical
@@ -232,7 +235,7 @@ def _is_panorama(path: Path, size: tuple[int, int]) -> bool:
 
 
 def listed_intrinsics(path: Path, names: Sequence[str]) -> dict[str, Intrinsics]:
-    """Intrinsics of those of the images that a list has. Raises BadInputError when it has none of them."""
+    """Intrinsics of the images that are in a list. Raises BadInputError when none is."""
     listed = respelled(read_intrinsics_list(path), lambda: names)
     found = {name: listed[name] for name in names if name in listed}
     if not found:
@@ -255,10 +258,10 @@ def cameras_of_images(
 ) -> tuple[dict[int, pycolmap.Camera], dict[str, int]]:
     """Cameras by id (from 1), and the camera id of every image.
 
-    listed: known intrinsics; images that would share a camera do so when theirs are the same. guess_fisheye: guessed
-    focal lengths of fisheye models count as known (`has_prior_focal_length`): COLMAP verifies pairs of others in
-    pixels, as if they were of pinhole cameras, and then hardly any holds.
-    Raises BadInputError when known intrinsics are not of the image's size.
+    listed: known intrinsics; images that would share a camera do so only if their listed intrinsics are equal.
+    guess_fisheye: treat guessed focal lengths of fisheye models as known (`has_prior_focal_length`): otherwise COLMAP
+    verifies their pairs in pixels, as if from pinhole cameras, and hardly any passes.
+    Raises BadInputError when known intrinsics do not match the image's size.
     """
     check(config)
     known = listed or {}
@@ -293,7 +296,7 @@ def _check_listed(size: tuple[int, int], name: str, intrinsics: Intrinsics) -> N
 
 
 def _group(name: str, mode: CameraMode, taken: Taken | None) -> Any:
-    """What a photograph shares a camera by; taken: of its header, None for a file that cannot be read."""
+    """Key of the photographs that share a camera. taken: from the header; None for an unreadable file."""
     folder = name.rpartition("/")[0]
     if mode == "auto":
         return name if taken is None else (folder, taken.size, taken.lens)
@@ -303,7 +306,7 @@ def _group(name: str, mode: CameraMode, taken: Taken | None) -> Any:
 def check_sizes(
     cameras: dict[int, pycolmap.Camera], camera_ids: dict[str, int], sizes: dict[str, tuple[int, int]]
 ) -> None:
-    """Raise BadInputError when an image is not of its camera's size."""
+    """Raise BadInputError when an image's size differs from its camera's."""
     for name, size in sizes.items():
         camera = cameras[camera_ids[name]]
         if size != (0, 0) and size != (camera.width, camera.height):
@@ -314,7 +317,7 @@ def check_sizes(
 
 
 def to_camera(intrinsics: Intrinsics, camera_id: int = 1) -> pycolmap.Camera:
-    """A pycolmap camera of known intrinsics."""
+    """A pycolmap camera with known intrinsics."""
     return pycolmap.Camera(
         camera_id=camera_id,
         model=intrinsics.model,
@@ -331,5 +334,5 @@ def to_intrinsics(camera: Any) -> Intrinsics:
 
 
 def to_pose(rigid: pycolmap.Rigid3d) -> Pose:
-    """pycolmap's pose as featkit's."""
+    """A pycolmap pose as featkit's."""
     return Pose(quaternion(rigid.rotation.matrix()), np.array(rigid.translation))

@@ -1,4 +1,4 @@
-"""Which images see points in common: tracks of a model, and the pairs of images that share the most."""
+"""Covisibility: the tracks of a model, and the image pairs that share the most points."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from featkit.mapping.scene import image_folder, models_in
 
 
 class CovisibleConfig(Config):
-    """Which images of a model are matched."""
+    """Which images of a model are paired."""
 
     num_matched: Count = 20
-    """Images that each one is paired with (hloc: 20)."""
+    """Number of images that each image is paired with (hloc: 20)."""
 
 
 @dataclass(frozen=True)
 class Tracks:
-    """Who sees which point. images: indices into `names`, those of point i from starts[i] up to starts[i + 1]."""
+    """The images that see each point. images: indices into `names`; point i's are starts[i] up to starts[i + 1]."""
 
     names: tuple[str, ...]
     starts: Int[np.ndarray, " m1"]
@@ -37,10 +37,10 @@ class Tracks:
 
 
 def covisible_pairs(tracks: Tracks, num: int) -> list[Pair]:
-    """Each image with the `num` images that share the most points with it; each pair once, images in their order.
+    """Each image with the `num` images that share the most points with it; each pair once, in image order.
 
-    Of images with equally many shared points the earlier one comes first. An image that shares none is in no pair.
-    One image's tracks are in memory at a time, beside all tracks (about 40 bytes an observation while they are sorted).
+    Ties go to the earlier image. An image that shares no points is in no pair. Memory: all tracks (about 40 bytes per
+    observation while they are sorted), plus those of one image at a time.
     """
     total = len(tracks.names)
     points, images, starts = _each_once(tracks)
@@ -60,7 +60,7 @@ def covisible_pairs(tracks: Tracks, num: int) -> list[Pair]:
 
 
 def tracks_of_images(tracks: Tracks, names: Sequence[str]) -> Tracks:
-    """The same tracks, as seen by these images alone (all of them in `tracks`), in this order."""
+    """The same tracks restricted to these images (all of them in `tracks`), in this order."""
     place = np.full(len(tracks.names), -1, np.int32)
     index = {name: i for i, name in enumerate(tracks.names)}
     place[[index[name] for name in names]] = np.arange(len(names))
@@ -70,7 +70,7 @@ def tracks_of_images(tracks: Tracks, names: Sequence[str]) -> Tracks:
 
 
 def _each_once(tracks: Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Point and image of every observation, an image once per point; where each point's observations start."""
+    """Point and image of every observation, without duplicates; and where each point's observations start."""
     total, count = len(tracks.names), len(tracks.starts) - 1
     points = np.repeat(np.arange(count, dtype=np.int64), np.diff(tracks.starts))
     keys = np.unique(points * total + tracks.images)
@@ -79,34 +79,34 @@ def _each_once(tracks: Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """All integers from starts[i] up to ends[i], one range after the other."""
+    """All integers from starts[i] up to ends[i], ranges concatenated."""
     lengths = ends - starts
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A COLMAP model -> SceneTracks: the last place where patch data needs pycolmap.
+# A COLMAP model -> SceneTracks: the last step of patch extraction that needs pycolmap.
 
 
-FOLD_TOLERANCE = 1e-3  # of the distance to the optical axis: how well undistortion must undo distortion
+FOLD_TOLERANCE = 1e-3  # relative to the distance from the optical axis: how well undistortion must invert distortion
 
 
 @dataclass(frozen=True)
 class CameraProjector:
-    """Projects with a COLMAP camera, lens included."""
+    """Projects with a COLMAP camera, including lens distortion."""
 
     camera: pycolmap.Camera
 
     def project(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]:
-        """Points of the camera's frame -> featkit pixels, NaN behind the camera and beyond the lens's fold."""
+        """Points in the camera frame -> featkit pixels; NaN behind the camera or where distortion is not invertible."""
         pixels = np.full((len(points), 2), np.nan)
         ahead = np.flatnonzero(points[:, 2] > 0)
         if len(ahead) == 0:
             return pixels
         seen = np.asarray(self.camera.img_from_cam(points[ahead]))
         plane = points[ahead, :2] / points[ahead, 2:]
-        # A radial polynomial turns back far outside the image and would fold what lies there into it.
+        # A radial polynomial is not monotonic far outside the image and would project points from there into it.
         back = np.asarray(self.camera.cam_from_img(seen))
         folded = ~(np.linalg.norm(back - plane, axis=1) <= FOLD_TOLERANCE * (1 + np.linalg.norm(plane, axis=1)))
         seen[folded] = np.nan
@@ -114,13 +114,13 @@ class CameraProjector:
         return pixels
 
     def rays(self, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
-        """featkit pixels -> points of the camera's frame at depth 1."""
+        """featkit pixels -> points at depth 1 in the camera frame."""
         plane = np.asarray(self.camera.cam_from_img(to_colmap(pixels)))
         return np.concatenate([plane, np.ones((len(plane), 1))], axis=1)
 
 
 def find_models(scene: Path) -> list[Path]:
-    """The model of a scene, or all of sparse/manhattan: MegaDepth has one for each part of a scene that hangs together.
+    """The model of a scene, or all of sparse/manhattan: MegaDepth has one per connected component of a scene.
 
     Raises BadInputError.
     """
@@ -139,11 +139,11 @@ def find_models(scene: Path) -> list[Path]:
 def mapped_scenes(
     scenes: Sequence[Path], licence: str | None = None, keypoints: Sequence[Path] | None = None
 ) -> list[Scene]:
-    """Scenes to take patches of. licence: of all photographs; else of each scene's licence file. Raises BadInputError.
+    """Scenes to take patches from. licence: of all photographs; None: from each scene's licence file.
 
-    The parts of a scene of MegaDepth are named 0001, 0001.1 and so on. Of several scenes those of one image, or without
-    points, are passed over with a line. keypoints: a features.h5 for each scene, whose keypoints take the place of a
-    detector's. Two scenes of one name raise UsageError, and so does another number of files.
+    The components of a MegaDepth scene are named 0001, 0001.1 and so on. If there are several scenes, those with one
+    image or without points are skipped with a warning. keypoints: one features.h5 per scene, replaces a detector.
+    Raises BadInputError; UsageError for two scenes of one name or the wrong number of keypoint files.
     """
     names = _different_names(scenes)
     if keypoints and len(keypoints) != len(scenes):
@@ -165,7 +165,7 @@ def mapped_scenes(
 
 
 def photograph_folders(folders: Sequence[Path], licence: str | None = None) -> list[Photographs]:
-    """Folders of single photographs; of a scene those in its images/. Raises as `mapped_scenes` does."""
+    """Folders of single photographs; for a scene, those in its images/. Raises the same errors as `mapped_scenes`."""
     names = _different_names(folders)
     images = [image_folder(folder) for folder in folders]
     return [
@@ -190,7 +190,7 @@ def _licence_of(scene: Path) -> str:
 
 
 def read_tracks(model_dir: Path, name: str | None = None) -> SceneTracks:
-    """Read a COLMAP model. name: of the scene; the folder's by default. Raises BadInputError."""
+    """Read a COLMAP model. name: the scene's name; by default the folder's. Raises BadInputError."""
     model = read_model(model_dir)
     images = sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: image.name)
     cameras = [model.cameras[image.camera_id] for image in images]
@@ -216,7 +216,7 @@ def read_tracks(model_dir: Path, name: str | None = None) -> SceneTracks:
 
 
 def _observations(image: pycolmap.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of the points an image sees and where it sees them, featkit pixels."""
+    """Ids of the points an image sees, and their positions in featkit pixels."""
     ids = point_ids(image)
     seen = ids >= 0
     xy = np.array([point.xy for point in image.points2D], dtype=np.float64).reshape(-1, 2)

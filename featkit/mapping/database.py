@@ -1,4 +1,4 @@
-"""features.h5 + matches.h5 -> COLMAP's database.db. The half pixel of COLMAP's origin is added here, once."""
+"""features.h5 + matches.h5 -> COLMAP's database.db. COLMAP's half-pixel offset is added here and nowhere else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featkit.geometry.pixels import to_colmap
 from featkit.io.features import FeatureStore
 from featkit.io.matches import MatchStore
 
-IMAGES_AT_ONCE = 1000  # per transaction: SQLite keeps beside the database what one has written, until it ends
+IMAGES_AT_ONCE = 1000  # per transaction: SQLite keeps an open transaction's changes in a separate file
 
 
 def write_images(
@@ -26,10 +26,10 @@ def write_images(
     features: FeatureStore,
     names: Sequence[str],
 ) -> None:
-    """Write cameras, rigs, frames, images and keypoints, some images per transaction; image ids count from 1.
+    """Write cameras, rigs, frames, images and keypoints, in batches of images per transaction; image ids count from 1.
 
     Each camera is its own rig and each image its own frame, as COLMAP does for photographs without a rig. The database
-    is whole when this returns, and not before.
+    is complete only when this returns.
     """
     with pycolmap.DatabaseTransaction(database):
         for camera in cameras.values():
@@ -44,7 +44,7 @@ def write_images(
 
 
 def copy_images(whole: pycolmap.Database, part: pycolmap.Database, names: Sequence[str]) -> None:
-    """Write some images of a database with their cameras and keypoints to another one, under the same ids."""
+    """Copy some images of a database, with their cameras and keypoints, to another one under the same ids."""
     images = sorted((whole.read_image_with_name(name) for name in names), key=lambda image: image.image_id)
     with pycolmap.DatabaseTransaction(part):
         for camera_id in sorted({image.camera_id for image in images}):
@@ -55,7 +55,7 @@ def copy_images(whole: pycolmap.Database, part: pycolmap.Database, names: Sequen
 
 
 def write_camera(database: pycolmap.Database, camera: pycolmap.Camera) -> None:
-    """Write a camera under its id, as a rig of its own of the same id."""
+    """Write a camera, and a rig that consists of it, under the camera's id."""
     database.write_camera(camera, use_camera_id=True)
     rig = pycolmap.Rig(rig_id=camera.camera_id)
     rig.add_ref_sensor(camera.sensor_id)
@@ -71,7 +71,7 @@ def write_image(
     *,
     rig_id: int | None = None,
 ) -> None:
-    """Write an image under its id, as a frame of the same id.
+    """Write an image, and a frame that consists of it, under the image's id.
 
     keypoints: in COLMAP's pixels. rig_id: None: the camera's id.
     """
@@ -87,9 +87,9 @@ def write_image(
 def write_matches(
     database: pycolmap.Database, matches: MatchStore, pairs: Iterable[Pair], before: Mapping[str, int] | None = None
 ) -> list[Pair]:
-    """Write the matches of pairs in one transaction; returns those that have any and no two-view geometry yet.
+    """Write the matches of pairs in one transaction; returns the pairs with matches but no two-view geometry yet.
 
-    before: by name, keypoints of the database that come before those that the matches count.
+    before: by image name, the number of keypoints in the database that precede those the matches index.
     Raises BadInputError for matches of keypoints that the database does not have.
     """
     ids = {image.name: image.image_id for image in database.read_all_images()}
@@ -131,7 +131,7 @@ def verified_pairs(path: Path) -> list[tuple[Pair, int]]:
 
 
 def matches_and_inliers(path: Path, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """Index pairs (m, 2) of all matches of a pair, and a mask (m,) of those that verification kept."""
+    """Index pairs (m, 2) of all matches of a pair, and a mask (m,) of its inliers."""
     with pycolmap.Database.open(str(path)) as database:
         ids = [database.read_image_with_name(name).image_id for name in (pair.name0, pair.name1)]
         matches = database.read_matches(*ids).astype(np.int64)
@@ -141,7 +141,7 @@ def matches_and_inliers(path: Path, pair: Pair) -> tuple[np.ndarray, np.ndarray]
 
 
 def database_counts(path: Path) -> dict[str, int]:
-    """How much a database holds. Raises BadInputError when it is none."""
+    """Numbers of images, cameras, keypoints, pairs and inliers. Raises BadInputError if it is not a COLMAP database."""
     try:
         with pycolmap.Database.open(str(path)) as database:
             verified = sum(count > 0 for count in database.read_two_view_geometry_num_inliers()[1])
@@ -153,5 +153,5 @@ def database_counts(path: Path) -> dict[str, int]:
                 "verified_pairs": verified,
                 "inlier_matches": database.num_inlier_matches(),
             }
-    except Exception as error:  # pycolmap raises its own types, which differ between versions
+    except Exception as error:  # pycolmap's exception types differ between versions
         raise BadInputError(f"{path}: not a COLMAP database ({str(error).splitlines()[0]})") from None

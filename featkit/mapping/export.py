@@ -1,4 +1,4 @@
-"""A map in the formats of other programs: Gaussian splats, COLMAP's dense workspace, nerfstudio, hloc, text, points."""
+"""Exports a map to other programs: Gaussian splatting, COLMAP's dense workspace, nerfstudio, hloc, text, points."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ STEREO_FOLDERS = ("depth_maps", "normal_maps", "consistency_graphs")
 
 
 class ExportConfig(Config):
-    """What a map looks like for another program."""
+    """How a map is exported."""
 
     pairs: CovisibleConfig = CovisibleConfig()
-    """Pairs of images, for hloc."""
+    """Image pairs, for hloc."""
     undistort: bool = False
-    """nerfstudio: undistorted photographs and pinhole cameras, instead of the photographs as they are."""
+    """nerfstudio: write undistorted photographs and pinhole cameras instead of the original photographs."""
     pictures: PictureConfig = PictureConfig()
     """Undistorted photographs."""
     stereo_sources: Count = 20
-    """dense: images that COLMAP's patch-match stereo compares each one with (COLMAP: 20)."""
+    """dense: number of images that COLMAP's patch-match stereo compares with each image (COLMAP: 20)."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. notes: what the reader of the files should know.
+    """What was written. notes: remarks for the user.
 
-    residual_px: median distance of keypoints from the projections of their points, read back from undistorted exports.
+    residual_px: median reprojection error, px, read back from undistorted exports.
     """
 
     files: list[Path]
@@ -72,7 +72,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: a model, where it lies, the files of its photographs and of their masks, by name."""
+    """What is exported: a model, its folder, and the files of its photographs and masks, by name."""
 
     model: pycolmap.Reconstruction
     folder: Path
@@ -82,13 +82,13 @@ class Source:
 
     @property
     def registered(self) -> list[pycolmap.Image]:
-        """Images with a pose, by name."""
+        """Images with a pose, sorted by name."""
         return sorted((image for image in self.model.images.values() if image.has_pose), key=lambda image: image.name)
 
 
 @dataclass
 class Told:
-    """What a format's writer says beside its files."""
+    """What a format's writer returns besides its files."""
 
     notes: list[str] = field(default_factory=list)
     residual_px: float | None = None
@@ -107,10 +107,10 @@ def export(
 ) -> Exported:
     """Write the model in `folder` as one of FORMATS to `output`: a folder, or a file that ends in .ply.
 
-    images: folders of the photographs, for formats that take them; by default one near the model. masks: folder of
-    their masks. The map's frame is kept, and alignment.json of an aligned map comes along. Raises UsageError,
-    BadInputError (also for photographs that are missing or of another size), EmptyResultError for a map without images
-    or points, NotWritableError.
+    images: folders of the photographs, for formats that need them; by default one near the model. masks: folder of
+    their masks. The map's frame is kept, and the alignment.json of an aligned map is copied. Raises UsageError;
+    BadInputError (also for photographs that are missing or of another size); EmptyResultError for a map without images
+    or points; NotWritableError.
     """
     if form not in FORMATS:
         raise UsageError(f"--format {form}: there is {', '.join(FORMATS)}")
@@ -152,14 +152,14 @@ def _ply(source: Source, output: Path, overwrite: bool) -> Exported:
 
 
 def coloured_points(model: pycolmap.Reconstruction) -> tuple[Float[np.ndarray, "n 3"], UInt8[np.ndarray, "n 3"]]:
-    """Points of a model in the order of their ids, and their RGB colours."""
+    """Points of a model in id order, and their RGB colours."""
     points = [model.points3D[point_id] for point_id in sorted(model.points3D)]
     xyz = np.array([point.xyz for point in points], dtype=np.float64).reshape(-1, 3)
     return xyz, np.array([point.color for point in points], dtype=np.uint8).reshape(-1, 3)
 
 
 def _nerfstudio(source: Source, part: Path, output: Path) -> Told:
-    """transforms.json, and the points in its world; undistorted photographs, or where the photographs are."""
+    """transforms.json and the points in its world frame, with undistorted photographs or paths of the originals."""
     points, colours = coloured_points(source.model)
     if source.config.undistort:
         made, told = _undistorted(source, part)
@@ -189,7 +189,7 @@ def _names(model: pycolmap.Reconstruction) -> list[str]:
 def _undistorted(
     source: Source, part: Path, *, flat: bool = False, with_alpha: bool = False
 ) -> tuple[Undistorted, Told]:
-    """Undistorted photographs in images/ (and masks/), and the map that they are of."""
+    """Write undistorted photographs to images/ (and masks/); returns the notes and the undistorted map."""
     made = undistort(source.model, source.config.pictures, flat=flat)
     pictures = Pictures(source.files, part / IMAGES, part / MASKS, source.masks, with_alpha)
     hidden = write_pictures(source.model, made, pictures, source.config.pictures)
@@ -207,14 +207,14 @@ def _undistorted(
 
 
 def _written(source: Source, made: pycolmap.Reconstruction, folder: Path) -> float:
-    """Write a model of pinhole cameras, and read it back: the median residual of what lies there, px."""
+    """Write a model of pinhole cameras and read it back: the median reprojection error of what was written, px."""
     folder.mkdir(parents=True)
     write_whole(made, folder)
     return check_projections(source.model, read_model(folder))
 
 
 def _gaussian_splatting(source: Source, part: Path, output: Path) -> Told:
-    """images/ and sparse/0, as 3DGS, gsplat and OpenMVS read them. Names have no folders: 3DGS cuts them off."""
+    """images/ and sparse/0, as read by 3DGS, gsplat and OpenMVS. Names are flat, because 3DGS drops folders."""
     if source.model.num_points3D() == 0:
         raise EmptyResultError(f"{source.folder}: there is no point in this model, and Gaussians begin at points")
     made, told = _undistorted(source, part, flat=True, with_alpha=True)
@@ -223,7 +223,7 @@ def _gaussian_splatting(source: Source, part: Path, output: Path) -> Told:
 
 
 def _dense(source: Source, part: Path, output: Path) -> Told:
-    """COLMAP's dense workspace: images/, sparse/, stereo/ with the lists of what is compared with what, and fused."""
+    """COLMAP's dense workspace: images/, sparse/, and stereo/ with the lists of source images and of fused images."""
     made, told = _undistorted(source, part)
     told.residual_px = _written(source, made.model, part / SPARSE)
     names = _names(made.model)
@@ -247,7 +247,7 @@ def _text(source: Source, part: Path, output: Path) -> Told:
 
 
 def _hloc(source: Source, part: Path, output: Path) -> Told:
-    """The model, and beside it: pairs by covisibility, the cameras as a list of queries, the poses as results."""
+    """The model, plus pairs by covisibility, the cameras as a query list, and the poses as results."""
     images = source.registered
     spaced = next((image.name for image in images if len(image.name.split()) != 1), None)
     if spaced is not None:
@@ -266,7 +266,7 @@ def _hloc(source: Source, part: Path, output: Path) -> Told:
 
 
 def tracks_of(model: pycolmap.Reconstruction) -> Tracks:
-    """Who sees which point; images with a pose, by name."""
+    """The images that see each point; images with a pose, by name."""
     images = sorted((image.name, image_id) for image_id, image in model.images.items() if image.has_pose)
     place = {image_id: index for index, (_, image_id) in enumerate(images)}
     seen = [
@@ -293,17 +293,17 @@ WITH_PHOTOGRAPHS = (*UNDISTORTED, "nerfstudio")
 # ----------------------------------------------------------------------------------------------------------------------
 # A map as nerfstudio's transforms.json, for NeRFs and Gaussian splats.
 #
-# A frame's transform_matrix is camera to world, of a camera in OpenGL's axes: x right, y up, z backwards. The world is
-# the map's after `applied_transform`, which is the one that nerfstudio's own conversion applies: (x, y, z) -> (x, z,
-# -y), so that the y of a first camera held upright points to -z. Intrinsics are COLMAP's (the image's corner is the
-# origin). Source: nerfstudio's documentation, "Data conventions".
+# A frame's transform_matrix is camera to world, with the camera in OpenGL axes: x right, y up, z backwards. The world
+# is the map's after `applied_transform`, the one that nerfstudio's own conversion applies: (x, y, z) -> (x, z, -y), so
+# that the y axis of an upright first camera maps to -z. Intrinsics are COLMAP's (origin at the image's corner).
+# Source: nerfstudio's documentation, "Data conventions".
 
 
 APPLIED_TRANSFORM = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0]])
-OPENGL_FROM_COLMAP = np.diag([1.0, -1.0, -1.0])  # axes of the camera
+OPENGL_FROM_COLMAP = np.diag([1.0, -1.0, -1.0])  # camera axes
 PERSPECTIVE, FISHEYE = "OPENCV", "OPENCV_FISHEYE"
-FOCAL = "f"  # of both axes
-# What nerfstudio calls the parameters of COLMAP's models, in COLMAP's order.
+FOCAL = "f"  # for both axes
+# nerfstudio's names of the parameters of COLMAP's models, in COLMAP's order.
 LENSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "SIMPLE_PINHOLE": (PERSPECTIVE, (FOCAL, "cx", "cy")),
     "PINHOLE": (PERSPECTIVE, ("fl_x", "fl_y", "cx", "cy")),
@@ -323,11 +323,11 @@ def transforms(
     ply_file: str | None = None,
     mask_paths: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The content of transforms.json: a frame for every image with a pose, by name.
+    """The content of transforms.json: a frame for every image with a pose, sorted by name.
 
-    file_paths: where each image lies, relative to the file. ply_file: likewise, points in the transformed world.
-    mask_paths: likewise, of images that have a mask.
-    Raises BadInputError for a lens that nerfstudio has not, and for one of each kind.
+    file_paths: path of each image, relative to the file. ply_file: path of the points in the transformed world.
+    mask_paths: paths of the masks, for images that have one.
+    Raises BadInputError for a lens that nerfstudio does not support, or a mix of fisheye and perspective lenses.
     """
     images = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
     used = {image.camera_id: image.name for image in reversed(images)}
@@ -372,7 +372,7 @@ def in_saved_world(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]
 
 
 def lens(camera: pycolmap.Camera, image_name: str) -> dict[str, Any]:
-    """nerfstudio's fields of a camera. image_name: for the error. Raises BadInputError for a lens that it has not."""
+    """nerfstudio's fields of a camera. image_name: for the error. Raises BadInputError for an unsupported lens."""
     if camera.model_name not in LENSES:
         raise BadInputError(
             f"{image_name!r} has a {camera.model_name} camera, which nerfstudio cannot hold ({', '.join(LENSES)});"
@@ -387,7 +387,7 @@ def lens(camera: pycolmap.Camera, image_name: str) -> dict[str, Any]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Dense points of a map, as the ETH benchmark counts them: undistorted, patch-match stereo, fused. Takes CUDA.
+# Dense points of a map, as counted by the ETH benchmark: undistortion, patch-match stereo, fusion. Requires CUDA.
 
 
 class DenseConfig(Config):
@@ -396,9 +396,9 @@ class DenseConfig(Config):
     max_image_size: Side = 1200
     """Longer side of the undistorted images, px."""
     geometric_consistency: bool = False
-    """A second pass that compares depths between images."""
+    """Run a second pass that checks depths for consistency between images."""
     min_fused_pixels: Count = 5
-    """Pixels that must agree on a point."""
+    """Minimum number of consistent pixels for a fused point."""
 
 
 def dense_is_possible() -> bool:
@@ -407,15 +407,15 @@ def dense_is_possible() -> bool:
 
 
 def count_dense_points(config: DenseConfig, images: Path, model: Path, output: Path, inputs: str) -> int:
-    """Number of fused points of a model; done once per configuration and `inputs` (a digest of the model).
+    """Number of fused points of a model; computed once per configuration and `inputs` (a digest of the model).
 
-    The points stay in output/fused.ply. Raises FeatkitError when COLMAP fails.
+    The points are kept in output/fused.ply. Raises FeatkitError when COLMAP fails.
     """
     stamp = output / "dense.json"
     if is_stamped(stamp, config, inputs):
         return int((read_stamp(stamp) or {}).get("points", 0))
     for image in read_model(model).images.values():
-        inside(output, image.name)  # COLMAP writes the undistorted photographs by these names
+        inside(output, image.name)  # COLMAP writes the undistorted photographs under these names
     with making(output) as new:
         points = _fused(config, images, model, new)
         write_stamp(new / stamp.name, config, inputs, kind="dense", points=points)
@@ -437,7 +437,7 @@ def _fused(config: DenseConfig, images: Path, model: Path, output: Path) -> int:
         fused = pycolmap.stereo_fusion(
             str(output / "fused.ply"), str(output), input_type=kind, options=fusion, output_type="PLY"
         )
-    except Exception as error:  # pycolmap's own exception types differ from one version to the next
+    except Exception as error:  # pycolmap's exception types differ between versions
         raise FeatkitError(f"{model}: no dense points ({str(error).splitlines()[0]}); --set dense=null skips") from None
     for folder in ("images", "stereo", "sparse"):  # many times the size of the map
         shutil.rmtree(output / folder, ignore_errors=True)

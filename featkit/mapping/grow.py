@@ -1,8 +1,8 @@
-"""A map that grows: photographs registered in a model that is there, in its frame and under its ids.
+"""Incremental map growth: registers new photographs in an existing model, in its frame and keeping its ids.
 
-What COLMAP's incremental mapper would do next, had it stopped at this model: register the photograph that sees the most
-points, triangulate, adjust what is around it. Old images keep their ids, keypoints and tracks. The database that the
-mapper reads holds the pairs of new photographs alone, so that the cost is theirs.
+The steps are those of COLMAP's incremental mapper: register the photograph that sees the most points, triangulate, run
+local bundle adjustment. Old images keep their ids, keypoints and tracks. The mapper's database holds only the pairs of
+new photographs, so the cost depends on their number.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ MAX_KEYPOINT_SHIFT_PX = 0.1  # between a model's keypoints and those of its feat
 
 
 class GrowConfig(Config):
-    """How a map takes new photographs in."""
+    """How a map is extended with new photographs."""
 
     fixed: bool = False
-    """Leave the old photographs and their cameras exactly as they are."""
+    """Keep the poses of the old photographs and their cameras fixed."""
     whole_above: Share = 0.1
-    """New photographs per old one above which the whole map is adjusted in the end. With fewer only what is around each
-    new one is (COLMAP adjusts the whole when a map has grown by a tenth)."""
+    """Ratio of new to old photographs above which the complete map is bundle-adjusted at the end. Below it, only the
+    neighbourhood of each new image is adjusted (COLMAP adjusts the complete map when it has grown by a tenth).
+    """
 
 
 @dataclass(frozen=True)

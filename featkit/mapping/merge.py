@@ -36,18 +36,18 @@ SAME_CAMERA = 1e-9  # relative difference of the parameters of one calibration
 
 
 class MergeConfig(Config):
-    """When two maps are one."""
+    """When two maps are merged."""
 
     max_error_px: Pixels = 8.0
-    """A point of one map projects at most so far from its keypoint in a photograph of the other (COLMAP: 8)."""
+    """Maximum reprojection error of a point of one map in a photograph of the other, px (COLMAP: 8)."""
     min_points: Count = 20
-    """Points that both maps must have and that must agree; with fewer they stay two."""
+    """Minimum number of shared points that agree; with fewer the maps are not merged."""
     max_trials: Trials = 5000
-    """Triples that are tried at most; with 10 % right ones 5,000 miss once in 150."""
+    """Maximum number of triples tried by RANSAC; with 10 % inliers, 5,000 fail once in 150."""
     confidence: Confidence = 0.9999
-    """Probability of a triple without wrong points, after which drawing ends."""
+    """Probability of having drawn an outlier-free triple, at which RANSAC stops."""
     seed: Seed = 0
-    """Of the triples."""
+    """Random seed of RANSAC."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether what came out of mapping is a map: which models are kept, why there is none, what is worth a warning."""
+"""Decides which mapping results are kept as maps, why there is none, and what to warn about."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from featkit.images.exif import some_names
 from featkit.mapping.model import registered_names
 
 FOCAL_SHARES = np.geomspace(0.3, 4.0, 40)
-"""Focal lengths that are tried, over an image's longer side: about 120 to 14 degrees of view."""
+"""Focal lengths tried, as multiples of the image's longer side: fields of view of about 120 to 14 degrees."""
 MAX_TURN_ERROR = (0.003, 0.2)
 """How far the normalised homography of a camera that only turns may be from a rotation (Frobenius norm): so much, and
 this share of the rotation's angle. A camera that moves along a plane is at 0.7 of the angle."""
@@ -33,13 +33,14 @@ SAMPLED_POINTS = 2000
 
 
 class KeepConfig(Config):
-    """What a model must have to be kept: less is a coincidence of a few matches, not a map."""
+    """What a model needs to be kept: with less it is a coincidence of a few matches."""
 
     min_points_per_image: float = Field(default=10.0, ge=0, le=1e6)
-    """Observations of an image of the model, on average."""
+    """Minimum mean number of observations per image of a model."""
     min_parallax_deg: float = Field(default=1.0, ge=0, lt=180)
-    """Median over the points of the largest angle under which two of its images see it: below that depths are noise. 0:
-    any, and photographs from one spot are mapped as well."""
+    """Minimum parallax, degrees: the median over the points of the largest angle between the rays of two images; below
+    it depths are unreliable. 0: no minimum, so photographs from one position are mapped too.
+    """
 
 
 def parallax_deg(model: pycolmap.Reconstruction) -> float:
@@ -144,7 +145,7 @@ def _calibration(camera: pycolmap.Camera, share: float) -> Float[np.ndarray, "3 
 
 
 def no_model_reason(motion: CameraMotion) -> str:
-    """Why no model came out, and what helps."""
+    """Why there is no model, and what may help."""
     if motion.pairs == 0:
         return (
             "no pair of photographs was verified; are they of one scene? (more keypoints, --pairs exhaustive,"

@@ -1,4 +1,4 @@
-"""The photographs of a map: found, held against its cameras, and undistorted together with their masks."""
+"""The photographs of a map: found, checked against its cameras, and undistorted together with their masks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PictureConfig(Config):
     resize_max: Side | None = None
     """Longer side of undistorted photographs, px; smaller ones keep their size. None: no resizing."""
     jpeg_quality: Quality = 95
-    """Of undistorted photographs that are written as JPEG."""
+    """JPEG quality of undistorted photographs, 1 to 100."""
 
 
 def find_photographs(model_folder: Path, names: Sequence[str], folders: Sequence[Path] = ()) -> dict[str, Path]:

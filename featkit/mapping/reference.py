@@ -1,4 +1,4 @@
-"""Known poses to triangulate with: a COLMAP model, or a poses.txt with the camera beside it."""
+"""Known poses for triangulation: a COLMAP model, or a poses.txt with its camera."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def _left(file: BinaryIO) -> int:
 
 @contextmanager
 def _opened_binary(path: Path) -> Iterator[BinaryIO]:
-    """An open file; what goes wrong inside is explained."""
+    """An open file; errors inside the block become BadInputError."""
     try:
         with path.open("rb") as file:
             yield file

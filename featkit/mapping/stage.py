@@ -1,4 +1,4 @@
-"""The map stage: database.db -> sparse/. It has a stamp beside it and is skipped only when that agrees."""
+"""The map stage: database.db -> sparse/. It is skipped only if its stamp is up to date."""
 
 from __future__ import annotations
 
@@ -27,75 +27,79 @@ Mapper = Literal["incremental", "global", "hierarchical"]
 
 
 class ClusterConfig(Config):
-    """How the hierarchical mapper cuts the graph of verified pairs (COLMAP's SceneClustering: normalized cuts)."""
+    """How the hierarchical mapper splits the graph of verified pairs (COLMAP's SceneClustering: normalized cuts)."""
 
     leaf_max_images: int = Field(500, ge=3, le=10**9)
-    """Images of one cluster at most, before its overlap is added (COLMAP: 500). It bounds the memory of a cluster."""
+    """Maximum number of images in a cluster, before overlap is added (COLMAP: 500). It limits memory per cluster."""
     overlap: CountOrZero = 50
-    """Images that a cluster shares with each one beside it, at most (COLMAP: 50); two maps are merged by them."""
+    """Maximum number of images a cluster shares with each neighbour (COLMAP: 50); they are used to merge the maps."""
     branching: int = Field(2, ge=2, le=10**9)
-    """Parts that a cluster too large is cut into (COLMAP: 2)."""
+    """Number of parts that a cluster that is too large is split into (COLMAP: 2)."""
     strongest_pairs: Count = 20
-    """The overlap is chosen among so many pairs of an image, those of most inliers (COLMAP's num_image_matches: 20)."""
+    """Number of pairs per image, by inliers, from which the overlap is chosen (COLMAP's num_image_matches: 20)."""
     workers: WorkerCount = 0
-    """Clusters mapped at a time, each with its share of the threads; 0: one for a small scene, else COLMAP's choice.
+    """Number of clusters mapped in parallel, sharing the threads; 0: one for a small scene, else COLMAP's choice.
 
-    Each holds a map of its own in memory."""
+    Each holds its own map in memory.
+    """
     adjust_merged: bool = True
-    """One bundle adjustment of the whole after clusters were merged, which COLMAP leaves to the user."""
+    """Bundle-adjust the merged model, which COLMAP leaves to the user."""
 
 
 class StartConfig(Config):
-    """From which pair the incremental mapper may start when COLMAP's own limits (16 degrees, 0.95) leave none."""
+    """Initial pairs allowed for the incremental mapper when COLMAP's limits (16 degrees, 0.95) leave none."""
 
     min_angle_deg: float = Field(default=4.0, ge=0, le=90)
-    """The pair sees its points under this angle at least. Photographs taken while driving forward see them under few
-    degrees."""
+    """Minimum triangulation angle of the initial pair, degrees. It is small in photographs taken while driving."""
     max_forward_motion: float = Field(default=1.0, ge=0, le=1)
-    """Largest share of the motion that may be along the viewing direction; 1: all of it."""
+    """Maximum fraction of the initial pair's motion along the viewing direction; 1: no limit."""
 
 
 class MapConfig(DatabaseConfig):
-    """From matches to a map."""
+    """Mapping from matches."""
 
     mapper: Mapper = "incremental"
     """incremental: image by image; global: all at once; hierarchical: clusters of images, merged."""
     min_model_size: int = Field(3, ge=2, le=10**9)
-    """Smallest number of registered images of a model that is kept."""
+    """Minimum number of registered images for a model to be kept."""
     keep: KeepConfig = KeepConfig()
-    """What else a model must have."""
+    """Further requirements for a model to be kept."""
     start: StartConfig = StartConfig()
-    """The incremental mapper's second try."""
+    """The incremental mapper's second attempt."""
     min_num_matches: Count = 15
-    """Pairs with fewer verified matches are not used."""
+    """Minimum number of verified matches for a pair to be used."""
     extract_colors: bool = True
-    """Whether the points take their colours from the photographs."""
+    """Take the colours of the points from the photographs."""
     global_adjustment_growth: float = Field(1.1, gt=1, le=1e6)
-    """The incremental mapper adjusts all of a map when its images or points are so many times those of the last time
-    (COLMAP: 1.1). The largest cost of a map of thousands of images: where one adjustment costs in proportion to
-    them, all come to g / (g - 1) of the last one, 11 of it at 1.1 and 4.3 at 1.3."""
+    """Growth factor in images or points after which the incremental mapper adjusts the complete map (COLMAP: 1.1). This
+    is the largest cost for thousands of images: if an adjustment costs in proportion to them, all together cost
+    g / (g - 1) times the last one: 11 times at 1.1, 4.3 times at 1.3.
+    """
     global_adjustment_tolerance: Share = 1e-6
-    """An adjustment of a whole map ends when a step lowers its cost by less than this part of it. COLMAP's is 0 (go on
-    to the last iteration): a fifth more time on 1,000 images and more on more, for changes far below the noise of a
-    keypoint. Maps of up to `single_thread_images` keep COLMAP's."""
+    """Relative cost decrease below which a global bundle adjustment stops. COLMAP's is 0 (run all iterations): a fifth
+    more time for 1,000 images, and more for more, for changes far below keypoint noise. Maps of up to
+    `single_thread_images` keep COLMAP's.
+    """
     local_adjustment_tolerance: Share = 1e-4
-    """The same for the adjustment around each new image, which those of the whole go over again. COLMAP's is 0: a tenth
-    to a fourth more time on small maps, for the same cameras within half a hundredth of their error."""
+    """Relative cost decrease below which a local bundle adjustment stops; global ones refine it. COLMAP's is 0: a tenth
+    to a fourth more time on small maps, for cameras equal to within 0.5 % of their error.
+    """
     clusters: ClusterConfig = ClusterConfig()
-    """Of the hierarchical mapper."""
+    """Settings of the hierarchical mapper."""
     seed: Seed = 0
-    """Of the mapper's draws."""
+    """Random seed of the mapper."""
     threads: Threads = 0
-    """Threads of the mapper; -1: all cores; 0: one for small scenes, all cores for larger ones.
+    """Number of mapper threads; -1: all cores; 0: one for small scenes, all cores for larger ones.
 
-    With several threads COLMAP's sums, and which initial pair it finds first, depend on who is faster: only one thread
-    gives the same bytes every time."""
+    With several threads, COLMAP's sums and its choice of initial pair depend on timing: only one thread gives identical
+    bytes on every run.
+    """
     single_thread_images: CountOrZero = 200
-    """Up to so many images a scene is small: `threads` = 0 means one, and adjustments go on to the last iteration."""
+    """Maximum number of images of a small scene: `threads` = 0 then means one, and adjustments run all iterations."""
 
 
 def database_config(config: MapConfig) -> DatabaseConfig:
-    """The part of the configuration that decides the database."""
+    """The part of the configuration that determines the database."""
     return DatabaseConfig(camera=config.camera, verify=config.verify)
 
 

@@ -31,15 +31,15 @@ class VerifyConfig(Config):
     """Geometric verification of one pair."""
 
     max_error_px: Pixels = 4.0
-    """RANSAC threshold, px; against known poses it is multiplied by the keypoints' uncertainty."""
+    """RANSAC threshold, px; with known poses it is multiplied by the keypoints' uncertainty."""
     min_inliers: Count = 15
-    """Fewest inliers of a pair of images that is kept."""
+    """Minimum number of inliers for a pair to be kept."""
     confidence: Confidence = 0.999
-    """Probability of a draw without outliers, after which drawing ends."""
+    """Probability of having drawn an outlier-free sample, at which RANSAC stops."""
     max_trials: Trials = 10_000
-    """Draws of RANSAC at most."""
+    """Maximum number of RANSAC iterations."""
     seed: Seed = 0
-    """Of RANSAC's draws."""
+    """Random seed of RANSAC."""
 
 
 def by_ransac(path: Path, config: VerifyConfig, pairs: Collection[Pair] | None = None) -> None:
@@ -114,7 +114,7 @@ def to_rigid(pose: Pose) -> pycolmap.Rigid3d:
 # ----------------------------------------------------------------------------------------------------------------------
 # The database stage: features.h5 + matches.h5 -> database.db with verified two-view geometries.
 #
-# It has a stamp beside it and is skipped only when that agrees; a verification that was stopped goes on.
+# It is skipped only if its stamp is up to date; an interrupted verification is resumed.
 
 
 MIN_CHUNK, MAX_CHUNKS = 64, 50  # pairs verified before the next word of progress, and such words at most
@@ -128,7 +128,7 @@ class DatabaseConfig(Config):
     """Cameras and geometric verification."""
 
     camera: CameraConfig = CameraConfig()
-    """The photographs' cameras."""
+    """Cameras of the photographs."""
     verify: VerifyConfig = VerifyConfig()
     """Geometric verification of the matches."""
 

@@ -185,7 +185,7 @@ def test_a_list_of_zeros_larger_than_the_memory(tmp_path: Path) -> None:
     os.truncate(tmp_path / "x.json", 0)
     with (tmp_path / "x.yaml").open("wb") as file:
         file.truncate(8 << 30)
-    refused(lambda: read_yaml(tmp_path / "x.yaml"), "no configuration is so large")
+    refused(lambda: read_yaml(tmp_path / "x.yaml"), "no configuration is that large")
 
 
 def test_lines_are_counted_as_before(tmp_path: Path) -> None:

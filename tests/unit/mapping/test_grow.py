@@ -99,6 +99,21 @@ def test_new_photographs_in_the_frame_and_under_the_ids(
     assert read_model(tmp_path).num_reg_images() == 8
 
 
+@pytest.mark.parametrize("whole_above", [0.0, 1.0])
+def test_a_camera_that_is_wrong_stays_so_only_where_it_is_fixed(base: Base, whole_above: float, tmp_path: Path) -> None:
+    moved = {}
+    for fixed in (False, True):
+        model = read_model(base.sparse)
+        frame = next(image.frame for image in model.images.values() if image.name == "2.png")
+        rigid = frame.rig_from_world
+        frame.rig_from_world = pycolmap.Rigid3d(rigid.rotation, rigid.translation + np.array([0.003, 0, 0]))
+        before = {i: image.cam_from_world().matrix().copy() for i, image in model.images.items()}
+        grown(base, tmp_path / f"work-{fixed}", model, NEW, fixed=fixed, whole_above=whole_above)
+        moved[fixed] = max(np.abs(model.images[i].cam_from_world().matrix() - b).max() for i, b in before.items())
+    assert moved[True] < 1e-12
+    assert moved[False] > 1e-3
+
+
 def test_a_model_of_other_keypoints_gets_those_too(base: Base, tmp_path: Path) -> None:
     """As of COLMAP or hloc: its own keypoints and tracks stay, the features' come behind them."""
     model, old = read_model(base.sparse), read_model(base.sparse)
