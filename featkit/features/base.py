@@ -1,4 +1,4 @@
-"""What every extractor promises, and how binary descriptors are packed."""
+"""The extractor interface, and the packing of binary descriptors."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from featkit.core.config import Config
 from featkit.core.types import Features
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What every extractor promises. tests/contract/ runs each registered one against it.
+# The extractor interface. tests/contract/ checks it for each registered extractor.
 
 
 class Extractor(Protocol):
     """Image -> Features.
 
-    A subclass declares `Config` (its configuration type) and is built as `cls(config, device)`. Several threads may
-    call `extract` at once. The same pixels give the same features, whatever was extracted before.
+    A subclass declares `Config` (its configuration type) and is built as `cls(config, device)`. `extract` is
+    thread-safe. The same pixels give the same features, whatever was extracted before.
     """
 
     Config: ClassVar[type[Config]]
     colour: ClassVar[bool]
     """Whether it takes RGB (h, w, 3) instead of grey (h, w) pixels."""
     holds_gil: bool
-    """Whether it keeps Python's lock while it computes, so that several at once need several processes."""
+    """Whether it holds the GIL while it computes, so that running in parallel needs several processes."""
     weights_sha256: str
-    """Hash of the weights file, "" when there is none."""
+    """SHA-256 of the weights file; "" if there is none."""
 
     def extract(self, pixels: UInt8[np.ndarray, "h w *c"]) -> Features:
         """Features in the frame of `pixels`: keypoints float32 (n, 2), descriptors (n, d) with unit rows.
@@ -39,13 +39,13 @@ class Extractor(Protocol):
 
 
 class TwoSteps(Extractor, Protocol):
-    """An extractor whose first step wants many processes and whose second wants one device.
+    """An extractor whose first step runs best in many processes and whose second step runs on one device.
 
-    extract(pixels) is finish(begin(pixels)). What `detect` gives can be sent from one process to another.
+    extract(pixels) equals describe(detect(pixels)). The result of `detect` can be pickled.
     """
 
     two_steps: bool
-    """Whether to run it so, on the device it was built for."""
+    """Whether to run the steps separately on the device it was built for."""
 
     def detect(self, pixels: UInt8[np.ndarray, "h w *c"]) -> Any: ...
 
@@ -53,7 +53,7 @@ class TwoSteps(Extractor, Protocol):
 
 
 def takes_two_steps(extractor: Extractor) -> bool:
-    """Whether one process should finish what others begin."""
+    """Whether one process should describe what others detect."""
     return bool(getattr(extractor, "two_steps", False))
 
 
@@ -61,7 +61,7 @@ def takes_two_steps(extractor: Extractor) -> bool:
 # Binary descriptors: bits packed 8 to a byte, the first one highest (np.packbits), compared by Hamming distance.
 #
 # The product of rows of -1 and +1 counts equal minus unequal bits: distance = (bits - product) / 2, exact in float32.
-# Matrix products are what a CPU and a GPU do fastest, so this beats counting bits wherever there is no own code for it.
+# Matrix products are what a CPU and a GPU do fastest, so this beats counting bits without a dedicated kernel.
 
 
 BYTE = 8

@@ -1,4 +1,4 @@
-"""What `--features` and `--matcher` can say: what each is, and whether its weights are here; and when to try others."""
+"""Values of `--features` and `--matcher`: descriptions, available weights, and when to suggest others."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from featkit.weights.manifest import listed
 LOGGER = logging.getLogger(__name__)
 MEASURED = Path(__file__).with_name("measured.yaml")
 FEW = 0.8
-"""Share of the photographs below which a map, or a localization, is said to have few."""
+"""Fraction of the images registered or localized below which other features are suggested."""
 WITHOUT_LEARNING = ("rootsift", "sift")
 STRONGER = "--features aliked-n16 --matcher lightglue"
-"""For photographs that SIFT cannot match."""
+"""Suggested options for images that SIFT cannot match."""
 
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """One name. weights: "none needed", "shipped", "here", or how to get them. data: what it was learned from.
+    """One name. weights: "none needed", "shipped", "here", or how to get them. data: its training data.
 
-    measured: by unit, as in measured.yaml; empty: nothing.
+    measured: by unit, as in measured.yaml; empty if not measured.
     """
 
     name: str
@@ -80,18 +80,18 @@ def _info(name: str) -> FeatureInfo:
 
 
 def _variant(values: dict[str, Any]) -> str:
-    """What a configuration changes, in short."""
+    """Short description of what a configuration changes."""
     changed = [f"{key} {value}" for key, value in values.items() if key not in KINDS]
     return f" ({', '.join(changed)})" if changed else ""
 
 
 def stronger(extractor: str) -> str:
-    """The options to try when features of an extractor (`Features.extractor`) match too little; "" for learned ones."""
+    """Options to suggest when an extractor (`Features.extractor`) yields too few matches; "" for learned ones."""
     return STRONGER if extractor in WITHOUT_LEARNING else ""
 
 
 def warn_of_few(what: str, found: int, total: int, extractor: str) -> None:
-    """Log which features to try when few photographs were registered or localized. what: "map" or "localize"."""
+    """Suggest other features if few images were registered or localized. what: "map" or "localize"."""
     if found < FEW * total and stronger(extractor):
         again = "reconstruct" if what == "map" else "make the map and localize again"
         LOGGER.warning("%s: only %d of %d images; %s with %s", what, found, total, again, stronger(extractor))

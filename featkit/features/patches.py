@@ -1,7 +1,7 @@
 """DoG keypoints by pycolmap, each described by a patch network: HardNet, HyNet, SDGMNet, AdaSample, DOAP.
 
-The square around a keypoint that a network sees has a side of `magnification` times its scale, and is turned by its
-orientation. pycolmap cannot detect without describing; its SIFT descriptors are thrown away.
+The square patch around a keypoint has a side of `magnification` times the keypoint's scale and is rotated by its
+orientation. pycolmap cannot detect without describing; its SIFT descriptors are discarded.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ from featkit.weights.manifest import find, sha256_of
 
 
 class PatchesConfig(Config):
-    """Which keypoints, what is cut around them, and which network describes it."""
+    """Keypoint detection, patch geometry and the network that describes the patches."""
 
     weights: str = "sdgmnet"
-    """A weight by its name in weights/manifest.json, or the path of a safetensors file."""
+    """Name of weights in weights/manifest.json, or the path of a safetensors file."""
     detector: SiftConfig = SiftConfig()
-    """The keypoints: COLMAP's options. `detector.upright` leaves the orientation out; `normalization` has no effect."""
+    """COLMAP's SIFT options for detection. `upright` skips the orientation; `normalization` has no effect here."""
     max_keypoints: Count | None = None
-    """Maximum keypoints per image, and the detector's budget. None: the detector's own."""
+    """Maximum keypoints per image, and the detector's budget. None: the detector's own budget."""
     magnification: Factor = 12.0
-    """Side of a patch over the keypoint's scale: SIFT's 4 x 4 cells of 3 scales each (Lowe 2004; VLFeat)."""
+    """Side of a patch divided by the keypoint's scale: SIFT's 4 x 4 cells of 3 scales each (Lowe 2004; VLFeat)."""
     cut_px: int = Field(64, ge=0, le=1024)
-    """Side of the patches that are cut, then resized to the network's as in training; 0: cut at the network's side."""
+    """Side of the cropped patches, px, before resizing to the network's input; 0: crop at the network's input size."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Of the network's maps. Half precision is for GPUs, and for CPUs that compute in it."""
+    """Precision of the network's activations. Half precision needs a GPU, or a CPU that supports it natively."""
     batch_size: Runtime[int] = Field(0, ge=0, le=10**6)
-    """Patches at a time; 0: 32 on the CPU, 2048 on a GPU. Changes descriptors by rounding only."""
+    """Patches per batch; 0: 32 on the CPU, 2048 on a GPU. Changes descriptors only by rounding."""
 
 
 @dataclass(frozen=True)
 class DetectedKeypoints:
-    """What is left to describe: the image, and its keypoints (with empty descriptors)."""
+    """An image with detected keypoints whose descriptors are still empty."""
 
     pixels: UInt8[np.ndarray, "h w"]
     keypoints: Features
 
 
 class Patches:
-    """DoG keypoints and patch descriptors (float16 unit rows, or uint8 packed bits). Scores are scales, as for SIFT."""
+    """DoG keypoints with patch descriptors (float16 unit rows or uint8 packed bits). Scores are scales, as in SIFT."""
 
     Config: ClassVar[type[Config]] = PatchesConfig
     colour: ClassVar[bool] = False
@@ -75,13 +75,13 @@ class Patches:
 
     @property
     def weights_sha256(self) -> str:
-        """Raises UsageError for a weight that is not there."""
+        """SHA-256 of the weights file. Raises UsageError for missing weights."""
 
         return sha256_of(find(self.config.weights))
 
     @property
     def two_steps(self) -> bool:
-        """Whether one process should describe what others detect: a GPU is shared badly by many processes."""
+        """Whether one process should describe what others detect: many processes share a GPU poorly."""
 
         return torch_device(self._device_name).type != "cpu"
 
@@ -148,12 +148,12 @@ def describe_patches(
     batch_size: int = 0,
     precision: Precision = "fp32",
 ) -> Float[np.ndarray, "n d"] | UInt8[np.ndarray, "n d/8"]:
-    """Descriptors of patches (n, s, s): uint8 (also mapped from files), or floating point in [0, 1].
+    """Descriptors of patches (n, s, s): uint8 (memory-mapped too), or floating point in [0, 1].
 
     Returns float32 with unit rows, or the packed bits (np.packbits) of a binary descriptor: 1 where raw is above 0.
-    network: left as it is; a FrozenNetwork decides device and precision itself. batch_size: 0 for a good one. The
-    network always sees whole batches (the last one is filled up with zeros): on the CPU a patch's descriptor is the
-    same to the last bit whatever the others are; another batch size changes it by rounding (1e-6), as BLAS does.
+    network: not modified; a FrozenNetwork determines device and precision itself. batch_size: 0 for the default. Every
+    batch is full (the last one is padded with zeros), so on the CPU a patch's descriptor is bit-identical whatever
+    the other patches are; another batch size changes it by rounding (1e-6), as BLAS does.
     """
     if not isinstance(network, FrozenNetwork):
         device = torch_device(device) if isinstance(device, str) else device
@@ -189,7 +189,7 @@ def _describe_batch(network: FrozenNetwork, patches: AnyPatches, index: np.ndarr
 
 @contextmanager
 def _one_batch_per_core(batches: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that each describe a batch on one core: several cores on one batch would wait for each other."""
+    """Threads that each describe one batch on one core: several cores on one batch would wait for each other."""
     cores = torch.get_num_threads()
     threads = max(1, min(cores, batches))
     torch.set_num_threads(1)
@@ -201,11 +201,11 @@ def _one_batch_per_core(batches: int) -> Iterator[ThreadPoolExecutor]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A trained patch network as it runs: the same function in fewer passes over memory.
+# A trained patch network for inference: the same function in fewer passes over memory.
 #
 # BatchNorm is folded into the convolutions, the last 8x8 convolution is one matrix product, FRN and TLU work in place.
-# Everything is channels-last. On the CPU the maps of a batch of 32 patches stay in the cache, and the convolutions'
-# arithmetic is nearly all of the time.
+# Everything is channels-last. On the CPU the maps of a batch of 32 patches stay in the cache, so the convolutions'
+# arithmetic takes nearly all of the time.
 
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -214,7 +214,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class ResponseNorm:
-    """FRN and TLU: max(scale * x / sqrt(mean of x^2 + eps) + bias, tau). The factors are float32 always."""
+    """FRN and TLU: max(scale * x / sqrt(mean of x^2 + eps) + bias, tau). The factors are always float32."""
 
     scale: Float[Tensor, " c"]
     bias: Float[Tensor, " c"]
@@ -257,9 +257,9 @@ class Convolution:
 
 
 class FrozenNetwork:
-    """What a PatchNetwork computes in eval mode, on one device, with a copy of its weights.
+    """A PatchNetwork in eval mode on one device, with a copy of its weights.
 
-    precision: of the maps between the layers; a GPU computes float32 convolutions as torch is set up to (TF32).
+    precision: of the maps between layers; a GPU computes float32 convolutions as torch is configured (TF32).
     """
 
     def __init__(self, network: PatchNetwork, device: torch.device, precision: Precision = "fp32"):
@@ -267,7 +267,7 @@ class FrozenNetwork:
         self.is_binary = network.is_binary
         self.device, self.dtype = device, DTYPES[precision]
         self._transformer: nn.Module | None = None
-        if network.transformer is not None:  # a hundredth of the arithmetic: kept as it is, in float32
+        if network.transformer is not None:  # 1 % of the arithmetic: kept unchanged, in float32
             self._transformer = copy.deepcopy(network.transformer).to(device).eval()
         self._first: ResponseNorm | None = None
         with torch.no_grad():
@@ -277,7 +277,7 @@ class FrozenNetwork:
             else:
                 self._convolutions, last = self._l2net(network.trunk)
             weight, bias = last
-            # the maps lie as (height, width, channel)
+            # maps are stored as (height, width, channel)
             self._last = weight.permute(0, 2, 3, 1).flatten(1).to(device, self.dtype), bias.to(device, self.dtype)
 
     def __call__(self, patches: Float[Tensor, "b s s"]) -> Float[Tensor, "b d"]:
@@ -326,7 +326,7 @@ class FrozenNetwork:
 
 
 def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Float[Tensor, "o i k k"], Float[Tensor, " o"]]:
-    """Weight and bias that do what a convolution without bias and BatchNorm without affine do one after the other."""
+    """Weight and bias equivalent to a bias-free convolution followed by a BatchNorm without affine parameters."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     factor = torch.rsqrt(norm.running_var.double() + norm.eps)

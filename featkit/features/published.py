@@ -1,8 +1,8 @@
-"""Features that other authors published: kornia's networks with the authors' weights (weights/catalogue.yaml).
+"""Published features by other authors: kornia's networks with the authors' weights (weights/catalogue.yaml).
 
-Each class is a configuration, the call of kornia's network, and the way from kornia's pixel frame to featkit's. kornia
-keeps strict maxima of the score map alone; of these the best `max_keypoints` are kept, as benchmarks of features do.
-One thread runs the network, whoever asks; on a GPU images of one size that wait together are one batch.
+Each class is a configuration, the call of kornia's network, and the conversion from kornia's pixel frame to featkit's.
+kornia keeps only strict maxima of the score map; the best `max_keypoints` of them are kept, as in benchmarks.
+One thread runs the network for all callers; on a GPU, waiting images of the same size form one batch.
 
 Papers, licences and training data: weights/catalogue.yaml.
 """
@@ -36,34 +36,34 @@ from featkit.weights.exchange import published_patch_network
 
 LOGGER = logging.getLogger(__name__)
 MIN_SIDE_PX = 32
-"""The largest stride of these networks (ALIKED's and XFeat's)."""
+"""Largest stride of these networks (ALIKED's and XFeat's)."""
 KEYNET_SCALE = 22.0
-"""kornia's scale of a Key.Net keypoint over its pyramid level's scale (`s_mult`)."""
+"""Scale of a Key.Net keypoint in kornia divided by the scale of its pyramid level (`s_mult`)."""
 
 
 class PublishedConfig(Config):
-    """What all published features have in common."""
+    """Fields shared by all published features."""
 
     weights: str = ""
-    """A file with the network's weights, or a name in the catalogue; empty: the authors' for this network."""
+    """File with the network's weights, or a name in the catalogue; empty: the authors' weights for this network."""
     max_keypoints: Count = 4096
-    """Maximum keypoints per image, the best ones."""
+    """Maximum keypoints per image, those with the highest scores."""
     precision: Literal["fp32", "fp16"] = "fp32"
-    """Of the network's convolutions; fp16 is for GPUs (on a CPU kornia samples wrongly in half precision)."""
+    """Precision of the network's convolutions; fp16 needs a GPU (kornia samples wrongly in half precision on CPUs)."""
     max_pixels: Runtime[int] = Field(6_000_000, ge=MIN_SIDE_PX**2, le=10**9)
-    """Of one image; a larger one is refused, because it would take many GB of memory: resize it."""
+    """Maximum pixels of an image; a larger one is refused, because it would take many GB of memory: resize it."""
     batch_size: Runtime[int] = Field(8, ge=1, le=10**6)
-    """Images of one size at a time on a GPU, at most, within max_pixels. Changes results by rounding only."""
+    """Maximum images of one size per GPU batch, within max_pixels. Changes results only by rounding."""
 
 
 class PublishedExtractor(ABC):
-    """What all published features have in common. Descriptors are float32 with unit rows."""
+    """Base of all published features. Descriptors are float32 with unit rows."""
 
     Config: ClassVar[type[Config]]
     colour: ClassVar[bool] = True
     holds_gil = False
     dimension: int = 128
-    """Values of a descriptor."""
+    """Dimension of a descriptor."""
 
     def __init__(self, config: Any, device: str = "auto"):
         self.config, self._device_name = config, device
@@ -71,32 +71,32 @@ class PublishedExtractor(ABC):
         self._thread: OneThread | None = None
         self._network: Any = None
         self._on_cpu: Any = None
-        """What runs there instead of kornia's network, with the same results."""
+        """CPU replacement of kornia's network, with the same results."""
         self._sha256 = ""
         self._device: torch.device | None = None
 
     @property
     @abstractmethod
     def network_name(self) -> str:
-        """Its row in the catalogue."""
+        """Name of the network in the catalogue."""
 
     def _options(self) -> dict[str, Any]:
-        """Of kornia's network, when it is built."""
+        """Arguments of kornia's network."""
         return {}
 
     def _for_cpu(self) -> Any:
-        """See `_on_cpu`; None where kornia's network runs."""
+        """See `_on_cpu`; None to run kornia's network."""
         return None
 
     @abstractmethod
     def _detect(self, images: Float[Tensor, "b c h w"]) -> list[Found]:
-        """The features of images in [0, 1], on the network's device."""
+        """Features of images in [0, 1], on the network's device."""
 
     @property
     def weights_sha256(self) -> str:
-        """Of the authors' file, however it got here. Raises UsageError, and BadInputError for weights not there.
+        """SHA-256 of the authors' file. Raises UsageError, and BadInputError for missing weights.
 
-        The network is loaded first: weights that do not fit are refused before anything is written.
+        The network is loaded first, so that weights that do not fit are refused before anything is written.
         """
         self._load()
         return self._sha256
@@ -104,13 +104,13 @@ class PublishedExtractor(ABC):
     def extract(self, pixels: UInt8[np.ndarray, "h w *c"]) -> Features:
         """Features of one image; see `Extractor.extract`.
 
-        An image with a side under 32 px has none (and a warning says so), nor has one of a single colour. Raises
+        An image with a side under 32 px (with a warning) or of a single colour has no features. Raises
         BadInputError for an image of more than `max_pixels`.
         """
         return self.extract_batch([pixels])[0]
 
     def extract_batch(self, images: Sequence[UInt8[np.ndarray, "h w *c"]]) -> list[Features]:
-        """Features of several images; those of one size that follow each other go through a GPU together."""
+        """Features of several images; consecutive images of the same size are batched on a GPU."""
         thread = self._ready()
         waiting = {index: thread.submit(image) for index, image in enumerate(images) if self._usable(image)}
         return [
@@ -150,7 +150,7 @@ class PublishedExtractor(ABC):
                 self._sha256 = weights.sha256
 
     def _ready(self) -> OneThread:
-        """The thread that runs the network, on its device."""
+        """The thread that runs the network on its device."""
 
         config = self.config
         self._load()
@@ -182,29 +182,29 @@ class PublishedExtractor(ABC):
 
 
 class AlikedConfig(PublishedConfig):
-    """ALIKED (Zhao et al. 2023): which of its networks, and which keypoints."""
+    """ALIKED (Zhao et al. 2023): choice of network and keypoints."""
 
     network: Literal["aliked-n16", "aliked-n16rot", "aliked-n32", "aliked-t16"] = "aliked-n16"
-    """n16, n32: 16 or 32 sampling positions a descriptor; n16rot: for images that are turned; t16: the smallest."""
+    """Network: n16, n32: 16 or 32 sampling positions per descriptor; n16rot: for rotated images; t16: smallest."""
     threshold: Share = Field(0.0, lt=1)
-    """Least score; 0: the best `max_keypoints`, whatever their score. The authors: 0.2, and 5,000 keypoints at most."""
+    """Minimum score; 0: the best `max_keypoints`, whatever their score. Authors: 0.2, and at most 5,000 keypoints."""
     nms_radius: int = Field(2, ge=1, le=1023)
-    """A keypoint has the largest score of so many pixels around it (authors' code: 2)."""
+    """Radius of non-maximum suppression, px (authors' code: 2)."""
 
 
 class Aliked(PublishedExtractor):
-    """Keypoints between the pixels by a soft maximum; descriptors from deformable sampling positions."""
+    """Subpixel keypoints by a soft maximum; descriptors from deformable sampling positions."""
 
     Config: ClassVar[type[Config]] = AlikedConfig
 
     @property
     def network_name(self) -> str:
-        """Its row in the catalogue."""
+        """Name of the network in the catalogue."""
         return str(self.config.network)
 
     @property
     def dimension(self) -> int:  # type: ignore[override]
-        """Values of a descriptor."""
+        """Dimension of a descriptor."""
         return 64 if self.config.network == "aliked-t16" else 128
 
     def _options(self) -> dict[str, Any]:
@@ -225,16 +225,16 @@ class Aliked(PublishedExtractor):
 
 
 class DiskConfig(PublishedConfig):
-    """DISK (Tyszkiewicz et al. 2020), the weights learned from depth."""
+    """DISK (Tyszkiewicz et al. 2020), with the weights trained with depth supervision."""
 
     threshold: Number = 0.0
-    """Least score, a logit. The authors: none; of the maxima above 0 the best are kept here, as by kornia and hloc."""
+    """Minimum score, a logit. Authors: none; the best of the maxima above 0 are kept here, as in kornia and hloc."""
     nms_radius: int = Field(2, ge=1, le=1023)
-    """A keypoint has the largest score of so many pixels around it (authors: a window of 5 px)."""
+    """Radius of non-maximum suppression, px (authors: a window of 5 px)."""
 
 
 class Disk(PublishedExtractor):
-    """Keypoints at whole pixels, in the order of rows."""
+    """Keypoints at whole pixels, in row-major order."""
 
     Config: ClassVar[type[Config]] = DiskConfig
     network_name = "disk"
@@ -258,14 +258,14 @@ class Disk(PublishedExtractor):
 
 
 class XfeatConfig(PublishedConfig):
-    """XFeat (Potje et al. 2024). A keypoint has the largest value of 5 x 5 px, which is fixed."""
+    """XFeat (Potje et al. 2024). Non-maximum suppression uses a fixed window of 5 x 5 px."""
 
     threshold: Share = Field(0.05, lt=1)
-    """Least value of the keypoint map (authors' code: 0.05, and the best 4096)."""
+    """Minimum value of the keypoint map (authors' code: 0.05, and the best 4096)."""
 
 
 class Xfeat(PublishedExtractor):
-    """Keypoints at whole pixels of the image as the network sees it, which has sides of multiples of 32 px."""
+    """Keypoints at whole pixels of the network's input, whose sides are multiples of 32 px."""
 
     Config: ClassVar[type[Config]] = XfeatConfig
     network_name = "xfeat"
@@ -279,7 +279,7 @@ class Xfeat(PublishedExtractor):
 
     def _detect(self, images: Tensor) -> list[Found]:
         scale = images.new_tensor([max(1.0, side // 32) * 32 / side for side in (images.shape[3], images.shape[2])])
-        corner = 0.5 / scale - 0.5  # kornia multiplies pixel numbers by the ratio; a pixel's centre lies elsewhere
+        corner = 0.5 / scale - 0.5  # kornia scales pixel indices, not pixel centres
         found = self._network.detectAndCompute(images)
         return [(one["keypoints"] + corner, one["descriptors"], one["scores"]) for one in found]
 
@@ -287,7 +287,7 @@ class Xfeat(PublishedExtractor):
 class DedodeConfig(PublishedConfig):
     """DeDoDe (Edstedt et al. 2024), detector L of the second version, descriptor B.
 
-    It has neither threshold nor suppression of non-maxima: the authors take the best pixels of an evened map.
+    It has neither a threshold nor non-maximum suppression: the authors take the best pixels of a density-equalised map.
     """
 
 
@@ -302,7 +302,7 @@ class Dedode(PublishedExtractor):
         return {"half": self.config.precision == "fp16"}
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext()  # kornia's network does it where it is meant to be
+        return contextlib.nullcontext()  # kornia's network handles autocast itself
 
     def _detect(self, images: Tensor) -> list[Found]:
         keypoints, scores, descriptors = self._network(images, n=self.config.max_keypoints)
@@ -313,11 +313,11 @@ class KeynetHardnetConfig(PublishedConfig):
     """Key.Net (Barroso-Laguna et al. 2019) with OriNet and HardNet, grey images."""
 
     threshold: FactorOrZero = 0.0
-    """Least response (authors: none, the best are kept)."""
+    """Minimum response (authors: none, the best are kept)."""
 
 
 class KeynetHardnet(PublishedExtractor):
-    """Keypoints at whole pixels of a pyramid's level, with scales and orientations."""
+    """Keypoints at whole pixels of a pyramid level, with scales and orientations."""
 
     Config: ClassVar[type[Config]] = KeynetHardnetConfig
     colour: ClassVar[bool] = False
@@ -338,7 +338,7 @@ class KeynetHardnet(PublishedExtractor):
         frames = frames[:, filled]
         scales = feature.get_laf_scale(frames)[0, :, 0, 0]
         turns = -torch.deg2rad(feature.get_laf_orientation(frames)[0, :, 0])  # kornia counts counter-clockwise
-        corner = 0.5 * scales / KEYNET_SCALE - 0.5  # kornia multiplies a level's pixel numbers; centres lie elsewhere
+        corner = 0.5 * scales / KEYNET_SCALE - 0.5  # kornia scales a level's pixel indices, not pixel centres
         keypoints = torch.cat([frames[0, :, :, 2] + corner[:, None], scales[:, None], turns[:, None]], dim=1)
         return keypoints, descriptors[0, filled], responses[0, filled]
 
@@ -350,23 +350,23 @@ class KeynetHardnet(PublishedExtractor):
 
 
 class DogHardnetConfig(PatchesConfig):
-    """SIFT's keypoints, each described by HardNet with its authors' weights."""
+    """SIFT keypoints described by HardNet with its authors' weights."""
 
     weights: str = ""
-    """A file with the network's weights, or a name in the catalogue; empty: the authors'."""
+    """File with the network's weights, or a name in the catalogue; empty: the authors' weights."""
     magnification: Factor = 24.0
-    """Side of a patch over the keypoint's scale (as kornia's DoGHardNet and the matchers trained with it)."""
+    """Side of a patch divided by the keypoint's scale (as in kornia's DoGHardNet and matchers trained with it)."""
 
 
 class DogHardnet(Patches):
-    """`patches` with the authors' HardNet."""
+    """`patches` with the authors' HardNet weights."""
 
     Config: ClassVar[type[Config]] = DogHardnetConfig
     network_name = "doghardnet"
 
     @property
     def weights_sha256(self) -> str:
-        """Of the authors' file, however it got here. Raises UsageError, and BadInputError for weights not there."""
+        """SHA-256 of the authors' file. Raises UsageError, and BadInputError for missing weights."""
 
         return weights_sha256(self.network_name, self.config.weights)
 
@@ -382,7 +382,7 @@ class DogHardnet(Patches):
 
 @contextlib.contextmanager
 def _exact_float32() -> Iterator[None]:
-    """Convolutions in float32 as such: cuDNN takes TF32 (10 bits) otherwise."""
+    """Full float32 convolutions: cuDNN uses TF32 (10-bit mantissa) otherwise."""
 
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield

@@ -1,8 +1,8 @@
 """ALIKED, DISK and XFeat on a CPU: the results of kornia's networks to rounding, in a third of the time or less.
 
-Nothing is approximated. What a keypoint alone needs is computed at keypoints alone (DISK's descriptors, four fifths of
-its arithmetic); maps have their channels last, so that a pixel is one row of memory and bilinear sampling is a weighted
-sum of four rows; batch norms are folded into convolutions; and what is linear happens at the lowest resolution.
+Nothing is approximated. Descriptors are computed only at keypoints (for DISK, that avoids four fifths of the
+arithmetic); maps are channels-last, so that a pixel is one row of memory and bilinear sampling is a weighted
+sum of four rows; batch norms are folded into convolutions; and linear operations run at the lowest resolution.
 Each class takes kornia's network in eval mode, with its weights, and one image in float32.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Found: TypeAlias = "tuple[Tensor, Tensor, Tensor]"
-"""Of one image: keypoints (n, 2) with pixel centres at whole numbers, descriptors (n, d), scores (n,)."""
+"""Features of one image: keypoints (n, 2) with pixel centres at integers, descriptors (n, d), scores (n,)."""
 
 
 class CpuAliked:
@@ -66,7 +66,7 @@ class CpuAliked:
         return levels
 
     def _scores(self, levels: list[Tensor]) -> Float[Tensor, "h w"]:
-        """The score head; its first convolution is 1x1, so it may come before the enlarging."""
+        """The score head; its first convolution is 1x1, so it is applied before upsampling."""
         parts = [_pointwise(level, weight) for level, weight in zip(levels, self._score_parts, strict=True)]
         logits = parts[0]
         for part in parts[1:]:
@@ -89,7 +89,7 @@ class CpuAliked:
         return points, sampled(scores[..., None], points)[:, 0]
 
     def _chosen(self, scores: Float[Tensor, "h w"], maxima: Int[Tensor, " m"]) -> Int[Tensor, " n"]:
-        """The best maxima; above the threshold, if there is one (above the mean when none is above it)."""
+        """The best maxima above the threshold, if one is set (above the mean if none exceeds the threshold)."""
         keypoints, values = self._keypoints, scores.flatten()[maxima]
         if keypoints.top_k > 0:
             return maxima[values.topk(min(keypoints.top_k, len(maxima))).indices]
@@ -105,7 +105,7 @@ class CpuAliked:
         """The descriptor head (SDDH): each keypoint's sampling positions, then a weighted sum over them."""
         height, width = features.height, features.width
         last = points.new_tensor([width - 1, height - 1])
-        points = ((points / last * 2 - 1) / 2 + 0.5) * last  # rounded as kornia does: a patch's corner may hang on it
+        points = ((points / last * 2 - 1) / 2 + 0.5) * last  # rounded as in kornia: a patch's corner may depend on it
         patches = self._patches(features, points.long())
         offsets = torch.addmm(self._offset_bias, patches, self._offset_weight)
         offsets = self._offset_last(F.selu_(offsets)[:, :, None, None])[:, :, 0, 0]
@@ -116,7 +116,7 @@ class CpuAliked:
         return F.normalize(found.view(len(points), self._positions * features.dimension) @ self._gathering, dim=1)
 
     def _patches(self, features: UnitMap, pixels: Int[Tensor, "n 2"]) -> Float[Tensor, "n k*k*d"]:
-        """Squares of k x k pixels, moved inside (kornia leaves out the last row and column)."""
+        """Squares of k x k pixels, shifted inside the map (kornia leaves out the last row and column)."""
         size = self._window
         corner = (pixels - size / 2 + 1).long()
         steps = torch.arange(size)
@@ -127,15 +127,15 @@ class CpuAliked:
 
 
 class UnitMap:
-    """ALIKED's feature map with unit rows, of which only what is asked for is computed.
+    """ALIKED's feature map with unit rows, computed only at the requested pixels.
 
-    A pixel's row is that of four maps of lower resolution, enlarged with the outermost pixels' centres kept. They are
-    enlarged across when this is built. Down, a row is (1 - t) a + t b of two lines, and its squared length
-    (1 - t)^2 |a|^2 + 2 t (1 - t) <a, b> + t^2 |b|^2, so that no map of all channels at full resolution is ever made.
+    A pixel's row comes from four maps of lower resolution, upsampled with aligned corners. They are upsampled
+    horizontally on construction. Vertically, a row is (1 - t) a + t b of two lines, and its squared length
+    (1 - t)^2 |a|^2 + 2 t (1 - t) <a, b> + t^2 |b|^2, so no map of all channels is ever made at full resolution.
     """
 
     def __init__(self, levels: list[Float[Tensor, "1 c h2 w2"]], inside: tuple[int, int, int, int]):
-        """levels: channels last, the first at full resolution. inside: top, left, height, width of what counts."""
+        """levels: channels last, the first at full resolution. inside: top, left, height, width of the valid region."""
         self._top, self._left, self.height, self.width = inside
         full_height, self._full_width = levels[0].shape[2:]
         self._lines, self._places = [], []
@@ -172,7 +172,7 @@ class UnitMap:
 
     @staticmethod
     def _between(lines: int, height: int) -> tuple[Int[Tensor, " h"], Float[Tensor, " h"]]:
-        """Which line is above each of `height` rows, and how far the row is below it."""
+        """Index of the line above each of `height` rows, and the row's distance below it."""
         if lines == height:
             return torch.arange(height), torch.zeros(height)
         place = torch.arange(height) * ((lines - 1) / (height - 1))
@@ -189,11 +189,11 @@ def _enlarged_across(level: Float[Tensor, "1 c h w"], width: int) -> Float[Tenso
 
 LINE_VALUES = 1 << 19  # 2 MB
 LEAST_NORM = 1e-12
-"""Of `torch.nn.functional.normalize`."""
+"""Epsilon of `torch.nn.functional.normalize`."""
 
 
 class DeformableConv:
-    """A convolution whose taps lie where another convolution says (Dai et al. 2017; v1, no modulation)."""
+    """A convolution whose taps are displaced by offsets from another convolution (Dai et al. 2017; v1, unmodulated)."""
 
     def __init__(self, conv: Any, norm: nn.Module):
         fused = fuse_conv_bn_eval(conv.regular_conv, norm)
@@ -215,7 +215,7 @@ class DeformableConv:
 
 
 class CpuDisk:
-    """DISK (Tyszkiewicz et al. 2020): the same as kornia's `DISK`, descriptors at keypoints alone."""
+    """DISK (Tyszkiewicz et al. 2020): same results as kornia's `DISK`, with descriptors computed only at keypoints."""
 
     STRIDE_PX = 16
 
@@ -233,9 +233,9 @@ class CpuDisk:
         self._heat_bias = bias[self._dimension]
 
     def __call__(self, image: Float[Tensor, "1 3 h w"], count: int, radius: int, threshold: float) -> Found:
-        """Keypoints at whole pixels in the order of rows, descriptors with unit rows, scores (logits).
+        """Keypoints at whole pixels in row-major order, descriptors with unit rows, scores (logits).
 
-        count: the best ones are kept. radius: of the window in which a keypoint is the strict maximum, px.
+        count: maximum keypoints, the best ones. radius: of the window in which a keypoint is the strict maximum, px.
         """
         height, width = image.shape[2:]
         down, across = -height % self.STRIDE_PX, -width % self.STRIDE_PX
@@ -260,7 +260,7 @@ class CpuDisk:
         return self._last_norm(torch.cat([_doubled(x), sides[len(self._up)]], dim=1))[0].permute(1, 2, 0)
 
     def _heat(self, rows: Float[Tensor, "h w c"]) -> Float[Tensor, "h w"]:
-        """The score's channel of the last convolution: all taps of a pixel by one product, then moved and added."""
+        """The score channel of the last convolution: all taps of a pixel by one product, then shifted and summed."""
         height, width, _ = rows.shape
         margin = self._kernel // 2
         heat = rows.new_full((height + 2 * margin, width + 2 * margin), float(self._heat_bias))
@@ -274,7 +274,7 @@ class CpuDisk:
         return heat[margin : margin + height, margin : margin + width]
 
     def _describe(self, rows: Float[Tensor, "h w c"], pixels: Int[Tensor, "n 2"]) -> Float[Tensor, "n d"]:
-        """The descriptors' channels of the last convolution, at pixels."""
+        """The descriptor channels of the last convolution, at the given pixels."""
         height, width, channels = rows.shape
         steps = torch.arange(self._kernel) - self._kernel // 2
         y = pixels[:, 1, None, None] + steps[:, None]
@@ -286,7 +286,7 @@ class CpuDisk:
 
 
 def faster_xfeat(network: Any) -> None:
-    """Fold the batch norms of kornia's `XFeat` into its convolutions, in place, and let maps have channels last."""
+    """Fold the batch norms of kornia's `XFeat` into its convolutions, in place, and use channels-last maps."""
     for module in network.net.modules():
         layers = getattr(module, "layer", None)
         if isinstance(layers, nn.Sequential) and isinstance(layers[1], nn.BatchNorm2d):
@@ -295,11 +295,11 @@ def faster_xfeat(network: Any) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What they have in common.
+# Shared helpers.
 
 
 def sampled(rows: Float[Tensor, "h w c"], points: Float[Tensor, "n 2"]) -> Float[Tensor, "n c"]:
-    """Bilinear values of a map at points (x, y) in pixels, zero beyond it."""
+    """Bilinear values of a map at points (x, y) in pixels, zero outside it."""
     height, width, _ = rows.shape
     x, y, weights = corners(points, height, width)
     return F.embedding_bag(y * width + x, rows.flatten(0, 1), per_sample_weights=weights, mode="sum")
@@ -308,7 +308,7 @@ def sampled(rows: Float[Tensor, "h w c"], points: Float[Tensor, "n 2"]) -> Float
 def corners(
     points: Float[Tensor, "n 2"], height: int, width: int
 ) -> tuple[Int[Tensor, "n 4"], Int[Tensor, "n 4"], Float[Tensor, "n 4"]]:
-    """x, y and bilinear weights of the four pixels around each point; pixels beyond the map have weight 0."""
+    """x, y and bilinear weights of the four pixels around each point; pixels outside the map have weight 0."""
     low = points.floor()
     share = points - low
     steps = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
@@ -320,9 +320,9 @@ def corners(
 
 
 def strict_maxima(scores: Float[Tensor, "h w"], radius: int) -> Bool[Tensor, "h w"]:
-    """Pixels greater than all others within `radius` (a square); none nearer to the edge than that.
+    """Pixels greater than all others within `radius` (a square), excluding those closer than `radius` to the edge.
 
-    The maximum of the others is that of the columns beside the pixel and of its own column without the pixel.
+    The maximum of the others combines the neighbouring columns with the pixel's own column without the pixel.
     """
     height, width = scores.shape
     found = torch.zeros_like(scores, dtype=torch.bool)
@@ -345,7 +345,7 @@ def strict_maxima(scores: Float[Tensor, "h w"], radius: int) -> Bool[Tensor, "h 
 
 
 def _last(module: Any) -> Any:
-    """A tensor or a module with channels last."""
+    """A tensor or a module in channels-last layout."""
     if isinstance(module, Tensor):
         return module.contiguous(memory_format=torch.channels_last)
     return module.to(memory_format=torch.channels_last)
@@ -359,12 +359,12 @@ def _fused(conv: Any, norm: nn.Module) -> Any:
 
 
 def _as_rows(weight: Float[Tensor, "o i k k"]) -> Float[Tensor, "k*k*i o"]:
-    """Of a convolution, for products with patches that have their channels last."""
+    """Weights of a convolution, for products with channels-last patches."""
     return weight.detach().permute(2, 3, 1, 0).flatten(0, 2).contiguous()
 
 
 def _pointwise(maps: Float[Tensor, "1 i h w"], weight: Float[Tensor, "i o"]) -> Float[Tensor, "1 o h w"]:
-    """A 1x1 convolution of maps with channels last, as a product of matrices."""
+    """A 1x1 convolution of channels-last maps, as a matrix product."""
     height, width = maps.shape[2:]
     return (
         (maps.permute(0, 2, 3, 1).reshape(height * width, -1) @ weight).view(1, height, width, -1).permute(0, 3, 1, 2)
@@ -372,7 +372,7 @@ def _pointwise(maps: Float[Tensor, "1 i h w"], weight: Float[Tensor, "i o"]) -> 
 
 
 def _enlarged(maps: Float[Tensor, "1 c h w"], factor: int) -> Float[Tensor, "1 c h2 w2"]:
-    """Bilinear, the outermost pixels' centres kept."""
+    """Bilinear upsampling with aligned corners."""
     return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=True)
 
 
@@ -381,7 +381,7 @@ def _doubled(maps: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 c 2*h 2*w"]:
 
 
 def _norm(block: Any) -> Any:
-    """Instance norm and PReLU of a block of DISK, for maps that are overwritten; nothing for its first block."""
+    """Instance norm and PReLU of a block of DISK, in place; a no-op for its first block."""
     norm, gate = block[0], block[1]
     if not isinstance(norm, nn.InstanceNorm2d):
         return lambda maps: maps
@@ -400,9 +400,9 @@ def _norm(block: Any) -> Any:
 
 
 def _moments(rows: Float[Tensor, "n c"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-    """Means and biased variances, float64. DISK's scores hang on their last digits.
+    """Means and biased variances, float64. DISK's scores depend on their last digits.
 
-    In float32 around a first guess of the means, by parts that stay in the cache; the parts are added in float64.
+    Computed in float32 around a first estimate of the means, in chunks that fit the cache, summed in float64.
     """
     guess = rows[:: max(1, len(rows) // 1024)].mean(0)
     sums, squares = torch.zeros((2, rows.shape[1]), dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""Networks that others published, as kornia has them: built without its downloads, filled with checked tensors.
+"""Published networks as implemented in kornia: built without its downloads, loaded with checked tensors.
 
-`load_network(name)` gives each of the catalogue's (weights/catalogue.yaml) with all its tensors and no other ones.
+`load_network(name)` loads a network of the catalogue (weights/catalogue.yaml) with exactly its tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from featkit.weights.catalogue import PublishedWeights
 from featkit.weights.files import fill
 
 CONSTANTS = ("dkd.hw_grid", "confidence_thresholds")
-"""Buffers of kornia's that a file need not have: they do not depend on training."""
+"""Buffers of kornia's that a file may lack: they do not depend on training."""
 ALIKED_NETWORKS = ("aliked-n16", "aliked-n16rot", "aliked-n32", "aliked-t16")
 LIGHTGLUE_NETWORKS = {
     "aliked-lightglue": "aliked",
@@ -26,7 +26,7 @@ LIGHTGLUE_NETWORKS = {
     "sift-lightglue": "sift",
     "doghardnet-lightglue": "doghardnet",
 }
-"""Matchers, and the row of kornia's table (`LightGlue.features`) with the settings of each."""
+"""Matchers, and the row of kornia's table (`LightGlue.features`) with the settings for each."""
 KORNIA_NAMES = {
     **dict.fromkeys(ALIKED_NETWORKS, "ALIKED"),
     **dict.fromkeys(LIGHTGLUE_NETWORKS, "LightGlue"),
@@ -36,18 +36,18 @@ KORNIA_NAMES = {
     "keynet-hardnet": "KeyNetDetector",
     "doghardnet": "HardNet",
 }
-"""What kornia calls each."""
+"""kornia's name for each."""
 
 
 def load_network(name: str, weights: PublishedWeights, **options: Any) -> nn.Module:
     """A published network in eval mode, on the CPU. options: see `build`.
 
-    Raises UsageError without kornia, BadInputError for missing, unknown, misshapen or broken tensors.
+    Raises UsageError without kornia, BadInputError for missing, unexpected, misshapen or non-finite tensors.
     """
 
-    with torch.random.fork_rng(devices=[]):  # first weights are drawn, then thrown away
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
         network = build(name, **options)
-    inner = network.net if name == "xfeat" else network  # whose tensors the authors' file has
+    inner = network.net if name == "xfeat" else network  # the module whose tensors are in the authors' file
     own = inner.state_dict()
     constants = {key: own[key] for key in CONSTANTS if key in own}
     tensors = weights.tensors if name not in LIGHTGLUE_NETWORKS else _lightglue_tensors(weights.tensors)
@@ -56,7 +56,7 @@ def load_network(name: str, weights: PublishedWeights, **options: Any) -> nn.Mod
 
 
 def build(name: str, **options: Any) -> nn.Module:
-    """kornia's network, with weights as drawn. options: of kornia's class, where it has any. Raises UsageError."""
+    """kornia's network with random weights. options: of kornia's class, if it has any. Raises UsageError."""
     feature = kornia_feature(KORNIA_NAMES[name])
     if name in ALIKED_NETWORKS:
         return feature.ALIKED(name, **options)
@@ -72,7 +72,7 @@ def build(name: str, **options: Any) -> nn.Module:
 
 
 def kornia_feature(*names: str) -> Any:
-    """kornia's module of local features. Raises UsageError when it is missing, or too old for one of `names`."""
+    """kornia's module of local features. Raises UsageError if it is missing or too old for one of `names`."""
     try:
         module = importlib.import_module("kornia.feature")
     except ImportError as error:
@@ -85,7 +85,7 @@ def kornia_feature(*names: str) -> Any:
 
 
 def _dedode(feature: Any, half: bool = False) -> nn.Module:
-    """Without its first weights: kornia draws VGG's classifier too, 124 million values that it throws away."""
+    """Built without its initial weights: kornia also draws VGG's classifier, 124 million values, and discards them."""
     from kornia.enhance import Normalize
 
     precision = torch.float16 if half else torch.float32
@@ -108,7 +108,7 @@ def _keynet_hardnet(feature: Any, num_features: int = 2048, score_threshold: flo
 
 
 def _lightglue(feature: Any, row: str) -> nn.Module:
-    """kornia's LightGlue with the settings of a row of its table. It switches a kernel of the process: put back."""
+    """kornia's LightGlue with the settings of a row of its table. The global kernel setting it changes is restored."""
     settings = {key: value for key, value in feature.LightGlue.features[row].items() if key != "weights"}
     before = torch.backends.cuda.flash_sdp_enabled()
     network = feature.LightGlue(features=None, flash=False, **settings)
@@ -117,8 +117,8 @@ def _lightglue(feature: Any, row: str) -> nn.Module:
 
 
 def _lightglue_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Under kornia's names. Older files number the blocks of each kind, and DISK's has a number a layer, `r`, that no
-    program uses; XFeat's has the extractor in it as well."""
+    """Rename to kornia's names. Older files number the blocks of each kind; DISK's has an unused number per layer,
+    `r`; XFeat's contains the extractor as well."""
     matcher = {key.removeprefix("matcher."): value for key, value in tensors.items() if key.startswith("matcher.")}
     block = re.compile(r"^(self_attn|cross_attn)\.(\d+)\.")
     renamed = {block.sub(r"transformers.\2.\1.", key): value for key, value in (matcher or tensors).items()}

@@ -1,8 +1,8 @@
-"""SCFeat (Sun, Zhu, Ji 2022): keypoints and descriptors of one network (section III-E).
+"""SCFeat (Sun, Zhu, Ji 2022): keypoints and descriptors from one network (section III-E).
 
-An image is padded to multiples of 16 px by repeating its last column and row; keypoints are found within the image
-only. One thread runs the network, whoever asks, with all cores or the GPU: threads that wait together are served as one
-batch on a GPU when their images have one size.
+An image is padded to multiples of 16 px by repeating its last column and row; keypoints are detected only inside the
+image. One thread runs the network for all callers, with all cores or the GPU; on a GPU, waiting images of the same
+size form one batch.
 """
 
 from __future__ import annotations
@@ -36,38 +36,38 @@ MULTIPLE_PX = 16
 
 
 class ScfeatConfig(Config):
-    """Which network, which of its keypoints, and what describes them."""
+    """Network, keypoint selection and descriptors."""
 
     weights: str = "scfeat-s"
-    """A weight by its name in weights/manifest.json, or the path of a safetensors file."""
+    """Name of weights in weights/manifest.json, or the path of a safetensors file."""
     max_keypoints: Count = 8192
-    """Maximum keypoints per image, the best ones (IV-B: 8k)."""
+    """Maximum keypoints per image, those with the highest scores (IV-B: 8k)."""
     threshold: FactorOrZero = 1.0
-    """Least score, eps_s (IV-B: 1.0; 0.5 for queries by night)."""
+    """Minimum score, eps_s (IV-B: 1.0; 0.5 for night queries)."""
     nms_window: int = Field(3, ge=1, le=1023)
-    """Side of the square in which a keypoint is the maximum, px, odd; 1: no suppression. The paper's N x N read as a
+    """Side of the non-maximum suppression window, px, odd; 1: no suppression. The paper's N x N read as a
     radius is 2 N + 1 (1 on HPatches: 3); as a side it is N: docs/scfeat.md."""
     border_px: int = Field(1, ge=0, le=2**16)
-    """No keypoints this near the image's edge, px (authors' code)."""
+    """Width of the image border without keypoints, px (authors' code)."""
     min_keypoints: CountOrZero = 0
-    """The best maxima below the threshold fill up to so many (authors' code: 128; the paper has none)."""
+    """Minimum keypoints, filled up with the best maxima below the threshold (authors' code: 128; paper: none)."""
     refine: bool = True
-    """Keypoints between the pixels: the mean of 3 x 3 px weighted by their scores (authors' code)."""
+    """Refine keypoints to subpixel positions: the mean of 3 x 3 px weighted by their scores (authors' code)."""
     descriptor_map: Literal["fused", "normalised"] = "fused"
-    """fused: before the bridge, "w/ pruning" (III-E). normalised: behind it, "w/o pruning" of Table III."""
+    """Map to sample: fused: before the bridge, "w/ pruning" (III-E); normalised: after it, "w/o pruning" (Tab. III)."""
     normalisation: Literal["l2", "fusion"] = "l2"
-    """Eq. 22, or eq. 25 with m = 4 (one more value, so that rows have length 1)."""
+    """Descriptor normalisation: eq. 22, or eq. 25 with m = 4 (one more value, so that rows have length 1)."""
     turns: Literal[1, 4] = 1
-    """4: each keypoint is described in the image turned by 0, 90, 180 and 270 degrees, side by side in one row, and the
-    matcher finds the turn between two images: for photographs that are not all upright, in four times the time."""
+    """Rotations to describe; 4: 0, 90, 180 and 270 degrees, concatenated in one row, of which the matcher finds the
+    rotation between two images: for images that are not all upright, in four times the time."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the network's maps. Half precision is for GPUs, and for CPUs that compute in it."""
+    """Precision of the network's activations. Half precision needs a GPU, or a CPU that supports it natively."""
     max_pixels: Runtime[int] = Field(6_000_000, ge=512 * 512, le=10**9)
-    """Of one forward. Larger images are computed in tiles: the same to rounding, several times slower."""
+    """Maximum pixels of one forward pass. Larger images are tiled: equal up to rounding, several times slower."""
     batch_size: Runtime[int] = Field(16, ge=1, le=10**6)
-    """Images of one size at a time on a GPU, at most, within max_pixels. Changes results by rounding only."""
+    """Maximum images of one size per GPU batch, within max_pixels. Changes results only by rounding."""
     compile: Runtime[bool] = False
-    """Let torch.compile make the network's code: minutes once for every image size, worth it on a GPU."""
+    """Compile the network with torch.compile: takes minutes once per image size, worthwhile on a GPU."""
 
     @field_validator("nms_window")
     @classmethod
@@ -78,7 +78,7 @@ class ScfeatConfig(Config):
 
 
 class Scfeat:
-    """Keypoints of the detector, descriptors float16 with unit rows. Scores are the detector's, > threshold."""
+    """SCFeat keypoints, descriptors float16 with unit rows. Scores are the detector's, > threshold."""
 
     Config: ClassVar[type[Config]] = ScfeatConfig
     colour: ClassVar[bool] = True
@@ -92,19 +92,19 @@ class Scfeat:
 
     @property
     def weights_sha256(self) -> str:
-        """Raises UsageError for a weight that is not there."""
+        """SHA-256 of the weights file. Raises UsageError for missing weights."""
 
         return sha256_of(find(self.config.weights))
 
     def extract(self, pixels: UInt8[np.ndarray, "h w 3"]) -> Features:
         """Features of one RGB image; see `Extractor.extract`.
 
-        An image with a side under 64 px has none (and a warning says so), nor has one of a single colour.
+        An image with a side under 64 px (with a warning) or of a single colour has no features.
         """
         return self.extract_batch([pixels])[0]
 
     def extract_batch(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Features]:
-        """Features of several images; those of one size that follow each other go through a GPU together."""
+        """Features of several images; consecutive images of the same size are batched on a GPU."""
         waiting = {index: self._ready().submit(image) for index, image in enumerate(images) if self._usable(image)}
         return [
             waiting[index].result() if index in waiting else self._none(image) for index, image in enumerate(images)
@@ -194,7 +194,7 @@ class Scfeat:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Score map -> keypoints (SCFeat III-E): local maxima above a threshold, the best of them, between the pixels.
+# Score map -> keypoints (SCFeat III-E): the best local maxima above a threshold, with subpixel refinement.
 
 
 REFINE_PX = 3
@@ -216,11 +216,11 @@ def find_keypoints(
     min_keypoints: int = 0,
     refine: bool = True,
 ) -> ScoredPoints:
-    """Local maxima with a score above `threshold`; equal scores in the order of rows.
+    """Local maxima with a score above `threshold`; ties in row-major order.
 
-    nms_window: side of the square in which a pixel is the maximum, odd. border_px: pixels at the image's edge that are
-    passed over. min_keypoints: the best maxima below the threshold fill up to so many. refine: see `refined`; takes
-    away a border of a pixel at least.
+    nms_window: side of the square in which a pixel is the maximum, odd. border_px: width of the image border that is
+    skipped. min_keypoints: filled up with the best maxima below the threshold. refine: see `refined`; excludes
+    a border of at least one pixel.
     """
     border_px = max(border_px, REFINE_PX // 2) if refine else border_px
     allowed = local_maxima(scores, nms_window) & _within(scores, border_px)
@@ -235,7 +235,7 @@ def find_keypoints(
 
 
 def local_maxima(scores: Float[Tensor, "h w"], window: int) -> Bool[Tensor, "h w"]:
-    """Pixels that are the largest of the window around them; of equal ones the first counts."""
+    """Pixels that are the maximum of the window around them; of equal ones the first counts."""
     if window == 1:
         return torch.ones_like(scores, dtype=torch.bool)
     _, first = F.max_pool2d(scores[None, None], window, stride=1, padding=window // 2, return_indices=True)
@@ -244,7 +244,7 @@ def local_maxima(scores: Float[Tensor, "h w"], window: int) -> Bool[Tensor, "h w
 
 
 def refined(scores: Float[Tensor, "h w"], pixels: Int[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-    """Mean position in the 3x3 pixels around each, weighted by their scores (authors' code). No pixel at the edge."""
+    """Score-weighted mean position in the 3x3 pixels around each (authors' code). No pixel may be at the edge."""
     steps = torch.arange(REFINE_PX, device=scores.device) - REFINE_PX // 2
     rows = pixels[:, 1, None, None] + steps[:, None]
     columns = pixels[:, 0, None, None] + steps
@@ -270,7 +270,7 @@ FUSED_NORMS = 4
 """m of eq. 25; the weight of the L_p norm is p (section IV-B)."""
 LEAST_NORM = 1e-12
 LIFT_RADIUS = 8.0
-"""Of the sphere that fused vectors (at most 2.3 long, most 1.6) are put on."""
+"""Radius of the sphere onto which fused vectors (length up to 2.3, mostly 1.6) are lifted."""
 
 
 def normalised_rows(vectors: Float[Tensor, "n d"], normalisation: Normalisation) -> Float[Tensor, "n d2"]:
@@ -291,7 +291,7 @@ def fusion(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
 
 def lifted(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d+1"]:
-    """Vectors of any length as unit ones with one more value, so that distances order pairs as before.
+    """Vectors of any length as unit vectors with one more value that preserves the order of distances.
 
     Matchers take unit rows. (v, sqrt(R^2 - |v|^2)) / R has length 1, and the squared distance of two of them is
     (|a - b|^2 + e) / R^2, where e, at most ((|a|^2 - |b|^2) / (2 R))^2 or so, is a hundredth of |a - b|^2 at R = 8.
@@ -301,15 +301,15 @@ def lifted(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d+1"]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Descriptors of an image turned by quarters, for photographs that are not all upright.
+# Descriptors of an image rotated by multiples of 90 degrees, for images that are not all upright.
 #
-# A network that has learned from upright photographs bears turns of some 45 degrees. With the descriptors of the image
-# turned by 0, 90, 180 and 270 degrees side by side, the matcher can compare any two images nearly upright
-# (`matching/mutual.py`). The paper does nothing about rotation.
+# A network trained on upright images tolerates rotations of about 45 degrees. With the descriptors of the image
+# rotated by 0, 90, 180 and 270 degrees concatenated, the matcher can compare any two images nearly upright
+# (`matching/mutual.py`). The paper does not address rotation.
 
 
 def turned(points: Float[Tensor, "n 2"], shape: tuple[int, int], quarters: int) -> Float[Tensor, "n 2"]:
-    """Where points of an image lie in `np.rot90(image, quarters)`. shape: height and width of the image."""
+    """Positions of an image's points in `np.rot90(image, quarters)`. shape: height and width of the image."""
     height, width = shape
     for _ in range(quarters):
         points = torch.stack([points[:, 1], width - 1 - points[:, 0]], dim=1)
@@ -318,22 +318,22 @@ def turned(points: Float[Tensor, "n 2"], shape: tuple[int, int], quarters: int) 
 
 
 def concatenated(rows: Sequence[Float[np.ndarray, "n d"]]) -> Float[np.ndarray, "n k*d"]:
-    """Unit rows of k turns -> unit rows, float16."""
+    """Unit rows of k rotations -> unit rows, float16."""
     return (np.concatenate(rows, axis=1) / len(rows) ** 0.5).astype(np.float16)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Images of many threads given to one network by one thread, in the order they came, together where that can be.
+# One thread runs a network on the images of many threads, in order of arrival, batched where possible.
 #
-# A network on the CPU takes all cores by itself: two threads at once would only be in each other's way (and OpenMP
-# keeps a team of threads for each of them). A GPU does several images in little more time than one.
+# A network on the CPU uses all cores: two threads at once would only get in each other's way (and OpenMP
+# keeps a thread pool for each of them). A GPU processes several images in little more time than one.
 
 
 Image = UInt8[np.ndarray, "h w c"]
 
 
 class OneThread:
-    """Calls `work` with images of one size: at most `at_once`, and no more than one beyond `most_pixels` in all."""
+    """Calls `work` with images of one size: at most `at_once`, and at most one beyond `most_pixels` in total."""
 
     def __init__(self, work: Callable[[list[Image]], list[Features]], at_once: int, most_pixels: int):
         self._work, self._at_once, self._most_pixels = work, at_once, most_pixels
@@ -343,7 +343,7 @@ class OneThread:
         self._pool = ThreadPoolExecutor(1, "network", initializer=torch.set_num_threads, initargs=(threads,))
 
     def submit(self, image: Image) -> Future[Features]:
-        """Its features, some time. What `work` raises is raised by the result of every image it was called with."""
+        """Future of its features. An exception in `work` is raised by the result of every image in the batch."""
         done: Future[Features] = Future()
         with self._lock:
             self._waiting.append((image, done))
@@ -353,7 +353,7 @@ class OneThread:
     def _serve(self) -> None:
         batch = self._next_batch()
         if not batch:
-            return  # an earlier call has taken them along
+            return  # already in the batch of an earlier call
         try:
             found = self._work([image for image, _ in batch])
         except BaseException as error:

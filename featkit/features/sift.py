@@ -1,9 +1,9 @@
 """DoG keypoints with SIFT (Lowe 2004) or RootSIFT (Arandjelovic and Zisserman 2012) descriptors, by pycolmap.
 
-COLMAP spends its budget of features on coarse scales first and drops the finest ones. Four fifths of the time and
-of the memory go into the finest octave (the doubled image). So on large images the coarser octaves are
-computed first, and the finest one only when they leave some of the budget, tile by tile: the same kind of features, a
-fraction of the time and memory when the budget is filled, and bounded memory when it is not.
+COLMAP fills its feature budget from coarse scales first and drops the finest ones. The finest octave (the doubled
+image) takes four fifths of the time and of the memory. So on large images the coarser octaves are
+computed first, and the finest one only if budget remains, tile by tile: the same kind of features, a
+fraction of the time and memory if the budget is filled, and bounded memory if it is not.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ UNLIMITED = 10**9
 
 
 class SiftConfig(Config):
-    """COLMAP's options under COLMAP's names, with COLMAP's defaults."""
+    """COLMAP's SIFT options, with its names and defaults."""
 
     normalization: Literal["l1_root", "l2"] = "l1_root"
-    """l1_root: RootSIFT. l2: plain SIFT."""
+    """Descriptor normalization: l1_root: RootSIFT; l2: plain SIFT."""
     max_num_features: Count = 8192
-    """Budget as COLMAP counts it: whole levels of the scale space, coarse first, until it is passed."""
+    """Feature budget as COLMAP counts it: complete scale-space levels, coarse first, until it is exceeded."""
     max_keypoints: Count | None = None
-    """Maximum keypoints per image (largest scales kept); also the budget when it is set. None: the budget alone."""
+    """Maximum keypoints per image (largest scales kept); if set, also the budget. None: only the budget applies."""
     first_octave: int = Field(-1, ge=-2, le=8)
     """First octave of the scale space; -1: the image is doubled first."""
     num_octaves: int = Field(4, ge=1, le=16)
-    """Octaves of the scale space, fewer where the image ends."""
+    """Maximum octaves of the scale space; small images have fewer."""
     octave_resolution: int = Field(3, ge=1, le=16)
     """Levels per octave."""
     peak_threshold: Share = 0.02 / 3
-    """Smallest absolute DoG response, of intensities in [0, 1]."""
+    """Minimum absolute DoG response, for intensities in [0, 1]."""
     edge_threshold: Factor = Field(10.0, ge=1)
-    """Largest ratio of principal curvatures."""
+    """Maximum ratio of principal curvatures."""
     max_num_orientations: int = Field(2, ge=1, le=36)
-    """Orientations of a place at most, each with a descriptor of its own."""
+    """Maximum orientations per keypoint, each with its own descriptor."""
     upright: bool = False
-    """True: no orientation is estimated; for photographs taken upright."""
+    """Skip orientation estimation; for upright images."""
     coarse_first_megapixels: Factor = 1.5
-    """Larger images are done coarse octaves first, and their finest octave in tiles of about this size."""
+    """Megapixels above which coarse octaves are computed first, and the finest octave in tiles of about this size."""
     tile_halo_px: Side = 48
-    """Overlap of tiles: a descriptor of the finest octave reaches 31 px."""
+    """Overlap of tiles, px: a descriptor of the finest octave reaches 31 px."""
 
 
 class Sift:
-    """SIFT on the CPU. Scores are scales: larger structures are found again more often, and COLMAP keeps them."""
+    """SIFT on the CPU. Scores are scales: larger structures are more repeatable, and COLMAP keeps them."""
 
     Config: ClassVar[type[Config]] = SiftConfig
     colour: ClassVar[bool] = False
@@ -104,7 +104,7 @@ class Sift:
         )
 
     def _tiles(self, width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
-        """Cores (x0, y0, x1, y1) that cover the image once."""
+        """Tile cores (x0, y0, x1, y1) that cover the image without overlap."""
         side = math.sqrt(self.config.coarse_first_megapixels * 1e6)
         columns, rows = max(1, math.ceil(width / side)), max(1, math.ceil(height / side))
         for row in range(rows):
@@ -117,7 +117,7 @@ class Sift:
                 )
 
     def _fine_tile(self, pixels: np.ndarray, x0: int, y0: int, x1: int, y1: int) -> tuple[np.ndarray, np.ndarray]:
-        """Features of the finest octave whose keypoints lie in the core of a tile."""
+        """Features of the finest octave whose keypoints are in the core of a tile."""
         halo = self.config.tile_halo_px
         left, top = max(0, x0 - halo), max(0, y0 - halo)
         tile = np.ascontiguousarray(pixels[top : y1 + halo, left : x1 + halo])
@@ -127,7 +127,7 @@ class Sift:
         return rows[inside], descriptors[inside]
 
     def _whole_levels(self, rows: Float[np.ndarray, "n 4"], budget: int) -> np.ndarray:
-        """Indices of the finest octave's features on its coarsest levels, level by level until `budget` is passed."""
+        """Indices of the finest octave's features on its coarsest levels, level by level until `budget` is exceeded."""
         resolution = self.config.octave_resolution
         base = BASE_SIGMA * 2.0 ** (self.config.first_octave + 1.0 / resolution)
         levels = np.clip(np.round(resolution * np.log2(rows[:, 2] / base)), 0, resolution - 1)
@@ -153,8 +153,8 @@ class Sift:
     def _create(self, first_octave: int, num_octaves: int, budget: int) -> Any:
         """A new pycolmap extractor for every call.
 
-        One that is used again for an image of the same size keeps the gradients of the last octave in which it found
-        a keypoint, and describes the next image's keypoints of that octave by them (VLFeat's `grad_o` is not reset).
+        A reused extractor, for an image of the same size, keeps the gradients of the last octave in which it found
+        a keypoint and computes the next image's descriptors of that octave from them (VLFeat's `grad_o` is not reset).
         """
         import pycolmap
 
@@ -177,5 +177,5 @@ class Sift:
 
 
 def _num_keypoints(rows: Float[np.ndarray, "n 4"]) -> int:
-    """Keypoints as COLMAP counts them for its budget: one with two orientations is one."""
+    """Keypoints as COLMAP counts them for its budget: a keypoint with two orientations counts once."""
     return len(np.unique(rows[:, :3], axis=0))

@@ -1,7 +1,7 @@
 """The extract stage: images/ -> features.h5. Many workers decode and extract, one writes; resumable at any moment.
 
-Only a bounded window of images is in memory, however many there are. Results are written in the order of the
-names, so an interrupted and resumed run ends with the same file as an undisturbed one.
+Memory holds only a bounded window of images. Results are written in order of name, so an interrupted and resumed
+run ends with the same file as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ from featkit.io.features import FeatureStore, append_features, extractor_name, o
 
 LOGGER = logging.getLogger(__name__)
 SAMPLE_BYTES = 1 << 16
-WINDOW_PER_WORKER = 2  # images in flight per worker: one at work, one waiting to be written
+WINDOW_PER_WORKER = 2  # images in flight per worker: one being processed, one waiting to be written
 
 
 class ExtractConfig(Config):
-    """Everything that decides what stands in features.h5."""
+    """Everything that determines the content of features.h5."""
 
     features: Runtime[str] = "rootsift"
     """Features by name (`featkit features` lists them), or a yaml file."""
     extractor: dict[str, Any] = Field(default_factory=dict)
-    """What differs from that configuration; `resolve` fills in all of it, and the extractor's name as `extractor`."""
+    """Overrides of that configuration; `resolve` fills in all of it, and the extractor's name as `extractor`."""
     decode: DecodeConfig = DecodeConfig()
     """How images are decoded, and which pixels count."""
     workers: Runtime[WorkerCount] = 0
-    """Processes or threads that decode and extract, never more than there are cores; 0: one per core."""
+    """Number of parallel processes or threads that decode and extract, at most one per core; 0: one per core."""
     skip_broken: Runtime[bool] = False
-    """Leave out images that cannot be read (with a warning) instead of stopping."""
+    """Skip images that cannot be read (with a warning) instead of stopping."""
     masks: Runtime[Path | None] = None
-    """Folder of masks named as COLMAP's (a/b.jpg.png of a/b.jpg): no keypoint where one is zero. What a mask
-    holds is told apart as the photograph's own content is."""
+    """Folder of masks with COLMAP's names (a/b.jpg.png for a/b.jpg): no keypoints where a mask is zero. A change in a
+    mask's content is detected like a change in the image."""
 
 
 def extraction(config: ExtractConfig, changes: dict[str, Any] | None = None, device: str = "auto") -> Method[Extractor]:
@@ -80,7 +80,7 @@ def extraction(config: ExtractConfig, changes: dict[str, Any] | None = None, dev
 
 
 def of_photographs(method: Method[Extractor], config: ExtractConfig | None = None) -> Method[Extractor]:
-    """An extractor with the configuration of the stage around it, which then holds all of the extractor's fields."""
+    """An extractor with the stage's configuration around it, which then contains all of the extractor's fields."""
     row = method.row or f"{method.cls.__module__}:{method.cls.__qualname__}"
     own = {"extractor": row, **method.own.result_fields()}
     config = config or ExtractConfig()
@@ -90,9 +90,9 @@ def of_photographs(method: Method[Extractor], config: ExtractConfig | None = Non
 def with_intensities(
     method: Method[Extractor], images: Path, output: Path, names: Sequence[str] | None = None, overwrite: bool = False
 ) -> Method[Extractor]:
-    """The extractor with one stretch for the folder's files of 16 bits, where they use a small part of their range.
+    """The extractor with one intensity stretch for the folder's 16-bit files, if they use a small part of the range.
 
-    A range that is configured stays, and a features file that is begun keeps what it was begun with, so that
+    A configured range is kept, and an existing features file keeps the range it was started with, so that
     photographs may be added. Raises BadInputError for a folder without images.
     """
     method = method if method.stage else of_photographs(method)
@@ -103,7 +103,7 @@ def with_intensities(
         try:
             with open_features(output) as store:
                 known = store.intensity_range
-        except FeatkitError:  # whoever adds to it says what is wrong
+        except FeatkitError:  # the caller reports what is wrong
             return method
     else:
         known = found_range(images, list_images(images) if names is None else names)
@@ -121,9 +121,9 @@ def run(
     overwrite: bool = False,
     masks: Mapping[str, Path] | None = None,
 ) -> Path:
-    """Extract features of all images of a folder that `output` does not hold yet, and return `output`.
+    """Extract features of all images of a folder that `output` does not contain yet, and return `output`.
 
-    method: of `extraction`, or of `resolve`: photographs are then decoded by ExtractConfig's defaults. names: only
+    method: from `extraction`, or from `resolve` (images are then decoded with ExtractConfig's defaults). names: only
     these images, relative to the folder. masks: of the images; by default those of the configuration's folder.
     Raises BadInputError for an image that cannot be read (unless `skip_broken`) or a store of another configuration,
     EmptyResultError when not one image could be used.
@@ -146,7 +146,7 @@ def run(
 
 
 def waiting(method: Method[Extractor], images: Path, output: Path, names: list[str], overwrite: bool) -> list[str]:
-    """The images that `run` would extract; `output` is begun if it is not there. Raises as `run` does."""
+    """The images that `run` would extract; `output` is created if missing. Raises as `run` does."""
     masks = _masks(method, images, names)
     with append_features(output, method.config, method.weights_sha256, overwrite) as store:
         return [name for name in names if not _whole(store, name, images, masks)]
@@ -157,19 +157,19 @@ def _masks(method: Method[Extractor], images: Path, names: list[str]) -> dict[st
 
 
 def _whole(store: FeatureStore, name: str, images: Path, masks: Mapping[str, Path]) -> bool:
-    """Whether the features are there, whole, and of the file (and mask) that lies there now."""
+    """Whether complete features are stored, computed from the current file (and mask)."""
     return store.has(name) and store.source(name) in ("", _source(images / name, masks.get(name)))
 
 
 def _source(path: Path, mask: Path | None) -> str:
-    """What tells a photograph, and the mask it has, from others."""
+    """Identifies an image together with its mask."""
     return source_digest(path) if mask is None else digest(source_digest(path), source_digest(mask))
 
 
 def source_digest(path: Path) -> str:
-    """16 hex digits that tell one photograph from another: of the file's size, its first and its last 64 KiB.
+    """16 hex digits that identify an image file: hash of its size, its first and its last 64 KiB.
 
-    "" when there is no such file. Hashing the whole file would make every resumed run read every photograph. (A PNG's
+    "" if there is no such file. Hashing entire files would make every resumed run read every image. (A PNG's
     last bytes are a checksum of all its pixels.)
     """
     try:
@@ -185,7 +185,7 @@ def source_digest(path: Path) -> str:
 def _extracted(
     method: Method[Extractor], images: Path, names: Sequence[str], masks: Mapping[str, Path]
 ) -> Iterator[tuple[str, Features | None]]:
-    """(name, features) in the order of `names`; None for an image passed over."""
+    """(name, features) in the order of `names`; None for a skipped image."""
     count = capped(method.config.workers)
     waiting: deque[tuple[str, Future[Features | DetectedImage]]] = deque()
     with workers(method, count, names) as pool:
@@ -213,7 +213,7 @@ def _finished(
 
 
 def same_extraction(features: Path, workers: int = 0) -> ExtractConfig:
-    """The configuration that made a features file; broken images are passed over.
+    """The configuration that made a features file; unreadable images are skipped.
 
     Raises BadInputError when featkit did not make the file.
     """
@@ -226,7 +226,7 @@ def same_extraction(features: Path, workers: int = 0) -> ExtractConfig:
 
 @dataclass(frozen=True)
 class DetectedImage:
-    """A photograph after the first of two steps. image: without its pixels. begun: what the extractor goes on from."""
+    """An image after the first of two steps. image: without its pixels. begun: the extractor's intermediate result."""
 
     path: Path
     image: DecodedImage
@@ -234,13 +234,13 @@ class DetectedImage:
 
 
 def extract_one(method: Method[Extractor], path: Path, mask: Path | None = None) -> Features:
-    """Features of one photograph, in the pixels of its file. Raises BadInputError."""
+    """Features of one image, in the pixels of its file. Raises BadInputError."""
     image = _decoded(method, path, mask)
     return _finite(method, path, in_file(method, image, method.built.extract(image.pixels)))
 
 
 def detect_one(method: Method[Extractor], path: Path, mask: Path | None = None) -> DetectedImage:
-    """The first of two steps on one photograph (`base.TwoSteps`). Raises BadInputError."""
+    """The first of two steps on one image (`base.TwoSteps`). Raises BadInputError."""
     image = _decoded(method, path, mask)
     detected = cast(TwoSteps, method.built).detect(image.pixels)
     return DetectedImage(path, replace(image, pixels=image.pixels[:0]), detected)
@@ -258,7 +258,7 @@ def describe_one(method: Method[Extractor], detected: DetectedImage) -> Features
 
 
 def in_file(method: Method[Extractor], image: DecodedImage, found: Features) -> Features:
-    """What the extractor found in an image's pixels, as a features file has it. method: of `extraction`."""
+    """An extractor's result on decoded pixels, in the form of a features file. method: from `extraction`."""
     return replace(image.features_in_file(found), extractor=extractor_name(method.config.result_fields()))
 
 
@@ -269,15 +269,15 @@ def _finite(method: Method[Extractor], path: Path, features: Features) -> Featur
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Processes that decode and extract. pycolmap's SIFT holds Python's lock, so threads would take turns.
+# Processes that decode and extract. pycolmap's SIFT holds the GIL, so threads would not run in parallel.
 #
-# An extractor of two steps (`base.TwoSteps`) is begun by the workers and finished by this process, which alone uses the
+# A two-step extractor (`base.TwoSteps`) detects in the workers and describes in this process, which alone uses the
 # GPU. Processes are spawned, not forked: a fork would copy locks of threads (OpenMP, HDF5) that no longer run. A
 # program that extracts at its top level therefore needs `if __name__ == "__main__":`, as with every spawning library.
 
 
-_method: Method[Extractor] | None = None  # in a worker process: what it was started for
-_only_detect = False  # in a worker process: whether its parent finishes the images
+_method: Method[Extractor] | None = None  # in a worker process: its method
+_only_detect = False  # in a worker process: whether its parent describes the images
 
 
 class Workers:
@@ -287,14 +287,14 @@ class Workers:
         self._pool, self._method, self._in_processes = pool, method, in_processes
 
     def submit(self, path: Path, mask: Path | None = None) -> Future[Features | DetectedImage]:
-        """Start on one photograph; mask: the file of its mask."""
+        """Submit one image; mask: the file of its mask."""
 
         if self._in_processes:
             return self._pool.submit(_work, path, mask)
         return self._pool.submit(extract_one, self._method, path, mask)
 
     def result(self, future: Future[Features | DetectedImage], name: str) -> Features:
-        """Wait for one photograph. Raises what `extract_one` raises, WorkerDiedError when its process died."""
+        """Wait for one image. Raises what `extract_one` raises, and WorkerDiedError if its process died."""
 
         try:
             done = future.result()
@@ -308,7 +308,7 @@ class Workers:
 
 @contextmanager
 def workers(method: Method[Extractor], count: int, images: Sequence[str]) -> Iterator[Workers]:
-    """`count` workers at most, fewer for a few images. Whatever has not begun is dropped at the end."""
+    """At most `count` workers, fewer for a few images. Pending work is cancelled at the end."""
     count = max(1, min(count, (len(images) + 1) // 2))
     in_processes = method.built.holds_gil and count > 1
     pool: Executor
@@ -325,9 +325,9 @@ def workers(method: Method[Extractor], count: int, images: Sequence[str]) -> Ite
 
 
 def _start(pickled: bytes, parent: int, only_detect: bool) -> None:
-    """Begin a worker process: leave Ctrl-C to the parent, and end when the parent is gone. It computes on one core.
+    """Initialise a worker process: ignore Ctrl-C (the parent handles it), exit with the parent, use one core.
 
-    pickled: the method, read here since reading it imports torch, which takes the number of cores then.
+    pickled: the method, unpickled here because that imports torch, which reads the number of cores then.
     """
     global _method, _only_detect
 
@@ -335,7 +335,7 @@ def _start(pickled: bytes, parent: int, only_detect: bool) -> None:
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
 
     cv2.setNumThreads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"  # what torch takes when it is imported
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch reads this when it is imported
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     _only_detect = only_detect

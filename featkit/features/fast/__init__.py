@@ -1,1 +1,1 @@
-"""The dense network as it runs on the CPU: fast, exact, in bounded memory. No training here, and no files."""
+"""CPU inference of the dense network: fast, exact, in bounded memory. No training and no file access."""

@@ -1,4 +1,4 @@
-"""Convolutions as they run: with BatchNorm folded in, and by the way of computing that is fastest for their size."""
+"""Convolutions for inference: BatchNorm folded in, computed by the fastest algorithm for their size."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from featkit.features.fast.tiles import Span, Window
 
 
 class Convolution(Protocol):
-    """Maps of one image, channels last -> such maps."""
+    """Convolution of the channels-last maps of one image."""
 
     def __call__(self, *maps: Float[Tensor, "1 i h w"], margin: bool = False) -> Float[Tensor, "1 o h2 w2"]:
-        """maps: their channels side by side are the input. Padded with zeros: the same size, or 1 / stride of it.
+        """maps: concatenated along channels as input. Zero-padded: the result has the same size, or 1 / stride of it.
 
-        margin: the first and the last row are only there to be looked at, and the result has two rows less.
+        margin: the first and last row are only context, and the result has two rows less.
         """
         ...
 
@@ -35,7 +35,7 @@ def convolution(weight: Float[Tensor, "o i k k"], bias: Float[Tensor, " o"], str
 
 
 class PlainConv:
-    """As torch computes it."""
+    """torch's convolution."""
 
     def __init__(self, weight: Float[Tensor, "o i k k"], bias: Float[Tensor, " o"], stride: int):
         self._weight = weight.contiguous(memory_format=torch.channels_last)
@@ -48,7 +48,7 @@ class PlainConv:
 
 
 class PointwiseConv:
-    """1x1: a product of matrices, since a pixel's channels lie side by side."""
+    """1x1: a matrix product, since a pixel's channels are contiguous."""
 
     def __init__(self, weight: Float[Tensor, "o i 1 1"], bias: Float[Tensor, " o"]):
         self._weight, self._bias = weight.flatten(1).t().contiguous(), bias
@@ -66,7 +66,7 @@ class PointwiseConv:
 
 
 def folded(conv: nn.Conv2d, norm: nn.Module) -> Convolution:
-    """A convolution without bias and the BatchNorm behind it, in eval mode, as one convolution."""
+    """A bias-free convolution and the BatchNorm after it, in eval mode, as one convolution."""
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -93,14 +93,14 @@ def copied(conv: nn.Conv2d) -> Convolution:
 
 OUT, TILE = 4, 6
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
-"""Where the polynomials are evaluated, beside infinity. The usual 0, 1, -1, 2, -2 round twice as much."""
+"""Evaluation points of the polynomials, in addition to infinity. The usual 0, 1, -1, 2, -2 round twice as much."""
 LEAST_CHANNELS = (64, 128)
-"""Of input and output, the fewer and the more ones."""
+"""Minimum of the smaller and of the larger of the input and output channel counts."""
 TILES_AT_ONCE = 320  # the transformed values of a batch stay in the cache
 
 
 def is_faster(weight: Float[Tensor, "o i k k"], stride: int) -> bool:
-    """Whether a convolution should be computed so, on a CPU."""
+    """Whether Winograd's algorithm is faster for a convolution on a CPU."""
     channels = sorted(weight.shape[:2])
     enough = channels[0] >= LEAST_CHANNELS[0] and channels[1] >= LEAST_CHANNELS[1]
     return enough and tuple(weight.shape[2:]) == (3, 3) and stride == 1
@@ -129,7 +129,7 @@ class WinogradConv:
         return result[:height, :width].permute(2, 0, 1)[None]
 
     def _some(self, padded: Float[Tensor, "h+2 w+2 i"], result: Float[Tensor, "h w o"]) -> None:
-        """Write the result of whole rows of tiles."""
+        """Write the result of complete rows of tiles."""
         down, across = result.shape[0] // OUT, result.shape[1] // OUT
         inputs, outputs = self._weight.shape[1:]
         given = _tiles(padded, down, across).reshape(TILE * TILE, -1)
@@ -140,7 +140,7 @@ class WinogradConv:
 
 
 def _padded(maps: tuple[Tensor, ...], height: int, width: int, above: int) -> Float[Tensor, "height width i"]:
-    """All channels, one column of zeros to the left, `above` rows above, and zeros beyond up to the size asked for."""
+    """All channels, with one column of zeros on the left, `above` rows above, and zeros up to the requested size."""
     rows, columns = maps[0].shape[2:]
     padded = maps[0].new_empty((height, width, sum(values.shape[1] for values in maps)))
     for edge in (padded[:above], padded[above + rows :], padded[:, :1], padded[:, columns + 1 :]):
@@ -154,7 +154,7 @@ def _padded(maps: tuple[Tensor, ...], height: int, width: int, above: int) -> Fl
 
 
 def _tiles(rows: Float[Tensor, "h w c"], down: int, across: int) -> Float[Tensor, "6 6 down across c"]:
-    """Overlapping tiles as a view: value (i, j) of tile (y, x) lies at row 4 y + i and column 4 x + j."""
+    """Overlapping tiles as a view: value (i, j) of tile (y, x) is at row 4 y + i and column 4 x + j."""
     to_row, to_column, to_channel = rows.stride()
     strides = (to_row, to_column, OUT * to_row, OUT * to_column, to_channel)
     return rows.as_strided((TILE, TILE, down, across, rows.shape[2]), strides, rows.storage_offset())
@@ -177,19 +177,19 @@ def transforms() -> tuple[Float[Tensor, "6 6"], Float[Tensor, "6 3"], Float[Tens
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A 3x3 convolution of bilinearly enlarged maps, computed before enlarging: exact, with 4 to 16 times less arithmetic.
+# A 3x3 convolution of bilinearly upsampled maps, computed before upsampling: exact, with 4 to 16 times less arithmetic.
 #
-# Enlarging mixes pixels, a tap of the convolution mixes channels, and the two commute:
+# Upsampling mixes pixels, a tap of the convolution mixes channels, and the two commute:
 #
 #     conv3x3(up(x)) = sum over the 9 taps of shift(up(tap * x))
 #
-# So each tap is a 1x1 convolution at the low resolution, and shifting and enlarging are one linear map of the columns
+# So each tap is a 1x1 convolution at the low resolution, and shifting and upsampling are one linear map of the columns
 # and one of the rows. Both are banded: a block of the result needs a few columns (rows) of x only. The border is that
-# of the convolution: zeros around the enlarged maps.
+# of the convolution: zeros around the upsampled maps.
 
 
 BLOCK = 32
-"""Columns, or rows, of the result at a time."""
+"""Columns or rows of the result per block."""
 TAPS = 3
 
 
@@ -204,7 +204,7 @@ class Resampling(NamedTuple):
 
 
 class UpsampledConv:
-    """The convolution of maps that are enlarged by `factor`; aligned: with aligned corners."""
+    """The convolution of maps upsampled by `factor`; aligned: with aligned corners."""
 
     def __init__(
         self, weight: Float[Tensor, "o i 3 3"], bias: Float[Tensor, " o"] | None, factor: int, aligned: bool = False
@@ -217,7 +217,7 @@ class UpsampledConv:
     def __call__(
         self, maps: Float[Tensor, "1 i h w"], window: Window | None = None
     ) -> Float[Tensor, "1 o factor*h factor*w"]:
-        """window: where `maps` lie in the whole ones, in their pixels; None: they are whole."""
+        """window: position of `maps` in the full maps, in their pixels; None: they are the full maps."""
         height, width = maps.shape[2:]
         rows, columns = window or Window.whole(height, width)
         wide = self.widened(maps, columns)
@@ -228,7 +228,7 @@ class UpsampledConv:
         return result.permute(2, 0, 1)[None]
 
     def widened(self, maps: Float[Tensor, "1 i h w"], columns: Span) -> Float[Tensor, "3 h factor*w o"]:
-        """Columns enlarged and their taps added up, for each tap of the rows."""
+        """Columns upsampled and their taps summed, for each tap of the rows."""
         _, channels, height, width = maps.shape
         flat = maps.permute(0, 2, 3, 1).reshape(height * width, channels)
         mixed = maps.new_empty((TAPS, height * width, TAPS * self._channels))
@@ -243,7 +243,7 @@ class UpsampledConv:
         return wide.view(TAPS, height, -1, self._channels)
 
     def heightened(self, wide: Float[Tensor, "3 h w o"], block: Resampling, result: Float[Tensor, "rows w o"]) -> None:
-        """Add the rows of a block, enlarged and their taps added up, to `result`, which is contiguous."""
+        """Add the rows of a block, upsampled with their taps summed, to `result`, which is contiguous."""
         weights = block.weights.to(wide.device).transpose(1, 2).flatten(1)
         taps = wide[:, block.low : block.high].reshape(weights.shape[1], -1)
         result.view(len(result), -1).addmm_(weights, taps)
@@ -251,7 +251,7 @@ class UpsampledConv:
 
 @lru_cache(maxsize=256)
 def resampling(span: Span, factor: int, aligned: bool, block: int = BLOCK) -> tuple[Resampling, ...]:
-    """Blocks of the axis enlarged by `factor`, and what of it each needs."""
+    """Blocks of the axis upsampled by `factor`, and the input each needs."""
     count, offset = factor * span.length, factor * span.start
     firsts = range(0, count, block)
     return tuple(_block(span, factor, aligned, offset, first, min(first + block, count)) for first in firsts)

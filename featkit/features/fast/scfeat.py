@@ -1,4 +1,4 @@
-"""A trained SCFeat network as it runs: on the CPU with less arithmetic, on a GPU in batches, large images in tiles."""
+"""SCFeat inference: on the CPU with less arithmetic, on a GPU in batches, large images in tiles."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from featkit.models.scfeat import (
 Precision = Literal["fp32", "bf16"]
 DescriptorMap = Literal["fused", "normalised"]
 BACKBONE_MARGIN_PX = 192
-"""What a value of the fused map sees to each side: 187 px with ResNet-50, 159 px with ResNet-18."""
+"""Receptive field of the fused map to each side: 187 px with ResNet-50, 159 px with ResNet-18."""
 DETECTOR_MARGIN_PX = 32
-"""What a score sees of the fused map to each side: 25 px."""
+"""Receptive field of a score in the fused map to each side: 25 px."""
 
 
 class DenseFeatures(NamedTuple):
@@ -53,11 +53,11 @@ class DenseFeatures(NamedTuple):
 
 
 class FrozenSCFeat:
-    """What an SCFeatNetwork computes in eval mode, on one device, with a copy of its weights.
+    """An SCFeatNetwork in eval mode on one device, with a copy of its weights.
 
-    descriptor_map: the one that descriptors are read from. max_pixels: of one forward; an image with more is computed
-    in tiles, in float32, with the same result (to rounding; some ten times slower). fast: with less arithmetic instead
-    of as written down, one image at a time and in float32; None: on the CPU.
+    descriptor_map: where descriptors are sampled. max_pixels: of one forward pass; a larger image is computed
+    in tiles, in float32, with the same result (up to rounding; about ten times slower). fast: use the optimised
+    implementation, one image at a time and in float32; None: on the CPU only.
     """
 
     def __init__(
@@ -165,11 +165,11 @@ def _stacked(found: list[DenseFeatures]) -> DenseFeatures:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The F2R backbone as it runs on one image, or on a tile of it: the same maps with a third of the arithmetic.
+# The F2R backbone for one image or a tile of it: the same maps with a third of the arithmetic.
 
 
 class FastBackbone:
-    """What an F2RBackbone computes in eval mode, with a copy of its weights. float32."""
+    """An F2RBackbone in eval mode, with a copy of its weights. float32."""
 
     def __init__(self, backbone: F2RBackbone):
         self._encoder = FastEncoder(backbone.encoder)
@@ -184,7 +184,7 @@ class FastBackbone:
         self._activations = {name: _NormElu(cast(Block, getattr(backbone, name)).norm) for name in names}
 
     def __call__(self, images: Float[Tensor, "1 3 h w"], window: Window, statistics: Statistics) -> BackboneMaps:
-        """images: normalised; what lies in `window`, with sides that are multiples of 16. Raises NotYetKnown."""
+        """images: normalised content of `window`, with sides that are multiples of 16. Raises NotYetKnown."""
         encoded = self._encoder(images)
         eighth = self._activated(statistics, up3=self._up3(encoded.layer3, window.at(16)))[0]
         eighth = self._activated(statistics, join3=self._join3(encoded.layer2, eighth))[0]
@@ -199,13 +199,13 @@ class FastBackbone:
         return BackboneMaps(self._fuse(*sides), encoded.shallow)
 
     def _activated(self, statistics: Statistics, **maps: Tensor) -> list[Tensor]:
-        """GroupNorm and ELU of each, in its place."""
+        """GroupNorm and ELU of each, in place."""
         moments = statistics.moments(**maps)
         return [self._activations[name](values, moments[name]) for name, values in maps.items()]
 
 
 class _NormElu:
-    """GroupNorm and ELU of maps whose statistics are known; the maps are overwritten."""
+    """GroupNorm and ELU of maps with known statistics, in place."""
 
     def __init__(self, norm: nn.GroupNorm):
         self._eps, self._groups = norm.eps, norm.num_groups
@@ -225,24 +225,24 @@ def _upsampled(block: Block, factor: int, aligned: bool) -> UpsampledConv:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Bridge and detector as they run on one image, or on a tile of it.
+# Bridge and detector for one image or a tile of it.
 #
-# At the image's own resolution the detector has hundreds of channels. They are computed some rows at a time, so that
-# they stay in the cache, and kept between the two passes that an instance norm takes only when that is little memory.
+# At full image resolution the detector has hundreds of channels. They are computed a few rows at a time, so that
+# they stay in the cache, and kept between the two passes of an instance norm only if that takes little memory.
 
 
 KEPT_BYTES = 1 << 30
-"""Largest map that is kept instead of computed twice."""
+"""Largest map that is kept instead of computed twice, bytes."""
 
 
 class FastBridge:
-    """What the bridge computes, with a copy of its weights. float32."""
+    """The bridge, with a copy of its weights. float32."""
 
     def __init__(self, bridge: nn.Module):
         self._bridge = copy.deepcopy(bridge) if isinstance(bridge, CrossNorm) else None
 
     def __call__(self, fused: Float[Tensor, "1 d h w"], statistics: Statistics) -> Float[Tensor, "1 d h w"]:
-        """The descriptor map behind the bridge. Raises NotYetKnown."""
+        """The descriptor map after the bridge. Raises NotYetKnown."""
         if self._bridge is None:
             return fused
         channel_scale, channel_shift = statistics.moments(bridge=fused)["bridge"].affine(EPS)
@@ -259,7 +259,7 @@ class FastBridge:
 
 
 class FastDetector:
-    """What a Detector computes in eval mode, with a copy of its weights. float32."""
+    """A Detector in eval mode, with a copy of its weights. float32."""
 
     def __init__(self, detector: Detector):
         self._head, self._slope = detector.head, float(detector.activation.weight)
@@ -278,7 +278,7 @@ class FastDetector:
         window: Window,
         statistics: Statistics,
     ) -> Float[Tensor, "1 1 h w"]:
-        """Scores. images: normalised; what lies in `window`. Raises NotYetKnown."""
+        """Scores. images: normalised content of `window`. Raises NotYetKnown."""
         given = torch.cat([normalised.permute(0, 2, 3, 1), shallow.permute(0, 2, 3, 1)], dim=3).permute(0, 3, 1, 2)
         peaks = None
         if self._head == "scfeat":
@@ -341,9 +341,9 @@ class FastDetector:
     def _image_bands(
         self, images: Float[Tensor, "1 3 h w"], moments: Moments | None, margin: int = 0
     ) -> Iterator[tuple[int, Float[Tensor, "1 i rows w"]]]:
-        """H_r, some rows at a time; before its normalisation when `moments` are not given.
+        """H_r, a few rows at a time; before its normalisation if `moments` is None.
 
-        margin: rows that a band has besides, above and below: zeros beyond the image.
+        margin: extra rows of a band above and below: zeros outside the image.
         """
         height = images.shape[2]
         conv = self._image_convolution(moments)
@@ -358,14 +358,14 @@ class FastDetector:
             yield first, F.pad(band, (0, 0, *missing)) if any(missing) else band
 
     def _image_convolution(self, moments: Moments | None) -> Convolution:
-        """The detector's convolution of the image, with its instance norm folded in when that is known."""
+        """The detector's convolution of the image, with its instance norm folded in if known."""
         if moments is None:
             return convolution(self._image_weight, self._image_bias)
         scale, shift = moments.affine(INSTANCE_NORM_EPS)
         return convolution(self._image_weight * scale.view(-1, 1, 1, 1), self._image_bias * scale + shift)
 
     def _normed(self, maps: Float[Tensor, "1 c h w"], moments: Moments) -> Float[Tensor, "1 c h w"]:
-        """Instance norm and PReLU; the maps are overwritten."""
+        """Instance norm and PReLU, in place."""
         scale, shift = moments.affine(INSTANCE_NORM_EPS)
         rows = maps.permute(0, 2, 3, 1)
         torch.addcmul(shift, rows, scale, out=rows)
@@ -379,11 +379,11 @@ def _bias(conv: nn.Conv2d) -> Float[Tensor, " o"]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The ResNet encoder as it runs: the same maps in fewer passes over memory.
+# The ResNet encoder for inference: the same maps in fewer passes over memory.
 
 
 class FastEncoder:
-    """What a ResNetEncoder computes in eval mode, for one image, with a copy of its weights."""
+    """A ResNetEncoder in eval mode for one image, with a copy of its weights."""
 
     def __init__(self, encoder: ResNetEncoder):
         self._stem = folded(encoder.conv1, encoder.bn1)
@@ -393,7 +393,7 @@ class FastEncoder:
 
     def __call__(self, images: Float[Tensor, "1 3 h w"]) -> EncoderMaps:
         """images: normalised."""
-        maps = [self._maxpool(self._stem(images)).relu_()]  # a maximum of what is cut at 0, in a quarter of the work
+        maps = [self._maxpool(self._stem(images)).relu_()]  # ReLU after pooling: same result, a quarter of the values
         for layer in self._layers:
             x = maps[-1]
             for block in layer:
@@ -420,12 +420,12 @@ class _Residual:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Peakiness (`models/scfeat.py`) some rows at a time, so that what lies between stays in the cache.
+# Peakiness (`models/scfeat.py`) a few rows at a time, so that intermediate maps stay in the cache.
 
 
 CHUNK_VALUES = 1 << 18  # 1 MB
 FEW_CHANNELS = 8
-"""Sums over so few channels are faster when each channel lies by itself."""
+"""Up to this many channels, sums are faster with each channel contiguous."""
 
 
 def fast_peakiness(maps: Float[Tensor, "1 c h w"], largest: float) -> Float[Tensor, "1 1 h w"]:
@@ -446,14 +446,14 @@ def fast_peakiness(maps: Float[Tensor, "1 c h w"], largest: float) -> Float[Tens
 
 
 def _rows(maps: Float[Tensor, "1 c h w"], index: Int[Tensor, " n"]) -> Float[Tensor, "1 c n w"]:
-    """Copies of rows, in the layout that is faster to work on."""
+    """Copies of rows, in the memory layout that is faster here."""
     if maps.shape[1] <= FEW_CHANNELS:
         return maps.index_select(2, index).contiguous()
     return maps[0].permute(1, 2, 0)[index].permute(2, 0, 1)[None]
 
 
 def _neighbour_mean(y: Float[Tensor, "1 c h+2 w"]) -> Float[Tensor, "1 c h w"]:
-    """Of 3x3 pixels, the first and the last column mirrored."""
+    """Mean of 3x3 pixels, with the first and last column mirrored."""
     columns = y[:, :, :-2] + y[:, :, 1:-1]
     columns += y[:, :, 2:]
     total = columns.clone()

@@ -1,9 +1,9 @@
-"""An image in overlapping tiles, with the result of the whole image: in bounded memory, to rounding.
+"""Tiled computation of an image in bounded memory, with the result of the full image up to rounding.
 
-Two things tell a tile's map from the whole image's. Convolutions see its edge: it gets a margin as wide as a pixel of
-the result can see, and only its core counts. Norms need statistics of all pixels: the tiles are gone through once for
-every level of norms (below), each time from the image on, since keeping maps would take the memory that tiles
-are to save. Exact statistics instead of those of a smaller image: descriptors and scores must not depend on the memory.
+A tile's map differs from the full image's in two ways. Convolutions see its edge: it gets a margin as wide as the
+receptive field, and only its core is kept. Norms need statistics of all pixels: all tiles are processed once per
+level of norms (below), each time starting from the image, since keeping maps would take the memory that tiles
+save. Statistics are exact, not those of a smaller image: descriptors and scores must not depend on the memory.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Means, variances and maxima over a whole image: taken from its maps at once, or gathered from tiles.
+# Means, variances and maxima over a full image: computed from its maps directly, or accumulated over tiles.
 #
-# A normalisation asks for them by its name. When the image is one piece they are those of the map at hand. When it is
-# cut into tiles, a map is only a part: its core (without the tile's margin) is added up, and the tile is given up with
-# `NotYetKnown`. After all tiles of a pass the statistics are those of the whole image, and the next pass comes further.
+# A normalisation requests them by its name. For an undivided image they are those of the given map. For a tiled
+# image a map is only a part: its core (without the tile's margin) is accumulated, and the tile is abandoned with
+# `NotYetKnown`. After a pass over all tiles the statistics are those of the full image, and the next pass gets further.
 
 
 CHUNK_VALUES = 1 << 18  # 1 MB: what is added up at once stays in the cache
 WIDE = 12
-"""From so many channels on PyTorch's own kernel is the faster one."""
+"""Number of channels from which PyTorch's own kernel is faster."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of every channel over `count` pixels, float64. squares: sum of squared deviations from the mean."""
+    """Statistics of every channel over `count` pixels, float64. squares: sum of squared deviations from the mean."""
 
     count: int
     mean: Float[Tensor, " c"]
@@ -41,7 +41,7 @@ class Moments:
 
     @staticmethod
     def of(maps: Float[Tensor, "1 c h w"]) -> Moments:
-        """In float32 by parts that stay in the cache, which are put together in float64."""
+        """Computed in float32 in chunks that stay in the cache, combined in float64."""
         channels = maps.shape[1]
         rows = maps.permute(0, 2, 3, 1).reshape(-1, channels)
         parts = rows.split(max(1, CHUNK_VALUES // channels))
@@ -60,7 +60,7 @@ class Moments:
 
     @property
     def variance(self) -> Float[Tensor, " c"]:
-        """Biased."""
+        """Biased variance."""
         return self.squares / self.count
 
     def affine(
@@ -70,7 +70,7 @@ class Moments:
         weight: Float[Tensor, " c"] | None = None,
         bias: Float[Tensor, " c"] | None = None,
     ) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-        """Scale and shift, float32, that a norm of these statistics multiplies by and adds.
+        """Scale and shift, float32, of a norm with these statistics.
 
         groups: of a GroupNorm; None for an instance norm. weight, bias: the norm's own.
         """
@@ -93,7 +93,7 @@ def _of_wide_rows(rows: Float[Tensor, "n c"]) -> tuple[Float[Tensor, " c"], Floa
 
 
 def _of_narrow_rows(rows: Float[Tensor, "n c"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-    """The same around a first guess of the mean, so that nothing cancels."""
+    """The same around a first estimate of the mean, to avoid cancellation."""
     guess = rows[:: max(1, len(rows) // 256)].mean(0)
     deviation = rows - guess
     ones = rows.new_ones((1, len(rows)))
@@ -103,15 +103,15 @@ def _of_narrow_rows(rows: Float[Tensor, "n c"]) -> tuple[Float[Tensor, " c"], Fl
 
 
 Bands: TypeAlias = Iterable[tuple[int, Tensor]]
-"""Maps at the image's own resolution, some rows (1 c rows w) at a time, each with the number of its first row."""
+"""Maps at full image resolution, a few rows (1 c rows w) at a time, each with the index of its first row."""
 
 
 class NotYetKnown(Exception):
-    """No error: the statistics that a tile needs next are being gathered, and its pass ends here."""
+    """Not an error: the statistics that a tile needs next are being accumulated, and its pass ends here."""
 
 
 class Statistics(Protocol):
-    """Where a normalisation gets what it has to know about the whole image."""
+    """Source of the full-image statistics that a normalisation needs."""
 
     def moments(self, **maps: Tensor | Bands) -> dict[str, Moments]:
         """By the name of the normalisation. maps: (1 c h w). Raises NotYetKnown."""
@@ -139,11 +139,11 @@ def _moments(maps: Tensor | Bands) -> Moments:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Which part of an image maps belong to.
+# Location of maps within an image.
 
 
 class Span(NamedTuple):
-    """One axis of a part: of all `total` pixels those from `start` on, `length` of them."""
+    """A range of one axis: `length` pixels from `start`, out of `total`."""
 
     total: int
     start: int
@@ -178,7 +178,7 @@ MOST_ROWS_OF_TILES = 1024
 
 
 class Tile(NamedTuple):
-    """window: what is computed. core: what of it counts."""
+    """window: the computed region. core: the part of it that is kept."""
 
     window: Window
     core: Window
@@ -186,7 +186,7 @@ class Tile(NamedTuple):
     def cropped(self, maps: Float[Tensor, "1 c h w"], first_row: int = 0) -> Float[Tensor, "1 c h2 w2"]:
         """The core of the window's maps, whatever their resolution.
 
-        first_row: of a band of full resolution, which has fewer rows than the window.
+        first_row: of a full-resolution band, which has fewer rows than the window.
         """
         scale = self.window.columns.length // maps.shape[3]
         (low, high), (left, right) = (_inside(*axes, scale) for axes in zip(self.window, self.core, strict=True))
@@ -200,9 +200,9 @@ def _inside(window: Span, core: Span, scale: int) -> tuple[int, int]:
 
 
 def tiles(height: int, width: int, margin: int, max_pixels: int) -> list[Tile]:
-    """Tiles of an image whose sides are multiples of 16, as few pixels in all as can be.
+    """Tiles of an image whose sides are multiples of 16, with the fewest pixels in total.
 
-    max_pixels: of a tile, its margin included; less than that of a core of 16 px counts as that.
+    max_pixels: of a tile, including its margin; raised to that of a core of 16 px if smaller.
     """
     grids = []
     for count in range(1, min(height // MULTIPLE_PX, MOST_ROWS_OF_TILES) + 1):
@@ -235,7 +235,7 @@ def _rounded_up(size: int) -> int:
 
 @dataclass
 class TiledImage:
-    """Statistics (see `Statistics`) that are gathered from the cores of tiles."""
+    """Statistics (see `Statistics`) accumulated over the cores of tiles."""
 
     tile: Tile
 
@@ -261,7 +261,7 @@ class TiledImage:
         return {name: self._known[name] for name in maps}  # type: ignore[misc]
 
     def end_pass(self) -> bool:
-        """What was gathered is known from now on. Returns whether anything was: otherwise all is done."""
+        """Publish the accumulated statistics. Returns whether there were any; if not, everything is done."""
         self._known |= self._gathered
         gathered, self._gathered = bool(self._gathered), {}
         return gathered
@@ -276,7 +276,7 @@ class TiledImage:
 
 
 def over_tiles(parts: list[Tile], compute: Callable[[Tile, TiledImage], T], deliver: Callable[[Tile, T], None]) -> None:
-    """Go through the tiles until `compute` gets to its end on each; `deliver` what it returns."""
+    """Process the tiles until `compute` completes on each; `deliver` receives its results."""
     statistics = TiledImage(parts[0])
     unfinished = True
     while unfinished:
