@@ -155,13 +155,13 @@ class TrainingConfig(Config):
     max_gradient: Factor | None = None
     """Maximum gradient norm over all parameters; larger gradients are clipped. None: no clipping."""
     average: Share = Field(0.0, lt=1)
-    """Decay of the exponential moving average of the network's weights; 0: no averaging. The averaged network is the one
-    that is evaluated, shown and exported (Polyak and Juditsky 1992; 0.999 is common)."""
+    """Decay of the exponential moving average of the network's weights; 0: no averaging. The averaged network is
+    evaluated, shown and exported (Polyak and Juditsky 1992; 0.999 is common)."""
     held_out: Measured = Measured()
     """The validation set and how often it is evaluated."""
     precision: AskedPrecision = "auto"
-    """Precision of the network; distances, norms and losses are always float32. auto: bf16 if a measurement before the
-    training finds it faster (task.py). A resumed run keeps the precision stored in its checkpoint."""
+    """Precision of the network; distances, norms and losses are always float32. auto: bf16 if timing before the
+    training finds it faster (task.py). A resumed run with auto keeps the precision stored in its checkpoint."""
     seed: Seed = 0
     """Random seed, for the initial weights and all sampling."""
     compile: Runtime[bool] = False

@@ -70,7 +70,7 @@ class Informativeness:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A network of a run. step: batches it was trained on, None if unknown. path: None for the untrained network."""
+    """A network of a run. step: batches it was trained on, None if unknown. path: None for the untrained one."""
 
     name: str
     step: int | None
@@ -78,7 +78,7 @@ class Snapshot:
 
 
 def sample_pairs(data: PatchSet, count: int, generator: np.random.Generator) -> UInt8[np.ndarray, "n 2 s s"]:
-    """Two random patches of each of `count` random classes, at most all. Raises BadInputError for less than 3 classes."""
+    """Two random patches of each of `count` random classes (at most all). Raises BadInputError below 3 classes."""
     classes = ClassIndex.of(data.classes)
     if len(classes) < 3:
         raise BadInputError(f"{data.name}: {len(classes)} classes of two patches or more; at least 3 are needed")
@@ -139,7 +139,7 @@ def gradient_norm(
 def snapshots(run: Path) -> list[Snapshot]:
     """The networks of a run by step: the untrained one, RUN/snapshots/*.safetensors, RUN/best and RUN/last.safetensors.
 
-    The untrained one is initialised from the seed in RUN/config.yaml. Raises BadInputError for a folder without weights.
+    The untrained one is initialised from the seed in RUN/config.yaml. Raises BadInputError if there are no weights.
     """
     paths = [*sorted((run / "snapshots").glob("*.safetensors")), run / "best.safetensors", run / "last.safetensors"]
     kept = [Snapshot(path.stem, _step_of(path), path) for path in paths if path.is_file()]

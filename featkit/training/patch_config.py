@@ -108,7 +108,7 @@ class PatchTraining(TrainingConfig):
     sampler: Annotated[Pairs | Groups | AdaSample, Field(discriminator="kind")] = Pairs()
     """How batches are drawn."""
     same_image_share: Share = 0.0
-    """Share of each batch whose first patches all come from one image, so that negatives resemble those met in matching.
+    """Share of each batch whose first patches all come from one image, so that negatives resemble those of matching.
     Sampler `pairs` only, and only if the data names the images. The papers: 0."""
     augmentation: AugmentConfig = AugmentConfig()
     """Augmentation of the patches."""
@@ -121,7 +121,7 @@ class PatchTraining(TrainingConfig):
     held_out: HeldOut = HeldOut()
     """The validation set and how often it is evaluated."""
     chunk: CountOrZero = 0
-    """Patches per forward pass, to save memory; 0: the complete batch. The gradient is still that of the complete batch:
-    exactly for HyNet, while BatchNorm layers inside L2-Net see one chunk at a time."""
+    """Patches per forward pass, to save memory; 0: the complete batch. The gradient is still that of the complete
+    batch: exactly for HyNet, while BatchNorm layers inside L2-Net see one chunk at a time."""
     patches_on: Runtime[Literal["auto", "device", "host"]] = "auto"
-    """Where the patches are stored: all on the device, or on the host with prefetching; auto: the device if they fit."""
+    """Where patches are stored: all on the device, or on the host with prefetching; auto: the device if they fit."""
