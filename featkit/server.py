@@ -1,10 +1,10 @@
 """POST a photograph, get its pose: an ASGI application around a localizer.
 
-Every answer is json; one that is no pose has an `error` of one line. A photograph that was understood but could not be
-localized is an answer like any other: status 200, `localized` false, and the reason.
+Every response is json; failed requests have a one-line `error`. A valid photograph that could not be localized is a
+normal response: status 200, `localized` false, and the reason.
 
-Whoever asks is not trusted to be quick, honest or alone. A photograph is read only when there is a place for it, to the
-disk. Features are found in processes, which end when the time is over. A connection that says nothing is closed.
+Clients are untrusted and may be slow or many. A photograph is read, to disk, only if the queue has a free place.
+Features are extracted in processes, which are killed on timeout. Idle connections are closed.
 """
 
 from __future__ import annotations
@@ -329,7 +329,7 @@ class Desk:
 
 
 def _file_of_form(path: Path, content_type: str) -> dict[str, str]:
-    """Leave of a form that a browser or `curl -F` sent its file alone, and return its fields, `name` among them.
+    """Replace a form sent by a browser or `curl -F` by the file it contains, and return its fields, including `name`.
 
     RFC 7578: parts between lines of a boundary, each with headers and an empty line in front. Raises RefusedError.
     """
