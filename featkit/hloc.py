@@ -1,4 +1,4 @@
-"""Every featkit extractor and matcher inside hloc (the Hierarchical-Localization toolbox), its files untouched.
+"""Use every featkit extractor and matcher in hloc (the Hierarchical-Localization toolbox) without changing its files.
 
     from featkit.hloc import register
     register()
@@ -45,20 +45,20 @@ from featkit.io.features import extractor_name
 
 LOGGER = logging.getLogger(__name__)
 COMMIT = "c13273bd0ecc2917a35910fd843712a1c6243193"
-"""The commit of hloc that this was tested with."""
+"""The tested commit of hloc."""
 INSTALL = f'pip install --no-deps "hloc @ git+https://github.com/cvg/Hierarchical-Localization@{COMMIT}"'
 PREFIX = "featkit-"
 EXTRACTOR_MODULE, MATCHER_MODULE = "hloc.extractors.featkit", "hloc.matchers.featkit"
 NO_POINTS = ("4.2.1",)
-"""Versions of pycolmap with which hloc's triangulation was seen to come out without a point."""
+"""Versions of pycolmap with which hloc's triangulation was found to produce no points."""
 LAST_GOOD = "4.2.0"
-"""With 3.13.0, 4.0.4, 4.1.0, 4.1.1 and 4.2.0 the same input gave every point."""
+"""Versions 3.13.0, 4.0.4, 4.1.0, 4.1.1 and 4.2.0 triangulate every point of the same input."""
 USUAL_COMMANDS = ("extract_features", "match_features", "pairs_from_retrieval", "localize_sfm")
 
 
 @dataclass(frozen=True)
 class Registered:
-    """Names that hloc now knows: keys of `extract_features.confs` and of `match_features.confs`."""
+    """Names registered in hloc: keys of `extract_features.confs` and `match_features.confs`."""
 
     extractors: tuple[str, ...]
     matchers: tuple[str, ...]
@@ -108,7 +108,7 @@ def extractor_class(base: Any) -> type[Any]:
     class FeatkitExtractor(base):
         """One extractor of featkit; `features` is its name in configs/."""
 
-        __module__ = EXTRACTOR_MODULE  # hloc takes the one class that says it is of the module it asked for
+        __module__ = EXTRACTOR_MODULE  # hloc takes the one class whose __module__ is the requested module
         default_conf = {"features": "rootsift", "changes": {}, "device": "auto"}  # noqa: RUF012
         required_inputs = ["image"]  # noqa: RUF012
         detection_noise = 1.0
@@ -120,7 +120,7 @@ def extractor_class(base: Any) -> type[Any]:
         def _forward(self, data: dict[str, Any]) -> dict[str, Any]:
             features = self.extractor.extract(pixels_of(data["image"], self.extractor.colour))
             features = replace(features, extractor=self.made_by)
-            self.detection_noise = features.uncertainty_px  # hloc scales it and writes it beside the keypoints
+            self.detection_noise = features.uncertainty_px  # hloc scales it and stores it with the keypoints
             return prediction_of(features)
 
     return FeatkitExtractor
@@ -130,7 +130,7 @@ def matcher_class(base: Any) -> type[Any]:
     """hloc's plug-in for all matchers. base: hloc's BaseModel."""
 
     class FeatkitMatcher(base):
-        """One matcher of featkit; `matcher` is its name in configs/. The features may be of anybody."""
+        """One matcher of featkit; `matcher` is its name in configs/. Works with any extractor's features."""
 
         __module__ = MATCHER_MODULE
         default_conf = {"matcher": "mutual", "changes": {}, "device": "auto"}  # noqa: RUF012
@@ -160,7 +160,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _add_module(name: str, cls: type[Any]) -> None:
-    """A module with one class, where hloc's `import hloc.extractors.NAME` finds it."""
+    """Register a module with one class, so that hloc's `import hloc.extractors.NAME` finds it."""
     if name in sys.modules:
         return
     module = ModuleType(name, "featkit's plug-in; see featkit.hloc")
@@ -193,7 +193,7 @@ def _warn_of_pycolmap() -> None:
 
 
 def run_command(command: str, arguments: Sequence[str]) -> None:
-    """Run a command line of hloc, a module such as "extract_features", with featkit registered before.
+    """Run a command line of hloc, a module such as "extract_features", after registering featkit.
 
     Its lines under `if __name__ == "__main__"` run in the module as it was imported: `python -m` would run a second
     copy of it, with a registry of its own. Raises UsageError for a module without such lines.
@@ -247,7 +247,7 @@ if __name__ == "__main__":
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What passes between hloc and featkit's extractors and matchers: hloc's tensors <-> Features.
+# Conversion between hloc's tensors and featkit's Features.
 #
 # Both count pixels from the centre of the top-left one, (0, 0), so keypoints cross as they are. hloc adds its 0.5 where
 # it scales keypoints back to the size of the file, and once more where it fills the database of COLMAP.
@@ -257,7 +257,7 @@ INT16_MAX = 32767  # hloc stores the index of a match as int16
 
 
 def pixels_of(image: Float[Tensor, "1 c h w"], colour: bool) -> UInt8[np.ndarray, "h w *c"]:
-    """hloc's image (grey or RGB, 0 to 1) as an extractor takes it. The bytes of the file come back exactly."""
+    """hloc's image (grey or RGB, 0 to 1) as an extractor's input; restores the exact 8-bit values of the file."""
     planes = np.rint(image[0].detach().cpu().numpy() * 255.0).clip(0, 255).astype(np.uint8)
     if colour:
         return np.ascontiguousarray(np.broadcast_to(planes, (3, *planes.shape[1:])).transpose(1, 2, 0))
@@ -267,7 +267,7 @@ def pixels_of(image: Float[Tensor, "1 c h w"], colour: bool) -> UInt8[np.ndarray
 
 
 def prediction_of(features: Features) -> dict[str, Tensor]:
-    """What hloc writes for one image, with its axis of length 1 in front.
+    """hloc's prediction for one image, with a leading batch axis of length 1.
 
     Keypoints are float64: hloc turns every float32 array into float16 by default, which is 1 px coarse beyond 1,024 px,
     and leaves float64 alone. Orientations are in degrees (as hloc's own SIFT and AdaLAM have them). Packed bits become
@@ -287,13 +287,13 @@ def prediction_of(features: Features) -> dict[str, Tensor]:
         arrays["oris"] = np.degrees(features.oris).astype(np.float32)
     if features.turns > 1:
         arrays["turns"] = np.asarray(features.turns)
-    if features.extractor:  # hloc's files take numbers alone
+    if features.extractor:  # hloc's files hold only numbers
         arrays["extractor"] = np.frombuffer(features.extractor.encode(), np.uint8)
     return {name: torch.from_numpy(np.array(values))[None] for name, values in arrays.items()}
 
 
 def features_of(data: Mapping[str, Tensor], side: int) -> Features:
-    """Features of image `side` (0 or 1) of a pair, from what hloc hands to a matcher (whoever extracted them)."""
+    """Features of image `side` (0 or 1) of a pair, from the input of an hloc matcher (of any extractor)."""
     descriptors = data[f"descriptors{side}"][0].T.cpu().numpy()
     count = len(descriptors)
     height, width = data[f"image{side}"].shape[-2:] if f"image{side}" in data else (0, 0)
@@ -323,14 +323,14 @@ def _float32(values: np.ndarray | None) -> np.ndarray | None:
 
 
 def _bits_again(rows: Float[np.ndarray, "n d"]) -> np.ndarray:
-    """The packed bits that `prediction_of` unpacked; real-valued rows as they are."""
+    """Pack the bits that `prediction_of` unpacked; real-valued rows are unchanged."""
     if rows.size and rows.shape[1] % BYTE == 0 and (np.abs(rows) == np.abs(rows[0, 0])).all():
         return pack_bits(rows > 0)
     return rows
 
 
 def matches_as_hloc(matches: Matches) -> dict[str, Tensor]:
-    """What hloc writes for one pair. Raises BadInputError for an index that its int16 cannot hold."""
+    """hloc's prediction for one pair. Raises BadInputError for an index that does not fit hloc's int16."""
     if len(matches.matches0) and matches.matches0.max() > INT16_MAX:
         raise BadInputError(
             f"a match with keypoint {matches.matches0.max():,}: hloc's int16 ends at {INT16_MAX:,};"

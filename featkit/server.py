@@ -1,10 +1,10 @@
 """POST a photograph, get its pose: an ASGI application around a localizer.
 
-Every answer is json; one that is no pose has an `error` of one line. A photograph that was understood but could not be
-localized is an answer like any other: status 200, `localized` false, and the reason.
+Every response is json; failed requests have a one-line `error`. A valid photograph that could not be localized is a
+normal response: status 200, `localized` false, and the reason.
 
-Whoever asks is not trusted to be quick, honest or alone. A photograph is read only when there is a place for it, to the
-disk. Features are found in processes, which end when the time is over. A connection that says nothing is closed.
+Clients are untrusted and may be slow or many. A photograph is read, to disk, only if the queue has a free place.
+Features are extracted in processes, which are killed on timeout. Idle connections are closed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from featkit.localization.stage import QueryResult, describe
 
 LOGGER = logging.getLogger(__name__)
 MB = 1e6
-CLIENT_GONE = 499  # nobody reads it: only the log shows it
+CLIENT_GONE = 499  # never received by the client, only logged
 KEEP_ALIVE_S = 5
 LONGEST_NAME, LONGEST_CAMERA = 255, 500  # characters
 FIELD = re.compile(r'(\w+)="([^"]*)"')  # of a form's part: name, filename
@@ -53,7 +53,7 @@ FORM = "multipart/form-data"
 
 
 class WarmMap(Protocol):
-    """What is served: a Localizer, or what a test puts in its place."""
+    """Interface of the served localizer: a Localizer, or a test's replacement."""
 
     @property
     def map_images(self) -> int: ...
@@ -63,7 +63,7 @@ class WarmMap(Protocol):
 
     @property
     def extract(self) -> Callable[[Path], Features] | None:
-        """What finds a photograph's features in another process; None: `localize` does."""
+        """Extracts a photograph's features in another process; None: `localize` does it."""
         ...
 
     def localize(
@@ -77,7 +77,7 @@ class WarmMap(Protocol):
 
 
 class Answer(BaseModel):
-    """One photograph: its pose in the map's frame with its uncertainty, or the reason why there is none."""
+    """Result of one photograph: its pose in the map's frame with its uncertainty, or the reason for failure."""
 
     name: str
     localized: bool
@@ -101,7 +101,7 @@ class Answer(BaseModel):
 
 
 class Health(BaseModel):
-    """That the map is loaded, and how much is asked of it now."""
+    """Status: whether the map is loaded, and the current load."""
 
     status: str
     version: str
@@ -111,7 +111,7 @@ class Health(BaseModel):
 
 
 class Refusal(BaseModel):
-    """Why there is no answer, in one line."""
+    """The reason for an error, in one line."""
 
     error: str
 
@@ -172,7 +172,7 @@ def create_app(localizer: WarmMap, config: ServeConfig | None = None) -> FastAPI
         version=__version__,
         description=__doc__ or "",
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's pages load their scripts from the network
+        docs_url=None,  # FastAPI's pages load scripts from the network
         redoc_url=None,
     )
 
@@ -227,7 +227,7 @@ def create_app(localizer: WarmMap, config: ServeConfig | None = None) -> FastAPI
 
 
 class Desk:
-    """Takes photographs in and hands them to the threads, so many at once."""
+    """Receives photographs and passes them to a limited number of threads."""
 
     def __init__(self, localizer: WarmMap, config: ServeConfig):
         self.localizer, self.config = localizer, config
@@ -238,11 +238,11 @@ class Desk:
         self._extractors = None if extract is None else Endable(extract, config.threads, cores)
 
     async def localized(self, request: Request, intrinsics: str | None, name: str | None) -> QueryResult:
-        """The result of one photograph. Raises RefusedError, for want of a place before anything of it is read."""
+        """The result of one photograph. Raises RefusedError; if the queue is full, before reading any of the body."""
         if self.busy >= self.config.threads + self.config.max_waiting:
             raise RefusedError(503, f"{self.busy} photographs are waiting already; try again later")
         self.busy += 1
-        upload = tempfile.NamedTemporaryFile(prefix="featkit-serve-")  # noqa: SIM115 until a thread is done with it
+        upload = tempfile.NamedTemporaryFile(prefix="featkit-serve-")  # noqa: SIM115 closed once a thread is done with it
         try:
             await self._received(request, upload)
             until = time.monotonic() + self.config.timeout_s
@@ -255,7 +255,7 @@ class Desk:
         work.add_done_callback(lambda done: _soon(loop, self._finished, upload))
         try:
             return await asyncio.wait_for(asyncio.wrap_future(work), self.config.timeout_s)
-        except (asyncio.TimeoutError, TimeoutError):  # one that waits is taken back, a process that works is ended
+        except (asyncio.TimeoutError, TimeoutError):  # a waiting job is cancelled, a running process is killed
             raise RefusedError(504, f"not localized within {self.config.timeout_s:g} s") from None
         except BadInputError as error:
             raise RefusedError(400, str(error)) from None
@@ -272,10 +272,10 @@ class Desk:
         upload.close()  # which removes the file
 
     async def _received(self, request: Request, upload: IO[bytes]) -> None:
-        """Write the body to a file. Raises RefusedError when it is empty, too large or too slow."""
+        """Write the body to a file. Raises RefusedError if it is empty, too large or too slow."""
         try:
             total = await asyncio.wait_for(self._read(request, upload), self.config.upload_s)
-        except asyncio.TimeoutError:  # until Python 3.11 not the builtin
+        except asyncio.TimeoutError:  # not the builtin before Python 3.11
             raise RefusedError(408, f"the photograph did not arrive within {self.config.upload_s:g} s") from None
         except ClientDisconnect:
             raise RefusedError(CLIENT_GONE, "the client went away") from None
@@ -284,7 +284,7 @@ class Desk:
         upload.flush()
 
     async def _read(self, request: Request, upload: IO[bytes]) -> int:
-        """Never more than the largest photograph, whatever the client says or sends."""
+        """Reads at most the size of the largest photograph, whatever the client declares or sends."""
         limit = self.config.max_mb * MB
         announced = request.headers.get("content-length", "")
         total = int(announced) if announced.isdigit() else 0
@@ -302,7 +302,7 @@ class Desk:
     def _work(
         self, upload: IO[bytes], form: str, intrinsics: str | None, name: str | None, until: float
     ) -> QueryResult:
-        """In a thread: check what is cheap to check, then localize."""
+        """Runs in a thread: cheap checks first, then localization."""
         path = Path(upload.name)
         if form.partition(";")[0].strip().lower() == FORM:
             fields = _file_of_form(path, form)
@@ -318,18 +318,18 @@ class Desk:
                 raise RefusedError(422, f"intrinsics for {given}, the photograph is {size[0]} x {size[1]}")
             features = None if self._extractors is None else self._extractors.call(path, until)
             return self.localizer.localize(path, camera, name=name or "image", features=features)
-        except BadInputError as error:  # its text names a file that the client has never seen
+        except BadInputError as error:  # its message names a temporary file unknown to the client
             raise BadInputError(str(error).replace(str(path), "the photograph")) from None
 
     def close(self) -> None:
-        """Take no more photographs; processes are ended, threads end by themselves."""
+        """Accept no more photographs; processes are terminated, threads finish by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._extractors is not None:
             self._extractors.close()
 
 
 def _file_of_form(path: Path, content_type: str) -> dict[str, str]:
-    """Leave of a form that a browser or `curl -F` sent its file alone, and return its fields, `name` among them.
+    """Replace a form sent by a browser or `curl -F` by the file it contains, and return its fields, including `name`.
 
     RFC 7578: parts between lines of a boundary, each with headers and an empty line in front. Raises RefusedError.
     """
@@ -359,7 +359,7 @@ def _file_of_form(path: Path, content_type: str) -> dict[str, str]:
 
 
 def _docs_page(described: dict[str, Any]) -> str:
-    """What /openapi.json says, to be read: one page that needs nothing else."""
+    """The contents of /openapi.json as one self-contained page."""
     rows = []
     for path, methods in described["paths"].items():
         for method, operation in methods.items():
@@ -393,14 +393,14 @@ def _docs_page(described: dict[str, Any]) -> str:
 
 
 def uvicorn_config(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
-    """How uvicorn is to run the application."""
+    """uvicorn's configuration for the application."""
     return uvicorn.Config(
         app, http=http_protocol(config), ws="none", log_level="warning", timeout_keep_alive=KEEP_ALIVE_S
     )
 
 
 def http_protocol(config: ServeConfig) -> type[H11Protocol]:
-    """uvicorn's connection, with a limit of their number, a time for the request, and errors as json."""
+    """uvicorn's connection with a connection limit, a request timeout, and errors as json."""
 
     class Guarded(H11Protocol):
         _late: asyncio.TimerHandle | None = None
@@ -423,7 +423,7 @@ def http_protocol(config: ServeConfig) -> type[H11Protocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if not self._is_answering():  # what is left of a body that was refused is passed over, for a while
+            if not self._is_answering():  # the rest of a refused body is discarded, for a limited time
                 self._watch()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -452,7 +452,7 @@ def http_protocol(config: ServeConfig) -> type[H11Protocol]:
                 self.transport.close()
 
         def _refuse(self, status: int, message: str) -> None:
-            """The connection ends with this, whatever it was about to say."""
+            """Send this response and close the connection, discarding any other response."""
             self._unwatch()
             if self.transport.is_closing():
                 return
@@ -475,6 +475,6 @@ def _camera(text: str | None) -> Intrinsics | None:
 
 
 def _soon(loop: asyncio.AbstractEventLoop, call: Any, *arguments: Any) -> None:
-    """Call in the loop's thread, when there still is a loop."""
+    """Call in the event loop's thread, if the loop is still running."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(call, *arguments)

@@ -1,4 +1,4 @@
-"""What stands in the rendered courtyard, and the pictures on its surfaces."""
+"""Objects of the rendered courtyard and the textures of its surfaces."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from featkit.demo.render import Rectangle
 #
 # Each maker takes the surface's size in metres, the size of a texel in metres and a Generator, and returns a BGR
 # picture, float32, 0 to 255, rows down. Sides are multiples of 16 texels, so that every halving of a pyramid is exact.
-# No two places look alike: each stone has its own size and tone, and noise down to the size of a texel lies over it
-# all.
+# No two places look alike: each stone has its own size and tone, with noise down to the size of a texel on top.
 
 
 SIDE_MULTIPLE = 16  # texels
@@ -68,7 +67,7 @@ def tinted(base: Colour, tone: Float[np.ndarray, "h w"]) -> Texture:
 
 
 def finished(texture: Texture) -> Texture:
-    """Kept away from black and white, so that no light clips it."""
+    """Clamped away from black and white, so that lighting does not clip it."""
     return np.clip(texture, 6.0, 250.0).astype(np.float32)
 
 
@@ -139,7 +138,7 @@ def plaster(size: Size, texel_m: float, rng: np.random.Generator, base: Colour) 
     bricks = blocks(size, texel_m, rng, (70.0, 92.0, 150.0), (0.075, 0.085), (0.2, 0.27))
     height = noise(shape, texel_m, rng, 1.6, 0.03, 0.6)
     bare = np.clip((height - 1.15) / 0.12, 0.0, 1.0)[..., None]
-    rim = np.exp(-(((height - 1.15) / 0.1) ** 2))[..., None]  # the broken edge lies in its own shadow
+    rim = np.exp(-(((height - 1.15) / 0.1) ** 2))[..., None]  # shadow at the broken edge
     return finished((picture * (1.0 - bare) + bricks * bare) * (1.0 - 0.35 * rim))
 
 
@@ -286,7 +285,7 @@ MATERIALS: dict[str, Maker] = {
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The courtyard: its walls, its floor and what stands in it.
+# The courtyard: its walls, its floor and the objects in it.
 
 
 CORNER_DEG = 100.0  # degrees between the two facades
@@ -306,7 +305,7 @@ class Decal:
 
 @dataclass(frozen=True)
 class Face:
-    """A rectangle, the material it is made of, and what hangs on it."""
+    """A rectangle, its material, and the pictures on it."""
 
     rectangle: Rectangle
     material: str
@@ -315,7 +314,7 @@ class Face:
 
 @dataclass(frozen=True)
 class Block:
-    """A box on its own: centre of its base (x, y, z), length along its yaw, depth, height, in metres and degrees."""
+    """A box: centre of its base (x, y, z), length along its yaw, depth, height, in metres and degrees."""
 
     base: tuple[float, float, float]
     size: tuple[float, float, float]
@@ -365,7 +364,7 @@ BLOCKS = (
 
 
 def direction(angle_deg: float) -> Float[np.ndarray, "3"]:
-    """Level unit vector, angle counted from +x towards +y."""
+    """Horizontal unit vector, with the angle measured from +x towards +y."""
     angle = np.radians(angle_deg)
     return np.array([np.cos(angle), np.sin(angle), 0.0])
 

@@ -1,4 +1,4 @@
-"""Photographs of textured rectangles seen by a pinhole camera: exact rays, means of samples for the pixels.
+"""Renders textured rectangles with a pinhole camera: exact rays, each pixel the mean of its samples.
 
 Every pixel is cut into k × k samples. A sample's ray meets the plane of a rectangle (corner o, edges u, v, in the
 camera's frame) where  λ (s, t, 1) = [u v o]^-1 (x, y, 1):  s and t are the place on the rectangle in units of its
@@ -21,7 +21,7 @@ from featkit.geometry.pixels import COLMAP_ORIGIN
 from featkit.geometry.poses import rotation_matrix
 from featkit.io.lists import Intrinsics
 
-SEAM = 1e-5  # of an edge: two rectangles that share an edge overlap by this much, so that no ray slips between
+SEAM = 1e-5  # share of an edge: rectangles with a common edge overlap by this much, so that no ray passes between
 NEAR_M = 0.05  # m: nothing nearer than this is drawn
 REMAP_COLUMNS = 1024  # cv2.remap takes no side above 32767, so that samples are laid out in rows
 
@@ -65,7 +65,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Sky:
-    """What a ray sees that meets nothing: BGR colours, 0 to 255."""
+    """Background of rays that hit nothing: BGR colours, 0 to 255."""
 
     zenith: tuple[float, float, float] = (205.0, 150.0, 95.0)
     horizon: tuple[float, float, float] = (235.0, 225.0, 212.0)
@@ -87,7 +87,7 @@ def pyramid(texture: Float[np.ndarray, "h w 3"]) -> tuple[Float[np.ndarray, "h w
 
 
 def facing_matrix(rectangle: Rectangle, pose: Pose) -> Float[np.ndarray, "3 3"] | None:
-    """[u v o]^-1 in the camera's frame, or None when the camera is behind the rectangle or in its plane."""
+    """[u v o]^-1 in the camera's frame, or None if the camera is behind the rectangle or in its plane."""
     rotation = rotation_matrix(pose.qvec)
     corner = rotation @ rectangle.corner + pose.tvec
     columns = np.stack([rotation @ rectangle.edge_u, rotation @ rectangle.edge_v, corner], axis=1)
@@ -109,7 +109,7 @@ def ray_coordinates(
 def first_hits(
     rectangles: Sequence[Rectangle], camera: Intrinsics, pose: Pose, pixels: Float[np.ndarray, "n 2"]
 ) -> Float[np.ndarray, "n 3"]:
-    """World points (metres) under the pixels; NaN where the ray meets nothing."""
+    """World points (metres) at the pixels; NaN where the ray hits nothing."""
     x, y = ray_coordinates(camera, pixels)
     rays = np.stack([x, y, np.ones_like(x)], axis=1)
     points = np.full((len(x), 3), np.nan)
@@ -167,7 +167,7 @@ def _inside(s: np.ndarray, t: np.ndarray, inverse_depth: np.ndarray) -> np.ndarr
 def _nearest_surface(
     rectangles: Sequence[Rectangle], pose: Pose, x: Float[np.ndarray, " w"], y: Float[np.ndarray, " h"]
 ) -> Int[np.ndarray, "h w"]:
-    """For every ray (x, y, 1) the index of the rectangle it meets first, -1 for none."""
+    """Index of the first rectangle hit by every ray (x, y, 1), -1 for none."""
     nearest = np.zeros((len(y), len(x)), dtype=np.float32)
     owner = np.full(nearest.shape, -1, dtype=np.int16)
     for index, rectangle in enumerate(rectangles):
@@ -187,7 +187,7 @@ def _nearest_surface(
 
 
 def _extent(rectangle: Rectangle, pose: Pose, x: np.ndarray, y: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns that the rectangle can cover; all of them when it reaches behind the camera."""
+    """Rows and columns that the rectangle can cover; all if it extends behind the camera."""
     ends = rectangle.at(np.array([0.0, 1.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0, 1.0]))
     corners = ends @ rotation_matrix(pose.qvec).T + pose.tvec
     if corners[:, 2].min() < NEAR_M:
@@ -209,9 +209,9 @@ def _sky_colours(sky: Sky, pose: Pose, x: np.ndarray, y: np.ndarray) -> Float[np
 def _surface_colours(
     surface: Surface, pose: Pose, x: np.ndarray, y: np.ndarray, step: float
 ) -> Float[np.ndarray, "n 3"]:
-    """Texture colours under the rays (x, y, 1); step: distance of two samples in ray coordinates."""
+    """Texture colours at the rays (x, y, 1); step: distance of two samples in ray coordinates."""
     matrix = facing_matrix(surface.rectangle, pose)
-    assert matrix is not None  # it owns samples, so that it faces the camera
+    assert matrix is not None  # it owns samples, so it faces the camera
     s, t, depth = (line[0] * x + line[1] * y + line[2] for line in matrix)
     depth = 1.0 / depth
     s, t = s * depth, t * depth

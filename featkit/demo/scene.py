@@ -1,4 +1,4 @@
-"""A small world with exact cameras, photographed by featkit itself: what `featkit demo` reconstructs.
+"""A small synthetic scene with exact cameras, rendered by featkit: the input of `featkit demo`.
 
     images/0000.jpg ...                 the map
     queries/query_0000.jpg ...          photographs to localize
@@ -56,7 +56,7 @@ from featkit.io.artifact import explained, write_bytes, write_text
 from featkit.io.atomic import FOREIGN, refuse_foreign
 from featkit.io.lists import Intrinsics, format_poses
 
-RENDERER = 1  # raised whenever the same config gives other pictures than before
+RENDERER = 1  # version, incremented whenever the same config gives different images
 GOLDEN = 0.5 * (5**0.5 - 1)  # its multiples, modulo 1, spread evenly over the unit interval
 PLASTIC = 0.7548776662466927  # and so do those of this one, independently
 MARK = b"featkit rendered scene"  # in a comment of every picture
@@ -67,40 +67,40 @@ class RenderedConfig(Config):
     """How the scene is rendered."""
 
     width: int = Field(800, ge=32, le=8000)
-    """Of every photograph, px."""
+    """Width of every photograph, px."""
     height: int = Field(600, ge=32, le=8000)
-    """Of every photograph, px."""
+    """Height of every photograph, px."""
     focal_px: Pixels | None = None
     """Focal length, px. None: 0.9 of the width, a horizontal field of view of 58 degrees."""
     num_map: Count = 12
-    """Photographs for the map; poses are a function of the index."""
+    """Number of photographs for the map; the poses depend only on the index."""
     num_queries: CountOrZero = 4
-    """Photographs to localize."""
+    """Number of photographs to localize."""
     supersampling: int = Field(2, ge=1, le=8)
-    """Samples per pixel and axis."""
+    """Supersampling: samples per pixel along each axis."""
     texel_m: float = Field(0.006, ge=0.001, le=0.05)
-    """Metres a texel of the textures; by default about half of what a pixel sees at 8 m."""
+    """Size of a texel of the textures, metres; by default about half of a pixel's footprint at 8 m."""
     noise_std: float = Field(1.5, ge=0, le=255)
-    """Standard deviation of the sensor's noise, in grey levels of 255."""
+    """Standard deviation of the sensor noise, in grey levels of 255."""
     arc_deg: float = Field(76.0, gt=0, le=90)
-    """Angle that the map's cameras stand on, seen from the middle of the scene, degrees."""
+    """Arc covered by the map's cameras as seen from the centre of the scene, degrees."""
     sun_azimuth_deg: float = Field(62.0, ge=-360, le=360)
-    """Where the light comes from, degrees from +x towards +y."""
+    """Azimuth of the light, degrees from +x towards +y."""
     sun_elevation_deg: float = Field(48.0, gt=0, le=90)
-    """Height of the light above the horizon, degrees."""
+    """Elevation of the light above the horizon, degrees."""
     image_format: Literal["jpg", "png"] = "jpg"
-    """Of the files that are written."""
+    """File format of the images."""
     jpeg_quality: int = Field(95, ge=1, le=100)
-    """Of JPEG."""
+    """JPEG quality, 1 to 100."""
     seed: Seed = 0
-    """Decides textures, small variations of the poses, and noise."""
+    """Random seed of textures, small variations of the poses, and noise."""
     workers: Runtime[int] = Field(2, ge=1, le=1024)
-    """Processes that render."""
+    """Number of rendering processes."""
 
 
 @dataclass(frozen=True)
 class RenderedScene:
-    """Where a rendered scene lies, and its truth. poses: by name in images/; query_poses: by name in queries/."""
+    """Paths of a rendered scene and its ground truth. poses: by name in images/; query_poses: by name in queries/."""
 
     images: Path
     queries: Path
@@ -128,7 +128,7 @@ def map_poses(config: RenderedConfig) -> dict[str, Pose]:
 
 
 def query_poses(config: RenderedConfig) -> dict[str, Pose]:
-    """World-to-camera poses of the queries, by name: between the map's, the first and last outside of them."""
+    """World-to-camera poses of the queries, by name: between the map's, but the first and last are outside."""
     along = np.linspace(-0.03, 1.03, config.num_queries) if config.num_queries > 1 else np.array([0.52])
     return {
         f"query_{index:04d}.{config.image_format}": _pose_on_arc(config, along[index], 1000.5 + index)
@@ -148,7 +148,7 @@ def _pose_on_arc(config: RenderedConfig, along: float, turn: float) -> Pose:
 
 
 def render_scene(config: RenderedConfig, output: Path) -> RenderedScene:
-    """Write photographs and truth into `output`; nothing is done when the same scene is there and whole.
+    """Write photographs and ground truth into `output`; does nothing if the same scene is already complete.
 
     Photographs of an earlier, larger scene in the same place are removed. Raises BadInputError for files of the scene's
     names that are not of one, NotWritableError.
@@ -169,7 +169,7 @@ def render_scene(config: RenderedConfig, output: Path) -> RenderedScene:
     files = [path for path, _, _ in jobs] + [scene.camera, scene.poses_file, scene.query_poses_file]
     _refuse_foreign(output, record, before, files)
     with explained(output):
-        # From here until the end the scene is not whole; the record names what is featkit's, of this scene and before.
+        # From here until the end the scene is incomplete; the record lists featkit's files, of this and earlier scenes.
         write_text(record, json.dumps(_claim(files, output, before), indent=1) + "\n", owned=True)
         scene.images.mkdir(parents=True, exist_ok=True)
         scene.queries.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ def render_scene(config: RenderedConfig, output: Path) -> RenderedScene:
 
 
 def _refuse_foreign(output: Path, record: Path, before: Mapping[str, object], files: list[Path]) -> None:
-    """Raises BadInputError when one of `files` is there that no run made, or that somebody replaced since.
+    """Raises BadInputError if one of `files` exists that featkit did not write, or that was replaced since.
 
     What a killed run may have written after its last picture is looked at when it is written again.
     """
@@ -202,13 +202,13 @@ def _refuse_foreign(output: Path, record: Path, before: Mapping[str, object], fi
 
 
 def _size(path: Path, output: Path, record: Mapping[str, object]) -> object:
-    """What a record says: None for a file that it does not name, -1 for one that its run did not come to the end of."""
+    """Recorded size of a file: None if it is not in the record, -1 if its run did not finish."""
     sizes = record.get("bytes")
     return sizes.get(path.relative_to(output).as_posix()) if isinstance(sizes, dict) else None
 
 
 def _is_own(path: Path, output: Path, record: Mapping[str, object]) -> bool:
-    """Whether featkit wrote the file: the record names it, and it is as large as it says, or a marked picture."""
+    """Whether featkit wrote the file: it is in the record with the same size, or a marked picture."""
     size = _size(path, output, record)
     if size is None or path.is_symlink() or not path.is_file():
         return False
@@ -219,7 +219,7 @@ def _is_own(path: Path, output: Path, record: Mapping[str, object]) -> bool:
 
 
 def _claim(files: list[Path], output: Path, before: Mapping[str, object]) -> dict[str, object]:
-    """The record of a scene that is not whole: the earlier one's files, and the new ones without a size."""
+    """The record of an incomplete scene: the earlier one's files, and the new ones without a size."""
     sizes = before.get("bytes")
     names = dict.fromkeys(sorted(path.relative_to(output).as_posix() for path in files), -1)
     earlier = dict(sizes) if isinstance(sizes, dict) else {}
@@ -227,7 +227,7 @@ def _claim(files: list[Path], output: Path, before: Mapping[str, object]) -> dic
 
 
 def surface_point(config: RenderedConfig, pose: Pose, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
-    """True world points (metres) under featkit pixels of a photograph taken from `pose`; NaN on the sky."""
+    """True world points (metres) at featkit pixels of a photograph taken from `pose`; NaN in the sky."""
     return first_hits(_rectangles(), intrinsics(config), pose, pixels)
 
 
@@ -268,7 +268,7 @@ def _scene(config: RenderedConfig, output: Path) -> RenderedScene:
     )
 
 
-Job = tuple[Path, Pose, list[int]]  # where to, from where, seed of the noise
+Job = tuple[Path, Pose, list[int]]  # output file, pose, seed of the noise
 
 
 def _render_all(config: RenderedConfig, jobs: list[Job]) -> None:
@@ -301,7 +301,7 @@ def _record(config: RenderedConfig, output: Path, files: list[Path]) -> dict[str
 
 
 def _read_record(path: Path) -> Mapping[str, object]:
-    """The record of an earlier run; empty when there is none that can be read (the scene is then made anew)."""
+    """The record of an earlier run; empty if there is no readable one (the scene is then rendered again)."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -319,7 +319,7 @@ def _is_whole(config: RenderedConfig, output: Path, record: Mapping[str, object]
 
 
 def _remove_stale(output: Path, record: Mapping[str, object], kept: set[Path]) -> None:
-    """Remove the photographs that the record names and this scene lacks; nothing else is ever removed."""
+    """Remove the photographs in the record that are not part of this scene; nothing else is ever removed."""
     names = record.get("bytes")
     for name in names if isinstance(names, dict) else ():
         if PICTURE.fullmatch(name) and output / name not in kept and _is_own(output / name, output, record):
@@ -327,18 +327,18 @@ def _remove_stale(output: Path, record: Mapping[str, object], kept: set[Path]) -
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Textures with light on them: sun with a soft shadow, and sky where it is not hidden, worked out once per surface.
+# Baked lighting of the textures: sun with soft shadows, and sky with ambient occlusion, computed once per surface.
 #
-# Light that does not depend on the viewer is part of the texture: a shadow's edge lies on the surface it falls on, and
-# is as good a landmark as a stone's. Lambert's cosine for the sun, ambient occlusion by rays over the half sphere.
+# Light that does not depend on the viewer is part of the texture: the edge of a shadow is fixed to its surface, and is
+# as good a landmark as that of a stone. Lambert's cosine for the sun, ambient occlusion by rays over the hemisphere.
 
 
 LIFT_M = 0.002  # m: shadow rays start this far above their own surface
-SUN_SPREAD = 0.02  # deviation of the sun's direction; the real sun's is 0.005, a softer edge looks better
+SUN_SPREAD = 0.02  # deviation of the sun's direction, rad; the real sun's is 0.005, but a softer edge looks better
 SUN_RAYS = 6
 SKY_RAYS = 16
 CORNERS = np.array([0.0, 1.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0, 1.0])  # s and t, around a rectangle
-SUN_GRID_M = 0.06  # m between the places whose shadow is worked out
+SUN_GRID_M = 0.06  # m between the points whose shadow is computed
 SKY_GRID_M = 0.25
 SUN_BGR = (0.78, 0.88, 0.94)
 SKY_BGR = (0.60, 0.53, 0.48)
@@ -364,7 +364,7 @@ def textured(
 
 
 def face_texture(face: Face, texel_m: float, rng: np.random.Generator) -> Texture:
-    """A face's own colours, unlit: BGR, 0 to 255."""
+    """A face's unlit colours: BGR, 0 to 255."""
     size = face.rectangle.size_m
     texture = MATERIALS[face.material](size, texel_m, rng)
     height, width = texels(size, texel_m)
@@ -382,7 +382,7 @@ def light(
     sun: Float[np.ndarray, "3"],
     rng: np.random.Generator,
 ) -> Texture:
-    """What a texture of `shape` is multiplied by, BGR: sun and sky as they reach the rectangle."""
+    """Lighting factors of a texture of `shape`, BGR: sun and sky at the rectangle."""
     normal = rectangle.normal
     sky_rays = rng.normal(size=(SKY_RAYS, 3))
     sky_rays = sky_rays / np.linalg.norm(sky_rays, axis=1, keepdims=True) + normal  # cosine-weighted about the normal
@@ -403,7 +403,7 @@ def _spread(coarse: Float[np.ndarray, "a b"], shape: tuple[int, int]) -> Float[n
 def _open_share(
     rectangle: Rectangle, others: Sequence[Rectangle], rays: Float[np.ndarray, "m 3"], spacing_m: float
 ) -> Float[np.ndarray, "a b"]:
-    """For a grid of places on the rectangle the share of rays that meet no other rectangle."""
+    """For a grid of points on the rectangle, the share of rays that hit no other rectangle."""
     width, height = rectangle.size_m
     rows, columns = max(2, round(height / spacing_m)), max(2, round(width / spacing_m))
     t, s = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
@@ -426,7 +426,7 @@ def _open_share(
 
 
 def _ray_frames(edges: Float[np.ndarray, "m 3 2"], ray: Float[np.ndarray, "3"]) -> Float[np.ndarray, "m 3 3"]:
-    """[u v -ray]^-1 of every rectangle; NaN, which meets nothing, where the ray runs along the rectangle."""
+    """[u v -ray]^-1 of every rectangle; NaN, which hits nothing, if the ray is parallel to the rectangle."""
     frames = np.concatenate([edges, np.broadcast_to(-ray[:, None], (len(edges), 3, 1))], axis=2)
     along = np.abs(np.linalg.det(frames)) < 1e-9
     frames[along] = np.eye(3)

@@ -1,5 +1,5 @@
-"""What the networks are trained to do: one idea of a paper per file, tensors in and a scalar out. No files here.
+"""Training losses, one idea of a paper per file: tensors in, a scalar out. No file access.
 
-SCFeat's take maps of both images and camera poses. Points are in featkit pixels of the image, which all images of a
-batch share in size; maps of any resolution cover it.
+SCFeat's losses take the maps of both images and camera poses. Points are in featkit pixels of the image; all images of
+a batch have the same size, and maps of any resolution cover the image.
 """

@@ -1,8 +1,8 @@
-"""AdaSample's angular hinge triplet loss, and the moving average of the loss that its sampler goes by.
+"""AdaSample's angular hinge triplet loss, and the moving average of the loss that its sampler uses.
 
-In words: a triplet hinge on squared angles, with the hardest negative of the batch; each pair counts with the weight
-its sampler gave it, so that preferring distant pairs does not bias the gradient; and the loss remembers how large it
-has been lately, from which the sampler decides how strongly to prefer distant pairs.
+In words: a triplet hinge on squared angles with the hardest negative of the batch. Each pair is weighted by its
+sampler, so that preferring distant pairs does not bias the gradient; the loss keeps a moving average of its value, from
+which the sampler decides how strongly to prefer distant pairs.
 
     L_i = max(t + (d_i^pos)^2 - (d_i^neg)^2, 0)                                        eq. 14
     d_i^pos = d(x_i, x_i^+),   d_i^neg = min_{j != i} min(d(x_i, x_j), d(x_i^+, x_j^+))
@@ -41,18 +41,18 @@ class AngularTripletConfig(HingeConfig):
     name: Literal["angular_triplet"] = "angular_triplet"
     """Which loss this configures."""
     distance: Literal["angular", "euclidean"] = "angular"
-    """d: angle in radians (eq. 15; AHT in table 2), or Euclidean distance (HT in table 2)."""
+    """Distance d: angle in radians (eq. 15; AHT in table 2), or Euclidean distance (HT in table 2)."""
     margin: Factor = 1.0
-    """t, in units of the squared distance (section 5.1)."""
+    """Margin t, in units of the squared distance (section 5.1)."""
     negatives: Candidates = "same_side"
-    """Where negatives are sought: eq. 14 as printed compares patches of one side; see base.py."""
+    """Candidates for the hardest negative (see base.py): eq. 14 as printed compares patches of the same side."""
     false_negative_distance: FactorOrZero = Field(0.008, lt=2)
-    """Patches nearer than this (Euclidean) are no negatives. The paper follows HardNet, whose code has this guard."""
+    """Patches nearer than this (Euclidean) are not used as negatives. The paper follows HardNet, whose code does so."""
     similarity_limit: Confidence = 1.0 - 1e-6
-    """Similarities are cut off here (0.0014 rad): the slope of acos is infinite at 1."""
+    """Upper bound of the cosine similarities (0.0014 rad), since the slope of acos is infinite at 1."""
     reduction: Literal["mean", "sum"] = "mean"
-    """Over the pairs. The sum of algorithm 1 leaves its factor to the learning rate; the paper's rate of 10 is that of
-    HardNet, which takes the mean."""
+    """Reduction over the pairs. Algorithm 1 has the sum; the paper's learning rate of 10 is that of HardNet, which
+    takes the mean."""
 
 
 class AngularTripletLoss(HingeLoss):
@@ -65,7 +65,7 @@ class AngularTripletLoss(HingeLoss):
         self.config = config
 
     def forward(self, batch: PairBatch, progress: float) -> LossResult:
-        """A pair without any negative adds nothing. Raises ValueError for fewer than two pairs."""
+        """Pairs without a negative contribute nothing. Raises ValueError for fewer than two pairs."""
         config = self.config
         hardest = hardest_negatives(batch, config.negatives, similarity_at(config.false_negative_distance))
         positive = squared_distance(paired_similarity(batch.anchor, batch.positive), config)

@@ -1,8 +1,8 @@
-"""DOAP: descriptors optimised for average precision, over histograms of distances that can be differentiated.
+"""DOAP: descriptors optimised for average precision, with differentiable histograms of distances.
 
-In words: every patch asks for its matches among all others of the batch. Its distances are sorted into bins, each
-distance shared between the two bins it lies between; precision is taken at every bin and averaged over the matches.
-One minus the mean over all patches is the loss.
+In words: every patch is a query for its matches among all others of the batch. Its distances are binned, each distance
+shared between its two nearest bins; precision is computed at every bin and averaged over the matches. The loss is one
+minus the mean over all patches.
 
     Prec@K = 1/K sum_{i <= K} [x_i matches q],   AP = 1/|S+| sum_K [x_K matches q] Prec@K       eq. 1, 2
     h+_k = sum_{x in S+} delta(D(q, x), k),      h_k: the same over S+ and S-                   eq. 3
@@ -35,14 +35,16 @@ class AveragePrecisionConfig(Config):
     name: Literal["average_precision"] = "average_precision"
     """Which loss this configures."""
     descriptor: Literal["real", "binary"] = "real"
-    """Unit vectors at Euclidean distances (eq. 9), or rows of tanh at Hamming distances (eq. 6 to 8)."""
+    """Kind of descriptor: unit vectors with Euclidean distances (eq. 9), or tanh values with Hamming distances (eq. 6
+    to 8)."""
     bins: int = Field(25, ge=2, le=65536)
-    """Bins over [0, 2] of real-valued descriptors (section 3.2: up to 25); binary ones have a bin per distance."""
+    """Histogram bins over [0, 2] for real-valued descriptors (section 3.2: up to 25). Binary descriptors have one bin
+    per distance."""
     bin_overlap: PositiveShare = 1.0
-    """Share of the way from one bin's centre to the next on which a distance belongs to both. 1: triangular bins
-    (paper, after Ustinova and Lempitsky); towards 0 the histogram, and the AP, become exact and lose their gradient."""
+    """Overlap of neighbouring bins as a share of their spacing. 1: triangular bins (paper, after Ustinova and
+    Lempitsky); towards 0 the histogram, and the AP, become exact and lose their gradient."""
     epsilon: Epsilon = 1e-6
-    """Added to squared Euclidean distances, so that equal descriptors have a finite gradient (as HardNet's code)."""
+    """Added to squared Euclidean distances for a finite gradient at equal descriptors (as in HardNet's code)."""
 
 
 class AveragePrecisionLoss(PatchLoss):
@@ -56,9 +58,9 @@ class AveragePrecisionLoss(PatchLoss):
         self.config = config
 
     def forward(self, batch: GroupBatch, progress: float) -> LossResult:
-        """A patch without a match to find asks for nothing.
+        """Patches without a match are not used as queries.
 
-        Raises ValueError when no patch has a match, or none has a non-match: every ranking would be right.
+        Raises ValueError if no patch has a match, or none has a non-match (every ranking would be correct).
         """
         match = batch.labels[:, None] == batch.labels[None, :]
         counted = ~torch.eye(len(match), dtype=torch.bool, device=match.device)
@@ -107,7 +109,7 @@ def soft_histogram(
 def average_precision(
     positives: Float[Tensor, "m bins"], everything: Float[Tensor, "m bins"], wanted: Float[Tensor, " m"]
 ) -> Float[Tensor, " m"]:
-    """AP of every row from its histograms, nearest bin first. wanted: number of positives in it; 0 gives 0."""
+    """AP of every row from its histograms, nearest bin first. wanted: number of positives; 0 gives AP 0."""
     ranked_positives, ranked = positives.cumsum(1), everything.cumsum(1)
     precision = (2.0 * ranked_positives - positives + 1.0) / (2.0 * ranked - everything + 1.0)
     return (positives * precision).sum(1) / wanted.clamp(min=1)  # eq. 2

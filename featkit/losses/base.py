@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from featkit.core.config import Config, Factor, Share
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What every loss on patch descriptors takes and gives.
+# Input and output of the losses on patch descriptors.
 
 
 Total = Callable[[Tensor], Tensor]
-"""Adds values without gradient up over the processes that have a part of the batch each."""
+"""Sums values, without gradient, over the processes that each have a part of the batch."""
 
 
 def alone(values: Tensor) -> Tensor:
-    """The `Total` of a process that has the whole batch."""
+    """The `Total` of a single process with the complete batch."""
     return values
 
 
@@ -30,7 +30,7 @@ def alone(values: Tensor) -> Tensor:
 class PairBatch:
     """n pairs of matching patches, all of different classes: row i of `anchor` matches row i of `positive`.
 
-    anchor, positive: descriptors with unit rows. anchor_raw, positive_raw: the same before they were normalised.
+    anchor, positive: descriptors with unit rows. anchor_raw, positive_raw: the same before normalisation.
     weights: factor of each pair's loss; None: 1.
     """
 
@@ -43,7 +43,7 @@ class PairBatch:
 
 @dataclass(frozen=True)
 class GroupBatch:
-    """m patches in whole groups: two patches match when their labels are equal.
+    """m patches in complete groups: two patches match if their labels are equal.
 
     descriptors: unit rows, or rows of tanh in (-1, 1) for a binary descriptor.
     ignored: pairs that count neither as match nor as non-match (not the diagonal: it never counts).
@@ -56,7 +56,7 @@ class GroupBatch:
 
 @dataclass(frozen=True)
 class LossResult:
-    """loss: what is differentiated. statistics: detached scalars worth a curve, by name."""
+    """loss: differentiable. statistics: detached scalars to log, by name."""
 
     loss: Float[Tensor, ""]
     statistics: dict[str, Tensor] = field(default_factory=dict)
@@ -74,26 +74,26 @@ class PatchLoss(nn.Module):
 
 
 class HingeConfig(Config):
-    """Of a hinge loss on pairs that AdaSample's sampler can go by (Zhang et al. 2019, section 3.2)."""
+    """Fields of hinge losses on pairs that AdaSample's sampler can use (Zhang et al. 2019, section 3.2)."""
 
     margin: Factor = 1.0
-    """By how much the negative must be farther than the positive, in the units that the loss compares."""
+    """Margin by which the negative must be farther than the positive, in units of the loss's distance."""
     scale_weights: bool = True
-    """Give the sampler's weights mean 1 in every batch: eq. 13 fixes them up to a factor, and the learning rate was
-    found with weights of 1. False: as the sampler gives them."""
+    """Scale the sampler's pair weights to mean 1 in every batch. Eq. 13 defines them up to a factor, and the learning
+    rate was tuned with weights of 1. False: unscaled."""
     average_start: Factor | None = None
-    """L_avg before the first batch; None: the margin, the loss of a network that cannot tell patches apart (the paper
-    gives none)."""
+    """Initial value of L_avg. None: the margin, which is the loss of a network that cannot distinguish patches (not
+    given in the paper)."""
     average_memory: Share = Field(0.99, lt=1)
-    """Share of L_avg that a batch leaves as it was: an average over about the last 100 batches, 0.1 % of the paper's
-    training (the paper gives none). Not scaled to shorter trainings: in some hundred steps L_avg lags behind the loss,
-    and distant pairs are preferred a little less than the paper would."""
+    """Decay of the moving average L_avg: about the last 100 batches, 0.1 % of the paper's training (not given in the
+    paper). It is not scaled to shorter trainings: in trainings of some hundred steps L_avg lags behind the loss, and
+    distant pairs are preferred slightly less than in the paper."""
 
 
 class HingeLoss(PatchLoss):
-    """Base of the losses that AdaSample's sampler can go by: the buffer `average_loss` is L_avg of its eq. 13.
+    """Base of the losses that AdaSample's sampler can use: the buffer `average_loss` is L_avg of its eq. 13.
 
-    `distance`: what the loss compares, and with it the d of eq. 13 (section 3.4).
+    `distance`: the distance of the loss, which is also d of eq. 13 (section 3.4).
     """
 
     batch_kind = "pairs"
@@ -107,7 +107,7 @@ class HingeLoss(PatchLoss):
         self.register_buffer("average_loss", torch.tensor(start, dtype=torch.float32))
 
     def remember(self, losses: Float[Tensor, " n"]) -> None:
-        """Move L_avg towards the unweighted mean of a batch's losses; evaluation leaves it alone."""
+        """Update L_avg with the unweighted mean of a batch's losses; only in training mode."""
         if self.training:
             self.average_loss.mul_(self._memory).add_((1.0 - self._memory) * losses.detach().mean())
 
@@ -128,7 +128,7 @@ class HingeLoss(PatchLoss):
 
 
 def full_precision(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The values in float32 at least: bfloat16 cannot tell a similarity of 0.999 from 1."""
+    """The values in at least float32: bfloat16 cannot distinguish a similarity of 0.999 from 1."""
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
@@ -144,28 +144,28 @@ def paired_similarity(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"])
 
 
 def euclidean(similarity: Float[Tensor, "..."], epsilon: float) -> Float[Tensor, "..."]:
-    """Euclidean distance of unit vectors with this similarity; `epsilon` is added below the root."""
+    """Euclidean distance of unit vectors with this similarity; `epsilon` is added under the root."""
     return ((2.0 - 2.0 * similarity).clamp(min=0.0) + epsilon).sqrt()
 
 
 def angle(similarity: Float[Tensor, "..."], limit: float) -> Float[Tensor, "..."]:
-    """Angle in radians; similarities beyond +-limit (below 1) are cut off there and get no gradient."""
+    """Angle in radians; similarities are clamped to +-limit (below 1), where they have no gradient."""
     return similarity.clamp(-limit, limit).acos()
 
 
 def similarity_at(distance: float) -> float:
-    """The similarity of unit vectors that are so far apart (Euclidean)."""
+    """The similarity of unit vectors at this Euclidean distance."""
     return 1.0 - 0.5 * distance * distance
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The hardest negative of every pair in a batch: of the patches of other pairs, the one most similar to it.
+# The hardest negative of every pair in a batch: the most similar patch of all other pairs.
 #
 # The candidates of pair i are, for all j != i (a: anchor, p: positive):
 #     cross      a_i with p_j, and p_i with a_j   (row and column of the anchor-positive matrix: HardNet)
 #     same_side  a_i with a_j, and p_i with p_j   (AdaSample, eq. 14)
 #     all        both                             (HyNet, SDGMNet)
-# A candidate that is too similar is taken for a patch of the same point under another label, and passed over.
+# A candidate that is too similar is assumed to be the same point under another label, and skipped.
 
 
 Candidates = Literal["cross", "same_side", "all"]
@@ -181,9 +181,9 @@ SIDES: dict[Candidates, tuple[tuple[int, int], ...]] = {
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """similarity: of each pair's hardest negative, differentiable; 0 without gradient where none is `found`.
+    """similarity: of each pair's hardest negative, differentiable; 0 without gradient if none is `found`.
 
-    ends: the two patches it lies between, the pair's own first; i is the anchor of pair i, n + i its positive.
+    ends: the two patches compared, the pair's own first; i is the anchor of pair i, n + i its positive.
     """
 
     similarity: Float[Tensor, " n"]
@@ -197,10 +197,10 @@ class HardNegatives:
 
 
 def hardest_negatives(batch: PairBatch, candidates: Candidates, below: float) -> HardNegatives:
-    """The most similar candidate of each pair whose similarity is less than `below`.
+    """The most similar candidate of each pair with a similarity less than `below`.
 
-    Only the n products that are chosen are differentiated, not the n x n matrices they are chosen from.
-    Raises ValueError for a batch of fewer than two pairs, which has no negatives.
+    Only the n selected products are differentiated, not the n x n matrices they are selected from.
+        Raises ValueError for a batch of fewer than two pairs, which has no negatives.
     """
     n = len(batch.anchor)
     if n < 2:
@@ -221,7 +221,7 @@ def hardest_negatives(batch: PairBatch, candidates: Candidates, below: float) ->
 def _best(
     rows: Float[Tensor, "n d"], columns: Float[Tensor, "n d"], below: float
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
-    """Per row the largest similarity to another pair's column, and that pair's number."""
+    """Per row, the largest similarity to another pair's column, and that pair's index."""
     similarity = similarity_matrix(rows, columns)
     similarity = similarity.masked_fill(similarity >= below, NONE).fill_diagonal_(NONE)
     best = similarity.max(1)
@@ -234,6 +234,6 @@ def pair_weights(batch: PairBatch) -> Float[Tensor, " n"] | float:
 
 
 def mean_where(values: Float[Tensor, " n"], chosen: Bool[Tensor, " n"]) -> Float[Tensor, ""]:
-    """Mean of the chosen values, without gradient; 0 when none is chosen."""
+    """Mean of the chosen values, without gradient; 0 if none is chosen."""
     values = values.detach()
     return torch.where(chosen, values, torch.zeros_like(values)).sum() / chosen.sum().clamp(min=1)

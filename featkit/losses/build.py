@@ -1,4 +1,4 @@
-"""Configurations of losses by name, and the losses they stand for."""
+"""Registry of losses and their configurations by name."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ LOSSES: dict[str, type[PatchLoss]] = {
 
 
 def build_loss(config: LossConfig) -> PatchLoss:
-    """The loss of a configuration; its running statistics are at their start."""
+    """Build the loss of a configuration, with initial running statistics."""
     return LOSSES[config.name](config)
 
 
 def scaled_to_budget(config: LossConfig, steps: int, pairs: int) -> LossConfig:
-    """The configuration for a training of `steps` batches of `pairs` pairs: what a loss remembers shrinks with it.
+    """The configuration with its running statistics scaled to a training of `steps` batches of `pairs` pairs.
 
     Only SDGMNet's statistics scale: see `SdgmLossConfig.scaled_to`.
     """

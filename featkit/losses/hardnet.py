@@ -1,4 +1,4 @@
-"""HardNet: the hardest negative in the batch, one triplet margin loss.
+"""HardNet: triplet margin loss with the hardest negative in the batch.
 
 In words: a pair's patches should be nearer to each other, by a margin, than either is to the nearest patch of any
 other pair in the batch; the loss is the mean shortfall.
@@ -7,8 +7,8 @@ other pair in the batch; the loss is the mean shortfall.
 
 with j, k != i the nearest in row i and column i of the n x n matrix of anchor-positive distances.
 
-With AdaSample's sampler each hinge has the weight of its pair, and the loss keeps the average that the sampler goes by
-(`HingeLoss`): its table 1 has HardNet on positives that are generated.
+With AdaSample's sampler each hinge is weighted by its pair's weight, and the loss keeps the average that the sampler
+uses (`HingeLoss`): its table 1 has HardNet on generated positives.
 
 Mishchuk, Mishkin, Radenovic, Matas: Working hard to know your neighbor's margins (NeurIPS 2017), section 3.1 and its
 loss, the paper's only one. Shapes: anchor, positive (n, d) with unit rows -> a scalar.
@@ -39,14 +39,14 @@ class HardNetLossConfig(HingeConfig):
     name: Literal["hardnet"] = "hardnet"
     """Which loss this configures."""
     margin: Factor = 1.0
-    """By how much the negative must be farther than the positive, Euclidean distance (paper, section 3.1)."""
+    """Margin by which the negative must be farther than the positive, Euclidean distance (paper, section 3.1)."""
     negatives: Candidates = "cross"
-    """Where negatives are sought (paper: row and column of the anchor-positive matrix); see base.py."""
+    """Candidates for the hardest negative (paper: row and column of the anchor-positive matrix); see base.py."""
     false_negative_distance: FactorOrZero = Field(0.008, lt=2)
-    """Patches nearer than this are the same point under two labels and no negatives (authors' code; 0: paper). As
-    SDGMNet's baseline 2 sin(0.3) = 0.591: its anti-noise threshold of 0.6 rad (section III-E)."""
+    """Patches nearer than this (Euclidean) are assumed to show the same point and not used as negatives (authors' code;
+    0: paper). For SDGMNet's baseline 2 sin(0.3) = 0.591, its anti-noise threshold of 0.6 rad (section III-E)."""
     epsilon: Epsilon = 1e-6
-    """Added to squared distances, so that equal descriptors have a finite gradient (authors' code)."""
+    """Added to squared distances for a finite gradient at equal descriptors (authors' code)."""
 
 
 class HardNetLoss(HingeLoss):
@@ -59,7 +59,7 @@ class HardNetLoss(HingeLoss):
         self.config = config
 
     def forward(self, batch: PairBatch, progress: float) -> LossResult:
-        """A pair without any negative adds nothing. Raises ValueError for fewer than two pairs."""
+        """Pairs without a negative contribute nothing. Raises ValueError for fewer than two pairs."""
         config = self.config
         hardest = hardest_negatives(batch, config.negatives, similarity_at(config.false_negative_distance))
         positive = euclidean(paired_similarity(batch.anchor, batch.positive), config.epsilon)

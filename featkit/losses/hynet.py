@@ -1,8 +1,8 @@
-"""HyNet: triplet loss on a hybrid of Euclidean distance and inner product, and equal norms within a pair.
+"""HyNet: triplet loss on a hybrid of Euclidean distance and inner product, with a penalty on unequal norms in a pair.
 
-In words: the distance that is compared is the Euclidean distance plus alpha times one minus the inner product, so that
-the gradient neither vanishes for near pairs (as the inner product's does) nor is flat (as the distance's is); and the
-two descriptors of a pair should have the same norm before they are normalised, whatever their patches' contrast.
+In words: the compared distance is the Euclidean distance plus alpha times one minus the inner product, so that the
+gradient neither vanishes for near pairs (as with the inner product) nor is flat (as with the distance). In addition the
+two descriptors of a pair should have the same norm before normalisation, whatever the contrast of their patches.
 
     s   = (d + alpha (1 - x.y)) / Z = (d + alpha d^2 / 2) / Z          hybrid similarity measure
     L_T = 1/n sum_i max(0, m + s(a_i, p_i) - s_i^-)                    s_i^-: of the hardest negative
@@ -45,21 +45,23 @@ class HyNetLossConfig(Config):
     name: Literal["hynet"] = "hynet"
     """Which loss this configures."""
     alpha: FactorOrZero = 2.0
-    """Share of the inner product in the hybrid similarity (paper; 0: Euclidean distance alone)."""
+    """Weight alpha of the inner product in the hybrid similarity (paper; 0: Euclidean distance alone)."""
     margin: Factor = 1.2
-    """By how much the negative must be farther, in units of the hybrid similarity (paper)."""
+    """Margin by which the negative must be farther, in units of the hybrid similarity (paper)."""
     normalise: bool = True
-    """Divide by Z (paper). The authors' code does not, so that its margin is Z = 2.74 times smaller in effect."""
+    """Divide the hybrid similarity by Z (paper). The authors' code does not, so its effective margin is Z = 2.74 times
+    smaller."""
     norm_weight: FactorOrZero = 0.1
-    """gamma, the weight of the norm term (paper)."""
+    """Weight gamma of the norm term (paper)."""
     reduction: Literal["mean", "sum"] = "mean"
-    """Over the pairs, of both terms: the paper's 1/n, or the sum of the authors' code (Adam sees no difference)."""
+    """Reduction over the pairs, for both terms: the paper's mean, or the authors' sum (equivalent under Adam)."""
     negatives: Candidates = "all"
-    """Where negatives are sought (authors' code: all four matrices); see base.py."""
+    """Candidates for the hardest negative (authors' code: all four matrices); see base.py."""
     false_negative_distance: FactorOrZero = Field(0.008, lt=2)
-    """Patches nearer than this are the same point under two labels and no negatives (authors' code)."""
+    """Patches nearer than this (Euclidean) are assumed to show the same point and not used as negatives (authors'
+    code)."""
     epsilon: Epsilon = 1e-6
-    """Added to squared distances, so that equal descriptors have a finite gradient (authors' code)."""
+    """Added to squared distances for a finite gradient at equal descriptors (authors' code)."""
 
 
 class HyNetLoss(PatchLoss):
@@ -74,7 +76,7 @@ class HyNetLoss(PatchLoss):
         self.divisor = largest_slope(config.alpha) if config.normalise else 1.0
 
     def forward(self, batch: PairBatch, progress: float) -> LossResult:
-        """A pair without any negative adds its norm term only. Raises ValueError for fewer than two pairs."""
+        """Pairs without a negative contribute only their norm term. Raises ValueError for fewer than two pairs."""
         config = self.config
         hardest = hardest_negatives(batch, config.negatives, similarity_at(config.false_negative_distance))
         positive = self._hybrid(paired_similarity(batch.anchor, batch.positive))
@@ -97,9 +99,9 @@ class HyNetLoss(PatchLoss):
 
 
 def largest_slope(alpha: float) -> float:
-    """Z: the largest derivative over the angle of d + alpha d^2 / 2, which is (1 + alpha d) sqrt(1 - d^2 / 4).
+    """Z: the maximum over all angles of the derivative of d + alpha d^2 / 2, which is (1 + alpha d) sqrt(1 - d^2 / 4).
 
-    It lies where 2 alpha d^2 + d - 4 alpha = 0.
+    The maximum is at 2 alpha d^2 + d - 4 alpha = 0.
     """
     distance = (math.sqrt(1.0 + 32.0 * alpha * alpha) - 1.0) / (4.0 * alpha) if alpha > 0 else 0.0
     return (1.0 + alpha * distance) * math.sqrt(1.0 - 0.25 * distance * distance)

@@ -1,13 +1,13 @@
-"""SCFeat's description loss: matches found in the line-to-window search should lie on their epipolar lines.
+"""SCFeat's description loss: matches found by the line-to-window search should be on their epipolar lines.
 
-In words: the mean distance of the matches from the lines of their query points, the sure matches counting more; from
-image 0 to image 1 plus the other way round.
+In words: the mean distance of the matches from their query points' epipolar lines, weighted by certainty; from image 0
+to image 1 plus the reverse.
 
     L_desc = sum_i M_i / sigma_i dist(y_hat_i, F x_i) / sum_i M_i / sigma_i                              (eq. 14, 15)
 
     x_i      one random pixel in every cell of 16 x 16 pixels
-    y_hat_i  its match, sigma_i how unsure it is, see below; the weights 1/sigma_i have no gradient
-    M_i      1 where the line crosses the image, the window lies in it, and the match is not hopelessly far off
+    y_hat_i  its match, sigma_i its uncertainty, see below; the weights 1/sigma_i have no gradient
+    M_i      1 if the line crosses the image, the window is inside it, and the match is not too far off
 
 Sun, Zhu, Ji: Shared Coupling-bridge for Weakly Supervised Local Feature Learning, III-D (1). The sums run over all
 queries of the batch, as in the authors' code; their second, coarse term has weight 0 there and is left out.
@@ -31,47 +31,46 @@ from featkit.losses.base import LossResult, Total, full_precision
 from featkit.losses.two_views import Draws, LossContext, TwoViews, inside, mask_at, query_points, uniform
 
 # ----------------------------------------------------------------------------------------------------------------------
-# SCFeat's line-to-window search: where in the other image is a query point, when only its epipolar line is known?
+# SCFeat's line-to-window search: locates a query point in the other image, given only its epipolar line.
 #
-# In words: of the samples along the part of the line that the image shows, the one most similar to the query is taken,
-# without gradient. Around it, moved at random so that the answer is not always in the middle, lies a window; the match
-# is the expected position under a softmax of the similarities in the window:
+# In words: the sample along the visible part of the line that is most similar to the query is selected, without
+# gradient. A window is placed around it, randomly shifted so that the match is not always in its centre; the match is
+# the expected position under a softmax of the similarities in the window:
 #
 #     y_hat_i = sum_k p_ik y_ik,     p_i = softmax_k( T q_i . D1(y_ik) ),     y_ik: grid of the window,  T = 60
-#     sigma_i = sqrt(var_x) + sqrt(var_y) of the same distribution            how sure the match is, in pixels
+#     sigma_i = sqrt(var_x) + sqrt(var_y) of the same distribution            uncertainty of the match, in pixels
 #
-# The authors add the deviations in shares of width and height instead, so that in a wide image those in y count for
-# more.
+# The authors add the deviations relative to width and height instead, so that those in y count more in a wide image.
 #
 # Sun, Zhu, Ji: Shared Coupling-bridge for Weakly Supervised Local Feature Learning, III-D (1); the search is PoSFeat's
 # (Li et al., CVPR 2022) and CAPS' (Wang et al., ECCV 2020), the constants are the authors' code.
 # Shapes: maps (b, c, h, w) at any resolution, query points (b, n, 2) in pixels -> positions (b, n, 2) in pixels.
 #
 # Map vectors are normalised before they are interpolated (authors' code), so that interpolating similarities is the
-# same as interpolating vectors. The similarities of every query with the whole map are one matrix product; line and
-# window only read from it.
+# same as interpolating vectors. The similarities of every query with the complete map are one matrix product, which
+# line and window sample.
 
 
 class LineToWindowConfig(Config):
     temperature: Factor = 60.0
-    """Factor of the cosines in the window's softmax (authors' code)."""
+    """Inverse temperature of the cosines in the window's softmax (authors' code)."""
     line_samples: int = Field(100, ge=2, le=10**6)
-    """Places along the epipolar line that compete for the window, both ends included (authors' code)."""
+    """Number of samples along the epipolar line, including both ends (authors' code)."""
     window_share: PositiveShare = 0.1
-    """Width and height of the window as shares of the image's, and of the map's samples in it (authors' code)."""
+    """Width and height of the window as shares of the image's, and of the map's samples (authors' code)."""
     min_window_samples: int = Field(3, ge=2, le=10**4)
-    """Samples of the window along each axis at least: ours, for images below 120 px."""
+    """Minimum samples of the window along each axis; ours, for images below 120 px."""
     jitter: FactorOrZero = 0.707
-    """How far the window is moved at most, along each axis, as a share of half of it (authors' code)."""
+    """Maximum random shift of the window along each axis, as a share of half its size (authors' code)."""
     min_deviation_px: Pixels = 0.003
-    """Deviations along an axis are at least this (authors' code: 1e-5 of half the image)."""
+    """Lower bound of the standard deviation along each axis, pixels (authors' code: 1e-5 of half the image)."""
 
 
 @dataclass(frozen=True)
 class WindowMatches:
     """positions: of the matches, in pixels of the other image, differentiable. deviation: in pixels, no gradient.
 
-    valid: whether the line crosses what the other image shows, and the window lies on it. lines: of the query points.
+    valid: whether line and window centre are inside the other image. lines: epipolar lines of the query points.
     """
 
     positions: Float[Tensor, "b n 2"]
@@ -83,7 +82,7 @@ class WindowMatches:
 def search_line_to_window(
     views: TwoViews, points0: Float[Tensor, "b n 2"], config: LineToWindowConfig, draws: Draws
 ) -> WindowMatches:
-    """Matches in image 1 of query points of image 0, which fundamental matrices join."""
+    """Matches in image 1 of query points of image 0, for images related by fundamental matrices."""
     size, map1 = views.image_size, full_precision(views.map1)
     with torch.autocast(map1.device.type, enabled=False):
         similarity = _similarities(full_precision(views.map0), map1, points0, size)
@@ -102,7 +101,7 @@ def _similarities(
     points0: Float[Tensor, "b n 2"],
     image_size: tuple[int, int],
 ) -> Float[Tensor, "b*n 1 h w"]:
-    """Cosines of every query point's descriptor with every vector of the other map."""
+    """Cosine similarities of every query point's descriptor with every vector of the other map."""
     queries = F.normalize(sample_map(map0, points0, image_size), dim=2)
     similarity = queries @ F.normalize(map1, dim=1).flatten(2)
     return similarity.view(-1, 1, *map1.shape[2:])
@@ -115,7 +114,7 @@ def _best_on_line(
     samples: int,
     valid1: Bool[Tensor, "b 1 h w"] | None,
 ) -> tuple[Float[Tensor, "b n 2"], Bool[Tensor, "b n"]]:
-    """The sample of each line most similar to its query, and whether there was any to choose from."""
+    """The sample of each line most similar to its query, and whether any sample is valid."""
     b, n = lines.shape[:2]
     ends, crosses = clip_to_image(lines, image_size)
     share = torch.linspace(0, 1, samples, dtype=ends.dtype, device=ends.device)[:, None]
@@ -138,7 +137,7 @@ def _jitter(
     draws: Draws,
     like: Tensor,
 ) -> Float[Tensor, "b n 2"]:
-    """Uniform moves within +-jitter of half the window, along both axes independently, in pixels."""
+    """Uniform shifts within +-jitter of half the window, along both axes independently, in pixels."""
     moves = 2 * uniform((*shape, 2), draws, like.device).to(like.dtype) - 1
     return config.jitter * _half_window(image_size, config, like) * moves
 
@@ -162,7 +161,7 @@ def _expectation(
     config: LineToWindowConfig,
     valid1: Bool[Tensor, "b 1 h w"] | None,
 ) -> tuple[Float[Tensor, "b n 2"], Float[Tensor, "b n"]]:
-    """y_hat and sigma above. Samples outside what the image shows have similarity 0 (authors' code: zero padding)."""
+    """y_hat and sigma above. Samples outside the valid pixels have similarity 0 (authors' code: zero padding)."""
     b, n = centres.shape[:2]
     points = centres[:, :, None] + offsets  # (b, n, k, 2)
     found = sample_map(similarity, points.flatten(0, 1), image_size, "zeros").view(b, n, -1)
@@ -182,15 +181,16 @@ def _expectation(
 
 class DescriptionLossConfig(LineToWindowConfig):
     cell_px: Side = 16
-    """Side of the cells with one query point each, in pixels of the image (authors' code)."""
+    """Side in image pixels of the cells with one query point each (authors' code)."""
     mask_share: Factor = 0.1
-    """Matches farther from their line than this share of the image's shorter edge do not count (authors' code)."""
+    """Matches farther from their line than this share of the image's shorter side are ignored (authors' code)."""
     weight: Literal["deviation", "variance", "none"] = "deviation"
-    """What a match's weight is the inverse of; the paper writes sigma and says variance, the code has the deviation."""
+    """Quantity whose inverse weights a match. The paper writes sigma but calls it variance; the code has the
+    deviation."""
 
 
 class OneWay(NamedTuple):
-    """The loss from one image to the other, and what it was computed from: pictures of the training show that too.
+    """The loss from one image to the other, and its intermediate results, for visualisation.
 
     distance: of the matches from their lines, in pixels, no gradient. counted: M_i; valid: without the last condition.
     """
@@ -204,9 +204,9 @@ class OneWay(NamedTuple):
 
 
 def description_loss(views: TwoViews, config: DescriptionLossConfig, context: LossContext) -> LossResult:
-    """L_desc above, of views that fundamental matrices join.
+    """L_desc above, for views related by fundamental matrices.
 
-    Without any match that counts the loss is 0, with a gradient of 0.
+    Without any counted match the loss and its gradient are 0.
     """
     there = one_way(views, config, context)
     back = one_way(views.transposed, config, context)
@@ -214,7 +214,7 @@ def description_loss(views: TwoViews, config: DescriptionLossConfig, context: Lo
 
 
 def one_way(views: TwoViews, config: DescriptionLossConfig, context: LossContext) -> OneWay:
-    """Query points of image 0, their matches in image 1, and eq. 14 of them (of a part of a batch: its share of it)."""
+    """Query points of image 0, their matches in image 1, and eq. 14 (for a part of a batch: its contribution)."""
     map0, size = views.map0, views.image_size
     points0 = query_points(len(map0), size, config.cell_px, context.draws, map0.device)
     points0 = points0.to(torch.promote_types(map0.dtype, torch.float32))
@@ -236,7 +236,7 @@ def _weight(deviation: Float[Tensor, "b n"], config: DescriptionLossConfig) -> F
 
 
 def _statistics(*ways: OneWay, total: Total) -> dict[str, Tensor]:
-    """Over all queries whose line crosses the other image, both ways; 0 when there are none."""
+    """Statistics over all queries whose line crosses the other image, both ways; 0 if there are none."""
     valid = torch.cat([way.valid for way in ways])
     counted = torch.cat([way.counted for way in ways])
     distance = torch.cat([way.distance for way in ways])

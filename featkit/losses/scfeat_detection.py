@@ -1,6 +1,6 @@
-"""SCFeat's detection loss: keypoints that match well, by policy gradient.
+"""SCFeat's detection loss: policy gradient that rewards keypoints that match well.
 
-In words: draw keypoints in both images, match them by their descriptors, and make keypoints whose matches agree with
+In words: sample keypoints in both images, match them by their descriptors, and make keypoints whose matches agree with
 the poses more probable, the others less.
 
     L_kp = - 1 / (|Q_0| + |Q_1|) * ( sum_ij p_ij r_ij log(P_kp(x_i) P_kp(y_j))
@@ -38,8 +38,8 @@ from featkit.losses.two_views import Draws, LossContext, TwoViews, mask_at, unif
 # ----------------------------------------------------------------------------------------------------------------------
 # SCFeat's keypoint policy: at most one keypoint in every cell of the score map, drawn from the scores.
 #
-# In words: of the 64 pixels of a cell one is proposed, with the softmax of their scores; the proposal is accepted with
-# the logistic function of its own score. So a pixel of score s becomes a keypoint with probability
+# In words: one of the 64 pixels of a cell is proposed, by the softmax of their scores; the proposal is accepted with
+# probability sigmoid(score). So a pixel of score s becomes a keypoint with probability
 #
 #     P_kp(x_s) = exp(s) / sum_t exp(t) * 1 / (1 + exp(-s)),          s, t: scores of the pixels of the cell
 #
@@ -51,12 +51,12 @@ from featkit.losses.two_views import Draws, LossContext, TwoViews, mask_at, unif
 
 class GridPolicyConfig(Config):
     cell_px: Side = 8
-    """Side of the cells with at most one keypoint each, g_k, in pixels (authors' code)."""
+    """Side g_k in pixels of the cells with at most one keypoint each (authors' code)."""
 
 
 @dataclass(frozen=True)
 class KeypointSample:
-    """points: the proposals, in pixels. log_probability: log P_kp of each, differentiable; accepted: the keypoints."""
+    """points: the proposals, in pixels. log_probability: log P_kp, differentiable. accepted: which are keypoints."""
 
     points: Float[Tensor, "b n 2"]
     log_probability: Float[Tensor, "b n"]
@@ -69,7 +69,7 @@ def sample_keypoints(
     generator: Draws,
     valid: Bool[Tensor, "b 1 h w"] | None = None,
 ) -> KeypointSample:
-    """One draw of the policy, cells row by row. valid: pixels that may become keypoints; None: all.
+    """One sample of the policy, cells row by row. valid: pixels that may become keypoints; None: all.
 
     Raises ValueError for a score map smaller than a cell.
     """
@@ -87,7 +87,7 @@ def sample_keypoints(
 
 
 def _cells(scores: Float[Tensor, "b 1 h w"], cell_px: int) -> tuple[Float[Tensor, "b n pixels"], Int[Tensor, "n 2"]]:
-    """Scores of every whole cell, its pixels row by row, and the pixel of its top-left corner."""
+    """Scores of every complete cell, its pixels row by row, and its top-left pixel."""
     rows, columns = scores.shape[2] // cell_px, scores.shape[3] // cell_px
     if rows < 1 or columns < 1:
         raise ValueError(f"a score map of {scores.shape[3]} x {scores.shape[2]} px has no cell of {cell_px} px")
@@ -100,7 +100,7 @@ def _cells(scores: Float[Tensor, "b 1 h w"], cell_px: int) -> tuple[Float[Tensor
 
 
 def accepted_first(sample: KeypointSample) -> KeypointSample:
-    """The same sample without the columns that hold no keypoint in any image: keypoints first, in their order."""
+    """The sample with keypoints first, in their order, truncated to the largest number of keypoints of an image."""
     order = sample.accepted.int().argsort(dim=1, descending=True, stable=True)
     order = order[:, : max(1, int(sample.accepted.sum(1).max()))]
     return KeypointSample(
@@ -111,12 +111,12 @@ def accepted_first(sample: KeypointSample) -> KeypointSample:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What a matched pair of keypoints earns in SCFeat's detection training.
+# The reward of a matched pair of keypoints in SCFeat's detection training.
 #
 #     r(x_i, y_j) = (1 - tanh L_fme) P_m(x_i, y_j) - tanh(L_fme) (-P_m(x_i, y_j))                              (eq. 20)
 #
-# Read literally the last factor is minus P_m: bad pairs earn nothing and good ones always exactly 1, L_fme cancels. So
-# -P_m is read as "not P_m", as the authors' code has it:
+# Taken literally, the last factor is minus P_m: bad pairs earn 0 and good ones exactly 1, since L_fme cancels. So -P_m
+# is interpreted as "not P_m", as in the authors' code:
 #
 #     good pair (P_m true):    1 - tanh L_fme        the better the matches determine F, the nearer to 1
 #     bad pair  (P_m false):     - tanh L_fme        the worse they do, the more a bad pair costs
@@ -136,19 +136,19 @@ def accepted_first(sample: KeypointSample) -> KeypointSample:
 
 class RewardConfig(Config):
     error_factor: bool = True
-    """Whether rewards depend on L_fme (paper); without it they are PoSFeat's."""
+    """Whether rewards depend on L_fme (paper); otherwise they are PoSFeat's."""
     good: Number = 1.0
     """Reward of a good pair without L_fme (PoSFeat's code, from DISK)."""
     bad: Number = -0.25
     """Reward of a bad pair without L_fme (PoSFeat's code, from DISK)."""
     regulariser: Literal["tanh", "error"] = "tanh"
-    """What stands for L_fme in eq. 21's regulariser. tanh: tanh L_fme (authors' code), so that it never exceeds
-    PoSFeat's. error: L_fme (paper), without a bound where errors are pixels over a tolerance."""
+    """Factor of the regulariser in eq. 21. tanh: tanh L_fme (authors' code), at most PoSFeat's. error: L_fme (paper),
+    which is unbounded for errors in pixels over a tolerance."""
 
 
 @torch.no_grad()
 def rewards(good: Bool[Tensor, "b n m"], error: FundamentalError, config: RewardConfig) -> Float[Tensor, "b n m"]:
-    """r above for every pair of keypoints."""
+    """Reward r above for every pair of keypoints."""
     factor = error.value.tanh()
     known = error.defined if config.error_factor else torch.zeros_like(error.defined)
     of_good = torch.where(known, 1 - factor, config.good)[:, None, None]
@@ -157,7 +157,7 @@ def rewards(good: Bool[Tensor, "b n m"], error: FundamentalError, config: Reward
 
 
 def regulariser_factor(error: FundamentalError, config: RewardConfig) -> Float[Tensor, " b"]:
-    """What eq. 21 multiplies its regulariser with: tanh L_fme or L_fme, or 1 without it (PoSFeat)."""
+    """Factor of the regulariser in eq. 21: tanh L_fme or L_fme, or 1 without it (PoSFeat)."""
     known = error.defined if config.error_factor else torch.zeros_like(error.defined)
     return torch.where(known, error.value.tanh() if config.regulariser == "tanh" else error.value, 1.0)
 
@@ -166,31 +166,31 @@ def regulariser_factor(error: FundamentalError, config: RewardConfig) -> Float[T
 # The detection loss (eq. 21).
 
 
-NOT_DRAWN = -1e3  # instead of a cosine: beside anything that was drawn its probability is 0
+NOT_DRAWN = -1e3  # instead of a cosine: its match probability is 0 next to any sampled keypoint
 
 
 class DetectionLossConfig(Config):
     policy: GridPolicyConfig = GridPolicyConfig()
-    """How keypoints are drawn."""
+    """How keypoints are sampled."""
     epsilon_px: Pixels = 2.0
-    """Good pairs are nearer than this to their epipolar lines in both images (paper, eq. 18)."""
+    """Good pairs are nearer than this to their epipolar lines in both images, pixels (paper, eq. 18)."""
     temperature: Factor = 60.0
-    """Factor of the cosines in the match probabilities (authors' code)."""
+    """Inverse temperature of the cosines in the match probabilities (authors' code)."""
     error: FundamentalErrorConfig = FundamentalErrorConfig()
     """How the error of the fundamental matrix is estimated."""
     reward: RewardConfig = RewardConfig()
-    """What pairs earn."""
+    """Rewards of the pairs."""
     regulariser: Number = -0.001
-    """lambda_reg (authors' code)."""
+    """Weight lambda of the regulariser (authors' code)."""
     per_keypoint: bool = True
-    """Whether the sums are divided by |Q_0| + |Q_1| (paper), or left as they are (authors' code)."""
+    """Whether the sums are divided by |Q_0| + |Q_1| (paper) or not (authors' code)."""
 
 
 class Matches(NamedTuple):
-    """Of the keypoints of both images. Nothing here has a gradient.
+    """Matches between the keypoints of both images, without gradients.
 
-    drawn: pairs of two keypoints, not of what merely fills a row. good: P_m. mutual: each other's nearest.
-    probability: p_ij; 0 for what was not drawn.
+    drawn: pairs of two keypoints, without padding. good: P_m. mutual: mutual nearest neighbours. probability: p_ij; 0
+    for padding.
     """
 
     drawn: Bool[Tensor, "b n m"]
@@ -206,7 +206,7 @@ def detection_loss(
     config: DetectionLossConfig,
     context: LossContext,
 ) -> LossResult:
-    """L_kp above, of views that fundamental matrices join.
+    """L_kp above, for views related by fundamental matrices.
 
     Raises ValueError for scores that are not at the images' resolution.
     """
@@ -234,7 +234,7 @@ def policy_loss(
     config: DetectionLossConfig,
     total: Total = alone,
 ) -> Float[Tensor, ""]:
-    """Eq. 21 with gain_ij = p_ij r_ij and factor = L_fme: the gradient reaches the scores through log P_kp alone."""
+    """Eq. 21 with gain_ij = p_ij r_ij and factor = L_fme; the gradient reaches the scores only through log P_kp."""
     log0 = torch.where(sample0.accepted, sample0.log_probability, 0.0)
     log1 = torch.where(sample1.accepted, sample1.log_probability, 0.0)
     earned = (log0 * gain.sum(2)).sum(1) + (log1 * gain.sum(1)).sum(1)  # sum_ij gain_ij (log0_i + log1_j)
@@ -246,7 +246,7 @@ def policy_loss(
 
 
 def matched(sample0: KeypointSample, sample1: KeypointSample, views: TwoViews, config: DetectionLossConfig) -> Matches:
-    """How the keypoints that were drawn match, by their descriptors and by the poses."""
+    """Matches of the sampled keypoints, by descriptors and by poses."""
     drawn = sample0.accepted[:, :, None] & sample1.accepted[:, None]
     good = match_matrix(sample0.points, sample1.points, views.geometry01, config.epsilon_px) & drawn
     first = unit_descriptors(views.map0, sample0.points, views.image_size)
@@ -256,7 +256,7 @@ def matched(sample0: KeypointSample, sample1: KeypointSample, views: TwoViews, c
 
 
 def drawn_from(matches: Matches, config: FundamentalErrorConfig) -> Bool[Tensor, "b n m"] | Float[Tensor, "b n m"]:
-    """The pairs that L_fme draws its sets of eight from."""
+    """The pairs from which L_fme samples its sets of eight."""
     if config.pairs == "mutual":
         return matches.mutual
     return matches.probability if config.pairs == "likely" else matches.good
@@ -270,7 +270,7 @@ def _statistics(
     error: FundamentalError,
     total: Total,
 ) -> dict[str, Tensor]:
-    """Shares and means over the whole batch, of which this may be a part."""
+    """Shares and means over the complete batch; a part of a batch gives its contribution."""
     defined = error.defined.sum()
     own = (matches.mutual.sum(), defined, matches.probability.sum(), torch.ones_like(error.value).sum())
     mutual, all_defined, probability, pairs = total(torch.stack([number.to(gain.dtype) for number in own]))
@@ -288,13 +288,13 @@ def _statistics(
 def match_probability(
     cosine: Float[Tensor, "b n m"], drawn: Bool[Tensor, "b n m"], temperature: float
 ) -> Float[Tensor, "b n m"]:
-    """p_ij above, over the keypoints that were drawn; 0 for the others, whose cosines are NOT_DRAWN."""
+    """p_ij above, over the sampled keypoints; 0 for padding, whose cosines are NOT_DRAWN."""
     affinity = temperature * cosine
     return affinity.softmax(2).mul_(affinity.softmax(1)).mul_(drawn)
 
 
 def _mutual(cosine: Float[Tensor, "b n m"], drawn: Bool[Tensor, "b n m"]) -> Bool[Tensor, "b n m"]:
-    """Which keypoints are each other's nearest."""
+    """Which pairs are mutual nearest neighbours."""
     nearest = cosine.argmax(2, keepdim=True)
     mutual = cosine.gather(2, nearest) == cosine.amax(1)[:, None].mT.gather(1, nearest)
     return torch.zeros_like(drawn).scatter_(2, nearest, mutual) & drawn
@@ -314,7 +314,7 @@ def _mutual(cosine: Float[Tensor, "b n m"], drawn: Bool[Tensor, "b n m"]) -> Boo
 def two_way_distances(
     points0: Float[Tensor, "b n 2"], points1: Float[Tensor, "b m 2"], fundamental01: Float[Tensor, "b 3 3"]
 ) -> tuple[Float[Tensor, "b n m"], Float[Tensor, "b n m"]]:
-    """Of every pair the distance from a line in image 0 (eq. 17) and in image 1 (eq. 16), in pixels."""
+    """Distance of every pair from its epipolar line in image 0 (eq. 17) and in image 1 (eq. 16), in pixels."""
     with torch.autocast(points0.device.type, enabled=False):
         in_image1 = distances_to_lines(points1, epipolar_lines(points0, fundamental01))
         in_image0 = distances_to_lines(points0, epipolar_lines(points1, fundamental01.mT)).mT

@@ -1,7 +1,7 @@
-"""How well the pairs of keypoints determine the fundamental matrix: SCFeat's extra reward.
+"""SCFeat's fundamental matrix error: how well the pairs of keypoints determine the fundamental matrix.
 
-In words: draw eight pairs a hundred times, estimate the fundamental matrix of each draw, compare it with the truth,
-keep the smallest error.
+In words: sample eight pairs a hundred times, estimate the fundamental matrix of each sample, compare it with the ground
+truth, keep the smallest error.
 
     L_fme = min over draws of SmoothL1(F_hat, F)                                              (algorithm 1, eq. 19)
 
@@ -48,33 +48,34 @@ Pairs = Literal["mutual", "likely", "good", "independent"]
 
 class FundamentalErrorConfig(Config):
     pairs: Pairs = "likely"
-    """What the eight pairs are drawn from. likely: all pairs, each with its match probability p_ij. mutual: mutual
-    nearest neighbours, each alike; much the same where measured. good: the pairs that agree with the poses
-    (algorithm 1 to the letter); has no effect. independent: these with two index sets, as algorithm 1 prints them;
-    pairs unrelated points."""
+    """Pairs from which sets of eight are sampled. likely: all pairs, by match probability p_ij. mutual: mutual nearest
+    neighbours, uniformly; similar results in measurements. good: pairs that agree with the poses (algorithm 1,
+    literally); has no effect. independent: like good, with two index sets as printed in algorithm 1; pairs unrelated
+    points."""
     draws: Trials = 100
-    """Draws of eight pairs (algorithm 1: n_iter). In the authors' code all repeat the same draw: 1 does as they do."""
+    """Number of samples of eight pairs (algorithm 1: n_iter). The authors' code repeats the same sample, equivalent to
+    1."""
     quantile: Share = 0.0
-    """Which of the draws' errors is L_fme: 0, the smallest (algorithm 1); 0.5, the median, which is larger and tells
-    less about the matches."""
+    """Quantile of the samples' errors used as L_fme: 0 is the smallest (algorithm 1); 0.5 the median, which is larger
+    and says less about the matches."""
     scale: Scale = "lines"
-    """What is compared. lines: the epipolar lines, over tolerance_share. image, pixels: the entries of F, in
-    units in which F has norm 1. authors: points not normalised, in pixels, F divided by F[2, 2]."""
+    """How matrices are compared. lines: distance of epipolar lines over tolerance_share. image, pixels: entries of F
+    with norm 1, in these units. authors: unnormalised points in pixels, F divided by F[2, 2]."""
     tolerance_share: Factor = 0.3
-    """Distance between lines that d = 1 stands for, as a share of the image's longer side (scale: lines). Measured, not
-    from the paper: at 0.1 tanh L_fme exceeds the share of good matches, so that being matched costs (eq. 20 less than 0
-    on average) and the gradient turns by more than 90 degrees; at 0.5 the factor changes a tenth of it."""
+    """Distance between lines that corresponds to d = 1, as a share of the image's longer side (scale: lines). Measured,
+    not from the paper: at 0.1 tanh L_fme exceeds the share of good matches, so that matches have negative rewards on
+    average (eq. 20) and the gradient turns by more than 90 degrees; at 0.5 the factor changes a tenth of it."""
     lines_side: int = Field(5, ge=1, le=1000)
-    """Lines are compared that belong to a grid of this many by this many points of each image (scale: lines)."""
+    """Points per side of the grid in each image whose epipolar lines are compared (scale: lines)."""
     beta: Factor = 1.0
-    """Where smooth L1 turns from quadratic to linear (PyTorch's default, as in the authors' code)."""
+    """Threshold of smooth L1 between quadratic and linear (PyTorch's default, as in the authors' code)."""
     over: Literal["pair", "batch"] = "pair"
-    """Whether a pair of images is rewarded by its own error, or by the batch's sum (authors' code)."""
+    """Whether an image pair is rewarded by its own error, or by the batch's sum (authors' code)."""
 
 
 @dataclass(frozen=True)
 class FundamentalError:
-    """value: L_fme of each pair of images; 0 where it is not `defined`, with fewer than eight pairs to draw from."""
+    """value: L_fme of each image pair; 0 if not `defined`, with fewer than eight pairs to sample from."""
 
     value: Float[Tensor, " b"]
     defined: Bool[Tensor, " b"]
@@ -90,9 +91,9 @@ def fundamental_error(
     config: FundamentalErrorConfig,
     context: LossContext,
 ) -> FundamentalError:
-    """L_fme above; draws that determine no F are passed over.
+    """L_fme above; degenerate samples are skipped.
 
-    pairs: what is drawn from, equally likely (bool) or in proportion to their values (float).
+    pairs: the pairs to sample from, uniformly (bool) or in proportion to their values (float).
     """
     draw = draw_sets if pairs.dtype == torch.bool else draw_likely_sets
     chosen, enough = draw(pairs, config.draws, context.draws)
@@ -114,7 +115,7 @@ def _picked(points: Float[Tensor, "b n 2"], which: Int[Tensor, "b draws 8"]) -> 
 
 
 def _has_repeated(chosen: Int[Tensor, "b draws 8 2"]) -> Bool[Tensor, "b draws"]:
-    """Sets in which a pair occurs twice: seven equations determine no F."""
+    """Sets that contain a pair twice: seven equations do not determine F."""
     same = (chosen[:, :, :, None] == chosen[:, :, None]).all(-1)
     return same.sum((2, 3)) > PAIRS
 
@@ -126,7 +127,7 @@ def set_errors(
     image_size: tuple[int, int],
     config: FundamentalErrorConfig,
 ) -> Float[Tensor, "b draws"]:
-    """SmoothL1(F_hat, F) of every set of eight pairs, in float64; NaN where they determine no F."""
+    """SmoothL1(F_hat, F) of every set of eight pairs, in float64; NaN for degenerate sets."""
     truth = fundamental01.double()
     if config.scale == "lines":
         found = fundamental_of_eight(sets0, sets1)
@@ -151,10 +152,10 @@ def set_errors(
 def line_distances(
     found: Float[Tensor, "b draws 3 3"], truth: Float[Tensor, "b 3 3"], image_size: tuple[int, int], side: int
 ) -> Float[Tensor, "b draws k"]:
-    """How far the true epipolar lines' ends are from the lines of the matrices found, px; NaN where there is no line.
+    """Distance in pixels of the true epipolar lines' ends from the lines of the estimated matrices; NaN without a line.
 
-    Of a grid of side x side points in either image; the ends are where the true line leaves the other image. At most
-    the image's diagonal. k = 4 side^2.
+    For a grid of side x side points in each image; the ends are where the true line leaves the other image. At most the
+    image's diagonal. k = 4 side^2.
     """
     along = (torch.arange(side, device=truth.device, dtype=truth.dtype) + 0.5) / side
     y, x = torch.meshgrid(along, along, indexing="ij")
@@ -183,9 +184,9 @@ def _entries_error(found: Float[Tensor, "b draws 3 3"], truth: Float[Tensor, "b 
 def draw_sets(
     good: Bool[Tensor, "b n m"], draws: int, generator: Draws
 ) -> tuple[Int[Tensor, "b draws 8 2"], Bool[Tensor, " b"]]:
-    """Row and column of eight different good pairs per draw, all subsets equally likely; and who has eight.
+    """Row and column of eight distinct good pairs per sample, uniform over subsets; and which images have eight.
 
-    Where there are fewer than eight the sets are arbitrary.
+    With fewer than eight the sets are arbitrary.
     """
     if not good[0].numel():
         empty = torch.zeros((len(good), draws, PAIRS, 2), dtype=torch.long, device=good.device)
@@ -203,9 +204,9 @@ def draw_sets(
 def draw_likely_sets(
     weights: Float[Tensor, "b n m"], draws: int, generator: Draws
 ) -> tuple[Int[Tensor, "b draws 8 2"], Bool[Tensor, " b"]]:
-    """Row and column of eight pairs per draw, each pair as likely as its weight says, with replacement; who has eight.
+    """Row and column of eight pairs per sample, in proportion to the weights, and which images have eight.
 
-    A set may name a pair twice.
+    Sampled with replacement: a set may contain a pair twice.
     """
     b, n, m = weights.shape
     if not weights[0].numel():
@@ -221,7 +222,7 @@ def draw_likely_sets(
 
 
 def _subsets(counts: Int[Tensor, " b"], draws: int, generator: Draws) -> Int[Tensor, "b draws 8"]:
-    """Eight different numbers below each count, by Floyd's algorithm: any up to the k-th of the last 8, or that one."""
+    """Eight distinct numbers below each count, by Floyd's algorithm: any up to the k-th of the last 8, or that one."""
     u = uniform((len(counts), draws, PAIRS), generator, counts.device).double()
     last = (counts[:, None] - PAIRS + torch.arange(PAIRS, device=counts.device)).clamp(min=0)  # (b, 8)
     found = (u * (last + 1)[:, None]).long().clamp(max=last[:, None])

@@ -1,17 +1,17 @@
-"""Learning from a teacher: the student describes a teacher's keypoints as the teacher does, and scores them high.
+"""Distillation from a teacher: the student imitates the descriptors and scores of the teacher's keypoints.
 
-The teacher (any published feature of the student's length) saw each photograph once, upright. The photograph is shown
-to the student through a homography: the keypoints move with it and their descriptors stay, so that the student learns
-from the teacher what a point is, and from the homographies that turning, zooming and light do not change it.
+The teacher (any published feature with the student's descriptor length) processed each photograph once, upright. The
+student sees it warped by a homography, with the keypoints moved and their descriptors unchanged, so that it learns the
+descriptors from the teacher and invariance to rotation, scale and lighting from the augmentation.
 
     L = w_d mean_k (1 - d_k . t_k) + w_s mean_k KL( softmax_l(t_k . t_l / tau) || softmax_l(d_k . d_l / tau) )
         + w_c CE(q, S / sum S)
 
-    t_k, d_k  unit descriptors of the teacher's keypoint k: the teacher's, and the student's map read at its place
-    l         the other keypoints of the same image: what is like what, which two networks can agree on though their
-              spaces differ (relational knowledge distillation: Park et al., CVPR 2019)
-    q         the teacher's scores at its keypoints, each spread over the nearest pixels, of sum 1 over the image
-    S         the student's score map over the pixels that show anything: the last term does not depend on its scale
+    t_k, d_k  unit descriptors of the teacher's keypoint k: the teacher's, and the student's map sampled at it
+    l         the other keypoints of the same image: relative similarities, which are comparable between different
+    descriptor spaces (relational knowledge distillation: Park et al., CVPR 2019)
+    q         the teacher's scores at its keypoints, each spread over the nearest pixels, with sum 1 over the image
+    S         the student's score map over the valid pixels; the last term does not depend on its scale
 
 Not part of the SCFeat paper. Shapes: maps (b, c, h, w), scores (b, 1, H, W), Lesson below -> a scalar.
 """
@@ -33,18 +33,18 @@ from featkit.losses.two_views import unit_descriptors
 
 class ImitationConfig(Config):
     descriptor: FactorOrZero = 1.0
-    """w_d, the weight of the distance between descriptors."""
+    """Weight w_d of the distance between descriptors."""
     similarity: FactorOrZero = 0.5
-    """w_s, the weight of the similarities between points."""
+    """Weight w_s of the relative similarities between keypoints."""
     score: FactorOrZero = 0.5
-    """w_c, the weight of the scores; 0: the detector is left to its own stage."""
+    """Weight w_c of the scores; 0: the detector is trained only in its own stage."""
     temperature: Factor = 0.05
-    """tau, of the similarities."""
+    """Temperature tau of the similarities."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """The teacher's keypoints in the images' pixels; rows beyond an image's own are not `shown`."""
+    """The teacher's keypoints in pixels of the images; padding rows are not `shown`."""
 
     points: Float[Tensor, "b n 2"]
     descriptors: Float[Tensor, "b n c"]
@@ -59,7 +59,7 @@ def imitation_loss(
     config: ImitationConfig,
     total: Total = alone,
 ) -> LossResult:
-    """The first two terms of L. total: as in the other losses; without any keypoint the loss is 0."""
+    """The first two terms of L; 0 without any keypoint. total: as in the other losses."""
     with torch.autocast(maps.device.type, enabled=False):
         found = unit_descriptors(maps, lesson.points, image_size)
         given = F.normalize(full_precision(lesson.descriptors), dim=2)
@@ -92,7 +92,7 @@ def score_loss(
     weight: float,
     total: Total = alone,
 ) -> LossResult:
-    """The last term of L times its weight: the mean over the images that show a keypoint of the teacher's."""
+    """The last term of L times its weight: the mean over the images that show a teacher keypoint."""
     with torch.autocast(scores.device.type, enabled=False):
         given = torch.where(lesson.shown, full_precision(lesson.scores), 0.0)
         counted = given.sum(1) > 0

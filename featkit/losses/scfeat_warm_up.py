@@ -1,13 +1,13 @@
-"""Warm-up of the descriptor on known homographies: a point looks like itself in the warped image, and like no other.
+"""Warm-up of the descriptor on known homographies: contrastive loss between an image and its warped copy.
 
-In words: sample points of image 0, follow them to image 1; each descriptor should pick its own among those of all
-points of the other image, both ways.
+In words: sample points of image 0 and map them to image 1; each descriptor should be most similar to its own
+correspondence among all points of the other image, both ways.
 
     L = 1/2 (row term + column term),     row term = - 1/n sum_i log( exp(T q_i.k_i) / sum_{j in N_i} exp(T q_i.k_j) )
 
     q_i, k_i  unit descriptors of point x_i in image 0, and of its exact image y_i = H x_i in image 1
     N_i       i itself, and all j whose y_j is at least r away from y_i (column term: x_j from x_i)
-    T         inverse temperature;  r: a radius in which points look alike by right
+    T         inverse temperature;  r: radius within which points are expected to look alike
 
 The InfoNCE loss (van den Oord, Li, Vinyals: Representation Learning with Contrastive Predictive Coding, 2018, eq. 4)
 over points of one pair of images. Not part of the SCFeat paper, which starts from an ImageNet encoder.
@@ -31,17 +31,18 @@ NO_CANDIDATE = -1e4  # logit of a point that is not in N_i
 
 class ContrastiveLossConfig(Config):
     cell_px: Side = 16
-    """Side of the cells of image 0 with one point each, in pixels (as in SCFeat's description loss)."""
+    """Side in pixels of the cells of image 0, with one point each (as in SCFeat's description loss)."""
     temperature: Factor = 20.0
-    """Factor of the cosines (ours; common values lie between 10 and 60, and SCFeat's own losses have 60)."""
+    """Inverse temperature of the cosines (ours; common values are 10 to 60, SCFeat's own losses have 60)."""
     exclusion_px: PixelsOrZero = 12.0
-    """Points nearer than this to the true one are no negatives (ours: three cells of a map at 1/4 resolution)."""
+    """Points nearer than this to the true one, in pixels, are not negatives (ours: three cells of a map at 1/4
+    resolution)."""
 
 
 def contrastive_loss(views: TwoViews, config: ContrastiveLossConfig, context: LossContext) -> LossResult:
-    """L above, of views that homographies join.
+    """L above, for views related by homographies.
 
-    Points that image 1 does not show neither look for their partner nor are negatives. Without any the loss is 0.
+    Points not visible in image 1 are neither queries nor negatives. Without visible points the loss is 0.
     """
     size, device = views.image_size, views.map0.device
     points0 = query_points(len(views.map0), size, config.cell_px, context.draws, device)
@@ -66,7 +67,7 @@ def contrastive_loss(views: TwoViews, config: ContrastiveLossConfig, context: Lo
 def mapped_points(
     homography01: Float[Tensor, "b 3 3"], points0: Float[Tensor, "b n 2"]
 ) -> tuple[Float[Tensor, "b n 2"], Bool[Tensor, "b n"]]:
-    """Points of image 0 in image 1, in float64 inside; and which of them are in front: of positive depth."""
+    """Points of image 0 mapped to image 1 (computed in float64), and which of them have positive depth."""
     moved = homogeneous(points0.double()) @ homography01.double().mT
     front = moved[..., 2] > 0
     return (moved[..., :2] / torch.where(front, moved[..., 2], 1.0)[..., None]).to(points0.dtype), front
@@ -78,7 +79,7 @@ def _one_way(
     shown: Bool[Tensor, "b n"],
     config: ContrastiveLossConfig,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The row term's sum over points, and how many have their own partner as the best of their candidates."""
+    """The row term summed over points, and the number of points matched correctly."""
     own = torch.eye(cosine.shape[1], dtype=torch.bool, device=cosine.device)
     far = torch.cdist(targets, targets, compute_mode="donot_use_mm_for_euclid_dist") >= config.exclusion_px
     candidates = own | (far & shown[:, None])

@@ -1,9 +1,9 @@
-"""SDGMNet: the gradient of every pair is weighted by where its angle lies among all angles seen lately.
+"""SDGMNet: every pair's gradient is weighted by its angle relative to running statistics of all angles.
 
-In words: angles are pulled and pushed with weights of our making and no loss behind them. A pair counts most when its
-angle is ordinary (auto-focus), a triplet counts more the worse it is and not at all when it belongs to the easiest
-60 % (probabilistic margin), and the weights of all positives together stand to those of all negatives as 0.9 to 1
-(power adjustment). What is ordinary is told by running means and deviations.
+In words: the gradients on the angles are designed directly, not derived from a loss. A pair counts most if its angle is
+typical (auto-focus), a triplet counts more the harder it is and not at all among the easiest 60 % (probabilistic
+margin), and the total weights of positives and negatives have the ratio 0.9 to 1 (power adjustment). Running means and
+standard deviations define what is typical.
 
     theta = acos(x.y),  theta^r = theta^+ - theta^-                                      eq. 3
     w_s^+ = exp(-(theta^+ - E[theta^+])^2 / (2 (pi/6 + Std[theta^+])^2)),  w_s^- alike   eq. 9, 10
@@ -12,8 +12,8 @@ angle is ordinary (auto-focus), a triplet counts more the worse it is and not at
     L = alpha / E[P^+] sum_i w_i^+ theta_i^+  -  1 / E[P^-] sum_i w_i^- theta_i^-        eq. 15 (gradient: eq. 13)
     beta <- 0.999 beta + 0.001 mu  for E and Std of theta^r, theta^+, theta^-, E[P]      eq. 14
 
-Everything but theta_i is a constant to the gradient. In the first 10 % of training all w are 1. The negative of a pair
-is the hardest in the batch that is not nearer than 0.6 rad (anti-noise threshold).
+Everything except theta_i is constant for the gradient. In the first 10 % of the training all w are 1. The negative of a
+pair is the hardest in the batch that is not nearer than 0.6 rad (anti-noise threshold).
 
 Ma, Deng: SDGMNet, sections III-A to III-E, algorithm 1; figure 6 for what the ablation fields change.
 Shapes: anchor, positive (n, d) with unit rows -> a scalar without meaning of its own; watch the statistics instead.
@@ -55,52 +55,55 @@ ANGLE_STATISTICS = {
 }
 POWER_STATISTICS = {"positive_power": "E[P⁺]", "negative_power": "E[P⁻]"}
 TABLE_ROWS = {**ANGLE_STATISTICS, **POWER_STATISTICS}
-SMALLEST_DEVIATION_RAD = 1e-6  # of theta^r: equal angles have a distribution of some width
+SMALLEST_DEVIATION_RAD = 1e-6  # lower bound of Std[theta^r], for batches of equal angles
 
 
 class SdgmLossConfig(Config):
     name: Literal["sdgm"] = "sdgm"
     """Which loss this configures."""
     hard_margin: Share = Field(0.6, lt=1)
-    """m of eq. 11: the share of triplets believed to have reached their optimum (figure 6b)."""
+    """Hard margin m of eq. 11: the share of triplets considered optimal and given no weight (figure 6b)."""
     attenuation: Factor = 0.9
-    """alpha of eq. 13: the positives' power over the negatives' (figures 6b, 7)."""
+    """Attenuation alpha of eq. 13: ratio of the positives' power to the negatives' (figures 6b, 7)."""
     distance: Literal["theta", "s", "l2"] = "theta"
-    """Which distance's slope the self weight carries (figure 6c): of the angle 1 (eq. 5), of the inner product
-    sqrt(1 - s^2) (eq. 6), of the Euclidean distance sqrt(4 l^2 - l^4) / 2 l (eq. 7)."""
+    """Distance whose derivative multiplies the self weight (figure 6c): angle, 1 (eq. 5); inner product, sqrt(1 - s^2)
+    (eq. 6); Euclidean distance, sqrt(4 l^2 - l^4) / 2 l (eq. 7)."""
     auto_focus: bool = True
-    """Self weights of eq. 9 and 10 (figure 6c, &AF); False: 1 (with `distance`: its rows &theta, &s, &l2)."""
+    """Use the self weights of eq. 9 and 10 (figure 6c, &AF). False: 1 (its rows &theta, &s, &l2, by `distance`)."""
     auto_focus_radius_rad: Radians = Field(math.pi / 6, gt=0)
-    """What is added to the deviations in eq. 9 and 10, so that rare angles keep some weight."""
+    """Constant added to the standard deviations in eq. 9 and 10, radians, so that rare angles keep some weight."""
     power_adjustment: bool = True
-    """Eq. 13 (figure 6c, +PA); False: eq. 8 (-PA), divided by the number of pairs to keep the learning rate."""
+    """Use the power adjustment of eq. 13 (figure 6c, +PA). False: eq. 8 (-PA), divided by the number of pairs to keep
+    the learning rate."""
     coupled_weight: Literal["paper", "authors"] = "paper"
-    """Above the quantile: the CDF (eq. 11), or 1 as the authors' code has it."""
+    """Coupled weight above the hard margin: the CDF (eq. 11), or 1 (authors' code)."""
     statistics_memory: Share = Field(0.999, lt=1)
-    """Factor of the old statistics in eq. 14. It belongs to 200,000 steps: see `scaled_to`."""
+    """Decay of the running statistics in eq. 14, for 200,000 steps; see `scaled_to`."""
     power_start: float = Field(10_000.0, gt=0, le=1e12)
-    """E[P] before the first batch (section III-E). It belongs to 1024 pairs: see `scaled_to`."""
+    """Initial value of E[P] (section III-E), for 1024 pairs; see `scaled_to`."""
     relative_mean_start_rad: float = Field(-1.0, ge=-math.pi, le=math.pi)
-    """E[theta^r] before the first batch (authors' code); the other five start with the first batch's values."""
+    """Initial value of E[theta^r], radians (authors' code); the other five start with the first batch's values."""
     warm_up_share: Share = 0.10
-    """Share of the training in which all weights are 1 (section III-E)."""
+    """Share of the training at its start in which all weights are 1 (section III-E)."""
     noise_angle_rad: Radians = Field(0.6, lt=math.pi)
-    """Patches nearer than this are no negatives (section III-E: anti-noise threshold)."""
+    """Patches nearer than this angle, radians, are not used as negatives (section III-E: anti-noise threshold)."""
     noise_start_share: Share = 0.125
-    """Share of the training before that threshold holds (authors' code): young descriptors all lie closely together."""
+    """Share of the training before the anti-noise threshold applies (authors' code), since early descriptors are all
+    similar."""
     similarity_limit: Confidence = 1.0 - 1e-5
-    """Similarities are cut off here (0.0045 rad), and it is the threshold until then (authors' code)."""
+    """Upper bound of the cosine similarities (0.0045 rad), and the threshold before `noise_start_share` (authors'
+    code)."""
     negatives: Candidates = "all"
-    """Where negatives are sought (authors' code: all four matrices; "cross": HardNet's); see base.py."""
+    """Candidates for the hardest negative (authors' code: all four matrices; "cross": HardNet's); see base.py."""
 
     def scaled_to(self, steps: int, pairs: int) -> SdgmLossConfig:
-        """These values for a training of `steps` batches of `pairs` pairs, in the proportions of the paper.
+        """The configuration for a training of `steps` batches of `pairs` pairs, in the paper's proportions.
 
-        The paper trains 200,000 steps of 1024 pairs. A memory of 0.999 is one of 1,000 steps, 0.5 % of it; E[P] starts
-        at 10,000, 9.8 times the power of 1024 weights of 1, and comes down to it within some 2.5 % of the training,
-        which raises the gradient as slowly (section III-E calls it a one cycle policy). Hence the memory becomes 0.5 %
-        of `steps`, but 10 steps at least, and E[P] starts in proportion to `pairs`. Nothing else depends on them.
-        Values other than the paper's are somebody's choice and stay.
+        The paper trains 200,000 steps of 1024 pairs. A decay of 0.999 averages over 1,000 steps, 0.5 % of the
+        training. E[P] starts at 10,000, 9.8 times the power of 1024 weights of 1, and reaches that power within about
+        2.5 % of the training, which warms up the gradient (section III-E calls it a one cycle policy). Hence the
+        average covers 0.5 % of `steps`, but at least 10 steps, and the initial E[P] is proportional to `pairs`.
+        Nothing else depends on them. Values that differ from the paper's are kept.
         """
         fitted = {"statistics_memory": 1.0 - 1.0 / max(0.005 * steps, 10.0), "power_start": 10_000.0 * pairs / 1024.0}
         papers = SdgmLossConfig()
@@ -110,7 +113,7 @@ class SdgmLossConfig(Config):
 
 
 class SdgmLoss(PatchLoss):
-    """See the module. Evaluation uses the statistics and leaves them alone."""
+    """See the module. Evaluation uses the running statistics without updating them."""
 
     Config = SdgmLossConfig
     batch_kind = "pairs"
@@ -126,7 +129,7 @@ class SdgmLoss(PatchLoss):
         self.register_buffer("started", torch.tensor(False))
 
     def forward(self, batch: PairBatch, progress: float) -> LossResult:
-        """A pair without any negative adds nothing. Raises ValueError for fewer than two pairs."""
+        """Pairs without a negative contribute nothing. Raises ValueError for fewer than two pairs."""
         config = self.config
         hardest = hardest_negatives(batch, config.negatives, self._noise_similarity(progress))
         positive = angle(paired_similarity(batch.anchor, batch.positive), config.similarity_limit)  # eq. 3
@@ -147,14 +150,14 @@ class SdgmLoss(PatchLoss):
     def _updated_angles(
         self, positive: Float[Tensor, " n"], negative: Float[Tensor, " n"], found: Bool[Tensor, " n"]
     ) -> Float[Tensor, "6"]:
-        """The running statistics after this batch; kept when training. A batch without negatives changes nothing."""
+        """The running statistics after this batch, stored in training mode; unchanged by a batch without negatives."""
         batch = torch.stack(
             [s for values in (positive - negative, positive, negative) for s in _moments(values, found)]
         )
         old = self.angle_statistics.to(batch.dtype)
         memory = self.config.statistics_memory
         new = memory * old + (1.0 - memory) * batch  # eq. 14
-        first = torch.cat([new[:1], batch[1:]])  # E[theta^r] starts with a value of its own
+        first = torch.cat([new[:1], batch[1:]])  # E[theta^r] has a configured initial value
         new = torch.where(found.any(), torch.where(self.started, new, first), old)
         if self.training:
             self.angle_statistics.copy_(new)
@@ -196,7 +199,7 @@ class SdgmLoss(PatchLoss):
         return new
 
     def _factors(self, weights: Float[Tensor, "2 n"], powers: Float[Tensor, "2"]) -> Float[Tensor, "2 n"]:
-        """What each angle's gradient is multiplied by."""
+        """The factor of each angle's gradient."""
         if not self.config.power_adjustment:
             return weights / weights.shape[1]  # eq. 8
         attenuation = torch.tensor([self.config.attenuation, 1.0], dtype=weights.dtype, device=weights.device)
@@ -214,7 +217,7 @@ def _moments(values: Float[Tensor, " n"], chosen: Bool[Tensor, " n"]) -> tuple[F
 
 
 def _slope(angles: Float[Tensor, "2 n"], distance: str) -> Float[Tensor, "2 n"]:
-    """|d distance / d angle|: eq. 5, 6 and 7 without their 1/|x|, as functions of the angle."""
+    """|d distance / d angle|: eq. 5, 6 and 7 without the factor 1/|x|, as functions of the angle."""
     if distance == "theta":
         return torch.ones_like(angles)
     return angles.sin() if distance == "s" else (0.5 * angles).cos()

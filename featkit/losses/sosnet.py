@@ -1,4 +1,4 @@
-"""SOSNet's second-order term: the patches of a pair should see the rest of the batch at the same distances.
+"""SOSNet's second-order term: both patches of a pair should have the same distances to the rest of the batch.
 
 In words: for each pair, take the pairs that are among the nearest neighbours of its anchor or of its positive; the
 distances from the anchor to their anchors should equal those from the positive to their positives.
@@ -7,8 +7,8 @@ distances from the anchor to their anchors should equal those from the positive 
     R     = 1/n sum_i d2(i)
     c_i   = { j != i : a_j among the k nearest of a_i, or p_j among the k nearest of p_i }
 
-A regulariser, added to any loss on pairs with a weight that is the caller's (the paper adds it with weight 1 to the
-quadratic hinge triplet loss).
+A regulariser, added to any loss on pairs with a weight chosen by the caller (the paper: weight 1, with the quadratic
+hinge triplet loss).
 
 Tian, Yu, Fan, Wu, Heijnen, Balntas: SOSNet (CVPR 2019), the section on second order similarity regularisation; k = 8.
 Shapes: anchor, positive (n, d) with unit rows -> a scalar.
@@ -33,10 +33,10 @@ def second_order_term(
     neighbourhood: Literal["paper", "authors"] = "paper",
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Float[Tensor, ""]:
-    """R above. neighbours: k of the nearest neighbours (paper: 8); all others when there are fewer.
+    """R above. neighbours: the number k of nearest neighbours (paper: 8), at most all others.
 
-    neighbourhood: "authors" joins the nearest across the sides too (a_i to p_j and p_i to a_j), as their code does.
-    reduction: the paper's mean, or the sum of their code. Raises ValueError for fewer than two pairs.
+    neighbourhood: "authors" adds the nearest across the sides (a_i to p_j and p_i to a_j), as in their code.
+        reduction: the paper's mean, or the sum of their code. Raises ValueError for fewer than two pairs.
     """
     n = len(batch.anchor)
     if n < 2:
@@ -54,7 +54,7 @@ def second_order_term(
 
 
 def _nearest(distances: Float[Tensor, "n n"], neighbours: int) -> Bool[Tensor, "n n"]:
-    """Which columns are among the nearest of each row, itself left out."""
+    """Which columns are among the nearest of each row, excluding itself."""
     others = distances.detach().clone().fill_diagonal_(torch.inf)
     columns = others.topk(min(neighbours, len(distances) - 1), dim=1, largest=False).indices
     return torch.zeros_like(others, dtype=torch.bool).scatter_(1, columns, True)

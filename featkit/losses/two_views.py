@@ -1,4 +1,4 @@
-"""What the losses on pairs of images share: the two views, random draws and sums over processes, points in pixels."""
+"""Shared by the losses on image pairs: the two views, random sampling and sums over processes, points in pixels."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from featkit.losses.base import Total, alone, full_precision
 
 @dataclass(frozen=True)
 class TwoViews:
-    """b pairs of images that a loss compares.
+    """b pairs of images, the input of a loss.
 
-    map0, map1: of descriptors, at any resolution. geometry01: the fundamental matrices of image 0 to image 1
-    (x1^T F x0 = 0), or the homographies, as the loss says. image_size: width and height in pixels.
-    valid0, valid1: pixels of the images that show anything; None: all.
+    map0, map1: descriptor maps at any resolution. geometry01: fundamental matrices of image 0 to image 1
+    (x1^T F x0 = 0), or homographies, depending on the loss. image_size: width and height in pixels.
+    valid0, valid1: valid pixels of the images; None: all.
     """
 
     map0: Float[Tensor, "b c h w"]
@@ -39,15 +39,15 @@ class TwoViews:
 def unit_descriptors(
     maps: Float[Tensor, "b c h w"], points: Float[Tensor, "b n 2"], image_size: tuple[int, int]
 ) -> Float[Tensor, "b n c"]:
-    """What a map says at points in pixels of the image: interpolated, then normalised, in float32 at least."""
+    """Map values at points in pixels of the image: interpolated, then normalised, in at least float32."""
     return F.normalize(sample_map(full_precision(maps), points, image_size), dim=2)
 
 
 @dataclass(frozen=True)
 class PartOfDraws:
-    """Draws for some rows of a batch, as they would be for the whole of it. rows: which, of `count`.
+    """Random numbers for some rows of a batch, equal to those drawn for the complete batch. rows: which, of `count`.
 
-    All processes have a generator in the same state, which moves on by the whole batch in each of them.
+    All processes have a generator in the same state, which each advances by the complete batch.
     """
 
     generator: torch.Generator
@@ -60,17 +60,17 @@ Draws: TypeAlias = torch.Generator | PartOfDraws
 
 @dataclass(frozen=True)
 class LossContext:
-    """Where a loss is computed. total: the batch may be a part of one; losses and statistics of all parts then add up
-    to those of the whole."""
+    """Random numbers and process group of a loss. total: sums over processes if the batch is one part of several;
+    losses and statistics of all parts then add up to those of the complete batch."""
 
     draws: Draws
     total: Total = alone
 
 
 def uniform(shape: tuple[int, ...], draws: Draws, device: torch.device | str) -> Float[Tensor, "..."]:
-    """Uniform numbers in [0, 1), drawn where the generator lives: one of the CPU gives every device the same.
+    """Uniform numbers in [0, 1), drawn on the generator's device: a CPU generator gives every device the same numbers.
 
-    The first axis is that of the batch.
+    The first axis is the batch.
     """
     if isinstance(draws, PartOfDraws):
         return uniform((draws.count, *shape[1:]), draws.generator, device)[draws.rows]
@@ -80,7 +80,7 @@ def uniform(shape: tuple[int, ...], draws: Draws, device: torch.device | str) ->
 def query_points(
     b: int, image_size: tuple[int, int], cell: int, generator: Draws, device: torch.device | str = "cpu"
 ) -> Float[Tensor, "b n 2"]:
-    """A uniformly random pixel of every whole cell of `cell` x `cell` pixels, row by row, for each of `b` images.
+    """A uniformly random pixel of every complete cell of `cell` x `cell` pixels, row by row, for each of `b` images.
 
     Raises ValueError for an image (width, height) smaller than a cell.
     """
@@ -96,7 +96,7 @@ def query_points(
 
 
 def inside(points: Float[Tensor, "*b 2"], image_size: tuple[int, int]) -> Bool[Tensor, "*b"]:
-    """Which points lie between the centres of the first and of the last pixels."""
+    """Which points are between the centres of the first and the last pixels."""
     width, height = image_size
     x, y = points[..., 0], points[..., 1]
     return (x >= 0) & (y >= 0) & (x <= width - 1) & (y <= height - 1)

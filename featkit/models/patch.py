@@ -55,7 +55,7 @@ class L2Net(nn.Module):
 
 
 def standardise(patches: Float[Tensor, "b 1 s s"], norm: InputNorm, eps: float) -> Float[Tensor, "b 1 s s"]:
-    """Patches with mean 0 and deviation 1 each; a constant patch becomes 0.
+    """Patches normalised to mean 0 and standard deviation 1 each; a constant patch becomes 0.
 
     standard_deviation: divided by (unbiased deviation + eps), mean and deviation held constant in the gradient
     (HardNet's code, eps 1e-7). variance: divided by sqrt(biased variance + eps) (SOSNet's InstanceNorm, eps 1e-5).
@@ -68,7 +68,7 @@ def standardise(patches: Float[Tensor, "b 1 s s"], norm: InputNorm, eps: float) 
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The descriptors by name: a trunk, a head, and an optional Spatial Transformer in front.
+# The network: an optional Spatial Transformer, a trunk, and a head.
 
 
 PATCH_PX = 32
@@ -76,39 +76,41 @@ DIMENSION = 128
 
 
 class PatchNetworkConfig(Config):
-    """What decides the layers of a patch descriptor, and how they start."""
+    """Layers of a patch descriptor and their initialisation."""
 
     architecture: Literal["l2net", "hynet"] = "hynet"
-    """l2net: HardNet, AdaSample and DOAP. hynet: HyNet and SDGMNet."""
+    """Trunk of the network. l2net: HardNet, AdaSample and DOAP. hynet: HyNet and SDGMNet."""
     dropout: Share = Field(0.3, lt=1)
-    """Before the last convolution: 0.3 in HardNet's, HyNet's and SDGMNet's code; 0.1 in DOAP (0.5 on RomePatches)."""
+    """Dropout probability before the last convolution. HardNet's, HyNet's and SDGMNet's code: 0.3; DOAP: 0.1 (0.5 on
+    RomePatches)."""
     spatial_transformer: bool = False
-    """DOAP's "ST" rows: patches of 42x42 px are aligned first (section 4.2)."""
+    """Align patches of 42x42 px by a Spatial Transformer first (DOAP's "ST" rows, section 4.2)."""
     transformer_rate: Factor = 0.01
-    """Learning rate of the layer that predicts the affine map, as a share of the others' (DOAP, appendix B)."""
+    """Learning rate of the layer that predicts the affine map, relative to the others' (DOAP, appendix B)."""
     bits: int = Field(0, ge=0, le=65536, multiple_of=8)
-    """0: 128 real values with unit norm. Otherwise that many bits, tanh in training (DOAP eq. 8: 256)."""
+    """Bits of a binary descriptor, tanh values in training (DOAP eq. 8: 256). 0: 128 real values with unit norm."""
     init: Literal["by_architecture", "orthogonal", "uniform", "he"] = "by_architecture"
-    """orthogonal: HardNet's code, for l2net. uniform: PyTorch's default for convolutions, for hynet. he: normal with
-    variance 2 / inputs of a unit, biases 0 (He et al. 2015, eq. 10), which DOAP takes (appendix D)."""
+    """Initialisation of the convolutions. by_architecture: orthogonal for l2net (HardNet's code), uniform for hynet
+    (PyTorch's default). he: normal with variance 2 / fan-in, biases 0 (He et al. 2015, eq. 10), as in DOAP (appendix
+    D)."""
     init_gain: Factor = 0.6
-    """Gain of the orthogonal start (HardNet's code)."""
+    """Gain of the orthogonal initialisation (HardNet's code)."""
     input_norm: InputNorm = "standard_deviation"
-    """l2net only: how a patch is standardised; "variance" is SOSNet's InstanceNorm. HyNet's FRN does this itself."""
+    """How patches are standardised, l2net only; "variance" is SOSNet's InstanceNorm. HyNet's FRN needs none."""
     input_eps: Epsilon = 1e-7
-    """l2net only: added to the deviation (HardNet's code), or to the variance (SOSNet: 1e-5). Patches in [0, 1]."""
+    """Added to the standard deviation (HardNet's code) or variance (SOSNet: 1e-5) of patches in [0, 1], l2net only."""
     frn_eps: Epsilon = 1e-6
-    """hynet only: added to the mean square of a map, not learned (FRN, section 3.1)."""
+    """Added to the mean square of a map, not learned, hynet only (FRN, section 3.1)."""
     tau_init: Number = -1.0
-    """hynet only: where the thresholds of the TLUs start (HyNet's code; the FRN paper has 0)."""
+    """Initial threshold of the TLUs, hynet only (HyNet's code; the FRN paper has 0)."""
     norm_eps: Epsilon = 1e-10
     """Added to the squared norm of the raw vector (HardNet's and HyNet's code)."""
 
 
 class PatchDescription(NamedTuple):
-    """raw: before normalisation. descriptor: unit rows, or tanh(raw) of a binary descriptor. float32 at least.
+    """raw: before normalisation. descriptor: unit rows, or tanh(raw) for binary descriptors. At least float32.
 
-    A named tuple, not a dataclass: Lightning Fabric walks through what a module returns and refuses frozen ones.
+    A named tuple, since Lightning Fabric traverses a module's outputs and rejects frozen dataclasses.
     """
 
     raw: Float[Tensor, "b d"]
@@ -119,7 +121,7 @@ class PatchNetwork(nn.Module):
     """Grey patches in [0, 1] -> descriptors. `input_px`: side of the patches. `dimension`: values of a descriptor."""
 
     def __init__(self, config: PatchNetworkConfig, generator: torch.Generator | None = None):
-        """generator: draws the first weights (on the CPU); None: torch's own."""
+        """generator: for the initial weights (on the CPU); None: torch's global one."""
         super().__init__()
         self.config = config
         self.dimension = config.bits or DIMENSION
@@ -138,7 +140,7 @@ class PatchNetwork(nn.Module):
         return self.config.bits > 0
 
     def forward(self, patches: Float[Tensor, "b 1 s s"]) -> PatchDescription:
-        """patches: in [0, 1], s = `input_px`; none is fine (in eval mode). Raises ValueError for another shape."""
+        """patches: in [0, 1], s = `input_px`; b may be 0 (in eval mode). Raises ValueError for another shape."""
         if patches.shape[1:] != (1, self.input_px, self.input_px):
             raise ValueError(f"patches of shape {tuple(patches.shape)}: not (b, 1, {self.input_px}, {self.input_px})")
         if len(patches) == 0:
@@ -166,7 +168,7 @@ class PatchNetwork(nn.Module):
 
 
 def initialise(network: PatchNetwork, generator: torch.Generator | None) -> None:
-    """Draw the weights of all convolutions; normalisations start as they were built."""
+    """Initialise all convolutions; normalisation layers keep their defaults."""
     config = network.config
     init = config.init
     if init == "by_architecture":
@@ -174,7 +176,7 @@ def initialise(network: PatchNetwork, generator: torch.Generator | None) -> None
     for layer in network.modules():
         if not isinstance(layer, nn.Conv2d):
             continue
-        bound = layer.weight[0].numel() ** -0.5  # of PyTorch's own start: U(-bound, bound) for weight and bias
+        bound = layer.weight[0].numel() ** -0.5  # PyTorch's default: U(-bound, bound) for weight and bias
         with torch.no_grad():
             if init == "orthogonal":
                 nn.init.orthogonal_(layer.weight, config.init_gain, generator)
@@ -222,13 +224,13 @@ class HyNet(nn.Module):
 #
 #     s = 1 / sqrt(mean of x^2 over the map + eps),   y = max(scale * s * x + bias, tau)
 #
-# Written as one formula in PyTorch this takes more time in training than all convolutions of HyNet: a dozen passes over
-# maps that do not fit the cache, each into fresh memory. Here forward and backward run over parts of the batch that do
-# fit, and only x, y (which the next convolution keeps anyway) and s are saved.
+# Written as a plain formula in PyTorch this takes more training time than all convolutions of HyNet: a dozen passes
+# over maps that do not fit the cache, each allocating memory. Here forward and backward process parts of the batch that
+# do fit, and save only x, y (which the next convolution keeps anyway) and s.
 
 
 PART_BYTES = 2**20
-"""On the CPU: maps that are done at once. From 0.5 to 4 MiB it takes the same time."""
+"""Size of the maps processed at once on the CPU. Anything from 0.5 to 4 MiB takes the same time."""
 
 
 class FrnTlu(nn.Module):
@@ -242,8 +244,8 @@ class FrnTlu(nn.Module):
         self.tau = nn.Parameter(torch.full((channels,), tau))
 
     def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Computed in float32 also for half-precision maps: trained scale and bias nearly cancel. Same type out."""
-        by_parts = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # who fuses the formula by itself
+        """Computed in float32 even for half precision, since trained scale and bias nearly cancel. Keeps the dtype."""
+        by_parts = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # the compiler fuses the formula
         function = _FrnTlu.apply if by_parts else frn_tlu
         return function(maps, self.scale, self.bias, self.tau, self.eps)
 
@@ -255,7 +257,7 @@ def frn_tlu(
     tau: Float[Tensor, " c"],
     eps: float,
 ) -> Float[Tensor, "b c h w"]:
-    """The formula of this file as it stands."""
+    """The formula above, directly."""
     x = maps.to(_precise(maps))
     s = torch.rsqrt(x.square().mean(dim=(2, 3), keepdim=True) + eps)
     return torch.maximum(_per_channel(scale) * s * x + _per_channel(bias), _per_channel(tau)).to(maps.dtype)
@@ -299,7 +301,7 @@ class _FrnTlu(torch.autograd.Function):
             along = (g * x).sum(dim=(2, 3), keepdim=True)
             grads[0] += (along * s).sum(dim=(0, 2, 3))
             grads[1] += g.sum(dim=(0, 2, 3))
-            grads[2] += (gy - g).sum(dim=(0, 2, 3))  # exactly 0 where nothing is cut: Adam would enlarge any residue
+            grads[2] += (gy - g).sum(dim=(0, 2, 3))  # exactly 0 if nothing is clipped: Adam would amplify any residue
             slope = _per_channel(scale) * s
             gx.copy_(g.mul_(slope).addcmul_(x, slope * s.square() * along, value=-1.0 / size))
         return grad_in, *grads.to(scale.dtype).unbind(), None
@@ -314,7 +316,7 @@ def _per_channel(values: Float[Tensor, " c"]) -> Float[Tensor, "c 1 1"]:
 
 
 def _parts(maps: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same patches of all tensors, as many at once as stay in the cache; on a GPU all."""
+    """Corresponding parts of all tensors that fit the cache; on a GPU a single part."""
     count = len(maps)
     if maps.device.type == "cpu" and count > 0:
         count = max(1, PART_BYTES // (maps[0].numel() * maps.element_size()))
@@ -324,9 +326,9 @@ def _parts(maps: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
 # ----------------------------------------------------------------------------------------------------------------------
 # DOAP's Spatial Transformer (He et al. 2018, section 4.2 and appendix B): aligns a patch before it is described.
 #
-# The paper says: 42x42 px in, three convolutions that predict a 6-DOF affine map, 32x32 px sampled by it, identity at
-# the start, learning rate of the prediction layer x 0.01, boundary pixels repeated outside the patch. It does not give
-# the convolutions' sizes: they are ours, in the manner of L2-Net.
+# From the paper: 42x42 px input, three convolutions that predict a 6-DOF affine map, 32x32 px sampled by it, identity
+# initialisation, learning rate of the prediction layer x 0.01, boundary pixels repeated outside the patch. The sizes of
+# the convolutions are not given: they are ours, in the style of L2-Net.
 
 
 INPUT_PX = 42
@@ -336,10 +338,10 @@ STANDARDISE_EPS = 1e-7
 
 
 class SpatialTransformer(nn.Module):
-    """Patches of 42x42 px -> patches of 32x32 px of the same grey values, seen through a predicted affine map.
+    """Patches of 42x42 px -> patches of 32x32 px, resampled by a predicted affine map.
 
-    Untrained it is the identity map: the whole patch at 32x32 px, bilinear with half-pixel centres, so that the same
-    square of the image is described as without it.
+    Untrained it is the identity map: the complete patch resized to 32x32 px, bilinear with half-pixel centres, so that
+    it covers the same square of the image as without the transformer.
     """
 
     def __init__(self) -> None:
@@ -361,13 +363,13 @@ class SpatialTransformer(nn.Module):
         nn.init.zeros_(self.prediction.bias)
 
     def affine(self, patches: Float[Tensor, "b 1 42 42"]) -> Float[Tensor, "b 2 3"]:
-        """Maps from output to input coordinates (x, y, 1), both in [-1, 1] over the whole patch."""
+        """Maps from output to input coordinates (x, y, 1), both in [-1, 1] over the complete patch."""
         change = self.prediction(self.features(standardise(patches, "standard_deviation", STANDARDISE_EPS)))
         change = change.to(torch.promote_types(change.dtype, torch.float32))
         return torch.eye(2, 3, dtype=change.dtype, device=change.device) + change.reshape(-1, 2, 3)
 
     def forward(self, patches: Float[Tensor, "b 1 42 42"]) -> Float[Tensor, "b 1 32 32"]:
         affine = self.affine(patches)
-        with torch.autocast(patches.device.type, enabled=False):  # a sampling position needs all its bits
+        with torch.autocast(patches.device.type, enabled=False):  # sampling positions need full precision
             grid = F.affine_grid(affine, [len(patches), 1, OUTPUT_PX, OUTPUT_PX], align_corners=False)
             return F.grid_sample(patches.to(grid.dtype), grid, padding_mode="border", align_corners=False)

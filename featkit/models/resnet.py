@@ -1,6 +1,6 @@
 """The encoder: ResNet-18 or ResNet-50 (He et al. 2016) up to layer3, with torchvision's parameter names.
 
-An ImageNet state dict therefore loads unchanged; its layer4 and fc have no place here and are passed over.
+An ImageNet state dict therefore loads unchanged; its layer4 and fc are ignored.
 """
 
 from __future__ import annotations
@@ -21,14 +21,19 @@ BLOCKS: dict[str, tuple[int, int, int]] = {"resnet50": (3, 4, 6), "resnet18": (2
 WIDTH = 64
 """Channels of the stem and within the blocks of layer1; layer2 has twice, layer3 four times as many."""
 EXPANSION = {"resnet50": 4, "resnet18": 1}
-"""Channels that leave a block over those within it."""
+"""Ratio of a block's output channels to its inner channels."""
 UNUSED = ("layer4.", "fc.")
-WRAPPERS = ("module.", "_orig_mod.", "encoder.", "backbone.")  # of DataParallel, torch.compile and larger networks
+WRAPPERS = (
+    "module.",
+    "_orig_mod.",
+    "encoder.",
+    "backbone.",
+)  # prefixes of DataParallel, torch.compile and larger networks
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 
 
 class EncoderMaps(NamedTuple):
-    """Maps of an image (b 3 h w). shallow: after the stem, "Encoder_0" of the paper. s: the width; c: by the depth."""
+    """Feature maps of an image (b 3 h w). shallow: after the stem, "Encoder_0" in the paper; s = width channels."""
 
     shallow: Float[Tensor, "b s h/4 w/4"]
     layer1: Float[Tensor, "b c1 h/4 w/4"]
@@ -114,7 +119,7 @@ class ResNetEncoder(nn.Module):
 def load_encoder_weights(network: nn.Module, file: Path) -> None:
     """Fill the ResNetEncoder in `network` (or `network` itself) from an ImageNet checkpoint, .pth or .safetensors.
 
-    Raises BadInputError for a file that is no ResNet's, another depth's, damaged, or would run code.
+    Raises BadInputError for a file that is not a ResNet, has another depth, is damaged, or would execute code.
     """
     encoder = next((module for module in network.modules() if isinstance(module, ResNetEncoder)), None)
     if encoder is None:
@@ -148,7 +153,7 @@ def _plain_name(name: str) -> str:
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, or of what torch.save wrote. Raises BadInputError."""
+    """All tensors of a safetensors or torch.save file. Raises BadInputError."""
     if not file.is_file():
         raise BadInputError(f"{file}: no such file")
     if file.suffix == ".safetensors":
@@ -165,7 +170,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         raise BadInputError(
             f"{file}: a pickle that is not tensors; loading it could run code, so it is refused"
         ) from None
-    except Exception as error:  # torch and zipfile raise what comes to hand for a damaged file
+    except Exception as error:  # torch and zipfile raise various exceptions for a damaged file
         what = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInputError(f"{file}: not a checkpoint of PyTorch ({what[:100]})") from None
     for key in CONTAINERS:

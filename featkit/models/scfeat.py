@@ -1,4 +1,4 @@
-"""SCFeat (Sun, Zhu, Ji 2022): backbone, bridge and detector; the paper's network, and a small one for CPUs."""
+"""SCFeat (Sun, Zhu, Ji 2022): backbone, bridge and detector; the paper's network and a small one for CPUs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from featkit.core.config import Config, Count
 from featkit.models.resnet import WIDTH, Depth, ResNetEncoder
 
 MULTIPLE_PX = 16
-"""Height and width of an image are multiples of this."""
+"""Height and width of an image must be multiples of this."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALL: dict[str, Any] = {
@@ -24,34 +24,34 @@ SMALL: dict[str, Any] = {
     "detector_image_channels": 8,
     "detector_merged_channels": 16,
 }
-"""What `scfeat-s` has unless told otherwise: 3.8M parameters, and few channels where a map has all pixels."""
+"""Default widths of `scfeat-s`: 3.8M parameters, and few channels in full-resolution maps."""
 
 
 class SCFeatNetworkConfig(Config):
-    """What decides the layers. `encoder` alone gives the two sizes: with resnet18 the widths default to `SMALL`."""
+    """Layers of the network. `encoder` selects one of two sizes: with resnet18 the widths default to `SMALL`."""
 
     encoder: Literal["resnet50", "resnet18"] = "resnet50"
-    """resnet50: `scfeat`, the paper (III-A). resnet18: `scfeat-s`."""
+    """Encoder of the backbone: resnet50 for `scfeat`, as in the paper (III-A); resnet18 for `scfeat-s`."""
     encoder_width: int = Field(WIDTH, ge=1, le=4096)
-    """Channels of the encoder's first map, layer2 and layer3 by it; other than 64, no ImageNet weights fit."""
+    """Channels of the encoder's first map, to which all its layers scale. ImageNet weights fit only 64."""
     decoder_channels: tuple[Count, Count] = (512, 256)
-    """Of the decoder at 1/8 and at 1/4 of the resolution (authors' code)."""
+    """Channels of the decoder at 1/8 and 1/4 of the resolution (authors' code)."""
     side_channels: int = Field(128, ge=1, le=4096)
-    """Of each of the three maps that are fused (authors' code)."""
+    """Channels of each of the three fused maps (authors' code)."""
     descriptor_channels: int = Field(128, gt=1, le=4096)
-    """Of the fused map: the length of a descriptor (III-A)."""
+    """Channels of the fused map, which is the descriptor length (III-A)."""
     norm_groups: int = Field(32, ge=1, le=4096)
-    """Of every GroupNorm (authors' code); decoder_channels and side_channels are multiples of it."""
+    """Groups of every GroupNorm (authors' code); decoder_channels and side_channels must be multiples of it."""
     cross_norm: bool = True
-    """The coupling bridge (III-B). False: "w/o cross norm." of Table III."""
+    """Whether the network has the coupling bridge (III-B). False: "w/o cross norm." of Table III."""
     head: Literal["scfeat", "posfeat"] = "scfeat"
-    """posfeat: the detector without peakiness, and without PReLU on the image's side (Li et al. 2022)."""
+    """Detector head. posfeat: without peakiness, and without PReLU on the image branch (Li et al. 2022)."""
     detector_feature_channels: int = Field(192, ge=1, le=4096)
-    """Of the detector's layer 0 on descriptor maps, at 1/4 of the resolution (authors' code)."""
+    """Channels of the detector's layer 0 on descriptor maps, at 1/4 of the resolution (authors' code)."""
     detector_image_channels: int = Field(64, ge=1, le=4096)
-    """Of the detector's layer 0 on the image, at full resolution (authors' code)."""
+    """Channels of the detector's layer 0 on the image, at full resolution (authors' code)."""
     detector_merged_channels: int = Field(128, ge=1, le=4096)
-    """Of the detector's layer 1, at full resolution (authors' code)."""
+    """Channels of the detector's layer 1, at full resolution (authors' code)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -69,10 +69,10 @@ class SCFeatNetworkConfig(Config):
 
 
 class DenseMaps(NamedTuple):
-    """What an image's pixels are described by.
+    """Dense maps of an image.
 
-    descriptors: the fused map before normalisation, which gives the descriptors (III-E). normalised: behind the bridge,
-    what the losses and the detector see; its vectors are not unit either. shallow: the encoder's first map.
+    descriptors: the fused map before normalisation, which gives the descriptors (III-E). normalised: after the bridge,
+    used by the losses and the detector; its vectors are not unit either. shallow: the encoder's first map.
     """
 
     descriptors: Float[Tensor, "b d h/4 w/4"]
@@ -81,7 +81,7 @@ class DenseMaps(NamedTuple):
 
 
 class SCFeatOutput(NamedTuple):
-    """scores: > 0, one per pixel of the image."""
+    """Maps and scores; scores are > 0, one per pixel of the image."""
 
     maps: DenseMaps
     scores: Float[Tensor, "b 1 h w"]
@@ -90,14 +90,14 @@ class SCFeatOutput(NamedTuple):
 class SCFeatNetwork(nn.Module):
     """RGB images in [0, 1] -> dense descriptors and scores. 22,197,158 + 628,930 parameters by default.
 
-    Its parts are `backbone`, `bridge` and `detector`. The detector never passes a gradient on to the others (III-B).
+    Its parts are `backbone`, `bridge` and `detector`. The detector passes no gradient to the others (III-B).
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, config: SCFeatNetworkConfig, generator: torch.Generator | None = None):
-        """generator: draws the first weights (on the CPU); None: torch's own."""
+        """generator: for the initial weights (on the CPU); None: torch's global one."""
         super().__init__()
         self.config = config
         self.backbone = F2RBackbone(
@@ -128,32 +128,32 @@ class SCFeatNetwork(nn.Module):
         return self.config.descriptor_channels
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> SCFeatOutput:
-        """Both steps. images: as `describe` takes them."""
+        """Maps and scores. images: as for `describe`."""
         maps = self.describe(images)
         return SCFeatOutput(maps, self.detect(images, maps))
 
     def describe(self, images: Float[Tensor, "b 3 h w"]) -> DenseMaps:
-        """images: in [0, 1]. Raises ValueError unless height and width are multiples of 16."""
+        """Dense maps of images in [0, 1]. Raises ValueError unless height and width are multiples of 16."""
         check_images(images)
         fused, shallow = self.backbone(self._normalised(images))
         return DenseMaps(fused, self.bridge(fused), shallow)
 
     def detect(self, images: Float[Tensor, "b 3 h w"], maps: DenseMaps) -> Float[Tensor, "b 1 h w"]:
-        """Scores of the images that `maps` were made of."""
+        """Scores of the images from which `maps` were computed."""
         given = torch.cat([maps.normalised, maps.shallow], dim=1).detach()
         return self.detector(self._normalised(images), given)
 
     def fill_constants(self) -> None:
-        """Set what is neither learned nor saved: for a network whose memory came without content (`to_empty`)."""
+        """Set the buffers that are neither learned nor saved, for a network created by `to_empty`."""
         for buffer, values in ((self.mean, IMAGENET_MEAN), (self.std, IMAGENET_STD)):
             buffer.copy_(torch.tensor(values, device=buffer.device).view(1, 3, 1, 1))
 
     def description_parameters(self) -> list[nn.Parameter]:
-        """What the first stage of a training learns: backbone and bridge."""
+        """Parameters trained in the description stage: backbone and bridge."""
         return [*self.backbone.parameters(), *self.bridge.parameters()]
 
     def detection_parameters(self) -> list[nn.Parameter]:
-        """What the second stage learns."""
+        """Parameters trained in the detection stage."""
         return list(self.detector.parameters())
 
     def _normalised(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
@@ -161,7 +161,7 @@ class SCFeatNetwork(nn.Module):
 
 
 def check_images(images: Float[Tensor, "b 3 h w"]) -> None:
-    """Raises ValueError for a shape that the network does not take."""
+    """Raises ValueError for a shape that the network does not accept."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images of shape {tuple(images.shape)}: not (b, 3, h, w)")
     height, width = images.shape[2:]
@@ -170,7 +170,7 @@ def check_images(images: Float[Tensor, "b 3 h w"]) -> None:
 
 
 def initialise(network: SCFeatNetwork, generator: torch.Generator | None) -> None:
-    """Draw the weights of all convolutions: normal by He et al. 2015 in the encoder, PyTorch's own start elsewhere."""
+    """Initialise all convolutions: normal as in He et al. 2015 in the encoder, PyTorch's default elsewhere."""
     in_encoder = {id(m) for e in network.modules() if isinstance(e, ResNetEncoder) for m in e.modules()}
     for layer in network.modules():
         if not isinstance(layer, nn.Conv2d):
@@ -191,8 +191,8 @@ def initialise(network: SCFeatNetwork, generator: torch.Generator | None) -> Non
 #
 #     D_desc = conv1x1(concat[side0(decoder at h/4), side1(decoder at h/8), side2(encoder at h/16)])     (b 128 h/4 w/4)
 #
-# A block is a convolution with bias, GroupNorm and ELU. What the paper leaves open is the authors' code: the decoder
-# upsamples with aligned corners, the sides without.
+# A block is a convolution with bias, GroupNorm and ELU. Details not in the paper follow the authors' code: the decoder
+# upsamples with align_corners=True, the sides with False.
 
 
 GROUP_NORM_EPS = 1e-5
@@ -250,12 +250,12 @@ class F2RBackbone(nn.Module):
 
 
 def doubled(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
-    """Bilinear with aligned corners: the outermost pixels' centres stay where they are (authors' code)."""
+    """Bilinear upsampling with align_corners=True (authors' code)."""
     return F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=True)
 
 
 def enlarged(maps: Float[Tensor, "b c h w"], factor: int) -> Float[Tensor, "b c factor*h factor*w"]:
-    """Bilinear, corner to corner."""
+    """Bilinear upsampling with align_corners=False."""
     return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
@@ -272,12 +272,12 @@ def enlarged(maps: Float[Tensor, "b c h w"], factor: int) -> Float[Tensor, "b c 
 
 CROSS_NORM_KERNEL_PX = 7
 START = (0.7, 0.3)
-"""Weights of the position and the channel branch before training (authors' code)."""
+"""Initial weights of the position and the channel branch (authors' code)."""
 EPS = 1e-5
 
 
 class CrossNorm(nn.Module):
-    """Eq. 3: the descriptor map before the bridge -> the one behind it, of the same shape. Its vectors are not unit."""
+    """Eq. 3: the descriptor map before the bridge -> the map after it, of the same shape. Its vectors are not unit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -293,7 +293,7 @@ class CrossNorm(nn.Module):
     def mixed(
         self, maps: Float[Tensor, "b c h w"], mean: Float[Tensor, "b c 1 1"], variance: Float[Tensor, "b c 1 1"]
     ) -> Float[Tensor, "b c h w"]:
-        """The same when mean and variance of each channel over the whole image are known."""
+        """The same with given mean and variance of each channel over the complete image."""
         position_share, channel_share = self.shares()
         channel = (maps - mean) * torch.rsqrt(variance + EPS)
         return position_share * self.position_branch(maps) + channel_share * channel
@@ -303,7 +303,7 @@ class CrossNorm(nn.Module):
         return (maps - mean) * (torch.rsqrt(variance + EPS) * self.scale(mean)) + self.shift(mean)
 
     def shares(self) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """w_s and w_c: they add up to 1."""
+        """w_s and w_c, with sum 1."""
         total = self.position_weight + self.channel_weight
         return self.position_weight / total, self.channel_weight / total
 
@@ -373,14 +373,13 @@ def instance_norm(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
 #     zeta = softplus(y - mean of y over the 3x3 neighbours)    one per channel and pixel, the border mirrored
 #     S    = max over the channels of zeta * eta                (b 1 h w)
 #
-# y: a map (b c h w) over its largest value in all channels and pixels of the image. The paper leaves this scaling out;
-# the authors' code has it. It takes a positive maximum for granted, which a dark image does not have: `floor` bounds it
-# below.
+# y: a map (b c h w) divided by its maximum over all channels and pixels of the image. This scaling is not in the paper
+# but in the authors' code, which assumes a positive maximum; a dark image has none, hence the lower bound `floor`.
 
 
 PEAKINESS_KERNEL_PX = 3
 FLOOR = 0.1
-"""Least divisor: an image normalised as ImageNet's has this maximum when nothing in it is brighter than 0.5."""
+"""Lower bound of the divisor: about the maximum of an ImageNet-normalised image with no value above 0.5."""
 
 
 def peakiness(maps: Float[Tensor, "b c h w"], floor: float = FLOOR) -> Float[Tensor, "b 1 h w"]:
@@ -389,7 +388,7 @@ def peakiness(maps: Float[Tensor, "b c h w"], floor: float = FLOOR) -> Float[Ten
 
 
 def largest(maps: Float[Tensor, "b c h w"], floor: float = FLOOR) -> Float[Tensor, "b 1 1 1"]:
-    """What maps are divided by."""
+    """The divisor of maps."""
     return maps.amax(dim=(1, 2, 3), keepdim=True).clamp_min(floor)
 
 

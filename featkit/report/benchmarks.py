@@ -1,4 +1,4 @@
-"""What benchmarks write, each by itself and all in one page: results.json and report.html."""
+"""Output of the benchmarks, individually and on one page: results.json and report.html."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from featkit.report.tables import decimals_for, format_cell
 
 @dataclass(frozen=True)
 class Written:
-    """Files of one benchmark, or of all; None: not asked for."""
+    """Output files of one benchmark, or of all; None: not requested."""
 
     numbers: Path | None
     report: Path | None
@@ -30,11 +30,11 @@ class Written:
         return Written(folder / "results.json", folder / "report.html")
 
     def refuse_foreign(self) -> None:
-        """Raise BadInputError, before the work, when somebody else's file would be replaced."""
+        """Raises BadInputError, before any work, if a foreign file would be replaced."""
         refuse_foreign(*(path for path in (self.numbers, self.report) if path is not None))
 
     def write(self, numbers: dict[str, Any], page: Report) -> list[str]:
-        """Write them; a line for people on each. Raises NotWritableError."""
+        """Write the files and return a message for each. Raises NotWritableError."""
         lines = []
         if self.numbers is not None:
             write_text(self.numbers, json.dumps(numbers, indent=1) + "\n")
@@ -45,7 +45,7 @@ class Written:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The table over all benchmarks: a row per method, a column per measure, the best of each marked.
+# The table over all benchmarks: a row per method, a column per measure, with the best marked.
 
 
 BEST = " *"
@@ -53,7 +53,7 @@ ARROWS = {"high": "↑", "low": "↓"}
 
 
 def ranking_table(ranking: Sequence[Ranked], methods: Sequence[str]) -> Table:
-    """Rows in the order of `methods`, columns in the order of appearance; of equals all are marked."""
+    """Rows in the order of `methods`, columns in the order of appearance; ties are all marked."""
     kinds = {one.measure: one.better for one in ranking}
     values = {(one.method, one.measure): one.value for one in ranking}
     columns = [[_known(values.get((method, measure))) for method in methods] for measure in kinds]
@@ -68,7 +68,7 @@ def _known(value: float | None) -> float | None:
 
 
 def _marked(column: Sequence[float | None], better: str) -> list[Cell]:
-    """The column with the best marked; as it is when there is nothing to choose from."""
+    """The column with the best value marked; unchanged if there is nothing to compare."""
     known = [value for value in column if value is not None]
     if len(known) < 2:
         return list(column)
@@ -83,7 +83,7 @@ def _marked(column: Sequence[float | None], better: str) -> list[Cell]:
 
 @dataclass(frozen=True)
 class Part:
-    """One benchmark of the page. address: of its own page, relative to this one."""
+    """One benchmark of the page. address: of its own page, relative to this page."""
 
     title: str
     result: Result
@@ -91,7 +91,7 @@ class Part:
 
 
 def all_report(summary: Table, shown: Sequence[Part], failed: Mapping[str, str], methods: Mapping[str, Any]) -> Report:
-    """One page of all. failed: messages by benchmark. methods: their configurations by name."""
+    """One page for all benchmarks. failed: messages by benchmark. methods: their configurations by name."""
     links: list[list[Cell]] = [[Link(one.title, one.address)] for one in shown]
     overview: list[Item] = [summary, Table("", ["benchmark, with its own page"], links)]
     if failed:
@@ -108,12 +108,12 @@ def all_report(summary: Table, shown: Sequence[Part], failed: Mapping[str, str],
 
 
 def failed_table(failed: Mapping[str, str]) -> Table:
-    """What did not run, and why."""
+    """The benchmarks that failed, and why."""
     rows = [[name, message] for name, message in failed.items()]
     return Table("Failed", ["benchmark", "because"], rows, highlight=set(range(len(rows))))
 
 
 def _items(result: Result) -> list[Item]:
-    """Everything of its page but the methods' configurations, which stand at the end; or its tables."""
+    """A benchmark's page without the methods' configurations, which are at the end; or only its tables."""
     items = [item for section in result.sections for item in section.items] or list(result.tables)
     return [*items, *configurations(result.settings)]

@@ -13,12 +13,12 @@ from featkit.report.tables import for_plotly, format_cell, format_integer
 # Curves over a common axis as a plotly line chart.
 
 
-MOST_POINTS = 1500  # of one curve on the page; more are averaged in neighbouring groups
+MOST_POINTS = 1500  # maximum points of one curve; longer curves are averaged in groups of neighbours
 COLOURS = (*GROUP_COLOURS.values(), *OTHER_COLOURS)
 
 
 def curves_figure(curves: Curves) -> Figure:
-    """One line per curve, values that are not finite left out. Raises ValueError on arrays of unequal length."""
+    """One line per curve, without NaN or infinite values. Raises ValueError for arrays of unequal length."""
     layout = {
         "xaxis": {"title": {"text": for_plotly(curves.x_label)}, "zeroline": False},
         "yaxis": {
@@ -50,7 +50,7 @@ def curves_figure(curves: Curves) -> Figure:
 
 
 def _shown(curve: Curve, positive: bool) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """What is drawn of a curve: finite (and positive, on a logarithmic axis), not more than the page can show."""
+    """The drawn points of a curve: finite (and positive, on a logarithmic axis), at most `MOST_POINTS`."""
     x, y = np.asarray(curve.x, np.float64), np.asarray(curve.y, np.float64)
     if x.shape != y.shape or x.ndim != 1:
         raise ValueError(f"curve {curve.name!r}: x has shape {x.shape}, y {y.shape}")
@@ -80,7 +80,7 @@ def _curves_caption(curves: Curves) -> str:
 
 
 def bars_figure(bars: Bars) -> Figure:
-    """Values that are not finite have no bar. Raises ValueError for a series with another number of values."""
+    """NaN and infinite values have no bar. Raises ValueError for a series with a wrong number of values."""
     groups = [for_plotly(group) for group in bars.groups]
     layout = {
         "xaxis": {"type": "category"},
@@ -119,7 +119,7 @@ def bars_figure(bars: Bars) -> Figure:
 
 
 def histogram_figure(histogram: Histogram) -> Figure:
-    """Counts per bin; the binning is done here, so that the page carries bins and not values."""
+    """Counts per bin; binned here, so that the page stores bins and not values."""
     values = np.asarray(histogram.values, dtype=np.float64).ravel()
     finite = values[np.isfinite(values)]
     layout = {
@@ -143,12 +143,14 @@ def histogram_figure(histogram: Histogram) -> Figure:
 
 
 def _edges(finite: Float[np.ndarray, " n"], bins: int) -> Float[np.ndarray, " e"]:
-    """Edges of at most `bins` bins; whole numbers get bins of a whole width around them, or they would beat."""
+    """Edges of at most `bins` bins; integers get bins of integer width centred on them, to avoid aliasing."""
     low, high = float(finite.min()), float(finite.max())
     if (finite == np.round(finite)).all() and high - low < 2**31:
         width = int((high - low) // bins) + 1
         return np.arange(low - 0.5, high + width, width)
-    if high - low <= 4 * bins * np.spacing(max(abs(low), abs(high))):  # floats cannot tell the bins apart
+    if high - low <= 4 * bins * np.spacing(
+        max(abs(low), abs(high))
+    ):  # the bins would be below floating-point resolution
         return np.array([low - 0.5, high + 0.5])
     return np.histogram_bin_edges(finite, bins=bins)
 

@@ -1,4 +1,4 @@
-"""What a path is: the answer of `featkit info`, as plain values."""
+"""Description of a path for `featkit info`, as plain values."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _store(path: Path) -> Described:
 
 
 def _match_counts(path: Path) -> list[int]:
-    """Matches of every pair. hloc's groups do not say which images they are of: the names are not needed here."""
+    """Matches of every pair. The names of hloc's groups are ambiguous, but are not needed here."""
     with open_matches(path) as matches:
         made_here = "format" in matches.attributes()
         if made_here:
@@ -87,7 +87,7 @@ def _match_counts(path: Path) -> list[int]:
 
 
 def _text(path: Path) -> Described:
-    """pairs, poses or intrinsics: the first reader that takes every line."""
+    """pairs, poses or intrinsics: the first reader that accepts every line."""
     problems = []
     for kind, reader in (("poses", read_poses), ("intrinsics", read_intrinsics_list), ("pairs", read_pairs)):
         try:
@@ -106,7 +106,7 @@ def _text(path: Path) -> Described:
 
 
 def _localization(path: Path, poses: int) -> Described:
-    """What poses.json beside poses.txt says, when it is of these poses."""
+    """Contents of poses.json next to poses.txt, if it belongs to these poses."""
     stamp = read_stamp(path.with_suffix(".json"))
     if stamp is None or stamp.get("localized") != poses:
         return {}
@@ -181,7 +181,7 @@ def _weights(path: Path) -> Described:
 
 
 def _listed_weights(file_name: str) -> Described | None:
-    """The entry of featkit's own weights of that file name, or None."""
+    """The manifest entry of featkit's own weights with this file name, or None."""
     try:
         manifest = json.loads((resource_dir("weights") / "manifest.json").read_text(encoding="utf-8"))
         return next((dict(entry) for entry in manifest["weights"] if entry.get("file") == file_name), None)
@@ -198,7 +198,7 @@ def _json(path: Path) -> Described:
 
 
 def as_lines(described: Described, indent: str = "") -> list[str]:
-    """The description for people, one value a line."""
+    """The description as text, one value per line."""
     lines = []
     for key, value in described.items():
         if isinstance(value, dict) and value:

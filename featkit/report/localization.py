@@ -1,4 +1,4 @@
-"""The page of a localization, and the numbers of one on Aachen Day-Night."""
+"""The report of a localization, and its metrics on Aachen Day-Night."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _query_table(metrics: dict[str, Any], results: list[QueryResult]) -> Table:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# metrics.json of a method on Aachen Day-Night: day and night apart.
+# metrics.json of a method on Aachen Day-Night: day and night separately.
 
 
 def aachen_metrics(
@@ -141,7 +141,7 @@ def aachen_metrics(
     score: LocalizationScore | None,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """metrics.json: as of a localization, with the map's statistics, and every condition by itself."""
+    """metrics.json: as for a localization, with the map's statistics and each condition separately."""
     reconstruction = read_model(model)
     verified, inliers = count_verified(database)
     localized = {result.name for result in results if result.pose is not None}

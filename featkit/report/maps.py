@@ -1,4 +1,4 @@
-"""The pages and numbers of a map: its report, metrics.json, alignment, the demo's comparison with the truth."""
+"""Reports and metrics of a map: report, metrics.json, alignment, the demo's comparison with the ground truth."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _image_table(model: Model, features: Path) -> Table:
 
 
 def configuration(config: Config) -> Configuration:
-    """The whole configuration as yaml."""
+    """The complete configuration as yaml."""
     return Configuration("Configuration", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
@@ -166,7 +166,7 @@ def camera_error_table(truth: dict[str, Any]) -> Table:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# metrics.json: what a run came to, in plain values. Lengths in the unit of the map or the truth, as named.
+# metrics.json: the results of a run, in plain values. Lengths are in the unit of the map or the ground truth, as named.
 
 
 def map_metrics(
@@ -208,7 +208,7 @@ def map_metrics(
 
 
 def error_summary(errors: PoseErrors) -> dict[str, Any]:
-    """Means, medians and maxima of camera errors, and the errors of every image."""
+    """Mean, median and maximum of the camera errors, and the errors of every image."""
     return {
         "cameras": len(errors.names),
         "centre_mean": float(np.mean(errors.centre)),
@@ -226,7 +226,7 @@ def error_summary(errors: PoseErrors) -> dict[str, Any]:
 def localization_metrics(
     results: Sequence[QueryResult], score: LocalizationScore | None, seconds: dict[str, float]
 ) -> dict[str, Any]:
-    """How many queries were localized; recall and medians (metres, degrees) when the truth is known."""
+    """Number of localized queries; recall and medians (metres, degrees) if the ground truth is known."""
     localized = [result.name for result in results if result.pose is not None]
     metrics: dict[str, Any] = {
         "featkit_version": __version__,
@@ -256,7 +256,7 @@ def _finite(value: float) -> float | None:
 
 
 def peak_memory() -> dict[str, float]:
-    """Largest resident size so far, in MB (10^6 bytes): of this process, and of its largest worker that has ended."""
+    """Peak resident memory so far, in MB (10^6 bytes): of this process, and of its largest finished worker."""
     return {
         "peak_memory_mb": _peak_mb(resource.RUSAGE_SELF),
         "peak_worker_memory_mb": _peak_mb(resource.RUSAGE_CHILDREN),
@@ -269,14 +269,14 @@ def _peak_mb(who: int) -> float:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# How well a model's cameras fit the positions it was moved onto: a table and a line.
+# Alignment residuals of a model's cameras with respect to the reference positions: a table and a line.
 
 
 AXES = {"gps": ("east m", "north m", "up m")}
 
 
 def alignment_table(found: Alignment) -> Table:
-    """One row per image with a known position; residuals in metres, those that were not used marked."""
+    """One row per image with a known position; residuals in metres, with unused positions marked."""
     assert found.fit is not None
     columns = ["image", "residual m", *AXES.get(found.method, ("x m", "y m", "z m")), "used"]
     rows: list[list[Cell]] = [
@@ -290,7 +290,7 @@ def alignment_table(found: Alignment) -> Table:
 
 
 def alignment_lines(found: Alignment) -> list[str]:
-    """What came out, for people."""
+    """The result as text."""
     lines = [f"scale: {found.scale:.6g} m per unit of the model"]
     if found.fit is None:
         return lines
@@ -309,11 +309,11 @@ def alignment_lines(found: Alignment) -> list[str]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The demo's report: the map and the query poses beside the exact truth.
+# The demo's report: the map and the query poses compared with the exact ground truth.
 
 
 def truth_table(metrics: dict[str, Any]) -> Table:
-    """The demo in one table: what came out, and how far it is from the truth."""
+    """The demo's results and their errors in one table."""
     mapped, localized, truth = metrics["map"], metrics["localization"], metrics["map"]["truth"]
     errors = localized["errors"].values()
     rows: list[list[Cell]] = [
@@ -340,7 +340,7 @@ def demo_report(
     truth_from_map: np.ndarray,
     distances: np.ndarray,
 ) -> Path:
-    """Write the demo's report beside its images and return it. folder: where the map was written."""
+    """Write the demo's report next to its images and return it. folder: of the map."""
     scene = _scene(config.scene, folder, results, truth_from_map)  # type: ignore[attr-defined]
     pictures = match_pictures(images, folder / "features.h5", folder / "database.db")
     sections = [

@@ -1,4 +1,4 @@
-"""The whole report as one html file that needs nothing else, not even a network."""
+"""The report as one self-contained html file that needs no network."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ from featkit.report.tables import (
     writable,
 )
 
-LIMIT_BYTES = 10_000_000  # what mail and chat still pass on; nearly half of it is plotly's own script
+LIMIT_BYTES = 10_000_000  # accepted by most mail and chat programs; nearly half of it is plotly's script
 
 
 def write_report(report: Report, path: Path, limit_bytes: int = LIMIT_BYTES) -> Path:
-    """Write the page, with less detail when it would otherwise be larger than `limit_bytes`.
+    """Write the page, with less detail if it would otherwise exceed `limit_bytes`.
 
     Raises NotWritableError when even the least detail is too large or the file cannot be written, ValueError when
     an item's arrays do not belong together. The same report gives the same bytes.
@@ -62,7 +62,7 @@ def write_report(report: Report, path: Path, limit_bytes: int = LIMIT_BYTES) -> 
 
 
 def render(report: Report, detail: Detail) -> str:
-    """The page as text, at one level of detail whatever its size."""
+    """The page as text, at one level of detail, regardless of its size."""
     views = Views(detail)
     shown = [[views.of(item) for item in section.items] for section in report.sections]
     page = _templates().get_template("page.html")
@@ -71,7 +71,7 @@ def render(report: Report, detail: Detail) -> str:
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    """The templates beside this file; every value that is put into them is escaped."""
+    """The templates next to this file, with autoescape."""
     loader = jinja2.PackageLoader("featkit.report", ".")
     made = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
@@ -89,7 +89,7 @@ def _plotly_script() -> Markup:
 
 @dataclass(frozen=True)
 class ShownFigure:
-    """What plotly draws. shape: "scene" or "chart"."""
+    """A plotly figure. shape: "scene" or "chart"."""
 
     title: str
     spec: dict[str, Any]
@@ -100,7 +100,7 @@ class ShownFigure:
 
 @dataclass(frozen=True)
 class ShownPicture:
-    """source: the address of the image, "" where it is left out. key: whether inliers and outliers are explained."""
+    """A picture. source: address of the image, "" if omitted. key: whether to show a legend of inliers and outliers."""
 
     title: str
     source: str
@@ -112,7 +112,7 @@ class ShownPicture:
 
 @dataclass(frozen=True)
 class ShownText:
-    """A text that is folded away."""
+    """A collapsed text."""
 
     title: str
     text: str
@@ -123,7 +123,7 @@ Shown = ShownTable | ShownFigure | ShownPicture | ShownText
 
 
 class Views:
-    """What the templates show of items, and what the page as a whole must know. `kind` names an item's macro."""
+    """Items for the templates, and properties of the complete page. `kind` names an item's macro."""
 
     def __init__(self, detail: Detail) -> None:
         self.detail = detail
@@ -131,7 +131,7 @@ class Views:
         self.pictures = 0
 
     def of(self, item: Item) -> Shown:
-        """What is shown of one item. Raises ValueError from the item's own module."""
+        """The template's values for one item. Raises ValueError from the item's own module."""
         if isinstance(item, Scene3D):
             return self._figure(item.title, scene_figure(item, self.detail), "scene")
         if isinstance(item, Histogram):
@@ -168,7 +168,7 @@ class Views:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Two images side by side with lines between matching points, as one JPEG.
+# Two images next to each other with lines between matching points, as one JPEG.
 
 
 INLIER_RGB = (36, 214, 160)
@@ -181,11 +181,11 @@ FARTHEST_PX = 20_000.0  # a point farther off than this would overflow cv2's fix
 
 
 def match_jpeg(picture: MatchPicture, detail: Detail) -> bytes:
-    """The picture as JPEG, at most `detail.picture_width_px` wide. Raises ValueError on images that are not RGB."""
+    """The picture as JPEG, at most `detail.picture_width_px` wide. Raises ValueError for images that are not RGB."""
     canvas, ends0, ends1 = _side_by_side(picture, detail.picture_width_px)
     finite = np.isfinite(ends0).all(axis=1) & np.isfinite(ends1).all(axis=1)
     inlier = np.asarray(picture.inlier, dtype=bool)
-    # The wrong ones first, so that they do not hide the right ones; both keep their share of the lines.
+    # Outliers are drawn first, so that they do not hide inliers; both keep their share of the lines.
     share = round(min(detail.lines, len(inlier)) * float(inlier.mean())) if len(inlier) else 0
     for wanted, colour in ((False, OUTLIER_RGB), (True, INLIER_RGB)):
         chosen = np.flatnonzero(finite & (inlier == wanted))
@@ -199,12 +199,12 @@ def match_jpeg(picture: MatchPicture, detail: Detail) -> bytes:
 
 
 def data_uri(jpeg: bytes) -> str:
-    """A JPEG as the address of an image element."""
+    """A JPEG as a data URL."""
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
 def match_caption(picture: MatchPicture, detail: Detail) -> str:
-    """How many matches there are, how many are inliers, and how many are drawn."""
+    """Text with the numbers of matches, inliers and drawn lines."""
     count, inliers = len(picture.inlier), int(np.sum(picture.inlier))
     if count == 0:
         return "No matches."
@@ -215,7 +215,7 @@ def match_caption(picture: MatchPicture, detail: Detail) -> str:
 def _side_by_side(
     picture: MatchPicture, max_width: int
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "m 2"], Float[np.ndarray, "m 2"]]:
-    """Both images at one height with a gap between them, and the points on that canvas."""
+    """Both images at the same height with a gap between them, and the points on that canvas."""
     images = [np.asarray(picture.image0), np.asarray(picture.image1)]
     for image in images:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from featkit.core.content import Camera3D, Scene3D
 from featkit.report.tables import Detail, for_plotly, format_float, format_integer, spread
 
-# Readable on a light and on a dark ground, and apart for most colour-blind readers.
+# Readable on light and dark backgrounds, and distinguishable for most colour-blind readers.
 GROUP_COLOURS = {"map": "#2f7ed8", "query": "#e8701a", "truth": "#2a9d6f"}
 OTHER_COLOURS = ("#9b59d0", "#c23b75", "#8a8f2a", "#3aa6b9")
 NEUTRAL = "#8a94a3"  # points of a model without colours
@@ -21,7 +21,7 @@ NEUTRAL = "#8a94a3"  # points of a model without colours
 
 @dataclass(frozen=True)
 class Figure:
-    """What plotly draws, as plain json values, and the line below it."""
+    """A plotly figure as plain json values, and its caption."""
 
     data: list[dict[str, Any]]
     layout: dict[str, Any]
@@ -29,7 +29,7 @@ class Figure:
 
 
 def packed(values: np.ndarray) -> dict[str, str]:
-    """A 1-D float array as plotly's base64 typed array; float32 is finer than any screen."""
+    """A 1-D float array as plotly's base64 typed array; float32 is precise enough for any screen."""
     little = np.ascontiguousarray(values, dtype="<f4")
     return {"dtype": "f4", "bdata": base64.b64encode(little.tobytes()).decode("ascii")}
 
@@ -71,14 +71,14 @@ def _finite(scene: Scene3D) -> tuple[Float[np.ndarray, "n 3"], UInt8[np.ndarray,
 def _visible(
     points: Float[np.ndarray, "n 3"], colours: UInt8[np.ndarray, "n 3"], box: ViewBox, limit: int
 ) -> tuple[Float[np.ndarray, "k 3"], UInt8[np.ndarray, "k 3"]]:
-    """What lies in the box (plotly clips the rest anyway), thinned out evenly."""
+    """The points inside the box (plotly clips the rest anyway), subsampled evenly."""
     inside = np.flatnonzero(box.contains(points))
     kept = inside[spread(len(inside), limit)]
     return points[kept], colours[kept]
 
 
 def _point_traces(points: Float[np.ndarray, "k 3"], colours: UInt8[np.ndarray, "k 3"]) -> list[dict[str, Any]]:
-    """The points, and an empty stand-in with a neutral colour for the legend."""
+    """The points, and an empty trace with a neutral colour for the legend."""
     marker: dict[str, Any] = {"size": 2.2 if len(points) < 20_000 else 1.6, "line": {"width": 0}}
     common = {"type": "scatter3d", "mode": "markers", "name": "points", "legendgroup": "points", "hoverinfo": "skip"}
     trace = common | {"marker": marker, "showlegend": False} | _xyz(points)
@@ -93,7 +93,7 @@ def _point_traces(points: Float[np.ndarray, "k 3"], colours: UInt8[np.ndarray, "
 def _camera_traces(
     cameras: Sequence[Camera3D], turn: Float[np.ndarray, "3 3"], box: ViewBox, depth: float
 ) -> list[dict[str, Any]]:
-    """Per group one line for all frusta, which the legend shows, and the centres, which the pointer finds."""
+    """Per group one line trace with all frusta, for the legend, and the centres, for the hover labels."""
     traces: list[dict[str, Any]] = []
     others = 0
     for group in dict.fromkeys(camera.group for camera in cameras):
@@ -160,13 +160,13 @@ def _shown(total: int, shown: int, what: str) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Where things stand in the 3D scene: camera frusta, which way is up, and the box worth looking at.
+# Layout of the 3D scene: camera frusta, the up direction, and the displayed box.
 
 
-CANCELLED = 0.2  # a mean of unit vectors shorter than this says nothing about a direction
+CANCELLED = 0.2  # a mean of unit vectors shorter than this has no meaningful direction
 POINT_PERCENTILES = (1.0, 99.0)
-ENOUGH_POINTS = 200_000  # for the percentiles: more would take seconds and move nothing
-MARGIN = 1.12  # of the box, so that frusta at its border are whole
+ENOUGH_POINTS = 200_000  # maximum for the percentiles: more would take seconds and change nothing
+MARGIN = 1.12  # factor of the box, so that frusta at its border are complete
 FAR_CAMERA = 5.0  # a camera this many times farther out than the median camera is left out of the box
 # The view a scene opens with, in plotly's units: the box is a cube of side 1 around the origin.
 EYE = (0.0, -1.02, 0.64)  # behind the cameras and above them
@@ -174,7 +174,7 @@ LOOK_AT = (0.0, 0.0, -0.04)
 FIELD_OF_VIEW_DEG = 45.0  # vertical; plotly's own
 STEP_BACK = 1.35  # the page's script multiplies the eye by this / (width / height) on screens narrower than this
 ASPECTS = (0.45, 0.8, 1.35, 3.0)  # width / height of a scene, telephone to desktop
-FILL = 0.93  # of half the picture's width and height: what must be seen ends here
+FILL = 0.93  # share of half the picture's width and height that the visible content fills
 ENOUGH_SEEN = 2000  # points and cameras the view is fitted to
 
 
@@ -199,7 +199,7 @@ def frustum_corners(camera: Camera3D, depth: float) -> Float[np.ndarray, "4 3"]:
 
 
 def frustum_path(camera: Camera3D, depth: float) -> Float[np.ndarray, "12 3"]:
-    """All eight edges of a frustum as one line, with a row of NaN where the pen is lifted."""
+    """All eight edges of a frustum as one line, with a row of NaN at every break."""
     a, b, c, d = frustum_corners(camera, depth)
     tip = centre_of(camera)
     gap = np.full(3, np.nan)
@@ -228,13 +228,13 @@ def upright(cameras: Sequence[Camera3D]) -> Float[np.ndarray, "3 3"]:
 
 @dataclass(frozen=True)
 class ViewBox:
-    """A cube: its middle and the length of its sides, in world units."""
+    """A cube: its centre and the length of its sides, in world units."""
 
     middle: Float[np.ndarray, "3"]
     side: float
 
     def contains(self, points: Float[np.ndarray, "n 3"]) -> np.ndarray:
-        """Which of the points lie inside, as booleans (n,)."""
+        """Which points are inside, as booleans (n,)."""
         half = 0.5 * self.side
         inside = np.ones(len(points), dtype=bool)
         for axis in range(3):  # one axis at a time: half the time of one (n, 3) comparison
@@ -243,7 +243,7 @@ class ViewBox:
 
 
 def view_box(points: Float[np.ndarray, "n 3"], centres: Float[np.ndarray, "c 3"]) -> ViewBox:
-    """The cube with nearly all points and every camera that is not far off. All coordinates must be finite.
+    """The cube with nearly all points and all cameras that are not far away. All coordinates must be finite.
 
     A cube, because then one unit is equally long on all axes and a flat scene does not degenerate. z is up. It is as
     small as can be with all of these in the picture, frusta included, when the scene is opened (see `EYE`).
@@ -277,14 +277,14 @@ def view_box(points: Float[np.ndarray, "n 3"], centres: Float[np.ndarray, "c 3"]
 
 
 def _extremes(points: np.ndarray, centres: np.ndarray, box: ViewBox) -> Float[np.ndarray, "m 3"]:
-    """Points, and around every camera the reach of its frustum."""
+    """The points, and the extent of every camera's frustum."""
     reach = 1.3 * frustum_depth(centres, box)  # to the corners of a wide image
     around = reach * np.concatenate([np.eye(3), -np.eye(3)])
     return np.concatenate([points, (centres[:, None] + around).reshape(-1, 3)])
 
 
 def _centred(points: np.ndarray, centres: np.ndarray, low: np.ndarray, high: np.ndarray, side: float) -> ViewBox:
-    """The cube of that side around low .. high that puts what is seen into the middle of the picture."""
+    """The cube of the given side around low .. high that centres its content in the picture."""
     _, right, up = _looking()
     box = ViewBox(0.5 * (low + high), side)
     half = np.tan(np.radians(0.5 * FIELD_OF_VIEW_DEG))
@@ -298,7 +298,7 @@ def _centred(points: np.ndarray, centres: np.ndarray, low: np.ndarray, high: np.
 
 
 def _in_the_picture(points: np.ndarray, box: ViewBox) -> bool:
-    """Whether all of them are seen in pictures of all `ASPECTS`, and in the cube."""
+    """Whether all points are visible in pictures of all `ASPECTS`, and inside the cube."""
     if not box.contains(points).all():
         return False
     for aspect in ASPECTS:

@@ -1,4 +1,4 @@
-"""Tables as they stand on a page, and how numbers are written there."""
+"""Tables of a report page, and the formatting of numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxtyping import Int
 from featkit.core.content import Cell, Link, Table
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Tables as they stand on a page: numbers to the right, one number of decimals per column, sortable by their headers.
+# Tables of a page: numbers aligned right, the same number of decimals in a column, sortable by their headers.
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ShownTable:
 
 
 def shown_table(table: Table, detail: Detail) -> ShownTable:
-    """The table with at most `detail.rows` rows. Raises ValueError when a row has not one cell per column."""
+    """The table with at most `detail.rows` rows. Raises ValueError if a row does not have one cell per column."""
     for row in table.rows:
         if len(row) != len(table.columns):
             raise ValueError(f"{table.title}: a row of {len(row)} cells under {len(table.columns)} columns")
@@ -58,7 +58,7 @@ def shown_table(table: Table, detail: Detail) -> ShownTable:
 
 
 def _numeric(column: Sequence[Cell]) -> bool:
-    """Whether a column holds numbers or percentages, and perhaps gaps."""
+    """Whether a column holds only numbers, percentages or gaps."""
     known = [cell for cell in column if cell is not None]
     return bool(known) and all(number_in(cell) is not None for cell in known)
 
@@ -78,7 +78,7 @@ def _sort_key(cell: Cell) -> str | None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Numbers as a reader wants them: few digits, the same number of decimals down a column.
+# Readable numbers: few digits, the same number of decimals in a column.
 
 
 NOTHING = "–"
@@ -93,7 +93,7 @@ def is_number(cell: Cell) -> bool:
 
 
 def number_in(cell: Cell) -> float | None:
-    """The number a cell stands for: itself, or that before the sign of a text like "93.3 %" or "93.3 *"; else None."""
+    """The number of a cell: itself, or the number in a text like "93.3 %" or "93.3 *"; else None."""
     if isinstance(cell, str):
         text = cell.strip()
         return float(text[:-1].replace(",", "").replace("−", "-")) if SIGNED.fullmatch(text) else None
@@ -113,12 +113,12 @@ def decimals_for(values: Iterable[Cell]) -> int:
 
 
 def format_integer(value: int) -> str:
-    """Thousands are parted from five digits on: 1234, 12,345."""
+    """Thousands separators from five digits on: 1234, 12,345."""
     return f"{value:,}" if abs(value) >= 10_000 else str(value)
 
 
 def format_float(value: float, decimals: int) -> str:
-    """A float with so many decimals; one that would read as zero, or is huge, gets an exponent or more digits."""
+    """A float with `decimals` decimals; one that would round to zero, or is huge, gets an exponent or more digits."""
     if math.isnan(value):
         return NOTHING
     if math.isinf(value):
@@ -134,12 +134,12 @@ def format_float(value: float, decimals: int) -> str:
 
 
 def format_headline(value: str | int | float) -> str:
-    """A number that stands alone and large: one digit less than in a table."""
+    """A number displayed alone in large type: one digit less than in a table."""
     return format_cell(value, max(decimals_for([value]) - 1, 1) if not _whole(value) else None)
 
 
 def format_cell(cell: Cell, decimals: int | None = None) -> str:
-    """A cell as text (not escaped). decimals: of its column; by default what suits the number alone."""
+    """A cell as text (not escaped). decimals: of its column; by default chosen for this number."""
     if cell is None:
         return NOTHING
     if isinstance(cell, numbers.Integral) and not isinstance(cell, bool):
@@ -152,7 +152,7 @@ def format_cell(cell: Cell, decimals: int | None = None) -> str:
 
 
 def _whole(cell: Cell) -> bool:
-    """True of numbers without a fraction that are short enough to be written out."""
+    """Whether a number has no fraction and is short enough to be written out."""
     if not isinstance(cell, numbers.Real) or isinstance(cell, bool):
         return False
     value = float(cell)
@@ -160,7 +160,7 @@ def _whole(cell: Cell) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# User text on its way into plotly's labels; the template engine escapes all else.
+# Escaping of user text in plotly's labels; the template engine escapes everything else.
 #
 # Image names are file names: they may hold markup, quotes, or bytes that were no UTF-8 (lone surrogates in Python).
 
@@ -176,7 +176,7 @@ def for_plotly(text: str) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# How much of a report's content goes on the page: full detail first, then less until the page is small enough.
+# Levels of detail of a page: full detail first, then less until the page is small enough.
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Detail:
     text_characters: int
 
 
-# Every level takes roughly half the bytes of the one before it.
+# Every level has roughly half the size of the previous one.
 LEVELS = (
     Detail(120_000, 4000, 60, 1200, 84, 180, 5000, 200_000),
     Detail(80_000, 3000, 40, 1100, 76, 180, 3000, 100_000),
@@ -206,7 +206,7 @@ LEVELS = (
 
 
 def spread(count: int, limit: int) -> Int[np.ndarray, " k"]:
-    """At most `limit` indices out of `count`, evenly spread and always the same."""
+    """At most `limit` indices out of `count`, evenly spread and deterministic."""
     if count <= limit:
         return np.arange(count)
     return np.arange(limit, dtype=np.int64) * count // max(limit, 1)

@@ -1,4 +1,4 @@
-"""The pages of a training."""
+"""The reports of a training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from featkit.training.informativeness import Informativeness, InformativenessCon
 from featkit.training.run_folder import FIRST_COLUMNS, Row, RunFolder, read_metrics
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The report of a training: its curves, last and best network, what it was trained with.
+# The report of a training: curves, last and best network, data and configuration.
 
 
 SHARES = (0.15, 0.35, 0.55, 0.75, 0.95)  # SDGMNet's tables II to IV: epochs 30, 70, 110, 150 and 190 of 200
@@ -38,7 +38,7 @@ SHARES = (0.15, 0.35, 0.55, 0.75, 0.95)  # SDGMNet's tables II to IV: epochs 30,
 
 @dataclass(frozen=True)
 class Records:
-    """What a finished training left behind."""
+    """The records of a finished training."""
 
     summary: dict[str, Any]
     rows: list[Row]
@@ -74,7 +74,7 @@ def training_report(run: Path) -> Path:
 
 
 def stages_report(run: Path, stages: Sequence[str]) -> Path:
-    """Write report.html of a training in stages, each in a folder of its own; those that are there are shown."""
+    """Write report.html of a training in stages, each in its own folder, with the stages that exist."""
     found = {stage: read_records(run / stage) for stage in stages if RunFolder(run / stage).summary.is_file()}
     if not found:
         raise BadInputError(f"{run}: not the folder of a finished training (none of {', '.join(stages)} is there)")
@@ -127,7 +127,7 @@ def _picture(path: Path) -> Picture:
 
 
 def training_table(summary: dict[str, Any]) -> Table:
-    """Last and best network, apart: the best was chosen on the pairs that it is measured on."""
+    """Last and best network separately, since the best one is selected and evaluated on the same pairs."""
     score = summary["score"]
     rows: list[list[Cell]] = [
         [which, summary[which]["step"], score["factor"] * summary[which][score["name"]]] for which in ("last", "best")
@@ -156,7 +156,7 @@ def curves_of(rows: list[Row], score: dict[str, Any], unit: str) -> list[Item]:
 
 
 def statistics_sections(rows: list[Row], shown_already: set[str]) -> list[Section]:
-    """What the loss says about itself: SDGMNet's statistics as its tables give them, AdaSample's average loss."""
+    """Statistics of the loss: SDGMNet's as in its tables, AdaSample's average loss."""
     names = list(dict.fromkeys(key for row in rows for key in row if key not in {*FIRST_COLUMNS, *shown_already}))
     items: list[Item | None] = []
     if set(names) >= set(ANGLE_STATISTICS):
@@ -183,7 +183,7 @@ def statistics_table(rows: list[Row]) -> Table:
 def _chart(
     rows: list[Row], title: str, unit: str, names: dict[str, str], factor: float = 1.0, log: bool = False
 ) -> Curves | None:
-    """Columns of the metrics, by name, over the steps; None when nothing stands in them."""
+    """Columns of the metrics, by name, over the steps; None if they are empty."""
     curves = []
     for name, label in names.items():
         some = [(row["step"], factor * row[name]) for row in rows if name in row]
@@ -194,11 +194,11 @@ def _chart(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The report of `featkit inspect informativeness`: AdaSample's figure 3 for a training of one's own.
+# The report of `featkit inspect informativeness`: AdaSample's figure 3 for any training run.
 
 
 Along = Sequence[tuple[Snapshot, Informativeness]]
-GROUPS = 32  # neighbouring pairs are averaged in so many groups: a curve of single pairs is noise
+GROUPS = 32  # number of groups in which neighbouring pairs are averaged: a curve of single pairs is too noisy
 PUBLISHED = 0.8  # figure 3, right: "consistently greater"
 
 ABOUT = """Informativeness of a pair: the norm of the gradient of its angular hinge triplet loss over all parameters.
@@ -207,7 +207,7 @@ is. The paper finds it above 0.8 along the whole training."""
 
 
 def informativeness_report(along: Along, config: InformativenessConfig, run: Path, data: str, path: Path) -> Path:
-    """Write the page and return it. along: networks of one training, in their order."""
+    """Write the page and return it. along: networks of one training, in order."""
     snapshot, last = along[-1]
     report = Report(
         title="Informativeness",
@@ -258,7 +258,7 @@ def informativeness_table(along: Along) -> Table:
 
 
 def _curve(along: Along) -> list[Curves]:
-    """Pearson and Spearman over the steps (figure 3, right); nothing for a single step."""
+    """Pearson and Spearman correlation over the steps (figure 3, right); empty for fewer than two steps."""
     known = [(snapshot.step, found) for snapshot, found in along if snapshot.step is not None]
     if len(known) < 2:
         return []

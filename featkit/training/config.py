@@ -1,4 +1,4 @@
-"""What the configuration of every training has: optimiser, schedule, length, precision, records."""
+"""Configuration shared by all trainings: optimiser, schedule, length, precision, records."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from featkit.core.config import (
 )
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The learning rate as a function of the share of the training that is done, so that any budget keeps its shape.
+# The learning rate as a function of the completed share of the training, so that its shape fits any budget.
 
 
 class Constant(Config):
-    """The learning rate stays (HyNet's code)."""
+    """Constant learning rate (HyNet's code)."""
 
     kind: Literal["constant"] = "constant"
     """Which schedule this configures."""
@@ -36,7 +36,7 @@ class Constant(Config):
 
 
 class Linear(Config):
-    """Falls linearly to zero (HardNet's code; DOAP, appendix D)."""
+    """Linear decay to zero (HardNet's code; DOAP, appendix D)."""
 
     kind: Literal["linear"] = "linear"
     """Which schedule this configures."""
@@ -46,12 +46,12 @@ class Linear(Config):
 
 
 class Halve(Config):
-    """Halved each time a share of the training is over (SDGMNet, sec. IV: every 10 %)."""
+    """Halved after every fixed share of the training (SDGMNet, sec. IV: every 10 %)."""
 
     kind: Literal["halve"] = "halve"
     """Which schedule this configures."""
     every: PositiveShare = 0.1
-    """Share of the training between two halvings."""
+    """Share of the training between two halvings, in (0, 1]."""
 
     def factor(self, share: float) -> float:
         return 0.5 ** int(share / self.every + 1e-9)
@@ -63,23 +63,23 @@ class Steps(Config):
     kind: Literal["steps"] = "steps"
     """Which schedule this configures."""
     at: tuple[Share, ...] = (30 / 90, 60 / 90, 80 / 90)
-    """Shares of the training."""
+    """Shares of the training at which the learning rate is multiplied by gamma, in [0, 1]."""
     gamma: Factor = 0.1
-    """Factor at each of them."""
+    """Factor applied to the learning rate at each step."""
 
     def factor(self, share: float) -> float:
         return self.gamma ** sum(share >= place - 1e-9 for place in self.at)
 
 
 class Cosine(Config):
-    """Rises linearly, then falls along half a cosine (Loshchilov and Hutter: SGDR, 2017, eq. 5, without restarts)."""
+    """Linear warm-up, then cosine decay (Loshchilov and Hutter: SGDR, 2017, eq. 5, without restarts)."""
 
     kind: Literal["cosine"] = "cosine"
     """Which schedule this configures."""
     rise: Share = Field(0.01, lt=1)
-    """Share of the training in which the rate rises from 0."""
+    """Share of the training spent on the linear warm-up from 0."""
     end: Share = 0.01
-    """Factor at the end."""
+    """Final learning rate as a fraction of the full one."""
 
     def factor(self, share: float) -> float:
         if share < self.rise:
@@ -94,7 +94,7 @@ Schedule = Annotated[Constant | Linear | Halve | Steps | Cosine, Field(discrimin
 # ----------------------------------------------------------------------------------------------------------------------
 # The configuration of every training: optimiser, schedule, length, precision, records.
 #
-# Lengths are shares of the whole training, so that `--steps` and `--budget` keep the paper's shape.
+# Durations are shares of the training, so that `--steps` and `--budget` keep the paper's proportions.
 
 
 Precision = Literal["fp32", "bf16"]
@@ -107,84 +107,84 @@ class Sgd(Config):
     kind: Literal["sgd"] = "sgd"
     """Which optimiser this configures."""
     learning_rate: Factor
-    """Before the schedule's factor."""
+    """Learning rate before the schedule's factor."""
     momentum: Share = Field(0.9, lt=1)
-    """Share of the last step that is taken again."""
+    """Momentum."""
     dampening: Share = 0.0
-    """How much less a gradient counts in the momentum. HardNet's code: 0.9."""
+    """Dampening of the momentum, as in torch.optim.SGD. HardNet's code: 0.9."""
     weight_decay: FactorOrZero = 1e-4
-    """Factor of the weights that is added to their gradients."""
+    """Weight decay (L2 penalty added to the gradients)."""
     reference_batch: Count | None = None
-    """Batch size the learning rate is for: it scales linearly with `batch_size` (DOAP, appendix D). None: it stays."""
+    """Batch size that the learning rate refers to; the rate scales linearly with `batch_size` (DOAP, appendix D).
+    None: no scaling."""
 
 
 class Adam(Config):
-    """Adam with its usual moments; its steps do not depend on the scale of the loss."""
+    """Adam with PyTorch's default betas; its steps do not depend on the scale of the loss."""
 
     kind: Literal["adam"] = "adam"
     """Which optimiser this configures."""
     learning_rate: Factor
-    """Before the schedule's factor."""
+    """Learning rate before the schedule's factor."""
     weight_decay: FactorOrZero = 0.0
-    """Factor of the weights that is added to their gradients."""
+    """Weight decay (L2 penalty added to the gradients)."""
     reference_batch: Count | None = None
-    """As with Sgd."""
+    """Batch size that the learning rate refers to, as for Sgd."""
 
 
 class Measured(Config):
-    """How often a training is measured on what was held out of it."""
+    """How often a training is evaluated on its validation set."""
 
     every: PositiveShare = 0.05
-    """Share of the training between two measurements."""
+    """Share of the training between two evaluations, in (0, 1]."""
 
 
 class TrainingConfig(Config):
-    """Fields that the loop reads."""
+    """Fields that the training loop reads."""
 
     optimiser: Annotated[Sgd | Adam, Field(discriminator="kind")]
-    """How gradients become steps."""
+    """Optimiser and its learning rate."""
     schedule: Schedule = Constant()
-    """How the learning rate changes along the training."""
+    """Learning-rate schedule."""
     batch_size: Count
-    """Items (pairs, or patches) in a batch."""
+    """Batch size, in pairs or patches."""
     steps: Count
-    """Length of the training, batches."""
+    """Length of the training, in batches."""
     budget: str = ""
-    """What `--budget` said, if it did: `steps` were then measured on the machine."""
+    """Time budget given by `--budget`; `steps` is then measured on this machine. Empty: none."""
     max_gradient: Factor | None = None
-    """Longer gradients (their norm over all parameters) are cut to this length; none: they stay."""
+    """Maximum gradient norm over all parameters; larger gradients are clipped. None: no clipping."""
     average: Share = Field(0.0, lt=1)
-    """Exponential average of the network along the training: its weight of the past at each step. It is the average
-    that is measured, shown and exported (Polyak and Juditsky 1992; 0.999 is common); 0: the network as it is."""
+    """Decay of the exponential moving average of the network's weights; 0: no averaging. The averaged network is
+    evaluated, shown and exported (Polyak and Juditsky 1992; 0.999 is common)."""
     held_out: Measured = Measured()
-    """What is held out of the training and measured along it."""
+    """The validation set and how often it is evaluated."""
     precision: AskedPrecision = "auto"
-    """Of the network; distances, norms and losses are float32 always. auto: bf16 where a measurement before the
-    training says that it is faster (task.py). A run keeps what it was begun with; its records and checkpoint name
-    that."""
+    """Precision of the network; distances, norms and losses are always float32. auto: bf16 if timing before the
+    training finds it faster (task.py). A resumed run with auto keeps the precision stored in its checkpoint."""
     seed: Seed = 0
-    """Of the start of the network and of all draws."""
+    """Random seed, for the initial weights and all sampling."""
     compile: Runtime[bool] = False
-    """Let torch.compile make the network's code."""
+    """Compile the network with torch.compile."""
     timeout_s: Runtime[Seconds] = 600.0
-    """Seconds that a process waits for the others of its training before it gives up: longer than a look at what is
-    held out, which the first one takes by itself."""
+    """Seconds that a process waits for the others before it gives up. Must exceed the time of one validation, which
+    rank 0 runs alone."""
     save_every_s: Runtime[Seconds] = 120.0
     """Seconds between two checkpoints."""
     save_every: Runtime[CountOrZero] = 0
-    """Steps between two checkpoints besides; 0: only by time."""
+    """Steps between two checkpoints, in addition to `save_every_s`; 0: only by time."""
     log_every: Runtime[CountOrZero] = 0
-    """Steps between two rows of metrics.csv; 0: a thousandth of the training."""
+    """Steps between two rows of metrics.csv; 0: one thousandth of the training."""
     snapshots: Runtime[int] = Field(0, ge=0, le=10**6)
-    """Networks kept along the training, evenly, in RUN/snapshots."""
+    """Number of evenly spaced snapshots of the network to keep in RUN/snapshots."""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Optimisers as configurations name them.
+# Optimisers from their configurations.
 
 
 def build_optimiser(config: Sgd | Adam, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimiser of parameter groups that carry their learning rates as `lr`."""
+    """Build the optimiser for parameter groups whose learning rates are given as `lr`."""
     for group in groups:
         group["full_lr"] = group["lr"]  # what the schedule's factor is applied to
     if isinstance(config, Sgd):
@@ -195,6 +195,6 @@ def build_optimiser(config: Sgd | Adam, groups: list[dict[str, Any]]) -> torch.o
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
-    """Every group learns at `factor` times its full rate."""
+    """Set every group's learning rate to `factor` times its full rate."""
     for group in optimiser.param_groups:
         group["lr"] = group["full_lr"] * factor

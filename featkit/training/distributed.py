@@ -1,9 +1,8 @@
-"""Where a training runs: one process or several, each with one device, under Lightning Fabric.
+"""Distributed training: one process or several, each with one device, under Lightning Fabric.
 
-Every process draws the same batch and describes its part of it; descriptors are gathered, so that the loss is that of
-the whole batch in every process, and parameter gradients are summed. SCFeat's losses are sums over pairs of images:
-each process has its part of them. What a run starts from comes from the first process, which alone reads and writes
-the run's folder.
+Every process draws the same batch and describes its own part; descriptors are gathered, so that every process computes
+the loss of the complete batch, and gradients are summed. SCFeat's losses are sums over image pairs, of which each
+process computes its part. Only the first process reads and writes the run's folder; it broadcasts the initial state.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from featkit.core.runtime import Launched, launched, torch_device
 from featkit.training.config import Precision
 
 T = TypeVar("T")
-STORE_S = 5.0  # within which the store of a world that breaks must answer
+STORE_S = 5.0  # timeout of the shared store after a failure
 FAILED = "featkit/failed"
 
 
 class World:
-    """The processes of a training, as the code of one of them sees them."""
+    """The processes of a training, as seen from one of them."""
 
     def __init__(self, fabric: Any, timeout_s: float = 0.0, precision: Precision = "fp32"):
-        """timeout_s: within which the processes wait for each other. precision: of the networks, until it is set."""
+        """timeout_s: how long processes wait for each other. precision: of the networks, until it is set."""
         self._fabric = fabric
         self._timeout_s = timeout_s
         self.device: torch.device = fabric.device
@@ -48,18 +47,18 @@ class World:
         return self.rank == 0
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Inside of it the network computes in the training's precision."""
+        """Context in which the network computes in the training's precision."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def part(self, count: int) -> slice:
-        """The rows of a batch of `count` that this process describes."""
+        """The rows of a batch of `count` rows that this process describes."""
         per_process = -(-count // self.size)
         return slice(min(self.rank * per_process, count), min((self.rank + 1) * per_process, count))
 
     def check_batch(self, count: int, unit: str) -> None:
-        """Raises UsageError for a batch that cannot be parted equally among the processes."""
+        """Raises UsageError for a batch that cannot be split equally among the processes."""
         if count % self.size:
             raise UsageError(
                 f"batch_size: {count} {unit} cannot be parted equally among {self.size} processes; "
@@ -67,7 +66,7 @@ class World:
             )
 
     def gather(self, rows: Float[Tensor, "p d"], count: int) -> Float[Tensor, "m d"]:
-        """The rows of all processes, in the order of the batch, without gradient. count: rows of the whole batch."""
+        """The rows of all processes, in batch order, without gradient. count: rows of the complete batch."""
         rows = rows.detach()
         if self.size == 1:
             return rows
@@ -80,19 +79,19 @@ class World:
         return torch.cat(parts)[:count]
 
     def total(self, values: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """The sum of the processes' values, without gradient."""
+        """The sum of the values over all processes, without gradient."""
         if self.size == 1:
             return values.detach()
         with self._together():
             return self._fabric.all_reduce(values.detach().clone(), reduce_op="sum")
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Add the gradients of all processes up, in place."""
+        """Sum the gradients over all processes, in place."""
         if self.size == 1:
             return
         gradients = []
         for parameter in parameters:
-            if parameter.grad is None:  # this process had nothing of the batch
+            if parameter.grad is None:  # this process had no rows of the batch
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
         total = self.total(torch.cat([g.flatten() for g in gradients]))
@@ -100,19 +99,19 @@ class World:
             gradient.copy_(part.view_as(gradient))
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in one of the processes."""
+        """Whether the flag is set in any process."""
         if self.size == 1:
             return flag
         return bool(self.total(torch.tensor(float(flag), device=self.device)).item() > 0)
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
+        """Wait for all processes."""
         if self.size > 1:
             with self._together():
                 self._fabric.barrier()
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What the first process makes; what it raises is raised by all."""
+        """The result of `make` in the first process, broadcast to all; a FeatkitError is raised in all."""
         if self.size == 1:
             return make()
         made: tuple[T | None, FeatkitError | None] = (None, None)
@@ -128,9 +127,9 @@ class World:
         return cast(T, value)
 
     def check_same(self, what: str, value: str, compared: Callable[[str], str] = "not {}".format) -> None:
-        """Raises UsageError in a process that has another value than the first.
+        """Raises UsageError in a process whose value differs from the first one's.
 
-        For the message: what it is, and how this process's differs from the first one's.
+        what, compared: for the message, the name of the value and a description of the difference.
         """
         first = self.from_first(lambda: value)
         if value != first:
@@ -143,10 +142,10 @@ class World:
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """Something that all processes do. Raises ProcessLostError when another one does not."""
+        """A collective operation. Raises ProcessLostError when another process does not take part."""
         try:
             yield
-        except RuntimeError as error:  # what torch.distributed raises for a closed connection and for the timeout
+        except RuntimeError as error:  # raised by torch.distributed for closed connections and timeouts
             reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
             raise ProcessLostError(
                 f"another of the {self.size} processes ended, or was silent for {self._timeout_s:g} s ({reason}); "
@@ -155,7 +154,7 @@ class World:
 
     @contextmanager
     def reported_once(self) -> Iterator[None]:
-        """Of the processes that end by an error in this block, one reports it."""
+        """Make exactly one of the processes that fail in this block report its error."""
         try:
             yield
         except Exception as error:
@@ -167,7 +166,7 @@ class World:
 
 
 def _is_first_to_fail(alone: bool) -> bool:
-    """Asks the store that all processes share. alone: the answer where it went with the process that held it."""
+    """Ask the shared store. alone: the answer if the store is gone, together with the process that held it."""
 
     try:
         store = distributed_c10d._get_default_store()
@@ -230,7 +229,7 @@ def launch(
 
 
 def check_devices(by: Launched | None, name: str, device: torch.device, devices: int | None) -> int:
-    """How many processes there are on this node. Raises UsageError."""
+    """The number of processes on this node. Raises UsageError."""
     if devices is not None and devices < 1:
         raise UsageError(f"--devices {devices}: at least one")
     count = devices or 1

@@ -1,10 +1,9 @@
-"""AdaSample's figure 3: how well the distance within a pair tells how much the pair would teach the network.
+"""AdaSample's figure 3: how well the distance within a pair predicts the pair's informativeness.
 
 The informativeness of a pair is the norm of the gradient of its loss over all parameters of the network (definition 1,
-eq. 2); the matching distance d^pos stands in for it in the sampler (section 4.2, eq. 23 and 24). Figure 3 measures how
-well: the correlation of the two over pairs, along the training. The loss is eq. 14 with eq. 15, the negative of every
-pair mined among all pairs that are looked at. Correlation does not change when both are scaled to sum to one, as the
-figure's "probabilities" are.
+eq. 2); the sampler approximates it by the matching distance d^pos (section 4.2, eq. 23 and 24). Figure 3 shows the
+correlation of the two over pairs, during training. The loss is eq. 14 with eq. 15; the negative of every pair is mined
+among all pairs. The figure normalises both to "probabilities", which does not change the correlation.
 
 BatchNorm uses its running statistics and dropout is off: the gradient of one pair must not depend on the others.
 """
@@ -36,18 +35,18 @@ LOGGER = logging.getLogger(__name__)
 
 class InformativenessConfig(Config):
     pairs: int = Field(1024, ge=3, le=10**9)
-    """Pairs that negatives are mined among, each of another class (AdaSample, section 5.1: batches of 1024)."""
+    """Pairs among which negatives are mined, each of a different class (AdaSample, section 5.1: batches of 1024)."""
     measured: int = Field(256, ge=3, le=10**9)
-    """Of them, how many gradients are taken: 256 tell a correlation of 0.8 to within 0.02 (one deviation)."""
+    """Pairs whose gradient is computed. 256 give a correlation of 0.8 a standard error of about 0.02."""
     loss: AngularTripletConfig = AngularTripletConfig()
-    """The loss whose gradient is taken; weights and averages play no part."""
+    """The loss whose gradient is computed; its pair weights and running average are not used."""
 
 
 @dataclass(frozen=True)
 class Informativeness:
-    """Of n pairs (those measured).
+    """Distances and gradient norms of the n measured pairs.
 
-    distances: d^pos, radians (or Euclidean). gradient_norms: over all parameters, of the pair's loss.
+    distances: d^pos, radians (or Euclidean). gradient_norms: of the pair's loss, over all parameters.
     """
 
     distances: Float[np.ndarray, " n"]
@@ -65,13 +64,13 @@ class Informativeness:
 
     @property
     def active_share(self) -> float:
-        """Share of the pairs with a gradient at all: the hinge of the others is zero (footnote 5: "never")."""
+        """Share of the pairs with a non-zero gradient; the hinge of the others is zero (footnote 5: "never")."""
         return float((self.gradient_norms > 0).mean())
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A network of a run. step: batches it was trained on, None when unknown. path: None for the untrained one."""
+    """A network of a run. step: batches it was trained on, None if unknown. path: None for the untrained one."""
 
     name: str
     step: int | None
@@ -79,7 +78,7 @@ class Snapshot:
 
 
 def sample_pairs(data: PatchSet, count: int, generator: np.random.Generator) -> UInt8[np.ndarray, "n 2 s s"]:
-    """Two random patches of each of `count` random classes, or of all there are. Raises BadInputError for none."""
+    """Two random patches of each of `count` random classes (at most all). Raises BadInputError below 3 classes."""
     classes = ClassIndex.of(data.classes)
     if len(classes) < 3:
         raise BadInputError(f"{data.name}: {len(classes)} classes of two patches or more; at least 3 are needed")
@@ -97,11 +96,11 @@ def informativeness(
     config: InformativenessConfig,
     device: torch.device,
 ) -> Informativeness:
-    """Matching distance and gradient norm of the first `measured` pairs, with negatives from all.
+    """Matching distance and gradient norm of the first `measured` pairs, with negatives from all pairs.
 
-    The network is put in eval mode and keeps its parameters.
+    The network is put in eval mode; its parameters do not change.
 
-    Raises UsageError for a binary network, whose descriptors have no angles.
+        Raises UsageError for a binary network, whose descriptors have no angles.
     """
     if network.is_binary:
         raise UsageError("a binary descriptor has no matching distance in radians; give a real-valued one")
@@ -126,7 +125,7 @@ def gradient_norm(
 ) -> float:
     """Norm of the gradient of one pair's loss (eq. 14) over all parameters (eq. 2).
 
-    triplet: anchor, positive, negative. own: which of the pair the negative is nearest to, 0 or 1.
+    triplet: anchor, positive, negative. own: the patch of the pair that the negative is nearest to, 0 or 1.
     """
     found = network(triplet[:, None]).descriptor
     squares = squared_distance(
@@ -140,7 +139,7 @@ def gradient_norm(
 def snapshots(run: Path) -> list[Snapshot]:
     """The networks of a run by step: the untrained one, RUN/snapshots/*.safetensors, RUN/best and RUN/last.safetensors.
 
-    The untrained one is drawn anew from the seed in RUN/config.yaml. Raises BadInputError for a folder without weights.
+    The untrained one is initialised from the seed in RUN/config.yaml. Raises BadInputError if there are no weights.
     """
     paths = [*sorted((run / "snapshots").glob("*.safetensors")), run / "best.safetensors", run / "last.safetensors"]
     kept = [Snapshot(path.stem, _step_of(path), path) for path in paths if path.is_file()]
@@ -166,7 +165,7 @@ def along_training(
 
 
 def untrained(run: Path) -> PatchNetwork:
-    """The network as the run's training started with it. Raises BadInputError, UsageError."""
+    """The run's network before training. Raises BadInputError, UsageError."""
     values = read_yaml(run / "config.yaml")
     values.pop("task", None)
     training = make(PatchTraining, values, f"{run / 'config.yaml'}")
@@ -174,20 +173,20 @@ def untrained(run: Path) -> PatchNetwork:
 
 
 def correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
-    """Pearson's; nan when either is constant."""
+    """Pearson correlation; nan if either is constant."""
     x, y = x - x.mean(), y - y.mean()
     scale = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / scale if scale > 0 else float("nan")
 
 
 def ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """1 for the smallest; equal values share the mean of their ranks."""
+    """Ranks from 1 for the smallest; equal values get the mean of their ranks."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - 0.5 * (counts - 1))[place]
 
 
 def _step_of(path: Path) -> int | None:
-    """The step that a weight says it is of."""
+    """The training step recorded in a weights file."""
     step = read_metadata_patch_files(path).get("step", "")
     return int(step) if step.isdecimal() else None

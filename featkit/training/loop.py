@@ -1,4 +1,4 @@
-"""A training from its data to weights, in a folder that can be stopped and gone on with at any moment."""
+"""Training from data to weights in a run folder; can be interrupted and resumed at any time."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run came to: `summary` is RUN/summary.json."""
+    """Result of a run: `summary` is RUN/summary.json."""
 
     folder: Path
     summary: dict[str, Any]
-    is_first: bool = True  # of several processes, the one that writes
+    is_first: bool = True  # the process that writes
 
 
 def train(
@@ -51,11 +51,11 @@ def train(
     name: str = "",
     overwrite: bool = False,
 ) -> Trained:
-    """Train a network by a task. data: of the type that the task takes. name: of the recipe, for the records.
+    """Train the network of a task. data: of the type that the task takes. name: of the recipe, for the records.
 
-    world: the processes that train, of `launch`; the first of them alone reads and writes `output`. Raises UsageError,
-    BadInputError, NotWritableError, EmptyResultError (a loss that is NaN or infinite), ProcessLostError and Stopped
-    (after SIGTERM or SIGINT, everything saved).
+    world: the training processes, from `launch`; only the first one reads and writes `output`. Raises UsageError,
+    BadInputError, NotWritableError, EmptyResultError (NaN or infinite loss), ProcessLostError and Stopped (after
+    SIGTERM or SIGINT, with everything saved).
     """
     world.precision = "bf16" if config.precision == "bf16" else "fp32"  # auto: until it is decided
     folder = RunFolder(output)
@@ -73,7 +73,7 @@ def _in_folder(
     assert config.precision != "auto"
     world.precision = config.precision
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-        torch.manual_seed(config.seed)  # dropout draws from torch's own generator: alike in all processes
+        torch.manual_seed(config.seed)  # dropout uses torch's global generator: the same in all processes
         task = task_class(config, str(world.device))
         identity = task.identity_of(data)
         check_processes(config, identity, world)
@@ -87,7 +87,7 @@ def _in_folder(
 
 
 def check_processes(config: TrainingConfig, identity: str, world: World) -> None:
-    """Raises UsageError in a process that was started with something else than the first."""
+    """Raises UsageError in a process whose version, data or configuration differs from the first one's."""
     if world.size > 1:
         world.check_same("featkit", __version__)
         world.check_same("data", identity)
@@ -97,12 +97,12 @@ def check_processes(config: TrainingConfig, identity: str, world: World) -> None
 def planned(
     task_class: Callable[..., Task], config: TrainingConfig, data: Any, folder: RunFolder, world: World
 ) -> TrainingConfig:
-    """The configuration with its precision and its steps decided: by the run in the folder, or by measuring.
+    """The configuration with precision and steps resolved, from the run in the folder or by timing.
 
-    A run that goes on keeps the precision it was begun with, on another processor too: what is left of it is then
-    computed as it would have been, on the same kind of processor bit for bit. A precision that is given again (fp32 or
-    bf16, not auto) counts instead, from the next step on; of a run that is finished it changes nothing. The steps are
-    the run's own where it has the same budget. Raises UsageError for a budget that is too short.
+    A resumed run keeps its original precision, even on other hardware, so that it continues as if never interrupted
+    (bit for bit on the same kind of processor). An explicit precision (fp32 or bf16, not auto) overrides it from the
+    next step on, unless the run is finished. The number of steps is kept if the budget is the same. Raises UsageError
+    for a budget that is too short.
     """
     stored = world.from_first(lambda: _stored(folder))
     if stored is not None:
@@ -117,7 +117,7 @@ def planned(
 
 @dataclass(frozen=True)
 class _Stored:
-    """What the checkpoint of a run says of it."""
+    """Configuration and status of a run, from its checkpoint."""
 
     config: dict[str, Any]
     is_finished: bool
@@ -134,7 +134,7 @@ def _stored(folder: RunFolder) -> _Stored | None:
 def _train(run: Run, task: Task, name: str, data: Any) -> Trained:
     folder, config = run.folder, run.config
     resumed = run.resume()
-    run.world.barrier()  # nobody writes a checkpoint before all have looked for one
+    run.world.barrier()  # no process writes a checkpoint before all have looked for one
     if resumed and run.finished:
         LOGGER.info(
             "%s: finished already (%d steps); --overwrite trains again from the start", folder.path, run.done.step
@@ -156,7 +156,7 @@ def _train(run: Run, task: Task, name: str, data: Any) -> Trained:
 
 
 def _until_stopped(run: Run) -> None:
-    """Train; when stopped, only the first process says so: a failure of another one would end it."""
+    """Train; on a stop only the first process raises, since a failure of another one would kill it."""
     try:
         run.train()
     except Stopped:
@@ -166,7 +166,7 @@ def _until_stopped(run: Run) -> None:
 
 
 def summarise(run: Run, task: Task, name: str, data: Any) -> dict[str, Any]:
-    """summary.json: last and best network, what they were trained with and for how long."""
+    """Contents of summary.json: last and best network, data, configuration and duration."""
     done = run.done
     return {
         "recipe": name,
@@ -187,7 +187,7 @@ def summarise(run: Run, task: Task, name: str, data: Any) -> dict[str, Any]:
 
 
 def export(run: Run, task: Task, summary: dict[str, Any]) -> None:
-    """last.safetensors and best.safetensors: what extracts features."""
+    """Write last.safetensors and best.safetensors, the weights for feature extraction."""
     metadata = {"recipe": summary["recipe"], "data": summary["data"]["name"], "featkit_version": __version__}
     for which in ("best", "last"):
         state = run.done.best_network if which == "best" else run.network_state()
@@ -196,15 +196,15 @@ def export(run: Run, task: Task, summary: dict[str, Any]) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The training loop: steps, schedule, checkpoints and signals. What a step does is its task's business.
+# The training loop: steps, schedule, checkpoints and signals. The task defines what a step does.
 #
-# Everything that decides the next steps is in the checkpoint, so that a run that was killed goes on as if it had not
-# been: on the CPU with the same losses, bit for bit.
+# The checkpoint holds everything that the next steps depend on, so that a killed run resumes as if it had not been
+# interrupted: on the CPU with the same losses, bit for bit.
 
 
 @dataclass
 class TrainState:
-    """How far a run is: all of it in the checkpoint."""
+    """Progress of a run, saved in the checkpoint."""
 
     step: int = 0
     seconds: float = 0.0
@@ -217,9 +217,9 @@ class TrainState:
 
 
 class Average:
-    """The exponential average of a network's values, BatchNorm's statistics included; whole numbers are left out.
+    """Exponential moving average of a network's state, including BatchNorm statistics but no integers.
 
-    After k steps the past weighs min(decay, k / (k + 10)): a young average forgets the random start.
+    After k steps the decay is min(decay, k / (k + 10)), so that early averages forget the random initialisation.
     """
 
     def __init__(self, network: nn.Module, decay: float):
@@ -228,7 +228,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take the network's values of this step in."""
+        """Include the network's current values. step: steps done so far."""
         past = min(self._decay, step / (step + 10))
         own = self._network.state_dict()
         torch._foreach_lerp_(list(self.values.values()), [own[name] for name in self.values], 1 - past)
@@ -238,7 +238,7 @@ class Run:
     """One training in one folder."""
 
     def __init__(self, task: Task, folder: RunFolder, world: World, identity: str):
-        """identity: tells the data from other data."""
+        """identity: identifies the data."""
         self.task, self.folder, self.world, self.identity = task, folder, world, identity
         self.config = task.config
         self.optimiser = build_optimiser(self.config.optimiser, task.parameter_groups())
@@ -247,7 +247,7 @@ class Run:
         self._saved_at = time.monotonic()
 
     def resume(self) -> bool:
-        """Go on from the folder's checkpoint; whether there is one. Raises UsageError, BadInputError."""
+        """Resume from the folder's checkpoint; False if there is none. Raises UsageError, BadInputError."""
         state = self.world.from_first(lambda: load_checkpoint(self.folder.checkpoint))
         if state is None:
             return False
@@ -269,7 +269,7 @@ class Run:
         return True
 
     def save(self) -> None:
-        """Write the checkpoint (the first process only). Raises EmptyResultError for a broken network."""
+        """Write the checkpoint (first process only). Raises EmptyResultError for NaN or infinity in the network."""
         self._saved_at = time.monotonic()
         self._check_network()
         if not self.world.is_first:
@@ -292,7 +292,7 @@ class Run:
         return self.done.step >= self.config.steps
 
     def train(self) -> None:
-        """All steps that are left. Raises Stopped after a signal, EmptyResultError for a loss that is no number."""
+        """Run all remaining steps. Raises Stopped after a signal, EmptyResultError for a NaN or infinite loss."""
         every = self.config.log_every or max(1, self.config.steps // 1000)
         progress = Progress(
             self.config.steps, self.done.step, self.task.batch_items, self.task.unit, quiet=not self.world.is_first
@@ -341,19 +341,19 @@ class Run:
         )
 
     def _measure_in_turn(self, progress: Progress) -> float | None:
-        """The score on the held-out part, when it is time for it."""
+        """The validation score, if an evaluation is due."""
         if not (self._turns(self.config.held_out.every) or self.finished):
             return None
         self._check_network()
         return self._measure(progress) if self.world.is_first else None
 
     def _measure(self, progress: Progress) -> float:
-        """The score; the best network is kept, of equal ones the one that has learned longest."""
+        """The validation score; keeps the best network, the latest one of equal scores."""
         started = time.perf_counter()
         try:
             with self.averaged():
                 score = self.task.held_out()
-        except BadInputError as error:  # finite weights, but descriptors that are no numbers
+        except BadInputError as error:  # finite weights, but NaN descriptors
             self._give_up(str(error), self.done.step)
         self.done.last_score = score
         if score <= self.done.best_score:
@@ -388,7 +388,7 @@ class Run:
             self._give_up("the update left values in the network that are no numbers", self.done.step)
 
     def _turns(self, every: float) -> bool:
-        """Whether this step ends such a share of the training."""
+        """Whether this step completes a multiple of the share `every` of the training."""
         step, steps = self.done.step, self.config.steps
         return int(step / steps / every + 1e-9) > int((step - 1) / steps / every + 1e-9)
 
@@ -440,9 +440,9 @@ class Run:
 
 
 def check_checkpoint(state: dict[str, Any], config: Config, identity: str, path: Path) -> None:
-    """Raises UsageError when a checkpoint is of another configuration, BadInputError when of other data.
+    """Raises UsageError if a checkpoint has another configuration, BadInputError if it has other data.
 
-    The precision may be another one: `featkit.training.loop.planned` says when.
+    The precision may differ, see `planned`.
     """
     stored, wanted = json.loads(state["config"]), json.loads(config.canonical_json())
     if "precision" in stored and stored["precision"] != wanted["precision"]:

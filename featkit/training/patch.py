@@ -47,17 +47,17 @@ from featkit.training.whole_batch import backward, share_batch_norms, split_trun
 from featkit.weights.files import save_patch_network
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The task: what one step does.
+# The task: one training step.
 
 
-DESCRIBED_AT_ONCE = 512  # candidates of AdaSample, without graph
-TIMED_PATCHES = 256  # held-out patches that tell how long all take
-FINGERPRINTED = 1000  # patches that tell a set from another one
-SMALLEST_AVERAGE = 1e-6  # of the loss: lambda / L_avg stays a number
+DESCRIBED_AT_ONCE = 512  # candidates of AdaSample per forward pass, without graph
+TIMED_PATCHES = 256  # validation patches used to estimate the duration of a validation
+FINGERPRINTED = 1000  # patches in the digest that identifies a data set
+SMALLEST_AVERAGE = 1e-6  # lower bound of the average loss: keeps lambda / L_avg finite
 
 
 class PatchTask:
-    """A network, a loss and the batches they are trained with."""
+    """Training of a patch descriptor: network, loss and batches."""
 
     Config = PatchTraining
     name = "patch"
@@ -92,7 +92,7 @@ class PatchTask:
             )
 
     def prepare(self, data: PatchSet, world: World) -> None:
-        """Take the patches to train with. Raises BadInputError and UsageError when they are too few."""
+        """Set up the training patches. Raises BadInputError and UsageError if there are too few."""
         self.world = world
         if not isinstance(self.config.sampler, Groups):
             world.check_batch(self.config.batch_size, "pairs")
@@ -137,7 +137,7 @@ class PatchTask:
 
     @classmethod
     def identity_of(cls, data: PatchSet) -> str:
-        """`n patches, digest`: of the classes and of some patches."""
+        """`n patches, digest`, with a digest of the classes and a sample of patches."""
         digest = hashlib.sha256(np.ascontiguousarray(data.classes, np.int64).tobytes())
         some = np.unique(np.linspace(0, len(data) - 1, FINGERPRINTED if len(data) else 0).astype(np.int64))
         digest.update(np.ascontiguousarray(data.patches[some]).tobytes())
@@ -149,7 +149,7 @@ class PatchTask:
 
     @property
     def batch_items(self) -> int:
-        """Patches a step learns from."""
+        """Patches per step."""
         return self.config.batch_size * (1 if isinstance(self.config.sampler, Groups) else 2)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -159,18 +159,18 @@ class PatchTask:
         return self.network.parameter_groups(optimiser.learning_rate * scale)
 
     def modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint keeps, buffers included."""
+        """Modules saved in a checkpoint, with their buffers."""
         return {"network": self.network, "loss": self.loss}
 
     def state(self) -> dict[str, Any]:
-        """What else decides the next steps."""
+        """Further state that the next steps depend on."""
         return {"feed": self.feed.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.feed.restore(state["feed"])
 
     def step(self, share: float) -> LossResult:
-        """Add the gradient of the next batch's loss. share: of the training that is done, in [0, 1)."""
+        """Add the gradient of the next batch's loss. share: completed share of the training, in [0, 1)."""
         self.network.train()
         self.last = fed = self.feed.next()
         if isinstance(self.config.sampler, AdaSample):
@@ -191,14 +191,14 @@ class PatchTask:
         return LossResult(result.loss.detach(), {**result.statistics, **extra})
 
     def held_out(self) -> float:
-        """1 - mAP of matching on the held-out pairs of images; in the first process only."""
+        """1 - mAP of matching on the validation image pairs; first process only."""
         assert self._pairs is not None
         scores = held_out_scores(self.network, self._pairs, self.world.device, self.config.precision)
         self.also_measured = {"validation_fpr95": scores.fpr95}
         return scores.matching_error
 
     def held_out_s(self) -> float:
-        """Seconds that `held_out` takes, by some of its patches."""
+        """Estimated duration of `held_out` in seconds, from some of its patches."""
         assert self._pairs is not None
         started, some = time.perf_counter(), self._pairs.pixels[:TIMED_PATCHES]
         describe_patches(self.network, some, self.world.device, precision=self.world.precision)
@@ -210,7 +210,7 @@ class PatchTask:
         return self.feed.waited_s
 
     def save_weights(self, path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        """Write the network with these values."""
+        """Write the network with the given state."""
         network = PatchNetwork(self.config.network)
         network.load_state_dict(state)
         save_patch_network(path, network.eval(), metadata)
@@ -219,11 +219,11 @@ class PatchTask:
         return {}
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop prefetching."""
         self.feed.close()
 
     def batch_arrays(self) -> dict[str, UInt8[np.ndarray, "..."]]:
-        """The last batch, to look into when something went wrong."""
+        """The last batch, for debugging."""
         if self.last is None:
             return {}
         plan = self.last.plan
@@ -250,7 +250,7 @@ class PatchTask:
         return result
 
     def _informative(self, fed: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Anchors and the positives that AdaSample chooses for them, the weights of the pairs, and statistics."""
+        """Anchors with the positives chosen by AdaSample, the weights of the pairs, and statistics."""
         sampler = self.config.sampler
         assert isinstance(sampler, AdaSample)
         assert isinstance(self.loss, HingeLoss)
@@ -278,7 +278,7 @@ class PatchTask:
 
     @torch.no_grad()
     def _describe(self, patches: Float[Tensor, "p 1 s s"]) -> Float[Tensor, "p d"]:
-        """Unit descriptors by the network as it is, without dropout and with running statistics."""
+        """Unit descriptors of the current network, without dropout and with running statistics."""
         self.network.eval()
         with self.world.autocast():
             found = [self.network(part).descriptor.float() for part in patches.split(DESCRIBED_AT_ONCE)]
@@ -287,18 +287,18 @@ class PatchTask:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The part of the training data that is kept out of training, and how well the network matches on it.
+# The validation set, split off the training data, and how well the network matches on it.
 #
-# What is chosen by is what descriptors are for: mean AP of matching between images of scenes that were never trained on
-# (evaluation/patches.py). FPR95 on the same patches is measured besides; on classes of the training's own scenes
-# all networks tell the classes apart (0.05 to 0.5 %), and it chooses by chance.
+# The best step is selected by the descriptors' purpose: mean AP of matching between images of scenes not trained on
+# (evaluation/patches.py). FPR95 on the same patches is also reported; on classes of the training scenes it is close to
+# zero for every network (0.05 to 0.5 %) and selects by chance.
 
 
 @dataclass(frozen=True)
 class ValidationPairs:
-    """Pixels of matching pairs, by pair of images. others: for each pair, a first patch's non-match of that image.
+    """Matching patch pairs, grouped by image pair. others: for each pair, the row of a non-match of its first patch.
 
-    Rows 0 .. p-1 of `pixels` are the first patches, p .. 2p-1 the second ones. ends: pairs after each pair of images.
+    Rows 0 .. p-1 of `pixels` are the first patches, p .. 2p-1 the second ones. ends: cumulative pairs per image pair.
     """
 
     pixels: UInt8[np.ndarray, "m s s"]
@@ -308,16 +308,16 @@ class ValidationPairs:
 
 @dataclass(frozen=True)
 class HeldOutScores:
-    """Shares in [0, 1]; both smaller is better. matching_error: 1 - mAP."""
+    """Shares in [0, 1], smaller is better. matching_error: 1 - mAP."""
 
     matching_error: float
     fpr95: float
 
 
 def split_classes(data: PatchSet, index: ClassIndex, config: HeldOut, seed: int) -> tuple[ClassIndex, ClassIndex]:
-    """(to train with, held out), by class: whole scenes where possible, see `HeldOut`.
+    """(training, validation) classes, split by complete scenes if possible, see `HeldOut`.
 
-    Raises UsageError for a name that no scene has, BadInputError when a side would be too small for pairs.
+    Raises UsageError for an unknown scene name, BadInputError if either part is too small for pairs.
     """
     generator = np.random.default_rng([seed, 2])
     of_class = np.array(data.scene_names)[data.scenes[index.members[index.starts]]]
@@ -343,9 +343,9 @@ def split_classes(data: PatchSet, index: ClassIndex, config: HeldOut, seed: int)
 def _whole_scenes(
     data: PatchSet, of_class: np.ndarray, config: HeldOut, generator: np.random.Generator
 ) -> Bool[np.ndarray, " c"]:
-    """Classes of whole scenes, drawn while they fit; only those whose images share enough, where images are known.
+    """Classes of random complete scenes while they fit; if images are known, only scenes whose images share enough.
 
-    Scenes of one name in several sets are one scene.
+    Scenes with the same name in several sets count as one scene.
     """
     names, counts = np.unique(of_class, return_counts=True)
     usable = set(names.tolist())
@@ -362,7 +362,7 @@ def _whole_scenes(
 
 
 def validation_pairs(data: PatchSet, index: ClassIndex, config: HeldOut, seed: int) -> ValidationPairs:
-    """At most `config.pairs` matching pairs of held-out classes, by pair of images."""
+    """At most `config.pairs` matching pairs of validation classes, grouped by image pair."""
     generator = np.random.default_rng([seed, 3])
     members = np.concatenate([index.members[s : s + c] for s, c in zip(index.starts, index.counts, strict=True)])
     found: list[ImagePair] = []
@@ -388,7 +388,7 @@ def validation_pairs(data: PatchSet, index: ClassIndex, config: HeldOut, seed: i
 
 
 def _up_to(most: int, pairs: Iterator[ImagePair]) -> list[ImagePair]:
-    """Pairs of images, the last one shortened, until there are `most` pairs of patches; none of less than two."""
+    """Image pairs, the last one truncated, up to `most` patch pairs in total; at least two patch pairs each."""
     found: list[ImagePair] = []
     for pair in pairs:
         kept = min(most, len(pair))
@@ -401,8 +401,8 @@ def _up_to(most: int, pairs: Iterator[ImagePair]) -> list[ImagePair]:
 
 
 def _made_up(data: PatchSet, index: ClassIndex, config: HeldOut, generator: np.random.Generator) -> Iterator[ImagePair]:
-    """Two patches of each class, put together by scene as if they were of two images; without scenes of two classes, of
-    all classes."""
+    """Two patches per class, grouped by scene as if they came from two images; all classes together if every scene has
+    only one."""
     order = generator.permutation(len(index))
     members = draw_members(index, order, 2, generator)
     scenes = data.scenes[members[:, 0]]
@@ -417,7 +417,7 @@ def _made_up(data: PatchSet, index: ClassIndex, config: HeldOut, generator: np.r
 def held_out_scores(
     network: Any, pairs: ValidationPairs, device: torch.device, precision: str = "fp32"
 ) -> HeldOutScores:
-    """How well a network matches the held-out patches. The network is left in training mode."""
+    """Validation scores of a network, which is left in training mode."""
     described = describe_patches(network, pairs.pixels, device, precision=precision)  # type: ignore[arg-type]
     network.train()
     first, second = np.split(described, 2)
@@ -443,7 +443,7 @@ def train_patch(
 ) -> Trained:
     """Train a patch descriptor. options and errors: those of `train`.
 
-    world: None: the processes that torchrun has started, or this one, on `device`.
+    world: None for the processes started by torchrun, or this one, on `device`.
     """
     world = world or launch(device, None, config.precision, config.timeout_s)
     return train(PatchTask, config, data, output, world, **options)

@@ -1,6 +1,6 @@
-"""The configuration of a patch descriptor's training: everything that decides the weight that comes out.
+"""Configuration of patch descriptor training: everything that determines the resulting weights.
 
-The numbers of each method stand in `configs/<method>.yaml`, in its paper's terms.
+The values of each method are in `configs/<method>.yaml`, in its paper's terms.
 """
 
 from __future__ import annotations
@@ -37,91 +37,91 @@ class Pairs(Config):
 
 
 class Groups(Config):
-    """Whole classes, `batch_size` patches together (DOAP)."""
+    """Complete classes, `batch_size` patches in total (DOAP)."""
 
     kind: Literal["groups"] = "groups"
     """Which sampler this configures."""
     max_per_group: int = Field(16, ge=2, le=10**9)
-    """Patches of one class in a batch, at most. DOAP, appendix C: groups of 16."""
+    """Maximum patches per class in a batch. DOAP, appendix C: groups of 16."""
     two_scenes: bool = False
-    """Each batch from two scenes, half of each (DOAP, appendix C.2); meant for label mining."""
+    """Draw each batch from two scenes, half from each (DOAP, appendix C.2); meant for label mining."""
     fill: Literal["in_turn", "at_random"] = "in_turn"
-    """in_turn: every group once in a pass over all. at_random: only the first of each batch comes in turn, the others
-    are any, so that a pass over few groups has as many batches as groups (DOAP, appendix D, on RomePatches)."""
+    """How groups are chosen for a batch. in_turn: every group once per epoch. at_random: the first group of each batch
+    comes in turn and the others are random, so that an epoch has as many batches as groups (DOAP, appendix D, on
+    RomePatches)."""
     label_mining: LabelMiningConfig | None = None
-    """Which patches of one scene may count as non-matches (DOAP, sec. 4.2); none: all of other classes do."""
+    """Which patches of the same scene may count as non-matches (DOAP, sec. 4.2). None: all patches of other classes."""
 
 
 class AdaSample(Config):
-    """Anchors at random, their positives by distance (AdaSample, eq. 13)."""
+    """Random anchors, positives sampled by distance (AdaSample, eq. 13)."""
 
     kind: Literal["adasample"] = "adasample"
     """Which sampler this configures."""
     strength: float = Field(10.0, ge=0, allow_inf_nan=True)
-    """lambda of eq. 13: 0 is random sampling, .inf takes the most distant positive. AdaSample, sec. 5.1: 10."""
+    """lambda of eq. 13: 0 samples uniformly, .inf takes the most distant positive. AdaSample, sec. 5.1: 10."""
     class_size: int = Field(15, ge=2, le=10**9)
-    """Patches that every class is filled to by turning its own ones. AdaSample, sec. 5.2: 15."""
+    """Patches per class; smaller classes are filled up with rotated copies. AdaSample, sec. 5.2: 15."""
     candidates: int = Field(15, ge=2, le=10**9)
-    """Patches of a class that are described to choose from, the anchor among them. Fewer take less time."""
+    """Patches of a class that are described for the choice, including the anchor. Fewer take less time."""
     filled_rotation_deg: Degrees = 15.0
-    """Degrees: largest random rotation of such a copy, either way. The paper does not give it."""
+    """Maximum random rotation of such a copy in either direction, degrees. Not given in the paper."""
     smallest_angle: Epsilon = 0.1
-    """A positive nearer to its anchor counts as that far in its weight 1 / d, which would have no limit. Rad, or
-    Euclidean distance, which is the same when small."""
+    """Lower bound of d in the pair weights 1 / d, in radians (or Euclidean distance, which is equal when small)."""
     distance: Literal["of_loss", "angular", "euclidean"] = "of_loss"
-    """d of eq. 13. of_loss: the one that the loss compares, as section 3.4 has it: angles for the angular hinge triplet
+    """Distance d of eq. 13. of_loss: the distance of the loss, as in section 3.4: angles for the angular hinge triplet
     loss (AHT), Euclidean for the plain one (HT) and for HardNet's."""
 
 
 class HeldOut(Measured):
-    """The part of the training set that is left out of it, to choose the best step by matching."""
+    """The validation set, split off the training data; matching on it selects the best step."""
 
     scenes: tuple[str, ...] = ()
-    """Names of the scenes that are left out; none: drawn at random."""
+    """Names of the validation scenes; empty: chosen at random."""
     share: PositiveShare = Field(0.05, lt=1)
-    """Without names: whole scenes while they have no more than this share of the classes; where all are larger, so
-    many classes of all scenes."""
+    """Maximum share of the classes used for validation when no scenes are named. Complete scenes are taken while they
+    fit; if every scene is larger, random classes of all scenes."""
     pairs: int = Field(2000, ge=10, le=10**9)
-    """Matching pairs of patches, at most."""
+    """Maximum matching pairs of patches in the validation set."""
     min_shared: int = Field(50, ge=2, le=10**9)
-    """Two images of a scene are matched when they share so many points. Where no two do, or images are not known,
-    patches of different points of a scene are put together as if they were of two images."""
+    """Minimum points that two images of a scene share to be matched. If no two images do, or the images are unknown,
+    patches of different points of a scene are combined as if they came from two images."""
     max_shared: int = Field(250, ge=2, le=10**9)
-    """Points of such a pair of images that are matched, at most."""
+    """Maximum points matched per pair of images."""
 
 
 class PatchTraining(TrainingConfig):
-    """How a patch descriptor is trained."""
+    """Training of a patch descriptor."""
 
     data: PatchDataConfig = PatchDataConfig()
-    """How the patches are read, and which of them are taken."""
+    """How patches are read and which of them are used."""
     network: PatchNetworkConfig = PatchNetworkConfig()
-    """The network that is trained."""
+    """The network to train."""
     loss: LossConfig = HyNetLossConfig()
-    """What is minimised."""
+    """The loss to minimise."""
     scale_statistics: bool = True
-    """Fit the memory of SDGMNet's statistics to `steps` and `batch_size`, in the paper's proportions."""
+    """Scale the memory of SDGMNet's running statistics to `steps` and `batch_size`, in the paper's proportions."""
     second_order_weight: FactorOrZero = 0.0
-    """Factor of SOSNet's second-order term, added to the loss; 0: none."""
+    """Weight of SOSNet's second-order term, added to the loss; 0: none."""
     second_order_neighbours: int = Field(8, ge=1, le=10**6)
-    """Neighbours of each descriptor that the term looks at. SOSNet: 8."""
+    """Nearest neighbours of each descriptor in the second-order term. SOSNet: 8."""
     sampler: Annotated[Pairs | Groups | AdaSample, Field(discriminator="kind")] = Pairs()
     """How batches are drawn."""
     same_image_share: Share = 0.0
-    """Sampler `pairs`: share of each batch whose first patches all come from one image, where the data names the
-    images: the non-matches that matching meets. The papers: 0."""
+    """Share of each batch whose first patches all come from one image, so that negatives resemble those of matching.
+    Sampler `pairs` only, and only if the data names the images. The papers: 0."""
     augmentation: AugmentConfig = AugmentConfig()
-    """How patches are changed before the network sees them."""
+    """Augmentation of the patches."""
     optimiser: Annotated[Sgd | Adam, Field(discriminator="kind")] = Adam(learning_rate=0.01)
-    """How gradients become steps."""
+    """Optimiser and its learning rate."""
     batch_size: int = Field(1024, ge=2, le=10**9)
-    """Pairs in a batch; patches, when whole groups are drawn."""
+    """Batch size in pairs, or in patches for the sampler `groups`."""
     steps: Count = 100_000
-    """Length of the training, batches."""
+    """Length of the training, in batches."""
     held_out: HeldOut = HeldOut()
-    """What is held out of the training and measured along it."""
+    """The validation set and how often it is evaluated."""
     chunk: CountOrZero = 0
-    """Patches described at once, 0: the whole batch. The gradient stays that of the whole batch: exactly where
-    patches do not look at each other inside the network (HyNet); BatchNorm inside (L2-Net) sees one chunk at a time."""
+    """Patches per forward pass, to save memory; 0: the complete batch. The gradient is still that of the complete
+    batch: exactly for HyNet, while BatchNorm layers inside L2-Net see one chunk at a time."""
     patches_on: Runtime[Literal["auto", "device", "host"]] = "auto"
-    """Where patches wait: all of them on the device, or on the host and read ahead; auto: the device if they fit."""
+    """Where patches are stored: all on the device, or on the host with prefetching; auto: the device if they fit."""

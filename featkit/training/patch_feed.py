@@ -1,7 +1,7 @@
-"""From plans to patches on the device: batches are drawn and gathered ahead, so that the network never waits.
+"""Prefetching of patches to the device: batches are drawn and gathered ahead, so that the network does not wait.
 
-What a batch is made of is decided before any patch is read (`BatchPlan`, transforms), by generators whose state
-belongs to the batch: reading ahead changes nothing, and a resumed training sees the same batches.
+The contents of a batch are decided before any patch is read (`BatchPlan`, transforms), by generators whose state is
+stored with the batch: prefetching changes no result, and a resumed training sees the same batches.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from featkit.core.types import PatchArray
 from featkit.data.augment import AugmentConfig, draw_transforms
 from featkit.data.samplers import BatchPlan, Sampler
 
-MEMORY_SHARE = 0.4  # of the free memory that patches may take, when nobody says where they belong
+MEMORY_SHARE = 0.4  # maximum share of the free memory for patches, with patches_on: auto
 AHEAD = 3  # batches drawn ahead
 READ_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch. plan, transforms: of the whole batch. pixels: of this process's part, on the device."""
+    """One batch. plan, transforms: of the complete batch. pixels: of this process's part, on the device."""
 
     plan: BatchPlan
     transforms: Float[np.ndarray, "m 2 3"]
@@ -39,7 +39,7 @@ class Batch:
 
 
 class Draw:
-    """Plans and their transforms, with one state for both."""
+    """Draws batch plans and their transforms, with a common state."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Draw:
 
 
 class PatchFeed:
-    """Endless batches on a device; `part` says which rows of a batch of m patches belong to this process."""
+    """Endless batches on a device; `part` gives the rows of a batch that belong to this process."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class PatchFeed:
         self.waited_s = 0.0
 
     def next(self) -> Batch:
-        """The next batch; the time until it is there is added to `waited_s`."""
+        """The next batch; the waiting time is added to `waited_s`."""
         started = time.perf_counter()
         if self._threaded and self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
@@ -105,17 +105,17 @@ class PatchFeed:
         return Batch(plan, transforms, pixels)
 
     def state(self) -> dict[str, Any]:
-        """As it was after the batch that was handed out last."""
+        """The state after the last batch that was returned."""
         return self._state
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on after the batch that `state` was taken after. Only before the first `next`."""
+        """Continue after the batch of `state`. Only before the first `next`."""
         assert self._thread is None
         self._draw.restore(state)
         self._state = state
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop prefetching."""
         self._stop.set()
         while self._thread is not None and self._thread.is_alive():
             try:
@@ -136,7 +136,7 @@ class PatchFeed:
         while not self._stop.is_set():
             try:
                 made = self._make()
-            except BaseException as error:  # raised again where the batch is asked for
+            except BaseException as error:  # raised again in `next`
                 made = error
             while not self._stop.is_set():
                 try:
@@ -149,13 +149,13 @@ class PatchFeed:
 
 
 def fits(patches: PatchArray, device: torch.device) -> bool:
-    """Whether all patches take but a part of the memory that is free on the device."""
+    """Whether all patches fit into `MEMORY_SHARE` of the device's free memory."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
         try:
             free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (ValueError, OSError):  # macOS does not say
+        except (ValueError, OSError):  # not available on macOS
             free = 4 << 30
     return int(np.prod(patches.shape)) <= MEMORY_SHARE * free
 

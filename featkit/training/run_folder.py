@@ -1,4 +1,4 @@
-"""The folder of a training: its records, its checkpoint, and the progress that is shown."""
+"""The folder of a training run: records, checkpoint, and progress display."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from featkit.io.atomic import is_foreign, refuse_foreign, require_space
 
 LOGGER = logging.getLogger(__name__)
 # ----------------------------------------------------------------------------------------------------------------------
-# What a training leaves behind, beside its checkpoint: config.yaml, metrics.csv, TensorBoard events, summary.json.
+# Records of a training next to its checkpoint: config.yaml, metrics.csv, TensorBoard events, summary.json.
 
 
 CONFIG, HEADER = "config.yaml", "# the configuration of a training by featkit "
@@ -43,7 +43,7 @@ FILES = (
     "last.safetensors",
 )
 FIRST_COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "wait_share")
-ROOM_BYTES = 1 << 20  # TensorBoard's writer, a thread of its own, does not take a full disk
+ROOM_BYTES = 1 << 20  # TensorBoard's writer thread does not handle a full disk
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 85)
 Row = dict[str, float]
 
@@ -63,14 +63,14 @@ class RunFolder:
         self._events: Any = None
 
     def refuse_foreign(self) -> None:
-        """Raise BadInputError when files of a run's names are there that no training of featkit's wrote."""
+        """Raises BadInputError if files with a run's names exist that featkit did not write."""
         folders = (self.snapshots, self.pictures, self.path / "tensorboard")
         refuse_foreign(*(path for path in folders if path.is_symlink()))
         if not (self.checkpoint.is_file() and not is_foreign(self.checkpoint)) and not _is_own(self.path / CONFIG):
             refuse_foreign(*(self.path / name for name in FILES), self.snapshots, self.pictures)
 
     def remove(self) -> None:
-        """Delete what an earlier run wrote, and nothing else. Raises BadInputError, NotWritableError."""
+        """Delete only the files of an earlier run. Raises BadInputError, NotWritableError."""
         self.refuse_foreign()
         with explained(self.path):
             for name in FILES:
@@ -86,7 +86,7 @@ class RunFolder:
                     folder.rmdir()
 
     def start(self, config: Config, task: str, history: list[Row]) -> None:
-        """Write config.yaml and the rows so far; what a killed run wrote after its checkpoint goes."""
+        """Write config.yaml and the rows so far; rows that a killed run wrote after its checkpoint are dropped."""
         require_space(self.checkpoint, ROOM_BYTES)
         values = {"task": task, **config.model_dump(mode="json")}
         text = f"{HEADER}{__version__}\n{yaml.safe_dump(values, sort_keys=False)}"
@@ -101,7 +101,7 @@ class RunFolder:
         self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=purge)
 
     def write_metrics(self, history: list[Row]) -> None:
-        """All rows, as metrics.csv."""
+        """Write all rows to metrics.csv."""
         names = dict.fromkeys(FIRST_COLUMNS) | dict.fromkeys(key for row in history for key in row)
         text = io.StringIO()
         writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
@@ -112,7 +112,7 @@ class RunFolder:
         write_text(self.metrics, text.getvalue(), owned=True)
 
     def add(self, row: Row, history: list[Row]) -> None:
-        """One more row, the last of `history`. Raises NotWritableError before the disk is full."""
+        """Append a row, the last of `history`. Raises NotWritableError before the disk is full."""
         require_space(self.checkpoint, ROOM_BYTES)
         header = self._header() if len(history) > 1 else []
         if set(row) <= set(header):
@@ -135,7 +135,7 @@ class RunFolder:
             return next(csv.reader(file), [])
 
     def add_pictures(self, step: int, pictures: dict[str, UInt8[np.ndarray, "h w 3"]]) -> None:
-        """RUN/pictures/NAME_STEP.jpg, and in TensorBoard."""
+        """Write RUN/pictures/NAME_STEP.jpg, and add the pictures to TensorBoard."""
         for name, pixels in pictures.items():
             done, content = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), JPEG)
             assert done
@@ -147,7 +147,7 @@ class RunFolder:
         write_text(self.summary, json.dumps(summary, indent=1) + "\n", owned=True)
 
     def save_bad_batch(self, step: int, arrays: dict[str, Any]) -> None:
-        """The batch at which a number stopped being one."""
+        """Save the batch that led to NaN or infinity."""
         with writing(self.bad_batch, owned=True) as file:
             np.savez(file, step=step, **arrays)
 
@@ -157,7 +157,7 @@ class RunFolder:
 
 
 def _is_own(config: Path) -> bool:
-    """Whether a training wrote a config.yaml; those of earlier versions are known by what is in them."""
+    """Whether featkit wrote this config.yaml; files of earlier versions are recognised by their keys."""
     try:
         text = config.read_text(encoding="utf-8")
         values = {} if text.startswith(HEADER) else yaml.safe_load(text)
@@ -170,30 +170,30 @@ def _is_own(config: Path) -> bool:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics.csv; empty cells are left out."""
+    """The rows of a metrics.csv, without empty cells."""
     with path.open(newline="") as file:
         return [{key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# One file that holds everything a training needs to go on: written whole or not at all, read without running code.
+# The checkpoint: everything needed to resume, written atomically and read without executing code.
 
 
 FORMAT = 1
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write the state (tensors, arrays, plain values) to disk, then move it to its place. Raises NotWritableError."""
+    """Write the state (tensors, arrays, plain values) atomically. Raises NotWritableError."""
     try:
-        with writing(path, owned=True, sync=True) as file:  # another program's was refused when the run began
+        with writing(path, owned=True, sync=True) as file:  # foreign files were refused at the start of the run
             torch.save(plain({"format": FORMAT, **state}), file)
-    except (NotWritableError, RuntimeError) as error:  # torch says RuntimeError when the disk is full
+    except (NotWritableError, RuntimeError) as error:  # torch raises RuntimeError when the disk is full
         reason = str(error).splitlines()[0].removeprefix(f"{path}: ")
         raise NotWritableError(f"{path}: the checkpoint cannot be written ({reason}); the last one stays") from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The state, on the CPU; None when there is no file. Raises BadInputError for anything but featkit's own."""
+    """The state, on the CPU; None if there is no file. Raises BadInputError if it is not a featkit checkpoint."""
     if not path.exists():
         return None
     with blaming(path, "a checkpoint of featkit", "use --overwrite to discard it"):
@@ -204,7 +204,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def plain(value: Any) -> Any:
-    """The value with numpy arrays as tensors and numpy scalars as Python's: what a safe reader takes."""
+    """The value with numpy arrays as tensors and numpy scalars as Python's, as torch.load(weights_only=True) needs."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -217,18 +217,18 @@ def plain(value: Any) -> Any:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# How a training tells how far it is: lines with loss, speed, time left and held-out score, a bar on a terminal.
+# Progress display: log lines with loss, speed, time left and validation score; a progress bar on a terminal.
 
 
 LINE_EVERY_S = 15.0
-RECENT = 0.9  # weight of the past in the loss that is shown
+RECENT = 0.9  # decay of the displayed loss's moving average
 
 
 class Progress:
-    """Counts steps; `speed` gives what they took since it was last asked."""
+    """Counts steps and reports progress; `speed` covers the steps since its last call."""
 
     def __init__(self, steps: int, done: int, items_per_step: int, unit: str, quiet: bool = False):
-        """unit: what a step's items are, in the plural."""
+        """unit: name of a step's items, in the plural."""
         self._steps, self._first, self._step = steps, done, done
         self._items, self._unit, self._quiet = items_per_step, unit, quiet
         self._bar = progress("train", steps - done, "steps") if sys.stderr.isatty() and not quiet else None
@@ -247,7 +247,7 @@ class Progress:
             self._bar.__exit__(kind, error, trace)
 
     def stepped(self, loss: float, score: str) -> None:
-        """One step is done. score: on the held-out part, in words, when it was measured after this step."""
+        """Count one step. score: text of the validation score, if it was evaluated after this step."""
         self._step += 1
         self._loss = loss if self._loss is None else RECENT * self._loss + (1 - RECENT) * loss
         if self._advance is not None:
@@ -263,11 +263,11 @@ class Progress:
         LOGGER.info("%s", f"{text}, {score}" if score else text)
 
     def paused(self, seconds: float) -> None:
-        """So long no step was made: it does not count in the speed."""
+        """Exclude this time from the speed."""
         self._asked += seconds
 
     def speed(self, waited_s: float) -> dict[str, float]:
-        """<unit>_per_s and wait_share since the last call. waited_s: seconds waited for data so far, in all."""
+        """<unit>_per_s and wait_share since the last call. waited_s: total seconds waited for data so far."""
         now = time.monotonic()
         span = max(now - self._asked, 1e-9)
         steps = self._step + 1 - self._asked_step  # the step of this row is counted after it
@@ -280,7 +280,7 @@ class Progress:
 
 
 def number(value: float) -> str:
-    """Three digits at least: `286`, `4.31`."""
+    """At least three significant digits: `286`, `4.31`."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""`featkit train scfeat`: the stages one after the other, each in a folder of its own that can be gone on with."""
+"""`featkit train scfeat`: runs the stages in order, each in its own resumable run folder."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ LOGGER = logging.getLogger(__name__)
 WARM_UP, DESCRIPTION, DETECTION = STAGES = ("warm-up", "description", "detection")
 TASKS: dict[str, type[DenseTask[Any]]] = {WARM_UP: WarmUpTask, DESCRIPTION: DescriptionTask, DETECTION: DetectionTask}
 BEST, LAST, SUMMARY = "best.safetensors", "last.safetensors", "summary.json"
-NAMED = 5  # sources of photographs whose names a record joins; of more it has the data's name
+NAMED = 5  # maximum photograph sources whose names are joined in the records; beyond it the data's name is used
 HEAD_FIELDS = tuple(name for name in SCFeatNetworkConfig.model_fields if name.startswith(("head", "detector_")))
 
 
 @dataclass(frozen=True)
 class ScfeatData:
-    """What there is to learn from. photos: for the warm-up, folders or zips of photographs."""
+    """Training data. photos: for the warm-up, folders or zips of photographs."""
 
     name: str
     pairs: PosedPairs
     photos: tuple[Path, ...] = ()
     teacher_files: tuple[Path, ...] = ()
-    """A teacher's features of each of `photos`, for a warm-up with a teacher."""
+    """Teacher features for each of `photos`, for a warm-up with a teacher."""
 
 
 class ScfeatStages:
@@ -61,8 +61,9 @@ class ScfeatStages:
         self.config, self.device = config, device
 
     def configured(self) -> dict[str, StageTraining]:
-        """The stages' configurations by name, in order, complete. Raises UsageError for a budget of which a stage gets
-        nothing, or too little.
+        """The complete configurations of the stages by name, in order.
+
+        Raises UsageError if a stage's share of the budget is zero or too short.
         """
         config = self.config
         given = {WARM_UP: config.warm_up, DESCRIPTION: config.description, DETECTION: config.detection}
@@ -99,11 +100,11 @@ class ScfeatStages:
         world: World | None = None,
         overwrite: bool = False,
     ) -> list[Trained]:
-        """Train the stages named, in order; each starts from the best network of the one before, in OUT/<stage>.
+        """Train the named stages in order, each in OUT/<stage>, starting from the best network of the previous stage.
 
-        world: None: the processes that torchrun has started, or this one, on the device it was built for.
-        The last one's networks are also OUT/best.safetensors and OUT/last.safetensors. Raises UsageError for a stage
-        that must start from one that is not there, and what `train` raises.
+        world: None for the processes started by torchrun, or this one, on this object's device. The last stage's
+        networks are copied to OUT/best.safetensors and OUT/last.safetensors. Raises UsageError if a required earlier
+        stage is missing, and the errors of `train`.
         """
         done = []
         world = world or launch(self.device, timeout_s=self.config.timeout_s)
@@ -128,7 +129,7 @@ class ScfeatStages:
         return done
 
     def encoder_start(self, path: Path | None) -> Start:
-        """The encoder's values from a ResNet checkpoint, or nothing. Raises BadInputError."""
+        """Initial encoder weights from a ResNet checkpoint; empty for None. Raises BadInputError."""
         if path is None:
             return Start()
         network = SCFeatNetwork(self.config.network)
@@ -141,10 +142,10 @@ class ScfeatStages:
         return self.start_from(folder) if (folder / BEST).is_file() else None
 
     def start_from(self, folder: Path) -> Start:
-        """The best backbone and bridge of a stage: from its checkpoint, or where that is gone, rounded, from its file.
+        """The best backbone and bridge of a stage, from its checkpoint, or rounded from its weights file without one.
 
-        The detector is learned by the last stage alone, unless a teacher shows it in the warm-up what to score. Raises
-        BadInputError for a network of another size.
+        The detector is included only if a teacher trains it in the warm-up; otherwise only the last stage trains it.
+        Raises BadInputError for a network of another size.
         """
         network = load_scfeat_network(folder / BEST)
         other_head = {name: getattr(network.config, name) for name in HEAD_FIELDS}
@@ -186,7 +187,7 @@ class ScfeatStages:
 
 
 def _finish(done: list[Trained], output: Path) -> None:
-    """The last stage's networks and a summary of all stages, in the run's own folder."""
+    """Write the last stage's networks and a summary of all stages to the run's folder."""
     last = done[-1].folder
     for weights in (BEST, LAST):
         write_bytes(output / weights, (last / weights).read_bytes())

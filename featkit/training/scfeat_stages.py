@@ -1,4 +1,4 @@
-"""The stages of SCFeat's training, each a task of the loop: description, detection, and the warm-up before them."""
+"""The stages of SCFeat's training, each a task of the training loop: warm-up, description, detection."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class DescriptionTask(DenseTask[PosedBatch]):
 
     @torch.no_grad()
     def held_out(self) -> float:
-        """Share of nearest neighbours that lie off their epipolar lines, over all held-out pairs."""
+        """Share of nearest neighbours that are off their epipolar lines, over all validation pairs."""
         self.network.eval()
         off = []
         for batch in self.held_out_batches:
@@ -104,7 +104,7 @@ class DescriptionTask(DenseTask[PosedBatch]):
 
     @torch.no_grad()
     def pictures(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        """Of the first held-out pair: query points, their epipolar lines and where the matches are."""
+        """The first validation pair with query points, their epipolar lines and matches."""
         self.network.eval()
         batch = self.held_out_batches[0]
         maps = self.describe(self.images(torch.cat([batch.images0, batch.images1])))
@@ -123,7 +123,7 @@ class DescriptionTask(DenseTask[PosedBatch]):
 
 
 def posed_sources(data: PosedData, config: Any) -> tuple[PosedSamples, PosedSamples]:
-    """What is learned from, and what is held out: as photographed, neither turned nor changed in colour."""
+    """Training samples, and validation samples without augmentation."""
     training, held_out = split_pairs(data.pairs, config.held_out.share, config.seed)
     as_it_is = config.augmentation.model_copy(
         update={
@@ -166,7 +166,7 @@ class DetectionTask(DenseTask[PosedBatch]):
         return detection_loss(scores0, scores1, views, self.config.loss, self.context)
 
     def _scores(self, batch: PosedBatch) -> tuple[Float[Tensor, "b2 1 h w"], Float[Tensor, "b2 d h4 w4"]]:
-        """Scores of all first, then of all second images, with gradient; maps without."""
+        """Scores of all first, then of all second images, with gradient, and maps without gradient."""
         images = self.images(torch.cat([batch.images0, batch.images1]))
         with torch.no_grad():
             maps = self.describe(images)
@@ -182,7 +182,7 @@ class DetectionTask(DenseTask[PosedBatch]):
 
     @torch.no_grad()
     def pictures(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        """Of the first held-out pair's first image: its scores, and the strongest keypoints."""
+        """Scores and strongest keypoints of the first validation pair's first image."""
         self.network.eval()
         batch = self.held_out_batches[0]
         scores = self._scores(batch)[0][:1]
@@ -191,7 +191,7 @@ class DetectionTask(DenseTask[PosedBatch]):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# SCFeat's warm-up: backbone and bridge learn on two views of single photographs, joined by known homographies.
+# SCFeat's warm-up: backbone and bridge learn on two views of single photographs, related by known homographies.
 #
 # With a teacher they also imitate a published feature, and the detector learns to score what the teacher detects.
 
@@ -200,7 +200,7 @@ SPLIT_SEED = 5
 
 
 class WarmUpTask(DenseTask[HomographyBatch]):
-    """InfoNCE between the descriptors of points that a homography joins."""
+    """InfoNCE between the descriptors of points related by a homography."""
 
     Config = WarmUp
     _teacher: Teacher | None = None
@@ -229,13 +229,13 @@ class WarmUpTask(DenseTask[HomographyBatch]):
         return pairs.select(order[out:]), pairs.select(order[:out])
 
     def close(self) -> None:
-        """Stop reading ahead, and close the teacher's files."""
+        """Stop prefetching and close the teacher's files."""
         super().close()
         if self._teacher is not None:
             self._teacher.close()
 
     def parameters(self) -> list[nn.Parameter]:
-        """The detector's too where a teacher shows what to score."""
+        """Backbone and bridge, and the detector if a teacher provides scores."""
         learned = self.network.description_parameters()
         if self.config.teacher is not None and self.config.teacher.score > 0:
             learned += self.network.detection_parameters()
@@ -253,7 +253,7 @@ class WarmUpTask(DenseTask[HomographyBatch]):
     def _imitated(
         self, images: Float[Tensor, "b2 3 h w"], maps: DenseMaps, batch: HomographyBatch, config: TeacherConfig
     ) -> list[LossResult]:
-        """The teacher's terms, of both views."""
+        """The imitation losses of both views."""
         assert batch.taught is not None
         lesson = Lesson(*(torch.from_numpy(getattr(batch.taught, f.name)).to(self.device) for f in fields(Lesson)))
         size = batch.images0.shape[2], batch.images0.shape[1]
@@ -274,7 +274,7 @@ class WarmUpTask(DenseTask[HomographyBatch]):
         return LossResult(self.config.contrastive * found.loss, found.statistics)
 
     def _compared(self, maps: DenseMaps) -> Float[Tensor, "b2 d h4 w4"]:
-        """Of every photograph the map that its points are compared by, the same one for both views."""
+        """The map of every photograph used in the loss, before or after the bridge, the same for both views."""
         count = self.config.batch_size
         fused = torch.arange(count) < round(self.config.fused_share * count)
         both = fused[self.world.part(count)].repeat(2).to(maps.normalised.device)
@@ -282,7 +282,7 @@ class WarmUpTask(DenseTask[HomographyBatch]):
 
     @torch.no_grad()
     def held_out(self) -> float:
-        """Share of the held-out photographs' points whose most similar vector lies elsewhere."""
+        """Share of the validation photographs' points whose nearest neighbour is wrong."""
         self.network.eval()
         wrong = []
         for batch in self.held_out_batches:

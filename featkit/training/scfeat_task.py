@@ -1,4 +1,4 @@
-"""What the stages of SCFeat's training have in common: a network, pairs of images from a feed, one loss per batch."""
+"""Common parts of SCFeat's training stages: configuration, network, image pairs from a feed, one loss per batch."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ from featkit.training.whole_batch import share_batch_norms
 from featkit.weights.files import save_scfeat_network
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The configuration of SCFeat's training: one part for each of its stages.
+# The configuration of SCFeat's training: one part per stage.
 #
-# The numbers of a recipe stand in `configs/<recipe>.yaml`. The defaults here are the paper's (section IV-A) or its
+# The values of a recipe are in `configs/<recipe>.yaml`. The defaults here are from the paper (section IV-A) or its
 # authors' code; `--steps` and `--budget` scale all stages together.
 
 
@@ -58,137 +58,137 @@ Optimiser = Annotated[Sgd | Adam, Field(discriminator="kind")]
 
 
 class HeldOutPairs(Measured):
-    """What is kept out of the training, to choose the best step."""
+    """The validation set, which selects the best step."""
 
     share: PositiveShare = Field(0.05, lt=1)
-    """Share of the images of every scene (of the photographs, in the warm-up)."""
+    """Share of every scene's images used for validation (of the photographs, in the warm-up)."""
     pairs: Count = 64
-    """Pairs of them that are looked at, at most."""
+    """Maximum validation pairs."""
 
 
 class StageTraining(TrainingConfig):
-    """What the stages have in common."""
+    """Fields common to all stages."""
 
     network: SCFeatNetworkConfig = SCFeatNetworkConfig()
-    """Set by the recipe's own `network`."""
+    """The network; overwritten by the recipe's top-level `network`."""
     share: FactorOrZero = 0.0
-    """Part of a `--budget` that this stage gets, in proportion to the others'."""
+    """Relative share of a `--budget` for this stage."""
     held_out: HeldOutPairs = HeldOutPairs()
-    """What is held out of the training and measured along it."""
+    """The validation set and how often it is evaluated."""
     pictures: Runtime[int] = Field(8, ge=0, le=10**6)
-    """How often along the training it is shown in pictures."""
+    """Number of times that visualisations are saved during the training."""
     workers: Runtime[WorkerCount] = 2
-    """Threads that make samples ahead; 0: none, as they are needed."""
+    """Threads that prefetch samples; 0: no prefetching."""
     cache_mb: Runtime[FactorOrZero] = 1000.0
-    """Memory for decoded photographs, MB."""
+    """Cache for decoded photographs, MB."""
 
 
 class TeacherConfig(ImitationConfig):
-    """A published feature that the network imitates while it warms up; its features are given by --teacher."""
+    """A published feature that the network imitates in the warm-up; its feature files are given by --teacher."""
 
     keypoints: int = Field(256, ge=2, le=10**9)
-    """Of a view, at most: the best that it shows."""
+    """Maximum teacher keypoints per view, by score."""
     score_share: PositiveShare = 0.25
-    """Share of a batch's photographs whose score maps are compared: the detector works at full resolution."""
+    """Share of a batch's views on which the scores are trained; limits the cost of the full-resolution detector."""
 
 
 class WarmUp(StageTraining):
-    """Backbone and bridge on two views of one photograph: where no ImageNet encoder is at hand. Not in the paper."""
+    """Warm-up of backbone and bridge on two views of one photograph, without ImageNet weights. Not in the paper."""
 
     optimiser: Optimiser = Adam(learning_rate=1e-3)
-    """How gradients become steps."""
+    """Optimiser and its learning rate."""
     batch_size: Count = 4
-    """Photographs in a batch, two views of each."""
+    """Photographs per batch, with two views of each."""
     steps: Count = 10_000
-    """Length of the stage, batches."""
+    """Length of the stage, in batches."""
     share: FactorOrZero = 0.25
-    """Part of a `--budget` that this stage gets, in proportion to the others'."""
+    """Relative share of a `--budget` for this stage."""
     fused_share: Share = 0.0
-    """Share of a batch's photographs that are compared by the map before the bridge, which gives the descriptors
-    (III-E); the others by the map behind it, which the other losses and the detector see."""
+    """Share of a batch's photographs whose loss uses the map before the bridge, which gives the descriptors (III-E).
+    The others use the map after the bridge, as the other losses and the detector do."""
     augmentation: HomographyConfig = HomographyConfig()
-    """How the two views of a photograph are made."""
+    """How the two views of a photograph are generated."""
     loss: ContrastiveLossConfig = ContrastiveLossConfig()
     """The contrastive loss between the two views."""
     contrastive: FactorOrZero = 1.0
-    """Weight of the contrastive loss; less than 1 only beside a teacher."""
+    """Weight of the contrastive loss; below 1 only together with a teacher."""
     teacher: TeacherConfig | None = None
-    """None: learned from homographies alone."""
+    """The teacher. None: training on homographies alone."""
 
 
 class PosedTraining(StageTraining):
-    """What learns from posed pairs."""
+    """Common fields of the stages that train on posed pairs."""
 
     data: PosedConfig = PosedConfig()
-    """Set by the recipe's own `data`."""
+    """How posed pairs are read; overwritten by the recipe's top-level `data`."""
 
 
 class Description(PosedTraining):
-    """Backbone and bridge from camera poses (III-D (1))."""
+    """Training of backbone and bridge with camera poses (III-D (1))."""
 
     optimiser: Optimiser = Adam(learning_rate=1e-4)
-    """How gradients become steps."""
+    """Optimiser and its learning rate."""
     schedule: Schedule = Steps(at=(0.9,))
-    """How the learning rate changes along the training."""
+    """Learning-rate schedule."""
     batch_size: Count = 2
-    """Pairs in a batch (IV-A: 2)."""
+    """Image pairs per batch (IV-A: 2)."""
     pull: FactorOrZero = 0.0
-    """Weight of the mean squared distance between unit vectors of the maps and those of the network that the stage
-    started from: what a warm-up learned is more than poses say. The paper starts from ImageNet and has none."""
+    """Weight of the mean squared distance between unit vectors of the current maps and those of the stage's initial
+    network; preserves what the warm-up learned. The paper starts from ImageNet and has no such term."""
     freeze_norms: bool = False
-    """Whether BatchNorms work with the statistics that the stage started with, as the network will when it extracts;
-    in small batches those of the batch are noise. The authors' code: no."""
+    """Whether BatchNorm layers use the statistics from the start of the stage, as in extraction. Statistics of small
+    batches are noisy. The authors' code: no."""
     steps: Count = 100_000
-    """Length of the stage, batches."""
+    """Length of the stage, in batches."""
     share: FactorOrZero = 0.6
-    """Part of a `--budget` that this stage gets, in proportion to the others'."""
+    """Relative share of a `--budget` for this stage."""
     augmentation: PairAugmentation = PairAugmentation()
-    """How photographs are changed before the network sees them."""
+    """Augmentation of the photographs."""
     loss: DescriptionLossConfig = DescriptionLossConfig()
     """The line-to-window loss."""
 
 
 class Detection(PosedTraining):
-    """The detector from camera poses, backbone and bridge frozen (III-D (2))."""
+    """Training of the detector with camera poses, backbone and bridge frozen (III-D (2))."""
 
     optimiser: Optimiser = Adam(learning_rate=1e-3)
-    """How gradients become steps."""
+    """Optimiser and its learning rate."""
     batch_size: Count = 2
-    """Pairs in a batch (IV-A: 2)."""
+    """Image pairs per batch (IV-A: 2)."""
     steps: Count = 1_000
-    """Length of the stage, batches."""
+    """Length of the stage, in batches."""
     share: FactorOrZero = 0.15
-    """Part of a `--budget` that this stage gets, in proportion to the others'."""
+    """Relative share of a `--budget` for this stage."""
     augmentation: PairAugmentation = PairAugmentation()
-    """How photographs are changed before the network sees them."""
+    """Augmentation of the photographs."""
     loss: DetectionLossConfig = DetectionLossConfig()
-    """The reward of keypoints that match."""
+    """The detection loss, which rewards keypoints that match."""
 
 
 class ScfeatTraining(Config):
-    """The whole training. The stages' own `network`, `data` and `seed` are those given here."""
+    """The complete training. `network`, `data` and `seed` apply to all stages."""
 
     network: SCFeatNetworkConfig = SCFeatNetworkConfig()
-    """The network, of all stages."""
+    """The network of all stages."""
     data: PosedConfig = PosedConfig()
-    """How posed pairs are read, and which of them are taken."""
+    """How posed pairs are read and which of them are used."""
     warm_up: WarmUp | None = None
-    """None: the encoder starts from `--encoder-weights` (the paper: ImageNet), or at random."""
+    """The warm-up stage. None: the encoder starts from `--encoder-weights` (paper: ImageNet), or at random."""
     description: Description = Description()
-    """The descriptors' stage."""
+    """The description stage."""
     detection: Detection = Detection()
-    """The detector's stage."""
+    """The detection stage."""
     budget: str = ""
-    """What `--budget` said, if it did."""
+    """Time budget given by `--budget`; empty: none."""
     precision: AskedPrecision | None = None
-    """auto, fp32 or bf16, of all stages; None: what each says."""
+    """Precision of all stages: auto, fp32 or bf16. None: each stage's own."""
     seed: Seed = 0
-    """Of the start of the network and of all draws."""
+    """Random seed, for the initial weights and all sampling."""
     timeout_s: Runtime[Seconds] = 600.0
-    """Seconds that a process waits for the others, in all stages: longer than a look at what is held out."""
+    """Seconds that a process waits for the others before it gives up. Must exceed the time of one validation."""
 
     def scaled_to(self, steps: int) -> ScfeatTraining:
-        """The same with so many steps of description, and the other stages in proportion."""
+        """The configuration with `steps` description steps, and the other stages in proportion."""
         factor = steps / self.description.steps
         stages = {"warm_up": self.warm_up, "description": self.description, "detection": self.detection}
         scaled = {
@@ -200,17 +200,17 @@ class ScfeatTraining(Config):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The task that all stages share.
+# Base class of the stages' tasks.
 
 
 BatchT = TypeVar("BatchT")
-HELD_OUT_SEED = 3  # beside the run's: of what varies in held-out pairs
-WHOLE_MB = 1000.0  # no limit: half precision throughout
-DRAW_SEED = 4  # of what the losses draw
+HELD_OUT_SEED = 3  # combined with the run's seed: randomness of the validation pairs
+WHOLE_MB = 1000.0  # no size limit: half precision throughout
+DRAW_SEED = 4  # combined with the run's seed: randomness of the losses
 
 
 class DenseTask(ABC, Generic[BatchT]):
-    """A subclass says what `_sources` are made of data, what `_loss` a batch has, and how `held_out` is measured."""
+    """A subclass defines the sample `_sources`, the `_loss` of a batch, and the validation score `held_out`."""
 
     Config: ClassVar[type[StageTraining]]
     name: str
@@ -230,11 +230,11 @@ class DenseTask(ABC, Generic[BatchT]):
 
     @classmethod
     def described(cls, data: Any) -> dict[str, Any]:
-        """Name, how many pairs or photographs, their scenes, and what the network started from."""
+        """Name, number of pairs or photographs, scenes, and the origin of the initial weights."""
         return {"name": data.name, cls.unit: data.count, "scenes": data.scenes, "start": data.start.origin}
 
     def prepare(self, data: Any, world: World) -> None:
-        """Take the data, and the values to start with. Raises BadInputError when there is too little to learn from."""
+        """Set up the data and the initial weights. Raises BadInputError if there is too little data."""
         self.world = world
         world.check_batch(self.config.batch_size, self.unit)
         fill(self.network, data.start.values, data.start.origin)
@@ -254,14 +254,14 @@ class DenseTask(ABC, Generic[BatchT]):
 
     @abstractmethod
     def _sources(self, data: Any) -> tuple[SampleSource[Any, BatchT], SampleSource[Any, BatchT]]:
-        """What is learned from, and what is held out. Raises BadInputError when there is too little."""
+        """Training and validation samples. Raises BadInputError if there is too little data."""
 
     @abstractmethod
     def _loss(self, batch: BatchT) -> LossResult:
-        """Of one batch; of several processes' parts, what adds up to it: `world.total` gives what they share."""
+        """Loss of one batch. With several processes, their losses add up to it; `world.total` sums over them."""
 
     def views(self, maps: Float[Tensor, "b2 c h w"], geometry01: Float[Tensor, "b 3 3"], batch: Any) -> TwoViews:
-        """What a loss compares. maps: of all first, then of all second images of the batch."""
+        """The input of a loss. maps: of all first, then of all second images of the batch."""
         height, width = batch.images0.shape[1:3]
         map0, map1 = maps.chunk(2)
         valid0, valid1 = (valid[:, None].to(self.device) for valid in (batch.valid0, batch.valid1))
@@ -269,10 +269,10 @@ class DenseTask(ABC, Generic[BatchT]):
 
     @abstractmethod
     def held_out(self) -> float:
-        """The score on what is held out: smaller is better."""
+        """The score on the validation set: smaller is better."""
 
     def held_out_s(self) -> float:
-        """Seconds that `held_out` takes, by one of its pairs."""
+        """Estimated duration of `held_out` in seconds, from one of its pairs."""
         every, started = self.held_out_batches, time.perf_counter()
         self.held_out_batches = every[:1]
         try:
@@ -283,10 +283,10 @@ class DenseTask(ABC, Generic[BatchT]):
 
     @abstractmethod
     def parameters(self) -> list[nn.Parameter]:
-        """What this stage learns."""
+        """The parameters that this stage trains."""
 
     def _fixed(self, source: SampleSource[Any, BatchT]) -> Any:
-        """Held-out batches of one pair each: always the same ones, spread over all there are."""
+        """Validation batches of one pair each: a fixed selection, evenly spread."""
         count = min(self.config.held_out.pairs, len(source))
         for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):
             generator = np.random.default_rng([self.config.seed, HELD_OUT_SEED, int(index)])
@@ -310,7 +310,7 @@ class DenseTask(ABC, Generic[BatchT]):
         self._generator.set_state(state["draw"])
 
     def step(self, share: float) -> LossResult:
-        """Add the gradient of the next batch's loss, whose parts the processes work on."""
+        """Add the gradient of the next batch's loss, summed over the processes' parts."""
         self._train_mode()
         self.batch = self.feed.next()
         result = self._loss(self.batch)
@@ -319,7 +319,7 @@ class DenseTask(ABC, Generic[BatchT]):
         return self._of_all(result)
 
     def _of_all(self, result: LossResult) -> LossResult:
-        """The parts' losses and statistics, which add up to those of the batch."""
+        """Loss and statistics of the complete batch, summed over the processes' parts."""
         if self.world.size == 1:
             return LossResult(result.loss.detach(), result.statistics)
         names = list(result.statistics)
@@ -338,20 +338,20 @@ class DenseTask(ABC, Generic[BatchT]):
         return DenseMaps(*(part.float() for part in maps))
 
     def images(self, pixels: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
-        """Pixels as the network takes them, on the device."""
+        """Images in [0, 1] on the device, from 8-bit pixels."""
         return pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
 
     def waited_s(self) -> float:
         return self.feed.waited_s
 
     def save_weights(self, path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        """Write the network with these values."""
+        """Write the network with the given state."""
         network = SCFeatNetwork(self.config.network)
         network.load_state_dict(state)
         save_scfeat_network(path, network.eval(), metadata, WHOLE_MB)
 
     def batch_arrays(self) -> dict[str, Any]:
-        """The last batch, to look into when something went wrong."""
+        """The last batch, for debugging."""
         if self.batch is None:
             return {}
         values = vars(self.batch)
@@ -369,12 +369,12 @@ class DenseTask(ABC, Generic[BatchT]):
 
 
 def seed_of(*numbers: int) -> int:
-    """One seed out of several numbers."""
+    """One seed derived from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def fill(network: SCFeatNetwork, values: dict[str, Tensor], origin: str) -> None:
-    """Overwrite what `values` name. Raises BadInputError for names or shapes that the network does not have."""
+    """Load `values` into the network. Raises BadInputError for names or shapes that the network does not have."""
     own = network.state_dict()
     for name, value in values.items():
         if name not in own or own[name].shape != value.shape:
@@ -383,22 +383,22 @@ def fill(network: SCFeatNetwork, values: dict[str, Tensor], origin: str) -> None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What a stage of SCFeat's training learns from, and the network that it starts with.
+# Training data of a stage, and the weights that it starts from.
 
 
-PART = re.compile(r"/(dense\d+|\d[\d._]*)$")  # of CAPS's scenes, and of an index (scene_info.py)
-INSIDE = re.compile(r"images|imgs|aligned|dense\d+")  # folders of a scene that say nothing of which it is
+PART = re.compile(r"/(dense\d+|\d[\d._]*)$")  # suffix of scene names, of CAPS's parts and of an index (scene_info.py)
+INSIDE = re.compile(r"images|imgs|aligned|dense\d+")  # subfolders of a scene that do not identify it
 
 
 @dataclass(frozen=True)
 class Start:
-    """The values that a stage starts from; those it does not name stay as they were drawn. origin: for the records."""
+    """Initial weights of a stage; parameters not in `values` stay random. origin: for the records."""
 
     values: dict[str, Tensor] = field(default_factory=dict)
     origin: str = "random"
 
     def digest(self) -> str:
-        """16 hex digits of the values; "" when there are none."""
+        """16 hex digits of the values; "" if there are none."""
         if not self.values:
             return ""
         digest = hashlib.sha256()
@@ -410,7 +410,7 @@ class Start:
 
 @dataclass(frozen=True)
 class PosedData:
-    """Pairs with poses."""
+    """Image pairs with camera poses."""
 
     name: str
     pairs: PosedPairs
@@ -422,7 +422,7 @@ class PosedData:
 
     @property
     def scenes(self) -> list[str]:
-        """Their names, without MegaDepth's /dense0: its parts of a scene are one scene."""
+        """Scene names without MegaDepth's /dense0 suffix: the parts of a scene count as one."""
         return list(dict.fromkeys(PART.sub("", scene.name) for scene in self.pairs.scenes))
 
     def identity(self) -> str:
@@ -435,14 +435,14 @@ class PosedData:
 
 
 def photo_folders(root: Path, pairs: PosedPairs) -> tuple[Path, ...]:
-    """Where the warm-up's photographs are when nobody names them: all below the root that was read, or only those of
-    the scenes where not all are learned from (a list of scenes) or their index is elsewhere (scene_info.py).
+    """Default folders of the warm-up's photographs: the data's root, or only the scenes' image folders if a list
+    selects scenes or the index is stored elsewhere (scene_info.py).
     """
     return (root,) if pairs.is_whole else pairs.image_folders()
 
 
 def scene_of(folder: Path) -> str:
-    """The name of the scene whose photographs are in a folder: 0001 of 0001/dense0/aligned/images."""
+    """The scene name of an image folder: 0001 for 0001/dense0/aligned/images."""
     return next((part for part in reversed(folder.parts) if not INSIDE.fullmatch(part)), folder.name)
 
 
@@ -454,7 +454,7 @@ class PhotoData:
     folders: tuple[Path, ...]
     start: Start = Start()
     teacher_files: tuple[Path, ...] = ()
-    """Features of each folder's photographs by a teacher; none: without."""
+    """Teacher features of each folder's photographs; empty: no teacher."""
 
     @cached_property
     def files(self) -> list[tuple[FileTree, str]]:
@@ -466,7 +466,7 @@ class PhotoData:
 
     @property
     def scenes(self) -> list[str]:
-        """Those that the folders are of."""
+        """Scene names of the folders."""
         return list(dict.fromkeys(scene_of(folder) for folder in self.folders))
 
     def identity(self) -> str:

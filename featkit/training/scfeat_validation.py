@@ -1,4 +1,4 @@
-"""How good the maps of held-out pairs are: nearest neighbours without any search region, judged by the geometry."""
+"""Validation of SCFeat's maps: unrestricted nearest neighbours, checked against the known geometry."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NMS_PX = 5
 
 
 def wrong_share(maps: Float[Tensor, "2 c h w"], batch: HomographyBatch) -> float:
-    """Of the points of view 0 that view 1 shows, the share whose nearest neighbour is farther than a cell off."""
+    """Share of the points of view 0 visible in view 1 whose nearest neighbour is off by more than one cell."""
     size = batch.images0.shape[2], batch.images0.shape[1]
     points, found = nearest_neighbours(maps, size)
     moved = torch.cat([points, torch.ones_like(points[..., :1])], -1) @ batch.homographies01[0].to(points).T
@@ -35,7 +35,7 @@ def wrong_share(maps: Float[Tensor, "2 c h w"], batch: HomographyBatch) -> float
 
 
 def off_line_share(maps: Float[Tensor, "2 c h w"], batch: PosedBatch) -> float:
-    """Of the points of image 0, the share whose nearest neighbour is farther than a cell from the epipolar line."""
+    """Share of the points of image 0 whose nearest neighbour is more than one cell from the epipolar line."""
     size = batch.images0.shape[2], batch.images0.shape[1]
     points, found = nearest_neighbours(maps, size)
     lines = epipolar_lines(points, batch.fundamentals01.to(points.device))
@@ -44,9 +44,10 @@ def off_line_share(maps: Float[Tensor, "2 c h w"], batch: PosedBatch) -> float:
 
 
 def unmatched_share(scores: Float[Tensor, "2 1 h w"], maps: Float[Tensor, "2 c h4 w4"], batch: PosedBatch) -> float:
-    """Of the strongest keypoints of image 0, the share without a right match.
+    """Share of the strongest keypoints of image 0 without a correct match.
 
-    Right is a mutual nearest neighbour among the strongest of image 1, both within `RIGHT_PX` of the other's line.
+    A correct match is a mutual nearest neighbour among the strongest of image 1, both within `RIGHT_PX` of the
+    other's epipolar line.
     """
     size = batch.images0.shape[2], batch.images0.shape[1]
     shown = torch.stack([batch.valid0, batch.valid1]).to(scores.device)
@@ -68,7 +69,7 @@ def unmatched_share(scores: Float[Tensor, "2 1 h w"], maps: Float[Tensor, "2 c h
 
 
 def strongest(scores: Float[Tensor, "b 1 h w"], count: int = KEYPOINTS) -> list[Float[Tensor, "n 2"]]:
-    """The `count` highest local maxima of each image, in pixels; fewer where there are fewer."""
+    """The `count` highest local maxima of each image (or all, if there are fewer), in pixels."""
     peak = (scores == F.max_pool2d(scores, NMS_PX, 1, NMS_PX // 2)) & (scores > 0)
     found = []
     for one, at in zip(scores[:, 0], peak[:, 0], strict=True):
@@ -96,13 +97,13 @@ def nearest_neighbours(
 
 
 def _share(of: Bool[Tensor, "1 n"], among: Bool[Tensor, "1 n"]) -> float:
-    """1 when there is nothing to share."""
+    """Share of `among` that is also in `of`; 1 if `among` is empty."""
     count = int(among.sum())
     return float(np.float64(int((of & among).sum())) / count) if count else 1.0
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Pictures of a training: matches with their epipolar lines, scores and keypoints (SCFeat, figure 7).
+# Visualisations during training: matches with their epipolar lines, scores and keypoints (SCFeat, figure 7).
 
 
 SHOWN = 12  # matches in a picture
@@ -118,7 +119,7 @@ def line_picture(
     lines1: Float[np.ndarray, "n 3"],
     shown: Bool[np.ndarray, " n"],
 ) -> UInt8[np.ndarray, "h w2 3"]:
-    """Both images side by side: some points on the left; their lines, and circles at their matches, on the right."""
+    """Both images concatenated: some points on the left; their lines, and circles at their matches, on the right."""
     left, right = image0.copy(), image1.copy()
     some = np.flatnonzero(shown)
     some = some[np.unique(np.linspace(0, len(some) - 1, min(SHOWN, len(some))).astype(int))] if len(some) else some
@@ -160,7 +161,7 @@ def _pixel(point: Float[np.ndarray, "2"]) -> tuple[int, int]:
 
 
 def _ends(line: Float[np.ndarray, "3"], width: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Where the line a x + b y + c = 0 is at the left and at the right border (far up or down for a steep one)."""
+    """Points of the line a x + b y + c = 0 at the left and right border (far outside the image for a steep one)."""
     a, b, c = (float(v) for v in line)
     far = 1e4
     if abs(b) < 1e-9 * abs(a):

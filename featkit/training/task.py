@@ -1,4 +1,4 @@
-"""What the loop asks of a task, and how many steps of it fit into a time."""
+"""The interface between training loop and tasks, and planning of steps and precision by timing."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from featkit.training.distributed import World
 
 LOGGER = logging.getLogger(__name__)
 # ----------------------------------------------------------------------------------------------------------------------
-# The task: what the loop asks of it.
+# The task: its interface to the training loop.
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a network is measured by. name: its column. label: for people. Shown times `factor`, in `unit`."""
+    """The validation metric. name: its column in metrics.csv. label: for display, as value * `factor` in `unit`."""
 
     name: str
     label: str
@@ -40,37 +40,37 @@ class Score:
 
 
 class Task(Protocol):
-    """What training asks of a task. Built as `cls(config, device)`; then `prepare` takes the data, of its own type."""
+    """Interface of a training task. Built as `cls(config, device)`; then `prepare` takes data of the task's type."""
 
     config: Any
     network: Any
     name: str
     unit: str
-    """What a batch is counted in: "patches", "pairs"."""
+    """Unit of the items in a batch: "patches", "pairs"."""
     score: Score
     also_measured: dict[str, float]
-    """Further numbers of the last `held_out`, by the name of their column."""
+    """Further metrics of the last `held_out`, by column name."""
 
     @property
     def batch_items(self) -> int:
-        """How many of them a step learns from."""
+        """Items per step."""
         ...
 
     @classmethod
     def identity_of(cls, data: Any) -> str:
-        """Tells the data from other data."""
+        """A string that identifies the data."""
         ...
 
     @classmethod
     def described(cls, data: Any) -> dict[str, Any]:
-        """The data in the summary: `name` and what else."""
+        """Description of the data for the summary, with at least `name`."""
         ...
 
     def prepare(self, data: Any, world: World) -> None: ...
 
     @property
     def starts_trained(self) -> bool:
-        """Whether the network has values that training might spoil; asked after `prepare`."""
+        """Whether the network starts from trained weights; valid after `prepare`."""
         ...
 
     def modules(self) -> dict[str, nn.Module]: ...
@@ -84,11 +84,11 @@ class Task(Protocol):
     def step(self, share: float) -> LossResult: ...
 
     def held_out(self) -> float:
-        """The score on what was held out: smaller is better."""
+        """The score on the validation set: smaller is better."""
         ...
 
     def held_out_s(self) -> float:
-        """Seconds that `held_out` takes, by a sample of it."""
+        """Estimated duration of `held_out` in seconds, from a sample."""
         ...
 
     def batch_arrays(self) -> dict[str, Any]: ...
@@ -96,39 +96,39 @@ class Task(Protocol):
     def waited_s(self) -> float: ...
 
     def save_weights(self, path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-        """Write a network of this task with these values as a weight."""
+        """Write a weights file of this task's network with the given state."""
         ...
 
     @property
     def picture_turns(self) -> int:
-        """How often along the training `pictures` are wanted."""
+        """How many times during the training `pictures` are saved."""
         ...
 
     def pictures(self) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        """What the network does now, in pictures by name."""
+        """Visualisations of the current network, by name."""
         ...
 
     def close(self) -> None: ...
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# How long a step takes on this machine: how many fit into a time, and in which precision they are faster.
+# Timing of steps on this machine: how many fit into a budget, and which precision is faster.
 #
-# Measured by steps of the task itself, before its training: one for what happens once (memory, threads, compilation),
-# then some in turn, float32 and bf16, of which the median counts. With a `--budget` this takes no more than a tenth of
-# it; else no more than ten seconds, nor a tenth of the training (the first step in each precision cannot be cut short).
-# Time that was spent is taken off the budget. Of several processes the first one's clock decides for all.
+# Before the training, the task's own steps are timed: one warm-up step (memory, threads, compilation), then alternating
+# float32 and bf16 steps, of which the median counts. With a `--budget` this takes at most a tenth of it; otherwise at
+# most ten seconds and a tenth of the training (the first step in each precision always completes). The time spent is
+# deducted from the budget. With several processes the first one's clock decides for all.
 
 
 UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-LEAST_S = 5.0  # of a budget: less is gone before the first step
-RESERVE = 0.97  # of the budget: start, checkpoints and the report take the rest
-SHARE = 0.1  # of the budget, or of the training, that measuring may take
-LIMIT_S = 10.0  # of measuring the precision
-ROUNDS = 5  # steps in each precision
-WORTH = 0.95  # bf16 is taken when its step takes less than this share of float32's: rounding must pay
-HOPELESS = 1.5  # a step in bf16 that takes so much longer than float32's is not repeated
-MEASURED_FROM = 200  # steps: a shorter training is over before a measurement has paid
+LEAST_S = 5.0  # shortest budget: less is used up before the first step
+RESERVE = 0.97  # share of the budget for steps; start, checkpoints and the report take the rest
+SHARE = 0.1  # maximum share of the budget, or of the training, spent on timing
+LIMIT_S = 10.0  # maximum duration of timing the precisions
+ROUNDS = 5  # timed steps in each precision
+WORTH = 0.95  # bf16 is chosen if its step takes less than this share of float32's: its rounding must pay off
+HOPELESS = 1.5  # bf16 timing stops if its step takes this many times as long as float32's
+MEASURED_FROM = 200  # steps: timing does not pay off for shorter trainings
 
 
 def seconds_of(budget: str) -> float:
@@ -144,17 +144,16 @@ def seconds_of(budget: str) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was measured comes to."""
+    """Precision and number of steps of a training."""
 
     precision: Precision
     steps: int
 
 
 def plan(task_class: Callable[..., Task], config: TrainingConfig, data: Any, world: World) -> Plan:
-    """The precision of a training and its number of steps: as configured, or by measuring where `precision` is auto or
-    there is a `budget`.
+    """Precision and number of steps: as configured, or by timing if `precision` is auto or there is a `budget`.
 
-    Raises UsageError when the budget is too short for one step and a look at what is held out.
+    Raises UsageError if the budget is too short for one step and one validation.
     """
     budget_s = seconds_of(config.budget) if config.budget else 0.0
     if config.precision != "auto" and not config.budget:
@@ -174,7 +173,7 @@ def plan(task_class: Callable[..., Task], config: TrainingConfig, data: Any, wor
         if not config.budget:
             return Plan(precision, config.steps)
         step_s, before_s = timer.step_s(precision), look_s if task.starts_trained else 0.0
-        spent_s = time.perf_counter() - started + prepare_s  # it will be prepared once more
+        spent_s = time.perf_counter() - started + prepare_s  # the task is prepared once more
     finally:
         task.close()
         if world.device.type == "cuda":
@@ -195,13 +194,13 @@ def plan(task_class: Callable[..., Task], config: TrainingConfig, data: Any, wor
 
 
 def _steps_that_fit(room_s: float, step_s: float, look_s: float, config: TrainingConfig) -> int:
-    """A training shorter than its number of measurements is measured after every step; 0: not even one fits."""
+    """Number of steps, with validation after every step if there are fewer steps than validations; 0: none fits."""
     often = (room_s - look_s / config.held_out.every) / step_s
     return max(0, int(often if often * config.held_out.every >= 1 else room_s / (step_s + look_s)))
 
 
 class _Timer:
-    """Steps of a prepared task, timed."""
+    """Times steps of a prepared task."""
 
     def __init__(self, task: Task, world: World, limit_s: float):
         self._task, self._world, self._limit_s = task, world, limit_s
@@ -210,14 +209,14 @@ class _Timer:
         self._spent_s = 0.0
 
     def look(self) -> float:
-        """Seconds of a look at what is held out, by a sample of it."""
+        """Estimated duration of one validation in seconds, from a sample."""
         started = time.perf_counter()
         look_s = self._task.held_out_s()
         self._spent_s += time.perf_counter() - started
         return look_s
 
     def choose(self, config: TrainingConfig) -> Precision:
-        """The faster precision where it is auto; its steps are timed in any case."""
+        """The faster precision if it is auto; steps are timed in any case."""
         known: Precision = "bf16" if config.precision == "bf16" else "fp32"
         self._step(known)
         self._step_while_there_is_time(known)
@@ -244,12 +243,12 @@ class _Timer:
         return chosen
 
     def step_s(self, precision: Precision) -> float:
-        """Median; the first step counts only where it is the only one."""
+        """Median step time in seconds; the first step counts only if it is the only one."""
         taken = self._taken[precision]
         return statistics.median(taken[1:] or taken)
 
     def _first(self, found: bool) -> bool:
-        """What the first process found."""
+        """The first process's value."""
         return self._world.from_first(lambda: found)
 
     def _there_is_time(self, expected_s: float) -> bool:

@@ -1,9 +1,9 @@
-"""Gradients of a loss that looks at a whole batch, whose patches are described in parts: chunks, or other processes.
+"""Gradients of a loss over the complete batch, when patches are described in parts (chunks or processes).
 
-The network is taken in two: the trunk works on every patch by itself, the head on all of their features (the last
-BatchNorm). Features are computed in parts, the head and the loss once for the whole batch, and the gradient with
-respect to the features goes back through each part's trunk. With several chunks the trunk runs twice, the first time
-without graph, and the generators are set back between, so that dropout is the same both times.
+The network is split in two: the trunk processes every patch independently, the head (last BatchNorm) all features
+together. Features are computed in parts, head and loss once for the complete batch, and the gradient with respect to
+the features is backpropagated through the trunk part by part. With several chunks the trunk runs twice, first without
+graph; the generators are reset in between, so that dropout is the same both times.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Trunk = Callable[[Tensor], Tensor]
 
 
 class PartOfDropout(nn.Module):
-    """Dropout of a part of a batch that is that of the whole batch: what every process draws alike, cut to its rows.
+    """Dropout for part of a batch: every process draws the same mask for the complete batch and uses its own rows.
 
-    The features of the part come in pieces, one after the other; `start` is called before the first.
+    The part's features come in consecutive pieces; `start` is called before the first.
     """
 
     def __init__(self, probability: float):
@@ -37,13 +37,13 @@ class PartOfDropout(nn.Module):
         self._factor: Tensor | None = None
 
     def start(self, rows: slice, count: int) -> None:
-        """Of `count` rows of the whole batch, `rows` come. Draws again."""
+        """Begin a new batch of `count` rows, of which this part has `rows`. Resets the mask."""
         self._rows, self._count = rows, count
         self._factor = None
         self.again()
 
     def again(self) -> None:
-        """The same rows once more, with the same draw."""
+        """Start over with the same rows and the same mask."""
         self._at = 0
 
     @torch.compiler.disable
@@ -60,9 +60,9 @@ class PartOfDropout(nn.Module):
 def split_trunk_head(
     network: PatchNetwork, several: bool = False
 ) -> tuple[nn.Module, Callable[[Float[Tensor, "m f"]], PatchDescription]]:
-    """The network up to its last BatchNorm, and the rest: `head(trunk(patches))` is `network(patches)`.
+    """The network up to its last BatchNorm, and the rest: `head(trunk(patches))` equals `network(patches)`.
 
-    Both work on the network's own layers and parameters. several: processes; dropout, then a PartOfDropout, is on.
+    Both share the network's layers and parameters. several: replace dropout by PartOfDropout, for several processes.
     """
     body = copy.copy(network.trunk)
     body._modules = dict(body._modules)  # the copy's own table: the network keeps its last layer
@@ -95,7 +95,7 @@ def backward(
 ) -> LossResult:
     """Add the gradient of the loss to the network's parameters.
 
-    patches: this process's part of the batch. count: patches of the whole batch. loss_of: from the features of all.
+    patches: this process's part of the batch. count: patches in the complete batch. loss_of: loss of all features.
     """
     parts = _pieces(patches, count, chunk, world)
     dropouts = [one for one in getattr(trunk, "modules", tuple)() if isinstance(one, PartOfDropout)]
@@ -125,7 +125,7 @@ def backward(
 
 
 def _pieces(patches: Tensor, count: int, chunk: int, world: World) -> tuple[Tensor, ...]:
-    """Of at most `chunk` patches each, as many in every process: BatchNorm waits for the others."""
+    """Pieces of at most `chunk` patches, equally many in every process, since BatchNorm synchronises them."""
     if not chunk:
         return (patches,)
     if world.size == 1:
@@ -159,7 +159,7 @@ def _through_features(
 
 @contextmanager
 def batch_statistics_kept(network: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises by the batch as in training, but its running statistics stay as they are."""
+    """Context in which BatchNorm normalises by the batch as in training, but keeps its running statistics."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -180,16 +180,16 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Go on from a state of `random_state`; one of another kind of device is left out."""
+    """Restore a state of `random_state`; a CUDA state is ignored on other devices."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# BatchNorm over the batch of all processes: the network is then that of one process with the whole batch.
+# BatchNorm over the batch of all processes, equivalent to one process with the complete batch.
 #
-# torch's SyncBatchNorm has none for the CPU. In words, with sums over all rows and pixels of all processes, n of them:
+# torch's SyncBatchNorm does not support the CPU. With sums over all n rows and pixels of all processes:
 #
 #     mean = sum x / n      variance = sum (x - mean)^2 / n      y = (x - mean) / sqrt(variance + eps)
 #     dL/dx = (dL/dy - sum dL/dy / n - y sum (y dL/dy) / n) / sqrt(variance + eps)
@@ -213,7 +213,7 @@ class Normalised(torch.autograd.Function):
         variance = total(centred.square().sum(AXES)) / number
         scale = torch.rsqrt(variance + eps)
         found = centred * scale[:, None, None]
-        ctx.save_for_backward(maps, mean, scale, number)  # not what comes out: a ReLU may work in its place
+        ctx.save_for_backward(maps, mean, scale, number)  # not the output, which a ReLU may overwrite in place
         ctx.total = total
         ctx.mark_non_differentiable(mean, variance, number)
         return found, mean, variance, number
@@ -252,7 +252,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
 
 def share_batch_norms(network: nn.Module, total: Total) -> None:
-    """From now on all BatchNorms in the network work on the batch of all processes; parameters and names stay."""
+    """Make all BatchNorm layers of the network use the batch of all processes; parameters and names are kept."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SharedBatchNorm
