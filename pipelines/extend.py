@@ -39,6 +39,7 @@ from featkit.mapping.export import tracks_of
 from featkit.mapping.grow import (
     MADE_WITH,
     GrowConfig,
+    Grown,
     NewImages,
     as_made,
     grow,
@@ -174,26 +175,26 @@ def run(
         write_models([grown.model], output / "sparse", stamp, beside_model(folder))
     for name, reason in grown.left_out.items():
         LOGGER.warning("extend: %s is not in the map: %s", name, reason)
-    statistics = map_statistics(grown.model, old + len(work.new))
-    metrics = {
+    described = {"inputs": inputs, "map": str(folder), "photographs": str(photographs), "old": old}
+    metrics = {**described, **_measured(grown, old + len(work.new)), "pruned": pruned, "seconds": seconds}
+    write_text(output / RECORD, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    return ExtendResult(output, output / "sparse", metrics)
+
+
+def _measured(grown: Grown, total: int) -> dict[str, Any]:
+    """What extend.json holds of the grown map. total: photographs that it could have."""
+    statistics = map_statistics(grown.model, total)
+    return {
         "featkit_version": __version__,
         "kind": "extension",
-        "inputs": inputs,
-        "map": str(folder),
-        "photographs": str(photographs),
-        "old": old,
         "registered": grown.registered,
         "left_out": grown.left_out,
-        "pruned": pruned,
         "images": statistics.registered,
         "points": statistics.points,
         "reprojection_px": statistics.reprojection_px,
         "moved_median": grown.moved[0],
         "moved_max": grown.moved[1],
-        "seconds": seconds,
     }
-    write_text(output / RECORD, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-    return ExtendResult(output, output / "sparse", metrics)
 
 
 def _inputs(work: Work, made_with: MapConfig, store: FeatureStore, pairs: Sequence[Pair]) -> str:

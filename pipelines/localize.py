@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featkit.core import log
 from featkit.core.config import Runtime, Seed, WorkerCount
 from featkit.core.log import timed
 from featkit.core.registry import resolve
-from featkit.evaluation.metrics import score_localization
+from featkit.core.types import Pose
+from featkit.evaluation.metrics import LocalizationScore, score_localization
 from featkit.features import stage as extraction
 from featkit.features.stage import same_extraction
 from featkit.io.artifact import write_text
@@ -138,11 +141,7 @@ def run(
             localize.refuse_none(results, queries, output, found.features)
     score, moved_by = None, None
     if true_poses is not None:
-        model = read_model(found.model)
-        true_poses = respelled(true_poses, lambda: [*names, *(image.name for image in model.images.values())])
-        moved_by = similarity_to_truth(model, true_poses)
-        poses = {r.name: transform_pose(r.pose, moved_by) for r in results if r.pose is not None}
-        score = score_localization(poses, true_poses, names)
+        true_poses, moved_by, score = _compared(found.model, true_poses, results, names)
     with timed("report", seconds):
         metrics = localization_metrics(results, score, seconds)
         if others:
@@ -153,6 +152,17 @@ def run(
         )  # fmt: skip
     write_text(output / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return LocalizationResult(output, report, results, metrics, others)
+
+
+def _compared(
+    folder: Path, truth: dict[str, Pose], results: Sequence[QueryResult], names: Sequence[str]
+) -> tuple[dict[str, Pose], np.ndarray, LocalizationScore]:
+    """The true poses by the names of map and queries, the similarity (3, 4) that moves the map onto them, the score."""
+    model = read_model(folder)
+    truth = respelled(truth, lambda: [*names, *(image.name for image in model.images.values())])
+    moved_by = similarity_to_truth(model, truth)
+    poses = {r.name: transform_pose(r.pose, moved_by) for r in results if r.pose is not None}
+    return truth, moved_by, score_localization(poses, truth, names)
 
 
 def _in_other_models(

@@ -28,7 +28,7 @@ from featkit.io.lists import read_pairs, write_pairs
 from featkit.io.maintain import merge as merge_stores
 from featkit.io.matches import open_matches
 from featkit.mapping.grow import MADE_WITH, as_made, has_keypoints_of
-from featkit.mapping.merge import MergeConfig, merge_maps
+from featkit.mapping.merge import MergeConfig, Merged, merge_maps
 from featkit.mapping.model import (
     Model,
     beside_model,
@@ -135,12 +135,18 @@ def run(
             made.write_stamp(kind="map", models=1, **{MADE_WITH: made_with.result_fields()})
 
         write_models([merged.model], output / "sparse", stamp, beside_model(parts[0].folder))
+    metrics = {"inputs": inputs, **_measured(parts, merged), "seconds": seconds}
+    write_text(output / RECORD, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
+    return MergeResult(output, output / "sparse", metrics)
+
+
+def _measured(parts: tuple[Part, Part], merged: Merged) -> dict[str, Any]:
+    """What merge.json holds of the merged map."""
     every = {name for part in parts for name in part.names}
     statistics = map_statistics(merged.model, len(every))
-    metrics = {
+    return {
         "featkit_version": __version__,
         "kind": "merged map",
-        "inputs": inputs,
         "maps": [str(part.folder) for part in parts],
         "images_of": [len(part.names) for part in parts],
         "common": merged.common,
@@ -153,10 +159,7 @@ def run(
         "left_out": sorted(every - {image.name for image in merged.model.images.values()}),
         "moved_median": merged.moved[0],
         "moved_max": merged.moved[1],
-        "seconds": seconds,
     }
-    write_text(output / RECORD, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-    return MergeResult(output, output / "sparse", metrics)
 
 
 def _part(folder: Path) -> Part:

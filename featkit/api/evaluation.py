@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from featkit import __version__
-from featkit.api.options import Device, Overwrite, RandomSeed, Shown, takes
-from featkit.core.config import overrides
+from featkit.api.options import Device, Overwrite, RandomSeed, Shown, changes_of, takes
 from featkit.core.content import Table
 from featkit.core.errors import FeatkitError, UsageError
 from featkit.core.registry import Method
@@ -88,49 +87,24 @@ def evaluate(
     roots = [Path(data)] if isinstance(data, str | Path) else [Path(one) for one in data]
     if len(roots) != 1 and not cls.several:
         raise UsageError(f"{benchmark}: takes one folder of data, not {len(roots)}")
-    folder = Path(out) if out is not None else roots[0] / "featkit" if cls is AachenBenchmark else OUT
-    made: dict[str, Any] = {"setting": setting, "settings": settings, "device": device, "seed": seed}
-    run: dict[str, Any] = {"overwrite": overwrite, "engine": engine}
-    if issubclass(cls, ImageBenchmark):
-        return measured(benchmark, roots, features, work_folder=folder, **made, **run, **options)
-    written = Written(None if out is None else Path(out), None if report is None else Path(report))
-    return measured(benchmark, roots, features, work_folder=OUT, written=written, **made, **run, **options)
-
-
-def measured(
-    name: str,
-    roots: Sequence[Path],
-    features: str | None,
-    *,
-    work_folder: Path,
-    written: Written | None = None,
-    setting: str = "",
-    settings: Mapping[str, Any] | Sequence[str] | None = None,
-    overwrite: bool = False,
-    engine: EngineConfig = LOCAL,
-    device: str = "auto",
-    seed: int = 0,
-    **options: Any,
-) -> Evaluated:
-    """A benchmark, run and written. written: its files; by default in a folder of its name in `work_folder`.
-
-    options: fields of its class, the others are those of its `methods`. Raises featkit's errors.
-    """
-    cls = BENCHMARKS[name]
-    reading = READING if issubclass(cls, ImageBenchmark) else READING_PATCHES
-    known = {*cls.options(), *reading}
+    of_images = issubclass(cls, ImageBenchmark)
+    known = {*cls.options(), *(READING if of_images else READING_PATCHES)}
     if unknown := sorted(options.keys() - known):
-        raise UsageError(f"{name}: no option {unknown[0]!r}; one of {', '.join(sorted(known))}")
+        raise UsageError(f"{benchmark}: no option {unknown[0]!r}; one of {', '.join(sorted(known))}")
     own = {option: options.pop(option) for option in cls.options() if option in options}
-    changes = dict(settings) if isinstance(settings, Mapping) else overrides(list(settings or []))
-    chosen = cls.configured(changes, seed=seed, device=device, setting=setting, **own)
-    written = written or Written.of(work_folder / chosen.place)
+    chosen = cls.configured(changes_of(settings), seed=seed, device=device, setting=setting, **own)
+    default = roots[0] / "featkit" if cls is AachenBenchmark else OUT
+    folder = Path(out) if out is not None and of_images else default
+    written = Written.of(folder / chosen.place) if of_images else Written(_path(out), _path(report))
     written.refuse_foreign()
-    work = Work(work_folder, overwrite, engine)
-    result = run_benchmark(chosen, roots, features or cls.default_features, work, **options)
+    result = run_benchmark(chosen, roots, features or cls.default_features, Work(folder, overwrite, engine), **options)
     numbers = result.as_json()
     lines = [*result.lines, *written.write(numbers, result.page())]
-    return Evaluated({name: result}, numbers, list(result.tables), lines)
+    return Evaluated({benchmark: result}, numbers, list(result.tables), lines)
+
+
+def _path(given: Path | str | None) -> Path | None:
+    return None if given is None else Path(given)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -166,9 +140,10 @@ class Planned:
 
     def run(self, common: dict[str, Any]) -> Result:
         """Measure and write. common: options of `evaluate`. Raises featkit's errors."""
-        given = {**self.reading, **self.options, **common}
-        written = self.written
-        done = measured(self.name, self.roots, self.features, work_folder=self.out, written=written, **given)
+        where: dict[str, Any] = {"out": self.out}
+        if not issubclass(BENCHMARKS[self.name], ImageBenchmark):
+            where = {"out": self.written.numbers, "report": self.written.report}
+        done = evaluate(self.name, self.roots, self.features, **where, **self.reading, **self.options, **common)
         return done.results[self.name]
 
 

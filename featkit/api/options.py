@@ -297,7 +297,7 @@ def takes(
             for name, one in described.items():
                 if saved is None or given[name] != one.default:
                     values = merge(_renamed(values, one, given[name]), one.placed(given[name]))
-            changes = _changes(given["settings"])
+            changes = changes_of(given["settings"])
             values = merge(values, nested(settings_at, changes) if settings_at else changes)
             made = _made(config, values, described, function.__name__.replace("_", " "))
             return function(**taken, **{into: made})
@@ -360,7 +360,7 @@ def _arguments(own: Sequence[inspect.Parameter], described: Mapping[str, Describ
     return "\n".join(f"{name}: {text}" for name, text in lines)
 
 
-def _changes(settings: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
+def changes_of(settings: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
     """Settings as nested values: of `["a.b=1"]`, or of a mapping, whose names may have dots."""
     if settings is None:
         return {}

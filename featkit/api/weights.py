@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from featkit.api.options import Overwrite, Settings, Shown, addresses, by_file, takes
-from featkit.core.config import overrides
+from featkit.api.options import Overwrite, Settings, Shown, addresses, by_file, changes_of, takes
 from featkit.core.errors import UsageError
 from featkit.data.fetch_weights import fetch_weights as fetched
 from featkit.features.listing import FeatureInfo, list_features, list_matchers
@@ -205,8 +204,7 @@ def export_weights(
         unfit = {"--add-to-manifest": add_to_manifest, "--name": name, "--recipe": recipe, "--data": data}
         unfit |= {"--licence": licence, "--commit": commit, "--scores-json": scores_json, "--max-mb": max_mb}
         _refuse("--format onnx", {**unfit, "--which last": which == "last"})
-        changes = settings if isinstance(settings, dict) else overrides(list(settings or []))
-        return ExportedWeights(out, onnx=export_onnx(source, out, changes))
+        return ExportedWeights(out, onnx=export_onnx(source, out, changes_of(settings)))
     _refuse("--format safetensors", {"--set": settings})
     if not name:
         raise UsageError("--name is missing: what users will type for these weights (a file .onnx takes none)")

@@ -13,7 +13,7 @@ from in_process import refused, results, run
 from synthetic_patches import textures, thumbnails, write_hpatches, write_rome
 
 import featkit
-from featkit.core.errors import UsageError
+from featkit.core.errors import BadInputError, UsageError
 from featkit.data.patch_set import PatchSet
 from featkit.data.phototour import draw_pairs, write_pairs, write_phototour
 from featkit.evaluation.published import published
@@ -234,3 +234,10 @@ def test_the_function_does_what_the_command_does(sets: list[Path], tmp_path: Pat
         featkit.evaluate("oxford", sets)
     with pytest.raises(UsageError, match="ubc: no option 'colour'; one of pairs, published, runs"):
         featkit.evaluate("ubc", sets, "sift", colour=1)
+
+
+def test_settings_of_the_function_may_have_dots(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean 'num_retrieved'"):
+        featkit.evaluate("aachen", tmp_path, settings={"localize.num_retrieve": 3})
+    with pytest.raises(BadInputError, match=r"Aachen v1\.1 is not whole"):
+        featkit.evaluate("aachen", tmp_path, settings={"localize.num_retrieved": 3})
