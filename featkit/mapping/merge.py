@@ -52,7 +52,7 @@ class MergeConfig(Config):
 
 @dataclass(frozen=True)
 class SharedPoints:
-    """Points that are said to be the same, one row each: ids in both maps, and where a photograph of each shows it.
+    """Candidate point correspondences, one row each: ids in both maps, and an observation in each.
 
     Rays are keypoints on the plane at depth 1 of the camera, limits how far from them a projection may fall there.
     """
