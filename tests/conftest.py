@@ -19,6 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+SHELL = {"COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,8 @@ def run_featkit(*arguments: object, cwd: Path, timeout_s: float = 240.0) -> Ran:
     """Run `python -m featkit ...` as a process of its own."""
     started = time.monotonic()
     command = [sys.executable, "-m", "featkit", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}
     done = subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False
+        command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s, env={**os.environ, **SHELL}, check=False
     )
     return Ran(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 
@@ -75,6 +75,23 @@ def featkit_command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., R
 
     def run(*arguments: object, cwd: Path | None = None, timeout_s: float = 240.0) -> Ran:
         return run_featkit(*arguments, cwd=cwd or elsewhere, timeout_s=timeout_s)
+
+    return run
+
+
+@pytest.fixture
+def featkit_here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """As `featkit_command`, without a process of its own: for the many commands that end before any work."""
+    from in_process import run as run_here
+
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    for name, value in SHELL.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: object) -> Ran:
+        started = time.monotonic()
+        done = run_here(*arguments)
+        return Ran(done.exit_code, done.stdout, done.stderr, time.monotonic() - started)
 
     return run
 

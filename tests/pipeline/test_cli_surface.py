@@ -46,12 +46,12 @@ def refused(ran: Any, code: int, *words: str) -> None:
         assert word in lines[0]
 
 
-def test_help_of_every_verb(featkit_command: Command) -> None:
-    root = featkit_command("--help")
+def test_help_of_every_verb(featkit_here: Command) -> None:
+    root = featkit_here("--help")
     assert root.code == 0
     for verb in VERBS:
         assert f" {verb} " in root.out
-        shown = featkit_command(verb, "--help")
+        shown = featkit_here(verb, "--help")
         assert shown.code == 0
         assert "Example: featkit " + verb in shown.out
         for option in COMMON:
@@ -87,7 +87,7 @@ def test_version_and_completion(featkit_command: Command) -> None:
     assert CliRunner().invoke(app, [], prog_name="featkit", env=words).output.split() == ["reconstruct"]
 
 
-def test_info_of_everything(mapped_scene: Any, featkit_command: Command, tmp_path: Path) -> None:
+def test_info_of_everything(mapped_scene: Any, featkit_here: Command, tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     out, truth = mapped_scene.output, mapped_scene.folder / "truth"
@@ -121,11 +121,11 @@ def test_info_of_everything(mapped_scene: Any, featkit_command: Command, tmp_pat
         json.dumps(found)
         assert as_lines(found)
     for what in (mapped_scene.folder, out / "features.h5", "rootsift"):
-        ran = featkit_command("info", what, "--json")
+        ran = featkit_here("info", what, "--json")
         assert ran.code == 0, ran.err
         assert expected[what].items() <= ran.json().items()
     assert describe(str(mapped_scene.folder))["models"][0]["registered"] == 6
-    assert "max_keypoints: 1,500" in featkit_command("info", out / "features.h5").out
+    assert "max_keypoints: 1,500" in featkit_here("info", out / "features.h5").out
 
 
 def test_broken_images(featkit_command: Command, small_rendered: Any, pictures: Path, tmp_path: Path) -> None:
@@ -147,22 +147,22 @@ def test_broken_images(featkit_command: Command, small_rendered: Any, pictures: 
     assert ran.err.count("passed over") == 2
 
 
-def test_bad_folders_and_places(featkit_command: Command, pictures: Path, tmp_path: Path) -> None:
+def test_bad_folders_and_places(featkit_here: Command, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "readonly").mkdir(mode=0o555)
     target = tmp_path / "f.h5"
-    refused(featkit_command("extract", tmp_path / "nowhere", "-o", target, "-q"), 3, "no such folder", "nowhere")
-    refused(featkit_command("extract", tmp_path / "empty", "-o", target, "-q"), 3, "no images")
-    refused(featkit_command("reconstruct", tmp_path / "nowhere", "-q"), 3, "no such folder")
-    refused(featkit_command("extract", pictures, "-o", tmp_path / "file" / "f.h5", "-q"), 5, "--out")
-    refused(featkit_command("reconstruct", pictures, "--out", tmp_path / "file", "-q"), 5, "file")
-    refused(featkit_command("reconstruct", pictures, "--out", pictures, "-q"), 3, "holds images")
+    refused(featkit_here("extract", tmp_path / "nowhere", "-o", target, "-q"), 3, "no such folder", "nowhere")
+    refused(featkit_here("extract", tmp_path / "empty", "-o", target, "-q"), 3, "no images")
+    refused(featkit_here("reconstruct", tmp_path / "nowhere", "-q"), 3, "no such folder")
+    refused(featkit_here("extract", pictures, "-o", tmp_path / "file" / "f.h5", "-q"), 5, "--out")
+    refused(featkit_here("reconstruct", pictures, "--out", tmp_path / "file", "-q"), 5, "file")
+    refused(featkit_here("reconstruct", pictures, "--out", pictures, "-q"), 3, "holds images")
     try:
         (tmp_path / "readonly" / "probe").touch()
     except PermissionError:
-        refused(featkit_command("extract", pictures, "-o", tmp_path / "readonly" / "f.h5", "-q"), 5, "readonly")
-    ran = featkit_command("extract", tmp_path / "nowhere", "-o", target, "-q", "--json")
+        refused(featkit_here("extract", pictures, "-o", tmp_path / "readonly" / "f.h5", "-q"), 5, "readonly")
+    ran = featkit_here("extract", tmp_path / "nowhere", "-o", target, "-q", "--json")
     assert ran.code == 3
     assert ran.json().keys() == {"error", "exit_code"}
     assert ran.json()["exit_code"] == 3
@@ -170,21 +170,21 @@ def test_bad_folders_and_places(featkit_command: Command, pictures: Path, tmp_pa
     assert not target.exists()
 
 
-def test_bad_names_and_numbers(featkit_command: Command, pictures: Path, tmp_path: Path) -> None:
+def test_bad_names_and_numbers(featkit_here: Command, pictures: Path, tmp_path: Path) -> None:
     target = tmp_path / "f.h5"
-    refused(featkit_command("extract", pictures, "-o", target, "--features", "rootsif", "-q"), 2, "'rootsift'")
-    refused(featkit_command("extract", pictures, "-o", target, "--set", "max_keypoint=3", "-q"), 2, "'max_keypoints'")
+    refused(featkit_here("extract", pictures, "-o", target, "--features", "rootsif", "-q"), 2, "'rootsift'")
+    refused(featkit_here("extract", pictures, "-o", target, "--set", "max_keypoint=3", "-q"), 2, "'max_keypoints'")
     scene = ("reconstruct", pictures, "--out", tmp_path / "out", "-q")
-    refused(featkit_command(*scene, "--camera-params", "1,x"), 2, "--camera-params")
-    refused(featkit_command(*scene, "--camera-params", "1,2"), 2, "name the model")
-    refused(featkit_command(*scene, "--camera-model", "SIMPLE_PINHOL"), 2, "SIMPLE_PINHOLE")
-    refused(featkit_command(*scene, "--mapper", "incrementel"), 2, "mapper")
-    assert featkit_command("extract", pictures).code == 2
-    assert featkit_command("extrakt").code == 2
+    refused(featkit_here(*scene, "--camera-params", "1,x"), 2, "--camera-params")
+    refused(featkit_here(*scene, "--camera-params", "1,2"), 2, "name the model")
+    refused(featkit_here(*scene, "--camera-model", "SIMPLE_PINHOL"), 2, "SIMPLE_PINHOLE")
+    refused(featkit_here(*scene, "--mapper", "incrementel"), 2, "mapper")
+    assert featkit_here("extract", pictures).code == 2
+    assert featkit_here("extrakt").code == 2
     import torch
 
     if not torch.cuda.is_available():
-        refused(featkit_command(*scene, "--device", "cuda"), 2, "cuda")
+        refused(featkit_here(*scene, "--device", "cuda"), 2, "cuda")
 
 
 def test_too_little_to_map(featkit_command: Command, pictures: Path, tmp_path: Path) -> None:
@@ -196,37 +196,37 @@ def test_too_little_to_map(featkit_command: Command, pictures: Path, tmp_path: P
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
-def test_broken_and_foreign_stores(mapped_scene: Any, featkit_command: Command, tmp_path: Path) -> None:
+def test_broken_and_foreign_stores(mapped_scene: Any, featkit_here: Command, tmp_path: Path) -> None:
     whole, pairs = mapped_scene.output / "features.h5", mapped_scene.output / "pairs.txt"
     cut = tmp_path / "cut.h5"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    refused(featkit_command("match", cut, pairs, "-o", tmp_path / "m.h5", "-q"), 3, "cut.h5", "truncated")
-    refused(featkit_command("info", cut, "-q"), 3, "cut.h5")
-    refused(featkit_command("extract", mapped_scene.folder / "images", "-o", cut, "-q"), 3, "--overwrite")
+    refused(featkit_here("match", cut, pairs, "-o", tmp_path / "m.h5", "-q"), 3, "cut.h5", "truncated")
+    refused(featkit_here("info", cut, "-q"), 3, "cut.h5")
+    refused(featkit_here("extract", mapped_scene.folder / "images", "-o", cut, "-q"), 3, "--overwrite")
     unknown = tmp_path / "unknown.txt"
     unknown.write_text("0000.jpg 0009.jpg\n")
-    refused(featkit_command("match", whole, unknown, "-o", tmp_path / "m.h5", "-q"), 3, "0009.jpg", "no features")
+    refused(featkit_here("match", whole, unknown, "-o", tmp_path / "m.h5", "-q"), 3, "0009.jpg", "no features")
     other = tmp_path / "other.h5"
-    assert featkit_command("extract", mapped_scene.folder / "images", "-o", other, "--max-keypoints", 50).code == 0
+    assert featkit_here("extract", mapped_scene.folder / "images", "-o", other, "--max-keypoints", 50).code == 0
     matches = Path(shutil.copy(mapped_scene.output / "matches.h5", tmp_path / "matches.h5"))
-    refused(featkit_command("match", other, pairs, "-o", matches, "-q"), 3, "another features fingerprint")
-    refused(featkit_command("match", matches, pairs, "-o", tmp_path / "m.h5", "-q"), 3, "holds matches, not features")
+    refused(featkit_here("match", other, pairs, "-o", matches, "-q"), 3, "another features fingerprint")
+    refused(featkit_here("match", matches, pairs, "-o", tmp_path / "m.h5", "-q"), 3, "holds matches, not features")
 
 
-def test_localization_mistakes(mapped_scene: Any, featkit_command: Command, pictures: Path, tmp_path: Path) -> None:
+def test_localization_mistakes(mapped_scene: Any, featkit_here: Command, pictures: Path, tmp_path: Path) -> None:
     queries, out = mapped_scene.folder / "queries", tmp_path / "out"
     (tmp_path / "empty").mkdir()
-    refused(featkit_command("localize", pictures, "--queries", queries, "-o", out, "-q"), 3, "no map")
+    refused(featkit_here("localize", pictures, "--queries", queries, "-o", out, "-q"), 3, "no map")
     scene = ("localize", mapped_scene.folder, "-o", out, "-q", "--queries")
-    refused(featkit_command(*scene, tmp_path / "empty"), 3, "no images")
+    refused(featkit_here(*scene, tmp_path / "empty"), 3, "no images")
     listed = tmp_path / "list.txt"
     listed.write_text("query_0000.jpg PINHOL 400 300 360 360 200 150\n")
-    refused(featkit_command(*scene, queries, "--intrinsics", listed), 3, "list.txt:1", "PINHOLE")
+    refused(featkit_here(*scene, queries, "--intrinsics", listed), 3, "list.txt:1", "PINHOLE")
     listed.write_text("elsewhere.jpg PINHOLE 400 300 360 360 200 150\n")
-    refused(featkit_command(*scene, queries, "--intrinsics", listed), 3, "names none")
+    refused(featkit_here(*scene, queries, "--intrinsics", listed), 3, "names none")
     listed.write_text("query_0000.jpg PINHOLE 800 600 720 720 400 300\n")
-    refused(featkit_command(*scene, queries, "--intrinsics", listed), 3, "400 x 300", "800 x 600")
-    refused(featkit_command(*scene[:2], "-o", tmp_path / "noise", "-q", "--queries", pictures), 4, "none of 2 queries")
+    refused(featkit_here(*scene, queries, "--intrinsics", listed), 3, "400 x 300", "800 x 600")
+    refused(featkit_here(*scene[:2], "-o", tmp_path / "noise", "-q", "--queries", pictures), 4, "none of 2 queries")
     reasons = json.loads((tmp_path / "noise" / "poses.json").read_text())
     assert reasons["localized"] == 0
     assert all(result["reason"] for result in reasons["results"])

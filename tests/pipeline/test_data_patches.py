@@ -68,7 +68,7 @@ def test_homographies_of_photographs(mapped_scene: Any, tmp_path: Path, featkit_
     assert "detector.kind" in wrong.err
 
 
-def test_wrong_turns(patches: tuple[Path, Any], mapped_scene: Any, tmp_path: Path, featkit_command: Command) -> None:
+def test_wrong_turns(patches: tuple[Path, Any], mapped_scene: Any, tmp_path: Path, featkit_here: Command) -> None:
     out, _ = patches
     wrong = {
         ("patches", tmp_path, "--out", tmp_path / "x"): (3, "no COLMAP model"),
@@ -84,6 +84,6 @@ def test_wrong_turns(patches: tuple[Path, Any], mapped_scene: Any, tmp_path: Pat
         ("pack", out, "--out", tmp_path / "p.zip", "--side", 60): (2, "multiple of 8"),
     }
     for arguments, (code, says) in wrong.items():
-        ran = featkit_command("data", *arguments)
+        ran = featkit_here("data", *arguments)
         assert (ran.code, says in ran.err) == (code, True), (arguments, ran.err)
     assert list(tmp_path.iterdir()) == []

@@ -84,7 +84,7 @@ def test_from_pairs_to_a_pack(
     assert largest_distance(pairs, mapped_scene.folder) < 1e-3
 
 
-def test_wrong_turns(posed: tuple[Path, Any], mapped_scene: Any, tmp_path: Path, featkit_command: Command) -> None:
+def test_wrong_turns(posed: tuple[Path, Any], mapped_scene: Any, tmp_path: Path, featkit_here: Command) -> None:
     out, scene = posed[0], mapped_scene.folder
     alone = tmp_path / "alone"
     (alone / "sparse").mkdir(parents=True)
@@ -103,7 +103,7 @@ def test_wrong_turns(posed: tuple[Path, Any], mapped_scene: Any, tmp_path: Path,
         ("pack", out, tmp_path / "gone", "--out", tmp_path / "p.zip"): (2, "packs of their own"),
     }
     for arguments, (code, says) in wrong.items():
-        ran = featkit_command("data", *arguments)
+        ran = featkit_here("data", *arguments)
         assert (ran.code, says in ran.err) == (code, True), (arguments, ran.err)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone"]
 

@@ -48,12 +48,15 @@ def folder(small_rendered: Any, mapped_scene: Any, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_every_line_of_the_readme(folder: Path, featkit_command: Callable[..., Any]) -> None:
+def test_every_line_of_the_readme(
+    folder: Path, featkit_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
     asked = commands()
     assert len(asked) >= LEAST
     for arguments in asked:
         if arguments != ["doctor"]:  # it has a test of its own, and maps a scene of its own
-            done = featkit_command(*arguments, cwd=folder)
+            done = featkit_here(*arguments)
             assert done.code == 0, (arguments, done.err)
     assert (folder / "scene" / "featkit" / "report.html").is_file()
     assert (folder / "scene" / "featkit" / "localize" / "poses.txt").is_file()

@@ -73,21 +73,21 @@ def test_a_budget_becomes_steps_and_the_same_budget_goes_on(
     ids=str,
 )
 def test_wrong_turns(
-    options: tuple, code: int, says: str, patches: Path, tmp_path: Path, featkit_command: Command
+    options: tuple, code: int, says: str, patches: Path, tmp_path: Path, featkit_here: Command
 ) -> None:
-    done = featkit_command("train", "patch", "--data", patches, "--out", tmp_path / "run", *SHORT, *options)
+    done = featkit_here("train", "patch", "--data", patches, "--out", tmp_path / "run", *SHORT, *options)
     assert done.code == code, done.err
     assert says in done.err
     assert "Traceback" not in done.err
 
 
-def test_an_impossible_budget_is_refused_before_anything_is_read(tmp_path: Path, featkit_command: Command) -> None:
+def test_an_impossible_budget_is_refused_before_anything_is_read(tmp_path: Path, featkit_here: Command) -> None:
     gone = ("--data", tmp_path / "gone", "--out", tmp_path / "run")
-    done = featkit_command("train", "patch", *gone, "--budget", "3s")
+    done = featkit_here("train", "patch", *gone, "--budget", "3s")
     assert (done.code, "too short; 5 s at least" in done.err) == (2, True), done.err
-    done = featkit_command("train", "scfeat", *gone, "--budget", "20s")
+    done = featkit_here("train", "scfeat", *gone, "--budget", "20s")
     assert (done.code, "description gets 3 s of it; 5 s at least, so 33 s for all stages" in done.err) == (2, True), (
         done.err
     )
-    done = featkit_command("train", "scfeat", *gone, "--budget", "1m")
+    done = featkit_here("train", "scfeat", *gone, "--budget", "1m")
     assert (done.code, "no such folder" in done.err) == (3, True), done.err
