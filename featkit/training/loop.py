@@ -78,9 +78,9 @@ def _in_folder(
         identity = task.identity_of(data)
         check_processes(config, identity, world)
         task.prepare(data, world)
-        run = Run(task, folder, world, identity)
+        run = Run(task, folder, world, identity, {"recipe": name, "data": task.described(data)})
         try:
-            return _train(run, task, name, data)
+            return _train(run, task)
         finally:
             task.close()
             folder.close()
@@ -131,7 +131,7 @@ def _stored(folder: RunFolder) -> _Stored | None:
     return _Stored(config, state["progress"]["step"] >= config["steps"])
 
 
-def _train(run: Run, task: Task, name: str, data: Any) -> Trained:
+def _train(run: Run, task: Task) -> Trained:
     folder, config = run.folder, run.config
     resumed = run.resume()
     run.world.barrier()  # no process writes a checkpoint before all have looked for one
@@ -147,7 +147,7 @@ def _train(run: Run, task: Task, name: str, data: Any) -> Trained:
         if not resumed:
             run.save()
         _until_stopped(run)
-    summary = summarise(run, task, name, data)
+    summary = summarise(run, task)
     if run.world.is_first:
         folder.write_summary(summary)
         export(run, task, summary)
@@ -165,11 +165,11 @@ def _until_stopped(run: Run) -> None:
         raise SystemExit(0) from None
 
 
-def summarise(run: Run, task: Task, name: str, data: Any) -> dict[str, Any]:
+def summarise(run: Run, task: Task) -> dict[str, Any]:
     """Contents of summary.json: last and best network, data, configuration and duration."""
     done = run.done
     return {
-        "recipe": name,
+        "recipe": run.origin["recipe"],
         "task": task.name,
         "steps": done.step,
         "unit": task.unit,
@@ -178,7 +178,7 @@ def summarise(run: Run, task: Task, name: str, data: Any) -> dict[str, Any]:
         "score": dataclasses.asdict(task.score),
         "last": {"step": done.step, task.score.name: done.last_score},
         "best": {"step": done.best_step, task.score.name: done.best_score},
-        "data": {**task.described(data), "identity": run.identity},
+        "data": {**run.origin["data"], "identity": run.identity},
         "device": str(run.world.device),
         "devices": run.world.size,
         "versions": {"featkit": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
@@ -237,8 +237,9 @@ class Average:
 class Run:
     """One training in one folder."""
 
-    def __init__(self, task: Task, folder: RunFolder, world: World, identity: str):
-        """identity: identifies the data."""
+    def __init__(self, task: Task, folder: RunFolder, world: World, identity: str, origin: dict[str, Any]):
+        """identity: identifies the data. origin: recipe and data, for weights exported before the end."""
+        self.origin = origin
         self.task, self.folder, self.world, self.identity = task, folder, world, identity
         self.config = task.config
         self.optimiser = build_optimiser(self.config.optimiser, task.parameter_groups())
@@ -278,6 +279,7 @@ class Run:
             "featkit_version": __version__,
             "config": self.config.canonical_json(),
             "data": self.identity,
+            "origin": self.origin,
             "modules": {name: module.state_dict() for name, module in self.task.modules().items()},
             "optimiser": self.optimiser.state_dict(),
             "average": {} if self.average is None else self.average.values,

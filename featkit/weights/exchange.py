@@ -80,7 +80,10 @@ def published_patch_network(architecture: str, state: dict[str, Tensor], path: P
 
 
 def from_training(path: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, dict[str, Any]]:
-    """The "best" or "last" network of a training's checkpoint, and the training's progress. Raises BadInputError."""
+    """The "best" or "last" network of a training's checkpoint, and its row's recipe, data, scenes and training.
+
+    A checkpoint of an early version has the training alone. Raises BadInputError.
+    """
 
     state = read_checkpoint(path)
     try:
@@ -88,14 +91,18 @@ def from_training(path: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork,
         tensors = progress["best_network"] if which == "best" else state["modules"]["network"]
         values = json.loads(state["config"])["network"]
         done = {"step": progress["best_step" if which == "best" else "step"], "seconds": progress["seconds"]}
+        told: dict[str, Any] = {"training": done}
+        if "origin" in state:
+            data = state["origin"]["data"]
+            told |= {"recipe": state["origin"]["recipe"], "data": data["name"], "scenes": data.get("scenes", [])}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise BadInputError(f"{path}: not a checkpoint of `featkit train patch` or `scfeat`") from None
     if not tensors:
         raise BadInputError(f"{path}: the training has not measured any network yet; take --which last")
     try:
         if "encoder" in values:
-            return filled_scfeat(make(SCFeatNetworkConfig, values, f"{path}: its network"), tensors, path), done
-        return filled(make(PatchNetworkConfig, values, f"{path}: its network"), tensors, path), done
+            return filled_scfeat(make(SCFeatNetworkConfig, values, f"{path}: its network"), tensors, path), told
+        return filled(make(PatchNetworkConfig, values, f"{path}: its network"), tensors, path), told
     except UsageError as error:
         raise BadInputError(str(error)) from None
 
@@ -248,8 +255,7 @@ def _trained(source: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, di
         network = load_scfeat_network(source) if is_scfeat else load_patch_network(source)[0]
         told: dict[str, Any] = {key: metadata[key] for key in WORDS if key in metadata}
         return network, {**told, "training": {"step": int(metadata["step"])} if "step" in metadata else {}}
-    network, done = from_training(source, which)
-    return network, {"training": done}
+    return from_training(source, which)
 
 
 def _from_run(folder: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, dict[str, Any]]:

@@ -31,6 +31,7 @@ from featkit.training.patch import PatchTask, train_patch
 from featkit.training.patch_config import PatchTraining
 from featkit.training.run_folder import load_checkpoint, read_metrics, save_checkpoint
 from featkit.training.task import Plan
+from featkit.weights.exchange import export_weight
 
 RECIPES = ("hardnet", "hynet", "sdgmnet", "adasample", "doap", "doap-binary")
 SMALL: dict[str, Any] = {"batch_size": 8, "steps": 6, "log_every": 1, "held_out": {"every": 0.5, "pairs": 10}}
@@ -104,6 +105,17 @@ def test_interrupting_says_130_and_a_rebuilt_metrics_file_has_no_rows_beyond_the
     train_patch(recipe(), textures, tmp_path, device="cpu")
     assert [row["step"] for row in read_metrics(metrics)] == [1, 2, 3, 4, 5, 6]
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_what_a_stopped_run_exports_names_its_data(textures: PatchSet, tmp_path: Path, killed_at: Any) -> None:
+    """Without its scenes, benchmarks would be run on what the network was trained on."""
+    killed_at(3, signal.SIGTERM)
+    with pytest.raises(Stopped):
+        train_patch(recipe(), textures, tmp_path / "run", device="cpu", name="hynet")
+    row = export_weight(tmp_path / "run", "half", tmp_path / "half.safetensors", which="last")
+    assert textures.scene_names
+    assert (row.recipe, row.data, row.scenes) == ("hynet", textures.name, textures.scene_names)
+    assert row.training["step"] == 4
 
 
 def test_a_finished_run_does_nothing_and_another_configuration_is_refused(
