@@ -19,7 +19,6 @@ from featkit.core.registry import Method, resolve
 from featkit.core.run_file import run_text
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
-from featkit.features.listing import warn_of_few
 from featkit.features.stage import ExtractConfig, extraction, with_intensities
 from featkit.io.artifact import write_text
 from featkit.io.atomic import read_stamp, refuse_foreign
@@ -29,6 +28,7 @@ from featkit.localization.stage import is_of_another_map
 from featkit.mapping import stage as map_stage
 from featkit.mapping.cameras import check, check_photographs, listed_intrinsics
 from featkit.mapping.model import refuse_other_models
+from featkit.mapping.outcome import warn_of_few
 from featkit.mapping.reference import Reference, read_reference
 from featkit.mapping.scene import image_folder, output_folder, usable_images
 from featkit.mapping.stage import MapConfig

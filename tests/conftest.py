@@ -19,6 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # commands start as fast as they do for a user
 SHELL = {"COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}
 
 

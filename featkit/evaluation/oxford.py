@@ -33,7 +33,7 @@ from featkit.evaluation.sequences import SequenceBenchmark, SequencePair, Sequen
 from featkit.features.base import Extractor, is_packed, unpack_signs
 from featkit.geometry.pixels import apply_homography
 from featkit.io.features import FeatureStore, open_features
-from featkit.matching.mutual import rolled, rotation_of_pair, top_two
+from featkit.matching.nearest import rolled, rotation_of_pair, top_two
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Matching descriptors of two images one by one, and the precision-recall curve of the matches ranked by distance.

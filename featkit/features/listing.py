@@ -1,8 +1,7 @@
-"""Values of `--features` and `--matcher`: descriptions, available weights, and when to suggest others."""
+"""Values of `--features` and `--matcher`: descriptions and available weights."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,7 @@ from featkit.core.registry import EXTRACTORS, KINDS, MATCHERS, resolve
 from featkit.weights.catalogue import catalogue, fetch_command, place, published_network
 from featkit.weights.manifest import listed
 
-LOGGER = logging.getLogger(__name__)
 MEASURED = Path(__file__).with_name("measured.yaml")
-FEW = 0.8
-"""Fraction of the images registered or localized below which other features are suggested."""
-WITHOUT_LEARNING = ("rootsift", "sift")
-STRONGER = "--features aliked-n16 --matcher lightglue"
-"""Suggested options for images that SIFT cannot match."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +76,3 @@ def _variant(values: dict[str, Any]) -> str:
     """Short description of what a configuration changes."""
     changed = [f"{key} {value}" for key, value in values.items() if key not in KINDS]
     return f" ({', '.join(changed)})" if changed else ""
-
-
-def stronger(extractor: str) -> str:
-    """Options to suggest when an extractor (`Features.extractor`) yields too few matches; "" for learned ones."""
-    return STRONGER if extractor in WITHOUT_LEARNING else ""
-
-
-def warn_of_few(what: str, found: int, total: int, extractor: str) -> None:
-    """Suggest other features if few images were registered or localized. what: "map" or "localize"."""
-    if found < FEW * total and stronger(extractor):
-        again = "reconstruct" if what == "map" else "make the map and localize again"
-        LOGGER.warning("%s: only %d of %d images; %s with %s", what, found, total, again, stronger(extractor))

@@ -305,7 +305,7 @@ def lifted(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d+1"]:
 #
 # A network trained on upright images tolerates rotations of about 45 degrees. With the descriptors of the image
 # rotated by 0, 90, 180 and 270 degrees concatenated, the matcher can compare any two images nearly upright
-# (`matching/mutual.py`). The paper does not address rotation.
+# (`matching/nearest.py`). The paper does not address rotation.
 
 
 def turned(points: Float[Tensor, "n 2"], shape: tuple[int, int], quarters: int) -> Float[Tensor, "n 2"]:

@@ -20,7 +20,6 @@ from featkit.core.config import Config, Count
 from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.core.log import progress
 from featkit.core.types import Pose
-from featkit.features.listing import stronger, warn_of_few
 from featkit.geometry.pixels import to_colmap
 from featkit.geometry.poses import camera_centre
 from featkit.images.exif import some_names
@@ -33,6 +32,7 @@ from featkit.localization.absolute_pose import MapPoints, MatchSource, PoseConfi
 from featkit.localization.queries import QueryCamera, query_camera
 from featkit.mapping.cameras import CameraConfig, to_intrinsics
 from featkit.mapping.model import poses_digest, read_model
+from featkit.mapping.outcome import stronger, warn_of_few
 
 LOGGER = logging.getLogger(__name__)
 

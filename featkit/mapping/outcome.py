@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,15 @@ from pydantic import Field
 
 from featkit.core.config import Config
 from featkit.core.types import Pair
-from featkit.features.listing import STRONGER
 from featkit.images.exif import some_names
 from featkit.mapping.model import registered_names
 
+LOGGER = logging.getLogger(__name__)
+FEW = 0.8
+"""Fraction of the images registered or localized below which other features are suggested."""
+WITHOUT_LEARNING = ("rootsift", "sift")
+STRONGER = "--features aliked-n16 --matcher lightglue"
+"""Suggested options for images that SIFT cannot match."""
 FOCAL_SHARES = np.geomspace(0.3, 4.0, 40)
 """Focal lengths tried, as multiples of the image's longer side: fields of view of about 120 to 14 degrees."""
 MAX_TURN_ERROR = (0.003, 0.2)
@@ -217,3 +223,15 @@ def map_warnings(
             " take photographs from places that are some steps apart"
         )
     return warnings
+
+
+def stronger(extractor: str) -> str:
+    """Options to suggest when an extractor (`Features.extractor`) yields too few matches; "" for learned ones."""
+    return STRONGER if extractor in WITHOUT_LEARNING else ""
+
+
+def warn_of_few(what: str, found: int, total: int, extractor: str) -> None:
+    """Suggest other features if few images were registered or localized. what: "map" or "localize"."""
+    if found < FEW * total and stronger(extractor):
+        again = "reconstruct" if what == "map" else "make the map and localize again"
+        LOGGER.warning("%s: only %d of %d images; %s with %s", what, found, total, again, stronger(extractor))

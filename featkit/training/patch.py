@@ -43,7 +43,7 @@ from featkit.training.loop import Trained, train
 from featkit.training.patch_config import AdaSample, Groups, HeldOut, PatchTraining
 from featkit.training.patch_feed import Batch, Draw, PatchFeed
 from featkit.training.task import Score
-from featkit.training.whole_batch import backward, share_batch_norms, split_trunk_head
+from featkit.training.whole_batch import backward, compiled, share_batch_norms, split_trunk_head
 from featkit.weights.files import save_patch_network
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class PatchTask:
         trunk, self._head = split_trunk_head(self.network, several=world.size > 1)
         if world.size > 1:
             share_batch_norms(trunk, world.total)
-        self._trunk: Any = torch.compile(trunk) if self.config.compile else trunk
+        self._trunk: Any = compiled(trunk, trunk) if self.config.compile else trunk
 
     def _sampler(self, train: ClassIndex, data: PatchSet) -> Sampler:
         generator = np.random.default_rng([self.config.seed, 0])

@@ -44,7 +44,7 @@ from featkit.models.scfeat import DenseMaps, SCFeatNetwork, SCFeatNetworkConfig
 from featkit.training.config import Adam, AskedPrecision, Measured, Schedule, Sgd, Steps, TrainingConfig
 from featkit.training.distributed import World
 from featkit.training.task import Score
-from featkit.training.whole_batch import share_batch_norms
+from featkit.training.whole_batch import compiled, share_batch_norms
 from featkit.weights.files import save_scfeat_network
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ class DenseTask(ABC, Generic[BatchT]):
             draws = PartOfDraws(self._generator, world.part(self.config.batch_size), self.config.batch_size)
             share_batch_norms(self.network, world.total)
         self.context = LossContext(draws, world.total)
-        self._describe = torch.compile(self.network.describe) if self.config.compile else self.network.describe
+        self._describe = compiled(self.network.describe, self.network) if self.config.compile else self.network.describe
 
     @abstractmethod
     def _sources(self, data: Any) -> tuple[SampleSource[Any, BatchT], SampleSource[Any, BatchT]]:

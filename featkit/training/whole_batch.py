@@ -46,7 +46,6 @@ class PartOfDropout(nn.Module):
         """Start over with the same rows and the same mask."""
         self._at = 0
 
-    @torch.compiler.disable
     def forward(self, maps: Float[Tensor, "p c h w"]) -> Float[Tensor, "p c h w"]:
         if self._factor is None:
             ones = torch.ones((self._count, *maps.shape[1:]), dtype=maps.dtype, device=maps.device)
@@ -55,6 +54,14 @@ class PartOfDropout(nn.Module):
         piece = self._factor[self._at : self._at + len(maps)]
         self._at += len(maps)
         return maps * piece
+
+
+def compiled(function: Callable[..., Any], network: nn.Module) -> Any:
+    """torch.compile of a function of `network`; what is shared between parts or processes stays as it is."""
+    for module in network.modules():
+        if isinstance(module, PartOfDropout | SharedBatchNorm):
+            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+    return torch.compile(function)
 
 
 def split_trunk_head(
@@ -233,7 +240,6 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
     total: Total
 
-    @torch.compiler.disable
     def forward(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         if not self.training:
             return super().forward(maps)

@@ -74,6 +74,20 @@ def test_help_is_light() -> None:
     assert float(seconds) < 5  # 0.5 s on a machine with nothing else to do
 
 
+@pytest.mark.parametrize("verb", ["reconstruct", "localize", "extend", "extract", "pairs", "match", "verify", "export"])
+def test_torch_is_not_loaded_to_start(verb: str) -> None:
+    """torch takes longer to load than the rest together."""
+    script = (
+        f"import sys; sys.argv = ['featkit', '{verb}', '--help']\n"
+        "from featkit.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print({'torch', 'plotly', 'kornia', 'ray'} & set(sys.modules) or 'light', file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "light"
+
+
 def test_version_and_completion(featkit_command: Command) -> None:
     from typer.testing import CliRunner
 

@@ -7,7 +7,8 @@ import torch
 from featkit.core.errors import BadInputError
 from featkit.core.types import Features, Matches
 from featkit.features.base import is_packed, pack_bits, unpack_signs
-from featkit.matching.mutual import MutualConfig, MutualMatcher, top_two
+from featkit.matching.mutual import MutualConfig, MutualMatcher
+from featkit.matching.nearest import top_two
 
 
 def features(rows: np.ndarray) -> Features:

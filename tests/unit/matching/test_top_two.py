@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featkit.matching import mutual
-from featkit.matching.mutual import MEMBERS, CodeProduct, RealProduct, TopTwo, codes_of, product_of, top_two
+from featkit.matching import nearest
+from featkit.matching.nearest import MEMBERS, CodeProduct, RealProduct, TopTwo, codes_of, product_of, top_two
 
 TILES = [size for product in (RealProduct, CodeProduct) for size in range(product.tile_rows - 1, product.tile_rows + 2)]
-HAS_FAST_BYTES = mutual._has_fast_bytes
+HAS_FAST_BYTES = nearest._has_fast_bytes
 CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
 SIZES = [1, 2, MEMBERS - 1, MEMBERS, MEMBERS + 1, *TILES, 2000]
 
@@ -26,7 +26,7 @@ def test_a_processor_that_multiplies_bytes_is_known() -> None:
 def way(request: pytest.FixtureRequest) -> Iterator[str]:
     """Whether the processor has 8-bit products; without them the same comes out, more slowly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mutual, "_has_fast_bytes", lambda: request.param == "whole numbers")
+        patch.setattr(nearest, "_has_fast_bytes", lambda: request.param == "whole numbers")
         yield request.param
 
 

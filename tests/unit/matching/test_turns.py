@@ -14,7 +14,8 @@ from featkit.core.types import Features
 from featkit.evaluation.oxford import OxfordConfig, precision_of_pair
 from featkit.evaluation.sequences import Sequence
 from featkit.io.features import FeatureStore
-from featkit.matching.mutual import MutualConfig, MutualMatcher, relative_rotation, rolled
+from featkit.matching.mutual import MutualConfig, MutualMatcher
+from featkit.matching.nearest import relative_rotation, rolled
 
 
 def features(seed: int, count: int = 60, turns: int = 4, length: int = 16) -> Features:
