@@ -6,6 +6,7 @@ import functools
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -190,21 +191,22 @@ def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
         found_loss, found, found_buffers = torch.load(tmp_path / f"out.2.{rank}")
         assert float(found_loss) == pytest.approx(loss, abs=1e-6)
         assert (found - gradient).norm() <= 1e-5 * gradient.norm()
-        assert torch.allclose(found_buffers, torch.cat([b.flatten().float() for b in buffers.values()]), rtol=1e-4, atol=1e-5)
+        assert torch.allclose(found_buffers, torch.cat([b.flatten().float() for b in buffers.values()]), atol=1e-6)
 
 
 def test_a_compiler_leaves_the_shared_layers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their state changes from call to call: the mask's rows here, which a compiled graph would have as constants."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    """Their state changes from call to call, and other processes take part in it."""
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     network = network_of(dropout=0.5)
-    patches = patches_of(8)
     trunk, _ = split_trunk_head(network, several=True)
     [dropout] = [module for module in trunk.modules() if isinstance(module, PartOfDropout)]
-    fast = compiled(trunk, trunk)
-    for call in (trunk, fast, fast):
-        torch.manual_seed(5)
-        dropout.start(slice(2, 8), 10)
-        found = torch.cat([call(part) for part in patches[:6].split(3)])
-        if call is trunk:
-            expected = found
-        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    dropout.start(slice(0, 8), 8)
+    compiled(trunk, trunk)(patches_of(8))
+    assert seen
+    assert not [name for name in seen if "dropout" in name]
