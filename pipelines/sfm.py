@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featkit.core import log
-from featkit.core.config import Runtime, Share, digest
+from featkit.core.config import Later, Runtime, Share, digest
 from featkit.core.errors import EmptyResultError, UsageError
 from featkit.core.log import LOGGER, timed
 from featkit.core.registry import Method, resolve
@@ -30,6 +30,7 @@ from featkit.mapping.cameras import check, check_photographs, listed_intrinsics
 from featkit.mapping.model import refuse_other_models
 from featkit.mapping.outcome import warn_of_few
 from featkit.mapping.reference import Reference, read_reference
+from featkit.mapping.rigs import FOLDERS, Rig, read_rigs, sharing, with_intrinsics
 from featkit.mapping.scene import image_folder, output_folder, usable_images
 from featkit.mapping.stage import MapConfig
 from featkit.mapping.verify import build_database
@@ -49,6 +50,8 @@ class SfmConfig(PairWith, MatchWith):
     """What features, and how images are read."""
     map: MapConfig = MapConfig()
     """Cameras, geometric verification, mapping."""
+    rig: Later[str | None] = None
+    """Cameras on one rig: a rig.json in COLMAP's format, or "folders": equal names or times in sibling folders."""
     min_registered: Runtime[Share] = 0.0
     """Smallest share of the photographs that must be in the map; fewer are an error, after everything was written."""
 
@@ -93,8 +96,10 @@ def run(
     known = None if known is None else known.spelled_as([*names, *without_pose])
     true_poses = None if true_poses is None else respelled(true_poses, lambda: names)
     listed = _listed(intrinsics, names, known)
+    rigs = _rigs(config, names, reference)
+    listed = with_intrinsics(rigs, images, listed)
     if known is None or known.cameras is None:
-        check_photographs(config.map.camera, images, names, listed)
+        check_photographs(config.map.camera, images, names, listed, sharing(rigs))
     extractor = with_intensities(
         extraction(config.extract, device=device), images, output / "features.h5", names, overwrite
     )
@@ -121,7 +126,8 @@ def run(
     with timed("verify", seconds):
         database = build_database(
             map_stage.database_config(config.map), images, features, pairs, matches, output / "database.db",
-            names=names, reference=known, intrinsics=listed, overwrite=overwrite, verifier=stages.verifier(engine),
+            names=names, reference=known, intrinsics=listed, rigs=rigs, overwrite=overwrite,
+            verifier=stages.verifier(engine),
         )  # fmt: skip
     with timed("map", seconds):
         sparse = map_stage.build_map(
@@ -140,7 +146,9 @@ def run(
     metrics = read_stamp(record) or {}
     if metrics.get("made_from") != made_from or not report.is_file() or overwrite:
         with timed("report", seconds):
-            metrics = map_metrics(sparse, database, names, true_poses, align=known is None, without_pose=without_pose)
+            metrics = map_metrics(
+                sparse, database, names, true_poses, align=known is None, without_pose=without_pose, rigs=rigs
+            )
             metrics |= {"seconds": seconds, "made_from": made_from, "config": ran.result_fields()}
             reconstruction_report(ran, metrics, images, features, database, sparse, report)
         write_text(record, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
@@ -159,6 +167,15 @@ def _listed(intrinsics: Path | None, names: list[str], known: Reference | None) 
             "--intrinsics: the reference has its cameras (its model's, or camera.txt); leave out one of both"
         )
     return listed_intrinsics(intrinsics, names)
+
+
+def _rigs(config: SfmConfig, names: list[str], reference: Path | None) -> tuple[Rig, ...]:
+    """The rigs that were asked for. Raises UsageError with a reference, whose poses stay as they are."""
+    if config.rig is None:
+        return ()
+    if reference is not None:
+        raise UsageError("--rig: --reference gives the poses of all photographs; leave out one of both")
+    return read_rigs(config.rig, names, config.map.rigs)
 
 
 def _warn(result: SfmResult, min_registered: float) -> None:
@@ -187,7 +204,9 @@ def _with_full_paths(ran: SfmConfig, pairs: str, pairing: dict[str, Any]) -> Sfm
     full = {name: str(Path(value).resolve()) for name, value in pairing.items() if isinstance(value, Path)}
     masks = ran.extract.masks
     extract = ran.extract.model_copy(update={"masks": None if masks is None else masks.resolve()})
-    return ran.model_copy(update={"pairs": pairs, "pairing": {**pairing, **full}, "extract": extract})
+    rig = ran.rig if ran.rig in (None, FOLDERS) else str(Path(ran.rig).resolve())
+    changed = {"pairs": pairs, "pairing": {**pairing, **full}, "extract": extract, "rig": rig}
+    return ran.model_copy(update=changed)
 
 
 def _refuse_foreign(output: Path, config: SfmConfig, save_config: bool) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from featkit.core.types import Pose
 from featkit.geometry.poses import look_at
-from featkit.mapping.verify import to_rigid
+from featkit.mapping.cameras import to_rigid
 
 ORIGIN = (47.3769, 8.5417, 408.0)  # latitude, longitude, altitude
 FINEST = 10**7  # of a second of arc: 3 nanometres on the ground

@@ -36,6 +36,7 @@ SFM, DEMO, EXTEND, MERGE = (load_pipeline(name) for name in ("sfm", "demo", "ext
     min_registered=Option("min_registered", panel=MAPPING),
     **camera_options("map.camera."),
     fix_intrinsics=Option("map.camera.refine", flag=False, help="Do not refine the cameras.", panel=CAMERAS),
+    rig=Option("rig", panel=CAMERAS, metavar="FILE|folders"),
     seed=Option("seed", also=("map.seed", "map.verify.seed")),
 )
 def reconstruct(

@@ -10,7 +10,7 @@ from featkit.cli.app import Outcome
 from featkit.cli.command import command
 from featkit.mapping.export import Exported
 from featkit.mapping.metric import Alignment
-from featkit.report.maps import alignment_lines, alignment_table, map_table, truth_table
+from featkit.report.maps import alignment_lines, alignment_table, map_tables, truth_table
 
 # ----------------------------------------------------------------------------------------------------------------------
 # `featkit reconstruct`: a folder of photographs -> a map.
@@ -28,7 +28,7 @@ moment, it goes on where it was when the same command is run again."""
 @command(api.reconstruct)
 def reconstruct_command(result: Any) -> Outcome:
     lines = [f"map: {result.sparse / '0'}", f"report: {result.report}"]
-    return Outcome(result.metrics, lines, [map_table(result.metrics)])
+    return Outcome(result.metrics, lines, map_tables(result.metrics))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -97,13 +97,18 @@ def _list(params: Sequence[float]) -> str:
 
 
 def check_photographs(
-    config: CameraConfig, images: Path, names: Sequence[str], listed: Mapping[str, Intrinsics] | None = None
+    config: CameraConfig,
+    images: Path,
+    names: Sequence[str],
+    listed: Mapping[str, Intrinsics] | None = None,
+    sharing: Mapping[str, str] | None = None,
 ) -> None:
     """Check from the photographs' headers, before any work, whether the cameras fit them.
 
-    Warns of different lenses under one camera, and reports panoramas. Unreadable files are skipped here. Raises
-    UsageError for parameters impossible for an image of that size; BadInputError for images of different sizes that are
-    to share a camera, for a listed camera of another size, and for panoramas that cannot be mapped.
+    Warns of different lenses under one camera, and reports panoramas. Unreadable files are skipped here. sharing: see
+    `cameras_of_images`. Raises UsageError for parameters impossible for an image of that size; BadInputError for images
+    of different sizes that are to share a camera, for a listed camera of another size, and for panoramas that cannot be
+    mapped.
     """
     check(config)
     known = listed or {}
@@ -121,10 +126,12 @@ def check_photographs(
     _check_panoramas(config, model, inferred)
     groups: dict[Group, list[str]] = {}
     for name, found in taken.items():
-        groups.setdefault((_group(name, config.mode, found), known.get(name)), []).append(name)
-    for (_, given), sharing in groups.items():
+        groups.setdefault((_group(name, config.mode, found, sharing), known.get(name)), []).append(name)
+    for (_, given), one_camera in groups.items():
         if given is None:
-            _check_sharing(config.mode, {name: taken[name] for name in sharing})
+            on_rig = sharing is not None and one_camera[0] in sharing
+            why = "they are of one camera of a rig" if on_rig else f"--camera-mode {config.mode}"
+            _check_sharing(why, {name: taken[name] for name in one_camera})
 
 
 def _check_panoramas(config: CameraConfig, model: CameraModel, taken: Mapping[str, Taken]) -> None:
@@ -158,7 +165,7 @@ def _check_panoramas(config: CameraConfig, model: CameraModel, taken: Mapping[st
         LOGGER.info("cameras: %d of %d photographs are panoramas (GPano): %s", len(panoramas), len(taken), SPHERE)
 
 
-def _check_sharing(mode: CameraMode, sharing: Mapping[str, Taken]) -> None:
+def _check_sharing(why: str, sharing: Mapping[str, Taken]) -> None:
     """Photographs that share a camera must have one size (BadInputError) and should have one lens (else a warning)."""
     first = next(iter(sharing))
     width, height = sharing[first].size
@@ -167,14 +174,15 @@ def _check_sharing(mode: CameraMode, sharing: Mapping[str, Taken]) -> None:
         if found.size != (width, height):
             raise BadInputError(
                 f"{name!r} is {found.size[0]} x {found.size[1]}, {first!r} {width} x {height}: they cannot share a"
-                f" camera (--camera-mode {mode}); use auto or per-image"
+                f" camera ({why})" + ("; use auto or per-image" if why.startswith("--") else "; correct the rig")
             )
         lenses.setdefault(found.lens, []).append(name)
     if len(lenses) > 1:
         named = "; ".join(f"{lens}: {names[0]} and {len(names) - 1} more" for lens, names in list(lenses.items())[:4])
         LOGGER.warning(
-            "--camera-mode %s: %d cameras, lenses or focal lengths are to share one camera (%s); use auto",
-            *(mode, len(lenses), named),
+            "%s: %d cameras, lenses or focal lengths are to share one camera (%s)"
+            + ("; use auto" if why.startswith("--") else ""),
+            *(why, len(lenses), named),
         )
 
 
@@ -255,18 +263,20 @@ def cameras_of_images(
     listed: Mapping[str, Intrinsics] | None = None,
     *,
     guess_fisheye: bool = True,
+    sharing: Mapping[str, str] | None = None,
 ) -> tuple[dict[int, pycolmap.Camera], dict[str, int]]:
     """Cameras by id (from 1), and the camera id of every image.
 
     listed: known intrinsics; images that would share a camera do so only if their listed intrinsics are equal.
     guess_fisheye: treat guessed focal lengths of fisheye models as known (`has_prior_focal_length`): otherwise COLMAP
     verifies their pairs in pixels, as if from pinhole cameras, and hardly any passes.
+    sharing: by name of an image the key of its camera, whatever the mode says; others have none.
     Raises BadInputError when known intrinsics do not match the image's size.
     """
     check(config)
     known = listed or {}
     taken = {name: taken_with(images / name) for name in names} if config.mode == "auto" else {}
-    groups = {name: (_group(name, config.mode, taken.get(name)), known.get(name)) for name in names}
+    groups = {name: (_group(name, config.mode, taken.get(name), sharing), known.get(name)) for name in names}
     first: dict[Group, str] = {}
     for name, group in groups.items():
         first.setdefault(group, name)
@@ -295,8 +305,10 @@ def _check_listed(size: tuple[int, int], name: str, intrinsics: Intrinsics) -> N
         )
 
 
-def _group(name: str, mode: CameraMode, taken: Taken | None) -> Any:
+def _group(name: str, mode: CameraMode, taken: Taken | None, sharing: Mapping[str, str] | None = None) -> Any:
     """Key of the photographs that share a camera. taken: from the header; None for an unreadable file."""
+    if sharing is not None and name in sharing:
+        return "rig", sharing[name]
     folder = name.rpartition("/")[0]
     if mode == "auto":
         return name if taken is None else (folder, taken.size, taken.lens)
@@ -331,6 +343,12 @@ def to_camera(intrinsics: Intrinsics, camera_id: int = 1) -> pycolmap.Camera:
 def to_intrinsics(camera: Any) -> Intrinsics:
     """Intrinsics of a pycolmap camera."""
     return Intrinsics(camera.model_name, camera.width, camera.height, tuple(float(v) for v in camera.params))
+
+
+def to_rigid(pose: Pose) -> pycolmap.Rigid3d:
+    """A featkit pose as pycolmap's (whose quaternions are x, y, z, w)."""
+    w, x, y, z = pose.qvec
+    return pycolmap.Rigid3d(pycolmap.Rotation3d([x, y, z, w]), pose.tvec)
 
 
 def to_pose(rigid: pycolmap.Rigid3d) -> Pose:

@@ -15,6 +15,8 @@ from featkit.core.types import Pair
 from featkit.geometry.pixels import to_colmap
 from featkit.io.features import FeatureStore
 from featkit.io.matches import MatchStore
+from featkit.mapping.relations import write_rigs
+from featkit.mapping.rigs import Rig
 
 IMAGES_AT_ONCE = 1000  # per transaction: SQLite keeps an open transaction's changes in a separate file
 
@@ -25,22 +27,28 @@ def write_images(
     camera_ids: dict[str, int],
     features: FeatureStore,
     names: Sequence[str],
+    rigs: Sequence[Rig] = (),
 ) -> None:
     """Write cameras, rigs, frames, images and keypoints, in batches of images per transaction; image ids count from 1.
 
-    Each camera is its own rig and each image its own frame, as COLMAP does for photographs without a rig. The database
-    is complete only when this returns.
+    Outside of `rigs` each camera is its own rig and each image its own frame, as COLMAP does for photographs without a
+    rig. The database is complete only when this returns.
     """
+    on_rigs = {name for rig in rigs for frame in rig.frames for name in frame.values()}
+    cameras_on_rigs = {camera_ids[name] for name in on_rigs}
     with pycolmap.DatabaseTransaction(database):
         for camera in cameras.values():
-            write_camera(database, camera)
+            write_camera(database, camera, alone=camera.camera_id not in cameras_on_rigs)
     with progress("database", len(names), "images") as advance:
         for start in range(0, len(names), IMAGES_AT_ONCE):
             some = names[start : start + IMAGES_AT_ONCE]
             with pycolmap.DatabaseTransaction(database):
                 for image_id, name in enumerate(some, start=start + 1):
-                    write_image(database, image_id, name, camera_ids[name], to_colmap(features.keypoints(name)))
+                    keypoints = to_colmap(features.keypoints(name))
+                    write_image(database, image_id, name, camera_ids[name], keypoints, alone=name not in on_rigs)
             advance(len(some))
+    if rigs:
+        write_rigs(database, rigs, camera_ids, {name: number for number, name in enumerate(names, start=1)})
 
 
 def copy_images(whole: pycolmap.Database, part: pycolmap.Database, names: Sequence[str]) -> None:
@@ -54,9 +62,11 @@ def copy_images(whole: pycolmap.Database, part: pycolmap.Database, names: Sequen
             write_image(part, image.image_id, image.name, image.camera_id, keypoints)
 
 
-def write_camera(database: pycolmap.Database, camera: pycolmap.Camera) -> None:
-    """Write a camera, and a rig that consists of it, under the camera's id."""
+def write_camera(database: pycolmap.Database, camera: pycolmap.Camera, *, alone: bool = True) -> None:
+    """Write a camera and (alone) a rig that consists of it, under the camera's id."""
     database.write_camera(camera, use_camera_id=True)
+    if not alone:
+        return
     rig = pycolmap.Rig(rig_id=camera.camera_id)
     rig.add_ref_sensor(camera.sensor_id)
     database.write_rig(rig, use_rig_id=True)
@@ -70,17 +80,19 @@ def write_image(
     keypoints: Float[np.ndarray, "n c"],
     *,
     rig_id: int | None = None,
+    alone: bool = True,
 ) -> None:
-    """Write an image, and a frame that consists of it, under the image's id.
+    """Write an image and (alone) a frame that consists of it, under the image's id.
 
     keypoints: in COLMAP's pixels. rig_id: None: the camera's id.
     """
     image = pycolmap.Image(name=name, camera_id=camera_id, image_id=image_id)
     database.write_image(image, use_image_id=True)
-    frame = pycolmap.Frame()
-    frame.frame_id, frame.rig_id = image_id, camera_id if rig_id is None else rig_id
-    frame.add_data_id(image.data_id)
-    database.write_frame(frame, use_frame_id=True)
+    if alone:
+        frame = pycolmap.Frame()
+        frame.frame_id, frame.rig_id = image_id, camera_id if rig_id is None else rig_id
+        frame.add_data_id(image.data_id)
+        database.write_frame(frame, use_frame_id=True)
     database.write_keypoints(image_id, keypoints)
 
 

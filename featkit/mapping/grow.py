@@ -98,7 +98,7 @@ def prune(model: pycolmap.Reconstruction, gone: Collection[str], where: Path) ->
     removed = []
     for frame in list(model.frames.values()):
         names = [model.images[data.id].name for data in frame.image_ids]
-        if frame.has_pose and names and all(name in gone for name in names):
+        if frame.has_pose() and names and all(name in gone for name in names):
             model.deregister_frame(frame.frame_id)
             removed += names
     if model.num_reg_images() < 2:
@@ -196,9 +196,9 @@ def write_new(
 
 
 def rig_of(model: pycolmap.Reconstruction, camera_id: int) -> int:
-    """The rig whose reference is a camera of the model."""
+    """The rig that has a camera of the model."""
     sensor = model.cameras[camera_id].sensor_id
-    return next(rig_id for rig_id, rig in sorted(model.rigs.items()) if rig.is_ref_sensor(sensor))
+    return next(rig_id for rig_id, rig in sorted(model.rigs.items()) if rig.has_sensor(sensor))
 
 
 def shared_camera(model: pycolmap.Reconstruction, sizes: Collection[tuple[int, int]]) -> int | None:
@@ -268,6 +268,8 @@ class Growth:
         options.ba_global_function_tolerance = max(
             options.ba_global_function_tolerance, config.global_adjustment_tolerance
         )
+        # The relation of cameras on a rig is known from the whole map, better than a part of it could tell.
+        options.constant_rigs = {rig_id for rig_id, rig in model.rigs.items() if rig.num_sensors() > 1}
         self._options, self._mapping = options, options.get_mapper()
         self._triangulation = options.get_triangulation()
         self._local, self._global = (

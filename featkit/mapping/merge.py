@@ -78,11 +78,16 @@ class Merged:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the second map's items go in the first one's numbers."""
+    """Where the second map's items go in the first one's numbers. rigs: those of several cameras that stay together.
+
+    frames: of the second map's new images; of each the rig, and its images in both maps' numbers (second, first).
+    """
 
     images: dict[int, int]
     cameras: dict[int, int]
     new_cameras: set[int]
+    rigs: dict[int, int]
+    frames: list[tuple[int, list[tuple[int, int]]]]
 
 
 def merge_maps(
@@ -153,7 +158,49 @@ def _places(first: pycolmap.Reconstruction, second: pycolmap.Reconstruction, by_
             new.add(camera_id)
             taken.add(equal)
         cameras[camera_id] = equal
-    return Places(images, cameras, new)
+    rigs = _rigs(first, second, cameras, new)
+    return Places(images, cameras, new, rigs, _frames(first, second, images, cameras, rigs))
+
+
+def _rigs(
+    first: pycolmap.Reconstruction, second: pycolmap.Reconstruction, cameras: Mapping[int, int], new: set[int]
+) -> dict[int, int]:
+    """Rigs of several cameras that come along: all their cameras are new, or those of one rig of the first map."""
+    found = {}
+    for rig_id, rig in second.rigs.items():
+        ids = [sensor.id for sensor in rig.sensor_ids()]
+        if rig.num_sensors() == 1 or not all(camera_id in cameras for camera_id in ids):
+            continue
+        same = [r for r in first.rigs.values() if all(_has(r, cameras[camera_id]) for camera_id in ids)]
+        if all(camera_id in new for camera_id in ids):
+            found[rig_id] = cameras[rig.ref_sensor_id.id]
+        elif same:
+            found[rig_id] = same[0].rig_id
+    return found
+
+
+def _has(rig: pycolmap.Rig, camera_id: int) -> bool:
+    return bool(rig.has_sensor(pycolmap.sensor_t(pycolmap.SensorType.CAMERA, camera_id)))
+
+
+def _frames(
+    first: pycolmap.Reconstruction,
+    second: pycolmap.Reconstruction,
+    images: Mapping[int, int],
+    cameras: Mapping[int, int],
+    rigs: Mapping[int, int],
+) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Frames of the new images: together where their rig comes along, else each by itself."""
+    found = []
+    for frame in second.frames.values():
+        new = sorted((d.id, images[d.id]) for d in frame.image_ids if images[d.id] not in first.images)
+        if frame.rig_id in rigs and new:
+            found.append((rigs[frame.rig_id], new))
+            continue
+        for both in new:
+            camera_id = cameras[second.images[both[0]].camera_id]
+            found.append((rig_of(first, camera_id) if camera_id in first.cameras else camera_id, [both]))
+    return found
 
 
 def _equal_camera(model: pycolmap.Reconstruction, camera: pycolmap.Camera) -> int | None:
@@ -173,18 +220,50 @@ def _renumbered(camera: pycolmap.Camera, camera_id: int) -> pycolmap.Camera:
 def _write_second(
     database: pycolmap.Database, second: pycolmap.Reconstruction, places: Places, features: FeatureStore
 ) -> None:
-    rigs = {rig.ref_sensor_id.id: rig.rig_id for rig in database.read_all_rigs()}
+    rigs = _new_rigs(second, places)
+    on_rigs = {sensor.id for rig in rigs for sensor in rig.sensor_ids()}
     with pycolmap.DatabaseTransaction(database):
         for camera_id in sorted(places.new_cameras):
-            db.write_camera(database, _renumbered(second.cameras[camera_id], places.cameras[camera_id]))
-            rigs[places.cameras[camera_id]] = places.cameras[camera_id]
-        for image_id, image in sorted(second.images.items()):
-            if image.camera_id in places.cameras and not database.exists_image(places.images[image_id]):
-                camera_id = places.cameras[image.camera_id]
-                keypoints = to_colmap(features.keypoints(image.name))
-                db.write_image(
-                    database, places.images[image_id], image.name, camera_id, keypoints, rig_id=rigs[camera_id]
-                )
+            number = places.cameras[camera_id]
+            db.write_camera(database, _renumbered(second.cameras[camera_id], number), alone=number not in on_rigs)
+        for rig in rigs:
+            database.write_rig(rig, use_rig_id=True)
+        for rig_id, images in places.frames:
+            frame = _frame(second, places, rig_id, images)
+            for image_id, new_id in images:
+                name = second.images[image_id].name
+                camera_id, keypoints = places.cameras[second.images[image_id].camera_id], features.keypoints(name)
+                db.write_image(database, new_id, name, camera_id, to_colmap(keypoints), alone=False)
+            database.write_frame(frame, use_frame_id=True)
+
+
+def _new_rigs(second: pycolmap.Reconstruction, places: Places) -> list[pycolmap.Rig]:
+    """Rigs of several new cameras, in the first map's numbers and in the scale that the second map has now."""
+    rigs = []
+    for old_id, rig_id in sorted(places.rigs.items()):
+        old = second.rigs[old_id]
+        if old.ref_sensor_id.id in places.new_cameras:
+            rig = pycolmap.Rig(rig_id=rig_id)
+            rig.add_ref_sensor(_sensor(places, old.ref_sensor_id))
+            for sensor, relation in sorted(old.non_ref_sensors.items(), key=lambda item: item[0].id):
+                rig.add_sensor(_sensor(places, sensor), relation)
+            rigs.append(rig)
+    return rigs
+
+
+def _sensor(places: Places, old: pycolmap.sensor_t) -> pycolmap.sensor_t:
+    return pycolmap.sensor_t(pycolmap.SensorType.CAMERA, places.cameras[old.id])
+
+
+def _frame(
+    second: pycolmap.Reconstruction, places: Places, rig_id: int, images: Sequence[tuple[int, int]]
+) -> pycolmap.Frame:
+    """A frame of new images, without a pose, under the smallest of their numbers."""
+    frame = pycolmap.Frame()
+    frame.frame_id, frame.rig_id = min(new_id for _, new_id in images), rig_id
+    for image_id, new_id in images:
+        frame.add_data_id(pycolmap.data_t(_sensor(places, second.images[image_id].data_id.sensor_id), new_id))
+    return frame
 
 
 # ---- points of both --------------------------------------------------------------------------------------------------
@@ -310,23 +389,33 @@ def _add(
     same: Int[np.ndarray, "n 2"],
 ) -> None:
     """Add the second model, in the first one's frame. same: points of both; theirs become one, under the first's id."""
+    rigs = _new_rigs(second, places)
+    on_rigs = {sensor.id for rig in rigs for sensor in rig.sensor_ids()}
     for camera_id in sorted(places.new_cameras):
-        first.add_camera_with_trivial_rig(_renumbered(second.cameras[camera_id], places.cameras[camera_id]))
-    there = set(first.images)
-    for image_id, image in sorted(second.images.items()):
-        new_id = places.images[image_id]
-        if image.has_pose and new_id not in there:
+        camera = _renumbered(second.cameras[camera_id], places.cameras[camera_id])
+        if camera.camera_id in on_rigs:
+            first.add_camera(camera)
+        else:
+            first.add_camera_with_trivial_rig(camera)
+    for rig in rigs:
+        first.add_rig(rig)
+    for rig_id, images in places.frames:
+        posed = [(image_id, new_id) for image_id, new_id in images if second.images[image_id].has_pose]
+        if not posed:
+            continue
+        frame = _frame(second, places, rig_id, images)
+        first.add_frame(frame)
+        shown = second.images[posed[0][0]]
+        first.frame(frame.frame_id).set_cam_from_world(places.cameras[shown.camera_id], shown.cam_from_world())
+        for image_id, new_id in images:
+            image = second.images[image_id]
             xy = np.array([point.xy for point in image.points2D]).reshape(-1, 2)
-            camera_id = places.cameras[image.camera_id]
-            added = pycolmap.Image(name=image.name, keypoints=xy, camera_id=camera_id, image_id=new_id)
-            frame = pycolmap.Frame()
-            frame.frame_id, frame.rig_id = new_id, rig_of(first, camera_id)
-            frame.add_data_id(added.data_id)
-            frame.rig_from_world = image.cam_from_world()
-            first.add_frame(frame)
-            added.frame_id = new_id
+            added = pycolmap.Image(
+                name=image.name, keypoints=xy, camera_id=places.cameras[image.camera_id], image_id=new_id
+            )
+            added.frame_id = frame.frame_id
             first.add_image(added)
-            first.register_frame(new_id)
+        first.register_frame(frame.frame_id)
     most = Counter(map(tuple, same.tolist())).most_common()
     into = {two: one for (one, two), _ in reversed(most)}
     for point_id, point in sorted(second.points3D.items()):

@@ -10,16 +10,18 @@ from typing import Literal
 import pycolmap
 from pydantic import Field
 
-from featkit.core.config import Config, Count, CountOrZero, Seed, Share, Threads, WorkerCount, digest
+from featkit.core.config import Config, Count, CountOrZero, Later, Seed, Share, Threads, WorkerCount, digest
 from featkit.core.errors import EmptyResultError
 from featkit.core.log import progress
 from featkit.core.runtime import usable_cores
 from featkit.io.artifact import artifact, locked, scratch
 from featkit.io.atomic import explained_by_disk, read_stamp
-from featkit.mapping import verify
+from featkit.mapping.cameras import to_rigid
 from featkit.mapping.model import largest_first, read_model, refuse_other_models, write_models
 from featkit.mapping.outcome import KeepConfig, camera_motion, kept, no_model_reason
 from featkit.mapping.reference import Reference
+from featkit.mapping.relations import known_and_unknown, with_relations, without_rigs
+from featkit.mapping.rigs import RigConfig
 from featkit.mapping.verify import DatabaseConfig
 
 LOGGER = logging.getLogger(__name__)
@@ -86,6 +88,8 @@ class MapConfig(DatabaseConfig):
     """
     clusters: ClusterConfig = ClusterConfig()
     """Settings of the hierarchical mapper."""
+    rigs: Later[RigConfig] = RigConfig()
+    """Cameras that are on one rig."""
     seed: Seed = 0
     """Random seed of the mapper."""
     threads: Threads = 0
@@ -114,6 +118,7 @@ def build_map(
 ) -> Path:
     """Map a verified database (or triangulate it with the reference's poses) into output/0, output/1, ...
 
+    Where the database has rigs of several cameras whose relation it lacks, a first map shows it, and a second has it.
     All models that come out are kept, the largest first. Raises EmptyResultError when there is none, or no point,
     NotWritableError without space or while another process writes them.
     """
@@ -136,7 +141,7 @@ def _build(
     pycolmap.set_random_seed(config.seed)
     with scratch(output.with_name(f".{output.name}.work")) as work:
         if reference is None:
-            models = MAPPERS[config.mapper](config, images, database, work)
+            models = _mapped_with_rigs(config, images, database, work)
         else:
             models = [_triangulate(config, images, database, work, reference)]
     if reference is None:
@@ -151,8 +156,28 @@ def read_largest(sparse: Path) -> pycolmap.Reconstruction:
     return read_model(sparse / "0")
 
 
-def _incremental(config: MapConfig, images: Path, database: Path, work: Path) -> list[pycolmap.Reconstruction]:
+def _mapped_with_rigs(config: MapConfig, images: Path, database: Path, work: Path) -> list[pycolmap.Reconstruction]:
+    """A map by the chosen mapper; relations of rigs that the database lacks come from a map without them."""
+    mapper = MAPPERS[config.mapper]
+    known, unknown = known_and_unknown(database)
+    held = set() if config.rigs.refine else {rig.rig_id for rig in known}
+    if not unknown:
+        return mapper(config, images, database, work, held)
+    LOGGER.info("map: the relation of the cameras on a rig is not known: first a map without it, to estimate it from")
+    models = mapper(config, images, without_rigs(database, unknown, work / "without.db"), work, held)
+    first = kept(largest_first(models), config.keep, _least_images(config, database))
+    if not first:
+        return []
+    related = with_relations(database, unknown, first[0], config.rigs, work / "related.db")
+    pycolmap.set_random_seed(config.seed)
+    return mapper(config, images, related, work, held)
+
+
+def _incremental(
+    config: MapConfig, images: Path, database: Path, work: Path, held: set[int]
+) -> list[pycolmap.Reconstruction]:
     options = incremental_options(config, _num_images(database))
+    options.constant_rigs = held
     models = _mapped(options, images, database, work)
     if not kept(models, config.keep, _least_images(config, database)):
         start = config.start
@@ -170,8 +195,9 @@ def _incremental(config: MapConfig, images: Path, database: Path, work: Path) ->
 def _mapped(
     options: pycolmap.IncrementalPipelineOptions, images: Path, database: Path, work: Path
 ) -> list[pycolmap.Reconstruction]:
-    total = _num_images(database)
-    with progress("map", total, "images") as advance:
+    with pycolmap.Database.open(str(database)) as opened:
+        total, unit = opened.num_frames(), "images" if opened.num_frames() == opened.num_images() else "frames"
+    with progress("map", total, unit) as advance:
         models = pycolmap.incremental_mapping(
             str(database),
             str(images),
@@ -220,7 +246,9 @@ def incremental_options(config: MapConfig, images: int) -> pycolmap.IncrementalP
     return options
 
 
-def _global(config: MapConfig, images: Path, database: Path, work: Path) -> list[pycolmap.Reconstruction]:
+def _global(
+    config: MapConfig, images: Path, database: Path, work: Path, held: set[int]
+) -> list[pycolmap.Reconstruction]:
     options = pycolmap.GlobalPipelineOptions()
     options.min_num_matches = config.min_num_matches
     options.min_model_size = config.min_model_size
@@ -228,6 +256,7 @@ def _global(config: MapConfig, images: Path, database: Path, work: Path) -> list
     options.random_seed = options.mapper.random_seed = config.seed
     options.mapper.bundle_adjustment.refine_focal_length = config.camera.refine
     options.mapper.bundle_adjustment.refine_extra_params = config.camera.refine
+    options.mapper.refine_sensor_from_rig = not held
     LOGGER.info("map: global mapper at work")
     database = _calibrated(database, work)
     models = pycolmap.global_mapping(str(database), str(images), str(work), options=options)
@@ -245,7 +274,7 @@ def _calibrated(database: Path, work: Path) -> Path:
     with pycolmap.Database.open(str(database)) as opened:
         if all(camera.has_prior_focal_length for camera in opened.read_all_cameras()):
             return database
-    copy = work / database.name
+    copy = work / f"calibrated-{database.name}"
     shutil.copyfile(database, copy)
     if not pycolmap.calibrate_view_graph(str(copy)):
         LOGGER.warning("map: focal lengths could not be estimated from the pairs; the guesses are used")
@@ -266,21 +295,25 @@ def hierarchical_options(config: MapConfig, images: int) -> pycolmap.Hierarchica
     return options
 
 
-def _hierarchical(config: MapConfig, images: Path, database: Path, work: Path) -> list[pycolmap.Reconstruction]:
+def _hierarchical(
+    config: MapConfig, images: Path, database: Path, work: Path, held: set[int]
+) -> list[pycolmap.Reconstruction]:
     total = _num_images(database)
     options = hierarchical_options(config, total)
+    options.incremental_options.constant_rigs = held
     LOGGER.info("map: hierarchical mapper at work, clusters of up to %d images", config.clusters.leaf_max_images)
     models = list(pycolmap.hierarchical_mapping(str(database), str(images), str(work), options=options).values())
     if total > config.clusters.leaf_max_images and config.clusters.adjust_merged:
         LOGGER.info("map: adjusting what was merged")
         for model in models:
-            pycolmap.bundle_adjustment(model, _whole_adjustment(config, total))
+            pycolmap.bundle_adjustment(model, _whole_adjustment(config, total, bool(held)))
             model.update_point_3d_errors()
     return models
 
 
-def _whole_adjustment(config: MapConfig, images: int) -> pycolmap.BundleAdjustmentOptions:
+def _whole_adjustment(config: MapConfig, images: int, rigs_held: bool = False) -> pycolmap.BundleAdjustmentOptions:
     options = pycolmap.BundleAdjustmentOptions()
+    options.refine_sensor_from_rig = not rigs_held
     options.refine_focal_length = options.refine_extra_params = config.camera.refine
     solver = getattr(options, "ceres", options).solver_options  # pycolmap moved it within 4.x
     solver.num_threads = _threads(config, images)
@@ -305,7 +338,7 @@ def _triangulate(
             known = pycolmap.Image(
                 name=image.name, keypoints=keypoints, camera_id=image.camera_id, image_id=image.image_id
             )
-            empty.add_image_with_trivial_frame(known, verify.to_rigid(reference.poses[image.name]))
+            empty.add_image_with_trivial_frame(known, to_rigid(reference.poses[image.name]))
     LOGGER.info("map: triangulation with %d known poses", empty.num_images())
     options = incremental_options(config, empty.num_images())
     return pycolmap.triangulate_points(

@@ -21,8 +21,9 @@ from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import Intrinsics, Spelling, read_pairs
 from featkit.io.matches import MatchStore, open_matches
 from featkit.mapping import database as db
-from featkit.mapping.cameras import CameraConfig, cameras_of_images, check_sizes
+from featkit.mapping.cameras import CameraConfig, cameras_of_images, check_sizes, to_rigid
 from featkit.mapping.reference import Reference
+from featkit.mapping.rigs import Rig, described, sharing
 
 LOGGER = logging.getLogger(__name__)
 
@@ -105,12 +106,6 @@ def _known_geometry(pose0: Pose, pose1: Pose, essential: np.ndarray, inliers: np
     return geometry
 
 
-def to_rigid(pose: Pose) -> pycolmap.Rigid3d:
-    """A featkit pose as pycolmap's (whose quaternions are x, y, z, w)."""
-    w, x, y, z = pose.qvec
-    return pycolmap.Rigid3d(pycolmap.Rotation3d([x, y, z, w]), pose.tvec)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # The database stage: features.h5 + matches.h5 -> database.db with verified two-view geometries.
 #
@@ -144,20 +139,22 @@ def build_database(
     names: Sequence[str] | None = None,
     reference: Reference | None = None,
     intrinsics: Mapping[str, Intrinsics] | None = None,
+    rigs: Sequence[Rig] = (),
     overwrite: bool = False,
     verifier: Verifier | None = None,
 ) -> Path:
     """Write cameras, keypoints, matches and verified two-view geometries to a COLMAP database, and return it.
 
     names: only these images. With a reference only its images are used, with its cameras, and matches are verified
-    against its poses. intrinsics: known cameras of images, by name. verifier: does elsewhere what RANSAC would do here.
+    against its poses. intrinsics: known cameras of images, by name. rigs: of these images. verifier: does elsewhere
+    what RANSAC would do here.
     Raises BadInputError for images without features, EmptyResultError when no pair could be verified,
     NotWritableError without space or while another process writes it.
     """
     refuse_foreign(output)
     with locked(output), explained_by_disk(output):
         return _build(
-            config, images, features, pairs, matches, output, names, reference, intrinsics, overwrite, verifier
+            config, images, features, pairs, matches, output, names, reference, intrinsics, rigs, overwrite, verifier
         )
 
 
@@ -171,6 +168,7 @@ def _build(
     names: Sequence[str] | None,
     reference: Reference | None,
     intrinsics: Mapping[str, Intrinsics] | None,
+    rigs: Sequence[Rig],
     overwrite: bool,
     verifier: Verifier | None,
 ) -> Path:
@@ -185,7 +183,7 @@ def _build(
         listed = read_pairs(pairs, spelled=(spelled, spelled))
         listed = [pair for pair in listed if pair.name0 in known and pair.name1 in known]
         given = {name: intrinsics[name] for name in names if name in intrinsics} if intrinsics else {}
-        inputs = _inputs(store, found.attributes(), names, listed, reference, given)
+        inputs = _inputs(store, found.attributes(), names, listed, reference, given, rigs)
         made = artifact(output, config, inputs)
         if made.up_to_date and not overwrite:
             LOGGER.info("database: done already")
@@ -193,7 +191,7 @@ def _build(
         part = part_of(output)
         part_stamp = part.with_name(f"{part.name}.json")
         if not (is_left(part) and is_stamped(part_stamp, config, inputs)) or overwrite:
-            cameras, camera_ids = _cameras(config.camera, images, names, reference, given)
+            cameras, camera_ids = _cameras(config.camera, images, names, reference, given, rigs)
             check_sizes(cameras, camera_ids, {name: store.image_size(name) for name in names})
             with explained(output):
                 output.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +199,7 @@ def _build(
                     discard(path)
                 new_part(output)
             with pycolmap.Database.open(str(part)) as database:
-                db.write_images(database, cameras, camera_ids, store, names)
+                db.write_images(database, cameras, camera_ids, store, names, rigs)
             write_stamp(part_stamp, config, inputs)  # from here on it goes on where it was stopped
         if verifier is not None and reference is None:
             found.refuse_others(listed)
@@ -256,11 +254,13 @@ def _inputs(
     pairs: list[Pair],
     reference: Reference | None,
     intrinsics: Mapping[str, Intrinsics],
+    rigs: Sequence[Rig],
 ) -> str:
     counts = [f"{name} {store.digest(name)}" for name in names]
     origin = [str(store.attributes().get("fingerprint")), str(matches.get("fingerprint"))]
     known = [] if reference is None else [_described(reference, names)]
     known += [repr(sorted(intrinsics.items()))] if intrinsics else []
+    known += [described(rigs)] if rigs else []
     return digest(*origin, *counts, *(f"{p.name0}\t{p.name1}" for p in pairs), *known)
 
 
@@ -284,12 +284,15 @@ def _cameras(
     names: Sequence[str],
     reference: Reference | None,
     intrinsics: Mapping[str, Intrinsics],
+    rigs: Sequence[Rig],
 ) -> tuple[dict[int, pycolmap.Camera], dict[str, int]]:
     if reference is not None and reference.cameras is not None and reference.camera_ids is not None:
         used = {reference.camera_ids[name] for name in names}
         kept = {camera_id: camera for camera_id, camera in reference.cameras.items() if camera_id in used}
         return kept, {name: reference.camera_ids[name] for name in names}
-    cameras, camera_ids = cameras_of_images(images, names, config, intrinsics, guess_fisheye=reference is None)
+    cameras, camera_ids = cameras_of_images(
+        images, names, config, intrinsics, guess_fisheye=reference is None, sharing=sharing(rigs)
+    )
     guessed = [name for name in names if not cameras[camera_ids[name]].has_prior_focal_length]
     if reference is not None and guessed:
         raise BadInputError(

@@ -29,6 +29,7 @@ from featkit.core.types import Pose
 from featkit.demo.scene import RenderedConfig, intrinsics, map_poses, query_poses
 from featkit.evaluation.metrics import LocalizationScore
 from featkit.evaluation.pictures import match_pictures, moved_scene, posed_camera, seconds_table
+from featkit.geometry.poses import rotation_angle_deg, rotation_matrix
 from featkit.io.features import open_features
 from featkit.localization.stage import QueryResult
 from featkit.mapping.align import PoseErrors, compare_with_truth, transform_pose
@@ -44,6 +45,7 @@ from featkit.mapping.model import (
     tracks_and_errors,
 )
 from featkit.mapping.outcome import camera_motion, map_warnings
+from featkit.mapping.rigs import RIG_KEY, Rig, rig_metrics
 from featkit.report.page import write_report
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -92,7 +94,7 @@ def _map_headlines(metrics: dict[str, Any]) -> list[Headline]:
 
 
 def _model_tables(metrics: dict[str, Any]) -> list[Item]:
-    tables: list[Item] = [map_table(metrics), seconds_table(metrics)]
+    tables: list[Item] = [*map_tables(metrics), seconds_table(metrics)]
     if "truth" in metrics:
         tables.append(camera_error_table(metrics["truth"]))
     return tables
@@ -143,6 +145,30 @@ def map_table(metrics: dict[str, Any]) -> Table:
     return Table("Map", columns, rows)
 
 
+def map_tables(metrics: dict[str, Any]) -> list[Table]:
+    """The models, and the cameras of its rigs where it has some."""
+    return [map_table(metrics), *([rig_table(metrics)] if RIG_KEY in metrics else [])]
+
+
+def rig_table(metrics: dict[str, Any]) -> Table:
+    """Every camera of a rig relative to its reference: rotation angle, and the camera's place in the reference's axes.
+
+    Lengths are in the map's unit.
+    """
+    rows: list[list[Cell]] = []
+    for number, rig in enumerate(metrics[RIG_KEY], start=1):
+        for camera in rig["cameras"]:
+            if camera.get("ref_sensor"):
+                rows.append([number, camera["image_prefix"], 0.0, 0.0, 0.0, 0.0])
+                continue
+            rotation = rotation_matrix(np.array(camera["cam_from_rig_rotation"]))
+            place = -rotation.T @ np.array(camera["cam_from_rig_translation"])
+            angle = rotation_angle_deg(np.eye(3), rotation)
+            rows.append([number, camera["image_prefix"], angle, *map(float, place)])
+    note = f"{metrics['frames']} frames are in the largest model. x right, y down, z ahead of the reference camera."
+    return Table("Cameras on rigs", ["rig", "camera", "rotation deg", "x", "y", "z"], rows, note)
+
+
 def recall_table(metrics: dict[str, Any]) -> Table:
     """Recall at the thresholds, and medians."""
     columns = ["queries", "localized", *metrics["recall"], "median m", "median deg"]
@@ -176,11 +202,12 @@ def map_metrics(
     truth: dict[str, Pose] | None,
     align: bool,
     without_pose: Sequence[str] = (),
+    rigs: Sequence[Rig] = (),
 ) -> dict[str, Any]:
     """Statistics of every model, the largest first; camera errors of the largest when the truth is known.
 
     names: the photographs that were mapped. align: whether the map is moved onto the truth by a similarity first.
-    without_pose: other photographs of the scene, which the reference has no pose of.
+    without_pose: other photographs of the scene, which the reference has no pose of. rigs: as they were given.
     """
     folders = sorted((path for path in sparse.iterdir() if path.is_dir()), key=lambda path: int(path.name))
     largest = read_model(folders[0])
@@ -200,6 +227,7 @@ def map_metrics(
         "models": [asdict(one) for one in statistics],
         "unregistered": sorted({*names, *without_pose} - registered[0]),
         "warnings": map_warnings(registered, names, camera_motion(database), without_pose, sparse, between),
+        **rig_metrics(largest, rigs),
         **peak_memory(),
     }
     if truth is not None:

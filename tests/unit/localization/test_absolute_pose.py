@@ -7,7 +7,7 @@ import pytest
 from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, look_at, rotation_angle_deg, rotation_matrix
 from featkit.localization.absolute_pose import MapPoints, PoseConfig, PoseEstimate, estimate_pose
-from featkit.mapping.verify import to_rigid
+from featkit.mapping.cameras import to_rigid
 
 CONFIG = PoseConfig()
 UP = np.array([0.0, 0.0, 1.0])

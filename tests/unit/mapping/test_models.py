@@ -24,7 +24,7 @@ from featkit.mapping.model import (
     write_models,
 )
 from featkit.mapping.reference import read_reference
-from featkit.mapping.verify import to_rigid
+from featkit.mapping.cameras import to_rigid
 
 
 def synthetic(frames: int = 6, points: int = 50, seed: int = 1) -> pycolmap.Reconstruction:

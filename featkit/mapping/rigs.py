@@ -1,0 +1,370 @@
+"""Several cameras on one rig: given by a file in COLMAP's format or found in the folders; relation known or estimated.
+
+A rig is a reference camera and others fixed to it; a frame is what they took at one time. Names of a camera's
+photographs begin with its prefix, and what follows is equal in one frame: cam0/0001.jpg, cam1/0001.jpg.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+from pydantic import Field
+
+from featkit.core.config import Config, Degrees, Number, Share, make
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.types import Pose
+from featkit.images.exif import some_names
+from featkit.images.read import stored_size
+from featkit.io.atomic import read_json
+from featkit.io.camera_models import camera_fault, camera_models
+from featkit.io.lists import Intrinsics
+
+LOGGER = logging.getLogger(__name__)
+FOLDERS = "folders"
+"""Value of `--rig` that stands for sibling folders with equal names, instead of a file."""
+RIG_KEY = "rig_config"
+"""Of metrics.json: the rigs of a map in COLMAP's format, so that it may be given as a rig file."""
+STAMP_DIGITS = 10
+"""Names of so many digits or more are times: seconds since 1970 have ten."""
+
+
+class RigConfig(Config):
+    """Cameras on rigs."""
+
+    refine: bool = False
+    """Let the mapper refine a given relation too; one that was estimated always is."""
+    max_time_share: Share = 0.25
+    """Largest difference of the time stamps of one frame, as a share of the reference camera's median interval."""
+    max_turn_deg: Degrees = 5.0
+    """Largest median deviation of a camera's rotation in its rig, over the frames of the map that it is estimated from,
+    degrees; with more the cameras are not on one rig.
+    """
+    max_shift: Share = 0.1
+    """The same of its position, as a share of the median distance of the rig from the middle of its path."""
+
+
+@dataclass(frozen=True)
+class RigCamera:
+    """prefix: with which the names of its photographs begin. cam_from_rig: None for the reference, or if unknown.
+
+    intrinsics: COLMAP's model and its parameters, if the file gives them.
+    """
+
+    prefix: str
+    cam_from_rig: Pose | None = None
+    intrinsics: tuple[str, tuple[float, ...]] | None = None
+
+
+@dataclass(frozen=True)
+class Rig:
+    """The reference camera is the first. frames: of each the photographs, by the camera's place."""
+
+    cameras: tuple[RigCamera, ...]
+    frames: tuple[Mapping[int, str], ...]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the relation of all its cameras is given."""
+        return all(camera.cam_from_rig is not None for camera in self.cameras[1:])
+
+
+def read_rigs(given: str, names: Sequence[str], config: RigConfig) -> tuple[Rig, ...]:
+    """The rigs of a scene. given: a rig file, the metrics.json of a map with rigs, or "folders".
+
+    names: of the photographs. Reports photographs outside of all rigs and incomplete frames. Raises BadInputError.
+    """
+    if given == FOLDERS:
+        rigs, where = _of_folders(names, config), "--rig folders"
+    else:
+        rigs, where = _of_file(Path(given), names, config), given
+    taken = {name for rig in rigs for frame in rig.frames for name in frame.values()}
+    outside = [name for name in names if name not in taken]
+    if outside:
+        LOGGER.warning("rig: %d photographs are on no rig, each is by itself: %s", len(outside), some_names(outside))
+    for number, rig in enumerate(rigs):
+        prefixes = ", ".join(camera.prefix for camera in rig.cameras)
+        gaps = [frame for frame in rig.frames if len(frame) < len(rig.cameras)]
+        if len(rig.cameras) > 1 and not any(len(frame) > 1 for frame in rig.frames):
+            raise BadInputError(
+                f"{where}: no two cameras of the rig ({prefixes}) have a photograph of one time: what follows the"
+                f" prefix must be equal, or times that are close; there is {next(iter(rig.frames[0].values()))!r}"
+            )
+        LOGGER.info("rig: %d cameras (%s), %d frames", len(rig.cameras), prefixes, len(rig.frames))
+        if gaps:
+            first = [next(iter(frame.values())) for frame in gaps]
+            LOGGER.warning(
+                "rig %d: in %d of %d frames a camera's photograph is missing; there are only: %s",
+                *(number + 1, len(gaps), len(rig.frames), some_names(first)),
+            )
+    return rigs
+
+
+def described(rigs: Sequence[Rig]) -> str:
+    """All that decides a result, every digit of it."""
+    return repr(
+        [
+            (
+                [
+                    (camera.prefix, pose and (pose.qvec.tolist(), pose.tvec.tolist()), camera.intrinsics)
+                    for camera, pose in ((one, one.cam_from_rig) for one in rig.cameras)
+                ],
+                [sorted(frame.items()) for frame in rig.frames],
+            )
+            for rig in rigs
+        ]
+    )
+
+
+def sharing(rigs: Sequence[Rig]) -> dict[str, str]:
+    """By photograph its rig camera's prefix: photographs that share a camera."""
+    return {name: rig.cameras[place].prefix for rig in rigs for frame in rig.frames for place, name in frame.items()}
+
+
+def with_intrinsics(
+    rigs: Sequence[Rig], images: Path, listed: Mapping[str, Intrinsics] | None
+) -> dict[str, Intrinsics] | None:
+    """Known cameras by photograph: those listed, and those of the rig file. Raises BadInputError where they differ."""
+    found = dict(listed or {})
+    for rig in rigs:
+        for frame in rig.frames:
+            for place, name in frame.items():
+                camera = rig.cameras[place]
+                if camera.intrinsics is None:
+                    continue
+                if name in found:
+                    raise BadInputError(f"{name!r}: the rig file and --intrinsics both give its camera; leave out one")
+                model, params = camera.intrinsics
+                size = stored_size(images / name)
+                if fault := camera_fault(camera_models()[model], size, params):
+                    raise BadInputError(
+                        f"the rig file's camera of {camera.prefix!r} cannot be that of {name!r}: {fault}"
+                    )
+                found[name] = Intrinsics(model, *size, params)
+    for prefix, names in _by_prefix(rigs).items():
+        if len({found.get(name) for name in names}) > 1:
+            raise BadInputError(
+                f"--intrinsics: the photographs of {prefix!r} are of one camera of a rig, and their cameras differ or"
+                " some are missing; give all of them the same"
+            )
+    return found or None
+
+
+def _by_prefix(rigs: Sequence[Rig]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for name, prefix in sharing(rigs).items():
+        grouped.setdefault(prefix, []).append(name)
+    return grouped
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A rig file: COLMAP's rig_config.json (its documentation, "Rig Support"), quaternions w x y z.
+
+
+class CameraEntry(Config):
+    """One camera of a rig file."""
+
+    image_prefix: str = Field(min_length=1)
+    ref_sensor: bool = False
+    cam_from_rig_rotation: tuple[Number, Number, Number, Number] | None = None
+    cam_from_rig_translation: tuple[Number, Number, Number] | None = None
+    camera_model_name: str | None = None
+    camera_params: tuple[Number, ...] | None = None
+
+
+class RigEntry(Config):
+    """One rig of a rig file."""
+
+    cameras: tuple[CameraEntry, ...] = Field(min_length=1)
+
+
+def _of_file(path: Path, names: Sequence[str], config: RigConfig) -> tuple[Rig, ...]:
+    content = read_json(path, "a rig file", "write it as COLMAP's rig_config.json, or say --rig folders")
+    if isinstance(content, dict):
+        content = content.get(RIG_KEY)
+    if not isinstance(content, list) or not content:
+        raise BadInputError(f"{path}: a rig file is a list of rigs, each with `cameras`")
+    rigs = [_checked(entry, f"{path}: rig {number}") for number, entry in enumerate(content, start=1)]
+    prefixes = [camera.prefix for cameras in rigs for camera in cameras]
+    for prefix in prefixes:
+        if prefixes.count(prefix) > 1:
+            raise BadInputError(f"{path}: two cameras have the image_prefix {prefix!r}")
+    under: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
+    for name in names:
+        longest = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
+        if longest is not None:
+            under[longest].append(name)
+    for prefix, own in under.items():
+        if not own:
+            raise BadInputError(
+                f"{path}: no photograph's name begins with {prefix!r}; names are relative to their folder, such as"
+                f" {names[0]!r}"
+            )
+    return tuple(
+        Rig(cameras, _frames([_keyed(one.prefix, under[one.prefix]) for one in cameras], config)) for cameras in rigs
+    )
+
+
+def _checked(entry: Any, where: str) -> tuple[RigCamera, ...]:
+    """The cameras of one rig, its reference first."""
+    try:
+        cameras = make(RigEntry, entry if isinstance(entry, dict) else {"cameras": entry}, where).cameras
+    except UsageError as error:
+        raise BadInputError(str(error)) from None
+    references = [one.image_prefix for one in cameras if one.ref_sensor]
+    if len(references) != 1:
+        found = f"has {len(references)} reference sensors ({', '.join(references)})" if references else "has none"
+        raise BadInputError(f'{where} {found}; exactly one camera says "ref_sensor": true')
+    checked = [
+        _camera(one, f"{where}: {one.image_prefix!r}") for one in sorted(cameras, key=lambda c: not c.ref_sensor)
+    ]
+    unknown = [one.prefix for one in checked[1:] if one.cam_from_rig is None]
+    if 0 < len(unknown) < len(checked) - 1:
+        raise BadInputError(
+            f"{where} gives the relation of some cameras, but not of {', '.join(unknown)}; give all, or none to have"
+            " them estimated"
+        )
+    return tuple(checked)
+
+
+def _camera(entry: CameraEntry, where: str) -> RigCamera:
+    rotation, translation = entry.cam_from_rig_rotation, entry.cam_from_rig_translation
+    if (rotation is None) != (translation is None):
+        raise BadInputError(f"{where} has only one of cam_from_rig_rotation and cam_from_rig_translation")
+    if entry.ref_sensor and rotation is not None:
+        raise BadInputError(f"{where} is the reference sensor, which has no cam_from_rig_rotation and translation")
+    pose = None
+    if rotation is not None and translation is not None:
+        length = float(np.linalg.norm(rotation))
+        if not 0.5 < length < 2.0:
+            raise BadInputError(f"{where}: cam_from_rig_rotation has length {length:.3g}, a quaternion has 1")
+        pose = Pose(np.array(rotation) / length, np.array(translation))
+    name, params = entry.camera_model_name, entry.camera_params
+    if (name is None) != (params is None):
+        raise BadInputError(f"{where} has only one of camera_model_name and camera_params")
+    if name is None or params is None:
+        return RigCamera(entry.image_prefix, pose)
+    model = camera_models().get(name)
+    if model is None:
+        raise BadInputError(f"{where}: no camera model {name!r}; there is {', '.join(camera_models())}")
+    if len(params) != len(model.params):
+        raise BadInputError(f"{where}: {name} takes {','.join(model.params)}, {len(params)} numbers are given")
+    return RigCamera(entry.image_prefix, pose, (name, params))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Rigs of folders, and what was taken at one time.
+
+
+def _of_folders(names: Sequence[str], config: RigConfig) -> tuple[Rig, ...]:
+    """Folders next to each other, half of whose photographs or more have a counterpart in another."""
+    rigs = tuple(_siblings("", list(names), config))
+    if not rigs:
+        raise BadInputError(
+            "--rig folders: no folders next to each other have photographs of equal names or times, as cam0/0001.jpg"
+            " and cam1/0001.jpg; describe the rig in a rig.json"
+        )
+    return rigs
+
+
+def _siblings(above: str, names: Sequence[str], config: RigConfig) -> Iterator[Rig]:
+    below: dict[str, list[str]] = {}
+    for name in names:
+        folder, slash, _ = name[len(above) :].partition("/")
+        if slash:
+            below.setdefault(f"{above}{folder}/", []).append(name)
+    folders = sorted(below, key=lambda folder: (-len(below[folder]), folder))  # the first is the reference
+    frames = _frames([_keyed(folder, below[folder]) for folder in folders], config)
+    with_others = [sum(1 for frame in frames if place in frame and len(frame) > 1) for place in range(len(folders))]
+    chosen = [
+        folder for folder, count in zip(folders, with_others, strict=True) if 2 * count >= len(below[folder]) and count
+    ]
+    if len(chosen) > 1:
+        chosen.sort(key=lambda folder: (-len(below[folder]), folder))
+        yield Rig(
+            tuple(RigCamera(folder) for folder in chosen),
+            _frames([_keyed(folder, below[folder]) for folder in chosen], config),
+        )
+    for folder in sorted(set(below) - set(chosen if len(chosen) > 1 else ())):
+        yield from _siblings(folder, below[folder], config)
+
+
+def _keyed(prefix: str, names: Sequence[str]) -> dict[str, str]:
+    """Names by what tells their frame: what follows the prefix, without the ending and without the folder's name."""
+    folder = os.path.basename(prefix.rstrip("/"))
+    keyed: dict[str, str] = {}
+    for name in names:
+        path, _, last = name[len(prefix) :].rpartition("/")
+        stem = last.rpartition(".")[0] or last
+        keyed.setdefault(f"{path}/{stem.replace(folder, '') or stem}", name)
+    return keyed
+
+
+def _frames(cameras: Sequence[Mapping[str, str]], config: RigConfig) -> tuple[Mapping[int, str], ...]:
+    """Frames in the order of their keys. cameras: of each its photographs by key; the first is the reference."""
+    if not cameras:
+        return ()
+    aligned = [cameras[0], *(_near_in_time(cameras[0], other, config.max_time_share) for other in cameras[1:])]
+    keys = sorted({key for keyed in aligned for key in keyed})
+    return tuple({place: keyed[key] for place, keyed in enumerate(aligned) if key in keyed} for key in keys)
+
+
+def _near_in_time(reference: Mapping[str, str], other: Mapping[str, str], max_share: float) -> Mapping[str, str]:
+    """The other camera's photographs under the reference's keys, where these are times and one of them is near."""
+    stamps = {key: int(key[1:]) for key in (*reference, *other) if key[1:].isascii() and key[1:].isdigit()}
+    is_time = all(key in stamps and len(key) > STAMP_DIGITS for key in (*reference, *other))
+    if not is_time or len(reference) < 2 or 2 * len(reference.keys() & other.keys()) >= len(other):
+        return other
+    times = np.array(sorted(stamps[key] for key in reference))
+    key_of = {stamps[key]: key for key in reference}
+    limit = max_share * float(np.median(np.diff(times)))
+    best: dict[str, tuple[int, str]] = {}
+    alone = {}
+    for key, name in other.items():
+        nearest = int(times[np.abs(times - stamps[key]).argmin()])
+        distance, target = abs(nearest - stamps[key]), key_of[nearest]
+        if distance > limit or (target in best and best[target][0] <= distance):
+            alone[key] = name
+            continue
+        if target in best:
+            alone[f"/{nearest}-{best[target][0]}"] = best[target][1]
+        best[target] = (distance, name)
+    return {**alone, **{key: name for key, (_, name) in best.items()}}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The rigs of a map, for metrics.json and tables.
+
+
+def rig_metrics(model: pycolmap.Reconstruction, rigs: Sequence[Rig]) -> dict[str, Any]:
+    """Number of rigs of several cameras and of their registered frames, and the rigs in COLMAP's format.
+
+    Nothing for a model without such rigs. rigs: as they were given, for the prefixes.
+    """
+    prefix_of = sharing(rigs)
+    several = [rig for _, rig in sorted(model.rigs.items()) if rig.num_sensors() > 1]
+    if not several:
+        return {}
+    prefixes = {image.camera_id: prefix_of.get(image.name, image.name) for image in model.images.values()}
+    ids = {rig.rig_id for rig in several}
+    frames = [frame for frame in model.frames.values() if frame.rig_id in ids and frame.has_pose()]
+    written = []
+    for rig in several:
+        cameras: list[dict[str, Any]] = [{"image_prefix": prefixes[rig.ref_sensor_id.id], "ref_sensor": True}]
+        for sensor, relation in sorted(rig.non_ref_sensors.items(), key=lambda item: item[0].id):
+            x, y, z, w = relation.rotation.quat.tolist()
+            cameras.append(
+                {
+                    "image_prefix": prefixes.get(sensor.id, ""),
+                    "cam_from_rig_rotation": [w, x, y, z],
+                    "cam_from_rig_translation": relation.translation.tolist(),
+                }
+            )
+        written.append({"cameras": cameras})
+    return {"rigs": len(several), "frames": len(frames), RIG_KEY: written}
