@@ -14,8 +14,8 @@ import pycolmap
 from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, rotation_matrix
 from featkit.io.lists import Intrinsics
-from featkit.mapping.covisibility import Tracks
 from featkit.mapping.cameras import to_rigid
+from featkit.mapping.covisibility import Tracks
 
 DAY, NIGHT, MORE_NIGHT = "query/day/nexus4", "query/night/nexus5x", "query/night/nexus5x_additional_night"
 SEQUENCE = "sequences/nexus4_sequences/sequence_1"  # of v1.1: the last images of the map are in it

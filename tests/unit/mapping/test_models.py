@@ -12,7 +12,7 @@ from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, quaternion, rotation_angle_deg, rotation_matrix
 from featkit.io.lists import write_poses
 from featkit.mapping.align import compare_with_truth, transform_pose
-from featkit.mapping.cameras import CameraConfig, to_pose
+from featkit.mapping.cameras import CameraConfig, to_pose, to_rigid
 from featkit.mapping.model import (
     image_statistics,
     is_model,
@@ -24,7 +24,6 @@ from featkit.mapping.model import (
     write_models,
 )
 from featkit.mapping.reference import read_reference
-from featkit.mapping.cameras import to_rigid
 
 
 def synthetic(frames: int = 6, points: int = 50, seed: int = 1) -> pycolmap.Reconstruction:
