@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pycolmap
 from pydantic import Field
@@ -158,7 +158,13 @@ def read_largest(sparse: Path) -> pycolmap.Reconstruction:
 
 def _mapped_with_rigs(config: MapConfig, images: Path, database: Path, work: Path) -> list[pycolmap.Reconstruction]:
     """A map by the chosen mapper; relations of rigs that the database lacks come from a map without them."""
-    mapper = MAPPERS[config.mapper]
+
+    def mapper(*given: Any) -> list[pycolmap.Reconstruction]:
+        models = MAPPERS[config.mapper](*given)
+        for model in models if held else ():
+            _adjust_scale(config, model, held)
+        return models
+
     known, unknown = known_and_unknown(database)
     held = set() if config.rigs.refine else {rig.rig_id for rig in known}
     if not unknown:
@@ -171,6 +177,23 @@ def _mapped_with_rigs(config: MapConfig, images: Path, database: Path, work: Pat
     related = with_relations(database, unknown, first[0], config.rigs, work / "related.db")
     pycolmap.set_random_seed(config.seed)
     return mapper(config, images, related, work, held)
+
+
+def _adjust_scale(config: MapConfig, model: pycolmap.Reconstruction, held: set[int]) -> None:
+    """Bundle-adjust a map with rigs whose relation is fixed, without fixing the distance of two cameras.
+
+    COLMAP fixes that distance in all its adjustments, as the scale of a map is free without a rig. With one it is not:
+    the map would keep the scale of its first pair, however wrong.
+    """
+    adjusted = pycolmap.BundleAdjustmentConfig()
+    for image_id in model.reg_image_ids():
+        adjusted.add_image(image_id)
+    for rig_id in held & set(model.rigs):
+        for sensor in model.rig(rig_id).non_ref_sensors:
+            adjusted.set_constant_sensor_from_rig_pose(sensor)
+    options = _whole_adjustment(config, model.num_reg_images())
+    pycolmap.create_default_bundle_adjuster(options, adjusted, model).solve()
+    model.update_point_3d_errors()
 
 
 def _incremental(
