@@ -43,19 +43,27 @@ class Written:
     poses: dict[str, Pose]
 
 
-def write_scene(folder: Path) -> Written:
-    """Eight cameras that see 200 points: keypoints are their exact projections, matches are right."""
+def write_scene(folder: Path, cameras: int = 1) -> Written:
+    """Eight photographs that see 200 points: keypoints are their exact projections, matches are right.
+
+    cameras: several on one rig, that took eight each: cam0/0.png, cam1/0.png, ...
+    """
     options = pycolmap.SyntheticDatasetOptions()
     options.num_rigs, options.num_frames_per_rig, options.num_points3D = 1, IMAGES, POINTS
+    options.num_cameras_per_rig, options.sensor_from_rig_translation_stddev = cameras, 0.4
     options.camera_model_id, options.camera_params = pycolmap.CameraModelId.PINHOLE, list(PARAMS)
     options.camera_width, options.camera_height = SIZE
     pycolmap.set_random_seed(1)
     model = pycolmap.synthesize_dataset(options)
     images = {f"{number}.png": image for number, image in enumerate(model.images.values())}
+    if cameras > 1:
+        frames = sorted(model.frames)
+        images = {f"cam{i.camera_id - 1}/{frames.index(i.frame_id)}.png": i for i in model.images.values()}
     (folder / "images").mkdir()
     indices: dict[str, dict[int, int]] = {}
     with append_features(folder / "features.h5", Exact()) as store:
         for name, image in images.items():
+            (folder / "images" / name).parent.mkdir(exist_ok=True)
             Image.new("L", SIZE).save(folder / "images" / name)
             xy = from_colmap(np.array([point.xy for point in image.points2D])).astype(np.float32)
             store.write(name, Features(xy, np.zeros((len(xy), 4), np.float16), np.ones(len(xy), np.float32), SIZE))

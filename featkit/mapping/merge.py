@@ -78,7 +78,7 @@ class Merged:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the second map's items go in the first one's numbers. rigs: those of several cameras that stay together.
+    """Where the second map's items go in the first one's numbers. rigs: those of several cameras.
 
     frames: of the second map's new images; of each the rig, and its images in both maps' numbers (second, first).
     """
@@ -141,7 +141,10 @@ def merge_maps(
 
 
 def _places(first: pycolmap.Reconstruction, second: pycolmap.Reconstruction, by_name: Mapping[str, int]) -> Places:
-    """New images get the next free ids, unless their own are free; cameras likewise, or those they are equal to."""
+    """New images get the next free ids, unless their own are free; cameras likewise, or those they are equal to.
+
+    Rigs of several cameras come along as they are, with cameras of their own.
+    """
     images, taken = {}, set(first.images) | set(first.frames)
     for image_id, image in sorted(second.images.items()):
         if image.name in by_name:
@@ -149,38 +152,20 @@ def _places(first: pycolmap.Reconstruction, second: pycolmap.Reconstruction, by_
             continue
         images[image_id] = image_id if image_id not in taken else max(taken) + 1
         taken.add(images[image_id])
-    used = sorted({image.camera_id for image in second.images.values() if image.name not in by_name})
+    added = [image for image in second.images.values() if image.name not in by_name]
+    rig_ids = {second.frames[image.frame_id].rig_id for image in added}
+    several = {rig_id for rig_id in rig_ids if second.rigs[rig_id].num_sensors() > 1}
+    on_rigs = {sensor.id for rig_id in several for sensor in second.rigs[rig_id].sensor_ids()}
     cameras, new, taken = {}, set(), set(first.cameras) | set(first.rigs)
-    for camera_id in used:
-        equal = _equal_camera(first, second.cameras[camera_id])
+    for camera_id in sorted({image.camera_id for image in added} | on_rigs):
+        equal = None if camera_id in on_rigs else _equal_camera(first, second.cameras[camera_id])
         if equal is None:
             equal = camera_id if camera_id not in taken else max(taken) + 1
             new.add(camera_id)
             taken.add(equal)
         cameras[camera_id] = equal
-    rigs = _rigs(first, second, cameras, new)
+    rigs = {rig_id: cameras[second.rigs[rig_id].ref_sensor_id.id] for rig_id in several}
     return Places(images, cameras, new, rigs, _frames(first, second, images, cameras, rigs))
-
-
-def _rigs(
-    first: pycolmap.Reconstruction, second: pycolmap.Reconstruction, cameras: Mapping[int, int], new: set[int]
-) -> dict[int, int]:
-    """Rigs of several cameras that come along: all their cameras are new, or those of one rig of the first map."""
-    found = {}
-    for rig_id, rig in second.rigs.items():
-        ids = [sensor.id for sensor in rig.sensor_ids()]
-        if rig.num_sensors() == 1 or not all(camera_id in cameras for camera_id in ids):
-            continue
-        same = [r for r in first.rigs.values() if all(_has(r, cameras[camera_id]) for camera_id in ids)]
-        if all(camera_id in new for camera_id in ids):
-            found[rig_id] = cameras[rig.ref_sensor_id.id]
-        elif same:
-            found[rig_id] = same[0].rig_id
-    return found
-
-
-def _has(rig: pycolmap.Rig, camera_id: int) -> bool:
-    return bool(rig.has_sensor(pycolmap.sensor_t(pycolmap.SensorType.CAMERA, camera_id)))
 
 
 def _frames(
@@ -204,7 +189,10 @@ def _frames(
 
 
 def _equal_camera(model: pycolmap.Reconstruction, camera: pycolmap.Camera) -> int | None:
+    alone = {rig.ref_sensor_id.id for rig in model.rigs.values() if rig.num_sensors() == 1}
     for camera_id, other in sorted(model.cameras.items()):
+        if camera_id not in alone:
+            continue
         alike = (other.model, other.width, other.height) == (camera.model, camera.width, camera.height)
         if alike and np.allclose(other.params, camera.params, rtol=SAME_CAMERA, atol=0):
             return int(camera_id)
@@ -242,12 +230,11 @@ def _new_rigs(second: pycolmap.Reconstruction, places: Places) -> list[pycolmap.
     rigs = []
     for old_id, rig_id in sorted(places.rigs.items()):
         old = second.rigs[old_id]
-        if old.ref_sensor_id.id in places.new_cameras:
-            rig = pycolmap.Rig(rig_id=rig_id)
-            rig.add_ref_sensor(_sensor(places, old.ref_sensor_id))
-            for sensor, relation in sorted(old.non_ref_sensors.items(), key=lambda item: item[0].id):
-                rig.add_sensor(_sensor(places, sensor), relation)
-            rigs.append(rig)
+        rig = pycolmap.Rig(rig_id=rig_id)
+        rig.add_ref_sensor(_sensor(places, old.ref_sensor_id))
+        for sensor, relation in sorted(old.non_ref_sensors.items(), key=lambda item: item[0].id):
+            rig.add_sensor(_sensor(places, sensor), relation)
+        rigs.append(rig)
     return rigs
 
 

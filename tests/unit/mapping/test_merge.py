@@ -19,6 +19,7 @@ from featkit.mapping.align import compare_with_truth, truth_from_map
 from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.merge import MergeConfig, SharedPoints, agreeing, find_similarity, merge_maps
 from featkit.mapping.model import read_model
+from featkit.mapping.rigs import RigConfig, read_rigs
 from featkit.mapping.stage import MapConfig, build_map, database_config
 from featkit.mapping.verify import build_database
 
@@ -97,6 +98,33 @@ def test_by_common_photographs_alone(parts: Parts, tmp_path: Path) -> None:
 def test_disjoint_maps_stay_two(parts: Parts, tmp_path: Path) -> None:
     with pytest.raises(EmptyResultError, match=r"A and B have too little in common.*: 0 photographs, 0 verified pairs"):
         merged(parts, "second", tmp_path, pairs=[])
+
+
+def test_maps_with_rigs_become_one(tmp_path: Path) -> None:
+    """Two rigs afterwards, the second in the scale of the first map, each frame with both of its photographs."""
+    scene = write_scene(tmp_path, cameras=2)
+    files = (scene.images, scene.features, scene.pairs, scene.matches)
+    models = []
+    for number, wanted in enumerate((range(4), range(4, 8))):
+        names = [f"cam{camera}/{frame}.png" for camera in (0, 1) for frame in wanted]
+        folder = tmp_path / str(number)
+        rigs = read_rigs("folders", names, RigConfig())
+        database = build_database(database_config(CONFIG), *files, folder / "database.db", names=names, rigs=rigs)
+        models.append(read_model(build_map(CONFIG, scene.images, database, folder / "sparse") / "0"))
+        assert models[-1].num_reg_frames() == 4
+    first, other = models
+    first.transform(pycolmap.Sim3d(truth_from_map(first, scene.poses)))
+    pairs = [pair for pair in read_pairs(scene.pairs) if int(pair.name0[5]) < 4 <= int(pair.name1[5])]
+    with open_features(scene.features) as features, open_matches(scene.matches) as matches:
+        merge_maps(MergeConfig(), CONFIG, first, other, features, matches, pairs, tmp_path)
+    errors = compare_with_truth(first, scene.poses, align=False)
+    assert len(errors.names) == 16
+    assert errors.centre.max() < 1e-3
+    assert first.num_reg_frames() == 8
+    [relation, again] = [next(iter(rig.non_ref_sensors.values())).matrix() for rig in first.rigs.values()]
+    assert relation == pytest.approx(again, abs=1e-3)
+    first.write(str(tmp_path))
+    assert read_model(tmp_path).num_reg_images() == 16
 
 
 def test_wrong_points_are_found() -> None:

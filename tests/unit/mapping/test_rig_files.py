@@ -1,0 +1,138 @@
+"""Rigs as files and folders say them: frames by equal names and near times, against what is plain to see."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+
+from featkit.core.errors import BadInputError
+from featkit.core.types import Pose
+from featkit.geometry.poses import rotation_matrix
+from featkit.mapping.rigs import RigConfig, described, read_rigs, sharing
+
+CONFIG = RigConfig()
+
+
+def frames(given: str, names: list[str], config: RigConfig = CONFIG) -> list[tuple[list[str], list[set[str]]]]:
+    return [
+        ([camera.prefix for camera in rig.cameras], [set(frame.values()) for frame in rig.frames])
+        for rig in read_rigs(given, names, config)
+    ]
+
+
+def write(path: Path, *prefixes: str) -> str:
+    cameras = [{"image_prefix": prefix, "ref_sensor": not number} for number, prefix in enumerate(prefixes)]
+    path.write_text(json.dumps([{"cameras": cameras}]))
+    return str(path)
+
+
+def test_sibling_folders_with_equal_names() -> None:
+    names = ["cam0/1.jpg", "cam0/2.jpg", "cam1/1.png", "cam1/2.png"]
+    assert frames("folders", names) == [
+        (["cam0/", "cam1/"], [{"cam0/1.jpg", "cam1/1.png"}, {"cam0/2.jpg", "cam1/2.png"}])
+    ]
+
+
+def test_folders_named_in_the_names_and_folders_below() -> None:
+    names = [f"{camera}/{day}/{camera}_{k}.jpg" for camera in ("left", "right") for day in ("a", "b") for k in (1, 2)]
+    [(prefixes, found)] = frames("folders", names)
+    assert prefixes == ["left/", "right/"]
+    assert found[0] == {"left/a/left_1.jpg", "right/a/right_1.jpg"}
+    assert len(found) == 4
+
+
+def test_a_rig_for_every_session() -> None:
+    names = [f"s{s}/{camera}/{k}{s}.jpg" for s in (1, 2) for camera in ("x", "y") for k in (1, 2)]
+    found = frames("folders", [*names, "alone/9.jpg"])
+    assert [prefixes for prefixes, _ in found] == [["s1/x/", "s1/y/"], ["s2/x/", "s2/y/"]]
+
+
+def test_the_folder_with_the_most_photographs_is_the_reference(caplog: pytest.LogCaptureFixture) -> None:
+    """What has no counterpart is named, and so is what is on no rig."""
+    names = ["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg", "b/3.jpg", "c/7.jpg", "8.jpg"]
+    with caplog.at_level(logging.WARNING, "featkit"):
+        [(prefixes, found)] = frames("folders", names)
+    assert prefixes == ["b/", "a/"]
+    assert found[2] == {"b/3.jpg"}
+    assert "2 photographs are on no rig, each is by itself: c/7.jpg, 8.jpg" in caplog.text
+    assert "in 1 of 3 frames a camera's photograph is missing; there are only: b/3.jpg" in caplog.text
+
+
+def test_folders_that_are_no_rig() -> None:
+    with pytest.raises(BadInputError, match="no folders next to each other"):
+        frames("folders", ["a/1.jpg", "a/2.jpg", "b/3.jpg", "b/4.jpg"])
+    with pytest.raises(BadInputError, match="no folders next to each other"):
+        frames("folders", ["1.jpg", "2.jpg"])
+
+
+def test_times_that_are_near() -> None:
+    """Nanoseconds at 20 Hz: 2 ms later is one frame, 20 ms is none (limit: a quarter of 50 ms)."""
+    start, step = 1403636579763555584, 50_000_000
+    left = [f"left/{start + k * step}.png" for k in range(4)]
+    late = [2_000_000, -3_000_000, 20_000_000, 1_000_000]
+    right = [f"right/{start + k * step + late[k]}.png" for k in range(4)]
+    [(prefixes, found)] = frames("folders", left + right)
+    assert prefixes == ["left/", "right/"]
+    assert {left[0], right[0]} in found
+    assert sorted(len(frame) for frame in found) == [1, 1, 2, 2, 2]
+    strict = CONFIG.model_copy(update={"max_time_share": 0.03})
+    [(_, some)] = frames("folders", left + right, CONFIG.model_copy(update={"max_time_share": 0.05}))
+    assert sum(len(frame) == 2 for frame in some) == 2
+    with pytest.raises(BadInputError, match="no folders"):
+        frames("folders", left + right, strict)
+
+
+def test_two_photographs_near_one_time_are_not_both_of_it() -> None:
+    left = [f"l/{1000000000 + 100 * k}.png" for k in range(3)]
+    right = ["r/1000000009.png", "r/1000000003.png", "r/1000000103.png"]
+    [(_, found)] = frames("folders", left + right)
+    assert {left[0], right[1]} in found
+    assert {right[0]} in found
+
+
+def test_a_file_as_colmap_reads_it(tmp_path: Path) -> None:
+    """Rotations w x y z; the longest prefix that fits counts."""
+    quarter = [np.sqrt(0.5), 0, np.sqrt(0.5), 0]
+    cameras = [
+        {"image_prefix": "cam1", "cam_from_rig_rotation": quarter, "cam_from_rig_translation": [1, 2, 3]},
+        {"image_prefix": "cam10", "cam_from_rig_rotation": [1, 0, 0, 0], "cam_from_rig_translation": [0, 0, 0]},
+        {
+            "image_prefix": "cam2/",
+            "ref_sensor": True,
+            "camera_model_name": "SIMPLE_PINHOLE",
+            "camera_params": [9, 5, 4],
+        },
+    ]
+    path = tmp_path / "rig.json"
+    path.write_text(json.dumps([{"cameras": cameras}]))
+    names = ["cam1/1.jpg", "cam10/1.jpg", "cam2/1.jpg"]
+    [rig] = read_rigs(str(path), names, CONFIG)
+    assert [camera.prefix for camera in rig.cameras] == ["cam2/", "cam1", "cam10"]
+    assert rig.is_known
+    assert sharing([rig]) == {"cam1/1.jpg": "cam1", "cam10/1.jpg": "cam10", "cam2/1.jpg": "cam2/"}
+    [read] = pycolmap.read_rig_config(path)
+    for mine in rig.cameras[1:]:
+        theirs = next(camera for camera in read.cameras if camera.image_prefix == mine.prefix).cam_from_rig
+        assert isinstance(mine.cam_from_rig, Pose)
+        assert rotation_matrix(mine.cam_from_rig.qvec) == pytest.approx(theirs.rotation.matrix(), abs=1e-12)
+        assert mine.cam_from_rig.tvec == pytest.approx(theirs.translation)
+    assert rig.cameras[0].intrinsics == ("SIMPLE_PINHOLE", (9.0, 5.0, 4.0))
+    (tmp_path / "metrics.json").write_text(json.dumps({"registered": 3, "rig_config": [{"cameras": cameras}]}))
+    assert described(read_rigs(str(tmp_path / "metrics.json"), names, CONFIG)) == described([rig])
+
+
+def test_every_number_is_part_of_the_description(tmp_path: Path) -> None:
+    names = ["a/1.jpg", "b/1.jpg"]
+    plain = write(tmp_path / "plain.json", "a/", "b/")
+    seen = {described(read_rigs(plain, names, CONFIG)), described(read_rigs(plain, [*names, "a/2.jpg"], CONFIG))}
+    for shift in (0.0, 1e-12):
+        rig = json.loads(Path(plain).read_text())
+        rig[0]["cameras"][1] |= {"cam_from_rig_rotation": [1, 0, 0, 0], "cam_from_rig_translation": [1 + shift, 0, 0]}
+        (tmp_path / "other.json").write_text(json.dumps(rig))
+        seen.add(described(read_rigs(str(tmp_path / "other.json"), names, CONFIG)))
+    assert len(seen) == 4
