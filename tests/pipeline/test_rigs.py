@@ -157,7 +157,7 @@ def test_a_given_rig_joins_cameras_that_see_nothing_in_common(scene: Path, tmp_p
 def test_a_map_with_a_rig_is_gone_on_with(mapped: Path, tmp_path: Path) -> None:
     """Exported, moved to metres with its rig, localized in, grown."""
     scene = Path(shutil.copytree(mapped, tmp_path / "scene"))
-    for kind in ("nerfstudio", "gaussian-splatting", "colmap"):
+    for kind in ("nerfstudio", "gaussian-splatting", "text"):
         exported = run("export", scene, "--format", kind, "-o", tmp_path / kind, "-q")
         assert exported.exit_code == 0, (kind, exported.output)
     assert len(json.loads((tmp_path / "nerfstudio" / "transforms.json").read_text())["frames"]) == 12
