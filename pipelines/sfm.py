@@ -26,7 +26,7 @@ from featkit.io.features import extractor_name
 from featkit.io.lists import Intrinsics, describe_pairs, read_pairs, read_poses, respelled
 from featkit.localization.stage import is_of_another_map
 from featkit.mapping import stage as map_stage
-from featkit.mapping.cameras import check, check_photographs, listed_intrinsics
+from featkit.mapping.cameras import SPHERE, check, check_photographs, listed_intrinsics
 from featkit.mapping.model import refuse_other_models
 from featkit.mapping.outcome import warn_of_few
 from featkit.mapping.reference import Reference, read_reference
@@ -101,7 +101,7 @@ def run(
     if known is None or known.cameras is None:
         check_photographs(config.map.camera, images, names, listed, sharing(rigs))
     extractor = with_intensities(
-        extraction(config.extract, device=device), images, output / "features.h5", names, overwrite
+        extraction(_with_panoramas(config), device=device), images, output / "features.h5", names, overwrite
     )
     given = Path(config.pairs) if config.pairs.endswith(".txt") else None
     if given is not None:
@@ -167,6 +167,13 @@ def _listed(intrinsics: Path | None, names: list[str], known: Reference | None) 
             "--intrinsics: the reference has its cameras (its model's, or camera.txt); leave out one of both"
         )
     return listed_intrinsics(intrinsics, names)
+
+
+def _with_panoramas(config: SfmConfig) -> ExtractConfig:
+    """How features are extracted: where the camera is a sphere, every photograph is a panorama."""
+    if config.map.camera.model != SPHERE or config.extract.panoramas == "whole":
+        return config.extract
+    return config.extract.model_copy(update={"all_panoramas": True})
 
 
 def _rigs(config: SfmConfig, names: list[str], reference: Path | None) -> tuple[Rig, ...]:

@@ -48,6 +48,7 @@ def extract_options(at: str = "") -> dict[str, Option]:
         ),
         "masks": Option(f"{at}masks", metavar="DIR", unset="none"),
         "ignore_alpha": Option(f"{at}decode.min_alpha", flag=0, help="Keypoints in transparent pixels too."),
+        "panoramas": Option(f"{at}panoramas"),
         "workers": Option(f"{at}workers"),
         "skip_broken": Option(f"{at}skip_broken"),
     }

@@ -21,13 +21,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
 from pydantic import Field
 
-from featkit.core.config import Config, Runtime, WorkerCount, digest, make
+from featkit.core.config import Config, Later, Runtime, WorkerCount, digest, make
 from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, WorkerDiedError
 from featkit.core.log import progress
 from featkit.core.processes import end_with
@@ -35,10 +35,13 @@ from featkit.core.registry import Method, class_of, resolve
 from featkit.core.runtime import capped
 from featkit.core.types import Features
 from featkit.features.base import Extractor, TwoSteps, takes_two_steps
+from featkit.images.exif import taken_with
 from featkit.images.intensity import found_range
 from featkit.images.listing import list_images
 from featkit.images.masks import find_masks, masked
+from featkit.images.panoramas import in_panorama, views_of
 from featkit.images.read import DecodeConfig, DecodedImage, decode
+from featkit.io.camera_models import is_whole_sphere
 from featkit.io.features import FeatureStore, append_features, extractor_name, open_features
 
 LOGGER = logging.getLogger(__name__)
@@ -55,6 +58,12 @@ class ExtractConfig(Config):
     """Overrides of that configuration; `resolve` fills in all of it, and the extractor's name as `extractor`."""
     decode: DecodeConfig = DecodeConfig()
     """How images are decoded, and which pixels count."""
+    panoramas: Later[Literal["views", "whole"]] = "views"
+    """Panoramas of 360 by 180 degrees: features of the picture as it is, or of pinhole views that it is cut into; in
+    either case in the panorama's own pixels.
+    """
+    all_panoramas: Later[bool] = False
+    """Every photograph of that shape is a panorama, without metadata (GPano) that say so."""
     workers: Runtime[WorkerCount] = 0
     """Number of parallel processes or threads that decode and extract, at most one per core; 0: one per core."""
     skip_broken: Runtime[bool] = False
@@ -226,24 +235,57 @@ def same_extraction(features: Path, workers: int = 0) -> ExtractConfig:
 
 @dataclass(frozen=True)
 class DetectedImage:
-    """An image after the first of two steps. image: without its pixels. begun: the extractor's intermediate result."""
+    """An image after the first of two steps. image: without its pixels. detected: the extractor's intermediate result.
+
+    in_views: of a panorama; detected is then a list, and the image has its pixels.
+    """
 
     path: Path
     image: DecodedImage
     detected: Any
+    in_views: bool = False
 
 
 def extract_one(method: Method[Extractor], path: Path, mask: Path | None = None) -> Features:
     """Features of one image, in the pixels of its file. Raises BadInputError."""
     image = _decoded(method, path, mask)
-    return _finite(method, path, in_file(method, image, method.built.extract(image.pixels)))
+    return _finite(method, path, in_file(method, image, seen_features(method, image, _is_panorama(method, path))))
+
+
+def seen_features(method: Method[Extractor], image: DecodedImage, is_panorama: bool) -> Features:
+    """An extractor's result on decoded pixels; of a panorama in views, where the configuration says so."""
+    if not (is_panorama and _in_views(method, image)):
+        return method.built.extract(image.pixels)
+    return _of_views(method, image, [method.built.extract(v.cut(image.pixels)) for v in views_of(*image.size)])
+
+
+def _in_views(method: Method[Extractor], image: DecodedImage) -> bool:
+    """Whether a panorama is cut into views."""
+    return bool(method.config.panoramas == "views") and is_whole_sphere(image.size)
+
+
+def _is_panorama(method: Method[Extractor], path: Path) -> bool:
+    """Whether a photograph is a panorama: as the configuration says, or its metadata."""
+    if method.config.panoramas == "whole" or method.config.all_panoramas:
+        return bool(method.config.all_panoramas)
+    taken = taken_with(path)
+    return taken is not None and taken.is_panorama
+
+
+def _of_views(method: Method[Extractor], image: DecodedImage, found: Sequence[Features]) -> Features:
+    """The panorama's features, no more of them than the extractor gives of one image."""
+    limit = method.own.result_fields().get("max_keypoints")
+    return in_panorama(found, *image.size, limit if isinstance(limit, int) and limit > 0 else None)
 
 
 def detect_one(method: Method[Extractor], path: Path, mask: Path | None = None) -> DetectedImage:
     """The first of two steps on one image (`base.TwoSteps`). Raises BadInputError."""
     image = _decoded(method, path, mask)
-    detected = cast(TwoSteps, method.built).detect(image.pixels)
-    return DetectedImage(path, replace(image, pixels=image.pixels[:0]), detected)
+    extractor = cast(TwoSteps, method.built)
+    if _is_panorama(method, path) and _in_views(method, image):
+        views = [extractor.detect(view.cut(image.pixels)) for view in views_of(*image.size)]
+        return DetectedImage(path, image, views, in_views=True)
+    return DetectedImage(path, replace(image, pixels=image.pixels[:0]), extractor.detect(image.pixels))
 
 
 def _decoded(method: Method[Extractor], path: Path, mask: Path | None) -> DecodedImage:
@@ -253,7 +295,11 @@ def _decoded(method: Method[Extractor], path: Path, mask: Path | None) -> Decode
 
 def describe_one(method: Method[Extractor], detected: DetectedImage) -> Features:
     """The second step, on the device; `extract_one` is both. Raises BadInputError."""
-    found = cast(TwoSteps, method.built).describe(detected.detected)
+    extractor = cast(TwoSteps, method.built)
+    if detected.in_views:
+        found = _of_views(method, detected.image, [extractor.describe(view) for view in detected.detected])
+    else:
+        found = extractor.describe(detected.detected)
     return _finite(method, detected.path, in_file(method, detected.image, found))
 
 

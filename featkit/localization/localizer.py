@@ -26,13 +26,14 @@ from featkit.core.registry import resolve
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features, Matches, Pair
 from featkit.features.base import is_packed
-from featkit.features.stage import extract_one, extraction, in_file, same_extraction
+from featkit.features.stage import extract_one, extraction, in_file, same_extraction, seen_features
 from featkit.images.read import DecodedImage, decode, from_pixels
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import Intrinsics, parse_intrinsics
 from featkit.localization.absolute_pose import MapPoints
 from featkit.localization.queries import QueryCamera, camera_of_pixels, query_camera
 from featkit.localization.stage import LocalizeConfig, QueryResult, localize_query
+from featkit.mapping.cameras import SPHERE
 from featkit.mapping.cameras import check as check_camera
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import find_map
@@ -166,7 +167,8 @@ class Localizer:
         else:
             raise UsageError(f"an image is a path or a numpy array, not a {type(image).__name__}")
         if decoded is not None:
-            features = in_file(self._method, decoded, extractor.extract(decoded.pixels))
+            is_panorama = camera.camera.model_name == SPHERE
+            features = in_file(self._method, decoded, seen_features(self._method, decoded, is_panorama))
         assert features is not None
         with self._turn:  # torch's number of threads and the open file are shared
             partners = self._retrieve(name, features)
