@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,23 @@ def read_rigs(given: str, names: Sequence[str], config: RigConfig) -> tuple[Rig,
                 *(number + 1, len(gaps), len(rig.frames), some_names(first)),
             )
     return rigs
+
+
+def usable_rigs(rigs: Sequence[Rig], names: Collection[str]) -> tuple[Rig, ...]:
+    """The rigs without photographs that could not be read, and without cameras that have none left.
+
+    Raises BadInputError where a rig's reference camera has none left.
+    """
+    found = []
+    for rig in rigs:
+        frames = [{place: name for place, name in frame.items() if name in names} for frame in rig.frames]
+        left = sorted({place for frame in frames for place in frame})
+        if left[:1] != [0]:
+            raise BadInputError(f"rig: no photograph of the reference camera {rig.cameras[0].prefix!r} can be used")
+        place_of = {place: number for number, place in enumerate(left)}
+        kept = tuple({place_of[place]: name for place, name in frame.items()} for frame in frames if frame)
+        found.append(Rig(tuple(rig.cameras[place] for place in left), kept))
+    return tuple(found)
 
 
 def described(rigs: Sequence[Rig]) -> str:

@@ -23,7 +23,7 @@ from featkit.io.matches import MatchStore, open_matches
 from featkit.mapping import database as db
 from featkit.mapping.cameras import CameraConfig, cameras_of_images, check_sizes, to_rigid
 from featkit.mapping.reference import Reference
-from featkit.mapping.rigs import Rig, described, sharing
+from featkit.mapping.rigs import Rig, described, sharing, usable_rigs
 
 LOGGER = logging.getLogger(__name__)
 
@@ -179,6 +179,7 @@ def _build(
         if len(names) < 2:
             raise BadInputError(f"{features}: a map takes two images or more, {len(names)} are usable")
         known = set(names)
+        rigs = usable_rigs(rigs, known)
         spelled = Spelling(lambda: known)
         listed = read_pairs(pairs, spelled=(spelled, spelled))
         listed = [pair for pair in listed if pair.name0 in known and pair.name1 in known]

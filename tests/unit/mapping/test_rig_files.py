@@ -13,7 +13,7 @@ import pytest
 from featkit.core.errors import BadInputError
 from featkit.core.types import Pose
 from featkit.geometry.poses import rotation_matrix
-from featkit.mapping.rigs import RigConfig, described, read_rigs, sharing
+from featkit.mapping.rigs import RigConfig, described, read_rigs, sharing, usable_rigs
 
 CONFIG = RigConfig()
 
@@ -124,6 +124,17 @@ def test_a_file_as_colmap_reads_it(tmp_path: Path) -> None:
     assert rig.cameras[0].intrinsics == ("SIMPLE_PINHOLE", (9.0, 5.0, 4.0))
     (tmp_path / "metrics.json").write_text(json.dumps({"registered": 3, "rig_config": [{"cameras": cameras}]}))
     assert described(read_rigs(str(tmp_path / "metrics.json"), names, CONFIG)) == described([rig])
+
+
+def test_photographs_that_cannot_be_read_leave_their_rig() -> None:
+    names = [f"{camera}/{k}.jpg" for camera in ("a", "b", "c") for k in (1, 2)]
+    rigs = read_rigs("folders", names, CONFIG)
+    assert usable_rigs(rigs, names) == rigs
+    [rig] = usable_rigs(rigs, ["a/1.jpg", "c/1.jpg", "c/2.jpg"])
+    assert [camera.prefix for camera in rig.cameras] == ["a/", "c/"]
+    assert rig.frames == ({0: "a/1.jpg", 1: "c/1.jpg"}, {1: "c/2.jpg"})
+    with pytest.raises(BadInputError, match="no photograph of the reference camera 'a/' can be used"):
+        usable_rigs(rigs, ["b/1.jpg", "c/1.jpg"])
 
 
 def test_every_number_is_part_of_the_description(tmp_path: Path) -> None:
