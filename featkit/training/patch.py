@@ -87,7 +87,7 @@ class PatchTask:
             )
         if isinstance(config.sampler, AdaSample) and not isinstance(self.loss, HingeLoss):
             raise UsageError(
-                "sampler.kind: adasample goes by the average that angular_triplet and hardnet keep of their loss; "
+                "sampler.kind: adasample needs the average loss that only angular_triplet and hardnet keep; "
                 f"choose one of them, or another sampler for {config.loss.name!r}"
             )
 
