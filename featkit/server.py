@@ -240,7 +240,7 @@ class Desk:
     async def localized(self, request: Request, intrinsics: str | None, name: str | None) -> QueryResult:
         """The result of one photograph. Raises RefusedError; if the queue is full, before reading any of the body."""
         if self.busy >= self.config.threads + self.config.max_waiting:
-            raise RefusedError(503, f"{self.busy} photographs are already waiting; try again later")
+            raise RefusedError(503, f"{self.busy} photographs are waiting already; try again later")
         self.busy += 1
         upload = tempfile.NamedTemporaryFile(prefix="featkit-serve-")  # noqa: SIM115 closed once a thread is done with it
         try:
