@@ -97,6 +97,8 @@ class PatchTraining(TrainingConfig):
     """How patches are read and which of them are used."""
     network: PatchNetworkConfig = PatchNetworkConfig()
     """The network to train."""
+    start: str = ""
+    """Weights to start from: a shipped weight's name, or a weights file. Empty: random numbers."""
     loss: LossConfig = HyNetLossConfig()
     """The loss to minimise."""
     scale_statistics: bool = True

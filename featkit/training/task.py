@@ -61,8 +61,7 @@ class Task(Protocol):
         """A string that identifies the data."""
         ...
 
-    @classmethod
-    def described(cls, data: Any) -> dict[str, Any]:
+    def described(self, data: Any) -> dict[str, Any]:
         """Description of the data for the summary, with at least `name`."""
         ...
 
