@@ -94,7 +94,7 @@ class PatchTask:
             )
 
     def _start_from(self, start: str) -> WeightInfo | None:
-        """Take over trained weights; their row of the manifest. Raises UsageError for those of another network."""
+        """Load trained weights, and return their manifest entry. Raises UsageError for those of another network."""
         trained, row = load_patch_network(start, self._device)
         try:
             self.network.load_state_dict(trained.state_dict())
