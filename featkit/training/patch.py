@@ -89,12 +89,12 @@ class PatchTask:
             )
         if isinstance(config.sampler, AdaSample) and not isinstance(self.loss, HingeLoss):
             raise UsageError(
-                "sampler.kind: adasample goes by the average that angular_triplet and hardnet keep of their loss; "
+                "sampler.kind: adasample needs the average loss that only angular_triplet and hardnet keep; "
                 f"choose one of them, or another sampler for {config.loss.name!r}"
             )
 
     def _start_from(self, start: str) -> WeightInfo | None:
-        """Take over trained weights; their row of the manifest. Raises UsageError for those of another network."""
+        """Load trained weights, and return their manifest entry. Raises UsageError for those of another network."""
         trained, row = load_patch_network(start, self._device)
         try:
             self.network.load_state_dict(trained.state_dict())

@@ -98,7 +98,7 @@ class PatchTraining(TrainingConfig):
     network: PatchNetworkConfig = PatchNetworkConfig()
     """The network to train."""
     start: str = ""
-    """Weights to start from: a shipped weight's name, or a weights file. Empty: random numbers."""
+    """Initial weights: name of shipped weights, or a weights file. Empty: random numbers."""
     loss: LossConfig = HyNetLossConfig()
     """The loss to minimise."""
     scale_statistics: bool = True

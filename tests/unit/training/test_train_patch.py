@@ -243,10 +243,10 @@ def test_a_run_keeps_the_precision_that_was_measured(
     assert stored_precisions(tmp_path / "cut") == ["bf16"] * 3
     last = {run: (tmp_path / run / "last.safetensors").read_bytes() for run in ("whole", "float", "cut")}
     assert last["cut"] == last["whole"] != last["float"]
-    assert "goes on in" not in caplog.text
+    assert "continues in" not in caplog.text
     with caplog.at_level("WARNING", "featkit"):
         train_patch(recipe(precision="fp32"), textures, tmp_path / "again", device="cpu")
-    assert "again: goes on in fp32, begun in bf16" in caplog.text
+    assert "again: continues in fp32, was started in bf16" in caplog.text
     assert stored_precisions(tmp_path / "again") == ["fp32"] * 3
     assert (tmp_path / "again" / "last.safetensors").read_bytes() not in last.values()
     train_patch(recipe(precision="bf16"), textures, tmp_path / "again", device="cpu")
