@@ -1,8 +1,8 @@
-"""Patches as the network sees them in training: turned, cropped, resized and flipped, a whole batch at once.
+"""Patch augmentation for training: rotation, crop, resize and flip, for a whole batch at once.
 
-A patch is mapped by one affine transform from the output to the input, both in the frame of `grid_sample` with
+Each patch is resampled with one affine transform from output to input, in the coordinates of `grid_sample` with
 align_corners=False: the patch spans [-1, 1] in x and y. Without augmentation the transform is the identity, and the
-result is that of `featkit.features.patches.resize_patches`.
+result equals that of `featkit.features.patches.resize_patches`.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from featkit.core.config import Config, Degrees, Factor, PositiveShare, Share
 
 
 class AugmentConfig(Config):
-    """How patches are varied. The first four are drawn for every patch, the others once for all of a class."""
+    """Patch augmentation. The first four are drawn for every patch, the others once per class."""
 
     rotation_deg: Degrees = 0.0
-    """Degrees: largest rotation either way. SDGMNet's and HardNet's code: 5."""
+    """Largest rotation in either direction, degrees. SDGMNet's and HardNet's code: 5."""
     crop_area_min: PositiveShare = 1.0
-    """Smallest share of the area that a random crop keeps. SDGMNet's and HardNet's code: 0.9."""
+    """Smallest fraction of the area that a random crop keeps. SDGMNet's and HardNet's code: 0.9."""
     crop_ratio_max: Factor = Field(1.0, ge=1)
-    """Largest width / height of a crop before it is resized; its inverse is the smallest. Same code: 1.1 and 0.9."""
+    """Largest aspect ratio (width / height) of a crop; the smallest is its inverse. Same code: 1.1 and 0.9."""
     fill: Literal["zeros", "border"] = "zeros"
-    """What lies outside of the patch when it is rotated: black as in the authors' code, or its border repeated."""
+    """Fill outside the patch when it is rotated: zeros (black), as in the authors' code, or border (repeated)."""
     quarter_turns: Share = 0.0
-    """Probability of a turn by 90, 180 or 270 degrees (each a third of it). SDGMNet: 0.75; HyNet: 0.5."""
+    """Probability of a rotation by 90, 180 or 270 degrees (a third of it each). SDGMNet: 0.75; HyNet: 0.5."""
     flip_horizontal: Share = 0.0
     """Probability of a left-right flip. SDGMNet: 1/3; HardNet+: 0.5."""
     flip_vertical: Share = 0.0
-    """Probability of an up-down flip, never with the other one. SDGMNet: 1/3; HyNet: 0.5."""
+    """Probability of an up-down flip, never combined with a left-right flip. SDGMNet: 1/3; HyNet: 0.5."""
     transpose: Share = 0.0
     """Probability that x and y are swapped. HardNet+: 0.5."""
 
@@ -46,9 +46,9 @@ def draw_transforms(
     filled: Bool[np.ndarray, " m"] | None = None,
     filled_rotation_deg: float = 0.0,
 ) -> Float[np.ndarray, "m 2 3"]:
-    """The transform of every patch. labels: patches of one class are turned by 90 degrees and flipped together.
+    """The transform of every patch. labels: patches of one class share quarter turns and flips.
 
-    filled: these are turned by a random angle of up to `filled_rotation_deg` more, either way.
+    filled: patches whose largest rotation is increased by `filled_rotation_deg`.
     """
     count = len(labels)
     largest = np.full(count, config.rotation_deg)
@@ -70,7 +70,7 @@ def _rotations(angle: Float[np.ndarray, " m"]) -> Float[np.ndarray, "m 2 2"]:
 def _crops(
     config: AugmentConfig, count: int, generator: np.random.Generator
 ) -> tuple[Float[np.ndarray, "m 2"], Float[np.ndarray, "m 2"]]:
-    """Sides (as a share of the patch's) and middles of random crops; a side longer than the patch is cut to it."""
+    """Sides (as a fraction of the patch's side) and centres of random crops; sides are at most that of the patch."""
     area = generator.uniform(config.crop_area_min, 1.0, count)
     widest = np.log(config.crop_ratio_max)
     ratio = np.exp(generator.uniform(-widest, widest, count))
@@ -95,10 +95,10 @@ def _turns_and_flips(config: AugmentConfig, count: int, generator: np.random.Gen
 def warp_patches(
     patches: UInt8[Tensor, "m s s"], transforms: Float[Tensor, "m 2 3"], out_px: int, fill: str = "zeros"
 ) -> Float[Tensor, "m 1 out out"]:
-    """Patches in [0, 1] seen through their transforms, at `out_px` pixels a side.
+    """Resample patches through their transforms to `out_px` pixels a side, with values in [0, 1].
 
-    Where a pixel of the result covers several of the input's, as many are sampled and averaged (64 -> 32: 2 x 2), so
-    that nothing aliases however the patch is turned. 64 -> 42 is read as it is: 1.5 px apart, as an STN does.
+    Where an output pixel covers several input pixels, that many samples are averaged (64 -> 32: 2 x 2) against
+    aliasing at any rotation. 64 -> 42 takes single samples 1.5 px apart, as an STN does.
     """
     values = patches[:, None].float().div_(255.0)
     dense = max(1, patches.shape[-1] // out_px)
