@@ -61,8 +61,8 @@ def run(config: DemoConfig, output: Path, *, device: str = "auto", overwrite: bo
     with timed("map", seconds):
         mapped = sfm.run(mapping, output, truth=scene.poses_file, device=device, overwrite=overwrite)
     with timed("localize", seconds):
-        poses = LocalizeConfig(camera=camera, pose=PoseConfig(seed=seed))
-        localization = localize.LocalizationConfig(localize=poses, seed=seed)
+        querying = LocalizeConfig(camera=camera, pose=PoseConfig(seed=seed))
+        localization = localize.LocalizationConfig(localize=querying, seed=seed)
         localized = localize.run(localization, output, scene.queries, device=device, overwrite=overwrite)
 
     model = read_largest(mapped.sparse)

@@ -112,10 +112,12 @@ def run(
     with timed("extract", seconds):
         features = stages.extract(extractor, images, output / "features.h5", names, overwrite=overwrite, engine=engine)
     with timed("pairs", seconds):
-        pairs = given or pairing.run(
-            pairs_by, features, output / "pairs.txt",
-            names=names, sources=sources, seed=config.seed, overwrite=overwrite,
-        )  # fmt: skip
+        pairs = given or output / "pairs.txt"
+        if pairs_by is not None:
+            pairing.run(
+                pairs_by, features, pairs,
+                names=names, sources=sources, seed=config.seed, overwrite=overwrite,
+            )  # fmt: skip
     with timed("match", seconds):
         matches = stages.match(matcher, features, pairs, output / "matches.h5", overwrite=overwrite, engine=engine)
     with timed("verify", seconds):

@@ -28,10 +28,10 @@ from featkit.evaluation.pictures import match_picture, share_curve
 from featkit.evaluation.pose_estimators import (
     EstimatedPose,
     EstimatorError,
-    GroupScore,
-    PairScore,
     PoseEstimator,
     PoseEstimators,
+    PoseGroupScore,
+    PosePairScore,
     RayMatches,
     group_score,
 )
@@ -115,7 +115,7 @@ def evaluate_poses(
     pairs, predictions: by the name of the scene, at least one pair each.
     """
     config = config or RelativePoseConfig()
-    scores: list[PairScore] = []
+    scores: list[PosePairScore] = []
     with progress("measure", sum(len(pairs[scene.name]) for scene in scenes), "pairs") as advance:
         for scene in scenes:
             one = predictions[scene.name]
@@ -165,7 +165,7 @@ def read_matched(
     )
 
 
-def score_pair(scene: PosedScene, pair: Pair, matched: MatchedPair, config: RelativePoseConfig) -> PairScore:
+def score_pair(scene: PosedScene, pair: Pair, matched: MatchedPair, config: RelativePoseConfig) -> PosePairScore:
     """Precision of the matches, and the error of every estimator."""
     truth = scene.relative(pair)
     errors = {}
@@ -174,7 +174,7 @@ def score_pair(scene: PosedScene, pair: Pair, matched: MatchedPair, config: Rela
         angles = pose_errors_deg(None if found is None else found.pose, truth, config.signed_translation)
         errors[name] = EstimatorError(*angles, 0 if found is None else int(found.inlier.sum()))
     right = matched.epipolar_errors < config.max_epipolar_error
-    return PairScore(
+    return PosePairScore(
         scene=scene.name,
         pair=pair,
         keypoints=matched.counts,
@@ -190,9 +190,9 @@ class PoseScore:
 
     method: Method
     predictions: dict[str, Predictions]
-    pairs: tuple[PairScore, ...]
-    scenes: dict[str, GroupScore]
-    overall: GroupScore
+    pairs: tuple[PosePairScore, ...]
+    scenes: dict[str, PoseGroupScore]
+    overall: PoseGroupScore
 
     @property
     def name(self) -> str:
@@ -343,7 +343,7 @@ def _columns(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[st
     return ["matches", "precision", *aucs]
 
 
-def _cells(group: GroupScore) -> list[Cell]:
+def _cells(group: PoseGroupScore) -> list[Cell]:
     aucs = [100 * value for one in group.estimators.values() for value in one.auc]
     return [round(group.matches), 100 * group.precision, *aucs]
 
@@ -426,7 +426,7 @@ def extreme_pairs(
 
 
 def _picture(
-    kind: str, pair: PairScore, data: ChosenPairs, score: PoseScore, estimator: str, config: RelativePoseConfig
+    kind: str, pair: PosePairScore, data: ChosenPairs, score: PoseScore, estimator: str, config: RelativePoseConfig
 ) -> MatchPicture:
     """The estimate is made again: the same seed gives the same inliers."""
     scene = next(scene for scene in data.scenes if scene.name == pair.scene)

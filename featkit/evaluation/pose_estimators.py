@@ -216,7 +216,7 @@ class EstimatorError(Plain):
 
 
 @dataclass(frozen=True)
-class PairScore:
+class PosePairScore:
     """One pair. keypoints: of both images. precision: share of right matches, 0 without any. errors: by estimator."""
 
     scene: str
@@ -249,7 +249,7 @@ class EstimatorScore(Plain):
 
 
 @dataclass(frozen=True)
-class GroupScore(Plain):
+class PoseGroupScore(Plain):
     """Means over some pairs. keypoints: over their images, each counted once."""
 
     pairs: int
@@ -259,13 +259,13 @@ class GroupScore(Plain):
     estimators: dict[str, EstimatorScore]
 
 
-def group_score(pairs: Sequence[PairScore], thresholds_deg: Sequence[float]) -> GroupScore:
+def group_score(pairs: Sequence[PosePairScore], thresholds_deg: Sequence[float]) -> PoseGroupScore:
     """Scores of some pairs, at least one."""
     keypoints: dict[tuple[str, str], int] = {}
     for pair in pairs:
         for name, count in zip((pair.pair.name0, pair.pair.name1), pair.keypoints, strict=True):
             keypoints[pair.scene, name] = count
-    return GroupScore(
+    return PoseGroupScore(
         pairs=len(pairs),
         keypoints=float(np.mean(list(keypoints.values()))),
         matches=float(np.mean([pair.matches for pair in pairs])),

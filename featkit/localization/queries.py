@@ -101,7 +101,7 @@ def _checked(name: str, camera: pycolmap.Camera, size: tuple[int, int]) -> pycol
 
 def pair_queries(
     query_features: Path,
-    names: list[str],
+    names: Sequence[str],
     found: MapFiles,
     config: VladConfig,
     num: int,
