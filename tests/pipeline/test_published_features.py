@@ -115,7 +115,7 @@ def test_weights_that_are_not_here(pictures: Path, tmp_path: Path) -> None:
     refused(
         ran,
         3,
-        "the weights of dedode-b are not here (MIT); get them with: featkit weights fetch dedode-b --archive FILE",
+        "the weights of dedode-b are not installed (MIT); get them with: featkit weights fetch dedode-b --archive FILE",
     )
 
 

@@ -69,7 +69,7 @@ def test_a_step_of_another_size(tmp_path: Path) -> None:
     """A row of 60,000 numbers with 60,000 steps would become 3.6 billion numbers."""
     tensors = {"a": torch.zeros((1, 60_000), dtype=torch.int8), "a.step": torch.ones(60_000)}
     path = write_tensors(tmp_path / "w.safetensors", tensors, {"format": PATCH_FORMAT})
-    refused(lambda: read_tensors(path), "one step a row")
+    refused(lambda: read_tensors(path), "one step per row")
 
 
 def test_a_header_longer_than_its_file(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def break_unique(lines: list[list[str]]) -> None:
         (break_k, "K for another image size"),
         (break_size, "smaller than 64 px"),
         (break_count, "18 numbers"),
-        (break_number, "not all numbers"),
+        (break_number, "is not a number"),
         (break_focal, "focal lengths positive"),
         (break_finite, "finite"),
         (break_name, "no image .*gone.png"),
