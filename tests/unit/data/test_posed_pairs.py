@@ -186,7 +186,7 @@ def break_unique(lines: list[list[str]]) -> None:
         (break_focal, "focal lengths positive"),
         (break_finite, "finite"),
         (break_name, "no image .*gone.png"),
-        (break_unique, "line 1 already"),
+        (break_unique, "already in line 1"),
     ],
 )
 def test_a_bad_camera_is_named_with_its_line(scene: MadeScene, damage: object, says: str) -> None:
