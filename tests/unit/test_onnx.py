@@ -181,7 +181,7 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monk
     monkeypatch.setattr(module, "_session", slightly_wrong)
     with pytest.raises(EmptyResultError, match=r"descriptors of ONNX Runtime differ by 0\.002"):
         export_onnx("hynet", tmp_path / "h.onnx")
-    with pytest.raises(EmptyResultError, match=r"of .* keypoints of the check only 0 are"):
+    with pytest.raises(EmptyResultError, match=r"of .* keypoints in the check only 0 are"):
         export_onnx("xfeat", tmp_path / "h.onnx", {"max_keypoints": 20})
     assert list(tmp_path.iterdir()) == []
 
