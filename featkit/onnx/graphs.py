@@ -64,6 +64,8 @@ class ScfeatGraph(nn.Module):
         super().__init__()
         if config.turns != 1:
             raise UsageError("SCFeat in four rotations needs four runs of the network: export it with turns 1")
+        if config.scales != (1.0,):
+            raise UsageError("SCFeat at several scales needs several runs of the network: export it with scales [1]")
         if config.min_keypoints:
             raise UsageError("min_keypoints is not supported in an exported network: use a lower threshold instead")
         self.network, self.config = copy.deepcopy(network).to(memory_format=torch.contiguous_format), config
