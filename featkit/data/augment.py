@@ -146,15 +146,15 @@ def draw_degradations(config: AugmentConfig, count: int, generator: np.random.Ge
 
 
 def degraded(patches: Float[Tensor, "p 1 s s"], by: Degradations, rows: slice) -> Float[Tensor, "p 1 s s"]:
-    """Patches in [0, 1] blurred, then with noise. rows: their places in the batch of which `by` tells."""
+    """Patches in [0, 1] with blur, then noise. rows: their rows in the batch for which `by` was drawn."""
     blur = torch.from_numpy(by.blur_px[rows]).to(patches)
-    generator = torch.Generator().manual_seed(by.seed)  # of the complete batch, whatever part of it this process has
+    generator = torch.Generator().manual_seed(by.seed)  # for the whole batch: independent of its split
     noise = torch.randn((len(by.noise), *patches.shape[1:]), generator=generator)[rows].to(patches)
     return blurred(patches, blur) + noise * torch.from_numpy(by.noise[rows]).to(patches)[:, None, None, None]
 
 
 def blurred(patches: Float[Tensor, "p 1 s s"], sigma_px: Float[Tensor, " p"]) -> Float[Tensor, "p 1 s s"]:
-    """Each patch convolved with a Gaussian of its own; borders are repeated. Sigma 0 changes nothing."""
+    """Convolve each patch with its own Gaussian, with repeated borders. Sigma 0 changes nothing."""
     reach = max(1, int(np.ceil(KERNEL_SIGMAS * float(sigma_px.max()))))
     offsets = torch.arange(-reach, reach + 1, device=patches.device, dtype=patches.dtype)
     kernels = torch.exp(-0.5 * (offsets / sigma_px.clamp_min(1e-3)[:, None]) ** 2)
