@@ -207,12 +207,12 @@ class Covisible:
         self._read: tuple[list[str], Tracks] | None = None
 
     def digest(self, names: list[str]) -> str:
-        """See `ReadsSources.digest`: of the tracks of these images."""
+        """See `ReadsSources.digest`: a digest of the tracks of these images."""
         tracks = self._tracks(names)
         return digest(*tracks.names, str(tracks.starts.tolist()), str(tracks.images.tolist()))
 
     def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
-        """See `Pairing.pairs`; ordered by the image asked for, the one that shares most first.
+        """See `Pairing.pairs`; sorted by first image, then by the number of shared points.
 
         An image that is not in the model, or shares no point, is in no pair. Raises UsageError without a model,
         BadInputError when the model has none of the images.

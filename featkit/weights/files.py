@@ -219,7 +219,7 @@ def save_patch_network(
 ) -> Path:
     """Write a network; the same network and metadata give the same bytes.
 
-    metadata: whatever is worth knowing, beside `format` and `config`. max_mb and errors: see `write_network`.
+    metadata: any further information, in addition to `format` and `config`. max_mb and errors: see `write_network`.
     """
     own = {"format": PATCH_FORMAT, "config": network.config.canonical_json()}
     return write_network(path, network, {**(metadata or {}), **own}, PATCH_MAX_MB, max_mb)
@@ -272,7 +272,7 @@ def save_scfeat_network(
 ) -> Path:
     """Write a network; the same network and metadata give the same bytes.
 
-    metadata: whatever is worth knowing, beside `format` and `config`. max_mb and errors: see `write_network`.
+    metadata: any further information, in addition to `format` and `config`. max_mb and errors: see `write_network`.
     """
     own = {"format": SCFEAT_FORMAT, "config": network.config.canonical_json()}
     return write_network(path, network, {**(metadata or {}), **own}, SCFEAT_MAX_MB, max_mb)
