@@ -257,5 +257,5 @@ def test_a_scale_at_which_an_image_is_too_small_is_left_out(weight: Path) -> Non
 
 
 def test_scales_are_different(weight: Path) -> None:
-    with pytest.raises(UsageError, match="scales: .*each scale once"):
+    with pytest.raises(UsageError, match=r"scales: .*each scale once"):
         make(ScfeatConfig, {"scales": [1, 0.5, 1.0]}, "scfeat")
