@@ -41,6 +41,7 @@ ROOMS = (
     "training",
     "demo",
     "report",
+    "viewer",
     "server",
     "hloc",
     "integrations",
