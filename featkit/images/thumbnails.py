@@ -19,9 +19,7 @@ REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.
 """By how much a JPEG decoder can divide the size, on its own."""
 
 
-def thumbnail(
-    path: Path, side: int, intensity_range: tuple[float, float] | None = None
-) -> UInt8[np.ndarray, "h w 3"]:
+def thumbnail(path: Path, side: int, intensity_range: tuple[float, float] | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """A photograph in RGB, upright, its longer side at most `side` px. Raises BadInputError.
 
     intensity_range: what is black and white in a file of more than 8 bits (`DecodeConfig`).

@@ -205,7 +205,7 @@ class ReadOnlyDatabase:
             return self._table(rows, "keypoints", "image_id", self.ids.get(name, -1), np.float32)[:, :2]
 
     def lines(self, pair: Pair) -> PairLines:
-        """The matches of a pair, in either order of its names. Raises BadInputError for matches beyond the keypoints."""
+        """The matches of a pair, in either order of its names. Raises BadInputError for a damaged row."""
         ids = [self.ids.get(name, -1) for name in (pair.name0, pair.name1)]
         with self._open() as rows:
             points = [self._table(rows, "keypoints", "image_id", number, np.float32)[:, :2] for number in ids]
@@ -216,10 +216,13 @@ class ReadOnlyDatabase:
             )
         if ids[0] > ids[1]:  # stored in the order of the ids
             found, kept = found[:, ::-1], kept[:, ::-1]
-        every = np.unique(np.concatenate([found, kept]), axis=0)
+        stride = int(max(found.max(initial=0), kept.max(initial=0))) + 1
+        is_new = ~np.isin(kept @ [stride, 1], found @ [stride, 1])  # verification may add matches of its own
+        every = np.concatenate([found, kept[is_new]])
         if (every.max(axis=0, initial=-1) >= [len(points[0]), len(points[1])]).any():
-            raise BadInputError(f"{self.path}: matches of {pair.name0!r} and {pair.name1!r} name keypoints beyond theirs")
-        stride = int(every.max(initial=0)) + 1
+            raise BadInputError(
+                f"{self.path}: matches of {pair.name0!r} and {pair.name1!r} name keypoints beyond theirs; match again"
+            )
         inlier = np.isin(every @ [stride, 1], kept @ [stride, 1])
         return PairLines(points[0][every[:, 0]], points[1][every[:, 1]], inlier)
 

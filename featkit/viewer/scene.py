@@ -16,8 +16,9 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,8 +43,12 @@ from featkit.report.scene3d import centre_of, frustum_depth, upright, view_box
 
 CHUNK = 1000  # points in one answer about tracks
 DATABASE = "database.db"
+OVERHEAD = 64  # bytes of a small object in memory, about
 NEAR = 2  # folders above a model that its database is looked for in: scene/featkit/sparse/0
-ROUTE = re.compile(r"(scene\.json|points\.bin)|(tracks|image|thumb|photo)/(\d{1,9})\.(json|bin|jpg)|pair/(\d+)-(\d+)\.bin")
+NUMBER = "([0-9]{1,9})"
+ROUTE = re.compile(
+    rf"(scene\.json|points\.bin)|(tracks|image|thumb|photo)/{NUMBER}\.(json|bin|jpg)|pair/{NUMBER}-{NUMBER}\.bin"
+)
 
 
 class ViewConfig(Config):
@@ -112,6 +117,7 @@ class ViewedScene:
         points = [self.model.points3D[int(number)] for number in self.point_ids]
         self.xyz = np.array([point.xyz for point in points], dtype=np.float64).reshape(-1, 3)
         self.rgb = np.array([point.color for point in points], dtype=np.uint8).reshape(-1, 3)
+        self.errors_px = np.array([point.error for point in points], dtype=np.float64)
         self.cameras = [
             posed_camera(image.name, to_pose(image.cam_from_world()), self.model.cameras[image.camera_id], "map")
             for image in self.images
@@ -237,8 +243,7 @@ class ViewedScene:
         image = self.images[index]
         camera = self.model.cameras[image.camera_id]
         seen, (points, of_point) = self.seen(index), self.keypoints(index)
-        ids = of_point[of_point >= 0]
-        errors = [self.model.points3D[int(self.point_ids[i])].error for i in ids]
+        of_seen = of_point[of_point >= 0]
         return _json(
             {
                 "size": seen.size,
@@ -247,8 +252,8 @@ class ViewedScene:
                 "camera_size": [camera.width, camera.height],
                 "params": [float(value) for value in camera.params],
                 "keypoints": len(points),
-                "observations": len(ids),
-                "error_px": _known(np.mean(errors)) if errors else None,
+                "observations": len(of_seen),
+                "error_px": _known(self.errors_px[of_seen].mean()) if len(of_seen) else None,
                 "pairs": self.pairs_of(index),
             }
         )
@@ -301,7 +306,7 @@ class ViewedScene:
 
     def seen(self, index: int) -> Seen:
         """An image as its photograph shows it; as its camera describes it where there is no photograph."""
-        return self._kept.get(("seen", index), lambda: self._seen(index), 500)
+        return self._kept.get(("seen", index), lambda: self._seen(index))
 
     def _seen(self, index: int) -> Seen:
         camera = self.model.cameras[self.images[index].camera_id]
@@ -324,6 +329,9 @@ class ViewedScene:
 
         Of a model that has only those that see points, others come from the database or the features.
         """
+        return self._kept.get(("keypoints", index), lambda: self._keypoints(index))
+
+    def _keypoints(self, index: int) -> tuple[Float[np.ndarray, "k 2"], Int[np.ndarray, " k"]]:
         image = self.images[index]
         ids = point_ids(image)
         points = from_colmap(np.array([point.xy for point in image.points2D], dtype=np.float64).reshape(-1, 2))
@@ -359,13 +367,22 @@ class ViewedScene:
         return sorted(found, key=lambda row: (-row[1], -row[2], row[0]))
 
     def _common(self, index: int) -> list[tuple[int, int]]:
-        ids = point_ids(self.images[index])
-        counts: Counter[int] = Counter()
-        for number in ids[ids >= 0]:
-            seen_by = {one.image_id for one in self.model.points3D[int(number)].track.elements}
-            counts.update(self.place[image_id] for image_id in seen_by if image_id in self.place)
-        del counts[index]
-        return sorted(counts.items(), key=lambda row: (-row[1], row[0]))
+        """The other images that see points of an image, and how many; most first."""
+        is_seen = np.zeros(len(self.point_ids), bool)
+        is_seen[self._points_seen[index]] = True
+        counts = [int(is_seen[of_it].sum()) for of_it in self._points_seen]
+        rows = [(other, count) for other, count in enumerate(counts) if count and other != index]
+        return sorted(rows, key=lambda row: (-row[1], row[0]))
+
+    @cached_property
+    def _points_seen(self) -> list[Int[np.ndarray, " k"]]:
+        """By image, the points that it sees, each once."""
+        found = []
+        for image in self.images:
+            points = image.points2D
+            ids = [points[row].point3D_id for row in image.get_observation_point2D_idxs()]
+            found.append(np.unique(np.searchsorted(self.point_ids, np.array(ids, np.int64))))
+        return found
 
     def lines(self, first: int, second: int) -> PairLines:
         """Matches of two images, COLMAP pixels. Without a verified pair in a database: their common points."""
@@ -373,10 +390,10 @@ class ViewedScene:
             assert self.database is not None
             return self.database.lines(Pair(self.names[first], self.names[second]))
         (points0, of0), (points1, of1) = self.keypoints(first), self.keypoints(second)
-        shared = np.intersect1d(of0[of0 >= 0], of1[of1 >= 0])
-        at0, at1 = ({int(point): row for row, point in enumerate(of)} for of in (of0, of1))
-        rows0, rows1 = ([at[int(point)] for point in shared] for at in (at0, at1))
-        return PairLines(to_colmap(points0[rows0]), to_colmap(points1[rows1]), np.ones(len(shared), bool))
+        _, rows0, rows1 = np.intersect1d(of0, of1, return_indices=True)
+        kept = of0[rows0] >= 0
+        rows0, rows1 = rows0[kept], rows1[kept]
+        return PairLines(to_colmap(points0[rows0]), to_colmap(points1[rows1]), np.ones(len(rows0), bool))
 
 
 class _Cache:
@@ -387,14 +404,14 @@ class _Cache:
         self._items: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: Any, make: Callable[[], Any], size: int | None = None) -> Any:
-        """The value of a key, made where it is not there. size: bytes; by default the value's own length."""
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The value of a key, made where it is not there."""
         with self._lock:
             if key in self._items:
                 self._items.move_to_end(key)
                 return self._items[key][0]
         value = make()
-        weight = len(value) if size is None else size
+        weight = len(value) if isinstance(value, bytes) else sum(getattr(part, "nbytes", OVERHEAD) for part in value)
         with self._lock:
             if key not in self._items:
                 self._items[key] = (value, weight)

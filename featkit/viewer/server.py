@@ -1,6 +1,6 @@
 """The page of `featkit view` on this machine: a small HTTP server of the standard library, and the page as a folder.
 
-Only GET, only the addresses that `ViewedScene` knows and the page's own files; the page may load nothing from elsewhere.
+Only GET, only the addresses that `ViewedScene` knows and the page's own files; the page loads nothing from elsewhere.
 On a loopback address, requests under another host's name are refused: a page of the network that has its name resolved
 to this machine could otherwise read them.
 """
