@@ -9,7 +9,7 @@ const FEWEST = 5000;  // points that are drawn in any case
 const RESTING_MS = 200;  // after this long without a movement everything is drawn
 const CAMERA_PX = 9, POINT_PX = 7;  // how far from a click things are still hit
 const COLOURS = { camera: 0x2f7ed8, other: 0x9bb8dc, chosen: 0xe8701a, paired: 0x2a9d6f };
-const FILL = 0.94;  // share of half the picture that the first view fills
+const FILL = 0.94, TOOLS_PX = 54;  // share of the width that the first view fills, and the height of the tools
 const MOST_PHOTOS = 150;  // photographs that are shown in their frames without being asked for
 
 function createMap(host, canvas, scene, xyz, rgb, thumbnail) {
@@ -191,7 +191,8 @@ function createMap(host, canvas, scene, xyz, rgb, thumbnail) {
     if (!some.length) some.push(new THREE.Vector3());
     const forward = new THREE.Vector3(0, 0.85, -0.53).normalize(), right = new THREE.Vector3(1, 0, 0);
     const up = new THREE.Vector3().crossVectors(right, forward);
-    const [tall, wide] = [Math.tan(eye.fov * Math.PI / 360) * FILL, Math.tan(eye.fov * Math.PI / 360) * eye.aspect * FILL];
+    const half = Math.tan(eye.fov * Math.PI / 360), wide = half * eye.aspect * FILL;
+    const tall = half * Math.max(0.5, 1 - 2 * TOOLS_PX / host.clientHeight);  // nothing behind the tools
     const target = new THREE.Vector3();
     let distance = scene.side;
     for (let turn = 0; turn < 8; turn++) {  // centre what is seen, then come as near as it allows
