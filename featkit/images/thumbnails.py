@@ -11,7 +11,16 @@ from jaxtyping import UInt8
 from pydantic import Field
 
 from featkit.core.errors import BadInputError
-from featkit.images.read import DecodeConfig, decode, read_file, read_header, upright
+from featkit.geometry.pixels import compose, resize_affine
+from featkit.images.read import (
+    DecodeConfig,
+    DecodedImage,
+    decode,
+    read_file,
+    read_header,
+    stored_from_upright,
+    upright,
+)
 
 Longer = Annotated[int, Field(ge=16, le=2**16)]
 """Longer side of a picture, px."""
@@ -19,7 +28,7 @@ REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.
 """By how much a JPEG decoder can divide the size, on its own."""
 
 
-def thumbnail(path: Path, side: int, intensity_range: tuple[float, float] | None = None) -> UInt8[np.ndarray, "h w 3"]:
+def thumbnail(path: Path, side: int, intensity_range: tuple[float, float] | None = None) -> DecodedImage:
     """A photograph in RGB, upright, its longer side at most `side` px. Raises BadInputError.
 
     intensity_range: what is black and white in a file of more than 8 bits (`DecodeConfig`).
@@ -29,14 +38,15 @@ def thumbnail(path: Path, side: int, intensity_range: tuple[float, float] | None
     header = read_header(path, data, config)
     divisor = next((d for d in REDUCED if max(header.size) >= d * side), 1)
     if header.form not in {"JPEG", "MPO"} or divisor == 1:
-        return decode(path, config, colour=True).pixels
+        return decode(path, config, colour=True)
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), REDUCED[divisor] | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         raise BadInputError(f"{path}: cannot be decoded as an image; remove or replace it")
-    scale = min(1.0, side / max(header.size))
+    scale = side / max(header.size)
     size = (max(1, round(header.size[0] * scale)), max(1, round(header.size[1] * scale)))
     small = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), size, interpolation=cv2.INTER_AREA)
-    return upright(small, header.orientation)
+    back = compose(resize_affine(size, header.size), stored_from_upright(size, header.orientation))
+    return DecodedImage(upright(small, header.orientation), header.size, back, orientation=header.orientation)
 
 
 def jpeg(pixels: UInt8[np.ndarray, "h w 3"], quality: int) -> bytes:

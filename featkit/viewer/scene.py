@@ -299,7 +299,7 @@ class ViewedScene:
 
     def _picture(self, kind: str, index: int, side: int) -> Answer:
         path = self.files[self.names[index]]
-        make = lambda: jpeg(thumbnail(path, side, self._range), self.config.jpeg_quality)  # noqa: E731
+        make = lambda: jpeg(thumbnail(path, side, self._range).pixels, self.config.jpeg_quality)  # noqa: E731
         return Answer("image/jpeg", self._kept.get((kind, index), make))
 
     # ---- parts of a map ---------------------------------------------------------------------------------------------

@@ -85,7 +85,10 @@ def hit_at(browser: Any, kind: str, index: int) -> Any:
 
 
 def is_loaded(browser: Any, selector: str) -> bool:
-    script = "const all = [...document.querySelectorAll(arguments[0])]; return all.length > 0 && all.every(i => i.complete && i.naturalWidth)"
+    script = (
+        "const all = [...document.querySelectorAll(arguments[0])];"
+        "return all.length > 0 && all.every(i => i.complete && i.naturalWidth)"
+    )
     return bool(browser.execute_script(script, selector))
 
 
@@ -149,7 +152,9 @@ def test_a_click_on_a_point_shows_its_track(browser: Any, page: str, made: MadeV
     assert browser.find_element("css selector", "#panel h1").text == f"Point {ids[index]}"
     sights = browser.find_elements("css selector", "#panel .sight")
     assert len(sights) == point.track.length()
-    expected = {model.images[e.image_id].name: model.images[e.image_id].points2D[e.point2D_idx].xy for e in point.track.elements}
+    expected = {
+        model.images[e.image_id].name: model.images[e.image_id].points2D[e.point2D_idx].xy for e in point.track.elements
+    }
     for sight in sights:
         image = int(sight.get_attribute("data-image"))
         x, y = expected[names[image]]

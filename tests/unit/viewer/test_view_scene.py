@@ -176,7 +176,9 @@ def test_a_database_is_not_touched(made: MadeView, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["database.db"]
 
 
-def test_without_a_database_pairs_see_common_points(made: MadeView, truth: pycolmap.Reconstruction, tmp_path: Path) -> None:
+def test_without_a_database_pairs_see_common_points(
+    made: MadeView, truth: pycolmap.Reconstruction, tmp_path: Path
+) -> None:
     shutil.copytree(made.model, tmp_path / "alone")
     scene = ViewedScene(tmp_path / "alone")
     assert scene.missing == [
@@ -257,8 +259,10 @@ def test_names_that_lead_elsewhere_are_refused(made: MadeView, tmp_path: Path, n
 
 @pytest.mark.parametrize(
     "path",
-    ["", "scene", "scene.json/", "image/5.json", "image/-1.json", "thumb/0.json", "tracks/1.json", "pair/0-0.bin"]
-    + ["pair/0-5.bin", "photo/0.jpg/../../x", "../scene.json", "photo/٣.jpg", "image/99999999999.json", "points.json"],
+    [
+        *("", "scene", "scene.json/", "image/5.json", "image/-1.json", "thumb/0.json", "tracks/1.json", "pair/0-0.bin"),
+        *("pair/0-5.bin", "photo/0.jpg/../../x", "../scene.json", "photo/٣.jpg", "image/99999999999.json"),
+    ],
 )
 def test_no_other_address(scene: ViewedScene, path: str) -> None:
     assert scene.answer(path) is None

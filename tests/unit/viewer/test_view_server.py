@@ -48,7 +48,9 @@ def port(scene: ViewedScene) -> Iterator[int]:
         assert not thread.is_alive()
 
 
-def ask(port: int, path: str, method: str = "GET", host: str | None = None) -> tuple[int, bytes, http.client.HTTPMessage]:
+def ask(
+    port: int, path: str, method: str = "GET", host: str | None = None
+) -> tuple[int, bytes, http.client.HTTPMessage]:
     """Exactly this path, which urllib would tidy up."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     connection.putrequest(method, path, skip_host=host is not None)
@@ -85,9 +87,17 @@ def test_the_page_loads_nothing_from_elsewhere() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/../secret.txt", "/photo/../secret.txt", "/photo/..%2fsecret.txt", "/%2e%2e/secret.txt", "/images/secret.txt"]
-    + ["//etc/passwd", "/photo//etc/passwd", "/photo/secret.txt", "/photo/0.jpg/../../../secret.txt", "/..\\secret.txt"]
-    + ["/photo/%30.jpg", "/scene.py", "/__init__.py", "/three.min.js/../scene.py"],
+    [
+        *(
+            "/../secret.txt",
+            "/photo/../secret.txt",
+            "/photo/..%2fsecret.txt",
+            "/%2e%2e/secret.txt",
+            "/images/secret.txt",
+        ),
+        *("//etc/passwd", "/photo//etc/passwd", "/photo/secret.txt", "/photo/0.jpg/../../../secret.txt"),
+        *("/..\\secret.txt", "/photo/%30.jpg", "/scene.py", "/__init__.py", "/three.min.js/../scene.py"),
+    ],
 )
 def test_no_path_leads_to_a_file(port: int, path: str) -> None:
     status, data, _ = ask(port, path)
