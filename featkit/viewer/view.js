@@ -323,6 +323,7 @@ async function showPoint(index, isCurrent) {
 function sight(image, x, y, [width, height]) {
   const small = thumb(image), frame = small.querySelector(".frame"), ring = el("span", { className: "ring" });
   frame.style.aspectRatio = `${width} / ${height}`;
+  frame.style.width = `min(100%, ${12 * width / height}rem)`;
   [ring.style.left, ring.style.top] = [`${100 * (x + 0.5) / width}%`, `${100 * (y + 0.5) / height}%`];
   frame.append(ring);
   const crop = el("div", { className: "crop" }), middle = el("span", { className: "ring" });
