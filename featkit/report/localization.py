@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,8 @@ def query_pictures(
         for result in shown:
             names = [name for name in partners.get(result.name, ()) if name in images]
             rows = partner_matches(result.name, names, matches, lambda name: point_ids(images[name]))
-            items.append(_query_row(result, queries, rows, query_store, map_store, near))
+            row = _query_row(result, queries, rows, query_store, map_store, near)
+            items.append(replace(row, key=not items))
     return items
 
 
@@ -186,7 +187,7 @@ def _query_row(
         if rows[i].name in near
     ][:PARTNERS]
     note = f"uncertain: {result.uncertain}" if result.uncertain else ""
-    return Gallery(result.name, [one for one in (own, *others) if one is not None], note, key=True)
+    return Gallery(result.name, [one for one in (own, *others) if one is not None], note)
 
 
 def _marked(

@@ -49,9 +49,11 @@ def scene_figure(scene: Scene3D, detail: Detail) -> Figure:
     shown_points, shown_colours = _visible(points, colours, box, detail.points)
     shown = [cameras[i] for i in spread(len(cameras), detail.cameras)]
     data = _point_traces(shown_points - box.middle, shown_colours) if len(shown_points) else []
-    data += _camera_traces(shown, turn, box, frustum_depth(centres, box))
+    depth = frustum_depth(centres, box)
+    data += _camera_traces(shown, turn, box, depth)
     caption = _caption(len(scene.points), len(shown_points), len(scene.cameras), len(shown))
-    views = first_views(points[box.contains(points)], centres @ turn.T, box)
+    drawn = [np.vstack([frustum_corners(camera, depth), centre_of(camera)]) for camera in shown]
+    views = first_views(shown_points, np.concatenate([np.zeros((0, 3)), *drawn]) @ turn.T, box)
     return Figure(data, _layout(box, views), caption)
 
 
@@ -179,7 +181,7 @@ ASPECTS = (0.45, 0.6, 0.75, 0.9, 1.1, 1.35, 1.6, 1.9, 2.3, 3.0)  # width / heigh
 USUAL_ASPECT = 1.6
 FILL = (0.94, 0.9)  # share of the picture's width and height that the visible content fills at most
 NEAREST = 0.3  # of the eye to what it looks at, in sides of the box
-ENOUGH_SEEN = 2000  # points and cameras the view is fitted to
+ENOUGH_SEEN = 2000  # points the view is fitted to
 
 
 def centre_of(camera: Camera3D) -> Float[np.ndarray, "3"]:
@@ -277,12 +279,14 @@ class FirstView:
     centre: Float[np.ndarray, "3"]
 
 
-def first_views(points: Float[np.ndarray, "n 3"], centres: Float[np.ndarray, "c 3"], box: ViewBox) -> list[FirstView]:
-    """For each of `ASPECTS`, the nearest view with all points and the cameras in the box in it, frusta included."""
-    near = centres[box.contains(centres)]
-    seen = _extremes(points[spread(len(points), ENOUGH_SEEN)], near[spread(len(near), ENOUGH_SEEN)], box)
-    seen = (seen - box.middle) / box.side if len(seen) else np.zeros((1, 3))
-    return [_fitted(seen, aspect) for aspect in ASPECTS]
+def first_views(points: Float[np.ndarray, "n 3"], frusta: Float[np.ndarray, "f 3"], box: ViewBox) -> list[FirstView]:
+    """For each of `ASPECTS`, the nearest view with all points and frusta in it that are inside the box.
+
+    frusta: their centres and corners.
+    """
+    seen = np.concatenate([points[spread(len(points), ENOUGH_SEEN)], frusta])
+    seen = (seen[box.contains(seen)] - box.middle) / box.side
+    return [_fitted(seen if len(seen) else np.zeros((1, 3)), aspect) for aspect in ASPECTS]
 
 
 def _fitted(seen: Float[np.ndarray, "m 3"], aspect: float) -> FirstView:
@@ -299,13 +303,6 @@ def _fitted(seen: Float[np.ndarray, "m 3"], aspect: float) -> FirstView:
         distance, last = needed, centre
         centre = centre + needed * (middle[0] * right + middle[1] * up)
     return FirstView(aspect, last - distance * forward, last)
-
-
-def _extremes(points: np.ndarray, centres: np.ndarray, box: ViewBox) -> Float[np.ndarray, "m 3"]:
-    """The points, and the extent of every camera's frustum."""
-    reach = 1.3 * frustum_depth(centres, box)  # to the corners of a wide image
-    around = reach * np.concatenate([np.eye(3), -np.eye(3)])
-    return np.concatenate([points, (centres[:, None] + around).reshape(-1, 3)])
 
 
 def _looking() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
