@@ -53,9 +53,11 @@ def test_report_of_a_localization(browser: Any, mapped_scene: Any, featkit_comma
     assert "<b>&nothing.png" in body
     described = json.loads((tmp_path / "out" / "poses.json").read_text())["results"]
     rows = browser.find_elements("css selector", "figure:has(.gallery)")
-    found = [one for one in described if one["localized"]]
-    assert [row.find_element("css selector", "h3").text for row in rows] == [one["name"] for one in found]
-    for row, one in zip(rows, found, strict=True):
+    found = {one["name"]: one for one in described if one["localized"]}
+    shown = [row.find_element("css selector", "h3").text for row in rows]
+    assert shown == sorted(found, key=lambda name: (not found[name]["uncertain"], name)), "uncertain ones first"
+    for row, name in zip(rows, shown, strict=True):
+        one = found[name]
         own, *others = [shot.text for shot in row.find_elements("css selector", ".shot")]
         assert own == f"{one['inliers']} inliers of {one['matches_3d']} matches"
         counts = [tuple(map(int, re.fullmatch(r"\S+: (\d+) inliers of (\d+)", text).groups())) for text in others]
