@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from featkit.api.stages import extract, match, pairs, run, verify
     from featkit.api.stores import check_store, merge_stores, repair_store
     from featkit.api.train import informativeness, train_patch, train_scfeat
+    from featkit.api.view import view
     from featkit.api.weights import (
         export_weights,
         fetch_weights,
@@ -60,6 +61,7 @@ __all__ = [
     "train_patch",
     "train_scfeat",
     "verify",
+    "view",
 ]
 PLACES = {
     "featkit.api.data": ("fetch_data", "make_patches", "make_posed_pairs", "pack_data"),
@@ -69,6 +71,7 @@ PLACES = {
     "featkit.api.stages": ("extract", "match", "pairs", "run", "verify"),
     "featkit.api.stores": ("check_store", "merge_stores", "repair_store"),
     "featkit.api.train": ("informativeness", "train_patch", "train_scfeat"),
+    "featkit.api.view": ("view",),
     "featkit.api.weights": (
         "export_weights",
         "fetch_weights",

@@ -56,7 +56,7 @@ from featkit.mapping.model import refuse_other_models
 from featkit.mapping.scene import MapFiles
 from featkit.mapping.verify import build_database
 from featkit.matching import stage as matching
-from featkit.report.localization import aachen_metrics, localization_report
+from featkit.report.localization import Matched, aachen_metrics, localization_report
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,7 @@ def run(
         report = localization_report(
             config, metrics, results, found, images, place / "report.html", true_poses,
             title=f"Aachen v{files.version}, {queries}: {features.name}", first=[condition_table(metrics)],
+            matched=Matched(query_features, query_list, query_matches),
         )  # fmt: skip
     metrics["config"], metrics["features"] = config.result_fields(), features.described()
     write_text(place / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")

@@ -90,6 +90,12 @@ VERBS = {
         "Verify matches geometrically, and write a COLMAP database that any mapper takes.",
         "VERIFY_HELP",
     ),
+    "view": Verb(
+        "view",
+        "view_command",
+        "Look at a map in a browser: points, cameras, photographs, matches and tracks.",
+        "VIEW_HELP",
+    ),
     "export": Verb("maps", "export_command", "Write a map for another program.", "EXPORT_HELP"),
     "serve": Verb(
         "localize",

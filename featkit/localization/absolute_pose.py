@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Protocol
@@ -235,16 +236,36 @@ class MapPoints:
         self, query: str, keypoints: Float[np.ndarray, "n 2"], partners: list[str], matches: MatchSource
     ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
         """Distinct 2D-3D matches of a query from its matches with map images: keypoint indices and point ids."""
-        found = [np.zeros((0, 2), np.int64)]
-        for name in partners:
-            pairs = matches.read(Pair(query, name)).as_index_pairs().astype(np.int64)
-            ids = self._points_of(name)[pairs[:, 1]]
-            seen = ids >= 0
-            found.append(np.stack([pairs[seen, 0], ids[seen]], axis=1))
-        unique = np.unique(np.concatenate(found), axis=0)
+        found = [match.seen for match in partner_matches(query, partners, matches, self._points_of)]
+        unique = np.unique(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=0)
         return unique[:, 0], unique[:, 1]
 
     def xyz(self, ids: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m 3"]:
         """Coordinates of points, in map units."""
         points = self.model.points3D
         return np.array([points[int(i)].xyz for i in ids], dtype=np.float64).reshape(-1, 3)
+
+
+@dataclass(frozen=True)
+class PartnerMatches:
+    """Matches of a query with keypoints of one map image that see points.
+
+    seen: keypoint of the query and id of the point. of_map: keypoint of the map image.
+    """
+
+    name: str
+    seen: Int[np.ndarray, "m 2"]
+    of_map: Int[np.ndarray, " m"]
+
+
+def partner_matches(
+    query: str, partners: Sequence[str], matches: MatchSource, points_of: Callable[[str], Int[np.ndarray, " n"]]
+) -> list[PartnerMatches]:
+    """Matches of a query with each of its map images. points_of: for every keypoint of an image its point, or -1."""
+    found = []
+    for name in partners:
+        pairs = matches.read(Pair(query, name)).as_index_pairs().astype(np.int64)
+        ids = points_of(name)[pairs[:, 1]]
+        kept = ids >= 0
+        found.append(PartnerMatches(name, np.stack([pairs[kept, 0], ids[kept]], axis=1), pairs[kept, 1]))
+    return found
