@@ -1,14 +1,16 @@
 """How a video's image moves: corners followed from frame to frame, and what two frames then have in common.
 
-The motion is the one that most of the picture makes (turned, scaled, shifted): near things move more than far ones, and
-a share of the picture is all that is asked for. A frame that cannot be followed (blurred, dark) is passed over, and the
-ones after it are followed from those before.
+A motion is that of the picture as a whole (turned, scaled, shifted), and how far things move against each other: the
+first counts when a camera pans or walks along, the second when it goes round a thing. A frame that cannot be followed
+(blurred, dark) is passed over, and the ones after it are followed from those before.
 
 Sources: corners and pyramidal optical flow, Shi and Tomasi (CVPR 1994) and Bouguet (2000), by OpenCV; sharpness as the
 variance of the Laplacian, Pech-Pacheco et al. (ICPR 2000).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -20,7 +22,7 @@ from featkit.core.config import Config, PositiveShare, Seconds
 FEWEST = 12  # corners that a motion is found by
 ROUND_TRIP_PX = 1.0  # a corner followed there and back comes as near to where it was
 NEW_ANCHOR_BELOW = 0.7  # overlap
-UNKNOWN = (-1, np.eye(3))  # shot and place of a frame whose motion is unknown
+ROUNDS = 5  # of reweighting
 
 
 class MotionConfig(Config):
@@ -32,22 +34,8 @@ class MotionConfig(Config):
     """Corners that are followed from frame to frame."""
     min_followed: PositiveShare = 0.25
     """Least share of the corners that must be found again; otherwise the motion is unknown."""
-    max_parallax: PositiveShare = 0.05
-    """Corners may differ from the common motion by up to this share of the longer side."""
     max_lost_s: Seconds = 0.5
     """Frames whose motion is unknown are passed over for this long, s; then a new shot begins."""
-
-
-def overlap(motion: Float[np.ndarray, "3 3"], size: tuple[int, int]) -> float:
-    """Share of a picture that another one of the same size shows too, of the one that has less in common.
-
-    motion: affine map of the other's pixels to those of the first. size: width, height.
-    """
-    width, height = size
-    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64) - 0.5
-    moved = corners @ motion[:2, :2].T + motion[:2, 2]
-    common, _ = cv2.intersectConvexConvex(corners.astype(np.float32), moved.astype(np.float32))
-    return float(min(1.0, common / (width * height * max(1.0, abs(np.linalg.det(motion[:2, :2]))))))
 
 
 def sharpness_of(grey: UInt8[np.ndarray, "h w"]) -> float:
@@ -55,23 +43,58 @@ def sharpness_of(grey: UInt8[np.ndarray, "h w"]) -> float:
     return float(cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_32F))[1][0, 0] ** 2)
 
 
-class Anchor:
-    """A frame from which corners are followed into later ones. place: see `Survey.places`."""
+@dataclass(frozen=True)
+class Motion:
+    """How a frame's picture has moved since another's.
 
-    def __init__(self, grey: UInt8[np.ndarray, "h w"], shot: int, place: Float[np.ndarray, "3 3"], corners: int):
+    common: affine map of its pixels to the other's, the motion of the whole. parallax: by how much things have moved
+    against each other, as a mean share of the extent of what is seen; when a camera goes round a thing, this is all.
+    """
+
+    common: Float[np.ndarray, "3 3"]
+    parallax: float = 0.0
+
+    def after(self, earlier: Motion) -> Motion:
+        """The motion since the frame that the earlier one is measured from."""
+        return Motion(earlier.common @ self.common, earlier.parallax + self.parallax)
+
+    def since(self, earlier: Motion) -> Motion:
+        """The motion since another frame, of two that are measured from one."""
+        return Motion(np.linalg.solve(earlier.common, self.common), abs(self.parallax - earlier.parallax))
+
+    def overlap(self, size: tuple[int, int]) -> float:
+        """Share of the picture that both frames show, of the one that has less in common. size: width, height."""
+        width, height = size
+        corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64) - 0.5
+        moved = corners @ self.common[:2, :2].T + self.common[:2, 2]
+        common, _ = cv2.intersectConvexConvex(corners.astype(np.float32), moved.astype(np.float32))
+        share = common / (width * height * max(1.0, abs(np.linalg.det(self.common[:2, :2]))))
+        return float(min(1.0, share) * max(0.0, 1.0 - self.parallax))
+
+
+STILL = Motion(np.eye(3))
+UNKNOWN = (-1, STILL)  # shot and place of a frame whose motion is unknown
+
+
+class Anchor:
+    """A frame from which corners are followed into later ones. place: its motion since the shot's first frame."""
+
+    def __init__(self, grey: UInt8[np.ndarray, "h w"], shot: int, place: Motion, corners: int):
         self.grey, self.shot, self.place = grey, shot, place
         apart = max(3.0, 0.5 * (grey.size / corners) ** 0.5)
         found = cv2.goodFeaturesToTrack(grey, corners, 0.01, apart)
         self.points = np.zeros((0, 1, 2), np.float32) if found is None else found
         self.guess = self.points
+        spread = np.percentile(self.points[:, 0], (5, 95), axis=0) if len(self.points) else np.zeros((2, 2))
+        self.extent = np.maximum(spread[1] - spread[0], 1.0) / 0.9
 
     @property
     def has_corners(self) -> bool:
         """Whether there is enough in the frame to follow."""
         return len(self.points) >= FEWEST
 
-    def follow(self, grey: UInt8[np.ndarray, "h w"], config: MotionConfig) -> Float[np.ndarray, "3 3"] | None:
-        """Map of the other frame's pixels to the anchor's (turned, scaled, shifted); None: it cannot be followed."""
+    def follow(self, grey: UInt8[np.ndarray, "h w"], config: MotionConfig) -> Motion | None:
+        """The motion from the anchor to another frame; None: it cannot be followed."""
         if not self.has_corners or grey.shape != self.grey.shape:
             return None
         moved, there = _flow(self.grey, grey, self.points, self.guess)
@@ -81,16 +104,33 @@ class Anchor:
         good = there & again & returned
         if good.sum() < max(FEWEST, config.min_followed * len(self.points)):
             return None
-        threshold = config.max_parallax * max(grey.shape)
-        found, _ = cv2.estimateAffinePartial2D(
-            moved[good], self.points[good], method=cv2.RANSAC, ransacReprojThreshold=threshold
-        )
-        if found is None or not np.isfinite(found).all() or abs(np.linalg.det(found[:, :2])) < 1e-3:
+        moved, points = moved[good, 0], self.points[good, 0]
+        motion = similarity(moved, points)
+        if not np.isfinite(motion).all() or abs(np.linalg.det(motion[:2, :2])) < 1e-3:
             return None
-        motion = np.vstack([found, [0, 0, 1]])
         self.guess = cv2.perspectiveTransform(self.points, np.linalg.inv(motion)).astype(np.float32)
-        self.guess[good] = moved[good]
-        return motion
+        self.guess[good, 0] = moved
+        apart = np.abs(moved @ motion[:2, :2].T + motion[:2, 2] - points).mean(axis=0)
+        return Motion(motion, float((apart / self.extent).sum()))
+
+
+def similarity(moved: Float[np.ndarray, "n 2"], points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "3 3"]:
+    """Map of `moved` to `points` (turned, scaled, shifted) with the least Huber loss, by reweighted least squares.
+
+    Not by consensus: that would change over from near things to far ones from one frame to the next.
+    """
+    x, y = moved.astype(np.float64).T
+    one, none = np.ones(len(x)), np.zeros(len(x))
+    rows = np.concatenate([np.stack([x, -y, one, none], 1), np.stack([y, x, none, one], 1)])
+    target = points.astype(np.float64).T.ravel()
+    weights = one
+    for _ in range(ROUNDS):
+        root = np.sqrt(np.tile(weights, 2))
+        a, b, right, down = np.linalg.lstsq(rows * root[:, None], target * root, rcond=None)[0]
+        errors = np.hypot(*(rows @ [a, b, right, down] - target).reshape(2, -1))
+        limit = max(1.0, 1.5 * float(np.median(errors)))
+        weights = np.minimum(1.0, limit / np.maximum(errors, 1e-9))
+    return np.array([[a, -b, right], [b, a, down], [0, 0, 1]])
 
 
 def _flow(
@@ -112,11 +152,11 @@ class Follower:
     def __init__(self, config: MotionConfig, max_lost: int):
         self.config, self.max_lost = config, max_lost
         self.anchor: Anchor | None = None
-        self.last: tuple[UInt8[np.ndarray, "h w"], Float[np.ndarray, "3 3"]] | None = None  # followed, after the anchor
+        self.last: tuple[UInt8[np.ndarray, "h w"], Motion] | None = None  # followed, after the anchor
         self.num_lost = 0
 
-    def add(self, grey: UInt8[np.ndarray, "h w"]) -> tuple[int, Float[np.ndarray, "3 3"]]:
-        """The next frame's shot, and the map of its pixels to those of the shot's first frame.
+    def add(self, grey: UInt8[np.ndarray, "h w"]) -> tuple[int, Motion]:
+        """The next frame's shot, and its motion since the shot's first frame.
 
         A shot is a run of frames that hold together by known motion; -1: the frame is in none.
         """
@@ -131,23 +171,21 @@ class Follower:
         self.num_lost += 1
         return self._begin(grey, self.anchor.shot + 1) if self.num_lost > self.max_lost else UNKNOWN
 
-    def _begin(self, grey: UInt8[np.ndarray, "h w"], shot: int) -> tuple[int, Float[np.ndarray, "3 3"]]:
-        anchor = Anchor(grey, shot, np.eye(3), self.config.corners)
+    def _begin(self, grey: UInt8[np.ndarray, "h w"], shot: int) -> tuple[int, Motion]:
+        anchor = Anchor(grey, shot, STILL, self.config.corners)
         if not anchor.has_corners:
             return UNKNOWN
         self.anchor, self.last, self.num_lost = anchor, None, 0
         return shot, anchor.place
 
-    def _followed(
-        self, grey: UInt8[np.ndarray, "h w"], motion: Float[np.ndarray, "3 3"]
-    ) -> tuple[int, Float[np.ndarray, "3 3"]]:
+    def _followed(self, grey: UInt8[np.ndarray, "h w"], motion: Motion) -> tuple[int, Motion]:
         assert self.anchor is not None
-        shot, place = self.anchor.shot, self.anchor.place @ motion
+        shot, place = self.anchor.shot, motion.after(self.anchor.place)
         self.last, self.num_lost = (grey, place), 0
-        if overlap(motion, (grey.shape[1], grey.shape[0])) < NEW_ANCHOR_BELOW:
+        if motion.overlap((grey.shape[1], grey.shape[0])) < NEW_ANCHOR_BELOW:
             self._move_anchor(grey, place)
         return shot, place
 
-    def _move_anchor(self, grey: UInt8[np.ndarray, "h w"], place: Float[np.ndarray, "3 3"]) -> None:
+    def _move_anchor(self, grey: UInt8[np.ndarray, "h w"], place: Motion) -> None:
         assert self.anchor is not None
         self.anchor, self.last = Anchor(grey, self.anchor.shot, place, self.config.corners), None

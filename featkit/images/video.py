@@ -33,7 +33,7 @@ from featkit.core.config import Config, Count, PositiveShare
 from featkit.core.errors import BadInputError, EmptyResultError, blaming
 from featkit.core.log import progress
 from featkit.images.listing import SUFFIXES
-from featkit.images.motion import Follower, MotionConfig, overlap, sharpness_of
+from featkit.images.motion import Follower, Motion, MotionConfig, sharpness_of
 from featkit.io.artifact import part_of, place_files, refuse_foreign, scratch, write_bytes
 from featkit.io.atomic import FOREIGN, is_stamped, read_stamp
 
@@ -197,15 +197,15 @@ def _fitted(image: UInt8[np.ndarray, "h w 3"], longest: int | None) -> UInt8[np.
 class Survey:
     """What is known of every frame.
 
-    times: seconds from the start. sharpness: variance of the Laplacian, grey levels squared. shots: which frames hold
-    together by known motion; -1: unknown. places: maps of a frame's pixels (of the small copy) to those of the first
-    frame of its shot. size: width and height of the small copies. is_cut_off: the file ends before it should.
+    times: seconds from the start. sharpness: variance of the Laplacian, grey levels squared. shots: runs of frames that
+    hold together by known motion; -1: a frame in none. places: motions since the first frame of the shot. size: width
+    and height of the small copies. is_cut_off: the file ends before it should.
     """
 
     times: Float[np.ndarray, " n"]
     sharpness: Float[np.ndarray, " n"]
     shots: Int[np.ndarray, " n"]
-    places: Float[np.ndarray, "n 3 3"]
+    places: Sequence[Motion]
     size: tuple[int, int]
     is_cut_off: bool = False
 
@@ -217,7 +217,7 @@ class Survey:
         """Share of the picture that two frames have in common, of the one that has less; 0 in different shots."""
         if not self.hold(first, second):
             return 0.0
-        return overlap(np.linalg.solve(self.places[first], self.places[second]), self.size)
+        return self.places[second].since(self.places[first]).overlap(self.size)
 
 
 def survey(video: Path, config: FramesConfig) -> Survey:
@@ -248,8 +248,8 @@ def survey(video: Path, config: FramesConfig) -> Survey:
         LOGGER.warning("%s: the file is cut off: %d of %d frames can be read, up to %.1f s; they are used",
                        video, count, announced, seconds[count - 1])  # fmt: skip
     size = (small.shape[1], small.shape[0])
-    sharp, shot, place = (np.array(one)[:count] for one in (sharpness, shots, places))
-    return Survey(seconds[:count], sharp, shot, place, size, is_cut_off)
+    sharp, shot = (np.array(one)[:count] for one in (sharpness, shots))
+    return Survey(seconds[:count], sharp, shot, places[:count], size, is_cut_off)
 
 
 def _increasing(times: Float[np.ndarray, " n"], fps: float, video: Path) -> Float[np.ndarray, " n"]:
