@@ -115,22 +115,22 @@ class Anchor:
 
 
 def similarity(moved: Float[np.ndarray, "n 2"], points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "3 3"]:
-    """Map of `moved` to `points` (turned, scaled, shifted) with the least Huber loss, by reweighted least squares.
+    """Map of `moved` to `points` (turned, scaled, shifted) with the least Huber loss, by reweighted least squares
+    of complex numbers.
 
     Not by consensus: that would change over from near things to far ones from one frame to the next.
     """
-    x, y = moved.astype(np.float64).T
-    one, none = np.ones(len(x)), np.zeros(len(x))
-    rows = np.concatenate([np.stack([x, -y, one, none], 1), np.stack([y, x, none, one], 1)])
-    target = points.astype(np.float64).T.ravel()
-    weights = one
+    here, there = (np.ascontiguousarray(one, np.float64).view(np.complex128)[:, 0] for one in (moved, points))
+    weights = np.ones(len(here))
     for _ in range(ROUNDS):
-        root = np.sqrt(np.tile(weights, 2))
-        a, b, right, down = np.linalg.lstsq(rows * root[:, None], target * root, rcond=None)[0]
-        errors = np.hypot(*(rows @ [a, b, right, down] - target).reshape(2, -1))
+        share = weights / weights.sum()
+        middle, target = share @ here, share @ there
+        turn = (share * (here - middle).conj()) @ (there - target) / max(1e-9, share @ np.abs(here - middle) ** 2)
+        shift = target - turn * middle
+        errors = np.abs(turn * here + shift - there)
         limit = max(1.0, 1.5 * float(np.median(errors)))
         weights = np.minimum(1.0, limit / np.maximum(errors, 1e-9))
-    return np.array([[a, -b, right], [b, a, down], [0, 0, 1]])
+    return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag], [0, 0, 1]])
 
 
 def _flow(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import logging
 import os
 import re
@@ -57,6 +58,8 @@ class FramesConfig(Config):
     search: PositiveShare = 0.25
     """Frames compete for sharpness while their overlap differs from the target by less than this share of the step,
     1 - overlap: at 0.8 those from 0.75 to 0.85."""
+    blurred_below: PositiveShare = 0.5
+    """Where all of those are less than this share as sharp as one after half a step, that one is kept."""
     fps: float | None = Field(None, gt=0, le=1000)
     """Frames kept for each second of video, in place of an overlap. None: by overlap."""
     max_frames: Count | None = None
@@ -269,8 +272,8 @@ def _increasing(times: Float[np.ndarray, " n"], fps: float, video: Path) -> Floa
 def choose(found: Survey, config: FramesConfig) -> list[int]:
     """Numbers of the frames to keep, in order."""
     if config.fps is not None:
-        return _at_most(config.max_frames, lambda share: by_time(found, share * float(config.fps or 0)))
-    return _at_most(config.max_frames, lambda share: by_overlap(found, share * config.overlap, config.search))
+        return _at_most(config.max_frames, lambda share: by_time(found, config, share * float(config.fps or 0)))
+    return _at_most(config.max_frames, lambda share: by_overlap(found, config, share * config.overlap))
 
 
 def _at_most(number: int | None, chosen_at: Callable[[float], list[int]]) -> list[int]:
@@ -291,64 +294,62 @@ def _at_most(number: int | None, chosen_at: Callable[[float], list[int]]) -> lis
     return [best[i] for i in np.linspace(0, len(best) - 1, min(number, len(best))).round().astype(int)]
 
 
-def by_time(found: Survey, fps: float) -> list[int]:
-    """The sharpest frame from the middle half of each 1 / fps seconds, or of all of it where that has none."""
-    slot = np.floor((found.times - found.times[0]) * fps + 1e-9).astype(np.int64)
-    central = np.abs((found.times - found.times[0]) * fps - slot - 0.5) <= 0.25
-    chosen = []
-    for frames in np.split(np.arange(len(slot)), np.flatnonzero(np.diff(slot)) + 1):
-        middle = frames[central[frames]]
-        chosen.append(_sharpest(found, middle if len(middle) else frames))
-    return chosen
+def by_time(found: Survey, config: FramesConfig, fps: float) -> list[int]:
+    """The sharpest frame from the middle half of each 1 / fps seconds, or from all of it if those are blurred."""
+    places = (found.times - found.times[0]) * fps + 1e-9
+    slots = np.floor(places).astype(np.int64)
+    central = np.abs(places - slots - 0.5) <= 0.25
+    each = np.split(np.arange(len(slots)), np.flatnonzero(np.diff(slots)) + 1)
+    return [_sharp_one(found, config, frames[central[frames]].tolist(), frames.tolist()) for frames in each]
 
 
-def by_overlap(found: Survey, target: float, search: float) -> list[int]:
+def by_overlap(found: Survey, config: FramesConfig, target: float) -> list[int]:
     """Frames that overlap the one before by about the target: the sharpest of those within `search` of the step."""
-    step = 1 - target
-    low, high = target - search * step, target + search * step
     known = np.flatnonzero(found.shots >= 0)
-    place, chosen = 0, []
-    while place < len(known):
-        # A shot begins: the sharpest of the frames that show nearly what its first one does.
-        first = known[place]
-        same = [i for i in _run(found, known, place) if found.overlap(first, i) >= 1 - search * step]
-        kept = _sharpest(found, same)
-        chosen.append(kept)
-        while (following := _next(found, known, kept, low, high)) is not None:
-            kept = following
+    chosen = []
+    for frames in np.split(known, np.flatnonzero(np.diff(found.shots[known])) + 1) if len(known) else []:
+        shot = frames.tolist()
+        kept: int | None = _first(found, shot, 1 - config.search * (1 - target))
+        while kept is not None:
             chosen.append(kept)
-        place = int(np.searchsorted(found.shots[known], found.shots[first], side="right"))
+            kept = _next(found, shot[shot.index(kept) + 1 :], kept, config, target)
     return chosen
 
 
-def _run(found: Survey, known: Int[np.ndarray, " m"], place: int) -> Iterator[int]:
-    """The frames of the shot from there, while they overlap its first one."""
-    first = known[place]
-    for frame in known[place:]:
-        if found.shots[frame] != found.shots[first] or found.overlap(first, frame) < 0.5:
-            return
-        yield int(frame)
+def _first(found: Survey, shot: list[int], least: float) -> int:
+    """The sharpest of the frames at a shot's begin that show nearly what its first one does."""
+    there = itertools.takewhile(lambda frame: found.overlap(shot[0], frame) >= least, shot)
+    return _sharpest(found, list(there))
 
 
-def _next(found: Survey, known: Int[np.ndarray, " m"], kept: int, low: float, high: float) -> int | None:
-    """The frame to keep after `kept` in its shot; None: the shot ends before its image has moved on enough."""
+def _next(found: Survey, later: list[int], kept: int, config: FramesConfig, target: float) -> int | None:
+    """Which of the later frames of the shot to keep after `kept`; None: its image has not moved on enough."""
+    step = 1 - target
+    low, high, halfway = target - config.search * step, target + config.search * step, target + 0.5 * step
     candidates: list[int] = []
-    before = kept
-    for frame in known[np.searchsorted(known, kept, side="right") :].tolist():
-        if found.shots[frame] != found.shots[kept]:
-            break
+    earlier: list[int] = []
+    for place, frame in enumerate(later):
         common = found.overlap(kept, frame)
         if common < low:
-            if candidates:
-                break
-            return before if before != kept else frame  # nothing in between: rather too much overlap than too little
+            if not candidates:  # nothing in between: rather too much overlap than too little
+                return later[max(0, place - 1)]
+            break
         if common <= high:
             candidates.append(frame)
-        before = frame
-    return _sharpest(found, candidates) if candidates else None
+        elif common <= halfway:
+            earlier.append(frame)
+    if not candidates:
+        return None
+    return _sharp_one(found, config, candidates, earlier)
 
 
-def _sharpest(found: Survey, frames: Sequence[int] | Int[np.ndarray, " m"]) -> int:
+def _sharp_one(found: Survey, config: FramesConfig, wanted: Sequence[int], others: Sequence[int]) -> int:
+    """The sharpest of the wanted frames, unless it is blurred compared with the others' sharpest."""
+    best = [_sharpest(found, frames) for frames in (wanted, others) if frames]
+    return best[-1] if found.sharpness[best[0]] < config.blurred_below * found.sharpness[best[-1]] else best[0]
+
+
+def _sharpest(found: Survey, frames: Sequence[int]) -> int:
     return int(frames[int(np.argmax(found.sharpness[np.asarray(frames)]))])
 
 
