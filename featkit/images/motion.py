@@ -22,6 +22,7 @@ from featkit.core.config import Config, PositiveShare, Seconds
 FEWEST = 12  # corners that a motion is found by
 ROUND_TRIP_PX = 1.0  # a corner followed there and back comes as near to where it was
 NEW_ANCHOR_BELOW = 0.7  # overlap
+WELL_FOLLOWED = 0.5  # share of the corners; with fewer a later anchor is taken, if there is one
 ROUNDS = 5  # of reweighting
 
 
@@ -93,8 +94,8 @@ class Anchor:
         """Whether there is enough in the frame to follow."""
         return len(self.points) >= FEWEST
 
-    def follow(self, grey: UInt8[np.ndarray, "h w"], config: MotionConfig) -> Motion | None:
-        """The motion from the anchor to another frame; None: it cannot be followed."""
+    def follow(self, grey: UInt8[np.ndarray, "h w"], least: float) -> Motion | None:
+        """The motion from the anchor to another frame; None: less than that share of the corners is found again."""
         if not self.has_corners or grey.shape != self.grey.shape:
             return None
         moved, there = _flow(self.grey, grey, self.points, self.guess)
@@ -102,7 +103,7 @@ class Anchor:
         back, again = _flow(grey, self.grey, moved, start)
         returned = np.linalg.norm((back - self.points)[:, 0], axis=1) < ROUND_TRIP_PX
         good = there & again & returned
-        if good.sum() < max(FEWEST, config.min_followed * len(self.points)):
+        if good.sum() < max(FEWEST, least * len(self.points)):
             return None
         moved, points = moved[good, 0], self.points[good, 0]
         motion = similarity(moved, points)
@@ -162,10 +163,10 @@ class Follower:
         """
         if self.anchor is None:
             return self._begin(grey, 0)
-        motion = self.anchor.follow(grey, self.config)
+        motion = self.anchor.follow(grey, self.config.min_followed if self.last is None else WELL_FOLLOWED)
         if motion is None and self.last is not None:
             self._move_anchor(*self.last)
-            motion = self.anchor.follow(grey, self.config)
+            motion = self.anchor.follow(grey, self.config.min_followed)
         if motion is not None:
             return self._followed(grey, motion)
         self.num_lost += 1
