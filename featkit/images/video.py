@@ -16,6 +16,7 @@ import csv
 import hashlib
 import io
 import itertools
+import json
 import logging
 import os
 import re
@@ -30,7 +31,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field
 
-from featkit.core.config import Config, Count, PositiveShare
+from featkit.core.config import Config, Count, PositiveShare, differences
 from featkit.core.errors import BadInputError, EmptyResultError, blaming
 from featkit.core.log import progress
 from featkit.images.listing import SUFFIXES
@@ -89,14 +90,15 @@ def run(config: FramesConfig, video: Path, output: Path, *, overwrite: bool = Fa
     """Write sharp frames of a video, and their list, into a folder; other files in it stay.
 
     Done work is skipped when frames.json says that the same configuration and video made it and all its frames are
-    there; otherwise its frames are replaced. Raises BadInputError for what is no video, or for files of these names
-    that featkit did not make; EmptyResultError; NotWritableError.
+    there. overwrite: also make them anew then, or in place of another video's or configuration's. Raises BadInputError
+    for what is no video, for such frames of others, or for files of these names that featkit did not make;
+    EmptyResultError; NotWritableError.
     """
     _refuse_still(video)
     stamp = output / STAMP
     inputs = _digest(video)
     _refuse_foreign(output)
-    if not overwrite and is_stamped(stamp, config, inputs) and (done := _done(output)) is not None:
+    if not overwrite and (done := _done(output, config, inputs)) is not None:
         LOGGER.info("frames: %s is done already", output)
         return done
     with scratch(part_of(output)) as new:
@@ -115,11 +117,17 @@ def run(config: FramesConfig, video: Path, output: Path, *, overwrite: bool = Fa
     return Frames(output, len(chosen), len(found.times), float(found.times[-1]), found.is_cut_off)
 
 
-def _done(output: Path) -> Frames | None:
-    """What the stamp lists, when all of it is there."""
-    stamp = read_stamp(output / STAMP) or {}
-    if not all((output / name).is_file() for name in stamp.get("files", ["\0"])):
+def _done(output: Path, config: FramesConfig, inputs: str) -> Frames | None:
+    """What is there already, whole. Raises BadInputError for frames of another video or configuration."""
+    stamp = read_stamp(output / STAMP)
+    if stamp is None:
         return None
+    if not is_stamped(output / STAMP, config, inputs):
+        was = differences(json.dumps(stamp.get("config", {})), config)
+        what = f"by another configuration ({was})" if stamp.get("inputs") == inputs else "of another video"
+        raise BadInputError(f"{output}: holds frames {what}; --overwrite replaces them, or choose another --out")
+    if not all((output / name).is_file() for name in stamp["files"]):
+        return None  # a run was killed here
     return Frames(output, stamp["frames"], stamp["read"], stamp["duration_s"], stamp["is_cut_off"])
 
 

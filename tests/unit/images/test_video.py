@@ -267,14 +267,25 @@ def test_done_is_not_done_again(pan: Path, tmp_path: Path, caplog: pytest.LogCap
 def test_other_frames_take_the_place_of_the_old_ones_and_of_nothing_else(pan: Path, tmp_path: Path) -> None:
     out = tmp_path / "images"
     run(FramesConfig(fps=5), pan, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    other = Path(shutil.copy(pan, tmp_path / "other.avi"))
+    with other.open("ab") as file:
+        file.write(b"more")
+    for video, config, words in (
+        (pan, FramesConfig(), "configuration .fps: 5.0 -> None"),
+        (other, FramesConfig(fps=5), "video"),
+    ):
+        with pytest.raises(BadInputError, match=f"another {words}.*--overwrite"):
+            run(config, video, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (out / "mine.jpg").write_bytes(b"a photograph")
-    run(FramesConfig(max_frames=3), pan, out)
+    run(FramesConfig(max_frames=3), pan, out, overwrite=True)
     assert len(listed(out)) <= 3  # and no other frame is there
     assert (out / "mine.jpg").read_bytes() == b"a photograph"
     name = listed(out)[0]["name"]
     (out / name).write_bytes(b"painted over")
     with pytest.raises(BadInputError, match="was not made by featkit"):
-        run(FramesConfig(fps=1000), pan, out)
+        run(FramesConfig(fps=1000), pan, out, overwrite=True)
     assert (out / name).read_bytes() == b"painted over"
 
 
