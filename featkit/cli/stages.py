@@ -65,7 +65,7 @@ Example: `featkit pairs feats.h5 --method retrieval --num 20 --out pairs.txt`
 photographs taken near each other, by their EXIF or a csv of `name,lat,lon[,alt]`; one without a position is paired with
 all. `poses` pairs cameras of a COLMAP model that stand near each other and look the same way, `covisible` those that
 see the most points in common. `sequential` pairs each image with the next ones in name order; with
-`--set loop_closure=5` (feats.h5) also with similar ones of another time, and with `--set across_cameras=true` across the
+`--set loop_closure=5` (feats.h5) also with similar ones of other times, with `--set across_cameras=true` across the
 cameras of a rig (cam0/0001.jpg, cam1/0001.jpg).
 With --retrieval FILE images are compared by anybody's global descriptors: an h5 file with a group per image that holds
 `global_descriptor`, as hloc writes for NetVLAD and others."""

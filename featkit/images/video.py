@@ -7,7 +7,6 @@ written. No pictures are kept in between, so a video may be of any length.
     frame_000000.jpg, frame_000037.jpg, ...   numbers of frames in the video, so names sort by time
     frames.csv                                name,time_s,frame,sharpness,overlap
     frames.json                               what made them; only files that it lists are replaced
-
 """
 
 from __future__ import annotations
