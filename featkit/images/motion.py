@@ -23,6 +23,8 @@ FEWEST = 12  # corners that a motion is found by
 ROUND_TRIP_PX = 1.0  # a corner followed there and back comes as near to where it was
 NEW_ANCHOR_BELOW = 0.7  # overlap
 WELL_FOLLOWED = 0.5  # share of the corners; with fewer a later anchor is taken, if there is one
+WINDOW = (15, 15)  # around a corner that is followed, px
+ENOUGH = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 12, 0.03)  # steps, px; ends a search
 ROUNDS = 5  # of reweighting
 
 
@@ -142,7 +144,14 @@ def _flow(
 ) -> tuple[Float[np.ndarray, "n 1 2"], Bool[np.ndarray, " n"]]:
     """Where points of one image are in the other, and whether they were found."""
     found, status, _ = cv2.calcOpticalFlowPyrLK(
-        grey, other, points, guess.copy(), winSize=(21, 21), maxLevel=4, flags=cv2.OPTFLOW_USE_INITIAL_FLOW
+        grey,
+        other,
+        points,
+        guess.copy(),
+        winSize=WINDOW,
+        maxLevel=4,
+        criteria=ENOUGH,
+        flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
     )
     return found, status[:, 0] == 1
 
