@@ -35,7 +35,7 @@ from featkit.core.errors import BadInputError, EmptyResultError, blaming
 from featkit.core.log import progress
 from featkit.images.listing import SUFFIXES
 from featkit.images.motion import Follower, Motion, MotionConfig, sharpness_of
-from featkit.io.artifact import part_of, place_files, refuse_foreign, scratch, write_bytes
+from featkit.io.artifact import part_of, place_files, refuse_foreign, scratch, write_bytes, write_text
 from featkit.io.atomic import FOREIGN, is_stamped, read_stamp
 
 LOGGER = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def run(config: FramesConfig, video: Path, output: Path, *, overwrite: bool = Fa
             raise EmptyResultError(f"{video}: nothing in it has enough texture to follow; --fps takes frames by time")
         _warn(video, found, chosen)
         names = _write(video, found, chosen, new, config)
-        (new / LIST).write_text(_listed(found, chosen, names), encoding="utf-8")
+        write_text(new / LIST, _listed(found, chosen, names), owned=True)
         counts = {"frames": len(chosen), "read": len(found.times), "duration_s": float(found.times[-1])}
         place_files(
             new, output, overwrite=True, stamp=stamp, only=True, kind="frames", fingerprint=config.fingerprint(),
