@@ -74,6 +74,9 @@ VERBS = {
         "Give a map its metric scale and orientation: the whole model moved by one similarity.",
         "ALIGN_HELP",
     ),
+    "frames": Verb(
+        "stages", "frames_command", "Take sharp frames with a target overlap out of a video.", "FRAMES_HELP"
+    ),
     "extract": Verb("stages", "extract_command", "Extract local features of all images of a folder.", "EXTRACT_HELP"),
     "features": Verb(
         "weights",

@@ -25,7 +25,16 @@ SUFFIXES = frozenset(
 """File extensions of photographs. HEIC needs the extra `heic`."""
 NOT_READ = {
     "a camera's raw file": {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".raw"},
-    "a video": {".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm", ".3gp", ".insv"},
+    "a video; `featkit frames` takes photographs out of it": {
+        ".mp4",
+        ".mov",
+        ".avi",
+        ".mkv",
+        ".m4v",
+        ".webm",
+        ".3gp",
+        ".insv",
+    },
     "not a photograph that is read": {".psd", ".svg", ".eps", ".exr", ".hdr", ".jxl", ".jxr", ".insp", ".xcf", ".fits"},
 }
 """Files that users keep in such folders and might expect to be used."""

@@ -332,16 +332,19 @@ def _empty(container: Path) -> None:
     container.rmdir()
 
 
-def place_files(new: Path, folder: Path, *, overwrite: bool = False, **described: Any) -> list[Path]:
+def place_files(
+    new: Path, folder: Path, *, overwrite: bool = False, stamp: Path | None = None, only: bool = False, **described: Any
+) -> list[Path]:
     """Move the files in `new` to `folder`, which may exist, and return their names.
 
-    The stamp in the folder lists the files with their checksums; only those are replaced, and only with overwrite.
+    The stamp lists the files with their checksums; only those are replaced, and only with overwrite.
+    stamp: by default `.featkit.json` in the folder. only: listed files that are not among the new ones are removed.
     Raises BadInputError, NotWritableError.
     """
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted(path.relative_to(new) for path in new.rglob("*") if path.is_file())
-        stamp = folder / STAMP
+        stamp = stamp or folder / STAMP
         refuse_foreign(stamp)
         known = (read_stamp(stamp) or {}).get("files", {})
         there = [name for name in names if os.path.lexists(folder / name)]
@@ -358,7 +361,11 @@ def place_files(new: Path, folder: Path, *, overwrite: bool = False, **described
             )
         for name in there:
             (folder / name).unlink()
-        kept = {name: value for name, value in known.items() if (folder / name).is_file()}
+        if only:
+            for name in known.keys() - {name.as_posix() for name in names}:
+                if _sha256(inside(folder, name)) == known[name]:
+                    (folder / name).unlink()
+        kept = {name: value for name, value in known.items() if (folder / name).is_file() and not only}
         files = {**kept, **{name.as_posix(): _sha256(new / name) for name in names}}
         text = json.dumps({VERSION: __version__, **described, "files": files}, indent=1, ensure_ascii=False)
         write_text(stamp, text + "\n")

@@ -186,7 +186,7 @@ def _is_own_list(path: Path) -> bool:
     described = read_stamp(path.with_suffix(".json"))
     if described is None or VERSION not in described:
         return False
-    if described.get("kind") not in ("pairs", "poses") and not {"results", "localized"} <= described.keys():
+    if described.get("kind") not in ("pairs", "poses", "frames") and not {"results", "localized"} <= described.keys():
         return False
     return "sha256" not in described or described["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 

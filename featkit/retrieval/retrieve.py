@@ -69,14 +69,16 @@ def retrieve(
     *,
     device: str = "auto",
     spill_folder: Path | None = None,
+    describe: Describe | None = None,
 ) -> list[Pair]:
     """Pairs (query, database image): for every query, in their order, its `num` most similar images, best first.
 
     Arguments and errors as for `most_similar`.
     """
     found = most_similar(
-        queries, query_names, database, database_names, config, num, generator, device=device, spill_folder=spill_folder
-    )
+        queries, query_names, database, database_names, config, num, generator,
+        device=device, spill_folder=spill_folder, describe=describe,
+    )  # fmt: skip
     return [
         Pair(name, found.database_names[index])
         for name, row in zip(found.query_names, found.best, strict=True)
