@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from featkit.api.evaluation import evaluate, evaluate_all
     from featkit.api.localization import localize, serve
     from featkit.api.maps import align, export, extend, merge, reconstruct, run_demo
-    from featkit.api.stages import extract, match, pairs, run, verify
+    from featkit.api.stages import extract, frames, match, pairs, run, verify
     from featkit.api.stores import check_store, merge_stores, repair_store
     from featkit.api.train import informativeness, train_patch, train_scfeat
+    from featkit.api.view import view
     from featkit.api.weights import (
         export_weights,
         fetch_weights,
@@ -39,6 +40,7 @@ __all__ = [
     "extract",
     "fetch_data",
     "fetch_weights",
+    "frames",
     "import_weights",
     "informativeness",
     "list_methods",
@@ -60,15 +62,17 @@ __all__ = [
     "train_patch",
     "train_scfeat",
     "verify",
+    "view",
 ]
 PLACES = {
     "featkit.api.data": ("fetch_data", "make_patches", "make_posed_pairs", "pack_data"),
     "featkit.api.evaluation": ("evaluate", "evaluate_all"),
     "featkit.api.localization": ("localize", "serve"),
     "featkit.api.maps": ("align", "export", "extend", "merge", "reconstruct", "run_demo"),
-    "featkit.api.stages": ("extract", "match", "pairs", "run", "verify"),
+    "featkit.api.stages": ("extract", "frames", "match", "pairs", "run", "verify"),
     "featkit.api.stores": ("check_store", "merge_stores", "repair_store"),
     "featkit.api.train": ("informativeness", "train_patch", "train_scfeat"),
+    "featkit.api.view": ("view",),
     "featkit.api.weights": (
         "export_weights",
         "fetch_weights",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +11,11 @@ from featkit.api.options import Device, ModelNumber, Option, Overwrite, Shown, t
 from featkit.api.stages import camera_options
 from featkit.core.config import load_pipeline
 from featkit.core.errors import UsageError
+from featkit.core.listening import LOOPBACK, address_of, listening
 from featkit.localization.localizer import Localizer, LocalizerConfig, ServedConfig
 
 LOCALIZE = load_pipeline("localize")
 LOGGER = logging.getLogger("featkit.serve")
-LOOPBACK = ("127.", "::1", "localhost")
 Map = Annotated[Path, Shown(metavar="MAP", help="A reconstructed scene, or its sparse model.")]
 MapFeatures = Annotated[Path | None, Shown(help="The map's features.h5.", unset="found beside the map")]
 
@@ -109,10 +108,10 @@ def serve(
 
     warm_config = LocalizerConfig(**{name: getattr(config, name) for name in LocalizerConfig.model_fields})
     with (
-        _listening(host, port) as bound,
+        listening(host, port) as bound,
         Localizer(map_folder, warm_config, features=features, device=device, number=number) as warm,
     ):
-        where = _address(bound)
+        where = address_of(bound)
         if not host.startswith(LOOPBACK):
             LOGGER.warning("%s: whoever can reach this machine can send photographs; there is no password", where)
         bound.listen()  # before it is said to be ready: what comes now waits for the server's first turn
@@ -122,20 +121,3 @@ def serve(
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[bound])
         return where
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, before the map is loaded. Raises UsageError when it cannot be."""
-    try:
-        (family, kind, _, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        bound = socket.socket(family, kind)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        raise UsageError(f"--host {host} --port {port}: {error.strerror}; choose another port or address") from None
-    return bound
-
-
-def _address(bound: socket.socket) -> str:
-    host, port, *_ = bound.getsockname()
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,4 +1,4 @@
-"""From photographs to verified matches: extract, pairs, match, verify, and shards of them; functions of files."""
+"""From a video or photographs to verified matches: frames, extract, pairs, match, verify, and shards; of files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from featkit.engine.plan import LOCAL, EngineConfig, join, read_plan, run_shard
 from featkit.features import stage as extraction
 from featkit.features.sift import SiftConfig
 from featkit.features.stage import ExtractConfig
+from featkit.images import video as videos
 from featkit.io.features import open_features
 from featkit.io.lists import Spelling, read_pairs
 from featkit.io.matches import open_matches
@@ -67,6 +68,25 @@ def camera_options(at: str) -> dict[str, Option]:
         "camera_params": Option(f"{at}params", panel=CAMERAS),
         "camera_mode": Option(f"{at}mode", panel=CAMERAS),
     }
+
+
+@takes(
+    videos.FramesConfig,
+    "",
+    overlap=Option("overlap"),
+    fps=Option("fps"),
+    max_frames=Option("max_frames"),
+    resize_max=Option("resize_max"),
+)
+def frames(
+    video: Annotated[Path, Shown(help="The video: mp4, mov, avi, mkv, webm, ...")],
+    out: Annotated[Path, Shown("--out", "-o", help="Folder for the frames and frames.csv.")],
+    *,
+    config: videos.FramesConfig,
+    overwrite: Overwrite = False,
+) -> videos.Frames:
+    """Write sharp frames of a video that overlap as a map needs. Raises featkit's errors."""
+    return videos.run(config, video, out, overwrite=overwrite)
 
 
 @dataclass(frozen=True)

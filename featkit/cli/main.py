@@ -74,6 +74,9 @@ VERBS = {
         "Give a map its metric scale and orientation: the whole model moved by one similarity.",
         "ALIGN_HELP",
     ),
+    "frames": Verb(
+        "stages", "frames_command", "Take sharp frames with a target overlap out of a video.", "FRAMES_HELP"
+    ),
     "extract": Verb("stages", "extract_command", "Extract local features of all images of a folder.", "EXTRACT_HELP"),
     "features": Verb(
         "weights",
@@ -89,6 +92,12 @@ VERBS = {
         "verify_command",
         "Verify matches geometrically, and write a COLMAP database that any mapper takes.",
         "VERIFY_HELP",
+    ),
+    "view": Verb(
+        "view",
+        "view_command",
+        "Look at a map in a browser: points, cameras, photographs, matches and tracks.",
+        "VIEW_HELP",
     ),
     "export": Verb("maps", "export_command", "Write a map for another program.", "EXPORT_HELP"),
     "serve": Verb(

@@ -1,4 +1,4 @@
-"""`featkit extract`, `pairs`, `match`, `verify`, and the same in shards: `plan` and `run`."""
+"""`featkit frames`, `extract`, `pairs`, `match`, `verify`, and the same in shards: `plan` and `run`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,30 @@ from featkit.api import stages as api
 from featkit.cli.app import Outcome, fail
 from featkit.cli.command import command
 from featkit.core.errors import UsageError
+from featkit.images.video import Frames
+
+# ----------------------------------------------------------------------------------------------------------------------
+# `featkit frames`: a video -> images.
+
+
+FRAMES_HELP = """Take sharp frames of a target overlap out of a video.
+
+Example: `featkit frames walk.mp4 --out scene/images`
+
+The motion of the picture is followed from frame to frame; when the overlap with the frame kept before has fallen to
+--overlap, the sharpest of the frames around is kept. Where the camera stands still nothing is kept, where it is fast
+more. --fps takes the sharpest frame by time instead. frames.csv lists names, times in seconds, frame numbers, sharpness
+and overlap. The rotation that phones record is applied. A file that is cut off gives the frames that can be read.
+Then map them: `featkit reconstruct scene/ --pairs sequential`."""
+
+
+@command(api.frames)
+def frames_command(done: Frames) -> Outcome:
+    data = {"out": str(done.out), "frames": done.frames, "read": done.read, "duration_s": done.duration_s}
+    kept = f"{done.frames:,} of {done.read:,} frames in {done.duration_s:.1f} s"
+    cut = ", as far as the file can be read" if done.is_cut_off else ""
+    return Outcome({**data, "is_cut_off": done.is_cut_off}, [f"{done.out}: {kept}{cut}; times in frames.csv"])
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # `featkit extract`: images -> features.h5.
@@ -40,7 +64,9 @@ Example: `featkit pairs feats.h5 --method retrieval --num 20 --out pairs.txt`
 `retrieval` compares the descriptors in feats.h5 (VLAD); all others also take a folder of images. `gps` pairs
 photographs taken near each other, by their EXIF or a csv of `name,lat,lon[,alt]`; one without a position is paired with
 all. `poses` pairs cameras of a COLMAP model that stand near each other and look the same way, `covisible` those that
-see the most points in common.
+see the most points in common. `sequential` pairs each image with the next ones in name order; with
+`--set loop_closure=5` (feats.h5) also with similar ones of other times, with `--set across_cameras=true` across the
+cameras of a rig (cam0/0001.jpg, cam1/0001.jpg).
 With --retrieval FILE images are compared by anybody's global descriptors: an h5 file with a group per image that holds
 `global_descriptor`, as hloc writes for NetVLAD and others."""
 

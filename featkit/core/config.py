@@ -112,7 +112,7 @@ class Config(BaseModel):
         plain = self.model_dump(mode="json", exclude=runtime)
         for name in fields:
             value = getattr(self, name)
-            if isinstance(value, Config) and name in plain:
+            if isinstance(value, Config) and name not in runtime:
                 plain[name] = value.result_fields()
         return {name: _json_value(value) for name, value in plain.items()}
 

@@ -76,6 +76,30 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Thumbnail:
+    """A small RGB image with a caption, and points marked on it, px of the image.
+
+    inlier: colours of the points. highlight: emphasises it, as a photograph that failed.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    caption: str
+    points: Float[np.ndarray, "m 2"] = field(default_factory=lambda: np.zeros((0, 2)))
+    inlier: Bool[np.ndarray, " m"] = field(default_factory=lambda: np.zeros(0, bool))
+    highlight: bool = False
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Small images in a grid; key: whether points are marked on them, as inliers and outliers."""
+
+    title: str
+    thumbnails: Sequence[Thumbnail]
+    note: str = ""
+    key: bool = False
+
+
+@dataclass(frozen=True)
 class Histogram:
     """Histogram of values; NaN and infinite values are left out and counted in the caption."""
 
@@ -145,7 +169,7 @@ class Headline:
     hint: str = ""
 
 
-Item = Scene3D | MatchPicture | Picture | Histogram | Curves | Bars | Table | Configuration
+Item = Scene3D | MatchPicture | Picture | Gallery | Histogram | Curves | Bars | Table | Configuration
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,9 @@ MATCHERS: dict[str, Entry] = {
 }
 PAIRINGS: dict[str, Entry] = {
     "exhaustive": Entry("featkit.pairing.by_name:Exhaustive", "every image with every other"),
-    "sequential": Entry("featkit.pairing.by_name:Sequential", "each image with the next ones in name order"),
+    "sequential": Entry(
+        "featkit.pairing.by_name:Sequential", "each image with the next ones in name order, loops, rigs"
+    ),
     "retrieval": Entry("featkit.pairing.by_retrieval:Retrieval", "each image with the most similar ones (VLAD)"),
     "gps": Entry("featkit.pairing.by_place:Gps", "each image with the ones taken nearest to it, by EXIF or a csv"),
     "poses": Entry("featkit.pairing.by_place:ByPoses", "each image with the nearest of a model that look the same way"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pycolmap
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from featkit.core.errors import BadInputError
 from featkit.core.log import progress
@@ -167,3 +170,93 @@ def database_counts(path: Path) -> dict[str, int]:
             }
     except Exception as error:  # pycolmap's exception types differ between versions
         raise BadInputError(f"{path}: not a COLMAP database ({str(error).splitlines()[0]})") from None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Looking into a database without changing it: pycolmap opens one to write, and rewrites its header.
+
+
+@dataclass(frozen=True)
+class PairLines:
+    """All matches of two images: ends in COLMAP pixels, and which of them verification kept."""
+
+    points0: Float[np.ndarray, "m 2"]
+    points1: Float[np.ndarray, "m 2"]
+    inlier: Bool[np.ndarray, " m"]
+
+
+class ReadOnlyDatabase:
+    """The pairs and keypoints of a COLMAP database, whose file stays as it is, byte for byte.
+
+    counts: matches and inliers of every pair that has a match, by the names of its images in order. partners: the same
+    by either name, then by the other. Every call opens the file by itself, so that threads can share one.
+    """
+
+    def __init__(self, path: Path):
+        """Raises BadInputError for a file that is no COLMAP database."""
+        self.path = path
+        with self._open() as rows:
+            self.ids = {name: number for number, name in rows.execute("SELECT image_id, name FROM images")}
+            names = {number: name for name, number in self.ids.items()}
+            matches = dict(rows.execute("SELECT pair_id, rows FROM matches WHERE rows > 0"))
+            inliers = dict(rows.execute("SELECT pair_id, rows FROM two_view_geometries WHERE rows > 0"))
+        self.counts: dict[Pair, tuple[int, int]] = {}
+        self.partners: dict[str, dict[str, tuple[int, int]]] = {}
+        for pair_id in sorted(matches.keys() | inliers.keys()):
+            first, second = pycolmap.pair_id_to_image_pair(pair_id)
+            if first in names and second in names:
+                found = (matches.get(pair_id, 0), inliers.get(pair_id, 0))
+                counts = (max(found), found[1])
+                self.counts[Pair(names[first], names[second])] = counts
+                self.partners.setdefault(names[first], {})[names[second]] = counts
+                self.partners.setdefault(names[second], {})[names[first]] = counts
+
+    def keypoints(self, name: str) -> Float[np.ndarray, "n 2"]:
+        """Keypoints of an image, COLMAP pixels; none for an image that the database does not have."""
+        with self._open() as rows:
+            return self._table(rows, "keypoints", "image_id", self.ids.get(name, -1), np.float32)[:, :2]
+
+    def lines(self, pair: Pair) -> PairLines:
+        """The matches of a pair, in either order of its names. Raises BadInputError for a damaged row."""
+        ids = [self.ids.get(name, -1) for name in (pair.name0, pair.name1)]
+        with self._open() as rows:
+            points = [self._table(rows, "keypoints", "image_id", number, np.float32)[:, :2] for number in ids]
+            pair_id = pycolmap.image_pair_to_pair_id(*ids) if min(ids) >= 0 else -1
+            found, kept = (
+                self._table(rows, table, "pair_id", pair_id, np.uint32).astype(np.int64)
+                for table in ("matches", "two_view_geometries")
+            )
+        if ids[0] > ids[1]:  # stored in the order of the ids
+            found, kept = found[:, ::-1], kept[:, ::-1]
+        stride = int(max(found.max(initial=0), kept.max(initial=0))) + 1
+        is_new = ~np.isin(kept @ [stride, 1], found @ [stride, 1])  # verification may add matches of its own
+        every = np.concatenate([found, kept[is_new]])
+        if (every.max(axis=0, initial=-1) >= [len(points[0]), len(points[1])]).any():
+            raise BadInputError(
+                f"{self.path}: matches of {pair.name0!r} and {pair.name1!r} name keypoints beyond theirs; match again"
+            )
+        inlier = np.isin(every @ [stride, 1], kept @ [stride, 1])
+        return PairLines(points[0][every[:, 0]], points[1][every[:, 1]], inlier)
+
+    def _table(self, rows: sqlite3.Connection, table: str, key: str, number: int, kind: type) -> np.ndarray:
+        """The array (rows, cols) of one row of a table; (0, 2) where there is none."""
+        query = f"SELECT rows, cols, data FROM {table} WHERE {key} = ?"
+        count, width, data = rows.execute(query, (number,)).fetchone() or (0, 2, b"")
+        if not count:
+            return np.zeros((0, 2), kind)
+        array = np.frombuffer(data or b"", np.dtype(kind).newbyteorder("<"))
+        if width < 2 or array.size != count * width:
+            raise BadInputError(f"{self.path}: a row of {table} is cut off; make or copy the database again")
+        return array.reshape(count, width)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """A connection that writes nothing: no locks or logs beside the file, unless another program writes it now."""
+        log = self.path.with_name(f"{self.path.name}-wal")
+        busy = log.is_file() and log.stat().st_size > 0
+        address = f"{self.path.resolve().as_uri()}?{'mode=ro' if busy else 'immutable=1'}"
+        try:
+            with contextlib.closing(sqlite3.connect(address, uri=True)) as rows:
+                yield rows
+        except sqlite3.Error as error:
+            raise BadInputError(f"{self.path}: not a COLMAP database ({error})") from None

@@ -43,14 +43,7 @@ def find_photographs(model_folder: Path, names: Sequence[str], folders: Sequence
 
     Raises BadInputError, which names the images whose files are not there.
     """
-    near = [model_folder.resolve(), *model_folder.resolve().parents[:NEAR]]
-    searched = list(folders) or [folder for base in near for folder in (base / "images", base)]
-    found: dict[str, Path] = {}
-    if folders:
-        for folder in reversed(searched):
-            found |= _in_folder(folder, names)
-    else:
-        found = max((_in_folder(folder, names) for folder in searched), key=len)
+    found = photographs_there(model_folder, names, folders)
     if not found and not folders:
         raise BadInputError(
             f"{model_folder}: its {len(names)} photographs, such as {names[0]!r}, were not found near it; name their"
@@ -64,6 +57,17 @@ def find_photographs(model_folder: Path, names: Sequence[str], folders: Sequence
             " them back, or name their folder with --images"
         )
     return {name: found[name] for name in names}
+
+
+def photographs_there(model_folder: Path, names: Sequence[str], folders: Sequence[Path] = ()) -> dict[str, Path]:
+    """As `find_photographs`, only those whose files are there. Raises BadInputError for a name that leads elsewhere."""
+    found: dict[str, Path] = {}
+    if folders:
+        for folder in reversed(folders):
+            found |= _in_folder(folder, names)
+        return found
+    near = [model_folder.resolve(), *model_folder.resolve().parents[:NEAR]]
+    return max((_in_folder(folder, names) for base in near for folder in (base / "images", base)), key=len)
 
 
 def _in_folder(folder: Path, names: Sequence[str]) -> dict[str, Path]:

@@ -1,16 +1,24 @@
-"""Pairs by names: every image with every other, or with the next ones."""
+"""Pairs by names: every image with every other, or with the next ones (and loops, and cameras of a rig)."""
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from featkit.core.config import Config, Count
+from featkit.core.config import Config, Count, CountOrZero, Later
+from featkit.core.errors import BadInputError, UsageError
 from featkit.core.types import Pair
 from featkit.io.features import FeatureStore
+from featkit.retrieval.retrieve import Describe, retrieve
+from featkit.retrieval.vlad import VladConfig
+
+LOGGER = logging.getLogger(__name__)
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Every image with every other: n (n - 1) / 2 pairs.
@@ -36,37 +44,87 @@ class Exhaustive:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Each image with the next ones in name order, for video and for photographs taken along a path.
+# Each image with the next ones in name order, for video and for photographs taken along a path; with similar ones of
+# another time, where the path comes back; with those that other cameras of a rig took at about the same time.
 #
-# Source of the quadratic overlap: COLMAP, `SequentialPairingOptions` (images 1, 2, 4, 8, ... ahead).
+# Source of the quadratic overlap and of loop closure: COLMAP, `SequentialPairingOptions` (images 1, 2, 4, 8, ... ahead;
+# every tenth image looks for loops, if it is asked to).
 
 
 DIGITS = re.compile(r"([0-9]+)")  # not \d: int() of some other digits would order them with these
 
 
 class SequentialConfig(Config):
-    """How far ahead an image is matched."""
+    """How far ahead an image is matched, and which loops and cameras are."""
 
     overlap: Count = 10
     """Following images that each one is paired with."""
     # Off: `overlap` then means just what it says. On reaches further for few pairs when a path returns slowly.
     quadratic: bool = False
     """Pair also with the images 2^k ahead, for all k below overlap."""
+    # Off, as in COLMAP: a path that never comes back finds none, and repeated structure finds wrong ones.
+    loop_closure: Later[CountOrZero] = 0
+    """Most similar images of other times (VLAD) that every `loop_every`-th one is paired with, where a path may come
+    back to a place; 0: none. Reads features."""
+    loop_every: Later[Count] = 10
+    """Of how many images one looks for loops."""
+    loop_gap: Later[Count | None] = None
+    """Images up to so many before or after are no loops. None: twice the overlap."""
+    vlad: Later[VladConfig] = VladConfig()
+    """How images are described and compared for loops."""
+    across_cameras: Later[bool] = False
+    """Sibling folders are cameras of one rig, with equal names for one time (cam0/0001.jpg, cam1/0001.jpg): each camera
+    is a sequence of its own, and images of several cameras at one time are paired."""
+    across_overlap: Later[CountOrZero] = 1
+    """Following times whose images of the other cameras an image is paired with too; 0: only its own time."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When, by order, and by which camera an image was taken. rig: images of different ones have no common time."""
+
+    rig: str
+    camera: str
+    time: int
 
 
 class Sequential:
     """Neighbours in natural name order: img2 comes before img10."""
 
     Config = SequentialConfig
-    needs_features = False
-    scratch_folder: Path | None = None
 
     def __init__(self, config: SequentialConfig, device: str = "auto"):
         self.config = config
+        self.device = device
+        self.needs_features = config.loop_closure > 0
+        self.scratch_folder: Path | None = None
+        self.describe: Describe | None = None  # what makes the images' vectors; None: this process
 
     def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
-        """See `Pairing.pairs`; ordered by the first image, then by distance. A name given twice counts once."""
+        """See `Pairing.pairs`; in sequence, then across cameras, then loops. A name given twice counts once.
+
+        In sequence they are ordered by the first image, then by distance. Raises UsageError for loops without features,
+        BadInputError where no name occurs in two folders that are to be cameras.
+        """
+        if self.needs_features and features is None:
+            raise UsageError("loop closure compares features: extract first, then pair features.h5")
         ordered = sorted(set(names), key=natural_key)
+        moments = rig_moments(ordered) if self.config.across_cameras else one_camera(ordered)
+        sequences: dict[tuple[str, str], list[str]] = {}
+        for name in ordered:
+            sequences.setdefault((moments[name].rig, moments[name].camera), []).append(name)
+        found = [pair for sequence in sequences.values() for pair in self._ahead(sequence)]
+        if self.config.across_cameras:
+            found += self._across(moments)
+        if features is not None and self.needs_features:
+            there = {pair.key(): pair for pair in found}
+            for pair in self._loops(list(sequences.values()), moments, features, generator):
+                there.setdefault(pair.key(), pair)
+            found = list(there.values())
+        return found
+
+    def _ahead(self, ordered: list[str]) -> list[Pair]:
+        """Each image of a sequence with the next ones."""
         steps = set(range(1, self.config.overlap + 1))
         if self.config.quadratic:
             steps |= {1 << k for k in range(min(self.config.overlap, len(ordered).bit_length()))}
@@ -76,6 +134,73 @@ class Sequential:
             for step in sorted(steps)
             if index + step < len(ordered)
         ]
+
+    def _across(self, moments: Mapping[str, Moment]) -> list[Pair]:
+        """Images of different cameras of a rig, at one time or the next ones."""
+        taken: dict[tuple[str, int], list[str]] = {}
+        for name, moment in moments.items():
+            taken.setdefault((moment.rig, moment.time), []).append(name)
+        return [
+            Pair(name, other)
+            for name, moment in moments.items()
+            for later in range(self.config.across_overlap + 1)
+            for other in taken.get((moment.rig, moment.time + later), [])
+            if moments[other].camera != moment.camera and (later or moment.camera < moments[other].camera)
+        ]
+
+    def _loops(
+        self,
+        sequences: list[list[str]],
+        moments: Mapping[str, Moment],
+        features: FeatureStore,
+        generator: np.random.Generator,
+    ) -> list[Pair]:
+        """Every so many images of a sequence, each with the most similar ones of other times; best first."""
+        config = self.config
+        gap = 2 * config.overlap if config.loop_gap is None else config.loop_gap
+        asked = [name for sequence in sequences for name in sequence[:: config.loop_every]]
+        most_near = 2 * gap * len(sequences) + len(sequences) - 1  # images so near in time that they are no loops
+        similar = retrieve(
+            features, asked, features, list(moments), config.vlad,
+            min(config.loop_closure + most_near, max(1, len(moments) - 1)), generator,
+            device=self.device, spill_folder=self.scratch_folder, describe=self.describe,
+        )  # fmt: skip
+        found: dict[str, list[Pair]] = {}
+        for pair in similar:
+            one, other = moments[pair.name0], moments[pair.name1]
+            is_near = one.rig == other.rig and abs(one.time - other.time) <= gap
+            if not is_near and len(found.setdefault(pair.name0, [])) < config.loop_closure:
+                found[pair.name0].append(pair)
+        loops = [pair for pairs in found.values() for pair in pairs]
+        LOGGER.info("pair: %d images look for loops: %d pairs", len(asked), len(loops))
+        return loops
+
+
+def one_camera(ordered: Sequence[str]) -> dict[str, Moment]:
+    """All images by one camera, in this order."""
+    return {name: Moment("", "", index) for index, name in enumerate(ordered)}
+
+
+def rig_moments(ordered: Sequence[str]) -> dict[str, Moment]:
+    """A camera for each folder, a rig for each folder of such folders, a time for each file name but its ending.
+
+    Times of a rig go by natural order. Raises BadInputError when no time is of two cameras.
+    """
+    found: dict[str, Moment] = {}
+    times: dict[str, dict[str, int]] = {}
+    for name in sorted(ordered, key=lambda name: natural_key(PurePosixPath(name).stem)):
+        path = PurePosixPath(name)
+        known = times.setdefault(path.parent.parent.as_posix(), {})
+        found[name] = Moment(
+            path.parent.parent.as_posix(), path.parent.as_posix(), known.setdefault(path.stem, len(known))
+        )
+    cameras = {(moment.rig, moment.time, moment.camera) for moment in found.values()}
+    if len(cameras) == len({(rig, time) for rig, time, _ in cameras}):
+        raise BadInputError(
+            "across_cameras: no two folders next to each other have an image of the same name; cameras of a rig are"
+            " folders such as cam0/ and cam1/, where 0001.jpg in both was taken at one time"
+        )
+    return {name: found[name] for name in ordered}
 
 
 def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
@@ -19,7 +21,7 @@ COLOURS = (*GROUP_COLOURS.values(), *OTHER_COLOURS)
 
 def curves_figure(curves: Curves) -> Figure:
     """One line per curve, without NaN or infinite values. Raises ValueError for arrays of unequal length."""
-    layout = {
+    layout: dict[str, Any] = {
         "xaxis": {"title": {"text": for_plotly(curves.x_label)}, "zeroline": False},
         "yaxis": {
             "title": {"text": for_plotly(curves.y_label)},
@@ -28,25 +30,53 @@ def curves_figure(curves: Curves) -> Figure:
         },
         "margin": {"l": 64, "r": 12, "t": 8, "b": 48},
         "legend": {"orientation": "h", "y": 1.12},
-        "showlegend": sum(not curve.faint for curve in curves.curves) > 1,
+        "showlegend": len(curves.curves) > 1,
+        "hoverlabel": {"namelength": -1},
         "dragmode": False,
     }
-    data, coloured = [], 0
-    for curve in sorted(curves.curves, key=lambda curve: not curve.faint):  # plotly draws the last one on top
+    data: list[dict[str, Any]] = []
+    heights: list[np.ndarray] = []
+    faint = [curve for curve in curves.curves if curve.faint]
+    for curve in faint:  # plotly draws the last one on top; one entry of the legend stands for all of these
         x, y = _shown(curve, curves.log_y)
-        drawn = (
-            {"color": NEUTRAL, "width": 1} if curve.faint else {"color": COLOURS[coloured % len(COLOURS)], "width": 2}
-        )
-        coloured += not curve.faint
-        line = {
-            "type": "scatter",
-            "mode": "lines+markers" if len(x) <= 30 and not curve.faint else "lines",
-            "name": for_plotly(curve.name),
-            "line": drawn,
-            "showlegend": not curve.faint,
-        }
-        data.append(line | {"x": packed(x), "y": packed(y)})
+        entry = curve.name if len(faint) == 1 else f"{len(faint)} others, thin and grey"
+        line = _line(curve, x, y, {"color": NEUTRAL, "width": 1})
+        data.append(line | {"name": for_plotly(entry), "legendgroup": "faint", "showlegend": curve is faint[0]})
+        heights.append(y)
+    for number, curve in enumerate(curve for curve in curves.curves if not curve.faint):
+        x, y = _shown(curve, curves.log_y)
+        data.append(_line(curve, x, y, {"color": COLOURS[number % len(COLOURS)], "width": 2}))
+        heights.append(y)
+    level = _level(heights)
+    if level is not None:
+        layout["yaxis"] |= _around(level, curves.log_y)
     return Figure(data, layout, _curves_caption(curves))
+
+
+def _line(curve: Curve, x: Float[np.ndarray, " k"], y: Float[np.ndarray, " k"], pen: dict[str, Any]) -> dict[str, Any]:
+    name = for_plotly(curve.name)
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if len(x) <= 30 and not curve.faint else "lines",
+        "name": name,
+        "line": pen,
+        "hovertemplate": f"%{{x}}, %{{y}}<extra>{name}</extra>",
+        "x": packed(x),
+        "y": packed(y),
+    }
+
+
+def _level(heights: list[np.ndarray]) -> float | None:
+    """The one value of curves that are constant and equal; else None."""
+    joined = np.concatenate(heights) if heights else np.zeros(0)
+    return float(joined[0]) if len(joined) and np.ptp(joined) <= 1e-9 * abs(float(joined[0])) else None
+
+
+def _around(level: float, log: bool) -> dict[str, Any]:
+    """A range with a constant line in its middle, and its value as the only tick."""
+    reach = 0.5 * abs(level) or 1.0
+    ends = [float(np.log10(level / 2)), float(np.log10(level * 2))] if log else [level - reach, level + reach]
+    return {"range": ends, "tickvals": [level], "ticktext": [format_cell(level)]}
 
 
 def _shown(curve: Curve, positive: bool) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
@@ -118,11 +148,14 @@ def bars_figure(bars: Bars) -> Figure:
 # A histogram as a plotly bar chart.
 
 
+ROOM = 6  # widths of a single bar that the axis reaches to its left and right
+
+
 def histogram_figure(histogram: Histogram) -> Figure:
     """Counts per bin; binned here, so that the page stores bins and not values."""
     values = np.asarray(histogram.values, dtype=np.float64).ravel()
     finite = values[np.isfinite(values)]
-    layout = {
+    layout: dict[str, Any] = {
         "xaxis": {"title": {"text": for_plotly(histogram.x_label)}, "zeroline": False},
         "yaxis": {"title": {"text": "count"}, "rangemode": "tozero", "zeroline": False},
         "margin": {"l": 56, "r": 12, "t": 8, "b": 48},
@@ -137,7 +170,13 @@ def histogram_figure(histogram: Histogram) -> Figure:
             f"{_span(float(low), float(high))}: {format_integer(int(count))}"
             for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
         ]
-        bar = {"type": "bar", "hoverinfo": "text", "hovertext": labels, "textposition": "none"}
+        bar: dict[str, Any] = {"type": "bar", "hoverinfo": "text", "hovertext": labels, "textposition": "none"}
+        if len(counts) == 1:  # one bar, with its value below it, not a chart that is filled by it
+            middle, width = 0.5 * float(edges[0] + edges[1]), float(edges[1] - edges[0])
+            value = float(finite[0]) if np.ptp(finite) == 0 else middle
+            ends = [middle - ROOM * width, middle + ROOM * width]
+            layout["xaxis"] |= {"range": ends, "tickvals": [middle], "ticktext": [format_cell(value)]}
+            bar["width"] = [width]
         data.append(bar | {"x": packed(0.5 * (edges[:-1] + edges[1:])), "y": packed(counts)})
     return Figure(data, layout, _histogram_caption(finite, len(values) - len(finite)))
 

@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from featkit.core.config import Config
 from featkit.core.content import (
     Cell,
+    Gallery,
     Headline,
     Item,
     Report,
     Scene3D,
     Section,
     Table,
+    Thumbnail,
 )
+from featkit.core.errors import BadInputError
 from featkit.core.types import Pose
 from featkit.evaluation.aachen import NAMES
 from featkit.evaluation.metrics import LocalizationScore
 from featkit.evaluation.pictures import moved_scene, posed_camera, seconds_table
+from featkit.images.thumbnails import thumbnail
+from featkit.io.features import FeatureStore, open_features
+from featkit.io.lists import read_pairs
+from featkit.io.matches import open_matches
+from featkit.localization.absolute_pose import PartnerMatches, partner_matches
 from featkit.localization.stage import QueryResult
 from featkit.mapping.align import transform_pose
 from featkit.mapping.cameras import to_camera
 from featkit.mapping.database import count_verified
-from featkit.mapping.model import Model, map_statistics, read_model
+from featkit.mapping.model import Model, map_statistics, point_ids, read_model
+from featkit.mapping.photographs import photographs_there
 from featkit.mapping.scene import MapFiles
 from featkit.report.maps import configuration, localization_metrics, recall_table
 from featkit.report.page import write_report
+from featkit.report.tables import spread
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The report of a localization: the queries in the map, and a table of all of them with the reasons of failures.
@@ -48,17 +58,24 @@ def localization_report(
     truth_from_map: Float[np.ndarray, "3 4"] | None = None,
     title: str | None = None,
     first: Sequence[Item] = (),
+    matched: Matched | None = None,
 ) -> Path:
     """Write report.html of a localization and return it.
 
     truth: true poses, drawn beside the estimated ones. truth_from_map: similarity that everything is drawn after.
-    title: instead of the queries' folder. first: items above the recall.
+    title: instead of the queries' folder. first: items above the recall. matched: shows queries beside map images.
     """
     tables: list[Item] = [*first, *([recall_table(metrics)] if "recall" in metrics else [])]
+    model = read_model(found.model)
     sections = [
-        Section("3D", items=[_scene(read_model(found.model), results, truth, truth_from_map)]),
-        Section("Result", items=[*tables, seconds_table(metrics)]),
+        Section("3D", items=[_scene(model, results, truth, truth_from_map)]),
         Section("Queries", items=[_query_table(metrics, results)]),
+    ]
+    if matched is not None:
+        pictures = query_pictures(model, results, found, queries, matched)
+        sections.append(Section("Queries and the map images they matched", ABOUT_PICTURES, pictures))
+    sections += [
+        Section("Result", items=[*tables, seconds_table(metrics)]),
         Section("Made by", items=[configuration(config)]),
     ]
     headlines = [Headline("Localized", f"{metrics['localized']} / {metrics['queries']}", hint="queries")]
@@ -92,6 +109,107 @@ def _scene(
     return Scene3D(scene.points, scene.colours, cameras)
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Each query beside the map images it was matched with.
+
+
+ABOUT_PICTURES = (
+    "Left the query, then the map images that gave it most inliers. Dots are its matches with points of the map: those "
+    "that fit the pose, and those that do not."
+)
+MOST_QUERIES = 24  # that are shown, those that failed or are uncertain before the others
+PARTNERS = 5  # map images beside a query
+THUMBNAIL_PX = 280  # longer side
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What a query was matched with: files of its features, of the pairs and of the matches."""
+
+    features: Path
+    pairs: Path
+    matches: Path
+
+
+def query_pictures(
+    model: Model, results: Sequence[QueryResult], found: MapFiles, queries: Path, matched: Matched
+) -> list[Item]:
+    """One row per query: itself and the map images with most inliers; photographs that are not there are left out."""
+    partners: dict[str, list[str]] = {}
+    for pair in read_pairs(matched.pairs, directed=True):
+        partners.setdefault(pair.name0, []).append(pair.name1)
+    images = {image.name: image for image in model.images.values() if image.has_pose}
+    near = photographs_there(found.model, sorted(images))
+    doubtful = [r for r in results if r.keypoints and (r.pose is None or r.uncertain)]
+    others = [r for r in results if r.pose is not None and not r.uncertain]
+    left = max(MOST_QUERIES // 2, MOST_QUERIES - len(others))
+    shown = [doubtful[i] for i in spread(len(doubtful), left)]
+    shown += [others[i] for i in spread(len(others), MOST_QUERIES - len(shown))]
+    items: list[Item] = []
+    with (
+        open_features(matched.features) as query_store,
+        open_features(found.features) as map_store,
+        open_matches(matched.matches, query_store, map_store) as matches,
+    ):
+        for result in shown:
+            names = [name for name in partners.get(result.name, ()) if name in images]
+            rows = partner_matches(result.name, names, matches, lambda name: point_ids(images[name]))
+            row = _query_row(result, queries, rows, query_store, map_store, near)
+            items.append(replace(row, key=not items))
+    return items
+
+
+def _query_row(
+    result: QueryResult,
+    queries: Path,
+    rows: Sequence[PartnerMatches],
+    query_store: FeatureStore,
+    map_store: FeatureStore,
+    near: Mapping[str, Path],
+) -> Gallery:
+    every = np.unique(np.concatenate([np.zeros((0, 2), np.int64), *(row.seen for row in rows)]), axis=0)
+    kept = np.zeros(len(every), bool) if result.estimate is None else result.estimate.inlier  # of `every`, in order
+    inliers = {(int(k), int(point)) for k, point in every[kept]}
+    flags = [np.array([(int(k), int(point)) in inliers for k, point in row.seen], bool) for row in rows]
+    keypoints, grey_range = query_store.keypoints(result.name), map_store.intensity_range
+    caption = f"{len(inliers)} inliers of {len(every)} matches" if not result.reason else f"failed: {result.reason}"
+    own = _marked(queries / result.name, keypoints[every[:, 0]], kept, caption, grey_range, bool(result.reason))
+    best = sorted(range(len(rows)), key=lambda i: (-int(flags[i].sum()), i))
+    others = [
+        _marked(
+            near[rows[i].name],
+            map_store.keypoints(rows[i].name)[rows[i].of_map],
+            flags[i],
+            f"{rows[i].name}: {int(flags[i].sum())} inliers of {len(flags[i])}",
+            grey_range,
+        )
+        for i in best
+        if rows[i].name in near
+    ][:PARTNERS]
+    note = f"uncertain: {result.uncertain}" if result.uncertain else ""
+    return Gallery(result.name, [one for one in (own, *others) if one is not None], note)
+
+
+def _marked(
+    path: Path,
+    points: Float[np.ndarray, "m 2"],
+    inlier: Bool[np.ndarray, " m"],
+    caption: str,
+    grey_range: tuple[float, float] | None,
+    highlight: bool = False,
+) -> Thumbnail | None:
+    """A photograph with its matches; None for one that cannot be read any more."""
+    try:
+        image = thumbnail(path, THUMBNAIL_PX, grey_range)
+    except BadInputError:
+        return None
+    return Thumbnail(image.pixels, caption, image.pixels_from_file(points.astype(np.float64)), inlier, highlight)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The table of all queries.
+
+
 def _query_table(metrics: dict[str, Any], results: list[QueryResult]) -> Table:
     columns = [
         "query",
@@ -106,9 +224,11 @@ def _query_table(metrics: dict[str, Any], results: list[QueryResult]) -> Table:
     errors = metrics.get("errors", {})
     if errors:
         columns += ["error m", "error deg"]
-    columns.append("failed or uncertain because")
+    reasons = [result.reason or (f"uncertain: {result.uncertain}" if result.uncertain else "") for result in results]
+    if any(reasons):
+        columns.append("failed or uncertain because")
     rows: list[list[Cell]] = []
-    for result in results:
+    for result, reason in zip(results, reasons, strict=True):
         estimate = result.estimate if result.pose is not None else None
         row: list[Cell] = [
             result.name,
@@ -123,7 +243,7 @@ def _query_table(metrics: dict[str, Any], results: list[QueryResult]) -> Table:
         if errors:
             error = errors.get(result.name, {})
             row += [error.get("m"), error.get("deg")]
-        rows.append([*row, result.reason or (f"uncertain: {result.uncertain}" if result.uncertain else "")])
+        rows.append([*row, reason] if any(reasons) else row)
     failed = {number for number, result in enumerate(results) if result.pose is None}
     return Table("Queries", columns, rows, note="± is one standard deviation, from the covariance.", highlight=failed)
 

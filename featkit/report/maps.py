@@ -17,6 +17,7 @@ from featkit.core.config import Config
 from featkit.core.content import (
     Cell,
     Configuration,
+    Gallery,
     Headline,
     Histogram,
     Item,
@@ -24,12 +25,16 @@ from featkit.core.content import (
     Scene3D,
     Section,
     Table,
+    Thumbnail,
 )
+from featkit.core.errors import BadInputError
 from featkit.core.types import Pose
 from featkit.demo.scene import RenderedConfig, intrinsics, map_poses, query_poses
 from featkit.evaluation.metrics import LocalizationScore
 from featkit.evaluation.pictures import match_pictures, moved_scene, posed_camera, seconds_table
 from featkit.geometry.poses import rotation_angle_deg, rotation_matrix
+from featkit.images.thumbnails import thumbnail
+from featkit.io.artifact import inside
 from featkit.io.features import open_features
 from featkit.localization.stage import QueryResult
 from featkit.mapping.align import PoseErrors, compare_with_truth, transform_pose
@@ -47,9 +52,14 @@ from featkit.mapping.model import (
 from featkit.mapping.outcome import camera_motion, map_warnings
 from featkit.mapping.rigs import RIG_KEY, Rig, rig_metrics
 from featkit.report.page import write_report
+from featkit.report.tables import spread
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The report of a map: 3D scene, match pictures, tables per image and stage, histograms, configuration.
+
+
+MOST_PHOTOGRAPHS = 120  # in the grid
+THUMBNAIL_PX = 240  # longer side
 
 
 def reconstruction_report(
@@ -62,7 +72,7 @@ def reconstruction_report(
         Section("3D", items=[moved_scene(model, np.eye(3, 4))]),
         Section("Models", items=_model_tables(metrics)),
         Section("Matches", items=match_pictures(images, features, database)),
-        Section("Images", items=[_image_table(model, features)]),
+        Section("Images", items=[photograph_grid(model, images, features), _image_table(model, features)]),
         Section(
             "Distributions",
             items=[
@@ -112,6 +122,26 @@ def _image_table(model: Model, features: Path) -> Table:
     columns = ["image", "camera", "focal px", "keypoints", "observations", "error px"]
     note = f"{len(left_out)} images are not in the largest model." if left_out else ""
     return Table("Images", columns, rows, note, highlight=set(range(len(registered), len(rows))))
+
+
+def photograph_grid(model: Model, images: Path, features: Path) -> Gallery:
+    """The photographs, small, with how many points each sees; those that are not in the model are marked."""
+    seen = {row.name: row.observations for row in image_statistics(model)}
+    with open_features(features) as store:
+        names, grey_range = sorted({*seen, *store.names()}), store.intensity_range
+    left_out = [name for name in names if name not in seen]
+    shown = {names[i] for i in spread(len(names), MOST_PHOTOGRAPHS)}
+    shown |= {left_out[i] for i in spread(len(left_out), MOST_PHOTOGRAPHS // 4)}
+    small = []
+    for name in (name for name in names if name in shown):
+        try:
+            picture = thumbnail(inside(images, name), THUMBNAIL_PX, grey_range).pixels
+        except BadInputError:
+            continue
+        caption = f"{name}: {seen[name]:,} points" if name in seen else f"{name}: not in the model"
+        small.append(Thumbnail(picture, caption, highlight=name not in seen))
+    note = f"{len(small)} of {len(names)} photographs." if len(small) < len(names) else ""
+    return Gallery("Photographs", small, note)
 
 
 def configuration(config: Config) -> Configuration:

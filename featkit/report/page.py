@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,18 @@ from featkit.core.content import (
     Bars,
     Configuration,
     Curves,
+    Gallery,
     Histogram,
     Item,
     MatchPicture,
     Picture,
     Report,
     Scene3D,
+    Thumbnail,
 )
 from featkit.core.errors import NotWritableError
 from featkit.geometry.pixels import apply_affine, resize_affine
+from featkit.images.thumbnails import jpeg
 from featkit.io.artifact import write_text
 from featkit.report.charts import bars_figure, curves_figure, histogram_figure
 from featkit.report.scene3d import Figure, scene_figure
@@ -119,7 +123,27 @@ class ShownText:
     kind = "text"
 
 
-Shown = ShownTable | ShownFigure | ShownPicture | ShownText
+@dataclass(frozen=True)
+class ShownThumbnail:
+    """A small picture with its caption."""
+
+    source: str
+    caption: str
+    highlight: bool
+
+
+@dataclass(frozen=True)
+class ShownGallery:
+    """A grid of small pictures. key: whether to show a legend of inliers and outliers."""
+
+    title: str
+    thumbnails: Sequence[ShownThumbnail]
+    note: str
+    key: bool
+    kind = "gallery"
+
+
+Shown = ShownTable | ShownFigure | ShownPicture | ShownText | ShownGallery
 
 
 class Views:
@@ -129,6 +153,7 @@ class Views:
         self.detail = detail
         self.figures = 0
         self.pictures = 0
+        self.thumbnails = 0
 
     def of(self, item: Item) -> Shown:
         """The template's values for one item. Raises ValueError from the item's own module."""
@@ -146,6 +171,8 @@ class Views:
             return ShownPicture(item.title, data_uri(item.jpeg), item.title, item.caption)
         if isinstance(item, Configuration):
             return self._configuration(item)
+        if isinstance(item, Gallery):
+            return self._gallery(item)
         return shown_table(item, self.detail)
 
     def _figure(self, title: str, figure: Figure, shape: str) -> ShownFigure:
@@ -159,6 +186,18 @@ class Views:
             return ShownPicture(title, "", "", f"{caption} The picture is left out to keep the page small.")
         source = data_uri(match_jpeg(picture, self.detail))
         return ShownPicture(title, source, f"Matches: {title}", caption, key=len(picture.inlier) > 0)
+
+    def _gallery(self, item: Gallery) -> ShownGallery:
+        left = max(0, self.detail.thumbnails - self.thumbnails)
+        shown = [item.thumbnails[i] for i in spread(len(item.thumbnails), left)]
+        self.thumbnails += len(shown)
+        notes = [item.note] if item.note else []
+        if len(shown) < len(item.thumbnails):
+            notes.append(f"{len(shown)} of {len(item.thumbnails)} are shown, to keep the page small.")
+        small = [
+            ShownThumbnail(data_uri(thumbnail_jpeg(one, self.detail)), one.caption, one.highlight) for one in shown
+        ]
+        return ShownGallery(item.title, small, " ".join(notes), item.key and bool(shown))
 
     def _configuration(self, item: Configuration) -> ShownText:
         text, limit = item.text, self.detail.text_characters
@@ -177,6 +216,7 @@ LINE_OPACITY = 0.55
 GAP_PX = 6
 GAP_RGB = (128, 128, 128)
 SUBPIXEL_BITS = 4  # cv2 draws at coordinates of 1/16 px
+DOT_PX = 1  # radius of a point on a thumbnail
 FARTHEST_PX = 20_000.0  # a point farther off than this would overflow cv2's fixed-point numbers
 
 
@@ -191,11 +231,26 @@ def match_jpeg(picture: MatchPicture, detail: Detail) -> bytes:
         chosen = np.flatnonzero(finite & (inlier == wanted))
         chosen = chosen[spread(len(chosen), share if wanted else detail.lines - share)]
         canvas = _with_lines(canvas, ends0[chosen], ends1[chosen], colour)
-    quality = [cv2.IMWRITE_JPEG_QUALITY, detail.jpeg_quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
-    done, encoded = cv2.imencode(".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR), quality)
-    if not done:
-        raise ValueError(f"{picture.title}: the picture cannot be encoded")
-    return encoded.tobytes()
+    return jpeg(canvas, detail.jpeg_quality)
+
+
+def thumbnail_jpeg(thumbnail: Thumbnail, detail: Detail) -> bytes:
+    """The picture with its points as JPEG, at most `detail.thumbnail_px` on its longer side."""
+    image, points = np.asarray(thumbnail.image), np.asarray(thumbnail.points, dtype=np.float64).reshape(-1, 2)
+    height, width = image.shape[:2]
+    scale = detail.thumbnail_px / max(width, height)
+    if scale < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        points = apply_affine(resize_affine((width, height), size), points)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    drawn, inlier = image.copy(), np.asarray(thumbnail.inlier, dtype=bool)
+    order = np.argsort(inlier, kind="stable")  # inliers last, so that they are seen
+    for x, y, good in zip(*points[order].T.tolist(), inlier[order].tolist(), strict=True):
+        if -FARTHEST_PX < x < FARTHEST_PX and -FARTHEST_PX < y < FARTHEST_PX:
+            at = (round(x * 2**SUBPIXEL_BITS), round(y * 2**SUBPIXEL_BITS))
+            colour = INLIER_RGB if good else OUTLIER_RGB
+            cv2.circle(drawn, at, DOT_PX << SUBPIXEL_BITS, colour, -1, cv2.LINE_AA, SUBPIXEL_BITS)
+    return jpeg(drawn, detail.jpeg_quality)
 
 
 def data_uri(jpeg: bytes) -> str:

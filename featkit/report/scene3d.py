@@ -49,9 +49,12 @@ def scene_figure(scene: Scene3D, detail: Detail) -> Figure:
     shown_points, shown_colours = _visible(points, colours, box, detail.points)
     shown = [cameras[i] for i in spread(len(cameras), detail.cameras)]
     data = _point_traces(shown_points - box.middle, shown_colours) if len(shown_points) else []
-    data += _camera_traces(shown, turn, box, frustum_depth(centres, box))
+    depth = frustum_depth(centres, box)
+    data += _camera_traces(shown, turn, box, depth)
     caption = _caption(len(scene.points), len(shown_points), len(scene.cameras), len(shown))
-    return Figure(data, _layout(box), caption)
+    drawn = [np.vstack([frustum_corners(camera, depth), centre_of(camera)]) for camera in shown]
+    views = first_views(shown_points, np.concatenate([np.zeros((0, 3)), *drawn]) @ turn.T, box)
+    return Figure(data, _layout(box, views), caption)
 
 
 def _drawable(camera: Camera3D) -> bool:
@@ -126,12 +129,14 @@ def _hover(camera: Camera3D) -> str:
     )
 
 
-def _xyz_of(place: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip("xyz", place, strict=True))
+def _xyz_of(place: Float[np.ndarray, "3"]) -> dict[str, float]:
+    return {axis: round(float(value), 5) for axis, value in zip("xyz", place, strict=True)}
 
 
-def _layout(box: ViewBox) -> dict[str, Any]:
+def _layout(box: ViewBox, views: Sequence[FirstView]) -> dict[str, Any]:
+    """Opened with the view of a card of the usual shape; the page's script takes the one for its own from `meta`."""
     reach = 0.5 * box.side
+    usual = min(views, key=lambda view: abs(view.aspect - USUAL_ASPECT))
     axis = {"visible": False, "range": [-reach, reach], "autorange": False}
     scene = {
         "xaxis": dict(axis),
@@ -139,11 +144,12 @@ def _layout(box: ViewBox) -> dict[str, Any]:
         "zaxis": dict(axis),
         "aspectmode": "cube",  # the ranges are equal; "data" would take the aspect from what the traces extend to
         "dragmode": "turntable",
-        "camera": {"eye": _xyz_of(EYE), "up": {"x": 0, "y": 0, "z": 1}, "center": _xyz_of(LOOK_AT)},
+        "camera": {"eye": _xyz_of(usual.eye), "up": {"x": 0, "y": 0, "z": 1}, "center": _xyz_of(usual.centre)},
     }
     legend = {"x": 0.01, "y": 0.99, "xanchor": "left", "yanchor": "top", "itemsizing": "constant"}
     margin = {"l": 0, "r": 0, "t": 0, "b": 0}
-    return {"scene": scene, "legend": legend, "showlegend": True, "margin": margin}
+    meta = {"views": [{"aspect": v.aspect, "eye": _xyz_of(v.eye), "center": _xyz_of(v.centre)} for v in views]}
+    return {"scene": scene, "legend": legend, "showlegend": True, "margin": margin, "meta": meta}
 
 
 def _caption(points: int, shown_points: int, cameras: int, shown_cameras: int) -> str:
@@ -166,16 +172,16 @@ def _shown(total: int, shown: int, what: str) -> str:
 CANCELLED = 0.2  # a mean of unit vectors shorter than this has no meaningful direction
 POINT_PERCENTILES = (1.0, 99.0)
 ENOUGH_POINTS = 200_000  # maximum for the percentiles: more would take seconds and change nothing
-MARGIN = 1.12  # factor of the box, so that frusta at its border are complete
+MARGIN = 1.2  # factor of the box, so that frusta at its border are complete
 FAR_CAMERA = 5.0  # a camera this many times farther out than the median camera is left out of the box
 # The view a scene opens with, in plotly's units: the box is a cube of side 1 around the origin.
-EYE = (0.0, -1.02, 0.64)  # behind the cameras and above them
-LOOK_AT = (0.0, 0.0, -0.04)
+LOOKING = (0.0, 0.85, -0.53)  # from behind the cameras and above them
 FIELD_OF_VIEW_DEG = 45.0  # vertical; plotly's own
-STEP_BACK = 1.35  # the page's script multiplies the eye by this / (width / height) on screens narrower than this
-ASPECTS = (0.45, 0.8, 1.35, 3.0)  # width / height of a scene, telephone to desktop
-FILL = 0.93  # share of half the picture's width and height that the visible content fills
-ENOUGH_SEEN = 2000  # points and cameras the view is fitted to
+ASPECTS = (0.45, 0.6, 0.75, 0.9, 1.1, 1.35, 1.6, 1.9, 2.3, 3.0)  # width / height of a scene, telephone to desktop
+USUAL_ASPECT = 1.6
+FILL = (0.94, 0.9)  # share of the picture's width and height that the visible content fills at most
+NEAREST = 0.3  # of the eye to what it looks at, in sides of the box
+ENOUGH_SEEN = 2000  # points the view is fitted to
 
 
 def centre_of(camera: Camera3D) -> Float[np.ndarray, "3"]:
@@ -245,11 +251,9 @@ class ViewBox:
 def view_box(points: Float[np.ndarray, "n 3"], centres: Float[np.ndarray, "c 3"]) -> ViewBox:
     """The cube with nearly all points and all cameras that are not far away. All coordinates must be finite.
 
-    A cube, because then one unit is equally long on all axes and a flat scene does not degenerate. z is up. It is as
-    small as can be with all of these in the picture, frusta included, when the scene is opened (see `EYE`).
+    A cube, because then one unit is equally long on all axes and a flat scene does not degenerate. z is up.
     """
     corners: list[np.ndarray] = []
-    near = centres[:0]
     if len(points):
         some = points[spread(len(points), ENOUGH_POINTS)]
         corners += [*np.percentile(some, POINT_PERCENTILES, axis=0)]
@@ -263,64 +267,47 @@ def view_box(points: Float[np.ndarray, "n 3"], centres: Float[np.ndarray, "c 3"]
         return ViewBox(np.zeros(3), 1.0)
     low, high = np.min(corners, axis=0), np.max(corners, axis=0)
     side = MARGIN * float((high - low).max())
-    if side <= 0:
-        return ViewBox(0.5 * (low + high), 1.0)
-    rim = 0.5 * (side - float((high - low).max()))  # beyond the percentiles, as far as the smallest cube reaches
-    within = points[((points >= low - rim) & (points <= high + rim)).all(axis=1)]
-    seen = within[spread(len(within), ENOUGH_SEEN)], near[spread(len(near), ENOUGH_SEEN)]
-    for _ in range(80):  # 2 % at a time: at most five times the smallest cube
-        box = _centred(*seen, low, high, side)
-        if _in_the_picture(_extremes(*seen, box), box):
-            break
-        side *= 1.02
-    return box
+    return ViewBox(0.5 * (low + high), side if side > 0 else 1.0)
 
 
-def _extremes(points: np.ndarray, centres: np.ndarray, box: ViewBox) -> Float[np.ndarray, "m 3"]:
-    """The points, and the extent of every camera's frustum."""
-    reach = 1.3 * frustum_depth(centres, box)  # to the corners of a wide image
-    around = reach * np.concatenate([np.eye(3), -np.eye(3)])
-    return np.concatenate([points, (centres[:, None] + around).reshape(-1, 3)])
+@dataclass(frozen=True)
+class FirstView:
+    """Where plotly's camera is when a scene of this width / height opens, and what it looks at, in sides of the box."""
+
+    aspect: float
+    eye: Float[np.ndarray, "3"]
+    centre: Float[np.ndarray, "3"]
 
 
-def _centred(points: np.ndarray, centres: np.ndarray, low: np.ndarray, high: np.ndarray, side: float) -> ViewBox:
-    """The cube of the given side around low .. high that centres its content in the picture."""
-    _, right, up = _looking()
-    box = ViewBox(0.5 * (low + high), side)
+def first_views(points: Float[np.ndarray, "n 3"], frusta: Float[np.ndarray, "f 3"], box: ViewBox) -> list[FirstView]:
+    """For each of `ASPECTS`, the nearest view with all points and frusta in it that are inside the box.
+
+    frusta: their centres and corners.
+    """
+    seen = np.concatenate([points[spread(len(points), ENOUGH_SEEN)], frusta])
+    seen = (seen[box.contains(seen)] - box.middle) / box.side
+    return [_fitted(seen if len(seen) else np.zeros((1, 3)), aspect) for aspect in ASPECTS]
+
+
+def _fitted(seen: Float[np.ndarray, "m 3"], aspect: float) -> FirstView:
+    """Centre what is seen, then come as near as it allows, in turns."""
+    forward, right, up = _looking()
     half = np.tan(np.radians(0.5 * FIELD_OF_VIEW_DEG))
-    for _ in range(6):
-        picture, distance = _projected(_extremes(points, centres, box), box, np.array(EYE))
-        x, y = 0.5 * (picture.min(axis=0) + picture.max(axis=0))
-        shift = float(np.median(distance)) * half * side * (x * right + y * up)
-        middle = np.clip(box.middle + shift, high - 0.5 * side, low + 0.5 * side)
-        box = ViewBox(middle, side)
-    return box
+    slopes = np.array([FILL[0] * aspect * half, FILL[1] * half])
+    centre, distance = np.zeros(3), 2.0
+    for _ in range(12):
+        x, y, z = (seen - centre) @ right, (seen - centre) @ up, (seen - centre) @ forward
+        needed = max(NEAREST, float((np.abs(x) / slopes[0] - z).max()), float((np.abs(y) / slopes[1] - z).max()))
+        depth = np.maximum(needed + z, 1e-3)
+        middle = [0.5 * float((v / depth).min() + (v / depth).max()) for v in (x, y)]
+        distance, last = needed, centre
+        centre = centre + needed * (middle[0] * right + middle[1] * up)
+    return FirstView(aspect, last - distance * forward, last)
 
 
-def _in_the_picture(points: np.ndarray, box: ViewBox) -> bool:
-    """Whether all points are visible in pictures of all `ASPECTS`, and inside the cube."""
-    if not box.contains(points).all():
-        return False
-    for aspect in ASPECTS:
-        picture, distance = _projected(points, box, np.array(EYE) * max(1.0, STEP_BACK / aspect))
-        if (distance <= 0).any() or (np.abs(picture / [aspect, 1.0]) > FILL).any():
-            return False
-    return True
-
-
-def _projected(points: np.ndarray, box: ViewBox, eye: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """x to the right and y up, (n, 2), in half heights of the picture, and the distance along the view, (n,)."""
-    forward, right, up = _looking(eye)
-    rays = (points - box.middle) / box.side - eye
-    distance = rays @ forward
-    safe = np.maximum(distance, 1e-6) * np.tan(np.radians(0.5 * FIELD_OF_VIEW_DEG))
-    return np.stack([rays @ right / safe, rays @ up / safe], axis=1), distance
-
-
-def _looking(eye: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit vectors of the view from `eye` (by default `EYE`) to `LOOK_AT`: forward, right, up."""
-    forward = np.array(LOOK_AT) - (np.array(EYE) if eye is None else eye)
-    forward = forward / np.linalg.norm(forward)
+def _looking() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit vectors of the first view: forward, right, up."""
+    forward = np.array(LOOKING) / np.linalg.norm(LOOKING)
     right = np.cross(forward, [0.0, 0.0, 1.0])
     right = right / np.linalg.norm(right)
     return forward, right, np.cross(right, forward)

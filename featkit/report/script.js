@@ -76,13 +76,13 @@
   async function draw(div) {
     const spec = JSON.parse(div.nextElementSibling.textContent);
     spec.data.forEach(unpackColours);
-    const eye = spec.layout.scene?.camera.eye;
-    if (eye) {  // the field of view is vertical: on a narrow screen step back until the sides fit
-      const step = Math.max(1, 1.35 * div.clientHeight / div.clientWidth);
-      for (const axis of ["x", "y", "z"]) eye[axis] *= step;
+    const views = spec.layout.meta?.views;
+    if (views) {  // the one that is made for the widest card that is not wider than this one
+      const { eye, center } = views.findLast((view) => view.aspect <= div.clientWidth / div.clientHeight) ?? views[0];
+      Object.assign(spec.layout.scene.camera, { eye, center });
     }
     // The buttons are named one by one: plotly's default ones include an upload to its makers' server.
-    const buttons = eye ? ["toImage", "zoom3d", "pan3d", "tableRotation", "resetCameraDefault3d"] : ["toImage"];
+    const buttons = views ? ["toImage", "zoom3d", "pan3d", "tableRotation", "resetCameraDefault3d"] : ["toImage"];
     const config = { displaylogo: false, responsive: true, plotlyServerURL: "", modeBarButtons: [buttons] };
     await Plotly.newPlot(div, spec.data, nested(spec.layout, themeLayout(div)), config);
   }

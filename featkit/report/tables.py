@@ -181,7 +181,7 @@ def for_plotly(text: str) -> str:
 
 @dataclass(frozen=True)
 class Detail:
-    """Upper bounds. Points, cameras: per scene; lines: per picture; pictures: on the whole page."""
+    """Upper bounds. Points, cameras: per scene; lines: per picture; pictures, thumbnails: on the whole page."""
 
     points: int
     cameras: int
@@ -191,17 +191,19 @@ class Detail:
     lines: int
     rows: int
     text_characters: int
+    thumbnails: int
+    thumbnail_px: int
 
 
 # Every level has roughly half the size of the previous one.
 LEVELS = (
-    Detail(120_000, 4000, 60, 1200, 84, 180, 5000, 200_000),
-    Detail(80_000, 3000, 40, 1100, 76, 180, 3000, 100_000),
-    Detail(50_000, 2000, 30, 1000, 66, 150, 2000, 60_000),
-    Detail(30_000, 1000, 20, 800, 58, 120, 1000, 30_000),
-    Detail(15_000, 600, 12, 700, 50, 100, 500, 15_000),
-    Detail(6_000, 300, 6, 560, 42, 80, 200, 8_000),
-    Detail(2_000, 150, 2, 400, 34, 60, 60, 4_000),
+    Detail(120_000, 4000, 60, 1200, 84, 180, 5000, 200_000, 400, 280),
+    Detail(80_000, 3000, 40, 1100, 76, 180, 3000, 100_000, 300, 240),
+    Detail(50_000, 2000, 30, 1000, 66, 150, 2000, 60_000, 200, 220),
+    Detail(30_000, 1000, 20, 800, 58, 120, 1000, 30_000, 120, 200),
+    Detail(15_000, 600, 12, 700, 50, 100, 500, 15_000, 60, 180),
+    Detail(6_000, 300, 6, 560, 42, 80, 200, 8_000, 30, 160),
+    Detail(2_000, 150, 2, 400, 34, 60, 60, 4_000, 12, 120),
 )
 
 

@@ -18,6 +18,7 @@ from featkit.pairing.base import ReadsSources, Sources
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 METHODS = sorted(p.stem for p in CONFIGS.glob("*.yaml") if "pairing" in yaml.safe_load(p.read_text(encoding="utf-8")))
+CHANGED = {"sequential": {"overlap": 1, "loop_closure": 2, "loop_every": 2, "loop_gap": 1}}  # and as it is
 NAMES = [f"dir {i % 2}/img{i}.jpg" for i in range(12)]
 
 
@@ -44,9 +45,10 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     return Sources(folder / "images", write_made(model, folder / "model"))
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=[*METHODS, *(f"{name} changed" for name in CHANGED)])
 def method(request: pytest.FixtureRequest, sources: Sources) -> Any:
-    made = resolve("pairing", request.param, device="cpu").build()
+    name, _, changed = request.param.partition(" ")
+    made = resolve("pairing", name, CHANGED[name] if changed else None, device="cpu").build()
     if isinstance(made, ReadsSources):
         made.sources = sources
     return made

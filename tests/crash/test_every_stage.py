@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import pytest
 from preloaded import Preloaded
+from short_videos import panned, write_video
 from textures import textured_patches
 from warped_sequences import write_sequence
 
@@ -46,6 +47,7 @@ MAP = ("sparse", "sparse.json", "metrics.json", "report.html")
 DATABASE = ("database.db", "database.json")
 CAMERA = ("--camera-mode", "single", "--max-keypoints", 1500, "--workers", 1)
 STAGES = {
+    "frames": Stage(("frames", "walk.avi", "-o", "out", "--set", "image_format=png")),
     "extract": Stage(("extract", "images", "-o", "out/features.h5", *SMALL)),
     "pairs": Stage(("pairs", "featkit/features.h5", "-o", "out/pairs.txt", "--method", "retrieval", "--num", 2)),
     "match": Stage(("match", "featkit/features.h5", "featkit/pairs.txt", "-o", "out/matches.h5", "--batch-size", 1)),
@@ -70,6 +72,7 @@ def scene(mapped_scene: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stages") / "scene"
     shutil.copytree(mapped_scene.folder, folder)
     write_sequence(folder / "sequences", "stone", seed=1)
+    write_video(folder / "walk.avi", panned(np.arange(0, 120, 3.0)))
     write_phototour(folder / "patches", textured_patches(30, views=2))
     return folder
 

@@ -16,7 +16,7 @@ import pytest
 Command = Callable[..., Any]
 VERBS = (
     *("reconstruct", "extend", "merge", "localize", "align", "extract", "pairs", "match", "verify", "export"),
-    *("serve", "run", "info", "doctor", "demo"),
+    *("frames", "view", "serve", "run", "info", "doctor", "demo"),
 )
 COMMON = ("--json", "--verbose", "--quiet", "--device", "--seed", "--debug", "--help")
 

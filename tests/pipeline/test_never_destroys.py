@@ -22,6 +22,7 @@ import pytest
 from geotagged import made_model, write_made
 from in_process import refused, results, run
 from posed_scenes import make_scene
+from short_videos import panned, write_video
 from synthetic_patches import write_hpatches, write_rome
 from textures import textured_patches
 from warped_sequences import write_sequence
@@ -54,6 +55,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(mapped_scene: Any, tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
+    write_video(folder / "walk.avi", panned(np.arange(0, 60, 3.0)))
     write_phototour(folder / "patches", textured_patches(30, views=2))
     make_scene(folder / "posed")
     write_sequence(folder / "sequences", "stone", seed=1)
@@ -106,6 +108,9 @@ GROWN = ("features.h5", "matches.h5", "pairs.txt", "pairs.json", "sparse", "spar
 MAP = ("features.h5", "matches.h5", "pairs.txt", "database.db", "database.json", "sparse", "sparse.json")
 RUN = ("checkpoint.pt", "metrics.csv", "summary.json", "report.html", "config.yaml", "best.safetensors", "pictures")
 COMMANDS = {
+    "frames": Command(
+        lambda w, o: ("frames", w.folder / "walk.avi", "-o", o), ("frames.csv", "frames.json", "frame_000000.jpg")
+    ),
     "extract": Command(lambda w, o: ("extract", w.folder / "photos", "-o", o, "--workers", 1), ("",), ".h5"),
     "match": Command(lambda w, o: ("match", w.map / "features.h5", w.map / "pairs.txt", "-o", o), ("",), ".h5"),
     "pairs": Command(lambda w, o: ("pairs", w.folder / "photos", "-o", o), ("", "../out.json"), ".txt"),
@@ -278,6 +283,7 @@ def test_a_symbolic_link(name: str, output: str, world: World, tmp_path: Path) -
 
 
 TEMPORARY = {
+    "frames": (".out.part", "out/.frames.json.part"),
     "extract": (".out.h5.part", ".out.h5.writer", ".out.h5.journal"),
     "match": (".out.h5.part", ".out.h5.writer", ".out.h5.journal"),
     "pairs": (".out.txt.part", ".out.json.part"),

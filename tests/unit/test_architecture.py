@@ -41,6 +41,7 @@ ROOMS = (
     "training",
     "demo",
     "report",
+    "viewer",
     "server",
     "hloc",
     "integrations",
@@ -199,7 +200,7 @@ def test_the_command_line_is_light(module: str) -> None:
     assert loaded_after(f"import featkit.cli.{module}") & heavy == set()
 
 
-@pytest.mark.parametrize("module", ["stages", "stores"])
+@pytest.mark.parametrize("module", ["stages", "stores", "view"])
 def test_these_verbs_load_no_torch(module: str) -> None:
     assert not {"torch", "faiss"} & loaded_after(f"import featkit.cli.{module}")
 

@@ -34,7 +34,7 @@ COMMANDS = {  # commands that are made of a function, by the function's name in 
         name: name
         for name in ("reconstruct", "extract", "pairs", "match", "verify", "run", "align", "export", "extend", "merge")
     },
-    **{name: name for name in ("localize", "serve")},
+    **{name: name for name in ("frames", "localize", "serve", "view")},
     "train patch": "train_patch",
     "train scfeat": "train_scfeat",
     "inspect informativeness": "informativeness",

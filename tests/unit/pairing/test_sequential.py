@@ -1,7 +1,13 @@
+from collections.abc import Iterator
+from itertools import combinations
+
 import numpy as np
 import pytest
 
-from featkit.core.types import Pair
+from featkit.core.config import Config
+from featkit.core.errors import BadInputError, UsageError
+from featkit.core.types import Features, Pair
+from featkit.io.features import FeatureStore, append_features, open_features
 from featkit.pairing.by_name import Exhaustive, ExhaustiveConfig, Sequential, SequentialConfig, natural_key
 
 RNG = np.random.default_rng(0)
@@ -57,3 +63,93 @@ def test_exhaustive_has_every_pair_once() -> None:
 def test_a_name_given_twice_counts_once() -> None:
     assert Exhaustive(ExhaustiveConfig()).pairs(["a", "b", "a"], None, RNG) == [Pair("a", "b")]
     assert Sequential(SequentialConfig()).pairs(["a", "b", "a"], None, RNG) == [Pair("a", "b")]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Loops and rigs, compared with what can be read off the names.
+
+
+def keys(pairs: list[Pair]) -> set[tuple[str, str]]:
+    assert len({pair.key() for pair in pairs}) == len(pairs)
+    return {pair.key() for pair in pairs}
+
+
+@pytest.fixture(scope="module")
+def circle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeatureStore]:
+    """Images 0 to 39 go twice round a place of 20 views: 7 and 27 show the same, their neighbours half of it."""
+    path = tmp_path_factory.mktemp("circle") / "features.h5"
+    seen = np.random.default_rng(0).normal(size=(20, 30, 32))
+    with append_features(path, Config()) as writing:
+        for number in range(40):
+            rows = np.concatenate([seen[(number + side) % 20] for side in (0, 1)])
+            rows = np.abs(rows + 0.05 * np.random.default_rng(number).normal(size=rows.shape)).astype(np.float32)
+            writing.write(
+                f"{number}.jpg", Features(np.zeros((60, 2), np.float32), rows, np.ones(60, np.float32), (9, 9))
+            )
+    with open_features(path) as reading:
+        yield reading
+
+
+@pytest.mark.parametrize(("every", "gap"), [(1, None), (10, None), (7, 12)])
+def test_loops_are_found_where_the_path_comes_back(circle: FeatureStore, every: int, gap: int | None) -> None:
+    config = SequentialConfig(overlap=2, loop_closure=1, loop_every=every, loop_gap=gap)
+    names = [f"{number}.jpg" for number in range(40)]
+    plain = keys(Sequential(SequentialConfig(overlap=2)).pairs(names, None, RNG))
+    found = Sequential(config).pairs(names[::-1], circle, np.random.default_rng(0))
+    assert keys(found[: len(plain)]) == plain
+    loops = {Pair(f"{one}.jpg", f"{(one + 20) % 40}.jpg").key() for one in range(0, 40, every)}
+    assert keys(found) - plain == loops
+
+
+def test_what_is_near_in_time_is_no_loop(circle: FeatureStore) -> None:
+    names = [f"{number}.jpg" for number in range(20)]  # once round: every similar image is near, but for the two ends
+    config = SequentialConfig(overlap=1, loop_closure=50, loop_every=1, loop_gap=17)
+    found = keys(Sequential(config).pairs(names, circle, np.random.default_rng(0)))
+    loops = found - keys(Sequential(SequentialConfig(overlap=1)).pairs(names, None, RNG))
+    assert loops == {Pair(f"{a}.jpg", f"{b}.jpg").key() for a in range(20) for b in range(a + 18, 20)}
+
+
+def test_loops_take_features() -> None:
+    method = Sequential(SequentialConfig(loop_closure=3))
+    assert method.needs_features
+    assert not Sequential(SequentialConfig()).needs_features
+    with pytest.raises(UsageError, match="features"):
+        method.pairs(["a", "b"], None, RNG)
+
+
+RIG = [f"trip/cam{camera}/{time}.{'png' if camera else 'jpg'}" for camera in range(3) for time in range(1, 13)]
+
+
+@pytest.mark.parametrize(("overlap", "across"), [(2, 1), (1, 0), (3, 2), (1, 30)])
+def test_cameras_of_a_rig(overlap: int, across: int) -> None:
+    """Time 9 comes before 10, one camera misses a time, and another rig is a world of its own."""
+    names = [name for name in RIG if name != "trip/cam1/5.png"] + [
+        "other/cam0/1.jpg",
+        "other/cam1/1.jpg",
+        "other/cam0/2.jpg",
+    ]
+    config = SequentialConfig(overlap=overlap, across_cameras=True, across_overlap=across)
+    found = Sequential(config).pairs(list(np.random.default_rng(1).permutation(names)), None, RNG)
+    expected = set()
+    for one, other in combinations(names, 2):
+        (rig, camera, time), (rig1, camera1, time1) = (
+            (*name.split("/")[:2], int(name.split("/")[2].split(".")[0])) for name in (one, other)
+        )
+        apart = abs(time - time1)
+        if camera == camera1 and camera == "cam1" and min(time, time1) < 5 < max(time, time1):
+            apart -= 1  # its images 4 and 6 follow each other
+        if rig == rig1 and apart <= (overlap if camera == camera1 else across):
+            expected.add(Pair(one, other).key())
+    assert keys(found) == expected
+
+
+def test_folders_that_are_no_cameras() -> None:
+    method = Sequential(SequentialConfig(across_cameras=True))
+    for names in (["a/1.jpg", "a/2.jpg", "b/3.jpg"], ["1.jpg", "2.jpg"], ["a/x/1.jpg", "b/y/1.jpg"]):
+        with pytest.raises(BadInputError, match="across_cameras"):
+            method.pairs(names, None, RNG)
+
+
+def test_pairs_made_before_loops_were_known_are_up_to_date() -> None:
+    assert SequentialConfig().result_fields() == {"overlap": 10, "quadratic": False}
+    assert SequentialConfig(loop_closure=2).fingerprint() != SequentialConfig().fingerprint()

@@ -9,9 +9,20 @@ import cv2
 import numpy as np
 import pytest
 
-from featkit.core.content import Histogram, Link, MatchPicture, Report, Section, Table
-from featkit.report.charts import histogram_figure
-from featkit.report.page import INLIER_RGB, OUTLIER_RGB, match_caption, match_jpeg, render
+from featkit.core.content import (
+    Curve,
+    Curves,
+    Gallery,
+    Histogram,
+    Link,
+    MatchPicture,
+    Report,
+    Section,
+    Table,
+    Thumbnail,
+)
+from featkit.report.charts import curves_figure, histogram_figure
+from featkit.report.page import INLIER_RGB, OUTLIER_RGB, match_caption, match_jpeg, render, thumbnail_jpeg
 from featkit.report.tables import LEVELS, Detail, decimals_for, format_cell, format_headline, number_in
 
 
@@ -147,6 +158,70 @@ def test_histogram_leaves_out_what_is_not_finite() -> None:
     figure = histogram_figure(Histogram("h", "x", np.array([1.5, np.nan, np.inf])))
     assert figure.caption == "1 values, median 1.500, mean 1.500, largest 1.500; 2 not finite and left out."
     assert histogram_figure(Histogram("h", "x", np.zeros(0))).data == []
+
+
+def test_a_single_bar_has_room_and_its_value_below_it() -> None:
+    for values, shown in ((np.full(9, 0.25), "0.2500"), (np.full(9, 7.0), "7"), (np.zeros(3), "0")):
+        figure = histogram_figure(Histogram("h", "x", values))
+        axis, (bar,) = figure.layout["xaxis"], figure.data
+        middle = np.frombuffer(base64.b64decode(bar["x"]["bdata"]), "<f4")[0]
+        assert axis["ticktext"] == [shown]
+        assert axis["tickvals"] == pytest.approx([middle])
+        low, high = axis["range"]
+        assert high - low >= 8 * bar["width"][0]
+        assert (low + high) / 2 == pytest.approx(middle)
+    assert "range" not in histogram_figure(Histogram("h", "x", np.array([1.0, 2.0]))).layout["xaxis"]
+
+
+def curve(name: str, y: list[float], faint: bool = False) -> Curve:
+    return Curve(name, np.arange(len(y), dtype=float), np.array(y), faint)
+
+
+def test_a_constant_curve_is_in_the_middle_of_its_axis() -> None:
+    for level, log in ((0.001, False), (-40.0, False), (0.0, False), (1e-5, True)):
+        axis = curves_figure(Curves("c", "x", "y", [curve("a", [level] * 5)], log)).layout["yaxis"]
+        low, high = axis["range"]
+        drawn = np.log10(level) if log else level
+        assert (low + high) / 2 == pytest.approx(drawn)
+        assert 0 < high - low <= max(2.0, abs(level))
+        assert (axis["tickvals"], axis["ticktext"]) == ([level], [format_cell(level)])
+    for curves in ([curve("a", [1, 2])], [curve("a", [1, 1]), curve("b", [2, 2])], [curve("a", [])]):
+        assert "range" not in curves_figure(Curves("c", "x", "y", curves)).layout["yaxis"]
+
+
+def test_every_line_is_named() -> None:
+    from plotly.graph_objects import Figure
+
+    curves = [curve("ours", [1, 2]), curve("<b>", [2, 3], True), curve("other", [3, 4], True)]
+    figure = curves_figure(Curves("c", "x", "y", curves))
+    Figure(data=figure.data, layout=figure.layout)  # raises on a property that plotly does not know
+    assert figure.layout["showlegend"]
+    named = [line["name"] for line in figure.data if line.get("showlegend", True)]
+    assert named == ["2 others, thin and grey", "ours"]
+    assert ["<extra>&lt;b&gt;</extra>" in line["hovertemplate"] for line in figure.data] == [True, False, False]
+    assert {line.get("legendgroup") for line in figure.data} == {"faint", None}
+    single = curves_figure(Curves("c", "x", "y", [curve("ours", [1, 2]), curve("theirs", [2, 3], True)]))
+    assert [line["name"] for line in single.data] == ["theirs", "ours"]
+
+
+def test_small_pictures_with_points() -> None:
+    image = np.full((300, 400, 3), 40, np.uint8)
+    marked = Thumbnail(image, "a <b>", np.array([[100.0, 100], [300, 200], [np.nan, 1]]), np.array([True, False, True]))
+    jpeg = thumbnail_jpeg(marked, replace(LEVELS[0], thumbnail_px=200))
+    shown = cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).astype(int)
+    assert shown.shape == (150, 200, 3)
+    for (x, y), colour in (((49.75, 49.75), INLIER_RGB), ((149.75, 99.75), OUTLIER_RGB)):
+        assert np.abs(shown[round(y), round(x)] - colour).max() < 90
+    assert np.abs(shown[5:40, 5:190] - 40).max() < 12
+    gallery = Gallery("g", [marked, Thumbnail(image, "failed", highlight=True)], "note", key=True)
+    page = render(Report("r", sections=[Section("s", "", [gallery])]), LEVELS[0])
+    assert page.count('<div class="shot') == 2
+    assert page.count('class="shot highlight"') == 1
+    assert "a &lt;b&gt;" in page
+    assert 'class="key inlier"' in page
+    less = render(Report("r", sections=[Section("s", "", [gallery])]), replace(LEVELS[0], thumbnails=1))
+    assert "1 of 2 are shown" in less
+    assert "nothing to show" in render(Report("r", sections=[Section("s", "", [Gallery("g", [])])]), LEVELS[0])
 
 
 def picture(count: int = 0, inliers: int = 0, size1: tuple[int, int] = (300, 200)) -> MatchPicture:

@@ -13,11 +13,12 @@ import pytest
 from featkit.core.content import Camera3D, Scene3D
 from featkit.geometry.poses import look_at, rotation_matrix
 from featkit.report.scene3d import (
-    EYE,
+    ASPECTS,
     FIELD_OF_VIEW_DEG,
-    LOOK_AT,
-    STEP_BACK,
+    FILL,
+    FirstView,
     centre_of,
+    first_views,
     frustum_corners,
     frustum_depth,
     frustum_path,
@@ -124,31 +125,55 @@ def scenes() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
+def chosen(views: list[FirstView], aspect: float) -> FirstView:
+    """As the page's script does it."""
+    return next((view for view in reversed(views) if view.aspect <= aspect), views[0])
+
+
+def in_the_picture(points: np.ndarray, view: FirstView, aspect: float) -> np.ndarray:
+    """x and y of points in half widths and half heights of the picture, (n, 2); NaN behind the eye."""
+    pose = look_at(view.eye, view.centre, up=np.array([0.0, 0.0, 1.0]))
+    x, y, z = rotation_matrix(pose.qvec) @ points.T + pose.tvec[:, None]
+    half = np.tan(np.radians(FIELD_OF_VIEW_DEG / 2)) * np.where(z > 0, z, np.nan)
+    return np.stack([x / (aspect * half), y / half], axis=1)
+
+
 @pytest.mark.parametrize("aspect", [0.5, 0.67, 0.79, 1.0, 1.35, 1.68, 2.85])
 @pytest.mark.parametrize("name", scenes())
 def test_the_first_view_shows_every_camera_and_the_points(name: str, aspect: float) -> None:
     points, centres = scenes()[name]
     box = view_box(points, centres)
-    eye = np.array(EYE) * max(1.0, STEP_BACK / aspect)  # as the page's script does it
     depth = frustum_depth(centres, box)
     near = [centres + depth * np.array(step) for step in ((1, 0, 0), (-1, 0, 0), (0, 0, 1), (0, 0, -1))]
+    view = chosen(first_views(points, np.concatenate([centres, *near]), box), aspect)
     seen = (np.concatenate([points, centres, *near]) - box.middle) / box.side
-    pose = look_at(eye, np.array(LOOK_AT), up=np.array([0.0, 0.0, 1.0]))
-    x, y, z = rotation_matrix(pose.qvec) @ seen.T + pose.tvec[:, None]
-    half = np.tan(np.radians(FIELD_OF_VIEW_DEG / 2))
-    inside = (z > 0) & (np.abs(x) < aspect * half * z) & (np.abs(y) < half * z)
+    inside = (np.abs(in_the_picture(seen, view, aspect)) < 1).all(axis=1)
     assert inside[len(points) :].all()
     assert inside.mean() > 0.99
     assert box.contains(centres).all()
-    assert box.side < 3 * np.ptp(np.concatenate([points, centres]), axis=0).max()
+    assert box.side < 1.5 * np.ptp(np.concatenate([points, centres]), axis=0).max()
 
 
-def test_the_scene_opens_with_the_view_its_box_is_made_for() -> None:
-    camera_of = scene_figure(Scene3D(*cloud(100)), LEVELS[0]).layout["scene"]["camera"]
-    assert tuple(camera_of["eye"].values()) == EYE
-    assert tuple(camera_of["center"].values()) == LOOK_AT
+@pytest.mark.parametrize("name", sorted(scenes().keys() - {"cameras only"}))
+def test_the_scene_fills_its_card(name: str) -> None:
+    """As near as it can be: what is seen reaches the margin at the sides, or above and below."""
+    points, centres = scenes()[name]
+    box = view_box(points, centres)
+    for view in first_views(points, centres, box):
+        seen = (np.concatenate([points, centres]) - box.middle) / box.side
+        reach = np.abs(in_the_picture(seen, view, view.aspect)).max(axis=0)
+        assert 0.97 < (reach / FILL).max() < 1.04, view.aspect
+
+
+def test_the_scene_opens_with_a_view_for_its_card() -> None:
+    layout = scene_figure(Scene3D(*cloud(100)), LEVELS[0]).layout
+    views = layout["meta"]["views"]
+    assert [view["aspect"] for view in views] == list(ASPECTS)
+    usual = next(view for view in views if view["aspect"] == 1.6)
+    opened = layout["scene"]["camera"]
+    assert (opened["eye"], opened["center"]) == (usual["eye"], usual["center"])
     script = files("featkit.report").joinpath("script.js").read_text(encoding="utf-8")
-    assert f"Math.max(1, {STEP_BACK} * div.clientHeight / div.clientWidth)" in script
+    assert "views.findLast((view) => view.aspect <= div.clientWidth / div.clientHeight) ?? views[0]" in script
 
 
 def test_a_georeferenced_world_keeps_its_detail() -> None:

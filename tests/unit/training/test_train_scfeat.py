@@ -118,11 +118,11 @@ def test_stages_by_name(data: ScfeatData, tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level("WARNING", "featkit"):
         (done,) = stages.run(data, tmp_path, stages=["description"])
     assert done.summary["data"]["start"] == "random"
-    assert "random numbers; give --encoder-weights FILE (ImageNet), or a warm_up stage" in caplog.text
+    assert "random weights; give --encoder-weights FILE (ImageNet), or a warm_up stage" in caplog.text
     caplog.clear()
     (done,) = stages.run(data, tmp_path, stages=["detection"])
     assert done.summary["data"]["start"] == "description"
-    assert "random numbers" not in caplog.text
+    assert "random weights" not in caplog.text
     other = ScfeatStages(recipe(warm_up=None, data={"max_rotation_deg": 70}), "cpu")
     with pytest.raises(UsageError, match=r"another configuration \(data.max_rotation_deg: 80.0 -> 70.0\)"):
         other.run(data, tmp_path, stages=["description"])
@@ -259,7 +259,7 @@ def test_a_list_of_scenes_is_what_is_learned_from(tmp_path: Path) -> None:
     assert summaries["description"]["data"]["pairs"] == 12
     assert summaries["description"]["config"]["data"]["scenes"] == ["0003", "0001"]
     for text, code, says in (
-        ("0009\n", 3, "none of the 1 scenes of the list is there"),
+        ("0009\n", 3, "none of the 1 listed scenes exists"),
         ("# none\n", 3, "no scene in it"),
     ):
         (tmp_path / "list.txt").write_text(text)

@@ -1,0 +1,69 @@
+"""A map looked at in a browser, on this machine or as a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+from featkit.api.options import ModelNumber, Option, Shown, takes
+from featkit.core.listening import LOOPBACK, address_of, listening
+from featkit.mapping.scene import find_model
+from featkit.viewer.scene import ViewConfig, ViewedScene
+from featkit.viewer.server import ViewServer, write_folder
+
+LOGGER = logging.getLogger("featkit.view")
+
+
+@takes(ViewConfig, photograph_px=Option("photograph_px"))
+def view(
+    scene: Annotated[Path, Shown(help="A reconstructed scene, or a COLMAP or hloc model.")],
+    *,
+    config: ViewConfig,
+    images: Annotated[
+        list[Path] | None,
+        Shown(metavar="DIR", help="The map's photographs; repeatable.", unset="found near the map"),
+    ] = None,
+    database: Annotated[
+        Path | None, Shown(metavar="FILE", help="COLMAP's database with the matches.", unset="found near the map")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        Shown("--out", "-o", metavar="DIR", help="Write the page as a folder and end.", unset="none"),
+    ] = None,
+    host: Annotated[str, Shown(help="Address to listen on; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, Shown(help="0: any that is free.", low=0, high=65535)] = 0,
+    no_browser: Annotated[bool, Shown("--no-browser", help="Open no browser, only print the address.")] = False,
+    number: ModelNumber = None,
+    overwrite: Annotated[bool, Shown("--overwrite", help="Replace a page that featkit wrote to --out.")] = False,
+) -> str:
+    """Show a map in a browser until Ctrl-C. Returns the address, or the page's file; raises featkit's errors."""
+    folder = find_model(scene, number)
+    if out is not None:
+        shown = ViewedScene(folder, config, images=images or (), database=database)
+        return str(write_folder(shown, out, overwrite=overwrite))
+    with listening(host, port) as bound:
+        where = address_of(bound)
+        if not host.startswith(LOOPBACK):
+            LOGGER.warning("%s: whoever can reach this machine can see the photographs; there is no password", where)
+        shown = ViewedScene(folder, config, images=images or (), database=database)
+        for sentence in shown.missing:
+            LOGGER.warning("%s", sentence)
+        server = ViewServer(bound, shown)
+        counts = f"{len(shown.images):,} images, {len(shown.point_ids):,} points"
+        LOGGER.info("%s: %s (%s); Ctrl-C stops", folder, where, counts)
+        if not no_browser and _has_browser():
+            threading.Thread(target=webbrowser.open, args=(where,), daemon=True).start()
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+        return where
+
+
+def _has_browser() -> bool:
+    """Whether there is a screen: over a plain terminal Python would start a browser of text in it."""
+    return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,0 +1,446 @@
+"""What the page of `featkit view` shows of a map, as the bytes that it asks for.
+
+Paths are of numbers alone: images by their place among the sorted names, points by their place among the sorted ids, so
+no name of a file ever comes from the browser. All pixels are those of the upright photograph as it is decoded (the
+centre of the top-left pixel is (0, 0)). Numbers in binary answers are little-endian, one array behind the other:
+
+    points.bin        xyz float32 (n, 3) after `middle` is subtracted, RGB uint8 (n, 3)
+    image/I.bin       keypoints float32 (k, 2), the point that each sees int32 (k,), -1: none
+    pair/I-J.bin      matches x0 y0 x1 y1 float32 (m, 4), whether an inlier uint8 (m,)
+    tracks/C.json     points 1000 C .. 1000 C + 999: id, error in px, (image, x, y) of every observation
+    scene.json, image/I.json, thumb/I.jpg, photo/I.jpg
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from featkit import __version__
+from featkit.core.config import Config, Megabytes, Quality
+from featkit.core.errors import BadInputError, EmptyResultError
+from featkit.core.types import Pair
+from featkit.evaluation.pictures import posed_camera
+from featkit.geometry.pixels import apply_affine, compose, from_colmap, resize_affine, to_colmap
+from featkit.images.read import DecodeConfig, read_file, read_header, stored_from_upright
+from featkit.images.thumbnails import Longer, jpeg, thumbnail
+from featkit.io.features import open_features
+from featkit.mapping.cameras import to_pose
+from featkit.mapping.database import PairLines, ReadOnlyDatabase
+from featkit.mapping.model import point_ids, read_model
+from featkit.mapping.photographs import photographs_there
+from featkit.mapping.scene import find_features
+from featkit.report.scene3d import centre_of, frustum_depth, upright, view_box
+
+CHUNK = 1000  # points in one answer about tracks
+DATABASE = "database.db"
+OVERHEAD = 64  # bytes of a small object in memory, about
+NEAR = 2  # folders above a model that its database is looked for in: scene/featkit/sparse/0
+NUMBER = "([0-9]{1,9})"
+ROUTE = re.compile(
+    rf"(scene\.json|points\.bin)|(tracks|image|thumb|photo)/{NUMBER}\.(json|bin|jpg)|pair/{NUMBER}-{NUMBER}\.bin"
+)
+
+
+class ViewConfig(Config):
+    """What a page shows of photographs."""
+
+    thumbnail_px: Longer = 320
+    """Longer side of thumbnails, px."""
+    photograph_px: Longer = 1600
+    """Longer side of photographs, px; keypoints and matches are drawn on these."""
+    jpeg_quality: Quality = 85
+    """JPEG quality of both, 1 to 100."""
+    cache_mb: Megabytes = 128
+    """Memory for photographs that were shown already, MB (10^6 bytes)."""
+
+
+class Answer(NamedTuple):
+    """The bytes of one address, and their type."""
+
+    kind: str
+    data: bytes
+
+
+class Seen(NamedTuple):
+    """A photograph's upright size, px, and the map from its camera's pixels to those. There: whether it has a file."""
+
+    size: tuple[int, int]
+    from_camera: Float[np.ndarray, "2 3"]
+    there: bool
+
+
+class ViewedScene:
+    """A map, its photographs and its matches, ready to be asked. Its files stay as they are.
+
+    `missing` says in sentences what was not found. Raises BadInputError for a model that cannot be read or names files
+    outside the folder of the photographs, EmptyResultError for one without a posed image.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ViewConfig | None = None,
+        *,
+        images: Sequence[Path] = (),
+        database: Path | None = None,
+    ):
+        """folder: of a COLMAP model. images: folders of its photographs. database: COLMAP's; by default near it."""
+        self.folder, self.config = folder, config or ViewConfig()
+        self.model = read_model(folder)
+        self.images = sorted((i for i in self.model.images.values() if i.has_pose), key=lambda image: image.name)
+        if not self.images:
+            raise EmptyResultError(f"{folder}: no image of this model has a pose")
+        self.names = [image.name for image in self.images]
+        self.by_name = {name: index for index, name in enumerate(self.names)}
+        self.place = {image.image_id: index for index, image in enumerate(self.images)}
+        self.point_ids = np.array(sorted(self.model.points3D), dtype=np.int64)
+        self.files = photographs_there(folder, self.names, images)
+        self.database = self._database(database)
+        self.verified = self.database is not None and any(kept for _, kept in self.database.counts.values())
+        self.features = find_features(folder)
+        self._range = self._intensity_range()
+        self._kept = _Cache(int(self.config.cache_mb * 1e6))
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Points and cameras in the frame that is drawn: around the middle, so that float32 holds a place on earth."""
+        points = [self.model.points3D[int(number)] for number in self.point_ids]
+        self.xyz = np.array([point.xyz for point in points], dtype=np.float64).reshape(-1, 3)
+        self.rgb = np.array([point.color for point in points], dtype=np.uint8).reshape(-1, 3)
+        self.errors_px = np.array([point.error for point in points], dtype=np.float64)
+        self.cameras = [
+            posed_camera(image.name, to_pose(image.cam_from_world()), self.model.cameras[image.camera_id], "map")
+            for image in self.images
+        ]
+        self.turn = upright(self.cameras)
+        centres = np.array([centre_of(camera) for camera in self.cameras])
+        box = view_box(self.xyz @ self.turn.T, centres @ self.turn.T)
+        self.middle, self.side = self.turn.T @ box.middle, box.side
+        self.depth = frustum_depth(centres, box)
+
+    def _database(self, given: Path | None) -> ReadOnlyDatabase | None:
+        near = [self.folder, *self.folder.resolve().parents[:NEAR]]
+        path = given or next((base / DATABASE for base in near if (base / DATABASE).is_file()), None)
+        found = None if path is None else ReadOnlyDatabase(path)
+        if found is not None and not found.ids.keys() & self.by_name.keys():
+            if given is not None:
+                raise BadInputError(f"{given}: has no image of the map {self.folder}; name the map's own database")
+            return None
+        return found
+
+    def _intensity_range(self) -> tuple[float, float] | None:
+        if self.features is None:
+            return None
+        try:
+            with open_features(self.features) as store:
+                return store.intensity_range
+        except BadInputError:  # a damaged store is no reason to show nothing
+            self.features = None
+            return None
+
+    @property
+    def missing(self) -> list[str]:
+        """Sentences about the parts that were not found."""
+        found = []
+        left = len(self.images) - len(self.files)
+        if left:
+            which = "None" if not self.files else f"{len(self.files)}"
+            found.append(f"{which} of the {len(self.images)} photographs were found; name their folder with --images.")
+        if self.database is None:
+            found.append("No database.db is near the model: pairs are of images that see common points.")
+        elif not self.verified:
+            found.append(f"{self.database.path.name} has no verified pair: pairs are of images that see common points.")
+        unposed = len(self.model.images) - len(self.images)
+        if unposed:
+            found.append(f"{unposed} images of the model have no pose and are not shown.")
+        if not len(self.point_ids):
+            found.append("The model has no points.")
+        return found
+
+    # ---- answers ----------------------------------------------------------------------------------------------------
+
+    def answer(self, path: str) -> Answer | None:
+        """The bytes of an address without its leading slash; None for one that there is not.
+
+        Raises BadInputError for a photograph that cannot be decoded.
+        """
+        route = ROUTE.fullmatch(path)
+        if route is None:
+            return None
+        whole, kind, number, form, first, second = route.groups()
+        if whole is not None:
+            return self._scene() if whole == "scene.json" else self._points()
+        if first is not None:
+            return self._pair(int(first), int(second))
+        make: Callable[[int], Answer] | None = {
+            ("tracks", "json"): self._tracks,
+            ("image", "json"): self._image,
+            ("image", "bin"): self._keypoints_answer,
+            ("thumb", "jpg"): self._thumbnail,
+            ("photo", "jpg"): self._photograph,
+        }.get((kind, form))
+        count = -(-len(self.point_ids) // CHUNK) if kind == "tracks" else len(self.images)
+        if make is None or int(number) >= count or (form == "jpg" and self.names[int(number)] not in self.files):
+            return None
+        return make(int(number))
+
+    def paths(self) -> Iterator[str]:
+        """Every address that the page may ask for."""
+        yield from ("scene.json", "points.bin")
+        yield from (f"tracks/{chunk}.json" for chunk in range(-(-len(self.point_ids) // CHUNK)))
+        for index, name in enumerate(self.names):
+            yield from (f"image/{index}.json", f"image/{index}.bin")
+            if name in self.files:
+                yield from (f"thumb/{index}.jpg", f"photo/{index}.jpg")
+            yield from (f"pair/{index}-{other}.bin" for other, _, _ in self.pairs_of(index) if other > index)
+
+    def _scene(self) -> Answer:
+        images = [
+            {
+                "name": camera.name,
+                "rotation": camera.rotation.ravel().tolist(),
+                "centre": (centre_of(camera) - self.middle).tolist(),
+                "width": camera.width,
+                "height": camera.height,
+                "focal": camera.focal_px,
+                "photo": camera.name in self.files,
+            }
+            for camera in self.cameras
+        ]
+        return _json(
+            {
+                "title": _title(self.folder),
+                "model": str(self.folder),
+                "version": __version__,
+                "points": len(self.point_ids),
+                "observations": int(sum(image.num_points3D for image in self.images)),
+                "chunk": CHUNK,
+                "middle": self.middle.tolist(),
+                "turn": self.turn.ravel().tolist(),
+                "side": self.side,
+                "depth": self.depth,
+                "pairs": "verified" if self.verified else "common points",
+                "missing": self.missing,
+                "images": images,
+            }
+        )
+
+    def _points(self) -> Answer:
+        near = (self.xyz - self.middle).astype("<f4")
+        return Answer("application/octet-stream", near.tobytes() + self.rgb.tobytes())
+
+    def _image(self, index: int) -> Answer:
+        image = self.images[index]
+        camera = self.model.cameras[image.camera_id]
+        seen, (points, of_point) = self.seen(index), self.keypoints(index)
+        of_seen = of_point[of_point >= 0]
+        return _json(
+            {
+                "size": seen.size,
+                "uv": _corners(seen, camera.width, camera.height),
+                "camera": camera.model_name,
+                "camera_size": [camera.width, camera.height],
+                "params": [float(value) for value in camera.params],
+                "keypoints": len(points),
+                "observations": len(of_seen),
+                "error_px": _known(self.errors_px[of_seen].mean()) if len(of_seen) else None,
+                "pairs": self.pairs_of(index),
+            }
+        )
+
+    def _keypoints_answer(self, index: int) -> Answer:
+        points, of_point = self.keypoints(index)
+        upright_points = apply_affine(self.seen(index).from_camera, points).astype("<f4")
+        return Answer("application/octet-stream", upright_points.tobytes() + of_point.astype("<i4").tobytes())
+
+    def _pair(self, first: int, second: int) -> Answer | None:
+        if max(first, second) >= len(self.images) or first == second:
+            return None
+        lines = self.lines(first, second)
+        ends = [
+            apply_affine(self.seen(index).from_camera, from_colmap(points.astype(np.float64)))
+            for index, points in ((first, lines.points0), (second, lines.points1))
+        ]
+        data = np.column_stack(ends).astype("<f4").tobytes() + lines.inlier.astype(np.uint8).tobytes()
+        return Answer("application/octet-stream", data)
+
+    def _tracks(self, chunk: int) -> Answer:
+        rows = []
+        for number in self.point_ids[chunk * CHUNK : (chunk + 1) * CHUNK]:
+            point = self.model.points3D[int(number)]
+            seen_by = [
+                (self.place[one.image_id], self.model.images[one.image_id].points2D[one.point2D_idx].xy)
+                for one in point.track.elements
+                if one.image_id in self.place
+            ]
+            track = [[index, *self._upright(index, xy)] for index, xy in sorted(seen_by, key=lambda one: one[0])]
+            rows.append({"id": int(number), "error": _known(point.error), "track": track})
+        return _json(rows)
+
+    def _upright(self, index: int, xy: Float[np.ndarray, "2"]) -> list[float]:
+        (moved,) = apply_affine(self.seen(index).from_camera, from_colmap(np.asarray(xy, np.float64)[None]))
+        return [round(float(value), 3) for value in moved]
+
+    def _thumbnail(self, index: int) -> Answer:
+        return self._picture("thumb", index, self.config.thumbnail_px)
+
+    def _photograph(self, index: int) -> Answer:
+        return self._picture("photo", index, self.config.photograph_px)
+
+    def _picture(self, kind: str, index: int, side: int) -> Answer:
+        path = self.files[self.names[index]]
+        make = lambda: jpeg(thumbnail(path, side, self._range).pixels, self.config.jpeg_quality)  # noqa: E731
+        return Answer("image/jpeg", self._kept.get((kind, index), make))
+
+    # ---- parts of a map ---------------------------------------------------------------------------------------------
+
+    def seen(self, index: int) -> Seen:
+        """An image as its photograph shows it; as its camera describes it where there is no photograph."""
+        return self._kept.get(("seen", index), lambda: self._seen(index))
+
+    def _seen(self, index: int) -> Seen:
+        camera = self.model.cameras[self.images[index].camera_id]
+        size = (camera.width, camera.height)
+        path = self.files.get(self.names[index])
+        try:
+            header = None if path is None else read_header(path, read_file(path), DecodeConfig())
+        except BadInputError:
+            header = None
+        if header is None:
+            return Seen(size, np.eye(2, 3), False)
+        back = np.vstack([stored_from_upright(header.size, header.orientation), [0, 0, 1]])
+        to_upright = np.linalg.inv(back)[:2]
+        turned = abs(to_upright[0, 0]) < 0.5
+        shown = header.size[::-1] if turned else header.size
+        return Seen(shown, compose(to_upright, resize_affine(size, header.size)), True)
+
+    def keypoints(self, index: int) -> tuple[Float[np.ndarray, "k 2"], Int[np.ndarray, " k"]]:
+        """Keypoints of an image, pixels of its camera, and the point (by its place) that each sees, or -1.
+
+        Of a model that has only those that see points, others come from the database or the features.
+        """
+        return self._kept.get(("keypoints", index), lambda: self._keypoints(index))
+
+    def _keypoints(self, index: int) -> tuple[Float[np.ndarray, "k 2"], Int[np.ndarray, " k"]]:
+        image = self.images[index]
+        ids = point_ids(image)
+        points = from_colmap(np.array([point.xy for point in image.points2D], dtype=np.float64).reshape(-1, 2))
+        of_point = np.where(ids < 0, -1, np.searchsorted(self.point_ids, ids)).astype(np.int64)
+        if (ids >= 0).all():
+            others = self._detected(image.name)
+            if len(others) > len(points):
+                points = np.concatenate([points, others])
+                of_point = np.concatenate([of_point, np.full(len(others), -1)])
+        return points, of_point
+
+    def _detected(self, name: str) -> Float[np.ndarray, "n 2"]:
+        """All keypoints of an image by the database, else by the features; none where neither has it."""
+        if self.database is not None and name in self.database.ids:
+            return from_colmap(self.database.keypoints(name).astype(np.float64))
+        if self.features is None:
+            return np.zeros((0, 2))
+        with open_features(self.features) as store:
+            return store.keypoints(name).astype(np.float64) if store.has(name) else np.zeros((0, 2))
+
+    def pairs_of(self, index: int) -> list[tuple[int, int, int]]:
+        """The images matched with one: place, inliers, matches; most inliers first. Without a verified pair in a
+        database: images that see common points, and their number for both."""
+        if not self.verified:
+            return [(other, count, count) for other, count in self._common(index)]
+        name = self.names[index]
+        assert self.database is not None
+        found = [
+            (self.by_name[other], inliers, matches)
+            for other, (matches, inliers) in self.database.partners.get(name, {}).items()
+            if other in self.by_name
+        ]
+        return sorted(found, key=lambda row: (-row[1], -row[2], row[0]))
+
+    def _common(self, index: int) -> list[tuple[int, int]]:
+        """The other images that see points of an image, and how many; most first."""
+        is_seen = np.zeros(len(self.point_ids), bool)
+        is_seen[self._points_seen[index]] = True
+        counts = [int(is_seen[of_it].sum()) for of_it in self._points_seen]
+        rows = [(other, count) for other, count in enumerate(counts) if count and other != index]
+        return sorted(rows, key=lambda row: (-row[1], row[0]))
+
+    @cached_property
+    def _points_seen(self) -> list[Int[np.ndarray, " k"]]:
+        """By image, the points that it sees, each once."""
+        found = []
+        for image in self.images:
+            points = image.points2D
+            ids = [points[row].point3D_id for row in image.get_observation_point2D_idxs()]
+            found.append(np.unique(np.searchsorted(self.point_ids, np.array(ids, np.int64))))
+        return found
+
+    def lines(self, first: int, second: int) -> PairLines:
+        """Matches of two images, COLMAP pixels. Without a verified pair in a database: their common points."""
+        if self.verified:
+            assert self.database is not None
+            return self.database.lines(Pair(self.names[first], self.names[second]))
+        (points0, of0), (points1, of1) = self.keypoints(first), self.keypoints(second)
+        _, rows0, rows1 = np.intersect1d(of0, of1, return_indices=True)
+        kept = of0[rows0] >= 0
+        rows0, rows1 = rows0[kept], rows1[kept]
+        return PairLines(to_colmap(points0[rows0]), to_colmap(points1[rows1]), np.ones(len(rows0), bool))
+
+
+class _Cache:
+    """What was made last, by key, at most so many bytes of it. Threads may share it."""
+
+    def __init__(self, limit: int):
+        self._limit, self._total = limit, 0
+        self._items: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The value of a key, made where it is not there."""
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+                return self._items[key][0]
+        value = make()
+        weight = len(value) if isinstance(value, bytes) else sum(getattr(part, "nbytes", OVERHEAD) for part in value)
+        with self._lock:
+            if key not in self._items:
+                self._items[key] = (value, weight)
+                self._total += weight
+            while self._total > self._limit and len(self._items) > 1:
+                self._total -= self._items.popitem(last=False)[1][1]
+        return value
+
+
+def _corners(seen: Seen, width: int, height: int) -> list[float]:
+    """Where the corners of a camera's image are on its upright photograph: u to the right, v up, each 0 to 1.
+
+    Order: top left, top right, bottom right, bottom left, of the image as its camera sees it.
+    """
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]]) - 0.5
+    shown = (apply_affine(seen.from_camera, corners) + 0.5) / np.array(seen.size)
+    return np.round(np.column_stack([shown[:, 0], 1 - shown[:, 1]]), 6).ravel().tolist()
+
+
+def _known(error: float) -> float | None:
+    """A point's error, px; COLMAP notes -1 where it was not measured."""
+    return float(error) if np.isfinite(error) and error >= 0 else None
+
+
+def _json(value: Any) -> Answer:
+    return Answer("application/json", json.dumps(value, allow_nan=False, separators=(",", ":")).encode())
+
+
+def _title(folder: Path) -> str:
+    """The scene's own name: of scene/featkit/sparse/0 "scene"."""
+    plain = [part for part in folder.resolve().parts if part not in {"featkit", "sparse"} and not part.isdigit()]
+    return plain[-1] if plain else folder.name

@@ -1,0 +1,150 @@
+"""The page of `featkit view` on this machine: a small HTTP server of the standard library, and the page as a folder.
+
+Only GET, only the addresses that `ViewedScene` knows and the page's own files; the page loads nothing from elsewhere.
+On a loopback address, requests under another host's name are refused: a page of the network that has its name resolved
+to this machine could otherwise read them.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import logging
+import socket
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from featkit.core.errors import FeatkitError, one_line
+from featkit.core.listening import LOOPBACK
+from featkit.io.artifact import inside, part_of, place_files, scratch, write_bytes
+from featkit.viewer.scene import Answer, ViewedScene
+
+LOGGER = logging.getLogger(__name__)
+IDLE_S = 60  # after which a silent connection is closed
+PAGE = "index.html"
+OWN = {
+    PAGE: "text/html; charset=utf-8",
+    "view.css": "text/css; charset=utf-8",
+    "view.js": "text/javascript; charset=utf-8",
+    "map.js": "text/javascript; charset=utf-8",
+    "three.min.js": "text/javascript; charset=utf-8",
+}
+"""Files of the page, next to this one."""
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",  # another scene may be at this address next
+}
+ICON = "favicon.ico"  # which browsers ask for on their own
+
+
+@functools.cache
+def own_file(name: str) -> bytes:
+    """One of the page's own files."""
+    return files("featkit.viewer").joinpath(name).read_bytes()
+
+
+class ViewServer(ThreadingHTTPServer):
+    """Serves one scene on a bound socket until `shutdown`, or KeyboardInterrupt."""
+
+    daemon_threads = True
+
+    def __init__(self, bound: socket.socket, scene: ViewedScene):
+        self.address_family = bound.family
+        super().__init__(bound.getsockname()[:2], Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket, self.scene = bound, scene
+        self.server_activate()
+        host = str(bound.getsockname()[0])
+        self.hosts = {host, f"[{host}]", "localhost"} if host.startswith(LOOPBACK) else None
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that goes away in the middle of an answer is nothing to report."""
+        LOGGER.debug("%s: the connection ended", client_address, exc_info=True)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    server: ViewServer
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "featkit", ""
+    timeout = IDLE_S
+
+    def do_GET(self) -> None:  # the name is http.server's
+        """Answer with a file of the page or of the scene, or with one line of json."""
+        host = (self.headers.get("Host") or "").lower()
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if self.server.hosts is not None and name not in self.server.hosts:
+            return self._refuse(403, "this page is for this machine alone")
+        path = urlsplit(self.path).path.removeprefix("/") or PAGE
+        if path == ICON:
+            return self._send(204, Answer("image/x-icon", b""))
+        if path in OWN:
+            return self._send(200, Answer(OWN[path], own_file(path)))
+        try:
+            answer = self.server.scene.answer(path)
+        except FeatkitError as error:
+            return self._refuse(422, str(error))
+        if answer is None:
+            return self._refuse(404, "there is nothing at this address")
+        return self._send(200, answer)
+
+    def _refuse(self, status: int, message: str) -> None:
+        self._send(status, Answer("application/json", json.dumps({"error": one_line(message)}).encode()))
+
+    def _send(self, status: int, answer: Answer) -> None:
+        self.send_response(status)
+        headers = {"Content-Type": answer.kind, "Content-Length": str(len(answer.data)), **HEADERS}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer.data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests are of interest to nobody but with -v."""
+        LOGGER.debug(format, *args)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The same page as a folder, to open from a disk. A browser reads no other file for a page from a disk but pictures and
+# scripts, so everything else is a script that hands over its bytes.
+
+
+def write_folder(scene: ViewedScene, folder: Path, *, overwrite: bool = False) -> Path:
+    """Write the page with everything it may ask for; returns the page. What was exported before goes with overwrite.
+
+    Raises BadInputError, also for files that featkit did not write there, and NotWritableError.
+    """
+    with scratch(part_of(folder)) as part:
+        for name in OWN:
+            data = own_file(name)
+            if name == PAGE:
+                data = data.replace(b"<html ", b"<html data-folder ", 1)
+            write_bytes(part / name, data)
+        for path, data in _exported(scene):
+            write_bytes(inside(part, path), data)
+        place_files(part, folder, overwrite=overwrite, kind="view")
+    return folder / PAGE
+
+
+def _exported(scene: ViewedScene) -> Iterator[tuple[str, bytes]]:
+    for path in scene.paths():
+        try:
+            answer = scene.answer(path)
+        except FeatkitError as error:  # one broken photograph: the page shows its place empty
+            LOGGER.warning("%s", error)
+            continue
+        if answer is None:
+            continue
+        if path.startswith("photo/"):
+            yield path, answer.data
+        else:
+            text = base64.b64encode(answer.data).decode("ascii")
+            yield f"{path}.js", f'featkitGiven("{path}","{text}");\n'.encode("ascii")

@@ -1,0 +1,425 @@
+"use strict";
+/* The page around the map: loads what it shows, and says what a camera, a pair and a point are.
+
+   What is chosen is in the address: #image=3, #pair=3,5, #point=1200, so that the browser's back button works. */
+
+const inFolder = "folder" in document.documentElement.dataset;  // opened from a disk, not from a server
+const panel = document.getElementById("panel"), stage = document.getElementById("stage");
+const by = (id) => document.getElementById(id);
+const INLIER = "#24d6a0", OUTLIER = "#ff603c", FEW_LINES = 200;
+
+/* ---- loading ------------------------------------------------------------------------------------------------ */
+
+const given = new Map();  // addresses that scripts hand over: what waits for them
+window.featkitGiven = (path, text) => given.get(path)?.(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+
+function bytes(path) {
+  if (!inFolder) {
+    return fetch(path).then(async (answer) => {
+      if (answer.ok) return answer.arrayBuffer();
+      throw new Error((await answer.json()).error);
+    });
+  }
+  return new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    given.set(path, resolve);
+    script.onload = () => { given.delete(path); script.remove(); };
+    script.onerror = () => reject(new Error(`${path} is not in this folder`));
+    script.src = `${path}.js`;
+    document.head.append(script);
+  });
+}
+
+const kept = new Map();
+function once(path, make) {
+  if (!kept.has(path)) kept.set(path, make(path).catch((error) => { kept.delete(path); throw error; }));
+  return kept.get(path);
+}
+const json = (path) => once(path, async () => JSON.parse(new TextDecoder().decode(await bytes(path))));
+
+async function thumbAddress(index) {
+  const path = `thumb/${index}.jpg`;
+  return inFolder ? once(path, async () => URL.createObjectURL(new Blob([await bytes(path)], { type: "image/jpeg" }))) : path;
+}
+
+async function decoded(address) {
+  const picture = new Image();
+  picture.src = address;
+  await picture.decode();
+  return picture;
+}
+
+async function keypointsOf(index) {
+  const buffer = await bytes(`image/${index}.bin`), count = buffer.byteLength / 12;
+  return { xy: new Float32Array(buffer, 0, 2 * count), point: new Int32Array(buffer, 8 * count, count), count };
+}
+
+async function linesOf(first, second) {
+  const [a, b] = first < second ? [first, second] : [second, first];
+  const buffer = await bytes(`pair/${a}-${b}.bin`), count = buffer.byteLength / 17;
+  const ends = new Float32Array(buffer, 0, 4 * count), inlier = new Uint8Array(buffer, 16 * count, count);
+  return Array.from({ length: count }, (_, i) => {
+    const [x0, y0, x1, y1] = ends.subarray(4 * i, 4 * i + 4);
+    return { ends: first < second ? [x0, y0, x1, y1] : [x1, y1, x0, y0], inlier: inlier[i] === 1 };
+  });
+}
+
+/* ---- elements ----------------------------------------------------------------------------------------------- */
+
+function el(tag, more = {}, ...children) {  // text is only ever text: names of files may hold markup
+  const { className, dataset, ...rest } = more, made = Object.assign(document.createElement(tag), rest);
+  if (className) made.className = className;
+  Object.assign(made.dataset, dataset ?? {});
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+const number = (value, digits = 0) => value === null || value === undefined ? "–" : value.toLocaleString("en-GB", { maximumFractionDigits: digits, minimumFractionDigits: digits });
+const facts = (rows) => el("dl", {}, ...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
+const button = (text, onclick) => el("button", { type: "button", onclick }, text);
+const go = (hash) => { location.hash = hash; };
+
+const watcher = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (!isIntersecting) continue;
+    watcher.unobserve(target);
+    thumbAddress(Number(target.dataset.image)).then((address) => { target.src = address; }, () => {});
+  }
+}, { rootMargin: "400px" });
+
+function thumbImage(index) {
+  const picture = el("img", { alt: "", dataset: { image: index } });
+  if (scene.images[index].photo) watcher.observe(picture);
+  return picture;
+}
+
+function thumb(index, note = "") {
+  const { name } = scene.images[index];
+  const made = el("button", { type: "button", className: "thumb", title: name, onclick: () => go(`image=${index}`), dataset: { image: index } },
+    el("span", { className: "frame" }, thumbImage(index)), el("span", { className: "name" }, note ? `${name}, ${note}` : name));
+  return made;
+}
+
+const backToAll = () => button("← all photographs", () => go(""));
+
+/* ---- pictures with something drawn on them -------------------------------------------------------------------- */
+
+function fitted(canvas) {  // a canvas of the screen's own pixels, and its size in css px
+  const scale = devicePixelRatio, [width, height] = [canvas.clientWidth, canvas.clientHeight];
+  canvas.width = Math.max(1, Math.round(width * scale));
+  canvas.height = Math.max(1, Math.round(height * scale));
+  const pen = canvas.getContext("2d");
+  pen.scale(scale, scale);
+  return { pen, width, height };
+}
+
+function dots(pen, keypoints, wanted, toScreen, radius) {
+  let drawn = 0;
+  for (const [sees, colour] of [[false, OUTLIER], [true, INLIER]]) {
+    if (!wanted[sees ? "seen" : "other"]) continue;
+    pen.fillStyle = colour;
+    pen.globalAlpha = sees ? 0.95 : 0.6;
+    for (let i = 0; i < keypoints.count; i++) {
+      if ((keypoints.point[i] >= 0) !== sees) continue;
+      const [x, y] = toScreen(keypoints.xy[2 * i], keypoints.xy[2 * i + 1]);
+      pen.fillRect(x - radius, y - radius, 2 * radius, 2 * radius);
+      drawn++;
+    }
+  }
+  pen.globalAlpha = 1;
+  return drawn;
+}
+
+function nearestSeen(keypoints, x, y, within) {
+  let best = -1, least = within * within;
+  for (let i = 0; i < keypoints.count; i++) {
+    const [dx, dy] = [keypoints.xy[2 * i] - x, keypoints.xy[2 * i + 1] - y];
+    if (keypoints.point[i] >= 0 && dx * dx + dy * dy < least) [best, least] = [keypoints.point[i], dx * dx + dy * dy];
+  }
+  return best;
+}
+
+/* A canvas with one or two photographs side by side, as large as fits. Returns the photographs' places in css px. */
+function layPhotos(pen, width, height, photos) {
+  const gap = 8, aspects = photos.map(({ size }) => size[0] / size[1]);
+  const tall = Math.min(height, (width - gap * (photos.length - 1)) / aspects.reduce((a, b) => a + b));
+  let left = 0.5 * (width - tall * aspects.reduce((a, b) => a + b) - gap * (photos.length - 1));
+  const top = 0.5 * (height - tall);
+  return photos.map(({ picture, size }, i) => {
+    const wide = tall * aspects[i], place = { left, top, wide, tall, scale: wide / size[0] };
+    if (picture) pen.drawImage(picture, left, top, wide, tall);
+    else { pen.strokeStyle = "#888"; pen.strokeRect(left, top, wide, tall); }
+    left += wide + gap;
+    return place;
+  });
+}
+const screenOf = (place) => (x, y) => [place.left + (x + 0.5) * place.scale, place.top + (y + 0.5) * place.scale];
+
+async function photoOf(index) {
+  const { size } = await json(`image/${index}.json`);
+  if (!scene.images[index].photo) return { picture: null, size };
+  return { picture: await decoded(`photo/${index}.jpg`).catch(() => null), size };
+}
+
+let restage = () => {};
+new ResizeObserver(() => restage()).observe(stage);
+function closeStage() {
+  restage = () => {};
+  stage.hidden = true;
+  stage.replaceChildren();
+  delete stage.dataset.lines;
+}
+
+function openStage(title, tools, paint, onclick = () => {}) {
+  const canvas = el("canvas");
+  stage.replaceChildren(
+    el("div", { className: "buttons" }, el("h1", {}, title), ...tools, button("× close", closeStage)),
+    el("div", { className: "large" }, canvas));
+  stage.hidden = false;
+  restage = () => {
+    const { pen, width, height } = fitted(canvas);
+    pen.clearRect(0, 0, width, height);
+    paint(pen, width, height);
+  };
+  canvas.onclick = (event) => onclick(event.offsetX, event.offsetY);
+  restage();
+}
+
+/* ---- what the panel says -------------------------------------------------------------------------------------- */
+
+function showAll() {
+  const grid = el("div", { className: "grid" }, ...scene.images.map((_, index) => thumb(index)));
+  const search = el("input", { type: "search", placeholder: "photographs whose name has …" });
+  search.oninput = () => {
+    for (const one of grid.children) one.hidden = !one.title.toLowerCase().includes(search.value.toLowerCase());
+  };
+  fill("all", "", el("h1", {}, scene.title),
+    facts([["photographs", number(scene.images.length)], ["points", number(scene.points)], ["observations", number(scene.observations)],
+      ["track length", number(scene.points ? scene.observations / scene.points : null, 2)], ["model", scene.model]]),
+    ...scene.missing.length ? [el("div", { className: "missing" }, ...scene.missing.map((text) => el("p", {}, text)))] : [],
+    el("h2", {}, "Photographs"), search, grid);
+  map.choose();
+}
+
+async function showImage(index, isCurrent) {
+  const about = await json(`image/${index}.json`), { name, photo } = scene.images[index];
+  const keypoints = await keypointsOf(index), picture = photo ? await photoOf(index) : null;
+  if (!isCurrent()) return;
+  map.choose({ camera: index, paired: about.pairs.filter(([, inliers]) => inliers > 0).map(([other]) => other) });
+  const canvas = el("canvas"), wanted = { seen: true, other: false };
+  const holder = el("div", { className: "photo" }, picture?.picture ?? el("p", { className: "soft" }, "The photograph is not there."), canvas);
+  holder.style.aspectRatio = `${about.size[0]} / ${about.size[1]}`;
+  const paint = () => {
+    const { pen, width } = fitted(canvas), scale = width / about.size[0];
+    panel.dataset.keypoints = dots(pen, keypoints, wanted, (x, y) => [(x + 0.5) * scale, (y + 0.5) * scale], 1);
+  };
+  canvas.onclick = (event) => {
+    const scale = about.size[0] / canvas.clientWidth;
+    const point = nearestSeen(keypoints, event.offsetX * scale - 0.5, event.offsetY * scale - 0.5, 10 * scale);
+    if (point >= 0) go(`point=${point}`);
+  };
+  const toggle = (kind, text, count) => el("label", {}, el("input", {
+    type: "checkbox", checked: wanted[kind], onchange: (event) => { wanted[kind] = event.target.checked; paint(); },
+  }), el("span", { className: kind === "seen" ? "key" : "key other" }, `${text} (${number(count)})`));
+  const most = Math.max(1, ...about.pairs.map(([, inliers]) => inliers));
+  const verified = scene.pairs === "verified";
+  fill("image", index, el("div", { className: "buttons" }, backToAll(), button("look through", () => map.lookThrough(index)),
+    button("enlarge", () => enlarge(index, keypoints, wanted))),
+    el("h1", {}, name), holder,
+    el("div", { className: "buttons" }, toggle("seen", "keypoints that see a point", about.observations),
+      toggle("other", "others", about.keypoints - about.observations)),
+    facts([["camera", `${about.camera}, ${about.camera_size.join(" × ")} px`], ["parameters", about.params.map((p) => number(p, 3)).join(", ")],
+      ["keypoints", number(about.keypoints)], ["observations", number(about.observations)],
+      ["mean error of its points", about.error_px === null ? "–" : `${number(about.error_px, 3)} px`]]),
+    el("h2", {}, verified ? `Matched with ${about.pairs.length}` : `Sees points together with ${about.pairs.length}`),
+    el("div", { className: "pairs" }, ...about.pairs.map(([other, inliers, matches]) => pairRow(index, other, inliers, matches, most, verified))));
+  paint();
+}
+
+function pairRow(index, other, inliers, matches, most, verified) {
+  const bar = el("span", { className: "bar" });
+  bar.style.width = `${100 * inliers / most}%`;
+  const count = verified ? `${number(inliers)} inliers of ${number(matches)} matches` : `${number(inliers)} common points`;
+  return el("button", { type: "button", className: "pair", onclick: () => go(`pair=${index},${other}`), dataset: { image: other, inliers, matches } },
+    el("span", { className: "frame" }, thumbImage(other)),
+    el("span", {}, el("span", { className: "name" }, scene.images[other].name), el("span", { className: "count" }, count), bar));
+}
+
+async function enlarge(index, keypoints, wanted) {
+  const photo = await photoOf(index);
+  let place = null;
+  openStage(scene.images[index].name, [], (pen, width, height) => {
+    [place] = layPhotos(pen, width, height, [photo]);
+    dots(pen, keypoints, wanted, screenOf(place), 1.5);
+  }, (x, y) => {
+    const at = [(x - place.left) / place.scale - 0.5, (y - place.top) / place.scale - 0.5];
+    const point = nearestSeen(keypoints, ...at, 10 / place.scale);
+    if (point >= 0) go(`point=${point}`);
+  });
+}
+
+async function showPair(first, second, isCurrent) {
+  const about = await json(`image/${first}.json`), lines = await linesOf(first, second);
+  const photos = await Promise.all([photoOf(first), photoOf(second)]);
+  if (!isCurrent()) return;
+  map.choose({ camera: first, paired: [second] });
+  const names = [first, second].map((index) => scene.images[index].name), inliers = lines.filter((line) => line.inlier).length;
+  const verified = scene.pairs === "verified";
+  fill("pair", `${first},${second}`, el("div", { className: "buttons" }, button(`← ${names[0]}`, () => go(`image=${first}`)),
+    button(`${names[1]} →`, () => go(`image=${second}`))),
+    el("h1", {}, `${names[0]} and ${names[1]}`),
+    facts(verified ? [["matches", number(lines.length)], ["inliers", number(inliers)],
+      ["share", lines.length ? `${number(100 * inliers / lines.length, 1)} %` : "–"]] : [["common points", number(inliers)]]),
+    el("div", { className: "grid" }, thumb(first), thumb(second)),
+    el("h2", {}, `Others of ${names[0]}`),
+    el("div", { className: "pairs" }, ...about.pairs.filter(([other]) => other !== second).map(([other, kept, matches]) =>
+      pairRow(first, other, kept, matches, Math.max(1, about.pairs[0][1]), verified))));
+  const wanted = { inlier: true, outlier: false, all: lines.length <= FEW_LINES };
+  const paint = (pen, width, height) => {
+    const [left, right] = layPhotos(pen, width, height, photos).map(screenOf);
+    let drawn = 0;
+    for (const kind of [false, true]) {
+      if (!wanted[kind ? "inlier" : "outlier"]) continue;
+      const some = lines.filter((line) => line.inlier === kind), step = wanted.all ? 1 : Math.max(1, some.length / FEW_LINES);
+      [pen.strokeStyle, pen.fillStyle, pen.lineWidth] = [kind ? INLIER : OUTLIER, kind ? INLIER : OUTLIER, 1];
+      for (let at = 0; at < some.length; at += step) {
+        const [x0, y0, x1, y1] = some[Math.floor(at)].ends, [a, b] = left(x0, y0), [c, d] = right(x1, y1);
+        pen.globalAlpha = 0.6;
+        pen.beginPath();
+        pen.moveTo(a, b);
+        pen.lineTo(c, d);
+        pen.stroke();
+        pen.globalAlpha = 1;
+        pen.fillRect(a - 1.5, b - 1.5, 3, 3);
+        pen.fillRect(c - 1.5, d - 1.5, 3, 3);
+        drawn++;
+      }
+    }
+    stage.dataset.lines = drawn;
+  };
+  const toggle = (kind, text, className) => el("label", {}, el("input", {
+    type: "checkbox", checked: wanted[kind], onchange: (event) => { wanted[kind] = event.target.checked; restage(); },
+  }), el("span", { className }, text));
+  openStage(`${names[0]} – ${names[1]}`, [
+    toggle("inlier", `${verified ? "inliers" : "common points"} (${number(inliers)})`, "key"),
+    ...verified ? [toggle("outlier", `others (${number(lines.length - inliers)})`, "key other")] : [],
+    ...lines.length > FEW_LINES ? [toggle("all", `all, not ${FEW_LINES} of them`, "")] : []], paint);
+}
+
+async function showPoint(index, isCurrent) {
+  const rows = await json(`tracks/${Math.floor(index / scene.chunk)}.json`), { id, error, track } = rows[index % scene.chunk];
+  const sizes = await Promise.all(track.map(async ([image]) => (await json(`image/${image}.json`)).size));
+  if (!isCurrent()) return;
+  map.choose({ point: index, seenBy: track.map(([image]) => image) });
+  const centre = [0, 1, 2].map((axis) => xyz[3 * index + axis] + scene.middle[axis]);
+  const colour = [0, 1, 2].map((axis) => rgb[3 * index + axis]);
+  fill("point", index, el("div", { className: "buttons" }, backToAll()), el("h1", {}, `Point ${id}`),
+    facts([["seen in", `${track.length} photographs`], ["mean error", error === null ? "–" : `${number(error, 3)} px`],
+      ["x, y, z", centre.map((value) => number(value, 3)).join(", ")], ["colour", colour.join(", ")]]),
+    el("h2", {}, "Track"),
+    el("div", { className: "track" }, ...track.map(([image, x, y], row) => sight(image, x, y, sizes[row]))));
+}
+
+function sight(image, x, y, [width, height]) {
+  const small = thumb(image), frame = small.querySelector(".frame"), ring = el("span", { className: "ring" });
+  frame.style.aspectRatio = `${width} / ${height}`;
+  frame.style.width = `min(100%, ${12 * width / height}rem)`;
+  [ring.style.left, ring.style.top] = [`${100 * (x + 0.5) / width}%`, `${100 * (y + 0.5) / height}%`];
+  frame.append(ring);
+  const crop = el("div", { className: "crop" }), middle = el("span", { className: "ring" });
+  [middle.style.left, middle.style.top] = ["50%", "50%"];
+  if (scene.images[image].photo) {  // the photograph around the observation
+    const wide = 1600, scale = wide / width, half = 68;
+    crop.style.backgroundImage = `url("photo/${image}.jpg")`;
+    crop.style.backgroundSize = `${wide}px ${height * scale}px`;
+    crop.style.backgroundPosition = `${half - (x + 0.5) * scale}px ${half - (y + 0.5) * scale}px`;
+  }
+  crop.append(middle);
+  return el("div", { className: "sight", dataset: { image, x, y } }, small, crop);
+}
+
+function fill(kind, which, ...children) {
+  panel.replaceChildren(...children);
+  panel.scrollTop = 0;
+  Object.assign(panel.dataset, { kind, which });
+}
+
+/* ---- the address ---------------------------------------------------------------------------------------------- */
+
+let visit = 0;
+async function follow() {
+  const mine = ++visit, isCurrent = () => mine === visit;
+  const [kind, text = ""] = location.hash.slice(1).split("="), numbers = text.split(",").map(Number);
+  const fits = (index, count) => Number.isInteger(index) && index >= 0 && index < count;
+  const images = scene.images.length;
+  closeStage();
+  try {
+    if (kind === "image" && fits(numbers[0], images)) await showImage(numbers[0], isCurrent);
+    else if (kind === "pair" && numbers.length === 2 && numbers.every((index) => fits(index, images))) await showPair(...numbers, isCurrent);
+    else if (kind === "point" && fits(numbers[0], scene.points)) await showPoint(numbers[0], isCurrent);
+    else showAll();
+  } catch (error) {
+    if (isCurrent()) fill("error", "", el("div", { className: "buttons" }, backToAll()), el("div", { className: "missing" }, error.message));
+  }
+}
+
+/* ---- the map -------------------------------------------------------------------------------------------------- */
+
+function wire(canvas) {
+  let down = null;
+  canvas.addEventListener("pointerdown", (event) => { down = [event.offsetX, event.offsetY]; by("label").hidden = true; });
+  canvas.addEventListener("pointerup", (event) => {
+    if (!down || event.button !== 0 || Math.hypot(event.offsetX - down[0], event.offsetY - down[1]) > 4) { down = null; return; }
+    down = null;
+    const hit = map.pick(event.offsetX, event.offsetY);
+    if (hit) go(`${hit.kind}=${hit.index}`);
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    if (event.buttons) return;
+    const hit = map.cameraAt(event.offsetX, event.offsetY), label = by("label");
+    canvas.style.cursor = hit ? "pointer" : "";
+    label.hidden = !hit;
+    if (!hit) return;
+    label.textContent = scene.images[hit.index].name;
+    [label.style.left, label.style.top] = [`${event.offsetX + 14}px`, `${event.offsetY + 10}px`];
+  });
+  canvas.addEventListener("pointerleave", () => { by("label").hidden = true; });
+  addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    if (!stage.hidden) closeStage();
+    else go("");
+  });
+  by("show-points").onchange = (event) => map.showPoints(event.target.checked);
+  by("show-cameras").onchange = (event) => map.showCameras(event.target.checked);
+  by("show-photos").onchange = (event) => map.showPhotos(event.target.checked);
+  by("point-size").oninput = (event) => map.setPointSize(Number(event.target.value));
+  by("camera-size").oninput = (event) => map.setCameraSize(2 ** Number(event.target.value));
+  by("home").onclick = () => map.home();
+  by("tools").hidden = false;
+}
+
+let scene, map, xyz, rgb;
+async function start() {
+  scene = await json("scene.json");
+  document.title = `${scene.title} – featkit view`;
+  const buffer = await bytes("points.bin");
+  xyz = new Float32Array(buffer, 0, 3 * scene.points);
+  rgb = new Uint8Array(buffer, 12 * scene.points, 3 * scene.points);
+  map = createMap(by("map"), by("canvas"), scene, xyz, rgb, async (index) => ({
+    picture: await decoded(await thumbAddress(index)), uv: (await json(`image/${index}.json`)).uv,
+  }));
+  by("point-size").value = scene.points < 20000 ? 3 : 2;
+  map.setPointSize(Number(by("point-size").value));
+  wire(by("canvas"));
+  by("show-photos").checked = map.fewPhotos && scene.images.some((image) => image.photo);
+  map.showPhotos(by("show-photos").checked);
+  addEventListener("hashchange", follow);
+  await follow();
+  window.featkitView = map;
+  document.documentElement.dataset.ready = "true";
+}
+
+start().catch((error) => {
+  panel.replaceChildren(el("div", { className: "missing" }, `The map cannot be shown: ${error.message}`));
+  document.documentElement.dataset.ready = "failed";
+});
