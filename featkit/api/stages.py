@@ -47,6 +47,7 @@ def extract_options(at: str = "") -> dict[str, Option]:
             help="Weights by name, or a file (.safetensors; .pth of a published network).",
         ),
         "masks": Option(f"{at}masks", metavar="DIR", unset="none"),
+        "keypoints": Option(f"{at}keypoints", metavar="FILE"),
         "ignore_alpha": Option(f"{at}decode.min_alpha", flag=0, help="Keypoints in transparent pixels too."),
         "workers": Option(f"{at}workers"),
         "skip_broken": Option(f"{at}skip_broken"),

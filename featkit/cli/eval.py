@@ -158,6 +158,14 @@ OPTIONS: dict[str, Any] = {
     "sequences": Annotated[
         str | None, typer.Option(help="Only these, comma-separated.", metavar="NAME,...", show_default="all")
     ],
+    "keypoints": Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Describe the keypoints of this features.h5 (featkit's or hloc's).",
+            show_default="the features' own",
+        ),
+    ],
     "all_sequences": Annotated[
         bool, typer.Option("--all-sequences", help="Also HPatches' 8 that are left out as too large.")
     ],

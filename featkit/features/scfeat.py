@@ -1,7 +1,7 @@
 """SCFeat (Sun, Zhu, Ji 2022): keypoints and descriptors from one network (section III-E).
 
 An image is padded to multiples of 16 px by repeating its last column and row; keypoints are detected only inside the
-image. One thread runs the network for all callers, with all cores or the GPU; on a GPU, waiting images of the same
+image. Other detectors' keypoints are described from the same dense map. One thread runs the network for all callers, with all cores or the GPU; on a GPU, waiting images of the same
 size form one batch.
 """
 
@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ class Scfeat:
         self.config, self._device_name = config, device
         self._loading = threading.Lock()
         self._network: FrozenSCFeat | None = None
-        self._thread: OneThread | None = None
+        self._thread: OneThread[Asked] | None = None
 
     @property
     def weights_sha256(self) -> str:
@@ -105,10 +105,17 @@ class Scfeat:
 
     def extract_batch(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Features]:
         """Features of several images; consecutive images of the same size are batched on a GPU."""
-        waiting = {index: self._ready().submit(image) for index, image in enumerate(images) if self._usable(image)}
+        waiting = {i: self._ready().submit(Asked(image)) for i, image in enumerate(images) if self._usable(image)}
         return [
             waiting[index].result() if index in waiting else self._none(image) for index, image in enumerate(images)
         ]
+
+    def describe_points(self, pixels: UInt8[np.ndarray, "h w 3"], points: Features) -> Features:
+        """Given keypoints, described from the network's map; see `DescribesPoints`. Scales and angles change nothing.
+
+        An image that `extract` finds no features in has none here either.
+        """
+        return self._ready().submit(Asked(pixels, points)).result() if self._usable(pixels) else self._none(pixels)
 
     def _usable(self, image: np.ndarray) -> bool:
         height, width = image.shape[:2]
@@ -125,7 +132,7 @@ class Scfeat:
         nothing = np.zeros((0, 2), np.float32), np.zeros((0, dimension), np.float16), np.zeros(0, np.float32)
         return Features(*nothing, image_size=(width, height), turns=self.config.turns)
 
-    def _ready(self) -> OneThread:
+    def _ready(self) -> OneThread[Asked]:
         """The thread that runs the network; the network is loaded on the first call."""
 
         config = self.config
@@ -140,12 +147,16 @@ class Scfeat:
                 self._thread = OneThread(self._run, at_once, config.max_pixels)
             return self._thread
 
-    def _run(self, images: list[np.ndarray]) -> list[Features]:
+    def _run(self, asked: list[Asked]) -> list[Features]:
         """Images of one size, in the network's thread."""
 
+        images = [one.pixels for one in asked]
         height, width = images[0].shape[:2]
         maps, scores = self._dense(images)
-        found = [self._keypoints(image_scores) for image_scores in scores[:, 0]]
+        found = [
+            self._keypoints(of_image) if one.points is None else given_points(one.points, of_image.device)
+            for one, of_image in zip(asked, scores[:, 0], strict=True)
+        ]
         rows = [[self._rows(values, keypoints.points)] for values, keypoints in zip(maps, found, strict=True)]
         for turn in range(1, self.config.turns):
             maps, _ = self._dense([np.rot90(image, turn) for image in images])
@@ -157,9 +168,11 @@ class Scfeat:
                 concatenated(of_image),
                 keypoints.scores.float().cpu().numpy(),
                 image_size=(width, height),
+                scales=None if one.points is None else one.points.scales,
+                oris=None if one.points is None else one.points.oris,
                 turns=self.config.turns,
             )
-            for keypoints, of_image in zip(found, rows, strict=True)
+            for one, keypoints, of_image in zip(asked, found, rows, strict=True)
         ]
 
     def _dense(self, images: list[np.ndarray]) -> DenseFeatures:
@@ -232,6 +245,11 @@ def find_keypoints(
     index, values = index[order[:count]], values[:count]
     pixels = torch.stack([index % scores.shape[1], index // scores.shape[1]], dim=1)
     return ScoredPoints(refined(scores, pixels) if refine else pixels.to(scores.dtype), values)
+
+
+def given_points(points: Features, device: torch.device) -> ScoredPoints:
+    """Another detector's keypoints, in their order."""
+    return ScoredPoints(torch.from_numpy(points.keypoints).to(device), torch.from_numpy(points.scores).to(device))
 
 
 def local_maxima(scores: Float[Tensor, "h w"], window: int) -> Bool[Tensor, "h w"]:
@@ -329,20 +347,39 @@ def concatenated(rows: Sequence[Float[np.ndarray, "n d"]]) -> Float[np.ndarray, 
 # keeps a thread pool for each of them). A GPU processes several images in little more time than one.
 
 
-Image = UInt8[np.ndarray, "h w c"]
+class Sized(Protocol):
+    """What a network is run on: pixels (h, w, c), alone or with more."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
-class OneThread:
+AnImage = TypeVar("AnImage", bound=Sized)
+
+
+class Asked(NamedTuple):
+    """An image, with the keypoints to describe; None: those that the network finds."""
+
+    pixels: UInt8[np.ndarray, "h w c"]
+    points: Features | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the pixels."""
+        return self.pixels.shape
+
+
+class OneThread(Generic[AnImage]):
     """Calls `work` with images of one size: at most `at_once`, and at most one beyond `most_pixels` in total."""
 
-    def __init__(self, work: Callable[[list[Image]], list[Features]], at_once: int, most_pixels: int):
+    def __init__(self, work: Callable[[list[AnImage]], list[Features]], at_once: int, most_pixels: int):
         self._work, self._at_once, self._most_pixels = work, at_once, most_pixels
-        self._waiting: deque[tuple[Image, Future[Features]]] = deque()
+        self._waiting: deque[tuple[AnImage, Future[Features]]] = deque()
         self._lock = threading.Lock()
         threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(1, "network", initializer=torch.set_num_threads, initargs=(threads,))
 
-    def submit(self, image: Image) -> Future[Features]:
+    def submit(self, image: AnImage) -> Future[Features]:
         """Future of its features. An exception in `work` is raised by the result of every image in the batch."""
         done: Future[Features] = Future()
         with self._lock:
@@ -363,7 +400,7 @@ class OneThread:
         for (_, done), features in zip(batch, found, strict=True):
             done.set_result(features)
 
-    def _next_batch(self) -> list[tuple[Image, Future[Features]]]:
+    def _next_batch(self) -> list[tuple[AnImage, Future[Features]]]:
         with self._lock:
             if not self._waiting:
                 return []
