@@ -1,8 +1,8 @@
 """SCFeat (Sun, Zhu, Ji 2022): keypoints and descriptors from one network (section III-E).
 
 An image is padded to multiples of 16 px by repeating its last column and row; keypoints are detected only inside the
-image. Other detectors' keypoints are described from the same dense map. One thread runs the network for all callers, with all cores or the GPU; on a GPU, waiting images of the same
-size form one batch.
+image. Other detectors' keypoints are described from the same dense map. One thread runs the network for all callers,
+with all cores or the GPU; on a GPU, waiting images of the same size form one batch.
 """
 
 from __future__ import annotations

@@ -315,8 +315,8 @@ def same_extraction(features: Path, workers: int = 0) -> ExtractConfig:
         raise BadInputError(f"{features}: does not say how it was made; queries cannot be extracted the same way")
     if stored.get("keypoints_digest"):
         raise BadInputError(
-            f"{features}: describes keypoints of a file (--keypoints), so other images cannot be extracted the same way;"
-            " extract those with --keypoints too, and match both with featkit.matching.stage.run"
+            f"{features}: describes the keypoints of a file, so other images cannot be extracted the same way; extract"
+            " them with --keypoints too, and match both with featkit.matching.stage.run"
         )
     return make(ExtractConfig, {**stored, "skip_broken": True, "workers": workers}, where=str(features))
 
