@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from in_process import refused, results, run
 from PIL import Image
+from warped_sequences import SIZE as OF_SEQUENCES
+from warped_sequences import write_sequence
 
 from featkit.core.config import Config
 from featkit.core.types import Features
@@ -331,3 +333,25 @@ def test_the_digest_is_of_the_keypoints_alone(tmp_path: Path) -> None:
     with open_features(write_points(tmp_path / "hloc.h5", {"a.png": points})) as store:
         digests.append(points_digest(store))
     assert len(set(digests)) == 1
+
+
+def test_a_benchmark_of_given_keypoints(weights: dict[str, Path], tmp_path: Path) -> None:
+    """Keypoints at corresponding places match in the right way, and each file has predictions of its own."""
+    (homography,) = write_sequence(tmp_path / "root", "wall", oxford=False, strength=0.2, images=2)
+    first = np.random.default_rng(0).uniform(40, 120, (60, 2))
+    moved = np.concatenate([first, np.ones((60, 1))], axis=1) @ homography.T
+    points = {"wall/1.ppm": first, "wall/2.ppm": moved[:, :2] / moved[:, 2:]}
+    file = write_points(tmp_path / "superpoint.h5", {n: {"keypoints": p.astype(np.float32)} for n, p in points.items()})
+    ask = ("eval", "hpatches", "--root", tmp_path / "root", "--features", "scfeat", "--device", "cpu", "--out")
+    found = results(*ask, tmp_path / "out", "--keypoints", file)
+    (method,) = found["methods"]
+    assert method["name"] == "scfeat on superpoint"
+    assert method["groups"]["overall"]["features"] == 60
+    assert method["groups"]["overall"]["mma"][0] > 0.5  # of exact keypoints; by chance 1 of 60
+    results(
+        *ask,
+        tmp_path / "out",
+        "--keypoints",
+        write_points(tmp_path / "b.h5", {n: drawn(50, OF_SEQUENCES) for n in points}),
+    )
+    assert len(list((tmp_path / "out" / "predictions").iterdir())) == 2
