@@ -29,9 +29,10 @@ from featkit.core.run_file import RUN_FILE, VERSION
 LONGEST = 1 << 20  # characters of a line; a list of names and numbers has none that are longer
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, empty: bool = False) -> Iterator[tuple[int, str]]:
     """(line number, stripped line) of all lines that are neither empty nor a comment. Raises BadInputError.
 
+    empty: also empty ones.
     One line is in memory at a time, and none that is no text: a file may have more zeros than the memory.
     """
     number = 0
@@ -43,7 +44,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 for line in block.splitlines():
                     number += 1
                     stripped = line.strip()
-                    if stripped and not stripped.startswith("#"):
+                    if (stripped or empty) and not stripped.startswith("#"):
                         yield number, stripped
     except FileNotFoundError:
         raise BadInputError(f"{path}: no such file") from None

@@ -137,7 +137,7 @@ def _database(
 ) -> Path:
     inputs = digest(
         poses_digest(folder),
-        str(matches.attributes().get("fingerprint")),
+        matches.identity(pairs),
         *(f"{name} {features.digest(name)} {query.camera.camera.todict()}" for name, query in queries.items()),
         *(f"{pair.name0}\t{pair.name1}" for pair in pairs),
         *(f"{image.name} {image.num_points2D()}" for _, image in sorted(model.images.items())),

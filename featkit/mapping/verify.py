@@ -185,7 +185,7 @@ def _build(
         listed = read_pairs(pairs, spelled=(spelled, spelled))
         listed = [pair for pair in listed if pair.name0 in known and pair.name1 in known]
         given = {name: intrinsics[name] for name in names if name in intrinsics} if intrinsics else {}
-        inputs = _inputs(store, found.attributes(), names, listed, reference, given)
+        inputs = _inputs(store, found.identity(listed), names, listed, reference, given)
         made = artifact(output, config, inputs)
         if made.up_to_date and not overwrite:
             LOGGER.info("database: done already")
@@ -255,14 +255,14 @@ def _chunks(pairs: list[Pair]) -> Iterator[list[Pair]]:
 
 def _inputs(
     store: FeatureStore,
-    matches: dict,
+    matches: str,
     names: Sequence[str],
     pairs: list[Pair],
     reference: Reference | None,
     intrinsics: Mapping[str, Intrinsics],
 ) -> str:
     counts = [f"{name} {store.digest(name)}" for name in names]
-    origin = [str(store.attributes().get("fingerprint")), str(matches.get("fingerprint"))]
+    origin = [str(store.attributes().get("fingerprint")), matches]
     known = [] if reference is None else [_described(reference, names)]
     known += [repr(sorted(intrinsics.items()))] if intrinsics else []
     return digest(*origin, *counts, *(f"{p.name0}\t{p.name1}" for p in pairs), *known)
