@@ -227,7 +227,7 @@ def verify(
     images: Annotated[Path, Shown(help="Folder of the images, for their cameras.")],
     features: Annotated[Path, Shown(help="The features file.")],
     pairs: Annotated[Path, Shown(help="The pairs file.")],
-    matches: Annotated[Path, Shown(help="The matches file.")],
+    matches: Annotated[Path, Shown(help="The matches file (.h5, or COLMAP's text as .txt).")],
     out: Out,
     *,
     config: DatabaseConfig,

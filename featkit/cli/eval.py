@@ -97,7 +97,8 @@ The root is what `featkit data fetch aachen` leaves, or the published folders. -
 challenge, whose list of pairs is matched when it is there; day-night: all queries, with hloc's lists. Without a list,
 images of the map are matched by shared points and queries by retrieval. Settings: aachen, aachen-scfeat (SCFeat, Tables
 IV and V), aachen-scfeat-n1-e100, -n3-e030, -n3-e050, -n5n3-e050 (the other rows of Table V), aachen-posfeat; each with
--side at its end reads the paper's NMS size as a side instead of a radius (docs/scfeat.md). Writes the submission for
+-side at its end reads the paper's NMS size as a side instead of a radius (docs/scfeat.md). Poses are by PnP, in the
+papers' settings by COLMAP's registration: --set poses_by=pnp or registration. Writes the submission for
 visuallocalization.net; --check FILE only says whether a submission is a valid one."""
 HELPS = {
     "hpatches": HPATCHES_HELP,
