@@ -48,6 +48,8 @@ class LocalizationConfig(MatchWith):
     """How map images are found for a query."""
     localize: LocalizeConfig = LocalizeConfig()
     """Poses, and the queries' cameras."""
+    keypoints: Runtime[Path | None] = None
+    """File of the queries' keypoints, for a map of given keypoints. None: those that the features detect."""
     workers: Runtime[WorkerCount] = 0
     """Processes that extract; 0: one per core."""
     seed: Seed = 0
@@ -108,7 +110,7 @@ def run(
     names = readable if cameras is None else list(cameras)  # a listed query without an image is one that failed
     if only is not None:
         names, readable = ([name for name in listed if name in only] for listed in (names, readable))
-    extractor = extraction.extraction(same_extraction(found.features, workers=config.workers), device=device)
+    extractor = extraction.extraction(same_extraction(found.features, config.workers, config.keypoints), device=device)
     matcher = resolve("matcher", config.matcher, config.matching, device).ready()
     seconds: dict[str, float] = {}
 

@@ -304,21 +304,23 @@ def _finished(
     return name, features
 
 
-def same_extraction(features: Path, workers: int = 0) -> ExtractConfig:
+def same_extraction(features: Path, workers: int = 0, keypoints: Path | None = None) -> ExtractConfig:
     """The configuration that made a features file; unreadable images are skipped.
 
-    Raises BadInputError when featkit did not make the file.
+    keypoints: file of the other images' keypoints, for features of given keypoints. Raises BadInputError without one,
+    or when featkit did not make the features.
     """
     with open_features(features) as store:
         stored = store.attributes().get("config")
     if not isinstance(stored, dict):
         raise BadInputError(f"{features}: does not say how it was made; queries cannot be extracted the same way")
-    if stored.get("keypoints_digest"):
+    if stored.get("keypoints_digest") and keypoints is None:
         raise BadInputError(
-            f"{features}: describes the keypoints of a file, so other images cannot be extracted the same way; extract"
-            " them with --keypoints too, and match both with featkit.matching.stage.run"
+            f"{features}: describes keypoints of another detector, so other images need theirs: `featkit localize"
+            " --keypoints FILE`"
         )
-    return make(ExtractConfig, {**stored, "skip_broken": True, "workers": workers}, where=str(features))
+    others = {"skip_broken": True, "workers": workers, "keypoints": keypoints, "keypoints_digest": ""}
+    return make(ExtractConfig, {**stored, **others}, where=str(features))
 
 
 @dataclass(frozen=True)

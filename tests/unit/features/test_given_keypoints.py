@@ -19,6 +19,7 @@ from warped_sequences import SIZE as OF_SEQUENCES
 from warped_sequences import write_sequence
 
 from featkit.core.config import Config
+from featkit.core.errors import BadInputError
 from featkit.core.types import Features
 from featkit.features import stage as extract
 from featkit.features.patches import Patches
@@ -238,8 +239,13 @@ def test_the_file_decides_what_may_be_gone_on_with(images: Path, weights: dict[s
         other = write_points(tmp_path / f"{number}.h5", {**points, NAMES[0]: {**points[NAMES[0]], **change}})
         refused(run(*ask, "--keypoints", other), 3, "f.h5", "keypoints_digest", "--overwrite")
     refused(run(*ask), 3, "keypoints_digest")
-    with pytest.raises(Exception, match="describes the keypoints of a file"):
+    with pytest.raises(BadInputError, match="--keypoints FILE"):
         same_extraction(out)
+    again_at = extraction(same_extraction(out, keypoints=same), device="cpu")
+    assert again_at.config.fingerprint() == method.config.fingerprint()
+    at_others = extraction(same_extraction(out, keypoints=other), device="cpu").config
+    assert at_others.extractor == method.config.extractor
+    assert at_others.keypoints_digest != method.config.keypoints_digest
 
 
 def test_shards_describe_what_one_run_does(images: Path, weights: dict[str, Path], tmp_path: Path) -> None:
