@@ -210,13 +210,22 @@ def hpatches(result: Result) -> str:
 
 
 CHOICES = {  # when to take it, what it was learned from, licence of its weights
-    "rootsift": ("the default: rotation, scale, most points", "nothing: no weights", "-"),
+    "rootsift": ("the default: rotation, scale, speed", "nothing: no weights", "-"),
+    "dog+hynet": (
+        "most points and the best relative poses of the shipped ones; a GPU helps",
+        "patches of 31 scenes, homographies of 811 photographs",
+        "research",
+    ),
     "scfeat": (
         "blur, compression, moderate viewpoint; fewer points",
         "homographies of 811 photographs, poses of nine scenes",
         "research",
     ),
-    "dog+sdgmnet": ("research on descriptors: most points of the shipped ones", "patches of nine scenes", "research"),
+    "scfeat-scaled": (
+        "the same from different distances, in 1.75 times the time",
+        "the same weights",
+        "research",
+    ),
     "dog+doap-binary": ("descriptors of 32 bytes", "patches of nine scenes", "research"),
     "aliked-n16": ("as published: hard viewpoint and light changes", "MegaDepth, homographies", "BSD-3-Clause"),
     "disk": ("the same", "MegaDepth", "Apache-2.0"),

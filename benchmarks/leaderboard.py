@@ -7,11 +7,15 @@ FPR95 of patches that `featkit data patches` cuts from castle-P19's own model; n
 Photographs are resized (Oxford's are smaller), and every image gives its best --max-keypoints at most. Keypoints per
 second are of the ETH scenes: decoding, detection, description and writing. --work keeps what is done: a stopped run
 goes on, then without these speeds. Writes benchmarks/results/leaderboard.json.
+
+--update, for weights that changed: measures only the named features and replaces their rows, except their speeds, which
+compare only within one run. The commit and the date of each replaced feature are recorded under `updated`.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import sys
 import tempfile
@@ -19,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from machine import measure, write_result
+from machine import RESULTS, commit, measure, write_result
 
 HERE = Path(__file__).resolve().parent
 FEATURES = (
@@ -29,6 +33,7 @@ FEATURES = (
 )
 MEASURED = ("oxford-affine", "eth", "posed")  # folders of --data
 PATCHES_OF = "posed/castle-P19"
+SPEED = "keypoints/s"
 
 
 def main() -> None:
@@ -38,6 +43,7 @@ def main() -> None:
     parser.add_argument("--resize-max", type=int, default=1600, help="px of the longer side")
     parser.add_argument("--max-keypoints", type=int, default=4096, help="of an image: equal terms, and time")
     parser.add_argument("--only", help="benchmarks by name, comma-separated")
+    parser.add_argument("--update", action="store_true", help="replace the rows of the named features only")
     parser.add_argument("--work", type=Path, help="keeps features, maps and pages")
     arguments = parser.parse_args()
     started = time.perf_counter()
@@ -59,7 +65,26 @@ def main() -> None:
         "seconds": round(time.perf_counter() - started, 1),
         "peak_memory_mb": memory_mb,
     }
-    print(write_result("leaderboard", result))
+    print(write_result("leaderboard", updated(result) if arguments.update else result))
+
+
+def updated(new: dict[str, Any]) -> dict[str, Any]:
+    """The present file with the rows of `new`, which must have been measured in the same way."""
+    old = json.loads((RESULTS / "leaderboard.json").read_text())
+    for key in ("resize_max", "max_keypoints"):
+        if old[key] != new[key]:
+            sys.exit(f"leaderboard.json has {key} {old[key]}, this run {new[key]}")
+    known = {(row["method"], row["measure"]) for row in old["standings"]}
+    measures = {measure for _, measure in known} - {SPEED}  # a column of a few features alone compares nothing
+    rows = {(row["method"], row["measure"]): row for row in new["standings"] if row["measure"] in measures}
+    old["standings"] = [rows.get((row["method"], row["measure"]), row) for row in old["standings"]]
+    old["standings"] += [row for key, row in rows.items() if key not in known]
+    old["features"] += [name for name in new["features"] if name not in old["features"]]
+    old["weights_sha256"] |= new["weights_sha256"]
+    old["failed"] = {name: why for name, why in old["failed"].items() if name not in new["features"]} | new["failed"]
+    record = {"commit": commit(), "date": datetime.date.today().isoformat(), "seconds": new["seconds"]}
+    old["updated"] = old.get("updated", {}) | dict.fromkeys(new["features"], record)
+    return old
 
 
 def gathered(data: Path, work: Path) -> Path:
@@ -95,7 +120,7 @@ def speeds(found: dict[str, Any]) -> list[dict[str, Any]]:
         keypoints += row["keypoints_per_image"] * row["images"]
         total[row["name"]] = keypoints, seconds + row["seconds"]["extract"]
     return [
-        {"method": name, "measure": "keypoints/s", "value": keypoints / seconds, "better": "high"}
+        {"method": name, "measure": SPEED, "value": keypoints / seconds, "better": "high"}
         for name, (keypoints, seconds) in total.items()
     ]
 

@@ -81,12 +81,9 @@ def origin() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
-    )
     return {
         "command": " ".join(["python", os.path.relpath(sys.argv[0]), *(_portable(word) for word in sys.argv[1:])]),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "versions": {"python": platform.python_version(), **versions},
         "machine": {
             "processor": _processor(),
@@ -96,6 +93,12 @@ def origin() -> dict[str, Any]:
         },
         "date": datetime.date.today().isoformat(),
     }
+
+
+def commit() -> str:
+    """The first 12 digits of the checked-out commit."""
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent, check=False).stdout.strip()
 
 
 def _portable(word: str) -> str:

@@ -44,9 +44,17 @@ def _origin(result: dict[str, Any]) -> str:
     command = textwrap.shorten(result["command"], LONGEST_COMMAND, placeholder=" ...")
     return (
         f"*Measured on {result['date']} with `{command}`: {machine['processor']}, {machine['cores']} cores,"
-        f" torch {result['versions']['torch']}. All figures: [`benchmarks/results/{name}.json`]"
+        f" torch {result['versions']['torch']}{_later(result)}. All figures: [`benchmarks/results/{name}.json`]"
         f"(benchmarks/results/{name}.json).*"
     )
+
+
+def _later(result: dict[str, Any]) -> str:
+    """Which rows a later run replaced."""
+    names: dict[str, list[str]] = {}
+    for name, run in result.get("updated", {}).items():
+        names.setdefault(run["date"], []).append(f"`{name}`")
+    return "".join(f"; {', '.join(rows)} on {date}" for date, rows in names.items())
 
 
 def made_table(name: str, make: Callable[[dict[str, Any]], str], signed: bool = True) -> str:

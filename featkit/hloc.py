@@ -1,15 +1,15 @@
-"""Use every featkit extractor and matcher in hloc (the Hierarchical-Localization toolbox) without changing its files.
+"""Use every featkit extractor and matcher in hloc (the Hierarchical-Localization toolbox) without modifying it.
 
     from featkit.hloc import register
     register()
     extract_features.main(extract_features.confs["featkit-rootsift"], images, outputs)
     match_features.main(match_features.confs["featkit-mutual"], pairs, "feats-featkit-rootsift", outputs)
 
-hloc's own command lines, with featkit's configurations among their choices:
+hloc's own command lines, which then accept featkit's configurations:
 
     python -m featkit.hloc extract_features --conf featkit-scfeat --image_dir images --export_dir out
 
-A pipeline of hloc names its configurations in its code; --instead puts others in their place for one run:
+hloc's pipelines name their configurations in code; --instead replaces them for one run:
 
     python -m featkit.hloc --instead superpoint_max=featkit-scfeat --instead superglue=featkit-mutual \\
         pipelines.Aachen_v1_1.pipeline --dataset aachen --outputs out
@@ -65,10 +65,10 @@ class Registered:
 
 
 def register(instead: Mapping[str, str] = MappingProxyType({})) -> Registered:
-    """Add featkit's extractors and matchers to hloc's registries, in this process; a second call changes nothing.
+    """Add featkit's extractors and matchers to hloc's registries, in this process; a second call has no effect.
 
-    instead: a configuration of hloc -> the one of featkit that stands in its place.
-    Raises UsageError when hloc is not installed, or for a name in `instead` that there is not.
+    instead: hloc's configuration name -> the featkit configuration that replaces it. Raises UsageError if hloc is not
+    installed, or for an unknown name in `instead`.
     """
     base = _import("hloc.utils.base_model").BaseModel
     extract, match = _import("hloc.extract_features"), _import("hloc.match_features")
@@ -85,9 +85,9 @@ def register(instead: Mapping[str, str] = MappingProxyType({})) -> Registered:
 
 
 def extractor_conf(name: str) -> dict[str, Any]:
-    """hloc's entry for the extractor `name` in configs/. Images keep their size: change `preprocessing` to resize.
+    """hloc's entry for the extractor `name` in configs/. Images are not resized: change `preprocessing` for that.
 
-    `changes` of the model are fields of featkit's configuration that differ, as {"max_keypoints": 20000}.
+    `changes` of the model overrides fields of featkit's configuration, as {"max_keypoints": 20000}.
     """
     cls = resolve("extractor", name).cls
     return {
@@ -106,9 +106,9 @@ def extractor_class(base: Any) -> type[Any]:
     """hloc's plug-in for all extractors. base: hloc's BaseModel."""
 
     class FeatkitExtractor(base):
-        """One extractor of featkit; `features` is its name in configs/."""
+        """A featkit extractor; `features` is its name in configs/."""
 
-        __module__ = EXTRACTOR_MODULE  # hloc takes the one class whose __module__ is the requested module
+        __module__ = EXTRACTOR_MODULE  # hloc uses the one class whose __module__ is the requested module
         default_conf = {"features": "rootsift", "changes": {}, "device": "auto"}  # noqa: RUF012
         required_inputs = ["image"]  # noqa: RUF012
         detection_noise = 1.0
@@ -130,7 +130,7 @@ def matcher_class(base: Any) -> type[Any]:
     """hloc's plug-in for all matchers. base: hloc's BaseModel."""
 
     class FeatkitMatcher(base):
-        """One matcher of featkit; `matcher` is its name in configs/. Works with any extractor's features."""
+        """A featkit matcher; `matcher` is its name in configs/. Works with any extractor's features."""
 
         __module__ = MATCHER_MODULE
         default_conf = {"matcher": "mutual", "changes": {}, "device": "auto"}  # noqa: RUF012
@@ -185,7 +185,7 @@ def _warn_of_pycolmap() -> None:
         return
     if version in NO_POINTS:
         LOGGER.warning(
-            "pycolmap %s: hloc's triangulation comes out without points; pip install pycolmap==%s, or call it with"
+            "pycolmap %s: hloc's triangulation produces no points; pip install pycolmap==%s, or call it with"
             " estimate_two_view_geometries=True",
             version,
             LAST_GOOD,
@@ -193,10 +193,10 @@ def _warn_of_pycolmap() -> None:
 
 
 def run_command(command: str, arguments: Sequence[str]) -> None:
-    """Run a command line of hloc, a module such as "extract_features", after registering featkit.
+    """Run one of hloc's command line modules, such as "extract_features", after registering featkit.
 
-    Its lines under `if __name__ == "__main__"` run in the module as it was imported: `python -m` would run a second
-    copy of it, with a registry of its own. Raises UsageError for a module without such lines.
+    Its `if __name__ == "__main__"` block runs in the imported module: `python -m` would run a second copy of the
+    module with its own registry. Raises UsageError for a module without that block.
     """
     module = _import(f"hloc.{command}")
     source = Path(module.__file__).read_text(encoding="utf-8") if module.__file__ else ""
@@ -217,11 +217,17 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m featkit.hloc",
         description="Run a command line of hloc with featkit's extractors and matchers among its configurations.",
-        epilog="Without a command: the names that featkit adds.",
+        epilog="Without a command, lists the names that featkit adds.",
     )
-    parser.add_argument("--instead", action="append", default=[], metavar="THEIRS=OURS", help="for hloc's pipelines")
+    parser.add_argument(
+        "--instead",
+        action="append",
+        default=[],
+        metavar="THEIRS=OURS",
+        help="replace a configuration in hloc's pipelines",
+    )
     parser.add_argument("command", nargs="?", help=f"a module of hloc: {', '.join(USUAL_COMMANDS)} ...")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the command takes; --help shows it")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the command; see its --help")
     asked = parser.parse_args(arguments)
     try:
         added = register(dict(_two_names(text) for text in asked.instead))
@@ -249,15 +255,15 @@ if __name__ == "__main__":
 # ----------------------------------------------------------------------------------------------------------------------
 # Conversion between hloc's tensors and featkit's Features.
 #
-# Both count pixels from the centre of the top-left one, (0, 0), so keypoints cross as they are. hloc adds its 0.5 where
-# it scales keypoints back to the size of the file, and once more where it fills the database of COLMAP.
+# Both count pixels from the centre of the top-left one, (0, 0), so keypoints need no conversion. hloc adds its 0.5 when
+# it scales keypoints back to the size of the file, and again when it fills COLMAP's database.
 
 
 INT16_MAX = 32767  # hloc stores the index of a match as int16
 
 
 def pixels_of(image: Float[Tensor, "1 c h w"], colour: bool) -> UInt8[np.ndarray, "h w *c"]:
-    """hloc's image (grey or RGB, 0 to 1) as an extractor's input; restores the exact 8-bit values of the file."""
+    """hloc's image (grey or RGB, 0 to 1) as an extractor's input, with the exact 8-bit values of the file."""
     planes = np.rint(image[0].detach().cpu().numpy() * 255.0).clip(0, 255).astype(np.uint8)
     if colour:
         return np.ascontiguousarray(np.broadcast_to(planes, (3, *planes.shape[1:])).transpose(1, 2, 0))
@@ -269,9 +275,10 @@ def pixels_of(image: Float[Tensor, "1 c h w"], colour: bool) -> UInt8[np.ndarray
 def prediction_of(features: Features) -> dict[str, Tensor]:
     """hloc's prediction for one image, with a leading batch axis of length 1.
 
-    Keypoints are float64: hloc turns every float32 array into float16 by default, which is 1 px coarse beyond 1,024 px,
-    and leaves float64 alone. Orientations are in degrees (as hloc's own SIFT and AdaLAM have them). Packed bits become
-    rows of -1 and +1 over the root of their number: hloc knows no bits, and their products order as Hamming distances.
+    Keypoints are float64: by default hloc converts float32 arrays to float16, whose resolution is 1 px beyond 1,024 px,
+    but leaves float64 alone. Orientations are in degrees (as in hloc's own SIFT and AdaLAM). Packed bits become rows of
+    -1 and +1 divided by the square root of their number: hloc has no binary descriptors, and these give the same order
+    as Hamming distances.
     """
     rows = features.descriptors
     if is_packed(rows):

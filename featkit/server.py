@@ -1,4 +1,4 @@
-"""POST a photograph, get its pose: an ASGI application around a localizer.
+"""HTTP server that localizes posted images: an ASGI application around a localizer.
 
 Every response is json; failed requests have a one-line `error`. A valid photograph that could not be localized is a
 normal response: status 200, `localized` false, and the reason.
@@ -47,7 +47,7 @@ MB = 1e6
 CLIENT_GONE = 499  # never received by the client, only logged
 KEEP_ALIVE_S = 5
 LONGEST_NAME, LONGEST_CAMERA = 255, 500  # characters
-FIELD = re.compile(r'(\w+)="([^"]*)"')  # of a form's part: name, filename
+FIELD = re.compile(r'(\w+)="([^"]*)"')  # parameters of a part of a form: name, filename
 BOUNDARY = re.compile(r'boundary="?([^";]{1,70})"?')
 FORM = "multipart/form-data"
 
@@ -82,12 +82,10 @@ class Answer(BaseModel):
     name: str
     localized: bool
     reason: str | None = Field(description="why there is no pose")
-    uncertain: str | None = Field(
-        default=None, description="why the pose is not to be trusted; null: nothing against it"
-    )
+    uncertain: str | None = Field(default=None, description="why the pose is unreliable; null: no reason to doubt it")
     keypoints: int
-    retrieved: int = Field(description="images of the map that it was matched with")
-    matches_3d: int = Field(description="matches with points of the map")
+    retrieved: int = Field(description="number of map images it was matched with")
+    matches_3d: int = Field(description="number of matches with 3D points of the map")
     inliers: int
     intrinsics_source: str = Field(description="list (given with the request), params, map, exif or guess")
     camera: list[str | int | float] | None = Field(default=None, description="model, width, height, parameters")
@@ -107,7 +105,7 @@ class Health(BaseModel):
     version: str
     map_images: int
     map_points: int
-    busy: int = Field(description="photographs that are worked on or wait")
+    busy: int = Field(description="number of photographs being processed or waiting")
 
 
 class Refusal(BaseModel):
@@ -128,9 +126,9 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Refusal, "description": "empty, not an image, cut off"},
     408: {"model": Refusal, "description": "the photograph did not arrive in time"},
     413: {"model": Refusal, "description": "too many bytes or pixels"},
-    422: {"model": Refusal, "description": "intrinsics that are none, or of another image size"},
-    500: {"model": Refusal, "description": "something unexpected; the server goes on"},
-    503: {"model": Refusal, "description": "too many photographs, or connections, wait already; try again"},
+    422: {"model": Refusal, "description": "invalid intrinsics, or for another image size"},
+    500: {"model": Refusal, "description": "unexpected error; the server keeps running"},
+    503: {"model": Refusal, "description": "too many photographs or connections waiting; try again later"},
     504: {"model": Refusal, "description": "not localized in time"},
 }
 BODY = {
@@ -212,12 +210,14 @@ def create_app(localizer: WarmMap, config: ServeConfig | None = None) -> FastAPI
         intrinsics: Annotated[
             str | None,
             Query(
-                max_length=LONGEST_CAMERA, description="`MODEL width height params...` of COLMAP, of the file's pixels"
+                max_length=LONGEST_CAMERA, description="COLMAP's `MODEL width height params...`, for the file's size"
             ),
         ] = None,
         name: Annotated[
             str | None,
-            Query(max_length=LONGEST_NAME, description="what the answer calls it; a form's file name, or image"),
+            Query(
+                max_length=LONGEST_NAME, description="its name in the answer; default: the form's file name, or image"
+            ),
         ] = None,
     ) -> Answer:
         """Find the pose of a photograph: the body, or the file of a form (`curl -F image=@photo.jpg`)."""
@@ -389,7 +389,7 @@ def _docs_page(described: dict[str, Any]) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Connections: what is no request, or never becomes one.
+# Connections: invalid and incomplete requests.
 
 
 def uvicorn_config(app: FastAPI, config: ServeConfig) -> uvicorn.Config:

@@ -1,1 +1,1 @@
-"""Recipes to read and edit: straight lines of featkit calls, one file per flow."""
+"""Recipes to read and edit: sequences of featkit calls, one file per workflow."""

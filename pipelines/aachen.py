@@ -1,7 +1,7 @@
-"""Aachen Day-Night, step by step: the reference model triangulated with any features, and the queries' poses in it.
+"""Aachen Day-Night, step by step: triangulate the reference model with any features, and localize the queries in it.
 
-`featkit localize aachen` runs this, for v1.0 and v1.1, for the night's queries of the local-feature challenge (its
-pairs are matched) and for hloc's setting (day and night). Copy it, change what you like, and run it:
+`featkit localize aachen` runs this for v1.0 and v1.1: for the night queries of the local-feature challenge (whose image
+pairs are given) and for hloc's setting (day and night). Copy it, change what you like, and run it:
 `python aachen.py data/aachen`.
 
     OUT/predictions/database, query/NAME-FINGERPRINT/features.h5, MATCHER-.../matches.h5    shared by all settings
@@ -62,7 +62,7 @@ from featkit.report.localization import aachen_metrics, localization_report
 
 @dataclass(frozen=True)
 class AachenResult:
-    """One method's poses. scores: by condition ("day", "night"), where the truth is known."""
+    """One method's poses. scores: by condition ("day", "night"), if ground truth is available."""
 
     name: str
     output: Path
@@ -85,11 +85,11 @@ def run(
     truth: Path | None = None,
     overwrite: bool = False,
 ) -> AachenResult:
-    """Localize the queries of a choice ("night", "day-night"). Every step is skipped when it is done and whole.
+    """Localize a set of queries ("night", "day-night"). Steps that are complete and up to date are skipped.
 
-    lists: pairs to match; by default the published ones that are there. retrieval: files of global descriptors (hloc's
-    layout) that images of the map are found by, where no list has the queries' pairs. truth: poses.txt in the reference
-    model's frame (the names with or without folders). Raises featkit's errors.
+    lists: pairs to match; by default the available published ones. retrieval: files of global descriptors (hloc's
+    layout), by which map images are retrieved for queries without listed pairs. truth: poses.txt in the reference
+    model's frame (names with or without folders). Raises featkit's errors.
     """
     config, matcher, device = benchmark.config, benchmark.by, benchmark.device
     lists = lists or published_lists(files, queries)
@@ -97,7 +97,7 @@ def run(
     conditions = read_queries(files)
     cameras = {name: camera for known in conditions.values() for name, camera in known.items()}
     mapped, names = list(reference.poses), list(cameras)
-    by_file_name(names)  # a submission that cannot be written is better found before the work than after
+    by_file_name(names)  # fails early if the submission could not be written
     true_poses = None if truth is None else _truth(truth, names)
     images = place_images(files, [*mapped, *names], output / f"images-{files.version}")
     listed = None if lists.database is None else database_pairs(lists.database, set(mapped))
@@ -177,7 +177,7 @@ def run(
 
 
 def _origin(lists: PairLists, retrieval: Sequence[Path]) -> str:
-    """Where the queries' pairs are from."""
+    """Source of the queries' pairs."""
     return str(lists.queries or " ".join(map(str, retrieval)) or "retrieved")
 
 

@@ -1,4 +1,7 @@
-"""The whole flow on a scene whose truth is known exactly: render, map, localize, compare. `featkit demo` runs this."""
+"""The complete workflow on a rendered scene with exact ground truth: render, map, localize, compare.
+
+`featkit demo` runs this.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,16 @@ class DemoConfig(Config):
     """The rendered scene, and how it is mapped."""
 
     scene: RenderedConfig = RenderedConfig()
-    """The scene that is rendered."""
+    """The scene to render."""
     features: str = "rootsift"
-    """A name in configs/, or the path of a yaml file."""
+    """Features: a name in configs/, or the path of a yaml file."""
     max_keypoints: Count = 4096
-    """Per image: enough for these small images, and the demo stays short."""
+    """Maximum keypoints per image: enough for these small images, and keeps the demo short."""
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Where the demo lies, and how far from the truth it came out."""
+    """Output of the demo, and its errors relative to the ground truth."""
 
     output: Path
     report: Path
@@ -46,7 +49,7 @@ class DemoResult:
 
 
 def run(config: DemoConfig, output: Path, *, device: str = "auto", overwrite: bool = False) -> DemoResult:
-    """Render, map and localize, and compare with the exact truth. Raises featkit's errors."""
+    """Render, map and localize, and compare with the ground truth. Raises featkit's errors."""
     sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
     refuse_foreign(output / "demo.json")
     seconds: dict[str, float] = {}
@@ -61,8 +64,8 @@ def run(config: DemoConfig, output: Path, *, device: str = "auto", overwrite: bo
     with timed("map", seconds):
         mapped = sfm.run(mapping, output, truth=scene.poses_file, device=device, overwrite=overwrite)
     with timed("localize", seconds):
-        poses = LocalizeConfig(camera=camera, pose=PoseConfig(seed=seed))
-        localization = localize.LocalizationConfig(localize=poses, seed=seed)
+        querying = LocalizeConfig(camera=camera, pose=PoseConfig(seed=seed))
+        localization = localize.LocalizationConfig(localize=querying, seed=seed)
         localized = localize.run(localization, output, scene.queries, device=device, overwrite=overwrite)
 
     model = read_largest(mapped.sparse)

@@ -1,7 +1,8 @@
 """From a map and new photographs to a larger map in the same frame, step by step. `featkit extend` runs this.
 
-Copy it, change what you like, and run it: `python extend.py scene/ new_photographs/`. The map that was there stays as
-it is; the grown one goes to a folder of its own, with its features, so that it can be localized in and extended again.
+Copy it, change what you like, and run it: `python extend.py scene/ new_photographs/`. The original map is not changed;
+the extended one is written to its own folder with its features, so that it can be used for localization and extended
+again.
 """
 
 from __future__ import annotations
@@ -68,27 +69,27 @@ RECORD = "extend.json"
 
 
 class ExtendConfig(MatchWith):
-    """Everything that decides how a map grows."""
+    """Everything that determines how a map is extended."""
 
     extract: ExtractConfig = ExtractConfig()
-    """Features for a map that featkit did not make; a map of featkit's is gone on with as it was begun."""
+    """Feature extraction, for a map without featkit's features; otherwise the map's own extractor is used."""
     retrieval: RetrievalConfig = RetrievalConfig()
-    """Which photographs of the map each new one is matched with."""
+    """Retrieval of the map images that each new image is matched with."""
     exhaustive_up_to: Count = 60
-    """New photographs up to so many are all matched with each other; more are paired by retrieval."""
+    """Maximum number of new images that are all matched with each other; more are paired by retrieval."""
     map: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the configuration that the map was made with (fields of `reconstruct`'s `map`)."""
+    """Overrides of the configuration that the map was made with (fields of `reconstruct`'s `map`)."""
     grow: GrowConfig = GrowConfig()
-    """Registration and adjustment."""
+    """Registration and bundle adjustment."""
     prune: bool = False
-    """Take out of the map what is no longer in the folder of photographs."""
+    """Remove images from the map that are no longer in the folder of images."""
     seed: Seed = 0
-    """Of the clusters of retrieval."""
+    """Random seed of the retrieval clustering."""
 
 
 @dataclass(frozen=True)
 class ExtendResult:
-    """Where the grown map lies, and what came of it. metrics: what extend.json holds."""
+    """Location of the extended map, and the contents of extend.json as `metrics`."""
 
     output: Path
     sparse: Path
@@ -97,7 +98,7 @@ class ExtendResult:
 
 @dataclass(frozen=True)
 class Work:
-    """The map that grows, its own features (None: it has none that featkit made), and what is to be done."""
+    """The map to extend, its features (None: not made by featkit), and the images to add (new) and remove (gone)."""
 
     folder: Path
     model: Model
@@ -119,11 +120,11 @@ def run(
     device: str = "auto",
     overwrite: bool = False,
 ) -> ExtendResult:
-    """Register photographs of a folder in a map, and write the grown map. Every step is skipped when it is done.
+    """Register the images of a folder in a map, and write the extended map. Steps that are up to date are skipped.
 
-    map_folder: a scene, its featkit/ folder, or a COLMAP model. photographs: also those that the map has; names are
-    relative to it. features: the map's features.h5, when it is not beside it. images: folders of the map's own
-    photographs, needed for a map without featkit's features. number: which of several models. Raises featkit's errors.
+    map_folder: a scene, its featkit/ folder, or a COLMAP model. photographs: may include images of the map; names are
+    relative to it. features: the map's features.h5, if it is not next to the map. images: folders of the map's own
+    images, needed for a map without featkit's features. number: which of several models. Raises featkit's errors.
     """
     folder = find_model(map_folder, number)
     output = output or (folder.parent.parent if folder.name.isdigit() else folder.parent) / "extended"
@@ -182,7 +183,7 @@ def run(
 
 
 def _measured(grown: Grown, total: int) -> dict[str, Any]:
-    """What extend.json holds of the grown map. total: photographs that it could have."""
+    """Contents of extend.json for the extended map. total: number of images that it could have."""
     statistics = map_statistics(grown.model, total)
     return {
         "featkit_version": __version__,
@@ -198,7 +199,7 @@ def _measured(grown: Grown, total: int) -> dict[str, Any]:
 
 
 def _inputs(work: Work, made_with: MapConfig, store: FeatureStore, pairs: Sequence[Pair]) -> str:
-    """A digest of everything that the grown map is made of."""
+    """Digest of all inputs of the extended map."""
     features = [f"{name} {store.digest(name)}" for name in work.new if store.has(name)]
     listed = [f"{pair.name0}\t{pair.name1}" for pair in pairs]
     return digest(poses_digest(work.folder), made_with.canonical_json(), *features, "", *listed, "", *work.gone)
@@ -207,9 +208,9 @@ def _inputs(work: Work, made_with: MapConfig, store: FeatureStore, pairs: Sequen
 def _find_work(
     config: ExtendConfig, folder: Path, photographs: Path, features: Path | None, images: Sequence[Path]
 ) -> Work:
-    """What is new and what is gone. Raises BadInputError where there is nothing to do, or a name means two things."""
+    """Find new and missing images. Raises BadInputError if there is nothing to do, or a name has two meanings."""
     model = read_model(folder)
-    model.tear_down()  # images without a pose, which another program's model may list
+    model.tear_down()  # removes images without a pose, which models of other programs may list
     registered = {image.name: model.cameras[image.camera_id] for image in model.images.values() if image.has_pose}
     if not registered:
         raise BadInputError(f"{folder}: no image of this model has a pose")
@@ -242,7 +243,7 @@ def _find_work(
 
 
 def _own_features(folder: Path) -> Path | None:
-    """The features that featkit made the map from; None for a map of another program's."""
+    """The features from which featkit made the map; None for a map of another program."""
     found = find_features(folder)
     if found is None:
         return None
@@ -251,7 +252,7 @@ def _own_features(folder: Path) -> Path | None:
 
 
 def _extract(config: ExtendConfig, work: Work, photographs: Path, output: Path, device: str, overwrite: bool) -> Path:
-    """Features of the map's photographs and of the new ones, in one store."""
+    """Features of the map's images and of the new ones, in one store."""
     if work.features is not None:
         settings = same_extraction(work.features, workers=config.extract.workers)
         settings = settings.model_copy(update={"masks": config.extract.masks})
@@ -282,7 +283,7 @@ def _extract_map(method: Method[Any], work: Work, output: Path, overwrite: bool)
 
 
 def _pair(config: ExtendConfig, work: Work, stored: Path, output: Path, device: str) -> list[Pair]:
-    """New photographs with those of the map, and with each other; those of a map without features with each other."""
+    """Pairs of new images with those of the map and each other; for a map without features, also among its images."""
     with open_features(stored) as store:
         new = [name for name in work.new if store.has(name) and store.count(name)]
         old = sorted(image.name for image in work.model.images.values() if image.name not in set(work.gone))
@@ -314,7 +315,7 @@ def _retrieved(
 
 
 def describe(result: ExtendResult) -> list[str]:
-    """Lines for people."""
+    """Summary in a few lines of text."""
     found = result.metrics
     total = len(found["registered"]) + len(found["left_out"])
     lines = [f"{len(found['registered'])} of {total} new photographs are in the map, which had {found['old']}"]

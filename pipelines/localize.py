@@ -1,7 +1,7 @@
-"""From a map and new photographs to their poses, step by step. `featkit localize` runs this.
+"""From a map and new images to their poses, step by step. `featkit localize` runs this.
 
-Copy it, change what you like, and run it: `python localize.py scene/ new_photographs/`. Queries are extracted with the
-configuration that the map's features were made with.
+Copy it, change what you like, and run it: `python localize.py scene/ new_photographs/`. Features of the queries are
+extracted with the configuration of the map's features.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ from featkit.retrieval.vlad import VladConfig
 
 
 class LocalizationConfig(MatchWith):
-    """Everything that decides the poses of queries, beside the map."""
+    """Everything that determines the poses of queries, apart from the map."""
 
     retrieval: VladConfig = VladConfig()
-    """How map images are found for a query."""
+    """Retrieval of map images for a query."""
     localize: LocalizeConfig = LocalizeConfig()
-    """Poses, and the queries' cameras."""
+    """Pose estimation, and the queries' cameras."""
     keypoints: Runtime[Path | None] = None
     """File of the queries' keypoints, for a map of given keypoints. None: those that the features detect."""
     workers: Runtime[WorkerCount] = 0
-    """Processes that extract; 0: one per core."""
+    """Number of extraction processes; 0: one per core."""
     seed: Seed = 0
-    """Of the clusters of retrieval."""
+    """Random seed of the retrieval clustering."""
 
 
 @dataclass(frozen=True)
 class LocalizationResult:
-    """Where everything lies, and what came out of every query."""
+    """Output locations, and the result of each query."""
 
     output: Path
     report: Path
     results: list[QueryResult]
     metrics: dict[str, Any]
     in_others: dict[str, Path] = field(default_factory=dict)
-    """Queries that only another model of the map has: the folder with their poses, in that model's frame."""
+    """Queries localized only in another model of the map: the folder with their poses, in that model's frame."""
 
 
 def run(
@@ -85,16 +85,15 @@ def run(
     only: Sequence[str] | None = None,
     extracted: Path | None = None,
 ) -> LocalizationResult:
-    """Localize a folder of photographs in a map.
+    """Localize a folder of images in a map.
 
-    map_folder: a scene, its featkit/ folder, or a sparse model beside its features. intrinsics: list of queries with
+    map_folder: a scene, its featkit/ folder, or a sparse model next to its features. intrinsics: list of queries with
     their cameras; only these are localized. pairs: a file (query, map image). retrieval: files of global descriptors
-    (hloc's layout) that pair instead of those of the map's features. truth: poses.txt to score against; when it names
-    three or more images of the map too, the map is first moved onto those by a similarity (a map has a frame and a
-    scale of its own). number: which of the map's models; None: the largest, and what fails there is looked for in the
-    others, each with a folder of its own (model-1/), since they have no common frame. only: of these queries.
-    extracted: features of the queries that were made for another model.
-    Raises featkit's errors.
+    (hloc's layout) used for pairing instead of those of the map's features. truth: poses.txt for evaluation; if it has
+    three or more images of the map, the map is first aligned to them by a similarity, since its frame and scale are
+    arbitrary. number: which of the map's models; None: the largest, and queries that fail there are tried in the
+    others, each with its own output folder (model-1/), since the models have no common frame. only: localize only these
+    queries. extracted: features of the queries from an earlier call for another model. Raises featkit's errors.
     """
     found = find_map(map_folder, features, number)
     several = number is None and len(numbered_models(found.model)) > 1
@@ -107,7 +106,7 @@ def run(
     readable, _ = usable_images(queries, cameras)
     cameras = None if cameras is None else respelled(cameras, lambda: readable)
     check_photographs(config.localize.camera, queries, readable, cameras)
-    names = readable if cameras is None else list(cameras)  # a listed query without an image is one that failed
+    names = readable if cameras is None else list(cameras)  # a listed query without an image counts as failed
     if only is not None:
         names, readable = ([name for name in listed if name in only] for listed in (names, readable))
     extractor = extraction.extraction(same_extraction(found.features, config.workers, config.keypoints), device=device)
@@ -159,7 +158,7 @@ def run(
 def _compared(
     folder: Path, truth: dict[str, Pose], results: Sequence[QueryResult], names: Sequence[str]
 ) -> tuple[dict[str, Pose], np.ndarray, LocalizationScore]:
-    """The true poses by the names of map and queries, the similarity (3, 4) that moves the map onto them, the score."""
+    """True poses by name (map and queries), the similarity (3, 4) that aligns the map to them, and the score."""
     model = read_model(folder)
     truth = respelled(truth, lambda: [*names, *(image.name for image in model.images.values())])
     moved_by = similarity_to_truth(model, truth)
@@ -176,7 +175,7 @@ def _in_other_models(
     failed: list[str],
     common: dict[str, Any],
 ) -> dict[str, Path]:
-    """Look for queries in the map's other models, the larger first. Returns the folder of each that is found."""
+    """Localize queries in the map's other models, larger ones first. Returns each localized one's output folder."""
     others: dict[str, Path] = {}
     for number, model in sorted(numbered_models(found.model).items()):
         left = [name for name in failed if name not in others]
@@ -198,7 +197,7 @@ def _pair(
     retrieval: Sequence[Path],
     device: str,
 ) -> Path | None:
-    """The pairs (query, map image): given ones, by given descriptors, or by those of the map's own features."""
+    """The pairs (query, map image): given ones, by given descriptors, or by descriptors from the map's own features."""
     number = config.localize.num_retrieved
     if pairs:
         return given_pairs(pairs, query_features, found.features, output)

@@ -1,6 +1,6 @@
 """From two maps to one, in the frame of the first, step by step. `featkit merge` runs this.
 
-Copy it, change what you like, and run it: `python merge.py scene_a/ scene_b/ merged/`. Both maps stay as they are.
+Copy it, change what you like, and run it: `python merge.py scene_a/ scene_b/ merged/`. The two maps are not changed.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ RECORD = "merge.json"
 
 
 class MergeMapsConfig(MatchWith):
-    """Everything that decides how two maps become one."""
+    """Everything that determines how two maps are merged."""
 
     retrieval: RetrievalConfig = RetrievalConfig()
-    """Which photographs of the first map each one of the second is matched with."""
+    """Retrieval of the images of the first map that each image of the second is matched with."""
     merge: MergeConfig = MergeConfig()
-    """When two maps are one."""
+    """When and how two maps are merged."""
     map: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the configuration that the first map was made with (fields of `reconstruct`'s `map`)."""
+    """Overrides of the configuration that the first map was made with (fields of `reconstruct`'s `map`)."""
     seed: Seed = 0
-    """Of the clusters of retrieval."""
+    """Random seed of the retrieval clustering."""
 
 
 @dataclass(frozen=True)
 class MergeResult:
-    """Where the merged map lies, and what came of it. metrics: what merge.json holds."""
+    """Location of the merged map, and the contents of merge.json as `metrics`."""
 
     output: Path
     sparse: Path
@@ -70,7 +70,7 @@ class MergeResult:
 
 @dataclass(frozen=True)
 class Part:
-    """One of the two maps. names: of its registered photographs."""
+    """One of the two maps. names: its registered images."""
 
     folder: Path
     features: Path
@@ -87,9 +87,9 @@ def run(
     device: str = "auto",
     overwrite: bool = False,
 ) -> MergeResult:
-    """Merge the second map into the first, and write the whole to `output`. Every step is skipped when it is done.
+    """Merge the second map into the first, and write the result to `output`. Steps that are up to date are skipped.
 
-    first, second: scenes, featkit/ folders, or models with their features.h5 near, such as sparse/0 and sparse/1 of
+    first, second: scenes, featkit/ folders, or models with their features.h5 nearby, such as sparse/0 and sparse/1 of
     one run. Raises featkit's errors: EmptyResultError for maps with too little in common.
     """
     names = ("features.h5", "matches.h5", "pairs.txt", "pairs.json", "sparse.json", RECORD)
@@ -141,7 +141,7 @@ def run(
 
 
 def _measured(parts: tuple[Part, Part], merged: Merged) -> dict[str, Any]:
-    """What merge.json holds of the merged map."""
+    """Contents of merge.json for the merged map."""
     every = {name for part in parts for name in part.names}
     statistics = map_statistics(merged.model, len(every))
     return {
@@ -180,7 +180,7 @@ def _part(folder: Path) -> Part:
 
 
 def _features(parts: tuple[Part, Part], output: Path, overwrite: bool) -> Path:
-    """One store of both maps' features. Raises BadInputError where they are not alike, or a name means two things."""
+    """One store of both maps' features. Raises BadInputError if they are incompatible, or a name has two meanings."""
     first, second = parts
     if output.exists() and not overwrite:
         with open_features(output) as store:
@@ -202,7 +202,7 @@ def _features(parts: tuple[Part, Part], output: Path, overwrite: bool) -> Path:
 
 
 def _pair(config: MergeMapsConfig, parts: tuple[Part, Part], stored: Path, output: Path, device: str) -> list[Pair]:
-    """Photographs of the second map, each with the most similar ones of the first."""
+    """Images of the second map, each paired with the most similar ones of the first."""
     first, second = parts
     own = [name for name in second.names if name not in set(first.names)]
     with open_features(stored) as store:
@@ -222,7 +222,7 @@ def _pair(config: MergeMapsConfig, parts: tuple[Part, Part], stored: Path, outpu
 
 
 def describe(result: MergeResult) -> list[str]:
-    """Lines for people."""
+    """Summary in a few lines of text."""
     found = result.metrics
     one, two = found["images_of"]
     return [

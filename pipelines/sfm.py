@@ -1,4 +1,4 @@
-"""From photographs to a map, step by step. `featkit reconstruct` runs this.
+"""From images to a map, step by step. `featkit reconstruct` runs this.
 
 Copy it, change what you like, and run it: `python sfm.py scene/`.
 """
@@ -43,19 +43,19 @@ RUN = "run.yaml"
 
 
 class SfmConfig(PairWith, MatchWith):
-    """Everything that decides a map."""
+    """Everything that determines a map."""
 
     extract: ExtractConfig = ExtractConfig()
-    """What features, and how images are read."""
+    """Feature extraction, and how images are read."""
     map: MapConfig = MapConfig()
     """Cameras, geometric verification, mapping."""
     min_registered: Runtime[Share] = 0.0
-    """Smallest share of the photographs that must be in the map; fewer are an error, after everything was written."""
+    """Minimum share of images that must be registered; otherwise the command fails, after writing everything."""
 
 
 @dataclass(frozen=True)
 class SfmResult:
-    """Where everything lies, and what came out."""
+    """Output locations and metrics."""
 
     output: Path
     sparse: Path
@@ -76,12 +76,12 @@ def run(
     engine: EngineConfig = LOCAL,
     save_config: bool = False,
 ) -> SfmResult:
-    """Map a folder of photographs. Every step is skipped when it is done and whole.
+    """Map a folder of images. Steps that are complete and up to date are skipped.
 
     scene: a folder with images/, or of images. reference: a COLMAP model or poses.txt to triangulate with instead of
     mapping; only its images are used. truth: poses.txt to compare with. intrinsics: list of images with their cameras.
-    engine: where extraction, matching and verification run. save_config: write run.yaml, which runs it again.
-    Raises featkit's errors.
+    engine: where extraction, matching and verification run. save_config: write run.yaml, with which the run can be
+    repeated. Raises featkit's errors.
     """
     images = image_folder(scene)
     output = output_folder(scene, output)
@@ -100,7 +100,7 @@ def run(
     )
     given = Path(config.pairs) if config.pairs.endswith(".txt") else None
     if given is not None:
-        read_pairs(given)  # a wrong list is better found before the work than after
+        read_pairs(given)  # fails early if the list is wrong
     model = reference if reference is not None and reference.is_dir() else None
     sources = Sources(images, model, stages.describer(engine, output / "pairs.txt"))
     pairs_by = None if given else pairing.choose(config.pairs, len(names), config.pairing, device, config.auto)
@@ -112,10 +112,12 @@ def run(
     with timed("extract", seconds):
         features = stages.extract(extractor, images, output / "features.h5", names, overwrite=overwrite, engine=engine)
     with timed("pairs", seconds):
-        pairs = given or pairing.run(
-            pairs_by, features, output / "pairs.txt",
-            names=names, sources=sources, seed=config.seed, overwrite=overwrite,
-        )  # fmt: skip
+        pairs = given or output / "pairs.txt"
+        if pairs_by is not None:
+            pairing.run(
+                pairs_by, features, pairs,
+                names=names, sources=sources, seed=config.seed, overwrite=overwrite,
+            )  # fmt: skip
     with timed("match", seconds):
         matches = stages.match(matcher, features, pairs, output / "matches.h5", overwrite=overwrite, engine=engine)
     with timed("verify", seconds):
@@ -151,7 +153,7 @@ def run(
 
 
 def _listed(intrinsics: Path | None, names: list[str], known: Reference | None) -> dict[str, Intrinsics] | None:
-    """Cameras of a list. Raises UsageError where a reference has them too."""
+    """Cameras from a list. Raises UsageError if a reference has cameras too."""
     if intrinsics is None:
         return None
     if known is not None and known.cameras is not None:
@@ -162,7 +164,7 @@ def _listed(intrinsics: Path | None, names: list[str], known: Reference | None) 
 
 
 def _warn(result: SfmResult, min_registered: float) -> None:
-    """Log what a user must know of the map. Raises EmptyResultError when too few photographs are in it."""
+    """Log what a user must know about the map. Raises EmptyResultError if too few images are registered."""
     metrics = result.metrics
     for warning in metrics["warnings"]:
         LOGGER.warning("map: %s", warning)
@@ -177,7 +179,7 @@ def _warn(result: SfmResult, min_registered: float) -> None:
 
 
 def _portable(config: SfmConfig, ran: SfmConfig, pairs_by: Method[Any] | None) -> SfmConfig:
-    """What ran, with the pairing that "auto" meant, and files by their full paths."""
+    """The configuration that ran, with the pairing chosen by "auto", and absolute file paths."""
     if pairs_by is None:
         return _with_full_paths(ran, str(Path(config.pairs).resolve()), {})
     return _with_full_paths(ran, pairs_by.name, {**config.pairing, **pairs_by.config.result_fields()})
@@ -191,7 +193,7 @@ def _with_full_paths(ran: SfmConfig, pairs: str, pairing: dict[str, Any]) -> Sfm
 
 
 def _refuse_foreign(output: Path, config: SfmConfig, save_config: bool) -> None:
-    """Raise BadInputError, before the work, for anything of the outputs' names that featkit did not make."""
+    """Raise BadInputError, before starting, if files with the outputs' names exist that featkit did not make."""
     names = ("features.h5", "matches.h5", "database.db", "database.json", "sparse.json", "report.html", "metrics.json")
     pairs = output / "pairs.txt"
     made_otherwise = not config.pairs.endswith(".txt") and describe_pairs(pairs) is None

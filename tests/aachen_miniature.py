@@ -1,4 +1,4 @@
-"""A small scene in exactly the layout of Aachen Day-Night, v1.0 or v1.1: photographs, reference model, lists, pairs."""
+"""A small scene in exactly the layout of Aachen Day-Night, v1.0 or v1.1: images, reference model, lists, pairs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from featkit.mapping.covisibility import Tracks
 from featkit.mapping.verify import to_rigid
 
 DAY, NIGHT, MORE_NIGHT = "query/day/nexus4", "query/night/nexus5x", "query/night/nexus5x_additional_night"
-SEQUENCE = "sequences/nexus4_sequences/sequence_1"  # of v1.1: the last images of the map are in it
+SEQUENCE = "sequences/nexus4_sequences/sequence_1"  # v1.1: contains the last map images
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95]
 
 
 @dataclass(frozen=True)
 class View:
-    """A photograph with its pose, world to camera."""
+    """An image with its pose, world to camera."""
 
     file: Path
     pose: Pose
@@ -32,7 +32,7 @@ class View:
 
 @dataclass(frozen=True)
 class World:
-    """What a miniature is made of. camera: SIMPLE_RADIAL (or PINHOLE), of all photographs.
+    """Content of a miniature. camera: SIMPLE_RADIAL (or PINHOLE), for all images.
 
     points: (m, 3); seen: for every point the places (number of the view in `mapped`, x, y in COLMAP pixels).
     """
@@ -46,7 +46,7 @@ class World:
 
 @dataclass(frozen=True)
 class Miniature:
-    """Where it lies, and its truth by the names of the benchmark. images: the folder that names are relative to."""
+    """Its folder, and its ground truth by the benchmark's names. images: the folder that names are relative to."""
 
     root: Path
     images: Path
@@ -60,7 +60,7 @@ class Miniature:
 
 
 def rendered_world(scene: Any, config: Any) -> World:
-    """A rendered scene, with true points under a grid of pixels of every image of the map."""
+    """A rendered scene, with true points on a grid of pixels in every map image."""
     from featkit.demo.scene import surface_point
 
     focal, _, centre_x, centre_y = scene.intrinsics.params
@@ -86,14 +86,14 @@ def rendered_world(scene: Any, config: Any) -> World:
 
 
 def by_night(image: np.ndarray, seed: int) -> np.ndarray:
-    """Dark, bluish lights gone, warm, and noisy: (h, w, 3) BGR uint8 -> the same."""
+    """Darken, colour and add noise, as at night: (h, w, 3) BGR uint8 -> the same."""
     dark = 150.0 * (image / 255.0) ** 1.6 * np.array([0.75, 0.9, 1.1])
     noise = np.random.default_rng(seed).normal(0.0, 4.0, image.shape)
     return np.clip(np.rint(dark + noise), 0, 255).astype(np.uint8)
 
 
 def write_miniature(root: Path, world: World, version: str = "1.1", pairs: bool = True) -> Miniature:
-    """Write everything that the benchmark publishes, the model of v1.1 in both forms, and both kinds of pairs."""
+    """Write every file that the benchmark publishes, with v1.1's model in both forms and both kinds of pair lists."""
     images = root / "images" / "images_upright"
     split = len(world.mapped) - 2 if version == "1.1" else len(world.mapped)
     names = [f"{'db' if i < split else SEQUENCE}/{i + 1}.jpg" for i in range(len(world.mapped))]
@@ -140,7 +140,7 @@ def _write_pairs(made: Miniature, version: str) -> None:
 
 
 def model_of(world: World, names: Sequence[str]) -> pycolmap.Reconstruction:
-    """The COLMAP model: a camera of its own for each image."""
+    """The COLMAP model, with a separate camera for each image."""
     camera, model = world.camera, pycolmap.Reconstruction()
     places: list[list[tuple[float, float]]] = [[] for _ in names]
     tracks = []
@@ -165,7 +165,7 @@ def model_of(world: World, names: Sequence[str]) -> pycolmap.Reconstruction:
 
 
 def nvm_of(world: World, names: Sequence[str]) -> str:
-    """The same model as VisualSFM writes it: centres, and places relative to the principal point."""
+    """The same model in VisualSFM's format: centres, and image points relative to the principal point."""
     pinhole = world.camera.model == "PINHOLE"
     focal, (centre_x, centre_y) = (
         world.camera.params[0],
@@ -187,7 +187,7 @@ def nvm_of(world: World, names: Sequence[str]) -> str:
 
 
 def tracks_of(model: pycolmap.Reconstruction) -> Tracks:
-    """Tracks as pycolmap has them, images by name."""
+    """Tracks by image name, as in pycolmap."""
     by_name = sorted((image.name, image_id) for image_id, image in model.images.items())
     place = {image_id: index for index, (_, image_id) in enumerate(by_name)}
     seen = [[place[element.image_id] for element in point.track.elements] for point in model.points3D.values()]

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Faults:
-    """What the server does wrong.
+    """Faults of the server.
 
     cut_after: bytes of the body after which the connection breaks, per request in turn; None: whole.
     """
@@ -82,7 +82,7 @@ def _handler(faults: Faults) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def serving(faults: Faults) -> Iterator[str]:
-    """Serve until the block ends; yields the address without a slash at its end."""
+    """Run the server inside the block; yields its address without a trailing slash."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(faults))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()

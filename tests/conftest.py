@@ -1,4 +1,4 @@
-"""Shared by all tests: real photographs when they are there, a rendered scene with its map, and the command line."""
+"""Fixtures of all tests: real photographs if available, a rendered scene with its map, and the command line."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # commands start as fast as they do for a user
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # let commands write bytecode, so that they start as fast as for a user
 SHELL = {"COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}
 
 
 @dataclass(frozen=True)
-class Ran:
-    """How a command ended."""
+class CommandResult:
+    """Result of a command; seconds: its wall time."""
 
     code: int
     out: str
@@ -33,73 +33,75 @@ class Ran:
     seconds: float
 
     def json(self) -> dict[str, Any]:
-        """The one json object on stdout."""
+        """The json object on stdout."""
         return json.loads(self.out)
 
 
 @dataclass(frozen=True)
 class MappedScene:
-    """A rendered scene (images/, queries/, truth/) whose map lies in featkit/, and the options that made the map."""
+    """A rendered scene (images/, queries/, truth/) with its map in featkit/, and the options that made the map."""
 
     folder: Path
     rendered: Any  # featkit.demo.scene.RenderedScene
     options: tuple[str, ...]
-    ran: Ran
+    ran: CommandResult
 
     @property
     def output(self) -> Path:
         return self.folder / "featkit"
 
 
-def run_featkit(*arguments: object, cwd: Path, timeout_s: float = 240.0) -> Ran:
-    """Run `python -m featkit ...` as a process of its own."""
+def run_featkit(*arguments: object, cwd: Path, timeout_s: float = 240.0) -> CommandResult:
+    """Run `python -m featkit ...` in a separate process."""
     started = time.monotonic()
     command = [sys.executable, "-m", "featkit", *map(str, arguments)]
     done = subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s, env={**os.environ, **SHELL}, check=False
     )
-    return Ran(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+    return CommandResult(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder with the real photographs; the test is skipped where it is absent."""
+    """Folder with the real photographs; the test is skipped if it does not exist."""
     if not SHARED_DATA.is_dir():
-        pytest.skip("real photographs are not here (../shared/data)")
+        pytest.skip("no real photographs (../shared/data)")
     return SHARED_DATA
 
 
 @pytest.fixture(scope="session")
-def featkit_command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
-    """`featkit_command("info", path)` runs the command line from a folder that is not the repository."""
+def featkit_command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., CommandResult]:
+    """`featkit_command("info", path)` runs the command line in a separate process, outside the repository."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
 
-    def run(*arguments: object, cwd: Path | None = None, timeout_s: float = 240.0) -> Ran:
+    def run(*arguments: object, cwd: Path | None = None, timeout_s: float = 240.0) -> CommandResult:
         return run_featkit(*arguments, cwd=cwd or elsewhere, timeout_s=timeout_s)
 
     return run
 
 
 @pytest.fixture
-def featkit_here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    """As `featkit_command`, without a process of its own: for the many commands that end before any work."""
+def featkit_here(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., CommandResult]:
+    """Like `featkit_command`, but in the test's process: for the many commands that end before doing any work."""
     from in_process import run as run_here
 
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     for name, value in SHELL.items():
         monkeypatch.setenv(name, value)
 
-    def run(*arguments: object) -> Ran:
+    def run(*arguments: object) -> CommandResult:
         started = time.monotonic()
         done = run_here(*arguments)
-        return Ran(done.exit_code, done.stdout, done.stderr, time.monotonic() - started)
+        return CommandResult(done.exit_code, done.stdout, done.stderr, time.monotonic() - started)
 
     return run
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _empty_weights_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests see no weights that this machine's user has fetched; commands they run see the same."""
+    """Hides the user's fetched weights from the tests and from the commands they run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEATKIT_WEIGHTS", str(tmp_path_factory.mktemp("fetched-weights")))
         yield
@@ -107,10 +109,10 @@ def _empty_weights_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever opens a connection fails."""
+    """Makes every network connection fail."""
 
     def refuse(*arguments: object, **options: object) -> None:
-        raise AssertionError("the network was asked")
+        raise AssertionError("the network was used")
 
     for name in ("connect", "connect_ex", "sendto"):
         monkeypatch.setattr(socket.socket, name, refuse)
@@ -119,16 +121,16 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _quiet_log() -> Iterator[None]:
-    """A command run in this process installs featkit's log handler, on a stream that ends with the test.
+    """Removes featkit's log handler, which a command run in this process installs on a stream that ends with the test.
 
-    Before the test too: fixtures of a module may have run commands.
+    Before the test too, because fixtures of a module may have run commands.
     """
-    _without_handlers()
+    _remove_handlers()
     yield
-    _without_handlers()
+    _remove_handlers()
 
 
-def _without_handlers() -> None:
+def _remove_handlers() -> None:
     logger = logging.getLogger("featkit")
     logger.handlers.clear()
     logger.propagate = True
@@ -137,7 +139,7 @@ def _without_handlers() -> None:
 
 @pytest.fixture(scope="session")
 def small_rendered(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Six map photographs and two queries of 400 x 300 px, with exact truth. Never written to: see `rendered_copy`."""
+    """Six map images and two queries of 400 x 300 px, with exact ground truth. Read-only: see `rendered_copy`."""
     from featkit.demo.scene import RenderedConfig, render_scene
 
     config = RenderedConfig(width=400, height=300, num_map=6, num_queries=2, texel_m=0.012)
@@ -146,15 +148,15 @@ def small_rendered(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def rendered_copy(small_rendered: Any, tmp_path: Path) -> Path:
-    """A scene of one's own: images/, queries/, truth/."""
+    """A writable copy of the rendered scene: images/, queries/, truth/."""
     return Path(shutil.copytree(small_rendered.images.parent, tmp_path / "scene"))
 
 
 @pytest.fixture(scope="session")
 def mapped_scene(
-    small_rendered: Any, featkit_command: Callable[..., Ran], tmp_path_factory: pytest.TempPathFactory
+    small_rendered: Any, featkit_command: Callable[..., CommandResult], tmp_path_factory: pytest.TempPathFactory
 ) -> MappedScene:
-    """The rendered scene, mapped by `featkit reconstruct` with its true camera. Never written to."""
+    """The rendered scene, mapped by `featkit reconstruct` with its true camera. Read-only: see `mapped_copy`."""
     folder = tmp_path_factory.mktemp("mapped") / "scene"
     shutil.copytree(small_rendered.images.parent, folder)
     params = ",".join(map(str, small_rendered.intrinsics.params))
@@ -171,6 +173,6 @@ def mapped_scene(
 
 @pytest.fixture
 def mapped_copy(mapped_scene: MappedScene, tmp_path: Path) -> MappedScene:
-    """A mapped scene of one's own, to go on from."""
+    """A writable copy of the mapped scene."""
     folder = Path(shutil.copytree(mapped_scene.folder, tmp_path / "scene"))
     return MappedScene(folder, mapped_scene.rendered, mapped_scene.options, mapped_scene.ran)

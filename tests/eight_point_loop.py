@@ -1,4 +1,4 @@
-"""The eight-point algorithm for one set at a time, by singular value decompositions: slow and obvious."""
+"""The eight-point algorithm for one set at a time, by singular value decomposition: slow and simple."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Photographs with positions in their EXIF, and models of cameras that stand where they say; all exact."""
+"""Images with exact positions in their EXIF, and models of cameras at those positions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def parts(degrees: float) -> tuple[float, float, Fraction]:
 
 
 def photograph(path: Path, place: Sequence[float] | None = None, size: tuple[int, int] = (32, 24)) -> Path:
-    """A small grey picture, taken at latitude, longitude and maybe altitude."""
+    """A small grey image, taken at latitude, longitude and optionally altitude."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.new("L", size, 128)
     picture.save(path, **({} if place is None else {"exif": gps_exif(*place)}))
@@ -52,14 +52,14 @@ def photograph(path: Path, place: Sequence[float] | None = None, size: tuple[int
 
 
 def geodetic(east_north_up: np.ndarray, origin: Sequence[float] = ORIGIN) -> np.ndarray:
-    """Latitude, longitude and altitude of places in metres around an origin, by COLMAP."""
+    """Latitude, longitude and altitude of points in metres around an origin, computed by COLMAP."""
     return np.array(
         pycolmap.GPSTransform(pycolmap.GPSTransformEllipsoid.WGS84).enu_to_ellipsoid(east_north_up.tolist(), *origin)
     )
 
 
 def downward(centres: Mapping[str, np.ndarray]) -> dict[str, Pose]:
-    """Cameras that look straight down at the ground, north above."""
+    """Cameras that look straight down, with north at the top."""
     return {
         name: look_at(np.asarray(c, float), np.asarray(c, float) - [0, 0, 1.0], np.array([0, 1.0, 0]))
         for name, c in centres.items()
@@ -67,7 +67,7 @@ def downward(centres: Mapping[str, np.ndarray]) -> dict[str, Pose]:
 
 
 def made_model(poses: Mapping[str, Pose], points: Sequence[Sequence[str]] = ()) -> pycolmap.Reconstruction:
-    """A model of these cameras; points: for each one who sees it (where it lies is of no consequence)."""
+    """A model of these cameras. points: for each point, the cameras that see it (its position does not matter)."""
     model = pycolmap.Reconstruction()
     model.add_camera_with_trivial_rig(
         pycolmap.Camera(model="PINHOLE", width=640, height=480, params=[500, 500, 320, 240], camera_id=1)
@@ -97,14 +97,14 @@ def write_made(model: pycolmap.Reconstruction, folder: Path, text: bool = False)
 
 
 def turned(seed: int = 0, scale: float = 0.05) -> pycolmap.Sim3d:
-    """From metres to a frame of a model's own: small, turned and elsewhere."""
+    """Transform from metres to an arbitrary model frame: scaled, rotated and shifted."""
     rng = np.random.default_rng(seed)
     q = rng.normal(size=4)
     return pycolmap.Sim3d(scale, pycolmap.Rotation3d(q / np.linalg.norm(q)), rng.normal(size=3))
 
 
 def survey(count: int = 12, step_m: float = 20.0, height_m: float = 60.0) -> dict[str, np.ndarray]:
-    """Centres of a flight to and fro, four photographs a strip, heights that differ a little. ENU metres."""
+    """Camera centres of a flight in strips of four images, with slightly different heights. ENU metres."""
     rng = np.random.default_rng(count)
     found = {}
     for number in range(count):

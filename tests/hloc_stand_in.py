@@ -1,8 +1,8 @@
-"""A stand-in for hloc, written for these tests: only what featkit's plug-in touches, by the contract that hloc keeps.
+"""A substitute for hloc, written for these tests: only what featkit's plug-in uses, with hloc's interface.
 
-It proves the plug-in where hloc is not installed; it is not hloc, and the same tests run on the real one when it is.
-The contract: a model is the one class of its module that derives from BaseModel; images come as (1, c, h, w) from 0 to
-1; keypoints go back to the file by (x + 0.5) * scale - 0.5; float32 becomes float16; matches are int16.
+It allows testing the plug-in without hloc; the same tests run with the real one where it is installed.
+The interface: a model is the only class of its module that derives from BaseModel; images are (1, c, h, w) from 0 to
+1; keypoints are mapped back to the file by (x + 0.5) * scale - 0.5; float32 becomes float16; matches are int16.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def main(conf, pairs, features, export_dir=None, matches=None, features_ref=None
 
 
 def write_stand_in(folder: Path) -> Path:
-    """Write the package `hloc` into `folder`, which then belongs on sys.path."""
+    """Write the package `hloc` into `folder`, which must then be added to sys.path."""
     for name, text in FILES.items():
         path = folder / "hloc" / name
         path.parent.mkdir(parents=True, exist_ok=True)

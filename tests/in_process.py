@@ -1,4 +1,4 @@
-"""featkit's commands run within the test's own process, and what they say."""
+"""Run featkit's commands in the test's own process, and check their output."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def run(*arguments: object) -> Result:
 
 
 def results(*arguments: object) -> dict[str, Any]:
-    """What a command that ends well prints with --json."""
+    """The json output of a successful command."""
     ran = run(*arguments, "--json", "--quiet")
     assert ran.exit_code == 0, ran.output
     return json.loads(ran.stdout)
 
 
 def refused(ran: Result, code: int, *words: str) -> None:
-    """The command ended with this exit code and one line of error that has these words."""
+    """Check that the command failed with this exit code and a one-line error containing these words."""
     assert ran.exit_code == code, ran.output
     assert len(ran.stderr.strip().splitlines()) == 1, ran.stderr
     for word in words:

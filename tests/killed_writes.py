@@ -1,4 +1,4 @@
-"""A store as it lies on the disk at every moment that its writer might be killed at."""
+"""The state of a store on disk at every moment at which its writer might be killed."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def features_of(name: str) -> Features:
 
 @dataclass(frozen=True)
 class Moment:
-    """done: items that were written by then. flushed: what the last flush left in the file."""
+    """done: items written so far. flushed: content of the file after the last flush."""
 
     done: tuple[str, ...]
     flushed: bytes
 
 
 class Moments:
-    """The store and its journal as they lie on the disk, copied before, within and after every write to either."""
+    """The store and its journal on disk, copied before, during and after every write to either."""
 
     def __init__(self, store: Path, folder: Path):
         self.store, self.folder = store, folder
@@ -69,14 +69,14 @@ class Moments:
         return call
 
     def in_halves(self, file: FileIO, data: bytes | memoryview) -> None:
-        """What writes all, with a moment when half of it is written."""
+        """Write all of `data` in two halves, and keep a copy of the files after each."""
         view = memoryview(data)
         for part in (view[: len(view) // 2], view[len(view) // 2 :]):
             file.write(part)
             self.keep()
 
     def copy(self, number: int, folder: Path) -> Path:
-        """The store and its journal at a moment."""
+        """The store and its journal at one moment."""
         return shutil.copytree(self.folder / str(number), folder / str(number)) / self.store.name
 
 

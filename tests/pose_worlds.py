@@ -1,4 +1,4 @@
-"""Points seen by known cameras, with exact keypoints by the plainest formula: what relative poses are tested with."""
+"""Points seen by known cameras, with exact keypoints from the simplest formula, for tests of relative poses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UP = np.array([0.0, 0.0, 1.0])
 
 @dataclass(frozen=True)
 class World:
-    """Cameras of one lens on an arc around points. focal, centre: COLMAP pixels. k1: as in SIMPLE_RADIAL."""
+    """Cameras with the same lens on an arc around points. focal, centre: COLMAP pixels. k1: as in SIMPLE_RADIAL."""
 
     poses: dict[str, Pose]
     points: np.ndarray
@@ -65,7 +65,7 @@ class World:
 
 
 def make_world(seed: int = 0, cameras: int = 4, points: int = 200, k1: float = 0.0, step_deg: float = 12.0) -> World:
-    """Cameras every few degrees on an arc of radius 6 that look at the middle of a cloud."""
+    """Cameras every few degrees on an arc of radius 6, looking at the middle of a point cloud."""
     rng = np.random.default_rng(seed)
     poses = {}
     for number in range(cameras):
@@ -78,7 +78,7 @@ def make_world(seed: int = 0, cameras: int = 4, points: int = 200, k1: float = 0
 def store(
     keypoints: dict[str, np.ndarray], matches: dict[Pair, np.ndarray], folder: Path, resize_max: int | None = None
 ) -> Predictions:
-    """features.h5 and matches.h5 as if extracted and matched. matches: by pair, for each keypoint its match or -1."""
+    """Write features.h5 and matches.h5 as if extracted and matched. matches: each keypoint's match or -1, by pair."""
     config = ExtractConfig(features="rootsift", decode={"resize_max": resize_max})  # type: ignore[arg-type]
     method = extraction(config, {}, "cpu")
     matcher = resolve("matcher", "mutual-nn", device="cpu")

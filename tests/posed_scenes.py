@@ -1,4 +1,4 @@
-"""Posed pairs made up for tests: a cloud of points seen by cameras on an arc, photographs of smooth noise."""
+"""Synthetic posed pairs: a point cloud seen by cameras on an arc, with images of smooth noise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UP = np.array([0.0, 0.0, 1.0])
 
 @dataclass(frozen=True)
 class MadeScene:
-    """Where it lies, and its truth: K in COLMAP's pixels, and points that all cameras see."""
+    """Its folder, and its ground truth: K in COLMAP pixels, and points that all cameras see."""
 
     folder: Path
     table: CameraTable
@@ -33,7 +33,7 @@ class MadeScene:
 def make_scene(
     root: Path, name: str = "a", images: int = 4, size: tuple[int, int] = (120, 90), seed: int = 0
 ) -> MadeScene:
-    """Write ROOT/name/dense0/aligned with all pairs; every second photograph stands upright."""
+    """Write ROOT/name/dense0/aligned with all pairs; every second image is in portrait format."""
     rng = np.random.default_rng(seed)
     folder = root / name / "dense0" / "aligned"
     (folder / "images").mkdir(parents=True)
@@ -59,14 +59,14 @@ def make_scene(
 
 
 def smooth_noise(shape: tuple[int, int], rng: np.random.Generator, sigma_px: float = 4.0) -> np.ndarray:
-    """A coloured picture whose colours change over a few sigma."""
+    """A colour image that varies over a few sigma."""
     noise = cv2.GaussianBlur(rng.normal(0, 1, (*shape, 3)).astype(np.float32), (0, 0), sigma_px)
     return np.clip(128 + 60 * noise / noise.std(), 0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class RadialLens:
-    """A camera with one coefficient of radial distortion, written as plainly as it can be. centre: featkit pixels."""
+    """A camera with one coefficient of radial distortion, written as simply as possible. centre: featkit pixels."""
 
     focal: float
     centre: tuple[float, float]
@@ -99,7 +99,7 @@ def tracks_of(
     poses: list[tuple[np.ndarray, np.ndarray]],
     size: tuple[int, int],
 ) -> SceneTracks:
-    """A map in which every image observes all the points that it shows."""
+    """A map in which every image observes all points visible in it."""
     seen = []
     for lens, (rotation, translation) in zip(lenses.values(), poses, strict=True):
         xy = lens.project(points @ rotation.T + translation)

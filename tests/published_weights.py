@@ -1,4 +1,4 @@
-"""Files of published networks for tests: a fake package that holds them, and untrained networks."""
+"""Files of published networks for tests: a fake package that contains them, and untrained networks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featkit.weights.catalogue import AuthorsFile, PublishedNetwork, catalogue
 
 
 def needs_package(name: str) -> None:
-    """Skip where the package with a network's weights, or a kornia that has it, is missing."""
+    """Skip the test if the package with a network's weights, or a kornia that has the network, is missing."""
     from featkit.features.published_networks import KORNIA_NAMES
     from featkit.weights.catalogue import packaged_files
 
@@ -28,7 +28,7 @@ def needs_package(name: str) -> None:
 
 @cache
 def untrained(name: str) -> dict[str, Tensor]:
-    """The tensors of a network as drawn with one seed, under the names of its files."""
+    """The tensors of a network initialised with a fixed seed, under the names used in its files."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build(name)
@@ -46,7 +46,7 @@ def untrained(name: str) -> dict[str, Tensor]:
 
 
 def put_package(site: Path, package: str, files: dict[str, bytes]) -> None:
-    """A folder of installed packages with one in it; the folder has to be on sys.path."""
+    """Write an installed package with these files into `site`, which must be on sys.path."""
     info = site / f"{package.replace('-', '_')}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
@@ -58,7 +58,7 @@ def put_package(site: Path, package: str, files: dict[str, bytes]) -> None:
 
 
 def in_catalogue(monkeypatch: pytest.MonkeyPatch, name: str, files: list[dict[str, Any]]) -> None:
-    """Let the catalogue say other files of one network."""
+    """Replace the files of one network in the catalogue."""
     row = catalogue()[name].model_copy(update={"files": [AuthorsFile(**file) for file in files]})
     changed: dict[str, PublishedNetwork] = {**catalogue(), name: row}
     monkeypatch.setattr("featkit.weights.catalogue.catalogue", lambda: changed)

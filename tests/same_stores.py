@@ -1,4 +1,4 @@
-"""Two stores compared item by item, wherever the items lie."""
+"""Comparison of two stores item by item, regardless of where the items are stored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def contents(path: Path) -> dict[str, Any]:
 
 
 def assert_same(first: Path, second: Path) -> None:
-    """Same items, same numbers of the same types, same attributes; same root attributes."""
+    """Check for the same items, values, types and attributes, and the same root attributes."""
     one, other = contents(first), contents(second)
     assert one.keys() == other.keys()
     assert one

@@ -1,4 +1,4 @@
-"""Small stand-ins for patch benchmarks: textures seen again with noise, written in the layouts of the real ones."""
+"""Small substitutes for patch benchmarks: repeated views of textures with noise, in the layouts of the real ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def textures(count: int, side: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def write_hpatches(root: Path, seed: int = 0, sequences: dict[str, int] = SEQUENCES) -> Path:
-    """A release; more noise from e to t, and from view to view. sequences: points of each, by name."""
+    """Write an HPatches release, with noise increasing from e to t and between views. sequences: points, by name."""
     rng = np.random.default_rng(seed)
     for name, count in sequences.items():
         folder = root / "hpatches-release" / name
@@ -38,7 +38,7 @@ def write_hpatches(root: Path, seed: int = 0, sequences: dict[str, int] = SEQUEN
 
 
 def thumbnails(bits: int = 0) -> PatchDescriber:
-    """A method that is neither good nor bad: the 4 x 4 thumbnail of a patch, or its comparisons as packed bits."""
+    """A method of medium quality: the 4 x 4 thumbnail of a patch, or its comparisons as packed bits."""
 
     def describe(patches: np.ndarray) -> np.ndarray:
         everything = patches[np.arange(len(patches))]

@@ -1,4 +1,4 @@
-"""pycolmap's synthetic scene through featkit's mapping, and the points that come out."""
+"""pycolmap's synthetic scene mapped by featkit, and the resulting points."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZE = (1024, 768)
 
 
 class Exact(Config):
-    """Features and matches that are right."""
+    """Correct features and matches."""
 
     source: str = "projections"
 
@@ -44,7 +44,7 @@ class Written:
 
 
 def write_scene(folder: Path) -> Written:
-    """Eight cameras that see 200 points: keypoints are their exact projections, matches are right."""
+    """Eight cameras that see 200 points: keypoints are their exact projections, and all matches are correct."""
     options = pycolmap.SyntheticDatasetOptions()
     options.num_rigs, options.num_frames_per_rig, options.num_points3D = 1, IMAGES, POINTS
     options.camera_model_id, options.camera_params = pycolmap.CameraModelId.PINHOLE, list(PARAMS)
@@ -93,7 +93,7 @@ def counted(scene: Written, folder: Path) -> dict[str, Any]:
 
 
 def configs(database: Path) -> list[str]:
-    """The kinds of two-view geometries in a database, without those of too few inliers."""
+    """The types of the two-view geometries in a database, except those with too few inliers."""
     with pycolmap.Database.open(str(database)) as opened:
         ids = [image.image_id for image in opened.read_all_images()]
         found = [opened.read_two_view_geometry(a, b) for a in ids for b in ids if a < b]

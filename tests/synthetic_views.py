@@ -1,4 +1,4 @@
-"""Two cameras that see random points, with exact geometry in float64: what losses of posed pairs are tested with."""
+"""Two cameras that see random points, with exact geometry in float64, for tests of losses on posed pairs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SyntheticViews:
 
 
 def two_views(seed: int, count: int = 40, size: tuple[int, int] = (64, 48)) -> SyntheticViews:
-    """`count` points that both images show, seen from beside each other with some rotation."""
+    """`count` points visible in both images, from cameras next to each other with some rotation."""
     rng = np.random.default_rng(seed)
     k0, k1 = (
         np.array([[f, 0, size[0] / 2 - 0.5], [0, f, size[1] / 2 - 0.5], [0, 0, 1]])

@@ -9,7 +9,7 @@ from featkit.data.patch_set import PatchSet
 
 
 def textured_patches(classes: int, views: int = 3, seed: int = 0, side: int = 64, scenes: int = 2) -> PatchSet:
-    """Views of `classes` random textures, slightly turned, scaled, shifted, dimmed and noisy."""
+    """Views of `classes` random textures, slightly rotated, scaled, shifted and dimmed, with noise."""
     rng = np.random.default_rng(seed)
     patches = np.empty((classes * views, side, side), np.uint8)
     middle = side * 0.75

@@ -13,7 +13,7 @@ GRIDS_PX = (4.0, 9.0)  # spacing of the noise that the texture interpolates
 
 
 def homographies(seed: int, count: int = 5, strength: float = 1.0) -> np.ndarray:
-    """Turns, zooms and slants around the middle, image 1 -> N, in pixels whose centres are whole numbers."""
+    """Random rotation, zoom and slant around the middle, image 1 -> N, with pixel centres at integers."""
     rng = np.random.default_rng(seed)
     centre = np.array([[1, 0, SIZE[0] / 2 - 0.5], [0, 1, SIZE[1] / 2 - 0.5], [0, 0, 1]])
     found = []
@@ -30,11 +30,11 @@ def homographies(seed: int, count: int = 5, strength: float = 1.0) -> np.ndarray
 
 
 def warped(seed: int, homography: np.ndarray) -> np.ndarray:
-    """The texture's image (h, w) uint8: the pixel x shows the place that the homography maps to x."""
+    """The texture's image (h, w) uint8: pixel x shows the point that the homography maps to x."""
     x, y = np.meshgrid(np.arange(SIZE[0]), np.arange(SIZE[1]))
     places = np.stack([x.ravel(), y.ravel(), np.ones(x.size)]).astype(float)
     places = np.linalg.inv(homography) @ places
-    places = places[:2] / places[2] + 60  # the texture goes on outside of image 1
+    places = places[:2] / places[2] + 60  # the texture continues outside image 1
     total = np.zeros(x.size)
     for number, spacing in enumerate(GRIDS_PX):
         grid = np.random.default_rng([seed, number]).standard_normal([int((side + 120) / spacing) + 8 for side in SIZE])
@@ -45,7 +45,7 @@ def warped(seed: int, homography: np.ndarray) -> np.ndarray:
 def write_sequence(
     root: Path, name: str, seed: int = 0, oxford: bool = True, strength: float = 1.0, images: int = 6
 ) -> np.ndarray:
-    """Write images and the homographies from the first to the others; returns the latter."""
+    """Write images and the homographies from the first to the others; returns the homographies."""
     folder = root / name
     folder.mkdir(parents=True)
     truth = homographies(seed, images - 1, strength)
@@ -59,7 +59,7 @@ def write_sequence(
 
 
 def write_tiny(root: Path, name: str, oxford: bool = True, images: int = 6) -> Path:
-    """A sequence to read, not to look at: images of 6 x 4 px, homographies that are the identity."""
+    """A sequence for reading only: images of 6 x 4 px, with identity homographies."""
     folder = root / name
     folder.mkdir(parents=True)
     for number in range(1, images + 1):

@@ -85,6 +85,7 @@ class Trained:
     config=Option("config"),
     steps=Option("training.steps", of=PatchTraining, unset="the paper's"),
     batch_size=Option("training.batch_size", of=PatchTraining, unset=RECIPE),
+    start=Option("training.start", of=PatchTraining, unset="random numbers"),
     **length_options(PatchTraining),
 )
 def train_patch(

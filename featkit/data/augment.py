@@ -1,4 +1,4 @@
-"""Patches as the network sees them in training: turned, cropped, resized and flipped, a whole batch at once.
+"""Patches as the network sees them in training: turned, cropped, resized, flipped and degraded, a whole batch at once.
 
 A patch is mapped by one affine transform from the output to the input, both in the frame of `grid_sample` with
 align_corners=False: the patch spans [-1, 1] in x and y. Without augmentation the transform is the identity, and the
@@ -7,9 +7,11 @@ result is that of `featkit.features.patches.resize_patches`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field
@@ -17,9 +19,13 @@ from torch import Tensor
 
 from featkit.core.config import Config, Degrees, Factor, PositiveShare, Share
 
+MAX_BLUR_PX = 4.0
+KERNEL_SIGMAS = 3.0
+"""Half the width of the blur's kernel, in standard deviations of the largest blur."""
+
 
 class AugmentConfig(Config):
-    """How patches are varied. The first four are drawn for every patch, the others once for all of a class."""
+    """How patches are varied. Turns by 90 degrees and flips are drawn once per class, everything else per patch."""
 
     rotation_deg: Degrees = 0.0
     """Degrees: largest rotation either way. SDGMNet's and HardNet's code: 5."""
@@ -37,6 +43,12 @@ class AugmentConfig(Config):
     """Probability of an up-down flip, never with the other one. SDGMNet: 1/3; HyNet: 0.5."""
     transpose: Share = 0.0
     """Probability that x and y are swapped. HardNet+: 0.5."""
+    degraded: Share = 0.0
+    """Share of the patches that are blurred and get noise, as photographs out of focus, compressed or dark are."""
+    blur_px: float = Field(1.5, ge=0, le=MAX_BLUR_PX)
+    """Largest standard deviation of the blur of a degraded patch, pixels of the network's input."""
+    noise: Share = 0.05
+    """Largest standard deviation of the noise of a degraded patch, as a share of the intensity range."""
 
 
 def draw_transforms(
@@ -106,3 +118,48 @@ def warp_patches(
     grid = F.affine_grid(transforms, [len(patches), 1, size, size], align_corners=False)
     warped = F.grid_sample(values, grid, mode="bilinear", padding_mode=fill, align_corners=False)
     return F.avg_pool2d(warped, dense) if dense > 1 else warped
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Blur and noise, which differ between two photographs of one place.
+
+
+@dataclass(frozen=True)
+class Degradations:
+    """blur_px: standard deviation per patch, 0 for a patch that stays sharp. noise: the same, of intensities in [0, 1].
+
+    seed: of the noise itself.
+    """
+
+    blur_px: Float[np.ndarray, " m"]
+    noise: Float[np.ndarray, " m"]
+    seed: int
+
+
+def draw_degradations(config: AugmentConfig, count: int, generator: np.random.Generator) -> Degradations | None:
+    """Those of a batch; None, and nothing drawn, where no patch is degraded."""
+    if config.degraded == 0:
+        return None
+    chosen = generator.random(count) < config.degraded
+    blur, noise = generator.uniform(0, 1, (2, count)) * chosen
+    return Degradations(config.blur_px * blur, config.noise * noise, int(generator.integers(2**31)))
+
+
+def degraded(patches: Float[Tensor, "p 1 s s"], by: Degradations, rows: slice) -> Float[Tensor, "p 1 s s"]:
+    """Patches in [0, 1] blurred, then with noise. rows: their places in the batch of which `by` tells."""
+    blur = torch.from_numpy(by.blur_px[rows]).to(patches)
+    generator = torch.Generator().manual_seed(by.seed)  # of the complete batch, whatever part of it this process has
+    noise = torch.randn((len(by.noise), *patches.shape[1:]), generator=generator)[rows].to(patches)
+    return blurred(patches, blur) + noise * torch.from_numpy(by.noise[rows]).to(patches)[:, None, None, None]
+
+
+def blurred(patches: Float[Tensor, "p 1 s s"], sigma_px: Float[Tensor, " p"]) -> Float[Tensor, "p 1 s s"]:
+    """Each patch convolved with a Gaussian of its own; borders are repeated. Sigma 0 changes nothing."""
+    reach = max(1, int(np.ceil(KERNEL_SIGMAS * float(sigma_px.max()))))
+    offsets = torch.arange(-reach, reach + 1, device=patches.device, dtype=patches.dtype)
+    kernels = torch.exp(-0.5 * (offsets / sigma_px.clamp_min(1e-3)[:, None]) ** 2)
+    kernels = kernels / kernels.sum(1, keepdim=True)
+    # Each image row is one channel of a grouped convolution: once along x, once along y.
+    rows = F.pad(patches, (reach, reach, reach, reach), mode="replicate").transpose(0, 1)
+    along_x = F.conv2d(rows, kernels[:, None, None, :], groups=len(patches))
+    return F.conv2d(along_x, kernels[:, None, :, None], groups=len(patches)).transpose(0, 1)

@@ -70,7 +70,7 @@ def mine_labels(data: PatchSet, config: LabelMiningConfig, device: torch.device 
             continue
         generator = np.random.default_rng([config.seed, scene])
         some = np.sort(generator.permutation(members)[: config.patches_per_scene])
-        centres = kmeans(features_of(data.patches, some, device), config.clusters, generator, config.iterations)
+        centres = centres_of(features_of(data.patches, some, device), config.clusters, generator, config.iterations)
         clusters[members] = np.concatenate(
             [
                 nearest(features_of(data.patches, part, device), centres).cpu().numpy()
@@ -97,7 +97,7 @@ def features_of(
     return torch.cat(found)
 
 
-def kmeans(
+def centres_of(
     points: Float[Tensor, "n d"], clusters: int, generator: np.random.Generator, iterations: int
 ) -> Float[Tensor, "k d"]:
     """Lloyd's k-means from random points; k is smaller where there are fewer points. An empty cluster stays."""

@@ -12,10 +12,10 @@ from jaxtyping import Float, UInt8
 from featkit.demo.render import Rectangle
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Pictures of stone, plaster, wood and posters made from noise, so that no photograph has to be shipped.
+# Procedural textures of stone, plaster, wood and posters, generated from noise so that no images have to be shipped.
 #
-# Each maker takes the surface's size in metres, the size of a texel in metres and a Generator, and returns a BGR
-# picture, float32, 0 to 255, rows down. Sides are multiples of 16 texels, so that every halving of a pyramid is exact.
+# Each generator takes the surface's size in metres, the size of a texel in metres and a Generator, and returns a BGR
+# image, float32, 0 to 255, rows down. Sides are multiples of 16 texels, so that every pyramid level is exactly half.
 # No two places look alike: each stone has its own size and tone, with noise down to the size of a texel on top.
 
 
@@ -43,10 +43,10 @@ def noise(
     roughness: float = 0.75,
     stretch: float = 1.0,
 ) -> Float[np.ndarray, "h w"]:
-    """Sum of octaves of smooth noise, zero mean, unit deviation.
+    """Sum of octaves of smooth noise, zero mean, unit standard deviation.
 
-    Octave wavelengths halve from coarsest_m to finest_m, their amplitudes shrink by `roughness`; `stretch` draws the
-    grain out along the rows.
+    Octave wavelengths halve from coarsest_m to finest_m, and amplitudes shrink by `roughness`; `stretch` elongates the
+    grain along the rows.
     """
     total = np.zeros(shape, dtype=np.float32)
     wavelength, amplitude = coarsest_m, 1.0
@@ -61,7 +61,7 @@ def noise(
 
 
 def tinted(base: Colour, tone: Float[np.ndarray, "h w"]) -> Texture:
-    """A base colour times 1 + tone, with a slight drift towards warm where it is bright."""
+    """A base colour times 1 + tone, slightly warmer where it is bright."""
     tint = np.stack([1.0 + 0.9 * tone, 1.0 + tone, 1.0 + 1.08 * tone], axis=2)
     return (np.array(base, dtype=np.float32) * tint).astype(np.float32)
 
@@ -74,7 +74,7 @@ def finished(texture: Texture) -> Texture:
 def _rows_of_blocks(
     shape: tuple[int, int], texel_m: float, rng: np.random.Generator, heights: Size, widths: Size
 ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
-    """Courses of blocks of random height and width (metres): a random tone per block, and the depth of joints."""
+    """Courses of blocks of random height and width (metres): a random tone per block, and the depth of the joints."""
     tone = np.zeros(shape, dtype=np.float32)
     joint = np.zeros(shape, dtype=np.float32)
     thickness = max(1, round(0.012 / texel_m))
@@ -131,7 +131,7 @@ def flagstones(size: Size, texel_m: float, rng: np.random.Generator, base: Colou
 
 
 def plaster(size: Size, texel_m: float, rng: np.random.Generator, base: Colour) -> Texture:
-    """Old plaster: broad stains, grain, and brick laid bare where patches have come off."""
+    """Old plaster: broad stains, grain, and exposed brick where patches have come off."""
     shape = texels(size, texel_m)
     grain = noise(shape, texel_m, rng, 0.08, 0.01, 1.0)
     picture = tinted(base, 0.09 * noise(shape, texel_m, rng, 3.0, 0.2) + 0.10 * grain)
@@ -165,12 +165,12 @@ def foliage(size: Size, texel_m: float, rng: np.random.Generator) -> Texture:
 
 
 def poster(size: Size, texel_m: float, rng: np.random.Generator) -> Texture:
-    """A printed poster: a gradient, discs, rings, polygons and bars in loud colours, a title, paper grain, a border."""
+    """A poster: a gradient, discs, rings, polygons and bars in bright colours, a title, paper grain, a border."""
     shape = texels(size, texel_m)
     first, second = (0.45 * _loud(rng) + 0.55 * np.array(PAPER, dtype=np.float32) for _ in range(2))
     ramp = np.linspace(0.0, 1.0, shape[0], dtype=np.float32)[:, None, None]
     gradient = np.broadcast_to((1 - ramp) * first + ramp * second, (*shape, 3))
-    drawn = np.ascontiguousarray(gradient).astype(np.uint8)  # OpenCV draws smooth edges on bytes only
+    drawn = np.ascontiguousarray(gradient).astype(np.uint8)  # OpenCV's anti-aliasing needs uint8
     side = min(shape)
     for _ in range(26):
         place = rng.uniform(0.0, 1.0, 2) * (shape[1], shape[0])
@@ -220,14 +220,14 @@ def _draw_shape(
 
 
 def _write(picture: Texture, text: str, place: Size, width: float, colour: Colour) -> None:
-    """Text centred at `place`, `width` wide, both as shares of the picture."""
+    """Draw text centred at `place`, `width` wide, both as fractions of the image."""
     height_px, width_px = picture.shape[:2]
     (unit_width, unit_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, 1.0, 2)
     scale = width * width_px / unit_width
     thickness = max(1, round(3.0 * scale))
     left = round(place[0] * width_px - 0.5 * scale * unit_width)
     base = round(place[1] * height_px + 0.5 * scale * unit_height)
-    ink = np.zeros((height_px, width_px), dtype=np.uint8)  # OpenCV writes on bytes only
+    ink = np.zeros((height_px, width_px), dtype=np.uint8)  # OpenCV's anti-aliasing needs uint8
     cv2.putText(ink, text, (left, base), cv2.FONT_HERSHEY_DUPLEX, scale, 255, thickness, cv2.LINE_AA)
     cover = ink[..., None].astype(np.float32) / 255.0
     picture[:] = (1.0 - cover) * picture + cover * np.array(colour, dtype=np.float32)
@@ -249,7 +249,7 @@ def window(size: Size, texel_m: float, rng: np.random.Generator) -> Texture:
             ramp = np.linspace(rng.uniform(-0.2, 0.5), rng.uniform(-0.5, 0.2), pane[0], dtype=np.float32)
             glow = ramp[:, None] + 0.22 * noise(pane, texel_m, rng, 0.5, 0.012, 0.85)
             picture[top:bottom, left:right] = tinted((92.0, 78.0, 66.0), glow)[: bottom - top, : right - left]
-    shade = round(shape[0] * rng.uniform(0.15, 0.5))  # a blind, let down to a different height each time
+    shade = round(shape[0] * rng.uniform(0.15, 0.5))  # a blind, lowered to a random height
     blind = picture[rim + bar : shade, rim + bar : shape[1] - rim - bar]
     folds = noise(blind.shape[:2], texel_m, rng, 0.12, 0.012, 0.9) if blind.size else np.zeros(blind.shape[:2])
     blind[:] = 0.35 * blind + 0.65 * tinted(_painted(rng), 0.15 * folds)
@@ -262,7 +262,7 @@ def _painted(rng: np.random.Generator) -> Colour:
 
 
 def paste(texture: Texture, patch: Texture, place: tuple[int, int]) -> None:
-    """Put a patch onto a texture, its top-left texel at (column, row); what sticks out is cut off."""
+    """Paste a patch onto a texture with its top-left texel at (column, row); parts outside are cropped."""
     column, row = place
     target = texture[row : row + patch.shape[0], column : column + patch.shape[1]]
     target[:] = patch[: target.shape[0], : target.shape[1]]
@@ -290,13 +290,13 @@ MATERIALS: dict[str, Maker] = {
 
 CORNER_DEG = 100.0  # degrees between the two facades
 FACADE_M = (11.0, 5.4)  # m: length and height of a facade
-FRONT_DEG = 0.5 * CORNER_DEG  # degrees from +x: the way out of the corner
+FRONT_DEG = 0.5 * CORNER_DEG  # degrees from +x: direction out of the corner
 UP = np.array([0.0, 0.0, 1.0])
 
 
 @dataclass(frozen=True)
 class Decal:
-    """A picture on a face: its material, left and top on the face and its size, all in metres."""
+    """An image on a face: its material, left and top on the face and its size, all in metres."""
 
     material: str
     place: tuple[float, float]
@@ -305,7 +305,7 @@ class Decal:
 
 @dataclass(frozen=True)
 class Face:
-    """A rectangle, its material, and the pictures on it."""
+    """A rectangle, its material, and the images on it."""
 
     rectangle: Rectangle
     material: str
@@ -322,7 +322,7 @@ class Block:
     sides: str
     top: str
     decals: tuple[Decal, ...] = ()  # on the two long sides
-    floats: bool = False  # its underside can be seen
+    floats: bool = False  # its underside is visible
 
 
 WINDOW = (1.1, 1.5)
@@ -372,10 +372,10 @@ def direction(angle_deg: float) -> Float[np.ndarray, "3"]:
 def courtyard() -> list[Face]:
     """All faces of the scene, always in the same order."""
     out, across = direction(FRONT_DEG), direction(FRONT_DEG - 90.0)
-    near, far, half = -0.2, 12.6, 9.0  # m along the way out of the corner, and to either side of it
+    near, far, half = -0.2, 12.6, 9.0  # m along the direction out of the corner, and to either side
     ground = Rectangle(far * out - half * across, 2 * half * across, (near - far) * out)
     length, height = FACADE_M
-    # Seen from the yard, +x runs to the left of the corner and the other facade to the right of it.
+    # Seen from the yard, +x points left from the corner, and the other facade is to its right.
     along_x, along_y = direction(0.0), direction(CORNER_DEG)
     faces = [
         Face(ground, "paving"),
@@ -388,7 +388,7 @@ def courtyard() -> list[Face]:
 
 
 def block_faces(block: Block) -> list[Face]:
-    """Four sides, the top, and the underside of a block that floats."""
+    """Four sides, the top, and the underside if the block floats."""
     length, depth, height = block.size
     along, aside = direction(block.yaw_deg), direction(block.yaw_deg + 90.0)
     centre = np.array(block.base) + height * UP

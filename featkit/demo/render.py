@@ -1,10 +1,10 @@
-"""Renders textured rectangles with a pinhole camera: exact rays, each pixel the mean of its samples.
+"""Renders textured rectangles with a pinhole camera: exact rays, supersampled.
 
-Every pixel is cut into k × k samples. A sample's ray meets the plane of a rectangle (corner o, edges u, v, in the
-camera's frame) where  λ (s, t, 1) = [u v o]^-1 (x, y, 1):  s and t are the place on the rectangle in units of its
-edges, λ is one over the depth. The nearest hit wins, its colour comes from a box-filtered pyramid of the texture,
-blended between the two levels whose texels are as large as the sample (trilinear: Williams, Pyramidal Parametrics,
-1983), and a pixel is the mean of its samples. The centre of the top-left pixel is (0, 0).
+Every pixel is divided into k × k samples. A sample's ray meets the plane of a rectangle (corner o, edges u, v, in the
+camera's frame) where  λ (s, t, 1) = [u v o]^-1 (x, y, 1):  s and t are the position on the rectangle in units of its
+edges, and λ is the inverse depth. The nearest hit is visible. Its colour is interpolated in a box-filtered pyramid of
+the texture, between the two levels whose texels are about as large as the sample (trilinear: Williams, Pyramidal
+Parametrics, 1983), and a pixel is the mean of its samples. The centre of the top-left pixel is (0, 0).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from featkit.geometry.pixels import COLMAP_ORIGIN
 from featkit.geometry.poses import rotation_matrix
 from featkit.io.lists import Intrinsics
 
-SEAM = 1e-5  # share of an edge: rectangles with a common edge overlap by this much, so that no ray passes between
-NEAR_M = 0.05  # m: nothing nearer than this is drawn
-REMAP_COLUMNS = 1024  # cv2.remap takes no side above 32767, so that samples are laid out in rows
+SEAM = 1e-5  # share of an edge: rectangles with a common edge overlap by this much, so that no ray passes between them
+NEAR_M = 0.05  # near plane, m
+REMAP_COLUMNS = 1024  # cv2.remap does not accept sides above 32767, so samples are arranged in rows
 
 
 @dataclass(frozen=True)
 class Rectangle:
-    """A one-sided rectangle in metres. Seen from its front: corner top left, edge_u to the right, edge_v down."""
+    """A one-sided rectangle in metres. Seen from the front: corner top left, edge_u to the right, edge_v down."""
 
     corner: Float[np.ndarray, "3"]
     edge_u: Float[np.ndarray, "3"]
@@ -37,7 +37,7 @@ class Rectangle:
     def __post_init__(self) -> None:
         lengths = np.linalg.norm(self.edge_u) * np.linalg.norm(self.edge_v)
         if not lengths > 0 or abs(self.edge_u @ self.edge_v) > 1e-9 * lengths:
-            raise ValueError("the edges of a rectangle are at right angles and have a length")
+            raise ValueError("the edges of a rectangle must be orthogonal and not zero")
 
     @property
     def size_m(self) -> tuple[float, float]:
@@ -46,7 +46,7 @@ class Rectangle:
 
     @property
     def normal(self) -> Float[np.ndarray, "3"]:
-        """Unit vector out of the front."""
+        """Unit normal of the front side."""
         normal = np.cross(self.edge_v, self.edge_u)
         return normal / np.linalg.norm(normal)
 
@@ -128,7 +128,7 @@ def first_hits(
 def render(
     surfaces: Sequence[Surface], camera: Intrinsics, pose: Pose, supersampling: int, sky: Sky | None = None
 ) -> Float[np.ndarray, "h w 3"]:
-    """The photograph that a PINHOLE camera takes: BGR float32, 0 to 255, not rounded.
+    """Image taken by a PINHOLE camera: BGR float32, 0 to 255, not rounded.
 
     supersampling: samples per pixel and axis.
     """
@@ -138,7 +138,7 @@ def render(
     x, _ = ray_coordinates(camera, np.stack([column, column], axis=1))
     _, y = ray_coordinates(camera, np.stack([row, row], axis=1))
     owner = _nearest_surface([surface.rectangle for surface in surfaces], pose, x, y).ravel()
-    order = np.argsort(owner, kind="stable")  # samples of one surface side by side
+    order = np.argsort(owner, kind="stable")  # groups the samples by surface
     bounds = np.searchsorted(owner[order], np.arange(-1, len(surfaces) + 1))
     colours = np.empty((owner.size, 3), dtype=np.float32)
     step = 1.0 / (camera.params[0] * supersampling)
@@ -153,12 +153,12 @@ def render(
         else:
             colours[samples] = _surface_colours(surfaces[index], pose, sample_x, sample_y, step)
     image = colours.reshape(size[1], size[0], 3)
-    # INTER_AREA by a whole factor is the plain mean of the k × k samples.
+    # INTER_AREA by an integer factor is the plain mean of the k × k samples.
     return cv2.resize(image, (camera.width, camera.height), interpolation=cv2.INTER_AREA)
 
 
 def _inside(s: np.ndarray, t: np.ndarray, inverse_depth: np.ndarray) -> np.ndarray:
-    """Whether λs, λt, λ name a point of the rectangle in front of the camera (no division needed)."""
+    """Whether λs, λt, λ are on the rectangle and in front of the camera (without division)."""
     low, high = -SEAM * inverse_depth, (1 + SEAM) * inverse_depth
     ahead = (inverse_depth > 0) & (inverse_depth < 1.0 / NEAR_M)
     return ahead & (s >= low) & (s <= high) & (t >= low) & (t <= high)
@@ -187,7 +187,7 @@ def _nearest_surface(
 
 
 def _extent(rectangle: Rectangle, pose: Pose, x: np.ndarray, y: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns that the rectangle can cover; all if it extends behind the camera."""
+    """Rows and columns that the rectangle may cover; all of them if it extends behind the camera."""
     ends = rectangle.at(np.array([0.0, 1.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0, 1.0]))
     corners = ends @ rotation_matrix(pose.qvec).T + pose.tvec
     if corners[:, 2].min() < NEAR_M:
@@ -209,9 +209,9 @@ def _sky_colours(sky: Sky, pose: Pose, x: np.ndarray, y: np.ndarray) -> Float[np
 def _surface_colours(
     surface: Surface, pose: Pose, x: np.ndarray, y: np.ndarray, step: float
 ) -> Float[np.ndarray, "n 3"]:
-    """Texture colours at the rays (x, y, 1); step: distance of two samples in ray coordinates."""
+    """Texture colours at the rays (x, y, 1). step: distance between samples in ray coordinates."""
     matrix = facing_matrix(surface.rectangle, pose)
-    assert matrix is not None  # it owns samples, so it faces the camera
+    assert matrix is not None  # it is visible, so it faces the camera
     s, t, depth = (line[0] * x + line[1] * y + line[2] for line in matrix)
     depth = 1.0 / depth
     s, t = s * depth, t * depth
@@ -225,7 +225,7 @@ def _level(
     """The pyramid level whose texels are as large as a sample. reach: depth times the step of the ray coordinates."""
     matrix = matrix.astype(np.float32)
     height, width = surface.levels[0].shape[:2]
-    # d(s, t) / d(x, y) by the quotient rule, in texels: how far the place moves from one sample to the next.
+    # d(s, t) / d(x, y) by the quotient rule, in texels: shift on the texture from one sample to the next.
     squared = [
         ((matrix[0, axis] - s * matrix[2, axis]) * width) ** 2 + ((matrix[1, axis] - t * matrix[2, axis]) * height) ** 2
         for axis in (0, 1)
@@ -255,7 +255,7 @@ def _bilinear(texture: np.ndarray, s: np.ndarray, t: np.ndarray) -> Float[np.nda
     count = len(s)
     rows = -(-count // REMAP_COLUMNS)
     maps = np.zeros((2, rows * REMAP_COLUMNS), dtype=np.float32)
-    maps[0, :count] = s * texture.shape[1] - 0.5  # texel centres at whole numbers
+    maps[0, :count] = s * texture.shape[1] - 0.5  # texel centres at integers
     maps[1, :count] = t * texture.shape[0] - 0.5
     map_x, map_y = maps.reshape(2, rows, REMAP_COLUMNS)
     sampled = cv2.remap(texture, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

@@ -1,12 +1,12 @@
 """A small synthetic scene with exact cameras, rendered by featkit: the input of `featkit demo`.
 
     images/0000.jpg ...                 the map
-    queries/query_0000.jpg ...          photographs to localize
-    truth/camera.txt                    `PINHOLE w h fx fy cx cy` in COLMAP pixels, the same for all photographs
+    queries/query_0000.jpg ...          images to localize
+    truth/camera.txt                    `PINHOLE w h fx fy cx cy` in COLMAP pixels, the same for all images
     truth/poses.txt, query_poses.txt    world to camera, in metres
-    truth/scene.json                    what the scene was made with, and the size of every file; written last
+    truth/scene.json                    the scene's configuration, and the size of every file; written last
 
-Nothing is downloaded and nothing is measured: the truth is what the photographs were computed from.
+Nothing is downloaded or estimated: the images are computed from the ground truth.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from featkit.io.lists import Intrinsics, format_poses
 
 RENDERER = 1  # version, incremented whenever the same config gives different images
 GOLDEN = 0.5 * (5**0.5 - 1)  # its multiples, modulo 1, spread evenly over the unit interval
-PLASTIC = 0.7548776662466927  # and so do those of this one, independently
+PLASTIC = 0.7548776662466927  # another such number, independent of the first
 MARK = b"featkit rendered scene"  # in a comment of every picture
 PICTURE = re.compile(r"(images/|queries/query_)\d{4,}\.(jpg|png)")
 
@@ -67,21 +67,21 @@ class RenderedConfig(Config):
     """How the scene is rendered."""
 
     width: int = Field(800, ge=32, le=8000)
-    """Width of every photograph, px."""
+    """Width of the images, px."""
     height: int = Field(600, ge=32, le=8000)
-    """Height of every photograph, px."""
+    """Height of the images, px."""
     focal_px: Pixels | None = None
     """Focal length, px. None: 0.9 of the width, a horizontal field of view of 58 degrees."""
     num_map: Count = 12
-    """Number of photographs for the map; the poses depend only on the index."""
+    """Number of images for the map; the poses depend only on the index."""
     num_queries: CountOrZero = 4
-    """Number of photographs to localize."""
+    """Number of images to localize."""
     supersampling: int = Field(2, ge=1, le=8)
     """Supersampling: samples per pixel along each axis."""
     texel_m: float = Field(0.006, ge=0.001, le=0.05)
-    """Size of a texel of the textures, metres; by default about half of a pixel's footprint at 8 m."""
+    """Size of a texel of the textures, metres; by default about half a pixel's footprint at 8 m."""
     noise_std: float = Field(1.5, ge=0, le=255)
-    """Standard deviation of the sensor noise, in grey levels of 255."""
+    """Standard deviation of the image noise, in grey levels of 0 to 255."""
     arc_deg: float = Field(76.0, gt=0, le=90)
     """Arc covered by the map's cameras as seen from the centre of the scene, degrees."""
     sun_azimuth_deg: float = Field(62.0, ge=-360, le=360)
@@ -128,7 +128,7 @@ def map_poses(config: RenderedConfig) -> dict[str, Pose]:
 
 
 def query_poses(config: RenderedConfig) -> dict[str, Pose]:
-    """World-to-camera poses of the queries, by name: between the map's, but the first and last are outside."""
+    """World-to-camera poses of the queries, by name: between the map's, except for the first and the last."""
     along = np.linspace(-0.03, 1.03, config.num_queries) if config.num_queries > 1 else np.array([0.52])
     return {
         f"query_{index:04d}.{config.image_format}": _pose_on_arc(config, along[index], 1000.5 + index)
@@ -137,7 +137,7 @@ def query_poses(config: RenderedConfig) -> dict[str, Pose]:
 
 
 def _pose_on_arc(config: RenderedConfig, along: float, turn: float) -> Pose:
-    """A camera at share `along` of the arc; `turn` runs through heights, distances and aims without repeating."""
+    """A camera at fraction `along` of the arc; `turn` selects its height, distance and aim, without repetition."""
     phase = np.array([turn * GOLDEN, turn * PLASTIC, turn * GOLDEN * PLASTIC]) + 0.1 * config.seed
     height, distance, aim = phase % 1.0
     angle = FRONT_DEG + (along - 0.5) * config.arc_deg
@@ -148,10 +148,10 @@ def _pose_on_arc(config: RenderedConfig, along: float, turn: float) -> Pose:
 
 
 def render_scene(config: RenderedConfig, output: Path) -> RenderedScene:
-    """Write photographs and ground truth into `output`; does nothing if the same scene is already complete.
+    """Write images and ground truth into `output`; does nothing if the same scene is already complete.
 
-    Photographs of an earlier, larger scene in the same place are removed. Raises BadInputError for files of the scene's
-    names that are not of one, NotWritableError.
+    Images of an earlier, larger scene in the same folder are removed. Raises BadInputError if files with the scene's
+    names exist that featkit did not write, and NotWritableError.
     """
     scene = _scene(config, output)
     record = output / "truth" / "scene.json"
@@ -191,7 +191,7 @@ def render_scene(config: RenderedConfig, output: Path) -> RenderedScene:
 def _refuse_foreign(output: Path, record: Path, before: Mapping[str, object], files: list[Path]) -> None:
     """Raises BadInputError if one of `files` exists that featkit did not write, or that was replaced since.
 
-    What a killed run may have written after its last picture is looked at when it is written again.
+    Files that a killed run may have written after its last image are checked when they are written again.
     """
     if not before:
         refuse_foreign(record)
@@ -227,7 +227,7 @@ def _claim(files: list[Path], output: Path, before: Mapping[str, object]) -> dic
 
 
 def surface_point(config: RenderedConfig, pose: Pose, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
-    """True world points (metres) at featkit pixels of a photograph taken from `pose`; NaN in the sky."""
+    """True world points (metres) at featkit pixels of an image taken from `pose`; NaN in the sky."""
     return first_hits(_rectangles(), intrinsics(config), pose, pixels)
 
 
@@ -244,7 +244,7 @@ def distance_to_surface(config: RenderedConfig, points: Float[np.ndarray, "n 3"]
 
 
 def surfaces(config: RenderedConfig) -> tuple[Surface, ...]:
-    """The scene with its textures and light; takes seconds and some hundred MB at the default texel."""
+    """The scene with textures and light; takes seconds and a few hundred MB at the default texel size."""
     elevation = np.radians(config.sun_elevation_deg)
     sun = np.cos(elevation) * direction(config.sun_azimuth_deg) + np.sin(elevation) * UP
     return textured(courtyard(), config.texel_m, sun, config.seed, config.workers)
@@ -319,7 +319,7 @@ def _is_whole(config: RenderedConfig, output: Path, record: Mapping[str, object]
 
 
 def _remove_stale(output: Path, record: Mapping[str, object], kept: set[Path]) -> None:
-    """Remove the photographs in the record that are not part of this scene; nothing else is ever removed."""
+    """Remove the images in the record that are not part of this scene; nothing else is ever removed."""
     names = record.get("bytes")
     for name in names if isinstance(names, dict) else ():
         if PICTURE.fullmatch(name) and output / name not in kept and _is_own(output / name, output, record):
@@ -329,12 +329,13 @@ def _remove_stale(output: Path, record: Mapping[str, object], kept: set[Path]) -
 # ----------------------------------------------------------------------------------------------------------------------
 # Baked lighting of the textures: sun with soft shadows, and sky with ambient occlusion, computed once per surface.
 #
-# Light that does not depend on the viewer is part of the texture: the edge of a shadow is fixed to its surface, and is
-# as good a landmark as that of a stone. Lambert's cosine for the sun, ambient occlusion by rays over the hemisphere.
+# Lighting that does not depend on the viewpoint is part of the texture: the edge of a shadow is fixed to its surface
+# and is as good a landmark as that of a stone. Lambert's cosine for the sun, ambient occlusion by rays over the
+# hemisphere.
 
 
 LIFT_M = 0.002  # m: shadow rays start this far above their own surface
-SUN_SPREAD = 0.02  # deviation of the sun's direction, rad; the real sun's is 0.005, but a softer edge looks better
+SUN_SPREAD = 0.02  # standard deviation of the sun's direction, rad; the real one is 0.005, but softer edges look better
 SUN_RAYS = 6
 SKY_RAYS = 16
 CORNERS = np.array([0.0, 1.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0, 1.0])  # s and t, around a rectangle
@@ -349,7 +350,7 @@ def textured(
 ) -> tuple[Surface, ...]:
     """Every face with its material, decals and light.
 
-    sun: unit vector towards it; texel_m: metres a texel; workers: faces painted at the same time.
+    sun: unit vector towards it; texel_m: metres per texel; workers: faces painted in parallel.
     """
     rectangles = [face.rectangle for face in faces]
 
@@ -382,7 +383,7 @@ def light(
     sun: Float[np.ndarray, "3"],
     rng: np.random.Generator,
 ) -> Texture:
-    """Lighting factors of a texture of `shape`, BGR: sun and sky at the rectangle."""
+    """Lighting factors for a texture of `shape`, BGR: sun and sky on the rectangle."""
     normal = rectangle.normal
     sky_rays = rng.normal(size=(SKY_RAYS, 3))
     sky_rays = sky_rays / np.linalg.norm(sky_rays, axis=1, keepdims=True) + normal  # cosine-weighted about the normal
@@ -403,7 +404,7 @@ def _spread(coarse: Float[np.ndarray, "a b"], shape: tuple[int, int]) -> Float[n
 def _open_share(
     rectangle: Rectangle, others: Sequence[Rectangle], rays: Float[np.ndarray, "m 3"], spacing_m: float
 ) -> Float[np.ndarray, "a b"]:
-    """For a grid of points on the rectangle, the share of rays that hit no other rectangle."""
+    """Share of rays that hit no other rectangle, for a grid of points on this one."""
     width, height = rectangle.size_m
     rows, columns = max(2, round(height / spacing_m)), max(2, round(width / spacing_m))
     t, s = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
@@ -417,7 +418,7 @@ def _open_share(
         hidden = np.zeros((rows, columns), dtype=bool)
         inverses = _ray_frames(edges, ray)
         for index, window in _shadow_windows(rectangle, corners, ray, (rows, columns)):
-            # [u v -ray] (s, t, λ) = place - corner: where the ray from each place meets the other's plane.
+            # [u v -ray] (s, t, λ) = place - corner: where the ray from each point meets the other's plane.
             offset = (places[window] - others[index].corner) @ inverses[index].T
             s, t, length = offset[..., 0], offset[..., 1], offset[..., 2]
             hidden[window] |= (length > 0) & (s >= 0) & (s <= 1) & (t >= 0) & (t <= 1)
@@ -426,7 +427,7 @@ def _open_share(
 
 
 def _ray_frames(edges: Float[np.ndarray, "m 3 2"], ray: Float[np.ndarray, "3"]) -> Float[np.ndarray, "m 3 3"]:
-    """[u v -ray]^-1 of every rectangle; NaN, which hits nothing, if the ray is parallel to the rectangle."""
+    """[u v -ray]^-1 of each rectangle; NaN, which hits nothing, if the ray is parallel to the rectangle."""
     frames = np.concatenate([edges, np.broadcast_to(-ray[:, None], (len(edges), 3, 1))], axis=2)
     along = np.abs(np.linalg.det(frames)) < 1e-9
     frames[along] = np.eye(3)
@@ -438,9 +439,9 @@ def _ray_frames(edges: Float[np.ndarray, "m 3 2"], ray: Float[np.ndarray, "3"]) 
 def _shadow_windows(
     rectangle: Rectangle, corners: Float[np.ndarray, "m 4 3"], ray: Float[np.ndarray, "3"], shape: tuple[int, int]
 ) -> Iterator[tuple[int, tuple[slice, slice]]]:
-    """Which of the others throw a shadow towards `rectangle`, and the rows and columns of its grid that it can reach.
+    """Which of the others cast a shadow towards `rectangle`, and the rows and columns of its grid that it can reach.
 
-    The shadow of a rectangle lies within the box around the shadows of its corners.
+    The shadow of a rectangle is inside the bounding box of the shadows of its corners.
     """
     onto = np.linalg.inv(np.stack([rectangle.edge_u, rectangle.edge_v, ray], axis=1))
     s, t, length = np.moveaxis((corners - rectangle.corner) @ onto.T, -1, 0)

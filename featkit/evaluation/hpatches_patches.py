@@ -40,9 +40,9 @@ class HPatchesConfig(Config):
     """Parameters of the tasks; defaults as in hpatches-benchmark."""
 
     tasks: tuple[Task, ...] = TASKS
-    """Those to run."""
+    """Tasks to run."""
     imbalanced_share: Share = 0.2
-    """Fraction of the positive pairs, from the first on, used by the imbalanced protocol."""
+    """Fraction of the positive pairs used by the imbalanced protocol, taken from the start of the list."""
     pool_sizes: tuple[Count, ...] = (100, 500, 1000, 5000, 10_000, 15_000, 20_000)
     """Retrieval: pool sizes, including the five correct patches; if fewer patches exist, all are used."""
     drawn: DrawnTasksConfig = DrawnTasksConfig()

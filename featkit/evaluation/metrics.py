@@ -1,4 +1,4 @@
-"""The measures: areas under curves, errors of poses, recalls, matching accuracy, average precision."""
+"""Evaluation metrics: areas under curves, pose errors, recall, matching accuracy, average precision."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from featkit.geometry.pixels import apply_homography
 from featkit.geometry.poses import camera_centre, rotation_angle_deg, rotation_matrix
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Area under the curve of errors: the share of cases with an error of at most e, over e from 0 to a threshold.
+# Area under the cumulative error curve: the share of cases with an error of at most e, for e from 0 to a threshold.
 
 
 def error_auc(errors: Iterable[float], thresholds: Iterable[float]) -> tuple[float, ...]:
-    """Per threshold the area in [0, 1]; 0 without any case. An error of infinity or NaN is a failure.
+    """Area in [0, 1] for each threshold; 0 if there are no cases. An infinite or NaN error counts as a failure.
 
-    The rule of SuperGlue's evaluation (Sarlin et al., CVPR 2020), which later papers keep: straight lines join the
-    points (sorted error, share of cases up to it), from (0, 0) on; the last share holds up to the threshold.
+    Computed as in SuperGlue's evaluation (Sarlin et al., CVPR 2020) and later papers: linear interpolation between the
+    points (sorted error, share of cases up to it), starting at (0, 0); the last share extends to the threshold.
     """
     listed = np.asarray(list(errors), dtype=np.float64)
     listed = np.sort(np.where(np.isfinite(listed), listed, np.inf))
@@ -44,34 +44,34 @@ def error_auc(errors: Iterable[float], thresholds: Iterable[float]) -> tuple[flo
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Relative pose of two views: its errors in degrees, and what it says of matches.
+# Relative pose of two views: its errors in degrees, and the epipolar errors of matches.
 #
-# The protocol of SuperGlue (Sarlin et al., CVPR 2020) and LoFTR (Sun et al., CVPR 2021), MegaDepth-1500's: an error is
-# the larger of the angle of the rotation between the rotations and the angle between the directions of the
-# translations.
+# The protocol of SuperGlue (Sarlin et al., CVPR 2020), LoFTR (Sun et al., CVPR 2021) and MegaDepth-1500: the pose error
+# is the larger of the rotation error (angle between the two rotations) and the translation error (angle between the
+# two directions).
 
 
 @dataclass(frozen=True)
 class RelativePose:
-    """x1 = rotation x0 + translation takes points of camera 0's frame to camera 1's."""
+    """x1 = rotation x0 + translation maps points from camera 0's frame to camera 1's."""
 
     rotation: Float[np.ndarray, "3 3"]
     translation: Float[np.ndarray, "3"]
 
     def inverse(self) -> RelativePose:
-        """From camera 1 to camera 0."""
+        """The transform from camera 1 to camera 0."""
         return RelativePose(self.rotation.T, -self.rotation.T @ self.translation)
 
     @property
     def essential(self) -> Float[np.ndarray, "3 3"]:
-        """E with x1^T E x0 = 0, for a translation of length 1; 0 for two cameras at one place."""
+        """E with x1^T E x0 = 0, for a translation of unit length; 0 if both camera centres coincide."""
         length = float(np.linalg.norm(self.translation))
         x, y, z = self.translation / length if length > 0 else np.zeros(3)
         return np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ self.rotation
 
 
 def relative_pose(pose0: Pose, pose1: Pose) -> RelativePose:
-    """Of two world-to-camera poses. Of two cameras at one place the translation is 0."""
+    """Relative pose of two world-to-camera poses; the translation is exactly 0 if the camera centres coincide."""
     rotation = rotation_matrix(pose1.qvec) @ rotation_matrix(pose0.qvec).T
     translation = np.asarray(pose1.tvec, np.float64) - rotation @ np.asarray(pose0.tvec, np.float64)
     reach = np.linalg.norm(pose0.tvec) + np.linalg.norm(pose1.tvec)
@@ -81,15 +81,15 @@ def relative_pose(pose0: Pose, pose1: Pose) -> RelativePose:
 
 
 def direction_angle_deg(a: Float[np.ndarray, "3"], b: Float[np.ndarray, "3"]) -> float:
-    """Angle between two directions, 0 to 180 degrees, exact for small angles too; 0 if a vector is 0."""
+    """Angle between two directions, 0 to 180 degrees, accurate for small angles too; 0 if either vector is 0."""
     return float(np.degrees(np.arctan2(np.linalg.norm(np.cross(a, b)), np.dot(a, b)))) if np.any(a) and np.any(b) else 0
 
 
 def pose_errors_deg(found: RelativePose | None, truth: RelativePose, signed: bool = False) -> tuple[float, float]:
-    """(rotation, translation) error in degrees, infinite without a pose.
+    """(rotation, translation) error in degrees; infinite without a pose.
 
-    signed: whether a translation that points the opposite way is wrong by 180 degrees, or by 0. Where the true
-    translation is 0 it has no direction and no error.
+    signed: whether a translation in the opposite direction has an error of 180 degrees or of 0. A true translation of
+    0 has no direction; its error is 0.
     """
     if found is None:
         return float("inf"), float("inf")
@@ -102,14 +102,15 @@ def symmetric_epipolar_errors(
 ) -> Float[np.ndarray, " m"]:
     """Sum of the squared distances of two matching points to each other's epipolar lines, in normalised units.
 
-    points: of depth 1, without lens. SuperGlue's and LoFTR's "symmetric epipolar distance" is this one, without a root.
+    points: undistorted, at depth 1. The "symmetric epipolar distance" of SuperGlue and LoFTR is also this sum, without
+    a square root.
     """
     distance0, distance1 = epipolar_distances(truth.essential, points0, points1)
     return distance0**2 + distance1**2
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Recall of localization: the share of queries within a distance and an angle of their true poses.
+# Recall of localization: the share of queries within a distance and an angle of their true pose.
 #
 # Thresholds of the long-term visual localization benchmark (Sattler et al., CVPR 2018, section 4). A query without a
 # pose counts as wrong at every threshold.
@@ -120,7 +121,7 @@ THRESHOLDS = ((0.25, 2.0), (0.5, 5.0), (5.0, 10.0))  # metres, degrees
 
 @dataclass(frozen=True)
 class LocalizationScore:
-    """recall: share in [0, 1] per threshold (metres, degrees). Medians are over localized queries, NaN without one."""
+    """recall: share in [0, 1] per threshold (metres, degrees). Medians: over localized queries, NaN without any."""
 
     queries: int
     localized: int
@@ -129,7 +130,7 @@ class LocalizationScore:
     median_m: float
     median_deg: float
     errors: dict[str, tuple[float, float]]
-    """Per localized query: centre error (unit of the truth), rotation error (degrees)."""
+    """Per localized query: error of the camera centre (units of the ground truth) and of the rotation (degrees)."""
 
 
 def score_localization(
@@ -138,13 +139,15 @@ def score_localization(
     queries: Sequence[str],
     thresholds: Sequence[tuple[float, float]] = THRESHOLDS,
 ) -> LocalizationScore:
-    """Score estimated poses of `queries`; those without a true pose are left out of the count.
+    """Score the estimated poses of `queries`; queries without a true pose are not counted.
 
-    Raises BadInputError when not one query has a true pose.
+    Raises BadInputError if no query has a true pose.
     """
     judged = [name for name in queries if name in truth]
     if not judged:
-        raise BadInputError("the truth names none of the queries; names are relative to the folder of the queries")
+        raise BadInputError(
+            "the ground truth names none of the queries; names are relative to the folder of the queries"
+        )
     errors = {name: pose_error(poses[name], truth[name]) for name in judged if name in poses}
     recall = tuple(
         sum(centre <= metres and angle <= degrees for centre, angle in errors.values()) / len(judged)
@@ -158,7 +161,7 @@ def score_localization(
 
 
 def pose_error(pose: Pose, truth: Pose) -> tuple[float, float]:
-    """Distance of the camera centres, and angle between the rotations in degrees."""
+    """Distance between the camera centres, and angle between the rotations in degrees."""
     distance = float(np.linalg.norm(camera_centre(pose) - camera_centre(truth)))
     return distance, rotation_angle_deg(rotation_matrix(pose.qvec), rotation_matrix(truth.qvec))
 
@@ -166,12 +169,12 @@ def pose_error(pose: Pose, truth: Pose) -> tuple[float, float]:
 # ----------------------------------------------------------------------------------------------------------------------
 # Mean matching accuracy (MMA): the share of matches whose reprojection error is at most a threshold.
 #
-# The error of a match is the distance, in pixels of image N, between the keypoint of image 1 mapped by the true
-# homography and the keypoint it is matched with (D2-Net, Dusmanu et al., CVPR 2019; SCFeat, section IV-B). A pair
-# without matches has accuracy 0 at every threshold. MMAScore is SCFeat's eq. 24.
+# The error of a match is the distance, in pixels of image N, between the matched keypoint and the keypoint of image 1
+# mapped by the true homography (D2-Net, Dusmanu et al., CVPR 2019; SCFeat, section IV-B). A pair without matches has
+# accuracy 0 at every threshold. MMAScore is SCFeat's eq. 24.
 
 
-SCORE_AT_0, SCORE_SLOPE = 2.0, 0.1  # of eq. 24: the weight of threshold t px is 2 - 0.1 t
+SCORE_AT_0, SCORE_SLOPE = 2.0, 0.1  # eq. 24: the weight of threshold t px is 2 - 0.1 t
 THRESHOLDS_PX = tuple(float(t) for t in range(1, 11))
 
 
@@ -181,7 +184,7 @@ def reprojection_errors(
     matches: Matches,
     homography: Float[np.ndarray, "3 3"],
 ) -> Float[np.ndarray, " m"]:
-    """Error of every match in pixels of image 1; infinite where the homography maps a point behind the camera.
+    """Error of each match in pixels of image 1; infinite where the homography maps a point behind the camera.
 
     homography: image 0 -> image 1.
     """
@@ -192,7 +195,7 @@ def reprojection_errors(
 
 
 def accuracy(errors: Float[np.ndarray, " m"], thresholds_px: Sequence[float] = THRESHOLDS_PX) -> np.ndarray:
-    """Share of the errors up to each threshold, float64; all 0 when there is no match."""
+    """Share of the errors up to each threshold, float64; all 0 if there are no matches."""
     if len(errors) == 0:
         return np.zeros(len(thresholds_px))
     return (errors[None] <= np.asarray(thresholds_px)[:, None]).mean(axis=1)
@@ -205,20 +208,20 @@ def mma_score(curve: Float[np.ndarray, " t"], thresholds_px: Sequence[float] = T
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Patch verification: is a pair of patches a match? Curves over a threshold on the distance, and FPR95.
+# Patch verification: do two patches match? Curves over a threshold on the distance, and FPR95.
 #
-# FPR95 is UBC's measure (Winder et al., CVPR 2009): the share of non-matching pairs that a threshold lets through when
-# it keeps 95 % of the matching ones. Curves walk along the pairs in order of distance; pairs of equal distance are one
-# step, so that nothing depends on the order in which the pairs are listed (binary descriptors have many ties).
+# FPR95 is UBC's measure (Winder et al., CVPR 2009): the share of non-matching pairs accepted by the threshold that
+# accepts 95 % of the matching pairs. Curves follow the pairs in order of distance; pairs of equal distance form one
+# step, so that the result does not depend on the order of the list (binary descriptors have many ties).
 
 
 RECALL = 0.95  # UBC's operating point
-ROUNDING = 1e-9  # 0.95 n must not reach the next integer through rounding
+ROUNDING = 1e-9  # 0.95 n must not be rounded up to the next integer
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Counts of matches and non-matches within each distinct distance, ascending; the first row is (-inf, 0, 0)."""
+    """Matches and non-matches up to each distinct distance, ascending; the first row is (-inf, 0, 0)."""
 
     distance: Float[np.ndarray, " k"]
     true_positives: Float[np.ndarray, " k"]
@@ -226,7 +229,7 @@ class Curve:
 
     @property
     def recall(self) -> Float[np.ndarray, " k"]:
-        """Share of the matches found; also the true positive rate."""
+        """Share of the matches that are accepted; also the true positive rate."""
         return self.true_positives / self.true_positives[-1]
 
     @property
@@ -235,13 +238,13 @@ class Curve:
 
     @property
     def precision(self) -> Float[np.ndarray, " k"]:
-        """Share of matches among the pairs let through; 1 where none is."""
+        """Share of matches among the accepted pairs; 1 if none is accepted."""
         found = self.true_positives + self.false_positives
         return np.divide(self.true_positives, found, out=np.ones_like(found), where=found > 0)
 
     @property
     def auc(self) -> float:
-        """Area under the ROC curve: how often a match is nearer than a non-match, a tie counting one half."""
+        """Area under the ROC curve: the probability that a match is closer than a non-match; a tie counts one half."""
         x, y = self.false_positive_rate, self.recall
         return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2))
 
@@ -252,12 +255,11 @@ def fpr95(
     recall: float = RECALL,
     rule: Literal["rank", "index"] = "rank",
 ) -> float:
-    """Share in [0, 1] of the non-matches within the distance that holds `recall` of the matches.
+    """Share in [0, 1] of the non-matches within the distance at which `recall` of the matches are accepted.
 
-    rule "rank" (HardNet, SDGMNet): the distance of the first match at which the recall is reached, the
-    ceil(0.95 m)-th of m. "index" (HyNet): that of the one after it. Non-matches of just that distance count as let
-    through under both. Raises BadInputError without matches, without non-matches, and for distances that are no
-    numbers.
+    rule: "rank" (HardNet, SDGMNet) takes the distance of the first match at which the recall is reached, the
+    ceil(0.95 m)-th of m; "index" (HyNet) that of the next one. Under both, non-matches at exactly that distance are
+    accepted. Raises BadInputError without matches, without non-matches, and for distances that are NaN or infinite.
     """
     distances, match = _checked(distances, match)
     matching = distances[match]
@@ -298,8 +300,8 @@ def _checked(distances: np.ndarray, match: np.ndarray) -> tuple[np.ndarray, np.n
 # ----------------------------------------------------------------------------------------------------------------------
 # Average precision of a ranking.
 #
-# Two readings of the area under the precision-recall curve are in use: "trapezoid" joins the points of the curve by
-# straight lines, the first one being (recall 0, precision 1) (HPatches' and RomePatches' scripts); "precision" is the
+# Two definitions of the area under the precision-recall curve are in use: "trapezoid" interpolates linearly between the
+# points of the curve, starting at (recall 0, precision 1) (scripts of HPatches and RomePatches); "precision" is the
 # mean of the precisions at the relevant items (DOAP, eq. 2).
 
 
@@ -312,9 +314,9 @@ def average_precision(
     num_relevant: int | None = None,
     rule: ApRule = "trapezoid",
 ) -> float:
-    """AP in [0, 1] of items ranked by distance; items of equal distance stay in the order of the list.
+    """AP in [0, 1] of items ranked by distance; items of equal distance keep their order in the list.
 
-    num_relevant: how many there are to be found, when some of them are not in the list; they count as never found.
+    num_relevant: total number of relevant items, if some are missing from the list; those count as never found.
     """
     ranked = np.asarray(relevant, bool)[np.argsort(distances, kind="stable")]
     places = np.flatnonzero(ranked)
@@ -325,7 +327,7 @@ def average_precision(
 def ap_of_counts(
     before: Int[np.ndarray, "*b r"], num_relevant: int | None = None, rule: ApRule = "trapezoid"
 ) -> Float[np.ndarray, "*b"]:
-    """AP from the number of irrelevant items ahead of each relevant one, ascending along the last axis."""
+    """AP from the number of irrelevant items ranked before each relevant one, ascending along the last axis."""
     found = before.shape[-1]
     total = found if num_relevant is None else num_relevant
     if total == 0:
@@ -333,47 +335,48 @@ def ap_of_counts(
     rank = np.arange(1, found + 1)
     precision = rank / (rank + before)
     if rule == "trapezoid":
-        ahead = rank - 1 + before  # the items up to the one just before
+        ahead = rank - 1 + before  # number of items ranked before this one
         previous = np.divide(rank - 1, ahead, out=np.ones_like(precision), where=ahead > 0)
         precision = (precision + previous) / 2
     return precision.sum(axis=-1) / total
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Homography estimation: a homography from the matches, and how far it carries the corners of image 1 from the truth.
+# Homography estimation: a homography from the matches, and the error of the corners of image 1 under it.
 #
-# Error of a pair: mean distance, over the four corner pixels of image 1, between their true and their estimated place
-# in image N (SuperPoint, DeTone et al. 2018; AUC as SuperGlue and LoFTR report it).
+# Error of a pair: mean distance, over the four corner pixels of image 1, between their true and their estimated
+# positions in image N (SuperPoint, DeTone et al. 2018; AUC as reported by SuperGlue and LoFTR).
 
 
-MIN_MATCHES_HOMOGRAPHY = 4  # matches that a homography takes
+MIN_MATCHES_HOMOGRAPHY = 4  # minimum number of matches for a homography
 
 
 class HomographyConfig(Config):
-    """How a homography is estimated and judged; OpenCV does the first."""
+    """How a homography is estimated (by OpenCV) and evaluated."""
 
     estimator: Literal["magsac", "ransac"] = "magsac"
-    """magsac: USAC with MAGSAC++'s score and local optimisation; ransac: OpenCV's plain RANSAC with its refinement.
-    Both draw uniformly. The estimator moves results, so numbers compare only under the same one."""
+    """magsac: USAC with MAGSAC++ scoring and local optimisation; ransac: OpenCV's plain RANSAC with its refinement.
+    Both sample uniformly. Results depend on the estimator, so compare only numbers from the same one."""
     max_error_px: Pixels = 3.0
     """Largest error of an inlier, in pixels of image N; 3 in SuperGlue's and LoFTR's evaluations."""
     confidence: Confidence = 0.9999
-    """Probability of a draw without outliers, after which drawing ends."""
+    """Probability of having drawn an outlier-free sample, at which sampling stops."""
     max_iterations: Trials = 10_000
-    """Draws at most. At 10 % inliers the confidence would take 92,000; OpenCV's own default is 2,000."""
+    """Maximum number of samples. With 10 % inliers the confidence would need 92,000; OpenCV's default is 2,000."""
     seed: Seed = 0
-    """Of magsac's draws. OpenCV's plain RANSAC has one fixed seed of its own."""
+    """Random seed of magsac. OpenCV's plain RANSAC uses a fixed seed."""
     thresholds_px: tuple[Pixels, ...] = (1.0, 3.0, 5.0)
-    """Of the AUC, in pixels of image N."""
+    """Error thresholds of the AUC, in pixels of image N."""
     correct_within_px: tuple[Pixels, ...] = (10.0,)
-    """Errors up to which a homography counts as found, in pixels of image N, for the share of pairs that have one.
-    SuperPoint takes 1, 3 and 5 on HPatches at 480 x 640; 10 suits whole photographs of extreme viewpoints (EVD)."""
+    """Largest errors at which a homography counts as correct, in pixels of image N. The share of pairs with a correct
+    one is reported for each. SuperPoint uses 1, 3 and 5 on HPatches at 480 x 640; 10 suits the full-size images and
+    extreme viewpoints of EVD."""
 
 
 def estimate_homography(
     points0: Float[np.ndarray, "m 2"], points1: Float[np.ndarray, "m 2"], config: HomographyConfig
 ) -> Float[np.ndarray, "3 3"] | None:
-    """Homography that maps matching points 0 -> 1, None when there is none. The same points give the same matrix."""
+    """Homography that maps image 0 to image 1, or None if there is none. Deterministic."""
     if len(points0) < MIN_MATCHES_HOMOGRAPHY:
         return None
     first, second = (np.ascontiguousarray(points, np.float64) for points in (points0, points1))
@@ -384,7 +387,7 @@ def estimate_homography(
             found, _ = cv2.findHomography(
                 first, second, cv2.RANSAC, config.max_error_px, None, config.max_iterations, config.confidence
             )
-    except cv2.error:  # all points on one line, or in one place
+    except cv2.error:  # all points are collinear or coincide
         return None
     return found if found is not None and np.isfinite(found).all() and found[2, 2] != 0 else None
 
@@ -395,7 +398,7 @@ def _usac(config: HomographyConfig) -> cv2.UsacParams:
     params.loMethod = cv2.LOCAL_OPTIM_SIGMA
     params.final_polisher = cv2.MAGSAC
     params.sampler = cv2.SAMPLING_UNIFORM
-    params.isParallel = False  # threads would draw in any order
+    params.isParallel = False  # parallel sampling would not be deterministic
     params.randomGeneratorState = config.seed
     params.threshold = config.max_error_px
     params.confidence = config.confidence
@@ -406,7 +409,7 @@ def _usac(config: HomographyConfig) -> cv2.UsacParams:
 def corner_error(
     estimated: Float[np.ndarray, "3 3"] | None, truth: Float[np.ndarray, "3 3"], image_size: tuple[int, int]
 ) -> float:
-    """Mean error in pixels over the corners of image 1, infinite without an estimate.
+    """Mean error in pixels over the corners of image 1; infinite without an estimate.
 
     image_size: width, height of image 1. Corners are the centres of its corner pixels.
     """
@@ -419,15 +422,15 @@ def corner_error(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# How far two descriptors are apart: Euclidean for real values, Hamming for packed bits (uint8).
+# Distance of two descriptors: Euclidean for real values, Hamming for packed bits (uint8).
 
 
-BITS_SET = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)  # of every byte
+BITS_SET = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)  # number of set bits in each byte
 PAIRS_AT_ONCE = 65536  # 64 MiB of differences for 128 values
 
 
 def pair_distances(first: Shaped[np.ndarray, "n d"], second: Shaped[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
-    """Distance of row i of the one to row i of the other."""
+    """Distance between corresponding rows."""
     if first.dtype == np.uint8:
         return BITS_SET[first ^ second].sum(axis=1, dtype=np.int64).astype(np.float64)
     difference = np.subtract(first, second, dtype=np.float64)
@@ -437,7 +440,7 @@ def pair_distances(first: Shaped[np.ndarray, "n d"], second: Shaped[np.ndarray, 
 def indexed_distances(
     descriptors: Shaped[np.ndarray, "m d"], index0: np.ndarray, index1: np.ndarray
 ) -> Float[np.ndarray, " n"]:
-    """Distances of pairs of rows of one table, without a copy of all of them."""
+    """Distances between pairs of rows of one array, without copying all of them at once."""
     parts = [
         pair_distances(
             descriptors[index0[start : start + PAIRS_AT_ONCE]], descriptors[index1[start : start + PAIRS_AT_ONCE]]
@@ -448,7 +451,7 @@ def indexed_distances(
 
 
 def distance_matrix(first: Shaped[np.ndarray, "n d"], second: Shaped[np.ndarray, "m d"]) -> Float[np.ndarray, "n m"]:
-    """Distances of all rows to all rows, in float64."""
+    """Distances between all rows of `first` and all rows of `second`, float64."""
     if first.dtype == np.uint8:  # Hamming = (bits - x . y) / 2 for x, y in {-1, 1}; exact in float32
         x, y = (1 - 2 * np.unpackbits(bits, axis=1).astype(np.float32) for bits in (first, second))
         return ((x.shape[1] - x @ y.T) / 2).astype(np.float64)

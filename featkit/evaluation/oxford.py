@@ -1,13 +1,14 @@
 """Matching mAP on image sequences with known homographies: DOAP's section 5.4 and Fig. 6, for any features.
 
 The paper: Harris-Affine frames, descriptors of patches 3 times as large, nearest neighbour matching, "mean Average
-Precision (mAP), computed as the area under the precision-recall curve", by VLBenchmarks. It does not say when a match
-is right nor what the recall is a share of. Here: any detector, the same in both images; only features that lie in both
-images; every one of image 1 with its nearest neighbour in image N, ranked by distance; AP by
-`average_precision_of_matches`. A match is right by either of two rules, each with an mAP of its own: "overlap" of the
-described regions (Mikolajczyk and Schmid, PAMI 2005), for features with a scale, and "distance", for all. Recall is a
-share of the features of image 1 that have a right partner. A pair in which nothing corresponds counts as 0. Descriptors
-of turned images (`Features.turns`) are compared at the turn that the matcher finds for the pair.
+Precision (mAP), computed as the area under the precision-recall curve", by VLBenchmarks. It does not define a correct
+match or the total that recall refers to. Here: any detector, the same in both images; only features whose positions
+are inside both images; every such feature of image 1 is matched with its nearest neighbour in image N; matches are
+ranked by distance and scored by `average_precision_of_matches`. Correct matches are defined by two rules, each with
+its own mAP: "overlap" of the described regions (Mikolajczyk and Schmid, PAMI 2005), for features with a scale, and
+"distance", for all features. Recall is relative to the features of image 1 that have a correct partner. A pair without
+correspondences scores 0. Descriptors of rotated images (`Features.turns`) are compared at the rotation that the
+matcher finds for the pair.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ from featkit.io.features import FeatureStore, open_features
 from featkit.matching.nearest import rolled, rotation_of_pair, top_two
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Matching descriptors of two images one by one, and the precision-recall curve of the matches ranked by distance.
+# Matching the descriptors of two images, and the precision-recall curve of the matches ranked by distance.
 #
 # nearest: every feature of image 0 with its nearest neighbour in image 1 (Mikolajczyk and Schmid, PAMI 2005, "nearest
-# neighbor matching"). one_to_one: the nearest pair of all, then the nearest of what is left, and so on, so that no
-# feature of image 1 is matched twice (what VLBenchmarks does under the same name).
+# neighbor matching"). one_to_one: greedy; the closest pair of all, then the closest of the remaining features, and so
+# on, so that no feature of image 1 is matched twice (VLBenchmarks uses the same name).
 
 
 MatchingRule = Literal["nearest", "one_to_one"]
@@ -48,7 +49,7 @@ MatchingRule = Literal["nearest", "one_to_one"]
 
 @dataclass(frozen=True)
 class Ranking:
-    """Matches with the distance of their descriptors (Euclidean, or Hamming for packed bits)."""
+    """Matches with their descriptor distances (Euclidean, or Hamming for packed bits)."""
 
     index0: Int[np.ndarray, " m"]
     index1: Int[np.ndarray, " m"]
@@ -57,17 +58,17 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Correspondences:
-    """All pairs of features that would be right, and how well each fits (smaller is better)."""
+    """All correct pairs of features, each with its error (smaller is better)."""
 
     index0: Int[np.ndarray, " k"]
     index1: Int[np.ndarray, " k"]
     error: Float[np.ndarray, " k"]
 
     def to_be_found(self, rule: MatchingRule) -> int:
-        """How many right matches there could be under a rule: what a recall of 1 means.
+        """Maximum number of correct matches under a rule, at which recall is 1.
 
-        nearest: features of image 0 that have a right partner. one_to_one: pairs that remain when the best fitting pair
-        of all takes its two features out, then the best of the rest, and so on (VLBenchmarks).
+        nearest: features of image 0 with a correct partner. one_to_one: pairs chosen greedily in order of their error,
+        each feature used once (VLBenchmarks).
         """
         if rule == "nearest":
             return len(np.unique(self.index0))
@@ -80,7 +81,7 @@ class Correspondences:
         return int(np.count_nonzero(~free0))
 
     def hold(self, ranking: Ranking) -> Bool[np.ndarray, " m"]:
-        """Which matches are right."""
+        """Which matches are correct."""
         width = int(max(self.index1.max(initial=0), ranking.index1.max(initial=0))) + 1
         return np.isin(ranking.index0 * width + ranking.index1, self.index0 * width + self.index1)
 
@@ -88,7 +89,7 @@ class Correspondences:
 def rank_matches(
     descriptors0: Shaped[np.ndarray, "n d"], descriptors1: Shaped[np.ndarray, "m d"], rule: MatchingRule
 ) -> Ranking:
-    """Match by a rule. Rows are unit vectors or packed bits; of equally near ones the first counts."""
+    """Match by a rule. Rows are unit vectors or packed bits; the first of several equally close ones is taken."""
     nothing = np.zeros(0, np.int64)
     if not len(descriptors0) or not len(descriptors1):
         return Ranking(nothing, nothing, np.zeros(0))
@@ -101,9 +102,9 @@ def rank_matches(
 
 
 def rotated_alike(first: Features, second: Features) -> Features:
-    """`second` with the descriptors of turned images (`Features.turns`) as they fit those of `first`, as when matched.
+    """`second` with its descriptors of rotated images (`Features.turns`) rolled to fit those of `first`.
 
-    To be asked of all features of two images, before some are left out. Raises BadInputError for other turns.
+    Call it with all features of both images, before any are removed. Raises BadInputError if their turns differ.
     """
     places = rotation_of_pair(first, second, _as_tensor(first.descriptors), _as_tensor(second.descriptors))
     if places == 0:
@@ -118,7 +119,7 @@ def _as_tensor(descriptors: np.ndarray) -> torch.Tensor:
 
 
 def _one_to_one(rows0: torch.Tensor, rows1: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs that are nearest to each other are what the greedy rule would take; they are taken at once, then again."""
+    """Greedy matching: mutual nearest neighbours are always chosen by it, so take them all at once and repeat."""
     left0, left1 = torch.arange(len(rows0)), torch.arange(len(rows1))
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     while len(left0) and len(left1):
@@ -134,10 +135,10 @@ def _one_to_one(rows0: torch.Tensor, rows1: torch.Tensor) -> tuple[np.ndarray, n
 def average_precision_of_matches(
     distances: Float[np.ndarray, " m"], right: Bool[np.ndarray, " m"], to_be_found: int
 ) -> float:
-    """Area in [0, 1] under the precision-recall curve of matches ranked by distance; 0 when nothing is to be found.
+    """Area in [0, 1] under the precision-recall curve of matches ranked by distance; 0 if `to_be_found` is 0.
 
-    Straight lines join the points of the curve, the first one being (recall 0, precision 1) (vl_pr's `auc`). Matches of
-    equal distance are one step, so that their order does not count: binary descriptors have many.
+    Linear interpolation between the points of the curve, starting at (recall 0, precision 1) (vl_pr's `auc`). Matches
+    of equal distance form one step, so that their order does not matter: binary descriptors have many.
     """
     if to_be_found == 0 or len(distances) == 0:
         return 0.0
@@ -158,25 +159,25 @@ RULES = ("overlap", "distance")
 
 
 class OxfordConfig(Config):
-    """How matches are made and judged."""
+    """How features are matched, and which matches are correct."""
 
     matching: MatchingRule = "nearest"
-    """nearest: as the paper says; one_to_one: as VLBenchmarks does it."""
+    """Matching rule. nearest: as in the paper; one_to_one: as in VLBenchmarks."""
     max_overlap_error: float = Field(0.5, gt=0, le=0.5)
-    """Largest overlap error of a right match (Mikolajczyk and Schmid 2005; VLBenchmarks' documentation)."""
+    """Largest overlap error of a correct match (Mikolajczyk and Schmid 2005; VLBenchmarks' documentation)."""
     magnification: Factor = 3.0
-    """Radius of the described region over a feature's scale (DOAP, 5.4; Mikolajczyk and Schmid 2005)."""
+    """Ratio of the radius of the described region to the feature's scale (DOAP, 5.4; Mikolajczyk and Schmid 2005)."""
     region_radius_px: Pixels | None = None
-    """Radius that regions of image 1 are magnified to before their overlap is taken, while the centres stay. None: they
-    keep their size. VLBenchmarks' default for the repeatability of detectors is 30, which takes a neighbour within some
-    16 px for right; thousands of features then have a right partner by chance."""
+    """Radius to which the regions of image 1 are scaled, about fixed centres, before their overlap is computed. None:
+    they keep their size. VLBenchmarks' default for detector repeatability is 30, which accepts neighbours within about
+    16 px; thousands of features then have a correct partner by chance."""
     max_error_px: Pixels = 3.0
-    """Rule "distance": largest reprojection error of a right match, in pixels of image N."""
+    """Rule "distance": largest reprojection error of a correct match, in pixels of image N."""
 
 
 @dataclass(frozen=True)
 class PairPrecision(Plain):
-    """One pair. features_in_both: of each image, those that lie in both. ap: by rule, in [0, 1]; "overlap" is missing
+    """One pair. features_in_both: in each image, the features inside both images. ap: by rule, in [0, 1]; no "overlap"
     without scales."""
 
     sequence: str
@@ -190,7 +191,7 @@ class PairPrecision(Plain):
 
 @dataclass(frozen=True)
 class MethodPrecision:
-    """A method on all sequences. sequences: by name the mean over pairs; mean: over sequences. By rule, in [0, 1]."""
+    """A method on all sequences. By rule, in [0, 1]: sequences: mean over pairs, by name; mean: over sequences."""
 
     predictions: Predictions
     pairs: tuple[PairPrecision, ...]
@@ -209,7 +210,7 @@ class MethodPrecision:
 
 
 class Oxford(SequenceBenchmark):
-    """Any features; their scales decide whether regions are compared too."""
+    """mAP of any features; for those with scales, regions are compared too."""
 
     name = "oxford"
     Config = OxfordConfig
@@ -231,7 +232,7 @@ class Oxford(SequenceBenchmark):
                 "methods": [score.as_json() for score in scores],
             },
             tables=[table],
-            # By distance: the rule that all features can be measured by.
+            # By distance: the only rule that applies to all features.
             ranking=[
                 Ranked(score.name, f"mAP {data.root.resolve().name}, %", 100 * score.mean["distance"])
                 for score in scores
@@ -267,7 +268,7 @@ def pair_table(scores: Sequence[MethodPrecision], rule: str) -> Table:
 def evaluate_precision(
     data: SequenceSet, predictions: Predictions, config: OxfordConfig | None = None
 ) -> MethodPrecision:
-    """Measure the descriptors of a method. Two images are in memory at a time. Raises BadInputError."""
+    """Evaluate a method's descriptors, with two images in memory at a time. Raises BadInputError."""
     config = config or OxfordConfig()
     wanted = data.pairs()
     pairs = []
@@ -280,12 +281,12 @@ def evaluate_precision(
 
 
 def _means(values: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean by rule; only of rules that all have."""
+    """Mean by rule, for the rules that all values have."""
     return {rule: float(np.mean([one[rule] for one in values])) for rule in RULES if all(rule in one for one in values)}
 
 
 def precision_of_pair(pair: SequencePair, store: FeatureStore, config: OxfordConfig) -> PairPrecision:
-    """AP of one pair, by each rule that its features allow."""
+    """AP of one pair, by each rule that its features support."""
     first, second = store.read(pair.pair.name0), store.read(pair.pair.name1)
     second = rotated_alike(first, second)
     back = np.linalg.inv(pair.homography)
@@ -341,19 +342,19 @@ def by_overlap(first: Features, second: Features, back: np.ndarray, config: Oxfo
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Which features of two images cover the same piece of the scene: overlap error of their regions, or distance.
+# Which features of two images cover the same part of the scene, by overlap error of their regions or by distance.
 #
-# A feature's region is a circle around it. That of image 1 (a circle) is compared with that of image N, mapped into
-# image 1 by the true homography's local affine map (an ellipse). Overlap error: 1 - area of the intersection / area of
-# the union (Mikolajczyk and Schmid, PAMI 2005).
+# A feature's region is a circle around it. The circle of image 1 is compared with that of image N, mapped into image 1
+# by the local affine approximation of the true homography (an ellipse). Overlap error: 1 - area of the intersection /
+# area of the union (Mikolajczyk and Schmid, PAMI 2005).
 
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(32)  # areas are exact to 1e-3 of the circle
-CHUNK = 1024  # points, or pairs of regions, that are looked at together: what fits into a cache
+CHUNK = 1024  # points, or pairs of regions, processed together: fits into the CPU cache
 
 
 def jacobians(homography: Float[np.ndarray, "3 3"], points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2 2"]:
-    """Derivative of a homography at points: the affine map of their surroundings."""
+    """Jacobians of a homography at points: its local affine approximations."""
     homogeneous = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ homography.T
     depth = homogeneous[:, 2, None, None]
     mapped = homogeneous[:, :2, None] / depth
@@ -363,16 +364,16 @@ def jacobians(homography: Float[np.ndarray, "3 3"], points: Float[np.ndarray, "n
 def inside(
     points: Float[np.ndarray, "n 2"], homography: Float[np.ndarray, "3 3"], image_size: tuple[int, int]
 ) -> Bool[np.ndarray, " n"]:
-    """Which points a homography maps into an image of that width and height."""
+    """Which points the homography maps into an image of this (width, height)."""
     mapped = apply_homography(homography, points)
-    with np.errstate(invalid="ignore"):  # NaN is nowhere
+    with np.errstate(invalid="ignore"):  # NaN counts as outside
         return np.all((mapped >= -0.5) & (mapped < np.asarray(image_size) - 0.5), axis=1)
 
 
 def near_pairs(
     points0: Float[np.ndarray, "n 2"], points1: Float[np.ndarray, "m 2"], radius_px: float
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
-    """Indices of all pairs at most that far apart. Points that are not finite are near nothing."""
+    """Indices of all pairs within a distance. Points that are not finite have no neighbours."""
     finite0, finite1 = (np.flatnonzero(np.isfinite(points).all(axis=1)) for points in (points0, points1))
     if not len(finite0) or not len(finite1):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -384,7 +385,7 @@ def near_pairs(
     key1, finite1 = key1[order], finite1[order]
     found = [
         _close(points0, points1, finite0[index0], finite1[index1], radius_px)
-        for step in (-width, 0.0, width)  # three rows of cells; three cells of a row lie in one run
+        for step in (-width, 0.0, width)  # three rows of cells; three neighbouring cells of a row are contiguous
         for index0, index1 in _runs(key1, key0 + step - 1, key0 + step + 1)
     ]
     return np.concatenate([pair[0] for pair in found]), np.concatenate([pair[1] for pair in found])
@@ -400,14 +401,14 @@ def near_regions(
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
     """Pairs whose overlap error may be at most `max_error`, itself at most 0.5: all of those, and few others.
 
-    centres, radii, scales0: of circles. mapped, scales1: of ellipses, a scale being the root of an area in the unit of
-    scales0. With the ellipse's centre outside the circle, less than half of either is shared, and the error is above
-    0.5; and areas that differ by more than 1 - max_error cannot be shared enough.
+    centres, radii, scales0: of circles. mapped, scales1: of ellipses; a scale is the square root of an area, in the
+    units of scales0. If the ellipse's centre is outside the circle, they share less than half of either, and the error
+    is above 0.5; areas that differ by more than 1 - max_error cannot overlap enough.
     """
     least = np.sqrt(1 - max_error)
     found0, found1 = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     octaves = np.floor(np.log2(np.maximum(scales0, 1e-6)))
-    for octave in np.unique(octaves):  # large regions reach far, and there are few of them
+    for octave in np.unique(octaves):  # large regions have many neighbours, but are few
         some0 = np.flatnonzero(octaves == octave)
         some1 = np.flatnonzero((scales1 >= least * 2.0**octave) & (scales1 <= 2.0 ** (octave + 1) / least))
         index0, index1 = near_pairs(centres[some0], mapped[some1], float(radii[some0].max()))
@@ -421,7 +422,7 @@ def near_regions(
 
 
 def _runs(keys: np.ndarray, low: np.ndarray, high: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs (i, j) with low[i] <= keys[j] <= high[i], a part of the i at a time; the keys ascend."""
+    """Pairs (i, j) with low[i] <= keys[j] <= high[i], in batches of i; keys ascending."""
     first, end = np.searchsorted(keys, low), np.searchsorted(keys, high, side="right")
     for start in range(0, len(low), CHUNK):
         part = slice(start, start + CHUNK)
@@ -442,7 +443,7 @@ def _close(
 def overlap_errors(
     offsets: Float[np.ndarray, "k 2"], shapes: Float[np.ndarray, "k 2 2"], radius_px: float
 ) -> Float[np.ndarray, " k"]:
-    """Overlap error in [0, 1] of a circle around the origin and an ellipse, the image of the unit circle.
+    """Overlap error in [0, 1] of a circle around the origin and an ellipse (an affine image of the unit circle).
 
     offsets: centre of the ellipse minus centre of the circle. shapes: matrices that map the unit circle to the ellipse.
     """
@@ -457,15 +458,15 @@ def overlap_errors(
 
 
 def _intersection(offsets: np.ndarray, shapes: np.ndarray, radius_px: float) -> Float[np.ndarray, " k"]:
-    """Area shared by circle and ellipse: the integral, over lines of equal y, of the length that lies in both."""
+    """Area of intersection of circle and ellipse: integral over y of the length that lines of equal y have in both."""
     squared = shapes @ shapes.transpose(0, 2, 1)
     determinant = np.linalg.det(squared)[:, None]
     x0, y0 = offsets[:, 0, None], offsets[:, 1, None]
     # The ellipse is {d : a dx^2 + 2 b dx dy + c dy^2 <= 1} around its centre.
     a, b, c = (squared[:, row, column, None] / determinant for row, column in ((1, 1), (0, 1), (0, 0)))
-    reach = np.sqrt(squared[:, 1, 1, None])  # of the ellipse, in y
+    reach = np.sqrt(squared[:, 1, 1, None])  # extent of the ellipse in y
     low, high = np.maximum(y0 - reach, -radius_px), np.minimum(y0 + reach, radius_px)
-    angle = NODES * np.pi / 2  # y = middle + span sin(angle): at the ends the length grows like a root
+    angle = NODES * np.pi / 2  # y = middle + span sin(angle): near the ends the length behaves like a square root
     span = np.maximum(high - low, 0) / 2
     y = (low + high) / 2 + span * np.sin(angle)
     half = np.sqrt(np.maximum(radius_px**2 - y**2, 0))

@@ -1,4 +1,4 @@
-"""Patch descriptors by the names of their methods, and the matching of two images' patches."""
+"""Patch descriptors by method name, and matching of the patches of two images."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ from featkit.features.patches import describe_patches
 from featkit.weights.files import load_patch_network
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Patches -> descriptors by the name of the method: the baselines SIFT and RootSIFT, and every trained network.
+# Patches -> descriptors by method name: the baselines SIFT and RootSIFT, and every trained network.
 #
-# SIFT of a patch (Lowe 2004, as UBC's tables have it): one upright descriptor at its centre, whose 4 x 4 cells of
-# 3 sigma cover the patch, so that a patch is 12 sigma wide. RootSIFT: square root of the L1-normalised SIFT
-# (Arandjelovic and Zisserman 2012).
+# SIFT of a patch (Lowe 2004, as in UBC's tables): one upright descriptor at the centre, whose 4 x 4 cells of 3 sigma
+# cover the patch, so that a patch is 12 sigma wide. RootSIFT: square root of the L1-normalised SIFT (Arandjelovic and
+# Zisserman 2012).
 
 
 BASELINES = ("sift", "rootsift")
 BINS_PER_SIDE, SIGMA_PER_BIN = 4, 3
 DIMENSION = 128
-BATCH = 512  # patches of one task of a thread
-CHUNK = 8192  # patches between two steps of a progress bar
-FIRST_BLUR_PX, LAYERS = 1.6, 3  # of an octave, as in OpenCV and Lowe
+BATCH = 512  # patches per task of a thread
+CHUNK = 8192  # patches per step of the progress bar
+FIRST_BLUR_PX, LAYERS = 1.6, 3  # blur of the first layer and number of layers of an octave (OpenCV, Lowe)
 
 
 class SiftPatchConfig(Config):
-    """SIFT of a whole patch."""
+    """SIFT descriptor of an entire patch."""
 
     root: bool = True
     """RootSIFT instead of SIFT."""
     layer: int = Field(2, ge=0, le=3)
-    """Layer of OpenCV's first octave that gives the gradients: the patch is blurred by 1.6 x 2^(layer / 3) px. Of the
-    four, 2 gives RootSIFT its lowest FPR95 on patches of real photographs, so that the baseline is not a weak one."""
+    """Layer of OpenCV's first octave used for gradients: the patch is blurred by 1.6 x 2^(layer / 3) px. Of the four
+    layers, 2 gives RootSIFT its lowest FPR95 on patches of real images: a fair baseline."""
     threads: Runtime[WorkerCount] = 0
-    """Threads that describe, never more than there are cores; 0: one per core."""
+    """Number of threads, at most one per core; 0: one per core."""
 
     @property
     def blur_px(self) -> float:
-        """Gaussian that the patch is smoothed with."""
+        """Standard deviation of the Gaussian applied to the patch, px."""
         return float(FIRST_BLUR_PX * 2 ** (self.layer / LAYERS))
 
 
 @dataclass(frozen=True)
 class PatchDescriber:
-    """A method. describe: (n, s, s) grey uint8 -> float32 (n, d), or packed bits uint8 (n, bits / 8)."""
+    """A named descriptor. describe: (n, s, s) grey uint8 -> float32 (n, d), or packed bits uint8 (n, bits / 8)."""
 
     name: str
     describe: Callable[[PatchArray], Shaped[np.ndarray, "n d"]]
@@ -68,9 +68,9 @@ class PatchDescriber:
 def describer(
     name: str, device: str = "auto", batch_size: int = 0, precision: Literal["fp32", "bf16"] = "fp32"
 ) -> PatchDescriber:
-    """The method of that name: "sift", "rootsift", the name of a weight, or the path of one. Raises UsageError.
+    """The method with this name: "sift", "rootsift", or the name or path of weights. Raises UsageError.
 
-    batch_size: 0 for a good one.
+    batch_size: 0 for automatic.
     """
     if name in BASELINES:
         config = SiftPatchConfig(root=name == "rootsift")
@@ -90,7 +90,7 @@ def describer(
 
 
 def describe_by_sift(patches: PatchArray, config: SiftPatchConfig) -> Shaped[np.ndarray, "n d"]:
-    """SIFT or RootSIFT of every patch, float32 (n, 128) with unit rows (zero for a patch without any gradient)."""
+    """SIFT or RootSIFT of each patch, float32 (n, 128) with unit rows (zero for a patch without gradients)."""
     out = np.zeros((len(patches), DIMENSION), np.float32)
     starts = range(0, len(patches), BATCH)
 
@@ -98,7 +98,7 @@ def describe_by_sift(patches: PatchArray, config: SiftPatchConfig) -> Shaped[np.
         index = np.arange(start, min(start + BATCH, len(patches)))
         out[index] = _sift_of(patches[index], config)
 
-    with ThreadPoolExecutor(capped(config.threads)) as pool:  # OpenCV lets go of Python's lock
+    with ThreadPoolExecutor(capped(config.threads)) as pool:  # OpenCV releases the GIL
         for _ in pool.map(work, starts):
             pass
     return normalised(out, config.root)
@@ -115,7 +115,7 @@ def _sift_of(patches: UInt8[np.ndarray, "b s s"], config: SiftPatchConfig) -> Sh
 
 
 def normalised(descriptors: Shaped[np.ndarray, "n 128"], root: bool) -> Shaped[np.ndarray, "n 128"]:
-    """SIFT with unit length, or its RootSIFT."""
+    """SIFT descriptors normalised to unit length, or converted to RootSIFT."""
     if root:
         sums = descriptors.sum(axis=1, keepdims=True)
         return np.sqrt(descriptors / np.maximum(sums, 1e-12))
@@ -126,7 +126,7 @@ def normalised(descriptors: Shaped[np.ndarray, "n 128"], root: bool) -> Shaped[n
 def describe_used(
     method: PatchDescriber, patches: PatchArray, indices: Sequence[np.ndarray]
 ) -> tuple[Shaped[np.ndarray, "m d"], list[np.ndarray]]:
-    """Describe only the patches that `indices` name; the descriptors, and each index array into them."""
+    """Describe only the patches in `indices`; returns their descriptors, and each index array as rows of these."""
     used, inverse = np.unique(np.concatenate(indices), return_inverse=True)
     parts = []
     with progress(method.name, len(used), "patches") as advance:
@@ -138,7 +138,7 @@ def describe_used(
 
 
 class _Chosen:
-    """Some patches of an array, read when they are asked for."""
+    """A selection of an array's patches, read on access."""
 
     def __init__(self, patches: PatchArray, index: np.ndarray):
         self._patches, self._index = patches, index
@@ -152,16 +152,16 @@ class _Chosen:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Matching the patches of two images: HPatches' matching task on any set whose patches know their image.
+# Matching the patches of two images: HPatches' matching task, for any patch set that records the image of each patch.
 #
-# Every patch of image A is matched with its nearest neighbour among those of image B; AP of the matches ranked by
-# distance, of all patches of A (Balntas et al., CVPR 2017, section 5); mean over pairs of images. Only points that both
-# images show take part, so every patch has its right partner among the others.
+# Every patch of image A is matched with its nearest neighbour in image B. The score is the AP of all patches of A,
+# their matches ranked by distance (Balntas et al., CVPR 2017, section 5), averaged over image pairs. Only points
+# visible in both images are used, so that every patch has a correct partner.
 
 
 @dataclass(frozen=True)
 class ImagePair:
-    """Patches of two images of one scene: rows of a PatchSet, those at one place show the same point."""
+    """Patches of two images of one scene, as rows of a PatchSet; `rows0[i]` and `rows1[i]` show the same point."""
 
     rows0: Int[np.ndarray, " k"]
     rows1: Int[np.ndarray, " k"]
@@ -171,9 +171,9 @@ class ImagePair:
 
 
 def matching_ap(descriptors0: Shaped[np.ndarray, "n d"], descriptors1: Shaped[np.ndarray, "n d"]) -> float:
-    """AP in [0, 1] of the nearest neighbours of rows of the one among the other; right is the row of the same number.
+    """AP in [0, 1] of nearest neighbours of `descriptors0` in `descriptors1`; the correct match of row i is row i.
 
-    Unit vectors by Euclidean, packed bits by Hamming distance.
+    Euclidean distance for real values, Hamming distance for packed bits.
     """
     distances = distance_matrix(descriptors0, descriptors1)
     nearest, rows = distances.argmin(axis=1), np.arange(len(distances))
@@ -188,9 +188,9 @@ def image_pairs(
     max_shared: int,
     generator: np.random.Generator,
 ) -> Iterator[ImagePair]:
-    """Pairs of images that share at least `min_shared` classes, in random order, of all scenes in turn.
+    """Image pairs that share at least `min_shared` classes, in random order, alternating between scenes.
 
-    Of each at most `max_shared` classes, drawn at random. images: -1 where not known.
+    At most `max_shared` classes are drawn at random from each pair. images: -1 where unknown.
     """
     first, second = all_matching(classes)
     swap = images[first] > images[second]
@@ -211,7 +211,7 @@ def image_pairs(
 
 
 def _in_turn(scenes: Int[np.ndarray, " k"]) -> Int[np.ndarray, " k"]:
-    """An order in which every scene comes once before any comes twice."""
+    """An order that alternates between the scenes: each appears once before any appears twice."""
     by_scene = np.argsort(scenes, kind="stable")
     ordered = scenes[by_scene]
     turn = np.arange(len(scenes)) - np.searchsorted(ordered, ordered)

@@ -1,4 +1,4 @@
-"""What several pages show: a map in 3D, two images with their matches, shares of errors, times."""
+"""Figures shared by several report pages: a 3D map, matches of two images, error curves, times."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from featkit.mapping.model import Model
 
 NUM_PICTURES = 4
 PICTURE_SIDE = 640  # px: longer side of each half of a match picture
-LARGE = DecodeConfig(resize_max=1000)  # the same, of a benchmark's extreme pairs
+LARGE = DecodeConfig(resize_max=1000)  # the same, for the worst and best pairs of a benchmark
 
 
 def moved_scene(model: Model, similarity: Float[np.ndarray, "3 4"]) -> Scene3D:
-    """Points and registered cameras of a model after a similarity (s R | t) of the world."""
+    """Points and registered cameras of a model, transformed by a similarity (s R | t) of the world."""
     points = list(model.points3D.values())
     xyz = np.array([point.xyz for point in points], dtype=np.float64).reshape(-1, 3)
     colours = np.array([point.color for point in points], dtype=np.uint8).reshape(-1, 3)
@@ -43,13 +43,13 @@ def moved_scene(model: Model, similarity: Float[np.ndarray, "3 4"]) -> Scene3D:
 
 
 def posed_camera(name: str, pose: Pose, camera: Any, group: str) -> Camera3D:
-    """A camera to draw; of a panorama, which has no focal length, a part of what it sees."""
+    """A camera to draw; of a panorama, which has no focal length, only a part of its view."""
     rotation, focal = rotation_matrix(pose.qvec), camera.mean_focal_length() or camera.width / np.pi
     return Camera3D(name, rotation, pose.tvec, camera.width, camera.height, focal, group)
 
 
 def match_pictures(images: Path, features: Path, database: Path) -> list[Item]:
-    """Pictures of verified pairs: the one with most inliers, the one with fewest, and some between."""
+    """Pictures of verified pairs: the ones with the most and the fewest inliers, and some in between."""
     ranked = verified_pairs(database)
     places = np.unique(np.linspace(0, len(ranked) - 1, min(NUM_PICTURES, len(ranked))).round().astype(int))
     pictures: list[Item] = []
@@ -71,20 +71,20 @@ def match_picture(
     inlier: Bool[np.ndarray, " m"],
     decoding: DecodeConfig = LARGE,
 ) -> MatchPicture:
-    """Two images of a folder, reduced. points: of the matches in either image, in pixels of the files."""
+    """Matches drawn on two downscaled images. points: matched keypoints in each image, in pixels of the files."""
     both = [decode(images / name, decoding, colour=True) for name in (pair.name0, pair.name1)]
     seen = [image.pixels_from_file(of_it) for image, of_it in zip(both, points, strict=True)]
     return MatchPicture(title, both[0].pixels, both[1].pixels, seen[0], seen[1], inlier)
 
 
 def share_curve(name: str, errors: Sequence[float], up_to: Float[np.ndarray, " n"]) -> Curve:
-    """Which share of some errors, in %, is at most each of the values; infinite ones are never reached."""
+    """Share of the errors, in %, up to each value of `up_to`; infinite errors are never reached."""
     share = np.searchsorted(np.sort(errors), up_to, side="right") / max(len(errors), 1)
     return Curve(name, up_to, 100 * share)
 
 
 def seconds_table(metrics: dict[str, Any]) -> Table:
-    """Wall time of every stage."""
+    """Wall time of each stage."""
     rows: list[list[Cell]] = [[stage, round(seconds, 2)] for stage, seconds in metrics["seconds"].items()]
     rows.append(["total", round(sum(metrics["seconds"].values()), 2)])
-    return Table("Time", ["stage", "seconds"], rows, note="A stage that was done already takes no time.")
+    return Table("Time", ["stage", "seconds"], rows, note="A stage that was already up to date takes no time.")

@@ -1,9 +1,9 @@
-"""Relative pose of image pairs with known cameras, in the way of MegaDepth-1500.
+"""Relative pose of image pairs with known cameras, following MegaDepth-1500's protocol.
 
-Of each pair: matches -> rays without lens -> a pose by every estimator -> its error, the larger of the angles between
-rotations and between directions of translation (SuperGlue, CVPR 2020; LoFTR, CVPR 2021). Scores are the AUC of these
-errors at 5, 10 and 20 degrees, a pair without a pose counting as infinitely wrong, and the precision of the matches
-by the true epipolar geometry.
+For each pair: matches -> undistorted rays -> a pose from each estimator -> its error, the larger of the rotation error
+and the angle between the translation directions (SuperGlue, CVPR 2020; LoFTR, CVPR 2021). Scores are the AUC of these
+errors at 5, 10 and 20 degrees, where a pair without a pose has an infinite error, and the precision of the matches
+under the true epipolar geometry.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from featkit.evaluation.pictures import match_picture, share_curve
 from featkit.evaluation.pose_estimators import (
     EstimatedPose,
     EstimatorError,
-    GroupScore,
-    PairScore,
     PoseEstimator,
     PoseEstimators,
+    PoseGroupScore,
+    PosePairScore,
     RayMatches,
     group_score,
 )
@@ -51,8 +51,8 @@ TITLES = {"poselib": "PoseLib", "opencv": "OpenCV"}
 CURVE_STEPS = 200
 PICTURED_METHODS = 4
 PROTOCOL = (
-    "AUC of the larger of the errors of rotation and of translation's direction; a pair without a pose is"
-    " infinitely wrong. Precision: matches that fit the true epipolar geometry."
+    "AUC of the larger of the errors of rotation and of translation direction; a pair without a pose has an"
+    " infinite error. Precision: share of matches that fit the true epipolar geometry."
 )
 
 
@@ -60,21 +60,21 @@ class RelativePoseConfig(Config):
     """What is measured, on which pairs and with which estimators."""
 
     pairs: PosePairsConfig = PosePairsConfig()
-    """Which pairs of images are taken."""
+    """Selection of image pairs."""
     estimators: PoseEstimators = PoseEstimators()
-    """The estimators that every method is measured with."""
+    """The estimators that every method is evaluated with."""
     seed: Seed = 0
-    """Of the pairs that are drawn, and of the estimators' draws."""
+    """Random seed of the pair selection and of the estimators."""
     threshold_pixels: Literal["resized", "original"] = "resized"
-    """Whose pixels the estimators' thresholds are counted in. resized: of the image as features were taken from it
-    (SuperGlue, glue-factory); original: of the file (LoFTR)."""
+    """Image size that the estimators' pixel thresholds refer to. resized: the image as it was resized for feature
+    extraction (SuperGlue, glue-factory); original: the file (LoFTR)."""
     signed_translation: bool = False
-    """Whether a translation that points the opposite way is wrong by 180 degrees. SuperGlue, LoFTR and glue-factory
-    take it for right, since an essential matrix alone has no sign."""
+    """Whether a translation in the opposite direction has an error of 180 degrees. SuperGlue, LoFTR and glue-factory
+    count it as correct, because an essential matrix determines translation only up to sign."""
     thresholds_deg: tuple[Degrees, ...] = (5.0, 10.0, 20.0)
-    """Of the AUC, degrees (SuperGlue, LoFTR)."""
+    """Error thresholds of the AUC, degrees (SuperGlue, LoFTR)."""
     max_epipolar_error: Factor = 1e-4
-    """Largest symmetric epipolar error of a right match: squared distances to the true epipolar lines, added, in
+    """Largest symmetric epipolar error of a correct match: sum of the squared distances to the true epipolar lines, in
     normalised image units; LoFTR's for MegaDepth."""
 
 
@@ -82,8 +82,8 @@ class RelativePoseConfig(Config):
 class MatchedPair:
     """Matches of a pair: their keypoints (featkit pixels of the files), rays and symmetric epipolar errors.
 
-    usable: matches whose keypoints the lens can undo; rays of the others are NaN. focal_px: in the pixels of the
-    estimators' thresholds. counts: keypoints of both images.
+    usable: matches whose keypoints can be undistorted; the rays of others are NaN. focal_px: focal lengths, in the
+    pixels of the estimators' thresholds. counts: number of keypoints in each image.
     """
 
     keypoints: tuple[Float[np.ndarray, "m 2"], Float[np.ndarray, "m 2"]]
@@ -94,7 +94,7 @@ class MatchedPair:
     counts: tuple[int, int]
 
     def estimate(self, estimator: PoseEstimator, seed: int) -> EstimatedPose | None:
-        """A pose and, of all matches, its inliers."""
+        """A pose, and which of all matches are its inliers."""
         points0, points1 = (points[self.usable] for points in self.rays)
         found = estimator.estimate(RayMatches(points0, points1, self.focal_px), seed)
         if found is None:
@@ -110,12 +110,12 @@ def evaluate_poses(
     predictions: Mapping[str, Predictions],
     config: RelativePoseConfig | None = None,
 ) -> PoseScore:
-    """Measure a method. One pair is in memory at a time. Raises BadInputError for damaged stores.
+    """Evaluate a method, with one pair in memory at a time. Raises BadInputError for damaged stores.
 
-    pairs, predictions: by the name of the scene, at least one pair each.
+    pairs, predictions: by scene name, at least one pair each.
     """
     config = config or RelativePoseConfig()
-    scores: list[PairScore] = []
+    scores: list[PosePairScore] = []
     with progress("measure", sum(len(pairs[scene.name]) for scene in scenes), "pairs") as advance:
         for scene in scenes:
             one = predictions[scene.name]
@@ -134,14 +134,14 @@ def evaluate_poses(
 
 
 def threshold_side(predictions: Predictions, config: RelativePoseConfig) -> int | None:
-    """Longer side that images are reduced to before thresholds are counted in their pixels; None: not reduced."""
+    """Longer side of the images that pixel thresholds refer to; None: the original size."""
     return predictions.method.config.decode.resize_max if config.threshold_pixels == "resized" else None
 
 
 def read_matched(
     scene: PosedScene, pair: Pair, features: FeatureStore, matches: MatchStore, longer_side: int | None = None
 ) -> MatchedPair:
-    """The matches of a pair as rays. longer_side: of images in whose pixels thresholds are; larger ones are reduced."""
+    """The matches of a pair as rays. longer_side: see `threshold_side`; smaller images are not enlarged."""
     names = (pair.name0, pair.name1)
     cameras = [scene.calibrations[name] for name in names]
     everything = [features.keypoints(name) for name in names]
@@ -165,8 +165,8 @@ def read_matched(
     )
 
 
-def score_pair(scene: PosedScene, pair: Pair, matched: MatchedPair, config: RelativePoseConfig) -> PairScore:
-    """Precision of the matches, and the error of every estimator."""
+def score_pair(scene: PosedScene, pair: Pair, matched: MatchedPair, config: RelativePoseConfig) -> PosePairScore:
+    """Precision of the matches, and the error of each estimator."""
     truth = scene.relative(pair)
     errors = {}
     for name, estimator in config.estimators.named():
@@ -174,7 +174,7 @@ def score_pair(scene: PosedScene, pair: Pair, matched: MatchedPair, config: Rela
         angles = pose_errors_deg(None if found is None else found.pose, truth, config.signed_translation)
         errors[name] = EstimatorError(*angles, 0 if found is None else int(found.inlier.sum()))
     right = matched.epipolar_errors < config.max_epipolar_error
-    return PairScore(
+    return PosePairScore(
         scene=scene.name,
         pair=pair,
         keypoints=matched.counts,
@@ -190,9 +190,9 @@ class PoseScore:
 
     method: Method
     predictions: dict[str, Predictions]
-    pairs: tuple[PairScore, ...]
-    scenes: dict[str, GroupScore]
-    overall: GroupScore
+    pairs: tuple[PosePairScore, ...]
+    scenes: dict[str, PoseGroupScore]
+    overall: PoseGroupScore
 
     @property
     def name(self) -> str:
@@ -213,12 +213,12 @@ class PoseScore:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The benchmark: pairs of every scene, the same for all methods; tables, curves, pictures of the worst and best pairs.
+# The benchmark: the same pairs for all methods; tables, curves, pictures of the worst and best pairs.
 
 
 @dataclass(frozen=True)
 class ChosenPairs:
-    """Scenes, and by their names the pairs that are measured."""
+    """Scenes, and by scene name the pairs to evaluate."""
 
     scenes: Sequence[PosedScene]
     chosen: Mapping[str, ScenePairs]
@@ -228,7 +228,7 @@ class ChosenPairs:
         return {name: one.pairs for name, one in self.chosen.items()}
 
     def described(self) -> list[dict[str, Any]]:
-        """Plain values, scene by scene."""
+        """Plain values for each scene."""
         return [
             {
                 "name": scene.name,
@@ -245,9 +245,9 @@ class ChosenPairs:
 
 @dataclass(kw_only=True)
 class RelativePoses(ImageBenchmark[ChosenPairs]):
-    """matcher: by name, or a yaml file. ratio: of its ratio test, where that differs. pairs: file of those to measure.
+    """matcher: name or yaml file. ratio: of its ratio test, if not the default. pairs: file of the pairs to evaluate.
 
-    max_pairs: drawn of each scene, where that differs.
+    max_pairs: drawn per scene, if not the configured number.
     """
 
     name = "pose"
@@ -284,12 +284,10 @@ class RelativePoses(ImageBenchmark[ChosenPairs]):
         tables = [pairs_table(data), auc_table(scores, config), error_table(scores)]
         by_scene = [scene_table(scores, config)] if len(data.scenes) > 1 else []
         first = next(iter(scores[0].overall.estimators))
-        text = f"By the error of {_title(first)}, whose inliers are drawn as right."
+        text = f"By the error of {_title(first)}, whose inliers are drawn as correct."
         if len(scores) > PICTURED_METHODS:
             text += f" The first {PICTURED_METHODS} methods are shown."
-        reach = (
-            f"Share of the pairs with an error up to the one on the axis, to {max(config.thresholds_deg):g} degrees."
-        )
+        reach = f"Share of the pairs with at most the error on the axis, up to {max(config.thresholds_deg):g} degrees."
         count = f"{len(data.scenes)} {'scene' if len(data.scenes) == 1 else 'scenes'}, {scores[0].overall.pairs} pairs"
         return Result(
             "Relative pose",
@@ -311,7 +309,7 @@ class RelativePoses(ImageBenchmark[ChosenPairs]):
         )
 
     def predictions(self, data: ChosenPairs, method: Method[Extractor], work: Work) -> dict[str, Predictions]:
-        """By scene: features of the images of its pairs, and their matches."""
+        """By scene: features of the images in its pairs, and matches of the pairs."""
         found = {}
         for scene in data.scenes:
             pairs = data.pairs[scene.name]
@@ -321,14 +319,14 @@ class RelativePoses(ImageBenchmark[ChosenPairs]):
 
 
 def auc_table(scores: Sequence[PoseScore], config: RelativePoseConfig) -> Table:
-    """A row per method: keypoints, matches and precision, AUC by every estimator over all pairs; in %."""
+    """A row per method: keypoints, matches and precision, and the AUC of each estimator over all pairs, in %."""
     rows: list[list[Cell]] = [[score.name, round(score.overall.keypoints), *_cells(score.overall)] for score in scores]
     columns = ["method", "keypoints", *_columns(scores, config)]
     return Table(f"Relative pose, {scores[0].overall.pairs} pairs: AUC, %", columns, rows, PROTOCOL)
 
 
 def scene_table(scores: Sequence[PoseScore], config: RelativePoseConfig) -> Table:
-    """The same, a row per scene and method."""
+    """The same, with a row per scene and method."""
     rows: list[list[Cell]] = [
         [name, score.name, score.scenes[name].pairs, *_cells(score.scenes[name])]
         for name in scores[0].scenes
@@ -343,7 +341,7 @@ def _columns(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[st
     return ["matches", "precision", *aucs]
 
 
-def _cells(group: GroupScore) -> list[Cell]:
+def _cells(group: PoseGroupScore) -> list[Cell]:
     aucs = [100 * value for one in group.estimators.values() for value in one.auc]
     return [round(group.matches), 100 * group.precision, *aucs]
 
@@ -365,7 +363,7 @@ def error_table(scores: Sequence[PoseScore]) -> Table:
 
 
 def pairs_table(data: ChosenPairs) -> Table:
-    """Which pairs of each scene are measured, and how they were chosen."""
+    """The pairs of each scene, and how they were chosen."""
     rows: list[list[Cell]] = []
     for scene in data.scenes:
         pairs = data.chosen[scene.name]
@@ -375,7 +373,7 @@ def pairs_table(data: ChosenPairs) -> Table:
 
 
 def ranked(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[Ranked]:
-    """AUC in % up to the middle threshold over all pairs, by every estimator."""
+    """AUC in % at the middle threshold over all pairs, by estimator."""
     middle = len(config.thresholds_deg) // 2
     measure = f"pose AUC {config.thresholds_deg[middle]:g} deg"
     return [
@@ -386,7 +384,7 @@ def ranked(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[Rank
 
 
 def best_methods(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[Headline]:
-    """The best AUC at the strictest threshold, by every estimator."""
+    """The best AUC at the strictest threshold, by estimator."""
     lines = []
     for name in scores[0].overall.estimators:
         best = max(scores, key=lambda score: score.overall.estimators[name].auc)
@@ -396,7 +394,7 @@ def best_methods(scores: Sequence[PoseScore], config: RelativePoseConfig) -> lis
 
 
 def error_charts(scores: Sequence[PoseScore], config: RelativePoseConfig) -> list[Item]:
-    """Share of the pairs up to an error: over all scenes, and of each where there are several."""
+    """Share of the pairs up to each error: over all scenes, and for each scene if there are several."""
     names, degrees = list(scores[0].scenes), np.linspace(0, max(config.thresholds_deg), CURVE_STEPS + 1)
     charts: list[Item] = []
     for title, wanted in {"All pairs": names, **({name: [name] for name in names} if len(names) > 1 else {})}.items():
@@ -416,7 +414,7 @@ def error_charts(scores: Sequence[PoseScore], config: RelativePoseConfig) -> lis
 def extreme_pairs(
     data: ChosenPairs, scores: Sequence[PoseScore], estimator: str, config: RelativePoseConfig
 ) -> list[Item]:
-    """Pictures of the worst pair and of the best one of every method."""
+    """Pictures of the worst and the best pair of each method."""
     pictures: list[Item] = []
     for score in scores:
         order = sorted(score.pairs, key=lambda pair: pair.errors[estimator].deg)
@@ -426,9 +424,9 @@ def extreme_pairs(
 
 
 def _picture(
-    kind: str, pair: PairScore, data: ChosenPairs, score: PoseScore, estimator: str, config: RelativePoseConfig
+    kind: str, pair: PosePairScore, data: ChosenPairs, score: PoseScore, estimator: str, config: RelativePoseConfig
 ) -> MatchPicture:
-    """The estimate is made again: the same seed gives the same inliers."""
+    """A picture of a pair; the pose is estimated again, with the same seed and so the same inliers."""
     scene = next(scene for scene in data.scenes if scene.name == pair.scene)
     one = score.predictions[scene.name]
     assert one.matches is not None

@@ -1,5 +1,4 @@
-"""Robust estimators of relative pose behind one signature, and the scores of what they find. A new one is a class and a
-field here."""
+"""Robust estimators of relative pose with a common interface, and their scores. A new one is a class and a field."""
 
 from __future__ import annotations
 
@@ -17,18 +16,18 @@ from featkit.evaluation.benchmark import Plain, plain
 from featkit.evaluation.metrics import RelativePose, error_auc
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What every estimator of relative pose takes and gives.
+# Input and output of every estimator of relative pose.
 
 
-MIN_MATCHES_ESSENTIAL = 5  # matches that an essential matrix takes (Nistér 2004)
+MIN_MATCHES_ESSENTIAL = 5  # minimum number of matches for an essential matrix (Nistér 2004)
 
 
 @dataclass(frozen=True)
 class RayMatches:
-    """Matches of two calibrated views, lens distortion taken out.
+    """Undistorted matches of two calibrated views.
 
-    points0, points1: where the rays of the matching keypoints meet the planes at depth 1; finite. focal_px: mean focal
-    lengths of both cameras, in the pixels that an estimator's threshold is counted in.
+    points0, points1: intersections of the keypoints' rays with the plane at depth 1; finite. focal_px: mean focal
+    length of each camera, in the pixels of an estimator's threshold.
     """
 
     points0: Float[np.ndarray, "m 2"]
@@ -41,42 +40,42 @@ class RayMatches:
 
 @dataclass(frozen=True)
 class EstimatedPose:
-    """A pose, its translation of any length, and the matches that agree with it."""
+    """A pose with a translation of arbitrary length, and the matches that agree with it."""
 
     pose: RelativePose
     inlier: Bool[np.ndarray, " m"]
 
 
 class PoseEstimator(Config):
-    """An estimator is its configuration. The same matches and the same seed give the same pose."""
+    """An estimator, which is also its configuration. The same matches and seed give the same pose."""
 
     def estimate(self, matches: RayMatches, seed: int) -> EstimatedPose | None:
-        """The pose of camera 1 as seen from camera 0; None where there is none."""
+        """The pose of camera 1 relative to camera 0; None if estimation fails."""
         raise NotImplementedError
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# OpenCV: an essential matrix by RANSAC, then of its four poses the one with most points in front of both cameras.
+# OpenCV: an essential matrix by RANSAC, then the one of its four poses with the most points in front of both cameras.
 
 
-FAR = 1e9  # baselines: points up to this depth count as in front (SuperGlue, LoFTR)
+FAR = 1e9  # in baselines: largest depth of points counted as in front (SuperGlue, LoFTR)
 
 
 class OpencvEstimator(PoseEstimator):
     """`cv2.findEssentialMat` and `cv2.recoverPose`: the protocol of SuperGlue and LoFTR."""
 
     method: Literal["ransac", "magsac"] = "ransac"
-    """ransac: OpenCV's plain RANSAC, which published results on MegaDepth-1500 are made with. magsac: USAC with
-    MAGSAC++'s score and local optimisation."""
+    """Robust estimation method. ransac: OpenCV's plain RANSAC, used for published results on MegaDepth-1500. magsac:
+    USAC with MAGSAC++ scoring and local optimisation."""
     max_error_px: Pixels = 0.5
     """Largest distance of an inlier from its epipolar line, px; LoFTR and glue-factory: 0.5, SuperGlue: 1."""
     confidence: Confidence = 0.99999
-    """Probability of a draw without outliers, after which drawing ends (SuperGlue, LoFTR)."""
+    """Probability of having drawn an outlier-free sample, at which sampling stops (SuperGlue, LoFTR)."""
     max_iterations: Trials = 1000
-    """Draws at most; OpenCV's default, which those protocols leave as it is."""
+    """Maximum number of samples; OpenCV's default, which those protocols use."""
 
     def estimate(self, matches: RayMatches, seed: int) -> EstimatedPose | None:
-        """Plain RANSAC takes no seed: OpenCV's own is fixed."""
+        """Estimate the pose. The seed only affects magsac: OpenCV's plain RANSAC has a fixed one."""
         if len(matches) < MIN_MATCHES_ESSENTIAL:
             return None
         focal = float(np.mean(matches.focal_px))
@@ -100,7 +99,7 @@ class OpencvEstimator(PoseEstimator):
             if found is None or mask is None or not np.isfinite(found).all():
                 return None
             return _best_pose(found, mask, points0, points1)
-        except cv2.error:  # points that no essential matrix can be computed from
+        except cv2.error:  # degenerate points
             return None
 
     def _usac(self, seed: int) -> cv2.UsacParams:
@@ -109,7 +108,7 @@ class OpencvEstimator(PoseEstimator):
         params.loMethod = cv2.LOCAL_OPTIM_SIGMA
         params.final_polisher = cv2.MAGSAC
         params.sampler = cv2.SAMPLING_UNIFORM
-        params.isParallel = False  # threads would draw in any order
+        params.isParallel = False  # parallel sampling would not be deterministic
         params.randomGeneratorState = seed
         params.threshold = self.max_error_px
         params.confidence = self.confidence
@@ -123,10 +122,10 @@ def _best_pose(
     points0: Float[np.ndarray, "m 2"],
     points1: Float[np.ndarray, "m 2"],
 ) -> EstimatedPose | None:
-    """Of one or more essential matrices, one above the other, the pose with most inliers in front of both cameras."""
+    """From one or more stacked essential matrices, the pose with the most inliers in front of both cameras."""
     best: EstimatedPose | None = None
     for essential in np.split(candidates, len(candidates) // 3):
-        # OpenCV writes into the mask it is given.
+        # OpenCV writes into the mask passed to it.
         count, rotation, translation, inlier, _ = cv2.recoverPose(
             essential, points0, points1, np.eye(3), distanceThresh=FAR, mask=mask.copy()
         )
@@ -137,22 +136,22 @@ def _best_pose(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# PoseLib's LO-RANSAC: five-point samples, local optimisation, a last refinement of the pose on its inliers.
+# PoseLib's LO-RANSAC: five-point samples, local optimisation, final refinement of the pose on its inliers.
 
 
 class PoselibEstimator(PoseEstimator):
-    """`poselib.estimate_relative_pose`; fields that are not here keep PoseLib's defaults."""
+    """`poselib.estimate_relative_pose`; options that are not listed here keep PoseLib's defaults."""
 
     max_error_px: Pixels = 1.0
     """Largest Sampson error of an inlier, px: PoseLib's default, and glue-factory's for MegaDepth-1500 in its first
-    version. Its present one tries 0.5 to 3 and reports the best, which chooses on the test set."""
+    version. The current version tries 0.5 to 3 and reports the best, which tunes it on the test set."""
     confidence: Confidence = 0.9999
-    """Probability of a draw without outliers, after which drawing ends; PoseLib's default."""
+    """Probability of having drawn an outlier-free sample, at which sampling stops; PoseLib's default."""
     min_iterations: Trials = 1000
-    """Draws at least; PoseLib's default."""
+    """Minimum number of samples; PoseLib's default."""
     max_iterations: Trials = 100_000
-    """Draws at most; PoseLib's default, some 4 s for a pair of 2,000 matches without a solution. With 10,000, RootSIFT
-    loses 7 points of AUC at 5 degrees on castle-P19, where many pairs have 10 to 20 % right matches."""
+    """Maximum number of samples; PoseLib's default, about 4 s for a pair of 2,000 matches without a solution. With
+    10,000, RootSIFT loses 7 points of AUC at 5 degrees on castle-P19, where many pairs have 10 to 20 % inliers."""
 
     def estimate(self, matches: RayMatches, seed: int) -> EstimatedPose | None:
         import poselib
@@ -180,11 +179,11 @@ class PoselibEstimator(PoseEstimator):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The estimators that every pair is measured with. A new one is a file and a field here.
+# The estimators that every pair is evaluated with. To add one, write a class above and a field here.
 
 
 class PoseEstimators(Config):
-    """By the names they have in tables."""
+    """The estimators, by their names in tables."""
 
     poselib: PoselibEstimator = PoselibEstimator()
     """PoseLib's LO-RANSAC."""
@@ -198,12 +197,12 @@ class PoseEstimators(Config):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What estimated poses come to: errors of one pair, scores of many.
+# Evaluation of estimated poses: errors of one pair, scores of many.
 
 
 @dataclass(frozen=True)
 class EstimatorError(Plain):
-    """Errors of one estimated pose in degrees, infinite where there is none, and the matches that agree with it."""
+    """Errors of one estimated pose in degrees, infinite if estimation failed, and its number of inliers."""
 
     rotation_deg: float
     translation_deg: float
@@ -211,13 +210,13 @@ class EstimatorError(Plain):
 
     @property
     def deg(self) -> float:
-        """The larger one."""
+        """The larger of the two errors."""
         return max(self.rotation_deg, self.translation_deg)
 
 
 @dataclass(frozen=True)
-class PairScore:
-    """One pair. keypoints: of both images. precision: share of right matches, 0 without any. errors: by estimator."""
+class PosePairScore:
+    """One pair. keypoints: of each image. precision: share of correct matches, 0 without any. errors: by estimator."""
 
     scene: str
     pair: Pair
@@ -238,7 +237,7 @@ class PairScore:
 
 @dataclass(frozen=True)
 class EstimatorScore(Plain):
-    """One estimator on some pairs. auc: in [0, 1], per threshold. Medians count failures as infinite."""
+    """One estimator on several pairs. auc: in [0, 1], per threshold. Medians count failures as infinite errors."""
 
     auc: tuple[float, ...]
     median_deg: float
@@ -249,8 +248,8 @@ class EstimatorScore(Plain):
 
 
 @dataclass(frozen=True)
-class GroupScore(Plain):
-    """Means over some pairs. keypoints: over their images, each counted once."""
+class PoseGroupScore(Plain):
+    """Means over several pairs. keypoints: mean over their images, each counted once."""
 
     pairs: int
     keypoints: float
@@ -259,13 +258,13 @@ class GroupScore(Plain):
     estimators: dict[str, EstimatorScore]
 
 
-def group_score(pairs: Sequence[PairScore], thresholds_deg: Sequence[float]) -> GroupScore:
-    """Scores of some pairs, at least one."""
+def group_score(pairs: Sequence[PosePairScore], thresholds_deg: Sequence[float]) -> PoseGroupScore:
+    """Scores of one or more pairs."""
     keypoints: dict[tuple[str, str], int] = {}
     for pair in pairs:
         for name, count in zip((pair.pair.name0, pair.pair.name1), pair.keypoints, strict=True):
             keypoints[pair.scene, name] = count
-    return GroupScore(
+    return PoseGroupScore(
         pairs=len(pairs),
         keypoints=float(np.mean(list(keypoints.values()))),
         matches=float(np.mean([pair.matches for pair in pairs])),
@@ -278,7 +277,7 @@ def group_score(pairs: Sequence[PairScore], thresholds_deg: Sequence[float]) -> 
 
 def _estimator_score(errors: Sequence[EstimatorError], thresholds_deg: Sequence[float]) -> EstimatorScore:
     def median(value: Callable[[EstimatorError], float]) -> float:
-        """Of an even number of values the lower middle one: half a failure is no number."""
+        """Lower median: with an even number of values, the mean with an infinite error would be useless."""
         return sorted(map(value, errors))[(len(errors) - 1) // 2]
 
     return EstimatorScore(

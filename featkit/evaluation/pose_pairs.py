@@ -1,8 +1,8 @@
-"""Which pairs of a scene are measured: drawn evenly from easy to hard, the same ones for every method.
+"""The pairs of a scene to evaluate: drawn evenly from easy to hard, the same for every method.
 
-MegaDepth-1500 (LoFTR, Sun et al., CVPR 2021) has 1,500 pairs of two scenes, as many from each range of overlap. Its
-overlaps are of depth maps. Here the overlap of two images is what share of its points of the map the image with fewer
-points has in common with the other. Where there is no map, the angle between the viewing directions stands for it.
+MegaDepth-1500 (LoFTR, Sun et al., CVPR 2021) has 1,500 pairs of two scenes, the same number from each range of overlap,
+where overlap is computed from depth maps. Here the overlap of two images is the number of shared map points divided by
+the smaller number of map points of the two images. Without a map, the angle between the viewing directions is used.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ from featkit.mapping.scene import image_folder
 
 
 class PosePairsConfig(Config):
-    """How pairs are drawn. Limits are lower bounds except the last of a list of edges."""
+    """How pairs are drawn. Ranges include their lower edge; the last range includes both."""
 
     max_pairs: Count = 300
-    """Of a scene; in MegaDepth-1500: of a scene and a range of overlap."""
+    """Maximum number of pairs per scene (in MegaDepth-1500: per scene and range of overlap)."""
     overlap_edges: tuple[Share, ...] = (0.1, 0.3, 0.5, 0.7)
-    """Ranges of overlap, in [0, 1], from each of which as many pairs are drawn; LoFTR's for MegaDepth-1500."""
+    """Edges of the ranges of overlap, in [0, 1], from which equal numbers of pairs are drawn; LoFTR's for
+    MegaDepth-1500."""
     min_shared: Count = 30
-    """Points that both images see; of fewer, an overlap is an accident. featkit's own choice."""
+    """Minimum number of points visible in both images; with fewer, the overlap is unreliable. featkit's choice."""
     min_angle_deg: Degrees = 1.0
-    """Median angle under which both cameras see a shared point, degrees: below it the true direction of translation is
-    rounding of the map. featkit's own choice."""
+    """Minimum of the median triangulation angle of the shared points, degrees; below it the true direction of the
+    translation is dominated by errors of the map. featkit's choice."""
     view_edges_deg: tuple[Degrees, ...] = (0.0, 20.0, 40.0, 60.0)
-    """Without a map: ranges of the angle between the viewing directions, degrees. featkit's own choice."""
+    """Without a map: edges of the ranges of the angle between the viewing directions, degrees. featkit's choice."""
 
     @field_validator("overlap_edges", "view_edges_deg")
     @classmethod
@@ -58,7 +59,7 @@ class PosePairsConfig(Config):
 
 @dataclass(frozen=True)
 class ScenePairs:
-    """The pairs of a scene that are measured. rule: how they were chosen, in words. found, drawn: by range."""
+    """The pairs of a scene to evaluate. rule: how they were chosen, in words. found, drawn: pairs in each range."""
 
     pairs: tuple[Pair, ...]
     rule: str
@@ -68,7 +69,7 @@ class ScenePairs:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Pairs of `names`, and what they are sorted into ranges by."""
+    """Pairs of `names` (as indices), and the values by which they are sorted into ranges."""
 
     names: Sequence[str]
     pairs: Int[np.ndarray, "n 2"]
@@ -76,9 +77,9 @@ class _Candidates:
 
 
 def choose_pairs(scene: PosedScene, config: PosePairsConfig, seed: int, given: Path | None = None) -> ScenePairs:
-    """The pairs to measure: those of a file, those that the scene brings along, or drawn ones, sorted by name.
+    """The pairs to evaluate, sorted by name: those of a file, those listed with the scene, or drawn ones.
 
-    Raises BadInputError for pairs that cannot be measured, EmptyResultError when no pair is within the limits.
+    Raises BadInputError for pairs that cannot be evaluated, EmptyResultError if no pair is within the limits.
     """
     if given is not None:
         listed = read_pairs(given)
@@ -92,7 +93,7 @@ def choose_pairs(scene: PosedScene, config: PosePairsConfig, seed: int, given: P
 
 
 def keep_pairs(chosen: ScenePairs, config: PosePairsConfig, seed: int, folder: Path) -> Path:
-    """Write the pairs beside the predictions. Raises NotWritableError."""
+    """Write the pairs to the folder of the predictions. Raises NotWritableError."""
     extra = {"rule": chosen.rule, "seed": seed, "found": chosen.found, "drawn": chosen.drawn}
     return write_pairs(folder / "pose-pairs.txt", chosen.pairs, config, extra)
 
@@ -105,7 +106,7 @@ def _drawn(scene: PosedScene, config: PosePairsConfig, generator: np.random.Gene
         found, edges, unit = by_view(scene), config.view_edges_deg, " deg"
         rule = f"viewing directions {edges[0]:g} to {edges[-1]:g} deg apart"
     groups = np.searchsorted(edges, found.values, side="right") - 1
-    groups[found.values == edges[-1]] = len(edges) - 2  # the last edge belongs to the last range
+    groups[found.values == edges[-1]] = len(edges) - 2  # the last range includes its upper edge
     inside = np.flatnonzero((groups >= 0) & (groups < len(edges) - 1))
     if not len(inside):
         raise EmptyResultError(
@@ -122,7 +123,7 @@ def _drawn(scene: PosedScene, config: PosePairsConfig, generator: np.random.Gene
 
 
 def evenly(groups: Int[np.ndarray, " n"], count: int, generator: np.random.Generator) -> Int[np.ndarray, " m"]:
-    """Rows drawn in turn from each group until `count` are taken or none is left, ascending."""
+    """Rows drawn from each group in turn until `count` are taken or none is left; ascending."""
     queues = [generator.permutation(np.flatnonzero(groups == group)).tolist() for group in np.unique(groups)]
     taken: list[int] = []
     while any(queues) and len(taken) < count:
@@ -133,7 +134,7 @@ def evenly(groups: Int[np.ndarray, " n"], count: int, generator: np.random.Gener
 
 
 def by_overlap(tracks: SceneTracks, scene: PosedScene, config: PosePairsConfig) -> _Candidates:
-    """All pairs that share enough points under a wide enough angle, with their overlaps."""
+    """All pairs that share enough points under a large enough angle, with their overlaps."""
     images = [number for number, name in enumerate(tracks.image_names) if name in scene.poses]
     seen = [np.unique(tracks.observed_points[tracks.observed_images == number]) for number in images]
     counts = shared_counts(seen, len(tracks.points))
@@ -151,7 +152,7 @@ def by_overlap(tracks: SceneTracks, scene: PosedScene, config: PosePairsConfig) 
 
 
 def by_view(scene: PosedScene) -> _Candidates:
-    """All pairs of cameras at different places, with the angles between their viewing directions in degrees."""
+    """All pairs of cameras at different positions, with the angle between their viewing directions in degrees."""
     names = sorted(scene.poses)
     forward = [rotation_matrix(scene.poses[name].qvec)[2] for name in names]
     pairs = [
@@ -164,31 +165,32 @@ def by_view(scene: PosedScene) -> _Candidates:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Posed pairs as MegaDepth-1500 is handed round: text files beside a folder of images.
+# Formats in which posed pairs such as MegaDepth-1500 are distributed: text files next to a folder of images.
 #
-# pairs_calibrated.txt (glue-factory, and SuperGlue's lists): a pair a line, `name0 name1 K0 K1 R t` or `... K0 K1 T`,
-# matrices row by row (9, 9 and 9 + 3 or 16 numbers); SuperGlue's has two rotations (0 to 3) after the names.
-# views.txt (glue-factory since 2025): an image a line, `name R t MODEL width height params...`, world to camera; its
-# pairs are in pairs.txt. Intrinsics are for COLMAP's pixels in both.
+# pairs_calibrated.txt (glue-factory, and SuperGlue's lists): one pair per line, `name0 name1 K0 K1 R t` or
+# `... K0 K1 T`, matrices in row-major order (9, 9 and 9 + 3 or 16 numbers); SuperGlue's lines have two rotations
+# (0 to 3) after the names.
+# views.txt (glue-factory since 2025): one image per line, `name R t MODEL width height params...`, world to camera; its
+# pairs are in pairs.txt. Intrinsics follow COLMAP's pixel convention in both.
 
 
 CALIBRATED, VIEWS = "pairs_calibrated.txt", "views.txt"
-LENGTHS = {30: 0, 34: 0, 36: 2}  # numbers of a line -> how many stand before the matrices
-SAME_CAMERA = 1e-4  # relative: how far the intrinsics of an image may differ from one line to another
-ROTATION_TOLERANCE = 1e-3  # of R^T R from the identity: the lists are written with few digits
+LENGTHS = {30: 0, 34: 0, 36: 2}  # numbers per line -> numbers before the matrices
+SAME_CAMERA = 1e-4  # relative tolerance between the intrinsics of an image in different lines
+ROTATION_TOLERANCE = 1e-3  # of R^T R from the identity: the files have few digits
 LINE = "expected `name0 name1 K0 K1 R t`, 9 + 9 + 9 + 3 numbers (or 9 + 9 + 16) after the names"
 
 
 @dataclass(frozen=True)
 class CalibratedPairs:
-    """Pairs in the order of the file with their relative poses, and the intrinsics of every image they name."""
+    """Pairs in the order of the file with their relative poses, and the intrinsics of all their images."""
 
     poses: dict[Pair, RelativePose]
     intrinsics: dict[str, Intrinsics]
 
 
 def read_calibrated_pairs(path: Path) -> CalibratedPairs:
-    """Read pairs_calibrated.txt; a pair listed twice counts once. Sizes of images are not in it: they stand as 0.
+    """Read pairs_calibrated.txt; duplicate pairs are dropped. It has no image sizes: they are set to 0.
 
     Raises BadInputError.
     """
@@ -199,7 +201,7 @@ def read_calibrated_pairs(path: Path) -> CalibratedPairs:
         fields = line.split()
         skipped = LENGTHS.get(len(fields) - 2)
         if skipped is None:
-            raise BadInputError(f"{where}: {LINE}; {max(len(fields) - 2, 0)} are there")
+            raise BadInputError(f"{where}: {LINE}; found {max(len(fields) - 2, 0)}")
         values = _numbers(fields[2 + skipped :], where)
         pair = Pair(fields[0], fields[1])
         if pair.name0 == pair.name1:
@@ -207,7 +209,9 @@ def read_calibrated_pairs(path: Path) -> CalibratedPairs:
         for name, matrix in ((pair.name0, values[:9]), (pair.name1, values[9:18])):
             camera = _pinhole(matrix.reshape(3, 3), where)
             if not np.allclose(intrinsics.setdefault(name, camera).params, camera.params, rtol=SAME_CAMERA):
-                raise BadInputError(f"{where}: {name!r} has other intrinsics in a line above; an image has one camera")
+                raise BadInputError(
+                    f"{where}: {name!r} has different intrinsics in an earlier line; an image has one camera"
+                )
         rest = values[18:]
         pose = rest.reshape(4, 4)[:3] if len(rest) == 16 else np.column_stack([rest[:9].reshape(3, 3), rest[9:]])
         poses.setdefault(pair, RelativePose(_rotation(pose[:, :3], where), pose[:, 3]))
@@ -238,7 +242,7 @@ def _numbers(fields: list[str], where: str) -> Float[np.ndarray, " n"]:
     try:
         values = np.array([float(field) for field in fields])
     except ValueError:
-        raise BadInputError(f"{where}: what follows the names are not all numbers") from None
+        raise BadInputError(f"{where}: the fields after the names are not all numbers") from None
     if not np.isfinite(values).all():
         raise BadInputError(f"{where}: a number is not finite")
     return values
@@ -254,43 +258,43 @@ def _pinhole(matrix: Float[np.ndarray, "3 3"], where: str) -> Intrinsics:
 def _rotation(matrix: Float[np.ndarray, "3 3"], where: str) -> Float[np.ndarray, "3 3"]:
     if not (np.abs(matrix.T @ matrix - np.eye(3)).max() <= ROTATION_TOLERANCE and np.linalg.det(matrix) > 0):
         raise BadInputError(f"{where}: R is not a rotation (row by row)")
-    left, _, right = np.linalg.svd(matrix)  # the nearest rotation: the digits of a text file leave it not quite one
+    left, _, right = np.linalg.svd(matrix)  # nearest rotation: the rounded values are not exactly one
     return left @ right
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Scenes with true cameras, of any kind that `featkit eval pose` takes, as one: images, calibrations, poses.
+# Scenes with true cameras, of every kind that `featkit eval pose` accepts: images, calibrations, poses.
 #
 # sparse/                     a COLMAP model (also as sparse/0, or the folder itself), images in images/
-# poses.txt, camera.txt       known poses (also in truth/); a model beside them only says which images overlap
-# pairs_calibrated.txt        pairs with their cameras and relative poses: MegaDepth-1500, see below
-# views.txt, pairs.txt        the same, in glue-factory's present layout
+# poses.txt, camera.txt       known poses (also in truth/); a model next to them is only used for the overlap of images
+# pairs_calibrated.txt        pairs with their cameras and relative poses: MegaDepth-1500, see above
+# views.txt, pairs.txt        the same, in glue-factory's current layout
 
 
 KINDS = f"sparse/ (a COLMAP model), poses.txt with camera.txt, or {CALIBRATED}"
 MEGADEPTH = "MegaDepth-1500 is packed at https://cvg-data.inf.ethz.ch/megadepth/megadepth1500.zip"
-NAMED = 3  # files that a message names
+NAMED = 3  # files listed in one message
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A photograph's camera. focal_px: mean focal length. size: width, height; None where the truth does not say."""
+    """Camera of an image. focal_px: mean focal length. size: (width, height), or None if the ground truth lacks it."""
 
     projector: Projector
     focal_px: float
     size: tuple[int, int] | None
 
     def rays(self, keypoints: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-        """featkit pixels -> where their rays meet the plane at depth 1, the lens taken out; NaN beyond the lens."""
+        """Keypoints in featkit pixels -> undistorted points at depth 1; NaN where distortion cannot be inverted."""
         return self.projector.rays(keypoints.astype(np.float64))[:, :2]
 
 
 @dataclass(frozen=True)
 class PosedScene:
-    """Photographs with true cameras.
+    """Images with true cameras.
 
-    poses: world to camera, by name; empty where only pairs have poses. listed: the pairs that the scene brings along,
-    with their poses. model: a COLMAP model to see overlaps by. truth: the file or folder that the poses are of.
+    poses: world to camera, by name; empty if only pairs have poses. listed: the pairs that come with the scene, with
+    their poses. model: COLMAP model from which overlaps are computed. truth: file or folder of the poses.
     """
 
     name: str
@@ -302,7 +306,7 @@ class PosedScene:
     model: Path | None = None
 
     def relative(self, pair: Pair) -> RelativePose:
-        """The true pose of a pair that `check_pairs` has let pass."""
+        """True relative pose of a pair that passed `check_pairs`."""
         if pair in self.listed:
             return self.listed[pair]
         turned = Pair(pair.name1, pair.name0)
@@ -311,7 +315,7 @@ class PosedScene:
         return relative_pose(self.poses[pair.name0], self.poses[pair.name1])
 
     def check_pairs(self, pairs: Sequence[Pair], where: Path) -> None:
-        """Raise BadInputError for pairs without a true pose, images that are not there, or of another size."""
+        """Raise BadInputError for pairs without a true pose, and for missing images or images of a different size."""
         self._check_known(pairs, where)
         names = sorted({name for pair in pairs for name in (pair.name0, pair.name1)})
         missing = [name for name in names if not (self.images / name).is_file()]
@@ -326,7 +330,7 @@ class PosedScene:
             if expected is not None and size != expected:
                 raise BadInputError(
                     f"{self.images / name}: {size[0]} x {size[1]}, but {expected[0]} x {expected[1]} in {self.truth};"
-                    " the camera is that of another size; use the images that the poses were made with"
+                    " the cameras are for that size; use the images that the poses were computed from"
                 )
 
     def _check_known(self, pairs: Sequence[Pair], where: Path) -> None:
@@ -342,11 +346,11 @@ class PosedScene:
 
 
 def read_scenes(roots: Sequence[Path]) -> list[PosedScene]:
-    """Scenes with names of their own. Raises BadInputError, and UsageError when two have one name."""
+    """Read scenes, which need distinct names. Raises BadInputError, and UsageError for duplicate names."""
     names = [root.resolve().name for root in roots]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"two scenes are named {twice!r}; rename the folder of one")
+        raise UsageError(f"two scenes are named {twice!r}; rename one of the folders")
     return [read_scene(root) for root in roots]
 
 
@@ -400,7 +404,7 @@ def _viewed_scene(name: str, root: Path, images: Path) -> PosedScene:
 
 
 def _holding(root: Path, images: Path, names: Iterable[str]) -> Path:
-    """Names of a list are relative to images/, or to the folder that the list is in."""
+    """The folder that the listed names are relative to: images/, or that of the list."""
     first = next(iter(names))
     return root if (root / first).is_file() and not (images / first).is_file() else images
 

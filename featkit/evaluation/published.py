@@ -1,4 +1,4 @@
-"""What papers print, to stand next to what is measured here."""
+"""Results published in papers, for comparison with measured ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from featkit.core.config import Config, Number, Pixels, make, read_yaml
 from featkit.core.content import Table
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Numbers that papers print, to stand beside ours: `published/*.yaml`, each table with where it is in its paper.
+# Published tables: `published/*.yaml`, each with its place in its paper.
 
 
 FOLDER = Path(__file__).with_name("published")
@@ -20,13 +20,13 @@ class PublishedRow(Config):
     """One method's row."""
 
     name: str
-    """As the paper writes it."""
+    """Name used in the paper."""
     values: list[Number]
-    """In the unit and the order of the columns of the file."""
+    """Values in the units and order of the file's columns."""
     mean: Number | None = None
-    """The mean that the paper prints, by its own rounding."""
+    """Mean as printed in the paper, with its rounding."""
     scene: str = ""
-    """What it is measured on, where a table has several."""
+    """Scene or data set of this row, if the table has several."""
 
 
 class PublishedTable(Config):
@@ -35,30 +35,30 @@ class PublishedTable(Config):
     paper: str
     """Short name and title."""
     where: str
-    """The table's number, and how it was measured if that matters."""
+    """Number of the table, and how its values were measured if that matters."""
     rows: list[PublishedRow]
-    """Those that are of use here."""
+    """The rows that are used here."""
     columns: list[str] = Field(default_factory=list)
-    """Its own, where tables differ in them."""
+    """Columns of this table, if they differ from the benchmark's."""
 
 
 class Published(Config):
-    """All tables on one benchmark."""
+    """All published tables of one benchmark."""
 
     columns: list[str | tuple[str, str]]
-    """Test set, or (training set, test set), or what is measured."""
+    """Test set, or (training set, test set), or measure."""
     tables: list[PublishedTable]
-    """One per paper's table."""
+    """One entry per table of a paper."""
 
 
 def published(benchmark: str) -> Published:
-    """What is printed on a benchmark: "ubc", "rome", "hpatches_patches", "hpatches_mma" or "eth"."""
+    """Published results of a benchmark: "ubc", "rome", "hpatches_patches", "hpatches_mma" or "eth"."""
     path = FOLDER / f"{benchmark}.yaml"
     return make(Published, read_yaml(path), where=str(path))
 
 
 def published_tables(benchmark: str, title: str = "{}", note: str = "") -> list[Table]:
-    """A table per table of a paper. title: with {} where the paper's own goes."""
+    """One table per published table. title: {} is replaced by the paper and table number."""
     known = published(benchmark)
     heads = [column if isinstance(column, str) else " -> ".join(column) for column in known.columns]
     return [
@@ -73,18 +73,18 @@ def published_tables(benchmark: str, title: str = "{}", note: str = "") -> list[
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# MMA curves that papers draw, to stand beside ours: `published/hpatches_curves.yaml`.
+# Published MMA curves: `published/hpatches_curves.yaml`.
 
 
 class PublishedCurve(Config):
-    """One method; MMA in % at each threshold."""
+    """MMA of one method at each threshold, %."""
 
     name: str
-    """As in the tables of `hpatches_mma.yaml`."""
+    """Name used in the tables of `hpatches_mma.yaml`."""
     illumination: list[Number]
-    """Mean over the pairs of the 52 sequences of changing light."""
+    """Mean over the pairs of the 52 illumination sequences."""
     viewpoint: list[Number]
-    """Mean over the pairs of the 56 sequences of changing viewpoint."""
+    """Mean over the pairs of the 56 viewpoint sequences."""
     overall: list[Number]
     """Mean over all 540 pairs."""
 
@@ -97,11 +97,11 @@ class PublishedCurves(Config):
     """All curves on HPatches."""
 
     source: str
-    """Where they are from."""
+    """Where the curves were published."""
     thresholds_px: list[Pixels]
-    """In pixels of image N."""
+    """Thresholds, in pixels of image N."""
     curves: list[PublishedCurve]
-    """In the order of the table."""
+    """One curve per method, in the order of the table."""
 
 
 def published_curves() -> PublishedCurves:

@@ -1,11 +1,11 @@
 """Image sequences with known homographies, in the layouts of HPatches and of the Oxford affine regions.
 
-A sequence is a folder of two or more images; a homography maps image 1 to each of the others.
+A sequence is a folder of two or more images, with homographies that map image 1 to each of the others.
 HPatches (Balntas et al., CVPR 2017): i_* (illumination) and v_* (viewpoint) with 1.ppm ... 6.ppm, H_1_2 ... H_1_6.
 Oxford (Mikolajczyk and Schmid, PAMI 2005): img1.* ... img6.*, H1to2p ... H1to6p. Both have six images; EVD (Mishkin et
-al., CVIU 2015) in HPatches' layout has two. A sequence ends with its highest homography, or with the last of the images
-that are numbered without a gap, whichever is later: each of these must be there.
-Homographies map pixel centres at whole numbers, which are featkit's pixels.
+al., CVIU 2015), in HPatches' layout, has two. The length of a sequence is the highest number of a homography, or of the
+images numbered without a gap, whichever is larger; every file up to it is required.
+Homographies use featkit's pixel convention: pixel centres at integers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HPATCHES_IMAGES = 6
 TYPES = {"i_": "illumination", "v_": "viewpoint"}
 RELEASE = "hpatches-sequences-release"
 FETCH = "get HPatches with `featkit data fetch hpatches-sequences --out FOLDER`"
-# Beyond 1600 x 1200 px: D2-Net (Dusmanu et al., CVPR 2019) leaves them out, and 52 + 56 of the 116 sequences remain.
+# Larger than 1600 x 1200 px: D2-Net (Dusmanu et al., CVPR 2019) excludes these; 52 + 56 of the 116 sequences remain.
 TOO_LARGE = frozenset(
     {
         "i_contruction",
@@ -51,14 +51,14 @@ TOO_LARGE = frozenset(
     }
 )
 OXFORD_HOMOGRAPHY, HPATCHES_HOMOGRAPHY = re.compile(r"H1to(\d{1,3})p"), re.compile(r"H_1_(\d{1,3})")
-NAMED_AT_MOST = 6  # files of one error message
-UNIT_PX = 1000.0  # size of an image, roughly: a homography in this unit has entries near 1
-SINGULAR = 1e-12  # determinant, in that unit, of a matrix of norm 1 that is no homography
+NAMED_AT_MOST = 6  # files listed in one error message
+UNIT_PX = 1000.0  # approximate image size: in this unit a homography has entries near 1
+SINGULAR = 1e-12  # determinant, in that unit and at norm 1, below which a matrix counts as singular
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """images: image 1 to n, at least two. homographies: image 1 -> image 2 ... n, in featkit pixels."""
+    """images: image 1 to n, at least two. homographies: from image 1 to image 2 ... n, in featkit pixels."""
 
     name: str
     images: tuple[Path, ...]
@@ -66,16 +66,16 @@ class Sequence:
 
     @property
     def type(self) -> str:
-        """What HPatches calls it: "illumination" or "viewpoint"; "" for another data set."""
+        """HPatches' type: "illumination" or "viewpoint"; "" for other data sets."""
         return TYPES.get(self.name[:2], "")
 
     @property
     def image_names(self) -> tuple[str, ...]:
-        """Names in a store, relative to the folder of sequences."""
+        """Image names in a store, relative to the folder of sequences."""
         return tuple(f"{self.name}/{path.name}" for path in self.images)
 
     def pairs(self) -> Iterator[SequencePair]:
-        """Image 1 with each of the others."""
+        """Image 1 paired with each of the others."""
         names = self.image_names
         for number in range(2, len(names) + 1):
             yield SequencePair(self, number, Pair(names[0], names[number - 1]), self.homographies[number - 2])
@@ -83,7 +83,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class SequencePair:
-    """Image 1 and image `number`; homography: 1 -> `number`, in featkit pixels."""
+    """Image 1 and image `number`. homography: from image 1 to image `number`, in featkit pixels."""
 
     sequence: Sequence
     number: int
@@ -93,7 +93,7 @@ class SequencePair:
 
 @dataclass(frozen=True)
 class SequenceSet:
-    """sequences: in order of their names. root: the folder they lie in. left_out: names of those too large."""
+    """sequences: sorted by name. root: their folder. left_out: names of those excluded as too large."""
 
     root: Path
     sequences: tuple[Sequence, ...]
@@ -107,12 +107,12 @@ class SequenceSet:
 
     @property
     def counted(self) -> str:
-        """How much there is, in words."""
+        """The number of sequences and pairs, in words."""
         count = len(self.sequences)
         return f"{count} {'sequence' if count == 1 else 'sequences'}, {len(self.pairs())} pairs"
 
     def described(self) -> dict[str, Any]:
-        """What was measured on, as plain values."""
+        """Description of the data, as plain values."""
         return {
             "root": str(self.root),
             "sequences": [sequence.name for sequence in self.sequences],
@@ -122,7 +122,7 @@ class SequenceSet:
 
     @property
     def is_hpatches(self) -> bool:
-        """Whether the sequences are just those of D2-Net's protocol, on which the papers' numbers are measured."""
+        """Whether the sequences are exactly those of D2-Net's protocol, which published results refer to."""
         if any(len(sequence.images) != HPATCHES_IMAGES for sequence in self.sequences):
             return False
         types = [sequence.type for sequence in self.sequences]
@@ -132,9 +132,9 @@ class SequenceSet:
 
 
 def read_sequences(root: Path, names: Collection[str] = (), all_sequences: bool = False) -> SequenceSet:
-    """The sequences in a folder, in either layout. names: only these, whatever their size.
+    """Read a folder of sequences in either layout. names: only these, whatever their size.
 
-    all_sequences: also those of HPatches that D2-Net's protocol leaves out as too large.
+    all_sequences: also those of HPatches that D2-Net's protocol excludes as too large.
     Raises BadInputError that names what is missing or broken.
     """
     root = _folder_of_sequences(root)
@@ -174,19 +174,19 @@ def _nothing_found(root: Path) -> str:
 
 
 def is_sequence(folder: Path) -> bool:
-    """Whether a folder is meant to be a sequence, whole or not."""
+    """Whether a folder looks like a sequence, complete or not."""
     if folder.name[:2] in TYPES:
         return True
     return bool(_homography_numbers(folder, OXFORD_HOMOGRAPHY) or _homography_numbers(folder, HPATCHES_HOMOGRAPHY))
 
 
 def _homography_numbers(folder: Path, pattern: re.Pattern[str]) -> list[int]:
-    """N of every file that is named as a homography 1 -> N."""
+    """N of each file named like a homography from image 1 to N."""
     return [int(found[1]) for path in folder.iterdir() if (found := pattern.fullmatch(path.name))]
 
 
 def _read_sequence(folder: Path, problems: list[str]) -> Sequence:
-    """A sequence; what is missing or broken in it is added to `problems`."""
+    """Read a sequence; missing or broken files are added to `problems`."""
     numbers = _homography_numbers(folder, OXFORD_HOMOGRAPHY)
     oxford = bool(numbers) or _image(folder, "img1") is not None
     stems = "img{}" if oxford else "{}"
@@ -220,7 +220,7 @@ def _image(folder: Path, stem: str) -> Path | None:
 
 
 def read_homography(path: Path) -> Float[np.ndarray, "3 3"]:
-    """Nine numbers, row by row. Raises BadInputError for anything else, and for a matrix that is no homography."""
+    """Read nine numbers in row-major order. Raises BadInputError for anything else, and for a singular matrix."""
     if not path.is_file():
         raise BadInputError(f"{path}: is missing")
     try:
@@ -235,17 +235,19 @@ def read_homography(path: Path) -> Float[np.ndarray, "3 3"]:
     unit = np.array([UNIT_PX, UNIT_PX, 1.0])
     scaled = homography * unit[None] / unit[:, None]
     if homography[2, 2] == 0 or abs(np.linalg.det(scaled / np.linalg.norm(scaled))) < SINGULAR:
-        raise BadInputError(f"{path}: is no homography between two images (singular, or the corner goes to infinity)")
+        raise BadInputError(
+            f"{path}: is not a homography between two images (singular, or the corner goes to infinity)"
+        )
     return homography
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What benchmarks on sequences share: the choice of sequences, and one store of features for all of them.
+# Base of benchmarks on sequences: selection of sequences, and one feature store for all of them.
 
 
 @dataclass(kw_only=True)
 class SequenceBenchmark(ImageBenchmark[SequenceSet]):
-    """sequences: only these names, comma-separated. all_sequences: also those of HPatches that are too large.
+    """sequences: only these names, comma-separated. all_sequences: include HPatches sequences that are too large.
 
     keypoints: file with the keypoints to describe (`ExtractConfig.keypoints`), images named from the root.
     """
@@ -266,5 +268,5 @@ class SequenceBenchmark(ImageBenchmark[SequenceSet]):
     def predictions(
         self, data: SequenceSet, method: Method[Extractor], work: Work, matcher: Method[Matcher] | None = None
     ) -> Predictions:
-        """Features of all images, and matches of all pairs where there is a matcher."""
+        """Features of all images, and matches of all pairs if a matcher is given."""
         return work.predict(method, data.root, data.image_names(), matcher, [pair.pair for pair in data.pairs()])

@@ -23,31 +23,31 @@ from featkit.evaluation.patches import PatchDescriber, describe_used, describer
 from featkit.evaluation.published import published_tables
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What benchmarks of patch descriptors share: methods by the names of weights or as a folder of trainings.
+# Shared by benchmarks of patch descriptors: methods given as names of weights or as a folder of training runs.
 
 
-SEED = re.compile(r"^(.*?)(-s(\d+))?$")  # of a run's folder
+SEED = re.compile(r"^(.*?)(-s(\d+))?$")  # name of a run's folder
 
 
 @dataclass(frozen=True)
 class PatchMethod:
-    """A row of the table. train: set it was trained on, "" for none; variant: epoch and seed of a run, "" else."""
+    """A row of the table. train: training set, "" for none; variant: epoch and seed of a run, or ""."""
 
     name: str
     train: str
     variant: str
     weight: str
-    """What `describer` takes: a name or a path."""
+    """Argument of `describer`: name or path of the weights."""
 
     @property
     def label(self) -> str:
-        """One name for the row: `hynet`, or `liberty/hynet, best`."""
+        """Label of the row: `hynet`, or `liberty/hynet, best`."""
         return f"{self.train}/{self.name}, {self.variant}" if self.train else self.name
 
     def learned_scenes(self) -> frozenset[str]:
-        """Scenes that a run was trained on, as the summary.json beside its weight has them; none for another weight.
+        """Scenes that a run was trained on, from the summary.json next to its weights; empty for other weights.
 
-        Raises BadInputError for a summary that cannot be read.
+        Raises BadInputError if the summary cannot be read.
         """
         path = Path(self.weight).parent / "summary.json"
         if not self.train or not path.is_file():
@@ -55,11 +55,11 @@ class PatchMethod:
         try:
             return frozenset(json.loads(path.read_text(encoding="utf-8"))["data"]["scenes"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise BadInputError(f"{path}: not the summary of a training; train it again, or move the run") from None
+            raise BadInputError(f"{path}: not the summary of a training run; train it again, or move the run") from None
 
 
 def find_runs(folder: Path, epochs: Sequence[str] = ("best", "last")) -> list[PatchMethod]:
-    """The weights of RUNS/SET/METHOD/{best,last}.safetensors; METHOD may end in -s and a seed. Raises BadInputError."""
+    """The weights RUNS/SET/METHOD/{best,last}.safetensors; METHOD may end in -s and a seed. Raises BadInputError."""
     found = []
     for path in sorted(folder.glob("*/*/*.safetensors")):
         if path.stem in epochs:
@@ -73,43 +73,43 @@ def find_runs(folder: Path, epochs: Sequence[str] = ("best", "last")) -> list[Pa
 
 @dataclass(kw_only=True)
 class PatchBenchmark(Benchmark[Data, PatchMethod]):
-    """published: whether papers' tables are shown below."""
+    """published: whether to append tables from papers."""
 
     default_features = "sift,rootsift"
     published_as: ClassVar[str]
-    """What is printed on it, by the name of its file."""
+    """Name of its file of published results."""
 
     published: bool = False
 
     def printed(self) -> list[Table]:
-        """What papers print, where it is asked for."""
+        """Tables from papers, if requested."""
         return published_tables(self.published_as) if self.published else []
 
     def methods(self, features: Sequence[str], *, runs: Path | None = None, **reading: Any) -> list[PatchMethod]:
-        """Those that are named, then the weights of a folder of trainings. Raises UsageError, BadInputError."""
+        """The named methods, then the weights in a folder of training runs. Raises UsageError, BadInputError."""
         named = [PatchMethod(name, "", "", name) for name in features]
         return named + (find_runs(runs) if runs is not None else [])
 
     def describer(self, method: PatchMethod) -> PatchDescriber:
-        """The method, loaded."""
+        """Load the method."""
         return describer(method.weight, self.device)
 
 
 def percent(share: float | None) -> float | None:
-    """A share in %, and nothing of nothing."""
+    """Convert a share to %; None stays None."""
     return None if share is None else 100 * share
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # UBC's table (Winder et al., CVPR 2009): FPR95 of every method on the test pairs of every set.
 #
-# A method that was trained on a set is not tested on it: with three sets this gives the six combinations of training
-# and test that the papers print.
+# A method is not tested on its own training set: three sets give the six combinations of training and test set that
+# papers report.
 
 
 @dataclass(frozen=True)
 class UbcSet:
-    """A set and its test pairs."""
+    """A patch set and its test pairs."""
 
     patch_set: PatchSet
     pairs: TestPairs
@@ -122,7 +122,7 @@ class UbcSet:
 
 @dataclass(frozen=True)
 class UbcScore:
-    """One measurement. train: set the method was trained on, "" for none. fpr95: share in [0, 1]."""
+    """One measurement. train: the method's training set, "" for none. fpr95: share in [0, 1]."""
 
     method: str
     train: str
@@ -133,14 +133,14 @@ class UbcScore:
 
 
 def read_ubc(folder: Path, pairs_file: str | None = None) -> UbcSet:
-    """A folder of UBC's format with its test pairs, by default the largest (`find_pairs`). Raises BadInputError."""
+    """A folder in UBC's format with its test pairs, by default the largest (`find_pairs`). Raises BadInputError."""
     patch_set = read_phototour(folder)
     path = folder / pairs_file if pairs_file else find_pairs(folder)
     return UbcSet(patch_set, read_pairs(path, patch_set), path)
 
 
 def evaluate_pairs(data: UbcSet, method: PatchDescriber) -> float:
-    """FPR95 of a method on the pairs of a set; only the patches that are in pairs are described."""
+    """FPR95 of a method on the pairs of a set; only patches that occur in pairs are described."""
     pairs = data.pairs
     descriptors, (first, second) = describe_used(method, data.patch_set.patches, [pairs.index0, pairs.index1])
     return fpr95(indexed_distances(descriptors, first, second), pairs.match)
@@ -149,7 +149,7 @@ def evaluate_pairs(data: UbcSet, method: PatchDescriber) -> float:
 def evaluate_ubc(
     sets: Sequence[UbcSet], methods: Sequence[PatchMethod], make: Callable[[str], PatchDescriber]
 ) -> list[UbcScore]:
-    """Every method on every set but the one it was trained on. make: descriptor of a `weight`."""
+    """Every method on every set except its training set. make: loads the descriptor of a `weight`."""
     scores = []
     for method in methods:
         describe = make(method.weight)
@@ -169,15 +169,15 @@ class UbcTable:
 
     @staticmethod
     def mean(values: Sequence[float | None]) -> float | None:
-        """Mean of a row; None when a cell is missing."""
+        """Mean of a row; None if a value is missing."""
         return None if any(value is None for value in values) else fmean(v for v in values if v is not None)
 
 
 def ubc_table(scores: Sequence[UbcScore]) -> UbcTable:
-    """The papers' table. A method that is not trained has the same value for every training set.
+    """The papers' table. A method without training has the same value for every training set.
 
-    Without any method that was trained on one of the sets, the columns are the test sets alone, with "" as the training
-    set. A method trained on another set, such as the union, has no row.
+    If no method was trained on one of the sets, the columns are the test sets only, with "" as the training set. A
+    method trained on another set, such as the union, has no row.
     """
     tests = list(dict.fromkeys(score.test for score in scores))
     trains = [test for test in tests if any(score.train == test for score in scores)]
@@ -195,7 +195,7 @@ def ubc_table(scores: Sequence[UbcScore]) -> UbcTable:
 
 @dataclass(kw_only=True)
 class Ubc(PatchBenchmark[list[UbcSet]]):
-    """pairs: name of the file of test pairs in each folder; by default the largest m50_*."""
+    """pairs: file name of the test pairs in each folder; by default the largest m50_*."""
 
     name = "ubc"
     data_option = "data"
@@ -229,8 +229,8 @@ class Ubc(PatchBenchmark[list[UbcSet]]):
 # ----------------------------------------------------------------------------------------------------------------------
 # Patch retrieval on RomePatches (Paulin et al., ICCV 2015; DOAP, section 5.3).
 #
-# Each query is searched among the patches that are no queries; right are those of its group, 9 of 9,000. The score is
-# the mean AP over the 1,000 queries, of the training set and of the test set.
+# Each query is searched among the patches that are not queries; correct are those of its group, 9 of 9,000. The score
+# is the mean AP over the 1,000 queries, for the training set and for the test set.
 
 
 QUERIES_AT_ONCE = 256
@@ -246,7 +246,7 @@ class RomeScore:
 
 
 def evaluate_rome(data: RomePatches, method: PatchDescriber, rule: ApRule = "trapezoid") -> RomeScore:
-    """Mean AP of one set. rule: "trapezoid" as scripts of image retrieval have it; "precision" is DOAP's eq. 2."""
+    """Mean AP of one set. rule: "trapezoid" as in image retrieval scripts; "precision" is DOAP's eq. 2."""
     descriptors = method.describe(data.patches)
     num = data.num_queries
     aps = []
@@ -259,7 +259,7 @@ def evaluate_rome(data: RomePatches, method: PatchDescriber, rule: ApRule = "tra
 
 
 class Rome(PatchBenchmark[dict[str, RomePatches]]):
-    """Both sets of patches."""
+    """Patch retrieval on both sets, training and test."""
 
     name = "rome"
     published_as = "rome"

@@ -12,8 +12,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
+from dataclasses import replace
+from typing import Annotated, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,7 @@ from featkit.core.runtime import torch_device
 from featkit.core.types import Features
 from featkit.features.fast.scfeat import DenseFeatures, FrozenSCFeat
 from featkit.geometry.batched import sample_map
+from featkit.geometry.pixels import apply_affine, resize_affine
 from featkit.models.scfeat import SCALE
 from featkit.weights.files import load_scfeat_network
 from featkit.weights.manifest import find, sha256_of
@@ -60,6 +63,9 @@ class ScfeatConfig(Config):
     turns: Literal[1, 4] = 1
     """Rotations to describe; 4: 0, 90, 180 and 270 degrees, concatenated in one row, of which the matcher finds the
     rotation between two images: for images that are not all upright, in four times the time."""
+    scales: tuple[Annotated[float, Field(ge=0.05, le=4)], ...] = Field((1.0,), min_length=1, max_length=16)
+    """Sizes at which an image is searched and described, as fractions of its own; the best keypoints of all are kept.
+    Several, as (1, 0.71, 0.5): for photographs from different distances. Every size has a different value."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the network's activations. Half precision needs a GPU, or a CPU that supports it natively."""
     max_pixels: Runtime[int] = Field(6_000_000, ge=512 * 512, le=10**9)
@@ -68,6 +74,13 @@ class ScfeatConfig(Config):
     """Maximum images of one size per GPU batch, within max_pixels. Changes results only by rounding."""
     compile: Runtime[bool] = False
     """Compile the network with torch.compile: takes minutes once per image size, worthwhile on a GPU."""
+
+    @field_validator("scales")
+    @classmethod
+    def _different(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("each scale once")
+        return value
 
     @field_validator("nms_window")
     @classmethod
@@ -105,17 +118,66 @@ class Scfeat:
 
     def extract_batch(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Features]:
         """Features of several images; consecutive images of the same size are batched on a GPU."""
-        waiting = {i: self._ready().submit(Asked(image)) for i, image in enumerate(images) if self._usable(image)}
+        thread = self._ready()
+        waiting = [
+            [thread.submit(Asked(resized(image, s))) for s in self._scales(image)] if self._usable(image) else []
+            for image in images
+        ]
         return [
-            waiting[index].result() if index in waiting else self._none(image) for index, image in enumerate(images)
+            self._best([part.result() for part in parts], image) if parts else self._none(image)
+            for parts, image in zip(waiting, images, strict=True)
         ]
 
-    def describe_points(self, pixels: UInt8[np.ndarray, "h w 3"], points: Features) -> Features:
-        """Given keypoints, described from the network's map; see `DescribesPoints`. Scales and angles change nothing.
+    def _scales(self, image: np.ndarray) -> list[float]:
+        """Those at which the image is large enough for the network; its own size, where no other is."""
+        side = min(image.shape[:2])
+        return [scale for scale in self.config.scales if round(scale * side) >= MIN_SIDE_PX] or [1.0]
 
-        An image that `extract` finds no features in has none here either.
+    def _best(self, parts: list[Features], image: np.ndarray) -> Features:
+        """The best features of an image and its resized copies, in pixels of the image."""
+        if self.config.scales == (1.0,):
+            return parts[0]
+        height, width = image.shape[:2]
+        moved = [
+            apply_affine(resize_affine(part.image_size, (width, height)), part.keypoints.astype(np.float64))
+            for part in parts
+        ]
+        factors = [np.full(len(part), width / part.image_size[0], np.float32) for part in parts]
+        joined = replace(
+            parts[0],
+            keypoints=np.concatenate(moved).astype(np.float32),
+            descriptors=np.concatenate([part.descriptors for part in parts]),
+            scores=np.concatenate([part.scores for part in parts]),
+            scales=np.concatenate(factors),
+            image_size=(width, height),
+        )
+        return joined.select(np.argsort(-joined.scores, kind="stable")[: self.config.max_keypoints])
+
+    def describe_points(self, pixels: UInt8[np.ndarray, "h w 3"], points: Features) -> Features:
+        """Given keypoints, described from the network's map; see `DescribesPoints`. Orientations change nothing.
+
+        With several `scales`, each keypoint is described in the resized copy whose pixels, in pixels of the image, are
+        nearest to its scale (1 if it has none). An image in which `extract` finds no features has none here either.
         """
-        return self._ready().submit(Asked(pixels, points)).result() if self._usable(pixels) else self._none(pixels)
+        if not self._usable(pixels):
+            return self._none(pixels)
+        thread, size = self._ready(), (pixels.shape[1], pixels.shape[0])
+        copies = [resized(pixels, scale) for scale in self._scales(pixels)]
+        own = np.ones(len(points), np.float32) if points.scales is None else points.scales
+        of_copies = np.log([size[0] / copy.shape[1] for copy in copies])
+        chosen = np.abs(np.log(own)[:, None] - of_copies).argmin(axis=1)
+        parts = [np.flatnonzero(chosen == number) for number in range(len(copies))]
+        waiting = []
+        for copy, index in zip(copies, parts, strict=True):
+            there = points.select(index)
+            moved = apply_affine(
+                resize_affine(size, (copy.shape[1], copy.shape[0])), there.keypoints.astype(np.float64)
+            )
+            waiting.append(thread.submit(Asked(copy, replace(there, keypoints=moved.astype(np.float32)))))
+        rows = np.concatenate([part.result().descriptors for part in waiting])
+        descriptors = np.empty_like(rows)
+        descriptors[np.concatenate(parts)] = rows
+        return replace(points, descriptors=descriptors, turns=self.config.turns)
 
     def _usable(self, image: np.ndarray) -> bool:
         height, width = image.shape[:2]
@@ -130,7 +192,8 @@ class Scfeat:
         dimension = (self._network.dimension + (self.config.normalisation == "fusion")) * self.config.turns
         height, width = image.shape[:2]
         nothing = np.zeros((0, 2), np.float32), np.zeros((0, dimension), np.float16), np.zeros(0, np.float32)
-        return Features(*nothing, image_size=(width, height), turns=self.config.turns)
+        scales = None if self.config.scales == (1.0,) else np.zeros(0, np.float32)
+        return Features(*nothing, image_size=(width, height), scales=scales, turns=self.config.turns)
 
     def _ready(self) -> OneThread[Asked]:
         """The thread that runs the network; the network is loaded on the first call."""
@@ -204,6 +267,14 @@ class Scfeat:
         with torch.inference_mode():
             vectors = sample_map(maps[None], points[None], padded_size)[0]
             return normalised_rows(vectors, self.config.normalisation).cpu().numpy()
+
+
+def resized(image: UInt8[np.ndarray, "h w c"], scale: float) -> UInt8[np.ndarray, "h2 w2 c"]:
+    """An image of `scale` times the size."""
+    if scale == 1:
+        return image
+    size = round(scale * image.shape[1]), round(scale * image.shape[0])
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""The names under which featkit inside other programs was first published: see `featkit.hloc`."""
+"""Former location of `featkit.hloc`, kept for compatibility."""

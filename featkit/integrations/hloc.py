@@ -1,4 +1,4 @@
-"""`featkit.hloc` under its first name: `register`, and `python -m featkit.integrations.hloc`, go on working."""
+"""Alias of `featkit.hloc` under its former name: `register`, and `python -m featkit.integrations.hloc`."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""Queries against a map: 2D-3D matches, absolute pose, the localize stage."""
+"""Localization of queries in a map: 2D-3D matches, absolute pose, the localize stage."""

@@ -21,9 +21,9 @@ from featkit.io.features import FeatureStore
 from featkit.mapping.cameras import to_pose
 from featkit.mapping.model import point_ids
 
-# Ceres' quaternion tangent is half a rotation vector, so pycolmap's rotation block is a quarter of the covariance.
+# Ceres' quaternion tangent is half a rotation vector: pycolmap's rotation block is a quarter of the covariance.
 ROTATION_VECTOR_PER_TANGENT = 2.0
-UNBOUNDED_PX = 1e9  # a loss scale this large is plain least squares
+UNBOUNDED_PX = 1e9  # with a loss scale this large: plain least squares
 
 
 class PoseConfig(Config):
@@ -32,24 +32,24 @@ class PoseConfig(Config):
     max_error_px: Pixels = 12.0
     """RANSAC threshold, px (hloc's value)."""
     min_inliers: int = Field(12, ge=3, le=10**9)
-    """A pose with fewer is reported as a failure: 6 unknowns, and twice as many points to trust them."""
+    """Minimum number of inliers; a pose with fewer is reported as a failure. The default is twice the 6 unknowns."""
     confidence: Confidence = 0.99999
-    """Probability of a draw without outliers, after which drawing ends."""
+    """Probability of having drawn an outlier-free sample, at which RANSAC stops."""
     max_trials: Trials = 10_000
-    """Draws of RANSAC at most."""
+    """Maximum number of RANSAC iterations."""
     seed: Seed = 0
-    """Of RANSAC's draws."""
+    """Random seed of RANSAC."""
     uncertain_ratio: Factor = 2.0
-    """A pose whose inliers are in the median farther off than this many times the map's own is called uncertain: a
-    camera that is not the query's, or another place that looks like it."""
+    """Ratio of median inlier residuals, query over map, above which a pose is marked uncertain. Large residuals are a
+    sign of wrong intrinsics or of a similar-looking place."""
 
 
 @dataclass(frozen=True)
 class PoseEstimate:
-    """centre_std: standard deviation of the camera centre, in map units (root of the covariance's trace).
+    """centre_std: standard deviation of the camera centre, in map units (square root of the covariance's trace).
 
-    rotation_std_deg: the same of the rotation vector. Both follow from the inliers' residuals;
-    residual_px is their RMS per coordinate, median_px the median of their distances.
+    rotation_std_deg: the same for the rotation vector, degrees. Both are computed from the inliers' residuals.
+    residual_px: RMS residual per coordinate; median_px: median distance.
     """
 
     pose: Pose
@@ -68,8 +68,8 @@ def estimate_pose(
     config: PoseConfig,
     refine_focal: bool = False,
 ) -> PoseEstimate | None:
-    """Pose of a camera that sees points3d at points2d (COLMAP pixels), or None when RANSAC finds none."""
-    camera = pycolmap.Camera(camera.todict())  # refinement writes into it
+    """Pose of a camera that sees points3d at points2d (COLMAP pixels), or None if RANSAC finds none."""
+    camera = pycolmap.Camera(camera.todict())  # refinement modifies it
     estimation = pycolmap.AbsolutePoseEstimationOptions()
     estimation.estimate_focal_length = refine_focal and not camera_models()[camera.model_name].is_fisheye
     estimation.ransac.max_error = config.max_error_px
@@ -108,15 +108,15 @@ def assessed(
 def squared_residuals(
     rigid: pycolmap.Rigid3d, camera: pycolmap.Camera, points2d: np.ndarray, points3d: np.ndarray
 ) -> Float[np.ndarray, " n"]:
-    """Squared distances in the image, px^2, of projections of points3d from points2d (COLMAP pixels)."""
+    """Squared distances, px^2, between points2d and the projections of points3d (COLMAP pixels)."""
     return np.sum((np.asarray(camera.img_from_cam(rigid * points3d)) - points2d) ** 2, axis=1)
 
 
 def _effective_noise_px(squared: Float[np.ndarray, " n"], loss_scale_px: float) -> float:
-    """Noise per coordinate, px, that plain least squares would need for the scatter of pycolmap's robust pose.
+    """Noise per coordinate, px, for which plain least squares has the same scatter as pycolmap's robust pose.
 
     Variance of an M-estimate, E[psi^2] / E[psi']^2 (Huber, Robust Statistics, 1981, section 7.6), for the Cauchy loss
-    of distances in the image: its weight is w = 1 / (1 + d^2 / scale^2), and psi' averaged over directions is w^2.
+    of image distances: its weight is w = 1 / (1 + d^2 / scale^2), and psi' averaged over directions is w^2.
     """
     weights = 1.0 / (1.0 + squared / loss_scale_px**2)
     correction = len(squared) / max(1.0, len(squared) - 3.0)  # six parameters of 2 n coordinates
@@ -131,9 +131,9 @@ def _covariance(
     camera: pycolmap.Camera,
     refinement: pycolmap.AbsolutePoseRefinementOptions,
 ) -> Float[np.ndarray, "6 6"]:
-    """Covariance of (rotation tangent, translation) for least squares and noise of 1 px: (J^T J)^-1 at the pose."""
+    """Covariance of (rotation tangent, translation) for least squares with noise of 1 px: (J^T J)^-1 at the pose."""
     refinement.loss_function_scale = UNBOUNDED_PX
-    refinement.max_num_iterations = 0  # the pose stays as it is
+    refinement.max_num_iterations = 0  # keeps the pose
     answer = pycolmap.refine_absolute_pose(
         rigid, points2d, points3d, inlier, pycolmap.Camera(camera.todict()), refinement, return_covariance=True
     )
@@ -143,9 +143,9 @@ def _covariance(
 
 
 def _uncertainty(pose: Pose, covariance: Float[np.ndarray, "6 6"], noise_px: float) -> tuple[float, float]:
-    """Standard deviations of the centre and of the rotation (deg), for keypoint noise of `noise_px`.
+    """Standard deviations of the centre and of the rotation (degrees), for keypoint noise of `noise_px`.
 
-    covariance: of (rotation tangent, translation) of the world-to-camera pose for noise of 1 px. With a left
+    covariance: of (rotation tangent, translation) of the world-to-camera pose, for noise of 1 px. With a left
     perturbation w of the rotation, the centre -R^T t moves by -R^T dt - R^T [t]x w.
     """
     if not np.all(np.isfinite(covariance)):
@@ -162,23 +162,23 @@ def _uncertainty(pose: Pose, covariance: Float[np.ndarray, "6 6"], noise_px: flo
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The map as a localizer needs it: for every keypoint of every map image, the 3D point it belongs to.
+# The map as localization uses it: the 3D point of each keypoint of each map image.
 
 
 CACHED_IMAGES = 512
-SAMPLED_IMAGES = 32  # of a map, for its reprojection error
-SMALLEST_PX = 0.1  # what nobody's keypoints come below, so that an exact map calls nothing uncertain
+SAMPLED_IMAGES = 32  # map images from which the reprojection error is estimated
+SMALLEST_PX = 0.1  # lower limit of a map's residual: with an exact map no pose would be certain
 MAX_KEYPOINT_SHIFT_PX = 0.1
 
 
 class MatchSource(Protocol):
-    """Where matches of pairs come from: a MatchStore, or memory."""
+    """Source of matches of pairs: a MatchStore, or memory."""
 
     def read(self, pair: Pair) -> Matches: ...
 
 
 class MapPoints:
-    """A model with the features it was made from."""
+    """A model and the features it was built from."""
 
     def __init__(self, model: pycolmap.Reconstruction, features: FeatureStore):
         self.model = model
@@ -193,13 +193,14 @@ class MapPoints:
         return sorted(self._images)
 
     def point_ids(self, name: str) -> Int[np.ndarray, " n"]:
-        """For every keypoint of a registered image the id of its 3D point, or -1."""
+        """3D point id of each keypoint of a registered image, or -1."""
         return self._points_of(name)
 
     def uncertain(self, estimate: PoseEstimate, ratio: float) -> str:
-        """Why a pose is not to be trusted; empty: its residuals are like the map's own.
+        """Why a pose is unreliable; empty if its residuals are similar to the map's.
 
-        ratio: allowed between them; more for a query larger than the map's images, since keypoints are as much coarser.
+        ratio: largest allowed ratio between them; scaled up for a query larger than the map's images, whose keypoints
+        are less precise in pixels.
         """
         median_px, longer = self.reprojection
         larger = max(1.0, max(estimate.camera.width, estimate.camera.height) / longer)
@@ -207,13 +208,13 @@ class MapPoints:
         if estimate.median_px <= limit:
             return ""
         return (
-            f"its points are off by {estimate.median_px:.2f} px in the median, those of the map by {median_px:.2f} px;"
-            " is the camera its own?"
+            f"its points have a median residual of {estimate.median_px:.2f} px, those of the map {median_px:.2f} px;"
+            " are its intrinsics correct?"
         )
 
     @cached_property
     def reprojection(self) -> tuple[float, float]:
-        """Median distance of the map's keypoints from their points, px, and the median of its images' longer sides."""
+        """Median reprojection error of the map's keypoints, px, and median of the longer side of its images, px."""
         names = self.names()
         squared, longer = [np.zeros(0)], []
         for place in np.unique(np.linspace(0, len(names) - 1, SAMPLED_IMAGES).round().astype(int)):
@@ -231,7 +232,7 @@ class MapPoints:
         return point_ids(self._images[name])
 
     def _check_same_keypoints(self, features: FeatureStore) -> None:
-        """Matches name keypoints by their number, so model and features must agree on them."""
+        """Matches refer to keypoints by index, so the model and the features must have the same ones."""
         for name in self.names():
             image, stored = self._images[name], features.keypoints(name)
             if len(stored) != image.num_points2D():
@@ -240,12 +241,12 @@ class MapPoints:
                     f" {image.num_points2D()}; localize with the features that the map was made from"
                 )
             if len(stored) and np.abs(to_colmap(stored)[0] - image.points2D[0].xy).max() > MAX_KEYPOINT_SHIFT_PX:
-                raise BadInputError(f"{features.path}: {name!r} has other keypoints than the map; see --features")
+                raise BadInputError(f"{features.path}: {name!r} has different keypoints from the map; see --features")
 
     def correspondences(
         self, query: str, keypoints: Float[np.ndarray, "n 2"], partners: list[str], matches: MatchSource
     ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
-        """2D-3D matches of a query through its matches with map images: keypoint index and point id, each pair once."""
+        """Distinct 2D-3D matches of a query from its matches with map images: keypoint indices and point ids."""
         found = [np.zeros((0, 2), np.int64)]
         for name in partners:
             pairs = matches.read(Pair(query, name)).as_index_pairs().astype(np.int64)

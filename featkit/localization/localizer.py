@@ -1,4 +1,4 @@
-"""A map that stays in memory, and answers one photograph after another: what `featkit localize` does, kept warm.
+"""A map kept in memory that localizes one image after another: `featkit localize` without its start-up time.
 
 from featkit import Localizer
 result = Localizer("scene/").localize("photograph.jpg")
@@ -46,51 +46,51 @@ Image = Path | str | UInt8[np.ndarray, "h w *c"]
 
 
 class LocalizerConfig(MatchWith):
-    """What decides a pose, beside the map: the fields of the recipe behind `featkit localize`, with its defaults."""
+    """What determines a pose, apart from the map: the fields of the recipe of `featkit localize`, with its defaults."""
 
     retrieval: VladConfig = VladConfig()
-    """How map images are found for a query."""
+    """Retrieval of map images for a query."""
     localize: LocalizeConfig = LocalizeConfig()
-    """Poses, and the query's camera."""
+    """Pose estimation, and the query's camera."""
     seed: Seed = 0
-    """Of the clusters of retrieval."""
+    """Random seed of the retrieval clustering."""
     points_only: bool = False
-    """Match with the 3D points that the retrieved images show, each once, as the most similar of them shows it: faster
-    and smaller. The matches, and the pose by its noise, are then not those of `featkit localize`."""
+    """Match against the distinct 3D points visible in the retrieved images, each with its descriptor from the most
+    similar image: faster and smaller. Matches, and thus poses up to noise, differ from those of `featkit localize`."""
     cache_mb: Runtime[int] = Field(1024, ge=0, le=10**6)
-    """Features of map images that are kept in memory, MiB; 8,000 of 128 numbers are 4."""
+    """Maximum size of map image features kept in memory, MiB; 8,000 descriptors of 128 floats take 4 MiB."""
 
 
 class ServeConfig(Config):
-    """What one client may ask of the server."""
+    """Limits of the server."""
 
     max_mb: Megabytes = 32.0
-    """Largest photograph, millions of bytes."""
+    """Largest image file, millions of bytes."""
     max_megapixels: Factor = 50.0
-    """Largest photograph, millions of pixels; a larger one is refused by its header, before it is decoded."""
+    """Largest image, millions of pixels; a larger one is refused by its header, before decoding."""
     upload_s: Seconds = 30.0
-    """Seconds within which a photograph must have arrived."""
+    """Time limit for receiving an image, s."""
     timeout_s: Seconds = 60.0
-    """Seconds for one photograph, waiting included."""
+    """Time limit for one image, including waiting, s."""
     threads: int = Field(2, ge=1, le=1024)
-    """Photographs that are worked on at once."""
+    """Number of images processed in parallel."""
     max_waiting: int = Field(16, ge=0, le=10**6)
-    """Photographs that arrive or wait for a thread; more are sent away before they are read."""
+    """Maximum number of images being received or waiting for a thread; further ones are refused unread."""
     header_s: Seconds = 10.0
-    """Seconds within which a connection must have made its request."""
+    """Time limit for a connection to send its request header, s."""
     max_connections: int = Field(200, ge=1, le=10**6)
-    """Connections at once; more are sent away."""
+    """Maximum number of simultaneous connections; further ones are refused."""
 
 
 class ServedConfig(LocalizerConfig):
-    """A localizer that answers others."""
+    """Configuration of a localizer behind the server."""
 
     serve: ServeConfig = ServeConfig()
-    """What one client may ask."""
+    """Limits of the server."""
 
 
 class Localizer:
-    """Poses of photographs in one map. Threads may share it: they extract side by side, and match one after another."""
+    """Localizes images in one map. Thread-safe: threads extract in parallel, and match one at a time."""
 
     def __init__(
         self,
@@ -101,11 +101,11 @@ class Localizer:
         device: str = "auto",
         number: int | None = None,
     ):
-        """Load the model, describe its images, and build the extractor that the map's features were made with.
+        """Load the model, compute its images' global descriptors, and build the extractor of the map's features.
 
-        map_folder: a scene, its featkit/ folder, or a sparse model beside its features. features: the map's features.h5
-        when it is elsewhere. number: which of several models; None: the largest. Raises BadInputError and UsageError as
-        `featkit localize` does.
+        map_folder: a scene, its featkit/ folder, or a sparse model next to its features. features: the map's
+        features.h5, if it is elsewhere. number: which of several models; None: the largest. Raises BadInputError and
+        UsageError like `featkit localize`.
         """
         self.config = config or LocalizerConfig()
         check_camera(self.config.localize.camera)
@@ -118,8 +118,8 @@ class Localizer:
             store = stack.enter_context(open_features(found.features))
             if weights_for(self._matcher, store.extractor) and self.config.points_only:
                 raise UsageError(
-                    f"points_only matches with points of several images at once; {self.config.matcher} looks at where"
-                    " keypoints are in one image: leave out one of both"
+                    f"points_only matches with points of several images at once; {self.config.matcher} needs the"
+                    " keypoint positions in one image: use one or the other"
                 )
             self._points = MapPoints(read_model(found.model), store)
             self._warm = WarmFeatures(store, self._points, self.config.cache_mb * MIB, self.config.points_only)
@@ -144,12 +144,12 @@ class Localizer:
         name: str | None = None,
         features: Features | None = None,
     ) -> QueryResult:
-        """The pose of one photograph, or the reason why there is none: what `featkit localize` finds for it.
+        """Pose of one image, or the reason why there is none; the same result as `featkit localize`.
 
         image: a file, or uint8 pixels, upright, grey (h, w) or RGB (h, w, 3). intrinsics: its camera, also as
-        `MODEL width height params...`; None: the map's, EXIF's, or a guess that is refined with the pose. name: what
-        the result calls it. features: of the file, where `extract` found them already; pixels are then not read again.
-        Raises BadInputError for an image that cannot be read or is not of its camera's size.
+        `MODEL width height params...`; None: from the map, from EXIF, or a guess that is refined with the pose. name:
+        its name in the result. features: of the file, if `extract` computed them already; the image is then not read
+        again. Raises BadInputError if the image cannot be read or its size differs from its camera's.
         """
         if isinstance(intrinsics, str):
             intrinsics = parse_intrinsics(intrinsics, "intrinsics")
@@ -168,7 +168,7 @@ class Localizer:
         if decoded is not None:
             features = in_file(self._method, decoded, extractor.extract(decoded.pixels))
         assert features is not None
-        with self._turn:  # torch's number of threads and the open file are shared
+        with self._turn:  # torch's thread count and the open file are shared
             partners = self._retrieve(name, features)
             found = self._match(name, features, partners) if partners else None
         pose = self.config.localize.pose
@@ -183,7 +183,7 @@ class Localizer:
         return query_camera(path.name, path.parent, self.config.localize.camera, listed, self._points.model)
 
     def _retrieve(self, name: str, features: Features) -> list[str]:
-        """The most similar images of the map, best first; none for an image without keypoints."""
+        """The most similar map images, best first; empty for an image without keypoints."""
         config = self.config.retrieval
         rows = unit_rows(features, config.descriptors_per_image, f"{name!r}: descriptors")
         vector = image_vector(rows, self._codebook, config, self._device, repr(name))
@@ -211,22 +211,22 @@ class Localizer:
 
     @property
     def extract(self) -> Callable[[Path], Features] | None:
-        """What finds a photograph's features, to be called in another process; None on a GPU, which this one has."""
+        """Function that extracts an image's features in another process; None on a GPU, used only by this process."""
         on_cpu = torch_device(self._device).type == "cpu"
         return functools.partial(extract_one, self._method) if on_cpu else None
 
     @property
     def map_images(self) -> int:
-        """Images of the map that have a pose."""
+        """Number of registered map images."""
         return len(self._points.names())
 
     @property
     def map_points(self) -> int:
-        """3D points of the map."""
+        """Number of 3D points in the map."""
         return self._points.model.num_points3D()
 
     def close(self) -> None:
-        """Close the map's files; nothing can be localized after that."""
+        """Close the map's files. The localizer cannot be used afterwards."""
         self._open.close()
 
     def __enter__(self) -> Localizer:
@@ -240,7 +240,7 @@ class Localizer:
 
 @dataclass(frozen=True)
 class FoundMatches:
-    """Matches in memory, read as from a matches.h5."""
+    """Matches in memory, with the interface of a matches.h5 store."""
 
     by_pair: dict[Pair, Matches]
 
@@ -250,9 +250,9 @@ class FoundMatches:
 
 @dataclass(frozen=True)
 class WarmImage:
-    """Features of a map image as the matcher wants them.
+    """Features of a map image, ready for the matcher.
 
-    index, point_ids: which of the image's keypoints they are, and their 3D points (-1: none).
+    index, point_ids: the keypoints' indices in the image, and their 3D points (-1: none).
     """
 
     features: Features
@@ -262,10 +262,10 @@ class WarmImage:
 
 @dataclass(frozen=True)
 class PointsOnce:
-    """3D points that several images show, each as the first of them shows it.
+    """Distinct 3D points of several images, each with the descriptor of the first image that shows it.
 
-    features: their descriptors; where a keypoint lies is said of the image that shows it. image, index: for each, and
-    a -1 after the last, the number of that image and of its keypoint.
+    features: their descriptors; each keypoint position refers to its own image. image, index: (n + 1,) number of
+    that image and index of the keypoint in it, with a final -1.
     """
 
     features: Features
@@ -274,7 +274,7 @@ class PointsOnce:
 
     @classmethod
     def of(cls, images: Sequence[WarmImage]) -> PointsOnce:
-        """images: one or more, of keypoints with 3D points alone."""
+        """images: one or more, with only keypoints that have a 3D point."""
         number = np.repeat(np.arange(len(images)), [len(image.features) for image in images])
         point_ids = np.concatenate([image.point_ids for image in images])
         first = np.sort(np.unique(point_ids, return_index=True)[1])
@@ -295,15 +295,15 @@ class PointsOnce:
         return cls(features, np.append(number[first], -1), np.append(index, -1))
 
     def by_image(self, matches: Matches, count: int) -> list[Matches]:
-        """Matches with these points as matches with the keypoints of each image."""
+        """Convert matches with these points to matches with the keypoints of each image."""
         shown_by, index = self.image[matches.matches0], self.index[matches.matches0]
         return [replace(matches, matches0=np.where(shown_by == number, index, -1)) for number in range(count)]
 
 
 class WarmFeatures:
-    """Features of map images; those used last stay in memory. Not for several threads.
+    """Features of map images, with an LRU cache. Not thread-safe.
 
-    points_only: only keypoints with a 3D point are kept.
+    points_only: keep only keypoints with a 3D point.
     """
 
     def __init__(self, store: FeatureStore, points: MapPoints, budget_bytes: int, points_only: bool):
@@ -311,7 +311,7 @@ class WarmFeatures:
         self._kept: OrderedDict[str, WarmImage] = OrderedDict()
 
     def read(self, name: str) -> WarmImage:
-        """Raises BadInputError when they are missing or damaged."""
+        """Read a map image's features. Raises BadInputError if they are missing or damaged."""
         if name in self._kept:
             self._kept.move_to_end(name)
             return self._kept[name]
@@ -329,7 +329,7 @@ class WarmFeatures:
 
 
 def real_numbers(features: Features) -> Features:
-    """The same features with float32 descriptors, which is what a matcher makes of halves; packed bits stay."""
+    """The same features with float32 descriptors, as matchers convert float16; packed bits are unchanged."""
     rows = features.descriptors
     return features if is_packed(rows) else replace(features, descriptors=np.ascontiguousarray(rows, np.float32))
 

@@ -1,4 +1,4 @@
-"""Intrinsics of query photographs: from a list, from the map, from EXIF, or guessed. Where they came from is kept."""
+"""Intrinsics of query images, and their source: a list, the map, EXIF, or a guess. Map images to match them with."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Source = Literal["list", "params", "map", "exif", "guess"]
 
 @dataclass(frozen=True)
 class QueryCamera:
-    """A query's camera. `source` "guess" means that nothing is known: its focal length is estimated with the pose."""
+    """A query's camera. `source` "guess": no intrinsics are known, so the focal length is estimated with the pose."""
 
     camera: pycolmap.Camera
     source: Source
@@ -43,7 +43,7 @@ def query_camera(
     listed: dict[str, Intrinsics] | None,
     model: pycolmap.Reconstruction,
 ) -> QueryCamera:
-    """Camera of one query. Raises BadInputError when a list is given and does not have it, or has another size."""
+    """Camera of one query. Raises BadInputError if a list is given that lacks it or has a different image size."""
     if listed is not None:
         if name not in listed:
             raise BadInputError(f"{name!r} is not in the list of intrinsics; add `{name} MODEL width height params...`")
@@ -60,9 +60,9 @@ def camera_of_pixels(
     intrinsics: Intrinsics | None,
     model: pycolmap.Reconstruction,
 ) -> QueryCamera:
-    """Camera of a photograph in memory: as `query_camera`, without a file there is no EXIF. size: width, height, px.
+    """Camera of an image in memory: like `query_camera`, but without EXIF. size: (width, height), px.
 
-    Raises BadInputError for intrinsics of another size.
+    Raises BadInputError for intrinsics of a different size.
     """
     if intrinsics is not None:
         return QueryCamera(_checked(name, to_camera(intrinsics), size), "list")
@@ -74,11 +74,11 @@ def camera_of_pixels(
 
 
 def _of_map(camera: pycolmap.Camera, model: pycolmap.Reconstruction) -> QueryCamera:
-    """The one camera of the map when it has that size, else the one that was inferred."""
+    """The map's camera if it has only one, of the same size; otherwise the inferred one."""
     same = [c for c in model.cameras.values() if (c.width, c.height) == (camera.width, camera.height)]
-    if len(model.cameras) == 1 and same:  # refined by the map, so better than EXIF
+    if len(model.cameras) == 1 and same:  # refined in mapping, so better than EXIF
         return QueryCamera(same[0], "map")
-    if camera_models()[camera.model_name].is_spherical:  # its size is all there is to know
+    if camera_models()[camera.model_name].is_spherical:  # the size is its only parameter
         return QueryCamera(camera, "params")
     return QueryCamera(camera, "exif" if camera.has_prior_focal_length else "guess")
 
@@ -96,12 +96,12 @@ def _checked(name: str, camera: pycolmap.Camera, size: tuple[int, int]) -> pycol
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Which map images each query is matched with: the most similar ones by VLAD, trained on the map alone.
+# Map images to match with each query: the most similar ones by VLAD, trained on the map only.
 
 
 def pair_queries(
     query_features: Path,
-    names: list[str],
+    names: Sequence[str],
     found: MapFiles,
     config: VladConfig,
     num: int,
@@ -109,9 +109,9 @@ def pair_queries(
     seed: int,
     device: str = "auto",
 ) -> Path | None:
-    """Write pairs (query, map image), best first, unless they are there; only registered images are retrieved.
+    """Write pairs (query, map image), best first, unless up to date; only registered images are retrieved.
 
-    Queries without features (images passed over) get no pair. None when there is not one pair.
+    Queries without features (skipped images) get no pair. Returns None if there are no pairs at all.
     """
     registered = sorted(image.name for image in read_model(found.model).images.values() if image.has_pose)
     with open_features(query_features) as queries, open_features(found.features) as database:
@@ -135,9 +135,9 @@ def pair_queries(
 
 
 def given_pairs(pairs: Path, query_features: Path, map_features: Path, output: Path) -> Path | None:
-    """The pairs of a given file whose query could be read, written to `output`; None when there is not one.
+    """Write the pairs of a given file, without queries that could not be read, to `output`; None if none is left.
 
-    Raises BadInputError for a file that is no list of pairs.
+    Raises BadInputError for a file that is not a list of pairs.
     """
     with open_features(query_features) as queries, open_features(map_features) as database:
         spelled = (Spelling(queries.names), Spelling(database.names))
@@ -146,25 +146,25 @@ def given_pairs(pairs: Path, query_features: Path, map_features: Path, output: P
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Which map images each query is matched with, by global descriptors that another program made (`--retrieval`).
+# Map images to match with each query, by global descriptors computed by another program (`--retrieval`).
 
 
 class GivenQueriesConfig(Config):
-    """What decides the pairs, beside the names."""
+    """What determines the pairs, apart from the names."""
 
     content: str
-    """16 hex digits of the files of descriptors."""
+    """Hash of the descriptor files, 16 hex digits."""
     num_retrieved: Count
-    """Map images that each query is paired with."""
+    """Number of map images paired with each query."""
 
 
 def pair_queries_given(
     files: Sequence[Path], query_features: Path, names: Sequence[str], found: MapFiles, num: int, output: Path
 ) -> Path | None:
-    """Write pairs (query, map image), best first, unless they are there: `pair_queries` with a file's descriptors.
+    """Like `pair_queries`, with descriptors from files.
 
-    files: one of all images, or the map's and the queries'. Queries without features get no pair; None when there is
-    not one pair. Raises BadInputError, which names the images without a descriptor; UsageError for three files.
+    files: one with all images, or one for the map and one for the queries. Raises BadInputError, which names images
+    without a descriptor, and UsageError for three files.
     """
     check_files(files)
     registered = sorted(image.name for image in read_model(found.model).images.values() if image.has_pose)

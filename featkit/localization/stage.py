@@ -1,6 +1,6 @@
-"""The localize stage: a map + query features + matches -> poses.txt and poses.json.
+"""The localize stage: a map, query features and matches -> poses.txt and poses.json.
 
-A query that fails is absent from poses.txt; poses.json gives its reason. Nothing is ever filled in.
+A query that fails is absent from poses.txt; poses.json gives the reason. No pose is ever made up.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ class LocalizeConfig(Config):
     """From 2D-3D matches to poses."""
 
     num_retrieved: Count = 20
-    """Map images that each query is matched with."""
+    """Number of map images that each query is matched with."""
     pose: PoseConfig = PoseConfig()
-    """How a pose is estimated from matched points."""
+    """Estimation of a pose from 2D-3D matches."""
     camera: CameraConfig = CameraConfig()
-    """For queries without a list of intrinsics."""
+    """Cameras of queries without given intrinsics."""
 
 
 @dataclass(frozen=True)
 class QueryResult:
-    """One query: its pose, or the reason why there is none."""
+    """Result of one query: its pose, or the reason why there is none."""
 
     name: str
     reason: str
@@ -61,7 +61,7 @@ class QueryResult:
     intrinsics_source: str
     estimate: PoseEstimate | None = None
     uncertain: str = ""
-    """Why its pose is not to be trusted."""
+    """Why the pose is unreliable; empty if it is not."""
 
     @property
     def pose(self) -> Pose | None:
@@ -84,9 +84,9 @@ def run(
 ) -> list[QueryResult]:
     """Localize queries, write output/poses.txt and output/poses.json, and return every query's result.
 
-    model: folder of a COLMAP model made from `map_features`. images: folder of the queries. pairs: query first, map
-    image second; None (with matches None) when not one query could be paired. Raises BadInputError, and
-    EmptyResultError, after writing poses.json, when not one query could be localized, except where it `may_fail`.
+    model: folder of a COLMAP model built from `map_features`. images: folder of the queries. pairs: query first, map
+    image second; None (with matches None) if no query could be paired. Raises BadInputError, and, unless `may_fail`,
+    EmptyResultError if no query was localized (after writing poses.json).
     """
     partners: dict[str, list[str]] = {name: [] for name in names}
     for pair in read_pairs(pairs, directed=True) if pairs is not None else ():
@@ -113,7 +113,7 @@ def run(
 
 
 def refuse_none(results: Sequence[QueryResult], images: Path, output: Path, map_features: Path) -> None:
-    """Raise EmptyResultError when not one query is localized."""
+    """Raise EmptyResultError if no query was localized."""
     if all(result.pose is None for result in results):
         with open_features(map_features) as store:
             extractor = store.extractor
@@ -156,7 +156,7 @@ def known_of(name: str, query: QueryCamera, keypoints: int, partners: Sequence[s
     }
     if keypoints == 0:
         return facts, "no keypoint found in the image"
-    return facts, "" if partners else "no map image was retrieved for it"
+    return facts, "" if partners else "no map image was retrieved"
 
 
 def localize_query(
@@ -168,7 +168,7 @@ def localize_query(
     matches: MatchSource | None,
     points: MapPoints,
 ) -> QueryResult:
-    """One query, from its matches with `partners`, images of the map. keypoints: in the pixels of its file."""
+    """Localize one query from its matches with the map images `partners`. keypoints: in the pixels of its file."""
     facts, reason = known_of(name, query, len(keypoints), partners if matches is not None else ())
     if reason or matches is None:
         return QueryResult(reason=reason, matches_3d=0, **facts)
@@ -204,10 +204,10 @@ def _estimate(
 
 
 def write_results(results: Sequence[QueryResult], config: Config, model: Path, output: Path) -> None:
-    """Write poses.txt (localized queries only) and poses.json (every query). Raises BadInputError, NotWritableError.
+    """Write poses.txt (localized queries only) and poses.json (all queries). Raises BadInputError, NotWritableError.
 
-    model: the map in whose frame the poses are; poses.json says which it was, so that they are known to be of another
-    one after it was made again.
+    model: the map in whose frame the poses are. poses.json identifies it, so that outdated poses can be recognised
+    after the map was rebuilt.
     """
     localized = {result.name: result.pose for result in results if result.pose is not None}
     described = {
@@ -230,13 +230,13 @@ def write_results(results: Sequence[QueryResult], config: Config, model: Path, o
 
 
 def is_of_another_map(poses: Path, model: Path) -> bool:
-    """Whether poses.txt was made in a map that is not `model` any more; False when it does not say, or is not there."""
+    """Whether poses.txt was computed in a map other than the current `model`; False if unknown or missing."""
     described = read_stamp(poses.with_suffix(".json")) or {}
     return poses.is_file() and "map" in described and described["map"] != poses_digest(model)
 
 
 def describe(result: QueryResult) -> dict[str, Any]:
-    """One query as plain json values; lengths in map units, angles in degrees."""
+    """One query as json values; lengths in map units, angles in degrees."""
     plain: dict[str, Any] = {
         "name": result.name,
         "localized": result.pose is not None,
@@ -266,27 +266,27 @@ def describe(result: QueryResult) -> dict[str, Any]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The text file that visuallocalization.net takes: `name qw qx qy qz tx ty tz` a line, and what is wrong with one.
+# Submission to visuallocalization.net: a text file with lines `name qw qx qy qz tx ty tz`, and its validation.
 #
-# name: the file's name alone, without folders. The pose is world to camera: a unit quaternion and the translation (not
-# the centre), in the frame of the reference model. A query without a pose has no line (the README of Aachen Day-Night).
+# name: file name without folders. The pose is world to camera: a unit quaternion and the translation (not the centre),
+# in the frame of the reference model. A query without a pose has no line (README of Aachen Day-Night).
 
 
 FIELDS = 8
-UNIT_TOLERANCE = 1e-3  # of a quaternion's length: what six digits after the point can be off, and some more
-SHOWN = 3  # mistakes in an error's one line
+UNIT_TOLERANCE = 1e-3  # of a quaternion's length: more than the rounding error of six decimals
+SHOWN = 3  # problems listed in an error message
 
 
 @dataclass(frozen=True)
 class SubmissionCheck:
-    """What a submission holds. poses: by file name. problems: `line N: what is wrong`, in the order of the file."""
+    """Content of a submission. poses: by file name. problems: `line N: what is wrong`, in the order of the file."""
 
     path: Path
     poses: dict[str, Pose]
     problems: tuple[str, ...]
 
     def raise_problems(self) -> None:
-        """Raise BadInputError, with the first few, when there are any."""
+        """Raise BadInputError with the first few problems, if there are any."""
         if self.problems:
             more = f"; and {len(self.problems) - SHOWN} more" if len(self.problems) > SHOWN else ""
             raise BadInputError(f"{self.path}: not a valid submission: {'; '.join(self.problems[:SHOWN])}{more}")
@@ -298,31 +298,31 @@ def file_name(name: str) -> str:
 
 
 def by_file_name(names: Iterable[str]) -> dict[str, str]:
-    """File name -> name. Raises BadInputError when two names have one file name."""
+    """File name -> name. Raises BadInputError if two names have the same file name."""
     found: dict[str, str] = {}
     for name in names:
         other = found.setdefault(file_name(name), name)
         if other != name:
-            raise BadInputError(f"{name!r} and {other!r} have one file name; a submission cannot tell them apart")
+            raise BadInputError(f"{name!r} and {other!r} have one file name; a submission cannot distinguish them")
     return found
 
 
 def submission_name(version: str, method: str) -> str:
-    """The name that the benchmark asks for, of Aachen "1.0" or "1.1"."""
+    """File name required by the benchmark, for Aachen "1.0" or "1.1"."""
     return f"Aachen_{'v1_1_' if version == '1.1' else ''}eval_[featkit-{method}].txt"
 
 
 def write_submission(path: Path, poses: Mapping[str, Pose]) -> Path:
-    """Write the poses of the queries that were localized, in their order. Raises BadInputError, NotWritableError."""
+    """Write the poses of the localized queries, in their order. Raises BadInputError, NotWritableError."""
     by_file_name(poses)
     text = format_poses({file_name(name): pose for name, pose in poses.items()})
     return write_described(path, text, {"kind": "poses", "featkit_version": __version__, "localized": len(poses)})
 
 
 def check_submission(path: Path, queries: Iterable[str]) -> SubmissionCheck:
-    """Hold a submission against the names of all queries (with or without folders).
+    """Check a submission against the names of all queries (with or without folders).
 
-    Raises BadInputError when the file cannot be read; what is wrong in it is in the result.
+    Raises BadInputError if the file cannot be read; problems in its content are part of the result.
     """
     known = by_file_name(queries)
     poses: dict[str, Pose] = {}
@@ -330,7 +330,7 @@ def check_submission(path: Path, queries: Iterable[str]) -> SubmissionCheck:
     for number, line in read_lines(path):
         problem, name, pose = _read(line, known)
         if problem is None and name in poses:
-            problem = f"{name!r} is in it twice"
+            problem = f"{name!r} is listed twice"
         if problem is not None or pose is None:
             problems.append(f"line {number}: {problem}")
         else:
@@ -341,19 +341,19 @@ def check_submission(path: Path, queries: Iterable[str]) -> SubmissionCheck:
 
 
 def _read(line: str, known: Mapping[str, str]) -> tuple[str | None, str, Pose | None]:
-    """What is wrong with a line (None: nothing), the name in it, and the pose."""
+    """The problem of a line (None if valid), its name, and its pose."""
     fields = line.split()
     name = fields[0]
     if len(fields) != FIELDS:
         return f"{len(fields)} fields, {FIELDS} are needed: name qw qx qy qz tx ty tz", name, None
     if "/" in name or "\\" in name:
-        return f"{name!r} has a folder; only the file's name is wanted", name, None
+        return f"{name!r} has a folder; only the file name is expected", name, None
     if name not in known:
-        return f"{name!r} is no query", name, None
+        return f"{name!r} is not a query", name, None
     try:
         values = np.array([float(field) for field in fields[1:]])
     except ValueError:
-        return "seven numbers are needed behind the name", name, None
+        return "seven numbers are needed after the name", name, None
     if not np.all(np.isfinite(values)):
         return "a number is not finite", name, None
     length = float(np.linalg.norm(values[:4]))

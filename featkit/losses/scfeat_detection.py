@@ -33,7 +33,7 @@ from featkit.core.config import Config, Factor, Number, Pixels, Side
 from featkit.geometry.batched import distances_to_lines, epipolar_lines
 from featkit.losses.base import LossResult, Total, alone, full_precision
 from featkit.losses.scfeat_fundamental import FundamentalError, FundamentalErrorConfig, fundamental_error
-from featkit.losses.two_views import Draws, LossContext, TwoViews, mask_at, uniform, unit_descriptors
+from featkit.losses.two_views import Draws, LossContext, TwoViews, descriptors_at, mask_at, uniform
 
 # ----------------------------------------------------------------------------------------------------------------------
 # SCFeat's keypoint policy: at most one keypoint in every cell of the score map, drawn from the scores.
@@ -249,8 +249,8 @@ def matched(sample0: KeypointSample, sample1: KeypointSample, views: TwoViews, c
     """Matches of the sampled keypoints, by descriptors and by poses."""
     drawn = sample0.accepted[:, :, None] & sample1.accepted[:, None]
     good = match_matrix(sample0.points, sample1.points, views.geometry01, config.epsilon_px) & drawn
-    first = unit_descriptors(views.map0, sample0.points, views.image_size)
-    second = unit_descriptors(views.map1, sample1.points, views.image_size)
+    first = descriptors_at(views.map0, sample0.points, views.image_size)
+    second = descriptors_at(views.map1, sample1.points, views.image_size)
     cosine = (first @ second.mT).masked_fill_(~drawn, NOT_DRAWN)
     return Matches(drawn, good, _mutual(cosine, drawn), match_probability(cosine, drawn, config.temperature))
 

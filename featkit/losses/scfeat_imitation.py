@@ -28,7 +28,7 @@ from torch import Tensor
 from featkit.core.config import Config, Factor, FactorOrZero
 from featkit.geometry.batched import sample_map
 from featkit.losses.base import LossResult, Total, alone, full_precision
-from featkit.losses.two_views import unit_descriptors
+from featkit.losses.two_views import descriptors_at
 
 
 class ImitationConfig(Config):
@@ -61,7 +61,7 @@ def imitation_loss(
 ) -> LossResult:
     """The first two terms of L; 0 without any keypoint. total: as in the other losses."""
     with torch.autocast(maps.device.type, enabled=False):
-        found = unit_descriptors(maps, lesson.points, image_size)
+        found = descriptors_at(maps, lesson.points, image_size)
         given = F.normalize(full_precision(lesson.descriptors), dim=2)
         cosine = (found * given).sum(2)
         number = total(lesson.shown.sum().float()).clamp(min=1)

@@ -24,7 +24,7 @@ from torch import Tensor
 from featkit.core.config import Config, Factor, PixelsOrZero, Side
 from featkit.geometry.batched import homogeneous
 from featkit.losses.base import LossResult
-from featkit.losses.two_views import LossContext, TwoViews, inside, mask_at, query_points, unit_descriptors
+from featkit.losses.two_views import LossContext, TwoViews, descriptors_at, inside, mask_at, query_points
 
 NO_CANDIDATE = -1e4  # logit of a point that is not in N_i
 
@@ -50,7 +50,7 @@ def contrastive_loss(views: TwoViews, config: ContrastiveLossConfig, context: Lo
     shown = front & inside(points1, size) & mask_at(views.valid0, points0) & mask_at(views.valid1, points1)
     points1 = torch.where(shown[..., None], points1, points0)  # somewhere finite
     with torch.autocast(device.type, enabled=False):
-        cosine = unit_descriptors(views.map0, points0, size) @ unit_descriptors(views.map1, points1, size).mT
+        cosine = descriptors_at(views.map0, points0, size) @ descriptors_at(views.map1, points1, size).mT
         rows, row_hits = _one_way(cosine, points1, shown, config)
         columns, column_hits = _one_way(cosine.mT, points0, shown, config)
     points, all_points = context.total(torch.stack([shown.sum(), torch.ones_like(shown).sum()]))

@@ -36,7 +36,7 @@ class TwoViews:
         return TwoViews(self.map1, self.map0, self.geometry01.mT, self.image_size, self.valid1, self.valid0)
 
 
-def unit_descriptors(
+def descriptors_at(
     maps: Float[Tensor, "b c h w"], points: Float[Tensor, "b n 2"], image_size: tuple[int, int]
 ) -> Float[Tensor, "b n c"]:
     """Map values at points in pixels of the image: interpolated, then normalised, in at least float32."""

@@ -64,6 +64,8 @@ class ScfeatGraph(nn.Module):
         super().__init__()
         if config.turns != 1:
             raise UsageError("SCFeat described in four rotations is four runs of one network: export it with turns 1")
+        if config.scales != (1.0,):
+            raise UsageError("SCFeat at several scales is several runs of one network: export it with scales [1]")
         if config.min_keypoints:
             raise UsageError("min_keypoints has no place in an exported network: export with a lower threshold")
         self.network, self.config = copy.deepcopy(network).to(memory_format=torch.contiguous_format), config

@@ -61,7 +61,7 @@ class World:
         """Raises UsageError for a batch that cannot be split equally among the processes."""
         if count % self.size:
             raise UsageError(
-                f"batch_size: {count} {unit} cannot be parted equally among {self.size} processes; "
+                f"batch_size: {count} {unit} cannot be split equally among {self.size} processes; "
                 f"take {max(1, round(count / self.size)) * self.size}, or another number of processes"
             )
 
@@ -237,7 +237,7 @@ def check_devices(by: Launched | None, name: str, device: torch.device, devices:
         if devices is not None and devices != by.local_size:
             raise UsageError(
                 f"--devices {devices}: torchrun has started {by.local_size} process(es) on this node; leave --devices"
-                " out, --nproc-per-node says it"
+                " out, --nproc-per-node sets it"
             )
         count = by.local_size
     if device.type == "cuda" and count > torch.cuda.device_count():

@@ -57,7 +57,7 @@ def train(
     BadInputError, NotWritableError, EmptyResultError (NaN or infinite loss), ProcessLostError and Stopped (after
     SIGTERM or SIGINT, with everything saved).
     """
-    world.precision = "bf16" if config.precision == "bf16" else "fp32"  # auto: until it is decided
+    world.precision = "bf16" if config.precision == "bf16" else "fp32"  # with auto: fp32 until it is resolved
     folder = RunFolder(output)
     with locked(folder.checkpoint) if world.is_first else nullcontext():
         if world.is_first:
@@ -141,7 +141,7 @@ def _train(run: Run, task: Task) -> Trained:
         )
     else:
         if resumed:
-            LOGGER.info("%s: goes on after step %d of %d", folder.path, run.done.step, config.steps)
+            LOGGER.info("%s: resumes after step %d of %d", folder.path, run.done.step, config.steps)
         if run.world.is_first:
             folder.start(config, task.name, run.done.history)
         if not resumed:
@@ -373,7 +373,7 @@ class Run:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside of it the network has the averaged values, where an average is kept."""
+        """Context in which the network has its averaged values, if averaging is enabled."""
         if self.average is None:
             yield
             return
@@ -448,7 +448,7 @@ def check_checkpoint(state: dict[str, Any], config: Config, identity: str, path:
     """
     stored, wanted = json.loads(state["config"]), json.loads(config.canonical_json())
     if "precision" in stored and stored["precision"] != wanted["precision"]:
-        LOGGER.warning("%s: goes on in %s, begun in %s", path, wanted["precision"], stored["precision"])
+        LOGGER.warning("%s: continues in %s, was started in %s", path, wanted["precision"], stored["precision"])
         stored["precision"] = wanted["precision"]
     if stored != wanted:
         raise UsageError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.runtime import torch_device
-from featkit.data.augment import warp_patches
+from featkit.data.augment import degraded, warp_patches
 from featkit.data.label_mining import MinedLabels, mine_labels
 from featkit.data.patch_set import ClassIndex, PatchSet
 from featkit.data.samplers import (
@@ -44,7 +44,8 @@ from featkit.training.patch_config import AdaSample, Groups, HeldOut, PatchTrain
 from featkit.training.patch_feed import Batch, Draw, PatchFeed
 from featkit.training.task import Score
 from featkit.training.whole_batch import backward, compiled, share_batch_norms, split_trunk_head
-from featkit.weights.files import save_patch_network
+from featkit.weights.files import load_patch_network, save_patch_network
+from featkit.weights.manifest import WeightInfo
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The task: one training step.
@@ -63,13 +64,14 @@ class PatchTask:
     name = "patch"
     unit = "patches"
     picture_turns = 0
-    starts_trained = False
     score = Score("validation_matching_error", "held-out matching error (1 - mAP)", 100.0, "%")
 
     def __init__(self, config: PatchTraining, device: str = "auto"):
         self.config = config
         self._device = torch_device(device)
         self.network = PatchNetwork(config.network, torch.Generator().manual_seed(config.seed)).to(self._device)
+        self.starts_trained = bool(config.start)
+        self._started_from = self._start_from(config.start) if config.start else None
         loss = (
             scaled_to_budget(config.loss, config.steps, config.batch_size) if config.scale_statistics else config.loss
         )
@@ -87,9 +89,20 @@ class PatchTask:
             )
         if isinstance(config.sampler, AdaSample) and not isinstance(self.loss, HingeLoss):
             raise UsageError(
-                "sampler.kind: adasample goes by the average that angular_triplet and hardnet keep of their loss; "
+                "sampler.kind: adasample needs the average loss that only angular_triplet and hardnet keep; "
                 f"choose one of them, or another sampler for {config.loss.name!r}"
             )
+
+    def _start_from(self, start: str) -> WeightInfo | None:
+        """Load trained weights, and return their manifest entry. Raises UsageError for those of another network."""
+        trained, row = load_patch_network(start, self._device)
+        try:
+            self.network.load_state_dict(trained.state_dict())
+        except RuntimeError:
+            asked, found = self.config.network, trained.config
+            other = [name for name in type(asked).model_fields if getattr(asked, name) != getattr(found, name)]
+            raise UsageError(f"start: {start} is another network: {', '.join(other)} of network differ") from None
+        return row
 
     def prepare(self, data: PatchSet, world: World) -> None:
         """Set up the training patches. Raises BadInputError and UsageError if there are too few."""
@@ -143,9 +156,11 @@ class PatchTask:
         digest.update(np.ascontiguousarray(data.patches[some]).tobytes())
         return f"{len(data)} patches, {digest.hexdigest()[:16]}"
 
-    @classmethod
-    def described(cls, data: PatchSet) -> dict[str, Any]:
-        return {"name": data.name, "patches": len(data), "scenes": list(data.scene_names)}
+    def described(self, data: PatchSet) -> dict[str, Any]:
+        """Name, number of patches, scenes (also those that `start` was trained on), and the initial weights."""
+        scenes = dict.fromkeys((*data.scene_names, *(self._started_from.scenes if self._started_from else ())))
+        start = {"start": self.config.start} if self.config.start else {}
+        return {"name": data.name, "patches": len(data), "scenes": list(scenes), **start}
 
     @property
     def batch_items(self) -> int:
@@ -230,8 +245,10 @@ class PatchTask:
         return {"patches": plan.patches, "labels": plan.labels, "transforms": self.last.transforms}
 
     def _warped(self, fed: Batch) -> Float[Tensor, "p 1 s s"]:
-        transforms = torch.from_numpy(fed.transforms[self._part(fed.plan)]).to(self.world.device)
-        return warp_patches(fed.pixels, transforms, self.network.input_px, self.config.augmentation.fill)
+        part = self._part(fed.plan)
+        transforms = torch.from_numpy(fed.transforms[part]).to(self.world.device)
+        patches = warp_patches(fed.pixels, transforms, self.network.input_px, self.config.augmentation.fill)
+        return patches if fed.degradations is None else degraded(patches, fed.degradations, part)
 
     def _loss_of(
         self, features: Float[Tensor, "m f"], plan: BatchPlan, weights: Tensor | None, share: float

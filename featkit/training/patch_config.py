@@ -97,6 +97,8 @@ class PatchTraining(TrainingConfig):
     """How patches are read and which of them are used."""
     network: PatchNetworkConfig = PatchNetworkConfig()
     """The network to train."""
+    start: str = ""
+    """Initial weights: name of shipped weights, or a weights file. Empty: random numbers."""
     loss: LossConfig = HyNetLossConfig()
     """The loss to minimise."""
     scale_statistics: bool = True

@@ -21,7 +21,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from featkit.core.types import PatchArray
-from featkit.data.augment import AugmentConfig, draw_transforms
+from featkit.data.augment import AugmentConfig, Degradations, draw_degradations, draw_transforms
 from featkit.data.samplers import BatchPlan, Sampler
 
 MEMORY_SHARE = 0.4  # maximum share of the free memory for patches, with patches_on: auto
@@ -31,15 +31,16 @@ READ_AT_ONCE = 1 << 14
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch. plan, transforms: of the complete batch. pixels: of this process's part, on the device."""
+    """One batch. pixels: of this process's part, on the device; the others: of the complete batch."""
 
     plan: BatchPlan
     transforms: Float[np.ndarray, "m 2 3"]
+    degradations: Degradations | None
     pixels: UInt8[Tensor, "p s s"]
 
 
 class Draw:
-    """Draws batch plans and their transforms, with a common state."""
+    """Draws batch plans, their transforms and degradations, with a common state."""
 
     def __init__(
         self,
@@ -51,12 +52,12 @@ class Draw:
         self._sampler, self._augmentation, self._generator = sampler, augmentation, generator
         self._filled_rotation_deg = filled_rotation_deg
 
-    def __call__(self) -> tuple[BatchPlan, Float[np.ndarray, "m 2 3"]]:
+    def __call__(self) -> tuple[BatchPlan, Float[np.ndarray, "m 2 3"], Degradations | None]:
         plan = self._sampler.draw()
         transforms = draw_transforms(
             self._augmentation, plan.labels, self._generator, plan.filled, self._filled_rotation_deg
         )
-        return plan, transforms
+        return plan, transforms, draw_degradations(self._augmentation, len(plan.labels), self._generator)
 
     def state(self) -> dict[str, Any]:
         return {"sampler": self._sampler.state(), "augmentation": json.dumps(self._generator.bit_generator.state)}
@@ -96,13 +97,13 @@ class PatchFeed:
         made = self._queue.get() if self._threaded else self._make()
         if isinstance(made, BaseException):
             raise made
-        plan, transforms, pixels, self._state = made
+        plan, transforms, degradations, pixels, self._state = made
         if self.on_device:
             pixels = self._patches[torch.from_numpy(plan.patches[self._part(plan)]).to(self._device)]
         else:
             pixels = pixels.to(self._device, non_blocking=True)
         self.waited_s += time.perf_counter() - started
-        return Batch(plan, transforms, pixels)
+        return Batch(plan, transforms, degradations, pixels)
 
     def state(self) -> dict[str, Any]:
         """The state after the last batch that was returned."""
@@ -123,13 +124,13 @@ class PatchFeed:
             except queue.Empty:
                 self._thread.join(0.01)
 
-    def _make(self) -> tuple[BatchPlan, np.ndarray, Any, dict[str, Any]]:
-        plan, transforms = self._draw()
+    def _make(self) -> tuple[BatchPlan, np.ndarray, Degradations | None, Any, dict[str, Any]]:
+        plan, transforms, degradations = self._draw()
         pixels = None
         if not self.on_device:
             pixels = torch.from_numpy(self._patches[plan.patches[self._part(plan)]])
             pixels = pixels.pin_memory() if self._device.type == "cuda" else pixels
-        return plan, transforms, pixels, self._draw.state()
+        return plan, transforms, degradations, pixels, self._draw.state()
 
     def _work(self) -> None:
         made: Any

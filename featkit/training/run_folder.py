@@ -189,7 +189,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             torch.save(plain({"format": FORMAT, **state}), file)
     except (NotWritableError, RuntimeError) as error:  # torch raises RuntimeError when the disk is full
         reason = str(error).splitlines()[0].removeprefix(f"{path}: ")
-        raise NotWritableError(f"{path}: the checkpoint cannot be written ({reason}); the last one stays") from None
+        raise NotWritableError(
+            f"{path}: the checkpoint cannot be written ({reason}); the previous one is kept"
+        ) from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -163,8 +163,8 @@ class ScfeatStages:
         if stage != WARM_UP:
             if not start.values:
                 LOGGER.warning(
-                    "%s: the %s encoder starts from random numbers; give --encoder-weights FILE (ImageNet), or a"
-                    " warm_up stage, as the recipe scfeat-s has",
+                    "%s: the %s encoder starts from random weights; give --encoder-weights FILE (ImageNet), or a"
+                    " warm_up stage, as in the recipe scfeat-s",
                     stage,
                     self.config.network.encoder,
                 )

@@ -228,10 +228,9 @@ class DenseTask(ABC, Generic[BatchT]):
     def identity_of(cls, data: Any) -> str:
         return data.identity()
 
-    @classmethod
-    def described(cls, data: Any) -> dict[str, Any]:
+    def described(self, data: Any) -> dict[str, Any]:
         """Name, number of pairs or photographs, scenes, and the origin of the initial weights."""
-        return {"name": data.name, cls.unit: data.count, "scenes": data.scenes, "start": data.start.origin}
+        return {"name": data.name, self.unit: data.count, "scenes": data.scenes, "start": data.start.origin}
 
     def prepare(self, data: Any, world: World) -> None:
         """Set up the data and the initial weights. Raises BadInputError if there is too little data."""

@@ -61,8 +61,7 @@ class Task(Protocol):
         """A string that identifies the data."""
         ...
 
-    @classmethod
-    def described(cls, data: Any) -> dict[str, Any]:
+    def described(self, data: Any) -> dict[str, Any]:
         """Description of the data for the summary, with at least `name`."""
         ...
 
@@ -185,7 +184,7 @@ def plan(task_class: Callable[..., Task], config: TrainingConfig, data: Any, wor
             least_s = (spent_s + before_s + step_s + look_s) / RESERVE
             raise UsageError(
                 f"--budget: too short: {task.name} gets {budget_s:.3g} s of it, and {least_s:.3g} s are needed for one"
-                " step and a look at what is held out; give a longer one, or --steps"
+                " step and one validation; give a longer budget, or --steps"
             )
         LOGGER.info("a step takes %.3g s: %d steps in %.0f s", step_s, steps, budget_s)
         return steps

@@ -205,7 +205,7 @@ def test_an_error_of_all_is_said_once(done: Path, tmp_path: Path) -> None:
         ended = [process.communicate(timeout=200)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
     (said,) = [line for stderr in ended for line in stderr.splitlines()]
-    assert "batch_size: 7 pairs cannot be parted equally among 2 processes; take 8" in said
+    assert "batch_size: 7 pairs cannot be split equally among 2 processes; take 8" in said
 
 
 def test_sigterm_to_torchrun_leaves_a_whole_checkpoint(done: Path, tmp_path: Path) -> None:

@@ -6,8 +6,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
-from featkit.data.augment import AugmentConfig, draw_transforms, warp_patches
+from featkit.data.augment import (
+    AugmentConfig,
+    Degradations,
+    blurred,
+    degraded,
+    draw_degradations,
+    draw_transforms,
+    warp_patches,
+)
 from featkit.features.patches import resize_patches
 
 IDENTITY = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])
@@ -147,3 +156,40 @@ def test_copies_that_fill_a_class_are_turned_further() -> None:
 def test_the_same_generator_draws_the_same_transforms() -> None:
     assert np.array_equal(transforms(SDGM, seed=5), transforms(SDGM, seed=5))
     assert not np.array_equal(transforms(SDGM, seed=5), transforms(SDGM, seed=6))
+
+
+def test_blur_is_a_gaussian_of_each_patchs_own_width() -> None:
+    some = patches(4, 32)[:, None].float() / 255
+    sigma = [0.0, 0.5, 1.0, 2.0]
+    found = blurred(some, torch.tensor(sigma))
+    for patch, result, width in zip(some, found, sigma, strict=True):
+        expected = gaussian_filter(patch[0].double().numpy(), width, mode="nearest", radius=6) if width else patch[0]
+        np.testing.assert_allclose(result[0], expected, atol=1e-5)
+
+
+def test_degradations_are_drawn_within_their_limits() -> None:
+    config = AugmentConfig(degraded=0.25, blur_px=2.0, noise=0.1)
+    drawn = draw_degradations(config, 4000, np.random.default_rng(0))
+    assert drawn is not None
+    assert np.mean(drawn.blur_px > 0) == pytest.approx(0.25, abs=0.03)
+    assert np.array_equal(drawn.blur_px > 0, drawn.noise > 0)
+    assert drawn.blur_px.max() == pytest.approx(2.0, rel=0.02)
+    assert drawn.noise.max() == pytest.approx(0.1, rel=0.02)
+
+
+def test_nothing_is_drawn_where_nothing_is_degraded() -> None:
+    """Trainings of recipes without it stay what they were, to the bit."""
+    generator = np.random.default_rng(0)
+    assert draw_degradations(AugmentConfig(), 10, generator) is None
+    assert generator.random() == np.random.default_rng(0).random()
+
+
+def test_noise_is_that_of_the_complete_batch() -> None:
+    some = patches(6, 16)[:, None].float() / 255
+    by = Degradations(np.zeros(6), np.array([0, 0.02, 0.02, 0.1, 0.1, 0.1]), seed=3)
+    whole = degraded(some, by, slice(0, 6))
+    parts = torch.cat([degraded(some[rows], by, rows) for rows in (slice(0, 2), slice(2, 6))])
+    assert torch.equal(parts, whole)
+    added = whole - some
+    assert float(added[0].abs().max()) == 0
+    assert float(added[3:].std()) == pytest.approx(0.1, rel=0.05)

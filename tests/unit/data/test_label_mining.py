@@ -11,10 +11,10 @@ import torch
 from featkit.data.label_mining import (
     LabelMiningConfig,
     MinedLabels,
+    centres_of,
     far_apart,
     features_of,
     hog,
-    kmeans,
     mine_labels,
     nearest,
 )
@@ -75,18 +75,18 @@ def test_kmeans_finds_clusters_that_lie_apart_and_the_seed_decides() -> None:
     labels = np.arange(500) % 5
     points = centres[torch.from_numpy(labels)] + torch.from_numpy(rng.normal(size=(500, 8))).float()
     # Lloyd's algorithm may end in a poorer place; the best of a few starts finds the truth.
-    runs = [kmeans(points, 5, np.random.default_rng(seed), 30) for seed in range(12)]
+    runs = [centres_of(points, 5, np.random.default_rng(seed), 30) for seed in range(12)]
     costs = [float(torch.cdist(points, run).min(1).values.square().sum()) for run in runs]
     best = runs[int(np.argmin(costs))]
     assert torch.cdist(best, centres).min(1).values.max() < 0.5
-    assert torch.equal(kmeans(points, 5, np.random.default_rng(3), 30), runs[3])
-    assert len(kmeans(points[:3], 5, np.random.default_rng(0), 3)) == 3
+    assert torch.equal(centres_of(points, 5, np.random.default_rng(3), 30), runs[3])
+    assert len(centres_of(points[:3], 5, np.random.default_rng(0), 3)) == 3
 
 
 def test_a_step_of_kmeans_never_raises_the_cost() -> None:
     points = torch.rand((200, 6), generator=torch.Generator().manual_seed(0))
     costs = [
-        float(torch.cdist(points, kmeans(points, 8, np.random.default_rng(1), steps)).min(1).values.square().sum())
+        float(torch.cdist(points, centres_of(points, 8, np.random.default_rng(1), steps)).min(1).values.square().sum())
         for steps in range(1, 12)
     ]
     assert all(later <= earlier + 1e-5 for earlier, later in itertools.pairwise(costs))

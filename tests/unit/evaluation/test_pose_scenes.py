@@ -179,7 +179,7 @@ def test_two_scenes_of_one_name(tmp_path: Path) -> None:
         (lambda text: text.replace("600.0", "nan", 1), "not finite"),
         (lambda text: text.replace("600.0", "x", 1), "not all numbers"),
         (lambda text: text.replace("600.0 0.0", "600.0 3.0", 1), "without skew"),
-        (lambda text: text.replace("01.png", "00.png").replace("600.0", "601.0", 1), "other intrinsics"),
+        (lambda text: text.replace("01.png", "00.png").replace("600.0", "601.0", 1), "different intrinsics"),
         (lambda text: "", "no pairs"),
     ],
 )

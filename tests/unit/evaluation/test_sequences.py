@@ -122,9 +122,9 @@ def test_an_empty_sequence_is_refused(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("1 0 0 0 1 0 0 0 nan", "not finite"),
-        ("1 2 3 2 4 6 0 0 1", "no homography"),
-        ("0 0 0 0 0 0 0 0 0", "no homography"),
-        ("1 0 0 0 1 0 1 0 0", "no homography"),
+        ("1 2 3 2 4 6 0 0 1", "not a homography"),
+        ("0 0 0 0 0 0 0 0 0", "not a homography"),
+        ("1 0 0 0 1 0 1 0 0", "not a homography"),
         ("1 0 0 0 1 0 0 0 1 0", "10 numbers"),
         ("", "0 numbers"),
     ],

@@ -99,6 +99,7 @@ def command(images: Path, out: Path, features: str, weights: dict[str, Path], *o
         ("scfeat", ("--set", "threshold=0.5")),
         ("scfeat", ("--set", "threshold=0.5", "--set", "turns=4", "--set", "normalisation=fusion")),
         ("scfeat", ("--set", "threshold=0.5", "--resize-max", 128)),
+        ("scfeat", ("--set", "threshold=0.5", "--set", "scales=[1.0, 0.7]")),
         ("dog+hynet", ()),
         ("dog+doap-binary", ()),
         ("dog+hynet", ("--resize-max", 128)),

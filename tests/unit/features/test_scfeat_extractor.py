@@ -227,3 +227,35 @@ def test_by_name_through_the_stage(weight: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.keypoints, expected.keypoints)
     np.testing.assert_array_equal(found.scores, expected.scores)
     np.testing.assert_array_equal(found.descriptors, expected.descriptors)
+
+
+def test_several_scales_are_those_of_resized_images(weight: Path) -> None:
+    """Each on its own by the plain extractor, moved back by hand; the best of all are kept, in order."""
+    pixels = image(3, 192, 160)
+    small = cv2.resize(pixels, (96, 80), interpolation=cv2.INTER_AREA)
+    parts = [build(weight, max_keypoints=60).extract(one) for one in (pixels, small)]
+    found = build(weight, max_keypoints=60, scales=(1, 0.5)).extract(pixels)
+    assert found.image_size == (192, 160)
+    assert found.scales is not None
+    assert set(found.scales) == {1.0, 2.0}
+    scores = np.concatenate([part.scores for part in parts])
+    best = np.argsort(-scores, kind="stable")[:60]
+    assert np.array_equal(found.scores, scores[best])
+    moved = np.concatenate([parts[0].keypoints, 2 * parts[1].keypoints + 0.5])  # the corners of both coincide
+    np.testing.assert_allclose(found.keypoints, moved[best], atol=1e-4)
+    assert np.array_equal(found.descriptors, np.concatenate([part.descriptors for part in parts])[best])
+    assert np.array_equal(found.scales, np.repeat([1.0, 2.0], [len(part) for part in parts])[best])
+
+
+def test_a_scale_at_which_an_image_is_too_small_is_left_out(weight: Path) -> None:
+    pixels = image(3, 192, 100)
+    found = build(weight, scales=(1, 0.5)).extract(pixels)
+    assert_same(found, build(weight).extract(pixels))
+    assert found.scales is not None
+    assert len(build(weight, scales=(1, 0.5)).extract(np.full((96, 128, 3), 7, np.uint8))) == 0
+    assert_same(build(weight, scales=(0.5,)).extract(pixels), build(weight).extract(pixels))
+
+
+def test_scales_are_different(weight: Path) -> None:
+    with pytest.raises(UsageError, match=r"scales: .*each scale once"):
+        make(ScfeatConfig, {"scales": [1, 0.5, 1.0]}, "scfeat")

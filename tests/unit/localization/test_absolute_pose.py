@@ -184,5 +184,5 @@ def test_a_pose_by_a_wrong_camera_is_uncertain(noisy_map: MapPoints) -> None:
         return noisy_map.uncertain(estimate, CONFIG.uncertain_ratio)
 
     assert reason(1280) == ""
-    assert "in the median, those of the map by 0." in reason(1000)
+    assert "px, those of the map 0." in reason(1000)
     assert reason(1000, (102400, 76800)) == ""  # a hundred times as large, keypoints may be as much coarser

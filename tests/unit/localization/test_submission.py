@@ -38,10 +38,10 @@ def test_the_benchmarks_own_example(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("a.jpg 1 0 0 0 1 2 3", "'a.jpg' is in it twice"),
+        ("a.jpg 1 0 0 0 1 2 3", "'a.jpg' is listed twice"),
         ("b.jpg 1 0 0 0 1 2", "7 fields, 8 are needed"),
         ("b.jpg 1 0 0 0 1 2 3 4", "9 fields"),
-        ("d.jpg 1 0 0 0 1 2 3", "'d.jpg' is no query"),
+        ("d.jpg 1 0 0 0 1 2 3", "'d.jpg' is not a query"),
         ("query/night/nexus5x/b.jpg 1 0 0 0 1 2 3", "has a folder"),
         ("b.jpg 1 0 0 0 1 2 three", "seven numbers"),
         ("b.jpg 1 0 0 0 1 2 nan", "not finite"),

@@ -32,6 +32,7 @@ from featkit.training.patch_config import PatchTraining
 from featkit.training.run_folder import load_checkpoint, read_metrics, save_checkpoint
 from featkit.training.task import Plan
 from featkit.weights.exchange import export_weight
+from featkit.weights.files import load_patch_network
 
 RECIPES = ("hardnet", "hynet", "sdgmnet", "adasample", "doap", "doap-binary")
 SMALL: dict[str, Any] = {"batch_size": 8, "steps": 6, "log_every": 1, "held_out": {"every": 0.5, "pairs": 10}}
@@ -242,10 +243,10 @@ def test_a_run_keeps_the_precision_that_was_measured(
     assert stored_precisions(tmp_path / "cut") == ["bf16"] * 3
     last = {run: (tmp_path / run / "last.safetensors").read_bytes() for run in ("whole", "float", "cut")}
     assert last["cut"] == last["whole"] != last["float"]
-    assert "goes on in" not in caplog.text
+    assert "continues in" not in caplog.text
     with caplog.at_level("WARNING", "featkit"):
         train_patch(recipe(precision="fp32"), textures, tmp_path / "again", device="cpu")
-    assert "again: goes on in fp32, begun in bf16" in caplog.text
+    assert "again: continues in fp32, was started in bf16" in caplog.text
     assert stored_precisions(tmp_path / "again") == ["fp32"] * 3
     assert (tmp_path / "again" / "last.safetensors").read_bytes() not in last.values()
     train_patch(recipe(precision="bf16"), textures, tmp_path / "again", device="cpu")
@@ -395,3 +396,31 @@ def test_batches_of_two_scenes(textures: PatchSet) -> None:
         assert len(np.unique(scenes[task.batch_arrays()["patches"]])) == 2
     finally:
         task.close()
+
+
+def test_degraded_patches_are_learned_from(textures: PatchSet) -> None:
+    plain, degraded = (
+        first_gradient(recipe("hardnet", augmentation={"degraded": share}), textures) for share in (0, 1)
+    )
+    assert (degraded - plain).norm() > 0.01 * plain.norm()
+
+
+def test_a_training_starts_from_trained_weights(textures: PatchSet, tmp_path: Path) -> None:
+    """By a shipped name, whose scenes count as trained on from then on; by a run's file."""
+    shipped = train_patch(
+        recipe(start="hynet", steps=2, held_out={"every": 1.0}), textures, tmp_path / "a", device="cpu"
+    )
+    assert {"liberty", *textures.scene_names} <= set(shipped.summary["data"]["scenes"])
+    assert shipped.summary["data"]["start"] == "hynet"
+    assert read_metrics(tmp_path / "a" / "metrics.csv")[0]["step"] == 0  # measured before the first step too
+    again = PatchTask(recipe(start=str(tmp_path / "a" / "last.safetensors")), "cpu").network
+    expected = load_patch_network(tmp_path / "a" / "last.safetensors")[0].state_dict()
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    with pytest.raises(UsageError, match="start: hardnet is another network: architecture"):
+        PatchTask(recipe("hynet", start="hardnet"), "cpu")
+    with pytest.raises(UsageError, match="hynett"):
+        PatchTask(recipe("hynet", start="hynett"), "cpu")

@@ -118,11 +118,11 @@ def test_stages_by_name(data: ScfeatData, tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level("WARNING", "featkit"):
         (done,) = stages.run(data, tmp_path, stages=["description"])
     assert done.summary["data"]["start"] == "random"
-    assert "random numbers; give --encoder-weights FILE (ImageNet), or a warm_up stage" in caplog.text
+    assert "random weights; give --encoder-weights FILE (ImageNet), or a warm_up stage" in caplog.text
     caplog.clear()
     (done,) = stages.run(data, tmp_path, stages=["detection"])
     assert done.summary["data"]["start"] == "description"
-    assert "random numbers" not in caplog.text
+    assert "random weights" not in caplog.text
     other = ScfeatStages(recipe(warm_up=None, data={"max_rotation_deg": 70}), "cpu")
     with pytest.raises(UsageError, match=r"another configuration \(data.max_rotation_deg: 80.0 -> 70.0\)"):
         other.run(data, tmp_path, stages=["description"])
