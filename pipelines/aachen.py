@@ -104,8 +104,7 @@ def run(
     asked = None if lists.queries is None else query_pairs(lists.queries, set(names), set(mapped))
     place = output / f"{files.version}-{queries}" / f"{features.database.file_name}-{_fingerprint(config, features)}"
     written = ("database.db", "database.json", "sparse.json", "poses.txt", "poses.json", "report.html", "metrics.json")
-    written += ("queries.db", "queries.json") if config.poses_by == "registration" else ()
-    refuse_foreign(*(place / name for name in written))
+    refuse_foreign(*(place / name for name in (*written, "queries.db", "queries.json")))
     refuse_other_models(place / "sparse")
     seconds: dict[str, float] = {}
 
