@@ -89,16 +89,17 @@ def training(result: Result) -> str:
 
 
 def oxford(result: Result) -> str:
-    """MMAScore per sequence of the Oxford set."""
+    """MMAScore per sequence of the Oxford set, and mAP with correspondences by distance, which all features have."""
     names = result["sequences"]
     lines = [
-        f"| features | {' | '.join(names)} | MMAScore | features | matches |",
-        "|---|" + "---:|" * (len(names) + 3),
+        f"| features | {' | '.join(names)} | MMAScore | mAP | features | matches |",
+        "|---|" + "---:|" * (len(names) + 4),
     ]
     for row in result["rows"]:
         scores = " | ".join(f"{100 * row['sequences'][name]['mma_score']:.1f}" for name in names)
         counts = f"{row['mean_features']:,.0f} | {row['mean_matches']:,.0f}"
-        lines.append(f"| {_label(row['features'])} | {scores} | **{100 * row['mma_score']:.1f}** | {counts} |")
+        means = f"**{100 * row['mma_score']:.1f}** | {100 * row['map']['distance']:.1f}"
+        lines.append(f"| {_label(row['features'])} | {scores} | {means} | {counts} |")
     return "\n".join(lines)
 
 

@@ -1,1 +1,1 @@
-"""Training and benchmark data: read, sampled, augmented, fetched, packed and made."""
+"""Training and benchmark data: reading, sampling, augmentation, download, packing and generation."""

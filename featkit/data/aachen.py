@@ -1,4 +1,4 @@
-"""Aachen Day-Night as it is published, v1.0 and v1.1: which file lies where, which queries there are, what is missing.
+"""Aachen Day-Night v1.0 and v1.1 in the published layout: locates files, lists queries, reports what is missing.
 
     images/images_upright/db/*.jpg, query/day/*/*.jpg, query/night/nexus5x/*.jpg             both versions
     images_upright/sequences/..., query/night/nexus5x_additional_night/*.jpg                 v1.1 adds
@@ -8,8 +8,8 @@
     image_pairs_to_match.txt, image_pairs_to_match_v1_1.txt          pairs of the local-feature challenge (night)
     pairs/aachen[_v1.1]/pairs-db-covis20.txt, pairs-query-netvlad50.txt                      hloc's pairs
 
-The two versions come in two archives that both hold an images_upright/; whether they are unpacked into one place, or as
-`featkit data fetch aachen` leaves them, each file is looked for in all places.
+The two versions come in two archives that both contain an images_upright/. Every file is searched for in all known
+places, so the archives may be unpacked into one folder or as `featkit data fetch aachen` does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from featkit.io.lists import Intrinsics, read_intrinsics_list, read_pairs
 LOGGER = logging.getLogger(__name__)
 VERSIONS = ("1.1", "1.0")
 QUERIES = {"night": ("night",), "day-night": ("day", "night")}  # which queries are localized
-ADDITIONAL_NIGHT = "query/night/nexus5x_additional_night/"  # of v1.1 alone
+ADDITIONAL_NIGHT = "query/night/nexus5x_additional_night/"  # v1.1 only
 MODEL_FILES = ("cameras.bin", "images.bin", "points3D.bin")
 SERVER = "https://data.ciirc.cvut.cz/public/projects/2020VisualLocalization/Aachen-Day-Night/"
 CHALLENGE = "github.com/tsattler/visuallocalizationbenchmark, local_feature_evaluation/data/aachen-day-night"
@@ -44,7 +44,7 @@ NVM = {"1.1": "aachen_v_1_1.nvm", "1.0": "aachen_cvpr2018_db.nvm"}
 INTRINSICS = {"1.1": "database_intrinsics_v1_1.txt", "1.0": "database_intrinsics.txt"}
 LIST = "{}_time_queries_with_intrinsics.txt"
 LISTS = ("queries/" + LIST, "query/" + LIST, "aachen_v1_1/queries/" + LIST, LIST)
-# Both versions name their list of the night alike; where v1.1 has a place of its own, that is looked at first.
+# Both versions use the same name for their night list; the places that only v1.1 has are searched first.
 NIGHT_LISTS = ("queries/night_time_queries_with_intrinsics_v1_1.txt", "aachen_v1_1/queries/" + LIST)
 CHALLENGE_PAIRS = {"1.1": "image_pairs_to_match_v1_1.txt", "1.0": "image_pairs_to_match.txt"}
 HLOC_FOLDER = {"1.1": "aachen_v1.1", "1.0": "aachen"}
@@ -53,10 +53,10 @@ DATABASE_PAIRS, QUERY_PAIRS = "pairs-db-covis20.txt", "pairs-query-netvlad50.txt
 
 @dataclass(frozen=True)
 class AachenFiles:
-    """Where everything of one version lies. images: folders, each with some of the photographs.
+    """Paths of one version of the dataset. images: folders, each with some of the photographs.
 
-    model: folder of a COLMAP model; nvm, intrinsics: the same model in the other form; at least one of the two forms
-    is there. lists: intrinsics of the queries by "day" and "night". The rest is None where it is absent.
+    model: folder of a COLMAP model; nvm, intrinsics: the same model as NVM. At least one of the two forms is present.
+    lists: intrinsics of the queries for "day" and "night". Anything else is None if absent.
     """
 
     root: Path
@@ -74,7 +74,7 @@ class AachenFiles:
 def find_aachen(root: Path, version: str, queries: str) -> AachenFiles:
     """Find the files of a version ("1.1", "1.0") for "night" or "day-night" queries.
 
-    Raises UsageError for another version or another choice of queries, BadInputError that names all that is missing.
+    Raises UsageError for any other version or choice of queries, BadInputError naming everything that is missing.
     """
     if version not in VERSIONS:
         raise UsageError(f"--version {version}: there is {' and '.join(VERSIONS)}")
@@ -90,7 +90,7 @@ def find_aachen(root: Path, version: str, queries: str) -> AachenFiles:
     missing = _missing(version, images, model, nvm, intrinsics, lists)
     if missing:
         raise BadInputError(
-            f"{root}: Aachen v{version} is not whole; missing: {'; '.join(missing)}."
+            f"{root}: Aachen v{version} is incomplete; missing: {'; '.join(missing)}."
             f" `featkit data fetch aachen --out {root}` gets them"
         )
     hloc = (f"pairs/{HLOC_FOLDER[version]}/{{}}", f"{HLOC_FOLDER[version]}-{{}}", "pairs/{}", "{}")
@@ -106,7 +106,7 @@ def find_aachen(root: Path, version: str, queries: str) -> AachenFiles:
 def read_queries(files: AachenFiles, conditions: Iterable[str] | None = None) -> dict[str, dict[str, Intrinsics]]:
     """Cameras of the queries by condition ("day", "night") and name. Raises BadInputError.
 
-    Of v1.0 the queries that only v1.1 has are left out: unpacked over it, v1.1 replaces its list of the night.
+    For v1.0, queries that only v1.1 has are left out: unpacking v1.1 over v1.0 replaces the night list of v1.0.
     """
     found = {}
     for condition in files.lists if conditions is None else conditions:
@@ -124,7 +124,7 @@ def read_queries(files: AachenFiles, conditions: Iterable[str] | None = None) ->
 
 
 def query_names(root: Path, version: str) -> dict[str, list[str]]:
-    """Names of all queries whose list is there, by condition. Raises BadInputError when there is not one list."""
+    """Names of all queries whose list is present, by condition. Raises BadInputError if there is no list at all."""
     if version not in VERSIONS:
         raise UsageError(f"--version {version}: there is {' and '.join(VERSIONS)}")
     found = {condition: _list(root, version, condition) for condition in QUERIES["day-night"]}
@@ -136,9 +136,9 @@ def query_names(root: Path, version: str) -> dict[str, list[str]]:
 
 
 def place_images(files: AachenFiles, names: Sequence[str], links: Path) -> Path:
-    """The folder that has all these photographs: that of the data, or `links`, filled with links when they lie in two.
+    """A folder with all these photographs: one of the dataset's, or `links`, filled with links if they are in several.
 
-    Raises BadInputError for photographs that are nowhere, NotWritableError.
+    Raises BadInputError for missing photographs, NotWritableError.
     """
     where: dict[str, Path] = {}
     missing = []
@@ -153,7 +153,7 @@ def place_images(files: AachenFiles, names: Sequence[str], links: Path) -> Path:
         raise BadInputError(_without_images(files, missing, len(names)))
     if len(set(where.values())) == 1:
         return next(iter(where.values()))
-    LOGGER.info("photographs lie in %d folders: %s gets links to them", len(set(where.values())), links)
+    LOGGER.info("photographs are in %d folders; linking them in %s", len(set(where.values())), links)
     for name, folder in where.items():
         _link((folder / name).resolve(), links / name)
     return links
@@ -170,7 +170,7 @@ def _link(target: Path, link: Path) -> None:
         link.symlink_to(target)
     except OSError as error:
         raise NotWritableError(
-            f"{link}: no link can be made ({error.strerror}); move the photographs of all images_upright/ into one"
+            f"{link}: cannot create the link ({error.strerror}); move the photographs of all images_upright/ into one"
         ) from None
 
 
@@ -208,7 +208,7 @@ def _missing(
     intrinsics: Path | None,
     lists: dict[str, Path | None],
 ) -> list[str]:
-    """What is missing, and in which file of the server it is."""
+    """What is missing, with the archive on the server that contains it."""
     missing = []
     if not images:
         missing.append(f"{IMAGES[0]}/ (in images/database_and_query_images.zip)")
@@ -232,12 +232,12 @@ def _first(root: Path, places: Iterable[str]) -> Path | None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Which images of Aachen Day-Night are matched: the published lists, parted into pairs of the map and of queries.
+# Which images of Aachen Day-Night are matched: the published lists, split into database pairs and query pairs.
 
 
 @dataclass(frozen=True)
 class PairLists:
-    """Files of pairs; None: there is none, and the pairs are made. One file may hold both kinds."""
+    """Pair files; None: no published list, the pairs are generated. One file may contain both kinds."""
 
     database: Path | None
     queries: Path | None
@@ -246,22 +246,22 @@ class PairLists:
 def published_lists(
     files: AachenFiles, queries: str, database_pairs: Path | None = None, query_pairs: Path | None = None
 ) -> PairLists:
-    """The lists that belong to a choice of queries; a file that is given goes first.
+    """The published lists for a choice of queries; files given explicitly take precedence.
 
-    "night": those of the local-feature challenge, else hloc's. "day-night": hloc's, as the challenge has no day.
+    "night": those of the local-feature challenge, else hloc's. "day-night": hloc's; the challenge has no day queries.
     """
     challenge = files.challenge_pairs if queries == "night" else None
     if challenge is None and queries == "night" and not (database_pairs and query_pairs):
         LOGGER.warning(
-            "%s: the challenge's list of pairs is not here; others are matched than in the papers", files.root
+            "%s: the challenge's pair list is missing; the matched pairs differ from those in the papers", files.root
         )
     return PairLists(database_pairs or challenge or files.database_pairs, query_pairs or challenge or files.query_pairs)
 
 
 def with_features(pairs: Sequence[Pair], features: Path, second: Path | None = None) -> list[Pair]:
-    """Pairs whose images have features (second: where those of the second name are): broken images are passed over.
+    """Pairs whose two images both have features; others, such as unreadable images, are skipped.
 
-    Raises BadInputError when none is left.
+    second: features file of the second image of each pair, by default the same. Raises BadInputError if none is left.
     """
     with open_features(features) as store0, open_features(second or features) as store1:
         known0, known1 = set(store0.names()), set(store1.names())
@@ -272,7 +272,7 @@ def with_features(pairs: Sequence[Pair], features: Path, second: Path | None = N
 
 
 def database_pairs(path: Path, mapped: Collection[str]) -> list[Pair]:
-    """Pairs of a list whose images are both of the map. Raises BadInputError when there is none."""
+    """Pairs of a list whose images are both in the map. Raises BadInputError if there are none."""
     found = [pair for pair in read_pairs(path) if pair.name0 in mapped and pair.name1 in mapped]
     if not found:
         raise BadInputError(f"{path}: no pair of images of the reference model; is it the list of another version?")
@@ -280,9 +280,9 @@ def database_pairs(path: Path, mapped: Collection[str]) -> list[Pair]:
 
 
 def query_pairs(path: Path, queries: Collection[str], mapped: Collection[str]) -> list[Pair]:
-    """Pairs (query, image of the map) of a list, whichever of the two it names first, best first as in the file.
+    """Pairs (query, map image) of a list that may name either first, in the order of the file (best first).
 
-    Raises BadInputError when there is none.
+    Raises BadInputError if there are none.
     """
     found = []
     for pair in read_pairs(path):

@@ -1,8 +1,8 @@
-"""Patches as the network sees them in training: turned, cropped, resized, flipped and degraded, a whole batch at once.
+"""Patch augmentation for training: rotation, crop, resize, flip and degradation, for a whole batch at once.
 
-A patch is mapped by one affine transform from the output to the input, both in the frame of `grid_sample` with
+Each patch is resampled with one affine transform from output to input, in the coordinates of `grid_sample` with
 align_corners=False: the patch spans [-1, 1] in x and y. Without augmentation the transform is the identity, and the
-result is that of `featkit.features.patches.resize_patches`.
+result equals that of `featkit.features.patches.resize_patches`.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from featkit.core.config import Config, Degrees, Factor, PositiveShare, Share
 
 MAX_BLUR_PX = 4.0
 KERNEL_SIGMAS = 3.0
-"""Half the width of the blur's kernel, in standard deviations of the largest blur."""
+"""Half width of the blur kernel, in standard deviations of the largest blur."""
 
 
 class AugmentConfig(Config):
-    """How patches are varied. Turns by 90 degrees and flips are drawn once per class, everything else per patch."""
+    """Patch augmentation. Quarter turns and flips are drawn once per class, everything else for every patch."""
 
     rotation_deg: Degrees = 0.0
-    """Degrees: largest rotation either way. SDGMNet's and HardNet's code: 5."""
+    """Largest rotation in either direction, degrees. SDGMNet's and HardNet's code: 5."""
     crop_area_min: PositiveShare = 1.0
-    """Smallest share of the area that a random crop keeps. SDGMNet's and HardNet's code: 0.9."""
+    """Smallest fraction of the area that a random crop keeps. SDGMNet's and HardNet's code: 0.9."""
     crop_ratio_max: Factor = Field(1.0, ge=1)
-    """Largest width / height of a crop before it is resized; its inverse is the smallest. Same code: 1.1 and 0.9."""
+    """Largest aspect ratio (width / height) of a crop; the smallest is its inverse. Same code: 1.1 and 0.9."""
     fill: Literal["zeros", "border"] = "zeros"
-    """What lies outside of the patch when it is rotated: black as in the authors' code, or its border repeated."""
+    """Fill outside the patch when it is rotated: zeros (black), as in the authors' code, or border (repeated)."""
     quarter_turns: Share = 0.0
-    """Probability of a turn by 90, 180 or 270 degrees (each a third of it). SDGMNet: 0.75; HyNet: 0.5."""
+    """Probability of a rotation by 90, 180 or 270 degrees (a third of it each). SDGMNet: 0.75; HyNet: 0.5."""
     flip_horizontal: Share = 0.0
     """Probability of a left-right flip. SDGMNet: 1/3; HardNet+: 0.5."""
     flip_vertical: Share = 0.0
-    """Probability of an up-down flip, never with the other one. SDGMNet: 1/3; HyNet: 0.5."""
+    """Probability of an up-down flip, never combined with a left-right flip. SDGMNet: 1/3; HyNet: 0.5."""
     transpose: Share = 0.0
     """Probability that x and y are swapped. HardNet+: 0.5."""
     degraded: Share = 0.0
-    """Share of the patches that are blurred and get noise, as photographs out of focus, compressed or dark are."""
+    """Fraction of patches that are degraded by blur and noise, like out-of-focus, compressed or dark photographs."""
     blur_px: float = Field(1.5, ge=0, le=MAX_BLUR_PX)
-    """Largest standard deviation of the blur of a degraded patch, pixels of the network's input."""
+    """Largest standard deviation of the blur of a degraded patch, px of the network's input."""
     noise: Share = 0.05
-    """Largest standard deviation of the noise of a degraded patch, as a share of the intensity range."""
+    """Largest standard deviation of the noise of a degraded patch, as a fraction of the intensity range."""
 
 
 def draw_transforms(
@@ -58,9 +58,9 @@ def draw_transforms(
     filled: Bool[np.ndarray, " m"] | None = None,
     filled_rotation_deg: float = 0.0,
 ) -> Float[np.ndarray, "m 2 3"]:
-    """The transform of every patch. labels: patches of one class are turned by 90 degrees and flipped together.
+    """The transform of every patch. labels: patches of one class share quarter turns and flips.
 
-    filled: these are turned by a random angle of up to `filled_rotation_deg` more, either way.
+    filled: patches whose largest rotation is increased by `filled_rotation_deg`.
     """
     count = len(labels)
     largest = np.full(count, config.rotation_deg)
@@ -82,7 +82,7 @@ def _rotations(angle: Float[np.ndarray, " m"]) -> Float[np.ndarray, "m 2 2"]:
 def _crops(
     config: AugmentConfig, count: int, generator: np.random.Generator
 ) -> tuple[Float[np.ndarray, "m 2"], Float[np.ndarray, "m 2"]]:
-    """Sides (as a share of the patch's) and middles of random crops; a side longer than the patch is cut to it."""
+    """Sides (as a fraction of the patch's side) and centres of random crops; sides are at most that of the patch."""
     area = generator.uniform(config.crop_area_min, 1.0, count)
     widest = np.log(config.crop_ratio_max)
     ratio = np.exp(generator.uniform(-widest, widest, count))
@@ -107,10 +107,10 @@ def _turns_and_flips(config: AugmentConfig, count: int, generator: np.random.Gen
 def warp_patches(
     patches: UInt8[Tensor, "m s s"], transforms: Float[Tensor, "m 2 3"], out_px: int, fill: str = "zeros"
 ) -> Float[Tensor, "m 1 out out"]:
-    """Patches in [0, 1] seen through their transforms, at `out_px` pixels a side.
+    """Resample patches through their transforms to `out_px` pixels a side, with values in [0, 1].
 
-    Where a pixel of the result covers several of the input's, as many are sampled and averaged (64 -> 32: 2 x 2), so
-    that nothing aliases however the patch is turned. 64 -> 42 is read as it is: 1.5 px apart, as an STN does.
+    Where an output pixel covers several input pixels, that many samples are averaged (64 -> 32: 2 x 2) against
+    aliasing at any rotation. 64 -> 42 takes single samples 1.5 px apart, as an STN does.
     """
     values = patches[:, None].float().div_(255.0)
     dense = max(1, patches.shape[-1] // out_px)
@@ -121,7 +121,7 @@ def warp_patches(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Blur and noise, which differ between two photographs of one place.
+# Blur and noise, which differ between two photographs of the same place.
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Degradations:
 
 
 def draw_degradations(config: AugmentConfig, count: int, generator: np.random.Generator) -> Degradations | None:
-    """Those of a batch; None, and nothing drawn, where no patch is degraded."""
+    """Draw the degradations of a batch; None, without drawing any random number, if no patch is degraded."""
     if config.degraded == 0:
         return None
     chosen = generator.random(count) < config.degraded
@@ -146,15 +146,15 @@ def draw_degradations(config: AugmentConfig, count: int, generator: np.random.Ge
 
 
 def degraded(patches: Float[Tensor, "p 1 s s"], by: Degradations, rows: slice) -> Float[Tensor, "p 1 s s"]:
-    """Patches in [0, 1] blurred, then with noise. rows: their places in the batch of which `by` tells."""
+    """Patches in [0, 1] with blur, then noise. rows: their rows in the batch for which `by` was drawn."""
     blur = torch.from_numpy(by.blur_px[rows]).to(patches)
-    generator = torch.Generator().manual_seed(by.seed)  # of the complete batch, whatever part of it this process has
+    generator = torch.Generator().manual_seed(by.seed)  # for the whole batch: independent of its split
     noise = torch.randn((len(by.noise), *patches.shape[1:]), generator=generator)[rows].to(patches)
     return blurred(patches, blur) + noise * torch.from_numpy(by.noise[rows]).to(patches)[:, None, None, None]
 
 
 def blurred(patches: Float[Tensor, "p 1 s s"], sigma_px: Float[Tensor, " p"]) -> Float[Tensor, "p 1 s s"]:
-    """Each patch convolved with a Gaussian of its own; borders are repeated. Sigma 0 changes nothing."""
+    """Convolve each patch with its own Gaussian, with repeated borders. Sigma 0 changes nothing."""
     reach = max(1, int(np.ceil(KERNEL_SIGMAS * float(sigma_px.max()))))
     offsets = torch.arange(-reach, reach + 1, device=patches.device, dtype=patches.dtype)
     kernels = torch.exp(-0.5 * (offsets / sigma_px.clamp_min(1e-3)[:, None]) ** 2)

@@ -1,7 +1,7 @@
-"""One file over HTTP: resumed where it was cut, checked against its checksum, never half there under its name.
+"""Download of one file over HTTP: resumable, verified against its checksum, and named only once complete.
 
-What has arrived lies in `NAME.*.part`, and a json beside it says of which version of the remote file it is the start
-(ETag or date, size), so that a file that changed meanwhile is begun anew instead of being glued together.
+Received bytes go to `NAME.*.part`; a json next to it records the version of the remote file (ETag or date, size), so
+that the download restarts if the remote file has changed, instead of joining two versions.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ PART = re.compile(r"\.[0-9a-f]{8}\.part(\.json)?")
 
 
 class DownloadConfig(Config):
-    """How a download behaves on a bad line."""
+    """How a download handles an unreliable connection."""
 
     timeout_s: Runtime[Seconds] = 30.0
-    """A server silent for longer is taken for gone, s."""
+    """A connection that receives nothing for this long is dropped, s."""
     attempts: Runtime[int] = Field(5, ge=1, le=1000)
-    """Attempts in a row that bring nothing before it gives up; one that brings bytes starts the count anew."""
+    """Consecutive attempts without any data before giving up; an attempt that receives bytes resets the count."""
     wait_s: Runtime[float] = Field(1.0, ge=0, le=3600)
-    """Pause before the second attempt, s; doubled for each further one."""
+    """Pause before the second attempt, s; doubled for each further attempt."""
     max_bytes: Runtime[Bytes] = 16 << 30
-    """No file may be larger, bytes."""
+    """Largest file accepted, bytes."""
 
 
 class _Stopped(Exception):
-    """An attempt ended before the file was whole; another may go on."""
+    """An attempt ended before the file was complete; another attempt may resume."""
 
 
 class _ServerChangedFile(Exception):
-    """What lies in the part file is not the start of what the server has now."""
+    """The part file is not the beginning of the file that the server has now."""
 
 
 def download(
@@ -67,11 +67,11 @@ def download(
     owned: bool = False,
     named: Callable[[Fetched], object] | None = None,
 ) -> Fetched:
-    """Download a file into a folder, going on with what is there of it.
+    """Download a file into a folder, resuming a partial download.
 
-    owned: a file of that name that is there is featkit's, and is replaced. named: called before the file gets its name.
-    Raises UsageError for an address that is not http or https, EmptyResultError when the server cannot be reached
-    or stops (what arrived is kept), BadInputError when the file is not the one expected (it is removed), and
+    owned: an existing file of that name is featkit's and is replaced. named: called before the file gets its name.
+    Raises UsageError for an address that is not http or https, EmptyResultError if the server cannot be reached or
+    stops (received data is kept), BadInputError if the file is not the one expected (it is removed), and
     NotWritableError without permission or space.
     """
     config = config or DownloadConfig()
@@ -102,7 +102,7 @@ def _check_address(url: str) -> None:
 
 
 def _whole(remote: RemoteFile, folder: Path, config: DownloadConfig) -> tuple[Fetched, Path]:
-    """What arrived, checked, and the part file that it is in."""
+    """The verified download and its part file."""
     part = folder / f"{remote.name}.{hashlib.sha256(remote.url.encode()).hexdigest()[:8]}.part"  # one per address
     _receive(remote, part, config)
     fetched = digests(part)
@@ -110,7 +110,7 @@ def _whole(remote: RemoteFile, folder: Path, config: DownloadConfig) -> tuple[Fe
         check(fetched, remote)
     except BadInputError as error:
         _forget(part)
-        raise BadInputError(f"{error}; what arrived was removed. Run again, or name a mirror with --url") from None
+        raise BadInputError(f"{error}; the download was deleted. Run again, or name a mirror with --url") from None
     return Fetched(folder / remote.name, fetched.size, fetched.md5, fetched.sha256), part
 
 
@@ -123,7 +123,7 @@ def _receive(remote: RemoteFile, part: Path, config: DownloadConfig) -> None:
             _attempt(remote, part, config)
             return
         except _ServerChangedFile:
-            LOGGER.warning("%s: the server's file is not the one begun; it is fetched again", remote.url)
+            LOGGER.warning("%s: the file has changed on the server; downloading it again", remote.url)
             _forget(part)
             reason = "the server's file changes at every attempt"
         except (_Stopped, urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
@@ -138,7 +138,7 @@ def _receive(remote: RemoteFile, part: Path, config: DownloadConfig) -> None:
 
 
 def _attempt(remote: RemoteFile, part: Path, config: DownloadConfig) -> None:
-    """One request, from where the part file ends to the end of the file."""
+    """One request for everything after the end of the part file."""
     known = _read_state(part)
     have = _size(part) if known else 0
     request = urllib.request.Request(remote.url, headers={"User-Agent": AGENT, "Accept-Encoding": "identity"})
@@ -151,7 +151,7 @@ def _attempt(remote: RemoteFile, part: Path, config: DownloadConfig) -> None:
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
             if _total_of_range(error.headers.get("Content-Range", "")) == have:
-                return  # it was whole already
+                return  # it was complete already
             raise _ServerChangedFile from None
         raise
     with response:
@@ -164,9 +164,9 @@ def _attempt(remote: RemoteFile, part: Path, config: DownloadConfig) -> None:
 
 
 def _copy(response: Any, part: Path, start: int, total: int | None, remote: RemoteFile, config: DownloadConfig) -> None:
-    """Append the body to the part file; bytes beyond the end that the server announced are a lie."""
+    """Append the body to the part file; a body shorter than announced raises _Stopped."""
     size = start
-    is_left(part)  # or something else lies there
+    is_left(part)  # raises if something else is in its place
     mode = "ab" if start else "wb"
     with open(part, mode, opener=no_links) as file, _bar(remote.name, total, start) as advance:
         while block := _read(response):
@@ -182,7 +182,7 @@ def _copy(response: Any, part: Path, start: int, total: int | None, remote: Remo
 
 
 def _read(response: Any) -> bytes:
-    """The next bytes. Raises _Stopped for whatever goes wrong on the line, apart from what goes wrong on the disk."""
+    """The next bytes. Raises _Stopped for network errors, which are thus kept apart from disk errors."""
     try:
         return bytes(response.read1(CHUNK))
     except (OSError, http.client.HTTPException) as error:
@@ -190,12 +190,12 @@ def _read(response: Any) -> bytes:
 
 
 def _place(response: Any, have: int, known_total: int | None) -> tuple[int, int | None]:
-    """Where in the file the body starts, and the file's size when the server says it.
+    """The offset at which the body starts, and the size of the file if the server reports it.
 
-    Raises _ServerChangedFile for a part that was not asked for, or that is of a file of another size.
+    Raises _ServerChangedFile for a range that was not requested, or one from a file of another size.
     """
     length = response.headers.get("Content-Length", "")
-    if response.status != http.client.PARTIAL_CONTENT:  # the whole file: the server knows no ranges
+    if response.status != http.client.PARTIAL_CONTENT:  # the whole file: the server does not support ranges
         return 0, int(length) if length.isdigit() else None
     stated = response.headers.get("Content-Range", "")
     first = stated.removeprefix("bytes ").partition("-")[0].strip()
@@ -211,7 +211,7 @@ def _total_of_range(stated: str) -> int | None:
 
 
 def _version(response: Any) -> str | None:
-    """What tells one version of the file from the next; a weak ETag does not promise equal bytes."""
+    """An identifier of the file's version; a weak ETag does not promise equal bytes."""
     tag = response.headers.get("ETag", "")
     if tag and not tag.startswith("W/"):
         return str(tag)
@@ -220,7 +220,7 @@ def _version(response: Any) -> str | None:
 
 
 class _OnlyHttp(urllib.request.HTTPRedirectHandler):
-    """Redirections lead to http and https only."""
+    """Follows redirects to http and https only."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         _check_address(newurl)
@@ -256,7 +256,7 @@ def _bar(name: str, total: int | None, start: int) -> Iterator[Callable[[int], N
 
 
 def _raise_if_hopeless(error: Exception, remote: RemoteFile) -> None:
-    """A missing or forbidden file, or one on no web server, does not come back by asking again."""
+    """Raise EmptyResultError for errors that another attempt cannot fix, such as a missing or forbidden file."""
     if isinstance(error, urllib.error.HTTPError) and 300 <= error.code < 500 and error.code not in (408, 425, 429):
         raise EmptyResultError(
             f"{remote.url}: the server says {error.code} {error.reason}; name a mirror with --url, or fetch"
@@ -299,7 +299,7 @@ def _read_state(part: Path) -> dict[str, Any]:
 
 
 def _write_state(part: Path, state: dict[str, Any]) -> None:
-    discard(part)  # first the bytes, then what they are: never old bytes under a new name
+    discard(part)  # before its new description is written: old bytes must never be taken for the new version
     write_text(_state_path(part), json.dumps(state), owned=True)
 
 
@@ -309,7 +309,7 @@ def _forget(part: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Which bytes a file has, and whether they are the ones expected.
+# Sizes and checksums of files, and comparison with the expected ones.
 
 
 CHUNK = 1 << 20  # bytes per read
@@ -317,7 +317,7 @@ CHUNK = 1 << 20  # bytes per read
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file and what is known of it. md5, sha256: hex digits; size: bytes; None: not published."""
+    """A remote file and its known properties. md5, sha256: hex digits; size: bytes; None: not published."""
 
     url: str
     name: str
@@ -328,7 +328,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A whole file on disk."""
+    """A complete file on disk."""
 
     path: Path
     size: int
@@ -348,7 +348,7 @@ def digests(path: Path) -> Fetched:
 
 
 def check(fetched: Fetched, remote: RemoteFile) -> None:
-    """Raises BadInputError when a file is not the one that was expected."""
+    """Raise BadInputError if a file is not the one that was expected."""
     for kind, expected in (("sha256", remote.sha256), ("md5", remote.md5)):
         found = getattr(fetched, kind)
         if expected is not None and found != expected:

@@ -1,6 +1,6 @@
-"""A data set from the catalogue onto the disk: each file downloaded, checked, unpacked, and noted in `.fetched.json`.
+"""Fetch datasets of the catalogue: each file is downloaded, verified, unpacked, and recorded in `.fetched.json`.
 
-Stopped at any moment it goes on where it was. A file whose checksum nobody publishes is held against the one of its
+An interrupted run resumes where it stopped. A file without a published checksum is compared with the checksum of its
 first download.
 """
 
@@ -27,51 +27,51 @@ from featkit.io.atomic import FOREIGN, read_json, refuse_foreign
 
 LOGGER = logging.getLogger(__name__)
 # ----------------------------------------------------------------------------------------------------------------------
-# The benchmark data that can be fetched: addresses, checksums, and where each file goes (catalogue.yaml).
+# The datasets that can be fetched: addresses, checksums, and where each file goes (catalogue.yaml).
 
 
 CATALOGUE = Path(__file__).with_name("catalogue.yaml")
 
 
 class Source(Config):
-    """One address of a file, and what is known of the bytes there."""
+    """One address of a file, with its known checksums and size."""
 
     url: str
     """http or https."""
     md5: str | None = Field(None, pattern="^[0-9a-f]{32}$")
-    """Hex digits; null: nobody publishes one."""
+    """Hex digits; null: none is published."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """Hex digits; null: nobody publishes one."""
+    """Hex digits; null: none is published."""
     size: Bytes | None = None
-    """Bytes; null: not stated."""
+    """Bytes; null: unknown."""
 
 
 class CatalogueFile(Config):
-    """One file of a data set."""
+    """One file of a dataset."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Its name on disk."""
+    """File name on disk."""
     folder: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """The folder an archive is unpacked into; null: the file is kept as it is."""
+    """Folder into which the archive is unpacked; null: the file is kept as it is."""
     sources: list[Source] = Field(min_length=1)
-    """Tried in turn."""
+    """Addresses, tried in order."""
 
 
 class DataSet(Config):
-    """A data set: files that belong together."""
+    """A dataset: files that belong together."""
 
     summary: str
     """One line."""
     page: str
     """The authors' page."""
     terms: str
-    """What the authors allow."""
+    """Terms of use."""
     files: list[CatalogueFile]
-    """Each is fetched by itself: one that fails does not stop the others."""
+    """Files, fetched independently: a failure does not stop the others."""
 
 
 def data_set(name: str, path: Path = CATALOGUE) -> DataSet:
-    """The data set of that name. Raises UsageError, with the nearest right name."""
+    """The dataset of that name. Raises UsageError, which suggests the closest known name."""
     known = read_yaml(path)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -81,12 +81,12 @@ def data_set(name: str, path: Path = CATALOGUE) -> DataSet:
 
 
 def data_sets(path: Path = CATALOGUE) -> dict[str, DataSet]:
-    """All data sets by name."""
+    """All datasets by name."""
     return {name: data_set(name, path) for name in read_yaml(path)}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A data set onto the disk.
+# Downloading and unpacking a dataset.
 
 
 RECORD = ".fetched.json"
@@ -94,7 +94,7 @@ RECORD = ".fetched.json"
 
 @dataclass(frozen=True)
 class FetchedFile:
-    """What became of one file. path: the folder it was unpacked into, or the file. source: address or path."""
+    """The result for one file. path: the folder it was unpacked into, or the file. source: address or path."""
 
     name: str
     path: Path
@@ -106,9 +106,9 @@ class FetchedFile:
 
 @dataclass(frozen=True)
 class FetchOptions:
-    """urls: other addresses by file name. archives: files that are already on the disk, taken instead of a download.
+    """urls: other addresses by file name. archives: local files that are used instead of a download.
 
-    only: names (with or without ending) of the files wanted; empty: all.
+    only: names (with or without extension) of the files to fetch; empty: all.
     """
 
     urls: Mapping[str, str]
@@ -125,10 +125,10 @@ def fetch(
     download_config: DownloadConfig | None = None,
     unpack_config: UnpackConfig | None = None,
 ) -> list[FetchedFile]:
-    """Get the files of a data set into a folder.
+    """Fetch the files of a dataset into a folder.
 
-    Raises UsageError for a name that the data set does not have. A file that cannot be had does not stop the others;
-    afterwards the first such error is raised, with the names of all files that are missing.
+    Raises UsageError for a file name that the dataset does not have. A file that fails does not stop the others; at the
+    end the first such error is raised, with the names of all missing files.
     """
     job = _Job(wanted, out, options or FetchOptions({}), download_config or DownloadConfig(), unpack_config)
     files = _chosen(job)
@@ -189,7 +189,7 @@ def _fetch_one(job: _Job, file: CatalogueFile) -> FetchedFile:
 
 
 def _refuse_other_files(target: Path, note: dict[str, Any]) -> None:
-    """Raise BadInputError for a folder that was not unpacked here, or in which more than that lies."""
+    """Raise BadInputError for a folder that featkit did not unpack, or one with additional files."""
     if not note:
         refuse_foreign(target)
     elif target.is_symlink() or target.is_file():
@@ -204,7 +204,7 @@ def _refuse_other_files(target: Path, note: dict[str, Any]) -> None:
 
 
 def _unpack(job: _Job, file: CatalogueFile, fetched: Fetched, source: str, note: dict[str, Any]) -> None:
-    """Unpack an archive; the record says that the folder is featkit's before it has its name."""
+    """Unpack an archive. The folder is recorded as featkit's before it gets its name."""
     assert file.folder is not None
 
     def record(count: int) -> None:
@@ -218,7 +218,7 @@ def _described(fetched: Fetched, source: str) -> dict[str, Any]:
 
 
 def _from_any_source(job: _Job, file: CatalogueFile, note: dict[str, Any]) -> tuple[Fetched, str]:
-    """Download and unpack from the first source that has the file. Raises the last source's error when none has."""
+    """Download and unpack from the first source that has the file. Raises the last source's error if none does."""
     urls = job.options.urls
     names = [file.name, Path(file.name).stem, file.folder or ""]
     own = next((urls[name] for name in names if name in urls), None)
@@ -245,7 +245,7 @@ def _from_source(job: _Job, file: CatalogueFile, source: Source, note: dict[str,
             _write_record(job.out, file.name, {**_described(fetched, source.url), **found})
             _write_record(job.out, _archive_of(file), None)
     except BadInputError:
-        if is_ours:  # or every further run would take it for a whole archive
+        if is_ours:  # otherwise every later run would take it for a complete archive
             _delete_archive(job, file)
         raise
     if file.folder is not None and not job.options.keep_archives and is_ours:
@@ -261,12 +261,12 @@ def _delete_archive(job: _Job, file: CatalogueFile) -> None:
 
 
 def _is_fetched(note: dict[str, Any]) -> bool:
-    """Whether the record says that featkit wrote it; a file that was there when it was asked for is the user's."""
+    """Whether featkit wrote the file, by its record; a file that existed before it was requested is the user's."""
     return bool(note) and not note.get("found")
 
 
 def _archive_of(file: CatalogueFile) -> str:
-    """The record's entry of a file that was downloaded and not unpacked yet, or is kept: what may be deleted."""
+    """Record key of a downloaded file that is not unpacked yet, or is kept: featkit may delete such a file."""
     return f"archive {file.name}"
 
 
@@ -274,7 +274,7 @@ def _download(job: _Job, file: CatalogueFile, source: Source, note: dict[str, An
     remote = _remote(file, source)
     path = job.out / file.name
     is_ours = _archive_of(file) in _read_record(job.out) or (_is_fetched(note) and file.folder is None)
-    if path.is_file():  # whole, from a run that was stopped before it was unpacked
+    if path.is_file():  # complete, from a run that was interrupted before unpacking
         fetched = digests(path)
         try:
             check(fetched, remote)
@@ -305,7 +305,7 @@ def _given_archive(file: CatalogueFile, archives: Sequence[Path]) -> Path | None
 
 
 def _check_given(fetched: Fetched, file: CatalogueFile) -> None:
-    """A file from elsewhere must be that of one of the sources; where one has no checksum, any file may be its."""
+    """A local file must match one of the sources; a source without a checksum accepts any file."""
     errors = []
     for source in file.sources:
         try:
@@ -320,7 +320,7 @@ def _check_first_time(fetched: Fetched, note: dict[str, Any], source: str) -> No
     if note and note.get("source") == source and note.get("sha256") != fetched.sha256:
         raise BadInputError(
             f"{fetched.path}: sha256 is {fetched.sha256}, at the first download it was {note['sha256']};"
-            f" remove its entry from {RECORD} if the change is known"
+            f" remove its entry from {RECORD} if you trust the new file"
         )
 
 
@@ -332,7 +332,7 @@ def _copy(job: _Job, file: CatalogueFile, fetched: Fetched, note: dict[str, Any]
         return
     with writing(target, owned=_is_fetched(note)) as part, given.open("rb") as content:
         shutil.copyfileobj(content, part)
-        _write_record(job.out, file.name, described)  # before the name: it is featkit's
+        _write_record(job.out, file.name, described)  # recorded as featkit's before it gets its name
 
 
 def _read_record(out: Path) -> dict[str, dict[str, Any]]:
@@ -346,9 +346,9 @@ def _read_record(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def _write_record(out: Path, name: str, note: dict[str, Any] | None) -> None:
-    """Write an entry, or take it out."""
+    """Write an entry of the record; None removes it."""
     record = _read_record(out)
     record.pop(name, None)
     if note is not None:
         record[name] = {**note, "date": datetime.date.today().isoformat()}
-    write_text(out / RECORD, json.dumps(record, indent=1) + "\n", owned=True)  # it was read as one
+    write_text(out / RECORD, json.dumps(record, indent=1) + "\n", owned=True)  # reading it showed that it is a record

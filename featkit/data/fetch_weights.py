@@ -1,8 +1,8 @@
-"""The authors' files of a published network, as one checked safetensors file in the cache.
+"""Convert the authors' files of a published network to one verified safetensors file in the cache.
 
-A file is taken from the disk when the user names it, from an installed package that holds it, or from the authors'
-server, where a download that was cut goes on. Only tensors are ever read of it (`torch.load(weights_only=True)`), and
-they must be those of the network.
+A file comes from the disk if the user names it, from an installed package that contains it, or from the authors'
+server (resumable download). Only tensors are read from it (`torch.load(weights_only=True)`), and they must fit the
+network.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from featkit.weights.manifest import sha256_of
 
 LOGGER = logging.getLogger(__name__)
 DOWNLOADS = "downloads"
-LARGEST = 4 << 30  # bytes of one file of weights
+LARGEST = 4 << 30  # bytes of one weights file
 
 
 @dataclass(frozen=True)
 class FetchedWeights:
-    """A network's weights in the cache. sha256: of the authors' files by their names. sources: paths or addresses."""
+    """A network's weights in the cache. sha256: of the authors' files, by file name. sources: paths or addresses."""
 
     path: Path
     sha256: dict[str, str]
@@ -60,10 +60,10 @@ def fetch_weights(
 ) -> FetchedWeights:
     """Put the weights of a published network into the cache.
 
-    urls: other addresses by file name. archives: files that are on the disk. sha256: by file name, of files that the
-    catalogue has none for: nothing else is taken from a server. Raises UsageError for an unknown name or an unpinned
-    file, EmptyResultError without the server, BadInputError for files that are not the authors' or not of this network,
-    NotWritableError.
+    urls: other addresses by file name. archives: local files. sha256: by file name, for files without a checksum in
+    the catalogue, which are not downloaded otherwise. Raises UsageError for an unknown name or an unpinned file,
+    EmptyResultError if the server cannot be reached, BadInputError for files that are not the authors' or not of this
+    network, NotWritableError.
     """
     row, path = _pinned(name, sha256 or {}), cached_file(name)
     given = _given(row, archives)
@@ -80,13 +80,13 @@ def fetch_weights(
     files = {file.name: (given | downloads)[file.name] for file in row.files}
     digests = _convert(name, row, list(files.values()), path)
     for download_path in downloads.values():
-        download_path.unlink(missing_ok=True)  # the cache has its tensors
+        download_path.unlink(missing_ok=True)  # its tensors are in the cache
     sources = {file: addresses.get(file, str(found)) for file, found in files.items()}
     return FetchedWeights(path, dict(zip(files, digests, strict=True)), sources)
 
 
 def _given(row: PublishedNetwork, archives: Sequence[Path]) -> dict[str, Path]:
-    """The user's files by the names of the authors'; the only file of a network may have any name."""
+    """The user's files by the authors' file names. If the network has only one file, that may have any name."""
     if len(row.files) == 1 and len(archives) == 1:
         named = {row.files[0].name: archives[0]}
     else:
@@ -109,13 +109,13 @@ def _is_whole(name: str) -> bool:
     try:
         load_published(name)
     except BadInputError as error:
-        LOGGER.warning("%s; it is fetched again", str(error).partition(";")[0])
+        LOGGER.warning("%s; fetching it again", str(error).partition(";")[0])
         return False
     return True
 
 
 def _pinned(name: str, sha256: Mapping[str, str]) -> PublishedNetwork:
-    """The row, with what the user knows of files that nobody has pinned."""
+    """The catalogue row, with the user's checksums for files that have none there."""
     row = published_network(name)
     known = {file.name: file for file in row.files}
     for file_name, digest in sha256.items():
@@ -132,15 +132,15 @@ def _refuse_unpinned(name: str, files: list[AuthorsFile]) -> None:
     unpinned = [file.name for file in files if not file.is_pinned]
     if unpinned:
         raise UsageError(
-            f"{name}: featkit has never had {' and '.join(unpinned)}, so it cannot tell a wrong file: name the sha256"
-            f" you expect (--sha256 {unpinned[0]}=HEX), or a file you have (--archive FILE)"
+            f"{name}: no checksum is known for {' and '.join(unpinned)}, so a download cannot be verified: give the"
+            f" sha256 you expect (--sha256 {unpinned[0]}=HEX), or a file you have (--archive FILE)"
         )
 
 
 def _downloaded(name: str, file: AuthorsFile, url: str, config: DownloadConfig) -> Path:
     folder = cache_folder() / DOWNLOADS / name
     there = folder / file.name
-    if there.is_file():  # a run was stopped between the download and the end
+    if there.is_file():  # a run was interrupted after the download
         try:
             check_sha256(there, file)
             return there
@@ -152,7 +152,7 @@ def _downloaded(name: str, file: AuthorsFile, url: str, config: DownloadConfig) 
 
 
 def _convert(name: str, row: PublishedNetwork, paths: list[Path], out: Path) -> list[str]:
-    """Write the authors' tensors as one file, when they are all of this network's, and no others: the files' sha256."""
+    """Write the authors' tensors, which must be exactly the network's, as one file. Returns the files' sha256."""
     for path, file in zip(paths, row.files, strict=True):
         check_sha256(path, file)
     digests = [sha256_of(path) for path in paths]

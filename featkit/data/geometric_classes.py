@@ -1,9 +1,10 @@
-"""Classes of patches by projection and visibility alone: no descriptor has chosen which views belong together.
+"""Patch classes from projection and visibility alone: no descriptor decides which views belong together.
 
-A seed is a keypoint of one image, of any detector, whose depth the map's points around it tell (scene_classes.py). It
-belongs to every image in which it should be visible: within, seen from a direction not too different, and at the depth
-that the points seen around its projection tell. There its patch is cut either at the projection itself, jittered, or
-at the detection nearest to it. Tracks only give depths here; `source: tracks` takes points because SIFT matched them.
+A seed is a keypoint of one image, from any detector, whose depth is interpolated from the map points around it
+(scene_classes.py). It belongs to every image in which it should be visible: its projection is inside the image, the
+viewing direction is similar, and its depth agrees with the map points seen around the projection. The patch is cut
+either at the jittered projection or at the detection nearest to it. Tracks only provide depths here; `source: tracks`
+selects points because SIFT matched them.
 """
 
 from __future__ import annotations
@@ -21,38 +22,38 @@ from featkit.data.patch_frames import FrameJitter, Frames, corners, jittered, wh
 from featkit.data.scene_classes import depths_at, separate
 from featkit.data.tracks import SceneTracks
 
-TANGENT_PX = 0.1  # step that tells the surface's tangents
+TANGENT_PX = 0.1  # step of the finite differences for the surface tangents
 
 
 class GeometryConfig(Config):
-    """Which keypoints begin a class, and where it is visible."""
+    """Which keypoints become seeds of a class, and in which images they are visible."""
 
     seeds_per_image: Count = 500
-    """Keypoints of an image that begin a class, drawn at random among those that know their depth."""
+    """Seeds per image, drawn at random from the keypoints with a known depth."""
     projected_share: Share = 0.5
-    """Share of the classes that are cut at jittered projections; the others at the detections nearest to them."""
+    """Fraction of classes whose patches are cut at jittered projections; the others use the nearest detections."""
     detection_share: PositiveShare = 0.75
-    """Share of the tolerances of `classes` that a detection has to keep."""
+    """Fraction of the tolerances of `classes` within which a detection must be."""
     max_view_angle_deg: float = Field(60.0, gt=0, le=90)
-    """Largest angle at the point between the seed's ray and another image's."""
+    """Largest angle at the point between the rays of the seed's image and another image, degrees."""
     depth: DenseConfig = DenseConfig(neighbours=6, radius=0.05)
-    """How the points around tell a depth, in the seed's image and where it is looked for."""
+    """How depth is interpolated from nearby map points, in the seed's image and in the other images."""
     depth_tolerance: Factor = 0.01
-    """Largest relative difference of the projected point's depth from what the points around it tell there."""
+    """Largest relative difference between the projected depth and the depth interpolated there."""
     surface_sigmas: Factor = 0.5
-    """How far the surface that they tell may lie from the seed, seen from the seed's image, sigmas of the seed: of a
-    distant object all depths are nearly equal, and a wrong one still shows another place."""
+    """Largest distance of the interpolated surface from the seed, seen in the seed's image, in sigmas of the seed.
+    Distant objects need this test: their depths are nearly equal, yet a small depth error is a different place."""
     min_scale_px: Pixels = 1.0
-    """Smallest sigma of a patch, px: what is smaller has no detail left to show."""
+    """Smallest sigma of a patch, px; smaller patches show no detail."""
     min_patches: int = Field(2, ge=2, le=10**9)
-    """Smaller classes are left out."""
+    """Minimum number of patches of a class."""
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """Keypoints of single images, with points and surfaces of their own.
+    """Keypoints of single images with 3D points and surface tangents.
 
-    images: whose keypoint each is. tangents: what one px along x and along y of that image is on the surface, world
+    images: the image of each keypoint. tangents: the step on the surface for one px along x and y of that image, world
     units; jacobians: px of that image per world unit. scales: sigma in px, oris: radians, both in that image. rays:
     unit vectors from the points to its camera.
     """
@@ -79,10 +80,10 @@ def geometric_frames(
     max_patches: int | None,
     generator: np.random.Generator,
 ) -> tuple[Frames, dict[str, int]]:
-    """The patches of a scene and how many each rule gave. detections: one per image of `tracks`.
+    """The patches of a scene, and counts for each rule. detections: one per image of `tracks`.
 
-    classes: tolerances of detections, and of keypoints that are told apart. magnification: side of a patch in sigmas.
-    max_patches: by whole classes drawn at random.
+    classes: tolerances for detections and for ambiguous keypoints. magnification: side of a patch in sigmas.
+    max_patches: limit, reached by drawing complete classes at random.
     """
     seeds = draw_seeds(tracks, detections, config, generator)
     expected = [_expected(tracks, seeds, image, config, magnification) for image in range(len(detections))]
@@ -115,7 +116,7 @@ def geometric_frames(
 def draw_seeds(
     tracks: SceneTracks, detections: Sequence[Detections], config: GeometryConfig, generator: np.random.Generator
 ) -> Seeds:
-    """Some of the detections that know their depth, of every image."""
+    """Random detections with a known depth, from every image."""
     parts = []
     for image, found in enumerate(detections):
         views = tracks.views(image, np.unique(tracks.observed_points[tracks.observed_images == image]))
@@ -138,14 +139,14 @@ def draw_seeds(
 def _expected(
     tracks: SceneTracks, seeds: Seeds, image: int, config: GeometryConfig, magnification: float
 ) -> Predictions:
-    """The seeds that an image should show whole: their size and direction by the surface, seen from there."""
+    """The seeds whose complete patch an image should show, with size and direction predicted from the surface."""
     chosen = np.flatnonzero(visible_seeds(tracks, seeds, image, config))
     views = tracks.views_of(image, seeds.points[chosen])
     affine = views.jacobian @ seeds.tangents[chosen]  # pixels of the seed's image -> pixels of this one
     area = np.linalg.det(affine)
     oris = seeds.oris[chosen]
     along = (affine @ np.stack([np.cos(oris), np.sin(oris)], axis=1)[:, :, None])[:, :, 0]
-    scales = seeds.scales[chosen] * np.sqrt(np.maximum(area, 0))  # turned away: nothing to be seen
+    scales = seeds.scales[chosen] * np.sqrt(np.maximum(area, 0))  # 0 for a surface that faces away
     shown = Frames(chosen, np.full(len(chosen), image), views.xy, scales, np.arctan2(along[:, 1], along[:, 0]))
     whole = within(corners(shown, magnification), tuple(tracks.image_sizes[image].tolist()))
     shown = shown.select(np.flatnonzero(whole & (shown.scales >= config.min_scale_px)))
@@ -153,7 +154,7 @@ def _expected(
 
 
 def visible_seeds(tracks: SceneTracks, seeds: Seeds, image: int, config: GeometryConfig) -> Bool[np.ndarray, " s"]:
-    """Which seeds an image should show: its own, and those at the depth of what it sees around them."""
+    """Which seeds an image should show: its own, and those whose depth agrees with the points seen around them."""
     views = tracks.views_of(image, seeds.points)
     like = (views.directions * seeds.rays).sum(axis=1) >= np.cos(np.radians(config.max_view_angle_deg))
     size = tracks.image_sizes[image]

@@ -1,7 +1,7 @@
-"""Classes of patches from single photographs: a keypoint in several views that homographies make of its photograph.
+"""Patch classes from single photographs: a keypoint seen in several synthetic views made with homographies.
 
-Every view is turned, zoomed, tilted and relit by itself; the keypoint's position, size and direction follow exactly and
-are then jittered. No correspondence was found by any descriptor.
+Every view has its own rotation, zoom, tilt and lighting; the keypoint's position, size and direction are transformed
+exactly and then jittered. No descriptor takes part in finding correspondences.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from featkit.geometry.pixels import apply_homography, local_scale
 from featkit.images.read import DecodeConfig, DecodedImage, decode
 from featkit.io.artifact import inside
 
-TANGENT_PX = 1e-3  # step that tells how a homography turns a direction
+TANGENT_PX = 1e-3  # step of the finite difference for directions under a homography
 
 
 class LightConfig(Config):
-    """How differently the views of a photograph are lit."""
+    """Lighting changes between the views of a photograph."""
 
     colours: JitterConfig = JitterConfig(brightness=0.4, contrast=0.4, saturation=0.5, hue=0.1)
     """Random changes of colour."""
@@ -53,31 +53,31 @@ class LightConfig(Config):
         jpeg=60,
         haze=0.3,
     )
-    """From noon to dusk and night; then blur, noise, tone curve and JPEG."""
+    """Random light, from noon to dusk and night, followed by blur, noise, tone curve and JPEG."""
 
 
 class HomographiesConfig(Config):
-    """Views of single photographs. The strengths are featkit's own choice."""
+    """Synthetic views of single photographs. The strengths are featkit's own choice."""
 
     views: int = Field(4, ge=2, le=10**9)
-    """Views of a photograph; a keypoint has a patch in each that shows it whole."""
+    """Views per photograph; a keypoint has a patch in each view that shows it completely."""
     keypoints: Count = 200
-    """Keypoints of a photograph that begin a class, drawn at random."""
+    """Keypoints per photograph that become classes, drawn at random."""
     view: ViewConfig = ViewConfig(rotation_deg=180, scale_max=1.6, perspective=0.2)
-    """Of each view; between two of them the scale changes by up to 1.6 x 1.6, so from 0.4 to 2.5."""
+    """Geometry of each view. Between two views the scale changes by up to 1.6 x 1.6, so from 0.4 to 2.5."""
     light: LightConfig = LightConfig()
-    """Of each view."""
+    """Lighting of each view."""
     max_side: int = Field(1024, ge=64, le=2**16)
     """Larger photographs are reduced to this longer side, px."""
     min_scale_px: Pixels = 1.0
     """Smallest sigma of a patch, px."""
     min_patches: int = Field(2, ge=2, le=10**9)
-    """Smaller classes are left out."""
+    """Minimum number of patches of a class."""
 
 
 @dataclass(frozen=True)
 class HomographyViews:
-    """All views of a folder's photographs, made again whenever one is asked for. Number v of photograph p: p k + v.
+    """All views of a folder's photographs, rendered on request. View v of photograph p has the number p k + v.
 
     homographies: pixels of the reduced, upright photograph -> pixels of the view, which has the same size.
     """
@@ -89,7 +89,7 @@ class HomographyViews:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the views: the photograph's and a number."""
+        """Names of the views: the photograph's name and a number."""
         return tuple(f"{name}#{view}" for name in self.photographs.names for view in range(self.config.views))
 
     def render(self, number: int) -> DecodedImage:
@@ -106,7 +106,7 @@ class HomographyViews:
 def relit(
     pixels: UInt8[np.ndarray, "h w 3"], config: LightConfig, generator: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A photograph in another light and by another camera: all that changes a view but its geometry."""
+    """A photograph with random light and camera effects: every change of a view except its geometry."""
     return photometric(recoloured(pixels, draw_jitter(config.colours, generator)), config.camera, generator)
 
 
@@ -121,10 +121,10 @@ def homography_frames(
     seed: tuple[int, ...],
     workers: int = 0,
 ) -> tuple[HomographyViews, Frames, dict[str, int]]:
-    """The views of a folder's photographs, the patches in them, and how many there are.
+    """The views of a folder's photographs, the patches in them, and counts.
 
-    classes: when two keypoints cannot be told apart. magnification: side of a patch in sigmas.
-    max_patches: by whole classes drawn at random. Raises BadInputError.
+    classes: tolerances for ambiguous keypoints. magnification: side of a patch in sigmas.
+    max_patches: limit, reached by drawing complete classes at random. Raises BadInputError.
     """
     generator = np.random.default_rng([*seed, 0])
     homographies, parts, first = [], [], 0
@@ -164,7 +164,7 @@ def _seeds(
     magnification: float,
     generator: np.random.Generator,
 ) -> Detections:
-    """Some keypoints of a photograph, in its reduced, upright pixels, no two of which look alike."""
+    """Random keypoints of a photograph, in its reduced, upright pixels, without ambiguous ones."""
     here = Detections(*in_pixels(image, found.xy, found.scales, found.oris))
     whole = np.flatnonzero(within(corners(here, magnification), image.size))
     some = generator.permutation(whole)[: config.keypoints]
@@ -175,7 +175,7 @@ def _seeds(
 
 
 def moved(seeds: Detections, homography: Float[np.ndarray, "3 3"], image: int, first: int) -> Frames:
-    """Keypoints as a homography shows them. image: number of the view; first: class of the first keypoint."""
+    """Keypoints transformed by a homography. image: number of the view; first: class of the first keypoint."""
     xy = apply_homography(homography, seeds.xy)
     step = TANGENT_PX * np.stack([np.cos(seeds.oris), np.sin(seeds.oris)], axis=1)
     along = apply_homography(homography, seeds.xy + step) - apply_homography(homography, seeds.xy - step)
@@ -191,7 +191,7 @@ def _shown_whole(
     magnification: float,
     config: HomographiesConfig,
 ) -> np.ndarray:
-    """Patches that lie in the view and, traced back, in the photograph."""
+    """Patches that are inside the view and, mapped back, inside the photograph."""
     there = corners(shown, magnification)
     back = apply_homography(np.linalg.inv(homography), there.reshape(-1, 2)).reshape(-1, 4, 2)
     return within(there, size) & within(back, size) & (shown.scales >= config.min_scale_px)

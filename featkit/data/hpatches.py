@@ -1,4 +1,4 @@
-"""Benchmarks of patches from files: HPatches and RomePatches."""
+"""Patch benchmarks: reading HPatches and RomePatches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from featkit.data.patch_set import PatchSet
 #
 # A folder per sequence, i_* (illumination) or v_* (viewpoint), with 16 images that are columns of 65 x 65 patches:
 # ref.png from the reference image; e1.png ... e5.png, h1 ... h5, t1 ... t5 from the five others, with easy, hard and
-# tough geometric noise. Patch k of all 16 shows the same point.
+# tough geometric noise. Patch k of all 16 images shows the same point.
 
 
 SIDE = 65  # px
@@ -34,7 +34,7 @@ SPLIT_PLACES = ("splits.json", "tasks/splits.json", "tasks/splits/splits.json", 
 
 @dataclass(frozen=True)
 class HPatches:
-    """A folder of sequences. counts: points of each, by name."""
+    """A folder of sequences. counts: number of points by sequence name."""
 
     root: Path
     counts: dict[str, int]
@@ -60,7 +60,7 @@ class HPatches:
 
 
 def read_hpatches(root: Path) -> HPatches:
-    """The sequences below a folder, or below its hpatches-release. Raises BadInputError."""
+    """The sequences in a folder, or in its subfolder hpatches-release. Raises BadInputError."""
     if not root.is_dir():
         raise BadInputError(f"{root}: no such folder; get the data with `featkit data fetch hpatches --out {root}`")
     if (root / RELEASE).is_dir():
@@ -72,30 +72,30 @@ def read_hpatches(root: Path) -> HPatches:
 
 
 def is_hpatches(folder: Path) -> bool:
-    """Whether a folder is meant to be a release of patches, or holds one as hpatches-release."""
+    """Whether a folder looks like the HPatches release, or contains it as hpatches-release."""
     return (folder / RELEASE).is_dir() or any(folder.glob("[iv]_*/ref.png"))
 
 
 def _count(path: Path) -> int:
-    """Points of a sequence, from the size that a PNG states in its first bytes."""
+    """Number of points of a sequence, from the image size in the PNG header."""
     try:
         with path.open("rb") as file:
             head = file.read(24)
     except OSError:
-        raise BadInputError(f"{path}: no such file; this is not the release of patches, or not all of it") from None
+        raise BadInputError(f"{path}: no such file; this is not the HPatches release, or it is incomplete") from None
     if head[:8] != b"\x89PNG\r\n\x1a\n" or len(head) < 24:
         raise BadInputError(f"{path}: not a PNG image; fetch the data set again")
     width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
     if width != SIDE or height % SIDE or not height:
-        raise BadInputError(f"{path}: {width} x {height} px is no column of {SIDE} x {SIDE} patches")
+        raise BadInputError(f"{path}: {width} x {height} px is not a column of {SIDE} x {SIDE} patches")
     return height // SIDE
 
 
 def read_split(data: HPatches, split: str, path: Path | None = None) -> dict[str, tuple[str, ...]]:
-    """The sequences "train" and "test" of a split of the official splits.json, which is looked for near the data.
+    """The "train" and "test" sequences of a split in the official splits.json, by default searched for near the data.
 
-    "full": everything is test; it needs no file. Raises UsageError for an unknown split, BadInputError for sequences
-    that are not there.
+    "full": all sequences are test; no file is needed. Raises UsageError for an unknown split, BadInputError for missing
+    sequences.
     """
     path = path or find_splits(data.root)
     if path is None:
@@ -118,7 +118,7 @@ def read_split(data: HPatches, split: str, path: Path | None = None) -> dict[str
 
 
 def find_splits(root: Path) -> Path | None:
-    """splits.json in the folder of the data, in the one above, or in a benchmark's repository beside it."""
+    """splits.json in the data folder, in those above it, or in a copy of the benchmark's repository next to it."""
     for folder in (root, root.parent, root.parent / "hpatches-benchmark", root.parent.parent):
         for place in SPLIT_PLACES:
             if (folder / place).is_file():
@@ -139,9 +139,9 @@ def _splits_of(path: Path) -> dict[str, dict[str, list[str]]]:
 
 
 def hpatches_patch_set(data: HPatches, sequences: Sequence[str], name: str = "hpatches") -> PatchSet:
-    """The patches of some sequences in memory, a class of 16 per point, a scene per sequence: to train on.
+    """Load the patches of some sequences for training: a class of 16 patches per point, a scene per sequence.
 
-    4 KB a patch: 7 GB for the 76 sequences of split "a". Raises BadInputError.
+    4 KB per patch: 7 GB for the 76 sequences of split "a". Raises BadInputError.
     """
     if not sequences:
         raise BadInputError(f"{data.root}: no sequence to take patches from")
@@ -161,11 +161,11 @@ def hpatches_patch_set(data: HPatches, sequences: Sequence[str], name: str = "hp
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# RomePatches (Paulin et al., ICCV 2015): 51 x 51 patches of photographs of Rome, in groups of 10 of one 3D point.
+# RomePatches (Paulin et al., ICCV 2015): 51 x 51 patches of photographs of Rome, in groups of 10 per 3D point.
 #
-# Two sets of 10,000 patches, train and test. patch_retrieval_Rome_SET.mat has `patches`; of these the first ones, as
-# many as `labels_gt` of patch_retrieval_Rome_SET_labels.mat has, are the queries (one of each group), and the others,
-# with `labels`, are what is searched.
+# Two sets of 10,000 patches, train and test. patch_retrieval_Rome_SET.mat contains `patches`: first the queries (one of
+# each group), whose labels are `labels_gt` in patch_retrieval_Rome_SET_labels.mat, then the database patches that are
+# searched, with `labels`.
 
 
 Part = Literal["train", "test"]
@@ -180,13 +180,13 @@ class RomePatches:
     num_queries: int
 
     def as_patch_set(self, part: Part = "train") -> PatchSet:
-        """All patches, queries too, to train on; one scene, as the groups' photographs are not told apart."""
+        """All patches, including queries, for training; as one scene, because the source photographs are unknown."""
         name = f"rome-{part}"
         return PatchSet(name, self.patches, self.labels, np.zeros(len(self.labels), np.int64), (name,))
 
 
 def is_rome(folder: Path) -> bool:
-    """Whether a folder has one of the two sets, or part of it."""
+    """Whether a folder contains one of the two sets, or part of it."""
     return any(folder.glob("patch_retrieval_Rome_*.mat"))
 
 
@@ -213,7 +213,7 @@ def _array(path: Path, named: dict[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def _grey(path: Path, patches: np.ndarray, count: int) -> UInt8[np.ndarray, "n s s"]:
-    """Patches of any order of axes, grey or RGB, as (n, height, width)."""
+    """Patches with axes in any order, grey or RGB, as (n, height, width)."""
     shape = patches.shape
     if count not in shape:
         raise BadInputError(f"{path}: patches of shape {shape}, but {count} labels; the files are not of one set")
@@ -235,17 +235,17 @@ def _grey(path: Path, patches: np.ndarray, count: int) -> UInt8[np.ndarray, "n s
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Arrays of numbers from MATLAB 5 files (.mat, the format before 7.3): what RomePatches is stored in.
+# Reader for numeric arrays in MATLAB 5 files (.mat, the format before 7.3), in which RomePatches is stored.
 #
-# After a header of 128 bytes come elements of a type, a length and data; a matrix is an element of elements: flags,
-# dimensions, name, values. Elements may be compressed with zlib. Numbers are stored column by column.
+# A header of 128 bytes is followed by elements: type, length, data. A matrix is an element that contains elements:
+# flags, dimensions, name, values. Elements may be compressed with zlib. Numbers are in column-major order.
 
 
 HEADER, MATRIX, COMPRESSED = 128, 14, 15
 TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 NUMERIC = range(6, 16)  # array classes: double, single, and the integers
 HDF5 = b"\x89HDF"
-MAX_BYTES = 4 << 30  # of one compressed element
+MAX_BYTES = 4 << 30  # limit of one compressed element
 
 
 def read_matlab(path: Path) -> dict[str, np.ndarray]:
@@ -255,7 +255,7 @@ def read_matlab(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
     if content[:4] == HDF5 or HDF5 in content[512:516]:
-        raise BadInputError(f"{path}: of MATLAB 7.3 (HDF5); save it with -v7")
+        raise BadInputError(f"{path}: a MATLAB 7.3 (HDF5) file, which is not supported; save it with -v7")
     order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
     if order is None:
         raise BadInputError(f"{path}: not a MATLAB file; fetch it again")
@@ -269,7 +269,7 @@ def read_matlab(path: Path) -> dict[str, np.ndarray]:
 
 
 def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
-    """(type, bytes) of the elements one after the other, unpacked."""
+    """Iterate over the elements as (type, bytes), decompressed."""
     place = 0
     while place + 8 <= len(data):
         word = int(np.frombuffer(data[place : place + 4], f"{order}u4")[0])
@@ -293,10 +293,10 @@ def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
 
 
 def _matrix(data: memoryview, order: str) -> tuple[str, np.ndarray] | None:
-    """Name and values; None for what is not an array of real numbers."""
+    """Name and values; None if the element is not an array of real numbers."""
     parts = list(_elements(data, order))
     flags = int(np.frombuffer(parts[0][1][:4], f"{order}u4")[0])
-    if flags & 0xFF not in NUMERIC or flags & 0x0800:  # a struct, a text; complex
+    if flags & 0xFF not in NUMERIC or flags & 0x0800:  # a struct or string; complex numbers
         return None
     shape = np.frombuffer(parts[1][1], f"{order}i4").tolist()
     name = bytes(parts[2][1]).decode("ascii", "replace")

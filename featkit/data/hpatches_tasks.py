@@ -1,8 +1,8 @@
-"""What HPatches' tasks compare: the official files of pairs, queries and distractors, or ones drawn by the same rules.
+"""The HPatches tasks: official files of pairs, queries and distractors, or random ones drawn by the same rules.
 
 verif_pos_split-X.csv, verif_neg_intra_split-X.csv, verif_neg_inter_split-X.csv: s1,t1,idx1,s2,t2,idx2, where t is the
 image (0 the reference, 1 to 5 the others). retr_queries_split-X.csv, retr_distractors_split-X.csv: s,idx, patches of
-reference images. The matching task needs none.
+reference images. The matching task needs no file.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ PAIR_FILES = {"positive": "verif_pos", "intra": "verif_neg_intra", "inter": "ver
 
 
 class DrawnTasksConfig(Config):
-    """Tasks drawn when there are no official files, by the official numbers (fewer when there are not as many)."""
+    """Tasks drawn at random without official files, in the official numbers (or fewer, if the data has fewer)."""
 
     pairs: Count = 1_000_000
-    """Of each kind: positive, negative of one sequence, negative of two."""
+    """Pairs of each kind: positive, negative within a sequence, negative across sequences."""
     queries: Count = 10_000
-    """Retrieval; drawn from patches with enough contrast."""
+    """Retrieval queries, drawn from patches with enough contrast."""
     distractors: CountOrZero = 20_000
-    """Retrieval; never a query."""
+    """Retrieval distractors; none is also a query."""
     min_deviation: FactorOrZero = 10.0
     """Standard deviation of the grey values (0 to 255) above which a patch can be a query or a distractor."""
     seed: Seed = 0
-    """Of all that is drawn."""
+    """Random seed of the drawn tasks."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows of the columns sequence, image, point, sequence, image, point; sequences as numbers in `names`."""
+    """Rows of sequence, image, point, sequence, image, point; sequences are indices into `names`."""
 
     rows: Int[np.ndarray, "n 6"]
     names: tuple[str, ...]
@@ -49,7 +49,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Points:
-    """Rows of the columns sequence (a number in `names`), point: patches of reference images."""
+    """Rows of sequence (an index into `names`), point: patches of reference images."""
 
     rows: Int[np.ndarray, "n 2"]
     names: tuple[str, ...]
@@ -57,7 +57,7 @@ class Points:
 
 @dataclass(frozen=True)
 class HPatchesTasks:
-    """What is to be compared; None: this task has no file. source: where it comes from, for the result."""
+    """The pairs and patches of the tasks; None: no file for this task. source: their origin, for the result."""
 
     source: str
     positive: Pairs | None
@@ -67,7 +67,7 @@ class HPatchesTasks:
     distractors: Points | None
 
     def sequences(self) -> set[str]:
-        """Names of all sequences that take part."""
+        """Names of all sequences that occur."""
         found = set()
         for pairs in (self.positive, self.intra, self.inter):
             if pairs is not None:
@@ -79,9 +79,9 @@ class HPatchesTasks:
 
 
 def read_tasks(folder: Path, split: str, data: HPatches) -> HPatchesTasks | None:
-    """The official task files of a split, each read unchanged; None when the folder has none of them.
+    """The official task files of a split, unchanged; None if the folder has none of them.
 
-    Raises BadInputError for rows that name no patch of the data.
+    Raises BadInputError for rows that refer to patches missing from the data.
     """
     found: dict[str, Pairs | Points | None] = {}
     for name, stem in {**PAIR_FILES, "queries": "retr_queries", "distractors": "retr_distractors"}.items():
@@ -103,9 +103,9 @@ def find_or_draw(
     config: DrawnTasksConfig,
     generator: np.random.Generator,
 ) -> HPatchesTasks:
-    """The official tasks of a split from a folder, or from those near the data; drawn from `sequences` without any.
+    """The official tasks of a split, from `folder` or from folders near the data; else drawn from `sequences`.
 
-    Raises BadInputError when a given folder has none.
+    Raises BadInputError if `folder` is given and has none.
     """
     near = [folder] if folder else [data.root, data.root / "tasks", data.root.parent / "tasks"]
     near += [] if folder else [data.root.parent / "hpatches-benchmark" / "tasks"]
@@ -127,7 +127,7 @@ def find_or_draw(
 
 
 def _read_csv(path: Path, columns: Sequence[str], data: HPatches) -> Int[np.ndarray, "n c"]:
-    """Rows with the sequences as numbers. Raises BadInputError with the line."""
+    """Rows with sequences as indices. Raises BadInputError with the line number."""
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     if not lines or [part.strip() for part in lines[0].split(",")] != list(columns):
         raise BadInputError(f"{path}: the first line is not {','.join(columns)}")
@@ -164,8 +164,8 @@ def _check_rows(path: Path, rows: np.ndarray, columns: Sequence[str], data: HPat
 def draw_tasks(
     data: HPatches, sequences: Sequence[str], config: DrawnTasksConfig, generator: np.random.Generator
 ) -> HPatchesTasks:
-    """Tasks on some sequences by the official rules, with two mends: all six images take part (the official script
-    draws five), and a negative of two sequences is never of one."""
+    """Draw tasks by the official rules, with two fixes: all six images are used (the official script uses five), and
+    negatives across sequences are always from two different ones."""
     chosen = np.array([data.sequences.index(name) for name in sequences])
     counts = np.array(list(data.counts.values()))
     usable = np.flatnonzero(counts[chosen] > 1)
@@ -196,7 +196,7 @@ def draw_tasks(
 def _draw_points(
     data: HPatches, chosen: Int[np.ndarray, " s"], config: DrawnTasksConfig, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Queries and distractors, disjoint. With few patches a third of them are queries."""
+    """Disjoint queries and distractors. If there are few patches, a third of them are queries."""
     rows = []
     for number in chosen:
         patches = data.patches(data.sequences[number], "ref")
@@ -208,7 +208,7 @@ def _draw_points(
 
 
 def write_tasks(folder: Path, split: str, tasks: HPatchesTasks) -> None:
-    """Write tasks as the official files, so that another toolkit can be run on the same. Raises NotWritableError."""
+    """Write tasks in the official file format, for running another toolkit on the same. Raises NotWritableError."""
     for name, stem in PAIR_FILES.items():
         pairs = getattr(tasks, name)
         if pairs is not None:

@@ -1,11 +1,11 @@
-"""`featkit data pack` of photographs: posed pairs and folders of photographs -> one zip that is read as it is.
+"""`featkit data pack` for photographs: pack posed pairs and folders of photographs into a zip that is read directly.
 
-    pack.json                           what it holds, how it was made, licences
-    NAME/scene/dense0/aligned/...       of a folder of posed pairs: read_posed_pairs takes the zip, or `pack.zip/NAME`
-    NAME/...jpg                         of a folder of photographs, upright: HomographyPairs takes them
+    pack.json                           contents, settings, licences
+    NAME/scene/dense0/aligned/...       for a folder of posed pairs: read_posed_pairs reads the zip, or `pack.zip/NAME`
+    NAME/...jpg                         for a folder of photographs, upright: read by HomographyPairs
 
-Photographs are reduced to what the network sees. Where they do not fit, every folder gives up photographs drawn at
-random until all have the same share of the room; folders smaller than that stay whole.
+Photographs are reduced to the size that the network sees. If they do not fit, photographs are dropped at random until
+all folders have an equal share of the space; folders smaller than their share stay complete.
 """
 
 from __future__ import annotations
@@ -46,27 +46,27 @@ from featkit.geometry.pixels import intrinsics_to_colmap
 from featkit.io.artifact import inside, writing
 from featkit.io.atomic import refuse_foreign
 
-SAMPLE = 8  # photographs that tell how large a folder will be
-ENTRY_BYTES = 400  # of a photograph beside its JPEG: the zip's directory, its camera and pairs, deflated
-EVERY_PAIR = PosedConfig(max_rotation_deg=180, max_pairs=10**9, principal_tolerance=1e3)  # a training judges
+SAMPLE = 8  # photographs from which the packed size of a folder is estimated
+ENTRY_BYTES = 400  # per photograph, in addition to its JPEG: zip directory entry, camera and pairs, deflated
+EVERY_PAIR = PosedConfig(max_rotation_deg=180, max_pairs=10**9, principal_tolerance=1e3)  # training selects later
 Kind = Literal["patches", "posed", "photographs"]
 
 
 class ImagePackConfig(Config):
-    """What a pack of photographs holds."""
+    """Size and quality of a pack of photographs."""
 
     max_mb: Megabytes = 60.0
     """Size of the file, 10^6 bytes."""
     max_side: int = Field(640, ge=64, le=2**16)
     """Longer side of the photographs, px."""
     quality: int = Field(88, ge=1, le=100)
-    """Of JPEG."""
+    """JPEG quality, 1 to 100."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A folder to pack. load: the pixels of photograph number i; groups: photographs that are of use together, in the
-    order in which they are taken."""
+    """A folder to pack. load: returns the pixels of photograph i. groups: photographs that are only useful together,
+    in the order in which they are added."""
 
     name: str
     kind: Kind
@@ -78,7 +78,7 @@ class _Source:
 
 
 def kind_of(folder: Path) -> Kind:
-    """What a folder holds, as far as packing goes; patches where nobody knows."""
+    """The kind of data in a folder; "patches" if it cannot be determined."""
     if (folder / INFO).is_file() or not folder.is_dir():
         return "patches"
     names = open_tree(folder).names()
@@ -89,9 +89,9 @@ def kind_of(folder: Path) -> Kind:
 
 
 def write_image_pack(config: ImagePackConfig, folders: Sequence[Path], out: Path, seed: int = 0) -> dict[str, Any]:
-    """Pack posed pairs and photographs into the zip `out`, whole or not at all; returns the manifest.
+    """Pack posed pairs and photographs into the zip `out`, which is written atomically. Returns the manifest.
 
-    Raises UsageError, BadInputError, EmptyResultError when not one pair or photograph of a folder fits,
+    Raises UsageError, BadInputError, EmptyResultError if not a single pair or photograph of a folder fits,
     NotWritableError.
     """
     names = [folder.resolve().name for folder in folders]
@@ -144,7 +144,7 @@ def _write(config: ImagePackConfig, sources: Sequence[_Source], room: float, par
     ):
         for done, number in enumerate(
             np.argsort(sizes, kind="stable")
-        ):  # small folders first: what they leave is shared
+        ):  # small folders first: the space they leave is shared by the others
             source = sources[number]
             kept, used = _taken(config, source, room / (len(sources) - done), advance)
             room -= used
@@ -162,7 +162,7 @@ def _write(config: ImagePackConfig, sources: Sequence[_Source], room: float, par
 
 
 def _estimate(config: ImagePackConfig, source: _Source) -> float:
-    """Bytes of a whole folder, by some of its photographs."""
+    """Estimated packed size of a complete folder, bytes, from a sample of its photographs."""
     some = sorted({image for group in source.groups[:SAMPLE] for image in group})[:SAMPLE]
     return len(source.names) * (
         ENTRY_BYTES + sum(len(_encoded(config, source, image)[0]) for image in some) / len(some)
@@ -172,7 +172,7 @@ def _estimate(config: ImagePackConfig, source: _Source) -> float:
 def _taken(
     config: ImagePackConfig, source: _Source, share: float, advance: Advance
 ) -> tuple[dict[int, tuple[bytes, tuple[int, int]]], float]:
-    """The JPEGs and sizes of as many photographs as fit into a share of the room, and the bytes they take."""
+    """The JPEGs and image sizes of as many photographs as fit into `share` bytes, and the bytes used."""
     kept: dict[int, tuple[bytes, tuple[int, int]]] = {}
     used = 0.0
     for group in source.groups:
@@ -185,20 +185,20 @@ def _taken(
         advance(len(new))
     if not kept:
         raise EmptyResultError(
-            f"{config.max_mb:g} MB are too few for the photographs of {source.name}; allow more with --max-mb"
+            f"{config.max_mb:g} MB is too little for the photographs of {source.name}; allow more with --max-mb"
         )
     return kept, used
 
 
 def _encoded(config: ImagePackConfig, source: _Source, image: int) -> tuple[bytes, tuple[int, int]]:
-    """JPEG, and the size (width, height) it was reduced to."""
+    """The JPEG and the reduced size (width, height)."""
     pixels = cv2.cvtColor(reduced(source.load(image), config.max_side), cv2.COLOR_RGB2BGR)
     encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, config.quality])[1]
     return encoded.tobytes(), (pixels.shape[1], pixels.shape[0])
 
 
 def _add(archive: zipfile.ZipFile, source: _Source, kept: dict[int, tuple[bytes, tuple[int, int]]]) -> dict[str, Any]:
-    """Write a folder's photographs, cameras and pairs; returns its entry of the manifest."""
+    """Write a folder's photographs, cameras and pairs; returns its manifest entry."""
     for image in sorted(kept):
         name = inside(Path(source.name), source.names[image]).as_posix()
         archive.writestr(zipfile.ZipInfo(name, EPOCH), kept[image][0])
@@ -216,7 +216,7 @@ def _add(archive: zipfile.ZipFile, source: _Source, kept: dict[int, tuple[bytes,
 
 
 def _add_scene(archive: zipfile.ZipFile, source: _Source, number: int, sizes: dict[int, tuple[int, int]]) -> int:
-    """Write the cameras and pairs of a scene's photographs that are kept, K scaled with them; how many pairs."""
+    """Write the cameras, with scaled K, and the pairs of a scene's kept photographs; returns the number of pairs."""
     assert source.posed is not None
     scene, images = source.posed.scenes[number], np.array(sorted(sizes), dtype=np.int64)
     rows = (source.posed.pairs[:, 0] == number) & np.isin(source.posed.pairs[:, 1:], images).all(axis=1)
@@ -225,7 +225,7 @@ def _add_scene(archive: zipfile.ZipFile, source: _Source, number: int, sizes: di
     new = np.array([sizes[image] for image in images])
     scale = new / scene.sizes[images]
     intrinsics = intrinsics_to_colmap(scene.intrinsics[images])
-    intrinsics[:, :2] *= scale[:, :, None]  # with the origin at the corner a resized image's K is K scaled
+    intrinsics[:, :2] *= scale[:, :, None]  # with the origin at the corner, resizing an image scales K
     names = tuple(name_of(name) for name in scene.image_names)
     table = CameraTable(
         tuple(names[image] for image in images),

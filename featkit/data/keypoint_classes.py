@@ -1,8 +1,8 @@
-"""Which detections of several images are one keypoint of the scene (Winder and Brown 2007; Brown, Hua, Winder 2011).
+"""Group detections of several images by scene keypoint (Winder and Brown 2007; Brown, Hua, Winder 2011).
 
-A class is a point of the map with one physical size and one direction, both taken from a real detection and carried
-through the cameras. A detection belongs to it when it lies where, as large as, and turned as the cameras say, within
-UBC's tolerances: the patches of a class differ as those of real detections do.
+A class is a map point with one physical size and one direction, both taken from a real detection and projected through
+the cameras. A detection belongs to it if its position, size and orientation agree with the projection within UBC's
+tolerances, so the patches of a class vary as real detections do.
 """
 
 from __future__ import annotations
@@ -19,59 +19,59 @@ from pydantic import Field
 from featkit.core.config import Config, Count, Degrees, Factor, FactorOrZero, Pixels, PositiveShare, Radians, Share
 from featkit.data.tracks import SceneTracks, Views
 
-PAIRS_AT_ONCE = 4_000_000  # bounds the memory of the vote, whatever the lengths of the tracks
+PAIRS_AT_ONCE = 4_000_000  # bounds the memory of the vote for any track lengths
 
 
 class DenseConfig(Config):
-    """When the points around a detection tell its depth; see scene_classes.py."""
+    """When the depth of a detection can be interpolated from nearby map points; see scene_classes.py."""
 
     neighbours: int = Field(6, ge=1, le=1000)
-    """How many of the nearest observed points are asked."""
+    """Number of nearest observed points that are used."""
     radius: PositiveShare = 0.03
-    """How far they may lie, share of the image's longer side."""
+    """Largest distance of these points, as a fraction of the image's longer side."""
     depth_residual: FactorOrZero = 0.004
-    """Largest weighted deviation of their inverse depths from a plane, relative: a step in depth is no surface."""
+    """Largest relative, weighted deviation of the inverse depths from a plane; rejects depth discontinuities."""
     slope_ridge: FactorOrZero = 0.01
-    """Weight that holds the plane's slope down where the neighbours say little of it, relative to theirs."""
+    """Ridge regularization of the plane's slope, relative to the spread of the neighbours."""
     shared_neighbours: Count = 3
-    """An image is searched when it observed this many of them."""
+    """An image is searched if it observed at least this many of the neighbours."""
     min_patches: Count = 3
-    """Smaller classes are left out: no match of the map vouches for them."""
+    """Minimum number of patches of such a class, which no match of the map confirms."""
 
 
 class ClassesConfig(Config):
-    """When detections are the same keypoint, and when two keypoints are told apart."""
+    """When detections belong to the same keypoint, and when two keypoints are ambiguous."""
 
     position_px: Pixels = 5.0
     """Largest distance of a detection from the projected point, px of the image (Brown, Hua, Winder 2011, sec. 3)."""
     position_sigmas: Factor = 0.94
-    """The same in sigmas of the detection: 5 px of a 64 px patch of 12 sigmas. UBC has no such bound; without it the
-    patch of a small keypoint could lie beside its point."""
+    """The same in sigmas of the detection: 5 px of a 64 px patch of 12 sigmas. UBC has no such limit; without it the
+    patch of a small keypoint could miss its point."""
     scale_octaves: Factor = 0.25
-    """Largest ratio of sizes, octaves (same source)."""
+    """Largest difference in size, octaves (same source)."""
     orientation_rad: Radians = math.pi / 8
-    """Largest difference of directions (same source)."""
+    """Largest difference in orientation, radians (same source)."""
     separation: FactorOrZero = 2.0
-    """Two classes nearer than this many tolerances are ambiguous: the smaller one is left out (same source)."""
+    """Two classes closer than this many tolerances are ambiguous: the smaller one is left out (same source)."""
     extra_views: bool = True
-    """Also take detections of images where the point should be visible, though it was not matched there."""
+    """Also use detections in images where the point should be visible but was not matched."""
     extra_share: Share = 0.75
-    """Extra views: share of the tolerances that counts; only geometry vouches for them. With 1 and 60 degrees 8 % of
-    them were wrong on the scenes this was measured on."""
+    """Extra views: fraction of the tolerances that applies, as only geometry supports them. With 1, and a view angle of
+    60 degrees, 8 % of them were wrong on the scenes where this was measured."""
     max_view_angle_deg: Degrees = 30.0
-    """Extra views look at the point at most this far from a view that observed it."""
+    """Extra views: largest angle to the viewing direction of an image that observed the point, degrees."""
     depth_tolerance: FactorOrZero = 0.05
-    """Extra views: relative difference from the depth of the points seen around it."""
+    """Extra views: largest relative difference from the depth of the points seen around the projection."""
     depth_neighbours: int = Field(5, ge=1, le=1000)
-    """Extra views: how many seen points around the projection tell the depth (their median)."""
+    """Extra views: number of points seen around the projection whose median gives that depth."""
     depth_radius: PositiveShare = 0.04
-    """Extra views: how far these may lie, share of the image's longer side."""
+    """Extra views: largest distance of these points, as a fraction of the image's longer side."""
     min_patches: Count = 2
-    """Smaller classes are left out."""
+    """Minimum number of patches of a class."""
     dense: DenseConfig | None = DenseConfig()
-    """Classes where the map has no point; None: only points of the map."""
+    """Classes at detections without a map point; None: only map points."""
     dense_share: Share = 0.75
-    """Share of the tolerances that counts for them."""
+    """Fraction of the tolerances that applies to these classes."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class Keypoints3D:
-    """Points with a size (log2 of world units) and a direction in the world, ascending by point."""
+    """Points with a size (log2 of world units) and a direction in the world, sorted by point."""
 
     points: Int[np.ndarray, " k"]
     log_sizes: Float[np.ndarray, " k"]
@@ -103,19 +103,19 @@ class Keypoints3D:
 
 
 class Origin(IntEnum):
-    """How a detection came into its class."""
+    """How a detection was assigned to its class."""
 
     MATCHED = 0
-    """Its image was matched there when the map was made."""
+    """The image observes the point in the map."""
     EXTRA = 1
-    """Its image should see the point, and a detection fits."""
+    """The image should see the point, and the detection agrees."""
     DENSE = 2
-    """The class is no point of the map: its depth was told by the points around."""
+    """The class has no map point: its depth was interpolated from nearby points."""
 
 
 @dataclass(frozen=True)
 class Members:
-    """Detections in the classes they belong to: one row per patch, by class, then by image.
+    """Detections assigned to classes: one row per patch, sorted by class, then by image.
 
     keypoints: row of the Keypoints3D. origins: see Origin.
     """
@@ -131,7 +131,7 @@ class Members:
 
     @staticmethod
     def joined(parts: Sequence[Members]) -> Members:
-        """The members of all images in one."""
+        """Concatenate the members of all images."""
         names = ("keypoints", "images", "detections", "origins")
         whole = Members(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
         return whole.select(np.argsort(whole.keypoints, kind="stable"))
@@ -139,7 +139,7 @@ class Members:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Where an image should show keypoints: rows of Keypoints3D with position, sigma (px) and angle in the image."""
+    """Predicted keypoints of an image: rows of Keypoints3D with position, sigma (px) and angle in the image."""
 
     keypoints: Int[np.ndarray, " n"]
     xy: Float[np.ndarray, "n 2"]
@@ -157,14 +157,14 @@ def turn(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def position_limit(config: ClassesConfig, scales: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """How far detections of these sigmas may lie from the projection, px."""
+    """Largest distance of detections with these sigmas from the projection, px."""
     return np.minimum(config.position_px, config.position_sigmas * scales)
 
 
 def keypoints_of_tracks(tracks: SceneTracks, detections: Sequence[Detections], config: ClassesConfig) -> Keypoints3D:
-    """The size and direction most images of a track agree upon: every detection at an observation is heard.
+    """The size and direction on which most images of a track agree; every detection at an observation votes.
 
-    Points without agreement of `min_patches` images are left out.
+    Points on which fewer than `min_patches` images agree are left out.
     """
     rows = _candidates(tracks, detections, config)
     starts = np.flatnonzero(np.r_[True, np.diff(rows.points) != 0]) if len(rows.points) else np.zeros(0, np.int64)
@@ -182,7 +182,7 @@ def keypoints_of_tracks(tracks: SceneTracks, detections: Sequence[Detections], c
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Detections at observations, by point, then image."""
+    """Detections at observations, sorted by point, then image."""
 
     points: np.ndarray
     images: np.ndarray
@@ -223,7 +223,7 @@ def _candidates(tracks: SceneTracks, detections: Sequence[Detections], config: C
 def _elect(
     rows: _Candidates, starts: np.ndarray, counts: np.ndarray, config: ClassesConfig
 ) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """For each run of candidates the row whose size and direction most images agree with, and their median size."""
+    """For each run of candidates, the row whose size and direction most images support, and their median size."""
     group, speaker = expand(starts, counts)
     which, listener = expand(starts[group], counts[group])
     speaker = speaker[which]
@@ -232,10 +232,10 @@ def _elect(
         turn(angle, rows.oris[listener]) <= config.orientation_rad
     )
     speaker, listener = speaker[agrees], listener[agrees]
-    # Both ascend, so the candidates of one image stand together: count images, not detections.
+    # Both are sorted, so the candidates of one image are adjacent: count images, not detections.
     new = np.r_[True, (np.diff(speaker) != 0) | (np.diff(rows.images[listener]) != 0)]
     votes = np.bincount(speaker[new], minlength=len(rows.points)) if len(speaker) else np.zeros(len(rows.points))
-    score = votes - 0.5 * rows.distances  # of equal votes the detection nearest to the point
+    score = votes - 0.5 * rows.distances  # ties go to the detection nearest to the point
     best = np.array([s + int(np.argmax(score[s : s + c])) for s, c in zip(starts, counts, strict=True)], dtype=np.int64)
     best = best[votes[best] >= config.min_patches]
     kept = np.isin(speaker, best)
@@ -250,7 +250,7 @@ def _image_angles(jacobians: Float[np.ndarray, "n 2 3"], directions: Float[np.nd
 
 
 def predictions(tracks: SceneTracks, keypoints: Keypoints3D, image: int, extra: Bool[np.ndarray, " k"]) -> Predictions:
-    """Where `image` should show those keypoints for which `extra` is true."""
+    """Predict the keypoints for which `extra` is true in `image`."""
     chosen = np.flatnonzero(extra)
     views = tracks.views(image, keypoints.points[chosen])
     return Predictions(
@@ -266,7 +266,7 @@ def members_in_image(
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """(row of Keypoints3D, detection): for every predicted keypoint the nearest detection within all tolerances.
 
-    share: of the tolerances that counts, for each prediction.
+    share: fraction of the tolerances that applies to each prediction.
     """
     grid = PixelGrid(found.xy, config.position_px)
     query, detection, distance = grid.pairs_within(predicted.xy, config.position_px)
@@ -287,14 +287,14 @@ def members_in_image(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Which points of an image lie near which others: buckets of pixels, without a further library.
+# Radius search between points of an image, with a grid of cells and without another library.
 
 
 LARGEST_GRID = 1 << 20  # cells a side
 
 
 class PixelGrid:
-    """Points sorted into square cells of one side, px, for queries within a radius up to that side."""
+    """Points sorted into square cells, for queries within a radius up to the cell's side, px."""
 
     def __init__(self, points: Float[np.ndarray, "n 2"], cell_px: float):
         self._points, self._cell = np.asarray(points, dtype=np.float64), cell_px
@@ -313,13 +313,13 @@ class PixelGrid:
     def pairs_within(
         self, queries: Float[np.ndarray, "q 2"], radius_px: float
     ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-        """(query, point, distance) of all pairs within a radius, ascending by query. NaN queries have none."""
+        """(query, point, distance) of all pairs within a radius, sorted by query. NaN queries have none."""
         if radius_px > self._cell:
             raise ValueError(f"radius {radius_px} px is larger than the cells of {self._cell} px")
         finite = np.flatnonzero(np.isfinite(queries).all(axis=1))
         cells = self._cells(queries[finite])
         found_queries, found_points = [], []
-        for row in (-1, 0, 1):  # three neighbouring cells of a row are one run of keys
+        for row in (-1, 0, 1):  # three neighbouring cells of a row have consecutive keys
             first = np.searchsorted(self._keys_sorted, self._keys(cells + np.array([-1, row])), side="left")
             last = np.searchsorted(self._keys_sorted, self._keys(cells + np.array([1, row])), side="right")
             which, places = expand(first, last - first)
@@ -335,7 +335,7 @@ class PixelGrid:
 def expand(
     starts: Int[np.ndarray, " n"], counts: Int[np.ndarray, " n"]
 ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
-    """Runs as single places: for every place of every run (number of the run, place)."""
+    """Expand runs to indices: (number of the run, index) for every element of every run."""
     which = np.repeat(np.arange(len(starts)), counts)
     within = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
     return which, starts[which] + within

@@ -1,8 +1,8 @@
-"""Which patches of one scene may count as non-matches of each other: DOAP's label mining.
+"""Which patches of one scene may be used as non-matches of each other: DOAP's label mining.
 
-A facade has the same window many times: patches of different points can look alike, and pushing their descriptors
-apart would teach the network noise. So the patches of each scene are clustered by appearance (HOG of the patch at
-64 x 64 and its pixels at 16 x 16, 2,240 values), and only patches of clusters that lie far enough apart are
+A facade repeats the same window many times: patches of different points can look alike, and separating their
+descriptors would teach the network noise. Therefore the patches of each scene are clustered by appearance (HOG of the
+patch at 64 x 64 and its pixels at 16 x 16, 2,240 values), and only patches of clusters that are far enough apart are
 non-matches of each other. Source: DOAP, section 4.2 and appendix C.1.
 """
 
@@ -23,27 +23,27 @@ from featkit.core.types import PatchArray
 from featkit.data.patch_set import PatchSet
 
 HOG_PX, PIXELS_PX = 64, 16
-AT_ONCE = 512  # patches whose features are made together
+AT_ONCE = 512  # patches whose features are computed together
 
 
 class LabelMiningConfig(Config):
-    """DOAP, appendix C.1."""
+    """Label mining (DOAP, appendix C.1)."""
 
     clusters: int = Field(100, ge=2, le=10**9)
-    """Of each scene's patches."""
+    """Clusters per scene."""
     percentile: float = Field(20.0, ge=0, lt=100)
-    """Percent: clusters nearer than this percentile of all distances between clusters are too alike."""
+    """Clusters closer than this percentile of all distances between clusters are too similar, percent."""
     iterations: int = Field(20, ge=1, le=10**6)
-    """Steps of k-means, at most; not given by the paper."""
+    """Maximum number of k-means iterations; not given in the paper."""
     patches_per_scene: int = Field(20_000, ge=2, le=10**9)
-    """Patches the clusters are found with (all get one); not given by the paper."""
+    """Patches per scene used for k-means (all patches are assigned to clusters); not given in the paper."""
     seed: Seed = 0
-    """Of k-means."""
+    """Random seed of k-means."""
 
 
 @dataclass(frozen=True)
 class MinedLabels:
-    """clusters: of every patch, within its scene. far[s, i, j]: patches of clusters i and j of scene s do not match."""
+    """clusters: cluster of every patch within its scene. far[s, i, j]: clusters i and j of scene s are non-matches."""
 
     scenes: Int[np.ndarray, " n"]
     clusters: Int[np.ndarray, " n"]
@@ -52,7 +52,7 @@ class MinedLabels:
     def ignored(
         self, patches: Int[np.ndarray, " m"], labels: Int[np.ndarray, " m"], device: torch.device | str = "cpu"
     ) -> Bool[Tensor, "m m"]:
-        """Pairs of a batch that count neither as match nor as non-match: one scene, two points, too much alike."""
+        """Pairs of a batch that are neither match nor non-match: same scene, different points, too similar."""
         scenes, clusters = self.scenes[patches], self.clusters[patches]
         same_scene = scenes[:, None] == scenes[None, :]
         other_point = labels[:, None] != labels[None, :]
@@ -61,7 +61,7 @@ class MinedLabels:
 
 
 def mine_labels(data: PatchSet, config: LabelMiningConfig, device: torch.device | str = "cpu") -> MinedLabels:
-    """Cluster the patches of every scene and find the clusters that lie far apart."""
+    """Cluster the patches of every scene and find the clusters that are far apart."""
     clusters = np.zeros(len(data), np.int64)
     far = np.zeros((len(data.scene_names), config.clusters, config.clusters), bool)
     for scene in range(len(data.scene_names)):
@@ -100,7 +100,7 @@ def features_of(
 def centres_of(
     points: Float[Tensor, "n d"], clusters: int, generator: np.random.Generator, iterations: int
 ) -> Float[Tensor, "k d"]:
-    """Lloyd's k-means from random points; k is smaller where there are fewer points. An empty cluster stays."""
+    """Lloyd's k-means from random points; k is smaller if there are fewer points. An empty cluster keeps its centre."""
     start = generator.permutation(len(points))[:clusters]
     centres = points[torch.from_numpy(np.sort(start)).to(points.device)].clone()
     before = None
@@ -121,7 +121,7 @@ def nearest(points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> Int[
 
 
 def far_apart(centres: Float[Tensor, "k d"], percentile: float) -> Bool[np.ndarray, "k k"]:
-    """Which centres are farther from each other than the percentile of all distances between two of them."""
+    """Which pairs of centres are farther apart than the given percentile of all pairwise distances."""
     distances = torch.cdist(centres.double(), centres.double()).cpu().numpy()
     between = distances[np.triu_indices(len(distances), 1)]
     if len(between) == 0:
@@ -130,17 +130,17 @@ def far_apart(centres: Float[Tensor, "k d"], percentile: float) -> Bool[np.ndarr
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Histograms of oriented gradients as DOAP's label mining describes patches with: 31 values per cell of 8 x 8 pixels.
+# Histograms of oriented gradients as used by DOAP's label mining: 31 values per cell of 8 x 8 pixels.
 #
 # Source: Felzenszwalb et al., Object Detection with Discriminatively Trained Part-Based Models (PAMI 2010), section 6,
-# without its reduction to principal components: 18 signed and 9 unsigned orientations and 4 texture sums, each cell
-# normalised by the gradient energy of the four 2 x 2 blocks of cells it lies in.
+# without PCA: 18 signed and 9 unsigned orientations and 4 texture sums, each cell normalised by the gradient energy of
+# the four 2 x 2 blocks of cells that contain it.
 
 
 CELL_PX = 8
 SIGNED = 18  # orientations over the full circle; 9 over the half
-TRUNCATED = 0.2  # normalised values are cut there (section 6)
-TEXTURE = 0.2357  # factor of the four sums: 1 / sqrt(18), so that they weigh as one orientation does
+TRUNCATED = 0.2  # normalised values are clipped to this (section 6)
+TEXTURE = 0.2357  # factor of the four sums: 1 / sqrt(18), which gives them the weight of one orientation
 EPSILON = 1e-4
 
 
@@ -159,7 +159,7 @@ def hog(patches: Float[Tensor, "n s s"]) -> Float[Tensor, "n f"]:
 
 
 def _cells(patches: Float[Tensor, "n s s"]) -> Float[Tensor, "n 18 c c"]:
-    """Gradient magnitudes by orientation; a pixel votes for the cells around it by its distance from their middles."""
+    """Gradient magnitudes by orientation, with bilinear weights of a pixel in the cells around it."""
     framed = F.pad(patches[:, None], (1, 1, 1, 1), mode="replicate")
     dx = 0.5 * (framed[..., 1:-1, 2:] - framed[..., 1:-1, :-2])
     dy = 0.5 * (framed[..., 2:, 1:-1] - framed[..., :-2, 1:-1])

@@ -1,8 +1,8 @@
-"""Patches in UBC's format from reconstructions or single photographs: detect, find the classes, cut, write.
+"""Make patches in UBC's format from reconstructions or single photographs: detect, find classes, cut, write.
 
-Where the classes come from is `source`: points of tracks and what fits them (scene_classes.py), projection and
-visibility alone (geometric_classes.py), or homographies of single photographs (homography_patches.py).
-Folder written: see phototour.py, and dataset.json (settings, scenes, counts) and licence.txt with it.
+`source` selects how classes are found: from tracks and detections that agree with them (scene_classes.py), from
+projection and visibility alone (geometric_classes.py), or from homographies of single photographs
+(homography_patches.py). Output folder: the files of phototour.py, dataset.json (settings, scenes, counts), licence.txt.
 """
 
 from __future__ import annotations
@@ -61,40 +61,40 @@ WRITTEN = re.compile(r"patches\d+\.bmp|info\.txt|scenes\.txt|m50_\d+_\d+_0\.txt|
 
 
 class PatchesConfig(Config):
-    """Everything that decides a set of patches."""
+    """All settings that determine a patch set."""
 
     source: Literal["tracks", "geometry", "homographies"] = "tracks"
-    """Where classes come from: points that the map's own matches made; projection and visibility alone; or
-    homographies of single photographs."""
+    """How classes are found: tracks (matches of the map), geometry (projection and visibility alone) or homographies
+    (of single photographs)."""
     classes: ClassesConfig = ClassesConfig()
-    """Of all sources: when two keypoints cannot be told apart. Of tracks and geometry: when a detection fits."""
+    """When two keypoints are ambiguous (all sources), and when a detection agrees (tracks and geometry)."""
     geometry: GeometryConfig = GeometryConfig()
-    """Of geometry alone: how classes are found by projection."""
+    """How classes are found by projection (source geometry)."""
     homographies: HomographiesConfig = HomographiesConfig()
-    """Of homographies alone: how views are made."""
+    """How views are made (source homographies)."""
     jitter: FrameJitter = FrameJitter()
-    """Of patches that are not cut at a detection: projections, and all of homographies."""
+    """Jitter of patches that are not cut at a detection: projections, and all patches of source homographies."""
     detector: DetectorConfig = DetectorConfig()
-    """What finds keypoints where no file of them is given."""
+    """Keypoint detector, used if no keypoint file is given."""
     magnification: Factor = 12.0
-    """Side of a patch in sigmas of its keypoint; the `patches` extractor's default too. 15 and 18 show 1.25 and 1.5
-    times as much; the extractor must then cut alike."""
+    """Side of a patch in sigmas of its keypoint, as in the `patches` extractor. 15 and 18 show 1.25 and 1.5 times as
+    much; the extractor must then use the same value."""
     whole_patches: bool = True
-    """Leave out detections whose patch reaches beyond the image."""
+    """Leave out detections whose patch extends beyond the image."""
     max_patches: int | None = Field(None, ge=2, le=10**9)
-    """Of each scene, by whole classes drawn at random; None: all."""
+    """Maximum number of patches per scene, reached by drawing complete classes at random; None: all."""
     test_pairs: CountOrZero = 100_000
-    """Half of them matching; fewer when the set has fewer matching ones. UBC's test sets have 100,000."""
+    """Number of test pairs, half of them matching; fewer if there are not enough matches. UBC's test sets: 100,000."""
     workers: Runtime[WorkerCount] = 0
-    """Processes that detect; 0: one per core."""
+    """Processes for detection; 0: one per core."""
 
 
 @dataclass(frozen=True)
 class _Cut:
     """The patches of one scene, before they are cut.
 
-    pixels: decodes an image by its number. views: images in a row that show the same and can be confused: all of a
-    scene, or the views of one photograph.
+    pixels: decodes an image by its number. views: number of consecutive images that show the same scene: all images of
+    a reconstruction, or the views of one photograph.
     """
 
     name: str
@@ -113,11 +113,11 @@ def make_patches(
     seed: int = 0,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write the patches of all scenes to the folder `out`, whole or not at all; returns what dataset.json holds.
+    """Write the patches of all scenes to the folder `out`, atomically; returns the content of dataset.json.
 
-    scenes: photographs when the source is homographies, else reconstructions.
+    scenes: photographs if the source is homographies, otherwise reconstructions.
 
-    Raises BadInputError, EmptyResultError when no scene gives a class, NotWritableError.
+    Raises BadInputError, EmptyResultError if no scene has a class, NotWritableError.
     """
     check_patches_output(out, overwrite)
     generator = np.random.default_rng(seed)
@@ -130,27 +130,27 @@ def make_patches(
     for one in found:
         LOGGER.info("%s: %s", one.name, ", ".join(f"{key} {value:,}" for key, value in one.counts.items()))
     if not any(len(one.frames) for one in found):
-        raise EmptyResultError(f"{found[0].name}: no keypoint was found again in two images; see --verbose")
+        raise EmptyResultError(f"{found[0].name}: no keypoint was found in two images; see --verbose")
     with making(out) as new:
         return _write(config, found, new, generator, seed)
 
 
 def check_patches_output(out: Path, overwrite: bool) -> None:
-    """Refuse to replace what is there, and ever to replace what is no set of patches. Raises BadInputError."""
+    """Refuse to replace a patch set without `overwrite`, and anything else always. Raises BadInputError."""
     if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / INFO).is_file():
-        raise BadInputError(f"{out}: is there and is no set of patches; choose another --out")
+        raise BadInputError(f"{out}: exists and is not a patch set; choose another --out")
     refuse_foreign(out)
     for path in out.iterdir():
         if not WRITTEN.fullmatch(path.name):
             raise BadInputError(f"{path}: {FOREIGN}")
     if not overwrite:
-        raise BadInputError(f"{out}: is there already; choose another --out, or --overwrite")
+        raise BadInputError(f"{out}: exists already; choose another --out, or --overwrite")
 
 
 def _of_scene(config: PatchesConfig, scene: Scene, generator: np.random.Generator) -> _Cut:
-    """Patches of a reconstruction, by tracks or by geometry."""
+    """Patches of a reconstruction, from tracks or geometry."""
     tracks = scene.tracks
     detections = list(_detected(config, scene, generator))
     if config.source == "geometry":
@@ -211,7 +211,7 @@ def _detected(config: PatchesConfig, scene: Scene, generator: np.random.Generato
         if size != wanted:
             raise BadInputError(
                 f"{scene.images / name}: {size[0]} x {size[1]} pixels, but the model's camera has {wanted[0]} x"
-                f" {wanted[1]}; use the photographs the model was made of"
+                f" {wanted[1]}; use the photographs the model was made from"
             )
         if config.whole_patches:
             whole = within(corners(here, config.magnification), size)
@@ -249,9 +249,9 @@ def _write(
 
 
 def _numbered(found: Sequence[_Cut]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
-    """Class, image and group of every patch, numbered through all scenes, and each scene's first patch.
+    """Class, image and group of every patch, numbered across all scenes, and each scene's first patch.
 
-    A group is what the patches of a test pair come from: a scene, or one photograph.
+    Both patches of a test pair come from the same group: a scene, or one photograph.
     """
     classes, images, groups, rows = [], [], [], []
     next_class = next_image = next_group = next_row = 0

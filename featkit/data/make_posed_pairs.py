@@ -1,10 +1,10 @@
 """`featkit data posed-pairs`: mapped scenes -> posed pairs in the layout of posed_pairs.py.
 
-    OUT/scene/dense0/aligned/...    the photographs as a pinhole camera sees them, their cameras, the pairs
-    OUT/scene/made.json             settings and counts; written last, so a scene with it is whole
-    OUT/dataset.json, licence.txt   of all scenes
+    OUT/scene/dense0/aligned/...    undistorted photographs (pinhole camera), their cameras, the pairs
+    OUT/scene/made.json             settings and counts; written last, so a scene that has it is complete
+    OUT/dataset.json, licence.txt   for all scenes
 
-A scene grows in OUT/.scene.part and is moved when it is whole; a command that was stopped goes on where it was.
+A scene is written to OUT/.scene.part and moved when it is complete; an interrupted command resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ MADE, STARTED = "made.json", "started.json"
 def make_posed_pairs(
     config: PosedPairsConfig, scenes: Sequence[Scene], out: Path, seed: int = 0, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write posed pairs of all scenes to the folder `out`; scenes that are whole there are kept. Of several scenes
-    those with nothing to learn from are passed over with a line. Returns what dataset.json holds. Raises BadInputError,
-    NotWritableError.
+    """Write posed pairs of all scenes to the folder `out`, where completed scenes are kept. If there are several
+    scenes, those without usable pairs are skipped with a warning. Returns the content of dataset.json. Raises
+    BadInputError, NotWritableError.
     """
     check_pairs_output(out)
     scenes = kept_of(scenes, lambda scene: _check_shared(scene.tracks, config.choice))
@@ -87,25 +87,25 @@ def make_posed_pairs(
 
 
 def check_pairs_output(out: Path) -> None:
-    """Refuse a folder that holds anything but posed pairs. Raises BadInputError."""
+    """Refuse a folder that contains anything but posed pairs. Raises BadInputError."""
     if out.is_file():
         raise BadInputError(f"{out}: is a file; choose another --out")
     for entry in sorted(out.iterdir()) if out.is_dir() else ():
         known = entry.name in {DATASET, LICENCE} or entry.name.startswith(".") or (entry / MADE).is_file()
         if not known:
-            raise BadInputError(f"{out}: holds {entry.name!r}, so it is no set of posed pairs; choose another --out")
+            raise BadInputError(f"{out}: contains {entry.name!r}, so it is no posed-pairs folder; choose another --out")
     refuse_foreign(out / DATASET)
     if os.path.lexists(out / LICENCE) and not _is_made(out):
         raise BadInputError(f"{out / LICENCE}: {FOREIGN}")
 
 
 def _is_made(out: Path) -> bool:
-    """Whether a folder holds posed pairs, or scenes of them."""
+    """Whether a folder contains posed pairs, complete or only some scenes."""
     return (out / DATASET).is_file() or any((entry / MADE).is_file() for entry in out.iterdir())
 
 
 def _check_shared(tracks: SceneTracks, config: PairChoiceConfig) -> None:
-    """Raise BadInputError, before anything is written, when no two images share enough points."""
+    """Raise EmptySceneError, before anything is written, if no two images share enough points."""
     seen = [np.unique(tracks.observed_points[tracks.observed_images == i]) for i in range(len(tracks.image_names))]
     most = shared_counts(seen, len(tracks.points)).max()
     if most < config.min_shared:
@@ -149,17 +149,17 @@ def _make_scene(config: PosedPairsConfig, scene: Scene, out: Path, seed: int, ov
 
 
 def _remove_part(part: Path) -> None:
-    """Remove what another command, which was stopped, left of a scene. Raises BadInputError for another folder."""
+    """Remove the partial scene of an interrupted command. Raises BadInputError for any other folder."""
     is_own = part.is_dir() and any(is_own_json(part / name) for name in (STARTED, MADE))
     if part.is_symlink() or not (is_own or not os.path.lexists(part) or (part.is_dir() and not any(part.iterdir()))):
         raise BadInputError(
-            f"{part}: is in the way of a temporary folder, and is none of featkit's; remove it yourself"
+            f"{part}: is in the way of a temporary folder and was not made by featkit; remove it yourself"
         )
     shutil.rmtree(part, ignore_errors=True)
 
 
 def _inputs(scene: Scene, seed: int) -> str:
-    """A digest of the map, of the sizes of the photographs' files, and of the seed."""
+    """A digest of the map, the file sizes of the photographs, and the seed."""
     tracks = scene.tracks
     hashed = hashlib.sha256()
     for array in (
@@ -178,32 +178,35 @@ def _inputs(scene: Scene, seed: int) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# One mapped scene as posed pairs: its photographs undistorted and reduced, their cameras, and the pairs chosen.
+# One mapped scene as posed pairs: undistorted and reduced photographs, their cameras, and the chosen pairs.
 
 
 DENSE, JOURNAL = "dense0", "img_cam.part"
-BOX_DIGITS = 1  # of a pixel, in pairs.json
+BOX_DIGITS = 1  # decimals of box coordinates in pairs.json
 
 
 class PosedPairsConfig(Config):
-    """Everything that decides a set of posed pairs."""
+    """All settings that determine a set of posed pairs."""
 
     max_side: int = Field(800, ge=64, le=2**16)
     """Longer side of the photographs, px; smaller ones keep their size."""
     quality: int = Field(92, ge=1, le=100)
-    """Of JPEG."""
+    """JPEG quality, 1 to 100."""
     choice: PairChoiceConfig = PairChoiceConfig()
     """Which pairs of photographs are taken."""
     principal_tolerance: Runtime[Factor] = PosedConfig().principal_tolerance
-    """As in `PosedConfig`: what a training refuses is not written. Raised here it must be raised there."""
+    """Largest offset of the principal point, as in `PosedConfig`. A higher value is also needed in the training."""
     stretch_tolerance: Runtime[FactorOrZero] = PosedConfig().stretch_tolerance
-    """As in `PosedConfig`: how differently a photograph's sides may be resized against its camera's."""
+    """Largest difference between the resize factors of width and height, as in `PosedConfig`."""
     workers: Runtime[WorkerCount] = 0
-    """Photographs resampled at the same time; 0: one per core."""
+    """Photographs resampled in parallel; 0: one per core."""
 
 
 def write_scene(config: PosedPairsConfig, scene: Scene, folder: Path, generator: np.random.Generator) -> dict[str, Any]:
-    """Write folder/dense0/aligned, keeping photographs that the journal lists. Returns counts. Raises BadInputError."""
+    """Write folder/dense0/aligned, keeping photographs that the journal lists. Returns counts.
+
+    Raises BadInputError, EmptySceneError.
+    """
     aligned = folder / DENSE / ALIGNED
     aligned.mkdir(parents=True, exist_ok=True)
     table = _photographs(config, scene, aligned, folder / JOURNAL)
@@ -216,8 +219,8 @@ def write_scene(config: PosedPairsConfig, scene: Scene, folder: Path, generator:
     found = candidates(scene.tracks, views, config.choice)
     if not len(found):
         raise EmptySceneError(
-            f"{scene.tracks.name}: of the pairs that share points none is within the limits of the choice (angles,"
-            " rotation, scale, overlap); change them with --set choice.max_angle_deg=90 and the like"
+            f"{scene.tracks.name}: no pair that shares points is within the limits of the choice (angles, rotation,"
+            " scale, overlap); change them with --set choice.max_angle_deg=90 and the like"
         )
     chosen = choose(found, len(views), config.choice.max_pairs, generator)
     used = np.unique(chosen.pairs)
@@ -231,14 +234,14 @@ def write_scene(config: PosedPairsConfig, scene: Scene, folder: Path, generator:
 
 
 def name_of(name: str) -> str:
-    """The name of an image in the set: always a JPEG."""
+    """The file name of an image in the output: always a JPEG."""
     return name if name.lower().endswith((".jpg", ".jpeg")) else f"{name}.jpg"
 
 
 def _photographs(config: PosedPairsConfig, scene: Scene, aligned: Path, journal: Path) -> CameraTable:
-    """Write all photographs that are not there yet; the cameras of all, in the order of the tracks.
+    """Write all photographs that are missing; returns the cameras of all, in the order of the tracks.
 
-    A line of the journal, an img_cam.txt in the order of writing, says that a photograph is whole.
+    The journal is an img_cam.txt in the order of writing; a line in it marks a photograph as complete.
     """
     tracks = scene.tracks
     names = [name_of(name) for name in tracks.image_names]
@@ -267,7 +270,7 @@ def _photographs(config: PosedPairsConfig, scene: Scene, aligned: Path, journal:
 
 
 def _read_journal(journal: Path, aligned: Path) -> dict[str, str]:
-    """Lines of photographs that are there, by name; a line that was cut off does not count."""
+    """Lines of existing photographs, by name; a truncated line is ignored."""
     if not journal.is_file():
         return {}
     whole = [line for line in journal.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
@@ -298,9 +301,9 @@ def _write_photograph(config: PosedPairsConfig, scene: Scene, number: int, targe
     if factors is None:
         raise BadInputError(
             f"{path}: {image.stored_size[0]} x {image.stored_size[1]} pixels, but the model's camera has"
-            f" {size[0]} x {size[1]}: cropped or turned; use the photographs the model was made of (of any size)"
+            f" {size[0]} x {size[1]}: cropped or rotated; use the photographs the model was made from (at any size)"
         )
-    if np.linalg.det(image.stored_from_pixels[:, :2]) < 0:  # no camera sees a mirrored file upright: it stays as it is
+    if np.linalg.det(image.stored_from_pixels[:, :2]) < 0:  # no camera can undo mirroring: pixels stay as stored
         image = _unturned(image)
     projector = scene.tracks.projectors[number]
     if factors != (1.0, 1.0):
@@ -335,10 +338,10 @@ def _write_jpeg(picture: UInt8[np.ndarray, "h w 3"], target: Path, quality: int)
 
 
 def _check_names(names: Sequence[str], images: Path) -> None:
-    """Raise BadInputError for names that a line of text cannot hold, or that two images would get."""
+    """Raise BadInputError for names that cannot be written in a text file, or that two images would share."""
     for name in names:
         if name != name.strip() or "\t" in name or name.splitlines() != [name] or name[0] == "#":
-            raise BadInputError(f"{images}: the name {name!r} cannot stand in a text file; rename it and map again")
+            raise BadInputError(f"{images}: the name {name!r} cannot be used in a text file; rename it and map again")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise BadInputError(f"{images}: two images would be written as {twice!r}; rename one and map again")

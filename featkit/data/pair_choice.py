@@ -1,7 +1,7 @@
-"""Which images of a reconstruction to learn from together: those that share points, near and far views alike.
+"""Choose training pairs from the images of a reconstruction: those that share points, in near and far views alike.
 
-Every image gets up to `max_pairs` partners. Its candidates, sorted by how much they share with it, are cut into as
-many groups, and of each group one is drawn: easy and hard pairs come in equal numbers however many easy ones there are.
+Every image gets up to `max_pairs` partners. Its candidates, sorted by overlap, are split into that many groups, and one
+is drawn from each: easy and hard pairs are equally frequent, no matter how many easy ones there are.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from pydantic import Field
 from featkit.core.config import Config, Count, Degrees, Factor, Share
 from featkit.data.tracks import SceneTracks
 
-BOX_SHARE = 0.05  # of the shared points that may lie outside of a box, on each of its sides
+BOX_SHARE = 0.05  # fraction of the shared points that may be outside of a box, on each of its sides
 
 
 class PairChoiceConfig(Config):
-    """Limits of a pair. Where no source is named they are featkit's own choice."""
+    """Limits for a pair. Limits without a named source are featkit's own choice."""
 
     min_shared: Count = 30
-    """Points of the map that both images see."""
+    """Minimum number of map points that both images see."""
     min_overlap: Share = 0.05
-    """Those points as a share of all that the image with fewer points sees."""
+    """Minimum overlap: the shared points as a fraction of those of the image that sees fewer."""
     min_angle_deg: Degrees = 1.0
-    """Median angle under which the two cameras see a shared point, degrees; below it the baseline, and with it F, is
-    rounding of the map."""
+    """Smallest median triangulation angle of the shared points, degrees. Below it the baseline, and thus F, is
+    dominated by errors of the map."""
     max_angle_deg: Degrees = Field(60.0, gt=0)
-    """The same, at most."""
+    """Largest median triangulation angle of the shared points, degrees."""
     max_rotation_deg: Degrees = Field(80.0, gt=0)
-    """Angle of the rotation from one camera to the other, degrees. CAPS and SCFeat: 80."""
+    """Largest relative rotation of the two cameras, degrees. CAPS and SCFeat: 80."""
     max_scale: Factor = Field(4.0, ge=1)
-    """Median ratio of the sizes at which the two images show a shared point."""
+    """Largest median ratio of the sizes at which the two images show a shared point."""
     max_pairs: Count = 30
-    """Of each image."""
+    """Maximum number of pairs per image."""
 
 
 @dataclass(frozen=True)
 class PinholeView:
-    """An image without lens distortion. size: width, height; intrinsics: featkit's pixels; pose: world to camera."""
+    """An image without lens distortion. size: width, height; intrinsics: in featkit pixels; pose: world to camera."""
 
     size: tuple[int, int]
     intrinsics: Float[np.ndarray, "3 3"]
@@ -49,13 +49,13 @@ class PinholeView:
     translation: Float[np.ndarray, "3"]
 
     def project(self, points: Float[np.ndarray, "n 3"]) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, " n"]]:
-        """featkit pixels and depths of points of the world that lie ahead."""
+        """featkit pixels and depths of world points; pixels are only valid for positive depths."""
         local = points @ self.rotation.T + self.translation
         mapped = local @ self.intrinsics.T
         return mapped[:, :2] / mapped[:, 2:], local[:, 2]
 
     def inside(self, points: Float[np.ndarray, "n 3"]) -> Bool[np.ndarray, " n"]:
-        """Points that lie ahead and in the picture."""
+        """Points in front of the camera and inside the image."""
         with np.errstate(divide="ignore", invalid="ignore"):
             pixels, depth = self.project(points)
         return (depth > 0) & (pixels >= -0.5).all(axis=1) & (pixels <= np.array(self.size) - 0.5).all(axis=1)
@@ -63,8 +63,9 @@ class PinholeView:
 
 @dataclass(frozen=True)
 class PairStatistics:
-    """Pairs, and of each: points shared, their share, median angles in degrees, ratio of sizes (at least 1), and the
-    boxes that hold the shared points in both images (x0 y0 x1 y1, featkit pixels)."""
+    """Pairs with: number and fraction of shared points, median triangulation angle and relative rotation in degrees,
+    ratio of sizes (at least 1), and the bounding boxes of the shared points in both images (x0 y0 x1 y1, featkit
+    pixels)."""
 
     pairs: Int[np.ndarray, "n 2"]
     shared: Int[np.ndarray, " n"]
@@ -84,7 +85,7 @@ class PairStatistics:
 
 
 def seen_points(tracks: SceneTracks, views: Sequence[PinholeView]) -> list[Int[np.ndarray, " p"]]:
-    """Of every image the points that it observed and that lie in its picture, ascending."""
+    """For every image, the points that it observed and that are inside its picture, sorted."""
     found = []
     for image, view in enumerate(views):
         points = np.unique(tracks.observed_points[tracks.observed_images == image])
@@ -93,7 +94,7 @@ def seen_points(tracks: SceneTracks, views: Sequence[PinholeView]) -> list[Int[n
 
 
 def shared_counts(seen: Sequence[Int[np.ndarray, " p"]], num_points: int) -> Int[np.ndarray, "m m"]:
-    """How many points two images share."""
+    """Number of points that each pair of images shares."""
     counts = np.zeros((len(seen), len(seen)), np.int64)
     mask = np.zeros(num_points, bool)
     for first, points in enumerate(seen):
@@ -131,7 +132,7 @@ def _measured(
 ) -> tuple:
     both = np.intersect1d(seen[first], seen[second], assume_unique=True)
     points, pair = tracks.points[both], (views[first], views[second])
-    rays = [points + view.rotation.T @ view.translation for view in pair]  # from the camera's centre
+    rays = [points + view.rotation.T @ view.translation for view in pair]  # from the camera centre
     rays = [ray / np.linalg.norm(ray, axis=1, keepdims=True) for ray in rays]
     angle = np.degrees(np.arccos(np.clip((rays[0] * rays[1]).sum(axis=1), -1, 1)))
     placed = [view.project(points) for view in pair]
@@ -150,7 +151,7 @@ def _measured(
 
 
 def choose(found: PairStatistics, images: int, max_pairs: int, generator: np.random.Generator) -> PairStatistics:
-    """Of the candidates those to learn from: no image in more than `max_pairs`, spread over easy and hard ones."""
+    """Choose training pairs from the candidates: at most `max_pairs` per image, spread over easy and hard pairs."""
     partners: list[Int[np.ndarray, " k"]] = []
     for image in range(images):
         own = np.flatnonzero((found.pairs == image).any(axis=1))
@@ -158,7 +159,7 @@ def choose(found: PairStatistics, images: int, max_pairs: int, generator: np.ran
     used, taken = np.zeros(images, np.int64), np.zeros(len(found), bool)
 
     def take(rows: Int[np.ndarray, " k"]) -> bool:
-        """Take one of the rows at random whose two images have room."""
+        """Take a random row whose two images both have fewer than `max_pairs` pairs; whether there is one."""
         free = rows[~taken[rows] & (used[found.pairs[rows]] < max_pairs).all(axis=1)]
         if len(free):
             row = free[generator.integers(len(free))]
@@ -171,6 +172,6 @@ def choose(found: PairStatistics, images: int, max_pairs: int, generator: np.ran
             own = partners[image]
             start, stop = (len(own) * (group + end) // max_pairs for end in (0, 1))
             take(own[start:stop])
-    for row in generator.permutation(len(found)):  # room that the groups have left
+    for row in generator.permutation(len(found)):  # fill the remaining places
         take(np.array([row]))
     return found.select(taken)

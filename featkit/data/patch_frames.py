@@ -1,4 +1,4 @@
-"""Where patches are cut: the position, size and direction of each in its image, and how far these are jittered."""
+"""Patch frames: the position, size and orientation of each patch in its image, and their jitter."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from featkit.images.read import DecodeConfig, DecodedImage, decode
 from featkit.io.artifact import inside
 from featkit.io.features import open_features
 
-PATCH_PX = 64.0  # side that `position_px` is measured on: the format's
+PATCH_PX = 64.0  # patch side to which `position_px` refers: that of the file format
 
 
 class FrameJitter(Config):
-    """Errors of an imagined detector, drawn for each patch by itself, evenly within these limits."""
+    """Simulated detector errors, drawn independently for each patch, uniformly within these limits."""
 
     position_px: PixelsOrZero = 2.0
-    """Along x and along y, px of a patch of 64 px: a detector's error grows with the size of its keypoint. 2 px are
-    0.375 sigma at a magnification of 12, two fifths of UBC's tolerance."""
+    """Largest shift along x and y, px of a 64 px patch, as a detector's error grows with keypoint size. 2 px are 0.375
+    sigma at a magnification of 12, two fifths of UBC's tolerance."""
     angle_deg: Degrees = 15.0
-    """Degrees; UBC's tolerance is 22.5."""
+    """Largest rotation, degrees; UBC's tolerance is 22.5."""
     octaves: float = Field(0.15, ge=0, le=10)
-    """Of the size; UBC's tolerance is 0.25."""
+    """Largest change of size, octaves; UBC's tolerance is 0.25."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """One row per patch, by class, then by image.
+    """One row per patch, sorted by class, then by image.
 
-    classes: 0 .. n-1. images: places in the list of the source's images. xy: featkit pixels of the image; scales:
-    sigma in px; oris: radians from +x towards +y.
+    classes: 0 .. n-1. images: indices into the source's list of images. xy: featkit pixels of the image; scales: sigma
+    in px; oris: radians from +x towards +y.
     """
 
     classes: Int[np.ndarray, " n"]
@@ -59,25 +59,25 @@ class Frames:
         return len(self.classes)
 
     def select(self, rows: np.ndarray) -> Frames:
-        """Some of the rows."""
+        """The given rows."""
         return Frames(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     def sizes(self) -> Int[np.ndarray, " c"]:
-        """Patches of every class."""
+        """Number of patches of every class."""
         return np.bincount(self.classes)
 
     def without_small(self, at_least: int) -> Frames:
-        """The classes of at least so many patches, as 0 .. n-1."""
+        """The classes with at least `at_least` patches, renumbered to 0 .. n-1."""
         return self.of_classes(self.sizes() >= at_least)
 
     def of_classes(self, kept: Bool[np.ndarray, " c"]) -> Frames:
-        """Some of the classes, as 0 .. n-1."""
+        """The classes in the mask `kept`, renumbered to 0 .. n-1."""
         found = self.select(np.flatnonzero(kept[self.classes]))
         return replace(found, classes=(np.cumsum(kept) - 1)[found.classes])
 
     @staticmethod
     def joined(parts: Sequence[Frames]) -> Frames:
-        """The frames of several images (with classes in common) as one."""
+        """Concatenate the frames of several images (with common class numbers)."""
         names = Frames.__dataclass_fields__
         whole = Frames(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
         return whole.select(np.lexsort((whole.images, whole.classes)))
@@ -96,7 +96,7 @@ class Frames:
 
 
 def jittered(frames: Frames, jitter: FrameJitter, magnification: float, generator: np.random.Generator) -> Frames:
-    """Frames moved, turned and enlarged at random. magnification: side of a patch in sigmas."""
+    """Frames with random shift, rotation and scale. magnification: side of a patch in sigmas."""
     moved, turned, enlarged = np.split(generator.uniform(-1, 1, (len(frames), 4)), (2, 3), axis=1)
     reach = jitter.position_px * (magnification / PATCH_PX) * frames.scales
     return replace(
@@ -110,7 +110,7 @@ def jittered(frames: Frames, jitter: FrameJitter, magnification: float, generato
 def in_pixels(
     image: DecodedImage, xy: Float[np.ndarray, "n 2"], scales: Float[np.ndarray, " n"], oris: Float[np.ndarray, " n"]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keypoints in pixels of the file -> in the decoded (turned upright) pixels."""
+    """Convert keypoints from pixels of the file to the decoded (upright) pixels."""
     linear = np.linalg.inv(image.stored_from_pixels[:, :2])
     directions = np.stack([np.cos(oris), np.sin(oris)], axis=1) @ linear.T
     return (
@@ -121,7 +121,7 @@ def in_pixels(
 
 
 def corners(frames: Frames | Detections, magnification: float) -> Float[np.ndarray, "n 4 2"]:
-    """Corners of the squares that patches show, px."""
+    """Corners of the patches in the image, px."""
     half = (magnification / 2 * frames.scales)[:, None]
     along = half * np.stack([np.cos(frames.oris), np.sin(frames.oris)], axis=1)
     across = np.stack([-along[:, 1], along[:, 0]], axis=1)
@@ -130,15 +130,15 @@ def corners(frames: Frames | Detections, magnification: float) -> Float[np.ndarr
 
 
 def within(points: Float[np.ndarray, "n 4 2"], size: tuple[int, int]) -> Bool[np.ndarray, " n"]:
-    """Whether all corners lie in an image of `size` (width, height), its outermost half pixels included."""
-    within = (points >= -0.5) & (points <= np.array(size) - 0.5)  # NaN: not
+    """Whether all corners are inside an image of `size` (width, height), including its outermost half pixels."""
+    within = (points >= -0.5) & (points <= np.array(size) - 0.5)  # False for NaN
     return np.asarray(within.all(axis=(1, 2)))
 
 
 def whole_classes(
     sizes: Int[np.ndarray, " c"], max_patches: int | None, generator: np.random.Generator
 ) -> Bool[np.ndarray, " c"]:
-    """Which classes stay when there may be `max_patches` patches: whole ones in random order, while they fit."""
+    """Which classes are kept to have at most `max_patches` patches: complete classes in random order while they fit."""
     if max_patches is None:
         return np.ones(len(sizes), bool)
     order = generator.permutation(len(sizes))
@@ -148,31 +148,31 @@ def whole_classes(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The keypoints that patches are cut at: DoG, FAST, random places, or those of any detector from a features.h5.
+# Keypoints at which patches are cut: DoG, FAST, random positions, or those of any detector from a features.h5.
 
 
 WINDOW = 2  # images in flight per worker
-OPENCV_LAYERS = 3  # of an octave, which OpenCV divides its threshold by
+OPENCV_LAYERS = 3  # layers per octave, by which OpenCV divides its threshold
 
 
 class DetectorConfig(Config):
-    """Which keypoints."""
+    """Keypoint detection for patches."""
 
     kind: Literal["dog", "opencv-dog", "fast", "random"] = "dog"
-    """DoG, SIFT's detector, by COLMAP; by OpenCV, which need not describe what it detects (a tenth of the time; four in
-    five keypoints are the same); FAST corners; or places drawn evenly over the image. A file of keypoints takes their
-    place."""
+    """Detector: dog (SIFT's detector, COLMAP), opencv-dog, fast (FAST corners) or random (uniform positions).
+    opencv-dog detects without describing, which takes a tenth of the time; four in five keypoints are the same. Ignored
+    if a keypoint file is given."""
     peak_threshold: PositiveShare = 0.01 / 3
-    """Smallest DoG response: half of COLMAP's, so that weak repetitions of a keypoint count too."""
+    """Smallest DoG response: half of COLMAP's default, so that weak repetitions of a keypoint are found too."""
     max_num_features: Count = 100_000
-    """Keypoints of an image: of COLMAP's the coarse scales first, of OpenCV's and FAST's the strongest."""
+    """Maximum keypoints per image: the coarsest scales with COLMAP, the strongest responses with OpenCV and FAST."""
     fast_threshold: int = Field(20, ge=1, le=255)
-    """FAST: grey levels between the centre and the circle around it."""
+    """FAST threshold: grey level difference between the centre and the circle around it."""
     random_places: Count = 4000
-    """Random places of an image, at most `max_num_features`."""
+    """Random positions per image, at most `max_num_features`."""
     free_scale_px: tuple[Pixels, Pixels] = (1.6, 12.0)
-    """Smallest and largest sigma, px, drawn evenly in the logarithm, of keypoints that have no size of their own (FAST,
-    random, files without scales). Those without a direction get one drawn over the circle."""
+    """Smallest and largest sigma of keypoints without a size (FAST, random, files without scales), px. Drawn uniformly
+    in the logarithm. Keypoints without an orientation get a random one."""
 
 
 def detected(
@@ -187,8 +187,8 @@ def detected(
 ) -> Iterator[tuple[tuple[int, int], Detections]]:
     """(width and height, keypoints) of every image, in pixels of the file.
 
-    count: processes, 0 for one per core. resize_max: DoG and FAST look at images reduced to this longer side, px.
-    file: a features.h5 with the keypoints. Raises BadInputError.
+    count: processes, 0 for one per core. resize_max: longer side, px, to which images are reduced for detection.
+    file: a features.h5 with keypoints to use instead. Raises BadInputError.
     """
     if file is not None:
         found = _stored(file, names)
@@ -203,7 +203,7 @@ def detected(
 
 
 def with_frames(features: Features, config: DetectorConfig, generator: np.random.Generator) -> Detections:
-    """Keypoints with sizes and directions: their own, or drawn."""
+    """Keypoints with sizes and orientations: their own, or random ones."""
     count = len(features.keypoints)
     low, high = np.log2(config.free_scale_px)
     scales = features.scales if features.scales is not None else 2.0 ** generator.uniform(low, high, count)
@@ -240,7 +240,7 @@ def _in_threads(
         image = decode(inside(images, name), DecodeConfig(resize_max=resize_max))
         return image.features_in_file(_detect(config, image, own))
 
-    with ThreadPoolExecutor(capped(count)) as pool:  # OpenCV lets go of Python's lock
+    with ThreadPoolExecutor(capped(count)) as pool:  # OpenCV releases the GIL
         yield from pool.map(detect, names, generator.spawn(len(names)))
 
 

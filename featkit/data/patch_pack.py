@@ -1,8 +1,8 @@
-"""One small file of what a training on patches needs, to travel to another machine; and reading it, or folders.
+"""Patch packs: everything that training on patches needs in one small file. Reads packs and folders, writes packs.
 
 A pack is a zip of pack.json and, for each set: NAME/set.json, NAME/labels.npy (class and image of every patch),
-NAME/pairs.npy (test pairs), NAME/tile0000 ...: mosaics of 16 x 16 patches. A patch's side is a multiple of JPEG's
-blocks of 8 pixels, so nothing leaks from one patch into the next. Nothing is ever unpacked to disk or unpickled.
+NAME/pairs.npy (test pairs), NAME/tile0000 ...: mosaics of 16 x 16 patches. The side of a patch is a multiple of JPEG's
+8 x 8 blocks, so that no patch affects its neighbours. Nothing is ever unpacked to disk or unpickled.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from featkit.io.foreign_arrays import npy
 
 FORMAT = 1
 MANIFEST = "pack.json"
-IMAGES_KIND = "photographs"  # the manifest's "kind" of a pack that image_pack.py wrote
+IMAGES_KIND = "photographs"  # "kind" in the manifest of a pack written by image_pack.py
 MAX_SIDE = 256  # px of a patch
-MAX_BYTES = 1 << 28  # of one member: more is no pack, but an attempt to fill the memory
+MAX_BYTES = 1 << 28  # limit of one member, so that a crafted file cannot exhaust the memory
 
 
 def read_patch_data(path: Path) -> PatchSet:
-    """The patches of a folder of UBC's format, of a pack, or of one set of a pack (`patches.zip/liberty`).
+    """The patches of a folder in UBC's format, of a pack, or of one set of a pack (`patches.zip/liberty`).
 
-    A folder's patches are mapped, a pack's are in memory; all sets of a pack come as their union. Raises BadInputError.
+    Folders are memory-mapped, packs are loaded; the sets of a pack are returned as their union. Raises BadInputError.
     """
     if path.is_dir():
         return read_phototour(path)
@@ -61,7 +61,7 @@ def read_patch_data(path: Path) -> PatchSet:
 
 
 def read_test_pairs(path: Path) -> TestPairs:
-    """Test pairs of what `read_patch_data` reads. Raises BadInputError when there are none."""
+    """Test pairs of anything that `read_patch_data` reads. Raises BadInputError if there are none."""
     if path.is_dir():
         return read_pairs(find_pairs(path), read_phototour(path))
     file, wanted = _split(path)
@@ -71,7 +71,7 @@ def read_test_pairs(path: Path) -> TestPairs:
             classes = _array(archive, f"{name}/labels.npy")[:, 0]
             index = _array(archive, f"{name}/pairs.npy")
             if len(index) and (index.min() < 0 or index.max() >= len(classes)):
-                raise BadInputError(f"{file}: {name}/pairs.npy names patches that are not there; pack it again")
+                raise BadInputError(f"{file}: {name}/pairs.npy refers to patches that do not exist; pack it again")
             a, b = index[:, 0], index[:, 1]
             parts.append(TestPairs(a + first, b + first, classes[a] == classes[b]))
             first += len(classes)
@@ -82,13 +82,13 @@ def read_test_pairs(path: Path) -> TestPairs:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What a pack says of itself: its sets, how they were packed, their licences. Raises BadInputError."""
+    """The manifest of a pack: its sets, packing settings and licences. Raises BadInputError."""
     with _opened(path) as archive:
         return _manifest(archive)
 
 
 def tiles_of(patches: UInt8[np.ndarray, "b s s"]) -> UInt8[np.ndarray, "h w"]:
-    """Up to 256 patches as one mosaic, 16 in a row; the last row is filled with black."""
+    """Up to 256 patches as one mosaic, 16 in a row; the last row is padded with black."""
     count, side = patches.shape[:2]
     rows = -(-count // ROW)
     whole = np.zeros((rows * ROW, side, side), np.uint8)
@@ -97,13 +97,13 @@ def tiles_of(patches: UInt8[np.ndarray, "b s s"]) -> UInt8[np.ndarray, "h w"]:
 
 
 def patches_of(mosaic: UInt8[np.ndarray, "h w"], side: int) -> UInt8[np.ndarray, "b s s"]:
-    """The patches of a mosaic, those that fill its last row too."""
+    """The patches of a mosaic, including the padding of its last row."""
     rows = mosaic.shape[0] // side
     return mosaic.reshape(rows, side, ROW, side).transpose(0, 2, 1, 3).reshape(rows * ROW, side, side)
 
 
 def _split(path: Path) -> tuple[Path, str | None]:
-    """A pack and the name of one of its sets, None for all."""
+    """Split a path into the pack and the name of one of its sets, None for all sets."""
     if not path.exists() and path.parent.is_file():
         return path.parent, path.name
     return path, None
@@ -111,7 +111,7 @@ def _split(path: Path) -> tuple[Path, str | None]:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
-    """A pack; whatever is wrong with the file is one BadInputError."""
+    """Open a pack; any damage to the file raises BadInputError."""
     if not file.exists():
         raise BadInputError(f"{file}: no such folder or pack of patches")
     with (
@@ -123,7 +123,7 @@ def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     if archive.getinfo(name).file_size > MAX_BYTES:
-        raise BadInputError(f"{archive.filename}: {name} holds more than {MAX_BYTES >> 20} MiB; it is no pack")
+        raise BadInputError(f"{archive.filename}: {name} is larger than {MAX_BYTES >> 20} MiB; this is not a pack")
     return archive.read(name)
 
 
@@ -181,37 +181,37 @@ def _tile(archive: zipfile.ZipFile, name: str, side: int, count: int) -> UInt8[n
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit data pack`: folders of patches -> one small file (patch_pack.py reads it).
+# `featkit data pack`: folders of patches -> one small file.
 #
-# At 64 px and quality 80 a patch takes 400 to 540 bytes and is wrong by 0.9 to 1.3 grey levels on average, 0.6 to 0.7
-# at the 32 px that networks see. Without loss it takes 1,300 to 1,700 bytes (PNG: 2,200 to 2,400). Reduced to 48 px at
-# the same bytes it is wrong by more, so bytes are better saved by quality than by size.
+# At 64 px and quality 80 a patch takes 400 to 540 bytes with a mean error of 0.9 to 1.3 grey levels, or 0.6 to 0.7 at
+# the 32 px that networks see. Lossless it takes 1,300 to 1,700 bytes (PNG: 2,200 to 2,400). At 48 px and the same
+# number of bytes the error is larger, so lowering the quality is better than lowering the resolution.
 
 
-LOSSLESS = 101  # OpenCV's name for WebP without loss
-EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in the zip: the same patches give the same bytes
-SAMPLE = 2 * PER_BITMAP  # patches that tell how many bytes one takes
-LABEL_BYTES = 8.0  # of a patch, deflated: its class, its image, and its share of the test pairs
-MARGIN = 0.98  # of the room that an estimate of the bytes may fill
-FULL, GROWTHS = 0.96, 2  # a file emptier than this share is packed anew with more patches, so many times at most
+LOSSLESS = 101  # OpenCV's quality value for lossless WebP
+EPOCH = (1980, 1, 1, 0, 0, 0)  # date of every file in the zip: the same patches give the same bytes
+SAMPLE = 2 * PER_BITMAP  # patches from which the bytes per patch are estimated
+LABEL_BYTES = 8.0  # per patch, deflated: its class, its image, and its part of the test pairs
+MARGIN = 0.98  # fraction of the limit that the estimated size may fill
+FULL, GROWTHS = 0.96, 2  # a file below this fraction of the limit is packed again with more patches, at most 2 times
 LICENCE = "licence.txt"
 
 
 class PackConfig(Config):
-    """What a pack holds."""
+    """Size and quality of a pack."""
 
     max_mb: Megabytes = 30.0
-    """Size of the file, 10^6 bytes. Whole classes are left out, drawn at random, until it fits; every set may hold the
-    same number of patches, so that small sets stay whole while large ones give."""
+    """Maximum size of the file, 10^6 bytes. Complete classes are dropped at random until it fits; all sets have the
+    same limit on their number of patches, so that small sets stay complete."""
     side: int = Field(64, ge=8, le=1024)
-    """Patches are reduced to this side, px; a multiple of 8."""
+    """Side to which patches are reduced, px; a multiple of 8."""
     quality: Quality = 80
-    """Of JPEG, 1 to 100; 0: without loss (WebP), about three times the size."""
+    """JPEG quality, 1 to 100; 0: lossless (WebP), about three times the size."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A folder to be packed. order: its classes at random, as rows of patches; ends: patches after each class."""
+    """A folder to pack. order: its patches, with classes in random order; ends: number of patches up to each class."""
 
     patch_set: PatchSet
     images: Int[np.ndarray, " n"]
@@ -222,15 +222,15 @@ class _Source:
     bytes_per_patch: float
 
     def rows(self, cap: int) -> Int[np.ndarray, " n"]:
-        """The patches of as many whole classes as fit into `cap`, in the folder's order."""
+        """The patches of as many complete classes as fit into `cap` patches, in the folder's order."""
         whole = int(np.searchsorted(self.ends, cap, side="right"))
         return np.sort(self.order[: self.ends[whole - 1] if whole else 0])
 
 
 def write_pack(config: PackConfig, folders: Sequence[Path], out: Path, seed: int = 0) -> dict[str, Any]:
-    """Pack folders of UBC's format into the file `out`, whole or not at all; returns the manifest.
+    """Pack folders in UBC's format into the file `out`, which is written atomically. Returns the manifest.
 
-    Raises UsageError, BadInputError, EmptyResultError when not one class fits, NotWritableError.
+    Raises UsageError, BadInputError, EmptyResultError if not a single class fits, NotWritableError.
     """
     _check(config, folders, out)
     generator = np.random.default_rng(seed)
@@ -251,7 +251,7 @@ def write_pack(config: PackConfig, folders: Sequence[Path], out: Path, seed: int
 
 def _check(config: PackConfig, folders: Sequence[Path], out: Path) -> None:
     if config.side % 8 or not 8 <= config.side <= MAX_SIDE:
-        raise UsageError(f"side {config.side}: patches are packed at a multiple of 8 px, up to {MAX_SIDE}")
+        raise UsageError(f"side {config.side}: must be a multiple of 8 px, up to {MAX_SIDE}")
     names = [folder.resolve().name for folder in folders]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -265,7 +265,7 @@ def _source(config: PackConfig, folder: Path, generator: np.random.Generator) ->
     patch_set = read_phototour(folder)
     if config.side > patch_set.patches.shape[1]:
         raise UsageError(
-            f"side {config.side}: {folder} has patches of {patch_set.patches.shape[1]} px; only smaller ones"
+            f"side {config.side}: {folder} has patches of {patch_set.patches.shape[1]} px, which cannot be enlarged"
         )
     try:
         pairs = read_pairs(find_pairs(folder), patch_set)
@@ -293,7 +293,7 @@ def _source(config: PackConfig, folder: Path, generator: np.random.Generator) ->
 
 
 def _cap(sources: Sequence[_Source], room: float) -> int:
-    """The most patches any set may hold, so that together they fit."""
+    """The largest number of patches per set with which all sets fit together."""
     low, high = 0, max(len(source.patch_set) for source in sources)
     while low < high:
         middle = (low + high + 1) // 2
@@ -307,7 +307,7 @@ def _cap(sources: Sequence[_Source], room: float) -> int:
 def _write(config: PackConfig, sources: Sequence[_Source], cap: int, part: Path, seed: int) -> dict[str, Any]:
     kept = [source.rows(cap) for source in sources]
     if not all(len(index) for index in kept):
-        raise EmptyResultError(f"{config.max_mb:g} MB are too few for a class of each set; allow more with --max-mb")
+        raise EmptyResultError(f"{config.max_mb:g} MB is too little for a class of each set; allow more with --max-mb")
     sets: dict[str, Any] = {}
     with zipfile.ZipFile(part, "w") as archive, progress("pack", sum(map(len, kept)), "patches") as advance:
         for source, index in zip(sources, kept, strict=True):
@@ -333,11 +333,11 @@ def _write(config: PackConfig, sources: Sequence[_Source], cap: int, part: Path,
 def _add_labels(
     config: PackConfig, archive: zipfile.ZipFile, source: _Source, index: Int[np.ndarray, " n"], seed: int
 ) -> dict[str, Any]:
-    """Everything of a set but its tiles; returns its line of the manifest."""
+    """Write everything of a set except its tiles; returns its manifest entry."""
     patch_set, name = source.patch_set, source.patch_set.name
     _, classes = np.unique(patch_set.classes[index], return_inverse=True)
     pairs = source.pairs or TestPairs(index[:0], index[:0], np.zeros(0, bool))
-    if len(index) < len(patch_set) and len(pairs):  # pairs of patches that stayed behind: draw as many among the others
+    if len(index) < len(patch_set) and len(pairs):  # some pairs refer to dropped patches: draw as many new ones
         pairs = draw_pairs(classes, patch_set.scenes[index], len(pairs), np.random.default_rng(seed))
     scene_of_image = [""] * (int(source.images.max()) + 1)
     for image in np.unique(source.images):
@@ -361,7 +361,7 @@ def _add_labels(
 
 
 def _error(data: bytes, patches: UInt8[np.ndarray, "b s s"]) -> float:
-    """Sum over patches of the mean absolute difference that encoding made, grey levels."""
+    """Sum over patches of the mean absolute encoding error, grey levels."""
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     assert decoded is not None
     kept = patches_of(decoded, patches.shape[1])[: len(patches)]
@@ -371,7 +371,7 @@ def _error(data: bytes, patches: UInt8[np.ndarray, "b s s"]) -> float:
 def _batches(
     config: PackConfig, patch_set: PatchSet, index: Int[np.ndarray, " n"]
 ) -> Iterator[UInt8[np.ndarray, "b s s"]]:
-    """Patches at the pack's side, a mosaic's worth at a time."""
+    """Iterate over patches at the pack's size, one mosaic at a time."""
     for start in range(0, len(index), PER_BITMAP):
         patches = patch_set.patches[index[start : start + PER_BITMAP]]
         if patches.shape[1] != config.side:

@@ -1,4 +1,4 @@
-"""Patches with the classes they belong to: what patch descriptors are trained and tested on."""
+"""Patches with class labels: the data on which patch descriptors are trained and tested."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from featkit.core.types import PatchArray
 class PatchSet:
     """patches: (n, side, side) grey uint8. classes: equal for patches of one 3D point. scenes: index in `scene_names`.
 
-    Every class lies in one scene. images: equal for patches of one photograph, -1 where that is not known; None: of no
-    patch.
+    Every class belongs to one scene. images: equal for patches of one photograph, -1 if unknown; None: unknown for all.
     """
 
     name: str
@@ -33,7 +32,7 @@ class PatchSet:
 
 @dataclass(frozen=True)
 class ClassIndex:
-    """The members of every class that has enough of them: class c has `members[starts[c] : starts[c] + counts[c]]`."""
+    """The members of all classes that are large enough: class c has `members[starts[c] : starts[c] + counts[c]]`."""
 
     members: Int[np.ndarray, " n"]
     starts: Int[np.ndarray, " c"]
@@ -44,7 +43,7 @@ class ClassIndex:
 
     @staticmethod
     def of(classes: Int[np.ndarray, " n"], at_least: int = 2) -> ClassIndex:
-        """Group patches by class, in ascending order of class and patch; smaller classes are left out."""
+        """Group patches by class, sorted by class and patch; classes with fewer than `at_least` are left out."""
         members = np.argsort(classes, kind="stable")
         ordered = classes[members]
         starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(classes) else np.zeros(0, np.int64)
@@ -54,7 +53,7 @@ class ClassIndex:
 
 
 class _Joined:
-    """Several patch arrays as one; larger patches are shrunk to the smallest side when they are read."""
+    """Several patch arrays as one; larger patches are reduced to the smallest side when they are read."""
 
     def __init__(self, parts: Sequence[PatchArray]):
         self._parts = parts
@@ -81,7 +80,7 @@ class _Joined:
 
 
 def union(sets: Sequence[PatchSet], name: str = "union") -> PatchSet:
-    """Several sets as one; classes, scenes and images stay separate, patches take the smallest of the sets' sizes."""
+    """Several sets as one. Classes, scenes and images stay distinct; patches are reduced to the smallest size."""
     classes, scenes, images = [], [], []
     names: list[str] = []
     next_class = next_image = 0

@@ -1,9 +1,9 @@
-"""UBC PhotoTour's format (Winder and Brown 2007): bitmaps of 16 x 16 patches, memory-mapped, and their text files.
+"""The UBC PhotoTour format (Winder and Brown 2007): memory-mapped bitmaps of 16 x 16 patches, and their text files.
 
 patches0000.bmp ...  1024 x 1024 pixels, 8 bit grey, patches from left to right and from top to bottom.
-info.txt             a line per patch: id of its 3D point, id of its image (UBC leaves the second one 0).
+info.txt             a line per patch: id of its 3D point, id of its image (always 0 in UBC's own data).
 m50_N_N_0.txt        N test pairs, half of them matching: patch, its point, 0, patch, its point, 0, 0.
-scenes.txt           ours, optional: a line per image id: scene, tab, image. Without it a folder is one scene.
+scenes.txt           featkit's optional extension, a line per image id: scene, tab, image. Without it: one scene.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ PER_BITMAP = ROW * ROW
 HEADER = struct.Struct("<2sIHHIIiiHHIIiiII")  # BITMAPFILEHEADER and BITMAPINFOHEADER
 PALETTE = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, axis=1) * np.array([1, 1, 1, 0], np.uint8)
 OFFSET = HEADER.size + PALETTE.size
-MAPPED = 128  # bitmaps of a set at a time; a process may commonly have 1,024 open files
+MAPPED = 128  # bitmaps of a set mapped at a time; a process can usually have 1,024 open files
 INFO, SCENES = "info.txt", "scenes.txt"
 
 
 @dataclass(frozen=True)
 class TestPairs:
-    """Pairs of patches, rows of a PatchSet. match: whether both show the same point."""
+    """Pairs of patches (rows of a PatchSet). match: whether both show the same point."""
 
-    __test__ = False  # no test class, whatever pytest makes of the name
+    __test__ = False  # tells pytest that this is not a test class
 
     index0: Int[np.ndarray, " n"]
     index1: Int[np.ndarray, " n"]
@@ -48,10 +48,10 @@ class TestPairs:
 
 
 class MappedPatches:
-    """Patches of bitmaps on disk, (n, 64, 64): only those asked for are read.
+    """Patches of bitmaps on disk, (n, 64, 64), read on access.
 
-    Every bitmap is checked at once. At most `MAPPED` are mapped at a time, since each holds an open file: UBC's own
-    sets have up to 2,475 of them. Any number of threads may read.
+    All bitmaps are checked at construction. At most `MAPPED` are mapped at a time, as each needs an open file and UBC's
+    sets have up to 2,475 of them. Safe to read from several threads.
     """
 
     def __init__(self, paths: Sequence[Path], count: int, writable: bool = False):
@@ -78,7 +78,7 @@ class MappedPatches:
             tiles[places // ROW, places % ROW] = patches[rows]
 
     def _by_bitmap(self, index: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(rows of `index`, a bitmap's patches, places in it) for every bitmap that is asked."""
+        """(rows of `index`, patches of a bitmap, positions in it) for every bitmap that is needed."""
         if len(index) and (index.min() < 0 or index.max() >= len(self)):
             raise IndexError(f"patch {index.max()} of {len(self)}")
         order = np.argsort(index // PER_BITMAP, kind="stable")
@@ -100,7 +100,7 @@ class MappedPatches:
 
 @dataclass(frozen=True)
 class _Bitmap:
-    """offset: bytes before the pixels. from_bottom: whether their rows are stored so."""
+    """offset: bytes before the pixels. from_bottom: whether the rows are stored from bottom to top."""
 
     path: Path
     offset: int
@@ -116,7 +116,7 @@ class _Bitmap:
 
 
 def _check_bitmap(path: Path) -> _Bitmap:
-    """Raises BadInputError for what is no whole bitmap of patches."""
+    """Check a bitmap's header and size. Raises BadInputError unless it is a complete bitmap of patches."""
     try:
         with path.open("rb") as file:
             head = file.read(OFFSET)
@@ -128,7 +128,7 @@ def _check_bitmap(path: Path) -> _Bitmap:
     _, _, _, _, offset, _, width, height, _, bits, compression, *_ = HEADER.unpack(head[: HEADER.size])
     if (width, abs(height)) != (BITMAP, BITMAP) or bits != 8 or compression != 0:
         raise BadInputError(
-            f"{path}: {width} x {abs(height)} pixels of {bits} bits; patches lie in bitmaps of {BITMAP} x {BITMAP} of 8"
+            f"{path}: {width} x {abs(height)} pixels of {bits} bits; expected {BITMAP} x {BITMAP} pixels of 8 bits"
         )
     if size < offset + BITMAP * BITMAP or offset < HEADER.size:
         raise BadInputError(f"{path}: the file is cut off ({size} bytes); copy it again")
@@ -136,7 +136,7 @@ def _check_bitmap(path: Path) -> _Bitmap:
 
 
 def bitmap_paths(folder: Path) -> list[Path]:
-    """The bitmaps of a folder, in order. Raises BadInputError when there is none or one is missing."""
+    """The bitmaps of a folder, in order. Raises BadInputError if there are none or one is missing."""
     if not folder.is_dir():
         raise BadInputError(
             f"{folder}: {'is a file, not a folder of patches' if folder.exists() else 'no such folder'}"
@@ -152,7 +152,7 @@ def bitmap_paths(folder: Path) -> list[Path]:
 
 
 def read_phototour(folder: Path) -> PatchSet:
-    """A folder of UBC's format, the patches memory-mapped. Raises BadInputError."""
+    """Read a folder in UBC's format; the patches are memory-mapped. Raises BadInputError."""
     paths = bitmap_paths(folder)
     info = read_integers(folder / INFO, (2,))
     if not PER_BITMAP * (len(paths) - 1) < len(info) <= PER_BITMAP * len(paths):
@@ -164,14 +164,14 @@ def read_phototour(folder: Path) -> PatchSet:
         raise BadInputError(f"{folder / INFO}: line {int(np.argmax((info < 0).any(axis=1))) + 1} has a negative id")
     classes, images = info[:, 0], info[:, 1]
     if len(np.unique(classes)) == len(classes):
-        raise BadInputError(f"{folder / INFO}: no point has two patches; nothing can be learned or tested with it")
+        raise BadInputError(f"{folder / INFO}: no point has two patches; unusable for training or testing")
     scenes, names = _scenes_of(folder, images)
-    of_patch = images if (folder / SCENES).is_file() else None  # UBC's own ids say nothing
+    of_patch = images if (folder / SCENES).is_file() else None  # the ids in UBC's own data carry no information
     return PatchSet(folder.resolve().name, MappedPatches(paths, len(info)), classes, scenes, names, of_patch)
 
 
 def read_image_ids(folder: Path) -> Int[np.ndarray, " n"]:
-    """The image id of every patch of a folder (all 0 in UBC's own). Raises BadInputError."""
+    """The image id of every patch of a folder (all 0 in UBC's own data). Raises BadInputError."""
     return read_integers(folder / INFO, (2,))[:, 1]
 
 
@@ -187,23 +187,23 @@ def _scenes_of(folder: Path, images: Int[np.ndarray, " n"]) -> tuple[Int[np.ndar
 
 
 def read_integers(path: Path, columns: tuple[int, ...]) -> Int[np.ndarray, "n c"]:
-    """A text file of integers with one of these numbers of columns. Raises BadInputError with the line."""
+    """A text file of integers with one of these numbers of columns. Raises BadInputError with the line number."""
     rows = []
     for number, line in read_lines(path):
         parts = line.split()
         try:
             rows.append([int(part) for part in parts])
         except ValueError:
-            raise BadInputError(f"{path}: line {number} is no row of whole numbers: {line[:60]!r}") from None
+            raise BadInputError(f"{path}: line {number} is not a row of integers: {line[:60]!r}") from None
         if len(parts) not in columns or len(parts) != len(rows[0]):
             raise BadInputError(f"{path}: line {number} has {len(parts)} numbers, not {' or '.join(map(str, columns))}")
     if not rows:
-        raise BadInputError(f"{path}: holds no line")
+        raise BadInputError(f"{path}: is empty")
     return np.array(rows, dtype=np.int64)
 
 
 def read_pairs(path: Path, patch_set: PatchSet | None = None) -> TestPairs:
-    """Test pairs. Raises BadInputError; with a set also for patches it lacks or whose points are others there."""
+    """Read test pairs. Raises BadInputError; with `patch_set` also for pairs that do not agree with it."""
     rows = read_integers(path, (6, 7))
     index, points = rows[:, [0, 3]], rows[:, [1, 4]]
     if patch_set is not None:
@@ -228,7 +228,7 @@ def _check_pairs(
 
 
 def find_pairs(folder: Path) -> Path:
-    """The largest m50 file of a folder that is meant for tests: UBC's of 100,000, else the largest.
+    """The test pairs of a folder: UBC's file of 100,000 pairs, otherwise the largest m50 file.
 
     Raises BadInputError.
     """
@@ -252,19 +252,19 @@ def create_bitmaps(folder: Path, count: int) -> MappedPatches:
 
 
 def write_info(folder: Path, classes: Int[np.ndarray, " n"], images: Int[np.ndarray, " n"]) -> Path:
-    """info.txt."""
+    """Write info.txt."""
     return write_text(
         folder / INFO, "".join(f"{c} {i}\n" for c, i in zip(classes.tolist(), images.tolist(), strict=True))
     )
 
 
 def write_scenes(folder: Path, images: Sequence[tuple[str, str]]) -> Path:
-    """scenes.txt: (scene, name of the image) for every image id."""
+    """Write scenes.txt: (scene, image name) for every image id."""
     return write_text(folder / SCENES, "".join(f"{scene}\t{image}\n" for scene, image in images))
 
 
 def write_pairs(folder: Path, pairs: TestPairs, classes: Int[np.ndarray, " n"]) -> Path:
-    """m50_N_N_0.txt, named as UBC's: N pairs in all."""
+    """Write m50_N_N_0.txt, named like UBC's: N pairs in total."""
     rows = zip(
         pairs.index0.tolist(), classes[pairs.index0].tolist(), pairs.index1.tolist(), classes[pairs.index1].tolist(),
         strict=True,
@@ -274,7 +274,7 @@ def write_pairs(folder: Path, pairs: TestPairs, classes: Int[np.ndarray, " n"]) 
 
 
 def write_phototour(folder: Path, patch_set: PatchSet, images: Int[np.ndarray, " n"] | None = None) -> Path:
-    """Write a set of 64 x 64 patches. images: id of each patch's image; of its scene by default."""
+    """Write a set of 64 x 64 patches. images: image id of each patch; its scene by default."""
     if patch_set.patches.shape[1:] != (SIDE, SIDE):
         raise ValueError(f"patches of {patch_set.patches.shape[1:]} pixels; the format has {SIDE} x {SIDE}")
     bitmaps = create_bitmaps(folder, len(patch_set))
@@ -288,16 +288,16 @@ def write_phototour(folder: Path, patch_set: PatchSet, images: Int[np.ndarray, "
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Test pairs drawn as UBC's are: half of them two patches of one point, half patches of two points of one scene.
+# Test pairs drawn like UBC's: half are two patches of one point, half are patches of two points of one scene.
 
 
 def draw_pairs(
     classes: Int[np.ndarray, " n"], scenes: Int[np.ndarray, " n"], count: int, generator: np.random.Generator
 ) -> TestPairs:
-    """Up to `count` pairs, half of them matching, in random order; fewer when there are not as many matching ones.
+    """Up to `count` pairs, half of them matching, in random order; fewer if there are not enough matching pairs.
 
-    Matching pairs are drawn without repetition from all there are; two patches of a class come from different images
-    when the class has one patch per image, as `featkit data patches` makes them.
+    Matching pairs are drawn without replacement; their two patches come from different images if every class has at
+    most one patch per image, as in the output of `featkit data patches`.
     """
     first, second = all_matching(classes)
     half = min(count // 2, len(first))
@@ -311,7 +311,7 @@ def draw_pairs(
 
 
 def all_matching(classes: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
-    """All pairs of patches of one class, each once."""
+    """All pairs of patches of the same class, each once."""
     index = ClassIndex.of(classes)
     firsts, seconds = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for size in np.unique(index.counts):
@@ -325,11 +325,11 @@ def all_matching(classes: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " p"],
 def _non_matching(
     classes: Int[np.ndarray, " n"], scenes: Int[np.ndarray, " n"], count: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of different classes of one scene: a patch drawn uniformly, then another one of its scene."""
+    """Pairs of different classes in the same scene: a patch drawn uniformly, then another one of its scene."""
     order = np.argsort(scenes, kind="stable")
     starts = np.searchsorted(scenes[order], np.arange(scenes.max(initial=-1) + 2))
     a, b = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    for _ in range(100):  # a draw fails with the share of the largest class in its scene
+    for _ in range(100):  # a draw fails with at most the probability of the largest class in its scene
         missing = count - len(a)
         if missing == 0:
             break

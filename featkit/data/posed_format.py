@@ -1,7 +1,7 @@
-"""The two text files of posed pairs, line by line (posed_pairs.py says where they lie).
+"""The two text files of posed pairs (see posed_pairs.py for the folder layout).
 
 img_cam.txt: `name w h fx fy cx cy r11 r12 ... r33 t1 t2 t3`, R row by row, world to camera.
-pairs.txt: two names, parted by a space, or by a tab when a name has a space.
+pairs.txt: two names, separated by a space, or by a tab if a name contains a space.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from jaxtyping import Float, Int
 from featkit.core.errors import BadInputError
 from featkit.data.tree import FileTree
 
-NUMBERS = 18  # of a line of img_cam.txt, after the name
+NUMBERS = 18  # numbers per line of img_cam.txt, after the name
 SEPARATE = "two image names expected (tab-separated if a name has a space)"
 
 
 @dataclass(frozen=True)
 class CameraTable:
-    """Images with their cameras, as the file has them. lines: where in the file; sizes: width, height."""
+    """Images with their cameras, as in the file. lines: line numbers in the file; sizes: width, height."""
 
     names: tuple[str, ...]
     lines: Int[np.ndarray, " m"]
@@ -33,7 +33,7 @@ class CameraTable:
 
 
 def parse_cameras(text: str, where: str) -> CameraTable:
-    """Read img_cam.txt. Raises BadInputError that names the file and the line."""
+    """Parse img_cam.txt. Raises BadInputError with file and line number."""
     names: dict[str, int] = {}
     rows = []
     for number, line in _lines(text):
@@ -42,11 +42,11 @@ def parse_cameras(text: str, where: str) -> CameraTable:
             raise BadInputError(f"{where}:{number}: expected `name w h fx fy cx cy R(9) t(3)`, {NUMBERS} numbers")
         name = fields[0].strip()
         if name in names:
-            raise BadInputError(f"{where}:{number}: {name!r} stands in line {names[name]} already; remove one")
+            raise BadInputError(f"{where}:{number}: {name!r} is already in line {names[name]}; remove one")
         try:
             rows.append([float(field) for field in fields[1:]])
         except ValueError:
-            raise BadInputError(f"{where}:{number}: {name!r}: what follows the name are not all numbers") from None
+            raise BadInputError(f"{where}:{number}: {name!r}: a value after the name is not a number") from None
         names[name] = number
     if not rows:
         raise BadInputError(f"{where}: no images in it")
@@ -54,8 +54,8 @@ def parse_cameras(text: str, where: str) -> CameraTable:
     bad = ~(np.isfinite(values).all(axis=1) & (values[:, :4] > 0).all(axis=1) & (values[:, :2] % 1 == 0).all(axis=1))
     if bad.any():
         raise BadInputError(
-            f"{where}:{lines[bad.argmax()]}: width and height are whole numbers above 0, focal lengths are above 0,"
-            " and all numbers are finite"
+            f"{where}:{lines[bad.argmax()]}: width and height must be positive integers, focal lengths positive,"
+            " and all numbers finite"
         )
     intrinsics = np.zeros((len(values), 3, 3))
     intrinsics[:, 0, 0], intrinsics[:, 1, 1], intrinsics[:, 2, 2] = values[:, 2], values[:, 3], 1.0
@@ -65,7 +65,7 @@ def parse_cameras(text: str, where: str) -> CameraTable:
 
 
 def parse_pairs(text: str, names: Sequence[str], where: str) -> tuple[Int[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
-    """Read pairs.txt: indices into `names`, and the line of each pair. Raises BadInputError."""
+    """Parse pairs.txt: indices into `names`, and the line number of each pair. Raises BadInputError."""
     index = {name: i for i, name in enumerate(names)}
     pairs, lines = [], []
     for number, line in _lines(text):
@@ -85,7 +85,7 @@ def parse_pairs(text: str, names: Sequence[str], where: str) -> tuple[Int[np.nda
 
 
 def format_cameras(cameras: CameraTable) -> str:
-    """The text of img_cam.txt; numbers come back to the last bit."""
+    """The text of img_cam.txt; parsing it returns exactly the same numbers."""
     lines = []
     for row, name in enumerate(cameras.names):
         k = cameras.intrinsics[row]
@@ -96,16 +96,16 @@ def format_cameras(cameras: CameraTable) -> str:
 
 
 def format_pairs(pairs: Iterable[Sequence[int]], names: Sequence[str]) -> str:
-    """The text of pairs.txt. names: of all images."""
+    """The text of pairs.txt. names: those of all images."""
     separator = "\t" if any(len(name.split()) > 1 for name in names) else " "
     return "".join(f"{names[first]}{separator}{names[second]}\n" for first, second in pairs)
 
 
 def parse_scene_list(text: str, where: str) -> tuple[str, ...]:
-    """Scene names, one a line, each once; what follows a # is a comment. Raises BadInputError when there is none."""
+    """Unique scene names, one per line; # starts a comment. Raises BadInputError if there are none."""
     names = dict.fromkeys(name for _, line in _lines(text) if (name := line.split(" #")[0].strip().strip("/")))
     if not names:
-        raise BadInputError(f"{where}: no scene in it; write one name a line, such as 0001")
+        raise BadInputError(f"{where}: no scene in it; write one name per line, such as 0001")
     return tuple(names)
 
 
@@ -115,7 +115,7 @@ def read_scene_list(path: Path) -> tuple[str, ...]:
 
 
 def has_lines(text: str) -> bool:
-    """Whether there is anything but empty lines and comments."""
+    """Whether the text has any line that is neither empty nor a comment."""
     return next(_lines(text), None) is not None
 
 

@@ -2,16 +2,16 @@
 
     ROOT/scene/dense0/aligned/images/...     the photographs, without lens distortion
     ROOT/scene/dense0/aligned/img_cam.txt    size, K and world-to-camera pose of each (posed_format.py)
-    ROOT/scene/dense0/aligned/pairs.txt      which of them to learn from together
-    ROOT/scene/dense0/aligned/pairs.json     optional: how much the two of a pair share, and where (`featkit data`)
+    ROOT/scene/dense0/aligned/pairs.txt      pairs to train on
+    ROOT/scene/dense0/aligned/pairs.json     optional: overlap statistics and boxes of the pairs (`featkit data`)
 
-ROOT may be a folder above it, one of these folders, or a zip of them; symbolic links are followed. A scene without
-pairs, or of one image, is passed over with a line that names it. Photographs of another size than their cameras' are
-resized to it. The index files of LoFTR, D2-Net, glue-factory and DISK are read as well (scene_info.py).
+ROOT may also be a folder above it, one of these folders, or a zip of them; symbolic links are followed. A scene with no
+pairs or only one image is skipped with a warning. Photographs whose size differs from their camera's are resized to it.
+The index files of LoFTR, D2-Net, glue-factory and DISK are read as well (scene_info.py).
 
-Nobody states where the K of the release has its origin. It was made with COLMAP, so it is taken as COLMAP's: the
-*corner* of the top-left pixel is (0, 0), as in what `featkit data posed-pairs` writes. `featkit train scfeat --set
-data.origin=centre` reads it the other way. In memory K is always in featkit's pixels.
+The release does not document the origin of K. It was made with COLMAP, so COLMAP's convention is assumed: the *corner*
+of the top-left pixel is (0, 0), as in the output of `featkit data posed-pairs`. `featkit train scfeat --set
+data.origin=centre` selects the other convention. In memory K is always in featkit pixels.
 """
 
 from __future__ import annotations
@@ -38,42 +38,42 @@ from featkit.geometry.pixels import intrinsics_from_colmap
 
 LOGGER = logging.getLogger(__name__)
 ALIGNED, CAMERAS, PAIRS, STATISTICS, IMAGES = "aligned", "img_cam.txt", "pairs.txt", "pairs.json", "images"
-GRID = 5  # points per axis of an image, of which at least one line must cross the other image
+GRID = 5  # points per image axis; the epipolar line of at least one must cross the other image
 
 
 class PosedConfig(Config):
-    """How posed pairs are read, and which of them are taken."""
+    """How posed pairs are read, and which of them are used."""
 
     origin: Literal["corner", "centre"] = "corner"
-    """What the principal point is counted from: the corner of the top-left pixel (COLMAP) or its centre (featkit)."""
+    """Origin of K's principal point: corner (COLMAP) or centre (featkit) of the top-left pixel."""
     max_rotation_deg: Degrees = Field(80.0, gt=0)
-    """Pairs turned further against each other are left out, degrees. CAPS and SCFeat: 80."""
+    """Largest relative rotation of the two cameras, degrees. CAPS and SCFeat: 80."""
     max_pairs: Count = 5000
-    """Of each scene/dense*, drawn at random. CAPS and SCFeat: 5,000."""
+    """Maximum number of pairs per scene/dense*, drawn at random. CAPS and SCFeat: 5,000."""
     scenes: tuple[str, ...] = ()
-    """Only these, by the name of their folder (0001, or 0001/dense0); none named: all. `--scenes FILE` fills it.
-    SCFeat, as CAPS, learns from 130 of MegaDepth's 196: the folders in `train/` of CAPS's release are that list."""
+    """Scenes to use, by folder name (0001, or 0001/dense0); empty: all. Also set by `--scenes FILE`. SCFeat, like CAPS,
+    trains on 130 of MegaDepth's 196 scenes: those in the folder `train/` of CAPS's release."""
     min_overlap: Share = Field(0.1, lt=1)
-    """Of a scene_info index: pairs that share no more are left out. LoFTR and glue-factory: 0.1."""
+    """Smallest overlap of pairs from a scene_info index (exclusive). LoFTR and glue-factory: 0.1."""
     max_overlap: PositiveShare = 0.7
-    """Of a scene_info index: pairs that share more are left out. LoFTR and glue-factory: 0.7."""
+    """Largest overlap of pairs from a scene_info index. LoFTR and glue-factory: 0.7."""
     stretch_tolerance: FactorOrZero = 0.02
-    """Largest relative difference of the two factors, in width and in height, by which a photograph differs from its
-    camera's size: beyond it the photograph was cropped or turned and is refused."""
+    """Largest relative difference between the factors in width and height from the camera's size to the photograph's.
+    Beyond it the photograph was cropped or rotated and is refused."""
     min_side_px: Side = 64
-    """Smaller images are refused, px."""
+    """Shortest accepted side of an image, px."""
     rotation_tolerance: Factor = 1e-3
     """Largest entry of R R^T - 1."""
     principal_tolerance: Factor = 0.2
-    """Largest distance of the principal point from the image's middle, as a share of its side: beyond it K belongs to
+    """Largest distance of the principal point from the image centre, as a fraction of the side. Beyond it K belongs to
     the image at another size. Raise it for photographs that were cropped on one side."""
 
 
 @dataclass(frozen=True)
 class PosedScene:
-    """The cameras of one scene. intrinsics: for featkit's pixels. sizes: width, height; poses are world to camera.
+    """The cameras of one scene. intrinsics: in featkit pixels. sizes: width, height; poses are world to camera.
 
-    files: names below the tree, or absolute.
+    files: paths relative to the tree, or absolute.
     """
 
     name: str
@@ -87,9 +87,9 @@ class PosedScene:
 
 @dataclass(frozen=True)
 class PosedPairs:
-    """Pairs of all scenes. pairs: scene and its two images. boxes: what each of them sees of the other (x0 y0 x1 y1,
-    featkit pixels; the whole image where nobody says). The order is that of the files. is_whole: all scenes of the
-    tree, read where they are: neither from a list of some nor by way of an index.
+    """Pairs of all scenes, in the order of the files. pairs: scene and its two images. boxes: the part of each image
+    that the other sees (x0 y0 x1 y1, featkit pixels; the whole image if unknown). is_whole: whether these are all
+    scenes of the tree, not selected by `scenes` and not read from an index.
     """
 
     tree: FileTree
@@ -118,33 +118,33 @@ class PosedPairs:
         return f"{named.name}/{named.image_names[first]}", f"{named.name}/{named.image_names[second]}"
 
     def fundamental01(self, index: int) -> Float[np.ndarray, "3 3"]:
-        """F of a pair: x1^T F x0 = 0 in featkit pixels of the files; of Frobenius norm 1."""
+        """F of a pair: x1^T F x0 = 0 in featkit pixels of the files, Frobenius norm 1."""
         scene, first, second = self.pairs[index]
         cameras = self.scenes[scene]
         parts = (cameras.intrinsics, cameras.rotations, cameras.translations)
         return fundamental_matrix(*(part[image] for image in (first, second) for part in parts))
 
     def pixels(self, scene: int, image: int) -> UInt8[np.ndarray, "h w 3"]:
-        """A photograph, RGB, at its camera's size. Raises BadInputError when it is broken, cropped or turned."""
+        """A photograph, RGB, at its camera's size. Raises BadInputError if it is broken, cropped or rotated."""
         name, (width, height) = self.scenes[scene].files[image], self.scenes[scene].sizes[image]
-        file = Path(name)  # absolute: found by an index's reader, wherever its photographs are
+        file = Path(name)  # absolute if it comes from an index, whose photographs can be anywhere
         found = FileTree(file.parent).stored_pixels(file.name) if file.is_absolute() else self.tree.stored_pixels(name)
         if found.shape[:2] == (height, width):
             return found
         factors = resize_factors((width, height), (found.shape[1], found.shape[0]), self.stretch_tolerance)
         if factors is None:
             raise BadInputError(
-                f"{self.tree.where(name)}: {found.shape[1]} x {found.shape[0]} pixels, but its camera is of {width} x"
-                f" {height}: cropped or turned; use the images that the cameras were made for (of any size)"
+                f"{self.tree.where(name)}: {found.shape[1]} x {found.shape[0]} pixels, but its camera has {width} x"
+                f" {height}: cropped or rotated; use the images that the cameras were made for (at any size)"
             )
         how = cv2.INTER_AREA if max(factors) > 1 else cv2.INTER_CUBIC
-        return cv2.resize(found, (int(width), int(height)), interpolation=how)  # corners stay corners, as K counts
+        return cv2.resize(found, (int(width), int(height)), interpolation=how)  # maps corners to corners, like K
 
 
 def resize_factors(camera: tuple[int, int], file: tuple[int, int], tolerance: float) -> tuple[float, float] | None:
-    """How much larger a file is than its camera says, in width and in height; None where it was cropped or turned.
+    """Factors from the camera's size to the file's, in width and height; None if the file was cropped or rotated.
 
-    tolerance: of the relative difference between the two factors, beside the rounding of the sides to whole pixels.
+    tolerance: largest relative difference between the two factors, in addition to the rounding to whole pixels.
     """
     factors = file[0] / camera[0], file[1] / camera[1]
     rounding = 1 / camera[0] + 1 / camera[1]
@@ -152,10 +152,9 @@ def resize_factors(camera: tuple[int, int], file: tuple[int, int], tolerance: fl
 
 
 def read_posed_pairs(root: Path, config: PosedConfig | None = None, seed: int = 0) -> PosedPairs:
-    """All scenes below a folder or in a zip, or of one index file. Raises BadInputError that says in which file and
-    line something is wrong.
+    """Read all scenes in a folder, a zip or an index file. Raises BadInputError with the file and line of an error.
 
-    seed: decides which pairs are drawn where a scene has more than `max_pairs`.
+    seed: random seed for the choice of pairs in scenes that have more than `max_pairs`.
     """
     config = config or PosedConfig()
     tree, names = _opened(root)
@@ -175,7 +174,7 @@ def read_posed_pairs(root: Path, config: PosedConfig | None = None, seed: int = 
         pairs.append(np.concatenate([number, indexed.pairs[chosen]], axis=1))
         boxes.append(seen[chosen])
     if not scenes:
-        raise BadInputError(f"{nothing[0]}; no other scene is there" if nothing else _no_scene(root, config))
+        raise BadInputError(f"{nothing[0]}; there is no other scene" if nothing else _no_scene(root, config))
     kept = PosedPairs(
         tree,
         tuple(scenes),
@@ -186,14 +185,14 @@ def read_posed_pairs(root: Path, config: PosedConfig | None = None, seed: int = 
     )
     if not len(kept):
         raise BadInputError(
-            f"{root}: no pair is left: all are turned by more than {config.max_rotation_deg:g} degrees, or their images"
-            " see nothing of each other; check the poses in img_cam.txt (they are world to camera)"
+            f"{root}: no pair is left: all are rotated by more than {config.max_rotation_deg:g} degrees, or their"
+            " images do not overlap; check the poses in img_cam.txt (they must be world to camera)"
         )
     return kept
 
 
 def _opened(root: Path) -> tuple[FileTree, list[str]]:
-    """The tree and its files; of a single index file, that alone."""
+    """The tree and its files; for an index file, its folder and that file alone."""
     if root.is_file() and root.suffix in {".npz", ".json"}:
         return FileTree(root.absolute().parent), [root.name]
     tree = open_tree(root)
@@ -202,7 +201,7 @@ def _opened(root: Path) -> tuple[FileTree, list[str]]:
 
 def _no_scene(root: Path, config: PosedConfig) -> str:
     if config.scenes:
-        return f"{root}: none of the {len(config.scenes)} scenes of the list is there, such as {config.scenes[0]!r}"
+        return f"{root}: none of the {len(config.scenes)} listed scenes exists, such as {config.scenes[0]!r}"
     return (
         f"{root}: no scene/dense*/{ALIGNED}/{CAMERAS} below it, and no scene_info/*.npz; make posed pairs with `featkit"
         " data posed-pairs`"
@@ -213,7 +212,7 @@ Source = tuple[IndexedScene, Float[np.ndarray, "n 2 4"]]
 
 
 def _sources(tree: FileTree, names: Sequence[str], config: PosedConfig) -> Iterator[Source | str]:
-    """The scenes that are asked for and the boxes of their pairs; of one with nothing to learn from, a line."""
+    """The wanted scenes with the boxes of their pairs; a message for a scene without usable pairs."""
     there = frozenset(names)
     wanted = _Wanted(config.scenes)
     for name in names:
@@ -229,7 +228,7 @@ def _sources(tree: FileTree, names: Sequence[str], config: PosedConfig) -> Itera
 
 
 class _Wanted:
-    """The list of scenes: a name of it means every scene that has its parts, in a row, in its own name."""
+    """The wanted scenes: a listed name selects every scene whose path contains its parts consecutively."""
 
     def __init__(self, names: Sequence[str]):
         self._names = {name: tuple(PurePosixPath(name).parts) for name in names}
@@ -246,16 +245,16 @@ class _Wanted:
         return bool(met) or not self._names
 
     def warn(self) -> None:
-        """One line for the names that no scene has."""
+        """Warn about listed names that no scene has."""
         missing = [name for name in self._names if name not in self._met]
         if missing:
             LOGGER.warning(
-                "%d of the %d scenes of the list are not there, such as %s", len(missing), len(self._names), missing[0]
+                "%d of the %d listed scenes do not exist, such as %s", len(missing), len(self._names), missing[0]
             )
 
 
 def _sound(found: IndexedScene, config: PosedConfig) -> IndexedScene | str:
-    """Without the pairs of images whose cameras have a fault; one line names them."""
+    """Drop the pairs of images with invalid cameras, with a warning; a message if no pair is left."""
     faults = camera_faults(found.table, config)
     if not faults:
         return found
@@ -272,7 +271,7 @@ def _read_scene(tree: FileTree, folder: str, names: frozenset[str], config: Pose
         return f"{where}: no images in it"
     table = parse_cameras(text, where)
     if len(table.names) < 2:
-        return f"{where}: only one image in it; a pair takes two of a scene"
+        return f"{where}: only one image in it; a pair needs two"
     if folder + PAIRS not in names:
         return f"{of_pairs}: no such file"
     if not has_lines(tree.text(folder + PAIRS)):
@@ -280,9 +279,7 @@ def _read_scene(tree: FileTree, folder: str, names: frozenset[str], config: Pose
     files = tuple(f"{folder}{IMAGES}/{name}" for name in table.names)
     for line, file in zip(table.lines, files, strict=True):
         if file not in names:
-            raise BadInputError(
-                f"{where}:{line}: there is no image {tree.where(file)}; put it there or remove the line"
-            )
+            raise BadInputError(f"{where}:{line}: no image {tree.where(file)}; add it or remove the line")
     check_cameras(table, where, config)
     pairs, _ = parse_pairs(tree.text(folder + PAIRS), table.names, of_pairs)
     scene = IndexedScene(_name_of(tree, folder), where, table, files, pairs)
@@ -298,39 +295,37 @@ def _scene_of(found: IndexedScene, config: PosedConfig) -> PosedScene:
 
 
 def _name_of(tree: FileTree, folder: str) -> str:
-    """scene/dense0, and so much of what lies above it as stands between it and the root."""
-    if folder in {"", f"{ALIGNED}/"}:  # the root lies inside of the scene
+    """scene/dense0, preceded by any folders between it and the root."""
+    if folder in {"", f"{ALIGNED}/"}:  # the root is inside of the scene
         root = tree.root.resolve()
         return root.name if folder else root.parent.name
     return str(PurePosixPath(folder).parent)
 
 
 def check_cameras(table: CameraTable, where: str, config: PosedConfig) -> None:
-    """Raise BadInputError for a camera with a fault."""
+    """Raise BadInputError for an invalid camera."""
     for row, why in camera_faults(table, config).items():
         raise BadInputError(f"{where}:{table.lines[row]}: {table.names[row]!r}: {why}")
 
 
 def camera_faults(table: CameraTable, config: PosedConfig) -> dict[int, str]:
-    """The cameras that cannot be learned from, by row, and why: a pose that is no rotation, an image too small, a K
-    that belongs to another size.
-    """
+    """Invalid cameras by row, with the reason: R is not a rotation, the image is too small, K is for another size."""
     squared = table.rotations @ np.swapaxes(table.rotations, 1, 2)
     skew = np.abs(squared - np.eye(3)).max(axis=(1, 2)) > config.rotation_tolerance
     off = np.abs(table.intrinsics[:, :2, 2] / table.sizes - 0.5).max(axis=1)
     faults = (
         (
             skew | (np.linalg.det(table.rotations) < 0),
-            "its nine numbers are no rotation (R R^T = 1, determinant 1); they stand row by row, world to camera",
+            "its R is not a rotation (R R^T = 1, determinant 1); it must be row by row, world to camera",
         ),
         (
             table.sizes.min(axis=1) < config.min_side_px,
-            f"smaller than {config.min_side_px} px; there is nothing to learn",
+            f"smaller than {config.min_side_px} px; too small to train on",
         ),
         (
             off > config.principal_tolerance,
-            "its principal point is far from the image's middle: is K of the image at another size? If the photograph"
-            " was cropped, raise principal_tolerance (in a training: --set data.principal_tolerance=0.4)",
+            "its principal point is far from the image centre: is K for another image size? If the photograph was"
+            " cropped, raise principal_tolerance (in a training: --set data.principal_tolerance=0.4)",
         ),
     )
     found: dict[int, str] = {}
@@ -343,18 +338,18 @@ def camera_faults(table: CameraTable, config: PosedConfig) -> dict[int, str]:
 def _chosen(
     scene: PosedScene, pairs: Int[np.ndarray, "n 2"], config: PosedConfig, generator: np.random.Generator
 ) -> Int[np.ndarray, " k"]:
-    """Which pairs are taken."""
+    """Which pairs are used."""
     kept = np.flatnonzero(_alike(scene, pairs, config.max_rotation_deg))
     if len(kept) > config.max_pairs:
         kept = np.sort(generator.permutation(kept)[: config.max_pairs])
     seen = kept[_see_each_other(scene, pairs[kept])]
     if len(seen) < min(len(pairs), config.max_pairs):
-        LOGGER.info("%s: %d of %d pairs are taken", scene.name, len(seen), len(pairs))
+        LOGGER.info("%s: %d of %d pairs are used", scene.name, len(seen), len(pairs))
     return seen
 
 
 def _alike(scene: PosedScene, pairs: Int[np.ndarray, "n 2"], max_rotation_deg: float) -> Bool[np.ndarray, " n"]:
-    """Pairs whose cameras stand apart and are turned by no more than an angle."""
+    """Pairs with a baseline whose relative rotation is at most `max_rotation_deg`."""
     first, second = pairs.T
     cosine = (np.einsum("nij,nij->n", scene.rotations[first], scene.rotations[second]) - 1) / 2
     centres = -np.einsum("mji,mj->mi", scene.rotations, scene.translations)
@@ -364,7 +359,7 @@ def _alike(scene: PosedScene, pairs: Int[np.ndarray, "n 2"], max_rotation_deg: f
 
 
 def _see_each_other(scene: PosedScene, pairs: Int[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
-    """Pairs where, both ways, the line of some point of a grid crosses the other image."""
+    """Pairs where, in both directions, the epipolar line of some grid point crosses the other image."""
     if not len(pairs):
         return np.zeros(0, bool)
     parts = (scene.intrinsics, scene.rotations, scene.translations)
@@ -386,14 +381,14 @@ def _see_each_other(scene: PosedScene, pairs: Int[np.ndarray, "n 2"]) -> Bool[np
 
 
 def _whole(sizes: Int[np.ndarray, "m 2"], pairs: Int[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2 4"]:
-    """The boxes of whole images."""
+    """Boxes that cover the whole images."""
     return np.concatenate([np.full((*pairs.shape, 2), -0.5), sizes[pairs] - 0.5], axis=2)
 
 
 def _read_boxes(
     tree: FileTree, folder: str, table: CameraTable, pairs: Int[np.ndarray, "n 2"]
 ) -> Float[np.ndarray, "n 2 4"]:
-    """What pairs.json says that images see of each other; whole images where it is missing or of other pairs."""
+    """The boxes in pairs.json; whole images if it is missing, invalid or made for other pairs."""
     whole = _whole(table.sizes, pairs)
     try:
         told = json.loads(tree.text(folder + STATISTICS))
@@ -408,16 +403,16 @@ def _read_boxes(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Posed pairs to learn from, and pairs that are kept aside to choose weights by.
+# Split into training pairs and validation pairs.
 
 
 def split_pairs(pairs: PosedPairs, share: float, seed: int) -> tuple[PosedPairs, PosedPairs]:
-    """(to learn from, held out). share: of the images of every scene that are held out.
+    """Split into (training, validation). share: fraction of the images of every scene that are held out.
 
-    The images of a scene that are held out lie together: they grow from one drawn at random along pairs. A pair of two
-    of them is held out, a pair of one of them is in neither part. Where that leaves no held-out pair (few images), a
-    share of the pairs is held out instead, whose images are also learned from. Raises BadInputError when a part would
-    be empty.
+    The held-out images of a scene are connected: they grow along pairs from a random image. A pair of two held-out
+    images is for validation, a pair with only one is in neither part. If that leaves no validation pair (few images), a
+    fraction of the pairs is held out instead, whose images are also used in training. Raises BadInputError if a part
+    would be empty.
     """
     generator = np.random.default_rng([seed, 3])
     learned, held = [], []
@@ -431,19 +426,19 @@ def split_pairs(pairs: PosedPairs, share: float, seed: int) -> tuple[PosedPairs,
         if not test.any() or not train.any():
             test = _some(len(rows), share, generator)
             train = ~test
-            LOGGER.info("%s: too few images to hold some of them out; pairs are held out instead", scene.name)
+            LOGGER.info("%s: too few images to hold some out; pairs are held out instead", scene.name)
         learned.append(rows[train])
         held.append(rows[test])
     parts = [np.concatenate(part) if part else np.zeros(0, np.int64) for part in (learned, held)]
     if not all(len(part) for part in parts):
-        raise BadInputError(f"only {len(pairs)} pairs: too few to learn from and hold some of them out")
+        raise BadInputError(f"only {len(pairs)} pairs: too few for training and validation")
     return pairs.select(parts[0]), pairs.select(parts[1])
 
 
 def _grown(
     of_scene: Int[np.ndarray, "n 2"], images: int, share: float, generator: np.random.Generator
 ) -> Bool[np.ndarray, " m"]:
-    """Images to hold out: from a random one, always the one next that has most pairs with those already held."""
+    """Images to hold out: a random one, then repeatedly the image with the most pairs with those held out so far."""
     wanted = round(share * images)
     held = np.zeros(images, bool)
     tie = generator.random(images)
@@ -460,7 +455,7 @@ def _grown(
 
 
 def _some(count: int, share: float, generator: np.random.Generator) -> Bool[np.ndarray, " n"]:
-    """A share of the pairs, at least one where two or more are there."""
+    """A random fraction of the pairs, at least one if there are two or more."""
     chosen = np.zeros(count, bool)
     chosen[generator.permutation(count)[: max(round(share * count), int(count > 1))]] = True
     return chosen

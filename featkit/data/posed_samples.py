@@ -1,7 +1,7 @@
-"""One pair of photographs as it is learned from: on canvases of one size, its geometry exact.
+"""Training samples from pairs of photographs: canvases of one size with exact geometry.
 
-An image's way: decode -> one homography onto the canvas -> light -> colour jitter (all in views.py) -> margins black.
-F of the canvases is F of the photographs, carried through both homographies.
+Each image is decoded, warped onto the canvas by one homography, then changed in light and colour (all in views.py), and
+its margins are set to black. F of the canvases is F of the photographs, transformed by both homographies.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ from featkit.geometry.pixels import warped_fundamental
 
 
 class PairAugmentation(Config):
-    """How a pair is varied every time it is seen."""
+    """Random augmentation of a posed pair."""
 
     canvas: CanvasConfig = CanvasConfig()
-    """The size of what the network sees, and how a photograph is laid on it."""
+    """Size of the network input, and how a photograph is placed on it."""
     jitter: JitterConfig = JitterConfig()
     """Random changes of colour."""
     photometric: PhotometricConfig = PhotometricConfig()
-    """Random changes as a camera and the light make them."""
+    """Random changes of light and camera."""
     views: ViewConfig = ViewConfig()
-    """Random turns, zooms and perspective."""
+    """Random rotation, zoom and perspective."""
 
 
 @dataclass(frozen=True)
 class PosedSample:
-    """A pair of RGB canvases. fundamental01: x1^T F x0 = 0 in their pixels, Frobenius norm 1. valid: has content.
+    """A pair of RGB canvases. fundamental01: x1^T F x0 = 0 in their pixels, Frobenius norm 1. valid: not a margin.
 
     canvas0_from_image, canvas1_from_image: homographies from the pixels of the files.
     """
@@ -76,7 +76,7 @@ class PosedSample:
 
 @dataclass(frozen=True)
 class PosedBatch:
-    """Samples of several pairs; names: `scene/image` of both images of each."""
+    """Samples of several pairs; names: `scene/image` of both images of each pair."""
 
     images0: UInt8[Tensor, "b h w 3"]
     images1: UInt8[Tensor, "b h w 3"]
@@ -90,7 +90,7 @@ class PosedBatch:
 
 
 class PosedSamples:
-    """Samples of posed pairs: the same index and the same state of the generator give the same bytes."""
+    """Samples of posed pairs: the same index and generator state give the same bytes."""
 
     def __init__(self, pairs: PosedPairs, config: PairAugmentation | None = None, cache_mb: float = 1000.0):
         self._pairs, self._config, self._cache = pairs, config or PairAugmentation(), PixelCache(cache_mb)
@@ -99,7 +99,7 @@ class PosedSamples:
         return len(self._pairs)
 
     def sample(self, index: int, generator: np.random.Generator) -> PosedSample:
-        """A pair as it looks this time. Raises BadInputError when an image is broken."""
+        """A random sample of pair `index`. Raises BadInputError if an image is broken."""
         scene, *images = (int(v) for v in self._pairs.pairs[index])
         place, zoom = generator.random(2), draw_zoom(self._config.canvas, generator)
         boxes = self._pairs.boxes[index]
@@ -149,7 +149,7 @@ def on_canvas(
     light: PhotometricConfig,
     generator: np.random.Generator,
 ) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]:
-    """A photograph warped, in another light, with changed colours, black where it has no content; and where it has."""
+    """A photograph warped, changed in light and colour, and black outside its content; and the mask of its content."""
     warped, valid = warp(pixels, canvas_from_image, canvas.size)
     changed = photometric(warped, light, generator)
     changed = jittered(changed, draw_jitter(jitter, generator), valid)
@@ -157,31 +157,31 @@ def on_canvas(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Pairs out of single photographs: two random views of one, joined by a known homography.
+# Pairs from single photographs: two random views of one photograph, related by a known homography.
 #
-# What a warm-up learns from where there are no poses: every pixel's place in the other view is known exactly.
+# Used for warm-up without poses: the position of every pixel in the other view is known exactly.
 
 
-CACHED_PX = 1.5  # of the canvas's longer side: larger photographs are kept reduced to it
+CACHED_PX = 1.5  # larger photographs are cached reduced to this multiple of the canvas's longer side
 
 
 class HomographyConfig(Config):
     """How two views of a photograph differ. The strengths are featkit's own choice."""
 
     canvas: CanvasConfig = CanvasConfig()
-    """The size of what the network sees, and how a photograph is laid on it."""
+    """Size of the network input, and how a photograph is placed on it."""
     jitter: JitterConfig = JitterConfig()
     """Random changes of colour."""
     photometric: PhotometricConfig = PhotometricConfig()
-    """Random changes as a camera and the light make them."""
+    """Random changes of light and camera."""
     views: ViewConfig = ViewConfig(rotation_deg=30.0, scale_max=1.5, perspective=0.2)
-    """Of both views, independently: between them angles and zooms add up."""
+    """Geometry of each view, drawn independently: between two views angles and zooms add up."""
 
 
 @dataclass(frozen=True)
 class HomographySample:
-    """Two RGB canvases. homography01: pixels of canvas 0 -> pixels of canvas 1, of Frobenius norm 1, its sign such that
-    the third coordinate of whatever both see is positive. valid: has content.
+    """Two RGB canvases. homography01: pixels of canvas 0 -> pixels of canvas 1, Frobenius norm 1, with the sign that
+    makes the third coordinate of everything that both see positive. valid: not a margin.
     """
 
     image0: UInt8[np.ndarray, "h w 3"]
@@ -195,7 +195,7 @@ class HomographySample:
 
 @dataclass(frozen=True)
 class HomographyBatch:
-    """Samples of several photographs; homographies01 with the sign of the samples'."""
+    """Samples of several photographs; homographies01 as in HomographySample."""
 
     images0: UInt8[Tensor, "b h w 3"]
     images1: UInt8[Tensor, "b h w 3"]
@@ -204,16 +204,17 @@ class HomographyBatch:
     valid1: Bool[Tensor, "b h w"]
     names: tuple[str, ...]
     taught: TaughtPoints | None = None
-    """Of all first, then of all second canvases, stacked; None without a teacher."""
+    """Points of all first, then of all second canvases, stacked; None without a teacher."""
 
     def __len__(self) -> int:
         return len(self.names)
 
 
 class HomographyPairs:
-    """Photographs of folders, zips, folders in zips, or single files. Raises BadInputError when there is none.
+    """Pairs of views of photographs in folders, zips, folders in zips, or single files.
 
-    teacher: photographs without its features are left out; taught: how many of its keypoints a canvas gets at most.
+    teacher: photographs without its features are left out; taught: maximum number of its keypoints per canvas.
+    Raises BadInputError if there are no photographs.
     """
 
     def __init__(
@@ -230,7 +231,7 @@ class HomographyPairs:
         if teacher is not None:
             self.files = [found for found in self.files if teacher.has(found[2], found[1])]
             if not self.files:
-                raise BadInputError("the teacher's files hold features of none of the photographs; check their names")
+                raise BadInputError("the teacher has features for none of the photographs; check their names")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -243,7 +244,7 @@ class HomographyPairs:
         return some
 
     def sample(self, index: int, generator: np.random.Generator) -> HomographySample:
-        """Two views of a photograph. Raises BadInputError when it is broken."""
+        """Two random views of a photograph. Raises BadInputError if it is broken."""
         config = self._config
         tree, name, source = self.files[index]
         pixels = self._cache.get(index, lambda: self._load(tree, name))
@@ -254,7 +255,7 @@ class HomographyPairs:
             on_canvas(pixels, view @ canvas, config.canvas, config.jitter, config.photometric, generator)
             for view in views
         )
-        between = views[1] @ np.linalg.inv(views[0])  # not through [2, 2]: pixel (0, 0) may lie beyond the horizon
+        between = views[1] @ np.linalg.inv(views[0])  # not divided by [2, 2]: pixel (0, 0) may be beyond the horizon
         between /= np.linalg.norm(between)
         taught = None
         if self._teacher is not None:
@@ -295,7 +296,7 @@ class HomographyPairs:
 
 
 def photographs(source: Path) -> list[tuple[FileTree, str]]:
-    """All images below a folder or in a zip, or the one file. Raises BadInputError when there is none."""
+    """All images in a folder or zip, or a single image file. Raises BadInputError if there are none."""
     if source.is_file() and is_image(source.name):
         return [(FileTree(source.parent), source.name)]
     tree = open_tree(source)
@@ -306,7 +307,7 @@ def photographs(source: Path) -> list[tuple[FileTree, str]]:
 
 
 def reduced(pixels: UInt8[np.ndarray, "h w 3"], max_side: int) -> UInt8[np.ndarray, "H W 3"]:
-    """A photograph reduced by area to a longer side of at most `max_side`."""
+    """A photograph reduced, by area averaging, to a longer side of at most `max_side`."""
 
     scale = max_side / max(pixels.shape[:2])
     if scale >= 1:
@@ -316,21 +317,21 @@ def reduced(pixels: UInt8[np.ndarray, "h w 3"], max_side: int) -> UInt8[np.ndarr
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Endless batches of samples, made ahead by threads; where it stands is one number.
+# Endless batches of samples, prefetched by threads; the state is a single number.
 #
-# Sample number i is of the pair that the order of its epoch names, and its generator is seeded by [seed, 2, i]: nothing
-# depends on threads, on reading ahead or on how often a training was stopped. Decoding and warping run in OpenCV, which
-# lets Python's other threads run.
+# The order of the epoch determines the pair of sample i, whose generator is seeded with [seed, 2, i]: samples do not
+# depend on threads, prefetching or interruptions of the training. Decoding and warping run in OpenCV, which releases
+# the GIL.
 
 
 SampleT = TypeVar("SampleT")
 BatchT = TypeVar("BatchT")
 BatchT_co = TypeVar("BatchT_co", covariant=True)
-AHEAD = 3  # batches made ahead
+AHEAD = 3  # batches prefetched
 
 
 class SampleSource(Protocol[SampleT, BatchT_co]):
-    """What PosedSamples and HomographyPairs are."""
+    """Interface of PosedSamples and HomographyPairs."""
 
     def __len__(self) -> int: ...
 
@@ -347,7 +348,7 @@ class PairOrder:
         self._epoch, self._order = -1, np.zeros(0, np.int64)
 
     def __getitem__(self, number: int) -> int:
-        """Which pair sample `number` (from 0, without end) is of."""
+        """The pair of sample `number` (0, 1, ..., without end)."""
         epoch, place = divmod(number, self._count)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.random.default_rng([self._seed, 1, epoch]).permutation(self._count)
@@ -357,7 +358,7 @@ class PairOrder:
 class PairFeed(Generic[SampleT, BatchT]):
     """Batches of `batch_size` samples.
 
-    workers: threads; 0 makes every batch when it is asked for. part: which rows of a batch belong to this process.
+    workers: threads; 0: no prefetching. part: which rows of a batch belong to this process.
     """
 
     def __init__(
@@ -373,11 +374,11 @@ class PairFeed(Generic[SampleT, BatchT]):
         self._order = PairOrder(len(source), seed)
         self._pool = ThreadPoolExecutor(capped(workers)) if workers else None
         self._waiting: deque[list[Future[SampleT]]] = deque()
-        self._next = 0  # batch to be handed out
+        self._next = 0  # next batch to return
         self.waited_s = 0.0
 
     def next(self) -> BatchT:
-        """The next batch; the time until it is there is added to `waited_s`. Raises what a sample raised."""
+        """The next batch; the time spent waiting for it is added to `waited_s`. Raises errors of the samples."""
         started = time.perf_counter()
         if self._pool is None:
             samples = [self._make(*task) for task in self._tasks(self._next)]
@@ -393,16 +394,16 @@ class PairFeed(Generic[SampleT, BatchT]):
         return batch
 
     def state(self) -> dict[str, Any]:
-        """As it is after the batch that was handed out last."""
+        """The state after the last batch returned."""
         return {"batches": self._next}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on after the batch that `state` was taken after."""
+        """Resume from a state."""
         self._drop_waiting()
         self._next = int(state["batches"])
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop prefetching."""
         self._drop_waiting()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
@@ -422,11 +423,11 @@ class PairFeed(Generic[SampleT, BatchT]):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Decoded photographs kept in memory, so that an epoch decodes each of them once.
+# Cache of decoded photographs.
 
 
 class PixelCache:
-    """What came first stays, up to a limit: in an order drawn anew every epoch no other rule keeps more hits."""
+    """Keeps the first photographs up to a limit: no other policy has more hits in an order reshuffled every epoch."""
 
     def __init__(self, limit_mb: float):
         self.limit_mb = limit_mb
@@ -435,7 +436,7 @@ class PixelCache:
         self.held_bytes = 0
 
     def get(self, key: Hashable, load: Callable[[], np.ndarray]) -> np.ndarray:
-        """The pixels of `key`; nobody may write into them."""
+        """The pixels of `key`, read-only."""
         found = self._kept.get(key)
         if found is not None:
             return found

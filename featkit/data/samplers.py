@@ -1,7 +1,7 @@
-"""Which patches make a batch: pairs, whole groups, or the candidates of AdaSample.
+"""Samplers of patch batches: pairs, complete groups, or the candidates of AdaSample.
 
-A sampler draws everything random of a batch from its own numpy generator, before any patch is read: the same seed
-gives the same batches on every device and on every number of devices, and the state is a small plain dict.
+A sampler draws all random numbers of a batch from its own numpy generator, before any patch is read: the same seed
+gives the same batches on any device and any number of devices, and the state is a small plain dict.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch import Tensor
 from featkit.core.errors import BadInputError, UsageError
 from featkit.data.patch_set import ClassIndex
 
-MAX_IMAGES = 64  # that the same-image part of a batch is drawn from; what is missing then comes from the pass
+MAX_IMAGES = 64  # images tried for the same-image part of a batch; the pass over the classes supplies the rest
 
 
 @dataclass(frozen=True)
 class BatchPlan:
     """A batch before its patches are read.
 
-    patches: index of every patch. labels: its class; patches of one class stand beside each other.
-    columns: patches per class when all have as many (pairs: 2; AdaSample: the anchor and its candidates), else 0.
-    filled: patches that are further copies of an existing one, to be turned at random.
-    chance: a number in [0, 1) per class, which decides the positive of AdaSample.
+    patches: index of every patch. labels: its class; patches of one class are consecutive.
+    columns: patches per class if equal for all (pairs: 2; AdaSample: the anchor and its candidates), otherwise 0.
+    filled: patches that are copies of another one in the batch, to be rotated at random.
+    chance: a random number in [0, 1) per class, which selects the positive of AdaSample.
     """
 
     patches: Int[np.ndarray, " m"]
@@ -40,7 +40,7 @@ class BatchPlan:
 
 
 class Sampler(Protocol):
-    """Draws batches for ever; `state` and `restore` go on where another one stopped, to the bit."""
+    """Draws batches without end; `state` and `restore` resume bit-exactly."""
 
     def draw(self) -> BatchPlan: ...
 
@@ -50,7 +50,7 @@ class Sampler(Protocol):
 
 
 class _ClassPass:
-    """Walks all classes in random order, shuffled again for each pass; between two turns of a class lie all others."""
+    """Iterates over all classes in random order, reshuffled for each pass; a class recurs only after all others."""
 
     def __init__(self, count: int, generator: np.random.Generator):
         self._count = count
@@ -59,11 +59,11 @@ class _ClassPass:
         self._at = 0
 
     def ahead(self, number: int) -> Int[np.ndarray, " n"]:
-        """The next `number` classes, all different; they stay until `advance`."""
+        """The next `number` classes, all different; they remain the next ones until `advance`."""
         left = self._order[self._at :]
         if len(left) < number:
             fresh = self._generator.permutation(self._count)
-            # Classes whose turn in the old pass is still to come have their turn in the new one at its end.
+            # Classes that are still due in the old pass are moved to the end of the new one.
             self._order, self._at = np.concatenate([left, fresh[~np.isin(fresh, left)], left]), 0
         return self._order[self._at : self._at + number]
 
@@ -78,7 +78,7 @@ class _ClassPass:
 
 
 def usable_classes(classes: Int[np.ndarray, " n"], at_least: int = 2) -> ClassIndex:
-    """The classes with enough patches to train with. Raises BadInputError when there is none."""
+    """The classes with enough patches for training. Raises BadInputError if there are none."""
     if len(classes) == 0:
         raise BadInputError("the patch set is empty: there is nothing to train with")
     index = ClassIndex.of(classes, at_least)
@@ -88,7 +88,7 @@ def usable_classes(classes: Int[np.ndarray, " n"], at_least: int = 2) -> ClassIn
 
 
 class _Drawing:
-    """What all samplers share: the generator, the walk over the classes, and their state."""
+    """Base of all samplers: the generator, the pass over the classes, and their state."""
 
     def __init__(self, index: ClassIndex, generator: np.random.Generator):
         self._index = index
@@ -111,10 +111,10 @@ class _Drawing:
 class PairSampler(_Drawing):
     """Two distinct patches of each of `batch_size` classes, no class twice in a batch.
 
-    Every class has its turn at least once per pass over all of them. same_image_share: so much of each batch is drawn
-    from one image (and from further ones where it has too few classes): pairs whose first patches are all of that
-    image, non-matches of each other as matching meets them. images: of every patch, -1 where not known; without any
-    known one the share has no effect. Raises UsageError for a batch larger than the classes.
+    Every class is used at least once per pass. same_image_share: fraction of each batch that is drawn from one image
+    (and from more images if it has too few classes): the first patches of these pairs are all from that image, so their
+    non-matches are like those in image matching. images: image of every patch, -1 if unknown; if all are unknown the
+    fraction has no effect. Raises UsageError if the batch is larger than the number of classes.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class PairSampler(_Drawing):
         return BatchPlan(members.ravel(), rows.repeat(2), 2, filled, np.zeros(len(rows)))
 
     def _of_one_image(self, shown: _ImageClasses) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n 2"]]:
-        """Classes that one image shows, its patch of each, and another patch of the class."""
+        """Classes seen in one image, with its patch of each class and another patch of the class."""
         rows, firsts = np.zeros(0, np.int64), np.zeros(0, np.int64)
         for _ in range(MAX_IMAGES):
             missing = self._from_image - len(rows)
@@ -160,7 +160,7 @@ class PairSampler(_Drawing):
         return rows, self._index.members[self._index.starts[rows][:, None] + np.stack([firsts, seconds], axis=1)]
 
     def _others(self, taken: Int[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:
-        """The next classes of the pass that fill the batch; those that are taken already have had their turn."""
+        """The next classes of the pass that fill the batch; those already taken count as used."""
         ahead = self._pass.ahead(self._batch_size)
         free = np.flatnonzero(~np.isin(ahead, taken))[: self._batch_size - len(taken)]
         rows = ahead[free].copy()
@@ -170,7 +170,7 @@ class PairSampler(_Drawing):
 
 @dataclass(frozen=True)
 class _ImageClasses:
-    """Which classes an image shows, one patch of each, by image: class `rows` by its member number `places`."""
+    """The classes seen in each image, sorted by image: class `rows` with its member number `places`."""
 
     rows: Int[np.ndarray, " k"]
     places: Int[np.ndarray, " k"]
@@ -191,16 +191,16 @@ class _ImageClasses:
         return _ImageClasses(rows, places, starts, ends)
 
     def of_image(self, place: int) -> Int[np.ndarray, " n"]:
-        """Places of all classes of the image that shows the class at `place`."""
+        """Indices of all classes in the image to which entry `place` belongs."""
         return np.arange(self.starts[place], self.ends[place])
 
 
 class AdaSampler(_Drawing):
-    """The candidates of AdaSample: of each class an anchor and `candidates - 1` others, all of `class_size` patches.
+    """The candidates of AdaSample: an anchor and `candidates - 1` other patches of each class.
 
-    A class of fewer patches is filled to `class_size` with copies of its own ones, to be turned at random. Which
-    candidate becomes the positive is decided by `choose_positives` with the network's descriptors.
-    Source: AdaSample, Alg. 1 and sec. 5.2. Raises UsageError for a batch larger than the classes.
+    A class of fewer than `class_size` patches is filled with copies of its patches, to be rotated at random.
+    `choose_positives` selects the positive among the candidates with the network's descriptors.
+    Source: AdaSample, Alg. 1 and sec. 5.2. Raises UsageError if the batch is larger than the number of classes.
     """
 
     def __init__(
@@ -209,14 +209,14 @@ class AdaSampler(_Drawing):
         super().__init__(index, generator)
         check_batch(batch_size, len(index))
         if not 2 <= candidates <= class_size:
-            raise UsageError(f"sampler.candidates: between 2 and class_size, {class_size} (got {candidates})")
+            raise UsageError(f"sampler.candidates: must be between 2 and class_size, {class_size} (got {candidates})")
         self._batch_size, self._class_size, self._candidates = batch_size, class_size, candidates
 
     def draw(self) -> BatchPlan:
         rows = self._next(self._batch_size)
         counts = self._index.counts[rows]
         size = np.maximum(counts, self._class_size)
-        # Places in the filled class, in random order: the first is the anchor. Place p is a copy when p >= count.
+        # Indices in the filled class, in random order: the first is the anchor. Index p is a copy if p >= count.
         places = _distinct(size, self._candidates, self._generator)
         members = self._index.members[self._index.starts[rows][:, None] + places % counts[:, None]]
         filled = places >= counts[:, None]
@@ -225,12 +225,12 @@ class AdaSampler(_Drawing):
 
 
 class GroupSampler(_Drawing):
-    """Whole classes until `batch_size` patches are reached; of larger ones `max_per_group` patches at random.
+    """Complete classes up to `batch_size` patches; from large classes `max_per_group` random patches.
 
     class_scenes: scene of every class of `index`: half of the batch comes from each of two random scenes (DOAP,
-    appendix C.2). fill_at_random: only the first group of a batch is the next in turn, the others are any (appendix D,
-    for the few groups of RomePatches). Raises UsageError for a batch larger than all patches, or two scenes where
-    there is one.
+    appendix C.2). fill_at_random: only the first group of a batch follows the pass, the others are random (appendix D,
+    for the few groups of RomePatches). Raises UsageError if the batch is larger than all patches together, or if fewer
+    than two scenes are large enough.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class GroupSampler(_Drawing):
         if batch_size > self._sizes.sum():
             raise UsageError(
                 f"batch_size: a batch of {batch_size} patches is more than all groups have together "
-                f"({self._sizes.sum()}); ask for less, or bring more data"
+                f"({self._sizes.sum()}); reduce it, or use more data"
             )
         self._scenes: list[np.ndarray] = []
         if class_scenes is not None:
@@ -257,7 +257,7 @@ class GroupSampler(_Drawing):
             if len(self._scenes) < 2:
                 raise UsageError(
                     f"sampler.two_scenes: fewer than two scenes have {batch_size // 2} patches; "
-                    "ask for a smaller batch, or set it to false"
+                    "reduce batch_size, or set it to false"
                 )
 
     def draw(self) -> BatchPlan:
@@ -291,11 +291,11 @@ class GroupSampler(_Drawing):
 
 
 def check_batch(batch_size: int, classes: int) -> None:
-    """Raises UsageError for a batch that would need a class twice."""
+    """Raise UsageError for a batch that would need a class twice."""
     if batch_size > classes:
         raise UsageError(
-            f"batch_size: a batch of {batch_size} pairs needs as many classes, and there are {classes}; "
-            f"ask for at most {classes}, or bring more data"
+            f"batch_size: a batch of {batch_size} pairs needs as many classes, but there are only {classes}; "
+            f"use at most {classes}, or more data"
         )
 
 
@@ -308,9 +308,9 @@ def draw_members(
 
 
 def _distinct(sizes: Int[np.ndarray, " n"], number: int, generator: np.random.Generator) -> Int[np.ndarray, "n number"]:
-    """Row i: `number` distinct whole numbers below sizes[i], uniform over all ordered choices.
+    """Row i: `number` distinct integers below sizes[i], uniform over all ordered choices.
 
-    The j-th is drawn among those still free, then moved past the smaller ones that are taken.
+    The j-th is drawn from the number of free values, then shifted past the smaller values that are taken.
     """
     drawn = np.empty((len(sizes), number), np.int64)
     for j in range(number):
@@ -322,22 +322,22 @@ def _distinct(sizes: Int[np.ndarray, " n"], number: int, generator: np.random.Ge
 
 
 def _how_many(sizes: Int[np.ndarray, " g"], most: int) -> int:
-    """How many of the first groups fit into `most` patches; at least one."""
+    """The number of leading groups that fit into `most` patches; at least one."""
     return max(1, int(np.searchsorted(np.cumsum(sizes), most, side="right")))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# AdaSample: the positive of a pair is drawn by its distance from the anchor.
+# AdaSample: the positive of a pair is drawn with a probability that depends on its distance from the anchor.
 #
 # p_i is proportional to d(x_i, x_0)^(lambda / L_avg), the pair's weight to 1 / d(x_i, x_0); d is the angle between
 # descriptors or their Euclidean distance, L_avg a moving average of the loss. Source: AdaSample, eq. 13 and 15.
-# descriptors (n, k, d): of n classes the anchor (first) and k - 1 candidates.
+# descriptors (n, k, d): for each of n classes the anchor (first) and k - 1 candidates.
 
 
 def distances_from_anchor(
     descriptors: Float[Tensor, "n k d"], distance: Literal["angular", "euclidean"]
 ) -> Float[Tensor, "n c"]:
-    """Of every candidate from its anchor: radians, or Euclidean; descriptors have unit length. c = k - 1."""
+    """Distance of every candidate from its anchor: radians, or Euclidean. Descriptors have unit length; c = k - 1."""
     if distance == "euclidean":
         return (descriptors[:, 1:] - descriptors[:, :1]).norm(dim=2)
     cosine = (descriptors[:, 1:] * descriptors[:, :1]).sum(dim=2)
@@ -347,10 +347,10 @@ def distances_from_anchor(
 def choose_positives(
     distances: Float[Tensor, "n c"], exponent: float, chance: Float[Tensor, " n"]
 ) -> Int[Tensor, " n"]:
-    """The candidate of every class, drawn with p proportional to distance^exponent (eq. 13).
+    """Draw one candidate of every class with p proportional to distance^exponent (eq. 13).
 
-    exponent: lambda / L_avg; 0 draws uniformly, infinity takes the most distant ("Hardpos").
-    chance: uniform in [0, 1), what the draw is made with.
+    exponent: lambda / L_avg; 0: uniform, infinity: the most distant candidate ("Hardpos").
+    chance: random numbers of the draw, uniform in [0, 1).
     """
     if math.isinf(exponent):
         return distances.argmax(dim=1)
@@ -362,7 +362,7 @@ def choose_positives(
 def pair_weights(distances: Float[Tensor, " n"], exponent: float, smallest: float) -> Float[Tensor, " n"] | None:
     """1 / distance of the chosen positives (eq. 13, up to a factor); None for exponent 0, which is random sampling.
 
-    smallest: in the same unit; a positive nearer than that counts as that far.
+    smallest: lower limit of the distance, in the same unit.
     """
     return None if exponent == 0 else 1.0 / distances.clamp(min=smallest)
 

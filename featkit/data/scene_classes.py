@@ -1,4 +1,4 @@
-"""All images of a scene together: keypoints elected, found again wherever visible, and ambiguous ones left out."""
+"""Patch classes of a scene: choose keypoints, find them in all images that see them, and remove ambiguous ones."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from featkit.data.tracks import SceneTracks, Views
 
 @dataclass(frozen=True)
 class SceneClasses:
-    """The classes of a scene and how many each rule gave. members: `keypoints` are classes 0 .. n-1.
+    """The classes of a scene, and counts for each rule. members: `keypoints` are classes 0 .. n-1.
 
-    dense: classes of detections that no track has.
+    dense: classes of detections that belong to no track.
     """
 
     members: Members
@@ -70,7 +70,7 @@ def scene_classes(tracks: SceneTracks, detections: Sequence[Detections], config:
 
 
 def kept_classes(classes: SceneClasses, kept: Bool[np.ndarray, " c"]) -> SceneClasses:
-    """Only some of the classes, as 0 .. n-1, renumbered."""
+    """The classes in the mask `kept`, renumbered to 0 .. n-1."""
     members = classes.members.select(np.flatnonzero(kept[classes.members.keypoints]))
     names = np.cumsum(kept) - 1
     members = replace(members, keypoints=names[members.keypoints])
@@ -87,7 +87,7 @@ def kept_classes(classes: SceneClasses, kept: Bool[np.ndarray, " c"]) -> SceneCl
 def _with_dense(
     tracks: SceneTracks, detections: Sequence[Detections], elected: Keypoints3D, config: ClassesConfig
 ) -> tuple[Keypoints3D, SceneTracks]:
-    """Keypoints of tracks, then those of detections that know their depth, with tracks of their own."""
+    """Keypoints of tracks, then those of detections with a known depth, for which tracks are added."""
     assert config.dense is not None
     dense = dense_points(tracks, detections, config.dense)
     shift = len(tracks.points)
@@ -115,7 +115,7 @@ def _in_image(
     found: Detections,
     config: ClassesConfig,
 ) -> tuple[Members, Predictions]:
-    """Members among the detections of an image, and what the image should show."""
+    """Members among the detections of an image, and its predicted keypoints."""
     searched = np.zeros(len(extended.points), bool)
     searched[extended.observed_points[extended.observed_images == image]] = True
     own = searched[keypoints.points]
@@ -135,9 +135,9 @@ def _in_image(
 def separate(
     expected: Sequence[Predictions], priority: Int[np.ndarray, " k"], config: ClassesConfig
 ) -> Bool[np.ndarray, " k"]:
-    """Which keypoints stay when of any two that some image cannot tell apart only the one of higher priority does.
+    """Which keypoints to keep: of two that are ambiguous in some image, the one with the higher priority.
 
-    Keypoints of priority 0 neither stay nor stand in the way.
+    Keypoints of priority 0 are neither kept nor compete with others.
     """
     found = [_confusable(predicted.select(priority[predicted.keypoints] > 0), config) for predicted in expected]
     edges = np.unique(np.concatenate(found), axis=0)
@@ -152,7 +152,7 @@ def separate(
 
 
 def _confusable(predicted: Predictions, config: ClassesConfig) -> Int[np.ndarray, "e 2"]:
-    """Pairs of keypoints nearer than `separation` tolerances in position, size and direction."""
+    """Pairs of keypoints closer than `separation` tolerances in position, size and direction."""
     apart = config.separation
     reach = apart * config.position_px
     a, b, distance = PixelGrid(predicted.xy, reach).pairs_within(predicted.xy, reach)
@@ -168,16 +168,16 @@ def _confusable(predicted: Predictions, config: ClassesConfig) -> Int[np.ndarray
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Points where no track has one: a detection gets its depth from the map's points seen around it.
+# Points for detections without a track: their depth is interpolated from the map points seen around them.
 #
-# UBC takes the depth of every interest point from multi-view stereo; a sparse map knows it only near its points. There
-# inverse depth is nearly linear in the image (exactly so on a plane), so a line of neighbours tells it well enough
-# to look for the detection in the images that observed the same neighbours.
+# UBC takes the depth of every interest point from multi-view stereo; a sparse map provides it only near its points.
+# There inverse depth is nearly linear in the image (exactly, on a plane), so a linear fit to the neighbours is good
+# enough to search for the detection in the images that observed the same neighbours.
 
 
 @dataclass(frozen=True)
 class DensePoints:
-    """Keypoints with points of their own, and the images to search for them (rows of `keypoints`, ascending)."""
+    """Keypoints with new points, and the images in which to search for them (rows of `keypoints`, sorted)."""
 
     points: Float[np.ndarray, "p 3"]
     keypoints: Keypoints3D
@@ -186,7 +186,7 @@ class DensePoints:
 
 
 def dense_points(tracks: SceneTracks, detections: Sequence[Detections], config: DenseConfig) -> DensePoints:
-    """A point for every detection that knows its depth; `keypoints.points` index the points returned."""
+    """A point for every detection with a known depth; `keypoints.points` index the points returned."""
     observers = np.zeros((len(tracks.points), len(tracks.image_names)), bool)
     observers[tracks.observed_points, tracks.observed_images] = True
     points, sizes, directions, rows, images = [], [], [], [], []
@@ -213,9 +213,9 @@ def dense_points(tracks: SceneTracks, detections: Sequence[Detections], config: 
 
 @dataclass(frozen=True)
 class LocalDepths:
-    """Places of an image that know their depth: `rows` of those asked for.
+    """Depths interpolated at image positions: `rows` of the positions that were requested.
 
-    slopes: change of the inverse depth along x and y, per px. neighbours: rows of the views that told.
+    slopes: change of the inverse depth along x and y, per px. neighbours: rows of the views that were used.
     """
 
     rows: Int[np.ndarray, " n"]
@@ -227,7 +227,7 @@ class LocalDepths:
 def depths_at(
     image_size: Int[np.ndarray, "2"], views: Views, xy: Float[np.ndarray, "q 2"], config: DenseConfig
 ) -> LocalDepths:
-    """What the points around tell of the depth at some places. views: of the points that the image observed. xy: px."""
+    """Interpolate the depth at positions `xy`, px, from nearby points. views: the points that the image observed."""
     radius = config.radius * float(max(image_size))
     query, point, distance = PixelGrid(views.xy, radius).pairs_within(xy, radius)
     order = np.lexsort((distance, query))
@@ -253,13 +253,13 @@ def depths_at(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# In which images a point of the map should be visible, beyond those where it was matched.
+# In which images a map point should be visible, in addition to those where it was matched.
 
 
 def visible_in(
     tracks: SceneTracks, image: int, points: Int[np.ndarray, " k"], config: ClassesConfig
 ) -> Bool[np.ndarray, " k"]:
-    """Which points should be seen: inside the image, from a like direction, at the depth of what is seen around."""
+    """Which points should be visible: inside the image, from a similar direction, at the depth of nearby points."""
     views = tracks.views(image, points)
     width, height = tracks.image_sizes[image]
     with np.errstate(invalid="ignore"):
@@ -275,7 +275,7 @@ def visible_in(
 def _like_direction(
     tracks: SceneTracks, points: Int[np.ndarray, " n"], directions: Float[np.ndarray, "n 3"], config: ClassesConfig
 ) -> Bool[np.ndarray, " n"]:
-    """Whether some image that observed the point looked at it from nearly there."""
+    """Whether some image observed the point from a similar direction."""
     centres = -np.einsum("mji,mj->mi", tracks.rotations, tracks.translations)
     place = np.full(len(tracks.points), -1)
     place[points] = np.arange(len(points))

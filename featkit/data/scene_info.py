@@ -1,14 +1,14 @@
-"""Posed pairs as other trainings index MegaDepth: D2-Net's, LoFTR's and glue-factory's scene_info, DISK's dataset.json.
+"""Posed pairs from other projects' MegaDepth indices: scene_info of D2-Net, LoFTR, glue-factory; DISK's dataset.json.
 
-    scene_info*/0001.npz    image_paths, depth_paths, intrinsics, poses (lists over images, None: not there), and
+    scene_info*/0001.npz    image_paths, depth_paths, intrinsics, poses (lists over images, None: missing), and
                             overlap_matrix (D2-Net, glue-factory) or pair_infos: ((i, j), overlap, ...) (LoFTR)
     dataset.json            by scene: image_path, calib_path (calibration_NAME.h5 with K, R, T), images, tuples (DISK)
 
-Poses are world to camera, K counts from the corner of the image. An .npz names no sizes: its K is that of the depth map
-(D2-Net reduces the photograph to it), or of the photograph itself where there is no depth map. Paths are relative to a
-folder that nobody names, so it is looked for above the index (and in its folders, LoFTR's `train/`); photographs of
-D2-Net's Undistorted_SfM are also found in MegaDepth_v1's dense0/imgs, which shows the same, as XFeat reads them.
-Several .npz with the same images (LoFTR has one for each range of overlaps) are one scene.
+Poses are world to camera; the origin of K is the corner of the image. An .npz has no image sizes: K is for the size of
+the depth map (to which D2-Net reduces the photograph), or of the photograph itself if there is no depth map. The base
+folder of the paths is not stored, so it is searched for above the index (and in subfolders, such as LoFTR's `train/`).
+Photographs of D2-Net's Undistorted_SfM are also found in MegaDepth_v1's dense0/imgs, which has the same images, as
+in XFeat. Several .npz with the same images (LoFTR has one per range of overlaps) are merged into one scene.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from featkit.io.foreign_arrays import h5_shape, read_h5, read_npz
 LOGGER = logging.getLogger(__name__)
 SCENE_INFO = re.compile(r"(^|/)scene_info[^/]*/[^/]+\.npz$")
 DATASET = "dataset.json"
-NAMED = re.compile(r"(\d{4})[._](.+)")  # 0001_0.1_0.3 of LoFTR, 0001.0 of D2-Net
+NAMED = re.compile(r"(\d{4})[._](.+)")  # LoFTR's 0001_0.1_0.3, D2-Net's 0001.0
 ARRAYS = ("image_paths", "depth_paths", "intrinsics", "poses", "pair_infos", "overlap_matrix")
 D2NET_IMAGES = re.compile(r"(?:.*/)?Undistorted_SfM/(.+)/images/(.+)")
 DENSE = re.compile(r"/(dense\d+)/")
-UNDISTORTED = ("phoenix/S6/zl548/MegaDepth_v1/{}/{}/imgs/{}", "{}/{}/imgs/{}")  # MegaDepth_v1 as it unpacks, or its end
+UNDISTORTED = ("phoenix/S6/zl548/MegaDepth_v1/{}/{}/imgs/{}", "{}/{}/imgs/{}")  # MegaDepth_v1 as unpacked, or moved
 ABOVE = 3  # folders above the index that the paths may be relative to
 
 
 @dataclass(frozen=True)
 class IndexedScene:
-    """A scene as its index has it. files: of the images, below the tree or absolute. pairs: rows of the table."""
+    """A scene of an index. files: image paths, relative to the tree or absolute. pairs: rows of the table."""
 
     name: str
     where: str
@@ -57,7 +57,7 @@ class IndexedScene:
 
 
 class OverlapLimits:
-    """low < overlap <= high, as the indices count it (glue-factory's rule)."""
+    """low < overlap <= high, with the overlap as stored in the index (glue-factory's rule)."""
 
     def __init__(self, low: float, high: float):
         self.low, self.high = low, high
@@ -68,13 +68,13 @@ class OverlapLimits:
 
 def is_index(tree: FileTree, name: str) -> bool:
     """Whether a file of the tree is one of these indices."""
-    if name.endswith(".npz") and "/" not in name:  # the root is scene_info itself
+    if name.endswith(".npz") and "/" not in name:  # the root may be scene_info itself
         return SCENE_INFO.search(f"{tree.root.name}/{name}") is not None
     return SCENE_INFO.search(name) is not None or _is_disk(tree, name)
 
 
 def _is_disk(tree: FileTree, name: str) -> bool:
-    """featkit's own dataset.json of posed pairs has other content."""
+    """Whether a file is DISK's dataset.json; featkit writes a different file of that name."""
     if name.rsplit("/", 1)[-1] != DATASET:
         return False
     try:
@@ -87,14 +87,14 @@ def _is_disk(tree: FileTree, name: str) -> bool:
 def read_indices(
     tree: FileTree, names: Sequence[str], limits: OverlapLimits, wanted: Callable[[str], bool]
 ) -> Iterator[IndexedScene | str]:
-    """The scenes of the index files `names`, in order; of one with nothing to learn from, a line that says why.
+    """The scenes of the index files `names`, in order; a message instead of a scene without usable pairs.
 
-    wanted: whether a scene is asked for, by its name; files of others are not opened.
+    wanted: whether a scene is wanted, by its name; files of other scenes are not opened.
 
-    Raises BadInputError for a file that is no index, and where no photograph is found.
+    Raises BadInputError for a file that is not a valid index.
     """
     if names and tree.archive is not None:
-        raise BadInputError(f"{tree.root}: scene_info in a zip: unpack it, photographs are beside it")
+        raise BadInputError(f"{tree.root}: scene_info inside a zip is not supported; unpack it next to the photographs")
     arrays = [name for name in names if name.endswith(".npz") and wanted(_scene_name(name))]
     merged: dict[str, _Npz] = {}
     with progress("read scene info", len(arrays), "files") as advance:
@@ -113,7 +113,7 @@ def read_indices(
 
 
 def _scene_name(name: str) -> str:
-    """0001/0.1_0.3 of 0001_0.1_0.3.npz."""
+    """0001/0.1_0.3 for 0001_0.1_0.3.npz."""
     stem = name.rsplit("/", 1)[-1].removesuffix(".npz")
     named = NAMED.fullmatch(stem)
     return f"{named[1]}/{named[2]}" if named else stem
@@ -121,7 +121,7 @@ def _scene_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Npz:
-    """One .npz. images, depths: paths, "" for None. cameras: K and pose (3 x 4) of those that have both, by row."""
+    """One .npz. images, depths: paths, "" for None. intrinsics, poses (3 x 4): NaN if missing."""
 
     name: str
     scene_name: str
@@ -139,7 +139,7 @@ class _Npz:
         missing = next((key for key in ARRAYS[:4] if key not in arrays and key != "depth_paths"), None)
         if missing is not None or not {"pair_infos", "overlap_matrix"} & set(arrays):
             raise BadInputError(
-                f"{where}: no {missing or 'pair_infos or overlap_matrix'} in it, so it is no scene info"
+                f"{where}: no {missing or 'pair_infos or overlap_matrix'} in it, so it is not a scene_info file"
             )
         try:
             images = _texts(arrays["image_paths"])
@@ -148,15 +148,15 @@ class _Npz:
             poses = _matrices(arrays["poses"], len(images), 4)
             pairs, overlaps = _pairs_of(arrays, len(images))
         except (ValueError, TypeError, IndexError, OverflowError) as error:
-            raise BadInputError(f"{where}: not as scene info is written ({str(error)[:100]})") from None
+            raise BadInputError(f"{where}: not a valid scene_info file ({str(error)[:100]})") from None
         return cls(name, _scene_name(name), images, depths, intrinsics, poses, pairs, overlaps)
 
     def identity(self) -> str:
-        """Tells images and cameras from others."""
+        """A digest of images and cameras: equal for files of the same scene."""
         return digest(*self.images, hashlib.sha256(self.intrinsics.tobytes() + self.poses.tobytes()).hexdigest())
 
     def joined(self, other: _Npz) -> _Npz:
-        """With the pairs of another one of the same images; a pair that both have counts once."""
+        """Merge with the pairs of another file for the same images; common pairs are kept once."""
         pairs = np.concatenate([self.pairs, other.pairs])
         overlaps = np.concatenate([self.overlaps, other.overlaps])
         _, first = np.unique(np.sort(pairs, axis=1), axis=0, return_index=True)
@@ -164,7 +164,7 @@ class _Npz:
         return replace(self, scene_name=self.scene_name.split("/")[0], pairs=pairs[first], overlaps=overlaps[first])
 
     def scene(self, tree: FileTree, limits: OverlapLimits) -> IndexedScene | str:
-        """With the sizes that K is of, and files that are there; or why there is nothing to learn from."""
+        """The scene, with the image sizes to which K refers and only existing files; a message if no pair is usable."""
         where = tree.where(self.name)
         pairs = self.pairs[limits.holds(self.overlaps)]
         if not len(pairs):
@@ -176,7 +176,7 @@ class _Npz:
         files = _present(where, pairs, lambda row: base.photograph(self.images[row], self.depths[row]), self.images)
         pairs = pairs[np.isin(pairs, list(files)).all(axis=1)]
         if not len(pairs):
-            return f"{where}: no pair of photographs that are there; put them where its image_paths say"
+            return f"{where}: no pair whose photographs both exist; put them where its image_paths point"
         rows = np.unique(pairs)
         table = CameraTable(
             tuple(self.images[row] for row in rows),
@@ -193,20 +193,20 @@ class _Npz:
 def _present(
     where: str, pairs: Int[np.ndarray, "n 2"], find: Callable[[int], Path | None], names: Sequence[str]
 ) -> dict[int, Path]:
-    """The files of the images in pairs, by row; those that are not there are named in one line."""
+    """The files of the images in pairs, by row; missing ones are reported in one warning."""
     rows = np.unique(pairs).tolist()
     files = {row: file for row in rows if (file := find(row)) is not None}
     missing = [names[row] for row in rows if row not in files]
     if missing:
         LOGGER.warning(
-            "%s: %d of %d photographs are not there and left out, such as %s",
+            "%s: %d of %d photographs are missing and left out, such as %s",
             *(where, len(missing), len(rows), missing[0]),
         )
     return files
 
 
 def _texts(values: np.ndarray) -> tuple[str, ...]:
-    """Paths; "" for None, an empty text or NaN."""
+    """Paths; "" for None, an empty string or NaN."""
     if values.ndim != 1:
         raise ValueError(f"paths of shape {values.shape}")
     texts = [value.decode() if isinstance(value, bytes) else value for value in values.tolist()]
@@ -214,7 +214,7 @@ def _texts(values: np.ndarray) -> tuple[str, ...]:
 
 
 def _matrices(values: np.ndarray, count: int, columns: int) -> Float[np.ndarray, "m 3 c"]:
-    """The first three rows of matrices, which may be written flat; NaN for None."""
+    """The first three rows of matrices, which may be stored flat; NaN for None."""
     if len(values) != count:
         raise ValueError(f"{len(values)} matrices for {count} images")
     found = np.full((count, 3, columns), np.nan)
@@ -228,7 +228,7 @@ def _matrices(values: np.ndarray, count: int, columns: int) -> Float[np.ndarray,
 
 
 def _pairs_of(arrays: dict[str, np.ndarray], count: int) -> tuple[Int[np.ndarray, "n 2"], Float[np.ndarray, " n"]]:
-    """All pairs that an index has, and their overlaps."""
+    """All pairs of an index, with their overlaps."""
     if "pair_infos" in arrays:
         rows = list(arrays["pair_infos"])
         pairs = np.array([[int(row[0][0]), int(row[0][1])] for row in rows], dtype=np.int64).reshape(-1, 2)
@@ -241,29 +241,29 @@ def _pairs_of(arrays: dict[str, np.ndarray], count: int) -> tuple[Int[np.ndarray
         pairs = np.argwhere(matrix > 0)
         overlaps = matrix[matrix > 0]
     if len(pairs) and not (pairs.min() >= 0 and pairs.max() < count):
-        raise ValueError(f"pairs of images beyond the {count} that it names")
+        raise ValueError(f"image indices of pairs are out of range for {count} images")
     differ = pairs[:, 0] != pairs[:, 1]
     return pairs[differ], overlaps[differ]
 
 
 class _Base:
-    """The folders that the paths of an index may be relative to; the one that had the file before is asked first."""
+    """The folders to which the paths of an index may be relative; the one with the previous file is tried first."""
 
     def __init__(self, folders: Sequence[Path]):
         self._folders, self._last = folders, folders[0]
 
     @classmethod
     def of(cls, tree: FileTree, name: str) -> _Base:
-        """Those above an index, nearest first, each followed by the folders in it."""
+        """The folders above an index, nearest first, each followed by its subfolders."""
         folders: list[Path] = []
         for folder in list(Path(tree.where(name)).absolute().parents)[1 : 1 + ABOVE]:
             folders.append(folder)
-            with contextlib.suppress(OSError):  # a folder that may not be listed
+            with contextlib.suppress(OSError):  # a folder without read permission
                 folders += sorted(path for path in folder.iterdir() if path.is_dir() and path.name[:1] != ".")
         return cls(folders or [tree.root])
 
     def photograph(self, path: str, depth: str) -> Path | None:
-        """Where it is. depth: the path of its depth map, which names the part of the scene."""
+        """The file of a photograph. depth: the path of its depth map, which contains the part of the scene (dense0)."""
         match, dense = D2NET_IMAGES.fullmatch(path), DENSE.search(depth)
         part = dense[1] if dense else "dense0"
         forms = [path, *(form.format(match[1], part, match[2]) for form in UNDISTORTED if match)]
@@ -275,17 +275,17 @@ class _Base:
         return None
 
     def size_of(self, depth: str) -> tuple[int, int] | None:
-        """Width and height of a depth map; None where it is not there."""
+        """Width and height of a depth map; None if it is missing."""
         shape = h5_shape(self._last / depth, "depth") if depth and _is_file(self._last, depth) else None
         return (shape[1], shape[0]) if shape is not None and len(shape) == 2 and min(shape) > 0 else None
 
 
 def _is_file(folder: Path, path: str) -> bool:
-    """Whether it is there, inside of the folder."""
+    """Whether the path is a file inside the folder."""
     inside = PurePosixPath(path)
     try:
         return not inside.is_absolute() and ".." not in inside.parts and (folder / inside).is_file()
-    except (OSError, ValueError):  # a name too long or impossible for the file system
+    except (OSError, ValueError):  # a name that is too long or invalid for the file system
         return False
 
 
@@ -300,19 +300,19 @@ def _disk_scenes(tree: FileTree, name: str, wanted: Callable[[str], bool]) -> It
             photographs, calibrations = (place if place.is_dir() else folder / place for place in places)
             pairs = [(int(a), int(b)) for each in tuples for i, a in enumerate(each) for b in each[i + 1 :]]
             if pairs and not (np.min(pairs) >= 0 and np.max(pairs) < len(images)):
-                raise ValueError(f"tuples of images beyond the {len(images)} that it names")
+                raise ValueError(f"image indices of tuples are out of range for {len(images)} images")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise BadInputError(f"{where}: {scene!r}: not as DISK writes it ({str(error)[:100]})") from None
+            raise BadInputError(f"{where}: {scene!r}: not in DISK's format ({str(error)[:100]})") from None
         unique = np.unique(np.sort(np.array(pairs, np.int64).reshape(-1, 2), axis=1), axis=0)
         files = _present(where, unique, functools.partial(_disk_photograph, photographs, images), images)
         unique = unique[(unique[:, 0] != unique[:, 1]) & np.isin(unique, list(files)).all(axis=1)]
         if not len(unique):
-            yield f"{where}: {scene!r}: no pair of photographs that are there in its tuples"
+            yield f"{where}: {scene!r}: its tuples have no pair whose photographs both exist"
             continue
         rows = np.unique(unique)
         kept = [read_h5(calibrations / f"calibration_{images[row]}.h5", ("K", "R", "T")) for row in rows]
         if any((k["K"].size, k["R"].size, k["T"].size) != (9, 9, 3) for k in kept):
-            raise BadInputError(f"{calibrations}: K and R are 3 x 3 and T has 3 numbers; make them again")
+            raise BadInputError(f"{calibrations}: K and R must be 3 x 3 and T must have 3 numbers; create them again")
         table = CameraTable(
             tuple(images[row] for row in rows),
             rows,
@@ -326,6 +326,6 @@ def _disk_scenes(tree: FileTree, name: str, wanted: Callable[[str], bool]) -> It
 
 
 def _disk_photograph(folder: Path, images: Sequence[str], row: int) -> Path | None:
-    """DISK reads NAME.jpg, NAME being what comes before the first dot."""
+    """The photograph of an image name, or NAME.jpg as in DISK, where NAME is the part before the first dot."""
     names = (images[row], f"{images[row].split('.')[0]}.jpg")
     return next((folder / name for name in names if _is_file(folder, name)), None)

@@ -1,4 +1,4 @@
-"""What a teacher saw in photographs: a features.h5 per folder of photographs, as `featkit extract` writes it."""
+"""Teacher features of photographs: a features.h5 per folder of photographs, as `featkit extract` writes it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from featkit.io.features import FeatureStore, open_features
 
 @dataclass(frozen=True)
 class TaughtPoints:
-    """A teacher's keypoints on a canvas, `shown` ones first; descriptors with unit rows."""
+    """A teacher's keypoints on a canvas; rows that are not `shown` are padding at the end. Descriptors: unit rows."""
 
     points: Float32[np.ndarray, "n 2"]
     descriptors: Float32[np.ndarray, "n d"]
@@ -26,10 +26,13 @@ class TaughtPoints:
 
 
 class Teacher:
-    """Features of photographs by folder and name. Raises BadInputError for files that are none, or differ in length."""
+    """Features of photographs by folder and name.
+
+    Raises BadInputError for invalid feature files, or if their descriptors differ in dimension.
+    """
 
     def __init__(self, folders: Sequence[Path], files: Sequence[Path]):
-        """files: the features of each folder's photographs, named relative to it."""
+        """files: the features of each folder's photographs, with names relative to the folder."""
         if len(folders) != len(files):
             raise BadInputError(
                 f"{len(files)} teacher file(s) for {len(folders)} folder(s) of photographs: give one for each, in order"
@@ -45,11 +48,11 @@ class Teacher:
             self._stores[str(folder)] = store
             lengths[str(file)] = store.descriptors(names[0]).shape[1]
         if len(set(lengths.values())) > 1:
-            raise BadInputError(f"teachers of different lengths: {lengths}; extract all with the same features")
+            raise BadInputError(f"teachers with different descriptor dimensions: {lengths}; extract all the same way")
         self.dimension = next(iter(lengths.values()))
 
     def has(self, folder: Path, name: str) -> bool:
-        """Whether there are features of a photograph."""
+        """Whether a photograph has features."""
         return str(folder) in self._stores and self._stores[str(folder)].has(name)
 
     def on_canvas(
@@ -61,7 +64,7 @@ class Teacher:
         canvas_size: tuple[int, int],
         count: int,
     ) -> TaughtPoints:
-        """The best keypoints of a photograph that a canvas shows: `count` rows, the last ones perhaps not shown.
+        """The best-scoring keypoints of a photograph that are on a canvas: `count` rows, padded if there are fewer.
 
         image_size: width and height of the pixels that `canvas_from_image` maps onto the canvas.
         """

@@ -1,4 +1,4 @@
-"""A reconstruction as plain numpy: cameras, points, and which image saw which point where."""
+"""A reconstruction as numpy arrays: cameras, points, and observations."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
 NO_LICENCE = "not stated: ask whoever took the photographs"
 
-JACOBIAN_STEP = 1e-4  # of the depth: small against any lens, large against float64 rounding
+JACOBIAN_STEP = 1e-4  # fraction of the depth: small for any lens model, large compared with float64 rounding
 
 
 class Projector(Protocol):
-    """A camera with its lens, in pixels of its file (featkit's frame)."""
+    """A camera with lens distortion, in featkit pixels of its file."""
 
     def project(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]:
-        """Points of the camera's frame -> pixels, NaN where the camera cannot see."""
+        """Points in the camera frame -> pixels, NaN where the camera cannot see."""
         ...
 
     def rays(self, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
-        """Pixels -> points of the camera's frame at depth 1."""
+        """Pixels -> points in the camera frame at depth 1."""
         ...
 
 
 @dataclass(frozen=True)
 class Views:
-    """How one image sees points.
+    """Points as seen by one image.
 
     xy: pixels, NaN where it cannot see. depth: along the optical axis, world units.
-    jacobian: pixels per world unit, along the three world axes. magnification: pixels per world unit of a small plane
-    at the point, parallel to the image. directions: unit vectors from the points to the camera's centre.
+    jacobian: pixels per world unit, along the three world axes. magnification: pixels per world unit for a small plane
+    at the point, parallel to the image. directions: unit vectors from the points to the camera centre.
     """
 
     xy: Float[np.ndarray, "n 2"]
@@ -50,7 +50,7 @@ class Views:
 
 @dataclass(frozen=True)
 class SceneTracks:
-    """Images with world-to-camera poses, points, and observations in ascending order of the point.
+    """Images with world-to-camera poses, points, and observations sorted by point.
 
     image_sizes: width, height. observed_points and observed_images index `points` and `image_names`.
     """
@@ -71,7 +71,7 @@ class SceneTracks:
         return self.views_of(image, self.points[index])
 
     def views_of(self, image: int, points: Float[np.ndarray, "n 3"]) -> Views:
-        """Any points of the world as `image` sees them."""
+        """World points as `image` sees them."""
         rotation = self.rotations[image]
         local = points @ rotation.T + self.translations[image]
         in_camera = self._camera_jacobian(image, local)
@@ -87,7 +87,7 @@ class SceneTracks:
         )
 
     def _camera_jacobian(self, image: int, local: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2 3"]:
-        """Pixels per world unit along the axes of the camera, by central differences: any lens model will do."""
+        """Pixels per world unit along the camera axes, by central differences, which work for any lens model."""
         project = self.projectors[image].project
         step = JACOBIAN_STEP * np.abs(local[:, 2:])
         columns = []
@@ -99,7 +99,7 @@ class SceneTracks:
     def back_projected(
         self, image: int, pixels: Float[np.ndarray, "n 2"], depths: Float[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n 3"]:
-        """Points of the world that an image sees at these pixels and depths."""
+        """World points that an image sees at these pixels and depths."""
         local = self.projectors[image].rays(pixels) * depths[:, None]
         return (local - self.translations[image]) @ self.rotations[image]
 
@@ -114,9 +114,9 @@ class SceneTracks:
 
 @dataclass(frozen=True)
 class Scene:
-    """A reconstruction to take patches of, where its photographs lie, and their licence.
+    """A reconstruction from which patches are made, the folder of its photographs, and their licence.
 
-    keypoints: a features.h5 whose keypoints take the place of the detector's.
+    keypoints: a features.h5 whose keypoints replace those of the detector.
     """
 
     tracks: SceneTracks
@@ -127,7 +127,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Photographs:
-    """Single photographs below a folder, and their licence."""
+    """Single photographs in a folder, and their licence."""
 
     name: str
     folder: Path
@@ -136,9 +136,9 @@ class Photographs:
 
 
 def kept_of(items: Sequence[T], work: Callable[[T], object]) -> list[T]:
-    """The items that `work` finds something to learn from in; the others are passed over with a line.
+    """Call `work` for all items; returns those without an EmptySceneError. The others are skipped with a warning.
 
-    Raises the first EmptySceneError when none is left.
+    Raises the first EmptySceneError if no item is left.
     """
     kept, empty = [], []
     for item in items:

@@ -1,4 +1,4 @@
-"""Patches to train on, whatever they come in: PhotoTour's format, a pack, a release of HPatches, RomePatches."""
+"""Reading training patches in any supported format: PhotoTour, patch packs, HPatches, RomePatches."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from featkit.data.hpatches import hpatches_patch_set, is_hpatches, is_rome, read
 from featkit.data.patch_pack import read_patch_data
 from featkit.data.patch_set import PatchSet, union
 
-WHOLE = "full"  # HPatches' split in which nothing is for training
+WHOLE = "full"  # HPatches split without training sequences
 
 
 class PatchDataConfig(Config):
-    """Which part of a benchmark's patches is trained on; PhotoTour folders and packs are always whole."""
+    """Which part of a benchmark's patches is used for training; PhotoTour folders and packs are always used fully."""
 
     hpatches_split: str = "a"
-    """Split of HPatches' splits.json: a, b, c, view or illum; full: all sequences, which leaves none to test on. All
-    papers train on the sequences of "a" that its test does not have (DOAP, section 5.2; AdaSample, Fig. 2)."""
+    """HPatches split in splits.json: a, b, c, view or illum; full: all sequences, which leaves none for testing. All
+    papers train on the training sequences of "a" (DOAP, section 5.2; AdaSample, Fig. 2)."""
     hpatches_splits_file: Runtime[str] = ""
-    """The splits.json; empty: found near the data, as `featkit eval patches` finds it."""
+    """Path of splits.json; empty: searched for near the data, as in `featkit eval patches`."""
     rome_part: Literal["train", "test"] = "train"
-    """Half of RomePatches (DOAP, section 5.3)."""
+    """Part of RomePatches: train or test (DOAP, section 5.3)."""
 
 
 def read_training_patches(paths: Sequence[Path], config: PatchDataConfig | None = None) -> PatchSet:
-    """The patches of one or several data sets; several are joined at the smallest of their patch sizes.
+    """The patches of one or several datasets; several are merged, reduced to the smallest of their patch sizes.
 
-    paths: folders in PhotoTour's format, packs (or one set of a pack), folders of hpatches-release, of RomePatches;
-    each is told by its files. Raises BadInputError, and UsageError for a split that does not exist.
+    paths: folders in PhotoTour's format, packs (or one set of a pack), folders of hpatches-release or of RomePatches;
+    the format is detected from the files. Raises BadInputError, and UsageError for a split that does not exist.
     """
     sets = [_read(path, config or PatchDataConfig()) for path in paths]
     return sets[0] if len(sets) == 1 else union(sets, "+".join(one.name for one in sets))

@@ -1,4 +1,4 @@
-"""Files below a folder or inside a zip, read alike: data that travels in one file needs no unpacking."""
+"""Uniform access to files in a folder or inside a zip, so that packed data need not be unpacked."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from featkit.images.listing import SUFFIXES
 from featkit.images.read import DecodeConfig, decode
 from featkit.io.artifact import inside
 
-MAX_BYTES = 1 << 28  # of one member of a zip: more is an attempt to fill the memory
+MAX_BYTES = 1 << 28  # limit of one zip member, so that a crafted file cannot exhaust the memory
 
 
 @dataclass(frozen=True)
 class FileTree:
-    """A folder, or a folder inside a zip. Names are relative to it, with forward slashes. Threads may share one."""
+    """A folder, or a folder inside a zip. Names are relative to it, with forward slashes. Thread-safe."""
 
     root: Path
     archive: zipfile.ZipFile | None = None
@@ -34,7 +34,7 @@ class FileTree:
         return str(self.root / self.prefix / name)
 
     def names(self) -> list[str]:
-        """All files, sorted; hidden ones are passed over. Links to folders are followed, into each folder once."""
+        """All files, sorted, without hidden ones. Links to folders are followed, into each folder once."""
         if self.archive is not None:
             found = [n[len(self.prefix) :] for n in self.archive.namelist() if n.startswith(self.prefix)]
         else:
@@ -55,7 +55,7 @@ class FileTree:
             raise BadInputError(f"{self.where(name)}: cannot be read ({error.strerror or error})") from None
         except BadInputError:
             raise
-        except Exception as error:  # whatever zipfile and what it unpacks with make of a damaged member
+        except Exception as error:  # zipfile and its decompressors raise various errors for a damaged member
             raise BadInputError(f"{self.where(name)}: cannot be read ({said(error)}); copy the zip again") from None
 
     def text(self, name: str) -> str:
@@ -66,7 +66,7 @@ class FileTree:
             raise BadInputError(f"{self.where(name)}: not a UTF-8 text file") from None
 
     def stored_pixels(self, name: str) -> UInt8[np.ndarray, "h w 3"]:
-        """An image as it is stored, whatever its EXIF orientation says: RGB. Raises BadInputError."""
+        """An image as it is stored, ignoring its EXIF orientation: RGB. Raises BadInputError."""
         try:
             flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
             pixels = cv2.imdecode(np.frombuffer(self.read(name), np.uint8), flags)
@@ -77,15 +77,15 @@ class FileTree:
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
     def upright_pixels(self, name: str) -> UInt8[np.ndarray, "h w 3"]:
-        """A photograph turned upright: RGB. In a zip images are upright already. Raises BadInputError."""
+        """An upright photograph: RGB. Images in a zip are upright already. Raises BadInputError."""
         if self.archive is not None:
             return self.stored_pixels(name)
         return decode(inside(self.root, name), DecodeConfig(), colour=True).pixels
 
 
 def _files_below(root: Path) -> Iterator[str]:
-    """Names of all files, relative to the root. A folder that can be reached in several ways is entered by its own
-    name, or the first of its links: no file comes twice, and links in a circle come to an end."""
+    """Names of all files, relative to the root. A folder that can be reached in several ways is entered once, by its
+    own name or the first of its links: no file is listed twice, and cyclic links end."""
     seen: set[tuple[int, int]] = set()
     waiting, links = [""], deque[str]()
     while waiting or links:
@@ -98,7 +98,7 @@ def _files_below(root: Path) -> Iterator[str]:
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(place) as entries:
                 inside = sorted(entries, key=lambda entry: entry.name)
-        except OSError:  # a link to nowhere, or a folder that may not be read: as if it were empty
+        except OSError:  # a broken link, or a folder without read permission: treated as empty
             continue
         for entry in inside:
             name = f"{folder}/{entry.name}" if folder else entry.name
@@ -134,13 +134,13 @@ def _open_zip(file: Path, prefix: str) -> FileTree:
         tree = FileTree(file, zipfile.ZipFile(file), prefix)
     except OSError as error:
         raise BadInputError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except Exception:  # whatever zipfile makes of what is none
-        raise BadInputError(f"{file}: neither a folder nor a whole zip; copy it again") from None
+    except Exception:  # zipfile raises various errors for other files
+        raise BadInputError(f"{file}: neither a folder nor a complete zip; copy it again") from None
     if not tree.names():
         raise BadInputError(f"{file}: there is nothing in {prefix or 'it'}")
     return tree
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name is one of an image."""
+    """Whether a file name has the extension of an image."""
     return os.path.splitext(name)[1].lower() in SUFFIXES

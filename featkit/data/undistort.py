@@ -1,7 +1,8 @@
-"""A photograph of any lens -> the picture of a pinhole camera at the same place: upright, reduced, resampled once.
+"""Undistort a photograph to a pinhole camera at the same position: upright, reduced, resampled once.
 
-The pinhole's picture is the largest upright rectangle around which nothing is missing. Each of its pixels is the mean
-of k x k readings of the photograph, k the reduction rounded up: lens, EXIF orientation and reduction are one step.
+The pinhole image is the largest upright rectangle without empty pixels at its border. Each of its pixels is the mean of
+k x k samples of the photograph, where k is the reduction rounded up: undistortion, EXIF orientation and reduction are
+one step.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from featkit.geometry.pixels import COLMAP_ORIGIN
 from featkit.images.read import DecodedImage
 
 BORDER_POINTS = 65  # per side of the photograph, to find the rectangle inside of its undistorted border
-STEP = 1e-4  # of the depth, to measure the focal length by
-STRETCH_MAX = 2.0  # a lens that widens or narrows the picture by more is no usable estimate
-STRIP_ROWS = 64  # rows of the picture at a time: of a large photograph the readings would not fit into memory
-WHOLE = 1e-6  # a reduction this little above a whole number is that number
+STEP = 1e-4  # fraction of the depth, for the finite differences that give the focal length
+STRETCH_MAX = 2.0  # a lens model that stretches or shrinks the image by more is considered invalid
+STRIP_ROWS = 64  # rows processed at a time: the samples of a large photograph would not fit into memory
+WHOLE = 1e-6  # tolerance for rounding up the reduction: this little above an integer is that integer
 
 
 @dataclass(frozen=True)
 class Pinhole:
-    """size: width, height. intrinsics: COLMAP's pixels, origin at the corner. turn: from the file's camera frame to
-    that of the upright picture; so its pose is turn R, turn t."""
+    """size: width, height. intrinsics: in COLMAP pixels, origin at the corner. turn: rotation from the camera frame of
+    the file to that of the upright image, whose pose is therefore turn R, turn t."""
 
     size: tuple[int, int]
     intrinsics: Float[np.ndarray, "3 3"]
@@ -36,26 +37,26 @@ class Pinhole:
 
 @dataclass(frozen=True)
 class ResizedProjector:
-    """The camera of a photograph that was resized. factors: of its width and of its height."""
+    """The camera of a resized photograph. factors: of width and height."""
 
     projector: Projector
     factors: tuple[float, float]
 
     def project(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]:
-        """Points of the camera's frame -> pixels of the resized file, NaN where the camera cannot see."""
+        """Points in the camera frame -> pixels of the resized file, NaN where the camera cannot see."""
         return (self.projector.project(points) + COLMAP_ORIGIN) * self.factors - COLMAP_ORIGIN
 
     def rays(self, pixels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
-        """Pixels of the resized file -> points of the camera's frame at depth 1."""
+        """Pixels of the resized file -> points in the camera frame at depth 1."""
         return self.projector.rays((pixels + COLMAP_ORIGIN) / self.factors - COLMAP_ORIGIN)
 
 
 def pinhole_of(
     projector: Projector, upright_size: tuple[int, int], stored_from_upright: Float[np.ndarray, "2 3"], max_side: int
 ) -> Pinhole:
-    """The pinhole camera for a photograph, its longer side at most `max_side`.
+    """The pinhole camera for a photograph, with a longer side of at most `max_side`.
 
-    stored_from_upright: a rotation, not a mirroring. Raises ValueError for a lens that no photograph is taken with.
+    stored_from_upright: a rotation, without mirroring. Raises ValueError for an implausible lens.
     """
     linear, offset = stored_from_upright[:, :2], stored_from_upright[:, 2]
     edges = np.array(upright_size, dtype=np.float64)
@@ -73,7 +74,7 @@ def pinhole_of(
     focal = _focal(projector)
     ideal = focal * np.array([right - left, bottom - top])
     if not np.all((ideal > edges / STRETCH_MAX) & (ideal < edges * STRETCH_MAX)):
-        raise ValueError("its lens distortion is not one of a photograph")
+        raise ValueError("its lens distortion is implausible")
     scale = min(1.0, max_side / ideal.max())
     width, height = (max(1, round(side * scale)) for side in ideal)
     fx, fy = width / (right - left), height / (bottom - top)
@@ -83,7 +84,7 @@ def pinhole_of(
 
 
 def _focal(projector: Projector) -> float:
-    """Focal length in the middle, px: the root of fx fy."""
+    """Focal length at the principal point, px: the square root of fx fy."""
     rays = np.array([[STEP, 0, 1], [-STEP, 0, 1], [0, STEP, 1], [0, -STEP, 1]])
     right, left, down, up = projector.project(rays)
     jacobian = np.stack([right - left, down - up]) / (2 * STEP)
@@ -91,7 +92,7 @@ def _focal(projector: Projector) -> float:
 
 
 def pinhole_picture(image: DecodedImage, projector: Projector, pinhole: Pinhole) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture of the pinhole camera, out of the whole upright photograph. Raises ValueError for a folding lens."""
+    """The image of the pinhole camera, from the upright photograph. Raises ValueError for a folding lens."""
     width, height = pinhole.size
     focal = _focal(projector)
     samples = max(1, math.ceil(focal / min(pinhole.intrinsics[0, 0], pinhole.intrinsics[1, 1]) - WHOLE))
@@ -111,7 +112,7 @@ def pinhole_picture(image: DecodedImage, projector: Projector, pinhole: Pinhole)
 
 
 def _places(image: DecodedImage, projector: Projector, pinhole: Pinhole) -> Float[np.ndarray, "h w 2"]:
-    """Where the photograph shows what each pixel of the picture sees, and each of one more row and column around it."""
+    """The position in the photograph of every pixel of the pinhole image, which is padded by one pixel on each side."""
     width, height = pinhole.size
     u, v = np.meshgrid(np.arange(-1, width + 1) + COLMAP_ORIGIN, np.arange(-1, height + 1) + COLMAP_ORIGIN)
     pixels = np.stack([u.ravel(), v.ravel(), np.ones(u.size)], axis=1)

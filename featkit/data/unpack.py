@@ -1,6 +1,6 @@
-"""Archives of strangers, unpacked without harm: nothing outside the folder, no links, no devices, no bombs.
+"""Safe unpacking of untrusted archives: nothing outside the folder, no links, no devices, no decompression bombs.
 
-Everything goes into a folder of its own beside the target, which gets its name when the last byte is there.
+Everything is unpacked into a temporary folder next to the target, which is renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from featkit.core.errors import BadInputError, FeatkitError, said
 from featkit.io.artifact import explained, inside, making
 
 CHUNK = 1 << 20
-LARGEST_READ = 8 << 20  # bytes at once; a header is a name and some numbers
+LARGEST_READ = 8 << 20  # bytes of one read; a header is only a name and some numbers
 PACKED: dict[bytes, Callable[[IO[bytes]], Any]] = {  # by a file's first bytes
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
     b"BZh": bz2.BZ2File,
@@ -33,20 +33,20 @@ PACKED: dict[bytes, Callable[[IO[bytes]], Any]] = {  # by a file's first bytes
 
 
 class UnpackConfig(Config):
-    """What an archive may hold at most."""
+    """Limits for archives."""
 
     max_bytes: Runtime[Bytes] = 32 << 30
-    """Bytes after unpacking; the largest data set of the catalogue takes 11 GB."""
+    """Maximum unpacked size, bytes; the largest dataset in the catalogue has 11 GB."""
     max_files: Runtime[Count] = 200_000
-    """Files; the largest of the catalogue has some 3,000."""
+    """Maximum number of files; the largest dataset in the catalogue has about 3,000."""
     max_ratio: Runtime[Factor] = 200.0
-    """Unpacked over packed size; photographs and patches are below 20, a bomb is above 1,000."""
+    """Maximum ratio of unpacked to packed size; photographs and patches are below 20, bombs above 1,000."""
     ratio_floor_bytes: Runtime[Bytes] = 64 << 20
-    """Below this size, bytes, the ratio is not asked: a small file of zeros is no bomb."""
+    """Unpacked size below which the ratio is not checked, bytes: a small file of zeros is not a bomb."""
 
 
 class _Budget:
-    """Bytes and files that are still allowed."""
+    """Counts unpacked bytes and files against the limits."""
 
     def __init__(self, archive: Path, config: UnpackConfig):
         self.archive, self.config = archive, config
@@ -75,12 +75,13 @@ def unpack(
     owned: bool = False,
     named: Callable[[int], object] | None = None,
 ) -> int:
-    """Unpack a zip or tar archive (also .gz, .bz2, .xz) into a new folder; the number of files.
+    """Unpack a zip or tar archive (also .gz, .bz2, .xz) into a new folder; returns the number of files.
 
-    One folder around everything is left out: `liberty/info.txt` becomes `info.txt`. owned: a folder that is there is
-    featkit's, and is replaced. named: called with the number of files before the folder gets its name.
-    Raises BadInputError for an archive that is broken, leads outside, holds links or devices, or is too large, and for
-    a folder that is not featkit's; NotWritableError without permission or space. The folder is then as it was before.
+    A single top-level folder is removed: `liberty/info.txt` becomes `info.txt`. owned: an existing folder is featkit's
+    and is replaced. named: called with the number of files before the folder gets its name.
+    Raises BadInputError for an archive that is broken, has paths outside of the folder, contains links or devices, or
+    is too large, and for a folder that is not featkit's; NotWritableError without permission or space. After an error
+    the folder is as it was before.
     """
     budget = _Budget(archive, config or UnpackConfig())
     with making(folder, owned=owned, named=None if named is None else lambda: named(budget.files)) as new:
@@ -103,15 +104,15 @@ def _explained(archive: Path) -> Iterator[None]:
     except FeatkitError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk; gzip and bz2 raise theirs without one
+        if isinstance(error, OSError) and error.errno is not None:  # a disk error; those of gzip and bz2 have no errno
             raise
-        raise BadInputError(f"{archive}: not a whole zip or tar archive ({said(error)}); fetch it again") from None
+        raise BadInputError(f"{archive}: not a complete zip or tar archive ({said(error)}); fetch it again") from None
 
 
 class _Bounded(io.RawIOBase):
-    """The content of a tar archive, unpacked as it is read, of which nobody takes very much at once.
+    """The decompressed content of a tar archive, with a limit on the size of one read.
 
-    tarfile reads the header of an entry as a whole, however long it says it is.
+    tarfile reads the header of an entry in one piece, no matter how long it claims to be.
     """
 
     def __init__(self, archive: Path, content: IO[bytes]):
@@ -154,7 +155,7 @@ def _unpack_tar(archive: Path, work: Path, budget: _Budget) -> None:
         content: IO[bytes] = packed if opened is None else opened(packed)
         with content, tarfile.open(fileobj=_Bounded(archive, content), mode="r:") as file:
             _unpack_entries(archive, work, budget, file)
-            while rest := content.read(CHUNK):  # gzip's checksum lies behind the last entry
+            while rest := content.read(CHUNK):  # gzip's checksum comes after the last entry
                 budget.take(len(rest))
 
 
@@ -172,7 +173,7 @@ def _unpack_entries(archive: Path, work: Path, budget: _Budget, file: tarfile.Ta
 
 
 def _inside(archive: Path, work: Path, name: str) -> Path:
-    """Where an entry goes. Raises BadInputError for a name that leads elsewhere, on any system."""
+    """The target path of an entry. Raises BadInputError for a name that leads outside the folder on any system."""
     plain = name.replace("\\", "/")
     try:
         return inside(work, plain)
@@ -193,7 +194,7 @@ def _write(archive: Path, source: IO[bytes], path: Path, budget: _Budget) -> Non
     try:
         target = path.open("xb")
     except (FileExistsError, IsADirectoryError):
-        raise BadInputError(f"{archive}: {path.name!r} is in it twice; not unpacked") from None
+        raise BadInputError(f"{archive}: contains {path.name!r} twice; not unpacked") from None
     with target:
         while block := source.read(CHUNK):
             budget.take(len(block))
@@ -201,7 +202,7 @@ def _write(archive: Path, source: IO[bytes], path: Path, budget: _Budget) -> Non
 
 
 def _without_shell(work: Path) -> None:
-    """Where one folder in the archive holds everything, only what is in it stays."""
+    """Remove a top-level folder that contains everything else."""
     inner = [path for path in work.iterdir() if path.name != "__MACOSX"]
     if len(inner) == 1 and inner[0].is_dir():
         os.rename(work, work.with_name("shell"))

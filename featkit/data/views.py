@@ -1,6 +1,6 @@
-"""How a photograph is seen in training: on a canvas, turned, zoomed, tilted, in other light and other colours.
+"""Augmentation of photographs: placement on a canvas, rotation, zoom, tilt, light, camera effects and colour.
 
-One homography takes a photograph to the canvas; then light and camera change it, then its colours.
+One homography maps a photograph to the canvas; then light and camera effects are applied, then colour jitter.
 """
 
 from __future__ import annotations
@@ -16,30 +16,31 @@ from featkit.core.config import Config, Degrees, Share
 from featkit.geometry.pixels import as_homography, local_scale, resize_affine
 
 # ----------------------------------------------------------------------------------------------------------------------
-# From a photograph to the canvas that the network sees, by one homography: put on the canvas, then seen anew.
+# From a photograph to the canvas (the network input) by one homography: placement on the canvas, then a new view.
 #
-#     canvas_from_image = V C        C: scale and shift (draw_canvas);  V: turn, zoom, tilt (draw_view)
+#     canvas_from_image = V C        C: scale and shift (draw_canvas);  V: rotation, zoom, tilt (draw_view)
 #
-# Both are exact maps between featkit pixels, so whatever holds between photographs holds between canvases:
+# Both are exact maps between featkit pixels, so the geometry of the photographs carries over to the canvases:
 # F' = H1^-T F H0^-1. The pixels are resampled once.
 
 
-REDUCED_FIRST = 1.5  # source pixels per canvas pixel: above it an image is reduced by area before it is warped
+REDUCED_FIRST = 1.5  # source pixels per canvas pixel above which an image is reduced by area before it is warped
 
 
 class CanvasConfig(Config):
-    """The picture that the network sees, whatever the photograph's size and shape."""
+    """The canvas: the network input, independent of the photograph's size and aspect ratio."""
 
     width: int = Field(640, ge=64, le=2**16)
-    """Of the canvas, px. SCFeat and CAPS: 640."""
+    """Width of the canvas, px. SCFeat and CAPS: 640."""
     height: int = Field(480, ge=64, le=2**16)
-    """Of the canvas, px. SCFeat and CAPS: 480."""
+    """Height of the canvas, px. SCFeat and CAPS: 480."""
     cover_min: Share = 0.5
-    """Between 0, a photograph of another shape fits whole and leaves margins, and 1, it covers the canvas and loses
-    its ends. The place between is drawn uniformly from here to 1. Of no effect on photographs of the canvas's shape."""
+    """Smallest value of the random fit of a photograph with another aspect ratio, between 0 (fits completely, with
+    margins) and 1 (covers the canvas, cropped). The value is drawn uniformly from here to 1."""
     zoom_max: float = Field(1.0, ge=1, le=8)
-    """The photograph is enlarged by up to so much beyond that (drawn evenly in the logarithm, alike for both images of
-    a pair, never beyond its own resolution) and a part of it is shown: on a small canvas it is seen sharp as well."""
+    """Largest additional magnification of a photograph, of which only a part is then shown. Drawn uniformly in the
+    logarithm, the same for both images of a pair, and limited to the photograph's resolution; shows sharp detail on
+    small canvases too."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -48,15 +49,15 @@ class CanvasConfig(Config):
 
 
 class ViewConfig(Config):
-    """How far a canvas is turned, zoomed and tilted, each image by itself. The paper: not at all."""
+    """Random rotation, zoom and tilt of the canvas, independent for each image. The paper uses none."""
 
     rotation_deg: Degrees = 0.0
-    """Largest turn either way, degrees."""
+    """Largest rotation in either direction, degrees."""
     scale_max: float = Field(1.0, ge=1, le=8)
-    """Largest zoom; its inverse is the smallest; drawn evenly in its logarithm."""
+    """Largest zoom; the smallest is its inverse; drawn uniformly in the logarithm."""
     perspective: float = Field(0.0, ge=0, lt=0.5)
-    """Largest change of the scale from the middle to the border, along x and along y: 0.2 makes one side 1.2 / 0.8
-    times as large as the other."""
+    """Largest relative change of scale from the centre to the border, along x and y: 0.2 makes one side 1.2 / 0.8 times
+    as large as the other."""
 
 
 def draw_canvas(
@@ -69,9 +70,9 @@ def draw_canvas(
 ) -> Float[np.ndarray, "3 3"]:
     """C: an image of `size` (width, height) scaled and shifted onto the canvas. zoom: see `draw_zoom`.
 
-    Where the image is cut, the cut is about the point at `place` (0 to 1 in x and y; drawn when None) of `box`
-    (x0 y0 x1 y1, pixels; the whole image when None): two images of a pair are cut about the same place of what both
-    see. Where margins are left, the image lies anywhere between them.
+    A crop is centred on the point at `place` (0 to 1 in x and y; random if None) of `box` (x0 y0 x1 y1, pixels; the
+    whole image if None), so that both images of a pair are cropped around the same part of their overlap. If there are
+    margins, the image is placed at random between them.
     """
     canvas, image = np.array(config.size, dtype=np.float64), np.array(size, dtype=np.float64)
     margins, between = generator.random(2), generator.uniform(config.cover_min, 1)
@@ -87,15 +88,15 @@ def draw_canvas(
 
 
 def draw_zoom(config: CanvasConfig, generator: np.random.Generator) -> float:
-    """How much larger a photograph is shown than to fill the canvas."""
+    """Draw the additional magnification of a photograph (see `zoom_max`)."""
     return float(config.zoom_max ** generator.random()) if config.zoom_max > 1 else 1.0
 
 
 def draw_view(config: ViewConfig, canvas: tuple[int, int], generator: np.random.Generator) -> Float[np.ndarray, "3 3"]:
-    """V: canvas pixels -> canvas pixels, about the middle.
+    """V: canvas pixels -> canvas pixels, about the centre.
 
-    It is drawn the way back, as the place that every new pixel is read from: no pixel is read from behind the horizon.
-    Third coordinates are positive, both ways, of all that the canvas shows: the sign of the matrix means something.
+    The inverse is drawn, which maps every new pixel to its source: no pixel is read from beyond the horizon. In both
+    directions, third coordinates are positive for everything on the canvas, so the sign of the matrix matters.
     """
     turn, zoom, *tilt = generator.uniform(-1, 1, 4)
     angle, scale = np.radians(config.rotation_deg) * turn, config.scale_max**zoom
@@ -109,7 +110,7 @@ def draw_view(config: ViewConfig, canvas: tuple[int, int], generator: np.random.
 def warp(
     pixels: UInt8[np.ndarray, "h w 3"], canvas_from_image: Float[np.ndarray, "3 3"], canvas: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]:
-    """An image on the canvas (width, height), and where the canvas has content. The border's colours go on outside."""
+    """An image on the canvas (width, height), and the mask of its content. Outside, border colours are repeated."""
     size = pixels.shape[1], pixels.shape[0]
     scale = _middle_scale(canvas_from_image, canvas)
     if scale * REDUCED_FIRST < 1:
@@ -126,7 +127,7 @@ def warp(
 def content(
     canvas_from_image: Float[np.ndarray, "3 3"], size: tuple[int, int], canvas: tuple[int, int]
 ) -> Bool[np.ndarray, "H W"]:
-    """Canvas pixels whose centre lies in the image of `size`, its outermost half pixels included."""
+    """Canvas pixels whose centre is inside the image of `size`, including its outermost half pixels."""
     x, y = np.arange(canvas[0], dtype=np.float64), np.arange(canvas[1], dtype=np.float64)[:, None]
     back = np.linalg.inv(canvas_from_image)
     across, down, depth = (row[0] * x + row[1] * y + row[2] for row in back / back[2, 2])
@@ -136,46 +137,46 @@ def content(
 
 
 def _middle_scale(canvas_from_image: Float[np.ndarray, "3 3"], canvas: tuple[int, int]) -> float:
-    """Canvas pixels per image pixel, in the middle of the canvas."""
+    """Canvas pixels per image pixel, at the centre of the canvas."""
     back = np.linalg.inv(canvas_from_image)
     middle = np.array([[canvas[0] / 2 - 0.5, canvas[1] / 2 - 0.5]])
     return float(1 / local_scale(back, middle)[0])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Random changes of a photograph's colours, by the definitions that PyTorch's users know as ColorJitter.
+# Random changes of a photograph's colours, defined as in torchvision's ColorJitter.
 #
-# With grey = 0.299 r + 0.587 g + 0.114 b, and every result rounded and cut to 0 to 255:
+# With grey = 0.299 r + 0.587 g + 0.114 b, and every result rounded and clipped to 0 to 255:
 #
-#     brightness b:  b x                     b in [1 - brightness, 1 + brightness], as the next two
+#     brightness b:  b x                     b in [1 - brightness, 1 + brightness]; same for the next two
 #     contrast c:    c x + (1 - c) mean(grey)
 #     saturation s:  s x + (1 - s) grey
-#     hue h:         the hue angle moves by h turns, h in [-hue, hue]
+#     hue h:         the hue angle is shifted by h turns, h in [-hue, hue]
 #
-# in an order drawn anew every time. SCFeat and CAPS: 1, 1, 1 and 0.4, both images of a pair by themselves.
+# in a random order for every image. SCFeat and CAPS: 1, 1, 1 and 0.4, independent for both images of a pair.
 
 
 TURN = 360.0  # OpenCV's unit of hue in float images: degrees
 
 
 class JitterConfig(Config):
-    """Largest change of each property; 0 leaves it."""
+    """Largest change of each property; 0: no change."""
 
     brightness: float = Field(1.0, ge=0, le=100)
-    """Factors from 1 - this (not below 0) to 1 + this. Paper: 1."""
+    """Brightness factors range from 1 - this (not below 0) to 1 + this. Paper: 1."""
     contrast: float = Field(1.0, ge=0, le=100)
-    """Factors from 1 - this (not below 0) to 1 + this. Paper: 1."""
+    """Contrast factors range from 1 - this (not below 0) to 1 + this. Paper: 1."""
     saturation: float = Field(1.0, ge=0, le=100)
-    """Factors from 1 - this (not below 0) to 1 + this. Paper: 1."""
+    """Saturation factors range from 1 - this (not below 0) to 1 + this. Paper: 1."""
     hue: float = Field(0.4, ge=0, le=0.5)
-    """Turns of the colour circle, either way. Paper: 0.4."""
+    """Largest shift of the hue in either direction, full turns. Paper: 0.4."""
     probability: Share = 1.0
-    """Share of the images that are changed at all. Paper: 1."""
+    """Fraction of images that are changed. Paper: 1."""
 
 
 @dataclass(frozen=True)
 class Jitter:
-    """One draw. order: of the four changes, in their order in the file's head."""
+    """One draw. order: order of the four changes, which are numbered as in the list above."""
 
     brightness: float = 1.0
     contrast: float = 1.0
@@ -185,7 +186,7 @@ class Jitter:
 
 
 def draw_jitter(config: JitterConfig, generator: np.random.Generator) -> Jitter:
-    """Factors and order of one image's changes."""
+    """Draw the factors and the order of the changes of one image."""
     change = generator.random()
     low = [max(0.0, 1 - v) for v in (config.brightness, config.contrast, config.saturation)]
     high = [1 + v for v in (config.brightness, config.contrast, config.saturation)]
@@ -199,7 +200,7 @@ def draw_jitter(config: JitterConfig, generator: np.random.Generator) -> Jitter:
 def jittered(
     pixels: UInt8[np.ndarray, "h w 3"], jitter: Jitter, valid: Bool[np.ndarray, "h w"] | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """An image with its colours changed. valid: what counts for the mean that contrast turns about."""
+    """An image with changed colours. valid: pixels included in the mean grey value for contrast."""
     if jitter == Jitter():
         return pixels
     changes = (
@@ -216,7 +217,7 @@ def jittered(
 
 
 def _looked_up(pixels: UInt8[np.ndarray, "h w 3"], factor: float, offset: float) -> UInt8[np.ndarray, "h w 3"]:
-    """factor x + offset of every value, by a table."""
+    """factor x + offset of every value, with a lookup table."""
     return cv2.LUT(pixels, np.clip(np.rint(factor * np.arange(256) + offset), 0, 255).astype(np.uint8))
 
 
@@ -234,7 +235,7 @@ def _saturation(pixels: UInt8[np.ndarray, "h w 3"], factor: float) -> UInt8[np.n
 
 
 def _hue(pixels: UInt8[np.ndarray, "h w 3"], turns: float) -> UInt8[np.ndarray, "h w 3"]:
-    """In floats: 8-bit hues are steps of 1.4 or 2 degrees."""
+    """Shift the hue in floating point, as 8-bit hues have steps of 1.4 or 2 degrees."""
     hsv = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2HSV)  # value keeps the range 0 to 255
     hue = hsv[:, :, 0]
     hue += np.float32(TURN * turns % TURN)
@@ -243,10 +244,10 @@ def _hue(pixels: UInt8[np.ndarray, "h w 3"], turns: float) -> UInt8[np.ndarray, 
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Random changes of light and camera, from a brighter noon to dusk and night: what colour jitter alone leaves out.
+# Random changes of light and camera, from bright noon to dusk and night, which colour jitter does not cover.
 #
-# A photograph is changed in the order in which the world does it: light (exposure, colour temperature, shadows, lamps,
-# haze) in linear intensities, then the camera (blur, shot and read noise, tone curve), then the file (JPEG).
+# The changes follow the physical order: light (exposure, colour temperature, shadows, lamps, haze) in linear
+# intensities, then the camera (blur, shot and read noise, tone curve), then the file (JPEG).
 #
 #     linear:  y = x^2.2                              x in [0, 1]
 #     light:   y <- 2^-e  t_c  s(p)  y                e: stops of underexposure; t_c: gain of channel c; s(p): shade
@@ -254,42 +255,42 @@ def _hue(pixels: UInt8[np.ndarray, "h w 3"], turns: float) -> UInt8[np.ndarray, 
 #     noise:   y <- y + N(0, shot y + read^2)
 #     tone:    x = y^(gamma / 2.2)                    gamma in [2^-g, 2^g]
 #
-# Every strength is a field, 0 leaves that part out, and all of them 0 return the photograph itself. The strengths of
-# scfeat-s are featkit's own choice; the model of noise is that of Foi et al., "Practical Poissonian-Gaussian noise
+# Every strength is a field; 0 disables that part, and if all are 0 the photograph is returned unchanged. The strengths
+# of scfeat-s are featkit's own choice; the noise model is that of Foi et al., "Practical Poissonian-Gaussian noise
 # modeling and fitting for single-image raw-data", 2008.
 
 DISPLAY_GAMMA = 2.2
-SHADE_CELLS = (2, 5)  # control points of the smooth shade along the shorter side: from, to (exclusive)
+SHADE_CELLS = (2, 5)  # number of cells of the smooth shade along each side: from, to (exclusive)
 LAMPS_AT_MOST = 4
 
 
 class PhotometricConfig(Config):
-    """Largest change of each kind, drawn anew for every image."""
+    """Largest change of each kind, drawn for every image."""
 
     probability: Share = 1.0
-    """Share of the images that are changed at all."""
+    """Fraction of images that are changed."""
     gamma_stops: float = Field(0.0, ge=0, le=2)
-    """Exponent of the tone curve: between 2 to the power of minus this and of this."""
+    """Largest change of the tone curve's exponent, which is between 2^-this and 2^this."""
     temperature_stops: float = Field(0.0, ge=0, le=2)
-    """Gain of red over blue, either way, in powers of 2."""
+    """Largest gain of red over blue, or of blue over red, stops (powers of 2)."""
     shade: Share = 0.0
-    """Depth of local light and shadow: a smooth field, half of the time one shadow with an edge; 1 reaches black."""
+    """Strength of local light and shadow: a smooth field, and in half of the images a shadow edge; 1 reaches black."""
     night_probability: Share = 0.0
-    """Share of the images that are seen at dusk or by night: underexposed, with lamps and noise."""
+    """Fraction of images rendered as dusk or night: underexposed, with lamps and noise."""
     night_stops: float = Field(4.0, ge=0, le=10)
-    """Largest underexposure of those."""
+    """Largest underexposure of night images, stops."""
     noise: float = Field(0.0, ge=0, le=0.5)
-    """Standard deviation of the shot noise of white, and a quarter of it of the read noise, in linear intensities."""
+    """Largest standard deviation of shot noise at white, in linear intensity; read noise has a quarter of it."""
     blur_px: float = Field(0.0, ge=0, le=10)
-    """Largest sigma of a Gaussian blur, or half the length of a motion's, px."""
+    """Largest sigma of a Gaussian blur, or half the length of a motion blur, px."""
     jpeg: float = Field(0.0, ge=0, le=100)
-    """How far below 100 JPEG's quality goes; 0: no compression."""
+    """Largest reduction of the JPEG quality below 100; 0: no compression."""
     haze: Share = Field(0.0, lt=1)
-    """Largest share of the light that comes from the air."""
+    """Largest fraction of haze (light scattered by the air)."""
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is ever changed."""
+        """Whether images are never changed."""
         strengths = (
             self.gamma_stops,
             self.temperature_stops,
@@ -305,7 +306,7 @@ class PhotometricConfig(Config):
 def photometric(
     pixels: UInt8[np.ndarray, "h w 3"], config: PhotometricConfig, generator: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """An RGB image under another light and through another camera. The same generator state gives the same bytes."""
+    """An RGB image with random light and camera effects. The same generator state gives the same bytes."""
     if config.is_idle or generator.random() >= config.probability:
         return pixels
     night = generator.random() < config.night_probability
@@ -325,7 +326,7 @@ def photometric(
 
 
 def _gains(config: PhotometricConfig, night: bool, generator: np.random.Generator) -> Float32[np.ndarray, "3"]:
-    """Gain of each channel: exposure, and red against blue."""
+    """Gain of each channel: exposure and colour temperature."""
     exposure = -config.night_stops * generator.uniform(0.25, 1.0) if night else 0.0
     warmth = generator.uniform(-config.temperature_stops, config.temperature_stops) / 2
     return np.exp2([exposure + warmth, exposure, exposure - warmth]).astype(np.float32)
@@ -334,7 +335,7 @@ def _gains(config: PhotometricConfig, night: bool, generator: np.random.Generato
 def _shade(
     shape: tuple[int, int], config: PhotometricConfig, night: bool, generator: np.random.Generator
 ) -> Float32[np.ndarray, "h w"] | None:
-    """How much light reaches each pixel: a smooth field times a shadow's, and by night the lamps'."""
+    """Light at each pixel: a smooth field, times a shadow, times lamps in night images; None: no change."""
     height, width = shape
     field: Float[np.ndarray, "h w"] | None = None
     if config.shade > 0:
@@ -363,7 +364,7 @@ def _shade(
 def _blurred(
     image: Float32[np.ndarray, "h w 3"], largest_px: float, generator: np.random.Generator
 ) -> Float32[np.ndarray, "h w 3"]:
-    """Out of focus or moved: each half of the time."""
+    """Defocus or motion blur, with equal probability."""
     size, moved, angle = largest_px * generator.random(), generator.random() < 0.5, generator.uniform(0, np.pi)
     if size < 0.3:
         return image
@@ -386,7 +387,7 @@ def _noisy(
 
 
 def _compressed(pixels: UInt8[np.ndarray, "h w 3"], below: float) -> UInt8[np.ndarray, "h w 3"]:
-    """Through JPEG at quality 100 - below."""
+    """JPEG compression at quality 100 - below."""
     if below < 1:
         return pixels
     _, content = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, max(1, round(100 - below))])

@@ -1,1 +1,1 @@
-"""Stages on one machine or many: a plan of write-once shards, run by Ray or by a job array, joined by an index."""
+"""Stages on one or many machines: a plan of write-once shards, run by Ray or a job array, joined by an index."""

@@ -1,8 +1,9 @@
-"""A stage cut into shards, on disk: what any machine needs to run one of them, and to join them all.
+"""A stage split into shards, on disk: everything that a machine needs to run one shard, or to join all of them.
 
-OUTPUT.shards/DIGEST/ holds plan.json, the items of each shard (0000.json, ...) and what came of them (0000.h5, ...). A
-shard is written under a name of its own and renamed when it is whole: killed or done twice, it is never half. Paths in
-a plan are as they were typed, relative to the folder the plan was made in, which every machine must see.
+OUTPUT.shards/DIGEST/ contains plan.json, the items of each shard (0000.json, ...) and the results (0000.h5, ...). A
+shard is written to a unique temporary name and renamed when it is complete, so that it is never partial, even if it is
+killed or run twice. Paths in a plan are as typed, relative to the folder in which the plan was made, which every
+machine must see.
 """
 
 from __future__ import annotations
@@ -43,34 +44,34 @@ from featkit.retrieval.retrieve import described
 from featkit.retrieval.vlad import Codebook, VladConfig
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Where a stage runs, and what a task of many shards promises.
+# Where a stage runs, and the interface of a sharded task.
 
 
 class EngineConfig(Config):
-    """Where a stage runs. No field changes a result."""
+    """Where a stage runs. No field affects the result."""
 
     name: Literal["local", "ray", "plan"] = "local"
-    """local: in this process and its workers; ray: on a Ray cluster of many machines; plan: see `featkit plan`."""
+    """local: in this process and its workers; ray: on a Ray cluster; plan: only write a plan, see `featkit plan`."""
     address: str | None = None
-    """Address of the Ray cluster; "auto": the one this machine belongs to. None: this machine alone."""
+    """Address of the Ray cluster; "auto": the one this machine belongs to. None: this machine only."""
     shards: int = Field(0, ge=0, le=10**6)
-    """Parts of the work; 0: by their size."""
+    """Number of shards; 0: chosen by the amount of work."""
     cpus: float = Field(1.0, ge=0.01, le=1024)
-    """Cores of each part; also its worker processes, rounded down."""
+    """CPU cores per shard, and (rounded down) its worker processes."""
     gpus: float = Field(0.0, ge=0, le=1024)
-    """GPUs of each part; 0.25: four parts share one."""
+    """GPUs per shard; 0.25: four shards share one."""
     retries: int = Field(3, ge=0, le=1000)
-    """Times a part is tried again when its node or process is lost."""
+    """How often a shard is retried if its node or process is lost."""
 
 
 LOCAL = EngineConfig()
 
 
 class Task(Protocol):
-    """One stage over items that do not depend on each other; a `Config`, so that a plan can hold it.
+    """One stage over independent items; a `Config`, so that it can be stored in a plan.
 
-    stage: its name. unit: what its items are called. items_per_shard: where no number of shards is given. suffix: of a
-    shard's file. linked: whether the output leads to the shards, which then stay.
+    stage: its name. unit: plural noun for its items. items_per_shard: used if no number of shards is given. suffix: of
+    the shard files. linked: whether the output links to the shards, which must then be kept.
     """
 
     stage: Any
@@ -80,16 +81,16 @@ class Task(Protocol):
     linked: Any
 
     def work(self, items: list[Any], output: Path) -> None:
-        """Make one shard: a store of the results of these items."""
+        """Run one shard: write the results of these items to `output`."""
         ...
 
     def join(self, shards: list[Path], output: Path) -> None:
-        """Make the output of all shards."""
+        """Make the output from all shards."""
         ...
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The plan on disk, and one shard of it.
+# The plan on disk, and running one of its shards.
 
 
 PLAN = "plan.json"
@@ -98,7 +99,8 @@ OWN = re.compile(r"\.?plan\.json(\.part)?|\.{0,2}\d{4,}[.-].*")  # names in a pl
 
 @dataclass(frozen=True)
 class Plan:
-    """folder: of the plan. output: what the joined shards become. sizes: items of each shard. cwd: see the module."""
+    """folder: of the plan. output: path of the joined shards. sizes: number of items of each shard. cwd: base folder of
+    relative paths."""
 
     folder: Path
     task: Task
@@ -111,18 +113,18 @@ class Plan:
         return read_json(self.folder / f"{shard:04d}.json", "a plan's file", "make the plan again")
 
     def shard(self, number: int) -> Path:
-        """Where the result of a shard lies when it is whole."""
+        """The path of a finished shard."""
         return self.folder / f"{number:04d}{self.task.suffix}"
 
     def waiting(self) -> list[int]:
-        """Shards that have not been worked yet."""
+        """Shards that have not been run yet."""
         return [number for number in range(len(self.sizes)) if not self.shard(number).exists()]
 
 
 def make_plan(task: Any, items: Sequence[Any], output: Path, shards: int = 0) -> Plan:
-    """Cut items into shards of equal size (the order is kept) and write the plan; one that is there already is kept.
+    """Split items, in order, into shards of equal size and write the plan; an existing plan is kept.
 
-    shards: 0: by the task's size. Raises BadInputError, NotWritableError.
+    shards: number of shards; 0: from the task's `items_per_shard`. Raises BadInputError, NotWritableError.
     """
     count = min(len(items), shards or max(1, round(len(items) / task.items_per_shard)))
     edges = [len(items) * number // count for number in range(count + 1)]
@@ -141,13 +143,13 @@ def make_plan(task: Any, items: Sequence[Any], output: Path, shards: int = 0) ->
     folder = output.with_name(f"{name}.shards") / digest(json.dumps(described, sort_keys=True), *written)
     if not (folder / PLAN).exists():
         for number, text in enumerate(written):
-            write_text(folder / f"{number:04d}.json", text + "\n", owned=True)  # the folder's name says what is in it
-        write_text(folder / PLAN, json.dumps(described, indent=1, ensure_ascii=False) + "\n")  # last: a plan is whole
+            write_text(folder / f"{number:04d}.json", text + "\n", owned=True)  # the folder's name is their digest
+        write_text(folder / PLAN, json.dumps(described, indent=1, ensure_ascii=False) + "\n")  # marks it as complete
     return read_plan(folder)
 
 
 def read_plan(folder: Path) -> Plan:
-    """Read a plan's folder. Raises BadInputError when it is none, or of another featkit."""
+    """Read a plan's folder. Raises BadInputError if it is not a plan, or made by another version of featkit."""
     if folder.is_file() and folder.name == PLAN:
         folder = folder.parent
     if not (folder / PLAN).is_file():
@@ -167,8 +169,8 @@ def read_plan(folder: Path) -> Plan:
 
 
 def run_shard(plan: Plan, number: int) -> None:
-    """Work one shard, unless it is there. Raises UsageError for a number that the plan has not, and what its stage
-    raises, with the name of this machine.
+    """Run one shard, unless it is finished. Raises UsageError for a number that the plan does not have, and the stage's
+    errors.
     """
     if not 0 <= number < len(plan.sizes):
         raise UsageError(f"{plan.folder}: shards are numbered 0 to {len(plan.sizes) - 1}, not {number}")
@@ -185,7 +187,7 @@ def run_shard(plan: Plan, number: int) -> None:
 
 
 def join(plan: Plan) -> Path:
-    """Make the plan's output of its shards. Raises BadInputError when one is missing or damaged."""
+    """Make the plan's output from its shards. Raises BadInputError if one is missing or damaged."""
     if waiting := plan.waiting():
         first = ", ".join(map(str, waiting[:5])) + (", ..." if len(waiting) > 5 else "")
         raise BadInputError(
@@ -196,14 +198,14 @@ def join(plan: Plan) -> Path:
         plan.task.join([plan.shard(number) for number in range(len(plan.sizes))], plan.output)
     if not plan.task.linked:
         remove_plan(plan)
-    for left in plan.folder.glob(".*"):  # of machines that were lost
+    for left in plan.folder.glob(".*"):  # temporary files of lost machines
         if OWN.fullmatch(left.name):
             _remove(left)
     return plan.output
 
 
 def remove_plan(plan: Plan) -> None:
-    """Delete a plan's folder: what it made, and nothing else."""
+    """Delete a plan's files, and its folder if nothing else is in it."""
     for path in plan.folder.iterdir() if plan.folder.is_dir() else ():
         if OWN.fullmatch(path.name):
             _remove(path)
@@ -213,7 +215,7 @@ def remove_plan(plan: Plan) -> None:
 
 @contextmanager
 def in_folder(folder: Path) -> Iterator[None]:
-    """Inside, relative paths are those of `folder`. Raises BadInputError on a machine that does not have it."""
+    """Change the working directory to `folder`. Raises BadInputError on a machine that does not have it."""
     before = Path.cwd()
     if folder == before:
         yield
@@ -236,27 +238,27 @@ def _remove(path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The stages that can be cut into shards: extraction and matching here, the others beside.
+# The stages that can be split into shards: extraction and matching; the others follow below.
 
 
 class ExtractTask(Config):
-    """Features of images. Items: their names, relative to `images`."""
+    """Features of images. Items: image names, relative to `images`."""
 
     unit: ClassVar[str] = "images"
     items_per_shard: ClassVar[int] = 64
     suffix: ClassVar[str] = ".h5"
     linked: ClassVar[bool] = True
     stage: Literal["extract"] = "extract"
-    """What tells tasks apart in a plan."""
+    """Kind of task in a plan."""
     config: ExtractConfig
-    """What features, and how images are read."""
+    """Configuration of features and image reading."""
     images: Path
     """Folder of the images."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
     def work(self, items: list[str], output: Path) -> None:
-        """See `engine.plan.Task`. A shard of images that cannot be used, where that is allowed, is an empty store."""
+        """See `engine.plan.Task`. If no image can be used, where that is allowed, the shard is an empty store."""
         method = extraction.extraction(self.config, device=self.device)
         masks = {} if self.config.masks is None else masks_of(self.config.masks, items)
         with contextlib.suppress(EmptyResultError):
@@ -268,18 +270,18 @@ class ExtractTask(Config):
 
 
 class MatchTask(Config):
-    """Matches of pairs. Items: two names each. settings: all fields of the matcher's configuration."""
+    """Matches of pairs. Items: two image names each."""
 
     unit: ClassVar[str] = "pairs"
     items_per_shard: ClassVar[int] = 512
     suffix: ClassVar[str] = ".h5"
     linked: ClassVar[bool] = True
     stage: Literal["match"] = "match"
-    """What tells tasks apart in a plan."""
+    """Kind of task in a plan."""
     matcher: str
-    """A matcher by its name in configs/, or a yaml file."""
+    """Name of a matcher in configs/, or a yaml file."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the matcher's configuration."""
+    """Values of the matcher's configuration."""
     features: Path
     """The features file."""
     device: str = "auto"
@@ -310,22 +312,22 @@ def task_type(stage: str) -> type[Config]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Vectors that images are retrieved by, in shards.
+# Image vectors for retrieval, in shards.
 
 
 class DescribeTask(Config):
-    """Vectors of images. Items: their names in `features`. codebook: as `write_codebook` keeps it."""
+    """Image vectors. Items: image names in `features`."""
 
     unit: ClassVar[str] = "images"
     items_per_shard: ClassVar[int] = 512
     suffix: ClassVar[str] = ".npz"
     linked: ClassVar[bool] = True
     stage: Literal["describe"] = "describe"
-    """What tells tasks apart in a plan."""
+    """Kind of task in a plan."""
     features: Path
     """The features file."""
     codebook: Path
-    """File of the codebook that all shards share."""
+    """File of the codebook that all shards share, from `write_codebook`."""
     config: VladConfig
     """How images are described."""
     device: str = "auto"
@@ -340,24 +342,24 @@ class DescribeTask(Config):
         np.savez(output, names=np.array([name for name, _ in rows], dtype=np.str_), vectors=vectors)
 
     def join(self, shards: list[Path], output: Path) -> None:
-        """See `engine.plan.Task`; who planned it reads the shards (`read_vectors`)."""
+        """See `engine.plan.Task`; does nothing, as the caller reads the shards with `read_vectors`."""
 
 
 def write_codebook(codebook: Codebook, path: Path) -> None:
-    """Keep a codebook for other machines."""
-    with writing(path, owned=True) as file:  # named by what is in it
+    """Save a codebook for other machines."""
+    with writing(path, owned=True) as file:  # the name is a digest of the content
         np.savez(file, basis=codebook.basis, centroids=codebook.centroids)
 
 
 def read_codebook(path: Path) -> Codebook:
-    """A codebook that `write_codebook` kept. Raises BadInputError."""
+    """Read a codebook that `write_codebook` saved. Raises BadInputError."""
     with blaming(path, "a codebook", "make the plan again"):
         kept = read_npz(path, str(path), ("basis", "centroids"))
         return Codebook(kept["basis"], kept["centroids"])
 
 
 def read_vectors(shards: Sequence[Path]) -> Iterator[tuple[str, Int16[np.ndarray, " d"]]]:
-    """Names and vectors of all shards, in order; one shard is in memory. Raises BadInputError."""
+    """Names and vectors of all shards, in order, with one shard in memory at a time. Raises BadInputError."""
     for path in shards:
         with blaming(path, "a shard of vectors", "remove it and run the same command again"):
             kept = read_npz(path, str(path), ("names", "vectors"))
@@ -366,18 +368,18 @@ def read_vectors(shards: Sequence[Path]) -> Iterator[tuple[str, Int16[np.ndarray
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Geometric verification in shards: each takes its images and pairs from the database that is being built.
+# Geometric verification in shards: each reads its images and pairs from the database that is being built.
 
 
 class VerifyTask(Config):
-    """Two-view geometries of pairs. Items: two names each. database: with all images and keypoints, and their ids."""
+    """Two-view geometries of pairs. Items: two image names each."""
 
     unit: ClassVar[str] = "pairs"
     items_per_shard: ClassVar[int] = 2048
     suffix: ClassVar[str] = ".db"
     linked: ClassVar[bool] = False
     stage: Literal["verify"] = "verify"
-    """What tells tasks apart in a plan."""
+    """Kind of task in a plan."""
     config: VerifyConfig
     """How matches are verified."""
     database: Path
@@ -386,9 +388,9 @@ class VerifyTask(Config):
     """The matches file."""
 
     def work(self, items: list[list[str]], output: Path) -> None:
-        """See `engine.plan.Task`. The shard is a COLMAP database of these images and pairs."""
+        """See `engine.plan.Task`. The shard is a COLMAP database with these images and pairs."""
         verify_shard(self.config, self.database, self.matches, [Pair(*item) for item in items], output)
 
     def join(self, shards: list[Path], output: Path) -> None:
-        """Write the pairs of all shards into the database they were taken from."""
+        """Write the pairs of all shards to the database from which they were read."""
         collect(shards, output)

@@ -1,6 +1,6 @@
-"""Shards as Ray tasks. A task lost with its node is run again on another one; a shard that is there is not run at all.
+"""Shards as Ray tasks. A task whose node is lost is retried on another one; finished shards are not run again.
 
-Machines of the cluster need featkit of the same version and the same files under the same paths.
+The machines of the cluster need the same version of featkit and the same files under the same paths.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from featkit.core.log import progress
 from featkit.engine.plan import EngineConfig, Plan, read_plan, run_shard
 
 LOGGER = logging.getLogger(__name__)
-WAIT_S = 1.0  # between two looks at the cluster while nothing ends
-HEAD_GONE_S = 15.0  # without an answer, until the head node counts as lost (Ray itself would end this process at 60 s)
+WAIT_S = 1.0  # interval at which the cluster is checked while no task finishes
+HEAD_GONE_S = 15.0  # time without an answer after which the head node counts as lost (Ray ends this process at 60 s)
 
 
 def run_on_ray(plan: Plan, engine: EngineConfig) -> None:
-    """Work the shards of a plan that are not there yet; an error of one ends the run, what is whole stays.
+    """Run the unfinished shards of a plan; an error in one ends the run, and finished shards are kept.
 
     Raises UsageError without Ray or for resources that no machine has, BadInputError for a cluster that does not answer
-    or is of another version, WorkerDiedError for a shard lost more often than `retries` or a lost head node, and what
-    the stage raises.
+    or has another version, WorkerDiedError for a shard lost more often than `retries` or a lost head node, and the
+    stage's errors.
     """
     ray = _ray()
     waiting = plan.waiting()
@@ -55,7 +55,7 @@ def run_on_ray(plan: Plan, engine: EngineConfig) -> None:
 
 
 def _run(folder: str, number: int) -> None:
-    """In a worker of the cluster: one shard. What goes wrong says on which machine."""
+    """Run one shard in a worker of the cluster. Errors name the machine."""
     log.setup(-1)
     try:
         run_shard(read_plan(Path(folder)), number)
@@ -75,8 +75,8 @@ def _finished(ray: Any, pending: dict[Any, int], plan: Plan) -> Iterator[int]:
             answered = time.monotonic()
         elif time.monotonic() - answered > HEAD_GONE_S:
             raise WorkerDiedError(
-                f"the head node of the Ray cluster does not answer any more; {len(plan.waiting())} of {len(plan.sizes)}"
-                " shards are left: start the cluster and run the same command again"
+                f"the head node of the Ray cluster no longer answers; {len(plan.waiting())} of {len(plan.sizes)} shards"
+                " are unfinished: start the cluster and run the same command again"
             )
 
 
@@ -88,13 +88,13 @@ def _collect(ray: Any, reference: Any, number: int, plan: Plan) -> None:
         if isinstance(cause, FeatkitError):
             raise cause from None
         raise WorkerDiedError(
-            f"shard {number}: {type(cause).__name__}: {_first_line(cause)}; the log of `featkit run {plan.folder}"
-            f" --shard {number} --debug` says more"
+            f"shard {number}: {type(cause).__name__}: {_first_line(cause)}; for details run `featkit run {plan.folder}"
+            f" --shard {number} --debug`"
         ) from error
     except ray.exceptions.RayError as error:
         raise WorkerDiedError(
-            f"shard {number}: lost with its worker or node, also when tried again ({type(error).__name__}), most likely"
-            " for memory; run the same command again, with more --task-cpus or more --shards"
+            f"shard {number}: its worker or node was lost, also in all retries ({type(error).__name__}), probably out"
+            " of memory; run the same command again, with more --task-cpus or more --shards"
         ) from None
 
 
@@ -113,7 +113,7 @@ def _head_answers(ray: Any) -> bool:
 
 @contextmanager
 def _connected(ray: Any, engine: EngineConfig) -> Iterator[None]:
-    """Inside, this process is part of the cluster; one that it was part of before is used and left as it is."""
+    """Connect this process to the cluster; an existing connection is used and kept."""
     if ray.is_initialized():
         yield
         return
@@ -122,10 +122,10 @@ def _connected(ray: Any, engine: EngineConfig) -> Iterator[None]:
         ray.init(address=engine.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise BadInputError(
-            f"{where}: no Ray cluster answers there ({_first_line(error)}); `ray start --head` starts one"
+            f"{where}: no Ray cluster answers ({_first_line(error)}); `ray start --head` starts one"
         ) from None
     except (RuntimeError, ValueError, OSError) as error:
-        raise BadInputError(f"{where}: cannot be joined ({' '.join(str(error).split())})") from None
+        raise BadInputError(f"{where}: cannot connect ({' '.join(str(error).split())})") from None
     try:
         yield
     finally:
@@ -133,7 +133,7 @@ def _connected(ray: Any, engine: EngineConfig) -> Iterator[None]:
 
 
 def _check_resources(ray: Any, engine: EngineConfig) -> None:
-    """Ray would wait for ever for what no machine has. Raises UsageError."""
+    """Raise UsageError for resources that no machine has, for which Ray would wait forever."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for resource, wanted, option in (("CPU", engine.cpus, "--task-cpus"), ("GPU", engine.gpus, "--task-gpus")):
         most = max((machine.get(resource, 0.0) for machine in machines), default=0.0)

@@ -1,7 +1,7 @@
-"""The stages as users call them, here or elsewhere: what a local run writes, an engine writes too.
+"""The stages as users call them, local or distributed: every engine writes the same output as a local run.
 
-An engine looks first at what the output holds already, plans shards of what is left, has them run and adds links to
-them. The same command goes on where it was stopped: finished shards of the same plan are not run again.
+An engine determines which items the output lacks, plans shards for them, runs the shards and adds links to them. The
+same command resumes an interrupted run: finished shards of the same plan are not run again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Planned(FeatkitError):
-    """The work was planned, as asked, and is not done."""
+    """The work was planned, as requested, and not done."""
 
     exit_code = 0
 
@@ -70,7 +70,7 @@ def extract(
     overwrite: bool = False,
     engine: EngineConfig = LOCAL,
 ) -> Path:
-    """Features of all images of a folder: `features.stage.run` by an engine.
+    """Features of all images in a folder: `features.stage.run` with an engine.
 
     Raises what it raises, Planned, and the engine's own errors.
     """
@@ -97,7 +97,7 @@ def match(
     overwrite: bool = False,
     engine: EngineConfig = LOCAL,
 ) -> Path:
-    """Matches of the pairs in a file: `matching.stage.run` by an engine. Raises as `extract` does."""
+    """Matches of the pairs in a file: `matching.stage.run` with an engine. Raises as `extract` does."""
     if engine.name == "local":
         return matching.run(method, features, pairs, output, overwrite=overwrite)
     with locked(output):
@@ -109,7 +109,7 @@ def match(
 
 
 def describer(engine: EngineConfig, output: Path) -> Describe | None:
-    """What `pairing.stage` is to describe images with, for pairs that go to `output`; None: by itself."""
+    """The function with which `pairing.stage` computes image vectors, for pairs written to `output`; None: locally."""
     return None if engine.name == "local" else partial(_describe, engine, output)
 
 
@@ -129,13 +129,13 @@ def _describe(
     plan = _finished_plan(engine, task, names, output)
     yield from read_vectors([plan.shard(number) for number in range(len(plan.sizes))])
     remove_plan(plan)
-    with contextlib.suppress(OSError):  # another command's plan may be there
+    with contextlib.suppress(OSError):  # the folder may contain another command's plan
         place.unlink()
         place.parent.rmdir()
 
 
 def verifier(engine: EngineConfig) -> Verifier | None:
-    """What `build_database` is to verify pairs with; None: by itself."""
+    """The function with which `build_database` verifies pairs; None: locally."""
     return None if engine.name == "local" else partial(_verify, engine)
 
 
@@ -157,7 +157,7 @@ def _run(engine: EngineConfig, task: Any, todo: Sequence[Any], total: int, outpu
 
 
 def _finished_plan(engine: EngineConfig, task: Any, todo: Sequence[Any], output: Path) -> Plan:
-    """The plan of a task, all of its shards there. Raises Planned."""
+    """The plan of a task with all of its shards finished. Raises Planned."""
     plan = make_plan(task, todo, output, engine.shards)
     if engine.name == "plan" and plan.waiting():
         raise Planned(plan)

@@ -1,1 +1,1 @@
-"""Photographs: list, decode (EXIF, 16-bit, alpha, size cap), resize, masks, patches, the way back to stored pixels."""
+"""Photographs: listing, decoding (EXIF, 16 bits, alpha, size limit), resizing, masks, patches, and EXIF metadata."""

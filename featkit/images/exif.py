@@ -1,4 +1,4 @@
-"""What photographs say of themselves: cameras by EXIF, and where they were taken."""
+"""Metadata of photographs: camera, lens, focal length and GPS position from EXIF."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from featkit.images.read import UNREADABLE, open_header, size_in_file
 from featkit.io.lists import read_gps_csv, respelled
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The focal length that a photograph says of itself, in pixels of its file.
+# The focal length in a photograph's EXIF, in pixels of its file.
 #
 # Source: EXIF 2.32, tags 0x920A FocalLength, 0xA405 FocalLengthIn35mmFilm, 0xA20E FocalPlaneXResolution (sensor pixels
-# per unit), 0xA210 its unit, 0xA002 and 0xA003 the size that the camera wrote.
+# per unit), 0xA210 its unit, 0xA002 and 0xA003 the image size when the camera wrote it.
 
 
 EXIF_IFD = 0x8769
 FOCAL_MM, FOCAL_35MM = 0x920A, 0xA405
 PLANE_RESOLUTION, PLANE_UNIT = 0xA20E, 0xA210
 WRITTEN_SIZE = (0xA002, 0xA003)
-UNIT_MM = {1: 25.4, 2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # 1, no unit, is written for inches; 4 and 5 are by custom
+UNIT_MM = {1: 25.4, 2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # 1, no unit, is used for inches; 4 and 5 are non-standard
 FILM_DIAGONAL_MM = math.hypot(36.0, 24.0)
-SANE = (0.1, 10.0)  # focal length over the longer side; anything else is no focal length (COLMAP's bounds)
+SANE = (0.1, 10.0)  # plausible focal length over the longer side (COLMAP's limits)
 
 
 def focal_length_px(path: Path, size: tuple[int, int], sensor_width_mm: float | None = None) -> float | None:
-    """Focal length in pixels of a file of `size` (width, height); None when its EXIF does not tell.
+    """Focal length in pixels of a file of `size` (width, height); None if its EXIF does not have it.
 
-    In this order: the equivalent to 35 mm film (by the diagonal); the focal length with the resolution of the focal
-    plane, also of a photograph that was scaled since; the focal length with sensor_width_mm, the sensor's longer side.
+    From, in this order: the 35 mm equivalent (by the diagonal); the focal length and the focal plane resolution, also
+    for photographs that were resized later; the focal length and sensor_width_mm, the sensor's longer side.
     """
     tags = _exif(path)
     longer = max(size)
@@ -64,12 +64,12 @@ def _exif(path: Path) -> dict[int, Any]:
 
 
 def _early_exif(header: Image.Image) -> Image.Exif:
-    """Pillow decodes a whole PNG in search of late metadata; EXIF lies before the pixels where it is of use."""
+    """EXIF of an opened file. For PNG only that before the pixels, as Pillow would decode the image to find more."""
     return Image.Image.getexif(header) if header.format == "PNG" else header.getexif()
 
 
 def _positive(value: Any) -> float | None:
-    """A tag's value as a number above zero, None for anything else (a fraction over zero, text, several values)."""
+    """A tag's value as a positive number; None for anything else (a division by zero, text, several values)."""
     try:
         number = float(value)
     except (TypeError, ValueError, ZeroDivisionError):
@@ -78,7 +78,7 @@ def _positive(value: Any) -> float | None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# With which camera and lens, and whether as a panorama of the whole sphere.
+# Camera and lens, and whether the photograph is a spherical panorama.
 #
 # Source: EXIF 2.32 (Make, Model, LensModel), and Google's "Photo Sphere XMP Metadata", GPano:ProjectionType.
 
@@ -89,7 +89,7 @@ EQUIRECTANGULAR = re.compile(rb"GPano:ProjectionType\s*(=\s*[\"']|>)\s*equirecta
 
 @dataclass(frozen=True)
 class Lens:
-    """camera: maker and model. lens: its name. focal_mm: where it stood. Empty and None: EXIF does not say."""
+    """camera: maker and model. lens: its name. focal_mm: focal length. Empty or None if not in EXIF."""
 
     camera: str = ""
     lens: str = ""
@@ -102,7 +102,7 @@ class Lens:
 
 @dataclass(frozen=True)
 class Taken:
-    """size: width, height as stored. is_panorama: of the whole sphere, by its own metadata (GPano)."""
+    """size: width, height as stored. is_panorama: whether its metadata (GPano) mark it as a spherical panorama."""
 
     size: tuple[int, int]
     lens: Lens
@@ -110,7 +110,7 @@ class Taken:
 
 
 def taken_with(path: Path) -> Taken | None:
-    """What a photograph's header says of how it was taken; None for a file that cannot be read."""
+    """Camera, lens and panorama metadata of a photograph; None for a file that cannot be read."""
     try:
         with open_header(path) as header:
             size = size_in_file(header)
@@ -135,37 +135,37 @@ def _lens(header: Image.Image) -> Lens:
 
 
 def _words(value: Any) -> str:
-    """A text of EXIF in one line, without what pads it; empty for anything else."""
+    """An EXIF string as one line without padding; empty for anything else."""
     return " ".join("".join(c if c.isprintable() else " " for c in value).split()) if isinstance(value, str) else ""
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Where a photograph was taken, from its EXIF. Source: EXIF 2.32, section 4.6.6 (tags of the GPS directory).
+# The GPS position in a photograph's EXIF. Source: EXIF 2.32, section 4.6.6 (tags of the GPS directory).
 
 
 GPS_DIRECTORY = 0x8825
 LATITUDE_REF, LATITUDE, LONGITUDE_REF, LONGITUDE, ALTITUDE_REF, ALTITUDE = range(1, 7)
-BELOW_SEA = 1  # values of ALTITUDE_REF: 0 above the sea, 1 below it; 2 and 3 the same for the ellipsoid (EXIF 3.0)
+BELOW_SEA = 1  # values of ALTITUDE_REF: 0 above sea level, 1 below; 2 and 3 the same for the ellipsoid (EXIF 3.0)
 BELOW_ELLIPSOID = 3
 
 
 def exif_position(path: Path) -> Geodetic | None:
-    """The position in a photograph's EXIF; None when it has none, or one that is impossible.
+    """The position in a photograph's EXIF; None if it has none, or an invalid one.
 
-    Latitude and longitude that are both exactly 0 are what cameras write without a fix, and count as none; so does a
-    file that is no image (whoever decodes it says so). Raises BadInputError for a file that is not there.
+    Latitude and longitude of exactly 0, which cameras write without a GPS fix, also give None, as does a file that is
+    not an image (decoding it reports the error). Raises BadInputError for a missing file.
     """
     try:
         with open_header(path) as header:
             return position_of(_early_exif(header).get_ifd(GPS_DIRECTORY))
     except FileNotFoundError:
-        raise BadInputError(f"{path}: no such image; its EXIF was to say where it was taken") from None
+        raise BadInputError(f"{path}: no such image; its EXIF is needed for the GPS position") from None
     except UNREADABLE:
         return None
 
 
 def position_of(tags: Mapping[int, Any]) -> Geodetic | None:
-    """The position in a GPS directory, tag by tag; None when it holds none."""
+    """The position in the tags of a GPS directory; None if there is none."""
     latitude = _degrees(tags.get(LATITUDE), tags.get(LATITUDE_REF), "NS")
     longitude = _degrees(tags.get(LONGITUDE), tags.get(LONGITUDE_REF), "EW")
     if latitude is None or longitude is None or not is_on_earth(latitude, longitude):
@@ -176,7 +176,7 @@ def position_of(tags: Mapping[int, Any]) -> Geodetic | None:
 
 
 def _degrees(parts: Any, reference: Any, signs: str) -> float | None:
-    """Degrees, minutes and seconds as one number; None for anything else. signs: letters of plus and of minus."""
+    """Degrees, minutes and seconds as one number; None for anything else. signs: the letters for plus and minus."""
     letter = str(reference or "").strip("\0 ").upper()[:1]
     if parts is None or letter not in signs or not letter:
         return None
@@ -208,12 +208,12 @@ def _altitude(value: Any, reference: Any) -> float | None:
 # Which photographs have a position, from a csv or from their EXIF.
 
 
-NAMED = 20  # names in a message; the others are counted
+NAMED = 20  # names listed in a message; the others are only counted
 
 
 @dataclass(frozen=True)
 class Located:
-    """Positions by image name, and the names that have none, both in the order asked for. source: a file or folder."""
+    """Positions by image name, and names without a position, in the requested order. source: a file or folder."""
 
     positions: dict[str, Geodetic]
     without: list[str]
@@ -221,9 +221,9 @@ class Located:
 
 
 def locate(names: Sequence[str], images: Path | None, gps_file: Path | None) -> Located:
-    """Positions of images: from the csv when one is given, else from the EXIF of the files in `images`.
+    """Positions of images: from the csv if it is given, otherwise from the EXIF of the files in `images`.
 
-    Raises UsageError without either, BadInputError when no image has a position or an image is not there.
+    Raises UsageError without either, BadInputError if no image has a position or an image is missing.
     """
     if gps_file is not None:
         listed = respelled(read_gps_csv(gps_file), lambda: names)
@@ -252,6 +252,6 @@ def locate(names: Sequence[str], images: Path | None, gps_file: Path | None) -> 
 
 
 def some_names(names: Sequence[str]) -> str:
-    """Names for a message: all of up to 20, else the first ones and how many more."""
+    """Names for a message: at most the first 20, and the number of others."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,7 +1,7 @@
-"""One stretch for all 16-bit files of a folder: which of their values become black and white.
+"""A common intensity range for all 16-bit files in a folder, which is mapped to black and white.
 
-A file of 16 bits that uses 12 or 14 of them, or the narrow range of a thermal camera, is nearly black once it is
-divided by 256; stretched by itself, the same surface would have another brightness in every photograph.
+A 16-bit file that uses only 12 or 14 bits, or the narrow range of a thermal camera, is nearly black when divided by
+256; if every file were stretched individually, the same surface would have a different brightness in each.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ PNG, PNG_DEPTH_AT = b"\x89PNG\r\n\x1a\n", 24
 PNM = re.compile(rb"P[56](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d+)\s")
 BITS_PER_SAMPLE = 258  # a TIFF tag
 DEEP_SUFFIXES = {".png", ".tif", ".tiff", ".pgm", ".ppm", ".pnm"}
-HEAD = 512  # bytes in which a PNG or PNM file says its depth
+HEAD = 512  # bytes at the beginning of a PNG or PNM file that contain its bit depth
 SAMPLED_FILES = 48  # spread over the folder
-PIXEL_STEP = 3  # of rows and columns: a ninth of the pixels
-OUTLIERS_PERCENT = 0.1  # of a file's pixels at either end: dead pixels, glints
-WIDE = 1 << 15  # a folder that uses half of the 16 bits or more is left as it is
+PIXEL_STEP = 3  # step of rows and columns: uses a ninth of the pixels
+OUTLIERS_PERCENT = 0.1  # percentage of a file's pixels ignored at either end: dead pixels, glints
+WIDE = 1 << 15  # a folder that uses half of the 16-bit range or more is not stretched
 
 
 def is_deep(path: Path) -> bool:
-    """Whether a file has more than 8 bits per sample, by its header."""
+    """Whether a file has more than 8 bits per sample, from its header."""
     if path.suffix.lower() not in DEEP_SUFFIXES:
         return False
     try:
@@ -52,10 +52,11 @@ def is_deep(path: Path) -> bool:
 
 
 def found_range(images: Path, names: Sequence[str]) -> tuple[float, float] | None:
-    """The values that become black and white in all files of more than 8 bits; None when they use most of their range.
+    """The values mapped to black and white in all files of more than 8 bits.
 
-    The smallest and largest over a sample of the files, without each one's outliers. Files that cannot be read are
-    passed over: whoever decodes them says so.
+    The smallest and largest values in a sample of the files, without the outliers of each. None if there are no such
+    files, or if they use half of their range or more. Files that cannot be read are skipped here; decoding them reports
+    the error.
     """
     with ThreadPoolExecutor(usable_cores()) as pool:
         deep = [
@@ -75,7 +76,7 @@ def found_range(images: Path, names: Sequence[str]) -> tuple[float, float] | Non
     if not low < high or high - low >= WIDE:
         return None
     LOGGER.info(
-        "extract: %d photographs of 16 bits use %g to %g; one stretch of these to black and white for all"
+        "extract: %d photographs of 16 bits use %g to %g; this range is mapped to black and white in all of them"
         " (decode.intensity_range)",
         *(len(deep), low, high),
     )
@@ -83,7 +84,7 @@ def found_range(images: Path, names: Sequence[str]) -> tuple[float, float] | Non
 
 
 def _ends(path: Path) -> tuple[float, float] | None:
-    """Values that all but the outliers of a file lie between."""
+    """The range of a file's values without outliers; None if it cannot be read or has 8 bits."""
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
         pixels = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)

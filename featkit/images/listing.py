@@ -1,4 +1,4 @@
-"""Which files of a folder are photographs, under the names they keep everywhere else."""
+"""Listing the photographs in a folder, with the names that are used everywhere else."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ SUFFIXES = frozenset(
         *HEIF_SUFFIXES,
     }
 )
-"""Names of photographs. HEIC takes the extra `heic`."""
+"""File extensions of photographs. HEIC needs the extra `heic`."""
 NOT_READ = {
     "a camera's raw file": {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".raw"},
     "a video": {".mp4", ".mov", ".avi", ".mkv", ".m4v", ".webm", ".3gp", ".insv"},
     "not a photograph that is read": {".psd", ".svg", ".eps", ".exr", ".hdr", ".jxl", ".jxr", ".insp", ".xcf", ".fits"},
 }
-"""What people keep in such folders and might expect to be used."""
+"""Files that users keep in such folders and might expect to be used."""
 UNREAD = {suffix: why for why, suffixes in NOT_READ.items() for suffix in suffixes}
 OWN = "written by featkit"
-PICTURE_MARK = b"featkit picture"  # in a comment of pictures that are drawn, not taken
-MARKED_BYTES = 128  # of a file, within which its mark is
-DRAWN = re.compile(r"\w+_\d{7}\.jpg")  # names of such pictures: of a training's step
-NO_MEDIA = ".nomedia"  # Android's: a folder with this file holds nothing for a gallery
+PICTURE_MARK = b"featkit picture"  # comment in images that featkit draws
+MARKED_BYTES = 128  # bytes at the beginning of a file that contain the mark
+DRAWN = re.compile(r"\w+_\d{7}\.jpg")  # names of such images, with the step of a training
+NO_MEDIA = ".nomedia"  # Android: a folder with this file is hidden from galleries
 DENSE_WORKSPACE = {"images", "sparse", "stereo"}  # folders of COLMAP's dense workspace
 
 
 def list_images(folder: Path) -> list[str]:
-    """Names of all images below `folder`: relative, with forward slashes, sorted. Hidden files are passed over.
+    """Names of all images in `folder` and its subfolders: relative, with forward slashes, sorted, without hidden files.
 
-    So are, with a line, what featkit itself wrote below it (exports, data sets, rendered scenes, pictures of a
-    training), COLMAP's dense workspaces, masks of the photographs, and folders that hold a file named `.nomedia`.
-    Raises BadInputError when the folder is missing, holds no image, or one whose name is not UTF-8.
+    Also skipped, with a warning, are files that featkit wrote (exports, datasets, rendered scenes, training images),
+    COLMAP's dense workspaces, masks of the photographs, and folders with a file named `.nomedia`.
+    Raises BadInputError if the folder is missing or has no images, or if a name is not UTF-8.
     """
     if not folder.is_dir():
         kind = "is a file, not a folder of images" if folder.exists() else "no such folder"
@@ -60,7 +60,7 @@ def list_images(folder: Path) -> list[str]:
 
 
 def _photographs(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Names of the photographs, and of what is passed over by why. Linked folders are followed, each folder once."""
+    """Names of the photographs, and of skipped files by reason. Linked folders are followed, each folder once."""
     names: list[str] = []
     passed_over: dict[str, list[str]] = {}
     own: set[Path] = set()
@@ -90,7 +90,7 @@ def _photographs(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def _not_read(path: Path, suffix: str) -> str | None:
-    """Why a file of a photograph's name is not read, None: it is."""
+    """Why a file with an image extension is not read; None if it is read."""
     if not path.is_file():
         return "a link to nothing" if path.is_symlink() and not path.exists() else "not a file"
     if suffix in HEIF_SUFFIXES and not reads_heif():
@@ -103,7 +103,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _no_photographs(where: Path, folders: Collection[str], files: Collection[str]) -> str | None:
-    """Why nothing below a folder is a photograph; None: something may be."""
+    """Why a folder contains no photographs; None if it may contain some."""
     if NO_MEDIA in files:
         return f"a folder with {NO_MEDIA}"
     if any(name in files and is_own_json(where / name) for name in (*STAMPS[1:], "sparse.json")):
@@ -114,7 +114,7 @@ def _no_photographs(where: Path, folders: Collection[str], files: Collection[str
 
 
 def _exported(folder: Path) -> set[Path]:
-    """Files that featkit wrote for another program into a folder that others may write to as well."""
+    """Files that featkit exported for another program into a folder that may contain other files."""
     files = (read_stamp(folder / STAMP) or {}).get("files")
     return {folder / name for name in files} if isinstance(files, dict) else set()
 
@@ -128,7 +128,7 @@ def _is_drawn(path: Path) -> bool:
 
 
 def marked(encoded: bytes, mark: bytes = PICTURE_MARK) -> bytes:
-    """A JPEG or PNG file that says in a comment of its head what made it. Its pixels are the same."""
+    """A JPEG or PNG file with a comment in its header that marks it as made by featkit. The pixels are unchanged."""
     if encoded.startswith(b"\xff\xd8"):
         return encoded[:2] + b"\xff\xfe" + (len(mark) + 2).to_bytes(2, "big") + mark + encoded[2:]
     chunk = b"tEXtSoftware\0" + mark
@@ -137,7 +137,7 @@ def marked(encoded: bytes, mark: bytes = PICTURE_MARK) -> bytes:
 
 
 def _masks_among(names: Collection[str]) -> set[str]:
-    """Names that are those of masks: `a/b.jpg.png`, `masks/a/b.jpg.png` beside a photograph `a/b.jpg`."""
+    """Names of masks: `a/b.jpg.png` or `masks/a/b.jpg.png`, if there is a photograph `a/b.jpg`."""
     known, masks = set(names), set()
     for name in names:
         masked = name.removesuffix(".png")
@@ -150,5 +150,5 @@ def _masks_among(names: Collection[str]) -> set[str]:
 
 
 def _not_utf8(name: str) -> bool:
-    """Whether a name holds bytes that Python could only keep as surrogates: no text file could hold it."""
+    """Whether a name contains bytes that Python represents as surrogates, which cannot be written to a text file."""
     return any("\ud800" <= letter <= "\udfff" for letter in name)

@@ -1,9 +1,8 @@
-"""Masks as COLMAP names them: `masks/a/b.jpg.png` is that of `a/b.jpg`; where it is zero there are no keypoints.
+"""Masks named as in COLMAP: `masks/a/b.jpg.png` for `a/b.jpg`; there are no keypoints where the mask is zero.
 
-`a/b.png` is taken too, as COLMAP does. A mask is of the size of the file it masks, pixel by pixel. Where the
-photograph is turned by EXIF it may also be of the upright size, and is then taken to be upright; of a photograph that
-keeps its size when it is turned (by 180 degrees, or mirrored) it masks the file's pixels. A mask with an EXIF
-orientation of its own is upright once that is applied.
+`a/b.png` is accepted too, as in COLMAP. A mask has the size of the image file, pixel by pixel. For a photograph that
+EXIF rotates by 90 degrees it may also have the upright size, and is then upright; for orientations that keep the size
+(180 degrees, mirrored) it masks the pixels as stored. A mask with its own EXIF orientation is rotated upright first.
 """
 
 from __future__ import annotations
@@ -22,25 +21,25 @@ from featkit.core.errors import BadInputError
 from featkit.images.read import DecodeConfig, DecodedImage, as_stored, read_file, read_header, upright
 
 LOGGER = logging.getLogger(__name__)
-AS_STORED = (0, 1)  # orientations that turn nothing
+AS_STORED = (0, 1)  # orientations without rotation
 
 
 def find_masks(folder: Path, images: Path, names: Sequence[str]) -> dict[str, Path]:
-    """The mask file of every image that has one; that others have none is said once.
+    """The mask file of every image that has one; one warning reports images without a mask.
 
-    Raises BadInputError when the folder is missing, lies among the images, or has a mask for none of them.
+    Raises BadInputError if the folder is missing, is inside the image folder, or has no mask for any image.
     """
     if not folder.is_dir():
         raise BadInputError(f"{folder}: {'is a file, not a folder of masks' if folder.exists() else 'no such folder'}")
     if folder.resolve() == images.resolve() or images.resolve() in folder.resolve().parents:
-        raise BadInputError(f"{folder}: lies among the images, and its masks would be taken for some; move it beside")
+        raise BadInputError(f"{folder}: is among the images, so its masks would be used as images; move it elsewhere")
     found = masks_of(folder, names)
     if not found:
         raise BadInputError(f"{folder}: no mask for any of {len(names)} images; expected as {names[0]}.png")
     without = [name for name in names if name not in found]
     if without:
         LOGGER.warning(
-            "%d of %d images have no mask (%s ...): all of each is used", len(without), len(names), without[0]
+            "%d of %d images have no mask (%s ...): they are used in full", len(without), len(names), without[0]
         )
     return found
 
@@ -60,13 +59,13 @@ def _mask_of(folder: Path, name: str) -> Path | None:
 
 
 def masked(image: DecodedImage, mask: Path, config: DecodeConfig) -> DecodedImage:
-    """A photograph without what its mask hides. Raises BadInputError for a mask that is broken or of another size."""
+    """A photograph with its mask applied. Raises BadInputError for a mask that is broken or has another size."""
     kept = _in_file(mask, image, config)
     return replace(image, usable=kept if image.usable is None else kept & image.usable)
 
 
 def _in_file(path: Path, image: DecodedImage, config: DecodeConfig) -> Bool[np.ndarray, "h w"]:
-    """True where the mask is not zero, pixel by pixel of the photograph's file."""
+    """True where the mask is not zero, in the pixels of the photograph as stored."""
     kept, orientation = _read(path, config)
     width, height = image.stored_size
     stored = (height, width)
@@ -79,11 +78,11 @@ def _in_file(path: Path, image: DecodedImage, config: DecodeConfig) -> Bool[np.n
         return as_stored(kept, image.orientation)
     size = f"{kept.shape[1]} x {kept.shape[0]}"
     also = "" if turned == stored else f" (upright {height} x {width})"
-    raise BadInputError(f"{path}: is {size}, its image {width} x {height}{also}; a mask has its image's size")
+    raise BadInputError(f"{path}: is {size}, its image {width} x {height}{also}; a mask must have the image's size")
 
 
 def _read(path: Path, config: DecodeConfig) -> tuple[Bool[np.ndarray, "h w"], int]:
-    """Where a mask is not zero in any colour, and its own orientation."""
+    """Where a mask is not zero in some channel, and its EXIF orientation."""
     data = read_file(path)
     header = read_header(path, data, config)
     try:

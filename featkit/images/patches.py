@@ -1,7 +1,7 @@
-"""Patches around keypoints, all of one image at once: a Gaussian pyramid, then bilinear samples from the right level.
+"""Patches around keypoints, for all keypoints of an image: bilinear samples from a level of a Gaussian pyramid.
 
 Semantics of kornia's `extract_patches_from_pyramid`: the level is floor(log2(side / out_px)), so that neighbouring
-samples lie 1 to 2 pixels of that level apart; outside the image the nearest border pixel is read. Levels are computed
+samples are 1 to 2 pixels of that level apart; outside the image the nearest border pixel is used. Levels are computed
 once per image, and keypoints are sampled level by level.
 """
 
@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-BINOMIAL = (1.0, 4.0, 6.0, 4.0, 1.0)  # of sum 16: the pyramid's blur along each axis, sigma 1 px
-CHUNK_SAMPLES = {"cpu": 1 << 18, "cuda": 1 << 25}  # at a time: on the CPU their grid (2 MB) stays in the cache
+BINOMIAL = (1.0, 4.0, 6.0, 4.0, 1.0)  # sum 16: the pyramid's blur along each axis, sigma 1 px
+CHUNK_SAMPLES = {"cpu": 1 << 18, "cuda": 1 << 25}  # samples at a time: on the CPU their grid (2 MB) stays in the cache
 
 
 class PatchPyramid:
-    """One grey image, ready to have patches cut out of it at any scale. Levels are made when they are first needed."""
+    """A pyramid of one grey image, from which patches of any scale are cut. Levels are computed on demand."""
 
     def __init__(self, image: Shaped[Tensor, "h w"]):
-        """image: uint8, or floating point in [0, 1]; the patches come out on its device. Raises ValueError."""
+        """image: uint8, or floating point in [0, 1]; patches are on its device. Raises ValueError for other shapes."""
         if image.ndim != 2 or not image.numel():
             raise ValueError(f"patches are cut from a grey image (h, w), not from one of shape {tuple(image.shape)}")
         level = image.float()
@@ -38,10 +38,10 @@ class PatchPyramid:
         oris: Float[Tensor, " n"],
         out_px: int,
     ) -> Float[Tensor, "n out out"]:
-        """Square patches of side `side_px` around `centres`, turned so that `oris` points along their +x axis.
+        """Square patches of side `side_px` around `centres`, rotated so that `oris` points along their +x axis.
 
-        Sample (i, j) lies at centre + R (u_j, u_i) side / 2, with u_k = (2 k + 1) / out_px - 1. centres: pixels, centre
-        of the top-left one at (0, 0). oris: radians from +x towards +y. A keypoint that is not finite gives zeros.
+        Sample (i, j) is at centre + R (u_j, u_i) side / 2, with u_k = (2 k + 1) / out_px - 1. centres: pixels, with the
+        centre of the top-left one at (0, 0). oris: radians from +x towards +y. Non-finite keypoints give zeros.
         """
         return KeypointPatches(self, centres, side_px, oris, out_px).all()
 
@@ -60,7 +60,7 @@ class PatchPyramid:
 
 
 class KeypointPatches:
-    """The patches of some keypoints of one image, cut when they are indexed; several threads may do so at once."""
+    """The patches of keypoints of one image, cut when they are indexed; thread-safe."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class KeypointPatches:
         self._centres, sides, oris = (v.to(pyramid.device, torch.float32) for v in (centres, side_px, oris))
         self._x_axis = torch.stack([oris.cos(), oris.sin()], 1) * (0.5 * sides)[:, None]
         self._levels = self._levels_of(sides)
-        pyramid.level(int(self._levels.max()) if len(sides) else 0)  # all of them now: threads share the pyramid
+        pyramid.level(int(self._levels.max()) if len(sides) else 0)  # compute all levels now: threads share the pyramid
 
     def __len__(self) -> int:
         return len(self._centres)
@@ -92,7 +92,7 @@ class KeypointPatches:
         return self._cut(torch.arange(len(self), device=self._pyramid.device))
 
     def _levels_of(self, sides: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """Level of every patch; -1 where something is not finite."""
+        """Level of every patch; -1 for keypoints that are not finite."""
         finite = (self._centres.sum(1) + self._x_axis.sum(1)).isfinite()
         spacing = torch.where(finite, sides, 0.0) / self._out_px
         levels = spacing.clamp_min(1.0).log2().floor().long().clamp_max(self._pyramid.coarsest(self._out_px))
@@ -112,7 +112,7 @@ class KeypointPatches:
         image = self._pyramid.levels[level]
         steps = (2.0 * torch.arange(self._out_px, device=image.device) + 1.0) / self._out_px - 1.0
         height, width = self._pyramid.levels[0].shape
-        # grid_sample's frame: corners of the image at -1 and 1, the same places on every level (align_corners=False)
+        # grid_sample's coordinates: image corners at -1 and 1, the same on every level (align_corners=False)
         unit = 2.0 / torch.tensor([width, height], device=image.device, dtype=torch.float32)
         x_axis = self._x_axis[index]
         y_axis = torch.stack([-x_axis[:, 1], x_axis[:, 0]], 1)
@@ -125,7 +125,7 @@ class KeypointPatches:
 
 
 def halved(image: Float[Tensor, "h w"]) -> Float[Tensor, "h2 w2"]:
-    """Blur by a 5-tap binomial with mirrored borders, then bilinear at half the size (rounded down)."""
+    """Blur with a 5-tap binomial and mirrored borders, then resize bilinearly to half the size (rounded down)."""
     padded = F.pad(image[None, None], (2, 2, 2, 2), mode="reflect")[0, 0]
     blurred = _blur_rows(_blur_rows(padded).T).T
     size = (image.shape[0] // 2, image.shape[1] // 2)
@@ -133,7 +133,7 @@ def halved(image: Float[Tensor, "h w"]) -> Float[Tensor, "h2 w2"]:
 
 
 def _blur_rows(image: Float[Tensor, "h w"]) -> Float[Tensor, "h2 w"]:
-    """The binomial along the first axis, without the two rows at either end."""
+    """Binomial filter along the first axis; drops two rows at either end."""
     outer, inner, centre = (weight / sum(BINOMIAL) for weight in BINOMIAL[:3])
     blurred = centre * image[2:-2]
     blurred.add_(image[1:-3], alpha=inner).add_(image[3:-1], alpha=inner)

@@ -1,4 +1,4 @@
-"""Photographs as arrays: decoded, upright, masked."""
+"""Reading photographs as arrays: decoding, upright orientation, masks."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from featkit.geometry.pixels import COLMAP_ORIGIN, apply_affine, compose, resize
 
 LOGGER = logging.getLogger(__name__)
 # ----------------------------------------------------------------------------------------------------------------------
-# Photograph -> upright 8-bit pixels, and the way back to the pixels of the file.
+# Photograph -> upright 8-bit pixels, with the map back to the pixels of the file.
 #
-# Pillow reads the header (size, EXIF orientation) before anything is decoded; OpenCV decodes and resizes.
+# Pillow reads the header (size, EXIF orientation) before decoding; OpenCV decodes and resizes.
 
 
 EXIF_ORIENTATION = 0x0112
 IMAGE_WIDTH, IMAGE_LENGTH = 0x0100, 0x0101  # TIFF tags
-ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}  # Pillow's
-PNG_END = b"IEND\xaeB`\x82"  # the last chunk's name and checksum; some programs write more behind it
+ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}  # Pillow's image modes
+PNG_END = b"IEND\xaeB`\x82"  # name and checksum of the last chunk; some programs write more data after it
 UNREADABLE = (
     OSError,
     UnidentifiedImageError,
@@ -50,9 +50,9 @@ UNREADABLE = (
     RuntimeError,
     zlib.error,
 )
-"""What Pillow raises for files that it cannot read, or whose metadata are not what they should be."""
+"""Errors that Pillow raises for files that it cannot read, or that have invalid metadata."""
 BY_PILLOW = {"GIF", "AVIF", "HEIF", "JPEG2000"}
-"""Formats that not every build of OpenCV decodes."""
+"""Formats decoded by Pillow, as not every build of OpenCV supports them."""
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 HEIC_EXTRA = "a HEIC photograph; pip install 'featkit[heic]' to read it, or convert it to JPEG"
@@ -61,17 +61,17 @@ _PILLOW_LIMIT = threading.Lock()
 
 
 class DecodeConfig(Config):
-    """How a file becomes pixels."""
+    """How image files are decoded."""
 
     resize_max: int | None = Field(None, ge=16, le=2**16)
     """Longer side after resizing, px; smaller images keep their size. None: no resizing."""
     max_megapixels: Factor = 250.0
-    """A larger image is refused before it is decoded (one byte per pixel and channel would be needed)."""
+    """Largest accepted image, megapixels; checked before decoding (which needs a byte per pixel and channel)."""
     min_alpha: int = Field(default=1, ge=0, le=255)
-    """Pixels less opaque than this, of 255, are masked; 0: the alpha channel does not matter."""
+    """Pixels with less alpha than this, 0 to 255, are masked; 0: the alpha channel is ignored."""
     intensity_range: Later[tuple[Number, Number] | None] = None
-    """Of files with more than 8 bits: the values that become 0 and 255. None: found over the folder where these files
-    use less than half of their range (extract, reconstruct), else 0 and 65,535."""
+    """Values mapped to 0 and 255 in files of more than 8 bits. None: determined for the folder if its files use less
+    than half of their range (extract, reconstruct), otherwise 0 and 65,535."""
 
     @model_validator(mode="after")
     def _in_order(self) -> DecodeConfig:
@@ -84,9 +84,9 @@ class DecodeConfig(Config):
 class DecodedImage:
     """pixels: (h, w) or (h, w, 3) RGB, uint8, upright. stored_size: width, height of the file.
 
-    stored_from_pixels: affine map of these pixels onto the file's pixels (centres at whole numbers in both).
-    usable: of the file's pixels, those that may have keypoints (neither masked nor transparent); None: all.
-    orientation: EXIF's, as the file has it.
+    stored_from_pixels: affine map from these pixels to the file's pixels (centres at integers in both).
+    usable: which of the file's pixels may have keypoints (neither masked nor transparent); None: all.
+    orientation: EXIF orientation of the file.
     """
 
     pixels: UInt8[np.ndarray, "h w *c"]
@@ -101,14 +101,14 @@ class DecodedImage:
         return self.pixels.shape[1], self.pixels.shape[0]
 
     def pixels_from_file(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-        """Points of the file's pixels in these pixels."""
+        """Convert points from the file's pixels to these pixels."""
         linear, offset = self.stored_from_pixels[:, :2], self.stored_from_pixels[:, 2]
         return (points - offset) @ np.linalg.inv(linear).T
 
     def features_in_file(self, features: Features) -> Features:
-        """The same features in the pixels of the file: keypoints, scales, orientations, uncertainty mapped back.
+        """Convert features to the pixels of the file: keypoints, scales, orientations and uncertainty.
 
-        Those in a masked pixel are left out.
+        Keypoints in masked pixels are left out.
         """
         affine = self.stored_from_pixels
         linear = affine[:, :2]
@@ -149,11 +149,11 @@ def _in_usable(usable: Bool[np.ndarray, "h w"], keypoints: Float[np.ndarray, "n 
 
 
 def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedImage:
-    """Read one photograph. Raises BadInputError when it is missing, broken, cut off or too large."""
+    """Read one photograph. Raises BadInputError if it is missing, broken, truncated or too large."""
     data = read_file(path)
     header = read_header(path, data, config)
     stored_size, tag = header.size, header.orientation
-    if header.form == "TIFF" and tag != 1:  # OpenCV's and Pillow's TIFF decoders turn the pixels unasked
+    if header.form == "TIFF" and tag != 1:  # OpenCV's and Pillow's TIFF decoders rotate the pixels on their own
         data = with_tiff_tag_1(data)
     usable = _opaque(data, config.min_alpha) if header.has_alpha and config.min_alpha > 0 else None
     flags = (cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
@@ -176,17 +176,17 @@ def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedIma
 
 
 def _stretched(pixels: np.ndarray, ends: tuple[float, float]) -> UInt8[np.ndarray, "h w *c"]:
-    """Values of any type in 8 bits; NaN is black."""
+    """Map the range `ends` of values of any type to 8 bits; NaN is black."""
     low, high = ends
     scaled = (np.nan_to_num(pixels.astype(np.float32), nan=low) - np.float32(low)) * np.float32(255 / (high - low))
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
 def _by_pillow(data: bytes, colour: bool) -> UInt8[np.ndarray, "h w *c"] | None:
-    """Pixels as OpenCV would give them (BGR, or grey by its weights); of an animation the first."""
+    """Pixels as OpenCV would return them (BGR, or grey with its weights); for an animation the first frame."""
     try:
         with open_header(BytesIO(data)) as image:
-            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
                 found = cv2.cvtColor((np.asarray(image) >> 8).astype(np.uint8), cv2.COLOR_GRAY2BGR)
             else:
                 found = cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
@@ -196,7 +196,7 @@ def _by_pillow(data: bytes, colour: bool) -> UInt8[np.ndarray, "h w *c"] | None:
 
 
 def _opaque(data: bytes, min_alpha: int) -> Bool[np.ndarray, "h w"] | None:
-    """Which pixels of a file with an alpha channel are opaque enough; None when all are, or Pillow cannot say."""
+    """Which pixels of a file with an alpha channel are opaque enough; None if all are, or Pillow cannot read it."""
     alpha = _alpha(data)
     found = None if alpha is None else alpha >= min_alpha
     return None if found is None or found.all() else found
@@ -211,7 +211,7 @@ def _alpha(data: bytes) -> UInt8[np.ndarray, "h w"] | None:
 
 
 def alpha_channel(path: Path) -> UInt8[np.ndarray, "h w"] | None:
-    """How opaque each pixel of a file is, 0 to 255; None for one without an alpha channel. Raises BadInputError."""
+    """The alpha channel of a file, 0 to 255; None if it has none. Raises BadInputError."""
     data = read_file(path)
     header = read_header(path, data, DecodeConfig())
     if not header.has_alpha:
@@ -220,9 +220,9 @@ def alpha_channel(path: Path) -> UInt8[np.ndarray, "h w"] | None:
 
 
 def from_pixels(pixels: UInt8[np.ndarray, "h w *c"], config: DecodeConfig, colour: bool = False) -> DecodedImage:
-    """A photograph in memory, grey or RGB and upright, as `decode` gives one from a file. Raises BadInputError.
+    """A photograph in memory, grey or RGB and upright, as `decode` returns one from a file. Raises BadInputError.
 
-    Grey values of colours are OpenCV's weights; a JPEG decoder has its own, which differ by rounding.
+    Colours are converted to grey with OpenCV's weights; a JPEG decoder's result differs by rounding.
     """
     grey = pixels.ndim == 2
     if pixels.dtype != np.uint8 or pixels.size == 0 or not (grey or pixels.shape[2:] == (3,)):
@@ -246,7 +246,7 @@ def stored_size(path: Path) -> tuple[int, int]:
 
 
 def size_in_file(header: Image.Image) -> tuple[int, int]:
-    """Width and height as stored; Pillow swaps those of a TIFF that is to be turned (since 11.1)."""
+    """Width and height as stored; Pillow (since 11.1) swaps them for a TIFF with a rotated orientation."""
     if header.format != "TIFF":
         return header.size
     tags = header.tag_v2  # type: ignore[attr-defined]
@@ -254,7 +254,7 @@ def size_in_file(header: Image.Image) -> tuple[int, int]:
 
 
 def open_header(source: Path | BytesIO) -> Image.Image:
-    """Pillow's image, nothing decoded. Pillow's own limit of pixels, a global, is lifted meanwhile: ours counts."""
+    """Open an image with Pillow without decoding it. Pillow's global pixel limit is lifted; featkit has its own."""
     if _is_heif(source):
         reads_heif()
     with _PILLOW_LIMIT:
@@ -273,7 +273,7 @@ def _is_heif(source: Path | BytesIO) -> bool:
 
 
 def reads_heif() -> bool:
-    """Whether pillow-heif is installed; Pillow then opens HEIC photographs from here on."""
+    """Whether pillow-heif is installed; if so, it is registered with Pillow."""
     try:
         import pillow_heif
     except ImportError:
@@ -283,7 +283,7 @@ def reads_heif() -> bool:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of an image. Raises BadInputError when there are none."""
+    """The content of an image file. Raises BadInputError if it is missing, unreadable or empty."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -296,7 +296,7 @@ def read_file(path: Path) -> bytes:
 
 
 class Header(NamedTuple):
-    """size: width, height as stored. orientation: EXIF's, 0 when there is none. form: Pillow's name of the format."""
+    """size: width, height as stored. orientation: EXIF's, 0 if there is none. form: Pillow's name of the format."""
 
     size: tuple[int, int]
     orientation: int
@@ -305,7 +305,7 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path, data: bytes, config: DecodeConfig) -> Header:
-    """What an image file says of itself. Raises BadInputError, also for one that is cut off or too large."""
+    """Read the header of an image file. Raises BadInputError, also if the file is truncated or the image too large."""
     try:
         with open_header(BytesIO(data)) as header:
             size, form = size_in_file(header), header.format
@@ -322,8 +322,8 @@ def read_header(path: Path, data: bytes, config: DecodeConfig) -> Header:
 
 
 def _orientation(header: Image.Image, data: bytes) -> int:
-    """EXIF's orientation, 1 to 8; 0 when there is none, or one that is no orientation: it is no reason to refuse."""
-    # Pillow decodes a whole PNG in search of late metadata; only a late eXIf chunk is worth that.
+    """EXIF orientation, 1 to 8; 0 if there is none, or an invalid one, which is no reason to refuse the file."""
+    # Pillow decodes the entire PNG to search for late metadata, which is only useful for a late eXIf chunk.
     late = header.format != "PNG" or b"eXIf" in data
     try:
         exif = header.getexif() if late else Image.Image.getexif(header)
@@ -366,9 +366,9 @@ def _resized(image: DecodedImage, resize_max: int | None) -> DecodedImage:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The eight EXIF orientations: turn a photograph upright, and say where an upright pixel was stored.
+# The eight EXIF orientations: rotate a photograph upright, and map upright pixels to stored pixels.
 #
-# Source: EXIF 2.32, tag 0x0112. 0 and unknown values count as 1 (stored upright).
+# Source: EXIF 2.32, tag 0x0112. 0 and unknown values are treated as 1 (stored upright).
 
 
 TAG = 0x0112
@@ -387,21 +387,21 @@ _STEPS = {
 
 
 def upright(pixels: np.ndarray, tag: int) -> np.ndarray:
-    """An image (h, w) or (h, w, 3) as it is meant to be seen; contiguous."""
+    """Rotate an image (h, w) or (h, w, 3) upright; contiguous."""
     swap, flip_x, flip_y = _STEPS.get(tag, _STEPS[1])
     pixels = pixels.swapaxes(0, 1) if swap else pixels
     return np.ascontiguousarray(pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 
 
 def as_stored(pixels: np.ndarray, tag: int) -> np.ndarray:
-    """The way back from `upright`: an upright image as a file with this tag stores it; contiguous."""
+    """Inverse of `upright`: an upright image as a file with this tag stores it; contiguous."""
     swap, flip_x, flip_y = _STEPS.get(tag, _STEPS[1])
     pixels = pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
     return np.ascontiguousarray(pixels.swapaxes(0, 1) if swap else pixels)
 
 
 def stored_from_upright(stored_size: tuple[int, int], tag: int) -> Float[np.ndarray, "2 3"]:
-    """Affine map of upright pixels onto stored pixels. stored_size: width, height before turning."""
+    """Affine map from upright pixels to stored pixels. stored_size: width, height as stored."""
     swap, flip_x, flip_y = _STEPS.get(tag, _STEPS[1])
     width, height = stored_size
     upright_size = (height, width) if swap else (width, height)
@@ -416,7 +416,7 @@ def stored_from_upright(stored_size: tuple[int, int], tag: int) -> Float[np.ndar
 
 
 def with_tiff_tag_1(data: bytes) -> bytes:
-    """The bytes of a TIFF whose first directory says "stored upright"; unchanged when it has no orientation tag.
+    """A TIFF with the orientation in its first directory set to "stored upright"; unchanged if it has no such tag.
 
     Source: TIFF 6.0, section 2 (directories of 12-byte entries) and BigTIFF (magic 43, entries of 20 bytes).
     """
@@ -434,6 +434,6 @@ def with_tiff_tag_1(data: bytes) -> bytes:
                 patched = bytearray(data)
                 struct.pack_into(order + ("I" if kind == 4 else "H"), patched, value, 1)  # LONG or SHORT
                 return bytes(patched)
-    except struct.error:  # cut off: the decoder will say so
+    except struct.error:  # truncated: the decoder will report it
         pass
     return data

@@ -1,1 +1,1 @@
-"""All files featkit keeps: HDF5 features and matches, pairs.txt, poses.txt; each whole or not at all."""
+"""Files that featkit reads and writes: HDF5 features and matches, pairs.txt, poses.txt; all written atomically."""

@@ -1,21 +1,21 @@
-"""One way to write: every file and folder that featkit makes goes through the functions of this file.
+"""The only way to write: every file and folder that featkit makes goes through the functions of this file.
 
 The contract:
 
-* **What is not featkit's own is never replaced, emptied or deleted**, with or without `--overwrite`. A file or folder
-  is featkit's own when it says so (`atomic.is_foreign` lists how), or when the stamp next to it does. Anything else at
-  the place of an output, a symbolic link too, is refused in one line (BadInputError, exit code 3) before any work is
-  done. A file that holds what would be written anyway is left as it is.
-* **Nobody sees half of it.** Files are written to `.NAME.part` next to their place and renamed, folders in
-  `.NAME.part/new` and renamed. A temporary file is opened exclusively, so no link is followed. What a killed run left
-  there is known (a regular file of this user with no second name; a folder that is empty or holds `MARK`) and taken
-  away; anything else of that name is refused.
-* **One writer at a time** for what has no lock of its own (`locked`). Lock files are empty, and never links.
-* **An output with its stamp is whole.** A stamp is a small json that says what made the output: next to it
-  (`database.json`, `sparse.json`, `pairs.json`), or in the folder. It is written before the output gets its name, while
-  what had the name before is out of the way; so a run that was killed in between is no stranger to the next one.
-* **What the system says becomes one line** (NotWritableError, exit code 5). With `sync` the bytes and the name are on
-  the disk when the function returns; otherwise a process may be killed at any moment, but power may not fail.
+* **Files that are not featkit's own are never replaced, emptied or deleted**, with or without `--overwrite`. A file or
+  folder is featkit's own if its content (see `atomic.is_foreign`) or the stamp next to it says so. Anything else at the
+  path of an output, including a symbolic link, is refused with a one-line message (BadInputError, exit code 3) before
+  any work is done. A file that already has the content to be written is left as it is.
+* **Writes are atomic.** Files are written to `.NAME.part` in the same folder and renamed, folders to `.NAME.part/new`
+  and renamed. A temporary file is opened exclusively, so no link is followed. Leftovers of a killed run are recognised
+  (a regular file of this user with only one name; a folder that is empty or contains `MARK`) and removed; anything else
+  of that name is refused.
+* **One writer at a time** for outputs that have no lock of their own (`locked`). Lock files are empty and never links.
+* **An output with its stamp is complete.** A stamp is a small json that describes what made the output, next to it
+  (`database.json`, `sparse.json`, `pairs.json`) or in the folder. It is written after the old output has been moved
+  away and before the new one gets its name, so that the next run recognises what a killed run left.
+* **System errors become one line** (NotWritableError, exit code 5). With `sync` the content and the name are on the
+  disk when the function returns; otherwise writing is safe against a killed process, but not against power failure.
 * **Names that come from a file** (a model, a store, an archive) are joined to a folder by `inside`.
 """
 
@@ -39,16 +39,16 @@ from featkit.core.config import Config
 from featkit.core.errors import BadInputError, NotWritableError
 from featkit.io.atomic import FOREIGN, STAMP, VERSION, is_foreign, is_stamped, read_stamp, refuse_foreign
 
-MARK = "made-by-featkit"  # in a temporary folder
+MARK = "made-by-featkit"  # file that marks a temporary folder
 DRIVE = re.compile(r"^[A-Za-z]:")
-OPENED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # neither a link nor a named pipe; not on Windows
+OPENED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no links, no waiting for pipes; not on Windows
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
 
 
 def inside(folder: Path, name: str) -> Path:
-    """`folder / name`, for a name that was read from a file. Raises BadInputError for one that leads elsewhere."""
+    """`folder / name`, for a name that was read from a file. Raises BadInputError for a name that leads outside."""
     plain = name.replace("\\", "/")
     parts = plain.split("/")
     if not plain or plain.startswith("/") or DRIVE.match(plain) or ".." in parts or "\0" in plain:
@@ -56,12 +56,12 @@ def inside(folder: Path, name: str) -> Path:
     return folder.joinpath(*PurePosixPath(name).parts)
 
 
-# ---- what the system says -------------------------------------------------------------------------------------------
+# ---- system errors --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """The system's errors inside are a NotWritableError of one line; those of HDF5, without a number, pass."""
+    """Turn system errors into a one-line NotWritableError; errors of HDF5, which have no errno, pass."""
     try:
         yield
     except OSError as error:
@@ -74,16 +74,16 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def part_of(path: Path) -> Path:
-    """Where an output is written before it gets its name."""
+    """The temporary path at which an output is written."""
     return path.with_name(f".{path.name}.part")
 
 
 @contextmanager
 def writing(path: Path, *, owned: bool = False, sync: bool = False) -> Iterator[BinaryIO]:
-    """A temporary file to write to, which becomes `path` when all went well; a library may open it by its `name`.
+    """A temporary file to write to, renamed to `path` on success; a library may open it by its `name`.
 
-    owned: `path` is known to be featkit's own place, as in a folder that is. Raises BadInputError for what must not be
-    replaced, NotWritableError.
+    owned: `path` is known to be featkit's, such as a file in a folder of featkit's. Raises BadInputError for files that
+    must not be replaced, NotWritableError.
     """
     before = _identity(path)
     if owned:
@@ -116,7 +116,7 @@ def writing(path: Path, *, owned: bool = False, sync: bool = False) -> Iterator[
 
 
 def write_bytes(path: Path, data: bytes, *, owned: bool = False, sync: bool = False) -> Path:
-    """Write a file, whole or not at all; one that holds these bytes already stays. Raises as `writing` does."""
+    """Write a file atomically; one that already has this content is kept. Raises as `writing` does."""
     if not owned and is_foreign(path) and _holds(path, data):
         return path
     with writing(path, owned=owned, sync=sync) as file:
@@ -125,18 +125,18 @@ def write_bytes(path: Path, data: bytes, *, owned: bool = False, sync: bool = Fa
 
 
 def write_text(path: Path, text: str, *, owned: bool = False) -> Path:
-    """Write a text file, whole or not at all.
+    """Write a text file atomically.
 
-    Raises as `writing` does, and BadInputError for text that is no Unicode (a file name in another encoding).
+    Raises as `writing` does, and BadInputError for text that is not Unicode (a file name in another encoding).
     """
     return write_bytes(path, _encoded(path, text), owned=owned)
 
 
 def write_described(path: Path, text: str, described: dict[str, Any]) -> Path:
-    """Write a list for other programs, and next to it the json that says what made it.
+    """Write a list for other programs, and next to it the json that describes what made it.
 
-    The json goes first and the list last: a list is never next to a description of another one, and a killed run is
-    known by the json. Raises as `write_text` does.
+    The old list is removed, then the json is written, then the list: a list is never next to the description of another
+    one, and the json shows that an interrupted output is featkit's. Raises as `write_text` does.
     """
     data, beside = _encoded(path, text), path.with_suffix(".json")
     if beside == path:
@@ -153,33 +153,33 @@ def write_described(path: Path, text: str, described: dict[str, Any]) -> Path:
 
 
 def open_part(path: Path) -> BinaryIO:
-    """The temporary file of an output, new and empty. Raises BadInputError where something else lies, OSError."""
+    """Create the temporary file of an output. Raises BadInputError if something else is in its place, OSError."""
     discard(part_of(path), path)
-    return part_of(path).open("x+b")  # exclusively: it follows no link
+    return part_of(path).open("x+b")  # exclusive: follows no link
 
 
 def new_part(path: Path) -> Path:
-    """The same, closed, for a library that opens files by name and replaces what is in them."""
+    """The same, closed, for a library that opens files by name and replaces their content."""
     open_part(path).close()
     return part_of(path)
 
 
 def discard(part: Path, whole: Path | None = None) -> None:
-    """Take away a temporary file that a killed run left. Raises BadInputError for what is none, OSError.
+    """Remove a temporary file that a killed run left. Raises BadInputError for any other file, OSError.
 
-    whole: the output that it may have become just before, by a second name.
+    whole: the output of which it may still be a second hard link.
     """
     if is_left(part, whole):
         part.unlink()
 
 
 def no_links(path: str, flags: int) -> int:
-    """An opener (see `open`) that neither follows a symbolic link nor waits for the other end of a pipe."""
+    """An opener (see `open`) that does not follow symbolic links or wait for the other end of a pipe."""
     return os.open(path, flags | OPENED, 0o666)
 
 
 def is_left(part: Path, whole: Path | None = None) -> bool:
-    """Whether a killed run left a temporary file. Raises BadInputError where something else lies."""
+    """Whether a killed run left a temporary file. Raises BadInputError if something else is in its place."""
     try:
         found = os.lstat(part)
     except FileNotFoundError:
@@ -191,7 +191,7 @@ def is_left(part: Path, whole: Path | None = None) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Delete a file of featkit's own, if it is there. Raises BadInputError for another one, NotWritableError."""
+    """Delete a file of featkit's, if it exists. Raises BadInputError for any other file, NotWritableError."""
     refuse_foreign(path)
     _refuse_links(path)
     with explained(path):
@@ -219,7 +219,7 @@ def _encoded(path: Path, text: str) -> bytes:
 
 
 def _holds(path: Path, data: bytes) -> bool:
-    """Whether a regular file holds exactly these bytes."""
+    """Whether the path is a regular file with exactly this content."""
     try:
         found = os.lstat(path)
         return stat.S_ISREG(found.st_mode) and found.st_size == len(data) and path.read_bytes() == data
@@ -249,7 +249,7 @@ def _is_mine(found: os.stat_result) -> bool:
 def _sync_folder(folder: Path) -> None:
     number = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(number)  # the new name too
+        os.fsync(number)  # makes the new name durable
     finally:
         os.close(number)
 
@@ -259,10 +259,10 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def making(folder: Path, *, owned: bool = False, named: Callable[[], object] | None = None) -> Iterator[Path]:
-    """A new folder to write to, which becomes `folder` when all went well; what had the name before goes last.
+    """A new folder to write to, renamed to `folder` on success; a previous folder of that name is then deleted.
 
-    named: called when the old folder is out of the way and the new one has not got its name; it writes the stamp.
-    owned: see `writing`. Raises BadInputError for what must not be replaced, NotWritableError.
+    named: called after the old folder has been moved away and before the new one is renamed; it writes the stamp.
+    owned: see `writing`. Raises BadInputError for folders that must not be replaced, NotWritableError.
     """
     before = _identity(folder)
     if not owned:
@@ -282,9 +282,10 @@ def making(folder: Path, *, owned: bool = False, named: Callable[[], object] | N
 
 @contextmanager
 def scratch(container: Path) -> Iterator[Path]:
-    """A temporary folder in `container`, which is made for it and removed at the end with all that is in it.
+    """A temporary folder in `container`, which is created, and removed at the end with everything in it.
 
-    What a killed run left there is removed first. Raises BadInputError where something else lies, NotWritableError.
+    What a killed run left there is removed first. Raises BadInputError if something else is in its place,
+    NotWritableError.
     """
     with explained(container):
         _remove_scratch(container)
@@ -302,7 +303,7 @@ def scratch(container: Path) -> Iterator[Path]:
 
 
 def _remove_scratch(container: Path) -> None:
-    """Raises BadInputError for a folder that no killed run left, NotWritableError for one in use."""
+    """Remove what a killed run left. Raises BadInputError for any other folder, NotWritableError for one in use."""
     try:
         found = os.lstat(container)
     except FileNotFoundError:
@@ -321,7 +322,7 @@ def _remove_scratch(container: Path) -> None:
 
 
 def _empty(container: Path) -> None:
-    """Remove a temporary folder, its mark last: killed before, it is still known."""
+    """Remove a temporary folder, its mark last, so that it is still recognised if this run is killed."""
     for path in container.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -332,9 +333,9 @@ def _empty(container: Path) -> None:
 
 
 def place_files(new: Path, folder: Path, *, overwrite: bool = False, **described: Any) -> list[Path]:
-    """Move the files of a folder from `making`'s kind into one that may be there, and return their names.
+    """Move the files in `new` to `folder`, which may exist, and return their names.
 
-    The folder's stamp says which files they are, and of which bytes; only those are replaced, and only with overwrite.
+    The stamp in the folder lists the files with their checksums; only those are replaced, and only with overwrite.
     Raises BadInputError, NotWritableError.
     """
     with explained(folder):
@@ -376,14 +377,14 @@ def _sha256(path: Path) -> str | None:
 
 @contextmanager
 def locked(output: Path, lock: Path | None = None) -> Iterator[None]:
-    """Inside, no other process is in a block for the same output. A killed process leaves nothing locked.
+    """Hold an exclusive lock for an output. A killed process leaves nothing locked.
 
-    lock: the file that is locked, when it is not to be the output's usual one.
+    lock: the lock file; by default `.NAME.lock` next to the output.
 
-    Raises NotWritableError when another process is, or when the folder cannot be written to; BadInputError where
-    something else has the lock's name.
+    Raises NotWritableError if another process holds the lock, or the folder cannot be written to; BadInputError if
+    something else has the name of the lock file.
     """
-    lock = (lock or output.with_name(f".{output.name}.lock")).absolute()  # whatever folder is current at the end
+    lock = (lock or output.with_name(f".{output.name}.lock")).absolute()  # the current folder may change
     with explained(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -393,7 +394,7 @@ def locked(output: Path, lock: Path | None = None) -> Iterator[None]:
                 raise NotWritableError(f"{output}: in use by another process; wait for it or stop it")
             if _is_still(lock, file):
                 break
-            os.close(file)  # its owner removed it meanwhile
+            os.close(file)  # its owner has removed it in the meantime
     try:
         yield
     finally:
@@ -414,7 +415,7 @@ def _open_lock(lock: Path) -> int:
 
 
 def _lock(number: int) -> bool:
-    """Whether the open file is locked now; True where there are no locks (Windows, some file systems)."""
+    """Try to lock an open file; True also where locks are not supported (Windows, some file systems)."""
     try:
         import fcntl
     except ModuleNotFoundError:
@@ -429,7 +430,7 @@ def _lock(number: int) -> bool:
 
 
 def _is_still(path: Path, file: int) -> bool:
-    """Whether the open file is the one of that name."""
+    """Whether the open file is still the one at that path."""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(file))
     except FileNotFoundError:
@@ -441,7 +442,7 @@ def _is_still(path: Path, file: int) -> bool:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An output with a stamp. inputs: digest of everything that was read."""
+    """An output with a stamp. inputs: digest of all inputs."""
 
     output: Path
     stamp: Path
@@ -450,15 +451,15 @@ class Artifact:
 
     @property
     def up_to_date(self) -> bool:
-        """Whether the output is there, and made by this configuration of these inputs."""
+        """Whether the output exists, and was made with this configuration and these inputs."""
         return self.output.exists() and is_stamped(self.stamp, self.config, self.inputs)
 
     def write_stamp(self, **more: Any) -> None:
-        """Say what made the output; see `making`."""
+        """Write the stamp of the output; see `making`."""
         write_stamp(self.stamp, self.config, self.inputs, **more)
 
     def replace(self, part: Path, leftovers: Iterable[Path] = (), **more: Any) -> None:
-        """Give a finished file its name, and its stamp. leftovers: files of a program that go with the old output."""
+        """Stamp and rename a finished file. leftovers: other programs' files of the old output, which are deleted."""
         remove(self.output)
         for path in leftovers:
             discard(path)
@@ -467,9 +468,9 @@ class Artifact:
 
 
 def artifact(output: Path, config: Config, inputs: str, stamp: Path | None = None) -> Artifact:
-    """An output that a configuration makes of inputs. stamp: by default next to it, `database.json` of `database.db`.
+    """An output made from inputs with a configuration. stamp: by default next to it, `database.json` for `database.db`.
 
-    Raises BadInputError when something that featkit did not make lies at its place, or at the stamp's.
+    Raises BadInputError if a file that featkit did not make is in its place, or in that of the stamp.
     """
     stamp = stamp or (output.with_suffix(".json") if output.suffix else output.with_name(f"{output.name}.json"))
     if stamp == output:
@@ -479,7 +480,7 @@ def artifact(output: Path, config: Config, inputs: str, stamp: Path | None = Non
 
 
 def write_stamp(path: Path, config: Config, inputs: str, **more: Any) -> None:
-    """Write the stamp `path`. inputs: digest of everything that was read."""
+    """Write the stamp `path`. inputs: digest of all inputs."""
     described = {
         VERSION: __version__,
         "fingerprint": config.fingerprint(),

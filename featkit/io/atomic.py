@@ -1,4 +1,4 @@
-"""How files are written: whole or not at all, with a stamp of what made them, one writer at a time, if room."""
+"""Foundations of writing: text input, recognising featkit's own files, stamps, and disk space."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from featkit.core.run_file import RUN_FILE, VERSION
 # Text files, read line by line with clear errors.
 
 
-LONGEST = 1 << 20  # characters of a line; a list of names and numbers has none that are longer
+LONGEST = 1 << 20  # characters per line; no list of names and numbers has longer ones
 
 
 def read_lines(path: Path, empty: bool = False) -> Iterator[tuple[int, str]]:
     """(line number, stripped line) of all lines that are neither empty nor a comment. Raises BadInputError.
 
     empty: also empty ones.
-    One line is in memory at a time, and none that is no text: a file may have more zeros than the memory.
+    One line is in memory at a time, and its length is limited: a file may contain more zeros than fit into memory.
     """
     number = 0
     try:
         with path.open(encoding="utf-8-sig") as file:
             while block := file.readline(LONGEST + 1):
                 if (len(block) > LONGEST and block[-1] != "\n") or "\0" in block:
-                    raise BadInputError(f"{path}:{number + 1}: not a text file (a line without end, or a zero byte)")
+                    raise BadInputError(f"{path}:{number + 1}: not a text file (an endless line, or a zero byte)")
                 for line in block.splitlines():
                     number += 1
                     stripped = line.strip()
@@ -60,18 +60,18 @@ def read_json(path: Path, what: str, remedy: str) -> Any:
     """The value in a json file. what, remedy: see `errors.blaming`. Raises BadInputError."""
     with blaming(path, what, remedy):
         if path.stat().st_size > LARGEST:
-            raise BadInputError(f"{path}: of more than {LARGEST >> 20} MiB, so not {what}; {remedy}")
+            raise BadInputError(f"{path}: larger than {LARGEST >> 20} MiB, so not {what}; {remedy}")
         return json.loads(path.read_text(encoding="utf-8"))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Whose a file or folder is, and what made it: stamps, and what featkit's own say of themselves.
+# Recognising files and folders that featkit made: stamps, and markers in the files themselves.
 #
-# A stamp is a small json that says what made an output: next to it (`database.json`, `sparse.json`, `pairs.json`), or
-# in the folder. `artifact` writes them. `VERSION` is the key, and the attribute of a store, by which they are known.
+# A stamp is a small json that describes what made an output: next to it (`database.json`, `sparse.json`, `pairs.json`),
+# or in the folder. `artifact` writes them. `VERSION` is the key (or attribute of a store) by which they are recognised.
 
 
-STAMP = ".featkit.json"  # of a folder whose files are for other programs: what featkit wrote there
+STAMP = ".featkit.json"  # in a folder for other programs: the files that featkit wrote there
 STAMPS = (
     STAMP,
     "dataset.json",
@@ -80,18 +80,18 @@ STAMPS = (
     "dense.json",
     "plan.json",
 )  # in folders of featkit's own
-HEAD = 1 << 16  # bytes of a file that say what it is
-LARGEST = 1 << 28  # bytes; a larger json is nobody's stamp
+HEAD = 1 << 16  # bytes at the beginning of a file by which it is recognised
+LARGEST = 1 << 28  # bytes; a larger json is not a stamp
 HDF5, SQLITE, ZIP = b"\x89HDF\r\n\x1a\n", b"SQLite format 3\0", b"PK\x03\x04"
 HTML, PLY = b'<meta name="generator" content="featkit"', b"\ncomment featkit "
-ONNX = re.compile(rb"\x08.\x12\x07featkit", re.DOTALL)  # its first fields: the format's version, and who wrote it
+ONNX = re.compile(rb"\x08.\x12\x07featkit", re.DOTALL)  # the first fields of a file: IR version, producer
 SAFETENSORS = re.compile(rb'"format":\s?"featkit ')
 FOREIGN = "was not made by featkit, so it is not replaced; choose another --out, or remove it yourself"
-NOT_WAITING = getattr(os, "O_NONBLOCK", 0)  # a named pipe may be there
+NOT_WAITING = getattr(os, "O_NONBLOCK", 0)  # in case of a named pipe
 
 
 def read_stamp(path: Path) -> dict[str, Any] | None:
-    """The stamp, or None when there is none that can be read."""
+    """The content of a stamp, or None if there is none that can be read."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
@@ -103,13 +103,13 @@ def read_stamp(path: Path) -> dict[str, Any] | None:
 
 
 def is_stamped(path: Path, config: Config, inputs: str) -> bool:
-    """Whether `path` says that the same configuration and inputs made the output."""
+    """Whether the stamp `path` has the same configuration and inputs."""
     stamp = read_stamp(path)
     return stamp is not None and (stamp.get("fingerprint"), stamp.get("inputs")) == (config.fingerprint(), inputs)
 
 
 def refuse_foreign(*paths: Path) -> None:
-    """Raise BadInputError for the first path at which something lies that featkit did not make.
+    """Raise BadInputError for the first path with a file or folder that featkit did not make.
 
     Called with all outputs of a command before its work begins.
     """
@@ -120,12 +120,12 @@ def refuse_foreign(*paths: Path) -> None:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether something lies there that featkit did not make. Raises NotWritableError where it cannot be told.
+    """Whether the path is a file or folder that featkit did not make. Raises NotWritableError if it cannot be read.
 
     featkit's own are: stores with the root attribute `featkit_version`, databases and maps with their stamp, lists with
     the json next to them, json files with the key `featkit_version`, reports, weights, ONNX files, packs, checkpoints
-    and point clouds by what their first bytes say, and folders that are empty or hold a stamp. A link to a store is a
-    store: items are added through it, but it is not replaced.
+    and point clouds by a marker in their content, and folders that are empty or contain a stamp. A link to a store
+    counts as a store: items are added through it, but it is not replaced.
     """
     try:
         found = os.lstat(path)
@@ -145,7 +145,7 @@ def is_own_json(path: Path) -> bool:
     found = read_stamp(path)
     if found is None:
         return False
-    nested = (found.get("map"), found.get("versions"))  # demo.json and the summary of a training, of earlier versions
+    nested = (found.get("map"), found.get("versions"))  # demo.json and training summaries of earlier versions
     return VERSION in found or any(isinstance(one, dict) and {VERSION, "featkit"} & one.keys() for one in nested)
 
 
@@ -178,12 +178,12 @@ def _is_own_file(path: Path) -> bool:
 
 
 def _is_own_store(head: bytes) -> bool:
-    """Also of one that was cut off: its root's attributes come first."""
+    """Also recognises a truncated store, because root attributes come first."""
     return head.startswith(HDF5) and VERSION.encode() in head
 
 
 def _is_own_list(path: Path) -> bool:
-    """Lists are for other programs, so the json next to them says whose they are, and of which bytes."""
+    """Whether the json next to a list (which is for other programs) marks it as featkit's, with the same checksum."""
     described = read_stamp(path.with_suffix(".json"))
     if described is None or VERSION not in described:
         return False
@@ -193,7 +193,7 @@ def _is_own_list(path: Path) -> bool:
 
 
 def _is_own_zip(path: Path) -> bool:
-    """A pack, or a training's checkpoint."""
+    """Whether a zip is a pack or a training checkpoint of featkit's."""
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
@@ -212,7 +212,7 @@ def _head(path: Path) -> bytes:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Room on the disk, asked for before a store is touched: HDF5 cannot take back half a write.
+# Disk space, checked before a store is modified, because HDF5 cannot undo a partial write.
 
 
 FULL = {
@@ -222,14 +222,14 @@ FULL = {
 }
 ALMOST_NOTHING = 1 << 16  # bytes
 SQLITE_FULL = "database or disk is full"
-ERRNO = re.compile(r"errno = (\d+)")  # HDF5 tells the system's error in words
+ERRNO = re.compile(r"errno = (\d+)")  # in HDF5's error messages
 
 
 def require_space(path: Path, size: int) -> None:
-    """See that a file may grow by so many bytes. Raises NotWritableError, before anything is written."""
-    with contextlib.suppress(OSError, AttributeError):  # a system that does not say: the write itself will
+    """Check that a file can grow by `size` bytes. Raises NotWritableError before anything is written."""
+    with contextlib.suppress(OSError, AttributeError):  # unknown on this system: the write itself will fail
         disk = os.statvfs(path.parent)
-        read_only = disk.f_flag & os.ST_RDONLY  # which the write itself will say
+        read_only = disk.f_flag & os.ST_RDONLY  # which the write itself will report
         if disk.f_blocks and not read_only and disk.f_bavail * disk.f_frsize < size:
             raise NotWritableError(f"{path}: {FULL[errno.ENOSPC]}; free some and run the same command again")
     limit = _file_limit()
@@ -247,13 +247,13 @@ def _file_limit() -> int | None:
 
 
 def probe(path: Path) -> None:
-    """Write and lock a small file, as every store does. Raises what HDF5 raises where that cannot be done."""
+    """Write and lock a small file, as every store does. Raises HDF5's error if that fails."""
     with h5py.File(path, "w") as file:
         file["probe"] = [1]
 
 
 def refused_by_disk(error: BaseException) -> str | None:
-    """Why the disk took no more, in words; None for another kind of error."""
+    """The reason, in words, if an error is due to a full disk or a size limit; otherwise None."""
     if SQLITE_FULL in str(error):
         return FULL[errno.ENOSPC]
     said = ERRNO.search(str(error))
@@ -263,7 +263,7 @@ def refused_by_disk(error: BaseException) -> str | None:
 
 @contextmanager
 def explained_by_disk(output: Path) -> Iterator[None]:
-    """What goes wrong inside because the disk took no more is a NotWritableError, whoever says so and how."""
+    """Turn errors due to a full disk or a size limit, from any library, into NotWritableError."""
     try:
         yield
     except FeatkitError:
@@ -271,6 +271,6 @@ def explained_by_disk(output: Path) -> Iterator[None]:
     except Exception as error:
         reason = refused_by_disk(error)
         if reason is None:
-            require_space(output, ALMOST_NOTHING)  # COLMAP does not always say why it failed
+            require_space(output, ALMOST_NOTHING)  # COLMAP does not always report why it failed
             raise
         raise NotWritableError(f"{output}: {reason}; free some and run the same command again") from None

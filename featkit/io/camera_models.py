@@ -1,4 +1,4 @@
-"""COLMAP's camera models as the installed pycolmap has them, and what the numbers of a camera cannot be."""
+"""COLMAP's camera models as in the installed pycolmap, and validity checks of camera parameters."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SOME_SIZE = (1000, 500)  # px, of the camera by which a model is looked at
+SOME_SIZE = (1000, 500)  # px, of the example camera from which a model's parameters are read
 FOCAL_OVER_SIDE = (0.05, 100.0)  # focal length over the longer side: fields of view of 170 and of half a degree
-LARGEST_DISTORTION = 100.0  # coefficients of lenses are below 1, of rational models some tens
+LARGEST_DISTORTION = 100.0  # lens coefficients are below 1, those of rational models below about 50
 WHOLE_SPHERE = 2.0  # width over height of a panorama of 360 by 180 degrees
-SAME_RATIO = 0.01  # how far from it a file may be that was scaled to whole pixels
+SAME_RATIO = 0.01  # relative tolerance, for files scaled to whole pixels
 
 
 @dataclass(frozen=True)
 class CameraModel:
-    """params: their names in COLMAP's order. focal, centre, distortion: the places of these among them."""
+    """params: parameter names in COLMAP's order. focal, centre, distortion: indices of these parameters."""
 
     name: str
     params: tuple[str, ...]
@@ -26,19 +26,19 @@ class CameraModel:
 
     @property
     def is_fisheye(self) -> bool:
-        """Whether the distance from the centre goes with the angle, not with its tangent."""
+        """Whether the distance from the centre is proportional to the angle, not to its tangent."""
         return self.name.endswith("FISHEYE")
 
     @property
     def is_spherical(self) -> bool:
-        """Whether the picture is the whole sphere: its parameters are width and height."""
+        """Whether the image is the full sphere; the parameters are then width and height."""
         return not self.focal
 
 
 @functools.cache
 def camera_models() -> dict[str, CameraModel]:
     """All models by name, in COLMAP's order."""
-    import pycolmap  # here, since training reads lists too and needs no pycolmap
+    import pycolmap  # not at the top, as training reads lists too and needs no pycolmap
 
     models = {}
     for name in pycolmap.CameraModelId.__members__:
@@ -61,7 +61,7 @@ def is_whole_sphere(size: tuple[int, int]) -> bool:
 
 
 def camera_fault(model: CameraModel, size: tuple[int, int] | None, params: Sequence[float]) -> str | None:
-    """What cannot be in a camera's parameters, for an image of `size` (None: of any); None: nothing."""
+    """Why camera parameters are invalid for an image of `size` (None: any); None if they are valid."""
     named = dict(zip(model.params, params, strict=True))
     if not all(math.isfinite(value) for value in params):
         return "a parameter is not finite"
@@ -70,16 +70,16 @@ def camera_fault(model: CameraModel, size: tuple[int, int] | None, params: Seque
             return f"the focal length {model.params[place]} = {params[place]:g} must be positive"
     for place in model.distortion:
         if abs(params[place]) > LARGEST_DISTORTION:
-            return f"{model.params[place]} = {params[place]:g} is no distortion"
+            return f"{model.params[place]} = {params[place]:g} is not a plausible distortion"
     if size is None:
         return None
     width, height = size
     image = f"an image of {width} x {height}"
     if model.is_spherical:
-        return None if tuple(params) == (width, height) else f"w,h = {params[0]:g},{params[1]:g} of {image}"
+        return None if tuple(params) == (width, height) else f"w,h = {params[0]:g},{params[1]:g} for {image}"
     for place in model.focal:
         if not FOCAL_OVER_SIDE[0] <= params[place] / max(size) <= FOCAL_OVER_SIDE[1]:
-            return f"the focal length {model.params[place]} = {params[place]:g} px cannot be of {image}"
+            return f"the focal length {model.params[place]} = {params[place]:g} px is implausible for {image}"
     x, y = (params[place] for place in model.centre)
     if not (0 <= x <= width and 0 <= y <= height):
         return f"the principal point cx,cy = {named['cx']:g},{named['cy']:g} is outside {image}"

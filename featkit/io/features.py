@@ -1,7 +1,7 @@
 """features.h5 in hloc's layout: one group per image (slashes nest) with keypoints, descriptors, scores, image_size.
 
-Descriptors lie D x N, keypoints are float32 pixel centres counted from (0, 0), orientations degrees (in memory
-radians). Files written by hloc (no `complete`, float16 keypoints) are read as they are.
+Descriptors are D x N, keypoints float32 with the centre of the top-left pixel at (0, 0), orientations in degrees
+(radians in memory). Files written by hloc (no `complete`, float16 keypoints) can be read directly.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from featkit.io.h5_items import array_of, dataset_of, find, has
 from featkit.io.journal import DAMAGE, explains_damage
 
 FROM_SEEN = "from_seen"
-"""Attribute of the keypoints of a photograph that was resized or turned: `Features.from_seen`, row by row."""
+"""Keypoint attribute for a photograph that was resized or rotated: `Features.from_seen`, row by row."""
 
 
 class FeatureStore:
@@ -41,18 +41,18 @@ class FeatureStore:
 
     @explains_damage
     def names(self) -> list[str]:
-        """Image names whose features are whole, sorted."""
+        """Names of images with complete features, sorted."""
         made_here = "format" in self._file.attrs
         own = [name for name, _ in h5.groups(self._file, "keypoints", whole=made_here)]
         return sorted(own + shards.linked_items(self._file))
 
     def has(self, name: str) -> bool:
-        """Whether the features of an image are there and whole."""
+        """Whether an image has complete features."""
         return h5.is_complete(self._file, name)
 
     @explains_damage
     def digest(self, name: str) -> str:
-        """16 hex digits of keypoints and descriptors: what is made from the features is as old as these."""
+        """Digest (16 hex digits) of keypoints and descriptors, which detects results made from other features."""
         group = self._group(name)
         if "digest" in group.attrs:
             return str(attribute(group, "digest"))
@@ -61,12 +61,12 @@ class FeatureStore:
 
     @explains_damage
     def source(self, name: str) -> str:
-        """What identifies the image file the features were taken from; "" when not known."""
+        """Identifies the image file from which the features were extracted; "" if unknown."""
         return str(attribute(self._group(name), "source", ""))
 
     @explains_damage
     def read(self, name: str) -> Features:
-        """Features of one image. Raises BadInputError when they are missing or damaged."""
+        """Features of one image. Raises BadInputError if they are missing or damaged."""
         points, group = self._points(name), self._group(name)
         features = replace(
             points,
@@ -120,7 +120,7 @@ class FeatureStore:
 
     @explains_damage
     def descriptors(self, name: str) -> np.ndarray:
-        """Only the descriptors of one image, (n, d): as stored, or float32 for bytes of another program."""
+        """Only the descriptors of one image, (n, d): as stored, or float32 for other programs' uint8."""
         return self._descriptors(self._group(name))
 
     @explains_damage
@@ -140,7 +140,7 @@ class FeatureStore:
 
     @explains_damage
     def attributes(self) -> dict:
-        """What the file says of itself: kind, format, fingerprint, config, versions."""
+        """Root attributes of the file: kind, format, fingerprint, config, versions."""
         return h5.root_attributes(self._file)
 
     def write(self, name: str, features: Features, source: str = "") -> None:
@@ -173,7 +173,7 @@ class FeatureStore:
 
     @property
     def intensity_range(self) -> tuple[float, float] | None:
-        """What was stretched to black and white in photographs of more than 8 bits (`DecodeConfig`)."""
+        """The intensities mapped to black and white in photographs of more than 8 bits (`DecodeConfig`)."""
         config = self.attributes().get("config")
         decoding = config.get("decode") if isinstance(config, dict) else None
         found = decoding.get("intensity_range") if isinstance(decoding, dict) else None
@@ -196,7 +196,7 @@ class FeatureStore:
     def _descriptors(self, group: h5py.Group) -> np.ndarray:
         stored = np.ascontiguousarray(array_of(group, "descriptors", ndim=2).T)
         if stored.dtype == np.uint8 and "format" not in self._file.attrs:
-            return stored.astype(np.float32)  # values such as SIFT's; only featkit's own bytes are packed bits
+            return stored.astype(np.float32)  # values such as SIFT's; only featkit's own uint8 are packed bits
         return stored
 
     def _image_size(self, group: h5py.Group) -> tuple[int, int]:
@@ -214,7 +214,7 @@ class FeatureStore:
 
 
 def extractor_name(config: Mapping[str, Any]) -> str:
-    """`Features.extractor` by the configuration of the extract stage (`ExtractConfig`), as a features file has it."""
+    """`Features.extractor` from the configuration of the extract stage (`ExtractConfig`) in a features file."""
     own = config.get("extractor")
     if not isinstance(own, dict):
         return ""
@@ -226,7 +226,7 @@ def extractor_name(config: Mapping[str, Any]) -> str:
 
 
 def features_digest(features: Features) -> str:
-    """16 hex digits of the keypoints (float32) and descriptors (as they are)."""
+    """Digest (16 hex digits) of the keypoints (as float32) and descriptors (as stored)."""
     keypoints = np.ascontiguousarray(features.keypoints, dtype=np.float32)
     hashed = hashlib.sha256(keypoints.tobytes())
     hashed.update(np.ascontiguousarray(features.descriptors).tobytes())
@@ -247,7 +247,7 @@ def points_digest(store: FeatureStore) -> str:
 
 @contextmanager
 def open_features(path: Path) -> Iterator[FeatureStore]:
-    """Open features.h5 to read. Raises BadInputError."""
+    """Open features.h5 for reading. Raises BadInputError."""
     with h5.reading(path) as file:
         if (kind := h5.kind_of(file, "features")) != "features":
             raise BadInputError(f"{path}: holds {kind}, not features")
@@ -258,7 +258,7 @@ def open_features(path: Path) -> Iterator[FeatureStore]:
 def append_features(
     path: Path, config: Config, weights_sha256: str = "", overwrite: bool = False
 ) -> Iterator[FeatureStore]:
-    """Open features.h5 to add images. Raises BadInputError when another configuration made it."""
+    """Open features.h5 for adding images. Raises BadInputError if it was made with another configuration."""
     with h5.appending(path, "features", config, {"weights_sha256": weights_sha256}, overwrite) as file:
         yield FeatureStore(path, file)
 
@@ -268,15 +268,15 @@ def append_features(
 
 
 DATASET = "global_descriptor"
-NAMED = 3  # missing images that an error names
+NAMED = 3  # missing images listed in an error message
 CHUNK = 1 << 22
 
 
 def read_global_descriptors(files: Sequence[Path], names: Sequence[str]) -> Float32[np.ndarray, "n d"]:
-    """Descriptors of `names`, each from the first of the files that has it, as they are stored.
+    """Descriptors of `names`, as stored, each from the first file that has it.
 
-    Raises BadInputError for a file that cannot be read, images that no file has (it names them), and descriptors that
-    are not finite or not of one length.
+    Raises BadInputError for a file that cannot be read, images that no file has (some are named), and descriptors that
+    are not finite or differ in length.
     """
     rows: list[np.ndarray] = []
     missing: list[str] = []
@@ -291,14 +291,14 @@ def read_global_descriptors(files: Sequence[Path], names: Sequence[str]) -> Floa
             if rows and len(rows[-1]) != len(rows[0]):
                 raise BadInputError(
                     f"{group.file.filename if group is not None else files[0]}: {name!r} has a {DATASET} of"
-                    f" {len(rows[-1])} numbers, {names[0]!r} one of {len(rows[0])}; describe all images alike"
+                    f" {len(rows[-1])} numbers, {names[0]!r} one of {len(rows[0])}; describe all images the same way"
                 )
     if missing:
         where = " and ".join(map(str, files))
         more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
         raise BadInputError(
             f"{where}: no {DATASET} of {', '.join(map(repr, missing[:NAMED]))}{more} ({len(missing)} of {len(names)}"
-            " images); describe these too, by the same names"
+            " images); add their descriptors under the same names"
         )
     return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
 
@@ -321,7 +321,7 @@ def _row(group: h5py.Group, name: str) -> Float32[np.ndarray, " d"]:
 
 
 def files_digest(files: Sequence[Path]) -> str:
-    """16 hex digits of the files' contents. Raises BadInputError."""
+    """Digest (16 hex digits) of the files' contents. Raises BadInputError."""
     hashed = hashlib.sha256()
     for path in files:
         try:

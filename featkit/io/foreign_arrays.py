@@ -1,10 +1,10 @@
-"""Arrays in files of other programs: `.npz` whose objects are pickled, and HDF5. No code of theirs is run.
+"""Arrays in files of other programs: `.npz` with pickled objects, and HDF5. No code in them is executed.
 
-numpy writes an array of objects (paths with None between them, tuples, matrices of some images only) as a pickle, and a
-pickle may call any function that Python can import. Here a pickle may name four things (how numpy rebuilds an array, a
-scalar, a dtype, and how old pickles write bytes), each replaced by a stand-in that does this and nothing else. A pickle
-that names anything else is refused before anything is called. Arrays hold plain numbers, texts, bytes, or objects;
-never structures, whose description could misplace pointers.
+numpy writes an array of objects (paths mixed with None, tuples, matrices of only some images) as a pickle, and a pickle
+may call any function that Python can import. Here a pickle may only refer to what numpy needs to rebuild arrays,
+scalars and dtypes, and to how old pickles write bytes; each is replaced by a stand-in that does only this. A pickle
+that refers to anything else is refused before anything is called. Arrays contain plain numbers, strings, bytes or
+objects, but never structures, whose description could misplace pointers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from featkit.core.errors import BadInputError, blaming
 from featkit.io.h5_items import array_of, dataset_of, refuse_pipe
 
-MAX_BYTES = 1 << 31  # of one array: more is an attempt to fill the memory
+MAX_BYTES = 1 << 31  # limit of one array, so that a crafted file cannot exhaust the memory
 PLAIN_TYPE = re.compile(r"[?]|b1|[iu][1248]|f[248]|[US]\d{1,5}")
 REBUILT = {f"numpy.{core}.multiarray" for core in ("core", "_core")}  # numpy 1 and 2
 DAMAGED = (
@@ -35,14 +35,14 @@ DAMAGED = (
 
 
 class Refused(Exception):
-    """A pickle that asks for more than arrays."""
+    """A pickle that refers to anything but arrays."""
 
 
 def read_npz(file: BinaryIO | Path, where: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays of an .npz among `names` that it holds; others are not read. where: its name, for messages.
+    """The arrays of an .npz that are in `names`; others are not read. where: its name, for messages.
 
-    An array of objects holds numbers, texts, bytes, None, lists, tuples, dicts and arrays. Raises BadInputError for a
-    file that is damaged, not an .npz, or has a pickle that asks for more.
+    An array of objects contains numbers, strings, bytes, None, lists, tuples, dicts and arrays. Raises BadInputError
+    for a file that is damaged, not an .npz, or has a pickle that refers to anything else.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -50,8 +50,8 @@ def read_npz(file: BinaryIO | Path, where: str, names: Sequence[str]) -> dict[st
             return {name: _array(archive, f"{name}.npy") for name in names if f"{name}.npy" in there}
     except Refused as error:
         raise BadInputError(
-            f"{where}: refused, nothing of it was run: its pickle {error}, which no array needs; get the file from its"
-            " source again"
+            f"{where}: refused without running anything: its pickle {error}, which no array needs; get the file from"
+            " its source again"
         ) from None
     except DAMAGED as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
@@ -60,15 +60,15 @@ def read_npz(file: BinaryIO | Path, where: str, names: Sequence[str]) -> dict[st
 
 def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
     if archive.getinfo(member).file_size > MAX_BYTES:
-        raise ValueError(f"{member} is of more than {MAX_BYTES >> 20} MiB")
+        raise ValueError(f"{member} is larger than {MAX_BYTES >> 20} MiB")
     return npy(archive.read(member), member, objects=True)
 
 
 def npy(content: bytes, member: str, objects: bool = False) -> np.ndarray:
-    """The array of an .npy file, as large as its content: numpy itself allocates what the header announces.
+    """The array of an .npy file, whose size is checked first: numpy itself allocates what the header announces.
 
-    member: its name, for messages. objects: whether an array of objects will do (`read_npz`). Raises what numpy does
-    for one that is damaged; Refused.
+    member: its name, for messages. objects: whether arrays of objects are accepted (`read_npz`). Raises numpy's errors
+    for a damaged file, and Refused.
     """
     file = BytesIO(content)
     version = np.lib.format.read_magic(file)
@@ -86,13 +86,13 @@ def npy(content: bytes, member: str, objects: bool = False) -> np.ndarray:
         return np.asarray(found).reshape(shape)
     count = math.prod(shape)
     if min(shape, default=0) < 0 or len(data) != count * dtype.itemsize:
-        raise ValueError(f"{member} is not of the size that it says")
+        raise ValueError(f"{member} does not have the size that its header states")
     values = np.frombuffer(data, dtype, count) if count else np.zeros(0, dtype)
     return values.reshape(shape, order="F" if fortran else "C")
 
 
 def unpickled(data: bytes) -> Any:
-    """What a pickle of numpy arrays holds. Raises Refused for one that names anything else."""
+    """The content of a pickle of numpy arrays. Raises Refused if it refers to anything else."""
     return _ArrayUnpickler(BytesIO(data)).load()
 
 
@@ -108,7 +108,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 class _StandIn:
-    """What a pickle gets for a name: it can be called, and a pickle cannot change it."""
+    """What a pickle gets for a name: it can be called, but not modified."""
 
     __slots__ = ("_make", "_name")
 
@@ -123,7 +123,7 @@ class _StandIn:
 
 
 class _Type:
-    """A dtype: `dtype(code, align, copy)`, then its state with the order of bytes."""
+    """A dtype: `dtype(code, align, copy)`, then its state with the byte order."""
 
     __slots__ = ("_code", "_order")
 
@@ -134,7 +134,7 @@ class _Type:
         if not (isinstance(state, tuple) and len(state) >= 5 and state[2:5] == (None, None, None)):
             raise Refused("describes a structure")
         if state[1] not in ("<", ">", "|", "="):
-            raise Refused("names an unknown order of bytes")
+            raise Refused("has an unknown byte order")
         self._order = state[1]
 
     @property
@@ -147,7 +147,7 @@ class _Type:
 
 
 class _Array(np.ndarray):
-    """An array whose state is checked before numpy takes it."""
+    """An array whose state is checked before it is passed to numpy."""
 
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, fortran, content = state
@@ -156,7 +156,7 @@ class _Array(np.ndarray):
         dtype, count = kind.dtype, math.prod(shape)
         size = len(content) if isinstance(content, list if dtype.hasobject else bytes) else -1
         if size != count * (1 if dtype.hasobject else dtype.itemsize):
-            raise Refused("has an array whose content is not of its size")
+            raise Refused("has an array whose content does not have its size")
         super().__setstate__((1, tuple(shape), dtype, bool(fortran), content))  # type: ignore[arg-type]
 
 
@@ -183,14 +183,14 @@ def _never(*arguments: Any) -> Any:
 _MAKERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy.core.multiarray", "_reconstruct"): _empty,
     ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy", "ndarray"): _never,  # only handed to _reconstruct
+    ("numpy", "ndarray"): _never,  # only passed to _reconstruct
     ("numpy", "dtype"): _Type,
     ("_codecs", "encode"): _latin1,
 }
 
 
 def read_h5(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The datasets `names` of an HDF5 file, float64. Raises BadInputError when one is missing or not of numbers."""
+    """The datasets `names` of an HDF5 file, float64. Raises BadInputError if one is missing or not numeric."""
     with blaming(path, f"an HDF5 file with the datasets {', '.join(names)}", "copy it again"):
         refuse_pipe(path)
         with h5py.File(path, "r") as file:
@@ -198,7 +198,7 @@ def read_h5(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def h5_shape(path: Path, name: str) -> tuple[int, ...] | None:
-    """The shape of a dataset of an HDF5 file; None where the file or the dataset is missing or damaged."""
+    """The shape of a dataset of an HDF5 file; None if the file or the dataset is missing or damaged."""
     try:
         refuse_pipe(path)
         with h5py.File(path, "r") as file:

@@ -1,7 +1,7 @@
-"""The transaction under every HDF5 store: an item counts only when its attribute `complete` is there.
+"""Transactions of HDF5 stores: an item is valid only if it has the attribute `complete`.
 
-Default libver, an item's data, `complete = 1`, one flush; what a flush changes counts all at once (see `journal`). A
-process killed at any moment leaves a file with all items that were flushed; the current one is written again.
+The default libver is used; an item's data and `complete = 1` are written, followed by one flush, which is atomic (see
+`journal`). A process killed at any moment leaves a file with all flushed items; the current one is written again.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from featkit.io.journal import DAMAGE, JournalledStore, counted, explained, in_p
 LOGGER = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 COMPLETE = "complete"
-SLACK_BYTES = 1 << 16  # headers, names and the tree of groups that an item or a new store takes beside its numbers
-TRIES, WAIT_S = 20, 0.05  # to open a store that others are mending
+SLACK_BYTES = 1 << 16  # headers, names and group tree of an item or a new store, in addition to its data
+TRIES, WAIT_S = 20, 0.05  # attempts to open a store that another process is recovering
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[h5py.File]:
-    """Open a store to read; what a killed writer began is undone first.
+    """Open a store for reading; the unfinished write of a killed process is rolled back first.
 
-    Raises BadInputError when it is missing, cut off or not HDF5, NotWritableError when it is in use or cannot be
-    mended.
+    Raises BadInputError if it is missing, truncated or not HDF5, NotWritableError if it is in use or cannot be
+    recovered.
     """
     with explained(path):
         refuse_pipe(path)
@@ -52,7 +52,7 @@ def reading(path: Path) -> Iterator[h5py.File]:
 
 
 def _opened(path: Path) -> h5py.File:
-    """A store to read, mended first; others may be mending it just now, so once is not enough."""
+    """Recover and open a store for reading; retries, because another process may be recovering it."""
     for again in reversed(range(TRIES)):
         try:
             _recover(path)
@@ -71,24 +71,24 @@ def _recover(path: Path) -> None:
         raise
     except OSError as error:
         raise NotWritableError(
-            f"{path}: half written, by a run that was killed or that still writes, and here it cannot be mended"
+            f"{path}: partially written, by a run that was killed or is still writing, and cannot be recovered here"
             f" ({error.strerror}); make it writable, or copy it together with {journal.journal_of(path).name}"
         ) from None
 
 
 def kind_of(file: h5py.File, default: str) -> str:
-    """What a store says that it holds; `default` when it does not say. Raises BadInputError."""
+    """The kind of a store by its attribute; `default` if it has none. Raises BadInputError."""
     with explained(Path(file.filename)):
         return str(attribute(file, "kind", default))
 
 
 @contextmanager
 def appending(path: Path, kind: str, config: Config, extra: dict[str, str], overwrite: bool) -> Iterator[h5py.File]:
-    """Open a store to add items made by `config`; create it when there is none.
+    """Open a store for adding items made with `config`; it is created if it does not exist.
 
     kind: "features" or "matches". extra: further root attributes that must agree with those in the file.
-    Raises BadInputError when the file was made by another configuration or program, NotWritableError when it cannot be
-    written.
+    Raises BadInputError if the file was made with another configuration or by another program, NotWritableError if it
+    cannot be written.
     """
     _refuse_foreign(path)
     with locked(path, lock=path.with_name(f".{path.name}.writer")):
@@ -105,7 +105,7 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
                 is_index = LINKED in file.attrs
             if _is_torn(path):
                 _rescue(path)
-            discard(part_of(path), path)  # of a run that was killed when the store had got its name
+            discard(part_of(path), path)  # left by a run that was killed after linking the store
         with in_place(path) if is_index else journalled(path) as file:
             yield file
 
@@ -117,7 +117,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _check_replaceable(path: Path, kind: str) -> None:
-    """Only stores of the same kind are replaced, whole or broken."""
+    """Allow only stores of the same kind to be replaced, complete or broken."""
     if not h5py.is_hdf5(path):
         raise BadInputError(f"{path}: not an HDF5 file, so it is not replaced; choose another --out")
     with contextlib.suppress(*DAMAGE), h5py.File(path, "r") as file:
@@ -127,23 +127,23 @@ def _check_replaceable(path: Path, kind: str) -> None:
 
 
 def _create(path: Path, kind: str, config: Config, extra: dict[str, str]) -> None:
-    """A store without items. It gets its name when it is whole: killed before, it would not open again."""
+    """Create a store without items, atomically: a partially created store could not be opened."""
     require_space(path, SLACK_BYTES)
-    journal.forget(path)  # of a file that somebody removed
+    journal.forget(path)  # that of a removed file
     part = new_part(path)
     with h5py.File(part, "w") as file:
         _write_root(file, kind, config, extra)
     try:
-        os.link(part, path)  # never over a store that another process began meanwhile
+        os.link(part, path)  # never replaces a store that another process has just created
     except FileExistsError:
         pass
-    except OSError:  # a file system without links
+    except OSError:  # a file system without hard links
         os.replace(part, path)
     part.unlink(missing_ok=True)
 
 
 def _is_torn(path: Path) -> bool:
-    """Whether its tree leads nowhere: the machine went down meanwhile, or it was copied without its journal."""
+    """Whether the group tree is broken, by a power failure, or because it was copied without its journal."""
     with h5py.File(path, "r") as file:
         try:
             file.visit(lambda name: None)
@@ -153,13 +153,13 @@ def _is_torn(path: Path) -> bool:
 
 
 def _rescue(path: Path) -> None:
-    """Keep the whole items of a torn store that can still be reached; the others are made again."""
+    """Keep the complete items of a broken store that can still be reached; the others are made again."""
     part = new_part(path)
     with h5py.File(path, "r") as old, h5py.File(part, "w") as new:
         copy_attributes(old, new)
         count = _copy_whole(old, new, set())
     os.replace(part, path)
-    LOGGER.warning("%s: cut off while it was written; %d whole items kept, the others are made again", path, count)
+    LOGGER.warning("%s: damaged while it was written; kept %d complete items, the others are made again", path, count)
 
 
 def _copy_whole(old: h5py.Group, new: h5py.File, seen: set[int]) -> int:
@@ -198,7 +198,7 @@ def _check_same_origin(path: Path, file: h5py.File, kind: str, config: Config, e
         raise BadInputError(f"{path}: written by another program, so nothing is added to it; choose another --out")
     number, found = file.attrs["format"], attribute(file, "kind")
     if number != FORMAT_VERSION or found != kind:
-        raise BadInputError(f"{path}: holds {found} of format {number}, not {kind}; --overwrite")
+        raise BadInputError(f"{path}: holds {found} of format {number}, not {kind}; use --overwrite")
     if attribute(file, "fingerprint") != config.fingerprint():
         changed = differences(str(attribute(file, "config", "{}")), config)
         raise BadInputError(f"{path}: made with another configuration ({changed}); --overwrite, or another --out")
@@ -217,9 +217,9 @@ def write_item(
     attributes: dict[str, Any],
     dataset_attributes: dict[tuple[str, str], Any] | None = None,
 ) -> None:
-    """Write one group as a transaction; a half-written group of the same name is replaced.
+    """Write one group as a transaction; an incomplete group of the same name is replaced.
 
-    dataset_attributes: (dataset, attribute) -> value, as `("keypoints", "uncertainty")`.
+    dataset_attributes: (dataset, attribute) -> value, for example `("keypoints", "uncertainty")`.
     """
     path = Path(file.filename)
     require_space(path, sum(np.asarray(array).nbytes for array in datasets.values()) + SLACK_BYTES)
@@ -227,7 +227,7 @@ def write_item(
         with finish_first(), counted(file):
             _write(file, key, datasets, attributes, dataset_attributes or {})
     except DAMAGE as error:
-        if refused_by_disk(error) is not None:  # `appending` tells
+        if refused_by_disk(error) is not None:  # `appending` explains it
             raise
         raise BadInputError(
             f"{path}: {key!r} cannot be written ({said(error)}); use --overwrite to discard it"
@@ -251,13 +251,13 @@ def _write(
     for name, value in attributes.items():
         set_attribute(group, name, value)
     if not isinstance(file, JournalledStore):
-        file.flush()  # what a flush changes does not count all at once there: the mark comes after it
+        file.flush()  # a flush is not atomic here, so the mark is written after it
     group.attrs[COMPLETE] = 1
     file.flush()
 
 
 def is_complete(file: h5py.File, key: str) -> bool:
-    """Whether an item was written to its end."""
+    """Whether an item was written completely."""
     try:
         return is_whole(find(file, key))
     except DAMAGE:
@@ -272,31 +272,31 @@ def _seems_whole(item: h5py.Group) -> bool:
 
 
 def is_whole(item: Any) -> bool:
-    """Whether what stands under a key is an item written to its end; raises what h5py does on damage."""
+    """Whether an object of a file is a complete item; raises h5py's errors on damage."""
     whole = isinstance(item, h5py.Group) and attribute(item, COMPLETE)
     return np.ndim(whole) == 0 and bool(whole == 1)
 
 
 def groups(file: h5py.File, dataset: str, whole: bool = False) -> Iterator[tuple[str, h5py.Group]]:
-    """All groups of this file that hold `dataset`, by name, slashes nest; what lies in one is not opened.
+    """All groups of this file that contain `dataset`, with their nested names; their content is not searched.
 
-    whole: only those that were written to their end. Not those of an index's shards. Raises BadInputError.
+    whole: only complete ones. Does not include groups in an index's shards. Raises BadInputError.
     """
     try:
         for name, found in walk(file, dataset):
             if not whole or _seems_whole(found):
                 yield name, found
     except DAMAGE:
-        raise BadInputError(f"{file.filename}: torn by a killed run; run the command that makes it once more") from None
+        raise BadInputError(f"{file.filename}: damaged by a killed run; run the command that makes it again") from None
 
 
 def groups_with(file: h5py.File, dataset: str) -> list[str]:
-    """Names of all groups of this file that hold `dataset`, sorted."""
+    """Names of all groups of this file that contain `dataset`, sorted."""
     return sorted(name for name, _ in groups(file, dataset))
 
 
 def root_attributes(file: h5py.File) -> dict[str, Any]:
-    """The store's own description, as plain values."""
+    """The root attributes of a store, as plain values."""
     values = {name: attribute(file, name) for name in file.attrs}
     plain = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
     if isinstance(plain.get("config"), str):
@@ -307,19 +307,19 @@ def root_attributes(file: h5py.File) -> dict[str, Any]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Attributes of a store's groups and datasets, their texts of a fixed length each.
+# Attributes of a store's groups and datasets, with fixed-length strings.
 #
-# HDF5 keeps texts of any length in a heap of the file's own, and does not look where it steps when that is damaged: it
-# stays there for ever, or dies. A text of a fixed length lies in the attribute itself. Both kinds are read.
+# HDF5 keeps variable-length strings in a global heap, and hangs or crashes if that is damaged. A fixed-length string is
+# stored in the attribute itself. Both kinds are read.
 
 
-LONGEST = 60_000  # bytes: HDF5 gives an attribute 64 KiB, its name and type included
+LONGEST = 60_000  # bytes: HDF5 limits an attribute to 64 KiB, including its name and type
 
 
 def set_attribute(item: h5py.HLObject, name: str, value: Any) -> None:
-    """Give a group, a dataset or a file an attribute; a text becomes one of fixed length.
+    """Set an attribute of a group, a dataset or a file; strings are stored with fixed length.
 
-    Raises ValueError for a text with a zero byte in it, as h5py does.
+    Raises ValueError for a string that contains a zero byte, as h5py does.
     """
     data = value.encode("utf-8", ESCAPED) if isinstance(value, str) else b""
     if not isinstance(value, str) or len(data) > LONGEST or b"\0" in data:
@@ -329,10 +329,10 @@ def set_attribute(item: h5py.HLObject, name: str, value: Any) -> None:
 
 
 def attribute(item: h5py.HLObject, name: str, default: Any = None) -> Any:
-    """An attribute, texts as `str`, whole numbers as `int`; `default` where there is none.
+    """An attribute, strings as `str`, integers as `int`; `default` if it does not exist.
 
-    Raises what h5py does on damage. Texts of fixed length and whole numbers, which every item has, are read by h5py's
-    own lower layer, in a third of the time.
+    Raises h5py's errors on damage. Fixed-length strings and integers, which every item has, are read with h5py's
+    low-level API, in a third of the time.
     """
     key = name.encode("utf-8", ESCAPED)
     if not h5py.h5a.exists(item.id, key):
@@ -353,7 +353,7 @@ def attribute(item: h5py.HLObject, name: str, default: Any = None) -> Any:
 
 
 def copy_attributes(old: h5py.HLObject, new: h5py.HLObject, without: Container[str] = ()) -> None:
-    """Give one item the attributes of another."""
+    """Copy the attributes of one item to another."""
     for name in old.attrs:
         if name not in without:
             set_attribute(new, name, attribute(old, name))

@@ -1,8 +1,8 @@
-"""What lies in an HDF5 file that anybody may have written: items found in the file itself, arrays as large as they say.
+"""Safe reading of untrusted HDF5 files: only items in the file itself, and arrays that are as large as they claim.
 
-HDF5 follows links to other files, reads a dataset's numbers from any path that the file names (a system file, a pipe
-that never ends), and allocates what a shape announces before it looks how much is there. So names are walked here
-link by link, and a dataset is looked at before it is read.
+HDF5 follows links to other files, reads a dataset's content from any path that the file names (a system file, an
+endless pipe), and allocates the size a shape announces before it checks how much data there is. Therefore names are
+resolved here link by link, and a dataset is inspected before it is read.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ import numpy as np
 
 from featkit.core.errors import BadInputError
 
-LINKED = "shards"  # root attribute of an index (io/shards.py): how many files its items lie in
-ESCAPED = "surrogateescape"  # as h5py does: names of files need not be UTF-8
+LINKED = "shards"  # root attribute of an index (io/shards.py): the number of its shards
+ESCAPED = "surrogateescape"  # as in h5py: file names need not be UTF-8
 MAX_RATIO = 200
-"""Bytes of a compressed array over its bytes in the file; features and matches are below 10, equal scores 150."""
+"""Largest ratio of array size to compressed size; features and matches are below 10, constant scores at 150."""
 FLOOR_BYTES = 64 << 20
-"""Up to this size nobody asks: a small array may be compressed as well as it can, or have its parts missing."""
+"""Array size, bytes, up to which the ratio is not checked: small arrays may compress well, or have missing chunks."""
 KINDS = {"b": "truth values", "i": "whole numbers", "u": "whole numbers", "f": "numbers"}
 
 
 def refuse_pipe(path: Path) -> None:
-    """Raise BadInputError for a pipe or a device, which HDF5 would wait for; OSError where there is nothing."""
+    """Raise BadInputError for a pipe or a device, for which HDF5 would wait; OSError if the path does not exist."""
     if not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
         raise BadInputError(f"{path}: not a file but a pipe or a device; give the file itself")
 
 
 def find(file: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
-    """The group or dataset of that name (slashes nest); None when there is none.
+    """The group or dataset of that (nested) name; None if there is none.
 
     Only hard links are followed, and the links of an index to its shards. Raises BadInputError for any other link, and
-    what h5py raises on damage.
+    h5py's errors on damage.
     """
     at: Any = file.id
     for part in name.split("/"):
@@ -58,7 +58,7 @@ def _followed(file: h5py.Group, group: h5py.h5g.GroupID, key: bytes, name: str) 
         return h5py.h5o.open(group, key)
     if kind == h5py.h5l.TYPE_EXTERNAL and LINKED in file.attrs:
         shard = Path(file.filename).parent / group.links.get_val(key)[0].decode("utf-8", ESCAPED)
-        if not shard.is_file():  # a pipe would be waited for
+        if not shard.is_file():  # HDF5 would wait for a pipe
             raise BadInputError(f"{shard}: this shard of {file.filename} is missing; bring it back")
         return h5py.h5o.open(group, key, lapl=_one_step())
     raise BadInputError(_links_elsewhere(file, name))
@@ -73,17 +73,17 @@ def _links_elsewhere(file: h5py.Group, name: str) -> str:
 
 @functools.cache
 def _one_step() -> Any:
-    """Link access of HDF5 that goes through the index's link and no other."""
+    """HDF5 link access that follows the index's link and no further one."""
     access = h5py.h5p.create(h5py.h5p.LINK_ACCESS)
     access.set_nlinks(1)
     return access
 
 
 def walk(file: h5py.File, dataset: str) -> Iterator[tuple[str, h5py.Group]]:
-    """All groups of this file that hold `dataset`, by name, slashes nest; what lies in one is not opened.
+    """All groups of this file that contain `dataset`, with their nested names; their content is not searched.
 
-    Not those of an index's shards. Raises BadInputError for links elsewhere and for a group that is reached twice (the
-    paths of such a file may be more than anybody can count), and what h5py raises on damage.
+    Does not include groups in an index's shards. Raises BadInputError for links to other places and for a group that is
+    reached twice (such a file may have exponentially many paths), and h5py's errors on damage.
     """
     linked, wanted, seen = LINKED in file.attrs, dataset.encode(), set()
 
@@ -112,38 +112,38 @@ def walk(file: h5py.File, dataset: str) -> Iterator[tuple[str, h5py.Group]]:
 
 
 def has(group: h5py.Group, name: str) -> bool:
-    """Whether a group has something of that name, wherever it leads."""
+    """Whether a group has a link of that name, wherever it leads."""
     return bool(group.id.links.exists(name.encode("utf-8", ESCAPED)))
 
 
 def array_of(group: h5py.Group, name: str, kinds: str = "iuf", ndim: int | None = None) -> np.ndarray:
-    """A dataset's numbers. kinds: numpy's letters of those that will do. ndim: how many axes it must have.
+    """The content of a dataset. kinds: accepted numpy dtype kinds. ndim: required number of axes.
 
-    Raises BadInputError for one that is missing, of texts or structures, in other files, or not as large as it says.
+    Raises BadInputError if it is missing, not numeric, stored in other files, or not as large as it claims.
     """
     return np.asarray(dataset_of(group, name, kinds, ndim)[()])
 
 
 def dataset_of(group: h5py.Group, name: str, kinds: str = "iuf", ndim: int | None = None) -> h5py.Dataset:
-    """A dataset whose numbers may be read; arguments and errors as those of `array_of`."""
+    """A dataset that is safe to read; arguments and errors as for `array_of`."""
     found = find(group, name)
     where = _place(group, name)
     if not isinstance(found, h5py.Dataset):
-        raise BadInputError(f"{where} is missing, or no array; make the file again")
+        raise BadInputError(f"{where} is missing, or not an array; make the file again")
     if found.dtype.kind not in kinds:
         wanted = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds))
         raise BadInputError(f"{where} holds {found.dtype}, not {wanted}; make the file again")
     if ndim is not None and len(found.shape or ()) != ndim:
-        raise BadInputError(f"{where} has the shape {found.shape}, {ndim} axes are needed; make the file again")
+        raise BadInputError(f"{where} has the shape {found.shape}, but needs {ndim} axes; make the file again")
     refuse_unreal(found, where)
     return found
 
 
 def refuse_unreal(dataset: h5py.Dataset, where: str) -> None:
-    """Raise BadInputError for a dataset whose bytes are in other files, or are not there."""
+    """Raise BadInputError for a dataset whose content is in other files, or missing."""
     made = dataset.id.get_create_plist()
     if made.get_layout() == h5py.h5d.VIRTUAL or made.get_external_count():
-        raise BadInputError(f"{where} has its numbers in other files, which are not read; copy them into this one")
+        raise BadInputError(f"{where} has its content in other files, which are not read; copy it into this file")
     announced = dataset.size * dataset.dtype.itemsize if dataset.shape is not None else 0
     block = int(np.prod(dataset.chunks, dtype=np.float64)) * dataset.dtype.itemsize if dataset.chunks else 0
     stored = min(dataset.id.get_storage_size(), dataset.file.id.get_filesize())
@@ -154,15 +154,15 @@ def refuse_unreal(dataset: h5py.Dataset, where: str) -> None:
 
 
 def item_of(file: h5py.Group, name: str) -> h5py.Group:
-    """An item that may be copied. Raises BadInputError where there is none, and as `check_item`."""
+    """An item that is safe to copy. Raises BadInputError if there is none, and as `check_item` does."""
     if not isinstance(item := find(file, name), h5py.Group):
-        raise BadInputError(f"{file.file.filename}: nothing of the name {name!r}")
+        raise BadInputError(f"{file.file.filename}: no item named {name!r}")
     check_item(item)
     return item
 
 
 def check_item(item: h5py.Group) -> None:
-    """See that an item may be copied: all that it holds is in it. Raises BadInputError."""
+    """Check that an item is safe to copy, with all of its content in the file. Raises BadInputError."""
     for key in item.id:
         name = key.decode("utf-8", ESCAPED)
         if isinstance(found := find(item, name), h5py.Dataset):

@@ -1,4 +1,4 @@
-"""Writes of HDF5 files that a crash cannot break, and how damage is told."""
+"""Crash-safe writes of HDF5 files with a rollback journal, and error messages for damaged files."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from featkit.io.artifact import no_links
 from featkit.io.atomic import refused_by_disk
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Files whose writes count all at once: a rollback journal under HDF5, as SQLite has one.
+# Files with atomic flushes: a rollback journal under HDF5, like SQLite's.
 #
-# HDF5 changes a file in many places, one after the other; a process killed in between leaves a tree that leads nowhere.
-# Here whatever a flush has left in the file is copied to `.NAME.journal` before it is overwritten, and the next flush
-# empties the journal. When a journal is found that is not empty, its writer was killed (or the disk was full): the old
-# bytes are put back, and the file is what it was at the last flush. New bytes beyond its end need no copy, so a journal
-# is small. Nothing is synced to the disk: this is about processes that die, not about power.
+# HDF5 changes a file in many places, one after the other; a process killed in between leaves a broken group tree. Here
+# content from before the last flush is copied to `.NAME.journal` before it is overwritten, and the next flush empties
+# the journal. A journal that is not empty shows that its writer was killed (or the disk was full): the old content is
+# restored, and the file is as it was at the last flush. Data appended to the file need no copy, so a journal is small.
+# Nothing is synced to the disk: this protects against killed processes, not against power failure.
 
 
-HEADER = struct.Struct("<16sQI")  # MAGIC, the file's size at the last flush, checksum of its ends
-RECORD = struct.Struct("<QQ")  # where the bytes that follow stood, and how many they are
+HEADER = struct.Struct("<16sQI")  # MAGIC, the file's size at the last flush, checksum of its beginning and end
+RECORD = struct.Struct("<QQ")  # offset in the file and length of the bytes that follow
 MAGIC = b"featkit journal2"
-OURS = b"featkit journal"  # of any version
-END = 4096  # bytes at either end by which a file is known: HDF5's superblock, the root's attributes; the last item
+OURS = b"featkit journal"  # any version
+END = 4096  # bytes at the beginning (superblock, root attributes) and end (last item) that identify a file
 NO_JOURNAL = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def journal_of(path: Path) -> Path:
-    """Where the journal of a file lies."""
+    """The path of a file's journal."""
     path = path.resolve()
     return path.with_name(f".{path.name}.journal")
 
 
 def put_back(path: Path) -> None:
-    """Undo what a killed writer began; does nothing where there is nothing to undo.
+    """Roll back the unfinished write of a killed process, if there is one.
 
-    Raises BlockingIOError while somebody writes or reads, OSError where the file may not be written.
+    Raises BlockingIOError while another process writes or reads, OSError if the file is not writable.
     """
     try:
         if os.lstat(journal_of(path)).st_size == 0:
@@ -64,7 +64,7 @@ def put_back(path: Path) -> None:
 
 
 def forget(path: Path) -> None:
-    """Remove the journal of a file that is going to be replaced."""
+    """Remove the journal of a file that will be replaced."""
     journal = journal_of(path)
     try:
         _open_journal(journal, "r").close()
@@ -74,33 +74,33 @@ def forget(path: Path) -> None:
 
 
 def _open_journal(path: Path, mode: str) -> FileIO:
-    """A journal, never through a link. Raises BadInputError for a file that is none of featkit's, OSError."""
+    """Open a journal, never through a link. Raises BadInputError for a file that is not a journal, OSError."""
     try:
         file = FileIO(path, mode, opener=no_links)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EMLINK, errno.EISDIR):
             raise
         kind = "folder" if error.errno == errno.EISDIR else "symbolic link"
-        raise BadInputError(f"{path}: is a {kind} where a journal of featkit belongs; remove it yourself") from None
+        raise BadInputError(f"{path}: is a {kind} in the place of featkit's journal; remove it yourself") from None
     head = _read(file, 0, len(OURS)) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b"?"
     if not OURS.startswith(head):
         file.close()
-        raise BadInputError(f"{path}: is where a journal of featkit belongs, and is none; remove it yourself")
+        raise BadInputError(f"{path}: is in the place of featkit's journal, but is not one; remove it yourself")
     return file
 
 
 class JournalledFile:
-    """An existing binary file to read and write, as h5py's driver `fileobj` wants it, for one process at a time.
+    """An existing binary file for reading and writing with h5py's driver `fileobj`, for one process at a time.
 
-    must_lock: refuse a file system without locks, where nobody knows whether the last writer lives. Raises OSError;
-    BlockingIOError when another process has it open, through HDF5 too.
+    must_lock: refuse a file system without locks, where it is unknown whether the last writer is alive. Raises OSError;
+    BlockingIOError if another process has it open, also through HDF5.
     """
 
     def __init__(self, path: Path, must_lock: bool = False):
         self.refused: BaseException | None = None
-        """What went wrong first, if anything did: from then on nothing is written, `close` puts back the last flush.
+        """The first error, if any: after it nothing is written, and `close` rolls back to the last flush.
 
-        HDF5 is not told: it cannot take back half a change, nor close its file after it. Whoever writes looks here."""
+        HDF5 is not informed, as it cannot undo a partial change or close its file after one. Writers check this."""
         self._journal_path = journal_of(path)
         self._has_begun = False
         with contextlib.ExitStack() as undo:
@@ -113,7 +113,7 @@ class JournalledFile:
             _undo(self._file, self._journal)
             self._size = self._kept_from = self._file.seek(0, SEEK_END)
             undo.pop_all()
-        # FileIO's own methods: a signal's handler, which may raise, never runs inside them
+        # FileIO's own methods: a signal handler, which may raise, never runs inside them
         self.seek, self.tell, self.readinto = self._file.seek, self._file.tell, self._file.readinto
 
     def __enter__(self) -> Self:
@@ -132,11 +132,11 @@ class JournalledFile:
         return size
 
     def flush(self) -> None:
-        """From here on what was written counts. HDF5 calls this when all that it holds has been written."""
+        """Commit what was written. HDF5 calls this after writing all of its buffers."""
         self._unless_refused(self._flush)
 
     def close(self) -> None:
-        """What was written since the last flush does not count."""
+        """Discard what was written since the last flush."""
         try:
             _undo(self._file, self._journal)
             self._file.truncate(min(self._size, self._file.seek(0, SEEK_END)))
@@ -171,7 +171,7 @@ class JournalledFile:
         self._size = self._kept_from = self._file.seek(0, SEEK_END)
 
     def _keep(self, start: int, end: int) -> None:
-        """Copy to the journal what the last flush left between two places."""
+        """Copy the content between two offsets, as of the last flush, to the journal."""
         end = min(end, self._kept_from)
         if start >= end:
             return
@@ -184,13 +184,13 @@ class JournalledFile:
 
 
 def _undo(file: FileIO, journal: FileIO) -> None:
-    """Put back what the journal holds, unless it is another file's; the journal is empty then."""
+    """Restore the content in the journal, unless it belongs to another file; then empty the journal."""
     header = _read(journal, 0, HEADER.size)
     if len(header) == HEADER.size:
         magic, size, ends = HEADER.unpack(header)
         records = list(_records(journal))
         if magic == MAGIC and size < 1 << 63 and _ends_before(file, journal, records, size) == ends:
-            for where, place, length in reversed(records):  # of bytes overwritten twice the first copy counts
+            for where, place, length in reversed(records):  # the first copy of bytes overwritten twice wins
                 file.seek(where)
                 _write_all(file, _read(journal, place, length))
             file.truncate(size)
@@ -198,8 +198,8 @@ def _undo(file: FileIO, journal: FileIO) -> None:
 
 
 def _records(journal: FileIO) -> Iterator[tuple[int, int, int]]:
-    """Where bytes stood in the file, where they are in the journal, and how many. One that was cut short is left out:
-    what it was to save was not overwritten yet."""
+    """(offset in the file, offset in the journal, length) of every record. A truncated one is left out: what it would
+    have saved has not been overwritten yet."""
     place, end = HEADER.size, journal.seek(0, SEEK_END)
     while place + RECORD.size <= end:
         where, length = RECORD.unpack(_read(journal, place, RECORD.size))
@@ -211,7 +211,7 @@ def _records(journal: FileIO) -> Iterator[tuple[int, int, int]]:
 
 
 def _ends_before(file: FileIO, journal: FileIO, records: list[tuple[int, int, int]], size: int) -> int:
-    """Checksum of the first and last bytes below a size, as they would be with all put back."""
+    """Checksum of the first and last bytes of a file of this size, as if all records were restored."""
     checksum = 0
     for start, end in ((0, min(END, size)), (max(0, size - END), size)):
         before = bytearray(_read(file, start, end - start).ljust(end - start, b"\0"))
@@ -239,7 +239,7 @@ def _write_all(file: FileIO, data: bytes | memoryview) -> None:
 
 
 def _lock(file: FileIO) -> bool:
-    """Lock as HDF5 locks its files; False on a file system that has no locks. Raises BlockingIOError."""
+    """Lock as HDF5 does; False on a file system without locks. Raises BlockingIOError."""
     try:
         import fcntl
     except ModuleNotFoundError:  # not on Windows
@@ -254,11 +254,11 @@ def _lock(file: FileIO) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# HDF5 stores to write to, whose items count all at once: h5py over a file with a journal.
+# HDF5 stores with atomic items: h5py on a file with a journal.
 
 
 class JournalledStore(h5py.File):
-    """A store that is written to, through its `disk`."""
+    """A store opened for writing through `disk`."""
 
     def __init__(self, path: Path, disk: JournalledFile):
         super().__init__(path, "r+", driver="fileobj", fileobj=disk)
@@ -267,7 +267,7 @@ class JournalledStore(h5py.File):
 
 @contextmanager
 def journalled(path: Path) -> Iterator[h5py.File]:
-    """A store to write to. When something goes wrong, what was not flushed before does not count."""
+    """A store for writing. After an error, everything since the last flush is rolled back."""
     with explained(path):
         disk = JournalledFile(path)
     try:
@@ -276,7 +276,7 @@ def journalled(path: Path) -> Iterator[h5py.File]:
                 file = JournalledStore(path, disk)
             try:
                 yield file
-                told = disk.refused  # by `counted`, and somebody has taken it in hand
+                told = disk.refused  # already raised by `counted`, and handled
             except BaseException as error:
                 disk.refused = disk.refused or error
                 raise
@@ -292,7 +292,7 @@ def journalled(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def in_place(path: Path) -> Iterator[h5py.File]:
-    """A store to write to without a journal: an index, whose links HDF5 would follow through the same driver."""
+    """A store for writing without a journal: an index, whose links HDF5 would follow through the same driver."""
     try:
         with explained(path):
             file = h5py.File(path, "r+")
@@ -304,7 +304,7 @@ def in_place(path: Path) -> Iterator[h5py.File]:
 
 
 def _raise_refusal(path: Path, error: BaseException) -> None:
-    """Raise what h5py has made something else of: a full disk in words, and what is no error (Ctrl-C) as it is."""
+    """Raise an error that h5py has replaced by another one: a full disk in words, Ctrl-C as it is."""
     if (reason := refused_by_disk(error)) is not None:
         raise NotWritableError(f"{path}: {reason}; free some and run the same command again") from None
     if not isinstance(error, Exception):
@@ -313,8 +313,8 @@ def _raise_refusal(path: Path, error: BaseException) -> None:
 
 @contextmanager
 def counted(file: h5py.File) -> Iterator[None]:
-    """An item is written inside, up to its flush. Raises what went wrong first: in an item before it, in it, or on the
-    disk, which HDF5 is not told; then nothing is written any more, as a flush would make count what there is of it."""
+    """Context for writing one item, including its flush. Raises the first error, of an earlier item, this item or the
+    disk (of which HDF5 is not informed). After it nothing is written, as a flush would commit a partial item."""
     if not isinstance(file, JournalledStore):
         yield
         return
@@ -331,24 +331,24 @@ def counted(file: h5py.File) -> Iterator[None]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What h5py makes of files that are damaged, in use or out of reach, as featkit's own errors.
+# Errors of h5py for files that are damaged, in use or inaccessible, as featkit's own errors.
 
 
 TORN = (RuntimeError, KeyError, OSError, ValueError)  # what h5py raises on damaged links and headers
-# Beside these, what numbers and texts of other kinds than were written raise where they are used.
+# In addition, errors raised when values of unexpected types are used.
 DAMAGE = (*TORN, TypeError, IndexError, AttributeError, ArithmeticError, MemoryError, SystemError)
 ReadT = TypeVar("ReadT", bound=Callable[..., Any])
 
 
 def is_in_use(error: OSError) -> bool:
-    """Whether somebody else has the file locked."""
+    """Whether another process has locked the file."""
     return error.errno in (errno.EAGAIN, errno.EWOULDBLOCK) or "unable to lock" in str(error)
 
 
 def explains_damage(method: ReadT) -> ReadT:
-    """A store's method that reads: whatever a damaged file makes of it is a BadInputError.
+    """Decorator for reading methods of a store: errors due to a damaged file become BadInputError.
 
-    The store says its `path`, and what it `holds`.
+    The store must have the attributes `path` and `holds`.
     """
 
     @functools.wraps(method)
@@ -369,7 +369,7 @@ def explains_damage(method: ReadT) -> ReadT:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Opening a store inside: what goes wrong is BadInputError or NotWritableError, with what to do."""
+    """Context for opening a store: errors become BadInputError or NotWritableError, with advice."""
     try:
         yield
     except FileNotFoundError:
@@ -384,7 +384,7 @@ def explained(path: Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC):
             raise NotWritableError(f"{path}: {error.strerror}; choose another place with --out") from None
         raise BadInputError(
-            f"{path}: not a whole HDF5 file (truncated, or of another kind); move it away or use --overwrite"
+            f"{path}: not a complete HDF5 file (truncated, or another format); move it away or use --overwrite"
         ) from None
     except DAMAGE as error:
         raise BadInputError(f"{path}: damaged ({said(error)}); move it away or use --overwrite") from error

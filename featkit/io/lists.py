@@ -1,4 +1,4 @@
-"""Text files of a line per item: pairs.txt, poses.txt, intrinsics, GPS positions, camera centres, coloured points."""
+"""Text files with one item per line (pairs, poses, intrinsics, GPS positions, camera centres), and point clouds."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from featkit.io.camera_models import camera_fault, camera_models
 T = TypeVar("T")
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Names of images in lists, and on the disk: macOS decomposes accented letters (NFD), others compose them (NFC).
+# Spelling of image names in lists and on the disk: macOS decomposes accented letters (NFD), others compose them (NFC).
 
 
 class Spelling:
-    """A name of a list as the images' own names have it, where only its Unicode form differs; others as they are.
+    """Maps a name in a list to the image's own name if only the Unicode form differs; other names are unchanged.
 
-    names: called once, at the first name that is not ASCII.
+    names: returns the images' own names; called once, at the first name that is not ASCII.
     """
 
     def __init__(self, names: Callable[[], Iterable[str]]):
@@ -55,29 +55,29 @@ class Spelling:
 
 
 def respelled(listed: Mapping[str, T], names: Callable[[], Iterable[str]]) -> dict[str, T]:
-    """A list under the images' own names (`Spelling`). Of a name in both forms the images' own counts."""
+    """A list with the images' own names (`Spelling`). If a name occurs in both forms, the images' own is used."""
     spelled = Spelling(names)
     found = {spelled(name): value for name, value in listed.items()}
     return found | {name: value for name, value in listed.items() if name in found}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# pairs.txt: two image names a line, separated by a space, or by a tab when any name has a space.
+# pairs.txt: two image names per line, separated by a space, or by a tab if any name contains a space.
 #
-# Beside it `pairs.json` says which configuration made it; readers never need that file.
+# `pairs.json` next to it records the configuration that made it; readers do not need that file.
 
 
 def read_pairs(
     path: Path, directed: bool = False, spelled: tuple[Callable[[str], str], Callable[[str], str]] = (str, str)
 ) -> list[Pair]:
-    """Pairs in the order of the file; a pair named twice, in either order, counts once.
+    """Pairs in the order of the file; a pair that is listed twice, in either order, is returned once.
 
-    directed: the first name is a query and the second a map image, of two folders that may hold equal names; so
-    (a, b) and (b, a) are two pairs, and (a, a) is one. spelled: the `Spelling` of first and second names.
+    directed: the first name is a query and the second a map image, from two folders that may have equal names; so
+    (a, b) and (b, a) are two pairs, and (a, a) is valid. spelled: the `Spelling` of first and second names.
     Raises BadInputError for a missing file, a line without two names, or an image paired with itself.
     """
     pairs: dict[tuple[str, str], Pair] = {}
-    known: dict[str, str] = {}  # each name once in memory, in however many of millions of pairs it stands
+    known: dict[str, str] = {}  # keeps each name in memory once, even with millions of pairs
     for number, line in read_lines(path):
         names = line.split("\t") if "\t" in line else line.split()
         if len(names) != 2 or not all(name.strip() for name in names):
@@ -96,11 +96,11 @@ def read_pairs(
 def write_pairs(
     path: Path, pairs: Iterable[Pair], config: Config | None = None, extra: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write pairs.txt and pairs.json, whole or not at all.
+    """Write pairs.txt and pairs.json, atomically.
 
-    config: what made the pairs; it is written to pairs.json, with the entries of `extra` beside it.
-    Raises NotWritableError, BadInputError for a name that a line of text cannot hold, and for a file that featkit did
-    not make.
+    config: the configuration that made the pairs; it is written to pairs.json, together with the entries of `extra`.
+    Raises NotWritableError, BadInputError for a name that cannot be written to a text file, and for a file that featkit
+    did not make.
     """
     described: dict[str, Any] = {"kind": "pairs", "featkit_version": __version__}
     if config is not None:
@@ -113,18 +113,18 @@ def write_pairs(
 
 
 def format_pairs(pairs: Iterable[Pair]) -> str:
-    """The content of pairs.txt. Raises BadInputError for a name that a line of text cannot hold."""
+    """The content of pairs.txt. Raises BadInputError for a name that cannot be written to a text file."""
     listed = list(pairs)
     names = [name for pair in listed for name in (pair.name0, pair.name1)]
     for name in names:
         if not _survives(name):
-            raise BadInputError(f"image name {name!r} cannot stand in a text file (a tab, '#' in front...); rename it")
+            raise BadInputError(f"image name {name!r} cannot be used in a text file (tab, leading '#', ...); rename it")
     separator = "\t" if any(len(name.split()) > 1 for name in names) else " "
     return "".join(f"{p.name0}{separator}{p.name1}\n" for p in listed)
 
 
 def _survives(name: str) -> bool:
-    """Whether a name comes back from a line of text: no tab, line break, zero byte, comment sign, space at an end."""
+    """Whether a name can be read back from a text file: no tab, line break, zero byte, leading # or outer space."""
     return (
         name == name.strip()
         and name.splitlines() == [name]
@@ -134,19 +134,19 @@ def _survives(name: str) -> bool:
 
 
 def describe_pairs(path: Path) -> dict[str, Any] | None:
-    """What pairs.json says of pairs.txt: fingerprint, method, config and more; None when featkit did not make it."""
+    """The description of pairs.txt in pairs.json: fingerprint, method, config and more; None if not made by featkit."""
     described = read_stamp(path.with_suffix(".json"))
     return described if described is not None and described.get("kind") == "pairs" else None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# poses.txt: `name qw qx qy qz tx ty tz` a line, world to camera; `camera.txt` and lists of intrinsics.
+# poses.txt: `name qw qx qy qz tx ty tz` per line, world to camera; `camera.txt` and lists of intrinsics.
 #
-# A name with spaces is legal: the last seven fields are the numbers.
+# A name may contain spaces: the last seven fields are the numbers.
 
 
 WORD = re.compile(r"\S+")
-LARGEST_SIDE = 10**6  # px, of an image
+LARGEST_SIDE = 10**6  # px, of any image
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def read_poses(path: Path) -> dict[str, Pose]:
         if not 0.5 < norm < 2.0:
             raise BadInputError(f"{path}:{number}: the quaternion of {fields[0]!r} has length {norm:.3g}, not 1")
         if fields[0] in poses:
-            raise BadInputError(f"{path}:{number}: {fields[0]!r} has a pose already")
+            raise BadInputError(f"{path}:{number}: {fields[0]!r} already has a pose")
         poses[fields[0]] = Pose(qvec=values[:4] / norm, tvec=values[4:])
     if not poses:
         raise BadInputError(f"{path}: no poses in it")
@@ -193,21 +193,21 @@ def format_poses(poses: Mapping[str, Pose]) -> str:
 
 
 def parse_intrinsics(text: str, where: str) -> Intrinsics:
-    """`MODEL width height params...` as written by hloc and COLMAP. Raises BadInputError that begins with `where`."""
+    """`MODEL width height params...` as written by hloc and COLMAP. Raises BadInputError, beginning with `where`."""
     fields, models = text.split(), camera_models()
     if not fields or fields[0] not in models:
         raise BadInputError(f"{where}: no camera model {fields[0] if fields else ''!r}; one of {', '.join(models)}")
     model = models[fields[0]]
     if len(fields) != 3 + len(model.params):
         raise BadInputError(
-            f"{where}: {model.name} takes width, height and {len(model.params)} parameters;"
-            f" {len(fields) - 1} numbers are given ({', '.join(model.params)} are wanted)"
+            f"{where}: {model.name} takes width, height and {len(model.params)} parameters"
+            f" ({', '.join(model.params)}); {len(fields) - 1} numbers are given"
         )
     try:
         width, height = int(fields[1]), int(fields[2])
         params = tuple(float(field) for field in fields[3:])
     except ValueError:
-        raise BadInputError(f"{where}: width and height are whole numbers, parameters are numbers") from None
+        raise BadInputError(f"{where}: width and height must be integers, parameters must be numbers") from None
     sensible = min(width, height) > 0 and max(width, height) <= LARGEST_SIDE
     fault = None if sensible else f"width and height must be positive, up to {LARGEST_SIDE:,}"
     fault = fault or camera_fault(model, (width, height), params)
@@ -226,7 +226,7 @@ def read_camera(path: Path) -> Intrinsics:
 
 
 def read_intrinsics_list(path: Path) -> dict[str, Intrinsics]:
-    """hloc's list of queries: `name MODEL width height params...` a line; or a .csv with these as its columns.
+    """hloc's list of queries: `name MODEL width height params...` per line; or a .csv with these columns.
 
     Raises BadInputError.
     """
@@ -235,7 +235,7 @@ def read_intrinsics_list(path: Path) -> dict[str, Intrinsics]:
         if not name:
             raise BadInputError(f"{path}:{number}: expected `name MODEL width height params...`")
         if name in cameras:
-            raise BadInputError(f"{path}:{number}: {name!r} has intrinsics already")
+            raise BadInputError(f"{path}:{number}: {name!r} already has intrinsics")
         cameras[name] = parse_intrinsics(camera, f"{path}:{number}")
     if not cameras:
         raise BadInputError(f"{path}: no intrinsics in it")
@@ -243,20 +243,20 @@ def read_intrinsics_list(path: Path) -> dict[str, Intrinsics]:
 
 
 def _listed(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Line number, name, and the rest, of a list."""
+    """(line number, name, rest) of the lines of a list."""
     for number, line in read_lines(path):
         yield number, *_split_name(line)
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Line number, name, and the rest, of a csv. A first row whose second column is `model` is its heading."""
+    """(line number, name, rest) of the rows of a csv. A first row with `model` in its second column is a header."""
     numbered = list(read_lines(path))
     try:
         rows = list(csv.reader((line for _, line in numbered), strict=True))
     except csv.Error as error:
         raise BadInputError(f"{path}: not a csv file ({error})") from None
     if len(rows) != len(numbered):
-        raise BadInputError(f"{path}: a quoted cell runs over the end of its line; one image a line is expected")
+        raise BadInputError(f"{path}: a quoted cell continues on the next line; expected one image per line")
     for index, ((number, _), row) in enumerate(zip(numbered, rows, strict=True)):
         cells = [cell.strip() for cell in row]
         if index == 0 and [cell.lower() for cell in cells[1:2]] == ["model"]:
@@ -265,7 +265,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def _split_name(line: str) -> tuple[str, str]:
-    """The name may hold spaces: it ends where a camera model's name follows (or after the first word)."""
+    """Split a line into name and rest. A name may contain spaces: it ends before a camera model (or first space)."""
     for word in list(WORD.finditer(line))[1:]:
         if word.group() in camera_models():
             return line[: word.start()].strip(), line[word.start() :]
@@ -284,10 +284,10 @@ def _numbers(path: Path, number: int, fields: list[str]) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Positions by image from a csv: `name,lat,lon[,alt]` a line; degrees, and metres.
+# Positions by image from a csv: `name,lat,lon[,alt]` per line, in degrees and metres.
 #
-# A first line of column names is recognised (exiftool's `SourceFile,GPSLatitude,GPSLongitude,GPSAltitude` of
-# `exiftool -n -csv` too) and decides the order of the columns; others are passed over then.
+# A first line with column names is recognised (including `SourceFile,GPSLatitude,GPSLongitude,GPSAltitude` from
+# `exiftool -n -csv`) and determines the order of the columns; other columns are ignored.
 
 
 COLUMNS = {
@@ -315,7 +315,7 @@ def read_gps_csv(path: Path) -> dict[str, Geodetic]:
                 raise BadInputError(f"{where}: {EXPECTED}")
         name, position = _row(fields, places, where)
         if name in positions:
-            raise BadInputError(f"{where}: {name!r} has a position already")
+            raise BadInputError(f"{where}: {name!r} already has a position")
         if position is not None:
             positions[name] = position
     if not positions:
@@ -331,7 +331,7 @@ def _fields(line: str, where: str) -> list[str]:
 
 
 def _header(fields: list[str]) -> dict[str, int] | None:
-    """Which column is which, when the line names name, latitude and longitude."""
+    """Column indices, if the line is a header with name, latitude and longitude; otherwise None."""
     lowered = [field.lower() for field in fields]
     places = {key: next((lowered.index(n) for n in names if n in lowered), -1) for key, names in COLUMNS.items()}
     return places if min(places["name"], places["lat"], places["lon"]) >= 0 else None
@@ -349,27 +349,27 @@ def _row(fields: list[str], places: dict[str, int], where: str) -> tuple[str, Ge
     if latitude is None or longitude is None:
         raise BadInputError(f"{where}: {name!r} has one coordinate without the other")
     if not is_on_earth(latitude, longitude):
-        raise BadInputError(f"{where}: latitude {latitude:g}, longitude {longitude:g} is no place on earth; {EXPECTED}")
+        raise BadInputError(f"{where}: latitude {latitude:g}, longitude {longitude:g} is not on earth; {EXPECTED}")
     return name, Geodetic(latitude, longitude, altitude)
 
 
 def _number(field: str, where: str) -> float | None:
-    """None for an empty field. Raises BadInputError for one that is no finite number."""
+    """The number in a field; None if it is empty. Raises BadInputError unless it is a finite number."""
     if not field:
         return None
     try:
         value = float(field)
     except ValueError:
-        raise BadInputError(f"{where}: {field!r} is no number; {EXPECTED}") from None
+        raise BadInputError(f"{where}: {field!r} is not a number; {EXPECTED}") from None
     if not abs(value) < float("inf"):
         raise BadInputError(f"{where}: {field!r} is not finite")
     return value
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Known camera centres: `name x y z` a line, in metres.
+# Known camera centres: `name x y z` per line, in metres.
 #
-# A name with spaces is legal: the last three fields are the numbers.
+# A name may contain spaces: the last three fields are the numbers.
 
 
 def read_references(path: Path) -> dict[str, Float[np.ndarray, "3"]]:
@@ -386,24 +386,24 @@ def read_references(path: Path) -> dict[str, Float[np.ndarray, "3"]]:
         if not np.all(np.isfinite(position)):
             raise BadInputError(f"{path}:{number}: a number is not finite")
         if fields[0] in positions:
-            raise BadInputError(f"{path}:{number}: {fields[0]!r} has a position already")
+            raise BadInputError(f"{path}:{number}: {fields[0]!r} already has a position")
         positions[fields[0]] = position
     if not positions:
-        raise BadInputError(f"{path}: no positions in it; `name x y z` a line")
+        raise BadInputError(f"{path}: no positions in it; expected `name x y z` per line")
     return positions
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Points with colours as a .ply file, which every viewer of point clouds opens.
+# Coloured points as a .ply file, which every point cloud viewer opens.
 
 
 VERTEX = np.dtype([*((axis, "<f8") for axis in "xyz"), *((colour, "u1") for colour in ("red", "green", "blue"))])
 
 
 def write_ply(path: Path, points: Float[np.ndarray, "n 3"], colours: UInt8[np.ndarray, "n 3"]) -> Path:
-    """Binary, coordinates in float64 (of a map in metres on the globe float32 would lose half a metre).
+    """Write a binary .ply with float64 coordinates (float32 would lose half a metre in geocentric coordinates).
 
-    Written whole or not at all. Raises BadInputError for a file that featkit did not make, NotWritableError.
+    Written atomically. Raises BadInputError for a file that featkit did not make, NotWritableError.
     """
     rows = np.empty(len(points), VERTEX)
     for index, (axis, colour) in enumerate(zip("xyz", ("red", "green", "blue"), strict=True)):

@@ -1,4 +1,4 @@
-"""Stores looked after: every item checked, what is damaged left out, several made one."""
+"""Maintenance of stores: check all items, repair by dropping damaged ones, and merge several stores."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from featkit.io.matches import MatchStore
 
 @dataclass(frozen=True)
 class Checked:
-    """A store's items: `whole` as they were written, `broken` with what is wrong with each.
+    """A store's items: `whole` ones are intact, `broken` ones are listed with the reason.
 
-    kind: features or matches. shards: files that items lie in, besides the store itself.
+    kind: features or matches. shards: number of files with items, in addition to the store itself.
     """
 
     path: Path
@@ -37,9 +37,9 @@ class Checked:
 
 
 def check(path: Path) -> Checked:
-    """Read every item of a store, in its shards too; features are compared with their digests.
+    """Read every item of a store, also in its shards; features are compared with their digests.
 
-    Raises BadInputError when the file cannot be opened at all or holds neither features nor matches.
+    Raises BadInputError if the file cannot be opened at all or holds neither features nor matches.
     """
     with h5.reading(path) as file:
         kind = _kind(file, path)
@@ -61,7 +61,7 @@ def check(path: Path) -> Checked:
 def _kind(file: h5py.File, path: Path) -> str:
     kind = h5.kind_of(file, "features")
     if kind not in links.ITEM_OF:
-        raise BadInputError(f"{path}: holds {kind}; features and matches can be looked after")
+        raise BadInputError(f"{path}: holds {kind}; expected features or matches")
     return kind
 
 
@@ -69,7 +69,7 @@ def _what_is_wrong(file: h5py.File, path: Path, kind: str, name: str) -> str | N
     try:
         links.refuse_missing(file, name)
         if "format" in file.attrs and not h5.is_complete(file, name):
-            return "cut short"
+            return "incomplete"
         if kind == "matches":
             MatchStore(path, file).read_key(name)
             return None
@@ -84,7 +84,7 @@ def _what_is_wrong(file: h5py.File, path: Path, kind: str, name: str) -> str | N
 
 
 def repair(path: Path, checked: Checked) -> None:
-    """Write a store anew with its whole items alone; those of shards stay links. Raises NotWritableError."""
+    """Rewrite a store with only its intact items; those in shards stay links. Raises NotWritableError."""
     with (
         explained_by_disk(path),
         writing(path) as part,
@@ -109,11 +109,11 @@ def merge(
     overwrite: bool = False,
     same: Collection[str] = (),
 ) -> int:
-    """Make one store of several of one configuration, and return how many items it has.
+    """Merge several stores of the same configuration into one, and return its number of items.
 
-    link: an index that leads to them instead of a copy; then they must stay. same: items that are alike in several,
-    and taken from the first that has them. Raises BadInputError for stores made
-    otherwise, damaged, or with one item twice, or when `output` is there or not featkit's; NotWritableError.
+    link: make an index that links to the stores instead of a copy; they must then be kept. same: items that are equal
+    in several stores, and taken from the first that has them. Raises BadInputError for stores that are damaged, have
+    different configurations or contain the same item, or if `output` exists or is not featkit's; NotWritableError.
     """
     if output.exists() and not overwrite:
         raise BadInputError(f"{output}: exists already; --overwrite replaces it, or choose another --out")

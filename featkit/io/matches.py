@@ -1,7 +1,7 @@
 """matches.h5 in hloc's layout: a group per pair with matches0 (int32, -1 = none) and matching_scores0.
 
-hloc's key of a pair replaces "/" by "-" in both names and joins them by "/", so `a/b-c` and `a-b/c` share a key.
-Such names are refused together; every group also carries both names as attributes.
+hloc's key of a pair replaces "/" by "-" in both names and joins them with "/", so `a/b-c` and `a-b/c` share a key.
+Such names cannot be used together; every group also has both names as attributes.
 
 COLMAP's text of matches is read as well.
 """
@@ -29,7 +29,7 @@ from featkit.io.h5_items import array_of, find, has
 from featkit.io.journal import DAMAGE, explains_damage
 
 MAX_KEYPOINTS = 1 << 26
-"""Of an image, for matches whose features are not given: an index beyond it is damage."""
+"""Limit of keypoint indices for matches whose features are not given: a larger index is damage."""
 
 
 def pair_key(pair: Pair) -> str:
@@ -38,12 +38,12 @@ def pair_key(pair: Pair) -> str:
 
 
 def refuse_key_collisions(names: Iterable[str]) -> None:
-    """Raise BadInputError when two different image names would share a key."""
+    """Raise BadInputError if two different image names would share a key."""
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(name.replace("/", "-"), name)
         if other != name:
-            raise BadInputError(f"image names {other!r} and {name!r} cannot stand in one matches file; rename one")
+            raise BadInputError(f"image names {other!r} and {name!r} conflict in a matches file; rename one")
 
 
 class MatchStore:
@@ -52,7 +52,7 @@ class MatchStore:
     holds = "matches"
 
     def __init__(self, path: Path, file: h5py.File, features: tuple[FeatureStore, FeatureStore] | None = None):
-        """features: of the first and of the second names of pairs; what is read is then checked against them."""
+        """features: stores of the first and second images of pairs, against which matches are checked when read."""
         self.path = path
         self._file = file
         self._features = features
@@ -60,7 +60,7 @@ class MatchStore:
         self._counts: tuple[dict[str, int], dict[str, int]] = ({}, {})
 
     def has(self, pair: Pair, digests: tuple[str, str]) -> bool:
-        """Whether the matches of a pair are there and whole, in this order, of features with these digests."""
+        """Whether there are complete matches of a pair, in this order, made from features with these digests."""
         try:
             group = find(self._file, pair_key(pair))
             if not h5.is_whole(group):
@@ -72,7 +72,7 @@ class MatchStore:
 
     @explains_damage
     def pairs(self) -> list[Pair]:
-        """All pairs whose matches are whole, sorted. Names are taken from the attributes featkit writes."""
+        """All pairs with complete matches, sorted. Names are taken from the attributes that featkit writes."""
         own = (item for _, item in h5.groups(self._file, "matches0", whole=True))
         keys = (key for key in shards.linked_items(self._file) if h5.is_complete(self._file, key))
         linked = (self._group(key) for key in keys)
@@ -94,13 +94,13 @@ class MatchStore:
 
     @explains_damage
     def read_key(self, key: str) -> Matches:
-        """Matches of the group of that name, as they are stored. Raises BadInputError."""
+        """Matches of the group of that name, as stored. Raises BadInputError."""
         return self._read(key)
 
     def write(self, pair: Pair, matches: Matches, digests: tuple[str, str], keypoints1: int = 0) -> None:
         """Write the matches of a pair as a transaction.
 
-        digests: of the features of image 0 and image 1. keypoints1: how many keypoints image 1 has.
+        digests: of the features of image 0 and image 1. keypoints1: number of keypoints of image 1.
         """
         datasets = {
             "matches0": matches.matches0.astype(np.int32, copy=False),
@@ -117,7 +117,7 @@ class MatchStore:
 
     @explains_damage
     def attributes(self) -> dict:
-        """What the file says of itself: kind, format, fingerprint, config, versions."""
+        """Root attributes of the file: kind, format, fingerprint, config, versions."""
         return h5.root_attributes(self._file)
 
     def identity(self, pairs: Iterable[Pair]) -> str:
@@ -153,7 +153,7 @@ class MatchStore:
         return group
 
     def refuse_others(self, pairs: Iterable[Pair]) -> None:
-        """Raises BadInputError for matches of other features than those of this store. Missing pairs pass."""
+        """Raise BadInputError for matches made from other features than this store's. Missing pairs are ignored."""
         for pair in pairs:
             for stored, swapped in ((pair, False), (Pair(pair.name1, pair.name0), True)):
                 key = pair_key(stored)
@@ -161,7 +161,7 @@ class MatchStore:
                     self._refuse_other_features(key, pair, swapped)
 
     def _refuse_other_features(self, key: str, pair: Pair, swapped: bool) -> None:
-        """By the digests that featkit writes; hloc writes none."""
+        """Compares the digests that featkit writes; hloc writes none."""
         if self._features is None:
             return
         stored = [str(attribute(self._group(key), name, "")) for name in ("features0", "features1")]
@@ -170,12 +170,12 @@ class MatchStore:
         ):
             if digest and digest != self._digest(side, name):
                 raise BadInputError(
-                    f"{self.path}: the matches of {pair.name0!r} and {pair.name1!r} are of other features of {name!r}"
-                    f" than {self._features[side].path} holds; match again, or give the features they were made from"
+                    f"{self.path}: the matches of {pair.name0!r} and {pair.name1!r} were made from other features of"
+                    f" {name!r} than those in {self._features[side].path}; match again, or give the original features"
                 )
 
     def _refuse_wrong_indices(self, found: Matches, pair: Pair, swapped: bool) -> None:
-        """An index beyond an image's keypoints would end in native code as a crash, or as a match of something else."""
+        """Refuse indices beyond an image's keypoints, which would crash native code or match something else."""
         rows, largest = len(found.matches0), int(found.matches0.max(initial=-1))
         names = (pair.name1, pair.name0) if swapped else (pair.name0, pair.name1)
         counts = (rows, MAX_KEYPOINTS)
@@ -201,12 +201,12 @@ class MatchStore:
         return self._counts[side][name]
 
     def _is_of(self, key: str, pair: Pair) -> bool:
-        """Whether a group is of these names, and not of others with the same key; hloc does not say."""
+        """Whether a group has these names, not others with the same key; for hloc's files this is assumed."""
         group = self._group(key)
         return Pair(attribute(group, "name0", pair.name0), attribute(group, "name1", pair.name1)) == pair
 
     def _swapped(self, matches: Matches, key: str) -> Matches:
-        """Matches from image 1 to image 0. hloc does not say how many keypoints image 1 has: up to the last match."""
+        """Matches from image 1 to image 0. For hloc's files, without a keypoint count, rows end at the last match."""
         forward = matches.as_index_pairs()
         size = int(forward[:, 1].max()) + 1 if len(forward) else 0
         size = max(size, int(attribute(self._group(key), "keypoints1", 0)))
@@ -302,10 +302,10 @@ def read_match_list(path: Path) -> dict[Pair, Int32[np.ndarray, "m 2"]]:
 def open_matches(
     path: Path, features: FeatureStore | None = None, second_features: FeatureStore | None = None
 ) -> Iterator[MatchStore]:
-    """Open matches.h5, or a text of matches (.txt), to read. Raises BadInputError.
+    """Open matches.h5, or a text of matches (.txt), for reading. Raises BadInputError.
 
-    features: what was matched (second_features: the second images' own); matches of others, or with indices beyond the
-    keypoints, are then refused when they are read.
+    features: the features that were matched (second_features: those of the second images, if separate). Matches of
+    other features, or with indices beyond the keypoints, are then refused when they are read.
     """
     both = None if features is None else (features, second_features or features)
     if path.suffix == ".txt":
@@ -321,9 +321,9 @@ def open_matches(
 def append_matches(
     path: Path, config: Config, features_fingerprint: str, overwrite: bool = False, weights_sha256: str = ""
 ) -> Iterator[MatchStore]:
-    """Open matches.h5 to add pairs. Raises BadInputError when another configuration or other features made it.
+    """Open matches.h5 for adding pairs. Raises BadInputError if it was made with another configuration or features.
 
-    weights_sha256: of the matcher's weights, "" when it has none.
+    weights_sha256: of the matcher's weights, "" if it has none.
     """
     extra = {"features_fingerprint": features_fingerprint}
     if weights_sha256:

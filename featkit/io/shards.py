@@ -1,7 +1,7 @@
-"""Stores in shards: a small index whose items are HDF5 external links to write-once shard files beside it.
+"""Sharded stores: a small index whose items are HDF5 external links to write-once shard files next to it.
 
-Whoever opens an item by its name (hloc does) meets one file. A walk over the file (h5py's `visititems`) does not follow
-such links, so listing reads the links themselves: 300,000 of them take less than a second. Only whole items are linked.
+Programs that open items by name, such as hloc, can use it like a single file. h5py's `visititems` does not follow such
+links, so listing reads the links themselves: 300,000 of them take less than a second. Only complete items are linked.
 Links are relative to the index; both may be moved together.
 """
 
@@ -22,7 +22,7 @@ from featkit.io.h5 import attribute, copy_attributes
 from featkit.io.h5_items import check_item, find, has
 
 ORIGIN = ("kind", "format", "fingerprint", "weights_sha256", "features_fingerprint")
-ITEM_OF = {"features": "keypoints", "matches": "matches0"}  # kind of a store -> what each of its items holds
+ITEM_OF = {"features": "keypoints", "matches": "matches0"}  # kind of a store -> a dataset that each of its items has
 
 
 def is_index(file: h5py.File) -> bool:
@@ -31,7 +31,7 @@ def is_index(file: h5py.File) -> bool:
 
 
 def linked_items(file: h5py.File) -> list[str]:
-    """Names of all items that lie in other files, sorted."""
+    """Names of all items that are in other files, sorted."""
     names: list[str] = []
     if is_index(file):
 
@@ -44,7 +44,7 @@ def linked_items(file: h5py.File) -> list[str]:
 
 
 def shard_of(file: h5py.File, name: str) -> Path | None:
-    """The file that an item of an index lies in; None for one of its own."""
+    """The shard that contains an item of an index; None for an item in the index itself."""
     if not is_index(file):
         return None
     above, _, last = name.rpartition("/")
@@ -56,29 +56,29 @@ def shard_of(file: h5py.File, name: str) -> Path | None:
 
 
 def refuse_missing(file: h5py.File, name: str) -> None:
-    """Raise BadInputError when the shard that holds an item is not there."""
+    """Raise BadInputError if the shard with an item is missing."""
     shard = shard_of(file, name)
     if shard is not None and not shard.is_file():
         raise BadInputError(
-            f"{shard}: this shard of {file.filename} is missing; bring it back, or `featkit store repair` the index"
-            " and run again what made it"
+            f"{shard}: this shard of {file.filename} is missing; restore it, or `featkit store repair` the index"
+            " and run the command that made it again"
         )
 
 
 def whole_items(file: h5py.File, kind: str) -> list[str]:
-    """Names of all whole items, wherever they lie, sorted."""
+    """Names of all complete items, here or in shards, sorted."""
     own = [name for name, _ in h5.groups(file, ITEM_OF[kind], whole=True)]
     return sorted(own + linked_items(file))
 
 
 def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | None = None) -> int:
-    """Write an index of the whole items of shards, or add them to a store that is there; returns how many.
+    """Write an index of the complete items in shards, or add them to an existing store; returns their number.
 
-    only: of these names.
+    only: add only these names.
 
-    Root attributes are those of the store, or of the first shard; the others must agree. An item that the store has
-    already is replaced. Raises BadInputError for a shard that is missing, damaged or made otherwise, or for an item
-    that two shards have.
+    Root attributes are those of the store, or of the first shard; the others must agree. Items that the store already
+    has are replaced. Raises BadInputError for a shard that is missing, damaged or of another configuration, or for an
+    item that is in two shards.
     """
     refuse_foreign(output)
     with ExitStack() as stack:
@@ -102,9 +102,9 @@ def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | No
 
 
 def owners_of(opened: dict[Path, h5py.File], same: Collection[str] = ()) -> dict[str, Path]:
-    """The store that each whole item of several lies in, the first of those named `same`.
+    """The store that contains each complete item; for names in `same` the first of several.
 
-    Raises BadInputError for another item that two have.
+    Raises BadInputError for any other item that is in two stores.
     """
     owners: dict[str, Path] = {}
     for path, file in opened.items():
@@ -112,24 +112,24 @@ def owners_of(opened: dict[Path, h5py.File], same: Collection[str] = ()) -> dict
             if name in owners and name in same:
                 continue
             if name in owners:
-                raise BadInputError(f"{path}: has {name!r}, as {owners[name]} has; merge stores of different items")
+                raise BadInputError(f"{path}: has {name!r}, like {owners[name]}; merge stores with different items")
             owners[name] = path
     return owners
 
 
 def check_alike(first: h5py.File, other: h5py.File, path: Path) -> None:
-    """Raise BadInputError when two stores were not made alike."""
+    """Raise BadInputError unless two stores were made with the same configuration."""
     if "format" not in other.attrs:
         raise BadInputError(f"{path}: written by another program; featkit merges its own stores")
     differ = [name.replace("_", " ") for name in ORIGIN if attribute(first, name) != attribute(other, name)]
     if differ:
         raise BadInputError(
-            f"{path}: has another {', '.join(differ)} than {first.filename}; stores of one configuration are merged"
+            f"{path}: has another {', '.join(differ)} than {first.filename}; only stores made alike can be merged"
         )
 
 
 def _copy(old: h5py.Group, new: h5py.Group) -> None:
-    """Copy links as links, whole items as they are, and nothing else."""
+    """Copy links as links, complete items unchanged, and nothing else."""
     for name in old:
         link = old.get(name, getlink=True)
         if isinstance(link, h5py.ExternalLink):

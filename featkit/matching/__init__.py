@@ -1,1 +1,1 @@
-"""Features x Features -> Matches: the matcher protocol, mutual nearest neighbour, and the match stage."""
+"""Features x Features -> Matches: the matcher protocol, mutual nearest neighbours, LightGlue, and the match stage."""

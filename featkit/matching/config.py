@@ -1,4 +1,4 @@
-"""What decides matches: which matcher, and its configuration. Nothing here loads what runs them."""
+"""Configuration of matching: which matcher, and its settings. Importing this loads no matcher."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ class MatchWith(Config):
     """Which matcher a stage uses."""
 
     matcher: str = "mutual"
-    """Matcher by name, or a yaml file."""
+    """Name of a matcher, or a yaml file."""
     matching: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the matcher's configuration."""
+    """Changes to the matcher's configuration."""
 
 
 class MutualConfig(Config):
     """Which nearest neighbours count as matches."""
 
     ratio: PositiveShare | None = 0.8
-    """Ratio test on both sides: largest distance to the nearest over distance to the second nearest. None: no test.
+    """Ratio test in both directions: largest ratio of the distances to the nearest and second nearest neighbour.
+    None: no test.
 
-    Hamming distances go with the square of Euclidean ones: 0.8 is stricter for bits than for real numbers.
+    Hamming distances correspond to squared Euclidean ones: 0.8 is stricter for bits than for real numbers.
     """
     min_score: float | None = Field(None, ge=-1, le=1)
-    """Smallest similarity of a match: cosine, or share of equal minus share of unequal bits. None: no threshold."""
+    """Smallest similarity of a match: cosine, or the fraction of equal minus unequal bits. None: no threshold."""
     batch_size: Runtime[int] = Field(32, ge=1, le=10**6)
-    """Pairs that are read ahead and handed over together; changes no result."""
+    """Pairs per batch, which is prefetched; does not affect the result."""

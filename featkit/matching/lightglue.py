@@ -1,14 +1,14 @@
-"""LightGlue: a transformer looks at the features of both images, their positions included, and says which go together.
+"""LightGlue: a transformer that matches the features of two images, including their positions.
 
-Layers of self-attention (with rotary encodings of the relative positions) and cross-attention; after each one a pair
-may stop when most of its points are sure of their state (`depth_confidence`), and points that are surely without a
-partner are taken out (`width_confidence`). Last, P(i, j) = z_i z_j softmax_j(s_ij) softmax_i(s_ij), s the similarity
-of the points' states, z their matchability; i and j match when P(i, j) is the largest of its row and column, and above
+Layers of self-attention (with rotary encodings of the relative positions) and cross-attention. After each layer a pair
+may stop if most of its points are confident (`depth_confidence`), and points that are confidently unmatchable are
+pruned (`width_confidence`). Finally, P(i, j) = z_i z_j softmax_j(s_ij) softmax_i(s_ij), where s is the similarity of
+the points' states and z their matchability; i and j match if P(i, j) is the largest of its row and column, and above
 `filter_threshold`.
 
-The layers are kornia's; what runs them is here, for three reasons: each pair of a batch stops and is pruned as it is
-on its own, attention takes memory in proportion to the keypoints and not to their square, and so does the assignment,
-in tiles. Positions are those of the image that the extractor saw, as the networks were trained.
+The layers are kornia's; the loop over them is our own for three reasons: each pair of a batch stops and is pruned as
+if it were alone, and the memory of attention and of the tiled assignment is proportional to the number of keypoints,
+not to its square. Positions are in the image that the extractor saw, as in the training of the networks.
 Source: Lindenberger, Sarlin, Pollefeys 2023. Weights, licences: weights/catalogue.yaml.
 """
 
@@ -36,32 +36,32 @@ from featkit.features.published_networks import LIGHTGLUE_NETWORKS, load_network
 from featkit.weights.catalogue import catalogue, load_published, weights_sha256
 
 TILE = 1 << 24
-"""Entries of the assignment at a time: 64 MB."""
+"""Entries of the assignment matrix computed at a time: 64 MB."""
 
 
 class LightGlueConfig(Config):
-    """Which weights, and how soon it stops."""
+    """LightGlue's weights, early stopping and thresholds."""
 
     weights: str = ""
-    """A file with the matcher's weights, or a name in the catalogue; empty: those that go with the features."""
+    """Weights file, or a name in the catalogue; empty: the weights trained for the features."""
     depth_confidence: float | None = Field(default=None, ge=-1, le=1)
-    """Share of sure points at which a pair stops early; -1: never. None: the weights' own (LightGlue 0.95; XFeat,
-    HardNet -1)."""
+    """Fraction of confident points at which a pair stops early; -1: never. None: the value of the weights (LightGlue
+    0.95; XFeat, HardNet -1)."""
     width_confidence: float | None = Field(default=None, ge=-1, le=1)
-    """Sureness with which a point is without a partner and left out; -1: none is. None: the weights' own (LightGlue
-    0.99, XFeat 0.95, HardNet -1)."""
+    """Confidence at which a point counts as unmatchable and is pruned; -1: no pruning. None: the value of the weights
+    (LightGlue 0.99, XFeat 0.95, HardNet -1)."""
     filter_threshold: float = Field(default=0.1, ge=0, lt=1)
-    """Least score of a match (authors: 0.1)."""
+    """Smallest score of a match (authors: 0.1)."""
     max_keypoints: int | None = Field(default=None, ge=1, le=10**9)
-    """Of an image the best ones, by their scores, are matched; None: all. Time goes with the square."""
+    """Maximum keypoints per image, chosen by score; None: all. Time is quadratic in this number."""
     precision: Literal["fp32", "fp16"] = "fp32"
-    """Of the layers; fp16 is for GPUs."""
+    """Precision of the layers; fp16 needs a GPU."""
     batch_size: Runtime[int] = Field(default=16, ge=1, le=10**9)
-    """Pairs at a time on a GPU. Changes results by rounding only."""
+    """Pairs per batch on a GPU; changes results by rounding only."""
 
 
 class LightGlueMatcher:
-    """LightGlue with the weights that go with the features. A match's score is its probability."""
+    """LightGlue with the weights trained for the features. The score of a match is its probability."""
 
     Config: ClassVar[type[Config]] = LightGlueConfig
 
@@ -73,13 +73,13 @@ class LightGlueMatcher:
         self._loaded: dict[str, Glue] = {}
 
     def weights_for(self, extractor: str) -> str:
-        """See `LearnedMatcher.weights_for`. The network is built: weights that do not fit are refused at once."""
+        """See `LearnedMatcher.weights_for`. Builds the network, so that unsuitable weights are refused at once."""
         name = self._network_for(extractor)
         self._glue(name)
         return weights_sha256(name, self.config.weights)
 
     def match(self, batch: list[tuple[Features, Features]]) -> list[Matches]:
-        """Matches of each pair; see `Matcher.match`. Raises BadInputError too for features of an unknown image size."""
+        """Matches of each pair; see `Matcher.match`. Raises BadInputError also for features without image size."""
         if self.device.type == "cpu":
             return [found for pair in batch for found in self.match_together([pair])]
         size = self.config.batch_size
@@ -87,7 +87,7 @@ class LightGlueMatcher:
         return [found for part in parts for found in self.match_together(part)]
 
     def match_together(self, batch: list[tuple[Features, Features]]) -> list[Matches]:
-        """Matches of pairs that go through the network at once, whatever the device."""
+        """Matches of pairs that are run through the network as one batch, on any device."""
         networks = [self._network_of(a, b) for a, b in batch]
         usable = [(self._usable(a), self._usable(b)) for a, b in batch]
         results = [Matches(np.full(len(a), -1, np.int32), np.zeros(len(a), np.float32)) for a, _ in batch]
@@ -107,7 +107,7 @@ class LightGlueMatcher:
         return results
 
     def _network_of(self, a: Features, b: Features) -> str:
-        """The network of a pair. Raises BadInputError for features that do not go together."""
+        """The network for a pair. Raises BadInputError for features of different kinds."""
         if a.descriptors.shape[1] != b.descriptors.shape[1]:
             lengths = f"{a.descriptors.shape[1]} and {b.descriptors.shape[1]}"
             raise BadInputError(f"descriptors of {lengths} numbers cannot be matched")
@@ -128,12 +128,12 @@ class LightGlueMatcher:
         if not extractor:
             names = ", ".join(known)
             raise UsageError(
-                f"it is not known what made these features; lightglue takes those of {there}: extract them with"
-                f" featkit, or name the weights that go with them: --set weights=NAME ({names})"
+                f"the extractor of these features is unknown; lightglue supports {there}: extract them with featkit,"
+                f" or name the matching weights: --set weights=NAME ({names})"
             )
         raise UsageError(
-            f"lightglue has no weights for features of {extractor}; it has for {there}: --features with one of these,"
-            " or --matcher mutual"
+            f"lightglue has no weights for features of {extractor}, only for {there}: use --features with one of"
+            " these, or --matcher mutual"
         )
 
     def _glue(self, name: str) -> Glue:
@@ -143,7 +143,7 @@ class LightGlueMatcher:
         return self._loaded[name]
 
     def _usable(self, features: Features) -> Int[np.ndarray, " m"]:
-        """Indices of the keypoints that are matched: without NaN and infinity, the best `max_keypoints`."""
+        """Indices of the keypoints to match: finite ones, the best `max_keypoints`."""
         if is_packed(features.descriptors):
             raise BadInputError("lightglue does not match binary descriptors (packed bits)")
         sums = features.descriptors.sum(axis=1, dtype=np.float32) + features.keypoints.sum(axis=1)
@@ -155,18 +155,18 @@ class LightGlueMatcher:
         return index
 
     def _points(self, features: Features, index: Int[np.ndarray, " m"], glue: Glue) -> Points:
-        """Of the keypoints at `index`, as the network takes them, on its device."""
+        """The keypoints at `index` as network input, on its device."""
         seen = features.select(index).as_seen()
         if seen.descriptors.shape[1] != glue.input_dim:
             length = seen.descriptors.shape[1]
             raise BadInputError(f"descriptors of {length} numbers; {glue.name} takes {glue.input_dim}")
         if min(seen.image_size) <= 0:
-            raise BadInputError("the size of an image is not known, and lightglue needs it")
+            raise BadInputError("the size of an image is unknown, but lightglue needs it")
         size = torch.tensor(seen.image_size, dtype=torch.float32)
         position = (torch.tensor(seen.keypoints, dtype=torch.float32) - size / 2) / (size.max() / 2)
         if glue.takes_scales:
             if seen.scales is None or seen.oris is None:
-                raise BadInputError(f"features without scales and orientations, which {glue.name} takes")
+                raise BadInputError(f"features without scales and orientations, which {glue.name} needs")
             shape = np.stack([seen.scales, seen.oris], axis=1)  # scales of SIFT: sigma
             position = torch.cat([position, torch.tensor(shape, dtype=torch.float32)], dim=1)
         descriptors = torch.tensor(np.asarray(seen.descriptors, np.float32))
@@ -177,13 +177,13 @@ class LightGlueMatcher:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The network on a batch of pairs of different lengths. Shorter ones are filled up, and what fills them is no key of any
-# attention: the states of the others do not depend on it.
+# The network on a batch of pairs of different lengths. Shorter ones are padded, and padding is masked in attention, so
+# that the states of the points do not depend on it.
 
 
 @dataclass(frozen=True)
 class Points:
-    """What the network sees of one image. position: x, y over half the longer side, from the centre; scale, angle."""
+    """Network input of one image. position: x, y from the centre over half the longer side; scale, angle."""
 
     position: Float[Tensor, "n p"]
     descriptors: Float[Tensor, "n d"]
@@ -191,7 +191,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Side:
-    """States of one image of every pair. keys: which rows are points; None: all. index: their places in the image."""
+    """States of one image of every pair. keys: which rows are points; None: all. index: keypoint indices."""
 
     states: Float[Tensor, "b n d"]
     encoding: Float[Tensor, "2 b 1 n h"]
@@ -199,16 +199,16 @@ class Side:
     keys: Bool[Tensor, "b n"] | None
 
     def points(self) -> Bool[Tensor, "b n"]:
-        """Which rows are points."""
+        """Which rows are points, not padding."""
         return torch.ones_like(self.index, dtype=torch.bool) if self.keys is None else self.keys
 
     def pairs(self, rows: Int[Tensor, " a"]) -> Side:
-        """Of these pairs alone."""
+        """Only the pairs in `rows`."""
         keys = None if self.keys is None else self.keys[rows]
         return Side(self.states[rows], self.encoding[:, rows], self.index[rows], keys)
 
     def kept(self, keep: Bool[Tensor, "b n"]) -> Side:
-        """With these points alone, in their order."""
+        """Only the points in `keep`, in their order."""
         counts = keep.sum(1)
         most, least = int(counts.max()), int(counts.min())
         if least == keep.shape[1]:
@@ -221,7 +221,7 @@ class Side:
 
 
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Of a pair: places in image 0 and in image 1, and scores, in the order of the first."""
+"""Matches of a pair: keypoint indices in image 0 and in image 1, and scores, sorted by the first."""
 
 
 class Glue:
@@ -236,7 +236,7 @@ class Glue:
         self._sure = [float(value) for value in network.confidence_thresholds]
 
     def match(self, pairs: Sequence[tuple[Points, Points]], threshold: float) -> list[Found]:
-        """Matches of each pair; every image has a point."""
+        """Matches of each pair; every image must have at least one point."""
         if not pairs:
             return []
         found: list[Found | None] = [None] * len(pairs)
@@ -284,14 +284,14 @@ class Glue:
         return Side(states0, a.encoding, a.index, a.keys), Side(states1, b.encoding, b.index, b.keys)
 
     def _tokens(self, layer: int, a: Side, b: Side) -> tuple[Tensor, Tensor]:
-        """How sure each point is of its state."""
+        """Confidence of each point."""
         with torch.autocast(a.states.device.type, enabled=False):
             return self._network.token_confidence[layer](a.states.float(), b.states.float())
 
     def _stops(
         self, layer: int, sides: tuple[Side, Side], tokens: tuple[Tensor, Tensor] | None, total: Int[Tensor, " b"]
     ) -> Bool[Tensor, " b"]:
-        """Which pairs end here: enough sure points of all they began with, or no point left in an image."""
+        """Which pairs stop here: enough of their initial points are confident, or an image has no points left."""
         empty = ~(sides[0].points().any(1) & sides[1].points().any(1))
         if tokens is None:
             return empty
@@ -301,7 +301,7 @@ class Glue:
         return empty | (1.0 - unsure / total > self._depth)
 
     def _pruned(self, layer: int, side: Side, tokens: tuple[Tensor, Tensor] | None, which: int) -> Side:
-        """Without the points that are surely without a partner. Unsure ones stay."""
+        """Remove the points that are confidently unmatchable. Points that are not confident stay."""
         with torch.autocast(side.states.device.type, enabled=False):
             keep = self._network.log_assignment[layer].get_matchability(side.states.float()) > 1 - self._width
         if tokens is not None:
@@ -329,7 +329,7 @@ def _cross(
     keys0: Bool[Tensor, "b 1 1 n"] | None,
     keys1: Bool[Tensor, "b 1 1 m"] | None,
 ) -> tuple[Tensor, Tensor]:
-    """kornia's cross-attention, without the matrix of all similarities."""
+    """kornia's cross-attention, without materializing the similarity matrix."""
     part: Any = block
 
     def heads(values: Tensor) -> Tensor:
@@ -353,10 +353,10 @@ def assigned(
     threshold: float,
     tile: int = TILE,
 ) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"], Float[Tensor, " k"]]:
-    """Rows, columns and probabilities of the matches, by kornia's `MatchAssignment`; n, m may be 0.
+    """Rows, columns and probabilities of the matches, with kornia's `MatchAssignment`; n, m may be 0.
 
-    tile: entries of the matrix that are there at a time. It is computed twice when it takes several tiles: once for the
-    sums of its rows and columns, once for their largest entries.
+    tile: matrix entries in memory at a time. If the matrix needs several tiles it is computed twice: once for the sums
+    of its rows and columns, once for their largest entries.
     """
     n, m = len(states0), len(states1)
     if n == 0 or m == 0:

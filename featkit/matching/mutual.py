@@ -1,10 +1,9 @@
-"""Mutual nearest neighbours with Lowe's ratio test on both sides.
+"""Mutual nearest neighbours with Lowe's ratio test in both directions.
 
-Semantics of kornia's `match_smnn`: i and j match when each is the other's nearest neighbour and, on both sides,
-d(first) <= ratio * d(second), d the Euclidean distance of unit descriptors, or the Hamming distance of packed bits
-(rows of uint8). Of equally near neighbours the first one counts. Descriptors of turned images (`Features.turns`) are
-compared at the turn at which two images agree best. Sources: Lowe 2004, section 7.1;
-kornia.feature.match_smnn.
+Semantics of kornia's `match_smnn`: i and j match if each is the other's nearest neighbour and, in both directions,
+d(first) <= ratio * d(second), where d is the Euclidean distance of unit descriptors or the Hamming distance of packed
+bits (rows of uint8). Ties go to the first neighbour. Descriptors of rotated images (`Features.turns`) are compared at
+the rotation at which the two images agree best. Sources: Lowe 2004, section 7.1; kornia.feature.match_smnn.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from featkit.matching.config import MutualConfig
 
 
 class MutualMatcher:
-    """Mutual nearest neighbours on unit descriptors or packed bits, exact, on CPU or GPU.
+    """Exact mutual nearest neighbours of unit descriptors or packed bits, on CPU or GPU.
 
-    Every pair is multiplied on its own in tiles of one fixed height, so its matches cannot depend on the batch.
+    The product of every pair is computed separately in tiles of fixed height, so matches do not depend on the batch.
     """
 
     Config: ClassVar[type[Config]] = MutualConfig
 
     def __init__(self, config: MutualConfig, device: str = "auto"):
-        """Raises UsageError for a device that is not here."""
+        """Raises UsageError for a device that is not available."""
         self.config, self.device = config, device
         if device not in {"auto", "cpu"}:
             torch_device(device)
 
     def match(self, batch: list[tuple[Features, Features]]) -> list[Matches]:
         """Matches of each pair; see `Matcher.match`."""
-        from featkit.matching import nearest  # torch, which takes a second: not where nothing is left to match
+        from featkit.matching import nearest  # imports torch, which takes a second: only if there is work
 
         return nearest.match_pairs(batch, self.config, torch_device(self.device))

@@ -1,4 +1,4 @@
-"""The match stage: features.h5 + pairs.txt -> matches.h5. One thread reads ahead; resumable at any moment."""
+"""The match stage: features.h5 + pairs.txt -> matches.h5. A thread prefetches features; resumable at any moment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from featkit.io.lists import Spelling, read_pairs
 from featkit.io.matches import MatchStore, append_matches, refuse_key_collisions
 
 LOGGER = logging.getLogger(__name__)
-CACHED_IMAGES = 64  # features kept in memory: pairs come sorted by their first image
+CACHED_IMAGES = 64  # features kept in memory; pairs are usually sorted by their first image
 DEFAULT_BATCH = 32
 
 
@@ -34,11 +34,11 @@ def run(
     query_features: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Match all pairs that `output` does not hold yet, and return `output`. pairs: a file of them, or themselves.
+    """Match all pairs that `output` does not contain yet, and return `output`. pairs: a file, or a list.
 
-    query_features: where the features of the first name of each pair lie, when not in `features` too.
-    Raises BadInputError when a pair names an image without features, or when `output` was made from other features
-    or by another configuration.
+    query_features: features of the first image of each pair, if they are not in `features`.
+    Raises BadInputError if a pair names an image without features, or if `output` was made from other features or
+    with another configuration.
     """
     with _opened(method, features, pairs, output, query_features, overwrite) as work:
         if len(work.todo) < work.total:
@@ -55,7 +55,7 @@ def run(
 def waiting(
     method: Method[Matcher], features: Path, pairs: Path, output: Path, overwrite: bool
 ) -> tuple[list[Pair], int]:
-    """The pairs that `run` would match, and how many there are in all; `output` is begun if it is not there.
+    """The pairs that `run` would match, and the number of all pairs; `output` is created if it does not exist.
 
     Raises as `run` does.
     """
@@ -65,7 +65,7 @@ def waiting(
 
 @dataclass(frozen=True)
 class _Work:
-    """The stores of a run, digests of the features of each pair, the pairs not matched yet, and the number of all."""
+    """The stores of a run, digests of the features of a pair, the unmatched pairs, and the number of all pairs."""
 
     store0: FeatureStore
     store1: FeatureStore
@@ -110,7 +110,8 @@ def _weights(method: Method[Matcher], store0: FeatureStore, store1: FeatureStore
         raise UsageError(f"{store1.path}: {error}") from None
     if len(found) > 1:
         raise BadInputError(
-            f"{store0.path}: features of {store0.extractor}, {store1.path} of {store1.extractor}; extract both alike"
+            f"{store0.path}: features of {store0.extractor}, but {store1.path}: {store1.extractor}; extract both the"
+            " same way"
         )
     return found.pop()
 
@@ -138,7 +139,7 @@ def _check(pairs: list[Pair], store0: FeatureStore, store1: FeatureStore, where:
 def _read_ahead(
     pairs: list[Pair], store0: FeatureStore, store1: FeatureStore, size: int
 ) -> Iterator[tuple[list[Pair], list[tuple[Features, Features]]]]:
-    """Batches of pairs with their features; the next batch is read while one is worked on."""
+    """Batches of pairs with their features; the next batch is read while one is processed."""
 
     @lru_cache(maxsize=CACHED_IMAGES)
     def load(second: bool, name: str) -> Features:
@@ -161,7 +162,7 @@ def _read_ahead(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What every matcher promises. tests/contract/ runs each registered one against it.
+# The interface of matchers. tests/contract/ checks every registered matcher against it.
 
 
 class Matcher(Protocol):
@@ -176,18 +177,18 @@ class Matcher(Protocol):
     def match(self, batch: list[tuple[Features, Features]]) -> list[Matches]:
         """Matches of each pair: `matches0` int32 of length n0, `scores0` float32. Empty features match nothing.
 
-        Raises BadInputError when the descriptors of a pair have different lengths.
+        Raises BadInputError if the descriptors of a pair have different lengths.
         """
         ...
 
 
 class LearnedMatcher(Matcher, Protocol):
-    """A matcher with weights for each kind of features, which sees where keypoints are: `Features.as_seen`."""
+    """A matcher with weights for each kind of features, which uses keypoint positions: `Features.as_seen`."""
 
     def weights_for(self, extractor: str) -> str:
-        """SHA-256 of the weights that go with the features of an extractor (`Features.extractor`).
+        """SHA-256 of the weights for the features of an extractor (`Features.extractor`).
 
-        Raises UsageError when there are none for them, BadInputError when they are not here.
+        Raises UsageError if there are none for them, BadInputError if they are not installed.
         """
         ...
 

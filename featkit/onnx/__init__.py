@@ -1,1 +1,1 @@
-"""Networks for other runtimes: one ONNX file each, checked against what featkit itself computes."""
+"""Export of networks to ONNX files for other runtimes, each checked against featkit's own results."""

@@ -1,9 +1,9 @@
-"""A network as one ONNX file, written when it computes what featkit computes.
+"""Export of a network to one ONNX file, which is only written if its results agree with featkit's.
 
-torch records the graph by tracing it (its TorchScript exporter): the exporter that came after it needs 100 seconds and
-more for SCFeat with a height and a width of any length, where tracing needs 5, and gives the same outputs. The file is
-then run by ONNX Runtime on images (patches, pairs of features) of several sizes and batches, none of them the traced
-one, and compared with featkit's own way to the same results: not with the graph alone, whose mistakes it shares.
+The graph is traced with torch's TorchScript exporter, which takes 5 seconds for SCFeat with dynamic height and width;
+the newer exporter takes over 100 seconds and gives the same outputs. The file is then run with ONNX Runtime on images
+(patches, pairs of features) of several sizes and batches, all different from the traced one, and compared with
+featkit's own extractors and matchers, not only with the graph, whose errors it shares.
 """
 
 from __future__ import annotations
@@ -52,28 +52,28 @@ from featkit.weights.files import SCFEAT_FORMAT, find_whole, load_patch_network,
 from featkit.weights.manifest import SUFFIX, listed, sha256_of
 
 OPSET = 17
-"""Of the file; ONNX Runtime 1.12 and newer, TensorRT 8.6 and newer read it."""
+"""Opset of the file; supported by ONNX Runtime 1.12 and newer, TensorRT 8.6 and newer."""
 PRODUCER = "featkit"
 LARGEST_DIFFERENCE = 1e-4
-"""Of score maps (over their largest value where that is above 1) and of descriptors."""
+"""Largest difference of descriptors, and of score maps (divided by their largest value if that is above 1)."""
 LARGEST_DISTANCE_PX = 1e-3
 HALF_DESCRIPTORS = 3.5e-4
-"""Of descriptors that featkit gives in half precision: half of its step below 1, 2 ** -12, and LARGEST_DIFFERENCE."""
+"""Largest difference of descriptors in half precision: half its step below 1, 2 ** -12, plus LARGEST_DIFFERENCE."""
 SCORE_DIFFERENCE = 1e-3
-"""Of matching scores, which are exponentials of sums over all layers."""
+"""Largest difference of matching scores, which are exponentials of sums over all layers."""
 MIN_SHARED = 0.99
-"""Share of the keypoints that both have: a pixel may be a maximum, or among the best, by the last digit of a score."""
+"""Smallest fraction of common keypoints: rounding of a score may decide about a maximum, or about the best ones."""
 IMAGES = "images"
 CHECKED = ((1, 203, 150), (3, 128, 192))
-"""Number, width and height of the images of the check."""
+"""Number, width and height of the images in the check."""
 TRACED = (2, 150, 100)
 POINTS = (70, 90)
-"""Keypoints of the images of a matcher's check."""
+"""Number of keypoints of the two images in a matcher's check."""
 
 
 @dataclass(frozen=True)
 class OnnxNetwork:
-    """What was written. checks: largest differences from featkit's own results, and how much was compared."""
+    """The exported file. checks: largest differences from featkit's own results, and the number of compared items."""
 
     path: Path
     sha256: str
@@ -88,9 +88,9 @@ class OnnxNetwork:
 class Prepared:
     """A network that can be exported.
 
-    examples: what is traced, by the names of the inputs. inputs, outputs: shapes; a name is an axis of any length.
-    compare: takes a function that runs the file (arrays in the order of the inputs), gives `OnnxNetwork.checks`; raises
-    EmptyResultError.
+    examples: inputs for tracing, by name. inputs, outputs: shapes; a string is a dynamic axis.
+    compare: takes a function that runs the file (arrays in the order of the inputs), returns `OnnxNetwork.checks`;
+    raises EmptyResultError.
     """
 
     graph: nn.Module
@@ -106,13 +106,13 @@ Shape = Sequence[int | str]
 
 
 def export_onnx(name: str, out: Path, changes: dict[str, Any] | None = None) -> OnnxNetwork:
-    """Write a network as ONNX.
+    """Export a network to ONNX.
 
-    name: one of featkit's weights, a published network of the catalogue, or a weights file. changes: of the fields of
-    the extractor's or matcher's configuration (`max_keypoints`, `threshold`, `weights`, ...). Raises UsageError for an
-    unknown name or field, for a network that has no ONNX form, and without the packages; BadInputError for weights that
-    are missing or damaged, and for a foreign file at `out`; EmptyResultError when the file computes something else;
-    NotWritableError.
+    name: one of featkit's weights, a published network of the catalogue, or a weights file. changes: values for fields
+    of the extractor's or matcher's configuration (`max_keypoints`, `threshold`, `weights`, ...). Raises UsageError for
+    an unknown name or field, for a network that cannot be exported, and without the packages; BadInputError for weights
+    that are missing or damaged, and for a file at `out` that featkit did not make; EmptyResultError if the results
+    differ; NotWritableError.
     """
     onnx, runtime = _packages()
     refuse_foreign(out)
@@ -141,7 +141,7 @@ def prepare(name: str, changes: dict[str, Any]) -> Prepared:
         return _doghardnet(changes)
     if name in catalogue():
         there = ", ".join([*ALIKED_NETWORKS, "disk", "xfeat", "doghardnet", *LIGHTGLUE_NETWORKS])
-        raise UsageError(f"{name} has no ONNX form yet; published networks that have: {there}")
+        raise UsageError(f"{name} cannot be exported to ONNX yet; published networks that can: {there}")
     path = find_whole(_weights_of_run(name))
     if read_metadata(path).get("format") == SCFEAT_FORMAT:
         return _scfeat(name, path, changes)
@@ -149,12 +149,12 @@ def prepare(name: str, changes: dict[str, Any]) -> Prepared:
 
 
 def _weights_of_run(name: str) -> str:
-    """The best network of a run's folder; any other name as it is."""
+    """The best network of a run's folder; any other name is unchanged."""
     if not Path(name).is_dir():
         return name
     best = Path(name) / f"best{SUFFIX}"
     if not best.is_file():
-        raise BadInputError(f"{best}: no such file; a training that has ended writes it")
+        raise BadInputError(f"{best}: no such file; it is written at the end of a training")
     return str(best)
 
 
@@ -163,7 +163,7 @@ def _packages() -> tuple[Any, Any]:
         return importlib.import_module("onnx"), importlib.import_module("onnxruntime")
     except ImportError as error:
         raise UsageError(
-            f"ONNX files are written and checked with onnx and onnxruntime ({error}); pip install 'featkit[onnx]'"
+            f"ONNX export needs the packages onnx and onnxruntime ({error}); pip install 'featkit[onnx]'"
         ) from None
 
 
@@ -171,14 +171,14 @@ def _traced(prepared: Prepared) -> bytes:
     file = io.BytesIO()
     graph = prepared.graph.eval().requires_grad_(False)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of values that are traced as constants: the check runs other sizes
+        warnings.simplefilter("ignore")  # about values traced as constants, which the check with other sizes covers
         torch.onnx.export(
             graph,
             tuple(prepared.examples.values()),
             file,
             dynamo=False,
             opset_version=OPSET,
-            do_constant_folding=False,  # it loses one of two equal parameters; the runtimes fold by themselves
+            do_constant_folding=False,  # it loses one of two equal parameters; runtimes do their own folding
             input_names=list(prepared.examples),
             output_names=list(prepared.outputs),
             dynamic_axes={name: _free(shape) for name, shape in {**prepared.inputs, **prepared.outputs}.items()},
@@ -202,7 +202,7 @@ def _free(shape: Shape) -> dict[int, str]:
 
 
 def _name_axes(value: Any, shape: Shape) -> None:
-    """Write the shape of an output: the exporter makes up names for what it cannot work out."""
+    """Set the shape of an output, for which the exporter invents names if it cannot infer it."""
     axes = value.type.tensor_type.shape
     del axes.dim[:]
     for length in shape:
@@ -271,9 +271,9 @@ def _of_images(
 
 
 def _compare_features(run: Run, graph: nn.Module, extractor: Any) -> dict[str, float]:
-    """Features of the file and of featkit's extractor; score maps of the file and of torch.
+    """Compare features of the file with featkit's extractor, and score maps of the file with torch.
 
-    A keypoint of both is within LARGEST_DISTANCE_PX, its descriptors within LARGEST_DIFFERENCE.
+    A common keypoint is within LARGEST_DISTANCE_PX, and its descriptors within LARGEST_DIFFERENCE.
     """
     found = {"keypoints": 0.0, "shared": 1.0, "keypoints_px": 0.0, "descriptors": 0.0, "score_map": 0.0}
     total = common = 0
@@ -303,7 +303,7 @@ def _compare_features(run: Run, graph: nn.Module, extractor: Any) -> dict[str, f
 
 
 def _nearest(own: Float[np.ndarray, "n 2"], theirs: Float[np.ndarray, "m 2"]) -> tuple[np.ndarray, np.ndarray]:
-    """For each point the index of the nearest of the others, and its distance, px (infinity where there is none)."""
+    """For each of `own` the index of the nearest of `theirs`, and its distance, px (infinity if there is none)."""
     if len(own) == 0 or len(theirs) == 0:
         return np.zeros(len(own), int), np.full(len(own), np.inf)
     distances = np.abs(own[:, None] - theirs[None]).max(2)
@@ -331,7 +331,7 @@ def _doghardnet(changes: dict[str, Any]) -> Prepared:
 
 def _no_fields(name: str, changes: dict[str, Any]) -> None:
     if changes:
-        raise UsageError(f"--set {next(iter(changes))}: {name} describes patches, and has no field to change")
+        raise UsageError(f"--set {next(iter(changes))}: {name} describes patches and has no settings")
 
 
 def _of_patches(network: PatchNetwork, about: dict[str, str]) -> Prepared:
@@ -377,7 +377,7 @@ def _some_patches(count: int, side: int, seed: int) -> Float[Tensor, "n 1 s s"]:
 def _matcher(name: str, changes: dict[str, Any]) -> Prepared:
     fields = LightGlueConfig.model_fields
     if refused := [key for key in changes if key in fields and key not in ("weights", "filter_threshold")]:
-        raise UsageError(f"--set {refused[0]}: an exported matcher runs all its layers on all keypoints it is given")
+        raise UsageError(f"--set {refused[0]}: not supported, as an exported matcher runs all layers on all keypoints")
     whole = {"depth_confidence": -1.0, "width_confidence": -1.0}
     config = make(LightGlueConfig, {"weights": name, **whole, **changes}, f"matcher {name!r}")
     weights = load_published(name, config.weights)
@@ -431,7 +431,7 @@ def _compare_matches(run: Run, matcher: LightGlueMatcher, size: int, takes_scale
 
 
 def _pair(size: int, takes_scales: bool, seed: int, count0: int, count1: int) -> list[np.ndarray]:
-    """Keypoints, descriptors and size of two images; those of the first are among those of the second, shifted."""
+    """Keypoints, descriptors and size of two images; keypoints of the first are also in the second, shifted."""
     random = np.random.default_rng(seed)
     width, height = 640, 480
     points = random.uniform(20, (width - 20, height - 20), (count1, 2))
@@ -463,7 +463,7 @@ def _as_features(arrays: list[np.ndarray], name: str) -> Features:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What they have in common.
+# Shared by all exports.
 
 
 def _about(name: str) -> dict[str, str]:
@@ -472,7 +472,7 @@ def _about(name: str) -> dict[str, str]:
 
 
 def _picture(width: int, height: int, seed: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Smooth noise in colour: the same for the same arguments."""
+    """Smooth colour noise, reproducible from the arguments."""
     noise = np.random.default_rng(seed).normal(size=(height, width, 3))
     smooth = cv2.GaussianBlur(noise, (0, 0), 1.5)
     return np.clip(128 + 50 * smooth / smooth.std(), 0, 255).astype(np.uint8)
@@ -484,9 +484,9 @@ def _keep_largest(found: dict[str, float], key: str, differences: np.ndarray) ->
 
 def _refuse_few(what: str, total: int, common: int) -> None:
     if total == 0:
-        raise EmptyResultError(f"not written: there are no {what} in the check; other fields or weights may give some")
+        raise EmptyResultError(f"not written: the check found no {what}; try other settings or weights")
     if common < MIN_SHARED * total:
-        raise EmptyResultError(f"not written: of {total} {what} of the check only {common} are the same as featkit's")
+        raise EmptyResultError(f"not written: of {total} {what} in the check only {common} are the same as featkit's")
 
 
 def _refuse(found: dict[str, float], allowed: dict[str, float]) -> None:

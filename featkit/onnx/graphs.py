@@ -1,11 +1,11 @@
-"""Networks as one graph each for other runtimes: images -> features, patches -> descriptors, features -> matches.
+"""Complete graphs of networks for other runtimes: images -> features, patches -> descriptors, features -> matches.
 
-An image's graph has as many rows for every image (`max_keypoints`), so that a batch is one tensor: the best keypoints
-first, and rows that are no keypoint with the score `NO_KEYPOINT`. Every axis of batch, height and width may have any
-length; what a network pads or resizes is padded and resized in the graph. Keypoints are in featkit's pixel frame.
+Graphs for images return `max_keypoints` rows for every image, so that a batch is one tensor: the best keypoints first,
+then padding with the score `NO_KEYPOINT`. Batch size, height and width are dynamic; padding and resizing are part of
+the graph. Keypoints are in featkit pixels.
 
-Sizes of tensors are recorded as they are traced: no Python number is made of one, and none decides which way to go.
-Deformable convolutions (ALIKED) are a bilinear sampling and a product, which every runtime has.
+Tensor sizes stay traced: none is converted to a Python number, and no control flow depends on one. Deformable
+convolutions (ALIKED) are expressed as bilinear sampling and a product, which every runtime supports.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from featkit.models.patch import OUTPUT_PX, PatchNetwork
 from featkit.models.scfeat import SCFeatNetwork
 
 NO_KEYPOINT = -1e4
-"""Score of a row that is no keypoint; half precision holds it."""
+"""Score of padding rows; representable in half precision."""
 DISK_MULTIPLE_PX = 16
 XFEAT_MULTIPLE_PX = 32
 XFEAT_RADIUS = 2
@@ -37,7 +37,7 @@ Rows: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class PatchGraph(nn.Module):
-    """Grey patches in [0, 1] -> unit rows, or the raw values of a binary descriptor (a bit is 1 above 0)."""
+    """Grey patches in [0, 1] -> unit rows, or the raw values of a binary descriptor (a bit is 1 where it is > 0)."""
 
     base: Tensor
 
@@ -58,16 +58,16 @@ class PatchGraph(nn.Module):
 
 
 class ScfeatGraph(nn.Module):
-    """SCFeat: what `Scfeat` extracts from RGB images in [0, 1]."""
+    """SCFeat: the features that `Scfeat` extracts from RGB images in [0, 1]."""
 
     def __init__(self, network: SCFeatNetwork, config: ScfeatConfig):
         super().__init__()
         if config.turns != 1:
-            raise UsageError("SCFeat described in four rotations is four runs of one network: export it with turns 1")
+            raise UsageError("SCFeat in four rotations needs four runs of the network: export it with turns 1")
         if config.scales != (1.0,):
-            raise UsageError("SCFeat at several scales is several runs of one network: export it with scales [1]")
+            raise UsageError("SCFeat at several scales needs several runs of the network: export it with scales [1]")
         if config.min_keypoints:
-            raise UsageError("min_keypoints has no place in an exported network: export with a lower threshold")
+            raise UsageError("min_keypoints is not supported in an exported network: use a lower threshold instead")
         self.network, self.config = copy.deepcopy(network).to(memory_format=torch.contiguous_format), config
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Rows:
@@ -92,7 +92,7 @@ class ScfeatGraph(nn.Module):
 
 
 class AlikedGraph(nn.Module):
-    """ALIKED (Zhao et al. 2023): what `Aliked` extracts from RGB images in [0, 1]."""
+    """ALIKED (Zhao et al. 2023): the features that `Aliked` extracts from RGB images in [0, 1]."""
 
     def __init__(self, network: Any, config: AlikedConfig):
         super().__init__()
@@ -116,7 +116,7 @@ class AlikedGraph(nn.Module):
         return points, found, self._describe(features, points), scores
 
     def _describe(self, features: Float[Tensor, "b d h w"], points: Float[Tensor, "b k 2"]) -> Float[Tensor, "b k d"]:
-        """The descriptor head (SDDH): each keypoint's sampling positions, then a weighted sum over them."""
+        """The descriptor head (SDDH): sampling positions of each keypoint, and a weighted sum over them."""
         head, size = self.network.desc_head, _size(features)
         positions, side = head.n_pos, head.kernel_size
         points = ((points / (size - 1) * 2 - 1) / 2 + 0.5) * (size - 1)  # rounded as kornia does: see `CpuAliked`
@@ -165,7 +165,7 @@ class SampledConv(nn.Module):
 
 
 class DiskGraph(nn.Module):
-    """DISK (Tyszkiewicz et al. 2020): what `Disk` extracts from RGB images in [0, 1]; scores are logits."""
+    """DISK (Tyszkiewicz et al. 2020): the features that `Disk` extracts from RGB images in [0, 1], scores as logits."""
 
     def __init__(self, network: Any, config: DiskConfig):
         super().__init__()
@@ -189,7 +189,7 @@ class DiskGraph(nn.Module):
 
 
 class PreciseNorm(nn.Module):
-    """Instance norm by lines: one sum of a whole map in float32 loses digits that DISK's scores hang on."""
+    """Instance norm computed row by row: a single float32 sum over a map is too inaccurate for DISK's scores."""
 
     def __init__(self, eps: float):
         super().__init__()
@@ -202,7 +202,10 @@ class PreciseNorm(nn.Module):
 
 
 class XfeatGraph(nn.Module):
-    """XFeat (Potje et al. 2024): what `Xfeat` extracts from RGB images in [0, 1]. score_map: of the resized image."""
+    """XFeat (Potje et al. 2024): the features that `Xfeat` extracts from RGB images in [0, 1].
+
+    score_map: of the resized image.
+    """
 
     def __init__(self, network: Any, config: XfeatConfig):
         super().__init__()
@@ -226,7 +229,7 @@ class XfeatGraph(nn.Module):
         return points, values, F.normalize(rows[..., 0].transpose(-2, -1), dim=2), scores
 
     def _maps(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit descriptors, keypoint logits and reliability, each per cell: kornia's `XFeatModel.forward`."""
+        """Unit descriptors, keypoint logits and reliability per cell, as in kornia's `XFeatModel.forward`."""
         network = self.network
         grey = network.norm(images.mean(dim=1, keepdim=True))
         third = network.block3(network.block2(network.block1(grey) + network.skip1(grey)))
@@ -241,9 +244,9 @@ class XfeatGraph(nn.Module):
 
 
 class LightGlueGraph(nn.Module):
-    """LightGlue (Lindenberger et al. 2023) through all its layers: no early stop, no point left out.
+    """LightGlue (Lindenberger et al. 2023) with all layers, without early stopping or pruning.
 
-    keypoints: (b, n, 2), or with scale and angle (b, n, 4) where the weights take them. image_size: width, height.
+    keypoints: (b, n, 2), or (b, n, 4) with scale and angle if the weights need them. image_size: width, height.
     """
 
     def __init__(self, network: Any, filter_threshold: float):
@@ -280,13 +283,13 @@ class LightGlueGraph(nn.Module):
         return torch.where(good, index0, -1), torch.where(good, scores, 0.0)
 
     def _encoding(self, positions: Float[Tensor, "b n p"]) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (b, 1, n, h) of the learned frequencies, each twice."""
+        """Cosines and sines (b, 1, n, h) of the learned encoding, each repeated twice."""
         angles = self.network.posenc.Wr(positions)
         twice = torch.stack([angles, angles], dim=3).flatten(2)[:, None]
         return twice.cos(), twice.sin()
 
 
-# kornia's blocks, with the heads' axes written out: tracing loses how many axes there are behind its `unflatten`.
+# kornia's blocks with explicit head axes: tracing loses the number of axes after `unflatten`.
 
 
 def _self_attention(
@@ -301,7 +304,7 @@ def _self_attention(
 def _rotated(
     values: Float[Tensor, "b k n h"], cosines: Float[Tensor, "b 1 n h"], sines: Float[Tensor, "b 1 n h"]
 ) -> Float[Tensor, "b k n h"]:
-    """Each pair of values turned by its angle."""
+    """Rotate each pair of values by its angle."""
     pairs = values.view(*values.shape[:3], values.shape[3] // 2, 2)
     quarter = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=4).flatten(3)
     return values * cosines + quarter * sines
@@ -329,7 +332,7 @@ def _attention(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What they have in common.
+# Shared by all graphs.
 
 
 def _size(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, " 2"]:
@@ -338,13 +341,13 @@ def _size(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, " 2"]:
 
 
 def _positions(keypoints: Float[Tensor, "b n p"], size: Float[Tensor, "b 2"]) -> Float[Tensor, "b n p"]:
-    """Pixels over half the longer side, from the centre; scale and angle as they are."""
+    """Pixels from the centre over half the longer side; scale and angle unchanged."""
     half = size.amax(1)[:, None, None] / 2
     return torch.cat([(keypoints[..., :2] - size[:, None] / 2) / half, keypoints[..., 2:]], dim=2)
 
 
 def _as_xfeat(points: Float[Tensor, "*b 2"], size: Float[Tensor, " 2"]) -> Float[Tensor, "*b 2"]:
-    """Pixels as the authors' network reads its maps: over the last pixel's number, though not with aligned corners."""
+    """Normalized coordinates as in the authors' network: divided by size - 1, although align_corners is False."""
     return 2 * (points / (size - 1)) - 1
 
 
@@ -355,7 +358,7 @@ def _read(
     mode: str = "bilinear",
     padding_mode: str = "zeros",
 ) -> Float[Tensor, "b n c"]:
-    """Values of maps at points, which are in pixels of an image of this size (width, height)."""
+    """Values of maps at points, given in pixels of an image of this size (width, height)."""
     grid = ((2 * points + 1) / size - 1)[:, :, None]
     return F.grid_sample(maps, grid, mode=mode, padding_mode=padding_mode, align_corners=False)[..., 0].transpose(
         -2, -1
@@ -363,12 +366,12 @@ def _read(
 
 
 def _pixels(index: Int[Tensor, "b k"], width: int) -> Float[Tensor, "b k 2"]:
-    """x, y of places in a flattened map."""
+    """x, y of indices into a flattened map."""
     return torch.stack([index % width, torch.div(index, width, rounding_mode="floor")], dim=2).float()
 
 
 def _inner(scores: Float[Tensor, "b 1 h w"], border_px: int) -> Bool[Tensor, "b 1 h w"]:
-    """Pixels that are not this near the edge."""
+    """Pixels that are at least `border_px` away from the edge."""
     if border_px == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     ones = torch.ones_like(scores)
@@ -378,15 +381,15 @@ def _inner(scores: Float[Tensor, "b 1 h w"], border_px: int) -> Bool[Tensor, "b 
 
 
 def _maxima(scores: Float[Tensor, "b 1 h w"], radius: int, strict: bool) -> Bool[Tensor, "b 1 h w"]:
-    """Pixels that are the largest within `radius` (a square).
+    """Pixels that are the maximum within `radius` (a square window).
 
-    strict: greater than all others, and none nearer to the edge than that; otherwise of equal ones the first.
+    strict: greater than all others, and not within `radius` of the edge; otherwise ties go to the first.
     """
     if radius == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     height, width, side = scores.shape[2], scores.shape[3], 2 * radius + 1
     padded = F.pad(scores, (radius, radius, radius, radius), value=NO_KEYPOINT)
-    lines = F.max_pool2d(padded, (1, side), stride=1)  # the largest of each line of a pixel's square
+    lines = F.max_pool2d(padded, (1, side), stride=1)  # the maximum of each row of a pixel's window
     own = padded[:, :, radius : radius + height]
     before = _largest(
         [*(lines[:, :, k : k + height] for k in range(radius)), *(own[..., k : k + width] for k in range(radius))]
@@ -408,7 +411,7 @@ def _largest(maps: list[Tensor]) -> Tensor:
 def _best(
     scores: Float[Tensor, "b 1 h w"], allowed: Bool[Tensor, "b 1 h w"], count: int
 ) -> tuple[Int[Tensor, "b k"], Float[Tensor, "b k"]]:
-    """Places in the flattened map and scores of the best allowed pixels, then rows that are none."""
+    """Indices into the flattened map and scores of the best allowed pixels, then padding."""
     flat = torch.where(allowed, scores, NO_KEYPOINT).flatten(1)
     values, index = F.pad(flat, (0, count), value=NO_KEYPOINT).topk(count, dim=1)
     return torch.where(values > NO_KEYPOINT, index, 0), values
@@ -417,7 +420,7 @@ def _best(
 def _around(
     scores: Float[Tensor, "b 1 h w"], index: Int[Tensor, "b k"], radius: int
 ) -> tuple[Float[Tensor, "b k s*s"], Float[Tensor, "s*s 2"]]:
-    """Scores of the square around pixels (any value beyond the map), and the steps (x, y) to them."""
+    """Scores in the window around pixels (arbitrary outside the map), and their offsets (x, y)."""
     own = torch.arange(-radius, radius + 1)
     steps = torch.stack(torch.meshgrid(own, own, indexing="xy"), dim=-1).view(-1, 2)
     flat = scores.flatten(1)

@@ -1,1 +1,1 @@
-"""Which images to match. Reads names and descriptors, writes pairs.txt; never matches."""
+"""Choosing which images to match. Reads names and descriptors, writes pairs.txt; never matches."""

@@ -1,4 +1,4 @@
-"""What every pairing method offers."""
+"""The interface of pairing methods."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from featkit.retrieval.retrieve import Describe
 
 
 class Pairing(Protocol):
-    """A way to choose which images to match; built as `cls(config, device="auto")`.
+    """A method that chooses which images to match; built as `cls(config, device="auto")`.
 
     Config: the type of its configuration. needs_features: whether `pairs` reads descriptors, so that a folder of images
-    is not enough. scratch_folder: where large temporary files may lie (None: the system's place).
+    is not enough. scratch_folder: folder for large temporary files (None: the system's default).
     """
 
     Config: type[Config]
@@ -26,19 +26,19 @@ class Pairing(Protocol):
     scratch_folder: Path | None
 
     def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
-        """Pairs of `names`, each pair once whatever its order, no image with itself.
+        """Pairs of `names`: each pair once, in either order, and no image with itself.
 
-        features: where the descriptors of `names` are; may be None unless `needs_features`.
+        features: store with the descriptors of `names`; may be None unless `needs_features`.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a pairing may use beside the features, where its configuration says nothing of it.
+    """What a pairing may use in addition to the features, unless its configuration names it.
 
-    images: the folder that names are relative to. model: a COLMAP model's folder. describe: what makes the vectors that
-    images are retrieved by; None: this process.
+    images: the folder to which names are relative. model: folder of a COLMAP model. describe: function that computes
+    image vectors for retrieval; None: this process.
     """
 
     images: Path | None = None
@@ -48,17 +48,17 @@ class Sources:
 
 @runtime_checkable
 class Describes(Protocol):
-    """A pairing that compares vectors of images."""
+    """A pairing that compares image vectors."""
 
     describe: Describe
 
 
 @runtime_checkable
 class ReadsSources(Protocol):
-    """A pairing that reads more than names and features: photographs, a list of positions, or a model."""
+    """A pairing that reads more than names and features: photographs, a position list, or a model."""
 
     sources: Sources
 
     def digest(self, names: list[str]) -> str:
-        """16 hex digits of all it reads for these names: other ones may mean other pairs. Raises BadInputError."""
+        """Digest (16 hex digits) of everything that it reads for these names. Raises BadInputError."""
         ...

@@ -1,4 +1,4 @@
-"""Pairs by place: by GPS, by poses, by points seen in common."""
+"""Pairs by location: by GPS, camera poses, or covisibility."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from featkit.pairing.by_retrieval import each_once
 
 LOGGER = logging.getLogger(__name__)
 # ----------------------------------------------------------------------------------------------------------------------
-# Each image with the ones taken nearest to it, by GPS: pairs grow with n, not with n^2.
+# Each image with the nearest images by GPS: the number of pairs grows with n, not with n^2.
 #
-# Peers: COLMAP's spatial matching (`SpatialPairingOptions`), which passes over images without a position.
+# Similar: COLMAP's spatial matching (`SpatialPairingOptions`), which skips images without a position.
 
 
 class GpsConfig(Config):
-    """How many neighbours each image is matched with, and where the positions come from."""
+    """Pairing by GPS: number of neighbours and source of the positions."""
 
     num_matched: Count = 16
-    """Nearest images that each one is paired with. In a survey along strips, two before and two after on its own strip
-    and five on each strip beside it are 14; two more for what GPS errs."""
+    """Number of nearest images with which each image is paired. In a survey along strips, two before and two after on
+    the same strip and five on each neighbouring strip are 14; two more allow for GPS errors."""
     max_distance_m: Metres | None = None
-    """Images further apart are not paired, m; None: any distance (COLMAP: 100)."""
+    """Largest distance of paired images, m; None: any distance (COLMAP: 100)."""
     use_altitude: bool = False
-    """Count altitudes in distances; an unknown one is the median of the others. Off, as in COLMAP (`ignore_z`): GPS
-    errs most in height."""
+    """Include altitudes in distances; unknown ones are set to the median. Off as in COLMAP (`ignore_z`), since GPS is
+    least accurate in height."""
     without_position: Literal["all", "none"] = "all"
-    """What an image without a position is paired with: "all" other images, so that it is not lost, or "none"."""
+    """Partners of an image without a position: "all" other images, so that it is not lost, or "none"."""
     file: Runtime[Path | None] = None
-    """A csv, `name,lat,lon[,alt]` a line; None: the photographs' EXIF."""
+    """Csv file with `name,lat,lon[,alt]` per line; None: EXIF of the photographs."""
 
 
 class Gps:
-    """The nearest images, by distances between places on the earth (chords, so that 180 degrees is no border)."""
+    """The nearest images by distance on the earth (chord lengths, which are continuous across 180 degrees)."""
 
     Config = GpsConfig
     needs_features = False
@@ -61,14 +61,14 @@ class Gps:
         self._located: tuple[tuple[str, ...], Located] | None = None
 
     def digest(self, names: list[str]) -> str:
-        """See `ReadsSources.digest`: of the positions, wherever they come from."""
+        """See `ReadsSources.digest`: a digest of the positions."""
         return digest(*(f"{name} {position}" for name, position in self._locate(names).positions.items()))
 
     def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
-        """See `Pairing.pairs`; ordered by the image asked for, its nearest first; images without a position last.
+        """See `Pairing.pairs`; sorted by first image, then by distance; images without a position last.
 
-        Raises UsageError when neither a csv nor the photographs are known, BadInputError when no image has a position,
-        or when more than `num_matched` have all the same.
+        Raises UsageError if neither a csv nor the photographs are known, BadInputError if no image has a position, or
+        if all of more than `num_matched` + 1 images have the same one.
         """
         located = self._locate(names)
         listed = list(located.positions)
@@ -78,7 +78,7 @@ class Gps:
         return found + self._of_the_others(located)
 
     def _locate(self, names: list[str]) -> Located:
-        """Positions of the names, each once; read once."""
+        """Positions of the unique names; cached."""
         listed = tuple(dict.fromkeys(names))
         if self._located is None or self._located[0] != listed:
             self._located = listed, locate(listed, self.sources.images, self.config.file)
@@ -92,7 +92,7 @@ class Gps:
         return ecef([p if p.altitude_m is not None else replace(p, altitude_m=usual) for p in positions])
 
     def _refuse_one_place(self, located: Located) -> None:
-        """Which of many images at one position are near to each other it does not say; pairs would go by names."""
+        """Refuse many images at one position: it cannot tell which are near, so pairs would be by name order."""
         places: dict[Geodetic, list[str]] = {}
         for name, position in located.positions.items():
             places.setdefault(position, []).append(name)
@@ -101,11 +101,11 @@ class Gps:
             return
         where = f"{len(largest)} of {len(located.positions)} images have the same GPS position ({some_names(largest)})"
         if len(places) == 1:
-            raise BadInputError(f"{where}: it does not say which are near; pair them otherwise (--pairs retrieval)")
+            raise BadInputError(f"{where}, so it cannot tell which are near; use another pairing (--pairs retrieval)")
         LOGGER.warning("pair: %s: each is paired with %d of them, by name order", where, self.config.num_matched)
 
     def _of_the_others(self, located: Located) -> list[Pair]:
-        """Pairs of the images that have no position; one warning names them."""
+        """Pairs of the images without a position; one warning names them."""
         if not located.without:
             return []
         to_all = self.config.without_position == "all"
@@ -123,27 +123,27 @@ class Gps:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Each image with the ones whose cameras stand nearest to it and look the same way, in a model that exists already.
+# Each image with the images whose cameras are nearest and look in a similar direction, in an existing model.
 #
-# Peer: hloc's pairs_from_poses. It compares whole rotations; here only viewing directions count, since a camera that is
-# turned about its axis still sees the same things.
+# Similar: hloc's pairs_from_poses. It compares full rotations; here only viewing directions count, because a camera
+# that is rotated about its optical axis still sees the same scene.
 
 
 class PosesConfig(Config):
-    """How many neighbours each image is matched with, and which cameras count as neighbours."""
+    """Pairing by camera poses: number of neighbours, and which cameras are neighbours."""
 
     num_matched: Count = 20
-    """Nearest images that each one is paired with (as many as by retrieval)."""
+    """Number of nearest images with which each image is paired (as in retrieval)."""
     max_angle_deg: Degrees = Field(30.0, gt=0)
-    """Between viewing directions, degrees (hloc: 30, of the whole rotation)."""
+    """Largest angle between viewing directions, degrees (hloc: 30, of the full rotation)."""
     max_distance: Metres | None = None
-    """Between camera centres, in the model's unit; None: any."""
+    """Largest distance between camera centres, in the model's units; None: any."""
     model: Runtime[Path | None] = None
-    """Folder of a COLMAP model, or of a mapped scene; None: the one that the command was given."""
+    """Folder of a COLMAP model, or of a mapped scene; None: the model given to the command."""
 
 
 class ByPoses:
-    """The nearest cameras of a model that look the same way."""
+    """The nearest cameras of a model that look in a similar direction."""
 
     Config = PosesConfig
     needs_features = False
@@ -155,14 +155,14 @@ class ByPoses:
         self._read: tuple[list[str], dict[str, Pose]] | None = None
 
     def digest(self, names: list[str]) -> str:
-        """See `ReadsSources.digest`: of the poses of these images."""
+        """See `ReadsSources.digest`: a digest of the poses of these images."""
         poses = self._poses(names)
         return digest(*(f"{name} {pose.qvec.tolist()} {pose.tvec.tolist()}" for name, pose in poses.items()))
 
     def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
-        """See `Pairing.pairs`; ordered by the image asked for, its nearest first. Images without a pose are in no pair.
+        """See `Pairing.pairs`; sorted by first image, then by distance. Images without a pose are in no pair.
 
-        Raises UsageError without a model, BadInputError when the model has none of the images.
+        Raises UsageError without a model, BadInputError if the model has none of the images.
         """
         poses = self._poses(names)
         warn_of_missing(names, poses)
@@ -173,7 +173,7 @@ class ByPoses:
         return [Pair(listed[a], listed[b]) for a, b in each_once(best).tolist()]
 
     def _poses(self, names: list[str]) -> dict[str, Pose]:
-        """Poses of the names that have one, in their order; read once."""
+        """Poses of the names that have one, in their order; cached."""
         if self._read is None or self._read[0] != names:
             model = model_folder(self.config.model, self.sources, "poses")
             poses = poses_of_model(model)
@@ -182,16 +182,16 @@ class ByPoses:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Each image with the ones that see the most points in common with it, in a model that exists already.
+# Each image with the images that share the most points with it, in an existing model.
 #
-# Peer: hloc's pairs_from_covisibility.
+# Similar: hloc's pairs_from_covisibility.
 
 
 class CovisiblePairingConfig(CovisibleConfig):
-    """How many images each one is matched with, and in which model."""
+    """Pairing by covisibility: number of partners, and the model."""
 
     model: Runtime[Path | None] = None
-    """Folder of a COLMAP model, or of a mapped scene; None: the one that the command was given."""
+    """Folder of a COLMAP model, or of a mapped scene; None: the model given to the command."""
 
 
 class Covisible:
@@ -207,12 +207,12 @@ class Covisible:
         self._read: tuple[list[str], Tracks] | None = None
 
     def digest(self, names: list[str]) -> str:
-        """See `ReadsSources.digest`: of the tracks of these images."""
+        """See `ReadsSources.digest`: a digest of the tracks of these images."""
         tracks = self._tracks(names)
         return digest(*tracks.names, str(tracks.starts.tolist()), str(tracks.images.tolist()))
 
     def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
-        """See `Pairing.pairs`; ordered by the image asked for, the one that shares most first.
+        """See `Pairing.pairs`; sorted by first image, then by the number of shared points.
 
         An image that is not in the model, or shares no point, is in no pair. Raises UsageError without a model,
         BadInputError when the model has none of the images.
@@ -222,7 +222,7 @@ class Covisible:
         return covisible_pairs(tracks, self.config.num_matched)
 
     def _tracks(self, names: list[str]) -> Tracks:
-        """Tracks of the names that the model has, in their order; read once."""
+        """Tracks of the names that the model has, in their order; cached."""
         if self._read is None or self._read[0] != names:
             model = model_folder(self.config.model, self.sources, "covisibility")
             tracks = tracks_of_model(model)
@@ -231,7 +231,7 @@ class Covisible:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The nearest of a set of places, exactly and in a reproducible order.
+# Exact nearest neighbours among a set of positions, in a reproducible order.
 
 
 def nearest(
@@ -241,10 +241,10 @@ def nearest(
     directions: Float[np.ndarray, "n 3"] | None = None,
     max_angle_deg: float = 180.0,
 ) -> Int64[np.ndarray, "n num"]:
-    """For every place its `num` nearest others, nearest first, the lower index first of equal ones; else -1.
+    """For every position its `num` nearest others, nearest first, ties by lower index; -1 if there are fewer.
 
-    max_distance: none further away, in the unit of the places. directions: unit vectors; only places whose directions
-    differ by at most the angle. Time grows with n^2; one row of distances is in memory at a time.
+    max_distance: largest distance, in the units of the positions. directions: unit vectors, which may differ by at most
+    `max_angle_deg`. Time is O(n^2); one row of distances is in memory at a time.
     """
     found = np.full((len(places), num), -1, np.int64)
     min_cosine = np.cos(np.radians(max_angle_deg))
@@ -261,30 +261,30 @@ def nearest(
 
 
 def _smallest(values: Float[np.ndarray, " n"], num: int) -> Int64[np.ndarray, " m"]:
-    """Indices of the `num` smallest finite values in order; without sorting all of them."""
+    """Indices of the `num` smallest finite values in order, without sorting all values."""
     candidates = np.flatnonzero(np.isfinite(values))
     if len(candidates) > num:
         bound = np.partition(values[candidates], num - 1)[num - 1]
-        candidates = candidates[values[candidates] <= bound]  # those equal to the last one too
+        candidates = candidates[values[candidates] <= bound]  # including ties with the last one
     return candidates[np.argsort(values[candidates], kind="stable")][:num]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The model that a pairing reads: from its configuration, or from the command it runs in.
+# The model that a pairing reads: from its configuration, or from the command that runs it.
 
 
 def model_folder(configured: Path | None, sources: Sources, method: str) -> Path:
-    """Folder of the COLMAP model. Raises UsageError when none is named, BadInputError when there is none in it."""
+    """Folder of the COLMAP model. Raises UsageError if none is named, BadInputError if it contains no model."""
     folder = configured or sources.model
     if folder is None:
         raise UsageError(
-            f"pairing by {method} takes a COLMAP model: `featkit pairs --model DIR`, or --reference DIR of reconstruct"
+            f"pairing by {method} needs a COLMAP model: `featkit pairs --model DIR`, or --reference DIR of reconstruct"
         )
     return find_model(folder)
 
 
 def known_names(names: Sequence[str], in_model: Collection[str], model: Path) -> list[str]:
-    """The names, each once, that the model has. Raises BadInputError when it has none of them."""
+    """The unique names that the model has. Raises BadInputError if it has none of them."""
     listed = list(dict.fromkeys(names))
     known = [name for name in listed if name in in_model]
     if not known:
@@ -297,7 +297,7 @@ def known_names(names: Sequence[str], in_model: Collection[str], model: Path) ->
 
 
 def warn_of_missing(names: Sequence[str], known: Collection[str]) -> None:
-    """One warning that names the images which are not in the model, and so in no pair."""
+    """Warn about the images that are not in the model, and therefore in no pair."""
     listed = list(dict.fromkeys(names))
     missing = [name for name in listed if name not in known]
     if missing:

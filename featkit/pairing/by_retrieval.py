@@ -1,4 +1,4 @@
-"""Pairs by similar images: featkit's own VLAD vectors, or anybody's global descriptors."""
+"""Pairs by image similarity: featkit's VLAD vectors, or other programs' global descriptors."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from featkit.retrieval.retrieve import Describe, check_files, most_similar, most
 from featkit.retrieval.vlad import VladConfig
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Each image with the ones whose VLAD vectors are most similar: pairs grow with n, not with n^2.
+# Each image with the images whose VLAD vectors are most similar: the number of pairs grows with n, not with n^2.
 
 
 class RetrievalConfig(Config):
-    """How many images each one is matched with, and how they are described."""
+    """Pairing by retrieval: number of partners, and how images are described."""
 
     num_matched: Count = 20
-    """Most similar images that each image is paired with."""
+    """Number of most similar images with which each image is paired."""
     vlad: VladConfig = VladConfig()
     """How images are described and compared."""
 
 
 class Retrieval:
-    """The most similar images, from descriptors extracted before."""
+    """The most similar images, from previously extracted descriptors."""
 
     Config = RetrievalConfig
     needs_features = True
@@ -39,15 +39,15 @@ class Retrieval:
     def __init__(self, config: RetrievalConfig, device: str = "auto"):
         self.config = config
         self.device = device
-        # Where vectors beyond the memory budget are kept meanwhile; the stage sets it to the output's folder.
+        # Folder for vectors beyond the memory budget; the stage sets it to the output's folder.
         self.scratch_folder: Path | None = None
-        self.describe: Describe | None = None  # what makes the images' vectors; None: this process
+        self.describe: Describe | None = None  # computes the image vectors; None: this process
 
     def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
-        """See `Pairing.pairs`; ordered by the image asked for, its most similar one first.
+        """See `Pairing.pairs`; sorted by first image, then by similarity.
 
         An image without keypoints is in no pair. Raises UsageError without features, BadInputError for features that
-        are missing or damaged, or when no image has a keypoint.
+        are missing or damaged, or if no image has a keypoint.
         """
         if features is None:
             raise UsageError("pairing by retrieval compares features: extract first, then pair features.h5")
@@ -78,7 +78,7 @@ def pairs_with(
     device: str = "auto",
     spill_folder: Path | None = None,
 ) -> list[Pair]:
-    """Pairs (image asked for, other image): each with its most similar ones, or with all where there are no more.
+    """Pairs (image in `asked`, image in `others`): each with its most similar ones, or with all if there are few.
 
     Raises as `retrieve` does.
     """
@@ -91,7 +91,7 @@ def pairs_with(
 
 
 def each_once(best: Int64[np.ndarray, "n num"]) -> Int64[np.ndarray, "m 2"]:
-    """Index pairs (row, entry) in reading order without entries of -1; of (a, b) and (b, a) the first one."""
+    """Index pairs (row, entry) in row-major order, without entries of -1; only the first of (a, b) and (b, a)."""
     rows = np.repeat(np.arange(len(best)), best.shape[1])
     pairs = np.stack([rows, best.reshape(-1)], axis=1)
     pairs = pairs[pairs[:, 1] >= 0]
@@ -101,22 +101,22 @@ def each_once(best: Int64[np.ndarray, "n num"]) -> Int64[np.ndarray, "m 2"]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Each image with the ones whose global descriptors, read from a file in hloc's layout, are most similar.
+# Each image with the images whose global descriptors, read from a file in hloc's layout, are most similar.
 
 
 class GivenRetrievalConfig(Config):
-    """Which descriptors, and how many images each one is matched with."""
+    """Pairing by given global descriptors."""
 
     files: Runtime[tuple[Path, ...]]
-    """In hloc's layout; an image's descriptor is in one of them."""
+    """Descriptor files in hloc's layout; each image must be in one of them."""
     content: str
-    """16 hex digits of what they hold."""
+    """Digest (16 hex digits) of the files' contents."""
     num_matched: Count = 20
-    """Most similar images that each image is paired with."""
+    """Number of most similar images with which each image is paired."""
 
 
 class GivenRetrieval:
-    """The most similar images by descriptors that another program made. Not in the registry: it takes a file."""
+    """The most similar images by another program's descriptors. Not in the registry, because it needs a file."""
 
     Config = GivenRetrievalConfig
     needs_features = False
@@ -126,7 +126,7 @@ class GivenRetrieval:
         self.scratch_folder: Path | None = None
 
     def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
-        """See `Pairing.pairs`; ordered by the image asked for, its most similar one first. Raises BadInputError."""
+        """See `Pairing.pairs`; sorted by first image, then by similarity. Raises BadInputError."""
         listed = list(dict.fromkeys(names))
         rows = read_global_descriptors(self.config.files, listed)
         best = most_similar_rows(rows, rows, self.config.num_matched, not_itself=True)
@@ -134,7 +134,7 @@ class GivenRetrieval:
 
 
 def given_retrieval(files: Sequence[Path], changes: dict[str, Any] | None = None) -> Method[Any]:
-    """This pairing, by the descriptors of some files. Raises BadInputError and UsageError."""
+    """The pairing with the descriptors in `files`. Raises BadInputError and UsageError."""
     check_files(files)
     values = {**(changes or {}), "files": tuple(files), "content": files_digest(files)}
     return Method("retrieval", GivenRetrieval, make(GivenRetrievalConfig, values, where="--retrieval"))

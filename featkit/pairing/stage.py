@@ -1,7 +1,7 @@
 """The pair stage: a folder of images, or features.h5 -> pairs.txt.
 
-Done work is skipped when pairs.json says that the same configuration, image names and seed made it (and the same
-features, keypoint by keypoint, where the method reads them); otherwise the pairs are made anew.
+An existing pairs.txt is up to date if its pairs.json has the same configuration, image names and seed (and digests of
+the same features, if the method reads them); otherwise it is written again.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ LOGGER = logging.getLogger(__name__)
 
 
 class AutoConfig(Config):
-    """When all pairs are cheap enough."""
+    """The choice that "auto" makes."""
 
     exhaustive_up_to: int = Field(60, ge=2, le=10**9)
-    """All pairs up to this many images (60 make 1,770 pairs), beyond it pairs by retrieval."""
+    """Largest number of images for exhaustive pairing (60 images: 1,770 pairs); above it retrieval is used."""
 
 
 class PairWith(Config):
-    """Which images a stage pairs."""
+    """Which pairing a stage uses."""
 
     pairs: str = "auto"
     """auto, exhaustive, sequential, retrieval, gps, poses, covisible, another name in configs/, or a pairs file."""
     auto: AutoConfig = AutoConfig()
-    """What "auto" means."""
+    """How "auto" chooses."""
     pairing: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the pairing's configuration."""
+    """Changes to the pairing's configuration."""
     seed: Seed = 0
-    """Of the clusters of retrieval."""
+    """Random seed of the clustering in retrieval."""
 
 
 def auto_method(num_images: int, config: AutoConfig) -> str:
@@ -60,9 +60,9 @@ def choose(
     device: str = "auto",
     auto: AutoConfig | None = None,
 ) -> Method[Pairing]:
-    """The pairing behind a name in configs/, or behind "auto" for that many images.
+    """The pairing of a name in configs/, or of "auto" for that many images.
 
-    changes: what differs from its configuration. Raises UsageError for an unknown name or field.
+    changes: changes to its configuration. Raises UsageError for an unknown name or field.
     """
     name = auto_method(num_images, auto or AutoConfig()) if name == "auto" else name
     return resolve("pairing", name, changes, device)
@@ -78,21 +78,20 @@ def run(
     seed: int = 0,
     overwrite: bool = False,
 ) -> Path:
-    """Choose pairs among the images of `source` and write them to `output` (pairs.txt, with pairs.json beside it).
+    """Choose pairs among the images of `source` and write them to `output` (pairs.txt, with pairs.json next to it).
 
-    method: also by its name in configs/, or "auto" (see `auto_method`). source: a folder of images or features.h5.
-    names: only these images of the source, in the source's order. sources: what methods may use beside the features;
-    without it their photographs are those of `source`, when that is a folder. overwrite: make the pairs anew in any
-    case.
+    method: a method, its name in configs/, or "auto" (see `auto_method`). source: a folder of images or features.h5.
+    names: use only these images of the source. sources: what methods may use in addition to the features; by default
+    the photographs in `source`, if it is a folder. overwrite: write the pairs again even if they are up to date.
     Raises UsageError for an unknown method, BadInputError for fewer than two images, a folder where features are
-    needed, or an `output` of another origin; EmptyResultError when no pair was found.
+    needed, or an `output` that featkit did not make; EmptyResultError if no pair was found.
     """
     with ExitStack() as stack:
         features = None if source.is_dir() else stack.enter_context(open_features(source))
         names = _chosen(list_images(source) if features is None else features.names(), names, source)
         method = choose(method, len(names)) if isinstance(method, str) else method
         sources = sources or Sources(images=source if features is None else None)
-        pairing = method.build()  # for this run alone: it keeps what it reads
+        pairing = method.build()  # for this run only: it caches what it reads
         if pairing.needs_features and features is None:
             raise BadInputError(
                 f"{source}: {method.cls.__name__.lower()} pairing compares features;"
@@ -129,7 +128,7 @@ def image_names(source: Path) -> list[str]:
 
 
 def check_sources(method: Method[Pairing], names: list[str], sources: Sources) -> None:
-    """Read what a method needs beside features, so that what is wrong with it is found before the work.
+    """Read what a method needs in addition to features, so that errors are found before the work begins.
 
     Raises what its `pairs` would raise.
     """
@@ -140,22 +139,22 @@ def check_sources(method: Method[Pairing], names: list[str], sources: Sources) -
 
 
 def _chosen(available: list[str], names: list[str] | None, source: Path) -> list[str]:
-    """The images to pair, in the order of `available`. Raises BadInputError when fewer than two remain."""
+    """The images to pair, in the order of `available`. Raises BadInputError if there are fewer than two."""
     wanted = None if names is None else set(names)
     chosen = [name for name in available if wanted is None or name in wanted]
     if len(chosen) < 2:
         which = "" if wanted is None else f" of the {len(wanted)} asked for"
-        raise BadInputError(f"{source}: pairs need two images, there are {len(chosen)}{which}")
+        raise BadInputError(f"{source}: pairs need two images, but there are {len(chosen)}{which}")
     return chosen
 
 
 def names_digest(names: list[str]) -> str:
-    """sha256 of a list of names (or of other texts of one line), in hex."""
+    """sha256 of a list of names (or other one-line strings), in hex."""
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def _done(output: Path, config: Config, inputs: dict[str, Any]) -> bool:
-    """Whether `output` was made so."""
+    """Whether `output` was made with this configuration and these inputs."""
     if not output.exists() or output.is_symlink():
         return False
     described = describe_pairs(output)

@@ -1,10 +1,10 @@
 """From stored descriptors to the most similar images: codebook, one vector per image, search, pairs.
 
-One image's descriptors are in memory at a time. Vectors are int16 (vlad.py): 100,000 images of 64 x 64 take
+The descriptors of one image are in memory at a time. Vectors are int16 (vlad.py): 100,000 images of 64 x 64 take
 781 MiB. They and the search stay within `memory_budget_mb`; vectors that do not fit go to a temporary file.
-The budget does not include: the training of the codebook (see `train_codebook`; over before vectors are made), the
-descriptors of one image, the libraries themselves, the names, and the result (8 bytes for each image found, 15 MiB for
-100,000 images with 20 each; as `Pair`s about 56 bytes each, 107 MiB).
+The budget does not include: the training of the codebook (see `train_codebook`; finished before vectors are computed),
+the descriptors of one image, the libraries themselves, the names, and the result (8 bytes for each image found, 15 MiB
+for 100,000 images with 20 each; as `Pair`s about 56 bytes each, 107 MiB).
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from featkit.retrieval.vlad import (
 Describe = Callable[
     [FeatureStore, Sequence[str], Codebook, VladConfig, str], Iterator[tuple[str, Int16[np.ndarray, " d"]]]
 ]
-"""Vectors of images: (features, their names, codebook, configuration, device) -> name and vector; see `described`."""
+"""Computes image vectors: (features, names, codebook, configuration, device) -> name and vector; see `described`."""
 
 
 @dataclass(frozen=True)
 class ImageVectors:
-    """Vectors of the images that have one; an image without keypoints is in neither list."""
+    """Image vectors and their names; images without keypoints are left out."""
 
     names: list[str]
     vectors: Int16[np.ndarray, "n d"]
@@ -49,8 +49,8 @@ class ImageVectors:
 
 @dataclass(frozen=True)
 class Found:
-    """query_names, database_names: the images that have a vector. best: for every query indices into database_names,
-    most similar first; -1 where there are fewer.
+    """query_names, database_names: the images that have a vector. best: for every query, indices into database_names,
+    most similar first; -1 if there are fewer.
     """
 
     query_names: list[str]
@@ -100,11 +100,11 @@ def most_similar(
     """For every query the `num` most similar images of the database.
 
     The codebook is trained on the database alone. Within one store no image is found for itself; a query without
-    keypoints is left out and a database image without keypoints is never found. spill_folder: where vectors beyond
-    the budget are kept meanwhile (a file without a name; by default the system's temporary folder). describe: what
-    makes the vectors, in place of `described`.
-    Raises BadInputError for missing or damaged features, or when no database image has a keypoint; UsageError for an
-    impossible budget; NotWritableError when there is no space to spill.
+    keypoints is left out and a database image without keypoints is never found. spill_folder: folder for vectors beyond
+    the memory budget (an unnamed temporary file; by default in the system's temporary folder). describe: function that
+    computes the vectors instead of `described`.
+    Raises BadInputError for missing or damaged features, or if no database image has a keypoint; UsageError for an
+    impossible budget; NotWritableError if there is no space to spill.
     """
     codebook = train_codebook(database, database_names, config, generator, device=device)
     within = queries is database
@@ -130,7 +130,7 @@ def most_similar(
 
 
 def _own_index(asked: list[str], found: list[str], same: bool) -> Int64[np.ndarray, " q"]:
-    """Where each image asked for stands among those that can be found, or -1."""
+    """Index of each query image among the database images, or -1."""
     if same:
         return np.arange(len(found))
     place = {name: index for index, name in enumerate(found)}
@@ -138,7 +138,7 @@ def _own_index(asked: list[str], found: list[str], same: bool) -> Int64[np.ndarr
 
 
 def needs_spill(rows: int, dims: int, num: int, memory_budget_mb: int) -> bool:
-    """Whether the vectors of `rows` images and a search with blocks of a good size exceed the budget."""
+    """Whether the vectors of `rows` images and a search with reasonably large blocks exceed the budget."""
     comfortable = block_bytes(min(rows, LARGEST_BLOCK // 8), dims, num)
     return rows * dims * 2 + comfortable > memory_budget_mb * MIB
 
@@ -154,9 +154,9 @@ def image_vectors(
     folder: Path | None = None,
     describe: Describe | None = None,
 ) -> Iterator[ImageVectors]:
-    """Vectors of `names`, in memory or (spill) in a temporary file in `folder` that vanishes with this context.
+    """Vectors of `names`, in memory or (spill) in a temporary file in `folder` that is deleted with this context.
 
-    Raises BadInputError for features that do not fit the codebook, NotWritableError when there is no space.
+    Raises BadInputError for features that do not fit the codebook, NotWritableError if there is no space.
     """
     kept: list[str] = []
     made = (describe or described)(store, names, codebook, config, device)
@@ -167,9 +167,9 @@ def image_vectors(
             kept.append(name)
         yield ImageVectors(kept, table[: len(kept)])
         return
-    LOGGER.info("vectors of %d images exceed %d MiB: kept in a file", len(names), config.memory_budget_mb)
+    LOGGER.info("vectors of %d images exceed %d MiB: using a temporary file", len(names), config.memory_budget_mb)
     try:
-        # Written as a stream and mapped only then: a full disk is an error here, in a memmap it would be a SIGBUS.
+        # Written as a stream and mapped afterwards: a full disk is an error here, but a SIGBUS in a memmap.
         with tempfile.TemporaryFile(dir=folder, prefix=".featkit-vectors-") as file:
             for name, vector in made:
                 file.write(vector.tobytes())
@@ -180,7 +180,7 @@ def image_vectors(
             yield ImageVectors(kept, mapped)
     except OSError as error:
         raise NotWritableError(
-            f"{folder or tempfile.gettempdir()}: image vectors cannot be kept there ({error.strerror});"
+            f"{folder or tempfile.gettempdir()}: cannot store image vectors ({error.strerror});"
             " free some space or raise memory_budget_mb"
         ) from None
 
@@ -188,9 +188,9 @@ def image_vectors(
 def image_vector(
     rows: Float32[np.ndarray, "n d"], codebook: Codebook, config: VladConfig, device: str, image: str
 ) -> Int16[np.ndarray, " kp"]:
-    """The vector that images are compared by, all zeros without descriptors. rows: of `unit_descriptors`.
+    """The vector by which images are compared, all zeros without descriptors. rows: from `unit_descriptors`.
 
-    Raises BadInputError, which begins with `image`, for descriptors of another length than the database's.
+    Raises BadInputError, beginning with `image`, for descriptors whose length differs from the database's.
     """
     if len(rows) and rows.shape[1] != len(codebook.basis):
         raise BadInputError(
@@ -214,10 +214,10 @@ def described(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Retrieval by anybody's global descriptors, from files in hloc's layout: NetVLAD, OpenIBL, MegaLoc and their like.
+# Retrieval with other programs' global descriptors (NetVLAD, OpenIBL, MegaLoc, ...), from files in hloc's layout.
 #
-# Compared as hloc compares them: by the dot product of the vectors as they are stored. All are in memory as float32:
-# 1.5 GiB for 100,000 images of 4,096 numbers.
+# Compared as in hloc, by the dot product of the stored vectors. All are in memory as float32: 1.5 GiB for 100,000
+# images of 4,096 numbers.
 
 
 MAX_FILES = 2
@@ -229,8 +229,8 @@ def retrieve_given(
 ) -> list[Pair]:
     """Pairs (query, database image): for every query, in their order, its `num` most similar images, best first.
 
-    files: one that has all images, or the database's and the queries' (which of both is looked into first where both
-    have a name). Raises BadInputError, which names the images that have no descriptor, and UsageError for three files.
+    files: one with all images, or the database's and the queries' (each is searched first for its own images). Raises
+    BadInputError, which names the images without a descriptor, and UsageError for more than two files.
     """
     check_files(files)
     database = read_global_descriptors(files, database_names)
@@ -254,15 +254,15 @@ def check_files(files: Sequence[Path]) -> None:
 def most_similar_rows(
     queries: Float32[np.ndarray, "q d"], database: Float32[np.ndarray, "n d"], num: int, *, not_itself: bool = False
 ) -> Int64[np.ndarray, "q num"]:
-    """For every query the `num` rows of the database with the largest dot product, best first; else -1.
+    """For every query the `num` rows of the database with the largest dot product, best first; -1 if there are fewer.
 
-    Of equal ones the lower index comes first. not_itself: queries and database are the same images, and none finds
-    itself. Raises UsageError for vectors of different lengths.
+    Ties are in order of the index. not_itself: queries and database are the same images, and none finds itself. Raises
+    UsageError for vectors of different lengths.
     """
     if len(queries) and len(database) and queries.shape[1] != database.shape[1]:
         raise UsageError(
             f"--retrieval: descriptors of {queries.shape[1]} and {database.shape[1]} numbers cannot be compared;"
-            " describe queries and map with one method"
+            " describe queries and map with the same method"
         )
     found = np.full((len(queries), num), -1, np.int64)
     for start in range(0, len(queries), BLOCK):

@@ -1,4 +1,4 @@
-"""Top-k search by dot product, by faiss or by torch."""
+"""Top-k search by dot product, with faiss or torch."""
 
 from __future__ import annotations
 
@@ -17,34 +17,36 @@ if TYPE_CHECKING:
 # ----------------------------------------------------------------------------------------------------------------------
 # Top-k by dot product in blocks that fit a memory budget; the same result for every budget and backend.
 #
-# Similarities are whole numbers (vlad.py), so a similarity and an index fit one int64 key: sorting keys sorts by
-# similarity, and of equal similarities the lower index comes first.
+# Similarities are integers (vlad.py), so a similarity and an index fit into one int64 key: sorting keys sorts by
+# similarity, with ties in order of the index.
 
 
 MIB = 1 << 20
 INDEX_BITS = 32
 INDEX_MASK = (1 << INDEX_BITS) - 1
-NOTHING = np.iinfo(np.int64).min  # key of a place no database row took
+NOTHING = np.iinfo(np.int64).min  # key of an empty place
 LARGEST_BLOCK = 4096
 SMALLEST_BLOCK = 16
 
 
 def block_bytes(rows: int, dims: int, num: int) -> int:
-    """Bytes a search with blocks of `rows` queries and `rows` database vectors needs besides the vectors, at most."""
+    """Maximum memory, in addition to the vectors, of a search with blocks of `rows` queries and database vectors."""
     operands = 2 * rows * dims * 4  # both blocks as float32
-    similarities = rows * rows * (4 + 8 + 1)  # float32, the int64 keys made of them, torch's partial sort
-    best = rows * (num + 2) * 8 * 8  # keys so far, keys of this block, and the copies that merge them
+    similarities = rows * rows * (4 + 8 + 1)  # float32, the int64 keys made from them, torch's partial sort
+    best = rows * (num + 2) * 8 * 8  # keys so far, keys of this block, and copies for merging
     return operands + similarities + best
 
 
 def block_rows(dims: int, num: int, available_bytes: int) -> int:
-    """The largest block (a power of two) that fits. Raises UsageError when not even the smallest does."""
+    """The largest block (a power of two) that fits. Raises UsageError if not even the smallest does."""
     rows = LARGEST_BLOCK
     while block_bytes(rows, dims, num) > available_bytes:
         rows //= 2
         if rows < SMALLEST_BLOCK:
             least = -(-block_bytes(SMALLEST_BLOCK, dims, num) // MIB)
-            raise UsageError(f"memory_budget_mb: {least} MiB is the least for {num} of {dims} dimensions")
+            raise UsageError(
+                f"memory_budget_mb: at least {least} MiB are needed for {num} neighbours in {dims} dimensions"
+            )
     return rows
 
 
@@ -60,9 +62,9 @@ def top_k(
 ) -> tuple[Int64[np.ndarray, "q num"], Int64[np.ndarray, "q num"]]:
     """(indices, similarities) of the `num` database rows with the largest dot product, best first.
 
-    queries, database: fixed-point vectors, in memory or a memmap. exclude: for each query one database index it must
-    not get (itself), or -1. available_bytes: memory beyond the two arrays and the result. Where there are fewer than
-    `num` rows the index is -1 and the similarity 0. Raises UsageError when available_bytes is too small.
+    queries, database: fixed-point vectors, in memory or a memmap. exclude: for each query a database index that is not
+    returned (itself), or -1. available_bytes: memory in addition to the two arrays and the result. If there are fewer
+    than `num` rows the index is -1 and the similarity 0. Raises UsageError if available_bytes is too small.
     """
     library = choose_backend(backend, device)
     rows = block_rows(queries.shape[1], num, available_bytes)
@@ -79,7 +81,7 @@ def top_k(
             else:
                 new = _block_torch(some, block, num, skip - first, first, torch_device(device))
             keys = _largest(np.concatenate([keys, new], axis=1), num)
-            del block, new  # before the next block is read, or two would be held
+            del block, new  # before the next block is read, so that only one is in memory
         taken = keys != NOTHING
         found[start : start + rows] = np.where(taken, INDEX_MASK - (keys & INDEX_MASK), -1)
         similarities[start : start + rows] = np.where(taken, keys >> INDEX_BITS, 0)
@@ -112,14 +114,14 @@ def _block_torch(
 def _block_faiss(queries: np.ndarray, block: np.ndarray, num: int, skip: np.ndarray, first: int) -> np.ndarray:
     import faiss
 
-    # Two more than asked for: one may be the excluded row, and one shows whether a tie was cut.
+    # Two more than requested: one may be the excluded row, and one shows whether a tie was cut.
     count = min(num + 2, len(block))
     similarities, index = faiss.knn(queries, block, count, metric=faiss.METRIC_INNER_PRODUCT)
     keys = np.where(index == skip[:, None], NOTHING, _keys(similarities, first + index))
     keys = _largest(keys, num)
     if count == len(block):
         return keys
-    # faiss does not promise which of equal rows it returns: where the tie reaches the cut, look at all of them.
+    # faiss does not guarantee which of several equal rows it returns: if a tie reaches the cut, compare all rows.
     cut = np.flatnonzero((keys[:, -1] >> INDEX_BITS) <= similarities[:, -1].astype(np.int64))
     everything = np.arange(len(block))
     for row in cut:
@@ -131,18 +133,18 @@ def _block_faiss(queries: np.ndarray, block: np.ndarray, num: int, skip: np.ndar
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Which library does the heavy products: faiss when it can be imported, else torch. The results are the same.
+# Which library computes the products: faiss if it can be imported, otherwise torch. The results are the same.
 #
-# faiss and torch are imported inside functions: importing featkit.retrieval must stay cheap.
+# faiss and torch are imported inside functions so that importing featkit.retrieval stays cheap.
 
 
 Backend = Literal["auto", "faiss", "torch"]
 
 
 def choose_backend(backend: Backend, device: str = "auto") -> Literal["faiss", "torch"]:
-    """The library to use. "auto" is faiss when importable, except when `device` asks for a GPU (faiss runs on the CPU).
+    """The library to use. "auto" is faiss if it is installed and `device` is not a GPU (faiss runs on the CPU).
 
-    Raises UsageError when faiss is asked for and not installed, or for a device that is not there.
+    Raises UsageError if faiss is requested but not installed, or for a device that is not available.
     """
     installed = importlib.util.find_spec("faiss") is not None
     if backend == "faiss" and not installed:
@@ -150,5 +152,5 @@ def choose_backend(backend: Backend, device: str = "auto") -> Literal["faiss", "
     if backend == "auto":
         backend = "faiss" if installed and not device.startswith("cuda") else "torch"
     if backend == "faiss" and device not in {"auto", "cpu"}:
-        torch_device(device)  # faiss needs none, but a wrong name is refused all the same
+        torch_device(device)  # faiss does not use it, but an unavailable device is still refused
     return backend

@@ -2,8 +2,8 @@
 
 Sources: Jégou, Douze, Schmid, Pérez, Aggregating local descriptors into a compact image representation, CVPR 2010
 (residuals to the nearest centroid); Jégou et al., Aggregating local image descriptors into compact codes, PAMI 2012
-(PCA of the descriptors before, signed power after); Arandjelović, Zisserman, All about VLAD, CVPR 2013
-(intra-normalisation: each cluster's sum of residuals to length 1, against bursts).
+(PCA of the descriptors, signed power of the vector); Arandjelović, Zisserman, All about VLAD, CVPR 2013
+(intra-normalisation: the residual sum of each cluster is normalised to length 1 against burstiness).
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ if TYPE_CHECKING:
 
 
 class VladConfig(Config):
-    """How images are described and compared. The budget and the backend cannot change a result, only its cost."""
+    """How images are described and compared. Memory budget and backend do not affect the result."""
 
     num_clusters: int = Field(64, ge=1, le=2**20)
-    """Centroids; fewer when the images have few descriptors."""
+    """Number of centroids; fewer if the images have few descriptors."""
     descriptor_dims: int = Field(64, ge=0, le=2**20)
     """Dimensions kept by a PCA of the descriptors; 0: all."""
     descriptors_per_image: Count = 4096
-    """The best-scored ones describe an image."""
+    """Maximum descriptors per image, chosen by score."""
     train_descriptors: Count = 100_000
-    """Descriptors the codebook is trained on, at most."""
+    """Maximum number of descriptors for training the codebook."""
     train_images: Count = 1000
-    """Images those are drawn from, at most."""
+    """Maximum number of images from which these are drawn."""
     min_per_cluster: Count = 8
-    """Training descriptors per centroid, at least."""
+    """Minimum number of training descriptors per centroid."""
     kmeans_iterations: int = Field(20, ge=1, le=10**6)
-    """Lloyd steps, at most."""
+    """Maximum number of k-means (Lloyd) iterations."""
     intra_normalize: bool = True
-    """Each cluster's residual to length 1 (Arandjelović 2013)."""
+    """Normalize the residual of each cluster to length 1 (Arandjelović 2013)."""
     power: PositiveShare = 0.5
-    """Signed power of every entry (Jégou 2012); 1: none."""
+    """Exponent of the signed power of every entry (Jégou 2012); 1: none."""
     backend: Runtime[Backend] = "auto"
-    """What computes the clusters and neighbours: faiss where it is installed, else torch."""
+    """Library for clustering and search: faiss or torch; auto: faiss if installed."""
     memory_budget_mb: Runtime[int] = Field(1024, ge=1, le=10**6)
-    """For the image vectors and the search together, MiB; 100,000 images of 64 x 64 take 781 of them."""
+    """Memory for the image vectors and the search together, MiB; 100,000 images of 64 x 64 take 781."""
 
 
 @dataclass(frozen=True)
 class Codebook:
-    """basis: orthonormal columns descriptors are projected on. centroids: whole numbers, see below."""
+    """basis: orthonormal columns onto which descriptors are projected. centroids: integers, see below."""
 
     basis: Float32[np.ndarray, "d p"]
     centroids: Float32[np.ndarray, "k p"]
@@ -78,8 +78,8 @@ def train_codebook(
 ) -> Codebook:
     """PCA and k-means over a sample of the descriptors of `names`.
 
-    Needs about 3 x train_descriptors x d x 4 bytes (147 MiB at 100,000 x 128), given back before vectors are made.
-    Raises BadInputError when no image has a descriptor, or when their lengths differ.
+    Needs about 3 x train_descriptors x d x 4 bytes (147 MiB at 100,000 x 128), freed before vectors are computed.
+    Raises BadInputError if no image has a descriptor, or if their lengths differ.
     """
     sample = _sample(store, names, config, generator)
     basis = _principal_axes(sample, config.descriptor_dims)
@@ -102,7 +102,7 @@ def vlad(
 ) -> Float32[np.ndarray, " kp"]:
     """The VLAD vector of one image: length 1, or all zeros for an image without descriptors.
 
-    descriptors: unit rows, as `unit_descriptors` gives them.
+    descriptors: unit rows, from `unit_descriptors`.
     """
     k, p = codebook.centroids.shape
     if len(descriptors) == 0:
@@ -120,15 +120,15 @@ def vlad(
 
 
 def unit_descriptors(store: FeatureStore, name: str, limit: int) -> Float32[np.ndarray, "n d"]:
-    """Descriptors of one image, packed bits too, as unit rows: the `limit` best-scored ones, zero rows left out.
+    """Descriptors of one image, also packed bits, as unit rows: the `limit` best-scored ones, without zero rows.
 
-    Of equal scores the earlier keypoint counts as better. Raises BadInputError for NaN or infinite descriptors.
+    Ties in score go to the earlier keypoint. Raises BadInputError for NaN or infinite descriptors.
     """
     return unit_rows(store.read(name), limit, f"{store.path}: descriptors of {name!r}")
 
 
 def unit_rows(features: Features, limit: int, what: str = "descriptors") -> Float32[np.ndarray, "n d"]:
-    """`unit_descriptors` of features in memory. what: how an error begins."""
+    """`unit_descriptors` of features in memory. what: beginning of error messages."""
     packed = is_packed(features.descriptors)
     rows = unpack_signs(features.descriptors) if packed else np.asarray(features.descriptors, dtype=np.float32)
     if rows.ndim != 2 or not np.all(np.isfinite(rows)):
@@ -137,13 +137,13 @@ def unit_rows(features: Features, limit: int, what: str = "descriptors") -> Floa
         rows = rows[np.sort(np.argsort(-features.scores, kind="stable")[:limit])]
     rows = rows[np.any(rows != 0, axis=1)]
     largest = np.abs(rows).max(axis=1, keepdims=True, initial=0.0)
-    return _unit(rows / largest)  # first by the largest entry: the square of a tiny one would vanish
+    return _unit(rows / largest)  # divided by the largest entry first, as squares of tiny entries would underflow
 
 
 def _sample(
     store: FeatureStore, names: Sequence[str], config: VladConfig, generator: np.random.Generator
 ) -> Float32[np.ndarray, "n d"]:
-    """Unit descriptors of a random set of images, the same number of each as far as they have them."""
+    """Unit descriptors of random images, equally many from each unless it has fewer."""
     order = generator.permutation(len(names))
     quota = -(-config.train_descriptors // max(1, min(len(names), config.train_images)))
     parts: list[np.ndarray] = []
@@ -152,12 +152,12 @@ def _sample(
         if used == config.train_images or total >= config.train_descriptors:
             break
         rows = unit_descriptors(store, names[index], config.descriptors_per_image)
-        if len(rows) == 0:  # an empty image costs nothing and does not count
+        if len(rows) == 0:  # an image without descriptors does not count
             continue
         if parts and rows.shape[1] != parts[0].shape[1]:
             raise BadInputError(
                 f"{store.path}: {names[index]!r} has descriptors of length {rows.shape[1]},"
-                f" other images {parts[0].shape[1]}; extract all images with one method"
+                f" other images {parts[0].shape[1]}; extract all images with the same method"
             )
         take = min(quota, len(rows), config.train_descriptors - total)
         parts.append(rows[np.sort(generator.choice(len(rows), size=take, replace=False))])
@@ -168,7 +168,7 @@ def _sample(
 
 
 def _principal_axes(sample: np.ndarray, dims: int) -> Float32[np.ndarray, "d p"]:
-    """The directions of largest variance, as columns. The mean is left in: residuals do not see it."""
+    """The directions of largest variance, as columns. The mean is not subtracted, as it cancels in residuals."""
     d = sample.shape[1]
     if dims == 0 or dims >= d:
         return np.eye(d, dtype=np.float32)
@@ -176,21 +176,21 @@ def _principal_axes(sample: np.ndarray, dims: int) -> Float32[np.ndarray, "d p"]
     second = (sample.T @ sample).astype(np.float64) / len(sample)
     _, axes = np.linalg.eigh(second - np.outer(mean, mean))
     axes = axes[:, ::-1][:, :dims]
-    signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(dims)])  # an axis has no sign of its own
+    signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(dims)])  # the sign of an eigenvector is arbitrary
     return np.ascontiguousarray(axes * signs, dtype=np.float32)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    """Rows to length 1; a zero row stays zero."""
+    """Normalize rows to length 1; zero rows stay zero."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(lengths > 0, lengths, 1.0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Lloyd's k-means over integer points (see below): the nearest centroid by faiss or torch, with one result.
+# Lloyd's k-means over integer points (see below), with faiss or torch and the same result.
 #
 # Source: Lloyd, Least squares quantization in PCM, 1982. Centroids are rounded to integers after each step, so that all
-# distances are exact and neither the library nor the number of threads can move a point to another cluster.
+# distances are exact and clusters do not depend on the library or the number of threads.
 
 
 ROWS_AT_ONCE = 65536  # points per product: 16 MiB of distances at 64 centroids
@@ -207,9 +207,8 @@ def kmeans(
 ) -> Float32[np.ndarray, "k d"]:
     """Centroids of `points`, both integer-valued with norms of at most `vlad.DISTANCE_NORM`.
 
-    It starts from `num_clusters` points drawn from the generator (all points, when there are fewer) and ends after
-    `iterations` steps or when no point changes its cluster. An empty cluster takes the point that lies
-    farthest from its centroid.
+    Starts from `num_clusters` random points (all points, if there are fewer) and ends after `iterations` steps or when
+    no point changes its cluster. An empty cluster is moved to the point that is farthest from its centroid.
     """
     k = min(num_clusters, len(points))
     chosen = np.sort(generator.choice(len(points), size=k, replace=False))
@@ -231,7 +230,7 @@ def nearest_centroid(
     backend: Backend = "auto",
     device: str = "auto",
 ) -> Int64[np.ndarray, " n"]:
-    """Index of the nearest centroid of every point (L2); of two equally near ones the lower index."""
+    """Index of the nearest centroid of every point (L2); ties go to the lower index."""
     library = choose_backend(backend, device)
     labels = np.empty(len(points), np.int64)
     for start in range(0, len(points), ROWS_AT_ONCE):
@@ -246,7 +245,7 @@ def nearest_centroid(
 def _nearest_faiss(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     import faiss
 
-    # Two neighbours, not one: faiss does not promise which of two equally near centroids comes first.
+    # Two neighbours, not one: faiss does not guarantee which of two equally near centroids comes first.
     count = min(2, len(centroids))
     distances, index = faiss.knn(points, centroids, count)
     labels = index[:, 0].copy()
@@ -259,7 +258,7 @@ def _nearest_torch(points: np.ndarray, centroids: np.ndarray, device: torch.devi
     import torch
 
     x, c = torch.from_numpy(points).to(device), torch.from_numpy(centroids).to(device)
-    # |x|^2 is the same for all centroids; what is left is exact in float32. argmin takes the first of equals.
+    # |x|^2 is the same for all centroids; the rest is exact in float32. argmin returns the first of equal values.
     distances = (c * c).sum(dim=1)[None, :] - 2.0 * (x @ c.T)
     return torch.argmin(distances, dim=1).cpu().numpy()
 
@@ -280,12 +279,12 @@ def _means(points: np.ndarray, labels: np.ndarray, centroids: np.ndarray) -> np.
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Vectors as whole numbers, short enough that a float32 matrix product of them is exact.
+# Integer vectors, short enough for exact float32 matrix products.
 #
-# float32 holds every integer up to 2^24. When two integer vectors have norms of at most 2^12, each partial sum of
-# their dot product is at most 2^24 by Cauchy-Schwarz, so the product comes out the same in every order of summation:
-# whatever the block size, the number of threads, the library (faiss or torch) or the device. That is what makes
-# retrieval independent of the memory budget, and lets ties be real ties.
+# float32 represents every integer up to 2^24. If two integer vectors have norms of at most 2^12, each partial sum of
+# their dot product is at most 2^24 by Cauchy-Schwarz, so the product is the same for every order of summation and does
+# not depend on the block size, the number of threads, the library (faiss or torch) or the device. This makes retrieval
+# independent of the memory budget, and ties exact.
 
 
 DOT_NORM = 4096.0  # bound on a norm for exact dot products: DOT_NORM^2 = 2^24
@@ -295,8 +294,8 @@ DISTANCE_NORM = 2048.0  # bound on a norm for exact |x|^2 + |c|^2 - 2 x.c: at mo
 def to_fixed_point(vectors: Float[np.ndarray, "n d"], norm: float) -> Int16[np.ndarray, "n d"]:
     """Vectors of length at most 1 as integers; length 1 becomes just under `norm` (DOT_NORM or DISTANCE_NORM).
 
-    Rounding moves an entry by at most 0.5, the whole vector by at most sqrt(d) / 2, which the scale leaves room for.
-    At norm 4096 a cosine is off by about 1e-4.
+    Rounding changes an entry by at most 0.5 and the vector by at most sqrt(d) / 2, for which the scale leaves a margin.
+    At norm 4096 the error of a cosine is about 1e-4.
     """
     margin = 0.5 * np.sqrt(vectors.shape[1]) + 1.0  # + 1: a unit vector is unit up to float32 rounding only
     return np.rint(vectors * (norm - margin)).astype(np.int16)

@@ -1,1 +1,1 @@
-"""Trained weights: found by name or path, read and written as safetensors, listed with what is known about them."""
+"""Trained weights: lookup by name or path, reading and writing as safetensors, manifest and catalogue."""

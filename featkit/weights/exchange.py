@@ -1,4 +1,4 @@
-"""Weights from elsewhere and to elsewhere: authors' checkpoints imported, a training's network exported."""
+"""Import of authors' checkpoints, and export of trained networks as weights."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from featkit.weights.files import (
 from featkit.weights.manifest import SUFFIX, WeightInfo, sha256_of
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Checkpoints that others published, and those of featkit's own trainings, as patch networks.
+# Published checkpoints, and those of featkit's own trainings, as patch networks.
 #
 # Read with `torch.load(weights_only=True)`: a file that would run code is refused.
 #
 # HardNet (Mishchuk et al. 2017): {"state_dict": {"features.0.weight", ...}}. SOSNet (Tian et al. 2019): `layers.*`, the
-# same layers behind an InstanceNorm. HyNet (Tian et al. 2020): `layer1` to `layer7`, an FRN in front of the first.
+# same layers after an InstanceNorm. HyNet (Tian et al. 2020): `layer1` to `layer7`, with an FRN before the first.
 
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -45,17 +45,17 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "sosnet": {"architecture": "l2net", "dropout": 0.1, "input_norm": "variance", "input_eps": 1e-5},
     "hynet": {"architecture": "hynet"},
 }
-"""Published networks in terms of PatchNetworkConfig. The SOSNet value is InstanceNorm's, for patches in [0, 1]."""
+"""PatchNetworkConfig of the published networks. SOSNet's `input_eps` is InstanceNorm's, for patches in [0, 1]."""
 FIRST_KEYS = {"hardnet": "features.0.weight", "sosnet": "layers.1.weight", "hynet": "layer1.2.weight"}
-INNER = ("state_dict", "model_state_dict", "model", "extractor")  # what authors call the tensors within a file
-WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+INNER = ("state_dict", "model_state_dict", "model", "extractor")  # keys under which authors store the tensors
+WRAPPERS = ("module.", "_orig_mod.")  # prefixes added by DataParallel and torch.compile
 FRN_NAMES = {"weight": "scale", "bias": "bias", "tau": "tau"}
 
 
 def import_checkpoint(path: Path, architecture: str | None = None) -> PatchNetwork:
     """A published HardNet, SOSNet or HyNet checkpoint as a network in eval mode.
 
-    architecture: "hardnet", "sosnet" or "hynet"; None: what the tensors' names say. Raises UsageError for another
+    architecture: "hardnet", "sosnet" or "hynet"; None: detected from the tensor names. Raises UsageError for another
     name, BadInputError for a file of another network.
     """
     if architecture is not None and architecture not in NETWORKS:
@@ -69,7 +69,7 @@ def import_checkpoint(path: Path, architecture: str | None = None) -> PatchNetwo
 
 
 def published_patch_network(architecture: str, state: dict[str, Tensor], path: Path) -> PatchNetwork:
-    """A network of tensors under the names their authors gave them, in eval mode. Raises BadInputError."""
+    """A network from tensors with the authors' names, in eval mode. Raises BadInputError."""
 
     config = PatchNetworkConfig(**NETWORKS[architecture])
     renamed = {"hardnet": _hardnet, "sosnet": _sosnet, "hynet": _hynet}[architecture](state)
@@ -80,9 +80,8 @@ def published_patch_network(architecture: str, state: dict[str, Tensor], path: P
 
 
 def from_training(path: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, dict[str, Any]]:
-    """The "best" or "last" network of a training's checkpoint, and its row's recipe, data, scenes and training.
-
-    A checkpoint of an early version has the training alone. Raises BadInputError.
+    """The "best" or "last" network of a training checkpoint, and values for its manifest row: recipe, data, scenes,
+    training (only training for checkpoints of early versions). Raises BadInputError.
     """
 
     state = read_checkpoint(path)
@@ -98,7 +97,7 @@ def from_training(path: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork,
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise BadInputError(f"{path}: not a checkpoint of `featkit train patch` or `scfeat`") from None
     if not tensors:
-        raise BadInputError(f"{path}: the training has not measured any network yet; take --which last")
+        raise BadInputError(f"{path}: the training has not evaluated any network yet; use --which last")
     try:
         if "encoder" in values:
             return filled_scfeat(make(SCFeatNetworkConfig, values, f"{path}: its network"), tensors, path), told
@@ -108,7 +107,7 @@ def from_training(path: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork,
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The dict that torch.save wrote, on the CPU. Raises BadInputError for anything else."""
+    """A dict written by torch.save, on the CPU. Raises BadInputError for anything else."""
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -116,18 +115,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise BadInputError(f"{path}: no such file") from None
     except pickle.UnpicklingError:
         raise BadInputError(
-            f"{path}: a pickle that is not tensors, or none at all; loading it could run code, so it is refused"
+            f"{path}: a pickle that is not tensors alone; loading it could run code, so it is refused"
         ) from None
-    except Exception as error:  # torch and zipfile raise what comes to hand for a damaged file
+    except Exception as error:  # torch and zipfile raise various errors for a damaged file
         what = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInputError(f"{path}: not a checkpoint of PyTorch ({what[:100]})") from None
     if not isinstance(content, dict):
-        raise BadInputError(f"{path}: holds a {type(content).__name__}, not the tensors of a network by name")
+        raise BadInputError(f"{path}: contains a {type(content).__name__}, not the tensors of a network by name")
     return content
 
 
 def state_dict_of(path: Path) -> dict[str, Tensor]:
-    """The tensors by name in a checkpoint of PyTorch. Raises BadInputError for anything else."""
+    """The tensors of a PyTorch checkpoint by name. Raises BadInputError for anything else."""
 
     content = read_checkpoint(path)
     for key in INNER:
@@ -137,7 +136,7 @@ def state_dict_of(path: Path) -> dict[str, Tensor]:
     state = {}
     for name, value in content.items():
         if not isinstance(value, torch.Tensor):
-            raise BadInputError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor: no network's state")
+            raise BadInputError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor: not a state dict")
         for wrapper in WRAPPERS:
             name = name.removeprefix(wrapper)
         state[name] = value.detach()
@@ -149,7 +148,7 @@ def _hardnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sosnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """SOSNet's layers are counted from its InstanceNorm, which has no tensors: one more than HardNet's."""
+    """Rename SOSNet's tensors: its layer numbers include the InstanceNorm, so they are one more than HardNet's."""
 
     def renamed(name: str) -> str:
         layer = re.match(r"layers\.(\d+)\.(.+)", name)
@@ -159,7 +158,7 @@ def _sosnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _hynet(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Blocks of convolution, FRN, TLU; two more, FRN and TLU, come before the first convolution."""
+    """Rename HyNet's tensors: blocks of convolution, FRN and TLU, with FRN and TLU before the first convolution."""
     renamed = {}
     for name, tensor in state.items():
         part = re.match(r"layer(\d)\.(\d)\.(\w+)$", name)
@@ -180,28 +179,28 @@ def _hynet(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A finished training's network as one of featkit's weights: a file, and its row for the manifest.
+# A trained network as featkit weights: a file, and its row for the manifest.
 
 
 CHECKPOINT = "checkpoint.pt"
 SUMMARY = "summary.json"
 WORDS = ("recipe", "commit", "data", "licence")
-KEPT = ("steps", "patches", "seconds", "device", "devices", "versions")  # of a run's summary
+KEPT = ("steps", "patches", "seconds", "device", "devices", "versions")  # keys of a run's summary
 
 
 class Origin(Config):
-    """What is said about a weight; empty: what the run itself says. See WeightInfo."""
+    """Information about exported weights; empty: taken from the run. See WeightInfo."""
 
     recipe: str = ""
-    """How it was trained; empty: the run's."""
+    """Training recipe; empty: that of the run."""
     commit: str = ""
-    """featkit's commit when it was trained."""
+    """featkit's commit at the time of training."""
     data: str = ""
-    """What it was trained on; empty: the run's."""
+    """Training data; empty: that of the run."""
     licence: str = ""
-    """Licence of the weight."""
+    """Licence of the weights."""
     scores: dict[str, Any] = Field(default_factory=dict)
-    """Measured numbers by name, units in the name."""
+    """Measured scores by name, with units in the name."""
 
 
 def export_weight(
@@ -212,11 +211,11 @@ def export_weight(
     which: str = "best",
     max_mb: float | None = None,
 ) -> WeightInfo:
-    """Write a training's network to `out`; the row that describes it is returned, not written.
+    """Write a trained network to `out`; its manifest row is returned, not written.
 
-    source: a run's folder, its checkpoint.pt, or a weights file. which: of the run's two networks. max_mb: size of the
-    file, kept with 8 bits where need be (`write_network`). Raises UsageError for an impossible name or size,
-    BadInputError for another file, NotWritableError.
+    source: a run's folder, its checkpoint.pt, or a weights file. which: "best" or "last" network of the run. max_mb:
+    maximum size of the file, for which tensors are stored in 8 bits if necessary (`write_network`). Raises UsageError
+    for an invalid name or size, BadInputError for other files, NotWritableError.
     """
     network, told = _trained(source, which)
     said = {key: value for key, value in (origin or Origin()).result_fields().items() if value}
@@ -231,7 +230,7 @@ def export_weight(
 
 
 def kind_of(network: PatchNetwork | SCFeatNetwork) -> Literal["patch", "scfeat"]:
-    """What the manifest calls it."""
+    """The kind of a network in the manifest."""
 
     return "scfeat" if isinstance(network, SCFeatNetwork) else "patch"
 
@@ -245,7 +244,7 @@ def read_scores(path: Path) -> dict[str, Any]:
 
 
 def _trained(source: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, dict[str, Any]]:
-    """The network, and what its run says of itself in the words of a WeightInfo."""
+    """The network, and the fields of a WeightInfo that its run provides."""
     if source.is_dir():
         return _from_run(source, which)
     network: PatchNetwork | SCFeatNetwork
@@ -259,7 +258,7 @@ def _trained(source: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, di
 
 
 def _from_run(folder: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork, dict[str, Any]]:
-    """A run's folder: its weights file, or the checkpoint when the training has not ended."""
+    """The same for a run's folder: its weights file, or the checkpoint if the training has not finished."""
     weights, summary = folder / f"{which}{SUFFIX}", folder / SUMMARY
     network, told = _trained(weights if weights.is_file() else folder / CHECKPOINT, which)
     if not (weights.is_file() and summary.is_file()):

@@ -18,18 +18,18 @@ from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
 from featkit.weights.manifest import WeightInfo, find, listed, sha256_of
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A network's tensors as a safetensors file: half precision, what it is in the metadata, never above a given size.
+# A network's tensors as a safetensors file: half precision, described in the metadata, with a limited size.
 #
-# Tensors of one axis (biases, thresholds, BatchNorm's statistics) stay float32: they are few, and FRN's scale and bias
-# nearly cancel. A file that would be too large keeps its largest matrices in 8 bits, the largest first, until it fits:
-# each row (first axis) with a step of its own, `NAME` int8 and `NAME.step` float32.
+# Tensors with one axis (biases, thresholds, BatchNorm's statistics) stay float32: they are small, and FRN's scale and
+# bias nearly cancel. If the file would be too large, its largest matrices are stored in 8 bits, the largest first,
+# until it fits: `NAME` int8 and `NAME.step` float32, with one step per row (first axis).
 
 
 LARGEST_HALF = 65504.0
 LARGEST_INT8 = 127
 BYTES_PER_MB = 1_000_000
 STEP = ".step"
-COUNTED = "num_batches_tracked"  # BatchNorm's counter: nothing reads it
+COUNTED = "num_batches_tracked"  # BatchNorm's counter, which is not used
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
@@ -38,9 +38,9 @@ def write_network(
 ) -> Path:
     """Write a network's tensors; the same tensors and metadata give the same bytes.
 
-    max_mb: size of the file; None: `default_mb` for a network that can be brought down to it, otherwise no limit.
-    Raises UsageError for a `max_mb` that cannot be kept, NotWritableError, and BadInputError for a network with values
-    that are no numbers, and for a file there that is not a weight of featkit's.
+    max_mb: maximum size of the file; None: `default_mb` if the network can be reduced to it, otherwise no limit.
+    Raises UsageError for a `max_mb` that cannot be reached, NotWritableError, and BadInputError for a network with NaN
+    or infinity, and for an existing file that is not featkit weights.
     """
     refuse_foreign(path)
     return write_bytes(path, _content(_state(network, path), metadata, path, default_mb, max_mb))
@@ -49,7 +49,7 @@ def write_network(
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
     """Write tensors as they are; the same tensors and metadata give the same bytes.
 
-    Raises NotWritableError, and BadInputError for a file there that is not a weight of featkit's.
+    Raises NotWritableError, and BadInputError for an existing file that is not featkit weights.
     """
     refuse_foreign(path)
     return write_bytes(path, _bytes(tensors, metadata))
@@ -67,7 +67,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a file says of itself, without its tensors. Raises BadInputError."""
+    """The metadata of a file, without its tensors. Raises BadInputError."""
     from safetensors import safe_open
 
     with blaming(path, "a safetensors file", "copy it again"), safe_open(path, framework="pt") as file:
@@ -75,7 +75,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def find_whole(name_or_path: str | Path) -> Path:
-    """The file of a weight. Raises UsageError, and BadInputError also for one that is not what the manifest means."""
+    """The weights file of a name or path. Raises UsageError, and BadInputError if it does not match the manifest."""
     path, row = find(name_or_path), listed(str(name_or_path))
     if row is not None and (found := sha256_of(path)) != row.sha256:
         raise BadInputError(f"{path}: its sha256 is {found}, the manifest says {row.sha256}; install featkit again")
@@ -83,7 +83,7 @@ def find_whole(name_or_path: str | Path) -> Path:
 
 
 def config_of(path: Path, metadata: dict[str, str], file_format: str, config_type: type[ConfigT]) -> ConfigT:
-    """The network's configuration by the file's metadata. Raises BadInputError."""
+    """The network's configuration from the file's metadata. Raises BadInputError."""
     if metadata.get("format") != file_format:
         noun = file_format.rsplit(" ", 1)[0].removeprefix("featkit ")
         told = metadata.get("format", "none")
@@ -96,31 +96,31 @@ def config_of(path: Path, metadata: dict[str, str], file_format: str, config_typ
     except UsageError as error:
         raise BadInputError(str(error)) from None
     except (KeyError, ValueError, TypeError, RecursionError):
-        raise BadInputError(f"{path}: its metadata does not say which network it is") from None
+        raise BadInputError(f"{path}: its metadata does not describe the network") from None
 
 
 def fill(network: nn.Module, tensors: dict[str, Tensor], path: Path, what: str) -> None:
-    """Load all of a network's tensors. what: which network it is, for messages.
+    """Load all of a network's tensors. what: name of the network, for messages.
 
-    Raises BadInputError for missing, unknown, misshapen or broken ones.
+    Raises BadInputError for missing or unknown tensors, wrong shapes, NaN and infinity.
     """
 
     check_shapes(network, tensors, path, what)
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise BadInputError(f"{path}: {name!r} holds values that are no numbers; it is of no use")
+            raise BadInputError(f"{path}: {name!r} contains NaN or infinity; the weights are unusable")
     network.load_state_dict({name: tensors.get(name, torch.tensor(0)) for name in network.state_dict()})
 
 
 def check_shapes(network: nn.Module, tensors: dict[str, Tensor], path: Path, what: str) -> None:
-    """See that tensors are those of a network, which may be on the "meta" device: before it takes any memory.
+    """Check that tensors fit a network, which may be on the "meta" device, before its memory is allocated.
 
-    Raises BadInputError for missing, unknown and misshapen ones.
+    Raises BadInputError for missing or unknown tensors, and wrong shapes.
     """
     wanted = network.state_dict()
     missing = [name for name in wanted if name not in tensors and not name.endswith(COUNTED)]
     unknown = [name for name in tensors if name not in wanted]
-    for problem, names in (("it lacks", missing), ("the network has no place for its", unknown)):
+    for problem, names in (("it lacks", missing), ("the network does not have", unknown)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise BadInputError(f"{path}: not the weights of {what}: {problem} {names[0]!r}{more}")
@@ -146,7 +146,7 @@ def _state(network: nn.Module, path: Path) -> dict[str, Tensor]:
     }
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise BadInputError(f"{path}: not written, {name!r} holds values that are no numbers")
+            raise BadInputError(f"{path}: not written, {name!r} contains NaN or infinity")
     return state
 
 
@@ -169,7 +169,7 @@ def _content(
             return packed
     if max_mb is not None:
         least_mb = least / BYTES_PER_MB
-        raise UsageError(f"{path}: not written, 8 bits take {least_mb:.1f} MB, more than the limit of {max_mb:g} MB")
+        raise UsageError(f"{path}: not written, even 8 bits need {least_mb:.1f} MB, the limit is {max_mb:g} MB")
     return content
 
 
@@ -180,21 +180,21 @@ def _bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 
 
 def _full(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What was written, in float32."""
+    """The tensors of a file in float32, 8-bit ones multiplied by their step."""
     full = {name: tensor.float() for name, tensor in tensors.items()}
     for name in [name for name in full if name.endswith(STEP) and name.removesuffix(STEP) in full]:
         step = full.pop(name)
         weight = full[name.removesuffix(STEP)]
         if step.shape != weight.shape[:1]:
-            raise ValueError(f"{name!r} has the shape {tuple(step.shape)}, one step a row is needed")
+            raise ValueError(f"{name!r} has the shape {tuple(step.shape)}, one step per row is needed")
         full[name.removesuffix(STEP)] = weight * step.reshape(-1, *[1] * (weight.ndim - 1))
     return full
 
 
 def _with_metadata(content: bytes, metadata: dict[str, str]) -> bytes:
-    """A safetensors file with metadata in order: safetensors itself writes it in another order each time.
+    """A safetensors file with sorted metadata: safetensors itself writes it in a different order each time.
 
-    The file is the length of a json header (8 bytes, little endian), the header, and the tensors' bytes.
+    The file consists of the length of a json header (8 bytes, little endian), the header, and the tensors' bytes.
     """
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
@@ -210,7 +210,7 @@ def _with_metadata(content: bytes, metadata: dict[str, str]) -> bytes:
 
 PATCH_FORMAT = "featkit patch network 1"
 PATCH_MAX_MB = 3.0
-"""Of a file, unless another limit is asked for: only the 256-bit network needs 8 bits for it."""
+"""Default size limit of a file: only the 256-bit network needs 8 bits for it."""
 LARGEST_BYTES = int(PATCH_MAX_MB * BYTES_PER_MB)
 
 
@@ -219,7 +219,7 @@ def save_patch_network(
 ) -> Path:
     """Write a network; the same network and metadata give the same bytes.
 
-    metadata: whatever is worth knowing, beside `format` and `config`. max_mb and errors: see `write_network`.
+    metadata: any further information, in addition to `format` and `config`. max_mb and errors: see `write_network`.
     """
     own = {"format": PATCH_FORMAT, "config": network.config.canonical_json()}
     return write_network(path, network, {**(metadata or {}), **own}, PATCH_MAX_MB, max_mb)
@@ -228,10 +228,10 @@ def save_patch_network(
 def load_patch_network(
     name_or_path: str | Path, device: str | torch.device = "cpu"
 ) -> tuple[PatchNetwork, WeightInfo | None]:
-    """A network in float32 and eval mode, and its row of the manifest when it is one of featkit's own.
+    """A network in float32 and eval mode, and its manifest row if it is one of featkit's own.
 
-    Raises UsageError for an unknown name, BadInputError for a file that is missing, damaged, of another network, or not
-    the one that the manifest means.
+    Raises UsageError for an unknown name, BadInputError for a file that is missing, damaged, of another network, or
+    different from the manifest.
     """
 
     path = find_whole(name_or_path)
@@ -241,7 +241,7 @@ def load_patch_network(
 
 
 def read_metadata_patch_files(path: Path) -> dict[str, str]:
-    """What the network was saved with, and `format` and `config`. Raises BadInputError."""
+    """The metadata with which the network was saved, including `format` and `config`. Raises BadInputError."""
     return read_tensors(path)[0]
 
 
@@ -263,7 +263,7 @@ def filled(config: PatchNetworkConfig, tensors: dict[str, Tensor], path: Path) -
 
 SCFEAT_FORMAT = "featkit scfeat network 1"
 SCFEAT_MAX_MB = 10.0
-"""Of a file, unless another limit is asked for. ResNet-50 takes 23 MB even in 8 bits, and 46 MB in half precision."""
+"""Default size limit of a file. ResNet-50 needs 23 MB even in 8 bits, and 46 MB in half precision."""
 SIZES = {"resnet50": "scfeat (resnet50)", "resnet18": "scfeat-s (resnet18)"}
 
 
@@ -272,7 +272,7 @@ def save_scfeat_network(
 ) -> Path:
     """Write a network; the same network and metadata give the same bytes.
 
-    metadata: whatever is worth knowing, beside `format` and `config`. max_mb and errors: see `write_network`.
+    metadata: any further information, in addition to `format` and `config`. max_mb and errors: see `write_network`.
     """
     own = {"format": SCFEAT_FORMAT, "config": network.config.canonical_json()}
     return write_network(path, network, {**(metadata or {}), **own}, SCFEAT_MAX_MB, max_mb)
@@ -281,10 +281,10 @@ def save_scfeat_network(
 def load_scfeat_network(
     name_or_path: str | Path, device: str | torch.device = "cpu", wanted: SCFeatNetworkConfig | None = None
 ) -> SCFeatNetwork:
-    """A network in float32 and eval mode. wanted: the one and only that will do; None: whatever the file holds.
+    """A network in float32 and eval mode. wanted: the required configuration; None: any.
 
     Raises UsageError for an unknown name, BadInputError for a file that is missing, damaged, of another network or of
-    another size, or not the one that the manifest means.
+    another size, or different from the manifest.
     """
 
     path = find_whole(name_or_path)
@@ -296,13 +296,13 @@ def load_scfeat_network(
 
 
 def check_size(config: SCFeatNetworkConfig, wanted: SCFeatNetworkConfig, path: Path) -> None:
-    """Raises BadInputError when `path` holds another network than the one that is wanted."""
+    """Raise BadInputError if the network in `path` is not the wanted one."""
     if config.encoder != wanted.encoder:
-        raise BadInputError(f"{path}: holds {SIZES[config.encoder]}, but {SIZES[wanted.encoder]} is asked for")
+        raise BadInputError(f"{path}: contains {SIZES[config.encoder]}, but {SIZES[wanted.encoder]} is requested")
     for name in type(config).model_fields:
         given, asked = getattr(config, name), getattr(wanted, name)
         if given != asked:
-            raise BadInputError(f"{path}: holds a network with {name} {given}, but {asked} is asked for")
+            raise BadInputError(f"{path}: contains a network with {name} {given}, but {asked} is requested")
 
 
 def filled_scfeat(config: SCFeatNetworkConfig, tensors: dict[str, Tensor], path: Path) -> SCFeatNetwork:

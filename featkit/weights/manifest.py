@@ -1,4 +1,4 @@
-"""weights/manifest.json: what featkit ships, one row per weight, `{"weights": [row, ...]}` in order of name."""
+"""weights/manifest.json: the weights featkit ships, one row each, `{"weights": [row, ...]}` sorted by name."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ READ_AT_ONCE = 2**20  # bytes
 
 
 class WeightInfo(Config):
-    """One row of the manifest: which file, and how it came to be."""
+    """One row of the manifest: a weights file and its origin."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
-    """What the user types, and `descriptor:` of a configuration says."""
+    """Name used on the command line, and in `descriptor:` of a configuration."""
     kind: Literal["patch", "scfeat"] = "patch"
     """patch: a patch descriptor. scfeat: dense descriptors and a detector."""
     file: str
-    """Its name in the manifest's folder."""
+    """File name in the manifest's folder."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """Of the file; checked whenever it is loaded."""
+    """SHA-256 of the file; checked whenever it is loaded."""
     bytes: Bytes
     """Size of the file, bytes."""
     config: dict[str, Any]
-    """The network: the values of a PatchNetworkConfig, or of an SCFeatNetworkConfig."""
+    """Network configuration: the values of a PatchNetworkConfig or an SCFeatNetworkConfig."""
     recipe: str = ""
-    """The configuration it was trained with: a name in configs/, and the options that differ."""
+    """Training configuration: a name in configs/, and the options that differ."""
     commit: str = ""
-    """featkit's commit when it was trained."""
+    """featkit's commit at the time of training."""
     data: str = ""
-    """What it was trained on."""
+    """Training data."""
     scenes: tuple[str, ...] = ()
-    """Names of the scenes and sets among that: what is not measured on."""
+    """Names of the scenes and sets in the training data, which must not be used for evaluation."""
     licence: str = ""
-    """Of the weight; the data's licences may limit it."""
+    """Licence of the weights; the data's licences may restrict it."""
     scores: dict[str, Any] = Field(default_factory=dict)
-    """Measured numbers by name, units in the name: `fpr95_percent`."""
+    """Measured scores by name, with units in the name: `fpr95_percent`."""
     training: dict[str, Any] = Field(default_factory=dict)
-    """Steps, seconds, device, versions."""
+    """Steps, seconds, device, versions of the training."""
 
 
 def list_weights(folder: Path | None = None) -> list[WeightInfo]:
@@ -69,14 +69,14 @@ def list_weights(folder: Path | None = None) -> list[WeightInfo]:
 
 
 def listed(name: str) -> WeightInfo | None:
-    """featkit's own weight of that name, or None."""
+    """The row of featkit's own weights of that name, or None."""
     return next((row for row in list_weights() if row.name == name), None)
 
 
 def find(name_or_path: str | Path) -> Path:
-    """The file of a weight: one of featkit's own by its name, or any by its path.
+    """A weights file: featkit's own by name, or any file by path.
 
-    Raises UsageError for a name that is not listed (with the nearest one), BadInputError for a file that is not there.
+    Raises UsageError for an unknown name (suggesting the closest), BadInputError for a missing file.
     """
     name = str(name_or_path)
     row = listed(name)
@@ -84,16 +84,16 @@ def find(name_or_path: str | Path) -> Path:
     try:
         if path.is_file():
             return path
-    except (OSError, ValueError):  # a name too long or impossible for the file system
+    except (OSError, ValueError):  # a name that is too long or invalid for the file system
         pass
     if row is not None:
-        raise BadInputError(f"{path}: weight {name!r} is listed, but its file is missing; install featkit again")
+        raise BadInputError(f"{path}: the file of the weights {name!r} is missing; install featkit again")
     if path.suffix == SUFFIX or len(path.parts) > 1:
         raise BadInputError(f"{path}: no such weights file")
     known = [row.name for row in list_weights()]
     near = difflib.get_close_matches(name, known, n=1)
     others = f"there are: {', '.join(known)}" if known else "none is installed; name a file (--weights FILE)"
-    raise UsageError(f"no weight named {name!r}; {f'did you mean {near[0]!r}?' if near else others}")
+    raise UsageError(f"no weights named {name!r}; {f'did you mean {near[0]!r}?' if near else others}")
 
 
 def sha256_of(path: Path) -> str:
@@ -109,10 +109,10 @@ def sha256_of(path: Path) -> str:
 
 
 def add_row(row: WeightInfo, folder: Path) -> Path:
-    """Write the row into the folder's manifest, in place of one of the same name. Raises NotWritableError."""
+    """Write the row to the folder's manifest, replacing one of the same name. Raises NotWritableError."""
     if (folder / MANIFEST).is_symlink():
         refuse_foreign(folder / MANIFEST)
     rows = [other for other in list_weights(folder) if other.name != row.name]
     rows = sorted([*rows, row], key=lambda one: one.name)
     text = json.dumps({"weights": [one.model_dump(mode="json") for one in rows]}, indent=1, ensure_ascii=False)
-    return write_text(folder / MANIFEST, text + "\n", owned=True)  # it was read as one
+    return write_text(folder / MANIFEST, text + "\n", owned=True)  # reading it showed that it is a manifest

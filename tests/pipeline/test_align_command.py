@@ -199,7 +199,7 @@ def test_what_is_not_replaced(scene: Path) -> None:
         (("--gps", "--images", "nowhere"), 3, ["nowhere", "no such image"]),
         (("--gps-file", "other.csv"), 3, ["other.csv", "none of its 1 names"]),
         (("--gps-file", "two.csv"), 3, ["two.csv", "2 positions; 3"]),
-        (("--gps-file", "bad.csv"), 3, ["bad.csv:2", "no number"]),
+        (("--gps-file", "bad.csv"), 3, ["bad.csv:2", "not a number"]),
     ],
 )
 def test_wrong_turns(

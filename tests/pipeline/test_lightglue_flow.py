@@ -125,11 +125,15 @@ def test_features_without_weights_are_refused_before_anything_is_written(scene: 
         1,
     )
     ran = run("match", tmp_path / "root.h5", pairs, *learned)
-    refused(ran, 3, "the weights of sift-lightglue are not here", "featkit weights fetch sift-lightglue")
+    refused(ran, 3, "the weights of sift-lightglue are not installed", "featkit weights fetch sift-lightglue")
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
         for name in {name for pair in read_pairs(pairs) for name in (pair.name0, pair.name1)}:
             file[f"{name}/keypoints"], file[f"{name}/descriptors"] = np.zeros((5, 2)), np.zeros((128, 5))
-    refused(run("match", tmp_path / "foreign.h5", pairs, *learned), 2, "foreign.h5: it is not known what made these")
+    refused(
+        run("match", tmp_path / "foreign.h5", pairs, *learned),
+        2,
+        "foreign.h5: the extractor of these features is unknown",
+    )
     ran = run("match", tmp_path / "root.h5", pairs, *learned, "--ratio", 0.8)
     refused(ran, 2, "unknown key 'ratio'")
     assert not out.exists()

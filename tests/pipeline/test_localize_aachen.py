@@ -245,8 +245,8 @@ def test_without_lists_and_with_the_archives_side_by_side(
         (more / MODEL / f"{name}.bin").unlink()
     ran = run("--root", made.root, "--out", tmp_path / "out", "--set", "localize.num_retrieved=4", *FAST)
     assert ran.exit_code == 0, ran.output
-    assert "challenge's list of pairs is not here" in ran.stderr
-    assert "photographs lie in 2 folders" in ran.stderr
+    assert "challenge's pair list is missing" in ran.stderr
+    assert "photographs are in 2 folders" in ran.stderr
     (row,) = json.loads((tmp_path / "out" / "1.1-night" / "results.json").read_text())["rows"]
     assert row["pairs"] == {"database": "covisible", "queries": "retrieved"}
     assert row["conditions"]["night"] == {"queries": 2, "localized": 2}

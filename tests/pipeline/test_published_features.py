@@ -83,7 +83,12 @@ def test_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     content = b"no network's weights"
     with serving(Faults({"w.pth": content})) as address:
         url = ("--url", f"sift_lightglue.pth={address}/w.pth")
-        refused(run("weights", "fetch", "sift-lightglue", *url), 2, "has never had sift_lightglue.pth", "--sha256")
+        refused(
+            run("weights", "fetch", "sift-lightglue", *url),
+            2,
+            "no checksum is known for sift_lightglue.pth",
+            "--sha256",
+        )
         expected = ("--sha256", f"sift_lightglue.pth={hashlib.sha256(content).hexdigest()}")
         refused(run("weights", "fetch", "sift-lightglue", *expected, *url), 3, "pickle that is not tensors")
         refused(run("weights", "fetch", "sift-lightglue", "--sha256", "abc", *url), 2, "FILE=HEX")
@@ -110,7 +115,7 @@ def test_weights_that_are_not_here(pictures: Path, tmp_path: Path) -> None:
     refused(
         ran,
         3,
-        "the weights of dedode-b are not here (MIT); get them with: featkit weights fetch dedode-b --archive FILE",
+        "the weights of dedode-b are not installed (MIT); get them with: featkit weights fetch dedode-b --archive FILE",
     )
 
 

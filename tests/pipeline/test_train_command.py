@@ -66,7 +66,7 @@ def test_a_budget_becomes_steps_and_the_same_budget_goes_on(
         (("--budget", "soon"), 2, "write it as 90s, 30min (or 30m) or 2h"),
         (("--budget", "0.01m"), 2, "too short; 5 s at least"),
         (("--precision", "fp16"), 2, "'auto', 'fp32' or 'bf16'"),
-        (("--batch-size", 600), 2, "ask for at most"),
+        (("--batch-size", 600), 2, "use at most"),
         (("--config", "sift"), 2, "is not a task"),
         (("--config", "hardnett"), 2, "did you mean 'hardnet'"),
     ],

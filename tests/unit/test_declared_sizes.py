@@ -69,7 +69,7 @@ def test_a_step_of_another_size(tmp_path: Path) -> None:
     """A row of 60,000 numbers with 60,000 steps would become 3.6 billion numbers."""
     tensors = {"a": torch.zeros((1, 60_000), dtype=torch.int8), "a.step": torch.ones(60_000)}
     path = write_tensors(tmp_path / "w.safetensors", tensors, {"format": PATCH_FORMAT})
-    refused(lambda: read_tensors(path), "one step a row")
+    refused(lambda: read_tensors(path), "one step per row")
 
 
 def test_a_header_longer_than_its_file(tmp_path: Path) -> None:
@@ -127,9 +127,9 @@ def test_arrays_with_lying_shapes(tmp_path: Path, shape: tuple[int, int]) -> Non
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         for name in ("basis", "names", "vectors"):
             archive.writestr(f"{name}.npy", npy_of(shape, data=bytes(64)))
-    refused(lambda: read_npz(tmp_path / "a.npz", "a.npz", ["basis"]), "not of the size that it says")
-    refused(lambda: read_codebook(tmp_path / "a.npz"), "not of the size that it says")
-    refused(lambda: list(read_vectors([tmp_path / "a.npz"])), "not of the size that it says")
+    refused(lambda: read_npz(tmp_path / "a.npz", "a.npz", ["basis"]), "does not have the size that its header states")
+    refused(lambda: read_codebook(tmp_path / "a.npz"), "does not have the size that its header states")
+    refused(lambda: list(read_vectors([tmp_path / "a.npz"])), "does not have the size that its header states")
 
 
 def patch_pack(path: Path, labels: bytes) -> Path:
@@ -148,7 +148,7 @@ def test_a_pack_with_more_labels_than_patches(tmp_path: Path) -> None:
     assert path.stat().st_size < 10_000
     refused(lambda: read_patch_data(path), "131,072 labels but 1 mosaics")
     path = patch_pack(tmp_path / "q.zip", npy_of((1 << 40, 2)))
-    refused(lambda: read_patch_data(path), "not of the size that it says")
+    refused(lambda: read_patch_data(path), "does not have the size that its header states")
     path = patch_pack(tmp_path / "r.zip", npy_of((1,), "|O", b"\x80\x04N."))
     refused(lambda: read_patch_data(path), "array of objects")
 

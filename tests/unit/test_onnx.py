@@ -181,7 +181,7 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monk
     monkeypatch.setattr(module, "_session", slightly_wrong)
     with pytest.raises(EmptyResultError, match=r"descriptors of ONNX Runtime differ by 0\.002"):
         export_onnx("hynet", tmp_path / "h.onnx")
-    with pytest.raises(EmptyResultError, match=r"of .* keypoints of the check only 0 are"):
+    with pytest.raises(EmptyResultError, match=r"of .* keypoints in the check only 0 are"):
         export_onnx("xfeat", tmp_path / "h.onnx", {"max_keypoints": 20})
     assert list(tmp_path.iterdir()) == []
 
@@ -190,16 +190,16 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     out = tmp_path / "x.onnx"
     for name, changes, words in (
         ("hynt", {}, "did you mean 'hynet'"),
-        ("dedode-b", {}, "no ONNX form"),
-        ("hynet", {"threshold": 1}, "no field"),
+        ("dedode-b", {}, "cannot be exported to ONNX"),
+        ("hynet", {"threshold": 1}, "no settings"),
         ("scfeat-s", {"turns": 4}, "four rotations"),
         ("scfeat-s", {"min_keypoints": 9}, "lower threshold"),
         ("scfeat-s", {"max_keypoint": 9}, "max_keypoint"),
-        ("xfeat-lighterglue", {"depth_confidence": 0.9}, "all its layers"),
+        ("xfeat-lighterglue", {"depth_confidence": 0.9}, "runs all layers"),
     ):
         with pytest.raises(UsageError, match=words):
             prepare(name, changes)
-    with pytest.raises(BadInputError, match="a training that has ended"):
+    with pytest.raises(BadInputError, match="at the end of a training"):
         prepare(str(tmp_path), {})
     (tmp_path / "mine.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
     with pytest.raises(BadInputError, match="was not made by featkit"):

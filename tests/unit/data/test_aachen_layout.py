@@ -164,4 +164,4 @@ def test_which_lists_belong_to_which_queries(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING, "featkit"):
         other = published_lists(files, "night")
     assert (other.database, other.queries) == (files.database_pairs, None)
-    assert "the challenge's list of pairs is not here" in caplog.text
+    assert "the challenge's pair list is missing" in caplog.text

@@ -300,17 +300,17 @@ def test_too_many_files_are_refused(tmp_path: Path) -> None:
 def test_half_an_archive_is_refused(tmp_path: Path, pack: object) -> None:
     assert callable(pack)
     whole = pack({"set/noise": BODY})
-    with pytest.raises(BadInputError, match="not a whole zip or tar archive"):
+    with pytest.raises(BadInputError, match="not a complete zip or tar archive"):
         unpack(written(tmp_path, whole[: len(whole) // 2]), tmp_path / "out")
     broken = bytearray(whole)
     broken[len(whole) // 2] ^= 0xFF
-    with pytest.raises(BadInputError, match="not a whole zip or tar archive"):
+    with pytest.raises(BadInputError, match="not a complete zip or tar archive"):
         unpack(written(tmp_path, bytes(broken)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_error_page_is_no_archive(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="not a whole zip or tar archive"):
+    with pytest.raises(BadInputError, match="not a complete zip or tar archive"):
         unpack(written(tmp_path, b"<html>this domain is for sale</html>"), tmp_path / "out")
 
 

@@ -125,7 +125,7 @@ def test_no_server(cache: Path) -> None:
 def test_a_file_that_nobody_pinned(file: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pin(monkeypatch, file, sha256=None, size=None)
     faults = Faults({"w.pth": file})
-    with pytest.raises(UsageError, match=r"never had w\.pth.*--sha256 w\.pth=HEX"):
+    with pytest.raises(UsageError, match=r"no checksum is known for w\.pth.*--sha256 w\.pth=HEX"):
         fetched(faults)
     assert faults.requests == []
     with pytest.raises(BadInputError, match="sha256"):

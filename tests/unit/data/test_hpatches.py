@@ -82,7 +82,7 @@ def test_bad_releases(tmp_path: Path) -> None:
             data.patches("i_two", kind)
     for shape in ((130, 64), (100, 65)):
         cv2.imwrite(str(folder / "ref.png"), np.zeros(shape, np.uint8))
-        with pytest.raises(BadInputError, match="no column of 65 x 65 patches"):
+        with pytest.raises(BadInputError, match="not a column of 65 x 65 patches"):
             read_hpatches(root)
     (folder / "ref.png").unlink()
     with pytest.raises(BadInputError, match=r"ref.png: no such file"):

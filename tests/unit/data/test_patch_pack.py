@@ -227,7 +227,7 @@ def test_a_folder_without_pairs_is_packed(tmp_path: Path) -> None:
     ("config", "message"),
     [
         (PackConfig(side=60), "multiple of 8"),
-        (PackConfig(side=72), "only smaller ones"),
+        (PackConfig(side=72), "cannot be enlarged"),
     ],
 )
 def test_what_cannot_be_packed(folders: tuple[Path, Path], tmp_path: Path, config: PackConfig, message: str) -> None:
@@ -303,14 +303,14 @@ def test_hostile_packs_are_refused(pack: Path, kind: str) -> None:
 
 def test_pairs_of_patches_that_are_not_there(pack: Path) -> None:
     rewritten(pack, set_member("one/pairs.npy", npy(np.array([[0, 10**6]]))))
-    with pytest.raises(BadInputError, match="names patches that are not there"):
+    with pytest.raises(BadInputError, match="refers to patches that do not exist"):
         read_test_pairs(pack)
 
 
 def test_a_member_that_would_fill_the_memory(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_BYTES == 1 << 28
     monkeypatch.setattr("featkit.data.patch_pack.MAX_BYTES", 1000)
-    with pytest.raises(BadInputError, match="holds more than"):
+    with pytest.raises(BadInputError, match="is larger than"):
         read_patch_data(pack)
 
 

@@ -173,11 +173,11 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "in colour": (of_size(1024, 1024, 3), r"1024 x 1024 pixels of 24 bits"),
     "too few lines": (overwrite("info.txt", lines(256)), r"info.txt: 256 lines.* 2 bitmaps hold 257 to 512 patches"),
     "too many lines": (overwrite("info.txt", lines(513)), r"info.txt: 513 lines"),
-    "words": (overwrite("info.txt", lines(10) + "1 one\n"), r"info.txt: line 11 is no row of whole numbers: '1 one'"),
-    "fractions": (overwrite("info.txt", "1.5 0\n"), r"line 1 is no row of whole numbers"),
+    "words": (overwrite("info.txt", lines(10) + "1 one\n"), r"info.txt: line 11 is not a row of integers: '1 one'"),
+    "fractions": (overwrite("info.txt", "1.5 0\n"), r"line 1 is not a row of integers"),
     "three columns": (overwrite("info.txt", "1 0\n1 0 0\n"), r"line 2 has 3 numbers, not 2"),
     "negative": (overwrite("info.txt", lines(299) + "-1 0\n"), r"info.txt: line 300 has a negative id"),
-    "empty": (overwrite("info.txt", ""), r"info.txt: holds no line"),
+    "empty": (overwrite("info.txt", ""), r"info.txt: is empty"),
     "every class of one": (
         overwrite("info.txt", "".join(f"{i} 0\n" for i in range(300))),
         r"info.txt: no point has two patches",
@@ -246,7 +246,7 @@ def test_official_lines_are_read(tmp_path: Path) -> None:
         ("-1 {0} 0 3 {1} 0 0", "names patch -1"),
         ("0 {0} 0 299 {0} 0 0", "says patch 299 shows point"),
         ("0 {0} 0 299", "line 1 has 4 numbers, not 6 or 7"),
-        ("0 {0} 0 299 x 0 0", "line 1 is no row of whole numbers"),
+        ("0 {0} 0 299 x 0 0", "line 1 is not a row of integers"),
     ],
 )
 def test_pairs_that_do_not_belong_to_the_set(folder: Path, line: str, message: str) -> None:

@@ -121,7 +121,7 @@ def test_images_that_see_nothing_of_each_other(tmp_path: Path) -> None:
     angle = np.radians(79)
     tilted = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
     rewrite(scene, rotations=np.stack([np.eye(3), tilted]), translations=np.array([[0.0, 0, 0], [1, 0, 0]]))
-    with pytest.raises(BadInputError, match="see nothing of each other"):
+    with pytest.raises(BadInputError, match="do not overlap"):
         read_posed_pairs(root_of(scene))
 
 
@@ -177,16 +177,16 @@ def break_unique(lines: list[list[str]]) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (break_rotation, "001.png.*no rotation"),
-        (break_handedness, "no rotation"),
-        (break_k, "K of the image at another size"),
+        (break_rotation, "001.png.*not a rotation"),
+        (break_handedness, "not a rotation"),
+        (break_k, "K for another image size"),
         (break_size, "smaller than 64 px"),
         (break_count, "18 numbers"),
-        (break_number, "not all numbers"),
-        (break_focal, "focal lengths are above 0"),
+        (break_number, "is not a number"),
+        (break_focal, "focal lengths positive"),
         (break_finite, "finite"),
         (break_name, "no image .*gone.png"),
-        (break_unique, "line 1 already"),
+        (break_unique, "already in line 1"),
     ],
 )
 def test_a_bad_camera_is_named_with_its_line(scene: MadeScene, damage: object, says: str) -> None:
@@ -306,7 +306,7 @@ def test_a_scene_with_nothing_to_learn_from_is_passed_over(
     assert line.startswith(f"passed over: {tmp_path / 'root' / says}")
     for name in "ac":
         shutil.rmtree(tmp_path / "root" / name)
-    with pytest.raises(BadInputError, match=rf"{says}.*no other scene is there"):
+    with pytest.raises(BadInputError, match=rf"{says}.*there is no other scene"):
         read_posed_pairs(tmp_path / "root")
 
 
@@ -322,8 +322,8 @@ def test_a_list_of_scenes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         assert [named.name for named in pairs.scenes] == found
     assert caplog.text == ""
     assert len(read_posed_pairs(tmp_path, PosedConfig(scenes=("0001", "9999"))).scenes) == 1
-    assert "1 of the 2 scenes of the list are not there, such as 9999" in caplog.text
-    with pytest.raises(BadInputError, match="none of the 2 scenes of the list is there, such as '9998'"):
+    assert "1 of the 2 listed scenes do not exist, such as 9999" in caplog.text
+    with pytest.raises(BadInputError, match="none of the 2 listed scenes exists, such as '9998'"):
         read_posed_pairs(tmp_path, PosedConfig(scenes=("9998", "9999")))
 
 
@@ -347,6 +347,6 @@ def test_photographs_of_another_size_are_resized_to_their_cameras(tmp_path: Path
 def test_photographs_that_were_cropped_are_refused(tmp_path: Path) -> None:
     scene = make_scene(tmp_path, size=(120, 90))
     cv2.imwrite(str(scene.folder / "images" / "000.png"), np.zeros((90, 100, 3), np.uint8))
-    with pytest.raises(BadInputError, match="100 x 90 pixels, but its camera is of 120 x 90: cropped or turned"):
+    with pytest.raises(BadInputError, match="100 x 90 pixels, but its camera has 120 x 90: cropped or rotated"):
         read_posed_pairs(tmp_path).pixels(0, 0)
     assert read_posed_pairs(tmp_path, PosedConfig(stretch_tolerance=0.25)).pixels(0, 0).shape == (90, 120, 3)

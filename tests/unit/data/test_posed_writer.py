@@ -256,12 +256,12 @@ def test_wrong_turns(lens_scene: Scene, tmp_path: Path) -> None:
         (
             PosedPairsConfig(max_side=220, workers=1, choice=PairChoiceConfig(max_angle_deg=1.5)),
             lens_scene,
-            "none is within the limits",
+            "is within the limits",
         ),
         (
             CONFIG,
             replace(lens_scene, tracks=replace(tracks, image_sizes=tracks.image_sizes * [2, 1])),
-            "cropped or turned",
+            "cropped or rotated",
         ),
         (CONFIG, replace(lens_scene, images=tmp_path / "gone"), "no such image"),
         (CONFIG, replace(lens_scene, tracks=replace(tracks, image_names=("#a", *tracks.image_names[1:]))), "rename"),
@@ -271,7 +271,7 @@ def test_wrong_turns(lens_scene: Scene, tmp_path: Path) -> None:
             "cannot be undistorted",
         ),
         (PosedPairsConfig(max_side=70, workers=1), lens_scene, "smaller than 64 px"),
-        (CONFIG, cropped(lens_scene), r"png: its principal point is far from the image's middle.*principal_tolerance"),
+        (CONFIG, cropped(lens_scene), r"png: its principal point is far from the image centre.*principal_tolerance"),
     ]
     for config, scene, says in wrong:
         with pytest.raises(BadInputError, match=says):

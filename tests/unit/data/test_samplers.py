@@ -127,7 +127,7 @@ def test_all_ordered_pairs_of_a_class_are_equally_likely() -> None:
 
 def test_a_batch_larger_than_the_classes_is_refused() -> None:
     _, index = index_of(SIZES)
-    with pytest.raises(UsageError, match=r"batch of 12 pairs .* there are 11; ask for at most 11"):
+    with pytest.raises(UsageError, match=r"batch of 12 pairs .* there are only 11; use at most 11"):
         PairSampler(index, 12, generator())
     with pytest.raises(UsageError, match="12"):
         AdaSampler(index, 12, 15, 15, generator())

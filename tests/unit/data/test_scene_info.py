@@ -195,7 +195,7 @@ def test_disk(scene: MadeScene, tmp_path: Path, absolute: bool) -> None:
     for start in (root, root / "dataset.json", root.parent):
         check_exact(read_posed_pairs(start), scene, expected)
     assert len(read_posed_pairs(root, PosedConfig(scenes=("0001",)))) == 5
-    with pytest.raises(BadInputError, match="none of the 1 scenes of the list is there, such as '0002'"):
+    with pytest.raises(BadInputError, match="none of the 1 listed scenes exists, such as '0002'"):
         read_posed_pairs(root, PosedConfig(scenes=("0002",)))
     os.remove(root / "scenes/0001/images/002.png")
     check_exact(read_posed_pairs(root), scene, [(0, 1), (1, 4)])
@@ -216,11 +216,11 @@ def test_what_is_not_there_is_left_out_with_a_line(
     with caplog.at_level("WARNING", "featkit"):
         pairs = read_posed_pairs(root)
     check_exact(pairs, scene, [(0, 1), (0, 2)])
-    assert "0001.npz: 2 of 5 photographs are not there and left out, such as Undistorted_SfM/0001/images/003" in (
+    assert "0001.npz: 2 of 5 photographs are missing and left out, such as Undistorted_SfM/0001/images/003" in (
         caplog.text
     )
     assert "passed over: " in caplog.text
-    assert "0002.npz: no pair of photographs that are there" in caplog.text
+    assert "0002.npz: no pair whose photographs both exist" in caplog.text
     assert "0003.npz: no pairs with an overlap of 0.1 to 0.7" in caplog.text
 
 
@@ -242,13 +242,13 @@ def test_wrong_files(scene: MadeScene, tmp_path: Path) -> None:
     put_photographs(scene, root / "Undistorted_SfM/0001/images")
     good = {**arrays_of(scene), "overlap_matrix": matrix_of(OVERLAPS)}
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"poses": None}, "no poses in it, so it is no scene info"),
+        ({"poses": None}, "no poses in it, so it is not a scene_info file"),
         ({"overlap_matrix": None}, "no pair_infos or overlap_matrix in it"),
         ({"overlap_matrix": np.zeros((2, 2))}, r"overlap_matrix of shape \(2, 2\) for 6 images"),
         ({"poses": good["poses"][:3]}, "3 matrices for 6 images"),
         ({"poses": as_objects([np.eye(2)] * 6)}, "a matrix of 4 numbers"),
-        ({"pair_infos": as_objects([((0, 9), 0.5, None)])}, "beyond the 6 that it names"),
-        ({"pair_infos": as_objects([3])}, "not as scene info is written"),
+        ({"pair_infos": as_objects([((0, 9), 0.5, None)])}, "out of range for 6 images"),
+        ({"pair_infos": as_objects([3])}, "not a valid scene_info file"),
         ({"image_paths": np.zeros((2, 2))}, "paths of shape"),
     ]
     for changes, says in wrong:
@@ -257,7 +257,7 @@ def test_wrong_files(scene: MadeScene, tmp_path: Path) -> None:
         with pytest.raises(BadInputError, match=rf"0001.npz: .*{says}"):
             read_posed_pairs(root)
     write_disk(scene, tmp_path / "disk", [[0, 1, 9]])
-    with pytest.raises(BadInputError, match=r"dataset\.json: '0001': not as DISK writes it .*beyond the 5"):
+    with pytest.raises(BadInputError, match=r"dataset\.json: '0001': not in DISK's format .*out of range for 5"):
         read_posed_pairs(tmp_path / "disk")
     shutil.make_archive(str(tmp_path / "packed"), "zip", root)
     with pytest.raises(BadInputError, match="unpack it"):

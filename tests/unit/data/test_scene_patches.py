@@ -350,7 +350,7 @@ def test_what_is_there_is_not_replaced_unasked(scene: Scene, tmp_path: Path) -> 
     other = tmp_path / "photographs"
     other.mkdir()
     (other / "precious.jpg").touch()
-    with pytest.raises(BadInputError, match="no set of patches"):
+    with pytest.raises(BadInputError, match="not a patch set"):
         make_patches(CONFIG, [small(scene)], other, overwrite=True)
     assert (other / "precious.jpg").exists()
 
@@ -389,7 +389,7 @@ def test_a_missing_photograph_is_named(scene: Scene, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quick")
 def test_nothing_found_is_said(scene: Scene, tmp_path: Path) -> None:
     strict = CONFIG.model_copy(update={"classes": ClassesConfig(position_px=1e-6, dense=None)})
-    with pytest.raises(EmptyResultError, match="found again in two images"):
+    with pytest.raises(EmptyResultError, match="found in two images"):
         make_patches(strict, [small(scene)], tmp_path / "set")
     (tmp_path / "file").touch()
     with pytest.raises(NotWritableError):

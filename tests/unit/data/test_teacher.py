@@ -90,7 +90,7 @@ def test_wrong_teachers(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"1 teacher file\(s\) for 2 folder"):
         Teacher([photos, photos], [tmp_path / "teacher.h5"])
     write(tmp_path / "long.h5", ["in/a.png"], length=9)
-    with pytest.raises(BadInputError, match="different lengths"):
+    with pytest.raises(BadInputError, match="different descriptor dimensions"):
         Teacher([photos, tmp_path], [tmp_path / "teacher.h5", tmp_path / "long.h5"])
     write(tmp_path / "other.h5", ["c.png"])
     with pytest.raises(BadInputError, match="none of the photographs"):

@@ -239,5 +239,5 @@ def test_the_function_does_what_the_command_does(sets: list[Path], tmp_path: Pat
 def test_settings_of_the_function_may_have_dots(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'num_retrieved'"):
         featkit.evaluate("aachen", tmp_path, settings={"localize.num_retrieve": 3})
-    with pytest.raises(BadInputError, match=r"Aachen v1\.1 is not whole"):
+    with pytest.raises(BadInputError, match=r"Aachen v1\.1 is incomplete"):
         featkit.evaluate("aachen", tmp_path, settings={"localize.num_retrieved": 3})

@@ -193,7 +193,7 @@ def test_small_and_empty_images(scfeat: Scfeat, caplog: pytest.LogCaptureFixture
 
 def test_weights(weight: Path, tmp_path: Path) -> None:
     assert build(weight).weights_sha256 == sha256_of(weight)
-    with pytest.raises(UsageError, match="no weight named 'scfeet'"):
+    with pytest.raises(UsageError, match="no weights named 'scfeet'"):
         Scfeat(ScfeatConfig(weights="scfeet"), "cpu").extract(image())
     patch = PatchNetwork(PatchNetworkConfig(architecture="l2net"), torch.Generator().manual_seed(0))
     save_patch_network(tmp_path / "p.safetensors", patch)

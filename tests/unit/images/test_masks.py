@@ -124,7 +124,7 @@ def test_names_of_masks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
         found = find_masks(masks, images, names)
     assert found == {"a/b.jpg": masks / "a/b.jpg.png", "c.tif": masks / "c.png", "d.png": masks / "d.png.png"}
     assert [record.message for record in caplog.records] == [
-        "2 of 5 images have no mask (a/c.jpg ...): all of each is used"
+        "2 of 5 images have no mask (a/c.jpg ...): they are used in full"
     ]
     caplog.clear()
     find_masks(masks, images, ["c.tif"])

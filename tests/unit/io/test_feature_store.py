@@ -221,10 +221,10 @@ def test_a_cut_off_file(tmp_path: Path, kept: float) -> None:
             store.write(f"{index}.jpg", features(200, index))
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
-    with pytest.raises(BadInputError, match="not a whole HDF5 file"), open_features(path):
+    with pytest.raises(BadInputError, match="not a complete HDF5 file"), open_features(path):
         pass
     if kept:
-        with pytest.raises(BadInputError, match="not a whole HDF5 file"), append_features(path, Made()):
+        with pytest.raises(BadInputError, match="not a complete HDF5 file"), append_features(path, Made()):
             pass
 
 
@@ -234,7 +234,7 @@ def test_paths_that_are_no_store(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="is a folder"), open_features(tmp_path):
         pass
     (tmp_path / "text.h5").write_text("not hdf5")
-    with pytest.raises(BadInputError, match="not a whole HDF5 file"), open_features(tmp_path / "text.h5"):
+    with pytest.raises(BadInputError, match="not a complete HDF5 file"), open_features(tmp_path / "text.h5"):
         pass
 
 

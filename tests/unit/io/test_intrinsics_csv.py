@@ -33,7 +33,7 @@ def test_a_table_says_what_a_list_says(tmp_path: Path, heading: str) -> None:
         ('"a.jpg,PINHOLE\n', r"a\.csv: not a csv file"),
         (
             "a.jpg,PINHOLE,640,480,500,500,320,240\na.jpg,PINHOLE,640,480,500,500,320,240\n",
-            r"a\.csv:2: 'a\.jpg' has intrinsics already",
+            r"a\.csv:2: 'a\.jpg' already has intrinsics",
         ),
     ],
 )

@@ -150,7 +150,10 @@ def test_where_nothing_can_be_put_back(torn: tuple[Path, Moment], monkeypatch: p
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(journal.JournalledFile, "__init__", refused)
-    with pytest.raises(NotWritableError, match=r"half written, .* and here it cannot be mended"), open_features(path):
+    with (
+        pytest.raises(NotWritableError, match=r"partially written, .* and cannot be recovered here"),
+        open_features(path),
+    ):
         pass
 
 

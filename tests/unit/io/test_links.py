@@ -89,7 +89,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
         file["x/keypoints"] = np.zeros((1, 2))
     for wrong, words in (
-        (twice, r"1\.h5: has 'b', as .*0\.h5"),
+        (twice, r"1\.h5: has 'b', like .*0\.h5"),
         (other, "another fingerprint"),
         (tmp_path / "foreign.h5", "another program"),
         (tmp_path / "none.h5", "no such file"),

@@ -143,7 +143,7 @@ def test_reads_a_file_of_hloc(tmp_path: Path) -> None:
         assert read.scores0.tolist() == [0.5, 0, 0.25]
         assert store.read(Pair("c.jpg", "a/b.jpg")).matches0.tolist() == [2, 0]
         assert store.read(Pair("x", "y")).scores0.tolist() == [0]
-        with pytest.raises(BadInputError, match="'matches0' of 'bad/y' is missing, or no array"):
+        with pytest.raises(BadInputError, match="'matches0' of 'bad/y' is missing, or not an array"):
             store.read(Pair("bad", "y"))
 
 
@@ -176,7 +176,9 @@ def test_matches_of_other_features_are_refused(tmp_path: Path, pair: Pair) -> No
         matches.refuse_others([pair, Pair("a.jpg", "missing.jpg")])
     with open_features(other) as store, open_matches(tmp_path / "matches.h5", store) as matches:
         for read in (matches.read, lambda pair: matches.refuse_others([pair])):
-            with pytest.raises(BadInputError, match=r"are of other features of '[ab]\.jpg' than .*other\.h5 holds"):
+            with pytest.raises(
+                BadInputError, match=r"were made from other features of '[ab]\.jpg' than those in .*other\.h5"
+            ):
                 read(pair)
 
 

@@ -47,12 +47,12 @@ def test_csv(tmp_path: Path, text: str, expected: dict[str, Geodetic]) -> None:
         ("a.jpg 1 2\n", ":1: .*expected"),
         ("a.jpg,1,2\nb.jpg,1\n", ":2: .*expected"),
         (",1,2\n", ":1: .*expected"),
-        ("a.jpg,north,2\n", "'north' is no number"),
+        ("a.jpg,north,2\n", "'north' is not a number"),
         ("a.jpg,1,inf\n", "not finite"),
         ("a.jpg,nan,1\n", "not finite"),
-        ("a.jpg,95,2\n", "no place on earth"),
+        ("a.jpg,95,2\n", "is not on earth"),
         ("a.jpg,1,\n", "one coordinate"),
-        ("a.jpg,1,2\na.jpg,1,2\n", ":2: 'a.jpg' has a position already"),
+        ("a.jpg,1,2\na.jpg,1,2\n", ":2: 'a.jpg' already has a position"),
         ('"a.jpg,1,2\n', "comma-separated"),
     ],
 )
@@ -88,7 +88,7 @@ def test_references(tmp_path: Path) -> None:
         ("a.jpg 1 2\n", ":1: expected `name x y z`"),
         ("a.jpg 1 2 z\n", ":1: expected numbers"),
         ("a.jpg 1 2 nan\n", ":1: .*not finite"),
-        ("a.jpg 1 2 3\na.jpg 1 2 3\n", ":2: 'a.jpg' has a position already"),
+        ("a.jpg 1 2 3\na.jpg 1 2 3\n", ":2: 'a.jpg' already has a position"),
     ],
 )
 def test_bad_references(tmp_path: Path, text: str, message: str) -> None:

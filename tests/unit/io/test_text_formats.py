@@ -194,7 +194,7 @@ def test_poses_round_trip(tmp_path: Path) -> None:
         ("a 1 0 0 0 1 2 nan", "not finite"),
         ("a 3 0 0 0 1 2 3", "has length 3"),
         ("a 0 0 0 0 1 2 3", "has length 0"),
-        ("a 1 0 0 0 1 2 3\na 1 0 0 0 1 2 3", ":2: 'a' has a pose already"),
+        ("a 1 0 0 0 1 2 3\na 1 0 0 0 1 2 3", ":2: 'a' already has a pose"),
         ("#", "no poses"),
     ],
 )
@@ -226,19 +226,19 @@ def test_intrinsics(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a.jpg PINHOLE 800 600 700 700 400", "takes width, height and 4 parameters; 5 numbers"),
+        ("a.jpg PINHOLE 800 600 700 700 400", "takes width, height and 4 parameters .*; 5 numbers"),
         ("a.jpg PINHOL 800 600 700 700 400 300", "no camera model 'PINHOL'"),
-        ("a.jpg PINHOLE 800.5 600 700 700 400 300", "whole numbers"),
+        ("a.jpg PINHOLE 800.5 600 700 700 400 300", "must be integers"),
         ("a.jpg PINHOLE 0 600 700 700 400 300", "must be positive"),
         ("a.jpg PINHOLE 800 600 -700 700 400 300", "must be positive"),
         ("a.jpg PINHOLE 800 600 700 700 inf 300", "finite"),
         ("a.jpg", "expected `name MODEL"),
-        ("a.jpg PINHOLE 8 6 7 7 4 3\na.jpg PINHOLE 8 6 7 7 4 3", ":2: 'a.jpg' has intrinsics already"),
-        ("a.jpg PINHOLE 800 600 3 700 400 300", "fx = 3 px cannot be of an image of 800 x 600"),
+        ("a.jpg PINHOLE 8 6 7 7 4 3\na.jpg PINHOLE 8 6 7 7 4 3", ":2: 'a.jpg' already has intrinsics"),
+        ("a.jpg PINHOLE 800 600 3 700 400 300", "fx = 3 px is implausible for an image of 800 x 600"),
         ("a.jpg PINHOLE 800 600 700 700 900 300", "principal point cx,cy = 900,300 is outside"),
         (
             "a.jpg SIMPLE_RADIAL 800 600 700 400 300 1006",
-            "k = 1006 is no distortion.*takes width, height, f, cx, cy, k",
+            "k = 1006 is not a plausible distortion.*takes width, height, f, cx, cy, k",
         ),
         ("a.jpg PINHOLE 800 9999999999 700 700 400 300", "positive, up to 1,000,000"),
         ("\n", "no intrinsics"),

@@ -78,7 +78,7 @@ def test_given_parameters(tmp_path: Path) -> None:
         ("PINHOL", None, "--camera-model PINHOL: there is .*OPENCV_FISHEYE"),
         (None, (500, 300, 200, 0.01), r"name the model \(.*SIMPLE_RADIAL"),
         (None, (500, 500, 300, 200, 0), r"name the model \(RADIAL, .*FOV"),
-        ("SIMPLE_RADIAL", (500, 502, 300, 200), "k = 200 is no distortion"),
+        ("SIMPLE_RADIAL", (500, 502, 300, 200), "k = 200 is not a plausible distortion"),
         ("PINHOLE", (500, -500, 300, 200), "fy = -500 must be positive"),
     ],
 )
@@ -91,7 +91,7 @@ def test_parameters_that_are_no_cameras(model: str | None, params: tuple[float, 
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ((3, 3, 300, 200), r"fx = 3 px cannot be of an image of 600 x 400, as 'a\.jpg' is"),
+        ((3, 3, 300, 200), r"fx = 3 px is implausible for an image of 600 x 400, as 'a\.jpg' is"),
         ((500, 500, 700, 200), r"principal point cx,cy = 700,200 is outside an image of 600 x 400"),
     ],
 )

@@ -141,7 +141,7 @@ def test_only_the_names_given_in_the_order_of_the_source(tmp_path: Path, kind: s
     assert output.read_text().splitlines() == ["img1.jpg img3.jpg", "img1.jpg img4.jpg", "img3.jpg img4.jpg"]
     run("exhaustive", source, output, names=["img0.jpg", "img1.jpg"])
     assert len(read_pairs(output)) == 1
-    with pytest.raises(BadInputError, match="two images, there are 1 of the 2 asked for"):
+    with pytest.raises(BadInputError, match="two images, but there are 1 of the 2 asked for"):
         run("exhaustive", source, output, names=["img0.jpg", "elsewhere.jpg"])
 
 
@@ -192,7 +192,7 @@ def test_the_sidecar_says_what_made_the_pairs(tmp_path: Path) -> None:
 
 
 def test_too_few_images(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="two images, there are 1"):
+    with pytest.raises(BadInputError, match="two images, but there are 1"):
         run("exhaustive", folder(tmp_path / "images", 1), tmp_path / "pairs.txt")
     with pytest.raises(BadInputError, match="no such file"):
         run("exhaustive", tmp_path / "missing.h5", tmp_path / "pairs.txt")

@@ -192,7 +192,7 @@ def test_images_that_the_model_does_not_have(tmp_path: Path, caplog: pytest.LogC
         assert {name for pair in found for name in pair.key()} == set(NAMES)
         with pytest.raises(BadInputError, match=r"none of its 12 images, such as '00\.jpg', is one of the 2"):
             method.pairs(["x.jpg", "y.jpg"], None, RNG)
-    with pytest.raises(UsageError, match="takes a COLMAP model"):
+    with pytest.raises(UsageError, match="needs a COLMAP model"):
         ByPoses(PosesConfig()).pairs(NAMES, None, RNG)
     with pytest.raises(BadInputError, match="no COLMAP model"):
         Covisible(CovisiblePairingConfig(model=tmp_path)).pairs(NAMES, None, RNG)

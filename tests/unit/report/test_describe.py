@@ -32,7 +32,7 @@ def test_matches_by_hloc_are_counted(tmp_path: Path) -> None:
     assert (found["kind"], found["pairs"], found["matches"]) == ("matches", 3, 3)
     with h5py.File(path, "a") as file:
         file["a.jpg/torn/matches0/inner"] = 1
-    with pytest.raises(BadInputError, match="is missing, or no array"):
+    with pytest.raises(BadInputError, match="is missing, or not an array"):
         describe(str(path))
 
 

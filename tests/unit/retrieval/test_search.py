@@ -79,7 +79,7 @@ def test_block_rows_is_the_largest_power_of_two_that_fits(available: int) -> Non
 
 
 def test_impossible_budget_names_the_least() -> None:
-    with pytest.raises(UsageError, match=r"memory_budget_mb: 3 MiB is the least"):
+    with pytest.raises(UsageError, match=r"memory_budget_mb: at least 3 MiB"):
         block_rows(20000, 20, MIB)
 
 

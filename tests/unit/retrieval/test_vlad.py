@@ -133,7 +133,7 @@ def test_not_finite_descriptors_are_refused(make_store: MakeStore, bad: float) -
 
 def test_different_lengths_and_nothing_at_all_are_refused(make_store: MakeStore) -> None:
     mixed = make_store({"a": random_rows(20, 8), "b": random_rows(20, 4)})
-    with pytest.raises(BadInputError, match="one method"):
+    with pytest.raises(BadInputError, match="the same method"):
         train_codebook(mixed, ["a", "b"], VladConfig(), np.random.default_rng(0))
     empty = make_store({"a": random_rows(0)})
     with pytest.raises(BadInputError, match="none of 1 images has a keypoint"):

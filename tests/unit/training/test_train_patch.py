@@ -255,7 +255,7 @@ def test_a_run_keeps_the_precision_that_was_measured(
 
 def test_data_that_is_refused_is_refused_before_measuring(textures: PatchSet, tmp_path: Path) -> None:
     for values in ({"steps": 1000}, {"budget": "9s"}):
-        with pytest.raises(UsageError, match="ask for at most"):
+        with pytest.raises(UsageError, match="use at most"):
             train_patch(recipe(batch_size=600, **values), textures, tmp_path, device="cpu")
 
 

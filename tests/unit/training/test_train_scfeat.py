@@ -259,7 +259,7 @@ def test_a_list_of_scenes_is_what_is_learned_from(tmp_path: Path) -> None:
     assert summaries["description"]["data"]["pairs"] == 12
     assert summaries["description"]["config"]["data"]["scenes"] == ["0003", "0001"]
     for text, code, says in (
-        ("0009\n", 3, "none of the 1 scenes of the list is there"),
+        ("0009\n", 3, "none of the 1 listed scenes exists"),
         ("# none\n", 3, "no scene in it"),
     ):
         (tmp_path / "list.txt").write_text(text)

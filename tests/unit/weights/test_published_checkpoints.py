@@ -83,9 +83,9 @@ def test_damaged_states_are_refused(name: str, tmp_path: Path) -> None:
     last = [key for key, tensor in whole.items() if tensor.ndim == 4][-1]
     for state, problem in (
         ({k: v for k, v in whole.items() if k != last}, "lacks"),
-        ({**whole, "extra.weight": torch.zeros(3)}, "no place for its 'extra.weight'"),
+        ({**whole, "extra.weight": torch.zeros(3)}, "the network does not have 'extra.weight'"),
         ({**whole, first: torch.zeros(32, 3, 3, 3)}, r"shape \(32, 3, 3, 3\), not \(32, 1, 3, 3\)"),
-        ({**whole, last: whole[last] * float("nan")}, "no numbers"),
+        ({**whole, last: whole[last] * float("nan")}, "NaN or infinity"),
         ({**whole, "epoch": 7}, "'epoch' is a int, not a tensor"),
     ):
         with pytest.raises(BadInputError, match=problem):

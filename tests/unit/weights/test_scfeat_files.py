@@ -93,7 +93,7 @@ def test_the_largest_matrices_take_8_bits_until_it_fits(
 
 
 def test_a_limit_that_cannot_be_kept(network: SCFeatNetwork, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"8 bits take 3\.\d MB, more than the limit of 2\.5 MB"):
+    with pytest.raises(UsageError, match=r"even 8 bits need 3\.\d MB, the limit is 2\.5 MB"):
         save_scfeat_network(tmp_path / "w.safetensors", network, max_mb=2.5)
     assert list(tmp_path.iterdir()) == []
 
@@ -105,7 +105,7 @@ def test_the_papers_network_stays_in_half_precision_unless_asked(tmp_path: Path)
     assert 45e6 < path.stat().st_size < 47e6
     assert torch.int8 not in {tensor.dtype for tensor in load_file(path).values()}
     assert apart(large, load_scfeat_network(path)) < 1e-3
-    with pytest.raises(BadInputError, match=r"holds scfeat \(resnet50\), but scfeat-s \(resnet18\) is asked for"):
+    with pytest.raises(BadInputError, match=r"contains scfeat \(resnet50\), but scfeat-s \(resnet18\) is requested"):
         load_scfeat_network(path, wanted=SMALL)
 
 
@@ -121,9 +121,9 @@ def test_patch_networks_keep_their_limit(tmp_path: Path) -> None:
 
 def test_only_the_one_that_is_wanted(file: Path) -> None:
     assert load_scfeat_network(file, wanted=SMALL).config == SMALL
-    with pytest.raises(BadInputError, match=r"holds scfeat-s \(resnet18\), but scfeat \(resnet50\) is asked for"):
+    with pytest.raises(BadInputError, match=r"contains scfeat-s \(resnet18\), but scfeat \(resnet50\) is requested"):
         load_scfeat_network(file, wanted=SCFeatNetworkConfig())
-    with pytest.raises(BadInputError, match="head scfeat, but posfeat is asked for"):
+    with pytest.raises(BadInputError, match="head scfeat, but posfeat is requested"):
         load_scfeat_network(file, wanted=SCFeatNetworkConfig(encoder="resnet18", head="posfeat"))
 
 
@@ -142,8 +142,8 @@ def test_files_of_something_else(file: Path, tmp_path: Path) -> None:
         (tensors, {**metadata, "config": json.dumps({**config, "side_channels": 32})}, "has the shape"),
         (tensors, {**metadata, "config": json.dumps({**config, "side_channels": 33})}, "cannot be normalised"),
         (tensors, {**metadata, "config": json.dumps({**config, "encodr": "x"})}, "did you mean 'encoder'"),
-        ({**tensors, "more": torch.zeros(1)}, metadata, "no place for its 'more'"),
-        ({**tensors, "bridge.scale.bias": torch.tensor([torch.nan])}, metadata, "no numbers"),
+        ({**tensors, "more": torch.zeros(1)}, metadata, "the network does not have 'more'"),
+        ({**tensors, "bridge.scale.bias": torch.tensor([torch.nan])}, metadata, "NaN or infinity"),
     ):
         save_file(content, path, words)
         with pytest.raises(BadInputError, match=problem) as caught:
@@ -189,7 +189,7 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(ran.stdout.splitlines()[0])["bytes"] <= 5e6
     ran = CliRunner().invoke(app, ["weights", *words, "--max-mb", "1", "--json"])
     assert ran.exit_code == 2
-    assert "limit of 1 MB" in ran.stdout
+    assert "the limit is 1 MB" in ran.stdout
     listed = CliRunner().invoke(app, ["weights", "list"]).stdout
     assert "tiny" in listed
     assert "scfeat" in listed

@@ -134,7 +134,7 @@ def test_8_bits_keep_every_row_to_a_254th_of_its_range() -> None:
 def test_broken_values_are_not_written(tmp_path: Path) -> None:
     network = make_network("hynet")
     network.get_parameter("trunk.convolutions.2.bias").data[3] = float("inf")
-    with pytest.raises(BadInputError, match=r"'trunk\.convolutions\.2\.bias' holds values that are no numbers"):
+    with pytest.raises(BadInputError, match=r"'trunk\.convolutions\.2\.bias' contains NaN or infinity"):
         save_patch_network(tmp_path / "w.safetensors", network)
     assert list(tmp_path.iterdir()) == []
 
@@ -157,7 +157,7 @@ def test_an_unknown_name_gets_the_nearest_one(house: Path) -> None:
     for name, hint in (("sharpp", "did you mean 'sharp'?"), ("zzz", "there are: sharp")):
         with pytest.raises(UsageError) as caught:
             load_patch_network(name)
-        assert str(caught.value) == f"no weight named {name!r}; {hint}"
+        assert str(caught.value) == f"no weights named {name!r}; {hint}"
     for path in ("zzz.safetensors", "some/where", str(house)):
         with pytest.raises(BadInputError, match="no such weights file"):
             find(path)
@@ -175,7 +175,7 @@ def test_another_file_in_its_place_is_refused(house: Path) -> None:
     assert expected in str(caught.value)
     assert sha256_of(house / "sharp.safetensors") in str(caught.value)
     (house / "sharp.safetensors").unlink()
-    with pytest.raises(BadInputError, match=r"'sharp' is listed, but its file is missing"):
+    with pytest.raises(BadInputError, match=r"the file of the weights 'sharp' is missing"):
         load_patch_network("sharp")
 
 
@@ -228,15 +228,15 @@ def test_safetensors_of_something_else(tmp_path: Path) -> None:
     for content, words, problem in (
         (tensors, {}, "no format"),
         (tensors, {**metadata, "format": "featkit patch network 9"}, "no format"),
-        (tensors, {"format": metadata["format"]}, "does not say which network"),
-        (tensors, {**metadata, "config": "3"}, "does not say which network"),
+        (tensors, {"format": metadata["format"]}, "does not describe the network"),
+        (tensors, {**metadata, "config": "3"}, "does not describe the network"),
         (tensors, {**metadata, "config": json.dumps({**config, "bitz": 8})}, "'bitz'; did you mean 'bits'"),
         (tensors, {**metadata, "config": json.dumps({**config, "architecture": "l3net"})}, "architecture"),
         (tensors, {**metadata, "config": json.dumps({**config, "architecture": "hynet"})}, "'hynet'.* it lacks"),
         (tensors, {**metadata, "config": json.dumps({**config, "bits": 64})}, r"\(128, 128, 8, 8\), not \(64, 128"),
         ({k: v for k, v in tensors.items() if k != last}, metadata, f"lacks '{last}'"),
-        ({**tensors, "more": torch.zeros(1)}, metadata, "no place for its 'more'"),
-        ({**tensors, last: tensors[last] * float("nan")}, metadata, "no numbers"),
+        ({**tensors, "more": torch.zeros(1)}, metadata, "the network does not have 'more'"),
+        ({**tensors, last: tensors[last] * float("nan")}, metadata, "NaN or infinity"),
     ):
         save_file(content, path, words)
         with pytest.raises(BadInputError, match=problem) as caught:
