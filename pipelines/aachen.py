@@ -48,6 +48,7 @@ from featkit.evaluation.metrics import LocalizationScore, score_localization
 from featkit.io.artifact import write_text
 from featkit.io.atomic import refuse_foreign
 from featkit.io.lists import read_pairs, write_pairs
+from featkit.localization import registration
 from featkit.localization import stage as localize
 from featkit.localization.queries import pair_queries, pair_queries_given
 from featkit.localization.stage import QueryResult, by_file_name, check_submission, submission_name, write_submission
@@ -103,7 +104,7 @@ def run(
     asked = None if lists.queries is None else query_pairs(lists.queries, set(names), set(mapped))
     place = output / f"{files.version}-{queries}" / f"{features.database.file_name}-{_fingerprint(config, features)}"
     written = ("database.db", "database.json", "sparse.json", "poses.txt", "poses.json", "report.html", "metrics.json")
-    refuse_foreign(*(place / name for name in written))
+    refuse_foreign(*(place / name for name in (*written, "queries.db", "queries.json")))
     refuse_other_models(place / "sparse")
     seconds: dict[str, float] = {}
 
@@ -151,10 +152,11 @@ def run(
             query_features=query_features, overwrite=overwrite,
         )  # fmt: skip
     with timed("localize", seconds):
-        results = localize.run(
-            config.localize, found.model, database_features, images, query_features, query_list, query_matches, place,
-            names=names, intrinsics=cameras,
-        )  # fmt: skip
+        of_map = (found.model, database_features, images, query_features, query_list, query_matches, place)
+        if config.poses_by == "registration":
+            results = registration.run(config.registration, config.localize, *of_map, names=names, intrinsics=cameras)
+        else:
+            results = localize.run(config.localize, *of_map, names=names, intrinsics=cameras)
     poses = {result.name: result.pose for result in results if result.pose is not None}
     submission = write_submission(place / submission_name(files.version, features.database.file_name), poses)
     check_submission(submission, names).raise_problems()

@@ -102,6 +102,8 @@ VERIFY_HELP = """Verify matches geometrically, and write a COLMAP database that 
 
 Example: `featkit verify images/ feats.h5 pairs.txt matches.h5 --out database.db --camera-mode single`
 
+Features and matches may be of other programs: hloc's, also without descriptors, or COLMAP's text of matches (a .txt:
+two names, a line per match with both indices, an empty line). Indices are checked against the keypoints.
 Stopped at any moment, it goes on where it was when the same command is run again."""
 
 
