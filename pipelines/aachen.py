@@ -163,16 +163,16 @@ def run(
     by_condition = {condition: list(known) for condition, known in conditions.items()}
     scores = {} if true_poses is None else score_conditions(poses, true_poses, by_condition)
     score = None if true_poses is None else score_localization(poses, true_poses, names)
-    matched = None
+    beside = None
     if query_list is not None and query_matches is not None:
-        matched = Matched(query_features, query_list, query_matches)
+        beside = Matched(query_features, query_list, query_matches)
     with timed("report", seconds):
         metrics = aachen_metrics(found.model, database, results, by_condition, scores, score, seconds)
         metrics["pairs"] = {"database": str(lists.database or "covisible"), "queries": _origin(lists, retrieval)}
         report = localization_report(
             config, metrics, results, found, images, place / "report.html", true_poses,
             title=f"Aachen v{files.version}, {queries}: {features.name}", first=[condition_table(metrics)],
-            matched=matched,
+            matched=beside,
         )  # fmt: skip
     metrics["config"], metrics["features"] = config.result_fields(), features.described()
     write_text(place / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
