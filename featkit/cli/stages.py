@@ -16,7 +16,7 @@ from featkit.images.video import Frames
 # `featkit frames`: a video -> images.
 
 
-FRAMES_HELP = """Take sharp frames of a target overlap out of a video.
+FRAMES_HELP = """Take sharp frames with a target overlap out of a video.
 
 Example: `featkit frames walk.mp4 --out scene/images`
 
