@@ -48,6 +48,7 @@ from featkit.evaluation.metrics import LocalizationScore, score_localization
 from featkit.io.artifact import write_text
 from featkit.io.atomic import refuse_foreign
 from featkit.io.lists import read_pairs, write_pairs
+from featkit.localization import registration
 from featkit.localization import stage as localize
 from featkit.localization.queries import pair_queries, pair_queries_given
 from featkit.localization.stage import QueryResult, by_file_name, check_submission, submission_name, write_submission
@@ -103,7 +104,7 @@ def run(
     asked = None if lists.queries is None else query_pairs(lists.queries, set(names), set(mapped))
     place = output / f"{files.version}-{queries}" / f"{features.database.file_name}-{_fingerprint(config, features)}"
     written = ("database.db", "database.json", "sparse.json", "poses.txt", "poses.json", "report.html", "metrics.json")
-    refuse_foreign(*(place / name for name in written))
+    refuse_foreign(*(place / name for name in (*written, "queries.db", "queries.json")))
     refuse_other_models(place / "sparse")
     seconds: dict[str, float] = {}
 
@@ -151,23 +152,27 @@ def run(
             query_features=query_features, overwrite=overwrite,
         )  # fmt: skip
     with timed("localize", seconds):
-        results = localize.run(
-            config.localize, found.model, database_features, images, query_features, query_list, query_matches, place,
-            names=names, intrinsics=cameras,
-        )  # fmt: skip
+        of_map = (found.model, database_features, images, query_features, query_list, query_matches, place)
+        if config.poses_by == "registration":
+            results = registration.run(config.registration, config.localize, *of_map, names=names, intrinsics=cameras)
+        else:
+            results = localize.run(config.localize, *of_map, names=names, intrinsics=cameras)
     poses = {result.name: result.pose for result in results if result.pose is not None}
     submission = write_submission(place / submission_name(files.version, features.database.file_name), poses)
     check_submission(submission, names).raise_problems()
     by_condition = {condition: list(known) for condition, known in conditions.items()}
     scores = {} if true_poses is None else score_conditions(poses, true_poses, by_condition)
     score = None if true_poses is None else score_localization(poses, true_poses, names)
+    beside = None
+    if query_list is not None and query_matches is not None:
+        beside = Matched(query_features, query_list, query_matches)
     with timed("report", seconds):
         metrics = aachen_metrics(found.model, database, results, by_condition, scores, score, seconds)
         metrics["pairs"] = {"database": str(lists.database or "covisible"), "queries": _origin(lists, retrieval)}
         report = localization_report(
             config, metrics, results, found, images, place / "report.html", true_poses,
             title=f"Aachen v{files.version}, {queries}: {features.name}", first=[condition_table(metrics)],
-            matched=Matched(query_features, query_list, query_matches),
+            matched=beside,
         )  # fmt: skip
     metrics["config"], metrics["features"] = config.result_fields(), features.described()
     write_text(place / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")

@@ -48,6 +48,8 @@ class LocalizationConfig(MatchWith):
     """Retrieval of map images for a query."""
     localize: LocalizeConfig = LocalizeConfig()
     """Pose estimation, and the queries' cameras."""
+    keypoints: Runtime[Path | None] = None
+    """File of the queries' keypoints, for a map of given keypoints. None: those that the features detect."""
     workers: Runtime[WorkerCount] = 0
     """Number of extraction processes; 0: one per core."""
     seed: Seed = 0
@@ -107,7 +109,7 @@ def run(
     names = readable if cameras is None else list(cameras)  # a listed query without an image counts as failed
     if only is not None:
         names, readable = ([name for name in listed if name in only] for listed in (names, readable))
-    extractor = extraction.extraction(same_extraction(found.features, workers=config.workers), device=device)
+    extractor = extraction.extraction(same_extraction(found.features, config.workers, config.keypoints), device=device)
     matcher = resolve("matcher", config.matcher, config.matching, device).ready()
     seconds: dict[str, float] = {}
 

@@ -211,8 +211,8 @@ def _portable(config: SfmConfig, ran: SfmConfig, pairs_by: Method[Any] | None) -
 
 def _with_full_paths(ran: SfmConfig, pairs: str, pairing: dict[str, Any]) -> SfmConfig:
     full = {name: str(Path(value).resolve()) for name, value in pairing.items() if isinstance(value, Path)}
-    masks = ran.extract.masks
-    extract = ran.extract.model_copy(update={"masks": None if masks is None else masks.resolve()})
+    files = {"masks": ran.extract.masks, "keypoints": ran.extract.keypoints}
+    extract = ran.extract.model_copy(update={n: None if path is None else path.resolve() for n, path in files.items()})
     rig = ran.rig if ran.rig in (None, FOLDERS) else str(Path(ran.rig).resolve())
     changed = {"pairs": pairs, "pairing": {**pairing, **full}, "extract": extract, "rig": rig}
     return ran.model_copy(update=changed)

@@ -31,6 +31,7 @@ def query_options() -> dict[str, Option]:
     LOCALIZE.LocalizationConfig,
     **query_options(),
     workers=Option("workers"),
+    keypoints=Option("keypoints", metavar="FILE"),
     seed=Option("seed", also=("localize.pose.seed",)),
 )
 def localize(

@@ -97,7 +97,8 @@ The root is what `featkit data fetch aachen` leaves, or the published folders. -
 challenge, whose list of pairs is matched when it is there; day-night: all queries, with hloc's lists. Without a list,
 images of the map are matched by shared points and queries by retrieval. Settings: aachen, aachen-scfeat (SCFeat, Tables
 IV and V), aachen-scfeat-n1-e100, -n3-e030, -n3-e050, -n5n3-e050 (the other rows of Table V), aachen-posfeat; each with
--side at its end reads the paper's NMS size as a side instead of a radius (docs/scfeat.md). Writes the submission for
+-side at its end reads the paper's NMS size as a side instead of a radius (docs/scfeat.md). Poses are by PnP, in the
+papers' settings by COLMAP's registration: --set poses_by=pnp or registration. Writes the submission for
 visuallocalization.net; --check FILE only says whether a submission is a valid one."""
 HELPS = {
     "hpatches": HPATCHES_HELP,
@@ -157,6 +158,14 @@ OPTIONS: dict[str, Any] = {
     ],
     "sequences": Annotated[
         str | None, typer.Option(help="Only these, comma-separated.", metavar="NAME,...", show_default="all")
+    ],
+    "keypoints": Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Describe the keypoints of this features.h5 (featkit's or hloc's).",
+            show_default="the features' own",
+        ),
     ],
     "all_sequences": Annotated[
         bool, typer.Option("--all-sequences", help="Also HPatches' 8 that are left out as too large.")

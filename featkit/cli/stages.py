@@ -16,7 +16,7 @@ from featkit.images.video import Frames
 # `featkit frames`: a video -> images.
 
 
-FRAMES_HELP = """Take sharp frames of a target overlap out of a video.
+FRAMES_HELP = """Take sharp frames with a target overlap out of a video.
 
 Example: `featkit frames walk.mp4 --out scene/images`
 
@@ -102,6 +102,8 @@ VERIFY_HELP = """Verify matches geometrically, and write a COLMAP database that 
 
 Example: `featkit verify images/ feats.h5 pairs.txt matches.h5 --out database.db --camera-mode single`
 
+Features and matches may be of other programs: hloc's, also without descriptors, or COLMAP's text of matches (a .txt:
+two names, a line per match with both indices, an empty line). Indices are checked against the keypoints.
 Stopped at any moment, it goes on where it was when the same command is run again."""
 
 

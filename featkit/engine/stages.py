@@ -77,7 +77,7 @@ def extract(
     if engine.name == "local":
         return extraction.run(method, images, output, names, overwrite)
     method = method if method.stage else of_photographs(method, ExtractConfig())
-    wanted = list_images(images) if names is None else names
+    wanted = extraction.usable_names(method, list_images(images) if names is None else names)
     with locked(output):
         todo = extraction.waiting(method, images, output, wanted, overwrite)
         config = method.config.model_copy(update={"workers": max(1, int(engine.cpus))})

@@ -9,11 +9,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
-from featkit.core.config import Config, Seed, digest, load_pipeline, merge
+from featkit.core.config import Config, Later, Seed, digest, load_pipeline, merge
 from featkit.core.content import Cell, Headline, Link, Section, Table
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.registry import Method
@@ -27,6 +27,7 @@ from featkit.features.base import Extractor
 from featkit.features.stage import source_digest
 from featkit.io.artifact import artifact
 from featkit.io.lists import read_poses, write_pairs
+from featkit.localization.registration import RegistrationConfig
 from featkit.localization.stage import LocalizeConfig, by_file_name, file_name
 from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs
 from featkit.mapping.reference import Reference, read_light_reference, read_light_tracks, read_nvm, read_nvm_reference
@@ -66,6 +67,11 @@ class AachenConfig(Config):
     """Verification against the known poses, and triangulation. Cameras are not refined."""
     localize: LocalizeConfig = LocalizeConfig(num_retrieved=50)
     """Pose estimation, and the number of images retrieved per query when no list is given (hloc: 50)."""
+    poses_by: Later[Literal["pnp", "registration"]] = "pnp"
+    """pnp: all matches of a query with points of the map at once (hloc); registration: by COLMAP's mapper, from matches
+    verified pair by pair (the challenge's own pipeline, which SCFeat and PoSFeat were measured with)."""
+    registration: Later[RegistrationConfig] = RegistrationConfig()
+    """Of the latter."""
     seed: Seed = 0
     """Random seed of the retrieval clustering."""
 
@@ -121,8 +127,8 @@ class AachenBenchmark(SettingBenchmark[AachenData]):
 
     @staticmethod
     def seeded(seed: int) -> dict[str, Any]:
-        localize = {"pose": {"seed": seed}}
-        return {"map": {"verify": {"seed": seed}, "seed": seed}, "localize": localize, "seed": seed}
+        verified = {"verify": {"seed": seed}, "seed": seed}
+        return {"map": verified, "localize": {"pose": {"seed": seed}}, "registration": verified, "seed": seed}
 
     @property
     def place(self) -> str:

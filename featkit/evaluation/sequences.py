@@ -247,10 +247,20 @@ def read_homography(path: Path) -> Float[np.ndarray, "3 3"]:
 
 @dataclass(kw_only=True)
 class SequenceBenchmark(ImageBenchmark[SequenceSet]):
-    """sequences: only these names, comma-separated. all_sequences: include HPatches sequences that are too large."""
+    """sequences: only these names, comma-separated. all_sequences: include HPatches sequences that are too large.
+
+    keypoints: file with the keypoints to describe (`ExtractConfig.keypoints`), images named from the root.
+    """
 
     sequences: str | None = None
     all_sequences: bool = False
+    keypoints: Path | None = None
+
+    def method(self, name: str, label: str | None = None, changes: dict[str, Any] | None = None, **reading: Any) -> Any:
+        """`ImageBenchmark.method`, describing the given keypoints where there are some."""
+        if self.keypoints is not None:
+            label = f"{label or name} on {self.keypoints.stem}"
+        return super().method(name, label, changes, **reading, keypoints=self.keypoints)
 
     def find(self, roots: SequenceOf[Path]) -> SequenceSet:
         return read_sequences(roots[0], names_in(self.sequences), self.all_sequences)

@@ -52,6 +52,23 @@ class TwoSteps(Extractor, Protocol):
     def describe(self, detected: Any) -> Features: ...
 
 
+class DescribesPoints(Extractor, Protocol):
+    """An extractor that can describe any detector's keypoints."""
+
+    def describe_points(self, pixels: UInt8[np.ndarray, "h w *c"], points: Features) -> Features:
+        """`points` with descriptors, all of them in their order; none for an image that it cannot describe.
+
+        points: in the frame of `pixels`, scales and orientations possibly None, descriptors ignored. With its own
+        keypoints it equals `extract`.
+        """
+        ...
+
+
+def describes_points(extractor: type[Extractor]) -> bool:
+    """Whether a class of extractors is a `DescribesPoints`."""
+    return hasattr(extractor, "describe_points")
+
+
 def takes_two_steps(extractor: Extractor) -> bool:
     """Whether one process should describe what others detect."""
     return bool(getattr(extractor, "two_steps", False))

@@ -1,4 +1,4 @@
-"""DoG keypoints by pycolmap, each described by a patch network: HardNet, HyNet, SDGMNet, AdaSample, DOAP.
+"""DoG keypoints by pycolmap, or any detector's, each described by a patch network: HardNet, HyNet, SDGMNet, ...
 
 The square patch around a keypoint has a side of `magnification` times the keypoint's scale and is rotated by its
 orientation. pycolmap cannot detect without describing; its SIFT descriptors are discarded.
@@ -21,7 +21,7 @@ from jaxtyping import Float, Shaped, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from featkit.core.config import Config, Count, Factor, Runtime
+from featkit.core.config import Config, Count, Factor, Later, Pixels, Runtime
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features, PatchArray
 from featkit.features.base import BYTE, pack_bits
@@ -45,6 +45,9 @@ class PatchesConfig(Config):
     """Side of a patch divided by the keypoint's scale: SIFT's 4 x 4 cells of 3 scales each (Lowe 2004; VLFeat)."""
     cut_px: int = Field(64, ge=0, le=1024)
     """Side of the cropped patches, px, before resizing to the network's input; 0: crop at the network's input size."""
+    unscaled_side_px: Later[Pixels] = 64.0
+    """Side of the patch of a given keypoint that has no scale, px of the resized image; upright without an orientation.
+    64 px are cropped as they are."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Precision of the network's activations. Half precision needs a GPU, or a CPU that supports it natively."""
     batch_size: Runtime[int] = Field(0, ge=0, le=10**6)
@@ -109,6 +112,18 @@ class Patches:
         if not network.is_binary:
             descriptors = descriptors.astype(np.float16)
         return replace(found, descriptors=descriptors)
+
+    def describe_points(self, pixels: UInt8[np.ndarray, "h w"], points: Features) -> Features:
+        """Given keypoints, described by patches of their scale and orientation; see `DescribesPoints`.
+
+        Without scales a patch has `unscaled_side_px`, without orientations it is upright.
+        """
+        ones = np.ones(len(points), np.float32)
+        side = self.config.unscaled_side_px / self.config.magnification
+        scales = ones * np.float32(side) if points.scales is None else points.scales
+        oris = np.zeros_like(ones) if points.oris is None else points.oris
+        framed = replace(points, scales=scales, oris=oris)
+        return replace(points, descriptors=self.describe(DetectedKeypoints(pixels, framed)).descriptors)
 
     def _loaded(self) -> FrozenNetwork:
         with self._loading:

@@ -68,7 +68,7 @@ class PublishedExtractor(ABC):
     def __init__(self, config: Any, device: str = "auto"):
         self.config, self._device_name = config, device
         self._loading = threading.Lock()
-        self._thread: OneThread | None = None
+        self._thread: OneThread[np.ndarray] | None = None
         self._network: Any = None
         self._on_cpu: Any = None
         """CPU replacement of kornia's network, with the same results."""
@@ -149,7 +149,7 @@ class PublishedExtractor(ABC):
                 self._network = load_network(self.network_name, weights, **self._options())
                 self._sha256 = weights.sha256
 
-    def _ready(self) -> OneThread:
+    def _ready(self) -> OneThread[np.ndarray]:
         """The thread that runs the network on its device."""
 
         config = self.config

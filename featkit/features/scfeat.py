@@ -1,8 +1,8 @@
 """SCFeat (Sun, Zhu, Ji 2022): keypoints and descriptors from one network (section III-E).
 
 An image is padded to multiples of 16 px by repeating its last column and row; keypoints are detected only inside the
-image. One thread runs the network for all callers, with all cores or the GPU; on a GPU, waiting images of the same
-size form one batch.
+image. Other detectors' keypoints are described from the same dense map. One thread runs the network for all callers,
+with all cores or the GPU; on a GPU, waiting images of the same size form one batch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -101,7 +101,7 @@ class Scfeat:
         self.config, self._device_name = config, device
         self._loading = threading.Lock()
         self._network: FrozenSCFeat | None = None
-        self._thread: OneThread | None = None
+        self._thread: OneThread[Asked] | None = None
 
     @property
     def weights_sha256(self) -> str:
@@ -120,7 +120,7 @@ class Scfeat:
         """Features of several images; consecutive images of the same size are batched on a GPU."""
         thread = self._ready()
         waiting = [
-            [thread.submit(resized(image, scale)) for scale in self._scales(image)] if self._usable(image) else []
+            [thread.submit(Asked(resized(image, s))) for s in self._scales(image)] if self._usable(image) else []
             for image in images
         ]
         return [
@@ -153,6 +153,32 @@ class Scfeat:
         )
         return joined.select(np.argsort(-joined.scores, kind="stable")[: self.config.max_keypoints])
 
+    def describe_points(self, pixels: UInt8[np.ndarray, "h w 3"], points: Features) -> Features:
+        """Given keypoints, described from the network's map; see `DescribesPoints`. Orientations change nothing.
+
+        With several `scales`, each keypoint is described in the resized copy whose pixels, in pixels of the image, are
+        nearest to its scale (1 if it has none). An image in which `extract` finds no features has none here either.
+        """
+        if not self._usable(pixels):
+            return self._none(pixels)
+        thread, size = self._ready(), (pixels.shape[1], pixels.shape[0])
+        copies = [resized(pixels, scale) for scale in self._scales(pixels)]
+        own = np.ones(len(points), np.float32) if points.scales is None else points.scales
+        of_copies = np.log([size[0] / copy.shape[1] for copy in copies])
+        chosen = np.abs(np.log(own)[:, None] - of_copies).argmin(axis=1)
+        parts = [np.flatnonzero(chosen == number) for number in range(len(copies))]
+        waiting = []
+        for copy, index in zip(copies, parts, strict=True):
+            there = points.select(index)
+            moved = apply_affine(
+                resize_affine(size, (copy.shape[1], copy.shape[0])), there.keypoints.astype(np.float64)
+            )
+            waiting.append(thread.submit(Asked(copy, replace(there, keypoints=moved.astype(np.float32)))))
+        rows = np.concatenate([part.result().descriptors for part in waiting])
+        descriptors = np.empty_like(rows)
+        descriptors[np.concatenate(parts)] = rows
+        return replace(points, descriptors=descriptors, turns=self.config.turns)
+
     def _usable(self, image: np.ndarray) -> bool:
         height, width = image.shape[:2]
         if min(height, width) < MIN_SIDE_PX:
@@ -169,7 +195,7 @@ class Scfeat:
         scales = None if self.config.scales == (1.0,) else np.zeros(0, np.float32)
         return Features(*nothing, image_size=(width, height), scales=scales, turns=self.config.turns)
 
-    def _ready(self) -> OneThread:
+    def _ready(self) -> OneThread[Asked]:
         """The thread that runs the network; the network is loaded on the first call."""
 
         config = self.config
@@ -184,12 +210,16 @@ class Scfeat:
                 self._thread = OneThread(self._run, at_once, config.max_pixels)
             return self._thread
 
-    def _run(self, images: list[np.ndarray]) -> list[Features]:
+    def _run(self, asked: list[Asked]) -> list[Features]:
         """Images of one size, in the network's thread."""
 
+        images = [one.pixels for one in asked]
         height, width = images[0].shape[:2]
         maps, scores = self._dense(images)
-        found = [self._keypoints(image_scores) for image_scores in scores[:, 0]]
+        found = [
+            self._keypoints(of_image) if one.points is None else given_points(one.points, of_image.device)
+            for one, of_image in zip(asked, scores[:, 0], strict=True)
+        ]
         rows = [[self._rows(values, keypoints.points)] for values, keypoints in zip(maps, found, strict=True)]
         for turn in range(1, self.config.turns):
             maps, _ = self._dense([np.rot90(image, turn) for image in images])
@@ -201,9 +231,11 @@ class Scfeat:
                 concatenated(of_image),
                 keypoints.scores.float().cpu().numpy(),
                 image_size=(width, height),
+                scales=None if one.points is None else one.points.scales,
+                oris=None if one.points is None else one.points.oris,
                 turns=self.config.turns,
             )
-            for keypoints, of_image in zip(found, rows, strict=True)
+            for one, keypoints, of_image in zip(asked, found, rows, strict=True)
         ]
 
     def _dense(self, images: list[np.ndarray]) -> DenseFeatures:
@@ -284,6 +316,11 @@ def find_keypoints(
     index, values = index[order[:count]], values[:count]
     pixels = torch.stack([index % scores.shape[1], index // scores.shape[1]], dim=1)
     return ScoredPoints(refined(scores, pixels) if refine else pixels.to(scores.dtype), values)
+
+
+def given_points(points: Features, device: torch.device) -> ScoredPoints:
+    """Another detector's keypoints, in their order."""
+    return ScoredPoints(torch.from_numpy(points.keypoints).to(device), torch.from_numpy(points.scores).to(device))
 
 
 def local_maxima(scores: Float[Tensor, "h w"], window: int) -> Bool[Tensor, "h w"]:
@@ -381,20 +418,39 @@ def concatenated(rows: Sequence[Float[np.ndarray, "n d"]]) -> Float[np.ndarray, 
 # keeps a thread pool for each of them). A GPU processes several images in little more time than one.
 
 
-Image = UInt8[np.ndarray, "h w c"]
+class Sized(Protocol):
+    """What a network is run on: pixels (h, w, c), alone or with more."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
-class OneThread:
+AnImage = TypeVar("AnImage", bound=Sized)
+
+
+class Asked(NamedTuple):
+    """An image, with the keypoints to describe; None: those that the network finds."""
+
+    pixels: UInt8[np.ndarray, "h w c"]
+    points: Features | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the pixels."""
+        return self.pixels.shape
+
+
+class OneThread(Generic[AnImage]):
     """Calls `work` with images of one size: at most `at_once`, and at most one beyond `most_pixels` in total."""
 
-    def __init__(self, work: Callable[[list[Image]], list[Features]], at_once: int, most_pixels: int):
+    def __init__(self, work: Callable[[list[AnImage]], list[Features]], at_once: int, most_pixels: int):
         self._work, self._at_once, self._most_pixels = work, at_once, most_pixels
-        self._waiting: deque[tuple[Image, Future[Features]]] = deque()
+        self._waiting: deque[tuple[AnImage, Future[Features]]] = deque()
         self._lock = threading.Lock()
         threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(1, "network", initializer=torch.set_num_threads, initargs=(threads,))
 
-    def submit(self, image: Image) -> Future[Features]:
+    def submit(self, image: AnImage) -> Future[Features]:
         """Future of its features. An exception in `work` is raised by the result of every image in the batch."""
         done: Future[Features] = Future()
         with self._lock:
@@ -415,7 +471,7 @@ class OneThread:
         for (_, done), features in zip(batch, found, strict=True):
             done.set_result(features)
 
-    def _next_batch(self) -> list[tuple[Image, Future[Features]]]:
+    def _next_batch(self) -> list[tuple[AnImage, Future[Features]]]:
         with self._lock:
             if not self._waiting:
                 return []

@@ -1,5 +1,7 @@
 """The extract stage: images/ -> features.h5. Many workers decode and extract, one writes; resumable at any moment.
 
+Keypoints are the extractor's own, or those of another detector's file, which are then only described.
+
 Memory holds only a bounded window of images. Results are written in order of name, so an interrupted and resumed
 run ends with the same file as an uninterrupted one.
 """
@@ -27,25 +29,26 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from featkit.core.config import Config, Later, Runtime, WorkerCount, digest, make
-from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, WorkerDiedError
+from featkit.core.config import Config, Later, Runtime, WorkerCount, config_names, digest, make, named_config
+from featkit.core.errors import BadInputError, EmptyResultError, FeatkitError, UsageError, WorkerDiedError
 from featkit.core.log import progress
 from featkit.core.processes import end_with
 from featkit.core.registry import Method, class_of, resolve
 from featkit.core.runtime import capped
 from featkit.core.types import Features
-from featkit.features.base import Extractor, TwoSteps, takes_two_steps
-from featkit.images.exif import taken_with
+from featkit.features.base import DescribesPoints, Extractor, TwoSteps, describes_points, takes_two_steps
+from featkit.features.panoramas import in_views, is_panorama, of_views, seen_features
+from featkit.images.exif import some_names
 from featkit.images.intensity import found_range
 from featkit.images.listing import list_images
 from featkit.images.masks import find_masks, masked
-from featkit.images.panoramas import in_panorama, views_of
-from featkit.images.read import DecodeConfig, DecodedImage, decode
-from featkit.io.camera_models import is_whole_sphere
-from featkit.io.features import FeatureStore, append_features, extractor_name, open_features
+from featkit.images.panoramas import views_of
+from featkit.images.read import DecodeConfig, DecodedImage, are_inside, decode
+from featkit.io.features import FeatureStore, append_features, extractor_name, open_features, points_digest
 
 LOGGER = logging.getLogger(__name__)
 SAMPLE_BYTES = 1 << 16
+NO_SIZE = (0, 0)  # of the image of keypoints whose file does not say
 WINDOW_PER_WORKER = 2  # images in flight per worker: one being processed, one waiting to be written
 
 
@@ -71,21 +74,29 @@ class ExtractConfig(Config):
     masks: Runtime[Path | None] = None
     """Folder of masks with COLMAP's names (a/b.jpg.png for a/b.jpg): no keypoints where a mask is zero. A change in a
     mask's content is detected like a change in the image."""
+    keypoints: Runtime[Path | None] = None
+    """Describe the keypoints of this file, in featkit's or hloc's layout of features.h5. None: those that the features
+    detect themselves. All that lie on their image are kept, with their scores, scales and orientations."""
+    keypoints_digest: Later[str] = ""
+    """Digest of the keypoints in that file, which `extraction` fills in; "": no file."""
 
 
 def extraction(config: ExtractConfig, changes: dict[str, Any] | None = None, device: str = "auto") -> Method[Extractor]:
     """The extractor named in `config`, with this configuration of the stage.
 
     changes: fields of the extractor's own configuration that differ from the yaml. Raises UsageError for an unknown
-    name or field.
+    name or field, or for `config.keypoints` that the extractor cannot describe; BadInputError for a file of keypoints
+    that is missing, damaged, or another one than the configuration was made with.
     """
     values = {**config.extractor, **(changes or {})}
     if "extractor" not in values:
-        return of_photographs(resolve("extractor", config.features, values, device), config)
+        if config.keypoints is not None and values.get("max_keypoints") is not None:
+            raise UsageError("max_keypoints limits a detector; it does not go with --keypoints, whose file has chosen")
+        return _with_digest(of_photographs(resolve("extractor", config.features, values, device), config))
     row = str(values.pop("extractor"))  # complete: the yaml may have moved or changed since
     cls = class_of("extractor", row)
     own = make(cls.Config, values, where=f"configuration {config.features!r}")
-    return of_photographs(Method(config.features, cls, own, device, row), config)
+    return _with_digest(of_photographs(Method(config.features, cls, own, device, row), config))
 
 
 def of_photographs(method: Method[Extractor], config: ExtractConfig | None = None) -> Method[Extractor]:
@@ -134,11 +145,11 @@ def run(
 
     method: from `extraction`, or from `resolve` (images are then decoded with ExtractConfig's defaults). names: only
     these images, relative to the folder. masks: of the images; by default those of the configuration's folder.
-    Raises BadInputError for an image that cannot be read (unless `skip_broken`) or a store of another configuration,
-    EmptyResultError when not one image could be used.
+    Raises BadInputError for an image that cannot be read (unless `skip_broken`), a store of another configuration, or
+    given keypoints of images of another size; EmptyResultError when not one image could be used.
     """
     method = method if method.stage else of_photographs(method)
-    wanted = list_images(images) if names is None else names
+    wanted = usable_names(method, list_images(images) if names is None else names)
     masks = _masks(method, images, wanted) if masks is None else masks
     with append_features(output, method.config, method.weights_sha256, overwrite) as store:
         todo = [name for name in wanted if not _whole(store, name, images, masks)]
@@ -152,6 +163,28 @@ def run(
         if not any(store.has(name) for name in wanted):
             raise EmptyResultError(f"{images}: none of its {len(wanted)} images could be used")
     return output
+
+
+def usable_names(method: Method[Extractor], names: Sequence[str]) -> list[str]:
+    """The images to extract: all, or those with keypoints in the file that gives them; others are named in one line.
+
+    Raises BadInputError when the file has keypoints of none.
+    """
+    file = method.config.keypoints
+    if file is None:
+        return list(names)
+    with open_features(file) as store:
+        known = set(store.names())
+    there = [name for name in names if name in known]
+    if not there:
+        raise BadInputError(f"{file}: has keypoints of none of {len(names)} images ({names[0]} ...); names must agree")
+    without = sorted(set(names) - set(there))
+    if without:
+        LOGGER.warning(
+            "%s: no keypoints of %d of %d images, which are left out: %s",
+            *(file, len(without), len(names), some_names(without)),
+        )
+    return there
 
 
 def waiting(method: Method[Extractor], images: Path, output: Path, names: list[str], overwrite: bool) -> list[str]:
@@ -197,13 +230,71 @@ def _extracted(
     """(name, features) in the order of `names`; None for a skipped image."""
     count = capped(method.config.workers)
     waiting: deque[tuple[str, Future[Features | DetectedImage]]] = deque()
-    with workers(method, count, names) as pool:
+    with workers(method, count, names) as pool, GivenPoints.of(method.config) as given:
         for name in names:
-            waiting.append((name, pool.submit(images / name, masks.get(name))))
+            waiting.append((name, pool.submit(images / name, masks.get(name), given.read(name))))
             if len(waiting) >= count * WINDOW_PER_WORKER:
-                yield _finished(method, pool, *waiting.popleft())
+                yield given.counted(_finished(method, pool, *waiting.popleft()))
         while waiting:
-            yield _finished(method, pool, *waiting.popleft())
+            yield given.counted(_finished(method, pool, *waiting.popleft()))
+
+
+class GivenPoints:
+    """The keypoints of a file that an extraction describes; without a file it gives none."""
+
+    def __init__(self, path: Path, store: FeatureStore | None):
+        self._path, self._store = path, store
+        self._outside: dict[str, int] = {}
+
+    @classmethod
+    @contextmanager
+    def of(cls, config: ExtractConfig) -> Iterator[GivenPoints]:
+        """Open a configuration's file; at the end how many keypoints lay outside their images is said once."""
+        if config.keypoints is None:
+            yield cls(Path(), None)
+            return
+        with open_features(config.keypoints) as store:
+            given = cls(config.keypoints, store)
+            yield given
+        if given._outside:
+            some = f"{len(given._outside)} images ({some_names(sorted(given._outside))})"
+            LOGGER.warning("%s: %d keypoints outside %s dropped", given._path, sum(given._outside.values()), some)
+
+    def read(self, name: str) -> Features | None:
+        """Keypoints of an image in the pixels of its file. Raises BadInputError."""
+        return None if self._store is None else self._store.read_points(name)
+
+    def counted(self, result: tuple[str, Features | None]) -> tuple[str, Features | None]:
+        """The same result, after counting which of its image's keypoints lie outside."""
+        name, features = result
+        if self._store is not None and features is not None:
+            outside = int((~are_inside(self._store.keypoints(name), features.image_size)).sum())
+            if outside:
+                self._outside[name] = outside
+        return result
+
+
+def _with_digest(method: Method[Extractor]) -> Method[Extractor]:
+    """The method with the digest of its file of keypoints, if it has one."""
+    config: ExtractConfig = method.config
+    if config.keypoints is None:
+        return method
+    if not describes_points(method.cls):
+        raise UsageError(f"{config.features}: describes its own keypoints only; --keypoints goes with {_describers()}")
+    with open_features(config.keypoints) as store:
+        found = points_digest(store)
+    if config.keypoints_digest not in ("", found):
+        raise BadInputError(
+            f"{config.keypoints}: has other keypoints than this configuration was made with"
+            f" ({config.keypoints_digest} -> {found}); bring them back, or start again"
+        )
+    return replace(method, stage=config.model_copy(update={"keypoints_digest": found}))
+
+
+def _describers() -> str:
+    """Names of the features that describe any keypoints."""
+    rows = {name: str(named_config(name, "extractor")["extractor"]) for name in config_names("extractor")}
+    return ", ".join(name for name, row in rows.items() if describes_points(class_of("extractor", row)))
 
 
 def _finished(
@@ -221,16 +312,23 @@ def _finished(
     return name, features
 
 
-def same_extraction(features: Path, workers: int = 0) -> ExtractConfig:
+def same_extraction(features: Path, workers: int = 0, keypoints: Path | None = None) -> ExtractConfig:
     """The configuration that made a features file; unreadable images are skipped.
 
-    Raises BadInputError when featkit did not make the file.
+    keypoints: file of the other images' keypoints, for features of given keypoints. Raises BadInputError without one,
+    or when featkit did not make the features.
     """
     with open_features(features) as store:
         stored = store.attributes().get("config")
     if not isinstance(stored, dict):
         raise BadInputError(f"{features}: does not say how it was made; queries cannot be extracted the same way")
-    return make(ExtractConfig, {**stored, "skip_broken": True, "workers": workers}, where=str(features))
+    if stored.get("keypoints_digest") and keypoints is None:
+        raise BadInputError(
+            f"{features}: describes keypoints of another detector, so other images need theirs: `featkit localize"
+            " --keypoints FILE`"
+        )
+    others = {"skip_broken": True, "workers": workers, "keypoints": keypoints, "keypoints_digest": ""}
+    return make(ExtractConfig, {**stored, **others}, where=str(features))
 
 
 @dataclass(frozen=True)
@@ -246,43 +344,21 @@ class DetectedImage:
     in_views: bool = False
 
 
-def extract_one(method: Method[Extractor], path: Path, mask: Path | None = None) -> Features:
-    """Features of one image, in the pixels of its file. Raises BadInputError."""
+def extract_one(
+    method: Method[Extractor], path: Path, mask: Path | None = None, points: Features | None = None
+) -> Features:
+    """Features of one image, in the pixels of its file. points: keypoints to describe. Raises BadInputError."""
     image = _decoded(method, path, mask)
-    return _finite(method, path, in_file(method, image, seen_features(method, image, _is_panorama(method, path))))
-
-
-def seen_features(method: Method[Extractor], image: DecodedImage, is_panorama: bool) -> Features:
-    """An extractor's result on decoded pixels; of a panorama in views, where the configuration says so."""
-    if not (is_panorama and _in_views(method, image)):
-        return method.built.extract(image.pixels)
-    return _of_views(method, image, [method.built.extract(v.cut(image.pixels)) for v in views_of(*image.size)])
-
-
-def _in_views(method: Method[Extractor], image: DecodedImage) -> bool:
-    """Whether a panorama is cut into views."""
-    return bool(method.config.panoramas == "views") and is_whole_sphere(image.size)
-
-
-def _is_panorama(method: Method[Extractor], path: Path) -> bool:
-    """Whether a photograph is a panorama: as the configuration says, or its metadata."""
-    if method.config.panoramas == "whole" or method.config.all_panoramas:
-        return bool(method.config.all_panoramas)
-    taken = taken_with(path)
-    return taken is not None and taken.is_panorama
-
-
-def _of_views(method: Method[Extractor], image: DecodedImage, found: Sequence[Features]) -> Features:
-    """The panorama's features, no more of them than the extractor gives of one image."""
-    limit = method.own.result_fields().get("max_keypoints")
-    return in_panorama(found, *image.size, limit if isinstance(limit, int) and limit > 0 else None)
+    if points is not None:
+        return _finite(method, path, _described(method, path, image, points))
+    return _finite(method, path, in_file(method, image, seen_features(method, image, is_panorama(method, path))))
 
 
 def detect_one(method: Method[Extractor], path: Path, mask: Path | None = None) -> DetectedImage:
     """The first of two steps on one image (`base.TwoSteps`). Raises BadInputError."""
     image = _decoded(method, path, mask)
     extractor = cast(TwoSteps, method.built)
-    if _is_panorama(method, path) and _in_views(method, image):
+    if is_panorama(method, path) and in_views(method, image):
         views = [extractor.detect(view.cut(image.pixels)) for view in views_of(*image.size)]
         return DetectedImage(path, image, views, in_views=True)
     return DetectedImage(path, replace(image, pixels=image.pixels[:0]), extractor.detect(image.pixels))
@@ -297,7 +373,7 @@ def describe_one(method: Method[Extractor], detected: DetectedImage) -> Features
     """The second step, on the device; `extract_one` is both. Raises BadInputError."""
     extractor = cast(TwoSteps, method.built)
     if detected.in_views:
-        found = _of_views(method, detected.image, [extractor.describe(view) for view in detected.detected])
+        found = of_views(method, detected.image, [extractor.describe(view) for view in detected.detected])
     else:
         found = extractor.describe(detected.detected)
     return _finite(method, detected.path, in_file(method, detected.image, found))
@@ -306,6 +382,22 @@ def describe_one(method: Method[Extractor], detected: DetectedImage) -> Features
 def in_file(method: Method[Extractor], image: DecodedImage, found: Features) -> Features:
     """An extractor's result on decoded pixels, in the form of a features file. method: from `extraction`."""
     return replace(image.features_in_file(found), extractor=extractor_name(method.config.result_fields()))
+
+
+def _described(method: Method[Extractor], path: Path, image: DecodedImage, points: Features) -> Features:
+    """Given keypoints of an image's file with descriptors; see `GivenPoints`."""
+    if points.image_size not in (NO_SIZE, image.stored_size):
+        sizes = ["{} x {}".format(*size) for size in (points.image_size, image.stored_size)]
+        raise BadInputError(
+            f"{method.config.keypoints}: its keypoints are of an image of {sizes[0]} px, {path} has {sizes[1]};"
+            " give the keypoints of these images"
+        )
+    kept, seen = image.features_from_file(points)
+    found = cast(DescribesPoints, method.built).describe_points(image.pixels, seen)
+    if not len(found):
+        kept = kept.select(np.zeros(0, np.int64))
+    name = extractor_name(method.config.result_fields())
+    return replace(kept, descriptors=found.descriptors, turns=found.turns, extractor=name)
 
 
 def _finite(method: Method[Extractor], path: Path, features: Features) -> Features:
@@ -332,12 +424,14 @@ class Workers:
     def __init__(self, pool: Executor, method: Method[Extractor], in_processes: bool):
         self._pool, self._method, self._in_processes = pool, method, in_processes
 
-    def submit(self, path: Path, mask: Path | None = None) -> Future[Features | DetectedImage]:
-        """Submit one image; mask: the file of its mask."""
+    def submit(
+        self, path: Path, mask: Path | None = None, points: Features | None = None
+    ) -> Future[Features | DetectedImage]:
+        """Submit one image; mask: the file of its mask. points: keypoints to describe instead of its own."""
 
         if self._in_processes:
-            return self._pool.submit(_work, path, mask)
-        return self._pool.submit(extract_one, self._method, path, mask)
+            return self._pool.submit(_work, path, mask, points)
+        return self._pool.submit(extract_one, self._method, path, mask, points)
 
     def result(self, future: Future[Features | DetectedImage], name: str) -> Features:
         """Wait for one image. Raises what `extract_one` raises, and WorkerDiedError if its process died."""
@@ -356,11 +450,13 @@ class Workers:
 def workers(method: Method[Extractor], count: int, images: Sequence[str]) -> Iterator[Workers]:
     """At most `count` workers, fewer for a few images. Pending work is cancelled at the end."""
     count = max(1, min(count, (len(images) + 1) // 2))
-    in_processes = method.built.holds_gil and count > 1
+    two_steps = takes_two_steps(method.built)
+    only_describes = two_steps and bool(method.config.keypoints)  # on a GPU, by threads: there is no first step
+    in_processes = method.built.holds_gil and count > 1 and not only_describes
     pool: Executor
     if in_processes:
         context = multiprocessing.get_context("spawn")
-        arguments = (pickle.dumps(method), os.getpid(), takes_two_steps(method.built))
+        arguments = (pickle.dumps(method), os.getpid(), two_steps)
         pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=arguments)
     else:
         pool = ThreadPoolExecutor(count, thread_name_prefix="extract")
@@ -388,6 +484,6 @@ def _start(pickled: bytes, parent: int, only_detect: bool) -> None:
     _method = pickle.loads(pickled)
 
 
-def _work(path: Path, mask: Path | None) -> Features | DetectedImage:
+def _work(path: Path, mask: Path | None, points: Features | None) -> Features | DetectedImage:
     assert _method is not None
-    return detect_one(_method, path, mask) if _only_detect else extract_one(_method, path, mask)
+    return detect_one(_method, path, mask) if _only_detect else extract_one(_method, path, mask, points)

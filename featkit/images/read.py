@@ -124,6 +124,22 @@ class DecodedImage:
         )
         return mapped if self.usable is None else mapped.select(_in_usable(self.usable, mapped.keypoints))
 
+    def features_from_file(self, features: Features) -> tuple[Features, Features]:
+        """Features in the pixels of the file: those inside the image and not masked, and the same in these pixels."""
+        affine = self.stored_from_pixels
+        kept = features.select(np.flatnonzero(are_inside(features.keypoints, self.stored_size)))
+        if self.usable is not None:
+            kept = kept.select(_in_usable(self.usable, kept.keypoints))
+        from_seen = None if np.array_equal(affine, IDENTITY) else affine
+        kept = replace(kept, image_size=self.stored_size, from_seen=from_seen)
+        return kept, kept.as_seen()
+
+
+def are_inside(keypoints: Float[np.ndarray, "n 2"], size: tuple[int, int]) -> Bool[np.ndarray, " n"]:
+    """Which keypoints lie on an image of that width and height; none that is not finite."""
+    on_it = (keypoints >= -COLMAP_ORIGIN) & (keypoints <= np.asarray(size) - COLMAP_ORIGIN)
+    return np.asarray(on_it.all(axis=1))
+
 
 def _in_usable(usable: Bool[np.ndarray, "h w"], keypoints: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, " m"]:
     """Indices of the keypoints whose pixel is usable."""

@@ -29,9 +29,10 @@ from featkit.core.run_file import RUN_FILE, VERSION
 LONGEST = 1 << 20  # characters per line; no list of names and numbers has longer ones
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, empty: bool = False) -> Iterator[tuple[int, str]]:
     """(line number, stripped line) of all lines that are neither empty nor a comment. Raises BadInputError.
 
+    empty: also empty ones.
     One line is in memory at a time, and its length is limited: a file may contain more zeros than fit into memory.
     """
     number = 0
@@ -43,7 +44,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 for line in block.splitlines():
                     number += 1
                     stripped = line.strip()
-                    if stripped and not stripped.startswith("#"):
+                    if (stripped or empty) and not stripped.startswith("#"):
                         yield number, stripped
     except FileNotFoundError:
         raise BadInputError(f"{path}: no such file") from None

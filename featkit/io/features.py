@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ class FeatureStore:
         group = self._group(name)
         if "digest" in group.attrs:
             return str(attribute(group, "digest"))
-        return features_digest(self.read(name))
+        described = has(group, "descriptors")  # keypoints alone are enough for matches that others made
+        return features_digest(self.read(name) if described else self._points(name))
 
     @explains_damage
     def source(self, name: str) -> str:
@@ -65,30 +67,51 @@ class FeatureStore:
     @explains_damage
     def read(self, name: str) -> Features:
         """Features of one image. Raises BadInputError if they are missing or damaged."""
+        points, group = self._points(name), self._group(name)
+        features = replace(
+            points,
+            descriptors=self._descriptors(group),
+            turns=int(group["descriptors"].attrs.get("turns", 1)),
+            extractor=self.extractor,
+            from_seen=self._from_seen(group),
+        )
+        if len(features.descriptors) != len(points):
+            raise BadInputError(
+                f"{self.path}: {name!r} has {len(points)} keypoints but {len(features.descriptors)} descriptors"
+            )
+        return features
+
+    @explains_damage
+    def read_points(self, name: str) -> Features:
+        """Keypoints, scores, scales and orientations of one image, without its descriptors (n, 0).
+
+        Raises BadInputError when they are missing or damaged, or scales are not positive.
+        """
+        points = self._points(name)
+        numbers = [part for part in (points.scores, points.scales, points.oris) if part is not None]
+        if not all(np.isfinite(part).all() for part in numbers):
+            raise BadInputError(f"{self.path}: {name!r} has scores, scales or angles that are not finite")
+        if points.scales is not None and (points.scales <= 0).any():
+            raise BadInputError(f"{self.path}: {name!r} has keypoints with a scale of 0 or less")
+        return points
+
+    def _points(self, name: str) -> Features:
         group = self._group(name)
         keypoints = self._keypoints(group)
-        descriptors = self._descriptors(group)
         scores, oris = self._optional(group, "scores"), self._optional(group, "oris")
-        features = Features(
+        points = Features(
             keypoints=keypoints,
-            descriptors=descriptors,
+            descriptors=np.zeros((len(keypoints), 0), np.float32),
             scores=np.ones(len(keypoints), np.float32) if scores is None else scores,
             image_size=self._image_size(group),
             scales=self._optional(group, "scales"),
             oris=None if oris is None else np.radians(oris),
             uncertainty_px=float(group["keypoints"].attrs.get("uncertainty", 1.0)),
-            turns=int(group["descriptors"].attrs.get("turns", 1)),
-            extractor=self.extractor,
-            from_seen=self._from_seen(group),
         )
-        parts = (features.scores, features.scales, features.oris)
+        parts = (points.scores, points.scales, points.oris)
         if any(part is not None and len(part) != len(keypoints) for part in parts):
             raise BadInputError(f"{self.path}: {name!r} has scores, scales or angles for another number of keypoints")
-        if len(features.descriptors) != len(keypoints):
-            raise BadInputError(
-                f"{self.path}: {name!r} has {len(keypoints)} keypoints but {len(features.descriptors)} descriptors"
-            )
-        return features
+        return points
 
     @explains_damage
     def keypoints(self, name: str) -> np.ndarray:
@@ -207,6 +230,18 @@ def features_digest(features: Features) -> str:
     keypoints = np.ascontiguousarray(features.keypoints, dtype=np.float32)
     hashed = hashlib.sha256(keypoints.tobytes())
     hashed.update(np.ascontiguousarray(features.descriptors).tobytes())
+    return hashed.hexdigest()[:16]
+
+
+def points_digest(store: FeatureStore) -> str:
+    """16 hex digits of all that a store has of keypoints, whatever it or the file around it has besides."""
+    hashed = hashlib.sha256()
+    for name in store.names():
+        points = store.read_points(name)
+        parts = (points.keypoints, points.scores, points.scales, points.oris)
+        hashed.update(repr((name, points.image_size, points.uncertainty_px, [p is None for p in parts])).encode())
+        for part in parts:
+            hashed.update(b"" if part is None else np.ascontiguousarray(part, dtype=np.float32).tobytes())
     return hashed.hexdigest()[:16]
 
 

@@ -2,10 +2,13 @@
 
 hloc's key of a pair replaces "/" by "-" in both names and joins them with "/", so `a/b-c` and `a-b/c` share a key.
 Such names cannot be used together; every group also has both names as attributes.
+
+COLMAP's text of matches is read as well.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -13,11 +16,13 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from jaxtyping import Int32
 
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError
 from featkit.core.types import Matches, Pair
 from featkit.io import h5, shards
+from featkit.io.atomic import read_lines
 from featkit.io.features import FeatureStore
 from featkit.io.h5 import attribute
 from featkit.io.h5_items import array_of, find, has
@@ -115,6 +120,19 @@ class MatchStore:
         """Root attributes of the file: kind, format, fingerprint, config, versions."""
         return h5.root_attributes(self._file)
 
+    def identity(self, pairs: Iterable[Pair]) -> str:
+        """What tells these matches from others of the same features: the fingerprint of what made the file.
+
+        Of another program's file, which has none, 16 hex digits of the matches themselves.
+        """
+        attributes = self.attributes()
+        if "format" in attributes:
+            return str(attributes.get("fingerprint"))
+        hashed = hashlib.sha256()
+        for pair in pairs:
+            hashed.update(np.ascontiguousarray(self.read(pair).matches0, dtype=np.int32).tobytes() + b"|")
+        return hashed.hexdigest()[:16]
+
     def _read(self, key: str) -> Matches:
         group = self._group(key)
         stored = array_of(group, "matches0", kinds="iu").reshape(-1)
@@ -198,19 +216,105 @@ class MatchStore:
         return Matches(back, scores)
 
 
+class TextMatches(MatchStore):
+    """Matches in the text that COLMAP's matches_importer takes; all of them in memory.
+
+        a.jpg b.jpg
+        0 17
+        3 5
+
+    Two names (tab-separated if one has a space), a line per match with the indices of both keypoints from 0, and an
+    empty line before the next pair.
+    """
+
+    def __init__(self, path: Path, features: tuple[FeatureStore, FeatureStore] | None = None):
+        """Read the whole file. Raises BadInputError that names the line."""
+        self.path, self._features = path, features
+        self._counts = ({}, {})
+        self._found = read_match_list(path)
+
+    def has(self, pair: Pair, digests: tuple[str, str]) -> bool:
+        """No: the text does not say which features it was made of."""
+        return False
+
+    def pairs(self) -> list[Pair]:
+        """All pairs of the file, sorted."""
+        return sorted(self._found)
+
+    def attributes(self) -> dict:
+        """Nothing: a text says nothing of itself."""
+        return {}
+
+    def refuse_others(self, pairs: Iterable[Pair]) -> None:
+        """Nothing to compare; indices are checked when they are read."""
+
+    def read(self, pair: Pair) -> Matches:
+        """Matches of a pair, stored in either order of names. Raises BadInputError."""
+        swapped = pair not in self._found
+        rows = self._found.get(Pair(pair.name1, pair.name0) if swapped else pair)
+        if rows is None:
+            raise BadInputError(f"{self.path}: no matches of {pair.name0!r} and {pair.name1!r}; match them first")
+        rows = rows[:, ::-1] if swapped else rows
+        counts = rows.max(axis=0, initial=-1) + 1
+        if self._features is not None:
+            counts = [self._count(side, name) for side, name in enumerate((pair.name0, pair.name1))]
+        if (rows.max(axis=0, initial=-1) >= counts).any():
+            raise BadInputError(
+                f"{self.path}: the matches of {pair.name0!r} and {pair.name1!r} do not fit their {counts[0]:,} and"
+                f" {counts[1]:,} keypoints (indices up to {rows.max():,}); they are of other features"
+            )
+        matches0, scores0 = np.full(counts[0], -1, np.int32), np.zeros(counts[0], np.float32)
+        matches0[rows[:, 0]], scores0[rows[:, 0]] = rows[:, 1], 1.0
+        return Matches(matches0, scores0)
+
+
+def read_match_list(path: Path) -> dict[Pair, Int32[np.ndarray, "m 2"]]:
+    """Index pairs of each pair of images; see `TextMatches`. Raises BadInputError that names the line."""
+    found: dict[Pair, Int32[np.ndarray, "m 2"]] = {}
+    pair: Pair | None = None
+    rows: list[int] = []
+    for number, line in chain(read_lines(path, empty=True), [(0, "")]):
+        if pair is None and line:
+            names = [name.strip() for name in (line.split("\t") if "\t" in line else line.split())]
+            if len(names) != 2 or not all(names):
+                raise BadInputError(f"{path}:{number}: two image names expected, and an empty line after each pair")
+            pair, rows = Pair(*names), []
+            if pair in found or Pair(pair.name1, pair.name0) in found or pair.name0 == pair.name1:
+                raise BadInputError(f"{path}:{number}: {pair.name0!r} and {pair.name1!r}: twice in it, or one image")
+        elif line:
+            indices = line.split()
+            if len(indices) != 2 or not all(len(one) < 10 and one.isascii() and one.isdigit() for one in indices):
+                raise BadInputError(f"{path}:{number}: expected the indices of two keypoints, from 0")
+            rows += map(int, indices)
+        elif pair is not None:
+            found[pair] = np.array(rows, np.int32).reshape(-1, 2)
+            if len(np.unique(found[pair][:, 0])) < len(found[pair]):
+                raise BadInputError(
+                    f"{path}: a keypoint of {pair.name0!r} has two matches in {pair.name1!r}; leave one"
+                )
+            pair = None
+    if not found:
+        raise BadInputError(f"{path}: no matches in it")
+    return found
+
+
 @contextmanager
 def open_matches(
     path: Path, features: FeatureStore | None = None, second_features: FeatureStore | None = None
 ) -> Iterator[MatchStore]:
-    """Open matches.h5 for reading. Raises BadInputError.
+    """Open matches.h5, or a text of matches (.txt), for reading. Raises BadInputError.
 
     features: the features that were matched (second_features: those of the second images, if separate). Matches of
     other features, or with indices beyond the keypoints, are then refused when they are read.
     """
+    both = None if features is None else (features, second_features or features)
+    if path.suffix == ".txt":
+        yield TextMatches(path, both)
+        return
     with h5.reading(path) as file:
         if (kind := h5.kind_of(file, "matches")) != "matches":
             raise BadInputError(f"{path}: holds {kind}, not matches")
-        yield MatchStore(path, file, None if features is None else (features, second_features or features))
+        yield MatchStore(path, file, both)
 
 
 @contextmanager

@@ -82,13 +82,25 @@ def estimate_pose(
     answer = pycolmap.estimate_and_refine_absolute_pose(points2d, points3d, camera, estimation, refinement)
     if answer is None:
         return None
-    pose = to_pose(answer["cam_from_world"])
     inlier = np.asarray(answer["inlier_mask"], dtype=bool)
-    squared = squared_residuals(answer["cam_from_world"], camera, points2d[inlier], points3d[inlier])
+    return assessed(answer["cam_from_world"], camera, points2d, points3d, inlier, refinement)
+
+
+def assessed(
+    rigid: pycolmap.Rigid3d,
+    camera: pycolmap.Camera,
+    points2d: Float[np.ndarray, "n 2"],
+    points3d: Float[np.ndarray, "n 3"],
+    inlier: Bool[np.ndarray, " n"],
+    refinement: pycolmap.AbsolutePoseRefinementOptions,
+) -> PoseEstimate:
+    """A refined pose with its residuals and uncertainty. refinement: the options it was refined with."""
+    pose = to_pose(rigid)
+    squared = squared_residuals(rigid, camera, points2d[inlier], points3d[inlier])
     freedom = max(1, 2 * len(squared) - 6)  # six parameters of the pose
     residual = float(np.sqrt(squared.sum() / freedom))
     noise = _effective_noise_px(squared, refinement.loss_function_scale)
-    covariance = _covariance(answer["cam_from_world"], points2d, points3d, inlier, camera, refinement)
+    covariance = _covariance(rigid, points2d, points3d, inlier, camera, refinement)
     centre_std, rotation_std = _uncertainty(pose, covariance, noise)
     median = float(np.sqrt(np.median(squared))) if len(squared) else float("inf")
     return PoseEstimate(pose, inlier, residual, median, centre_std, rotation_std, camera)

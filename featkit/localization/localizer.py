@@ -26,7 +26,8 @@ from featkit.core.registry import resolve
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features, Matches, Pair
 from featkit.features.base import is_packed
-from featkit.features.stage import extract_one, extraction, in_file, same_extraction, seen_features
+from featkit.features.panoramas import seen_features
+from featkit.features.stage import extract_one, extraction, in_file, same_extraction
 from featkit.images.read import DecodedImage, decode, from_pixels
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import Intrinsics, parse_intrinsics

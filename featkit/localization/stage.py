@@ -134,10 +134,29 @@ def _localize_one(
     intrinsics: dict[str, Intrinsics] | None,
 ) -> QueryResult:
     if not queries.has(name):
-        reason = "the image cannot be read" if (images / name).is_file() else "there is no such image"
-        return QueryResult(name, reason, 0, 0, 0, None, "")
+        return without_features(name, images)
     query = query_camera(name, images, config.camera, intrinsics, points.model)
     return localize_query(config.pose, name, query, queries.keypoints(name), partners, matches, points)
+
+
+def without_features(name: str, images: Path) -> QueryResult:
+    """The result of a query that could not be extracted."""
+    reason = "the image cannot be read" if (images / name).is_file() else "there is no such image"
+    return QueryResult(name, reason, 0, 0, 0, None, "")
+
+
+def known_of(name: str, query: QueryCamera, keypoints: int, partners: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """What is known of a query before it is localized, as fields of `QueryResult`; why it cannot be, "" if it can."""
+    facts: dict[str, Any] = {
+        "name": name,
+        "keypoints": keypoints,
+        "retrieved": len(partners),
+        "intrinsics": to_intrinsics(query.camera),
+        "intrinsics_source": query.source,
+    }
+    if keypoints == 0:
+        return facts, "no keypoint found in the image"
+    return facts, "" if partners else "no map image was retrieved"
 
 
 def localize_query(
@@ -150,17 +169,9 @@ def localize_query(
     points: MapPoints,
 ) -> QueryResult:
     """Localize one query from its matches with the map images `partners`. keypoints: in the pixels of its file."""
-    facts: dict[str, Any] = {
-        "name": name,
-        "keypoints": len(keypoints),
-        "retrieved": len(partners),
-        "intrinsics": to_intrinsics(query.camera),
-        "intrinsics_source": query.source,
-    }
-    if len(keypoints) == 0:
-        return QueryResult(reason="no keypoint found in the image", matches_3d=0, **facts)
-    if not partners or matches is None:
-        return QueryResult(reason="no map image was retrieved", matches_3d=0, **facts)
+    facts, reason = known_of(name, query, len(keypoints), partners if matches is not None else ())
+    if reason or matches is None:
+        return QueryResult(reason=reason, matches_3d=0, **facts)
     index, ids = points.correspondences(name, keypoints, partners, matches)
     return _estimate(config, points, query, keypoints, index, ids, facts)
 

@@ -184,7 +184,7 @@ def _build(
         listed = read_pairs(pairs, spelled=(spelled, spelled))
         listed = [pair for pair in listed if pair.name0 in known and pair.name1 in known]
         given = {name: intrinsics[name] for name in names if name in intrinsics} if intrinsics else {}
-        inputs = _inputs(store, found.attributes(), names, listed, reference, given, rigs)
+        inputs = _inputs(store, found.identity(listed), names, listed, reference, given, rigs)
         made = artifact(output, config, inputs)
         if made.up_to_date and not overwrite:
             LOGGER.info("database: done already")
@@ -196,7 +196,7 @@ def _build(
             check_sizes(cameras, camera_ids, {name: store.image_size(name) for name in names})
             with explained(output):
                 output.parent.mkdir(parents=True, exist_ok=True)
-                for path in (part_stamp, *_journals(part)):
+                for path in (part_stamp, *journals_of(part)):
                     discard(path)
                 new_part(output)
             with pycolmap.Database.open(str(part)) as database:
@@ -206,7 +206,7 @@ def _build(
             found.refuse_others(listed)
             verifier(config.verify, part, matches, listed)
         else:
-            _verify_here(config.verify, part, store, found, listed, reference)
+            verify_pairs(config.verify, part, found, listed, store, reference)
     verified, inliers = db.count_verified(part)
     LOGGER.info("verify: %d of %d pairs verified, %d inlier matches", verified, len(listed), inliers)
     if verified == 0:
@@ -217,24 +217,28 @@ def _build(
     with explained(output):
         # Killed between the stamp and the name, the next run finds the part and has nothing left to verify.
         more = {"kind": "database", "verified_pairs": verified, "inlier_matches": inliers}
-        made.replace(part, _journals(output), **more)
+        made.replace(part, journals_of(output), **more)
         part_stamp.unlink()
     return output
 
 
-def _verify_here(
+def verify_pairs(
     config: VerifyConfig,
     part: Path,
-    features: FeatureStore,
     matches: MatchStore,
     pairs: list[Pair],
-    reference: Reference | None,
+    features: FeatureStore | None = None,
+    reference: Reference | None = None,
 ) -> None:
+    """Write matches of pairs into a database that has their images, and verify those that are not verified yet.
+
+    By RANSAC; with the features and a reference of all images by its poses.
+    """
     with progress("verify", len(pairs), "pairs") as advance:
         for chunk in _chunks(pairs):
             with pycolmap.Database.open(str(part)) as database:
                 fresh = db.write_matches(database, matches, chunk)
-                if reference is not None:
+                if reference is not None and features is not None:
                     by_poses(database, fresh, features, reference.poses, config)
             if reference is None:
                 by_ransac(part, config, fresh)
@@ -250,7 +254,7 @@ def _chunks(pairs: list[Pair]) -> Iterator[list[Pair]]:
 
 def _inputs(
     store: FeatureStore,
-    matches: dict,
+    matches: str,
     names: Sequence[str],
     pairs: list[Pair],
     reference: Reference | None,
@@ -258,7 +262,7 @@ def _inputs(
     rigs: Sequence[Rig],
 ) -> str:
     counts = [f"{name} {store.digest(name)}" for name in names]
-    origin = [str(store.attributes().get("fingerprint")), str(matches.get("fingerprint"))]
+    origin = [str(store.attributes().get("fingerprint")), matches]
     known = [] if reference is None else [_described(reference, names)]
     known += [repr(sorted(intrinsics.items()))] if intrinsics else []
     known += [described(rigs)] if rigs else []
@@ -274,7 +278,7 @@ def _described(reference: Reference, names: Sequence[str]) -> str:
     return repr((poses, [(c.camera_id, c.model_name, c.width, c.height, c.params.tolist()) for c in used]))
 
 
-def _journals(database: Path) -> list[Path]:
+def journals_of(database: Path) -> list[Path]:
     """What SQLite leaves beside a database when it is killed: replayed into another one it would be wrong."""
     return [database.with_name(database.name + end) for end in ("-wal", "-shm", "-journal")]
 

@@ -19,8 +19,9 @@ from featkit.data.aachen import find_aachen
 from featkit.demo.scene import RenderedConfig
 from featkit.evaluation.aachen import read_aachen_reference, read_aachen_tracks
 from featkit.geometry.poses import camera_centre, rotation_matrix
-from featkit.io.lists import write_poses
+from featkit.io.lists import read_poses, write_poses
 from featkit.mapping.covisibility import covisible_pairs
+from featkit.mapping.model import read_model
 
 CONFIG = RenderedConfig(width=400, height=300, num_map=6, num_queries=2, texel_m=0.012)  # that of `small_rendered`
 FAST = ("--workers", 1, "--max-keypoints", 1200, "--device", "cpu")
@@ -92,13 +93,57 @@ def test_day_and_night_are_found(made: Miniature, localized: tuple[Path, Result]
 def test_the_map_stands_where_the_reference_does(made: Miniature, localized: tuple[Path, Result]) -> None:
     """Poses are the reference's, and the given intrinsics stay as they are."""
     from featkit.mapping.cameras import to_pose
-    from featkit.mapping.model import read_model
 
     model = read_model(only(localized[0], "1.1-day-night/rootsift-*/sparse/0"))
     assert {image.name for image in model.images.values()} == made.poses.keys()
     for image in model.images.values():
         np.testing.assert_allclose(to_pose(image.cam_from_world()).tvec, made.poses[image.name].tvec, atol=1e-9)
         assert model.cameras[image.camera_id].params.tolist() == [360.0, 200.0, 150.0, 0.0]
+
+
+def test_queries_registered_by_colmap(
+    made: Miniature, truth: Path, localized: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """As the challenge has it: the poses are true, and those of PnP; features and matches are shared by both."""
+    out = Path(shutil.copytree(localized[0], tmp_path / "out"))
+    ask = ("--root", made.root, "--queries", "day-night", "--truth", truth, "--out", out, *FAST)
+    ask = (*ask, "--set", "poses_by=registration")
+    ran = run(*ask)
+    assert ran.exit_code == 0, ran.output
+    for words in ("6 of 6 images are done", "4 of 4 images are done", "15 of 15 pairs are", "24 of 24 pairs are"):
+        assert words in ran.stderr
+    (row,) = json.loads((out / "1.1-day-night" / "results.json").read_text())["rows"]
+    for condition in ("day", "night"):
+        assert row["conditions"][condition]["localized"] == 2
+        assert row["conditions"][condition]["recall"][FINE] == 1.0
+        assert row["conditions"][condition]["median_m"] < 0.1
+    pnp = only(localized[0], "1.1-day-night/rootsift-*")
+    (place,) = (path for path in out.glob("1.1-day-night/rootsift-*") if path.name != pnp.name)
+    both = [read_poses(folder / "poses.txt") for folder in (pnp, place)]
+    assert both[0].keys() == both[1].keys() == made.truth.keys()
+    apart = [np.linalg.norm(camera_centre(both[0][n]) - camera_centre(both[1][n])) for n in made.truth]
+    assert 0 < max(apart) < 0.1
+    described = json.loads((place / "poses.json").read_text())
+    assert described["config"]["min_inliers"] == 30
+    for result in described["results"]:
+        assert 30 <= result["inliers"] <= result["matches_3d"] <= result["keypoints"]
+        assert result["camera"] == ["SIMPLE_RADIAL", 400, 300, 360.0, 200.0, 150.0, 0.0]
+        assert 0 < result["centre_std"] < 0.1
+    model = read_model(place / "sparse" / "0")  # the map is as it was
+    assert {image.name for image in model.images.values()} == made.poses.keys()
+    again = run(*ask)
+    assert again.exit_code == 0, again.output
+    assert "verify queries: done already" in again.stderr
+    assert (place / "poses.json").read_text() == json.dumps(described, indent=1, ensure_ascii=False) + "\n"
+    refused(run(*ask, "--set", "registration.min_inliers=10000", "-q"), 4, "none of 4 queries localized")
+    reasons = {
+        result["reason"]
+        for path in out.glob("1.1-day-night/rootsift-*/poses.json")
+        for result in json.loads(path.read_text())["results"]
+        if not result["localized"]
+    }
+    assert len(reasons) > 1
+    assert all("10000 that agree are needed" in reason for reason in reasons)
 
 
 def test_nvm_and_colmap_give_one_reference(made: Miniature) -> None:

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import h5py
 import in_process
 import numpy as np
 import pytest
@@ -168,6 +169,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, small_rendered: Any) -> 
     write_sequence(
         data / "sequences" / "hpatches-sequences-release", "v_wall", seed=1, oxford=False, strength=0.5, images=2
     )
+    drawn = np.random.default_rng(0).uniform(20, 140, (150, 2)).astype(np.float32)
+    with h5py.File(data / "superpoint.h5", "w") as file:
+        for image in ("v_wall/1.ppm", "v_wall/2.ppm"):
+            file[f"{image}/keypoints"] = drawn
     write_sequence(data / "oxford-affine", "graf", seed=2, strength=0.5, images=2)
     make_scene(data / "megadepth", images=5)
     torch.save(ResNetEncoder("resnet18").state_dict(), root / "resnet50.pth")
@@ -211,7 +216,8 @@ def _small(command: Command) -> list[str]:
     if command.verb != "train patch":
         scenes = ["--scenes", "Madrid_Metropolis"] if "--scenes" in command.words else []
         herz_jesu = ["--scenes", "Herz-Jesu-P8"] if command.verb == "eval eth" and not scenes else []
-        return [*SMALL[command.verb], *scenes, *herz_jesu]
+        few = SMALL[command.verb] if "--keypoints" not in command.words else []
+        return [*few, *scenes, *herz_jesu]
     recipe = command.option("--config") or ""
     clusters = ["--set", "sampler.label_mining.clusters=4"] if recipe.endswith("-lm") else []
     return [*SHORT, "--batch-size", str(BATCHES.get(recipe, 8)), *clusters]

@@ -139,5 +139,5 @@ def test_fine_stripes_far_away_become_grey_instead_of_aliasing() -> None:
 
 
 def test_a_skewed_rectangle_is_refused() -> None:
-    with pytest.raises(ValueError, match="right angles"):
+    with pytest.raises(ValueError, match="orthogonal"):
         Rectangle(np.zeros(3), np.array([1.0, 0.0, 0.0]), np.array([1.0, 1.0, 0.0]))

@@ -42,6 +42,7 @@ def test_rows_of_table_v(name: str) -> None:
     same = sides.database.config.fingerprint() == sides.query.config.fingerprint()
     assert same == ((nms0, score0) == (nms1, score1))
     assert made.by.config.result_fields()["ratio"] is None
+    assert made.config.poses_by == "registration"
     row = f"SCFeat, {nms0} and {nms1} px, {score0} and {score1}"
     assert next(r.values for r in published("aachen").tables[1].rows if r.name == row) == printed
 
@@ -56,6 +57,8 @@ def test_posfeat_and_what_the_setting_says_nothing_of() -> None:
     assert plain.fingerprint == other.fingerprint
     assert plain.query.config.skip_broken
     assert not plain.database.config.skip_broken
+    assert made.config.poses_by == "registration"
+    assert benchmark("aachen").config.poses_by == "pnp"
     assert benchmark("aachen").config.localize.num_retrieved == 50
     assert benchmark("aachen").config.covisible.num_matched == 20
     with pytest.raises(UsageError, match="did you mean 'scfeat'"):

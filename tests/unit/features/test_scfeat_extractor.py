@@ -17,7 +17,7 @@ from featkit.core.errors import BadInputError, UsageError
 from featkit.core.types import Features
 from featkit.features import stage as extract
 from featkit.features.fast.scfeat import FrozenSCFeat
-from featkit.features.scfeat import OneThread, Scfeat, ScfeatConfig
+from featkit.features.scfeat import Asked, OneThread, Scfeat, ScfeatConfig
 from featkit.features.stage import ExtractConfig, extraction
 from featkit.io.features import open_features
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
@@ -137,7 +137,7 @@ def test_batches_through_the_network(weight: Path, monkeypatch: pytest.MonkeyPat
     plain = FrozenSCFeat(load_scfeat_network(weight), torch.device("cpu"), fast=False)
     monkeypatch.setattr(scfeat, "_network", plain)
     monkeypatch.setattr(plain, "_forward", lambda given: seen.append(len(given)) or plain._network(given))
-    batch = scfeat._run([image(seed) for seed in range(5)])
+    batch = scfeat._run([Asked(image(seed), alone[seed] if seed == 2 else None) for seed in range(5)])
     assert seen == [5]
     for found, expected in zip(batch, alone, strict=True):
         assert len(found) == len(expected)

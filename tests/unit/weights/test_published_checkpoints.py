@@ -131,7 +131,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     for path, problem in (
         (tmp_path / "none.pth", "no such file"),
         (tmp_path, "not a checkpoint"),
-        (saved(tmp_path / "list.pth", [torch.zeros(3)]), "holds a list"),
+        (saved(tmp_path / "list.pth", [torch.zeros(3)]), "contains a list"),
         (saved(tmp_path / "other.pth", {"conv.weight": torch.zeros(3)}), "neither HardNet, SOSNet nor HyNet"),
         (saved(tmp_path / "nothing.pth", {}), "neither HardNet, SOSNet nor HyNet"),
     ):
