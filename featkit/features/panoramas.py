@@ -1,4 +1,4 @@
-"""Features of panoramas: found in pinhole views (`images.panoramas`), where the extract stage's configuration says so."""
+"""Features of panoramas, found in pinhole views (`images.panoramas`) where the extract stage is configured so."""
 
 from __future__ import annotations
 
