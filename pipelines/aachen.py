@@ -164,7 +164,7 @@ def run(
     scores = {} if true_poses is None else score_conditions(poses, true_poses, by_condition)
     score = None if true_poses is None else score_localization(poses, true_poses, names)
     beside = None
-    if query_list is not None and query_matches is not None:
+    if config.poses_by == "pnp" and query_list is not None and query_matches is not None:
         beside = Matched(query_features, query_list, query_matches)
     with timed("report", seconds):
         metrics = aachen_metrics(found.model, database, results, by_condition, scores, score, seconds)

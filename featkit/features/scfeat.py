@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from featkit.core.config import Config, Count, CountOrZero, FactorOrZero, Runtime
+from featkit.core.config import Config, Count, CountOrZero, FactorOrZero, Later, Runtime
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features
 from featkit.features.fast.scfeat import DenseFeatures, FrozenSCFeat
@@ -63,7 +63,7 @@ class ScfeatConfig(Config):
     turns: Literal[1, 4] = 1
     """Rotations to describe; 4: 0, 90, 180 and 270 degrees, concatenated in one row, of which the matcher finds the
     rotation between two images: for images that are not all upright, in four times the time."""
-    scales: tuple[Annotated[float, Field(ge=0.05, le=4)], ...] = Field((1.0,), min_length=1, max_length=16)
+    scales: Later[tuple[Annotated[float, Field(ge=0.05, le=4)], ...]] = Field((1.0,), min_length=1, max_length=16)
     """Sizes at which an image is searched and described, as fractions of its own; the best keypoints of all are kept.
     Several, as (1, 0.71, 0.5): for photographs from different distances. Every size has a different value."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -200,6 +200,8 @@ def test_threads(extractor: Any) -> None:
 def test_a_shifted_image_shifts_its_keypoints(extractor: Any) -> None:
     """Most keypoints away from the border are found again, where they belong, in a crop by whole pixels."""
     spared(extractor)
+    if getattr(extractor.config, "scales", (1.0,)) != (1.0,):
+        pytest.skip("a shift by whole pixels is none in the resized images")
     pixels = image(extractor, 4, 320, 256)  # multiples of 32, before and after: XFeat resizes others
     whole, part = extractor.extract(pixels), extractor.extract(pixels[32:, 32:].copy())
     is_inner = np.all((whole.keypoints > 90) & (whole.keypoints < [240, 180]), axis=1)
