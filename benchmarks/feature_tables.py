@@ -223,7 +223,7 @@ CHOICES = {  # when to take it, what it was learned from, licence of its weights
         "research",
     ),
     "scfeat-scaled": (
-        "the same from different distances, in 1.75 times the time",
+        "the same from different distances; 1.75 times the pixels",
         "the same weights",
         "research",
     ),

@@ -129,6 +129,33 @@ def scfeat_scenes(result: Result) -> str:
     return "\n".join(lines)
 
 
+def panoramas(result: Result) -> str:
+    """Panoramas with features of views, and of the picture as it is."""
+    lines = [
+        "| panoramas | features of | registered | points | centre mm | rotation deg |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in result["panoramas"]:
+        lines.append(f"| {row['width']} x {row['width'] // 2} | {row['features']} | {_against_truth(row)}")
+    return "\n".join(lines)
+
+
+def rigs(result: Result) -> str:
+    """Cameras on one rig, with and without it."""
+    lines = [
+        "| second camera | relation | registered | points | centre mm | rotation deg |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in result["rigs"]:
+        lines.append(f"| {row['second']} | {row['relation']} | {_against_truth(row)}")
+    return "\n".join(lines)
+
+
+def _against_truth(row: Result) -> str:
+    found = f"{row['registered']} / {row['images']} | {row['points']:,}"
+    return f"{found} | {row['centre_mm']:.2f} | {row['rotation_deg']:.3f} |"
+
+
 def number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
@@ -137,4 +164,6 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "scenes": ("scenes", scenes),
     "eth": ("eth_descriptors", eth),
     "scfeat-scenes": ("scfeat_scenes", scfeat_scenes),
+    "panoramas": ("cameras", panoramas),
+    "rigs": ("cameras", rigs),
 }

@@ -46,6 +46,17 @@ def refused(ran: Any, code: int, *words: str) -> None:
         assert word in lines[0]
 
 
+def test_torch_is_not_loaded_to_name_a_matcher() -> None:
+    """A run with nothing left to match resolves it all the same."""
+    script = (
+        "import sys; from featkit.core.registry import resolve\n"
+        "resolve('matcher', 'mutual', device='cpu').ready().fingerprint\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_help_of_every_verb(featkit_here: Command) -> None:
     root = featkit_here("--help")
     assert root.code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.model import read_model
 from featkit.mapping.reference import Reference
 from featkit.mapping.stage import MapConfig, build_map, database_config
-from featkit.mapping.verify import build_database
+from featkit.mapping.verify import VerifyConfig, build_database
 
 QUERIES = ("6.png", "7.png")
 WRONG = 0.4  # share of the second query's matches that are
@@ -164,3 +165,21 @@ def test_reasons(made: Localized, tmp_path: Path) -> None:
             made.query_features, made.pairs, made.matches, tmp_path,
             names=QUERIES, intrinsics=dict.fromkeys(QUERIES, wrong),
         )  # fmt: skip
+
+
+def test_the_threshold_is_that_of_the_configuration(made: Localized, tmp_path: Path) -> None:
+    """Keypoints of the queries moved by 3 px of noise: not one pose at a threshold of a tenth of that."""
+    rng = np.random.default_rng(0)
+    moved = tmp_path / "moved.h5"
+    with open_features(made.query_features) as store, append_features(moved, Exact()) as noisy:
+        for name in QUERIES:
+            features = store.read(name)
+            noise = rng.normal(0, 3, features.keypoints.shape).astype(np.float32)
+            noisy.write(name, replace(features, keypoints=features.keypoints + noise))
+    other = made._replace(query_features=moved)
+    loose = RegistrationConfig(verify=VerifyConfig(max_error_px=20.0), max_error_px=20.0)
+    found = other.run(tmp_path / "a", registration.run, loose, LocalizeConfig())
+    assert found[0].pose is not None
+    strict = loose.model_copy(update={"max_error_px": 0.3})
+    with pytest.raises(EmptyResultError, match="none of 3 queries localized"):
+        other.run(tmp_path / "b", registration.run, strict, LocalizeConfig())
