@@ -21,7 +21,7 @@ from featkit.core import log
 from featkit.core.config import digest
 from featkit.core.errors import BadInputError
 from featkit.core.log import timed
-from featkit.core.types import Pose
+from featkit.core.types import Pair, Pose
 from featkit.data.aachen import (
     AachenFiles,
     PairLists,
@@ -134,16 +134,7 @@ def run(
         )
     found = MapFiles(place, sparse / "0", database_features)
     with timed("pair queries", seconds):
-        number, retrieved = config.localize.num_retrieved, place / "pairs-query-retrieved.txt"
-        query_list: Path | None
-        if asked is not None:
-            query_list = write_pairs(place / "pairs-query.txt", with_features(asked, query_features, found.features))
-        elif retrieval:
-            query_list = pair_queries_given(retrieval, query_features, names, found, number, retrieved)
-        else:
-            query_list = pair_queries(
-                query_features, names, found, config.retrieval, number, retrieved, config.seed, device
-            )
+        query_list = _query_pairs(config, asked, retrieval, query_features, names, found, device)
     with timed("match queries", seconds):
         by_both = digest(matcher.config.fingerprint(), features.database.fingerprint)
         query_matches = None if query_list is None else matching.run(
@@ -177,6 +168,24 @@ def run(
     metrics["config"], metrics["features"] = config.result_fields(), features.described()
     write_text(place / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return AachenResult(features.name, place, submission, report, results, scores, metrics)
+
+
+def _query_pairs(
+    config: AachenConfig,
+    asked: list[Pair] | None,
+    retrieval: Sequence[Path],
+    query_features: Path,
+    names: Sequence[str],
+    found: MapFiles,
+    device: str,
+) -> Path | None:
+    """Pairs (query, map image): listed ones, by given descriptors, or by those of the features."""
+    if asked is not None:
+        return write_pairs(found.folder / "pairs-query.txt", with_features(asked, query_features, found.features))
+    number, output = config.localize.num_retrieved, found.folder / "pairs-query-retrieved.txt"
+    if retrieval:
+        return pair_queries_given(retrieval, query_features, names, found, number, output)
+    return pair_queries(query_features, names, found, config.retrieval, number, output, config.seed, device)
 
 
 def _origin(lists: PairLists, retrieval: Sequence[Path]) -> str:

@@ -177,7 +177,7 @@ OPTIONS: dict[str, Any] = {
     "skip_broken": options.SkipBroken,
     "max_pairs": Annotated[
         int | None,
-        typer.Option(help="Pairs drawn of each scene at most.", min=1, show_default=str(PosePairsConfig().max_pairs)),
+        typer.Option(help="Maximum number of pairs per scene.", min=1, show_default=str(PosePairsConfig().max_pairs)),
     ],
     "every": Annotated[
         int | None,

@@ -81,7 +81,7 @@ Megabytes = Annotated[float, Field(gt=0, le=1e9)]
 Bytes = Annotated[int, Field(ge=0, le=2**50)]
 """A size of files or memory, bytes."""
 Quality = Annotated[int, Field(ge=0, le=100)]
-"""JPEG quality, 1 to 100."""
+"""JPEG quality, 1 to 100; 0 where a lossless format is meant instead."""
 Share = Annotated[float, Field(ge=0, le=1)]
 """A fraction or probability, 0 to 1."""
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
