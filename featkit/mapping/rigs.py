@@ -188,17 +188,24 @@ class CameraEntry(Config):
     """One camera of a rig file."""
 
     image_prefix: str = Field(min_length=1)
+    """With which the names of its photographs begin."""
     ref_sensor: bool = False
+    """Whether it is the rig's reference camera; one of them is."""
     cam_from_rig_rotation: tuple[Number, Number, Number, Number] | None = None
+    """Quaternion w, x, y, z of the rotation from the reference camera's frame to its own; None if unknown."""
     cam_from_rig_translation: tuple[Number, Number, Number] | None = None
+    """The translation that belongs to it, in units of the map."""
     camera_model_name: str | None = None
+    """COLMAP's name of its camera model, with camera_params."""
     camera_params: tuple[Number, ...] | None = None
+    """The model's parameters in COLMAP's order, pixels."""
 
 
 class RigEntry(Config):
     """One rig of a rig file."""
 
     cameras: tuple[CameraEntry, ...] = Field(min_length=1)
+    """Its cameras, in any order."""
 
 
 def _of_file(path: Path, names: Sequence[str], config: RigConfig) -> tuple[Rig, ...]:
