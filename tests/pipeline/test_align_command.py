@@ -58,7 +58,7 @@ def test_by_gps_in_exif(scene: Path, featkit_command: Command) -> None:
     ran = featkit_command("align", scene, "--gps", "--origin", origin_of(ORIGIN), "--out", out)
     assert ran.code == 0, ran.err
     assert apart(out, CENTRES) < 1e-3
-    assert "Cameras against the given positions" in ran.out
+    assert "Cameras compared with the given positions" in ran.out
     assert all(name in ran.out for name in NAMES)
     assert "origin: latitude 47.3769000, longitude 8.5417000, altitude 408 m" in ran.out
     written = json.loads((out / "alignment.json").read_text())

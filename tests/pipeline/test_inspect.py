@@ -42,7 +42,7 @@ def test_from_a_run_to_a_page(patches: Path, tmp_path: Path, featkit_command: Co
     assert found["pairs"] == 6
     assert [(row["network"], row["step"]) for row in found["networks"]] == [("untrained", 0), ("last", 10)]
     assert all(-1 <= row["pearson"] <= 1 for row in found["networks"])
-    assert "Along the training" in page.read_text(encoding="utf-8")
+    assert "During training" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_the_submission_is_as_the_benchmark_wants_it(
     assert {len(line.split()) for line in lines} == {8}
     checked = run("--root", made.root, "--check", submission)
     assert checked.exit_code == 0, checked.output
-    assert "2 of 2 of the day, 2 of 2 of the night" in checked.stdout
+    assert "2 of 2 day queries, 2 of 2 night queries" in checked.stdout
     damaged = tmp_path / "damaged.txt"
     damaged.write_text("\n".join([*lines, lines[0], f"query/{lines[1]}"]))
     refused(run("--root", made.root, "--check", damaged), 3, "line 5", "twice", "line 6", "has a folder")

@@ -98,7 +98,7 @@ def test_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "from " in done.stdout
     assert (tmp_path / "cache" / f"{NAME}.safetensors").is_file()
-    assert "was there" in run("weights", "fetch", NAME).stdout
+    assert "already present" in run("weights", "fetch", NAME).stdout
 
 
 def test_names_of_one_kind(pictures: Path, tmp_path: Path) -> None:
