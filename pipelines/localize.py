@@ -36,7 +36,7 @@ from featkit.mapping.model import read_model
 from featkit.mapping.scene import MapFiles, find_map, numbered_models, usable_images
 from featkit.matching import stage as match
 from featkit.matching.config import MatchWith
-from featkit.report.localization import Matched, localization_report
+from featkit.report.localization import MatchFiles, localization_report
 from featkit.report.maps import localization_metrics
 from featkit.retrieval.vlad import VladConfig
 
@@ -148,7 +148,7 @@ def run(
         if others:
             metrics["in_other_models"] = {name: folder.name for name, folder in others.items()}
         ran = config.model_copy(update={"matching": matcher.config.result_fields()})
-        matched = None if chosen is None or matches is None else Matched(query_features, chosen, matches)
+        matched = None if chosen is None or matches is None else MatchFiles(query_features, chosen, matches)
         report = localization_report(
             ran, metrics, results, found, queries, output / "report.html", true_poses, moved_by, matched=matched
         )  # fmt: skip
