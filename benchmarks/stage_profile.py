@@ -45,7 +45,7 @@ from featkit.io.lists import read_pairs, write_pairs
 from featkit.mapping import stage as map_stage
 from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.stage import MapConfig, build_map
-from featkit.mapping.verify import build_database, by_ransac
+from featkit.mapping.verify import build_database, verify_by_ransac
 from featkit.matching import stage as match
 from featkit.pairing import stage as pairing
 from featkit.weights.files import load_scfeat_network
@@ -192,7 +192,7 @@ def mapping(images: Path, names: list[str], features: Path, work: Path) -> list[
     def bare_verify() -> None:
         copy = work / "copy.db"
         shutil.copy(unverified, copy)
-        by_ransac(copy, how.verify)
+        verify_by_ransac(copy, how.verify)
 
     def bare_map() -> None:
         options = pycolmap.IncrementalPipelineOptions()

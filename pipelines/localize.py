@@ -31,7 +31,7 @@ from featkit.localization import stage as localize
 from featkit.localization.queries import given_pairs, pair_queries, pair_queries_given
 from featkit.localization.stage import LocalizeConfig, QueryResult
 from featkit.mapping.align import similarity_to_truth, transform_pose
-from featkit.mapping.cameras import check, check_photographs
+from featkit.mapping.cameras import check_camera_config, check_photographs
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import MapFiles, find_map, numbered_models, usable_images
 from featkit.matching import stage as match
@@ -102,7 +102,7 @@ def run(
     refuse_foreign(*(output / name for name in written), *([] if pairs else [output / "pairs.txt"]))
     cameras = None if intrinsics is None else read_intrinsics_list(intrinsics)
     true_poses = None if truth is None else read_poses(truth)
-    check(config.localize.camera)
+    check_camera_config(config.localize.camera)
     readable, _ = usable_images(queries, cameras)
     cameras = None if cameras is None else respelled(cameras, lambda: readable)
     check_photographs(config.localize.camera, queries, readable, cameras)

@@ -18,7 +18,7 @@ from featkit.images import video as videos
 from featkit.io.features import open_features
 from featkit.io.lists import Spelling, read_pairs
 from featkit.io.matches import open_matches
-from featkit.mapping.cameras import check, check_photographs
+from featkit.mapping.cameras import check_camera_config, check_photographs
 from featkit.mapping.database import database_counts
 from featkit.mapping.verify import DatabaseConfig, build_database
 from featkit.matching.config import MatchWith, MutualConfig
@@ -258,7 +258,7 @@ def verify(
     engine: EngineConfig = LOCAL,
 ) -> Verified:
     """Verify matches geometrically and write a COLMAP database for any mapper. Raises featkit's errors."""
-    check(config.camera)
+    check_camera_config(config.camera)
     check_photographs(config.camera, images, _stored_names(features))
     verifier = stages.verifier(engine)
     build_database(config, images, features, pairs, matches, out, overwrite=overwrite, verifier=verifier)

@@ -38,7 +38,7 @@ from featkit.io.atomic import read_json
 from featkit.io.features import open_features
 from featkit.io.foreign_arrays import read_npz
 from featkit.io.shards import write_index
-from featkit.mapping.verify import VerifyConfig, collect, verify_shard
+from featkit.mapping.verify import VerifyConfig, collect_shards, verify_shard
 from featkit.matching import stage as matching
 from featkit.retrieval.retrieve import described
 from featkit.retrieval.vlad import Codebook, VladConfig
@@ -393,4 +393,4 @@ class VerifyTask(Config):
 
     def join(self, shards: list[Path], output: Path) -> None:
         """Write the pairs of all shards to the database from which they were read."""
-        collect(shards, output)
+        collect_shards(shards, output)

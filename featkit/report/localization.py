@@ -37,7 +37,7 @@ from featkit.mapping.align import transform_pose
 from featkit.mapping.cameras import to_camera
 from featkit.mapping.database import count_verified
 from featkit.mapping.model import Model, map_statistics, point_ids, read_model
-from featkit.mapping.photographs import photographs_there
+from featkit.mapping.photographs import existing_photographs
 from featkit.mapping.scene import MapFiles
 from featkit.report.maps import configuration, localization_metrics, recall_table
 from featkit.report.page import write_report
@@ -140,7 +140,7 @@ def query_pictures(
     for pair in read_pairs(matched.pairs, directed=True):
         partners.setdefault(pair.name0, []).append(pair.name1)
     images = {image.name: image for image in model.images.values() if image.has_pose}
-    near = photographs_there(found.model, sorted(images))
+    near = existing_photographs(found.model, sorted(images))
     doubtful = [r for r in results if r.keypoints and (r.pose is None or r.uncertain)]
     others = [r for r in results if r.pose is not None and not r.uncertain]
     left = max(MOST_QUERIES // 2, MOST_QUERIES - len(others))

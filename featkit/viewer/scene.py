@@ -37,7 +37,7 @@ from featkit.io.features import open_features
 from featkit.mapping.cameras import to_pose
 from featkit.mapping.database import PairLines, ReadOnlyDatabase
 from featkit.mapping.model import point_ids, read_model
-from featkit.mapping.photographs import photographs_there
+from featkit.mapping.photographs import existing_photographs
 from featkit.mapping.scene import find_features
 from featkit.report.scene3d import centre_of, frustum_depth, upright, view_box
 
@@ -104,7 +104,7 @@ class ViewedScene:
         self.by_name = {name: index for index, name in enumerate(self.names)}
         self.place = {image.image_id: index for index, image in enumerate(self.images)}
         self.point_ids = np.array(sorted(self.model.points3D), dtype=np.int64)
-        self.files = photographs_there(folder, self.names, images)
+        self.files = existing_photographs(folder, self.names, images)
         self.database = self._database(database)
         self.verified = self.database is not None and any(kept for _, kept in self.database.counts.values())
         self.features = find_features(folder)

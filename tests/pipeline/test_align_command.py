@@ -160,7 +160,7 @@ def test_what_is_not_replaced(scene: Path) -> None:
     refused(run(*command, model, "--overwrite"), 3, "is the model itself", "did not make")
     (scene / "featkit" / "sparse.json").write_text('{"featkit_version": "0.1.0", "kind": "map"}')  # now it is featkit's
     refused(run(*command, model), 3, "is the model itself", "--overwrite")
-    refused(run(*command, scene), 3, "holds something else", "choose another --out")
+    refused(run(*command, scene), 3, "is not empty", "choose another --out")
     refused(run(*command, scene, "--overwrite"), 3, "choose another --out")
     (scene / "file").write_text("")
     refused(run(*command, scene / "file"), 3, "file")

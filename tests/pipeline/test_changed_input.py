@@ -155,7 +155,7 @@ def test_given_pairs_with_a_query_that_cannot_be_read(rendered: Path, tmp_path: 
 def test_known_poses_without_intrinsics_are_refused(rendered: Path, tmp_path: Path) -> None:
     sfm = load_pipeline("sfm")
     poses = shutil.copy(rendered / "truth" / "poses.txt", tmp_path / "poses.txt")
-    with pytest.raises(BadInputError, match=r"focal length is not known.*--camera-params"):
+    with pytest.raises(BadInputError, match=r"focal length is unknown.*--camera-params"):
         sfm.run(sfm.SfmConfig(), rendered, tmp_path / "out", reference=Path(poses))
 
 

@@ -201,7 +201,7 @@ def test_bad_names_and_numbers(featkit_here: Command, pictures: Path, tmp_path: 
     refused(featkit_here("extract", pictures, "-o", target, "--set", "max_keypoint=3", "-q"), 2, "'max_keypoints'")
     scene = ("reconstruct", pictures, "--out", tmp_path / "out", "-q")
     refused(featkit_here(*scene, "--camera-params", "1,x"), 2, "--camera-params")
-    refused(featkit_here(*scene, "--camera-params", "1,2"), 2, "name the model")
+    refused(featkit_here(*scene, "--camera-params", "1,2"), 2, "give the model")
     refused(featkit_here(*scene, "--camera-model", "SIMPLE_PINHOL"), 2, "SIMPLE_PINHOLE")
     refused(featkit_here(*scene, "--mapper", "incrementel"), 2, "mapper")
     assert featkit_here("extract", pictures).code == 2

@@ -48,7 +48,7 @@ def test_a_tripod(mapper: str, photograph: Any, featkit_command: Command, tmp_pa
     images = photograph(tmp_path / "images", [seen_from((0, -7, 1.6), angle) for angle in (-15, -9, -3, 3, 9, 15)])
     done = featkit_command("reconstruct", images, "-o", tmp_path / "out", "--mapper", mapper, "--workers", 1)
     assert done.code == 4, done.err
-    assert "the camera only turned" in done.err.splitlines()[-1]
+    assert "the camera only rotated" in done.err.splitlines()[-1]
     assert not (tmp_path / "out" / "sparse").exists()
 
 

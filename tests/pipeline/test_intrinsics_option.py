@@ -54,7 +54,7 @@ def test_mistakes(mapped_copy: Any, tmp_path: Path) -> None:
     command = ("reconstruct", scene, *mapped_copy.options, "-q", "--intrinsics")
     refused(run(*command, tmp_path / "nowhere.txt"), 3, "nowhere.txt", "no such file")
     path.write_text("elsewhere.jpg PINHOLE 400 300 360 360 200 150\n")
-    refused(run(*command, path), 3, "names none of the images", "0000.jpg")
+    refused(run(*command, path), 3, "lists none of the images", "0000.jpg")
     path.write_text("0000.jpg PINHOLE 400 300 360 360 200\n")
     refused(run(*command, path), 3, "list.txt:1", "PINHOLE takes")
     path.write_text("0000.jpg PINHOLE 300 400 360 360 150 200\n")

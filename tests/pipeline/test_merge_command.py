@@ -14,7 +14,7 @@ from in_process import refused, results, run
 
 from featkit.io.lists import read_poses
 from featkit.mapping.align import compare_with_truth
-from featkit.mapping.grow import prune
+from featkit.mapping.grow import remove_images
 from featkit.mapping.model import read_model
 
 NAMES = [f"000{number}.jpg" for number in range(6)]
@@ -27,7 +27,7 @@ def halves(mapped_scene: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sparse = folder / "featkit" / "sparse"
     for number, gone in ((1, NAMES[:2]), (0, NAMES[4:])):
         model = read_model(mapped_scene.output / "sparse" / "0")
-        prune(model, set(gone), folder)
+        remove_images(model, set(gone), folder)
         if number:
             turn = pycolmap.Rotation3d(np.array([0.5, 1.0, -0.2])).matrix()
             model.transform(pycolmap.Sim3d(np.column_stack([0.3 * turn, [5.0, -2.0, 1.0]])))
@@ -70,7 +70,7 @@ def test_mistakes_lose_nothing(halves: Path, tmp_path: Path) -> None:
     first, second = scene / "sparse" / "0", scene / "sparse" / "1"
     before = {path: path.read_bytes() for path in scene.rglob("*.bin")}
     ran = run("merge", first, second, "-q", "-o", out, "--min-points", 100_000)
-    refused(ran, 4, "too little in common to be one map: 2 photographs", "points that agree (100000 are needed)")
+    refused(ran, 4, "too little in common to be merged: 2 photographs", "consistent points (100000 are needed)")
     assert not (out / "sparse").exists()
     refused(run("merge", first, first, "-q", "-o", out), 3, "is the same model")
     refused(run("merge", first, second, "-q", "-o", scene), 3, "is one of the maps")

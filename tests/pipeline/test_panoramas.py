@@ -61,7 +61,7 @@ def test_panoramas_are_mapped_and_localized(poses: dict[str, Pose], featkit_comm
     assert located.json()["uncertain"] == {}
     exported = featkit_command("export", tmp_path / "scene", "--format", "nerfstudio", "-o", tmp_path / "export")
     assert exported.code == 3
-    assert "EQUIRECTANGULAR camera, which nerfstudio cannot hold" in exported.err
+    assert "EQUIRECTANGULAR camera, which nerfstudio does not support" in exported.err
 
 
 def test_a_fisheye_lens_without_parameters(poses: dict[str, Pose], featkit_command: Command, tmp_path: Path) -> None:

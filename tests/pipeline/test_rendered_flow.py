@@ -249,7 +249,7 @@ def test_what_fails_in_one_model_is_looked_for_in_the_others(mapped_copy: Any, f
     model.write(sparse / "0")
     ran = featkit_command("localize", mapped_copy.folder, "--queries", queries)
     assert ran.code == 0, ran.err
-    assert "the largest of 2 models; take another by --model (1)" in ran.err
+    assert "the largest of 2 models; choose another with --model (1)" in ran.err
     where = mapped_copy.output / "localize" / "model-1" / "poses.txt"
     names = sorted(mapped_copy.rendered.query_poses)
     assert [line for line in ran.out.splitlines() if "another model" in line] == [

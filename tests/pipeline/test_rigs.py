@@ -203,7 +203,7 @@ def test_a_map_with_a_rig_is_gone_on_with(mapped: Path, tmp_path: Path) -> None:
         ),
         (
             [{"cameras": [{"image_prefix": "front/", "ref_sensor": True}, {"image_prefix": "left/"}]}],
-            ("no photograph's name begins with 'left/'", "such as 'front/0.jpg'"),
+            ("no photograph's name starts with 'left/'", "such as 'front/0.jpg'"),
         ),
         ([{"cameras": [{"image_prefix": "front/", "ref_sensor": True}] * 2}], ("2 reference sensors",)),
         (
@@ -229,7 +229,7 @@ def test_rig_files_that_are_none(content: Any, words: tuple[str, ...], mapped: P
         ({"camera_params": None}, ("only one of camera_model_name",)),
         ({"camera_model_name": "PINHOLES"}, ("no camera model 'PINHOLES'",)),
         ({"camera_params": [200.0]}, ("PINHOLE takes fx,fy,cx,cy, 1 numbers are given",)),
-        ({"camera_params": [-1, 200, 160, 120]}, ("'side/' cannot be that of 'side/0.jpg'", "must be positive")),
+        ({"camera_params": [-1, 200, 160, 120]}, ("camera for 'side/' does not fit 'side/0.jpg'", "must be positive")),
     ],
 )
 def test_cameras_of_a_rig_file_that_are_none(
@@ -245,7 +245,7 @@ def test_other_mistakes(mapped: Path, scene: Path, tmp_path: Path) -> None:
 
     refused(tried("--rig", tmp_path / "gone.json"), 3, "gone.json: no such file")
     refused(tried("--rig", "folders", "--reference", mapped / "featkit" / "sparse" / "0"), 2, "--rig", "--reference")
-    refused(tried("--rig", "folders", images=mapped / "images" / "front"), 3, "no folders next to each other")
+    refused(tried("--rig", "folders", images=mapped / "images" / "front"), 3, "no sibling folders")
     entry = json.loads(rig_file(tmp_path / "rig.json", "front/", "side/", "back/").read_text())
     for key in ("cam_from_rig_rotation", "cam_from_rig_translation"):
         del entry[0]["cameras"][1][key]
@@ -253,7 +253,7 @@ def test_other_mistakes(mapped: Path, scene: Path, tmp_path: Path) -> None:
     refused(tried("--rig", tmp_path / "rig.json", images=scene), 3, "but not of side/; give all, or none")
     intrinsics = tmp_path / "list.txt"
     intrinsics.write_text(f"front/0.jpg PINHOLE {WIDTH} {HEIGHT} {' '.join(map(str, PARAMS))}\n")
-    refused(tried("--rig", "folders", "--intrinsics", intrinsics), 3, "'front/'", "are of one camera")
+    refused(tried("--rig", "folders", "--intrinsics", intrinsics), 3, "'front/'", "are from one camera")
     rig = rig_file(tmp_path / "rig.json", *FRONT)
     refused(tried("--rig", rig, "--intrinsics", intrinsics), 3, "'front/0.jpg'", "leave out one")
     other = part(scene, tmp_path / "sizes", *FRONT)

@@ -13,7 +13,7 @@ from featkit.io.lists import Intrinsics
 from featkit.mapping.cameras import (
     CameraConfig,
     cameras_of_images,
-    check,
+    check_camera_config,
     check_photographs,
     check_sizes,
     infer_camera,
@@ -76,15 +76,15 @@ def test_given_parameters(tmp_path: Path) -> None:
     [
         ("PINHOLE", (1, 2, 3), r"PINHOLE takes 4 numbers \(fx,fy,cx,cy\), 3 are given"),
         ("PINHOL", None, "--camera-model PINHOL: there is .*OPENCV_FISHEYE"),
-        (None, (500, 300, 200, 0.01), r"name the model \(.*SIMPLE_RADIAL"),
-        (None, (500, 500, 300, 200, 0), r"name the model \(RADIAL, .*FOV"),
+        (None, (500, 300, 200, 0.01), r"give the model \(.*SIMPLE_RADIAL"),
+        (None, (500, 500, 300, 200, 0), r"give the model \(RADIAL, .*FOV"),
         ("SIMPLE_RADIAL", (500, 502, 300, 200), "k = 200 is not a plausible distortion"),
         ("PINHOLE", (500, -500, 300, 200), "fy = -500 must be positive"),
     ],
 )
 def test_parameters_that_are_no_cameras(model: str | None, params: tuple[float, ...] | None, message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
-        check(CameraConfig(model=model, params=params))
+        check_camera_config(CameraConfig(model=model, params=params))
     assert "\n" not in str(error.value)
 
 
@@ -100,10 +100,10 @@ def test_parameters_of_another_size_are_refused_before_the_work(
 ) -> None:
     names = [photo(tmp_path, "a.jpg")]
     config = CameraConfig(params=params)
-    check(config)
+    check_camera_config(config)
     with pytest.raises(UsageError, match=message):
         check_photographs(config, tmp_path, names)
-    with pytest.raises(BadInputError, match=r"a\.jpg: the given camera cannot be its own"):
+    with pytest.raises(BadInputError, match=r"a\.jpg: the given camera does not fit"):
         infer_camera(tmp_path / "a.jpg", config)
 
 
@@ -194,9 +194,9 @@ def test_panoramas_are_recognised(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     named = CameraConfig(model="EQUIRECTANGULAR")
     assert {c.model_name for c in cameras_of_images(tmp_path, names, named)[0].values()} == {"EQUIRECTANGULAR"}
     check_photographs(CameraConfig(model="OPENCV"), tmp_path, names)
-    assert "panoramas of 360 degrees by their metadata, which OPENCV cannot describe: 1.jpg" in caplog.text
+    assert "360-degree panoramas according to their metadata, which OPENCV cannot describe: 1.jpg" in caplog.text
     names = [photo(tmp_path, "part.jpg", panorama=True)]
-    with pytest.raises(BadInputError, match=r"'part\.jpg' is a part of a panorama \(600 x 400\)"):
+    with pytest.raises(BadInputError, match=r"'part\.jpg' is a partial panorama \(600 x 400\)"):
         check_photographs(CameraConfig(), tmp_path, names)
     with pytest.raises(BadInputError, match=r"'part\.jpg' is 600 x 400.*twice as wide as high"):
         check_photographs(named, tmp_path, names)
@@ -209,7 +209,7 @@ def test_panoramas_with_a_pycolmap_that_has_none(tmp_path: Path, monkeypatch: py
     with pytest.raises(BadInputError, match=r"pip install 'pycolmap>=4\.2'"):
         check_photographs(CameraConfig(), tmp_path, names)
     with pytest.raises(UsageError, match=r"EQUIRECTANGULAR: there is .*pycolmap>=4\.2"):
-        check(CameraConfig(model="EQUIRECTANGULAR"))
+        check_camera_config(CameraConfig(model="EQUIRECTANGULAR"))
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".jp2", ".avif"])

@@ -23,11 +23,11 @@ from featkit.mapping.grow import (
     GrowConfig,
     Grown,
     NewImages,
-    as_made,
     grow,
-    has_keypoints_of,
-    keep_frame,
-    prune,
+    has_same_keypoints,
+    original_config,
+    remove_images,
+    restore_frame,
     shared_camera,
 )
 from featkit.mapping.model import read_model
@@ -121,8 +121,8 @@ def test_a_model_of_other_keypoints_gets_those_too(base: Base, tmp_path: Path) -
         for point in image.points2D:
             point.xy = point.xy + 0.5
     with open_features(base.scene.features) as features:
-        assert has_keypoints_of(old, features)
-        assert not has_keypoints_of(model, features)
+        assert has_same_keypoints(old, features)
+        assert not has_same_keypoints(model, features)
     done = grown(base, tmp_path / "work", model, NEW, own=False, fixed=True)
     assert done.registered == NEW
     errors = compare_with_truth(model, base.scene.poses, align=False)
@@ -167,7 +167,7 @@ def test_what_cannot_be_registered_is_named(base: Base, tmp_path: Path) -> None:
 
 def test_photographs_taken_out(base: Base) -> None:
     model, old = read_model(base.sparse), read_model(base.sparse)
-    assert prune(model, {"1.png", "4.png", "unknown.png"}, Path("map")) == ["1.png", "4.png"]
+    assert remove_images(model, {"1.png", "4.png", "unknown.png"}, Path("map")) == ["1.png", "4.png"]
     assert {image.name for image in model.images.values()} == {"0.png", "2.png", "3.png", "5.png"}
     for point_id, point in model.points3D.items():
         assert point.track.length() >= 2
@@ -175,7 +175,7 @@ def test_photographs_taken_out(base: Base) -> None:
     for image_id, image in model.images.items():
         assert np.array_equal(image.cam_from_world().matrix(), old.images[image_id].cam_from_world().matrix())
     with pytest.raises(EmptyResultError, match="would leave 1 photographs"):
-        prune(model, {"0.png", "2.png", "3.png"}, Path("map"))
+        remove_images(model, {"0.png", "2.png", "3.png"}, Path("map"))
 
 
 def test_the_frame_is_that_of_the_old_cameras(base: Base) -> None:
@@ -185,20 +185,20 @@ def test_the_frame_is_that_of_the_old_cameras(base: Base) -> None:
     turn = pycolmap.Rotation3d(np.array([0.01, 0.02, -0.01])).matrix()
     drift = pycolmap.Sim3d(np.column_stack([1.02 * turn, [0.1, 0.2, 0.3]]))
     model.transform(drift)
-    keep_frame(model, centres)
+    restore_frame(model, centres)
     for image_id, image in old.images.items():
         same = model.images[image_id].cam_from_world().matrix()
         np.testing.assert_allclose(same, image.cam_from_world().matrix(), atol=1e-9)
     model.transform(drift)
     moved = {image_id: image.projection_center() for image_id, image in model.images.items()}
     two = dict(list(centres.items())[:2])
-    keep_frame(model, two)
+    restore_frame(model, two)
     assert all(np.array_equal(image.projection_center(), moved[i]) for i, image in model.images.items())
 
 
 def test_the_configuration_that_made_the_map(base: Base, tmp_path: Path) -> None:
     model = read_model(base.sparse)
-    assert as_made(base.sparse, model, {}) == CONFIG
-    assert as_made(base.sparse, model, {"camera": {"refine": True}}).camera.refine
-    assert as_made(tmp_path, model, {}) == MapConfig(camera=CameraConfig(model="PINHOLE"))
+    assert original_config(base.sparse, model, {}) == CONFIG
+    assert original_config(base.sparse, model, {"camera": {"refine": True}}).camera.refine
+    assert original_config(tmp_path, model, {}) == MapConfig(camera=CameraConfig(model="PINHOLE"))
     assert shared_camera(model, {SIZE, (10, 10)}) is None

@@ -10,7 +10,7 @@ import pytest
 
 from featkit.core.errors import BadInputError, UsageError
 from featkit.data.tracks import NO_LICENCE
-from featkit.mapping.covisibility import CameraProjector, find_models, mapped_scenes, read_tracks
+from featkit.mapping.covisibility import CameraProjector, mapped_scenes, model_components, read_tracks
 
 
 def synthetic(folder: Path, frames: int = 5, points: int = 60, radial: float = -0.08) -> pycolmap.Reconstruction:
@@ -92,12 +92,12 @@ def test_a_lens_that_folds_shows_nothing_beyond_the_fold() -> None:
 def test_a_model_is_found_where_scenes_and_featkit_put_it(tmp_path: Path) -> None:
     for place in ("a/sparse", "b/sparse/0", "c/featkit/sparse/0", "d"):
         synthetic(tmp_path / place)
-        assert find_models(tmp_path / place.split("/")[0]) == [tmp_path / place]
+        assert model_components(tmp_path / place.split("/")[0]) == [tmp_path / place]
     (tmp_path / "e").mkdir()
     (tmp_path / "f").touch()
     for name, message in (("e", "no COLMAP model"), ("f", "is a file"), ("g", "no such folder")):
         with pytest.raises(BadInputError, match=message):
-            find_models(tmp_path / name)
+            model_components(tmp_path / name)
 
 
 @pytest.mark.parametrize("form", ["binary", "text"])
@@ -118,7 +118,7 @@ def test_megadepth_as_it_is_published(tmp_path: Path, form: str, caplog: pytest.
         for newer in ("rigs", "frames"):  # which COLMAP did not write then
             for suffix in (".bin", ".txt"):
                 (folder / f"{newer}{suffix}").unlink(missing_ok=True)
-    assert find_models(scene)[0] == scene / "sparse" / "manhattan" / "0"
+    assert model_components(scene)[0] == scene / "sparse" / "manhattan" / "0"
     with caplog.at_level("WARNING", "featkit"):
         found = mapped_scenes([scene])
     assert [(one.tracks.name, one.images) for one in found] == [

@@ -19,14 +19,14 @@ from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.stage import (
     ClusterConfig,
     MapConfig,
-    _whole_adjustment,
+    _adjustment_options,
     build_map,
     database_config,
     hierarchical_options,
     incremental_options,
     read_largest,
 )
-from featkit.mapping.verify import VerifyConfig, build_database, by_ransac
+from featkit.mapping.verify import VerifyConfig, build_database, verify_by_ransac
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 IMAGES = 30
@@ -106,10 +106,10 @@ def test_listed_pairs_are_verified_as_all_are(scene, tmp_path) -> None:
     with pycolmap.Database.open(str(database)) as opened:
         for pair in some:
             opened.delete_two_view_geometry(*ids[pair])
-    by_ransac(database, VerifyConfig(), some[:7])
+    verify_by_ransac(database, VerifyConfig(), some[:7])
     assert len(geometries(database)[0]) == len(known) - len(some) + 7
     spaced = [Pair("no such.png", "other.png")]  # a name that pycolmap's list of pairs cannot hold
-    by_ransac(database, VerifyConfig(), spaced)
+    verify_by_ransac(database, VerifyConfig(), spaced)
     again = geometries(database)[0]
     assert again.keys() == known.keys()
     assert all(again[pair][0] == known[pair][0] for pair in some)
@@ -143,7 +143,7 @@ def test_adjustments_of_large_maps_end_early(images: int, expected: float) -> No
     assert incremental_options(chosen, images).ba_global_function_tolerance == expected
     assert incremental_options(chosen, images).ba_local_function_tolerance == 1e-3
     assert hierarchical_options(chosen, images).incremental_options.ba_global_function_tolerance == expected
-    whole = _whole_adjustment(chosen, images)
+    whole = _adjustment_options(chosen, images)
     assert getattr(whole, "ceres", whole).solver_options.function_tolerance == expected
 
 

@@ -17,7 +17,7 @@ from featkit.io.lists import read_pairs
 from featkit.io.matches import open_matches
 from featkit.mapping.align import compare_with_truth, truth_from_map
 from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.merge import MergeConfig, SharedPoints, agreeing, find_similarity, merge_maps
+from featkit.mapping.merge import MergeConfig, SharedPoints, find_similarity, merge_maps, similarity_inliers
 from featkit.mapping.model import read_model
 from featkit.mapping.rigs import RigConfig, read_rigs
 from featkit.mapping.stage import MapConfig, build_map, database_config
@@ -152,6 +152,6 @@ def test_wrong_points_are_found() -> None:
     assert np.allclose(similarity[:, 3], offset, atol=1e-6)
     assert inlier[wrong:].all()
     assert inlier[:wrong].sum() < 10
-    assert not agreeing(same, np.column_stack([-linear, offset])).any()
+    assert not similarity_inliers(same, np.column_stack([-linear, offset])).any()
     few = SharedPoints(ids[:2], *(part[:, :2] for part in (same.xyz, poses, rays, same.limits)))
     assert find_similarity(few, MergeConfig()) is None

@@ -119,7 +119,7 @@ def test_the_same_reference_as_from_the_colmap_model(seed: int, tmp_path: Path) 
         ("800.5 0.6", "800.5 O.6", "model.nvm:4: expected 10 numbers"),
         ("800.5 0.6", "800.5 nan", "model.nvm:4: a number is not finite"),
         ("0.6 0.0 0.8", "0 0.0 0", "model.nvm:4: the quaternion of 'db/a b.jpg' has length 0"),
-        ("db/2.jpg", "db/a b.jpg", "model.nvm:6: 'db/a b.jpg' is in it twice"),
+        ("db/2.jpg", "db/a b.jpg", "model.nvm:6: 'db/a b.jpg' is listed twice"),
         (" 2 0 7", " 3 0 7", "model.nvm:9: a point with 3 observations has 19 fields, there are 15"),
         (" 2 0 7", " 2 2 7", "model.nvm:9: seen by camera 2, there are 2"),
         (" 2 0 7", " 2 -1 7", "model.nvm:9: seen by camera -1"),

@@ -16,13 +16,13 @@ from featkit.mapping.outcome import (
     CameraMotion,
     KeepConfig,
     camera_motion,
-    kept,
     map_warnings,
+    models_to_keep,
     no_model_reason,
     parallax_deg,
 )
 from featkit.mapping.stage import MapConfig, build_map, incremental_options
-from featkit.mapping.verify import VerifyConfig, by_ransac
+from featkit.mapping.verify import VerifyConfig, verify_by_ransac
 
 WIDTH, HEIGHT, FOCAL = 640, 480, 700.0
 K = np.array([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
@@ -61,7 +61,7 @@ def test_a_camera_that_turns(known_focal: bool, tmp_path: Path) -> None:
     motion = camera_motion(database(tmp_path / "turns.db", turns(4, 9, -7, 15, 22), known_focal))
     assert (motion.pairs, motion.turned, motion.still) == (5, 5, 0)
     assert motion.only_turned
-    assert "the camera only turned: 5 of 5" in no_model_reason(motion)
+    assert "the camera only rotated: 5 of 5" in no_model_reason(motion)
 
 
 def test_a_camera_that_stands(tmp_path: Path) -> None:
@@ -109,10 +109,12 @@ def test_parallax_is_the_angle_between_two_rays() -> None:
         track.add_element(number, 0)
     model.add_point3D(np.array([0, 0, 10.0]), track)
     assert parallax_deg(model) == pytest.approx(2 * np.degrees(np.arctan(0.1)))
-    assert kept([model], KeepConfig(min_points_per_image=1, min_parallax_deg=11.0)) == [model]
-    assert kept([model], KeepConfig(min_points_per_image=1, min_parallax_deg=12.0)) == []
-    assert kept([model], KeepConfig(min_points_per_image=2, min_parallax_deg=1.0)) == []
-    assert kept([model, model], KeepConfig(min_points_per_image=1)) == [model], "the second is inside the first"
+    assert models_to_keep([model], KeepConfig(min_points_per_image=1, min_parallax_deg=11.0)) == [model]
+    assert models_to_keep([model], KeepConfig(min_points_per_image=1, min_parallax_deg=12.0)) == []
+    assert models_to_keep([model], KeepConfig(min_points_per_image=2, min_parallax_deg=1.0)) == []
+    assert models_to_keep([model, model], KeepConfig(min_points_per_image=1)) == [model], (
+        "the second is inside the first"
+    )
 
 
 def test_warnings() -> None:
@@ -121,13 +123,13 @@ def test_warnings() -> None:
     (one,) = map_warnings([{"a", "b"}], ["a", "b", "c"], still)
     assert one.startswith("1 of 3 photographs are not in the map: c; ")
     _, models = map_warnings([{"a", "b"}, {"c", "d", "e"}], list("abcde"), still)
-    assert "2 models: besides the largest there are models of 3 images in sparse/1" in models
+    assert "2 models: the largest, and models of 3 images in sparse/1" in models
     split, pairs = [{"a", "b", "c"}, {"c", "d"}], [Pair("a", "b"), Pair("d", "a"), Pair("b", "d"), Pair("c", "d")]
     (models,) = map_warnings(split, list("abcd"), still, sparse=Path("scene/sparse"), pairs=pairs)[1:]
     assert "sparse/1 shares 1 photographs and 3 verified pairs with sparse/0" in models
     assert "`featkit merge scene/sparse/0 scene/sparse/1 --out scene/merged`" in models
     (turned,) = map_warnings([{"a"}], ["a"], CameraMotion(10, 9, 0))
-    assert "in 9 of 10 verified pairs the camera only turned" in turned
+    assert "in 9 of 10 verified pairs the camera only rotated" in turned
 
 
 def drive(path: Path, step: float, images: int = 8, points: int = 600) -> Path:
@@ -158,7 +160,7 @@ def drive(path: Path, step: float, images: int = 8, points: int = 600) -> Path:
             for second in range(first + 1, min(images, first + 4)):
                 _, left, right = np.intersect1d(seen[first], seen[second], return_indices=True)
                 opened.write_matches(first + 1, second + 1, np.stack([left, right], 1).astype(np.uint32))
-    by_ransac(path, VerifyConfig())
+    verify_by_ransac(path, VerifyConfig())
     return path
 
 
@@ -169,8 +171,8 @@ def test_a_drive_is_started_again(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     (tmp_path / "plain").mkdir()
     options = incremental_options(config, 8)
     plain = pycolmap.incremental_mapping(str(found), str(tmp_path), str(tmp_path / "plain"), options=options)
-    assert not kept(list(plain.values()), config.keep, 3)
+    assert not models_to_keep(list(plain.values()), config.keep, 3)
     with caplog.at_level(logging.INFO, "featkit"):
         sparse = build_map(config, tmp_path, found, tmp_path / "sparse")
-    assert "again from pairs that see their points under 4 degrees" in caplog.text
+    assert "initial pairs with a triangulation angle of 4 degrees" in caplog.text
     assert read_model(sparse / "0").num_reg_images() == 8

@@ -13,7 +13,7 @@ import pytest
 from featkit.core.errors import BadInputError
 from featkit.core.types import Pose
 from featkit.geometry.poses import rotation_matrix
-from featkit.mapping.rigs import RigConfig, described, read_rigs, sharing, usable_rigs
+from featkit.mapping.rigs import RigConfig, describe_rigs, read_rigs, shared_camera_keys, usable_rigs
 
 CONFIG = RigConfig()
 
@@ -59,14 +59,14 @@ def test_the_folder_with_the_most_photographs_is_the_reference(caplog: pytest.Lo
         [(prefixes, found)] = frames("folders", names)
     assert prefixes == ["b/", "a/"]
     assert found[2] == {"b/3.jpg"}
-    assert "2 photographs are on no rig, each is by itself: c/7.jpg, 8.jpg" in caplog.text
-    assert "in 1 of 3 frames a camera's photograph is missing; there are only: b/3.jpg" in caplog.text
+    assert "2 photographs are on no rig: c/7.jpg, 8.jpg" in caplog.text
+    assert "1 of 3 frames are incomplete, such as those of b/3.jpg" in caplog.text
 
 
 def test_folders_that_are_no_rig() -> None:
-    with pytest.raises(BadInputError, match="no folders next to each other"):
+    with pytest.raises(BadInputError, match="no sibling folders"):
         frames("folders", ["a/1.jpg", "a/2.jpg", "b/3.jpg", "b/4.jpg"])
-    with pytest.raises(BadInputError, match="no folders next to each other"):
+    with pytest.raises(BadInputError, match="no sibling folders"):
         frames("folders", ["1.jpg", "2.jpg"])
 
 
@@ -114,7 +114,7 @@ def test_a_file_as_colmap_reads_it(tmp_path: Path) -> None:
     [rig] = read_rigs(str(path), names, CONFIG)
     assert [camera.prefix for camera in rig.cameras] == ["cam2/", "cam1", "cam10"]
     assert rig.is_known
-    assert sharing([rig]) == {"cam1/1.jpg": "cam1", "cam10/1.jpg": "cam10", "cam2/1.jpg": "cam2/"}
+    assert shared_camera_keys([rig]) == {"cam1/1.jpg": "cam1", "cam10/1.jpg": "cam10", "cam2/1.jpg": "cam2/"}
     [read] = pycolmap.read_rig_config(path)
     for mine in rig.cameras[1:]:
         theirs = next(camera for camera in read.cameras if camera.image_prefix == mine.prefix).cam_from_rig
@@ -123,7 +123,7 @@ def test_a_file_as_colmap_reads_it(tmp_path: Path) -> None:
         assert mine.cam_from_rig.tvec == pytest.approx(theirs.translation)
     assert rig.cameras[0].intrinsics == ("SIMPLE_PINHOLE", (9.0, 5.0, 4.0))
     (tmp_path / "metrics.json").write_text(json.dumps({"registered": 3, "rig_config": [{"cameras": cameras}]}))
-    assert described(read_rigs(str(tmp_path / "metrics.json"), names, CONFIG)) == described([rig])
+    assert describe_rigs(read_rigs(str(tmp_path / "metrics.json"), names, CONFIG)) == describe_rigs([rig])
 
 
 def test_photographs_that_cannot_be_read_leave_their_rig() -> None:
@@ -140,10 +140,13 @@ def test_photographs_that_cannot_be_read_leave_their_rig() -> None:
 def test_every_number_is_part_of_the_description(tmp_path: Path) -> None:
     names = ["a/1.jpg", "b/1.jpg"]
     plain = write(tmp_path / "plain.json", "a/", "b/")
-    seen = {described(read_rigs(plain, names, CONFIG)), described(read_rigs(plain, [*names, "a/2.jpg"], CONFIG))}
+    seen = {
+        describe_rigs(read_rigs(plain, names, CONFIG)),
+        describe_rigs(read_rigs(plain, [*names, "a/2.jpg"], CONFIG)),
+    }
     for shift in (0.0, 1e-12):
         rig = json.loads(Path(plain).read_text())
         rig[0]["cameras"][1] |= {"cam_from_rig_rotation": [1, 0, 0, 0], "cam_from_rig_translation": [1 + shift, 0, 0]}
         (tmp_path / "other.json").write_text(json.dumps(rig))
-        seen.add(described(read_rigs(str(tmp_path / "other.json"), names, CONFIG)))
+        seen.add(describe_rigs(read_rigs(str(tmp_path / "other.json"), names, CONFIG)))
     assert len(seen) == 4

@@ -212,7 +212,7 @@ def test_what_is_hidden_is_transparent_for_gaussian_splatting(tmp_path: Path) ->
     picture.putalpha(Image.fromarray(alpha))
     picture.save(tmp_path / "images" / "1.png")
     done = export("gaussian-splatting", tmp_path / "sparse", tmp_path / "out", masks=tmp_path / "masks")
-    assert "2 photographs is transparent" in done.notes[0]
+    assert "2 photographs are transparent" in done.notes[0]
     read = [Image.open(tmp_path / "out" / "images" / f"{number}.png") for number in range(4)]
     assert [image.mode for image in read] == ["RGBA", "RGBA", "RGB", "RGB"]
     mask = np.asarray(read[0].getchannel("A"))
@@ -290,5 +290,5 @@ def test_mistakes_lose_nothing(tmp_path: Path) -> None:
     for point_id in list(model.points3D):
         model.delete_point3D(point_id)
     model.write(str(folder))
-    with pytest.raises(EmptyResultError, match="Gaussians begin at points"):
+    with pytest.raises(EmptyResultError, match="Gaussian splatting starts from"):
         export("gaussian-splatting", folder, out)

@@ -9,7 +9,7 @@ import pycolmap
 import pytest
 
 from featkit.core.types import Pair
-from featkit.mapping.verify import VerifyConfig, by_ransac
+from featkit.mapping.verify import VerifyConfig, verify_by_ransac
 
 NAMES = ("a.png", "b.png")
 SIZE = (1000, 800)
@@ -34,7 +34,7 @@ def write_database(path: Path, seed: int) -> None:
 
 def inliers(path: Path, seed: int, pairs: list[Pair] | None) -> list[list[int]]:
     write_database(path, seed)
-    by_ransac(path, VerifyConfig(), pairs)
+    verify_by_ransac(path, VerifyConfig(), pairs)
     with pycolmap.Database.open(str(path)) as database:
         return database.read_two_view_geometry(1, 2).inlier_matches.tolist()
 
