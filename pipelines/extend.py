@@ -25,7 +25,7 @@ from featkit.core.log import LOGGER, timed
 from featkit.core.registry import Method, resolve
 from featkit.core.types import Pair
 from featkit.features import stage as extraction
-from featkit.features.stage import ExtractConfig, same_extraction, source_digest
+from featkit.features.stage import ExtractConfig, config_of_features, file_digest
 from featkit.images.exif import some_names
 from featkit.images.listing import list_images
 from featkit.images.read import stored_size
@@ -232,7 +232,7 @@ def _find_work(
                 raise
     for name in set(listed) & registered.keys():
         there, camera = photographs / name, registered[name]
-        other = name in files and source_digest(files[name]) != source_digest(there)
+        other = name in files and file_digest(files[name]) != file_digest(there)
         if other or stored_size(there) != (camera.width, camera.height):
             raise BadInputError(f"{there}: is another photograph than the map's of that name; rename it")
     if not new and not gone:
@@ -254,13 +254,13 @@ def _own_features(folder: Path) -> Path | None:
 def _extract(config: ExtendConfig, work: Work, photographs: Path, output: Path, device: str, overwrite: bool) -> Path:
     """Features of the map's images and of the new ones, in one store."""
     if work.features is not None:
-        settings = same_extraction(work.features, workers=config.extract.workers)
+        settings = config_of_features(work.features, workers=config.extract.workers)
         settings = settings.model_copy(update={"masks": config.extract.masks})
         if overwrite or not output.exists():
             merge_stores([work.features], output, overwrite=overwrite)
-        method = extraction.extraction(settings, device=device)
+        method = extraction.extraction_method(settings, device=device)
     else:
-        method = extraction.extraction(config.extract, device=device)
+        method = extraction.extraction_method(config.extract, device=device)
         _extract_map(method, work, output, overwrite)
     if work.new:
         assert method.stage is not None

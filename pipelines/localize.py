@@ -22,7 +22,7 @@ from featkit.core.registry import resolve
 from featkit.core.types import Pose
 from featkit.evaluation.metrics import LocalizationScore, score_localization
 from featkit.features import stage as extraction
-from featkit.features.stage import same_extraction
+from featkit.features.stage import config_of_features
 from featkit.io.artifact import write_text
 from featkit.io.atomic import refuse_foreign
 from featkit.io.lists import read_intrinsics_list, read_poses, respelled
@@ -109,7 +109,9 @@ def run(
     names = readable if cameras is None else list(cameras)  # a listed query without an image counts as failed
     if only is not None:
         names, readable = ([name for name in listed if name in only] for listed in (names, readable))
-    extractor = extraction.extraction(same_extraction(found.features, config.workers, config.keypoints), device=device)
+    extractor = extraction.extraction_method(
+        config_of_features(found.features, config.workers, config.keypoints), device=device
+    )
     matcher = resolve("matcher", config.matcher, config.matching, device).ready()
     seconds: dict[str, float] = {}
 

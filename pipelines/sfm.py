@@ -19,7 +19,7 @@ from featkit.core.registry import Method, resolve
 from featkit.core.run_file import run_text
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
-from featkit.features.stage import ExtractConfig, extraction, with_intensities
+from featkit.features.stage import ExtractConfig, extraction_method, with_intensity_range
 from featkit.io.artifact import write_text
 from featkit.io.atomic import read_stamp, refuse_foreign
 from featkit.io.features import extractor_name
@@ -100,8 +100,8 @@ def run(
     listed = add_rig_intrinsics(rigs, images, listed)
     if known is None or known.cameras is None:
         check_photographs(config.map.camera, images, names, listed, shared_camera_keys(rigs))
-    extractor = with_intensities(
-        extraction(_with_panoramas(config), device=device), images, output / "features.h5", names, overwrite
+    extractor = with_intensity_range(
+        extraction_method(_with_panoramas(config), device=device), images, output / "features.h5", names, overwrite
     )
     given = Path(config.pairs) if config.pairs.endswith(".txt") else None
     if given is not None:

@@ -111,7 +111,9 @@ def extract(
     engine: EngineConfig = LOCAL,
 ) -> Extracted:
     """Extract local features of all images in a folder; finished images are skipped. Raises featkit's errors."""
-    method = extraction.with_intensities(extraction.extraction(config, device=device), images, out, overwrite=overwrite)
+    method = extraction.with_intensity_range(
+        extraction.extraction_method(config, device=device), images, out, overwrite=overwrite
+    )
     stages.extract(method, images, out, overwrite=overwrite, engine=engine)
     with open_features(out) as store:
         counts = [store.count(name) for name in store.names()]

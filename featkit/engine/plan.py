@@ -259,7 +259,7 @@ class ExtractTask(Config):
 
     def work(self, items: list[str], output: Path) -> None:
         """See `engine.plan.Task`. If no image can be used, where that is allowed, the shard is an empty store."""
-        method = extraction.extraction(self.config, device=self.device)
+        method = extraction.extraction_method(self.config, device=self.device)
         masks = {} if self.config.masks is None else masks_of(self.config.masks, items)
         with contextlib.suppress(EmptyResultError):
             extraction.run(method, self.images, output, items, masks=masks)

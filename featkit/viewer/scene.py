@@ -39,7 +39,7 @@ from featkit.mapping.database import PairLines, ReadOnlyDatabase
 from featkit.mapping.model import point_ids, read_model
 from featkit.mapping.photographs import existing_photographs
 from featkit.mapping.scene import find_features
-from featkit.report.scene3d import centre_of, frustum_depth, upright, view_box
+from featkit.report.scene3d import camera_centre, frustum_depth, upright_rotation, view_box
 
 CHUNK = 1000  # points in one answer about tracks
 DATABASE = "database.db"
@@ -122,8 +122,8 @@ class ViewedScene:
             posed_camera(image.name, to_pose(image.cam_from_world()), self.model.cameras[image.camera_id], "map")
             for image in self.images
         ]
-        self.turn = upright(self.cameras)
-        centres = np.array([centre_of(camera) for camera in self.cameras])
+        self.turn = upright_rotation(self.cameras)
+        centres = np.array([camera_centre(camera) for camera in self.cameras])
         box = view_box(self.xyz @ self.turn.T, centres @ self.turn.T)
         self.middle, self.side = self.turn.T @ box.middle, box.side
         self.depth = frustum_depth(centres, box)
@@ -209,7 +209,7 @@ class ViewedScene:
             {
                 "name": camera.name,
                 "rotation": camera.rotation.ravel().tolist(),
-                "centre": (centre_of(camera) - self.middle).tolist(),
+                "centre": (camera_centre(camera) - self.middle).tolist(),
                 "width": camera.width,
                 "height": camera.height,
                 "focal": camera.focal_px,

@@ -182,7 +182,7 @@ def test_an_image_without_a_keypoint(mapped_scene: Any, tmp_path: Path) -> None:
     Image.fromarray(np.full((300, 400), 128, np.uint8)).save(images / "flat.png")
     ran = run("reconstruct", images, "--out", tmp_path / "map", *mapped_scene.options, "--workers", 1, "--json")
     assert ran.exit_code == 0, ran.output
-    assert "flat.png: no keypoint found; it will match nothing" in ran.stderr
+    assert "flat.png: no keypoints found; it will not match any image" in ran.stderr
     found = json.loads(ran.stdout)
     assert (found["images"], found["registered"]) == (7, 6)
     bare = tmp_path / "bare"

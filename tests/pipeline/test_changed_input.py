@@ -15,7 +15,7 @@ from featkit.core.registry import resolve
 from featkit.core.types import Pair
 from featkit.demo.scene import RenderedConfig, render_scene
 from featkit.features import stage as extract
-from featkit.features.stage import ExtractConfig, extraction
+from featkit.features.stage import ExtractConfig, extraction_method
 from featkit.io.features import open_features
 from featkit.io.lists import write_pairs
 from featkit.io.matches import open_matches
@@ -39,7 +39,7 @@ def texture(path: Path, seed: int) -> None:
 
 
 def extracted(folder: Path) -> Path:
-    method = extraction(ExtractConfig(workers=1), CAPPED)
+    method = extraction_method(ExtractConfig(workers=1), CAPPED)
     return extract.run(method, folder / "images", folder / "features.h5")
 
 
@@ -161,7 +161,7 @@ def test_known_poses_without_intrinsics_are_refused(rendered: Path, tmp_path: Pa
 
 def test_overwrite_does_not_cost_a_photograph(rendered: Path, tmp_path: Path) -> None:
     photograph = shutil.copy(rendered / "images" / "0000.jpg", tmp_path / "precious.jpg")
-    method = extraction(ExtractConfig(workers=1), CAPPED)
+    method = extraction_method(ExtractConfig(workers=1), CAPPED)
     before = Path(photograph).read_bytes()
     with pytest.raises(BadInputError, match="not made by featkit, so it is not replaced"):
         extract.run(method, rendered / "images", Path(photograph), overwrite=True)

@@ -13,7 +13,7 @@ import pytest
 from in_process import refused, results, run
 from PIL import Image
 
-from featkit.features.stage import ExtractConfig, describe_one, detect_one, extract_one, extraction
+from featkit.features.stage import ExtractConfig, describe_one, detect_one, extract_one, extraction_method
 from featkit.images.read import as_stored
 from featkit.io.features import open_features
 
@@ -79,7 +79,7 @@ def test_no_keypoint_in_a_masked_pixel(features: str, upright_masks: bool, pictu
 
 def test_in_two_steps(pictures: Path, tmp_path: Path) -> None:
     """As on a GPU, where one process describes what others detect."""
-    method = extraction(ExtractConfig(features="dog+hynet"), {"max_keypoints": 60}, "cpu")
+    method = extraction_method(ExtractConfig(features="dog+hynet"), {"max_keypoints": 60}, "cpu")
     mask = write_masks(tmp_path / "masks") / "sub" / "turned.png.png"
     path = pictures / "sub" / "turned.png"
     alone, finished = extract_one(method, path, mask), describe_one(method, detect_one(method, path, mask))

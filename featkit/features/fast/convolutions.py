@@ -27,7 +27,7 @@ class Convolution(Protocol):
 
 def convolution(weight: Float[Tensor, "o i k k"], bias: Float[Tensor, " o"], stride: int = 1) -> Convolution:
     """The convolution of these weights."""
-    if weight.device.type == "cpu" and is_faster(weight, stride):
+    if weight.device.type == "cpu" and winograd_is_faster(weight, stride):
         return WinogradConv(weight, bias)
     if weight.shape[2:] == (1, 1) and stride == 1:
         return PointwiseConv(weight, bias)
@@ -65,7 +65,7 @@ class PointwiseConv:
         return found.view(1, *maps[0].shape[2:], -1).permute(0, 3, 1, 2)
 
 
-def folded(conv: nn.Conv2d, norm: nn.Module) -> Convolution:
+def fold_batch_norm(conv: nn.Conv2d, norm: nn.Module) -> Convolution:
     """A bias-free convolution and the BatchNorm after it, in eval mode, as one convolution."""
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
@@ -76,7 +76,7 @@ def folded(conv: nn.Conv2d, norm: nn.Module) -> Convolution:
     return convolution(weight.float(), bias.float(), conv.stride[0])
 
 
-def copied(conv: nn.Conv2d) -> Convolution:
+def copy_convolution(conv: nn.Conv2d) -> Convolution:
     """A convolution with a bias."""
     assert conv.bias is not None
     return convolution(conv.weight.detach().clone(), conv.bias.detach().clone(), conv.stride[0])
@@ -99,7 +99,7 @@ LEAST_CHANNELS = (64, 128)
 TILES_AT_ONCE = 320  # the transformed values of a batch stay in the cache
 
 
-def is_faster(weight: Float[Tensor, "o i k k"], stride: int) -> bool:
+def winograd_is_faster(weight: Float[Tensor, "o i k k"], stride: int) -> bool:
     """Whether Winograd's algorithm is faster for a convolution on a CPU."""
     channels = sorted(weight.shape[:2])
     enough = channels[0] >= LEAST_CHANNELS[0] and channels[1] >= LEAST_CHANNELS[1]
