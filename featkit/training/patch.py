@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.runtime import torch_device
-from featkit.data.augment import degraded, warp_patches
+from featkit.data.augment import degrade_patches, warp_patches
 from featkit.data.label_mining import MinedLabels, mine_labels
 from featkit.data.patch_set import ClassIndex, PatchSet
 from featkit.data.samplers import (
@@ -248,7 +248,7 @@ class PatchTask:
         part = self._part(fed.plan)
         transforms = torch.from_numpy(fed.transforms[part]).to(self.world.device)
         patches = warp_patches(fed.pixels, transforms, self.network.input_px, self.config.augmentation.fill)
-        return patches if fed.degradations is None else degraded(patches, fed.degradations, part)
+        return patches if fed.degradations is None else degrade_patches(patches, fed.degradations, part)
 
     def _loss_of(
         self, features: Float[Tensor, "m f"], plan: BatchPlan, weights: Tensor | None, share: float

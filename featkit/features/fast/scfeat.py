@@ -34,7 +34,7 @@ from featkit.models.scfeat import (
     Detector,
     F2RBackbone,
     SCFeatNetwork,
-    enlarged,
+    upsample,
 )
 
 Precision = Literal["fp32", "bf16"]
@@ -289,7 +289,7 @@ class FastDetector:
             feature_peak = fast_peakiness(given, largest["feature_peak"])
             image_peak = fast_peakiness(images, largest["image_peak"])
             given, images = given.mul_(feature_peak), images * image_peak
-            peaks = enlarged(feature_peak, SCALE).mul_(image_peak)
+            peaks = upsample(feature_peak, SCALE).mul_(image_peak)
         feature = self._feature(given)
         moments = statistics.moments(feature=feature, image=self._image_bands(images, None))
         feature = self._normed(feature, moments["feature"])

@@ -120,7 +120,7 @@ def test_the_fingerprint_is_that_of_the_model_in_use() -> None:
 
 def test_a_file_that_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("text")
-    with pytest.raises(BadInputError, match=r"a\.jpg: no camera"):
+    with pytest.raises(BadInputError, match=r"a\.jpg: its camera cannot be read"):
         infer_camera(tmp_path / "a.jpg", CameraConfig())
 
 
@@ -223,7 +223,7 @@ def test_images_of_different_sizes_cannot_share_one(tmp_path: Path) -> None:
     names = [photo(tmp_path, "1.jpg", (600, 400)), photo(tmp_path, "2.jpg", (400, 600))]
     sizes = {"1.jpg": (600, 400), "2.jpg": (400, 600)}
     cameras, ids = cameras_of_images(tmp_path, names, CameraConfig(mode="single"))
-    with pytest.raises(BadInputError, match=r"'2\.jpg' is 400 x 600, its camera 600 x 400"):
+    with pytest.raises(BadInputError, match=r"'2\.jpg' is 400 x 600, but its camera 600 x 400"):
         check_sizes(cameras, ids, sizes)
     check_sizes(*cameras_of_images(tmp_path, names, CameraConfig()), sizes)
     check_sizes(cameras, ids, {"1.jpg": (600, 400), "2.jpg": (0, 0)})  # hloc's files do not say
@@ -248,5 +248,5 @@ def test_listed_intrinsics_are_the_images_own(tmp_path: Path) -> None:
     apart = cameras_of_images(tmp_path, names, CameraConfig(), listed)[1]
     assert len(set(apart.values())) == 4
     turned = {"2.jpg": Intrinsics("PINHOLE", 400, 600, (500.0, 500.0, 200.0, 300.0))}
-    with pytest.raises(BadInputError, match=r"'2\.jpg' is 600 x 400 as stored, its intrinsics are for 400 x 600"):
+    with pytest.raises(BadInputError, match=r"'2\.jpg' is 600 x 400 as stored, but its intrinsics are for 400 x 600"):
         cameras_of_images(tmp_path, names, CameraConfig(), turned)

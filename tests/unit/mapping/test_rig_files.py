@@ -83,7 +83,7 @@ def test_times_that_are_near() -> None:
     strict = CONFIG.model_copy(update={"max_time_share": 0.03})
     [(_, some)] = frames("folders", left + right, CONFIG.model_copy(update={"max_time_share": 0.05}))
     assert sum(len(frame) == 2 for frame in some) == 2
-    with pytest.raises(BadInputError, match="no folders"):
+    with pytest.raises(BadInputError, match="no sibling folders"):
         frames("folders", left + right, strict)
 
 

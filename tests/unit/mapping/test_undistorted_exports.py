@@ -164,7 +164,7 @@ def test_names_have_no_folders_and_sizes_are_bounded(tmp_path: Path) -> None:
     done = export("gaussian-splatting", tmp_path / "sparse", tmp_path / "out", config=config)
     images, _ = read_as_gaussian_splatting(tmp_path / "out")
     assert sorted(image.name for image in images) == ["0.png", "east_1.png", "east_2.png", "east_3.png"]
-    assert "'east_1.png' for 'east/1.png'" in done.notes[0]
+    assert "'east/1.png' to 'east_1.png'" in done.notes[0]
     for image in images:
         assert max(image.size) <= 320
         assert Image.open(tmp_path / "out" / "images" / image.name).size == image.size

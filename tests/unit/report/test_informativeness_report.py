@@ -53,5 +53,5 @@ def test_pairs_without_any_gradient_have_a_page_too(tmp_path: Path) -> None:
 def test_page_says_what_was_measured(tmp_path: Path) -> None:
     page = informativeness_report(ALONG, InformativenessConfig(), Path("runs/x"), "textures", tmp_path / "r.html")
     text = page.read_text(encoding="utf-8")
-    for words in ("runs/x", "96 pairs of textures", "Snapshots the training", "untrained", "paper: above 0.8", "1000"):
+    for words in ("runs/x", "96 pairs of textures", "During training", "untrained", "paper: above 0.8", "1000"):
         assert words in text
