@@ -230,7 +230,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the command; see its --help")
     asked = parser.parse_args(arguments)
     try:
-        added = register(dict(_two_names(text) for text in asked.instead))
+        added = register(dict(_parse_replacement(text) for text in asked.instead))
         if asked.command is None:
             print("\n".join((*added.extractors, *added.matchers)))
         else:
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _two_names(text: str) -> tuple[str, str]:
+def _parse_replacement(text: str) -> tuple[str, str]:
     theirs, equals, ours = text.partition("=")
     if not equals:
         raise UsageError(f"--instead {text!r}: write it as THEIRS=OURS")

@@ -19,7 +19,7 @@ import typer
 from featkit.api.options import MAPPING, FieldOption, Option, param_of
 from featkit.core import log, runtime
 from featkit.core.config import Config, Seed, make
-from featkit.core.errors import FeatkitError, NotWritableError, ProcessLostError, one_line, printable, said
+from featkit.core.errors import FeatkitError, NotWritableError, ProcessLostError, message_of, one_line, printable
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _execute(function: Callable[[], Outcome], run: RunOptions) -> None:
             if request and not isinstance(error, runtime.Stopped | ProcessLostError):  # an error caused by the signal
                 message, code = runtime.STOPPED, request.exit_code
             else:
-                message, code = _message_of(error, run)
+                message, code = _message_and_code(error, run)
             request.reported = True
             if _reported_elsewhere(error, bool(request)):
                 raise typer.Exit(code) from None
@@ -158,7 +158,7 @@ def _execute(function: Callable[[], Outcome], run: RunOptions) -> None:
                 _end(str(outcome.error), outcome.error.exit_code)
 
 
-def _message_of(error: BaseException, run: RunOptions) -> tuple[str, int]:
+def _message_and_code(error: BaseException, run: RunOptions) -> tuple[str, int]:
     """A one-line message and the exit code. With --debug, raises an unexpected error for its traceback."""
     if isinstance(error, FeatkitError):
         return str(error), error.exit_code
@@ -171,7 +171,7 @@ def _message_of(error: BaseException, run: RunOptions) -> tuple[str, int]:
         return "out of memory; use fewer --workers or a smaller --resize-max", 1
     if run.debug:
         raise error
-    what = f"{type(error).__name__}: {said(error) if str(error) else 'no message'}"
+    what = f"{type(error).__name__}: {message_of(error) if str(error) else 'no message'}"
     return f"unexpected {what}; run again with --debug for the traceback, and report it", 1
 
 

@@ -100,7 +100,7 @@ def test_wrong_turns(posed: tuple[Path, Any], mapped_scene: Any, tmp_path: Path,
         ("posed-pairs", scene, "--out", tmp_path / "x", "--set", "choice.min_shard=1"): (2, "min_shared"),
         ("posed-pairs", scene, "--out", tmp_path / "x", "--set", "choice.min_shared=99999"): (3, "no two images share"),
         ("pack", out, "--out", tmp_path / "p.zip", "--side", 64): (2, "side"),
-        ("pack", out, tmp_path / "gone", "--out", tmp_path / "p.zip"): (2, "packs of their own"),
+        ("pack", out, tmp_path / "gone", "--out", tmp_path / "p.zip"): (2, "pack patches and photographs separately"),
     }
     for arguments, (code, says) in wrong.items():
         ran = featkit_here("data", *arguments)
