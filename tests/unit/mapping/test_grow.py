@@ -1,4 +1,4 @@
-"""Photographs registered in a map that is there: exact keypoints and matches, so every camera is where it truly is."""
+"""Photographs registered in an existing map, with exact keypoints and matches: cameras are at their true positions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Base:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    """A map of six of eight photographs, moved to the frame of the truth."""
+    """A map of six of eight photographs, aligned to the truth."""
     folder = tmp_path_factory.mktemp("base")
     scene = write_scene(folder)
     files = (scene.images, scene.features, scene.pairs, scene.matches)
@@ -71,9 +71,7 @@ def grown(base: Base, work: Path, model: pycolmap.Reconstruction, names: Sequenc
 
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("whole_above", [0.0, 1.0])
-def test_new_photographs_in_the_frame_and_under_the_ids(
-    base: Base, fixed: bool, whole_above: float, tmp_path: Path
-) -> None:
+def test_new_photographs_keep_frame_and_ids(base: Base, fixed: bool, whole_above: float, tmp_path: Path) -> None:
     old, model = read_model(base.sparse), read_model(base.sparse)
     done = grown(base, tmp_path / "work", model, NEW, fixed=fixed, whole_above=whole_above)
     assert done.registered == NEW
@@ -100,7 +98,7 @@ def test_new_photographs_in_the_frame_and_under_the_ids(
 
 
 @pytest.mark.parametrize("whole_above", [0.0, 1.0])
-def test_a_camera_that_is_wrong_stays_so_only_where_it_is_fixed(base: Base, whole_above: float, tmp_path: Path) -> None:
+def test_fixed_keeps_old_cameras_even_if_wrong(base: Base, whole_above: float, tmp_path: Path) -> None:
     moved = {}
     for fixed in (False, True):
         model = read_model(base.sparse)
@@ -114,8 +112,8 @@ def test_a_camera_that_is_wrong_stays_so_only_where_it_is_fixed(base: Base, whol
     assert moved[False] > 1e-3
 
 
-def test_a_model_of_other_keypoints_gets_those_too(base: Base, tmp_path: Path) -> None:
-    """As of COLMAP or hloc: its own keypoints and tracks stay, the features' come behind them."""
+def test_keypoints_of_other_features_are_added(base: Base, tmp_path: Path) -> None:
+    """For a model by COLMAP or hloc: its keypoints and tracks are kept, the features' keypoints follow them."""
     model, old = read_model(base.sparse), read_model(base.sparse)
     for image in model.images.values():  # the same points at other keypoints: every second one of the features
         for point in image.points2D:
@@ -136,8 +134,8 @@ def test_a_model_of_other_keypoints_gets_those_too(base: Base, tmp_path: Path) -
     assert set(old.points3D) < set(model.points3D)
 
 
-def test_what_cannot_be_registered_is_named(base: Base, tmp_path: Path) -> None:
-    """One without keypoints, one that matches nothing; the others come in all the same."""
+def test_unregistered_photographs_have_a_reason(base: Base, tmp_path: Path) -> None:
+    """One has no keypoints, one matches nothing; the others are registered."""
     scene = base.scene
     features = tmp_path / "features.h5"
     with open_features(scene.features) as stored, append_features(features, Exact()) as more:
@@ -165,7 +163,7 @@ def test_what_cannot_be_registered_is_named(base: Base, tmp_path: Path) -> None:
     assert {image.name for image in model.images.values()} == {*OLD, "6.png"}
 
 
-def test_photographs_taken_out(base: Base) -> None:
+def test_removing_photographs(base: Base) -> None:
     model, old = read_model(base.sparse), read_model(base.sparse)
     assert remove_images(model, {"1.png", "4.png", "unknown.png"}, Path("map")) == ["1.png", "4.png"]
     assert {image.name for image in model.images.values()} == {"0.png", "2.png", "3.png", "5.png"}
@@ -178,8 +176,8 @@ def test_photographs_taken_out(base: Base) -> None:
         remove_images(model, {"0.png", "2.png", "3.png"}, Path("map"))
 
 
-def test_the_frame_is_that_of_the_old_cameras(base: Base) -> None:
-    """A map that drifted as a whole comes back; one whose cameras are on one line is left to its adjustment."""
+def test_restore_frame_aligns_to_old_cameras(base: Base) -> None:
+    """A transformed map is moved back; a map with collinear cameras is not changed."""
     model, old = read_model(base.sparse), read_model(base.sparse)
     centres = {image_id: image.projection_center() for image_id, image in old.images.items()}
     turn = pycolmap.Rotation3d(np.array([0.01, 0.02, -0.01])).matrix()
@@ -196,7 +194,7 @@ def test_the_frame_is_that_of_the_old_cameras(base: Base) -> None:
     assert all(np.array_equal(image.projection_center(), moved[i]) for i, image in model.images.items())
 
 
-def test_the_configuration_that_made_the_map(base: Base, tmp_path: Path) -> None:
+def test_original_configuration_is_used(base: Base, tmp_path: Path) -> None:
     model = read_model(base.sparse)
     assert original_config(base.sparse, model, {}) == CONFIG
     assert original_config(base.sparse, model, {"camera": {"refine": True}}).camera.refine

@@ -1,4 +1,4 @@
-"""Parts of models, binary and text; models written with files beside, whole or not at all."""
+"""Poses and tracks of models, binary and text; finding models; atomic writes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_tracks_of_some_images() -> None:
     assert tracks_of_images(tracks, []).starts.tolist() == [0, 0, 0, 0]
 
 
-def test_where_a_model_is_found(tmp_path: Path) -> None:
+def test_models_are_found_in_all_layouts(tmp_path: Path) -> None:
     scene = tmp_path / "scene"
     (scene / "images").mkdir(parents=True)
     model = write_made(made_model(downward(CENTRES)), scene / "featkit" / "sparse" / "0")
@@ -59,7 +59,7 @@ def test_where_a_model_is_found(tmp_path: Path) -> None:
         find_model(scene / "images")
 
 
-def test_one_of_several_models(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_selecting_one_of_several_models(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     scene = tmp_path / "scene"
     sparse = scene / "featkit" / "sparse"
     for number in range(3):
@@ -80,14 +80,14 @@ def test_one_of_several_models(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         find_model(tmp_path / "own", 1)
 
 
-def test_what_reconstruct_made_counts_before_what_a_scene_brings(tmp_path: Path) -> None:
+def test_maps_by_reconstruct_take_precedence(tmp_path: Path) -> None:
     write_made(made_model(downward(CENTRES)), tmp_path / "sparse")
     made = write_made(made_model(downward(CENTRES)), tmp_path / "featkit" / "sparse" / "0")
     assert find_model(tmp_path) == made
     assert model_components(tmp_path) == [made]
 
 
-def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = made_model(downward(CENTRES), SEEN), made_model(downward(survey(4)))
     note = '{"featkit_version": "0.1.0"}'
     out = write_model(first, tmp_path / "out", {"alignment.json": note})
