@@ -1,4 +1,4 @@
-"""What was made from older photographs, other images or another list is never taken for the present one."""
+"""Results of older photographs, other images or another list are never used as current ones."""
 
 import json
 import logging
@@ -44,7 +44,7 @@ def extracted(folder: Path) -> Path:
 
 
 def test_a_replaced_photograph_is_extracted_and_matched_again(tmp_path: Path) -> None:
-    """Even when neither the file's size nor the number of keypoints changes (BMP, and a hard limit)."""
+    """Even if neither the file size nor the number of keypoints changes (BMP, and a fixed limit)."""
     (tmp_path / "images").mkdir()
     for name, seed in (("a.bmp", 0), ("b.bmp", 0)):
         texture(tmp_path / "images" / name, seed)
@@ -78,7 +78,7 @@ def test_a_removed_photograph_leaves_the_map(rendered: Path, tmp_path: Path) -> 
     assert "0004.jpg" not in (tmp_path / "featkit" / "pairs.txt").read_text()
 
 
-def test_poses_of_an_earlier_map_are_called_so(
+def test_poses_of_an_earlier_map_are_reported_as_outdated(
     rendered: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
@@ -94,14 +94,14 @@ def test_poses_of_an_earlier_map_are_called_so(
     assert "localize/poses.txt is of an earlier map, in another frame; localize again" in caplog.text
 
 
-def test_the_configuration_that_ran_is_in_metrics(rendered: Path) -> None:
+def test_metrics_contain_the_configuration(rendered: Path) -> None:
     sfm = load_pipeline("sfm")
     config = sfm.run(sfm.SfmConfig(), rendered).metrics["config"]
     assert config["extract"]["extractor"]["normalization"] == "l1_root"
     assert config["matching"]["ratio"] == 0.8
 
 
-def test_a_scene_with_a_model_of_its_own_is_localized_in_ours(rendered: Path, tmp_path: Path) -> None:
+def test_featkits_map_takes_precedence_over_a_foreign_model(rendered: Path, tmp_path: Path) -> None:
     sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
     scene = tmp_path / "scene"
     shutil.copytree(rendered / "images", scene / "images")
@@ -112,8 +112,8 @@ def test_a_scene_with_a_model_of_its_own_is_localized_in_ours(rendered: Path, tm
     assert found.output == scene / "featkit" / "localize"
 
 
-def test_every_listed_query_has_its_reason(rendered: Path, tmp_path: Path) -> None:
-    """One that cannot be read, and one that is not there, fail alone; both count in the recall."""
+def test_every_failed_query_has_a_reason(rendered: Path, tmp_path: Path) -> None:
+    """An unreadable and a missing query fail without affecting others; both count in the recall."""
     sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
     sfm.run(sfm.SfmConfig(), rendered)
     queries = tmp_path / "queries"
@@ -139,7 +139,7 @@ def test_every_listed_query_has_its_reason(rendered: Path, tmp_path: Path) -> No
     assert list(result.metrics["recall"].values()) == pytest.approx([1 / 3] * 3)
 
 
-def test_given_pairs_with_a_query_that_cannot_be_read(rendered: Path, tmp_path: Path) -> None:
+def test_given_pairs_with_an_unreadable_query(rendered: Path, tmp_path: Path) -> None:
     sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
     sfm.run(sfm.SfmConfig(), rendered)
     queries = tmp_path / "queries"
@@ -159,7 +159,7 @@ def test_known_poses_without_intrinsics_are_refused(rendered: Path, tmp_path: Pa
         sfm.run(sfm.SfmConfig(), rendered, tmp_path / "out", reference=Path(poses))
 
 
-def test_overwrite_does_not_cost_a_photograph(rendered: Path, tmp_path: Path) -> None:
+def test_overwrite_keeps_all_photographs(rendered: Path, tmp_path: Path) -> None:
     photograph = shutil.copy(rendered / "images" / "0000.jpg", tmp_path / "precious.jpg")
     method = extraction_method(ExtractConfig(workers=1), CAPPED)
     before = Path(photograph).read_bytes()

@@ -21,7 +21,7 @@ def listed(path: Path, scene: Path, focal_px: float | None = None, separator: st
 
 
 def test_the_map_has_the_listed_cameras(mapped_copy: Any, tmp_path: Path) -> None:
-    """Features and matches stay; the database and the map are made anew when the list changes."""
+    """If the list changes, features and matches are kept, and database and map are made again."""
     scene = mapped_copy.folder
     command = (
         "reconstruct",
@@ -49,7 +49,7 @@ def test_the_map_has_the_listed_cameras(mapped_copy: Any, tmp_path: Path) -> Non
     assert longer["truth"]["centre_max"] > 5 * data["truth"]["centre_max"]
 
 
-def test_mistakes(mapped_copy: Any, tmp_path: Path) -> None:
+def test_usage_errors(mapped_copy: Any, tmp_path: Path) -> None:
     scene, path = mapped_copy.folder, tmp_path / "list.txt"
     command = ("reconstruct", scene, *mapped_copy.options, "-q", "--intrinsics")
     refused(run(*command, tmp_path / "nowhere.txt"), 3, "nowhere.txt", "no such file")
