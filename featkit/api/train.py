@@ -83,7 +83,7 @@ class Trained:
     config=Option("config"),
     steps=Option("training.steps", of=PatchTraining, unset="the paper's"),
     batch_size=Option("training.batch_size", of=PatchTraining, unset=RECIPE),
-    start=Option("training.start", of=PatchTraining, unset="random initialization"),
+    start=Option("training.start", of=PatchTraining, unset="random initialisation"),
     **length_options(PatchTraining),
 )
 def train_patch(

@@ -170,7 +170,7 @@ EXTRAS = {
     "published": (("kornia",), "ALIKED, DISK, XFeat and others", 'pip install "featkit[published]"'),
     "onnx": (("onnx", "onnxruntime"), "networks for other runtimes", 'pip install "featkit[onnx]"'),
     "serve": (("fastapi", "uvicorn"), "`featkit serve`", 'pip install "featkit[serve]"'),
-    "hloc": (("hloc",), "featkit's features inside hloc", "python -m featkit.hloc says how"),
+    "hloc": (("hloc",), "featkit's features inside hloc", "see python -m featkit.hloc"),
 }
 LOCKING = "HDF5_USE_FILE_LOCKING"  # an environment variable of HDF5
 PYCOLMAP_TESTED = ("4.0.4", "4.1.1", "4.2.0", "4.2.1")

@@ -9,8 +9,8 @@ whose matches agree with the poses; decrease that of the others.
     Q, P_kp  keypoints of an image and their probabilities, see GridPolicyConfig
     p_ij     probability that x_i and y_j match: softmax over row i times softmax over column j of -60 (1 - cos_ij)
     r_ij     reward of the pair (eq. 20), from the match matrix (eq. 16 to 18) and L_fme (eq. 19)
-    lambda   -0.001: a small price of every keypoint; tanh L_fme stands for L_fme there (rewards.py), and 1 where it is
-             not defined or not used
+    lambda   -0.001: a small cost of every keypoint. Its factor is tanh L_fme instead of L_fme (see RewardConfig), and 1
+             if L_fme is not defined or not used
 
 The paper leaves the sign and p_ij to PoSFeat: minus, since the loss is minimised, and the sum weighted by p_ij, through
 which no gradient flows. Descriptors have no gradient either: their network is frozen.

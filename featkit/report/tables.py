@@ -181,7 +181,7 @@ def plotly_text(text: str) -> str:
 
 @dataclass(frozen=True)
 class Detail:
-    """Upper bounds. Points, cameras: per scene; lines: per picture; pictures, thumbnails: on the whole page."""
+    """Upper bounds. points, cameras: per scene; lines: per picture; pictures, thumbnails: on the complete page."""
 
     points: int
     cameras: int

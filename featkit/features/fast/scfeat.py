@@ -336,9 +336,9 @@ class FastDetector:
         image_bands = self._image_bands(images, image_moments, margin=1)
         for (first, image), block in zip(image_bands, resampling(coarse.rows, SCALE, False, BLOCK), strict=True):
             merged = self._merge_image(image, margin=True)
-            wide = self._merge_feature.widened(feature[:, :, block.low : block.high], coarse.columns)
+            wide = self._merge_feature.upsample_columns(feature[:, :, block.low : block.high], coarse.columns)
             shifted = block._replace(low=0, high=block.high - block.low)
-            self._merge_feature.heightened(wide, shifted, merged[0].permute(1, 2, 0))
+            self._merge_feature.add_upsampled_rows(wide, shifted, merged[0].permute(1, 2, 0))
             yield first, merged
 
     def _image_bands(
@@ -382,7 +382,7 @@ def _bias(conv: nn.Conv2d) -> Float[Tensor, " o"]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The ResNet encoder for inference: the same maps in fewer passes over memory.
+# The ResNet encoder for inference: the same maps with fewer passes over memory.
 
 
 class FastEncoder:
@@ -428,11 +428,11 @@ class _Residual:
 
 CHUNK_VALUES = 1 << 18  # 1 MB
 FEW_CHANNELS = 8
-"""Up to this many channels, sums are faster with each channel contiguous."""
+"""Up to this number of channels, sums are faster with each channel contiguous."""
 
 
 def fast_peakiness(maps: Float[Tensor, "1 c h w"], largest: float) -> Float[Tensor, "1 1 h w"]:
-    """largest: the maps' maximum over the whole image."""
+    """Peakiness of maps. largest: the maps' maximum over the complete image."""
     _, channels, height, width = maps.shape
     mirrored = torch.arange(-1, height + 1, device=maps.device).abs()
     mirrored[-1] = height - 2
@@ -449,7 +449,7 @@ def fast_peakiness(maps: Float[Tensor, "1 c h w"], largest: float) -> Float[Tens
 
 
 def _rows(maps: Float[Tensor, "1 c h w"], index: Int[Tensor, " n"]) -> Float[Tensor, "1 c n w"]:
-    """Copies of rows, in the memory layout that is faster here."""
+    """Copies of rows, in the faster memory layout for the number of channels."""
     if maps.shape[1] <= FEW_CHANNELS:
         return maps.index_select(2, index).contiguous()
     return maps[0].permute(1, 2, 0)[index].permute(2, 0, 1)[None]
