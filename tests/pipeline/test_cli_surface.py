@@ -138,13 +138,13 @@ def test_info_of_every_kind_of_input(mapped_scene: Any, featkit_here: Command, t
         "retrieval": {"kind": "pairing configuration"},
         tmp_path / "w.safetensors": {"kind": "weights", "tensors": 1, "metadata": {"recipe": "by hand"}},
     }
-    from featkit.report.describe import as_lines, describe
+    from featkit.report.describe import description_lines, describe
 
     for what, facts in expected.items():
         found = describe(str(what))
         assert facts.items() <= found.items(), what
         json.dumps(found)
-        assert as_lines(found)
+        assert description_lines(found)
     for what in (mapped_scene.folder, out / "features.h5", "rootsift"):
         ran = featkit_here("info", what, "--json")
         assert ran.code == 0, ran.err

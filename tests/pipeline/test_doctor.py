@@ -41,7 +41,7 @@ def test_main_job_succeeds(examined: Any) -> None:
 
 def test_no_files_are_left_behind(featkit_command: Callable[..., Any], tmp_path: Path) -> None:
     before = set(tmp_path.iterdir())
-    assert look.room(tmp_path)[-1].state == "ok"
+    assert look.disk_space(tmp_path)[-1].state == "ok"
     assert set(tmp_path.iterdir()) == before
 
 
@@ -68,10 +68,10 @@ def test_findings_about_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {"pycolmap": "4.2.1", "opencv-python": "4.10", "opencv-python-headless": "4.10"}
     monkeypatch.setattr(look, "_version", installed.get)
     monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "FALSE")
-    names = [finding.name for finding in look.traps()]
+    names = [finding.name for finding in look.known_problems()]
     assert names == ["pycolmap 4.2.1", "opencv-python", "HDF5_USE_FILE_LOCKING"]
     installed |= {"pycolmap": "5.0"}
-    (untested, *_) = look.traps()
+    (untested, *_) = look.known_problems()
     assert "not tested" in untested.found
     assert "4.2.1" in untested.advice
     absent = look._library("nothing-of-that-name", "nothing_of_that_name", "tests", ">=1,<2")
@@ -82,8 +82,8 @@ def test_findings_about_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_findings_about_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(look, "ROOM_GIB", 1e9)
-    assert [finding.state for finding in look.room(tmp_path)] == ["note", "note", "ok"]
-    states = [finding.state for finding in look.room(tmp_path / "nowhere")]
+    monkeypatch.setattr(look, "DISK_GIB", 1e9)
+    assert [finding.state for finding in look.disk_space(tmp_path)] == ["note", "note", "ok"]
+    states = [finding.state for finding in look.disk_space(tmp_path / "nowhere")]
     assert states == ["wrong", "note", "note"]
     assert look._memory_gib() is None or 0 <= look._memory_gib()[1] <= look._memory_gib()[0]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import typer
 
-from featkit.api.evaluation import BENCHMARKS, OF_ALL
+from featkit.api.evaluation import BENCHMARKS, ALL_BENCHMARKS
 from featkit.cli.eval import eval_app
 from featkit.core.config import Config
 from featkit.core.content import Configuration, Table
@@ -105,7 +105,7 @@ def test_one_result_has_json_tables_and_page(tmp_path: Path) -> None:
         Lengths.configured({"facto": 1})
 
 
-@pytest.mark.parametrize("name", OF_ALL)
+@pytest.mark.parametrize("name", ALL_BENCHMARKS)
 def test_a_command_has_the_options_of_its_class(name: str) -> None:
     command = typer.main.get_command(eval_app).commands[name]  # type: ignore[attr-defined]
     options = {one.name: one.default for one in command.params}
