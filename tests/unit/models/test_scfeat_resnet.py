@@ -105,7 +105,7 @@ def test_other_files_are_refused(small_state: State, tmp_path: Path) -> None:
         ({}, "not the weights of a ResNet"),
         ({"a": 3}, "no named tensors"),
         (torch.rand(3), "no named tensors"),
-        ({**small_state, "bn1.weight": torch.full((64,), torch.nan)}, "no numbers"),
+        ({**small_state, "bn1.weight": torch.full((64,), torch.nan)}, "NaN or infinity"),
         (print, "refused"),
     ):
         torch.save(content, path)
