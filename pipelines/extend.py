@@ -49,6 +49,15 @@ from featkit.mapping.grow import (
     refuse_no_growth,
     shared_camera,
 )
+from featkit.mapping.map_rigs import (
+    AddedFrame,
+    added_frames,
+    check_sizes_on_rigs,
+    prefixes_of,
+    recorded_prefixes,
+    report_added,
+    rig_metrics,
+)
 from featkit.mapping.model import (
     Model,
     beside_model,
@@ -136,6 +145,8 @@ def run(
     photographs = image_folder(photographs)
     work = _find_work(config, folder, photographs, features, images)
     made_with = as_made(folder, work.model, config.map)
+    recorded = recorded_prefixes(folder)
+    frames = _on_rigs(work, recorded, made_with, photographs)
     matcher = resolve("matcher", config.matcher, config.matching, device).ready()
     seconds: dict[str, float] = {}
 
@@ -152,7 +163,7 @@ def run(
         open_features(stored) as store,
         open_matches(matches, store) as found,
     ):
-        inputs = _inputs(work, made_with, store, pairs)
+        inputs = _inputs(work, made_with, store, pairs, frames)
         made = artifact(output / "sparse", resolved, inputs, output / "sparse.json")
         record = read_stamp(output / RECORD) or {}
         if made.up_to_date and record.get("inputs") == inputs and not overwrite:
@@ -162,7 +173,7 @@ def run(
             pruned = prune(work.model, work.gone, folder) if work.gone else []
             old = work.model.num_reg_images()
             sizes = {stored_size(photographs / name) for name in work.new if store.has(name)}
-            new = NewImages(work.new, photographs, made_with.camera, shared_camera(work.model, sizes))
+            new = NewImages(work.new, photographs, made_with.camera, shared_camera(work.model, sizes), frames)
             with scratch(output / ".sparse.work") as temporary:
                 grown = grow(
                     config.grow, made_with, work.model, new, store, found, pairs, temporary, photographs=work.files
@@ -177,7 +188,8 @@ def run(
     for name, reason in grown.left_out.items():
         LOGGER.warning("extend: %s is not in the map: %s", name, reason)
     described = {"inputs": inputs, "map": str(folder), "photographs": str(photographs), "old": old}
-    metrics = {**described, **_measured(grown, old + len(work.new)), "pruned": pruned, "seconds": seconds}
+    measured = {**_measured(grown, old + len(work.new)), **rig_metrics(grown.model, recorded)}
+    metrics = {**described, **measured, "pruned": pruned, "seconds": seconds}
     write_text(output / RECORD, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return ExtendResult(output, output / "sparse", metrics)
 
@@ -198,11 +210,25 @@ def _measured(grown: Grown, total: int) -> dict[str, Any]:
     }
 
 
-def _inputs(work: Work, made_with: MapConfig, store: FeatureStore, pairs: Sequence[Pair]) -> str:
+def _on_rigs(work: Work, recorded: Sequence[str], made_with: MapConfig, photographs: Path) -> list[AddedFrame]:
+    """The frames of new photographs that the map's rigs took, by their names. Raises BadInputError for a wrong size."""
+    prefixes = prefixes_of(work.model, recorded)
+    frames = added_frames(work.model, prefixes, work.new, made_with.rigs, work.gone)
+    check_sizes_on_rigs(work.model, prefixes, frames, photographs)
+    report_added(prefixes, frames, work.new)
+    return frames
+
+
+def _inputs(
+    work: Work, made_with: MapConfig, store: FeatureStore, pairs: Sequence[Pair], frames: Sequence[AddedFrame]
+) -> str:
     """Digest of all inputs of the extended map."""
     features = [f"{name} {store.digest(name)}" for name in work.new if store.has(name)]
     listed = [f"{pair.name0}\t{pair.name1}" for pair in pairs]
-    return digest(poses_digest(work.folder), made_with.canonical_json(), *features, "", *listed, "", *work.gone)
+    on_rigs = ["", *map(repr, frames)] if frames else []
+    return digest(
+        poses_digest(work.folder), made_with.canonical_json(), *features, "", *listed, "", *work.gone, *on_rigs
+    )
 
 
 def _find_work(
@@ -320,6 +346,8 @@ def describe(result: ExtendResult) -> list[str]:
     total = len(found["registered"]) + len(found["left_out"])
     lines = [f"{len(found['registered'])} of {total} new photographs are in the map, which had {found['old']}"]
     lines += [f"not in the map: {name}: {reason}" for name, reason in found["left_out"].items()]
+    if found.get("rigs"):
+        lines.append(f"rigs of the map: {found['rigs']}, with {found['frames']} frames")
     lines += [f"taken out: {some_names(found['pruned'])}"] if found["pruned"] else []
     return [*lines, f"map: {result.sparse / '0'}"]
 

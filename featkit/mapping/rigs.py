@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycolmap
 from pydantic import Field
 
 from featkit.core.config import Config, Degrees, Number, Share, make
@@ -231,7 +230,8 @@ def _of_file(path: Path, names: Sequence[str], config: RigConfig) -> tuple[Rig, 
                 f" {names[0]!r}"
             )
     return tuple(
-        Rig(cameras, _frames([_keyed(one.prefix, under[one.prefix]) for one in cameras], config)) for cameras in rigs
+        Rig(cameras, frames_of_keys([keyed(one.prefix, under[one.prefix]) for one in cameras], config))
+        for cameras in rigs
     )
 
 
@@ -304,7 +304,7 @@ def _siblings(above: str, names: Sequence[str], config: RigConfig) -> Iterator[R
         if slash:
             below.setdefault(f"{above}{folder}/", []).append(name)
     folders = sorted(below, key=lambda folder: (-len(below[folder]), folder))  # the first is the reference
-    frames = _frames([_keyed(folder, below[folder]) for folder in folders], config)
+    frames = frames_of_keys([keyed(folder, below[folder]) for folder in folders], config)
     with_others = [sum(1 for frame in frames if place in frame and len(frame) > 1) for place in range(len(folders))]
     chosen = [
         folder for folder, count in zip(folders, with_others, strict=True) if 2 * count >= len(below[folder]) and count
@@ -313,24 +313,28 @@ def _siblings(above: str, names: Sequence[str], config: RigConfig) -> Iterator[R
         chosen.sort(key=lambda folder: (-len(below[folder]), folder))
         yield Rig(
             tuple(RigCamera(folder) for folder in chosen),
-            _frames([_keyed(folder, below[folder]) for folder in chosen], config),
+            frames_of_keys([keyed(folder, below[folder]) for folder in chosen], config),
         )
     for folder in sorted(set(below) - set(chosen if len(chosen) > 1 else ())):
         yield from _siblings(folder, below[folder], config)
 
 
-def _keyed(prefix: str, names: Sequence[str]) -> dict[str, str]:
-    """Names by what tells their frame: what follows the prefix, without the ending and without the folder's name."""
+def keyed(prefix: str, names: Sequence[str]) -> dict[str, str]:
+    """Names by what tells their frame: what follows the prefix, without the ending and without the folder's name.
+
+    Of names with one key the first counts.
+    """
     folder = os.path.basename(prefix.rstrip("/"))
-    keyed: dict[str, str] = {}
+    found: dict[str, str] = {}
     for name in names:
         path, _, last = name[len(prefix) :].rpartition("/")
         stem = last.rpartition(".")[0] or last
-        keyed.setdefault(f"{path}/{stem.replace(folder, '') or stem}", name)
-    return keyed
+        rest = stem if folder.isdigit() else stem.replace(folder, "")  # 1/0001.jpg is not of 000
+        found.setdefault(f"{path}/{rest or stem}", name)
+    return found
 
 
-def _frames(cameras: Sequence[Mapping[str, str]], config: RigConfig) -> tuple[Mapping[int, str], ...]:
+def frames_of_keys(cameras: Sequence[Mapping[str, str]], config: RigConfig) -> tuple[Mapping[int, str], ...]:
     """Frames in the order of their keys. cameras: of each its photographs by key; the first is the reference."""
     if not cameras:
         return ()
@@ -360,35 +364,3 @@ def _near_in_time(reference: Mapping[str, str], other: Mapping[str, str], max_sh
             alone[f"/{nearest}-{best[target][0]}"] = best[target][1]
         best[target] = (distance, name)
     return {**alone, **{key: name for key, (_, name) in best.items()}}
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The rigs of a map, for metrics.json and tables.
-
-
-def rig_metrics(model: pycolmap.Reconstruction, rigs: Sequence[Rig]) -> dict[str, Any]:
-    """Number of rigs of several cameras and of their registered frames, and the rigs in COLMAP's format.
-
-    Nothing for a model without such rigs. rigs: as they were given, for the prefixes.
-    """
-    prefix_of = sharing(rigs)
-    several = [rig for _, rig in sorted(model.rigs.items()) if rig.num_sensors() > 1]
-    if not several:
-        return {}
-    prefixes = {image.camera_id: prefix_of.get(image.name, image.name) for image in model.images.values()}
-    ids = {rig.rig_id for rig in several}
-    frames = [frame for frame in model.frames.values() if frame.rig_id in ids and frame.has_pose()]
-    written = []
-    for rig in several:
-        cameras: list[dict[str, Any]] = [{"image_prefix": prefixes[rig.ref_sensor_id.id], "ref_sensor": True}]
-        for sensor, relation in sorted(rig.non_ref_sensors.items(), key=lambda item: item[0].id):
-            x, y, z, w = relation.rotation.quat.tolist()
-            cameras.append(
-                {
-                    "image_prefix": prefixes.get(sensor.id, ""),
-                    "cam_from_rig_rotation": [w, x, y, z],
-                    "cam_from_rig_translation": relation.translation.tolist(),
-                }
-            )
-        written.append({"cameras": cameras})
-    return {"rigs": len(several), "frames": len(frames), RIG_KEY: written}

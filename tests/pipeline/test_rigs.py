@@ -14,6 +14,7 @@ import pytest
 from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, look_at, quaternion, rotation_angle_deg, rotation_matrix
 from featkit.io.lists import read_poses, write_poses
+from featkit.mapping.align import compare_with_truth
 from featkit.mapping.model import read_model
 from tests.in_process import refused, results, run
 from tests.painted_room import UP, pinhole, write
@@ -186,6 +187,39 @@ def test_a_map_with_a_rig_is_gone_on_with(mapped: Path, tmp_path: Path) -> None:
     assert grown["registered"] == ["a.jpg"]
     larger = read_model(tmp_path / "grown" / "sparse" / "0")
     assert (larger.num_reg_images(), larger.num_reg_frames()) == (13, 7)
+
+
+def test_new_frames_come_onto_the_rig(mapped: Path, tmp_path: Path) -> None:
+    """Two more times, of which one has a single camera; the relation stays, and so do ids. Then the missing one."""
+    front = {"6.jpg": between(2, 3, 0.5), "7.jpg": between(3, 4, 0.4)}
+    true = {f"front/{name}": pose for name, pose in front.items()}
+    true |= {f"side/{name}": joined(RELATIONS["side/"], pose) for name, pose in front.items()}
+    write(tmp_path / "new", {k: v for k, v in true.items() if k != "side/7.jpg"}, pinhole(WIDTH, HEIGHT, FOCAL))
+    found = results("extend", mapped, tmp_path / "new", "-o", tmp_path / "grown")
+    assert found["registered"] == ["front/6.jpg", "front/7.jpg", "side/6.jpg"]
+    assert (found["rigs"], found["frames"], found["images"]) == (1, 8, 15)
+    before = json.loads((mapped / "featkit" / "metrics.json").read_text())["rig_config"]
+    assert [camera["image_prefix"] for camera in found["rig_config"][0]["cameras"]] == ["front/", "side/"]
+    assert found["rig_config"] == before
+    old, larger = read_model(mapped / "featkit" / "sparse" / "0"), read_model(tmp_path / "grown" / "sparse" / "0")
+    assert set(larger.cameras) == set(old.cameras)
+    truth = true | dict(read_poses(mapped / "truth.txt"))
+    errors = compare_with_truth(larger, truth)
+    assert errors.centre.max() < 1.5 * compare_with_truth(old, truth).centre.max() + 0.01
+    write(tmp_path / "late", {"side/7.jpg": true["side/7.jpg"]}, pinhole(WIDTH, HEIGHT, FOCAL))
+    last = results("extend", tmp_path / "grown", tmp_path / "late", "-o", tmp_path / "last")
+    assert (last["registered"], last["frames"], last["images"]) == (["side/7.jpg"], 8, 16)
+    write(tmp_path / "late", {"side/8.jpg": true["side/7.jpg"]}, pinhole(WIDTH, 200, FOCAL))
+    ended = run("extend", tmp_path / "grown", tmp_path / "late", "-q", "-o", tmp_path / "wrong")
+    refused(ended, 3, "side/8.jpg: is 320 x 200, and the map's camera of 'side/' on a rig 320 x 240")
+
+
+def between(first: int, second: int, share: float) -> Pose:
+    """A pose on the walk from one place to the next."""
+    (one, yaw), (other, last) = ((np.array(CENTRES[k]), YAWS[k]) for k in (first, second))
+    angle = np.radians(yaw + share * (last - yaw))
+    centre = one + share * (other - one)
+    return look_at(centre, centre + np.array([np.cos(angle), np.sin(angle), 0.05]), UP)
 
 
 @pytest.mark.parametrize(
