@@ -33,6 +33,7 @@ from featkit.mapping.map_rigs import (
     complete_frames,
     name_those_without_points,
     new_frame,
+    rig_of,
     rigs_of_several,
 )
 from featkit.mapping.stage import MapConfig, incremental_options
@@ -214,12 +215,6 @@ def write_new(
             images = {camera: image_ids[name] for camera, name in added.images.items() if name in image_ids}
             if images:
                 database.write_frame(new_frame(model, added.rig_id, images), use_frame_id=True)
-
-
-def rig_of(model: pycolmap.Reconstruction, camera_id: int) -> int:
-    """The rig that has a camera of the model."""
-    sensor = model.cameras[camera_id].sensor_id
-    return next(rig_id for rig_id, rig in sorted(model.rigs.items()) if rig.has_sensor(sensor))
 
 
 def shared_camera(model: pycolmap.Reconstruction, sizes: Collection[tuple[int, int]]) -> int | None:

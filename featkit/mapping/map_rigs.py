@@ -9,15 +9,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pycolmap
 
+from featkit.core.config import Config, Degrees, Share
 from featkit.core.errors import BadInputError
 from featkit.geometry.pixels import to_colmap
+from featkit.geometry.poses import rotation_angle_deg
 from featkit.images.exif import some_names
 from featkit.images.read import stored_size
 from featkit.io.atomic import read_stamp
@@ -27,6 +29,8 @@ from featkit.mapping.rigs import RIG_KEY, RigConfig, frames_of_keys, keyed
 LOGGER = logging.getLogger(__name__)
 RECORDS = ("metrics.json", "extend.json", "merge.json")
 """What may hold the rigs of a map, in the folder of its sparse/."""
+SAME_RELATION = 1e-7  # largest difference of rotation matrices and directions that were one file's
+GRID = 9  # directions a side, over which two calibrations are compared
 
 
 @dataclass(frozen=True)
@@ -222,6 +226,135 @@ def name_those_without_points(model: pycolmap.Reconstruction, names: Collection[
             "extend: %d photographs are in the map by the others of their frame alone, and see no point of it: %s",
             *(len(blind), some_names(blind)),
         )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Rigs of two maps that are one: cameras of equal prefixes, calibration and relation.
+
+
+class SameRigConfig(Config):
+    """How far rigs of two maps, in one frame, may differ to be one: both are estimated from photographs."""
+
+    max_turn_deg: Degrees = 1.0
+    """Maximum difference of a camera's rotation relative to the reference camera, degrees."""
+    max_shift: Share = 0.2
+    """Maximum difference of its position, as a share of the longest distance between two cameras of the rig."""
+    max_pixel_shift: Share = 0.02
+    """Maximum displacement of a pixel by the other map's calibration of its camera, as a share of the longer side."""
+
+
+@dataclass(frozen=True)
+class SharedRigs:
+    """Rigs and cameras of a second map by their numbers, and those of the first that they are.
+
+    free: rigs of the first whose relation is another in the second, so that both were estimated.
+    """
+
+    rigs: dict[int, int] = field(default_factory=dict)
+    cameras: dict[int, int] = field(default_factory=dict)
+    free: set[int] = field(default_factory=set)
+
+
+def shared_rigs(
+    first: pycolmap.Reconstruction,
+    second: pycolmap.Reconstruction,
+    prefixes: tuple[Mapping[int, str], Mapping[int, str]],
+    config: SameRigConfig,
+) -> SharedRigs:
+    """Rigs of the second map that are the first's. The maps are in one frame; one line for each rig that is none.
+
+    prefixes: of `prefixes_of`, for both maps.
+    """
+    found = SharedRigs()
+    camera_of = {prefix: camera for camera, prefix in prefixes[0].items()}
+    for rig_id, rig in rigs_of_several(second).items():
+        own = cameras_on(rig)
+        named = ", ".join(prefixes[1].get(camera, "?") for camera in own)
+        cameras = {camera: camera_of.get(prefixes[1].get(camera, "")) for camera in own}
+        same = {camera: other for camera, other in cameras.items() if other is not None}
+        on = {rig_of(first, camera) for camera in same.values()}
+        if len(same) < len(own) or len(on) != 1 or min(on) in found.rigs.values():
+            LOGGER.info("merge: the second map's rig (%s) is none of the first map's; both are kept", named)
+            continue
+        [target] = on
+        if difference := _difference(first, second, (first.rigs[target], rig), same, config):
+            LOGGER.warning(
+                "merge: the rig of %s is not the same in both maps: %s; it is kept as two rigs", named, difference
+            )
+            continue
+        found.rigs[rig_id] = target
+        found.cameras.update(same)
+        if not _is_one_relation(first.rigs[target], rig, same):
+            found.free.add(target)
+    return found
+
+
+def rig_of(model: pycolmap.Reconstruction, camera_id: int) -> int:
+    """The rig that has a camera of the model."""
+    sensor = model.cameras[camera_id].sensor_id
+    return next(rig_id for rig_id, rig in sorted(model.rigs.items()) if rig.has_sensor(sensor))
+
+
+def _difference(
+    first: pycolmap.Reconstruction,
+    second: pycolmap.Reconstruction,
+    rigs: tuple[pycolmap.Rig, pycolmap.Rig],
+    cameras: Mapping[int, int],
+    config: SameRigConfig,
+) -> str:
+    """In what two rigs differ by more than they may; "" for none. cameras: the second map's, and the first's."""
+    for camera_id, other in cameras.items():
+        one, two = first.cameras[other], second.cameras[camera_id]
+        if (one.model, one.width, one.height) != (two.model, two.width, two.height):
+            shown = [f"{c.model_name} {c.width} x {c.height}" for c in (one, two)]
+            return f"one camera is {shown[0]} in the first map and {shown[1]} in the second"
+        shift = _pixel_shift(one, two)
+        if not shift <= config.max_pixel_shift:
+            return f"the calibrations of a camera are {100 * shift:.2g} % of its longer side apart"
+    relations = _relations(rigs, cameras)
+    centres = [np.array([relation.inverse().translation for relation in side]) for side in relations]
+    longest = max(float(np.linalg.norm(a - b)) for a in centres[0] for b in centres[0])
+    for one, two, apart in zip(*relations, np.linalg.norm(centres[0] - centres[1], axis=1), strict=True):
+        turn = rotation_angle_deg(one.rotation.matrix(), two.rotation.matrix())
+        if turn > config.max_turn_deg or apart > config.max_shift * longest:
+            return (
+                f"a camera is turned by {turn:.2g} degrees and moved by {apart:.2g}, of {longest:.2g} between cameras"
+            )
+    return ""
+
+
+def _relations(
+    rigs: tuple[pycolmap.Rig, pycolmap.Rig], cameras: Mapping[int, int]
+) -> tuple[list[pycolmap.Rigid3d], list[pycolmap.Rigid3d]]:
+    """Of two rigs the poses of all common cameras relative to the one that comes first."""
+    found = []
+    for rig, own in zip(rigs, (cameras.values(), cameras.keys()), strict=True):
+        known = {sensor.id: relation for sensor, relation in rig.non_ref_sensors.items()}
+        known[rig.ref_sensor_id.id] = pycolmap.Rigid3d()
+        poses = [known[camera] for camera in own]
+        found.append([pose * poses[0].inverse() for pose in poses])
+    return found[0], found[1]
+
+
+def _is_one_relation(first: pycolmap.Rig, second: pycolmap.Rig, cameras: Mapping[int, int]) -> bool:
+    """Whether two rigs have one relation to the last digits, up to a scale: that of one file."""
+    one, two = _relations((first, second), cameras)
+    turns = [np.abs(a.rotation.matrix() - b.rotation.matrix()).max() for a, b in zip(one, two, strict=True)]
+    rays = [np.concatenate([pose.translation for pose in side]) for side in (one, two)]
+    lengths = [float(np.linalg.norm(ray)) for ray in rays]
+    if min(lengths) == 0:
+        return max(turns) < SAME_RELATION and max(lengths) == 0
+    return max(turns) < SAME_RELATION and np.abs(rays[0] / lengths[0] - rays[1] / lengths[1]).max() < SAME_RELATION
+
+
+def _pixel_shift(one: pycolmap.Camera, two: pycolmap.Camera) -> float:
+    """How far apart two cameras of one size show a direction: largest over a grid, as a share of the longer side."""
+    x, y = np.meshgrid(np.linspace(0, one.width, GRID), np.linspace(0, one.height, GRID))
+    pixels = np.column_stack([x.ravel(), y.ravel()])
+    rays = np.asarray(two.cam_from_img(pixels))
+    directions = rays if rays.shape[1] == 3 else np.column_stack([rays, np.ones(len(rays))])
+    shown = np.asarray(one.img_from_cam(directions))
+    return float(np.abs(shown - pixels).max()) / max(one.width, one.height)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

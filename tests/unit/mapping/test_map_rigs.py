@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pycolmap
 import pytest
 from PIL import Image
@@ -12,11 +13,13 @@ from PIL import Image
 from featkit.core.errors import BadInputError
 from featkit.mapping.map_rigs import (
     AddedFrame,
+    SameRigConfig,
     added_frames,
     check_sizes_on_rigs,
     prefixes_of,
     recorded_prefixes,
     rig_metrics,
+    shared_rigs,
 )
 from featkit.mapping.rigs import RigConfig
 
@@ -100,3 +103,44 @@ def test_a_photograph_of_another_size_is_not_of_that_camera(tmp_path: Path) -> N
         check_sizes_on_rigs(known, prefixes_of(known), frames, tmp_path)
     Image.new("L", (1024, 768)).save(tmp_path / "cam1" / "0003.jpg")
     check_sizes_on_rigs(known, prefixes_of(known), frames, tmp_path)
+
+
+def turned_by(degrees: float, moved: float, map_model: pycolmap.Reconstruction) -> None:
+    """Turn and move the second camera in its rig."""
+    [rig] = map_model.rigs.values()
+    [(sensor, relation)] = rig.non_ref_sensors.items()
+    turn = pycolmap.Rigid3d(pycolmap.Rotation3d(np.array([0, np.radians(degrees), 0])), np.array([moved, 0, 0]))
+    rig.set_sensor_from_rig(sensor, turn * relation)
+
+
+def both(second: pycolmap.Reconstruction, *recorded: str) -> tuple[dict[int, int], dict[int, int], set[int]]:
+    first = model()
+    prefixes = prefixes_of(first), prefixes_of(second, recorded)
+    found = shared_rigs(first, second, prefixes, SameRigConfig())
+    return found.rigs, found.cameras, found.free
+
+
+def test_rigs_of_two_maps(caplog: pytest.LogCaptureFixture) -> None:
+    """One of one file; estimated twice and nearly the same; turned, moved, of another lens or name."""
+    caplog.set_level("INFO", "featkit")
+    assert both(model()) == ({1: 1}, {1: 1, 2: 2}, set())
+    estimated = model()
+    turned_by(0.3, 0, estimated)
+    assert both(estimated) == ({1: 1}, {1: 1, 2: 2}, {1})
+    assert caplog.text == ""
+    other = model()
+    turned_by(2, 0, other)
+    assert both(other)[0] == {}
+    assert "the rig of cam0/, cam1/ is not the same in both maps: a camera is turned by 2 degrees" in caplog.text
+    longest = np.linalg.norm(next(iter(model().rigs[1].non_ref_sensors.values())).inverse().translation)
+    for share, same in ((0.1, True), (0.3, False)):
+        moved = model()
+        turned_by(0, share * longest, moved)
+        assert (both(moved)[0] == {1: 1}) == same
+    for factor, same in ((1.02, True), (1.1, False)):
+        zoomed = model()
+        zoomed.cameras[2].focal_length *= factor
+        assert (both(zoomed)[0] == {1: 1}) == same
+    assert "calibrations of a camera are" in caplog.text
+    assert both(model("left{camera}/{frame:04d}.jpg"))[0] == {}
+    assert "the second map's rig (left0/, left1/) is none of the first map's; both are kept" in caplog.text

@@ -17,7 +17,8 @@ from featkit.io.lists import read_pairs
 from featkit.io.matches import open_matches
 from featkit.mapping.align import compare_with_truth, truth_from_map
 from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.merge import MergeConfig, SharedPoints, agreeing, find_similarity, merge_maps
+from featkit.mapping.map_rigs import SameRigConfig
+from featkit.mapping.merge import MergeConfig, Merged, SharedPoints, agreeing, find_similarity, merge_maps
 from featkit.mapping.model import read_model
 from featkit.mapping.rigs import RigConfig, read_rigs
 from featkit.mapping.stage import MapConfig, build_map, database_config
@@ -52,7 +53,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     return Parts(scene, models)
 
 
-def merged(parts: Parts, second: str, work: Path, pairs: list[Pair] | None = None):
+def merged(
+    parts: Parts, second: str, work: Path, pairs: list[Pair] | None = None, config: MergeConfig | None = None
+) -> tuple[pycolmap.Reconstruction, Merged]:
     first, other = read_model(parts.models["first"]), read_model(parts.models[second])
     in_first = {image.name for image in first.images.values()}
     in_second = {image.name for image in other.images.values()}
@@ -61,7 +64,8 @@ def merged(parts: Parts, second: str, work: Path, pairs: list[Pair] | None = Non
         pairs = [p for p in every if p.name0 in in_first - in_second and p.name1 in in_second - in_first]
     work.mkdir(exist_ok=True)
     with open_features(parts.scene.features) as features, open_matches(parts.scene.matches) as matches:
-        done = merge_maps(MergeConfig(), CONFIG, first, other, features, matches, pairs, work, ("A", "B"))
+        settings = config or MergeConfig()
+        done = merge_maps(settings, CONFIG, first, other, features, matches, pairs, work, ("A", "B"))
     return first, done
 
 
@@ -100,31 +104,60 @@ def test_disjoint_maps_stay_two(parts: Parts, tmp_path: Path) -> None:
         merged(parts, "second", tmp_path, pairs=[])
 
 
-def test_maps_with_rigs_become_one(tmp_path: Path) -> None:
-    """Two rigs afterwards, the second in the scale of the first map, each frame with both of its photographs."""
-    scene = write_scene(tmp_path, cameras=2)
+SECOND = {  # images of the second map; the first has frames 0 to 3, and frame 4 of the first camera alone
+    "other frames": [f"cam{camera}/{frame}.png" for camera in (0, 1) for frame in (5, 6, 7)],
+    "frames of both": ["cam1/4.png", *(f"cam{camera}/{frame}.png" for camera in (0, 1) for frame in (3, 5, 6, 7))],
+}
+
+
+@pytest.fixture(scope="module")
+def on_a_rig(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """Maps of one rig; the first in the frame of the truth."""
+    folder = tmp_path_factory.mktemp("rig")
+    scene = write_scene(folder, cameras=2)
     files = (scene.images, scene.features, scene.pairs, scene.matches)
-    models = []
-    for number, wanted in enumerate((range(4), range(4, 8))):
-        names = [f"cam{camera}/{frame}.png" for camera in (0, 1) for frame in wanted]
-        folder = tmp_path / str(number)
+    first = [f"cam{camera}/{frame}.png" for camera in (0, 1) for frame in range(5) if (camera, frame) != (1, 4)]
+    models = {}
+    for number, (part, names) in enumerate({"first": first, **SECOND}.items()):
+        made = folder / str(number)
         rigs = read_rigs("folders", names, RigConfig())
-        database = build_database(database_config(CONFIG), *files, folder / "database.db", names=names, rigs=rigs)
-        models.append(read_model(build_map(CONFIG, scene.images, database, folder / "sparse") / "0"))
-        assert models[-1].num_reg_frames() == 4
-    first, other = models
-    first.transform(pycolmap.Sim3d(truth_from_map(first, scene.poses)))
-    pairs = [pair for pair in read_pairs(scene.pairs) if int(pair.name0[5]) < 4 <= int(pair.name1[5])]
-    with open_features(scene.features) as features, open_matches(scene.matches) as matches:
-        merge_maps(MergeConfig(), CONFIG, first, other, features, matches, pairs, tmp_path)
-    errors = compare_with_truth(first, scene.poses, align=False)
-    assert len(errors.names) == 16
+        database = build_database(database_config(CONFIG), *files, made / "database.db", names=names, rigs=rigs)
+        models[part] = build_map(CONFIG, scene.images, database, made / "sparse") / "0"
+        model = read_model(models[part])
+        assert model.num_reg_images() == len(names)
+        if part == "first":
+            model.transform(pycolmap.Sim3d(truth_from_map(model, scene.poses)))
+            model.write(str(models[part]))
+    return Parts(scene, models)
+
+
+@pytest.mark.parametrize("second", SECOND)
+def test_maps_of_one_rig_have_one_rig(on_a_rig: Parts, second: str, tmp_path: Path) -> None:
+    """With its two cameras, every time one frame, whichever map has its photographs."""
+    first, other = read_model(on_a_rig.models["first"]), read_model(on_a_rig.models[second])
+    every = {image.name for image in (*first.images.values(), *other.images.values())}
+    times = {name.rpartition("/")[2] for name in every}
+    model, _ = merged(on_a_rig, second, tmp_path)
+    assert {image.name for image in model.images.values()} == every
+    assert (len(model.rigs), len(model.cameras), model.num_reg_frames()) == (1, 2, len(times))
+    for frame in model.frames.values():
+        assert len({model.images[data.id].name.rpartition("/")[2] for data in frame.image_ids}) == 1
+    errors = compare_with_truth(model, on_a_rig.scene.poses, align=False)
     assert errors.centre.max() < 1e-3
-    assert first.num_reg_frames() == 8
-    [relation, again] = [next(iter(rig.non_ref_sensors.values())).matrix() for rig in first.rigs.values()]
+    model.write(str(tmp_path))
+    assert read_model(tmp_path).num_reg_images() == len(every)
+
+
+def test_rigs_that_differ_stay_two(on_a_rig: Parts, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each in the scale of the first map, each frame with both of its photographs; one line tells why."""
+    strict = MergeConfig(same_rig=SameRigConfig(max_turn_deg=0, max_shift=0))
+    with caplog.at_level("WARNING", "featkit"):
+        model, _ = merged(on_a_rig, "other frames", tmp_path, config=strict)
+    assert "the rig of cam0/, cam1/ is not the same in both maps: a camera is turned by" in caplog.text
+    assert (len(model.rigs), len(model.cameras), model.num_reg_frames()) == (2, 4, 8)
+    assert compare_with_truth(model, on_a_rig.scene.poses, align=False).centre.max() < 1e-3
+    [relation, again] = [next(iter(rig.non_ref_sensors.values())).matrix() for rig in model.rigs.values()]
     assert relation == pytest.approx(again, abs=1e-3)
-    first.write(str(tmp_path))
-    assert read_model(tmp_path).num_reg_images() == 16
 
 
 def test_wrong_points_are_found() -> None:
