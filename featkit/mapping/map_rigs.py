@@ -328,7 +328,7 @@ def _relations(
 ) -> tuple[list[pycolmap.Rigid3d], list[pycolmap.Rigid3d]]:
     """Of two rigs the poses of all common cameras relative to the one that comes first."""
     found = []
-    for rig, own in zip(rigs, (cameras.values(), cameras.keys()), strict=True):
+    for rig, own in zip(rigs, (list(cameras.values()), list(cameras)), strict=True):
         known = {sensor.id: relation for sensor, relation in rig.non_ref_sensors.items()}
         known[rig.ref_sensor_id.id] = pycolmap.Rigid3d()
         poses = [known[camera] for camera in own]

@@ -20,6 +20,7 @@ from featkit.core.config import Config, Degrees, Number, Share, make
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.types import Pose
 from featkit.images.exif import some_names
+from featkit.images.listing import natural_key
 from featkit.images.read import stored_size
 from featkit.io.atomic import read_json
 from featkit.io.camera_models import camera_fault, camera_models
@@ -136,6 +137,17 @@ def described(rigs: Sequence[Rig]) -> str:
             for rig in rigs
         ]
     )
+
+
+def in_order(rig: Rig) -> list[Mapping[int, str]]:
+    """A rig's frames by time: the natural order of what follows the prefixes."""
+
+    def time(frame: Mapping[int, str]) -> tuple[list[tuple[str, int]], str]:
+        place = min(frame)
+        [key] = keyed(rig.cameras[place].prefix, [frame[place]])
+        return natural_key(key)
+
+    return sorted(rig.frames, key=time)
 
 
 def sharing(rigs: Sequence[Rig]) -> dict[str, str]:
