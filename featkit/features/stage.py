@@ -44,6 +44,7 @@ from featkit.images.listing import list_images
 from featkit.images.masks import find_masks, masked
 from featkit.images.panoramas import views_of
 from featkit.images.read import DecodeConfig, DecodedImage, are_inside, decode
+from featkit.io.camera_models import is_whole_sphere
 from featkit.io.features import FeatureStore, append_features, extractor_name, open_features, points_digest
 
 LOGGER = logging.getLogger(__name__)
@@ -152,13 +153,13 @@ def run(
     wanted = usable_names(method, list_images(images) if names is None else names)
     masks = _masks(method, images, wanted) if masks is None else masks
     with append_features(output, method.config, method.weights_sha256, overwrite) as store:
-        todo = [name for name in wanted if not _whole(store, name, images, masks)]
+        todo = [name for name in wanted if not _whole(method, store, name, images, masks)]
         if len(todo) < len(wanted):
             LOGGER.info("extract: %d of %d images are done already", len(wanted) - len(todo), len(wanted))
         with progress("extract", len(todo), "images") as advance:
             for name, features in _extracted(method, images, todo, masks):
                 if features is not None:
-                    store.write(name, features, _source(images / name, masks.get(name)))
+                    store.write(name, features, _source(method, images / name, masks.get(name), features.image_size))
                 advance(1)
         if not any(store.has(name) for name in wanted):
             raise EmptyResultError(f"{images}: none of its {len(wanted)} images could be used")
@@ -191,21 +192,29 @@ def waiting(method: Method[Extractor], images: Path, output: Path, names: list[s
     """The images that `run` would extract; `output` is created if missing. Raises as `run` does."""
     masks = _masks(method, images, names)
     with append_features(output, method.config, method.weights_sha256, overwrite) as store:
-        return [name for name in names if not _whole(store, name, images, masks)]
+        return [name for name in names if not _whole(method, store, name, images, masks)]
 
 
 def _masks(method: Method[Extractor], images: Path, names: list[str]) -> dict[str, Path]:
     return {} if method.config.masks is None else find_masks(method.config.masks, images, names)
 
 
-def _whole(store: FeatureStore, name: str, images: Path, masks: Mapping[str, Path]) -> bool:
+def _whole(method: Method[Extractor], store: FeatureStore, name: str, images: Path, masks: Mapping[str, Path]) -> bool:
     """Whether complete features are stored, computed from the current file (and mask)."""
-    return store.has(name) and store.source(name) in ("", _source(images / name, masks.get(name)))
+    if not store.has(name):
+        return False
+    return store.source(name) in ("", _source(method, images / name, masks.get(name), store.image_size(name)))
 
 
-def _source(path: Path, mask: Path | None) -> str:
-    """Identifies an image together with its mask."""
-    return source_digest(path) if mask is None else digest(source_digest(path), source_digest(mask))
+def _source(method: Method[Extractor], path: Path, mask: Path | None, size: tuple[int, int]) -> str:
+    """Identifies an image together with its mask. size: of the image.
+
+    Features of a panorama's views have another source than those of the picture as it is, which stores have from
+    before there were views.
+    """
+    source = source_digest(path) if mask is None else digest(source_digest(path), source_digest(mask))
+    of_views = method.config.panoramas == "views" and method.config.keypoints is None and is_whole_sphere(size)
+    return digest(source, "views") if of_views and is_panorama(method, path) else source
 
 
 def source_digest(path: Path) -> str:
