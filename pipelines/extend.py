@@ -20,7 +20,7 @@ from pydantic import Field
 from featkit import __version__
 from featkit.core import log
 from featkit.core.config import Count, Seed, digest
-from featkit.core.errors import BadInputError
+from featkit.core.errors import BadInputError, UsageError
 from featkit.core.log import LOGGER, timed
 from featkit.core.registry import Method, resolve
 from featkit.core.types import Pair
@@ -178,6 +178,8 @@ def run(
                 grown = grow(
                     config.grow, made_with, work.model, new, store, found, pairs, temporary, photographs=work.files
                 )
+        if config.extract.keypoints is not None:
+            _name_those_without_points(grown.left_out, config.extract.keypoints)
         if not pruned:
             refuse_no_growth(grown, photographs)
 
@@ -192,6 +194,12 @@ def run(
     metrics = {**described, **measured, "pruned": pruned, "seconds": seconds}
     write_text(output / RECORD, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return ExtendResult(output, output / "sparse", metrics)
+
+
+def _name_those_without_points(left_out: dict[str, str], keypoints: Path) -> None:
+    """Correct the reasons of images that the file of keypoints does not have."""
+    with open_features(keypoints) as given:
+        left_out.update({name: f"{keypoints} has no keypoints of it" for name in left_out if not given.has(name)})
 
 
 def _measured(grown: Grown, total: int) -> dict[str, Any]:
@@ -280,11 +288,9 @@ def _own_features(folder: Path) -> Path | None:
 def _extract(config: ExtendConfig, work: Work, photographs: Path, output: Path, device: str, overwrite: bool) -> Path:
     """Features of the map's images and of the new ones, in one store."""
     if work.features is not None:
-        settings = same_extraction(work.features, workers=config.extract.workers)
-        settings = settings.model_copy(update={"masks": config.extract.masks})
         if overwrite or not output.exists():
             merge_stores([work.features], output, overwrite=overwrite)
-        method = extraction.extraction(settings, device=device)
+        method = _as_the_map(config.extract, work, output, device)
     else:
         method = extraction.extraction(config.extract, device=device)
         _extract_map(method, work, output, overwrite)
@@ -301,6 +307,33 @@ def _extract(config: ExtendConfig, work: Work, photographs: Path, output: Path, 
                 " --map-features, or start again with --overwrite"
             )
     return output
+
+
+def _as_the_map(config: ExtractConfig, work: Work, output: Path, device: str) -> Method[Any]:
+    """The extraction of the map's features, for new images. Raises UsageError, BadInputError for keypoints."""
+    assert work.features is not None
+    with open_features(work.features) as store:
+        described = store.attributes()["config"].get("keypoints_digest", "")
+    if config.keypoints is not None and not described:
+        raise UsageError(f"--keypoints: the features of {work.folder} detect their own keypoints; leave it out")
+    settings = same_extraction(work.features, config.workers, config.keypoints)
+    method = extraction.extraction(settings.model_copy(update={"masks": config.masks}), device=device)
+    if config.keypoints is None:
+        return method
+    _refuse_other_points(output, config.keypoints, work.new)
+    assert method.stage is not None
+    one_store = method.stage.model_copy(update={"keypoints_digest": described})  # the map's, whose file is another
+    return replace(method, stage=one_store)
+
+
+def _refuse_other_points(output: Path, keypoints: Path, names: Sequence[str]) -> None:
+    """Raise BadInputError where images were described at other keypoints by an earlier run."""
+    with open_features(output) as done, open_features(keypoints) as given:
+        for name in names:
+            if done.has(name) and given.has(name):
+                own = {tuple(row) for row in given.keypoints(name).tolist()}
+                if not own.issuperset(map(tuple, done.keypoints(name).tolist())):
+                    raise BadInputError(f"{output}: {name!r} has other keypoints than {keypoints}; add --overwrite")
 
 
 def _extract_map(method: Method[Any], work: Work, output: Path, overwrite: bool) -> None:

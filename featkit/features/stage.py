@@ -333,8 +333,8 @@ def same_extraction(features: Path, workers: int = 0, keypoints: Path | None = N
         raise BadInputError(f"{features}: does not say how it was made; queries cannot be extracted the same way")
     if stored.get("keypoints_digest") and keypoints is None:
         raise BadInputError(
-            f"{features}: describes keypoints of another detector, so other images need theirs: `featkit localize"
-            " --keypoints FILE`"
+            f"{features}: describes keypoints of another detector, so other images need theirs: --keypoints FILE of"
+            " `featkit localize` or `extend` (`serve` cannot take this map)"
         )
     others = {"skip_broken": True, "workers": workers, "keypoints": keypoints, "keypoints_digest": ""}
     return make(ExtractConfig, {**stored, **others}, where=str(features))
