@@ -24,12 +24,14 @@ from featkit.images.exif import some_names
 from featkit.images.read import stored_size
 from featkit.io.atomic import read_stamp
 from featkit.io.features import FeatureStore
+from featkit.mapping.cameras import rays_of
 from featkit.mapping.rigs import RIG_KEY, RigConfig, frames_of_keys, keyed
 
 LOGGER = logging.getLogger(__name__)
 RECORDS = ("metrics.json", "extend.json", "merge.json")
 """What may hold the rigs of a map, in the folder of its sparse/."""
 SAME_RELATION = 1e-7  # largest difference of rotation matrices and directions that were one file's
+SAME_CAMERA = 1e-9  # relative difference of the parameters of one calibration
 GRID = 9  # directions a side, over which two calibrations are compared
 
 
@@ -351,10 +353,20 @@ def _pixel_shift(one: pycolmap.Camera, two: pycolmap.Camera) -> float:
     """How far apart two cameras of one size show a direction: largest over a grid, as a share of the longer side."""
     x, y = np.meshgrid(np.linspace(0, one.width, GRID), np.linspace(0, one.height, GRID))
     pixels = np.column_stack([x.ravel(), y.ravel()])
-    rays = np.asarray(two.cam_from_img(pixels))
-    directions = rays if rays.shape[1] == 3 else np.column_stack([rays, np.ones(len(rays))])
-    shown = np.asarray(one.img_from_cam(directions))
+    shown = np.asarray(one.img_from_cam(rays_of(two, pixels)))
     return float(np.abs(shown - pixels).max()) / max(one.width, one.height)
+
+
+def equal_camera(model: pycolmap.Reconstruction, camera: pycolmap.Camera) -> int | None:
+    """The id of a camera of the model, on no rig with others, that has the same calibration as one of another map."""
+    alone = {rig.ref_sensor_id.id for rig in model.rigs.values() if rig.num_sensors() == 1}
+    for camera_id, other in sorted(model.cameras.items()):
+        if camera_id not in alone:
+            continue
+        alike = (other.model, other.width, other.height) == (camera.model, camera.width, camera.height)
+        if alike and np.allclose(other.params, camera.params, rtol=SAME_CAMERA, atol=0):
+            return int(camera_id)
+    return None
 
 
 # ----------------------------------------------------------------------------------------------------------------------

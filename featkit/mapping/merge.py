@@ -22,15 +22,18 @@ from featkit.core.config import Confidence, Config, Count, Later, Pixels, Seed, 
 from featkit.core.errors import EmptyResultError
 from featkit.core.types import Pair
 from featkit.geometry.pixels import to_colmap
+from featkit.geometry.poses import facing
 from featkit.io.features import FeatureStore
 from featkit.io.matches import MatchStore
 from featkit.mapping import database as db
+from featkit.mapping.cameras import is_spherical, rays_of
 from featkit.mapping.grow import Growth, write_base
 from featkit.mapping.map_rigs import (
     SameRigConfig,
     SharedRigs,
     add_to_frames,
     added_frames,
+    equal_camera,
     prefixes_of,
     rig_of,
     shared_rigs,
@@ -41,7 +44,6 @@ from featkit.mapping.verify import by_ransac
 
 LOGGER = logging.getLogger(__name__)
 SAMPLE = 3
-SAME_CAMERA = 1e-9  # relative difference of the parameters of one calibration
 
 
 class MergeConfig(Config):
@@ -193,7 +195,7 @@ def _places(
     on_rigs = {sensor.id for rig_id in several for sensor in second.rigs[rig_id].sensor_ids()}
     cameras, new, taken = dict(shared.cameras), set(), set(first.cameras) | set(first.rigs)
     for camera_id in sorted(({image.camera_id for image in added} | on_rigs) - set(cameras)):
-        equal = None if camera_id in on_rigs else _equal_camera(first, second.cameras[camera_id])
+        equal = None if camera_id in on_rigs else equal_camera(first, second.cameras[camera_id])
         if equal is None:
             equal = camera_id if camera_id not in taken else max(taken) + 1
             new.add(camera_id)
@@ -227,17 +229,6 @@ def _frames(
             camera_id = cameras[second.images[both[0]].camera_id]
             found.append(PlacedFrame(rig_of(first, camera_id) if camera_id in first.cameras else camera_id, [both]))
     return found
-
-
-def _equal_camera(model: pycolmap.Reconstruction, camera: pycolmap.Camera) -> int | None:
-    alone = {rig.ref_sensor_id.id for rig in model.rigs.values() if rig.num_sensors() == 1}
-    for camera_id, other in sorted(model.cameras.items()):
-        if camera_id not in alone:
-            continue
-        alike = (other.model, other.width, other.height) == (camera.model, camera.width, camera.height)
-        if alike and np.allclose(other.params, camera.params, rtol=SAME_CAMERA, atol=0):
-            return int(camera_id)
-    return None
 
 
 def _renumbered(camera: pycolmap.Camera, camera_id: int) -> pycolmap.Camera:
@@ -348,7 +339,10 @@ def _rows(image: int, keypoints: np.ndarray, other: int, others: np.ndarray) -> 
 def _seen_by(
     model: pycolmap.Reconstruction, ids: np.ndarray, seen: np.ndarray, max_error_px: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of points: coordinates, and of the photograph that shows each one: pose, ray, limit."""
+    """Of points: coordinates, and of the photograph that shows each one: pose, ray, limit.
+
+    A panorama, which shows what is behind it too, is turned to each point: its ray is then straight ahead.
+    """
     xyz = np.array([model.points3D[i].xyz for i in ids.tolist()]).reshape(-1, 3)
     poses, rays, limits = np.zeros((len(ids), 3, 4)), np.zeros((len(ids), 2)), np.zeros(len(ids))
     for image_id in np.unique(seen[:, 0]).tolist():
@@ -357,7 +351,10 @@ def _seen_by(
         points = image.points2D
         xy = np.array([points[k].xy for k in seen[here, 1].tolist()]).reshape(-1, 2)
         poses[here] = image.cam_from_world().matrix()
-        rays[here] = np.asarray(camera.cam_from_img(xy))
+        if is_spherical(camera):
+            poses[here] = facing(rays_of(camera, xy)) @ poses[here]
+        else:
+            rays[here] = np.asarray(camera.cam_from_img(xy))
         limits[here] = camera.cam_from_img_threshold(max_error_px)
     return xyz, poses, rays, limits
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import pytest
-from synthetic_scene import PARAMS, Written, write_scene
+from synthetic_scene import PARAMS, Exact, Written, write_scene
 
 from featkit.core.errors import EmptyResultError
-from featkit.core.types import Pair
-from featkit.io.features import open_features
+from featkit.core.types import Features, Pair
+from featkit.geometry.pixels import from_colmap
+from featkit.io.features import append_features, open_features
 from featkit.io.lists import read_pairs
-from featkit.io.matches import open_matches
+from featkit.io.matches import append_matches, open_matches
 from featkit.mapping.align import compare_with_truth, truth_from_map
-from featkit.mapping.cameras import CameraConfig
+from featkit.mapping.cameras import CameraConfig, to_pose
 from featkit.mapping.map_rigs import SameRigConfig
 from featkit.mapping.merge import MergeConfig, Merged, SharedPoints, agreeing, find_similarity, merge_maps
 from featkit.mapping.model import read_model
@@ -102,6 +103,49 @@ def test_by_common_photographs_alone(parts: Parts, tmp_path: Path) -> None:
 def test_disjoint_maps_stay_two(parts: Parts, tmp_path: Path) -> None:
     with pytest.raises(EmptyResultError, match=r"A and B have too little in common.*: 0 photographs, 0 verified pairs"):
         merged(parts, "second", tmp_path, pairs=[])
+
+
+def test_maps_of_panoramas(tmp_path: Path) -> None:
+    """Points all around, by three photographs that are in both maps: those behind the cameras agree too."""
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(120, 3))
+    points = directions / np.linalg.norm(directions, axis=1, keepdims=True) * rng.uniform(3, 6, (120, 1))
+    sphere = pycolmap.Camera(model="EQUIRECTANGULAR", width=800, height=400, params=[800, 400], camera_id=1)
+    true = {}
+    for number in range(5):
+        turn = pycolmap.Rotation3d(rng.normal(0, 0.7, 3))
+        true[f"{number}.jpg"] = pycolmap.Rigid3d(turn, rng.uniform(-1, 1, 3))
+
+    def model(names: list[str]) -> pycolmap.Reconstruction:
+        made = pycolmap.Reconstruction()
+        made.add_camera_with_trivial_rig(sphere)
+        for number, name in enumerate(names, start=1):
+            xy = np.asarray(sphere.img_from_cam(true[name] * points))
+            image = pycolmap.Image(name=name, keypoints=xy, camera_id=1, image_id=number)
+            made.add_image_with_trivial_frame(image, true[name])
+        for index, xyz in enumerate(points):
+            track = pycolmap.Track()
+            for image_id in made.images:
+                track.add_element(image_id, index)
+            made.add_point3D(xyz, track)
+        return made
+
+    first, second = model(["0.jpg", "1.jpg", "2.jpg", "3.jpg"]), model(["1.jpg", "2.jpg", "3.jpg", "4.jpg"])
+    turn = pycolmap.Rotation3d(np.array([0.4, 1.0, -0.3])).matrix()
+    second.transform(pycolmap.Sim3d(np.column_stack([0.5 * turn, [3.0, -2.0, 1.0]])))
+    with append_features(tmp_path / "features.h5", Exact()) as store:
+        for name, pose in true.items():
+            xy = from_colmap(np.asarray(sphere.img_from_cam(pose * points))).astype(np.float32)
+            store.write(name, Features(xy, np.zeros((120, 4), np.float16), np.ones(120, np.float32), (800, 400)))
+    with append_matches(tmp_path / "matches.h5", Exact(), "exact"):
+        pass
+    config = MapConfig(camera=CameraConfig(model="EQUIRECTANGULAR"), extract_colors=False)
+    with open_features(tmp_path / "features.h5") as features, open_matches(tmp_path / "matches.h5") as matches:
+        done = merge_maps(MergeConfig(), config, first, second, features, matches, [], tmp_path)
+    assert done.points == 120
+    errors = compare_with_truth(first, {name: to_pose(pose) for name, pose in true.items()}, align=False)
+    assert len(errors.names) == 5
+    assert errors.centre.max() < 1e-4
 
 
 SECOND = {  # images of the second map; the first has frames 0 to 3, and frame 4 of the first camera alone
