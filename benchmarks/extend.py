@@ -9,13 +9,15 @@ of both. The whole scene is mapped from nothing, too. All are whole processes, R
 known one, where the data has it). Errors are of camera centres against the true ones, after one similarity: of the
 photographs that came in later (or were the second half), and of all. `apart` is the same against the map of all, in
 its unit; where the data has no true poses, that map is first moved to metres by GPS.
---update: rows of other scenes and parts stay in the result as they were measured.
+--update: rows of other scenes and parts stay as they were measured; the commit and the date of each replaced scene are
+recorded under `updated`.
 Writes benchmarks/results/extend.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import shutil
 import sys
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import RESULTS, measure, write_result
+from machine import RESULTS, commit, measure, write_result
 
 from featkit.core.errors import FeatkitError
 from featkit.images.listing import list_images
@@ -182,19 +184,17 @@ def merge_row(scene: Scene) -> dict[str, Any]:
     return scene.compared("merged", row, halves[1])
 
 
-def joined(measured: dict[str, Any], update: bool) -> dict[str, Any]:
-    """The result: rows that were measured now, and (update) the others of the file that is there."""
-    if not update:
-        return measured
-    before = json.loads((RESULTS / "extend.json").read_text(encoding="utf-8"))
-    if before["resize_max"] != measured["resize_max"]:
-        raise ValueError(f"--update: the other rows were measured with --resize-max {before['resize_max']}")
-    origin = {key: before[key] for key in ("command", "commit", "date")}
+def updated(new: dict[str, Any]) -> dict[str, Any]:
+    """The present file with the rows of `new`, which must have been measured in the same way."""
+    old: dict[str, Any] = json.loads((RESULTS / "extend.json").read_text(encoding="utf-8"))
+    if old["resize_max"] != new["resize_max"]:
+        raise ValueError(f"extend.json has resize_max {old['resize_max']}, this run {new['resize_max']}")
     for key in PARTS.values():
-        rows = {row["scene"]: {"measured": origin, **row} for row in before.get(key, [])}
-        rows |= {row["scene"]: row for row in measured[key]}
-        measured[key] = sorted(rows.values(), key=lambda row: SCENES.index(row["scene"]))
-    return measured
+        rows = {row["scene"]: row for row in (*old.get(key, []), *new[key])}
+        old[key] = [rows[scene] for scene in SCENES if scene in rows]
+    record = {"commit": commit(), "date": datetime.date.today().isoformat()}
+    scenes = [row["scene"] for key in PARTS.values() for row in new[key]]
+    return {**old, "updated": old.get("updated", {}) | dict.fromkeys(scenes, record)}
 
 
 def main() -> None:
@@ -216,7 +216,8 @@ def main() -> None:
                     print(json.dumps(row), flush=True)
                     measured[PARTS[part]].append(row)
         options = {"resize_max": arguments.resize_max, "max_error_ratio": MAX_ERROR_RATIO}
-        print(write_result("extend", joined({**options, **measured}, arguments.update)))
+        result = {**options, **measured}
+        print(write_result("extend", updated(result) if arguments.update else result))
     except (FeatkitError, RuntimeError, ValueError) as error:
         sys.exit(str(error))
 

@@ -60,6 +60,13 @@ def gps(result: Result) -> str:
     )
 
 
+def _errors_mm(row: Result, side: str, of: str) -> list[str]:
+    """Centre errors of one side and of the map of all; without true poses, how far the one is from the other."""
+    if "centre_error" in row[side]:
+        return [f"{1e3 * row[name]['centre_error'][of]:.1f}" for name in (side, "full")]
+    return [f"{1e3 * row['apart'][of]:.1f}*", "-"]
+
+
 def extend(result: Result) -> str:
     """A map that is extended beside one of all photographs made from nothing."""
     lines = [
@@ -70,8 +77,21 @@ def extend(result: Result) -> str:
         cells = [row["scene"].rpartition("/")[2], str(row["first"]["registered"])]
         cells += [f"{row['extended']['late_registered']} / {row['late']}"]
         cells += [f"{row[side]['seconds']:.0f}" for side in ("extended", "full")]
-        cells += [f"{1e3 * row[side]['centre_error']['late_mean']:.1f}" for side in ("extended", "full")]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(cells + _errors_mm(row, "extended", "late_mean")) + " |")
+    return "\n".join(lines)
+
+
+def merge(result: Result) -> str:
+    """Two halves of a scene made one map, beside one of all photographs."""
+    lines = [
+        "| scene | halves | merged | points that agree | merged, s | error, mm: merged | all at once |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["merged"]:
+        cells = [row["scene"].rpartition("/")[2], " + ".join(str(half["registered"]) for half in row["halves"])]
+        cells += [f"{row['merged']['registered']} / {row['photographs']}", f"{row['merged']['agreeing_points']:,}"]
+        cells += [f"{row['merged']['seconds']:.0f}"]
+        lines.append("| " + " | ".join(cells + _errors_mm(row, "merged", "all_mean")) + " |")
     return "\n".join(lines)
 
 
@@ -149,6 +169,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "versions": ("versions", versions),
     "gps": ("gps", gps),
     "extend": ("extend", extend),
+    "merge": ("extend", merge),
     "orientations": ("orientations", orientations),
     "engine": ("engine", engine),
     "profile": ("profile", profile),

@@ -99,11 +99,11 @@ def by_poses(
             pose0, pose1 = poses[names[0]], poses[names[1]]
             essential = essential_matrix(pose0, pose1)
             if any(map(is_spherical, cameras)):
-                rays = [rays_of(camera, xy) for camera, xy in zip(cameras, pixels, strict=True)]
-                inlier = epipolar_inliers_of_rays(essential, *rays, *thresholds)
+                rays0, rays1 = (rays_of(camera, xy) for camera, xy in zip(cameras, pixels, strict=True))
+                inlier = epipolar_inliers_of_rays(essential, rays0, rays1, thresholds[0], thresholds[1])
             else:
-                points = [np.asarray(camera.cam_from_img(xy)) for camera, xy in zip(cameras, pixels, strict=True)]
-                inlier = epipolar_inliers(essential, *points, *thresholds)
+                points0, points1 = (np.asarray(c.cam_from_img(xy)) for c, xy in zip(cameras, pixels, strict=True))
+                inlier = epipolar_inliers(essential, points0, points1, thresholds[0], thresholds[1])
             geometry = _known_geometry(pose0, pose1, essential, matches[inlier])
             database.write_two_view_geometry(*ids, geometry)
 
