@@ -43,7 +43,8 @@ The map is featkit's, COLMAP's or hloc's; it stays as it is, and the grown one i
 matched with the most similar ones of the map and with each other, registered, triangulated, and what is around them is
 adjusted. `--fixed` leaves the old cameras exactly as they are, `--prune` takes out photographs that are not in the
 folder any more. What could not be registered is named with the reason. Photographs of the map that lie in the folder
-too are passed over, so that the folder may be the scene's own."""
+too are passed over, so that the folder may be the scene's own. On a map with rigs new photographs join the rigs by the
+prefixes of their names, and a frame is registered as one."""
 
 
 @command(api.extend)
@@ -62,7 +63,7 @@ Example: `featkit merge scene/featkit/sparse/0 scene/featkit/sparse/1 --out scen
 Each photograph of the second map is matched with the most similar ones of the first. By the points that these matches
 and common photographs give both maps the second is moved onto the first, robustly; then the whole is adjusted. Both are
 featkit's, with features of one kind; several models of one run are such maps. They stay as they are, and where they
-have too little in common one line says how much."""
+have too little in common one line says how much. A rig of both is one rig afterwards."""
 
 
 @command(api.merge)

@@ -13,7 +13,7 @@ import pytest
 
 from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, look_at, quaternion, rotation_angle_deg, rotation_matrix
-from featkit.io.lists import read_poses, write_poses
+from featkit.io.lists import read_pairs, read_poses, write_poses
 from featkit.mapping.align import compare_with_truth
 from featkit.mapping.model import read_model
 from tests.in_process import refused, results, run
@@ -187,6 +187,17 @@ def test_a_map_with_a_rig_is_gone_on_with(mapped: Path, tmp_path: Path) -> None:
     assert grown["registered"] == ["a.jpg"]
     larger = read_model(tmp_path / "grown" / "sparse" / "0")
     assert (larger.num_reg_images(), larger.num_reg_frames()) == (13, 7)
+
+
+def test_sequential_pairs_follow_the_rig(mapped: Path, tmp_path: Path) -> None:
+    """Each camera a sequence, and the photographs of one frame and of the next across both."""
+    scene = Path(shutil.copytree(mapped, tmp_path / "scene"))
+    pairs = ("--pairs", "sequential", "--set", "pairing.overlap=1")
+    found = results("reconstruct", scene, *OPTIONS, "--rig", "folders", *pairs)
+    assert (found["registered"], found["frames"]) == (12, 6)
+    expected = {(f"{camera}/{k}.jpg", f"{camera}/{k + 1}.jpg") for camera in ("front", "side") for k in range(5)}
+    expected |= {(f"front/{k}.jpg", f"side/{j}.jpg") for k in range(6) for j in (k - 1, k, k + 1) if 0 <= j < 6}
+    assert {tuple(sorted((p.name0, p.name1))) for p in read_pairs(scene / "featkit" / "pairs.txt")} == expected
 
 
 def test_new_frames_come_onto_the_rig(mapped: Path, tmp_path: Path) -> None:
