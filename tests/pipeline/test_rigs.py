@@ -9,12 +9,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pycolmap
 import pytest
 
 from featkit.core.types import Pose
 from featkit.geometry.poses import camera_centre, look_at, quaternion, rotation_angle_deg, rotation_matrix
 from featkit.io.lists import read_pairs, read_poses, write_poses
 from featkit.mapping.align import compare_with_truth
+from featkit.mapping.grow import prune
 from featkit.mapping.model import read_model
 from tests.in_process import refused, results, run
 from tests.painted_room import UP, pinhole, write
@@ -223,6 +225,28 @@ def test_new_frames_come_onto_the_rig(mapped: Path, tmp_path: Path) -> None:
     write(tmp_path / "late", {"side/8.jpg": true["side/7.jpg"]}, pinhole(WIDTH, 200, FOCAL))
     ended = run("extend", tmp_path / "grown", tmp_path / "late", "-q", "-o", tmp_path / "wrong")
     refused(ended, 3, "side/8.jpg: is 320 x 200, and the map's camera of 'side/' on a rig 320 x 240")
+
+
+def test_maps_of_the_rig_are_merged(mapped: Path, tmp_path: Path) -> None:
+    """Frames 0 to 3 and, in another frame and scale, 2 to 5; prefixes are those of the record."""
+    scene = Path(shutil.copytree(mapped, tmp_path / "scene"))
+    sparse, record = scene / "featkit" / "sparse", scene / "featkit" / "metrics.json"
+    record.write_text(record.read_text().replace('"front/"', '"front"').replace('"side/"', '"side"'))
+    for number, times in ((1, (0, 1)), (0, (4, 5))):
+        model = read_model(mapped / "featkit" / "sparse" / "0")
+        prune(model, {f"{camera}{time}.jpg" for camera in FRONT for time in times}, scene)
+        if number:
+            turn = pycolmap.Rotation3d(np.array([0.5, 1.0, -0.2])).matrix()
+            model.transform(pycolmap.Sim3d(np.column_stack([0.3 * turn, [5.0, -2.0, 1.0]])))
+        (sparse / str(number)).mkdir(exist_ok=True)
+        model.write(str(sparse / str(number)))
+    found = results("merge", sparse / "0", sparse / "1", "-o", tmp_path / "merged", "--fix-intrinsics")
+    assert (found["rigs"], found["frames"], found["images"]) == (1, 6, 12)
+    assert [camera["image_prefix"] for camera in found["rig_config"][0]["cameras"]] == ["front", "side"]
+    truth = read_poses(scene / "truth.txt")
+    merged, whole = (read_model(path / "sparse" / "0") for path in (tmp_path / "merged", mapped / "featkit"))
+    assert len(merged.cameras) == 2
+    assert compare_with_truth(merged, truth).centre.max() < 1.5 * compare_with_truth(whole, truth).centre.max() + 0.01
 
 
 def between(first: int, second: int, share: float) -> Pose:
