@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -114,6 +115,7 @@ class Scene:
             row["late_error_over_full"] = round(
                 row[side]["centre_error"]["late_mean"] / row["full"]["centre_error"]["late_mean"], 3
             )
+        row["load_per_core"] = round(os.getloadavg()[2] / (os.cpu_count() or 1), 1)  # of the last 15 minutes
         row["apart_unit"] = "map" if self.truth is not None else "m"
         row["apart"] = errors_of(self.model(side), self.whole, late)
         return row

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 Result = dict[str, Any]
+BUSY = 2.0  # programs that want a core, for each core: seconds that were measured above it tell nothing
 
 
 def crash(result: Result) -> str:
@@ -60,6 +61,12 @@ def gps(result: Result) -> str:
     )
 
 
+def _seconds(row: Result, *sides: str) -> list[str]:
+    """Seconds of commands, of a machine that had little else to do."""
+    busy = row.get("load_per_core", 0) > BUSY
+    return ["-" if busy else f"{row[side]['seconds']:.0f}" for side in sides]
+
+
 def _errors_mm(row: Result, side: str, of: str) -> list[str]:
     """Centre errors of one side and of the map of all; without true poses, how far the one is from the other."""
     if "centre_error" in row[side]:
@@ -76,7 +83,7 @@ def extend(result: Result) -> str:
     for row in result["rows"]:
         cells = [row["scene"].rpartition("/")[2], str(row["first"]["registered"])]
         cells += [f"{row['extended']['late_registered']} / {row['late']}"]
-        cells += [f"{row[side]['seconds']:.0f}" for side in ("extended", "full")]
+        cells += _seconds(row, "extended", "full")
         lines.append("| " + " | ".join(cells + _errors_mm(row, "extended", "late_mean")) + " |")
     return "\n".join(lines)
 
@@ -90,7 +97,7 @@ def merge(result: Result) -> str:
     for row in result["merged"]:
         cells = [row["scene"].rpartition("/")[2], " + ".join(str(half["registered"]) for half in row["halves"])]
         cells += [f"{row['merged']['registered']} / {row['photographs']}", f"{row['merged']['agreeing_points']:,}"]
-        cells += [f"{row['merged']['seconds']:.0f}"]
+        cells += _seconds(row, "merged")
         lines.append("| " + " | ".join(cells + _errors_mm(row, "merged", "all_mean")) + " |")
     return "\n".join(lines)
 

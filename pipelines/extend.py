@@ -179,7 +179,7 @@ def run(
                     config.grow, made_with, work.model, new, store, found, pairs, temporary, photographs=work.files
                 )
         if config.extract.keypoints is not None:
-            _name_those_without_points(grown.left_out, config.extract.keypoints)
+            _name_those_without_keypoints(grown.left_out, config.extract.keypoints)
         if not pruned:
             refuse_no_growth(grown, photographs)
 
@@ -196,7 +196,7 @@ def run(
     return ExtendResult(output, output / "sparse", metrics)
 
 
-def _name_those_without_points(left_out: dict[str, str], keypoints: Path) -> None:
+def _name_those_without_keypoints(left_out: dict[str, str], keypoints: Path) -> None:
     """Correct the reasons of images that the file of keypoints does not have."""
     with open_features(keypoints) as given:
         left_out.update({name: f"{keypoints} has no keypoints of it" for name in left_out if not given.has(name)})
