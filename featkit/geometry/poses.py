@@ -55,6 +55,14 @@ def rotation_angle_deg(a: Float[np.ndarray, "3 3"], b: Float[np.ndarray, "3 3"])
     return float(np.degrees(np.arctan2(np.linalg.norm(vee), np.trace(relative) - 1.0)))
 
 
+def facing(rays: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3 3"]:
+    """Rotations that take unit directions to the z axis."""
+    helpers = np.where(np.abs(rays[:, :1]) < 0.5, [1.0, 0.0, 0.0], [0.0, 1.0, 0.0])
+    x = np.cross(helpers, rays)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return np.stack([x, np.cross(rays, x), rays], axis=1)
+
+
 def look_at(centre: Float[np.ndarray, "3"], target: Float[np.ndarray, "3"], up: Float[np.ndarray, "3"]) -> Pose:
     """World-to-camera pose of a camera at `centre` that looks at `target` (x right, y down, z forward)."""
     forward = np.asarray(target, dtype=np.float64) - centre

@@ -15,6 +15,7 @@ from featkit.images.read import HEIF_SUFFIXES, reads_heif
 from featkit.io.atomic import STAMP, STAMPS, is_own_json, read_stamp
 
 LOGGER = logging.getLogger(__name__)
+DIGITS = re.compile(r"([0-9]+)")  # not \d: int() of some other digits would order them with these
 SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".avif"),
@@ -161,3 +162,10 @@ def _masks_among(names: Collection[str]) -> set[str]:
 def _not_utf8(name: str) -> bool:
     """Whether a name contains bytes that Python represents as surrogates, which cannot be written to a text file."""
     return any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
+    """Sorts numbers in a name by value; equal ones (img02, img2) by the name itself."""
+    parts = DIGITS.split(name)  # text and digits in turn, text first
+    numbers = [int(digits) for digits in parts[1::2]] + [-1]
+    return list(zip(parts[0::2], numbers, strict=True)), name

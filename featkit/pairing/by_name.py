@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,9 @@ import numpy as np
 from featkit.core.config import Config, Count, CountOrZero, Later
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.types import Pair
+from featkit.images.listing import natural_key
 from featkit.io.features import FeatureStore
+from featkit.pairing.base import RigFrames
 from featkit.retrieval.retrieve import Describe, retrieve
 from featkit.retrieval.vlad import VladConfig
 
@@ -51,9 +52,6 @@ class Exhaustive:
 # every tenth image looks for loops, if it is asked to).
 
 
-DIGITS = re.compile(r"([0-9]+)")  # not \d: int() of some other digits would order them with these
-
-
 class SequentialConfig(Config):
     """How far ahead an image is matched, and which loops and cameras are."""
 
@@ -72,9 +70,10 @@ class SequentialConfig(Config):
     """Images up to so many before or after are no loops. None: twice the overlap."""
     vlad: Later[VladConfig] = VladConfig()
     """How images are described and compared for loops."""
-    across_cameras: Later[bool] = False
-    """Sibling folders are cameras of one rig, with equal names for one time (cam0/0001.jpg, cam1/0001.jpg): each camera
-    is a sequence of its own, and images of several cameras at one time are paired."""
+    across_cameras: Later[bool | None] = None
+    """Each camera of a rig is a sequence of its own, and images of several cameras at one time are paired: by the rigs
+    of the scene, or by sibling folders with equal names for one time (cam0/0001.jpg, cam1/0001.jpg). None: where the
+    scene has rigs (`reconstruct --rig`)."""
     across_overlap: Later[CountOrZero] = 1
     """Following times whose images of the other cameras an image is paired with too; 0: only its own time."""
 
@@ -99,6 +98,11 @@ class Sequential:
         self.needs_features = config.loop_closure > 0
         self.scratch_folder: Path | None = None
         self.describe: Describe | None = None  # what makes the images' vectors; None: this process
+        self.rigs: RigFrames = ()
+
+    def uses_rigs(self) -> bool:
+        """See `FollowsRigs.uses_rigs`."""
+        return self.config.across_cameras is not False
 
     def pairs(self, names: list[str], features: FeatureStore | None, generator: np.random.Generator) -> list[Pair]:
         """See `Pairing.pairs`; in sequence, then across cameras, then loops. A name given twice counts once.
@@ -109,13 +113,22 @@ class Sequential:
         if self.needs_features and features is None:
             raise UsageError("loop closure compares features: extract first, then pair features.h5")
         ordered = sorted(set(names), key=natural_key)
-        moments = rig_moments(ordered) if self.config.across_cameras else one_camera(ordered)
+        across = bool(self.config.across_cameras or (self.rigs and self.uses_rigs()))
+        moments = one_camera(ordered)
+        if across:
+            moments = moments | moments_of(self.rigs, set(ordered)) if self.rigs else rig_moments(ordered)
         sequences: dict[tuple[str, str], list[str]] = {}
         for name in ordered:
             sequences.setdefault((moments[name].rig, moments[name].camera), []).append(name)
         found = [pair for sequence in sequences.values() for pair in self._ahead(sequence)]
-        if self.config.across_cameras:
-            found += self._across(moments)
+        if across:
+            between = self._across(moments)
+            LOGGER.info(
+                "pair: %d sequences, one for each camera; across the cameras of a rig, images of one time and of the"
+                " next %d: %d pairs",
+                *(len(sequences), self.config.across_overlap, len(between)),
+            )
+            found += between
         if features is not None and self.needs_features:
             there = {pair.key(): pair for pair in found}
             for pair in self._loops(list(sequences.values()), moments, features, generator):
@@ -181,6 +194,17 @@ def one_camera(ordered: Sequence[str]) -> dict[str, Moment]:
     return {name: Moment("", "", index) for index, name in enumerate(ordered)}
 
 
+def moments_of(rigs: RigFrames, names: Collection[str]) -> dict[str, Moment]:
+    """The moments of those of these images that are on rigs."""
+    return {
+        name: Moment(f"rig {number}", str(place), time)
+        for number, frames in enumerate(rigs)
+        for time, frame in enumerate(frames)
+        for place, name in frame.items()
+        if name in names
+    }
+
+
 def rig_moments(ordered: Sequence[str]) -> dict[str, Moment]:
     """A camera for each folder, a rig for each folder of such folders, a time for each file name but its ending.
 
@@ -201,10 +225,3 @@ def rig_moments(ordered: Sequence[str]) -> dict[str, Moment]:
             " folders such as cam0/ and cam1/, where 0001.jpg in both was taken at one time"
         )
     return {name: found[name] for name in ordered}
-
-
-def natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
-    """Sorts numbers in a name by value; equal ones (img02, img2) by the name itself."""
-    parts = DIGITS.split(name)  # text and digits in turn, text first
-    numbers = [int(digits) for digits in parts[1::2]] + [-1]
-    return list(zip(parts[0::2], numbers, strict=True)), name

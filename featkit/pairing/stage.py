@@ -23,7 +23,7 @@ from featkit.images.listing import list_images
 from featkit.io.atomic import refuse_foreign
 from featkit.io.features import open_features
 from featkit.io.lists import describe_pairs, write_pairs
-from featkit.pairing.base import Describes, Pairing, ReadsSources, Sources
+from featkit.pairing.base import Describes, FollowsRigs, Pairing, ReadsSources, Sources
 
 LOGGER = logging.getLogger(__name__)
 
@@ -104,6 +104,10 @@ def run(
         if isinstance(pairing, ReadsSources):
             pairing.sources = sources
             inputs["sources_sha256"] = pairing.digest(names)
+        if isinstance(pairing, FollowsRigs):
+            pairing.rigs = sources.rigs if pairing.uses_rigs() else ()
+            frames = [[sorted(frame.items()) for frame in frames] for frames in pairing.rigs]
+            inputs["rigs_sha256"] = names_digest([repr(frames)]) if frames else None  # as before there were rigs
         if not overwrite and _done(output, method.config, inputs):
             LOGGER.info("pair: %s is done already", output)
             return output
