@@ -138,7 +138,7 @@ def test_info_of_every_kind_of_input(mapped_scene: Any, featkit_here: Command, t
         "retrieval": {"kind": "pairing configuration"},
         tmp_path / "w.safetensors": {"kind": "weights", "tensors": 1, "metadata": {"recipe": "by hand"}},
     }
-    from featkit.report.describe import description_lines, describe
+    from featkit.report.describe import describe, description_lines
 
     for what, facts in expected.items():
         found = describe(str(what))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import typer
 
-from featkit.api.evaluation import BENCHMARKS, ALL_BENCHMARKS
+from featkit.api.evaluation import ALL_BENCHMARKS, BENCHMARKS
 from featkit.cli.eval import eval_app
 from featkit.core.config import Config
 from featkit.core.content import Configuration, Table
