@@ -66,20 +66,20 @@ def draw_transforms(
     largest = np.full(count, config.rotation_deg)
     if filled is not None:
         largest = largest + filled * filled_rotation_deg
-    rotation = _rotations(np.deg2rad(largest * generator.uniform(-1, 1, count)))
-    side, middle = _crops(config, count, generator)
+    rotation = _rotation_matrices(np.deg2rad(largest * generator.uniform(-1, 1, count)))
+    side, middle = _draw_crops(config, count, generator)
     _, first, group = np.unique(labels, return_index=True, return_inverse=True)
-    shared = _turns_and_flips(config, len(first), generator)[group]
+    shared = _draw_turns_and_flips(config, len(first), generator)[group]
     linear = rotation @ (side[:, :, None] * shared)
     return np.concatenate([linear, rotation @ middle[:, :, None]], axis=2).astype(np.float32)
 
 
-def _rotations(angle: Float[np.ndarray, " m"]) -> Float[np.ndarray, "m 2 2"]:
+def _rotation_matrices(angle: Float[np.ndarray, " m"]) -> Float[np.ndarray, "m 2 2"]:
     cos, sin = np.cos(angle), np.sin(angle)
     return np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
 
 
-def _crops(
+def _draw_crops(
     config: AugmentConfig, count: int, generator: np.random.Generator
 ) -> tuple[Float[np.ndarray, "m 2"], Float[np.ndarray, "m 2"]]:
     """Sides (as a fraction of the patch's side) and centres of random crops; sides are at most that of the patch."""
@@ -90,11 +90,13 @@ def _crops(
     return side, (1.0 - side) * generator.uniform(-1, 1, (count, 2))
 
 
-def _turns_and_flips(config: AugmentConfig, count: int, generator: np.random.Generator) -> Float[np.ndarray, "g 2 2"]:
+def _draw_turns_and_flips(
+    config: AugmentConfig, count: int, generator: np.random.Generator
+) -> Float[np.ndarray, "g 2 2"]:
     chance = generator.random((count, 3))
     third = config.quarter_turns / 3
     turns = np.zeros(count) if third == 0 else np.minimum(3, np.ceil((config.quarter_turns - chance[:, 0]) / third))
-    matrix = np.rint(_rotations(np.maximum(turns, 0) * (np.pi / 2)))
+    matrix = np.rint(_rotation_matrices(np.maximum(turns, 0) * (np.pi / 2)))
     horizontal = chance[:, 1] < config.flip_horizontal
     vertical = ~horizontal & (chance[:, 1] < config.flip_horizontal + config.flip_vertical)
     matrix[horizontal, :, 0] *= -1
