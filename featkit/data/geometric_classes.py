@@ -18,7 +18,7 @@ from pydantic import Field
 
 from featkit.core.config import Config, Count, Factor, Pixels, PositiveShare, Share
 from featkit.data.keypoint_classes import ClassesConfig, DenseConfig, Detections, Predictions, members_in_image
-from featkit.data.patch_frames import FrameJitter, Frames, corners, jittered, whole_classes, within
+from featkit.data.patch_frames import FrameJitter, Frames, corners, draw_complete_classes, jittered, within
 from featkit.data.scene_classes import depths_at, separate
 from featkit.data.tracks import SceneTracks
 
@@ -107,7 +107,7 @@ def geometric_frames(
     joined = Frames.joined(frames)
     sizes = np.bincount(joined.classes, minlength=len(kept))
     large = sizes >= config.min_patches
-    large &= whole_classes(np.where(large, sizes, 0), max_patches, generator)
+    large &= draw_complete_classes(np.where(large, sizes, 0), max_patches, generator)
     counts |= {
         "classes": int(large.sum()),
         "classes_projected": int((large & projected).sum()),

@@ -21,9 +21,9 @@ from featkit.data.patch_frames import (
     Frames,
     corners,
     detected,
+    draw_complete_classes,
     in_pixels,
     jittered,
-    whole_classes,
     within,
 )
 from featkit.data.scene_classes import separate
@@ -142,7 +142,7 @@ def homography_frames(
             parts.append(jittered(shown, jitter, magnification, generator))
         first += len(seeds)
     frames = Frames.joined(parts).without_small(config.min_patches)
-    frames = frames.of_classes(whole_classes(frames.sizes(), max_patches, generator))
+    frames = frames.of_classes(draw_complete_classes(frames.sizes(), max_patches, generator))
     counts = {
         "photographs": len(photographs.names),
         "views": len(homographies),

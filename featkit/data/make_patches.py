@@ -34,8 +34,8 @@ from featkit.data.patch_frames import (
     Frames,
     corners,
     detected,
+    draw_complete_classes,
     in_pixels,
-    whole_classes,
     within,
 )
 from featkit.data.phototour import (
@@ -48,7 +48,7 @@ from featkit.data.phototour import (
     write_pairs,
     write_scenes,
 )
-from featkit.data.scene_classes import kept_classes, scene_classes
+from featkit.data.scene_classes import scene_classes, select_classes
 from featkit.data.tracks import Photographs, Scene
 from featkit.images.patches import cut_patches
 from featkit.images.read import DecodeConfig, DecodedImage, decode
@@ -168,7 +168,7 @@ def _patches_of_reconstruction(config: PatchesConfig, scene: Scene, generator: n
         classes = scene_classes(tracks, detections, config.classes)
         if config.max_patches is not None:
             sizes = np.bincount(classes.members.keypoints, minlength=len(classes.keypoints))
-            classes = kept_classes(classes, whole_classes(sizes, config.max_patches, generator))
+            classes = select_classes(classes, draw_complete_classes(sizes, config.max_patches, generator))
         frames, counts = Frames.of_detections(classes, detections), classes.counts
     return _ScenePatches(
         tracks.name,

@@ -42,7 +42,7 @@ from featkit.data.posed_pairs import (
     camera_faults,
     resize_factors,
 )
-from featkit.data.tracks import Scene, SceneTracks, kept_of
+from featkit.data.tracks import Scene, SceneTracks, skip_empty_scenes
 from featkit.data.undistort import Pinhole, ResizedProjector, pinhole_of, pinhole_picture
 from featkit.geometry.pixels import intrinsics_from_colmap
 from featkit.images.read import DecodeConfig, DecodedImage, decode
@@ -62,10 +62,10 @@ def make_posed_pairs(
     BadInputError, NotWritableError.
     """
     check_pairs_output(out)
-    scenes = kept_of(scenes, lambda scene: _check_shared_points(scene.tracks, config.choice))
+    scenes = skip_empty_scenes(scenes, lambda scene: _check_shared_points(scene.tracks, config.choice))
     counts: dict[str, dict[str, Any]] = {}
     try:
-        scenes = kept_of(
+        scenes = skip_empty_scenes(
             scenes,
             lambda scene: counts.update({scene.tracks.name: _make_scene(config, scene, out, seed, overwrite)}),
         )

@@ -139,7 +139,7 @@ def within(points: Float[np.ndarray, "n 4 2"], size: tuple[int, int]) -> Bool[np
     return np.asarray(within.all(axis=(1, 2)))
 
 
-def whole_classes(
+def draw_complete_classes(
     sizes: Int[np.ndarray, " c"], max_patches: int | None, generator: np.random.Generator
 ) -> Bool[np.ndarray, " c"]:
     """Which classes are kept to have at most `max_patches` patches: complete classes in random order while they fit."""

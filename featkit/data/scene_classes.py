@@ -66,10 +66,10 @@ def scene_classes(tracks: SceneTracks, detections: Sequence[Detections], config:
         "classes_too_small": int((~large).sum()),
         "classes_ambiguous": int((large & ~kept).sum()),
     }
-    return kept_classes(SceneClasses(members, keypoints, dense, counts), kept)
+    return select_classes(SceneClasses(members, keypoints, dense, counts), kept)
 
 
-def kept_classes(classes: SceneClasses, kept: Bool[np.ndarray, " c"]) -> SceneClasses:
+def select_classes(classes: SceneClasses, kept: Bool[np.ndarray, " c"]) -> SceneClasses:
     """The classes in the mask `kept`, renumbered to 0 .. n-1."""
     members = classes.members.select(np.flatnonzero(kept[classes.members.keypoints]))
     new_numbers = np.cumsum(kept) - 1

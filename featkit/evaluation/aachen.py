@@ -178,7 +178,7 @@ class AachenBenchmark(SettingBenchmark[AachenData]):
         measured = {run_output.name: run_output.metrics for run_output in runs}
         links = {run_output.name: f"{run_output.output.name}/{run_output.report.name}" for run_output in runs}
         table = method_table(measured, links)
-        comparison = beside_table(measured, data.files.version, is_whole(measured, data.files.version))
+        comparison = comparison_table(measured, data.files.version, is_whole(measured, data.files.version))
         times = [seconds_table(metrics) for metrics in measured.values()]
         return Result(
             f"Aachen Day-Night v{data.files.version}, {self.queries}",
@@ -294,7 +294,7 @@ def method_table(measured: Mapping[str, dict[str, Any]], links: Mapping[str, str
     return Table("Localized queries", columns, rows, "Recall in % of the queries." if has_truth else UPLOAD)
 
 
-def beside_table(measured: Mapping[str, dict[str, Any]], version: str, complete: bool) -> Table:
+def comparison_table(measured: Mapping[str, dict[str, Any]], version: str, complete: bool) -> Table:
     """Our night rows above the published ones for v1.1. whole: whether the number of queries is the benchmark's."""
     rows: list[list[Cell]] = []
     for name, metrics in measured.items():

@@ -136,7 +136,7 @@ class EthBenchmark(SettingBenchmark[SceneSet]):
                 LOGGER.info("%s, %s: %d of %d images", scene.name, method.name, registered, len(scene.names))
         if all(score.model is None for score in scores):
             raise EmptyResultError(scores[0].map.reason)
-        table, poses, beside = score_table(scores), pose_table(scores, config), beside_tables(data.scenes, scores)
+        table, poses, beside = score_table(scores), pose_table(scores, config), comparison_tables(data.scenes, scores)
         missing = ", ".join(f"{scene.name} ({scene.source})" for scene in data.missing)
         return Result(
             "ETH local-feature benchmark",
@@ -272,7 +272,7 @@ def pose_table(scores: Sequence[SceneScore], config: EthConfig) -> Table | None:
     return Table("Cameras against the truth", columns, rows, note)
 
 
-def beside_tables(scenes: Sequence[EthScene], scores: Sequence[SceneScore]) -> list[Table]:
+def comparison_tables(scenes: Sequence[EthScene], scores: Sequence[SceneScore]) -> list[Table]:
     """Our rows per scene, with published rows below; empty cells where papers give no number."""
     tables = []
     for scene in scenes:

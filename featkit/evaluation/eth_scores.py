@@ -233,7 +233,7 @@ def measure(mapped: SceneMap, dense: DenseConfig | None, thresholds_deg: Sequenc
     errors = None
     auc = None
     if mapped.scene.truth is not None:
-        errors = map_pose_errors(found_poses(largest), mapped.scene.truth)
+        errors = map_pose_errors(registered_poses(largest), mapped.scene.truth)
         auc = error_auc(errors.error_deg, thresholds_deg)
     return SceneScore(
         map=mapped,
@@ -250,7 +250,7 @@ def measure(mapped: SceneMap, dense: DenseConfig | None, thresholds_deg: Sequenc
     )
 
 
-def found_poses(model: Model | None) -> dict[str, Pose]:
+def registered_poses(model: Model | None) -> dict[str, Pose]:
     """World-to-camera poses of the registered images, by name; none without a model."""
     images = [] if model is None else [image for image in model.images.values() if image.has_pose]
     return {image.name: to_pose(image.cam_from_world()) for image in images}
@@ -272,7 +272,7 @@ def _mean_keypoints(mapped: SceneMap) -> float:
 
 
 def _camera_errors(model: Model | None, truth: dict[str, Pose] | None) -> PoseErrors | None:
-    if model is None or truth is None or len(found_poses(model).keys() & truth.keys()) < MIN_COMMON:
+    if model is None or truth is None or len(registered_poses(model).keys() & truth.keys()) < MIN_COMMON:
         return None
     try:
         return compare_with_truth(model, truth)

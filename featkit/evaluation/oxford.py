@@ -101,7 +101,7 @@ def rank_matches(
     return Ranking(index0, index1, pair_distances(descriptors0[index0], descriptors1[index1]))
 
 
-def rotated_alike(first: Features, second: Features) -> Features:
+def align_rotations(first: Features, second: Features) -> Features:
     """`second` with its descriptors of rotated images (`Features.turns`) rolled to fit those of `first`.
 
     Call it with all features of both images, before any are removed. Raises BadInputError if their turns differ.
@@ -294,7 +294,7 @@ def _mean_by_rule(values: Sequence[dict[str, float]]) -> dict[str, float]:
 def precision_of_pair(pair: SequencePair, store: FeatureStore, config: OxfordConfig) -> PairPrecision:
     """AP of one pair, by each rule that its features support."""
     first, second = store.read(pair.pair.name0), store.read(pair.pair.name1)
-    second = rotated_alike(first, second)
+    second = align_rotations(first, second)
     back = np.linalg.inv(pair.homography)
     sizes = first.image_size, second.image_size
     first = first.select(np.flatnonzero(inside(first.keypoints, pair.homography, sizes[1])))

@@ -40,8 +40,8 @@ from featkit.evaluation.pose_pairs import (
     PosePairsConfig,
     ScenePairs,
     choose_pairs,
-    keep_pairs,
     read_scenes,
+    write_chosen_pairs,
 )
 from featkit.features.base import Extractor
 from featkit.io.features import FeatureStore, open_features
@@ -288,7 +288,7 @@ class RelativePoses(ImageBenchmark[ChosenPairs]):
     def run(self, data: ChosenPairs, methods: Sequence[Method[Extractor]], work: Work) -> Result:
         config: RelativePoseConfig = self.config
         for name, scene_pairs in data.chosen.items():
-            keep_pairs(scene_pairs, config.pairs, config.seed, work.folder / "predictions" / name)
+            write_chosen_pairs(scene_pairs, config.pairs, config.seed, work.folder / "predictions" / name)
         scores = [
             evaluate_poses(data.scenes, data.pairs, self.predictions(data, method, work), config) for method in methods
         ]

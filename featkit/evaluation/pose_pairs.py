@@ -92,7 +92,7 @@ def choose_pairs(scene: PosedScene, config: PosePairsConfig, seed: int, pairs_fi
     return chosen
 
 
-def keep_pairs(chosen: ScenePairs, config: PosePairsConfig, seed: int, folder: Path) -> Path:
+def write_chosen_pairs(chosen: ScenePairs, config: PosePairsConfig, seed: int, folder: Path) -> Path:
     """Write the pairs to the folder of the predictions. Raises NotWritableError."""
     extra = {"rule": chosen.rule, "seed": seed, "found": chosen.found, "drawn": chosen.drawn}
     return write_pairs(folder / "pose-pairs.txt", chosen.pairs, config, extra)
