@@ -64,7 +64,7 @@ class Correspondences:
     index1: Int[np.ndarray, " k"]
     error: Float[np.ndarray, " k"]
 
-    def to_be_found(self, rule: MatchingRule) -> int:
+    def num_correspondences(self, rule: MatchingRule) -> int:
         """Maximum number of correct matches under a rule, at which recall is 1.
 
         nearest: features of image 0 with a correct partner. one_to_one: pairs chosen greedily in order of their error,
@@ -133,21 +133,21 @@ def _match_greedily(rows0: torch.Tensor, rows1: torch.Tensor) -> tuple[np.ndarra
 
 
 def average_precision_of_matches(
-    distances: Float[np.ndarray, " m"], correct: Bool[np.ndarray, " m"], to_be_found: int
+    distances: Float[np.ndarray, " m"], correct: Bool[np.ndarray, " m"], num_correspondences: int
 ) -> float:
-    """Area in [0, 1] under the precision-recall curve of matches ranked by distance; 0 if `to_be_found` is 0.
+    """Area in [0, 1] under the precision-recall curve of matches ranked by distance; 0 if `num_correspondences` is 0.
 
     Linear interpolation between the points of the curve, starting at (recall 0, precision 1) (vl_pr's `auc`). Matches
     of equal distance form one step, so that their order does not matter: binary descriptors have many.
     """
-    if to_be_found == 0 or len(distances) == 0:
+    if num_correspondences == 0 or len(distances) == 0:
         return 0.0
     order = np.argsort(distances, kind="stable")
     distances, correct = distances[order], np.asarray(correct, bool)[order]
     last = np.flatnonzero(np.append(distances[1:] != distances[:-1], True))
     true = np.cumsum(correct)[last]
     precision = np.concatenate([[1.0], true / (last + 1)])
-    recall = np.concatenate([[0.0], true / to_be_found])
+    recall = np.concatenate([[0.0], true / num_correspondences])
     return float(np.sum(np.diff(recall) * (precision[1:] + precision[:-1]) / 2))
 
 
@@ -277,7 +277,8 @@ def evaluate_precision(
             pairs.append(precision_of_pair(pair, store, config))
             advance(1)
     sequences = {
-        seq.name: _mean_by_rule([pair.ap for pair in pairs if pair.sequence == seq.name]) for seq in data.sequences
+        entry.name: _mean_by_rule([pair.ap for pair in pairs if pair.sequence == entry.name])
+        for entry in data.sequences
     }
     return MethodPrecision(predictions, tuple(pairs), sequences, _mean_by_rule(list(sequences.values())))
 
@@ -304,7 +305,7 @@ def precision_of_pair(pair: SequencePair, store: FeatureStore, config: OxfordCon
     if first.scales is not None and second.scales is not None:
         correspondences_by_rule = {"overlap": by_overlap(first, second, back, config), **correspondences_by_rule}
     correct = {rule: of_rule.hold(ranking) for rule, of_rule in correspondences_by_rule.items()}
-    totals = {rule: of_rule.to_be_found(config.matching) for rule, of_rule in correspondences_by_rule.items()}
+    totals = {rule: of_rule.num_correspondences(config.matching) for rule, of_rule in correspondences_by_rule.items()}
     return PairPrecision(
         sequence=pair.sequence.name,
         image=pair.number,

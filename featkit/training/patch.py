@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.runtime import torch_device
-from featkit.data.augment import degraded, warp_patches
+from featkit.data.augment import degrade_patches, warp_patches
 from featkit.data.label_mining import MinedLabels, mine_labels
 from featkit.data.patch_set import ClassIndex, PatchSet
 from featkit.data.samplers import (
@@ -248,7 +248,7 @@ class PatchTask:
         rows = self._own_rows(batch.plan)
         transforms = torch.from_numpy(batch.transforms[rows]).to(self.world.device)
         patches = warp_patches(batch.pixels, transforms, self.network.input_px, self.config.augmentation.fill)
-        return patches if batch.degradations is None else degraded(patches, batch.degradations, rows)
+        return patches if batch.degradations is None else degrade_patches(patches, batch.degradations, rows)
 
     def _batch_loss(
         self, features: Float[Tensor, "m f"], plan: BatchPlan, weights: Tensor | None, share: float
@@ -357,9 +357,8 @@ def split_classes(data: PatchSet, index: ClassIndex, config: HeldOut, seed: int)
     else:
         is_held_out = _choose_scenes(data, of_class, config, generator)
         if not is_held_out.any():
-            is_held_out[generator.permutation(len(is_held_out))[: max(2, round(config.share * len(is_held_out)))]] = (
-                True
-            )
+            number = max(2, round(config.share * len(is_held_out)))
+            is_held_out[generator.permutation(len(is_held_out))[:number]] = True
     if min(int(is_held_out.sum()), int((~is_held_out).sum())) < 2:
         raise BadInputError(
             f"only {len(is_held_out)} classes have two patches or more, {int(is_held_out.sum())} of them held out:"
@@ -406,9 +405,11 @@ def validation_pairs(data: PatchSet, index: ClassIndex, config: HeldOut, seed: i
             config.max_shared,
             generator,
         )
-        shared_pairs = _limit_pairs(config.pairs, (ImagePair(members[p.rows0], members[p.rows1]) for p in candidates))
+        shared_pairs = _truncate_pairs(
+            config.pairs, (ImagePair(members[p.rows0], members[p.rows1]) for p in candidates)
+        )
     if not shared_pairs:
-        shared_pairs = _limit_pairs(config.pairs, _pairs_within_scenes(data, index, config, generator))
+        shared_pairs = _truncate_pairs(config.pairs, _pairs_within_scenes(data, index, config, generator))
     rows0, rows1 = (np.concatenate([getattr(pair, name) for pair in shared_pairs]) for name in ("rows0", "rows1"))
     sizes = np.array([len(pair) for pair in shared_pairs])
     first, size = np.repeat(np.cumsum(sizes) - sizes, sizes), np.repeat(sizes, sizes)
@@ -418,17 +419,17 @@ def validation_pairs(data: PatchSet, index: ClassIndex, config: HeldOut, seed: i
     return ValidationPairs(pixels, len(rows0) + others, np.cumsum(sizes))
 
 
-def _limit_pairs(remaining: int, pairs: Iterator[ImagePair]) -> list[ImagePair]:
+def _truncate_pairs(most: int, pairs: Iterator[ImagePair]) -> list[ImagePair]:
     """Image pairs, the last one truncated, up to `most` patch pairs in total; at least two patch pairs each."""
-    limited: list[ImagePair] = []
+    found: list[ImagePair] = []
     for pair in pairs:
-        count = min(remaining, len(pair))
-        if count >= 2:
-            limited.append(ImagePair(pair.rows0[:count], pair.rows1[:count]))
-            remaining -= count
-        if remaining < 2:
+        kept = min(most, len(pair))
+        if kept >= 2:
+            found.append(ImagePair(pair.rows0[:kept], pair.rows1[:kept]))
+            most -= kept
+        if most < 2:
             break
-    return limited
+    return found
 
 
 def _pairs_within_scenes(
