@@ -41,8 +41,8 @@ def fundamental_matrix(
     x, y, z = np.moveaxis(baseline, -1, 0)
     zero = np.zeros_like(x)
     cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
-    found = np.swapaxes(np.linalg.inv(intrinsics1), -1, -2) @ cross @ rotation @ np.linalg.inv(intrinsics0)
-    return found / np.linalg.norm(found, axis=(-2, -1), keepdims=True)
+    fundamental = np.swapaxes(np.linalg.inv(intrinsics1), -1, -2) @ cross @ rotation @ np.linalg.inv(intrinsics0)
+    return fundamental / np.linalg.norm(fundamental, axis=(-2, -1), keepdims=True)
 
 
 def epipolar_distances(

@@ -122,8 +122,8 @@ def middle(positions: Sequence[Geodetic]) -> Geodetic:
     Longitudes are taken relative to the first, so that positions on both sides of 180 degrees are close.
     """
     first = positions[0].longitude_deg
-    beside = [(p.longitude_deg - first + 180.0) % 360.0 - 180.0 for p in positions]
-    longitude = (first + float(np.median(beside)) + 180.0) % 360.0 - 180.0
+    offsets = [(p.longitude_deg - first + 180.0) % 360.0 - 180.0 for p in positions]
+    longitude = (first + float(np.median(offsets)) + 180.0) % 360.0 - 180.0
     altitudes = [p.altitude_m for p in positions if p.altitude_m is not None]
     return Geodetic(
         round(float(np.median([p.latitude_deg for p in positions])), 7),

@@ -88,7 +88,7 @@ def run(
     """
     with ExitStack() as stack:
         features = None if source.is_dir() else stack.enter_context(open_features(source))
-        names = _chosen(list_images(source) if features is None else features.names(), names, source)
+        names = _choose_names(list_images(source) if features is None else features.names(), names, source)
         method = choose(method, len(names)) if isinstance(method, str) else method
         sources = sources or Sources(images=source if features is None else None)
         pairing = method.build()  # for this run only: it caches what it reads
@@ -108,7 +108,7 @@ def run(
             pairing.rigs = sources.rigs if pairing.uses_rigs() else ()
             frames = [[sorted(frame.items()) for frame in frames] for frames in pairing.rigs]
             inputs["rigs_sha256"] = names_digest([repr(frames)]) if frames else None  # as before there were rigs
-        if not overwrite and _done(output, method.config, inputs):
+        if not overwrite and _is_up_to_date(output, method.config, inputs):
             LOGGER.info("pair: %s is done already", output)
             return output
         refuse_foreign(output, output.with_suffix(".json"))
@@ -142,12 +142,12 @@ def check_sources(method: Method[Pairing], names: list[str], sources: Sources) -
         pairing.digest(names)
 
 
-def _chosen(available: list[str], names: list[str] | None, source: Path) -> list[str]:
+def _choose_names(available: list[str], names: list[str] | None, source: Path) -> list[str]:
     """The images to pair, in the order of `available`. Raises BadInputError if there are fewer than two."""
-    wanted = None if names is None else set(names)
-    chosen = [name for name in available if wanted is None or name in wanted]
+    requested = None if names is None else set(names)
+    chosen = [name for name in available if requested is None or name in requested]
     if len(chosen) < 2:
-        which = "" if wanted is None else f" of the {len(wanted)} asked for"
+        which = "" if requested is None else f" of the {len(requested)} asked for"
         raise BadInputError(f"{source}: pairs need two images, but there are {len(chosen)}{which}")
     return chosen
 
@@ -157,7 +157,7 @@ def names_digest(names: list[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
-def _done(output: Path, config: Config, inputs: dict[str, Any]) -> bool:
+def _is_up_to_date(output: Path, config: Config, inputs: dict[str, Any]) -> bool:
     """Whether `output` was made with this configuration and these inputs."""
     if not output.exists() or output.is_symlink():
         return False
@@ -171,8 +171,8 @@ def _done(output: Path, config: Config, inputs: dict[str, Any]) -> bool:
             return True
         LOGGER.info("pair: %s is made again, for other %s", output, ", ".join(changed))
     else:
-        was = differences(json.dumps(described.get("config", {})), config) if same_method else "another method"
-        LOGGER.info("pair: %s is made again (%s)", output, was)
+        changes = differences(json.dumps(described.get("config", {})), config) if same_method else "another method"
+        LOGGER.info("pair: %s is made again (%s)", output, changes)
     return False
 
 
