@@ -12,6 +12,7 @@ from pathlib import Path
 from featkit.core.errors import BadInputError
 from featkit.images.exif import some_names
 from featkit.images.read import HEIF_SUFFIXES, reads_heif
+from featkit.io.artifact import stamped_files
 from featkit.io.atomic import STAMP, STAMPS, is_own_json, read_stamp
 
 LOGGER = logging.getLogger(__name__)
@@ -124,8 +125,7 @@ def _no_photographs(where: Path, folders: Collection[str], files: Collection[str
 
 def _exported(folder: Path) -> set[Path]:
     """Files that featkit exported for another program into a folder that may contain other files."""
-    files = (read_stamp(folder / STAMP) or {}).get("files")
-    return {folder / name for name in files} if isinstance(files, dict) else set()
+    return {folder / name for name in stamped_files(folder / STAMP)}
 
 
 def _is_drawn(path: Path) -> bool:

@@ -49,11 +49,31 @@ OPENED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no links
 
 def inside(folder: Path, name: str) -> Path:
     """`folder / name`, for a name that was read from a file. Raises BadInputError for a name that leads outside."""
-    plain = name.replace("\\", "/")
-    parts = plain.split("/")
-    if not plain or plain.startswith("/") or DRIVE.match(plain) or ".." in parts or "\0" in plain:
+    if _leads_outside(name):
         raise BadInputError(f"{folder}: the name {name!r} leads outside the folder; rename it where it was made")
     return folder.joinpath(*PurePosixPath(name).parts)
+
+
+def _leads_outside(name: str) -> bool:
+    plain = name.replace("\\", "/")
+    return not plain or plain.startswith("/") or bool(DRIVE.match(plain)) or ".." in plain.split("/") or "\0" in plain
+
+
+def with_a_name(path: Path) -> Path:
+    """The path of an output, of which `.` and `..` get their folder's own name, for files beside it.
+
+    Raises BadInputError for the root of a disk, which has none.
+    """
+    named = path if path.name not in ("", "..") else path.resolve()
+    if not named.name:
+        raise BadInputError(f"{path}: is the root of a disk; choose another --out")
+    return named
+
+
+def refuse_folder(path: Path) -> None:
+    """Raise BadInputError for a folder where a file is to be written, also an empty one, `.` and `..`."""
+    if path.is_dir():
+        raise BadInputError(f"{path}: is a folder; name the file to write with --out")
 
 
 # ---- system errors --------------------------------------------------------------------------------------------------
@@ -74,7 +94,8 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def part_of(path: Path) -> Path:
-    """The temporary path at which an output is written."""
+    """The temporary path at which an output is written. Raises BadInputError for the root of a disk."""
+    path = with_a_name(path)
     return path.with_name(f".{path.name}.part")
 
 
@@ -138,6 +159,7 @@ def write_described(path: Path, text: str, described: dict[str, Any]) -> Path:
     The old list is removed, then the json is written, then the list: a list is never next to the description of another
     one, and the json shows that an interrupted output is featkit's. Raises as `write_text` does.
     """
+    refuse_folder(path)
     data, beside = _encoded(path, text), path.with_suffix(".json")
     if beside == path:
         raise BadInputError(f"{path}: its description would be written to the same file; choose another --out")
@@ -346,7 +368,7 @@ def place_files(
         names = sorted(path.relative_to(new) for path in new.rglob("*") if path.is_file())
         stamp = stamp or folder / STAMP
         refuse_foreign(stamp)
-        known = (read_stamp(stamp) or {}).get("files", {})
+        known = stamped_files(stamp)
         there = [name for name in names if os.path.lexists(folder / name)]
         for above in {folder / above for name in names for above in name.parents if above.name}:
             _refuse_links(above)
@@ -362,9 +384,9 @@ def place_files(
         for name in there:
             (folder / name).unlink()
         if only:
-            for name in known.keys() - {name.as_posix() for name in names}:
-                if _sha256(inside(folder, name)) == known[name]:
-                    (folder / name).unlink()
+            for old in known.keys() - {name.as_posix() for name in names}:
+                if _sha256(inside(folder, old)) == known[old]:
+                    (folder / old).unlink()
         kept = {name: value for name, value in known.items() if (folder / name).is_file() and not only}
         files = {**kept, **{name.as_posix(): _sha256(new / name) for name in names}}
         text = json.dumps({VERSION: __version__, **described, "files": files}, indent=1, ensure_ascii=False)
@@ -391,6 +413,7 @@ def locked(output: Path, lock: Path | None = None) -> Iterator[None]:
     Raises NotWritableError if another process holds the lock, or the folder cannot be written to; BadInputError if
     something else has the name of the lock file.
     """
+    output = with_a_name(output)
     lock = (lock or output.with_name(f".{output.name}.lock")).absolute()  # the current folder may change
     with explained(output):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -479,11 +502,20 @@ def artifact(output: Path, config: Config, inputs: str, stamp: Path | None = Non
 
     Raises BadInputError if a file that featkit did not make is in its place, or in that of the stamp.
     """
+    output = with_a_name(output)
     stamp = stamp or (output.with_suffix(".json") if output.suffix else output.with_name(f"{output.name}.json"))
     if stamp == output:
         raise BadInputError(f"{output}: its description would be written to the same file; choose another --out")
     refuse_foreign(output, stamp)
     return Artifact(output, stamp, config, inputs)
+
+
+def stamped_files(stamp: Path) -> dict[str, str]:
+    """The files that a stamp lists, and their checksums. Names that lead outside of its folder are passed over."""
+    files = (read_stamp(stamp) or {}).get("files")
+    if not isinstance(files, dict):
+        return {}
+    return {name: value for name, value in files.items() if isinstance(value, str) and not _leads_outside(name)}
 
 
 def write_stamp(path: Path, config: Config, inputs: str, **more: Any) -> None:

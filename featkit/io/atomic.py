@@ -59,9 +59,11 @@ def read_lines(path: Path, empty: bool = False) -> Iterator[tuple[int, str]]:
 def read_json(path: Path, what: str, remedy: str) -> Any:
     """The value in a json file. what, remedy: see `errors.blaming`. Raises BadInputError."""
     with blaming(path, what, remedy):
-        if path.stat().st_size > LARGEST:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)  # a device has no size, and no end
+        if len(content) > LARGEST:
             raise BadInputError(f"{path}: larger than {LARGEST >> 20} MiB, so not {what}; {remedy}")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(content.decode("utf-8"))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def run(
 ) -> list[QueryResult]:
     """Register queries, write output/poses.txt and poses.json, and return every query's result; see `stage.run`.
 
-    localize: of it `camera` and `pose.uncertain_ratio`. output/queries.db, a COLMAP database of map and queries with
+    localize: of it `camera` and of `pose` its ratios. output/queries.db, a COLMAP database of map and queries with
     the verified pairs of queries, is kept and used again while it is up to date.
     """
     read = read_model(model)
@@ -236,5 +236,5 @@ def _result(
             f" are needed, and {config.min_inlier_ratio:.0%} of them"
         )
         return QueryResult(reason=reason, **facts)
-    uncertain = points.uncertain(found.estimate, localize.pose.uncertain_ratio)
+    uncertain = points.uncertain(found.estimate, localize.pose)
     return QueryResult(reason="", estimate=found.estimate, uncertain=uncertain, **facts)

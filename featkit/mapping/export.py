@@ -224,6 +224,8 @@ def _gaussian_splatting(source: Source, part: Path, output: Path) -> Told:
 
 def _dense(source: Source, part: Path, output: Path) -> Told:
     """COLMAP's dense workspace: images/, sparse/, and stereo/ with the lists of source images and of fused images."""
+    if source.model.num_points3D() == 0:
+        raise EmptyResultError(f"{source.folder}: there is no point in this model, and stereo pairs images by points")
     made, told = _undistorted(source, part)
     told.residual_px = _written(source, made.model, part / SPARSE)
     names = _names(made.model)

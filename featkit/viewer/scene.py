@@ -43,6 +43,7 @@ from featkit.report.scene3d import centre_of, frustum_depth, upright, view_box
 
 CHUNK = 1000  # points in one answer about tracks
 DATABASE = "database.db"
+FARTHEST = 1e30  # that a point is drawn; float32 goes no further
 OVERHEAD = 64  # bytes of a small object in memory, about
 NEAR = 2  # folders above a model that its database is looked for in: scene/featkit/sparse/0
 NUMBER = "([0-9]{1,9})"
@@ -236,7 +237,7 @@ class ViewedScene:
         )
 
     def _points(self) -> Answer:
-        near = (self.xyz - self.middle).astype("<f4")
+        near = (self.xyz - self.middle).clip(-FARTHEST, FARTHEST).astype("<f4")
         return Answer("application/octet-stream", near.tobytes() + self.rgb.tobytes())
 
     def _image(self, index: int) -> Answer:
