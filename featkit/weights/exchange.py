@@ -141,9 +141,8 @@ def state_dict_of(path: Path) -> dict[str, Tensor]:
     state = {}
     for name, value in content.items():
         if not (isinstance(name, str) and isinstance(value, torch.Tensor)):
-            raise BadInputError(
-                f"{path}: {name!r} is a {type(value).__name__}: not a state dict, which has tensors by name"
-            )
+            what = f"is a {type(value).__name__}, not a tensor" if isinstance(name, str) else "is no name of a tensor"
+            raise BadInputError(f"{path}: {name!r} {what}: not a state dict")
         for wrapper in WRAPPERS:
             name = name.removeprefix(wrapper)
         state[name] = value.detach()
