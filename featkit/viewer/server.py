@@ -111,7 +111,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(answer.data)
+        if self.command != "HEAD":
+            self.wfile.write(answer.data)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are of interest to nobody but with -v."""
