@@ -301,7 +301,7 @@ def test_what_is_refused(images: Path, weights: dict[str, Path], tmp_path: Path)
             ({NAMES[1]: good, NAMES[0]: {**good, "scales": np.zeros(9, np.float32)}}, ("a.png", "scale of 0 or less")),
             (
                 {NAMES[1]: good, NAMES[0]: {**good, "scales": np.full(9, 1e30, np.float32)}},
-                ("a.png", "scale of 1e+30 px"),
+                ("a.png", "scale of 1e+30"),
             ),
             ({NAMES[1]: good, NAMES[0]: {**good, "oris": np.full(9, np.nan, np.float32)}}, ("a.png", "not finite")),
             (

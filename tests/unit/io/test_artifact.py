@@ -457,5 +457,5 @@ def test_the_current_folder_by_any_name(place: str, tmp_path: Path, monkeypatch:
     assert contents(here)["a.txt"] == "text"
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
     for write in (lambda: write_described(Path(place), "a b", {}), lambda: artifact.artifact(Path("/"), Config(), "")):
-        with pytest.raises(BadInputError, match="is a folder|is the root of a disk"):
+        with pytest.raises(BadInputError, match=r"is a folder|is the root of a disk"):
             write()

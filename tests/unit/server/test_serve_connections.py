@@ -273,7 +273,7 @@ def test_docs_need_no_network() -> None:
 
 
 def test_forms_of_millions_of_parts_and_endless_heads() -> None:
-    """Refused before anything is looked for in them: one regular expression over 20 MB holds Python's lock for hours."""
+    """Refused before anything is looked for in them: a regular expression over 20 MB holds Python's lock."""
     head, kind = form()
     line = head[: head.index(b"\r\n") - 2]
     with serving(StandIn()) as port:
