@@ -275,9 +275,9 @@ def _published_pairs(rows: list[Result]) -> str:
 
 def _published_maps(rows: list[Result], scene: str) -> str:
     """One scene."""
-    heads = [scene, "points", "track", "centres, mm", "s per image", "s per pair", "memory, MB"]
+    heads = [scene, "points", "track", "centres, mm", "CPU-s", "memory, MB"]
     lines = ["| features | matcher | " + " | ".join(heads) + " |", "|---|---|" + "---:|" * len(heads)]
-    keys = ("points", "track_length", "centre_error_mm_mean", "extract_s_per_image", "match_s_per_pair")
+    keys = ("points", "track_length", "centre_error_mm_mean", "cpu_s")
     for row in rows:
         one = row["maps"].get(scene, {})
         registered = f"{one['registered']} / {one['images']}" if "registered" in one else ANYWHERE

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import threading
@@ -25,12 +26,13 @@ POLL_S = 0.05
 @dataclass(frozen=True)
 class Finished:
     """A command that ended well, or was stopped. peak_memory_mb: largest sum of resident sizes over it and its
-    children."""
+    children. cpu_seconds: of all of them together; other programs on the machine change it little."""
 
     stdout: str
     seconds: float
     peak_memory_mb: float
     stopped: bool = False
+    cpu_seconds: float = 0.0
 
 
 def measure(command: list[str], limit_s: float | None = None) -> Finished:
@@ -38,7 +40,7 @@ def measure(command: list[str], limit_s: float | None = None) -> Finished:
 
     limit_s: it is killed, and counts as stopped, when it takes longer.
     """
-    started = time.perf_counter()
+    started, used = time.perf_counter(), _cpu_seconds_of_children()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peak, done = [0.0], threading.Event()
     watcher = threading.Thread(target=_watch, args=(process.pid, peak, done), daemon=True)
@@ -55,7 +57,13 @@ def measure(command: list[str], limit_s: float | None = None) -> Finished:
     watcher.join()
     if process.returncode and not stopped:
         raise RuntimeError(f"{' '.join(command)}: exit {process.returncode}\n{stderr[-2000:]}")
-    return Finished(stdout, seconds, round(peak[0], 1), stopped)
+    return Finished(stdout, seconds, round(peak[0], 1), stopped, round(_cpu_seconds_of_children() - used, 2))
+
+
+def _cpu_seconds_of_children() -> float:
+    """User and system time of all children that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _watch(pid: int, peak: list[float], done: threading.Event) -> None:

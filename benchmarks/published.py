@@ -5,7 +5,8 @@
 A row is FEATURES/MATCHER, every row with the same --max-keypoints and --resize-max. Oxford and EVD: `featkit eval
 hpatches` (MMAScore, homography AUC). Maps: `featkit reconstruct` of --scenes; centres where the true cameras are known.
 castle-P19 is also localized (each fourth photograph is a query). Pose: `featkit eval pose`, AUC by both estimators.
-Seconds are of this machine with all its cores. --work keeps each finished row, so that a stopped run goes on.
+Times are CPU-seconds of whole commands, since other programs on the machine change them little. --work keeps each
+finished row, so that a stopped run goes on.
 Writes benchmarks/results/published.json.
 """
 
@@ -19,11 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import measure, write_result
+from machine import Finished, measure, write_result
 from scenes import featkit_command, judged, localize
 
 from featkit.core.errors import FeatkitError
-from featkit.io.lists import read_pairs
 from featkit.mapping.model import is_model
 
 HERE = Path(__file__).resolve().parent
@@ -96,29 +96,34 @@ def report(row: str, where: str, values: dict[str, Any]) -> None:
     print(f"{row}: {where}: {json.dumps(values)}", flush=True)
 
 
-def evaluated(verb: str, roots: Sequence[Path], options: Sequence[str]) -> tuple[dict[str, Any], float]:
-    """The one method of `featkit eval VERB`, and the peak memory in MB."""
+def evaluated(verb: str, roots: Sequence[Path], options: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
+    """The one method of `featkit eval VERB`, and what the command took."""
     with tempfile.TemporaryDirectory() as work:
         command = [sys.executable, "-m", "featkit", "eval", verb, "--out", work, "--json", "--quiet", *options]
         for root in roots:
             command += ["--root", str(root)]
         finished = measure(command)
     (method,) = json.loads(finished.stdout)["methods"]
-    return method, finished.peak_memory_mb
+    return method, taken(finished)
+
+
+def taken(finished: Finished) -> dict[str, float]:
+    """Time and memory of a command."""
+    return {"cpu_s": finished.cpu_seconds, "peak_memory_mb": finished.peak_memory_mb}
 
 
 def on_sequences(root: Path, options: Sequence[str]) -> dict[str, Any]:
     """Matching accuracy on image pairs with known homographies."""
-    method, memory = evaluated("hpatches", [root], options)
+    method, cost = evaluated("hpatches", [root], options)
     overall = method["groups"]["overall"]
     kept = ("features", "matches", "mma_score", "homography_auc")
-    return {**{name: overall[name] for name in kept}, "seconds": method["seconds"], "peak_memory_mb": memory}
+    return {**{name: overall[name] for name in kept}, **cost}
 
 
 def on_pairs(roots: Sequence[Path], options: Sequence[str]) -> dict[str, Any]:
     """AUC of relative poses, by every estimator."""
-    method, memory = evaluated("pose", roots, options)
-    return {**method["overall"], "seconds": method["seconds"], "peak_memory_mb": memory}
+    method, cost = evaluated("pose", roots, options)
+    return {**method["overall"], **cost}
 
 
 def on_scene(scene: Path, options: Sequence[str]) -> dict[str, Any]:
@@ -130,15 +135,7 @@ def on_scene(scene: Path, options: Sequence[str]) -> dict[str, Any]:
             return {"failed": str(error).splitlines()[-1]}
         sparse = Path(work) / "sparse"
         row = judged([folder for folder in sorted(sparse.iterdir()) if is_model(folder)], scene)
-        pairs = len(read_pairs(Path(work) / "pairs.txt"))
-    seconds = json.loads(finished.stdout.splitlines()[-1])["seconds"]
-    return {
-        **row,
-        "extract_s_per_image": round(seconds["extract"] / row["images"], 4),
-        "match_s_per_pair": round(seconds["match"] / max(1, pairs), 5),
-        "seconds": round(finished.seconds, 2),
-        "peak_memory_mb": finished.peak_memory_mb,
-    }
+    return {**row, **taken(finished)}
 
 
 if __name__ == "__main__":

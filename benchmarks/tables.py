@@ -29,7 +29,6 @@ HEAD = (
     "# Made by `python benchmarks/tables.py` from benchmarks/results:",
     "# leaderboard.json: MMAScore on the six Oxford sequences, and keypoints a second at 1600 px on two cores;",
     "# published_speed.json: CPU-seconds of an image of 640x480 on one thread;",
-    "# published.json: MMAScore with the matcher `mutual`.",
 )
 LONGEST_COMMAND = 120  # characters; the file has all of it
 SCRIPTS = {"profile": "stage_profile"}  # one that would hide one of Python's own modules
@@ -99,11 +98,6 @@ def measured() -> str:
     for row in _read("published_speed")["rows"]:
         if row["size"] == "640x480":
             found.setdefault(row["network"], {})["cpu_s"] = float(f"{row['cpu_seconds']['ours']:.3g}")
-    if (RESULTS / "published.json").is_file():
-        for row in _read("published")["rows"]:
-            if row["matcher"] == "mutual" and "oxford" in row:
-                score = float(f"{100 * row['oxford']['mma_score']:.3g}")
-                found.setdefault(row["features"], {}).setdefault("mma_score_percent", score)
     lines = [f"{name}: {{{', '.join(f'{key}: {value:g}' for key, value in found[name].items())}}}" for name in found]
     return "\n".join([*HEAD, *lines]) + "\n"
 

@@ -69,7 +69,7 @@ def learned(featkit_command: Command, tmp_path_factory: pytest.TempPathFactory) 
               for easy in EASY for word in ("--set", f"{stage}.{easy}")),
             "--set", "warm_up.augmentation.views={rotation_deg: 30, scale_max: 1.5, perspective: 0.1}",
             "--set", "warm_up.fused_share=0", "--set", "description.pull=0", "--set", "description.freeze_norms=false",
-            "--set", "warm_up.steps=170", "--set", "description.steps=60", "--set", "detection.steps=30",
+            "--set", "warm_up.steps=110", "--set", "description.steps=60", "--set", "detection.steps=12",
             "--set", "description.optimiser.learning_rate=5e-4",
         ),
     ):  # fmt: skip
