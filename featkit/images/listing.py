@@ -12,8 +12,7 @@ from pathlib import Path
 from featkit.core.errors import BadInputError
 from featkit.images.exif import some_names
 from featkit.images.read import HEIF_SUFFIXES, reads_heif
-from featkit.io.artifact import stamped_files
-from featkit.io.atomic import STAMP, STAMPS, is_own_json, read_stamp
+from featkit.io.atomic import STAMP, STAMPS, is_own_json, read_stamp, stamped_files
 
 LOGGER = logging.getLogger(__name__)
 SUFFIXES = frozenset(

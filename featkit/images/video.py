@@ -35,8 +35,8 @@ from featkit.core.errors import BadInputError, EmptyResultError, blaming, refuse
 from featkit.core.log import progress
 from featkit.images.listing import SUFFIXES
 from featkit.images.motion import Follower, Motion, MotionConfig, sharpness_of
-from featkit.io.artifact import part_of, place_files, refuse_foreign, scratch, stamped_files, write_bytes, write_text
-from featkit.io.atomic import FOREIGN, is_stamped, read_stamp
+from featkit.io.artifact import part_of, place_files, refuse_foreign, scratch, write_bytes, write_text
+from featkit.io.atomic import FOREIGN, is_stamped, read_stamp, stamped_files
 
 LOGGER = logging.getLogger(__name__)
 LIST, STAMP = "frames.csv", "frames.json"

@@ -25,7 +25,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -37,10 +36,10 @@ from typing import Any, BinaryIO
 from featkit import __version__
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError, NotWritableError
-from featkit.io.atomic import FOREIGN, STAMP, VERSION, is_foreign, is_stamped, read_stamp, refuse_foreign
+from featkit.io import atomic
+from featkit.io.atomic import FOREIGN, STAMP, VERSION, is_foreign, is_stamped, refuse_foreign, with_a_name
 
 MARK = "made-by-featkit"  # file that marks a temporary folder
-DRIVE = re.compile(r"^[A-Za-z]:")
 OPENED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no links, no waiting for pipes; not on Windows
 
 
@@ -49,31 +48,9 @@ OPENED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no links
 
 def inside(folder: Path, name: str) -> Path:
     """`folder / name`, for a name that was read from a file. Raises BadInputError for a name that leads outside."""
-    if _leads_outside(name):
+    if atomic.leads_outside(name):
         raise BadInputError(f"{folder}: the name {name!r} leads outside the folder; rename it where it was made")
     return folder.joinpath(*PurePosixPath(name).parts)
-
-
-def _leads_outside(name: str) -> bool:
-    plain = name.replace("\\", "/")
-    return not plain or plain.startswith("/") or bool(DRIVE.match(plain)) or ".." in plain.split("/") or "\0" in plain
-
-
-def with_a_name(path: Path) -> Path:
-    """The path of an output, of which `.` and `..` get their folder's own name, for files beside it.
-
-    Raises BadInputError for the root of a disk, which has none.
-    """
-    named = path if path.name not in ("", "..") else path.resolve()
-    if not named.name:
-        raise BadInputError(f"{path}: is the root of a disk; choose another --out")
-    return named
-
-
-def refuse_folder(path: Path) -> None:
-    """Raise BadInputError for a folder where a file is to be written, also an empty one, `.` and `..`."""
-    if path.is_dir():
-        raise BadInputError(f"{path}: is a folder; name the file to write with --out")
 
 
 # ---- system errors --------------------------------------------------------------------------------------------------
@@ -159,7 +136,7 @@ def write_described(path: Path, text: str, described: dict[str, Any]) -> Path:
     The old list is removed, then the json is written, then the list: a list is never next to the description of another
     one, and the json shows that an interrupted output is featkit's. Raises as `write_text` does.
     """
-    refuse_folder(path)
+    atomic.refuse_folder(path)
     data, beside = _encoded(path, text), path.with_suffix(".json")
     if beside == path:
         raise BadInputError(f"{path}: its description would be written to the same file; choose another --out")
@@ -368,7 +345,7 @@ def place_files(
         names = sorted(path.relative_to(new) for path in new.rglob("*") if path.is_file())
         stamp = stamp or folder / STAMP
         refuse_foreign(stamp)
-        known = stamped_files(stamp)
+        known = atomic.stamped_files(stamp)
         there = [name for name in names if os.path.lexists(folder / name)]
         for above in {folder / above for name in names for above in name.parents if above.name}:
             _refuse_links(above)
@@ -508,14 +485,6 @@ def artifact(output: Path, config: Config, inputs: str, stamp: Path | None = Non
         raise BadInputError(f"{output}: its description would be written to the same file; choose another --out")
     refuse_foreign(output, stamp)
     return Artifact(output, stamp, config, inputs)
-
-
-def stamped_files(stamp: Path) -> dict[str, str]:
-    """The files that a stamp lists, and their checksums. Names that lead outside of its folder are passed over."""
-    files = (read_stamp(stamp) or {}).get("files")
-    if not isinstance(files, dict):
-        return {}
-    return {name: value for name, value in files.items() if isinstance(value, str) and not _leads_outside(name)}
 
 
 def write_stamp(path: Path, config: Config, inputs: str, **more: Any) -> None:

@@ -24,9 +24,9 @@ from featkit.core.config import Config, differences
 from featkit.core.errors import BadInputError, NotWritableError, refuse_pipe, said
 from featkit.core.runtime import finish_first
 from featkit.io import journal
-from featkit.io.artifact import discard, locked, new_part, part_of, refuse_folder, remove
+from featkit.io.artifact import discard, locked, new_part, part_of, remove
 from featkit.io.artifact import explained as writes_explained
-from featkit.io.atomic import is_foreign, refuse_foreign, refused_by_disk, require_space
+from featkit.io.atomic import is_foreign, refuse_folder, refuse_foreign, refused_by_disk, require_space
 from featkit.io.h5_items import ESCAPED, LINKED, check_item, find, walk
 from featkit.io.journal import DAMAGE, JournalledStore, counted, explained, in_place, is_in_use, journalled
 

@@ -15,18 +15,8 @@ from featkit.core.errors import BadInputError, EmptyResultError
 from featkit.core.log import progress
 from featkit.core.types import Pair, Pose
 from featkit.geometry.epipolar import epipolar_inliers, essential_matrix
-from featkit.io.artifact import (
-    artifact,
-    discard,
-    explained,
-    is_left,
-    locked,
-    new_part,
-    part_of,
-    refuse_folder,
-    write_stamp,
-)
-from featkit.io.atomic import explained_by_disk, is_stamped, refuse_foreign
+from featkit.io.artifact import artifact, discard, explained, is_left, locked, new_part, part_of, write_stamp
+from featkit.io.atomic import explained_by_disk, is_stamped, refuse_folder, refuse_foreign
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import Intrinsics, Spelling, read_pairs
 from featkit.io.matches import MatchStore, open_matches

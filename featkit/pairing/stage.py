@@ -20,8 +20,7 @@ from featkit.core.config import Config, Seed, differences
 from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError
 from featkit.core.registry import Method, resolve
 from featkit.images.listing import list_images
-from featkit.io.artifact import refuse_folder
-from featkit.io.atomic import refuse_foreign
+from featkit.io.atomic import refuse_folder, refuse_foreign
 from featkit.io.features import open_features
 from featkit.io.lists import describe_pairs, write_pairs
 from featkit.pairing.base import Describes, Pairing, ReadsSources, Sources
