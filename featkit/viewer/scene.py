@@ -43,7 +43,7 @@ from featkit.report.scene3d import centre_of, frustum_depth, upright, view_box
 
 CHUNK = 1000  # points in one answer about tracks
 DATABASE = "database.db"
-FARTHEST = 1e30  # that a point is drawn; float32 goes no further
+FARTHEST = 1e15  # coordinate that a point is drawn at; the squares of larger ones leave float32
 OVERHEAD = 64  # bytes of a small object in memory, about
 NEAR = 2  # folders above a model that its database is looked for in: scene/featkit/sparse/0
 NUMBER = "([0-9]{1,9})"
@@ -116,7 +116,8 @@ class ViewedScene:
     def _lay_out(self) -> None:
         """Points and cameras in the frame that is drawn: around the middle, so that float32 holds a place on earth."""
         points = [self.model.points3D[int(number)] for number in self.point_ids]
-        self.xyz = np.array([point.xyz for point in points], dtype=np.float64).reshape(-1, 3)
+        xyz = np.array([point.xyz for point in points], dtype=np.float64).reshape(-1, 3)
+        self.xyz = xyz.clip(-FARTHEST, FARTHEST)
         self.rgb = np.array([point.color for point in points], dtype=np.uint8).reshape(-1, 3)
         self.errors_px = np.array([point.error for point in points], dtype=np.float64)
         self.cameras = [
@@ -237,7 +238,7 @@ class ViewedScene:
         )
 
     def _points(self) -> Answer:
-        near = (self.xyz - self.middle).clip(-FARTHEST, FARTHEST).astype("<f4")
+        near = (self.xyz - self.middle).astype("<f4")
         return Answer("application/octet-stream", near.tobytes() + self.rgb.tobytes())
 
     def _image(self, index: int) -> Answer:

@@ -108,6 +108,8 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, answer: Answer) -> None:
         self.send_response(status)
         headers = {"Content-Type": answer.kind, "Content-Length": str(len(answer.data)), **HEADERS}
+        if self.close_connection:
+            headers["Connection"] = "close"
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()

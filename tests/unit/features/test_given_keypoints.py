@@ -317,7 +317,7 @@ def test_what_is_refused(images: Path, weights: dict[str, Path], tmp_path: Path)
         points[NAMES[0]]["keypoints"].attrs["uncertainty"] = np.nan
     refused(run(*ask, file), 3, "odd.h5", "a.png", "an uncertainty of nan px")
     file = write_points(tmp_path / "far.h5", {NAMES[0]: {**good, "keypoints": np.full((9, 2), 1e6, np.float32)}})
-    ran = run(*ask, file)
+    ran = run(*ask, file, "--overwrite")
     assert ran.exit_code == 4, ran.output
     assert "far.h5 has none inside" in ran.stderr.splitlines()[-1]
     file = write_points(tmp_path / "good.h5", {NAMES[0]: good})
