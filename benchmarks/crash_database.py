@@ -54,14 +54,14 @@ def prepare_database(folder: Path) -> None:
 
 def write_database(folder: Path, tell: Tell) -> None:
     verify.MIN_CHUNK, verify.MAX_CHUNKS = 4, 1000
-    plain = verify.by_ransac
+    plain = verify.verify_by_ransac
 
     def by_ransac(path: Path, config: Any, pairs: Any) -> None:
         plain(path, config, pairs)
         with pycolmap.Database.open(str(path)) as opened:  # sqlite3 beside it would break its locks
             tell(len(opened.read_two_view_geometry_num_inliers()[0]))
 
-    verify.by_ransac = by_ransac
+    verify.verify_by_ransac = by_ransac
     camera = CameraConfig(model="PINHOLE", params=(1280.0, 1270.0, 512.0, 384.0), mode="single")
     files = (folder / "images", folder / "features.h5", folder / "pairs.txt", folder / "matches.h5")
     build_database(DatabaseConfig(camera=camera), *files, folder / "database.db")

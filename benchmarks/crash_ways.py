@@ -15,7 +15,7 @@ from featkit.core.config import Config
 from featkit.core.registry import Method
 from featkit.core.types import Features, Matches, Pair
 from featkit.features import stage as extract
-from featkit.features.stage import ExtractConfig, of_photographs
+from featkit.features.stage import ExtractConfig, with_stage_config
 from featkit.io.features import FeatureStore, append_features, open_features
 from featkit.io.lists import write_pairs
 from featkit.io.matches import MatchStore, append_matches
@@ -129,7 +129,7 @@ class Cheap:
         return features_of(int(pixels[0, 0]))
 
 
-CHEAP = of_photographs(Method("cheap", Cheap, CheapConfig(), "cpu"), ExtractConfig(workers=1))
+CHEAP = with_stage_config(Method("cheap", Cheap, CheapConfig(), "cpu"), ExtractConfig(workers=1))
 
 
 def write_images(folder: Path) -> None:

@@ -33,7 +33,7 @@ from featkit.core.registry import Method
 from featkit.features import stage as extract
 from featkit.features.base import Extractor
 from featkit.features.fast.scfeat import FrozenSCFeat
-from featkit.features.stage import ExtractConfig, extraction
+from featkit.features.stage import ExtractConfig, extraction_method
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
 from featkit.weights.files import load_scfeat_network, save_scfeat_network
 
@@ -155,7 +155,7 @@ def on_device(
         padded = np.pad(pixels, ((0, -height % 16), (0, -width % 16), (0, 0)), mode="edge")
         frozen, given = FrozenSCFeat(network, device), torch.from_numpy(padded)[None]
         changes = {"weights": str(weight), "threshold": 0.0, "max_keypoints": KEYPOINTS}
-        method = extraction(ExtractConfig(features="scfeat"), changes, name)
+        method = extraction_method(ExtractConfig(features="scfeat"), changes, name)
         runs: dict[str, Run] = {"network": lambda: frozen(given), "extract": stage(method, folder, scratch)}
         runs["as written"] = as_written(network, padded, device)
         if device.type == "cuda":

@@ -32,7 +32,7 @@ from featkit.core.errors import FeatkitError
 from featkit.core.registry import Method
 from featkit.features.base import Extractor
 from featkit.features.patches import DetectedKeypoints, Patches
-from featkit.features.stage import DetectedImage, ExtractConfig, describe_one, extraction, run, source_digest
+from featkit.features.stage import DetectedImage, ExtractConfig, describe_one, extraction_method, file_digest, run
 from featkit.images.listing import list_images
 from featkit.images.read import decode
 from featkit.io.features import append_features, open_features
@@ -57,7 +57,7 @@ class Extracted:
 
 def extracted(name: str, scene: Path, work: Path) -> Extracted:
     """The features of a scene by a configuration; whatever is done already is not done again."""
-    method = extraction(ExtractConfig(features=name))
+    method = extraction_method(ExtractConfig(features=name))
     path = work / scene.name / f"{Path(name).stem}.h5"
     timing = path.with_suffix(".seconds")
     sha256 = method.weights_sha256
@@ -92,7 +92,7 @@ def _describe(method: Method[Extractor], images: Path, detected: Path, output: P
     """
     with open_features(detected) as keypoints, append_features(output, method.config, method.weights_sha256) as out:
         for name in list_images(images):
-            source = source_digest(images / name)
+            source = file_digest(images / name)
             if out.has(name) and out.source(name) == source:
                 continue
             image = decode(images / name, method.config.decode)
@@ -149,7 +149,7 @@ def key(row: dict[str, Any]) -> tuple[str, str, str]:
 
 def is_done(name: str, ratio: str, scene: str) -> bool:
     """Whether there is a row, made with the weight that lies there now."""
-    sha256 = extraction(ExtractConfig(features=name)).weights_sha256
+    sha256 = extraction_method(ExtractConfig(features=name)).weights_sha256
     wanted = (scene, Path(name).stem, ratio)
     return any(key(row) == wanted and row["weights_sha256"] == sha256 for row in rows_so_far())
 

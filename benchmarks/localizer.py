@@ -28,7 +28,7 @@ from machine import measure, write_result
 
 from featkit.core.errors import FeatkitError
 from featkit.evaluation.metrics import pose_error
-from featkit.features.stage import extract_one, extraction, same_extraction
+from featkit.features.stage import config_of_features, extract_one, extraction_method
 from featkit.images.listing import list_images
 from featkit.io.lists import Intrinsics, read_camera, read_poses
 from featkit.localization.localizer import Localizer, LocalizerConfig
@@ -89,7 +89,7 @@ def run(scene: Path, found: SplitScene, features: str, repeats: int, num: int, p
     values = LocalizerConfig().model_dump()
     values |= {"localize": {**values["localize"], "num_retrieved": num}, "points_only": points_only}
     ready_s, localizer = timed(lambda: Localizer(found.map, LocalizerConfig(**values)))
-    method = extraction(same_extraction(find_map(found.map).features, workers=1))
+    method = extraction_method(config_of_features(find_map(found.map).features, workers=1))
     paths = [found.queries / name for name in list_images(found.queries)]
     localizer.localize(paths[0], found.camera)
     extract_one(method, paths[0])

@@ -46,8 +46,8 @@ def photograph(file: Path, size: str) -> np.ndarray:
 def ours(name: str, pixels: np.ndarray, keypoints: int) -> Run:
     """featkit's extractor, without the thread that it runs its network in."""
     extractor: Any = resolve("extractor", name, {"max_keypoints": keypoints}, "cpu").built
-    extractor._ready()
-    return lambda: (lambda found: (found.keypoints, found.descriptors))(extractor._run([pixels])[0])
+    extractor._start_thread()
+    return lambda: (lambda found: (found.keypoints, found.descriptors))(extractor._run_batch([pixels])[0])
 
 
 def by_hand(name: str, pixels: np.ndarray, keypoints: int) -> Run:

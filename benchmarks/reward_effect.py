@@ -45,13 +45,13 @@ from featkit.losses.scfeat_detection import (
     KeypointSample,
     Matches,
     RewardConfig,
-    accepted_first,
-    drawn_from,
-    matched,
+    candidate_pairs,
+    match_keypoints,
     policy_loss,
     regulariser_factor,
     rewards,
     sample_keypoints,
+    sort_accepted_first,
 )
 from featkit.losses.scfeat_fundamental import FundamentalError, FundamentalErrorConfig, fundamental_error
 from featkit.losses.two_views import LossContext, TwoViews
@@ -147,11 +147,13 @@ def look(network: SCFeatNetwork, batch: PosedBatch, number: int, seen: dict[str,
     draw = torch.Generator().manual_seed(seed + number)
     valid = (batch.valid0[:, None], batch.valid1[:, None])
     sample0, sample1 = (
-        accepted_first(sample_keypoints(s, BASE.policy, draw, v)) for s, v in zip(scores, valid, strict=True)
+        sort_accepted_first(sample_keypoints(s, BASE.policy, draw, v)) for s, v in zip(scores, valid, strict=True)
     )
     state = draw.get_state()
     with torch.no_grad():
-        matches = matched(sample0, sample1, TwoViews(*maps.normalised.chunk(2), batch.fundamentals01, size), BASE)
+        matches = match_keypoints(
+            sample0, sample1, TwoViews(*maps.normalised.chunk(2), batch.fundamentals01, size), BASE
+        )
     parts = basis((sample0, sample1), matches, network.detection_parameters())
     bad = 1 - (matches.mutual & matches.good).sum((1, 2)) / matches.mutual.sum((1, 2)).clamp(min=1)
     likely = [(matches.probability * of).sum((1, 2)) for of in (matches.good, ~matches.good)]
@@ -169,7 +171,7 @@ def look(network: SCFeatNetwork, batch: PosedBatch, number: int, seen: dict[str,
     for name, fields in ERRORS.items():
         draw.set_state(state)
         config = BASE.model_copy(update={"error": FundamentalErrorConfig.model_validate(fields)})
-        candidates = drawn_from(matches, config.error)
+        candidates = candidate_pairs(matches, config.error)
         points = (sample0.points, sample1.points)
         error = fundamental_error(*points, candidates, batch.fundamentals01, size, config.error, LossContext(draw))
         found, one = add(name, error, config), seen[name]

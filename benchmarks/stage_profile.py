@@ -45,7 +45,7 @@ from featkit.io.lists import read_pairs, write_pairs
 from featkit.mapping import stage as map_stage
 from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.stage import MapConfig, build_map
-from featkit.mapping.verify import build_database, by_ransac
+from featkit.mapping.verify import build_database, verify_by_ransac
 from featkit.matching import stage as match
 from featkit.pairing import stage as pairing
 from featkit.weights.files import load_scfeat_network
@@ -95,7 +95,7 @@ def measured(row: Row, repeats: int) -> dict[str, Any]:
 def extraction(images: Path, names: list[str], resize_max: int, work: Path) -> Row:
     """RootSIFT on all cores beside its extractor on pixels that are in memory, one image after another."""
     config = ExtractConfig(decode=DecodeConfig(resize_max=resize_max))
-    method = extract.extraction(config)
+    method = extract.extraction_method(config)
     pixels = [decode(images / name, config.decode).pixels for name in names]
     return Row(
         "extract rootsift",
@@ -108,7 +108,7 @@ def extraction(images: Path, names: list[str], resize_max: int, work: Path) -> R
 def dense_extraction(images: Path, names: list[str], work: Path) -> Row:
     """scfeat at 640 px beside the forward of its network."""
     config = ExtractConfig(features="scfeat", decode=DecodeConfig(resize_max=640))
-    method = extract.extraction(config)
+    method = extract.extraction_method(config)
     network = FrozenSCFeat(load_scfeat_network(method.own.weights), torch.device("cpu"))
     padded = []
     for name in names:
@@ -192,7 +192,7 @@ def mapping(images: Path, names: list[str], features: Path, work: Path) -> list[
     def bare_verify() -> None:
         copy = work / "copy.db"
         shutil.copy(unverified, copy)
-        by_ransac(copy, how.verify)
+        verify_by_ransac(copy, how.verify)
 
     def bare_map() -> None:
         options = pycolmap.IncrementalPipelineOptions()

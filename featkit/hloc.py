@@ -40,7 +40,7 @@ from featkit.core.errors import BadInputError, FeatkitError, UsageError
 from featkit.core.registry import resolve
 from featkit.core.types import Features, Matches
 from featkit.features.base import BYTE, is_packed, pack_bits, unpack_signs
-from featkit.features.stage import of_photographs
+from featkit.features.stage import with_stage_config
 from featkit.io.features import extractor_name
 
 LOGGER = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def extractor_class(base: Any) -> type[Any]:
         detection_noise = 1.0
 
         def _init(self, conf: dict[str, Any]) -> None:
-            method = of_photographs(resolve("extractor", conf["features"], conf["changes"], conf["device"]))
+            method = with_stage_config(resolve("extractor", conf["features"], conf["changes"], conf["device"]))
             self.extractor, self.made_by = method.built, extractor_name(method.config.result_fields())
 
         def _forward(self, data: dict[str, Any]) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the command; see its --help")
     asked = parser.parse_args(arguments)
     try:
-        added = register(dict(_two_names(text) for text in asked.instead))
+        added = register(dict(_parse_replacement(text) for text in asked.instead))
         if asked.command is None:
             print("\n".join((*added.extractors, *added.matchers)))
         else:
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _two_names(text: str) -> tuple[str, str]:
+def _parse_replacement(text: str) -> tuple[str, str]:
     theirs, equals, ours = text.partition("=")
     if not equals:
         raise UsageError(f"--instead {text!r}: write it as THEIRS=OURS")

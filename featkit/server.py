@@ -3,7 +3,7 @@
 Every response is json; failed requests have a one-line `error`. A valid photograph that could not be localized is a
 normal response: status 200, `localized` false, and the reason.
 
-Clients are untrusted and may be slow or many. A photograph is read, to disk, only if the queue has a free place.
+Clients are untrusted, may be slow, and may be many. A photograph is only read (to disk) if the queue has a free place.
 Features are extracted in processes, which are killed on timeout. Idle connections are closed.
 """
 
@@ -128,7 +128,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     408: {"model": Refusal, "description": "the photograph did not arrive in time"},
     413: {"model": Refusal, "description": "too many bytes or pixels"},
     422: {"model": Refusal, "description": "invalid intrinsics, or for another image size"},
-    500: {"model": Refusal, "description": "unexpected error; the server keeps running"},
+    500: {"model": Refusal, "description": "unexpected error; the server continues"},
     503: {"model": Refusal, "description": "too many photographs or connections waiting; try again later"},
     504: {"model": Refusal, "description": "not localized in time"},
 }
@@ -159,12 +159,12 @@ BODY = {
 
 def create_app(localizer: WarmMap, config: ServeConfig | None = None) -> FastAPI:
     """The application: POST /localize, GET /healthz, and its description at /openapi.json and /docs."""
-    desk = Desk(localizer, config or ServeConfig())
+    queue = LocalizationQueue(localizer, config or ServeConfig())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        desk.close()
+        queue.close()
 
     app = FastAPI(
         title="featkit serve",
@@ -188,7 +188,7 @@ def create_app(localizer: WarmMap, config: ServeConfig | None = None) -> FastAPI
 
     @app.exception_handler(HTTPException)
     async def no_such(request: Request, error: HTTPException) -> JSONResponse:
-        known = "there are POST /localize, GET /healthz, /docs and /openapi.json"
+        known = "available: POST /localize, GET /healthz, /docs and /openapi.json"
         what = f"{request.method} {request.url.path}: {error.detail}; {known}"
         return JSONResponse({"error": one_line(what)}, error.status_code, error.headers)
 
@@ -199,7 +199,7 @@ def create_app(localizer: WarmMap, config: ServeConfig | None = None) -> FastAPI
     @app.get("/healthz")
     async def healthz() -> Health:
         images, points = localizer.map_images, localizer.map_points
-        return Health(status="ok", version=__version__, map_images=images, map_points=points, busy=desk.busy)
+        return Health(status="ok", version=__version__, map_images=images, map_points=points, busy=queue.busy)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -222,12 +222,12 @@ def create_app(localizer: WarmMap, config: ServeConfig | None = None) -> FastAPI
         ] = None,
     ) -> Answer:
         """Find the pose of a photograph: the body, or the file of a form (`curl -F image=@photo.jpg`)."""
-        return Answer(**describe(await desk.localized(request, intrinsics, name)))
+        return Answer(**describe(await queue.localize(request, intrinsics, name)))
 
     return app
 
 
-class Desk:
+class LocalizationQueue:
     """Receives photographs and passes them to a limited number of threads."""
 
     def __init__(self, localizer: WarmMap, config: ServeConfig):
@@ -238,22 +238,22 @@ class Desk:
         extract = localizer.extract
         self._extractors = None if extract is None else Endable(extract, config.threads, cores)
 
-    async def localized(self, request: Request, intrinsics: str | None, name: str | None) -> QueryResult:
+    async def localize(self, request: Request, intrinsics: str | None, name: str | None) -> QueryResult:
         """The result of one photograph. Raises RefusedError; if the queue is full, before reading any of the body."""
         if self.busy >= self.config.threads + self.config.max_waiting:
-            raise RefusedError(503, f"{self.busy} photographs are waiting already; try again later")
+            raise RefusedError(503, f"{self.busy} photographs are already waiting; try again later")
         self.busy += 1
         upload = tempfile.NamedTemporaryFile(prefix="featkit-serve-")  # noqa: SIM115 closed once a thread is done with it
         try:
-            await self._received(request, upload)
+            await self._receive(request, upload)
             until = time.monotonic() + self.config.timeout_s
             form = request.headers.get("content-type", "")
-            work = self._threads.submit(self._work, upload, form, intrinsics, name, until)
+            work = self._threads.submit(self._localize_upload, upload, form, intrinsics, name, until)
         except BaseException:
-            self._finished(upload)
+            self._release(upload)
             raise
         loop = asyncio.get_running_loop()
-        work.add_done_callback(lambda done: _soon(loop, self._finished, upload))
+        work.add_done_callback(lambda done: _call_in_loop(loop, self._release, upload))
         try:
             return await asyncio.wait_for(asyncio.wrap_future(work), self.config.timeout_s)
         except (asyncio.TimeoutError, TimeoutError):  # a waiting job is cancelled, a running process is killed
@@ -268,24 +268,24 @@ class Desk:
             LOGGER.exception("localize: unexpected")
             raise RefusedError(500, f"unexpected {type(error).__name__}; the server's log has more") from None
 
-    def _finished(self, upload: IO[bytes]) -> None:
+    def _release(self, upload: IO[bytes]) -> None:
         self.busy -= 1
         upload.close()  # which removes the file
 
-    async def _received(self, request: Request, upload: IO[bytes]) -> None:
+    async def _receive(self, request: Request, upload: IO[bytes]) -> None:
         """Write the body to a file. Raises RefusedError if it is empty, too large or too slow."""
         try:
             total = await asyncio.wait_for(self._read(request, upload), self.config.upload_s)
         except asyncio.TimeoutError:  # not the builtin before Python 3.11
             raise RefusedError(408, f"the photograph did not arrive within {self.config.upload_s:g} s") from None
         except ClientDisconnect:
-            raise RefusedError(CLIENT_GONE, "the client went away") from None
+            raise RefusedError(CLIENT_GONE, "the client disconnected") from None
         if not total:
             raise RefusedError(400, "an empty body; POST the bytes of a photograph")
         upload.flush()
 
     async def _read(self, request: Request, upload: IO[bytes]) -> int:
-        """Reads at most the size of the largest photograph, whatever the client declares or sends."""
+        """Read the body, at most the size limit, regardless of what the client declares. Returns its size, bytes."""
         limit = self.config.max_mb * MB
         announced = request.headers.get("content-length", "")
         total = int(announced) if announced.isdigit() else 0
@@ -300,15 +300,15 @@ class Desk:
             raise RefusedError(413, f"more than {self.config.max_mb:g} MB; scale the photograph down")
         return total
 
-    def _work(
+    def _localize_upload(
         self, upload: IO[bytes], form: str, intrinsics: str | None, name: str | None, until: float
     ) -> QueryResult:
-        """Runs in a thread: cheap checks first, then localization."""
+        """Check and localize a photograph. Runs in a thread."""
         path = Path(upload.name)
         if form.partition(";")[0].strip().lower() == FORM:
-            fields = _file_of_form(path, form)
+            fields = _unpack_form(path, form)
             intrinsics, name = fields.get("intrinsics", intrinsics), name or fields.get("name")
-        camera = _camera(intrinsics)
+        camera = _parse_camera(intrinsics)
         try:
             size = stored_size(path)
             if size[0] * size[1] > self.config.max_megapixels * 1e6:
@@ -316,23 +316,23 @@ class Desk:
                 raise RefusedError(413, f"{size[0]} x {size[1]} pixels, more than {limit}; scale it down")
             if camera is not None and size != (camera.width, camera.height):
                 given = f"{camera.width} x {camera.height}"
-                raise RefusedError(422, f"intrinsics for {given}, the photograph is {size[0]} x {size[1]}")
+                raise RefusedError(422, f"intrinsics for {given}, but the photograph is {size[0]} x {size[1]}")
             features = None if self._extractors is None else self._extractors.call(path, until)
             return self.localizer.localize(path, camera, name=name or "image", features=features)
         except BadInputError as error:  # its message names a temporary file unknown to the client
             raise BadInputError(str(error).replace(str(path), "the photograph")) from None
 
     def close(self) -> None:
-        """Accept no more photographs; processes are terminated, threads finish by themselves."""
+        """Stop accepting photographs; processes are terminated, threads finish by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._extractors is not None:
             self._extractors.close()
 
 
-def _file_of_form(path: Path, content_type: str) -> dict[str, str]:
+def _unpack_form(path: Path, content_type: str) -> dict[str, str]:
     """Replace a form sent by a browser or `curl -F` by the file it contains, and return its fields, including `name`.
 
-    RFC 7578: parts between lines of a boundary, each with headers and an empty line in front. Raises RefusedError.
+    RFC 7578: parts between boundary lines, each with headers followed by an empty line. Raises RefusedError.
     """
     boundary = BOUNDARY.search(content_type)
     if boundary is None:
@@ -349,13 +349,13 @@ def _file_of_form(path: Path, content_type: str) -> dict[str, str]:
             raise RefusedError(400, f"a part of the form has a head of more than {LONGEST_HEAD} bytes")
         if not empty:  # the line at the end
             continue
-        told = dict(FIELD.findall(head.decode("utf-8", "replace")))
-        if "filename" in told:
+        parameters = dict(FIELD.findall(head.decode("utf-8", "replace")))
+        if "filename" in parameters:
             if photograph is None:
                 photograph = content
-                fields.setdefault("name", told["filename"] or "image")
+                fields.setdefault("name", parameters["filename"] or "image")
         elif len(content) <= LONGEST_CAMERA:
-            fields[told.get("name", "")] = content.decode("utf-8", "replace")
+            fields[parameters.get("name", "")] = content.decode("utf-8", "replace")
     if photograph is None:
         raise RefusedError(400, "a form without a file in it; curl -F image=@photo.jpg")
     if not photograph:
@@ -408,13 +408,13 @@ def uvicorn_config(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
 def http_protocol(config: ServeConfig) -> type[H11Protocol]:
     """uvicorn's connection with a connection limit, a request timeout, and errors as json."""
 
-    class Guarded(H11Protocol):
+    class GuardedProtocol(H11Protocol):
         _late: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             if len(self.connections) > config.max_connections:
-                self._refuse(503, f"{config.max_connections} connections are open already; try again later")
+                self._refuse(503, f"{config.max_connections} connections are already open; try again later")
             else:
                 self._watch()
 
@@ -437,7 +437,7 @@ def http_protocol(config: ServeConfig) -> type[H11Protocol]:
             super().connection_lost(exc)
 
         def send_400_response(self, msg: str) -> None:
-            self._refuse(400, "not a request of HTTP/1.1")
+            self._refuse(400, "not an HTTP/1.1 request")
 
         def _is_answering(self) -> bool:
             return self.cycle is not None and not self.cycle.response_complete
@@ -468,10 +468,10 @@ def http_protocol(config: ServeConfig) -> type[H11Protocol]:
             self.transport.write(head.encode() + body)
             self.transport.close()
 
-    return Guarded
+    return GuardedProtocol
 
 
-def _camera(text: str | None) -> Intrinsics | None:
+def _parse_camera(text: str | None) -> Intrinsics | None:
     if text is None:
         return None
     try:
@@ -480,7 +480,7 @@ def _camera(text: str | None) -> Intrinsics | None:
         raise RefusedError(422, str(error)) from None
 
 
-def _soon(loop: asyncio.AbstractEventLoop, call: Any, *arguments: Any) -> None:
+def _call_in_loop(loop: asyncio.AbstractEventLoop, call: Any, *arguments: Any) -> None:
     """Call in the event loop's thread, if the loop is still running."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(call, *arguments)

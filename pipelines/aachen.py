@@ -57,7 +57,7 @@ from featkit.mapping.model import refuse_other_models
 from featkit.mapping.scene import MapFiles
 from featkit.mapping.verify import build_database
 from featkit.matching import stage as matching
-from featkit.report.localization import Matched, aachen_metrics, localization_report
+from featkit.report.localization import MatchFiles, aachen_metrics, localization_report
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def run(
     score = None if true_poses is None else score_localization(poses, true_poses, names)
     beside = None
     if config.poses_by == "pnp" and query_list is not None and query_matches is not None:
-        beside = Matched(query_features, query_list, query_matches)
+        beside = MatchFiles(query_features, query_list, query_matches)
     with timed("report", seconds):
         metrics = aachen_metrics(found.model, database, results, by_condition, scores, score, seconds)
         metrics["pairs"] = {"database": str(lists.database or "covisible"), "queries": _origin(lists, retrieval)}

@@ -25,7 +25,7 @@ from featkit.core.log import LOGGER, timed
 from featkit.core.registry import Method, resolve
 from featkit.core.types import Pair
 from featkit.features import stage as extraction
-from featkit.features.stage import ExtractConfig, same_extraction, source_digest
+from featkit.features.stage import ExtractConfig, config_of_features, file_digest
 from featkit.images.exif import some_names
 from featkit.images.listing import list_images
 from featkit.images.read import stored_size
@@ -36,29 +36,29 @@ from featkit.io.lists import read_pairs, write_pairs
 from featkit.io.maintain import merge as merge_stores
 from featkit.io.matches import open_matches
 from featkit.mapping.covisibility import covisible_pairs
-from featkit.mapping.export import tracks_of
+from featkit.mapping.export import model_tracks
 from featkit.mapping.grow import (
     MADE_WITH,
     GrowConfig,
     Grown,
     NewImages,
-    as_made,
     grow,
-    has_keypoints_of,
-    prune,
+    has_same_keypoints,
+    original_config,
     refuse_no_growth,
+    remove_images,
     shared_camera,
 )
 from featkit.mapping.model import (
     Model,
-    beside_model,
+    alignment_files,
     map_statistics,
     poses_digest,
     read_model,
     refuse_other_models,
     write_models,
 )
-from featkit.mapping.photographs import by_folder, find_photographs
+from featkit.mapping.photographs import find_photographs, names_by_folder
 from featkit.mapping.scene import find_features, find_model, image_folder
 from featkit.mapping.stage import MapConfig
 from featkit.matching import stage as match
@@ -135,7 +135,7 @@ def run(
         raise BadInputError(f"{output}: is the map itself, which stays as it is; choose another --out")
     photographs = image_folder(photographs)
     work = _find_work(config, folder, photographs, features, images)
-    made_with = as_made(folder, work.model, config.map)
+    made_with = original_config(folder, work.model, config.map)
     matcher = resolve("matcher", config.matcher, config.matching, device).ready()
     seconds: dict[str, float] = {}
 
@@ -159,7 +159,7 @@ def run(
             LOGGER.info("extend: done already")
             return ExtendResult(output, output / "sparse", record)
         with timed("extend", seconds):
-            pruned = prune(work.model, work.gone, folder) if work.gone else []
+            pruned = remove_images(work.model, work.gone, folder) if work.gone else []
             old = work.model.num_reg_images()
             sizes = {stored_size(photographs / name) for name in work.new if store.has(name)}
             new = NewImages(work.new, photographs, made_with.camera, shared_camera(work.model, sizes))
@@ -173,7 +173,7 @@ def run(
         def stamp() -> None:
             made.write_stamp(kind="map", models=1, **{MADE_WITH: made_with.result_fields()})
 
-        write_models([grown.model], output / "sparse", stamp, beside_model(folder))
+        write_models([grown.model], output / "sparse", stamp, alignment_files(folder))
     for name, reason in grown.left_out.items():
         LOGGER.warning("extend: %s is not in the map: %s", name, reason)
     described = {"inputs": inputs, "map": str(folder), "photographs": str(photographs), "old": old}
@@ -232,7 +232,7 @@ def _find_work(
                 raise
     for name in set(listed) & registered.keys():
         there, camera = photographs / name, registered[name]
-        other = name in files and source_digest(files[name]) != source_digest(there)
+        other = name in files and file_digest(files[name]) != file_digest(there)
         if other or stored_size(there) != (camera.width, camera.height):
             raise BadInputError(f"{there}: is another photograph than the map's of that name; rename it")
     if not new and not gone:
@@ -255,7 +255,7 @@ def _refuse_other_features(wanted: ExtractConfig, features: Path) -> None:
     """Raise UsageError where other features are named than the map's, which new photographs get in any case."""
     if wanted.features == ExtractConfig().features:
         return
-    named = extractor_name(extraction.extraction(wanted).config.result_fields())
+    named = extractor_name((wanted).config.result_fields())
     with open_features(features) as store:
         if named != store.extractor:
             raise UsageError(
@@ -268,13 +268,13 @@ def _extract(config: ExtendConfig, work: Work, photographs: Path, output: Path, 
     """Features of the map's images and of the new ones, in one store."""
     if work.features is not None:
         _refuse_other_features(config.extract, work.features)
-        settings = same_extraction(work.features, workers=config.extract.workers)
+        settings = config_of_features(work.features, workers=config.extract.workers)
         settings = settings.model_copy(update={"masks": config.extract.masks})
         if overwrite or not output.exists():
             merge_stores([work.features], output, overwrite=overwrite)
-        method = extraction.extraction(settings, device=device)
+        method = extraction.extraction_method(settings, device=device)
     else:
-        method = extraction.extraction(config.extract, device=device)
+        method = extraction.extraction_method(config.extract, device=device)
         _extract_map(method, work, output, overwrite)
     if work.new:
         assert method.stage is not None
@@ -283,7 +283,7 @@ def _extract(config: ExtendConfig, work: Work, photographs: Path, output: Path, 
         )  # a new one that is broken is left out, and named
         extraction.run(replace(method, stage=reading), photographs, output, work.new)
     with open_features(output) as store:
-        if work.features is not None and not has_keypoints_of(work.model, store):
+        if work.features is not None and not has_same_keypoints(work.model, store):
             raise BadInputError(
                 f"{output}: not the keypoints of the model in {work.folder}; name the features it was made from by"
                 " --map-features, or start again with --overwrite"
@@ -292,7 +292,7 @@ def _extract(config: ExtendConfig, work: Work, photographs: Path, output: Path, 
 
 
 def _extract_map(method: Method[Any], work: Work, output: Path, overwrite: bool) -> None:
-    for number, (folder, names) in enumerate(by_folder(work.files).items()):
+    for number, (folder, names) in enumerate(names_by_folder(work.files).items()):
         extraction.run(method, folder, output, names, overwrite and number == 0)
 
 
@@ -308,7 +308,7 @@ def _pair(config: ExtendConfig, work: Work, stored: Path, output: Path, device: 
             return read_pairs(output)
         pairs = _retrieved(config, store, new, old, output, device)
     if work.features is None:
-        pairs += covisible_pairs(tracks_of(work.model), config.retrieval.num_matched)
+        pairs += covisible_pairs(model_tracks(work.model), config.retrieval.num_matched)
     if pairs:
         write_pairs(output, pairs, settings, {"inputs": inputs, "method": "extension"})
     return pairs

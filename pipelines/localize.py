@@ -22,7 +22,7 @@ from featkit.core.registry import resolve
 from featkit.core.types import Pose
 from featkit.evaluation.metrics import LocalizationScore, score_localization
 from featkit.features import stage as extraction
-from featkit.features.stage import same_extraction
+from featkit.features.stage import config_of_features
 from featkit.io.artifact import write_text
 from featkit.io.atomic import refuse_foreign
 from featkit.io.lists import read_intrinsics_list, read_poses, respelled
@@ -31,12 +31,12 @@ from featkit.localization import stage as localize
 from featkit.localization.queries import given_pairs, pair_queries, pair_queries_given
 from featkit.localization.stage import LocalizeConfig, QueryResult
 from featkit.mapping.align import similarity_to_truth, transform_pose
-from featkit.mapping.cameras import check, check_photographs
+from featkit.mapping.cameras import check_camera_config, check_photographs
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import MapFiles, find_map, numbered_models, usable_images
 from featkit.matching import stage as match
 from featkit.matching.config import MatchWith
-from featkit.report.localization import Matched, localization_report
+from featkit.report.localization import MatchFiles, localization_report
 from featkit.report.maps import localization_metrics
 from featkit.retrieval.vlad import VladConfig
 
@@ -102,14 +102,16 @@ def run(
     refuse_foreign(*(output / name for name in written), *([] if pairs else [output / "pairs.txt"]))
     cameras = None if intrinsics is None else read_intrinsics_list(intrinsics)
     true_poses = None if truth is None else read_poses(truth)
-    check(config.localize.camera)
+    check_camera_config(config.localize.camera)
     readable, _ = usable_images(queries, cameras)
     cameras = None if cameras is None else respelled(cameras, lambda: readable)
     check_photographs(config.localize.camera, queries, readable, cameras)
     names = readable if cameras is None else list(cameras)  # a listed query without an image counts as failed
     if only is not None:
         names, readable = ([name for name in listed if name in only] for listed in (names, readable))
-    extractor = extraction.extraction(same_extraction(found.features, config.workers, config.keypoints), device=device)
+    extractor = extraction.extraction_method(
+        config_of_features(found.features, config.workers, config.keypoints), device=device
+    )
     matcher = resolve("matcher", config.matcher, config.matching, device).ready()
     seconds: dict[str, float] = {}
 
@@ -148,7 +150,7 @@ def run(
         if others:
             metrics["in_other_models"] = {name: folder.name for name, folder in others.items()}
         ran = config.model_copy(update={"matching": matcher.config.result_fields()})
-        matched = None if chosen is None or matches is None else Matched(query_features, chosen, matches)
+        matched = None if chosen is None or matches is None else MatchFiles(query_features, chosen, matches)
         report = localization_report(
             ran, metrics, results, found, queries, output / "report.html", true_poses, moved_by, matched=matched
         )  # fmt: skip

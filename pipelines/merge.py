@@ -27,11 +27,11 @@ from featkit.io.features import open_features
 from featkit.io.lists import read_pairs, write_pairs
 from featkit.io.maintain import merge as merge_stores
 from featkit.io.matches import open_matches
-from featkit.mapping.grow import MADE_WITH, as_made, has_keypoints_of
+from featkit.mapping.grow import MADE_WITH, has_same_keypoints, original_config
 from featkit.mapping.merge import MergeConfig, Merged, merge_maps
 from featkit.mapping.model import (
     Model,
-    beside_model,
+    alignment_files,
     map_statistics,
     poses_digest,
     read_model,
@@ -101,7 +101,7 @@ def run(
             raise BadInputError(f"{output}: is one of the maps, which stay as they are; choose another --out")
     if parts[0].folder.resolve() == parts[1].folder.resolve():
         raise BadInputError(f"{second}: is the same model as {first}; name two, such as sparse/0 and sparse/1")
-    made_with = as_made(parts[0].folder, parts[0].model, config.map)
+    made_with = original_config(parts[0].folder, parts[0].model, config.map)
     matcher = resolve("matcher", config.matcher, config.matching, device).ready()
     seconds: dict[str, float] = {}
 
@@ -134,7 +134,7 @@ def run(
         def stamp() -> None:
             made.write_stamp(kind="map", models=1, **{MADE_WITH: made_with.result_fields()})
 
-        write_models([merged.model], output / "sparse", stamp, beside_model(parts[0].folder))
+        write_models([merged.model], output / "sparse", stamp, alignment_files(parts[0].folder))
     metrics = {"inputs": inputs, **_measured(parts, merged), "seconds": seconds}
     write_text(output / RECORD, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
     return MergeResult(output, output / "sparse", metrics)
@@ -172,7 +172,7 @@ def _part(folder: Path) -> Part:
         )
     model = read_model(model_folder)
     with open_features(features) as store:
-        if not has_keypoints_of(model, store):
+        if not has_same_keypoints(model, store):
             raise BadInputError(
                 f"{features}: not the keypoints of the model in {model_folder}; merge maps of featkit's"
             )
@@ -184,7 +184,7 @@ def _features(parts: tuple[Part, Part], output: Path, overwrite: bool) -> Path:
     first, second = parts
     if output.exists() and not overwrite:
         with open_features(output) as store:
-            if all(has_keypoints_of(part.model, store) for part in parts):
+            if all(has_same_keypoints(part.model, store) for part in parts):
                 return output
     if first.features.resolve() == second.features.resolve():
         merge_stores([first.features], output, overwrite=True)

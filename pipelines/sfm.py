@@ -19,18 +19,18 @@ from featkit.core.registry import Method, resolve
 from featkit.core.run_file import run_text
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
-from featkit.features.stage import ExtractConfig, extraction, with_intensities
+from featkit.features.stage import ExtractConfig, extraction_method, with_intensity_range
 from featkit.io.artifact import write_text
 from featkit.io.atomic import read_stamp, refuse_foreign
 from featkit.io.features import extractor_name
 from featkit.io.lists import Intrinsics, describe_pairs, read_pairs, read_poses, respelled
 from featkit.localization.stage import is_of_another_map
 from featkit.mapping import stage as map_stage
-from featkit.mapping.cameras import SPHERE, check, check_photographs, listed_intrinsics
+from featkit.mapping.cameras import SPHERE, check_camera_config, check_photographs, listed_intrinsics
 from featkit.mapping.model import refuse_other_models
-from featkit.mapping.outcome import warn_of_few
+from featkit.mapping.outcome import warn_if_few
 from featkit.mapping.reference import Reference, read_reference
-from featkit.mapping.rigs import FOLDERS, Rig, read_rigs, sharing, with_intrinsics
+from featkit.mapping.rigs import FOLDERS, Rig, add_rig_intrinsics, read_rigs, shared_camera_keys
 from featkit.mapping.scene import image_folder, output_folder, usable_images
 from featkit.mapping.stage import MapConfig
 from featkit.mapping.verify import build_database
@@ -89,7 +89,7 @@ def run(
     images = image_folder(scene)
     output = output_folder(scene, output)
     _refuse_foreign(output, config, save_config)
-    check(config.map.camera)
+    check_camera_config(config.map.camera)
     known = None if reference is None else read_reference(reference, config.map.camera)
     true_poses = None if truth is None else read_poses(truth)
     names, without_pose = usable_images(images, None if known is None else known.poses.keys())
@@ -97,11 +97,11 @@ def run(
     true_poses = None if true_poses is None else respelled(true_poses, lambda: names)
     listed = _listed(intrinsics, names, known)
     rigs = _rigs(config, names, reference)
-    listed = with_intrinsics(rigs, images, listed)
+    listed = add_rig_intrinsics(rigs, images, listed)
     if known is None or known.cameras is None:
-        check_photographs(config.map.camera, images, names, listed, sharing(rigs))
-    extractor = with_intensities(
-        extraction(_with_panoramas(config), device=device), images, output / "features.h5", names, overwrite
+        check_photographs(config.map.camera, images, names, listed, shared_camera_keys(rigs))
+    extractor = with_intensity_range(
+        extraction_method(_with_panoramas(config), device=device), images, output / "features.h5", names, overwrite
     )
     given = Path(config.pairs) if config.pairs.endswith(".txt") else None
     if given is not None:
@@ -154,7 +154,7 @@ def run(
             metrics |= {"seconds": seconds, "made_from": made_from, "config": ran.result_fields()}
             reconstruction_report(ran, metrics, images, features, database, sparse, report)
         write_text(record, json.dumps(metrics, indent=1, ensure_ascii=False) + "\n")
-    warn_of_few("map", metrics["registered"], len(names), extractor_name(extractor.config.result_fields()))
+    warn_if_few("map", metrics["registered"], len(names), extractor_name(extractor.config.result_fields()))
     result = SfmResult(output, sparse, report, metrics)
     _warn(result, config.min_registered)
     return result

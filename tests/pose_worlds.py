@@ -12,7 +12,7 @@ from featkit.core.registry import resolve
 from featkit.core.types import Features, Matches, Pair, Pose
 from featkit.evaluation.benchmark import Predictions
 from featkit.evaluation.pose_pairs import PosedScene, read_scene
-from featkit.features.stage import ExtractConfig, extraction
+from featkit.features.stage import ExtractConfig, extraction_method
 from featkit.geometry.poses import look_at, rotation_matrix
 from featkit.io.features import append_features
 from featkit.io.lists import write_poses
@@ -80,7 +80,7 @@ def store(
 ) -> Predictions:
     """Write features.h5 and matches.h5 as if extracted and matched. matches: each keypoint's match or -1, by pair."""
     config = ExtractConfig(features="rootsift", decode={"resize_max": resize_max})  # type: ignore[arg-type]
-    method = extraction(config, {}, "cpu")
+    method = extraction_method(config, {}, "cpu")
     matcher = resolve("matcher", "mutual-nn", device="cpu")
     with append_features(folder / "features.h5", method.config) as features:
         for name, points in keypoints.items():

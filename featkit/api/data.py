@@ -1,4 +1,4 @@
-"""Data that descriptors are trained and tested on: made of mapped scenes, packed into one file, or fetched."""
+"""Training and test data for descriptors: made from mapped scenes, packed into one file, or downloaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from featkit.api.options import Option, Out, Overwrite, RandomSeed, Shown, addresses, takes
+from featkit.api.options import Option, Out, Overwrite, Param, RandomSeed, parse_urls, with_options
 from featkit.core.config import Config, make
 from featkit.core.errors import UsageError
 from featkit.data.fetch import DataSet, FetchedFile, FetchOptions, data_set
@@ -21,32 +21,32 @@ from featkit.data.make_posed_pairs import make_posed_pairs as make_pair_set
 from featkit.data.patch_pack import PackConfig, write_pack
 from featkit.mapping.covisibility import mapped_scenes, photograph_folders
 
-OutFolder = Annotated[Path, Shown("--out", "-o", help="The folder to write.")]
-Licence = Annotated[str | None, Shown(help="Licence of the photographs.", unset="the scene's licence file")]
+OutFolder = Annotated[Path, Param("--out", "-o", help="The folder to write.")]
+Licence = Annotated[str | None, Param(help="Licence of the photographs.", unset="the scene's licence file")]
 
 
 @dataclass(frozen=True)
 class MadeData:
-    """What was written. summary: counts, by set or scene; what the dataset.json or manifest holds."""
+    """A data set that was written. summary: counts by set or scene, as in its dataset.json or manifest."""
 
     out: Path
     summary: dict[str, Any]
 
 
-@takes(
+@with_options(
     PatchesConfig,
     source=Option("source"),
     max_patches=Option("max_patches"),
     workers=Option("workers"),
 )
 def make_patches(
-    scenes: Annotated[list[Path], Shown(metavar="SCENE...", help="Mapped scenes; for homographies: photographs.")],
+    scenes: Annotated[list[Path], Param(metavar="SCENE...", help="Mapped scenes; for homographies: photographs.")],
     *,
     out: OutFolder,
     config: PatchesConfig,
     keypoints: Annotated[
         list[Path] | None,
-        Shown(
+        Param(
             help="features.h5 with the keypoints of a scene, of any detector; one for each scene.", unset="detect DoG"
         ),
     ] = None,
@@ -54,23 +54,23 @@ def make_patches(
     overwrite: Overwrite = False,
     seed: RandomSeed = 0,
 ) -> MadeData:
-    """Cut patches of the same points out of photographs, in UBC PhotoTour's format. Raises featkit's errors."""
+    """Cut corresponding patches out of photographs, in UBC PhotoTour's format. Raises featkit's errors."""
     check_patches_output(out, overwrite)
     of_photographs = config.source == "homographies"
     if of_photographs and keypoints:
-        raise UsageError("--keypoints: of mapped scenes only; homographies take the detector of --set detector.kind")
+        raise UsageError("--keypoints: for mapped scenes only; homographies use the detector of --set detector.kind")
     found = photograph_folders(scenes, licence) if of_photographs else mapped_scenes(scenes, licence, keypoints)
     return MadeData(out, make_patch_set(config, found, out, seed, overwrite))
 
 
-@takes(
+@with_options(
     PosedPairsConfig,
     max_side=Option("max_side"),
-    max_pairs=Option("choice.max_pairs", help="Pairs of each photograph."),
+    max_pairs=Option("choice.max_pairs", help="Maximum pairs per photograph."),
     workers=Option("workers"),
 )
 def make_posed_pairs(
-    scenes: Annotated[list[Path], Shown(metavar="SCENE...", help="Folders of mapped scenes.")],
+    scenes: Annotated[list[Path], Param(metavar="SCENE...", help="Folders of mapped scenes.")],
     *,
     out: OutFolder,
     config: PosedPairsConfig,
@@ -78,26 +78,26 @@ def make_posed_pairs(
     overwrite: Overwrite = False,
     seed: RandomSeed = 0,
 ) -> MadeData:
-    """Make pairs of photographs with exact poses of mapped scenes, in MegaDepth's layout. Raises featkit's errors."""
+    """Make pairs of photographs with poses from mapped scenes, in MegaDepth's layout. Raises featkit's errors."""
     check_pairs_output(out)
     return MadeData(out, make_pair_set(config, mapped_scenes(scenes, licence), out, seed, overwrite))
 
 
 class PackRecipe(Config):
-    """How a pack is made."""
+    """How to make a pack."""
 
     changes: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the defaults of `PackConfig` (patches) or `ImagePackConfig` (photographs)."""
+    """Changes to the defaults of `PackConfig` (patches) or `ImagePackConfig` (photographs)."""
 
 
-@takes(
+@with_options(
     PackRecipe,
     "changes",
     "recipe",
     max_mb=Option(
         "changes.max_mb",
         of=PackConfig,
-        help="Largest size of the file, 10^6 bytes.",
+        help="Maximum file size, 10^6 bytes.",
         unset=f"{PackConfig().max_mb:g}; photographs: {ImagePackConfig().max_mb:g}",
     ),
     side=Option("changes.side", of=PackConfig),
@@ -109,7 +109,7 @@ class PackRecipe(Config):
 def pack_data(
     folders: Annotated[
         list[Path],
-        Shown(metavar="DIR...", help="Patches (UBC PhotoTour's format), or posed pairs and photographs."),
+        Param(metavar="DIR...", help="Patches (UBC PhotoTour's format), or posed pairs and photographs."),
     ],
     *,
     out: Out,
@@ -123,35 +123,37 @@ def pack_data(
         config = make(PackConfig, recipe.changes, where="data pack of patches")
         return MadeData(out, write_pack(config, folders, out, seed))
     if of_patches:
-        raise UsageError(f"{of_patches[0]}: no photographs in it; patches and photographs go into packs of their own")
+        raise UsageError(f"{of_patches[0]}: no photographs in it; pack patches and photographs separately")
     images = make(ImagePackConfig, recipe.changes, where="data pack of photographs")
     return MadeData(out, write_image_pack(images, folders, out, seed))
 
 
 @dataclass(frozen=True)
 class FetchedData:
-    """A data set on the disk."""
+    """A downloaded data set."""
 
     name: str
     data_set: DataSet
     files: list[FetchedFile]
 
 
-@takes(None)
+@with_options(None)
 def fetch_data(
-    name: Annotated[str, Shown(help="The data set.")],
+    name: Annotated[str, Param(help="The data set.")],
     *,
-    out: Annotated[Path, Shown("--out", "-o", help="The folder to put it in.")],
-    only: Annotated[list[str] | None, Shown(help="This file only; repeatable.", unset="all")] = None,
+    out: Annotated[Path, Param("--out", "-o", help="The folder to put it in.")],
+    only: Annotated[list[str] | None, Param(help="Fetch only this file; repeatable.", unset="all")] = None,
     url: Annotated[
         list[str] | None,
-        Shown(metavar="FILE=ADDRESS", help="Another address of a file; repeatable.", unset="the catalogue's"),
+        Param(metavar="FILE=ADDRESS", help="Another URL for a file; repeatable.", unset="the catalogue's"),
     ] = None,
-    archive: Annotated[list[Path] | None, Shown(help="A file that is on the disk; repeatable.", unset="none")] = None,
-    keep_archives: Annotated[bool, Shown("--keep-archives", help="Keep what was unpacked.")] = False,
+    archive: Annotated[
+        list[Path] | None, Param(help="A file that was downloaded already; repeatable.", unset="none")
+    ] = None,
+    keep_archives: Annotated[bool, Param("--keep-archives", help="Keep archives after unpacking.")] = False,
     overwrite: Overwrite = False,
 ) -> FetchedData:
-    """Download a benchmark from its authors. url: also as a mapping. Raises featkit's errors."""
+    """Download a benchmark from its authors. url: may also be a mapping. Raises featkit's errors."""
     wanted = data_set(name)
-    options = FetchOptions(addresses(url), archive or [], only or [], keep_archives, overwrite)
+    options = FetchOptions(parse_urls(url), archive or [], only or [], keep_archives, overwrite)
     return FetchedData(name, wanted, fetch_files(wanted, out, options))

@@ -1,4 +1,4 @@
-"""Features and descriptors on the field's benchmarks: one of them, or all that the available data allow."""
+"""Evaluate features and descriptors on one benchmark, or on all that the available data allow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from featkit import __version__
-from featkit.api.options import Device, Overwrite, RandomSeed, Shown, changes_of, takes
+from featkit.api.options import Device, Overwrite, Param, RandomSeed, parse_settings, with_options
 from featkit.core.content import Table
 from featkit.core.errors import FeatkitError, UsageError
 from featkit.core.registry import Method
@@ -26,7 +26,7 @@ from featkit.evaluation.localization import Localization
 from featkit.evaluation.oxford import Oxford
 from featkit.evaluation.pose import RelativePoses
 from featkit.evaluation.ubc import Rome, Ubc
-from featkit.report.benchmarks import Part, Written, all_report, failed_table, ranking_table
+from featkit.report.benchmarks import BenchmarkFiles, PagePart, all_report, failed_table, ranking_table
 
 LOGGER = logging.getLogger(__name__)
 OUT = Path("featkit-eval")
@@ -43,12 +43,12 @@ BENCHMARKS: dict[str, type[Benchmark[Any, Any]]] = {
 }
 READING = ("weights", "max_keypoints", "resize_max", "workers")  # options of `ImageBenchmark.methods`
 READING_PATCHES = ("runs",)
-OF_ALL = [name for name in BENCHMARKS if name != "aachen"]  # what `evaluate_all` runs
+ALL_BENCHMARKS = [name for name in BENCHMARKS if name != "aachen"]  # what `evaluate_all` runs
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What a benchmark came to. results: by title, one or those of all. numbers: as in results.json."""
+    """Results of one or all benchmarks. results: by title. numbers: as in results.json."""
 
     results: dict[str, Result]
     numbers: dict[str, Any]
@@ -71,15 +71,15 @@ def evaluate(
     seed: int = 0,
     **options: Any,
 ) -> Evaluated:
-    """Measure features on a benchmark, and write its results: what `featkit eval NAME` does.
+    """Evaluate features on a benchmark and write the results, as `featkit eval NAME` does.
 
-    benchmark: a name of `BENCHMARKS`. data: its folder, or several where it takes several. features: comma-separated
-    names; None: the benchmark's own. out: folder of predictions, results.json and report.html (featkit-eval; of Aachen
-    DATA/featkit); for benchmarks of patches the json file, with `report` as the page. setting: where papers measured it
-    under several. settings: fields of its configuration that differ. options: all others of its command, by the same
-    names (max_keypoints, resize_max, ratio, ...).
+    benchmark: a name in `BENCHMARKS`. data: its folder, or several if the benchmark takes several. features:
+    comma-separated names; None: the benchmark's default. out: folder for predictions, results.json and report.html
+    (default featkit-eval, for Aachen DATA/featkit); for patch benchmarks the json file, with `report` as the page.
+    setting: name of a paper's setting, if the benchmark has several. settings: changes to its configuration. options:
+    the other options of its command, by the same names (max_keypoints, resize_max, ratio, ...).
 
-    Raises UsageError for an unknown name, value or option, BadInputError for data that are missing or broken.
+    Raises UsageError for an unknown name, value or option, BadInputError for missing or damaged data.
     """
     cls = BENCHMARKS.get(benchmark)
     if cls is None:
@@ -92,10 +92,14 @@ def evaluate(
     if unknown := sorted(options.keys() - known):
         raise UsageError(f"{benchmark}: no option {unknown[0]!r}; one of {', '.join(sorted(known))}")
     own = {option: options.pop(option) for option in cls.options() if option in options}
-    chosen = cls.configured(changes_of(settings), seed=seed, device=device, setting=setting, **own)
+    chosen = cls.configured(parse_settings(settings), seed=seed, device=device, setting=setting, **own)
     default = roots[0] / "featkit" if cls is AachenBenchmark else OUT
     folder = Path(out) if out is not None and of_images else default
-    written = Written.of(folder / chosen.place) if of_images else Written(_path(out), _path(report))
+    written = (
+        BenchmarkFiles.in_folder(folder / chosen.place)
+        if of_images
+        else BenchmarkFiles(_optional_path(out), _optional_path(report))
+    )
     written.refuse_foreign()
     result = run_benchmark(chosen, roots, features or cls.default_features, Work(folder, overwrite, engine), **options)
     numbers = result.as_json()
@@ -103,7 +107,7 @@ def evaluate(
     return Evaluated({benchmark: result}, numbers, list(result.tables), lines)
 
 
-def _path(given: Path | str | None) -> Path | None:
+def _optional_path(given: Path | str | None) -> Path | None:
     return None if given is None else Path(given)
 
 
@@ -112,11 +116,11 @@ def _path(given: Path | str | None) -> Path | None:
 
 
 @dataclass(frozen=True)
-class Planned:
+class BenchmarkRun:
     """One benchmark to run on some data. out: folder of its predictions and results.
 
-    options: of its class. reading: what its `methods` take. names: what its methods are called among all, where that
-    differs. many: whether its data are several sets, which its title does not name.
+    options: for its class. reading: options for its `methods`. names: method names in the joint ranking, where they
+    differ. many: whether it runs on several data sets, which its title then omits.
     """
 
     name: str
@@ -130,16 +134,16 @@ class Planned:
 
     @property
     def title(self) -> str:
-        """Of its part of the page."""
+        """Heading of its part of the page."""
         return self.name if self.many else f"{self.name}: {self.roots[0].name}"
 
     @property
-    def written(self) -> Written:
-        """Its own files."""
-        return Written.of(self.out / self.name)
+    def written(self) -> BenchmarkFiles:
+        """Its result files."""
+        return BenchmarkFiles.in_folder(self.out / self.name)
 
     def run(self, common: dict[str, Any]) -> Result:
-        """Measure and write. common: options of `evaluate`. Raises featkit's errors."""
+        """Run the benchmark and write its results. common: options of `evaluate`. Raises featkit's errors."""
         where: dict[str, Any] = {"out": self.out}
         if not issubclass(BENCHMARKS[self.name], ImageBenchmark):
             where = {"out": self.written.numbers, "report": self.written.report}
@@ -147,40 +151,42 @@ class Planned:
         return done.results[self.name]
 
 
-@takes(None)
+@with_options(None)
 def evaluate_all(
     *,
-    data: Annotated[Path, Shown("--data", help="Folder that holds data sets, at any depth.", unset=False)],
+    data: Annotated[Path, Param("--data", help="Folder that holds data sets, at any depth.", unset=False)],
     features: Annotated[
-        str, Shown("--features", metavar="NAME,...", help="Configurations by name or path; comma-separated.")
+        str, Param("--features", metavar="NAME,...", help="Configurations by name or path; comma-separated.")
     ] = "rootsift",
     only: Annotated[
-        str | None, Shown("--only", metavar="NAME,...", help=f"Only these of {', '.join(OF_ALL)}.", unset="all")
+        str | None, Param("--only", metavar="NAME,...", help=f"Only these of {', '.join(ALL_BENCHMARKS)}.", unset="all")
     ] = None,
     max_keypoints: Annotated[
-        int | None, Shown(help="Maximum keypoints per image.", low=1, unset="the configuration's")
+        int | None, Param(help="Maximum keypoints per image.", low=1, unset="the configuration's")
     ] = None,
     resize_max: Annotated[
-        int | None, Shown(help="Longer side after resizing, px.", low=16, unset="no resizing")
+        int | None, Param(help="Longer side after resizing, px.", low=16, unset="no resizing")
     ] = None,
-    workers: Annotated[int, Shown(help="Processes that extract; 0: one per core.", low=0)] = 0,
-    out: Annotated[Path, Shown("--out", "-o", help="Folder of predictions and results.")] = OUT,
+    workers: Annotated[int, Param(help="Number of extraction processes; 0: one per core.", low=0)] = 0,
+    out: Annotated[Path, Param("--out", "-o", help="Folder of predictions and results.")] = OUT,
     overwrite: Overwrite = False,
     engine: EngineConfig = LOCAL,
     device: Device = "auto",
     seed: RandomSeed = 0,
 ) -> Evaluated:
-    """Every benchmark that the data below a folder allow, in one page: what `featkit eval all` does.
+    """Run every benchmark that the data in a folder allow and report them on one page, as `featkit eval all` does.
 
-    A benchmark that fails is named, and the others go on. Raises featkit's
-    errors: UsageError when none is left, the first one's when all fail.
+    A benchmark that fails is listed and the others continue. Raises UsageError if there is no benchmark to run, or
+    the first error if all fail.
     """
-    wanted = _wanted(only)
-    written = Written.of(out)
+    wanted = _selected_benchmarks(only)
+    written = BenchmarkFiles.in_folder(out)
     written.refuse_foreign()
     reading: dict[str, Any] = {"max_keypoints": max_keypoints, "resize_max": resize_max, "workers": workers}
     methods = ImageBenchmark[Any](device=device).methods(method_names(features), **reading)
-    planned = [one for one in _planned(available_data(data), methods, features, reading, out) if one.name in wanted]
+    planned = [
+        one for one in _plan_benchmarks(available_data(data), methods, features, reading, out) if one.name in wanted
+    ]
     if not planned:
         raise UsageError(f"--only {only}: the data in {data} allow none of these")
     results, failed = _run_all(planned, {"overwrite": overwrite, "engine": engine, "device": device, "seed": seed})
@@ -197,7 +203,9 @@ def evaluate_all(
         "benchmarks": {plan.title: found.as_json() for plan, found in results},
         "failed": failed,
     }
-    parts = [Part(one.title, found, (one.written.report or out).relative_to(out).as_posix()) for one, found in results]
+    parts = [
+        PagePart(one.title, found, (one.written.report or out).relative_to(out).as_posix()) for one, found in results
+    ]
     lines = written.write(numbers, all_report(summary, parts, failed, {one.name: one.described() for one in methods}))
     return Evaluated(
         {plan.title: found for plan, found in results},
@@ -207,9 +215,11 @@ def evaluate_all(
     )
 
 
-def _run_all(planned: list[Planned], common: dict[str, Any]) -> tuple[list[tuple[Planned, Result]], dict[str, str]]:
-    """What each came to, and the messages of those that failed. Raises the first error when all failed."""
-    results: list[tuple[Planned, Result]] = []
+def _run_all(
+    planned: list[BenchmarkRun], common: dict[str, Any]
+) -> tuple[list[tuple[BenchmarkRun, Result]], dict[str, str]]:
+    """Results of the benchmarks, and the error messages of those that failed. Raises the first error if all failed."""
+    results: list[tuple[BenchmarkRun, Result]] = []
     failed: dict[str, FeatkitError] = {}
     for one in planned:
         LOGGER.info("== %s", one.title)
@@ -223,47 +233,47 @@ def _run_all(planned: list[Planned], common: dict[str, Any]) -> tuple[list[tuple
     return results, {title: str(error) for title, error in failed.items()}
 
 
-def _wanted(only: str | None) -> list[str]:
-    """Names of benchmarks. Raises UsageError for an unknown one."""
+def _selected_benchmarks(only: str | None) -> list[str]:
+    """Names of the benchmarks to run. Raises UsageError for an unknown one."""
     names = names_in(only)
     for name in names:
-        if name not in OF_ALL:
-            raise UsageError(f"--only: no benchmark {name!r}; one of {', '.join(OF_ALL)}")
-    return names or OF_ALL
+        if name not in ALL_BENCHMARKS:
+            raise UsageError(f"--only: no benchmark {name!r}; one of {', '.join(ALL_BENCHMARKS)}")
+    return names or ALL_BENCHMARKS
 
 
-def _planned(
+def _plan_benchmarks(
     found: AvailableData, methods: list[Method[Any]], features: str, reading: dict[str, Any], out: Path
-) -> Iterator[Planned]:
-    """What the data allow: a benchmark that takes several roots once, another once per root."""
-    for root, folder in _folder_of_each(found.sequences, out):
+) -> Iterator[BenchmarkRun]:
+    """The benchmarks that the data allow: one run for all roots if the benchmark takes several, else one per root."""
+    for root, folder in _output_folders(found.sequences, out):
         for benchmark in ("hpatches", "oxford"):
-            yield Planned(benchmark, [root], folder, features, reading)
-    for root, folder in _folder_of_each(list(dict.fromkeys(scene.parent for scene in found.eth)), out):
-        yield Planned("eth", [root], folder, features, reading)
+            yield BenchmarkRun(benchmark, [root], folder, features, reading)
+    for root, folder in _output_folders(list(dict.fromkeys(scene.parent for scene in found.eth)), out):
+        yield BenchmarkRun("eth", [root], folder, features, reading)
     weights = [method.weights_sha256 for method in methods]
     posed = [*found.eth, *found.localization, *not_learned_from(found.models, weights)]
     if found.localization:
-        yield Planned("localization", found.localization, out, features, reading, many=True)
+        yield BenchmarkRun("localization", found.localization, out, features, reading, many=True)
     if posed:
         sized = reading if reading["resize_max"] else {**reading, "resize_max": RelativePoses.resize_max}
-        yield Planned("pose", posed, out, features, sized, many=True)
-    # Descriptors of patches: SIFT, RootSIFT, and the networks of features that describe patches.
+        yield BenchmarkRun("pose", posed, out, features, sized, many=True)
+    # Patch descriptors: SIFT, RootSIFT, and the networks of features that describe patches.
     names = {name: method.name for method in methods if (name := patch_method(method)) is not None}
     if not names:
         return
     sets, of_patches = not_learned_from(found.patches, weights), ",".join(names)
     if sets:
-        yield Planned("ubc", sets, out, of_patches, {}, many=True, names=names)
-    for root, folder in _folder_of_each(found.hpatches, out):
+        yield BenchmarkRun("ubc", sets, out, of_patches, {}, many=True, names=names)
+    for root, folder in _output_folders(found.hpatches, out):
         split = {} if find_splits(root) else {"split": "full"}
-        yield Planned("patches", [root], folder, of_patches, {}, options=split, names=names)
-    for root, folder in _folder_of_each(found.rome, out):
-        yield Planned("rome", [root], folder, of_patches, {}, names=names)
+        yield BenchmarkRun("patches", [root], folder, of_patches, {}, options=split, names=names)
+    for root, folder in _output_folders(found.rome, out):
+        yield BenchmarkRun("rome", [root], folder, of_patches, {}, names=names)
 
 
-def _folder_of_each(roots: list[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Each root with the folder of its results: `out`, or a folder in it for each of several."""
+def _output_folders(roots: list[Path], out: Path) -> list[tuple[Path, Path]]:
+    """Each root with its output folder: `out`, or a subfolder each if there are several roots."""
     names = [root.name for root in roots]
     labels = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
     return [(root, out if len(roots) == 1 else out / label) for root, label in zip(roots, labels, strict=True)]

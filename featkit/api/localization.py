@@ -1,4 +1,4 @@
-"""Photographs found in a map: a folder of them, or one after the other over HTTP."""
+"""Localize photographs in a map: a folder of them, or one by one over HTTP."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Annotated, Any
 
-from featkit.api.options import Device, ModelNumber, Option, Overwrite, Shown, takes
+from featkit.api.options import Device, ModelNumber, Option, Overwrite, Param, with_options
 from featkit.api.stages import camera_options
 from featkit.core.config import load_pipeline
 from featkit.core.errors import UsageError
@@ -16,18 +16,18 @@ from featkit.localization.localizer import Localizer, LocalizerConfig, ServedCon
 
 LOCALIZE = load_pipeline("localize")
 LOGGER = logging.getLogger("featkit.serve")
-Map = Annotated[Path, Shown(metavar="MAP", help="A reconstructed scene, or its sparse model.")]
-MapFeatures = Annotated[Path | None, Shown(help="The map's features.h5.", unset="found beside the map")]
+Map = Annotated[Path, Param(metavar="MAP", help="A reconstructed scene, or its sparse model.")]
+MapFeatures = Annotated[Path | None, Param(help="The map's features.h5.", unset="found next to the map")]
 
 
 def query_options() -> dict[str, Option]:
-    """The options of everything that localizes."""
+    """Options shared by all localization commands."""
     camera = camera_options("localize.camera.")
-    del camera["camera_mode"]  # every query has its own
+    del camera["camera_mode"]  # every query has its own camera
     return {"num": Option("localize.num_retrieved"), "matcher": Option("matcher"), **camera}
 
 
-@takes(
+@with_options(
     LOCALIZE.LocalizationConfig,
     **query_options(),
     workers=Option("workers"),
@@ -36,24 +36,25 @@ def query_options() -> dict[str, Option]:
 )
 def localize(
     map_folder: Map,
-    queries: Annotated[Path, Shown("--queries", help="Folder of photographs to localize.")],
+    queries: Annotated[Path, Param("--queries", help="Folder of photographs to localize.")],
     *,
     config: Any,
     intrinsics: Annotated[
-        Path | None, Shown(help="`name MODEL width height params...` a line; only these are localized.")
+        Path | None, Param(help="`name MODEL width height params...` a line; only these are localized.")
     ] = None,
     out: Annotated[
-        Path | None, Shown("--out", "-o", help="Folder for the poses.", unset="MAP/featkit/localize")
+        Path | None, Param("--out", "-o", help="Folder for the poses.", unset="MAP/featkit/localize")
     ] = None,
     features: MapFeatures = None,
-    pairs: Annotated[Path | None, Shown(help="Pairs file: query, map image.", unset="retrieval")] = None,
+    pairs: Annotated[Path | None, Param(help="Pairs file: query, map image.", unset="retrieval")] = None,
     retrieval: Annotated[
         list[Path] | None,
-        Shown(
-            metavar="FILE", help="Pair by global descriptors of map and queries in hloc's layout; twice: one file each."
+        Param(
+            metavar="FILE",
+            help="Pair by global descriptors of map and queries in hloc's layout; given twice: one file each.",
         ),
     ] = None,
-    truth: Annotated[Path | None, Shown(help="True poses (of the map's images too): prints the recall.")] = None,
+    truth: Annotated[Path | None, Param(help="True poses (of the map's images too): prints the recall.")] = None,
     number: ModelNumber = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
@@ -77,7 +78,7 @@ def localize(
     )
 
 
-@takes(
+@with_options(
     ServedConfig,
     **query_options(),
     points_only=Option("points_only", help="Match with the map's 3D points alone, each once: faster."),
@@ -91,8 +92,8 @@ def serve(
     map_folder: Map,
     *,
     config: ServedConfig,
-    host: Annotated[str, Shown(help="Address to listen on; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
-    port: Annotated[int, Shown(help="0: any that is free.", low=0, high=65535)] = 8000,
+    host: Annotated[str, Param(help="Address to listen on; 0.0.0.0: all network interfaces.")] = "127.0.0.1",
+    port: Annotated[int, Param(help="Port to listen on; 0: any free port.", low=0, high=65535)] = 8000,
     features: MapFeatures = None,
     number: ModelNumber = None,
     device: Device = "auto",
@@ -115,7 +116,7 @@ def serve(
         where = address_of(bound)
         if not host.startswith(LOOPBACK):
             LOGGER.warning("%s: whoever can reach this machine can send photographs; there is no password", where)
-        bound.listen()  # before it is said to be ready: what comes now waits for the server's first turn
+        bound.listen()  # before reporting ready: requests that arrive from now on wait for the server to start
         LOGGER.info("ready: %s (%d images, %d points); Ctrl-C stops", where, warm.map_images, warm.map_points)
         app = create_app(warm, config.serve)
         server = uvicorn.Server(uvicorn_config(app, config.serve))

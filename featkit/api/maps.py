@@ -1,4 +1,4 @@
-"""Maps made, grown, merged, placed and handed on: reconstruct, extend, merge, align, export, and the rendered demo."""
+"""Build, extend, merge, align and export maps, and run the rendered demo."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from featkit.api.options import CAMERAS, MAPPING, Device, GpsFile, ModelNumber, Option, Overwrite, Shown, takes
+from featkit.api.options import CAMERAS, MAPPING, Device, GpsFile, ModelNumber, Option, Overwrite, Param, with_options
 from featkit.api.stages import camera_options, extract_options, matcher_options
 from featkit.core.config import load_pipeline
 from featkit.core.errors import UsageError
@@ -21,10 +21,10 @@ from featkit.mapping.scene import find_model
 SFM, DEMO, EXTEND, MERGE = (load_pipeline(name) for name in ("sfm", "demo", "extend", "merge"))
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A folder of photographs -> a map.
+# Photographs -> map.
 
 
-@takes(
+@with_options(
     SFM.SfmConfig,
     "",
     "config",
@@ -40,44 +40,42 @@ SFM, DEMO, EXTEND, MERGE = (load_pipeline(name) for name in ("sfm", "demo", "ext
     seed=Option("seed", also=("map.seed", "map.verify.seed")),
 )
 def reconstruct(
-    scene: Annotated[Path, Shown(help="Folder with images/, or of images.")],
-    out: Annotated[
-        Path | None, Shown("--out", "-o", help="Where everything is written.", unset="scene/featkit")
-    ] = None,
+    scene: Annotated[Path, Param(help="Folder with images/, or of images.")],
+    out: Annotated[Path | None, Param("--out", "-o", help="Output folder.", unset="scene/featkit")] = None,
     *,
     config: Any,
     gps_file: GpsFile = None,
     reference: Annotated[
         Path | None,
-        Shown(help="Triangulate with the poses of this model or poses.txt.", panel=MAPPING),
+        Param(help="Triangulate with the poses of this model or poses.txt.", panel=MAPPING),
     ] = None,
-    truth: Annotated[Path | None, Shown(help="poses.txt with true poses to compare with.", panel=MAPPING)] = None,
+    truth: Annotated[Path | None, Param(help="poses.txt with true poses to compare with.", panel=MAPPING)] = None,
     intrinsics: Annotated[
         Path | None,
-        Shown(
+        Param(
             metavar="FILE",
             help="`name MODEL width height params...` a line, or a .csv; others are inferred.",
             panel=CAMERAS,
         ),
     ] = None,
     config_file: Annotated[
-        Path | None, Shown("--config", metavar="FILE", help="A saved run; other options go over it.", unset="none")
+        Path | None, Param("--config", metavar="FILE", help="A saved run; other options override it.", unset="none")
     ] = None,
     save_config: Annotated[
-        bool, Shown("--save-config", help="Write everything that decides this run to run.yaml in --out.")
+        bool, Param("--save-config", help="Write everything that decides this run to run.yaml in --out.")
     ] = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     engine: EngineConfig = LOCAL,
 ) -> Any:
-    """Make a map of a folder of photographs. Returns `pipelines/sfm.py`'s SfmResult; raises featkit's errors."""
+    """Build a map from a folder of photographs. Returns `pipelines/sfm.py`'s SfmResult; raises featkit's errors."""
     if gps_file is not None:
         if config.pairs != "gps":
             raise UsageError(f"--gps-file goes with --pairs gps, not with {config.pairs}")
         config = config.model_copy(update={"pairing": {"file": gps_file, **config.pairing}})
     if engine.name == "plan":
-        raise UsageError("one stage at a time is planned: extract, match, verify")
-    del config_file  # `takes` has read it
+        raise UsageError("--engine plan works on single stages: extract, match, verify")
+    del config_file  # `with_options` has read it
     return SFM.run(
         config,
         scene,
@@ -93,10 +91,10 @@ def reconstruct(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A map and new photographs -> a larger map in the same frame.
+# Map + new photographs -> larger map in the same coordinate frame.
 
 
-@takes(
+@with_options(
     EXTEND.ExtendConfig,
     fixed=Option("grow.fixed"),
     prune=Option("prune"),
@@ -114,23 +112,26 @@ def reconstruct(
     seed=Option("seed"),
 )
 def extend(
-    map_folder: Annotated[Path, Shown(metavar="MAP", help="A reconstructed scene, or a COLMAP model.")],
-    photographs: Annotated[Path, Shown(help="Folder of photographs; those in the map are passed over.")],
+    map_folder: Annotated[Path, Param(metavar="MAP", help="A reconstructed scene, or a COLMAP model.")],
+    photographs: Annotated[Path, Param(help="Folder of photographs; those already in the map are skipped.")],
     out: Annotated[
-        Path | None, Shown("--out", "-o", help="Folder of the grown map.", unset="extended/ beside the map")
+        Path | None, Param("--out", "-o", help="Folder of the extended map.", unset="extended/ next to the map")
     ] = None,
     *,
     config: Any,
-    map_features: Annotated[Path | None, Shown(help="The map's features.h5.", unset="found beside the map")] = None,
+    map_features: Annotated[Path | None, Param(help="The map's features.h5.", unset="found next to the map")] = None,
     images: Annotated[
         list[Path] | None,
-        Shown(metavar="DIR", help="The map's own photographs; repeatable.", unset="found near the map"),
+        Param(metavar="DIR", help="The map's own photographs; repeatable.", unset="found near the map"),
     ] = None,
     number: ModelNumber = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
 ) -> Any:
-    """Register new photographs in a map, in its frame. Returns `pipelines/extend.py`'s; raises featkit's errors."""
+    """Register new photographs in a map, in its coordinate frame. Returns `pipelines/extend.py`'s result.
+
+    Raises featkit's errors.
+    """
     return EXTEND.run(
         config,
         map_folder,
@@ -145,10 +146,10 @@ def extend(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Two maps -> one.
+# Two maps -> one map.
 
 
-@takes(
+@with_options(
     MERGE.MergeMapsConfig,
     num=Option("retrieval.num_matched", help="Photographs of MAP_A that each one of MAP_B is matched with."),
     **matcher_options(panel=MAPPING),
@@ -158,51 +159,51 @@ def extend(
     seed=Option("seed", also=("merge.seed",)),
 )
 def merge(
-    first: Annotated[Path, Shown(metavar="MAP_A", help="A reconstructed scene, or a model such as sparse/0.")],
-    second: Annotated[Path, Shown(metavar="MAP_B", help="Another, which is moved to the frame of the first.")],
-    out: Annotated[Path, Shown("--out", "-o", help="Folder of the merged map.", unset=False)],
+    first: Annotated[Path, Param(metavar="MAP_A", help="A reconstructed scene, or a model such as sparse/0.")],
+    second: Annotated[Path, Param(metavar="MAP_B", help="A second map, moved into the frame of the first.")],
+    out: Annotated[Path, Param("--out", "-o", help="Folder of the merged map.", unset=False)],
     *,
     config: Any,
     overwrite: Overwrite = False,
     device: Device = "auto",
 ) -> Any:
-    """Make one map of two that show parts of one place. Returns `pipelines/merge.py`'s; raises featkit's errors."""
+    """Merge two overlapping maps of a place. Returns `pipelines/merge.py`'s result; raises featkit's errors."""
     return MERGE.run(config, first, second, out, device=device, overwrite=overwrite)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A model in metres, by GPS, by known camera centres, or by one distance.
+# A model in metres, from GPS, known camera centres, or one distance.
 
 
-@takes(SimilarityConfig, max_error=Option("max_error_m", metavar="METRES"))
+@with_options(SimilarityConfig, max_error=Option("max_error_m", metavar="METRES"))
 def align(
-    model: Annotated[Path, Shown(help="COLMAP model, or a mapped scene.")],
-    out: Annotated[Path, Shown("--out", "-o", help="Folder of the model in metres.", unset=False)],
+    model: Annotated[Path, Param(help="COLMAP model, or a mapped scene.")],
+    out: Annotated[Path, Param("--out", "-o", help="Folder of the model in metres.", unset=False)],
     *,
     config: SimilarityConfig,
-    gps: Annotated[bool, Shown("--gps", help="Align to GPS positions.")] = False,
+    gps: Annotated[bool, Param("--gps", help="Align to GPS positions.")] = False,
     gps_file: GpsFile = None,
     images: Annotated[
         Path | None,
-        Shown(metavar="DIR", help="The photographs, for their EXIF.", unset="images/ beside the model"),
+        Param(metavar="DIR", help="The photographs, for their EXIF.", unset="images/ next to the model"),
     ] = None,
     origin: Annotated[
         str | None,
-        Shown(metavar="LAT,LON[,ALT]", help="Where east, north and up are 0.", unset="the positions' median"),
+        Param(metavar="LAT,LON[,ALT]", help="Origin of the east, north, up axes.", unset="the positions' median"),
     ] = None,
-    level: Annotated[bool, Shown("--level", help="Take no altitude from GPS: all cameras are at one height.")] = False,
+    level: Annotated[bool, Param("--level", help="Ignore GPS altitude: all cameras are at one height.")] = False,
     references: Annotated[
-        Path | None, Shown(metavar="FILE", help="Camera centres, `name x y z` a line, metres.")
+        Path | None, Param(metavar="FILE", help="Camera centres, `name x y z` a line, metres.")
     ] = None,
     distance: Annotated[
         tuple[str, str, float] | None,
-        Shown(metavar="IMG_A IMG_B METRES", help="Distance of two cameras.", unset=False),
+        Param(metavar="IMG_A IMG_B METRES", help="Distance between two cameras.", unset=False),
     ] = None,
     number: ModelNumber = None,
-    overwrite: Annotated[bool, Shown("--overwrite", help="Replace another model that featkit made.")] = False,
+    overwrite: Annotated[bool, Param("--overwrite", help="Replace another model that featkit made.")] = False,
     seed: int = 0,
 ) -> tuple[Path, metric.Alignment]:
-    """Give a map its metric scale and orientation. Returns the new model's folder and what was found.
+    """Give a map its metric scale and orientation. Returns the new model's folder and the alignment.
 
     Raises featkit's errors.
     """
@@ -222,7 +223,7 @@ def align(
 
 
 def _origin(given: str | Sequence[float] | None) -> Any:
-    """A Geodetic of `LAT,LON[,ALT]`. Raises UsageError."""
+    """Parse `LAT,LON[,ALT]` to a Geodetic. Raises UsageError."""
     if given is None:
         return None
     try:
@@ -230,37 +231,37 @@ def _origin(given: str | Sequence[float] | None) -> Any:
     except ValueError:
         numbers = []
     if len(numbers) not in (2, 3) or not is_on_earth(*numbers[:2]) or not all(abs(n) < 1e9 for n in numbers):
-        raise UsageError(f"--origin {given!r}: latitude, longitude and maybe altitude, as 47.3769,8.5417,408")
+        raise UsageError(f"--origin {given!r}: latitude, longitude and optionally altitude, as 47.3769,8.5417,408")
     return Geodetic(*numbers)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A map in the formats of other programs.
+# Export to the formats of other programs.
 
 
-@takes(
+@with_options(
     exporting.ExportConfig,
     num=Option("pairs.num_matched"),
     undistort=Option("undistort"),
     resize_max=Option("pictures.resize_max"),
 )
 def export(
-    model: Annotated[Path, Shown(metavar="MODEL", help="A reconstructed scene, or a sparse model.")],
-    out: Annotated[Path, Shown("--out", "-o", help="Folder to write; with ply the file.")],
+    model: Annotated[Path, Param(metavar="MODEL", help="A reconstructed scene, or a sparse model.")],
+    out: Annotated[Path, Param("--out", "-o", help="Folder to write; for ply the file.")],
     *,
-    format: Annotated[str, Shown(help=f"One of {', '.join(exporting.FORMATS)}.", unset=False)],
+    format: Annotated[str, Param(help=f"One of {', '.join(exporting.FORMATS)}.", unset=False)],
     config: exporting.ExportConfig,
     images: Annotated[
         list[Path] | None,
-        Shown(metavar="DIR", help="The map's photographs; repeatable.", unset="found near the map"),
+        Param(metavar="DIR", help="The map's photographs; repeatable.", unset="found near the map"),
     ] = None,
     masks: Annotated[
-        Path | None, Shown(metavar="DIR", help="Masks of the photographs, which come along.", unset="none")
+        Path | None, Param(metavar="DIR", help="Masks of the photographs, to be exported too.", unset="none")
     ] = None,
     number: ModelNumber = None,
-    overwrite: Annotated[bool, Shown("--overwrite", help="Replace files that featkit exported there.")] = False,
+    overwrite: Annotated[bool, Param("--overwrite", help="Replace files of an earlier featkit export.")] = False,
 ) -> tuple[Path, str, exporting.Exported]:
-    """Write a map for another program. Returns the output, its format and what it holds; raises featkit's errors."""
+    """Export a map for another program. Returns the output, its format and a summary; raises featkit's errors."""
     plain = exporting.ExportConfig()
     undistorted = (*exporting.UNDISTORTED, *(("nerfstudio",) if config.undistort else ()))
     for option, given, belongs_to in (
@@ -281,16 +282,16 @@ def export(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The whole flow on a rendered scene, against the exact truth.
+# The complete pipeline on a rendered scene with exact ground truth.
 
 
-@takes(DEMO.DemoConfig, seed=Option("scene.seed"))
+@with_options(DEMO.DemoConfig, seed=Option("scene.seed"))
 def run_demo(
-    out: Annotated[Path, Shown("--out", "-o", help="Folder for everything.")] = Path("featkit-demo"),
+    out: Annotated[Path, Param("--out", "-o", help="Output folder.")] = Path("featkit-demo"),
     *,
     config: Any,
     overwrite: Overwrite = False,
     device: Device = "auto",
 ) -> Any:
-    """Render a small scene, map it, localize in it, and compare with the truth. Returns `pipelines/demo.py`'s."""
+    """Render a scene, map it, localize in it and compare with the truth. Returns `pipelines/demo.py`'s result."""
     return DEMO.run(config, out, device=device, overwrite=overwrite)

@@ -1,8 +1,8 @@
 """One description of an option, for the command line and for Python: the field of a configuration that it sets.
 
-`@takes(ExtractConfig, resize_max=Option("decode.resize_max"))` gives a function the parameter `resize_max`, of the
-field's type and default, and hands it the configuration with that value in it. `featkit.cli.app.command` makes the
-command of the same function: the option's name, help, range and default are the field's.
+`@with_options(ExtractConfig, resize_max=Option("decode.resize_max"))` gives a function the parameter `resize_max`, with
+the field's type and default, and passes it the configuration with that value set. `featkit.cli.command.command` turns
+the same function into a command: the option's name, help, range and default are the field's.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from featkit.core.run_file import read_run
 CAMERAS, MAPPING = "Cameras", "Mapping"  # panels of the help page
 
 
-class Shown:
-    """What the command line shows of a parameter that no field describes.
+class Param:
+    """How the command line shows a parameter that is not a configuration field.
 
-    names: of the option, "--out", "-o"; none: the parameter's, and an argument where it is positional and required.
-    unset: what help shows as the default where it is None; False: nothing. low, high: range of a whole number.
+    names: option names such as "--out", "-o"; without any, the parameter's own name, or a positional argument if the
+    parameter is positional and required. unset: what the help shows as default for None; False: nothing. low, high:
+    range of an integer.
     """
 
     def __init__(
@@ -44,35 +45,35 @@ class Shown:
         self.unset, self.low, self.high = unset, low, high
 
 
-def shown_of(parameter: inspect.Parameter) -> Shown | None:
-    """What is noted on a parameter for the command line."""
-    return next((one for one in getattr(parameter.annotation, "__metadata__", ()) if isinstance(one, Shown)), None)
+def param_of(parameter: inspect.Parameter) -> Param | None:
+    """The `Param` in a parameter's annotation, if any."""
+    return next((one for one in getattr(parameter.annotation, "__metadata__", ()) if isinstance(one, Param)), None)
 
 
-Out = Annotated[Path, Shown("--out", "-o", help="The file to write.")]
-Overwrite = Annotated[bool, Shown("--overwrite", help="Discard existing output.")]
-Device = Annotated[str, Shown(help="auto, cpu or cuda.")]
-RandomSeed = Annotated[int, Shown(help="Random seed.")]
+Out = Annotated[Path, Param("--out", "-o", help="The file to write.")]
+Overwrite = Annotated[bool, Param("--overwrite", help="Discard existing output.")]
+Device = Annotated[str, Param(help="auto, cpu or cuda.")]
+RandomSeed = Annotated[int, Param(help="Random seed.")]
 Settings = Annotated[
     Mapping[str, Any] | Sequence[str] | None,
-    Shown("--set", metavar="KEY=VALUE", help="Change any field of the configuration; repeatable."),
+    Param("--set", metavar="KEY=VALUE", help="Change any field of the configuration; repeatable."),
 ]
 ModelNumber = Annotated[
-    int | None, Shown("--model", metavar="K", help="Which of several models: sparse/K.", unset="the largest", low=0)
+    int | None, Param("--model", metavar="K", help="Which of several models: sparse/K.", unset="the largest", low=0)
 ]
 GpsFile = Annotated[
     Path | None,
-    Shown(metavar="CSV", help="Positions, `name,lat,lon[,alt]` a line.", unset="the photographs' EXIF"),
+    Param(metavar="CSV", help="Positions, `name,lat,lon[,alt]` a line.", unset="the photographs' EXIF"),
 ]
 
 
 @dataclass(frozen=True)
 class Option:
-    """A field of the configuration that a function takes, by its path: "map.camera.model".
+    """A configuration field that becomes an option, by its path: "map.camera.model".
 
     Type, range, default and help are the field's. A path may end inside a field that holds changes to a named
-    configuration ("matching.ratio"): `of` is then the class whose field of that name describes it, and it is None
-    until it is given.
+    configuration ("matching.ratio"). `of` is then the class that documents the field of that name, and the option's
+    default is None.
     """
 
     path: str
@@ -80,36 +81,36 @@ class Option:
     also: tuple[str, ...] = ()
     """Other paths that get the same value."""
     unset: str = ""
-    """What help shows as the default where the default is None; else the field's docstring says it ("None: ...")."""
+    """What the help shows as default if the default is None; empty: taken from the field's docstring ("None: ...")."""
     help: str = ""
-    """In place of the field's docstring."""
+    """Replaces the field's docstring."""
     panel: str | None = None
     metavar: str | None = None
     flag: Any = None
-    """Makes it a flag that, when given, sets the field to this value."""
+    """Makes the option a flag that sets the field to this value."""
     kind: type | None = None
-    """Its type, inside a field that holds changes where no class can be named."""
+    """The option's type, for a path into changes to a named configuration of unknown class."""
 
 
 @dataclass(frozen=True)
-class Described:
-    """An option with what its field says: type, default, range and help."""
+class FieldOption:
+    """An option together with its configuration field, which gives type, default, range and help."""
 
     name: str
     option: Option
     config: type[Config]
     field: str
     in_named: bool
-    """Whether a named configuration decides the default."""
+    """Whether the default comes from a named configuration."""
 
     @classmethod
-    def of(cls, name: str, option: Option, config: type[Config]) -> Described:
-        """The field at the option's path. Raises KeyError for a path that leads nowhere."""
+    def of(cls, name: str, option: Option, config: type[Config]) -> FieldOption:
+        """The field at the option's path. Raises KeyError if there is none."""
         *parents, leaf = option.path.split(".")
         for parent in parents:
             inner = _config_in(config.model_fields[parent].annotation)
             if inner is None:
-                if option.of is None:  # its `kind` and `help` say all
+                if option.of is None:  # described by its `kind` and `help`
                     return cls(name, option, config, "", True)
                 break
             config = inner
@@ -126,7 +127,7 @@ class Described:
 
     @property
     def default(self) -> Any:
-        """The field's own; None where a named configuration decides it; of a flag False."""
+        """The field's default; None if it comes from a named configuration; False for a flag."""
         if self.option.flag is not None:
             return False
         return None if self.in_named else self.config.model_fields[self.field].get_default(call_default_factory=True)
@@ -138,28 +139,28 @@ class Described:
 
     @property
     def choices(self) -> list[str]:
-        """The values there are, where the field names them."""
-        plain = bare(self.annotation)
+        """The possible values of a Literal field; else empty."""
+        plain = value_type(self.annotation)
         return [str(value) for value in get_args(plain)] if get_origin(plain) is Literal else []
 
     @property
     def kind(self) -> type:
-        """What the command line reads: int, float, bool, str or Path."""
-        plain = bare(self.annotation)
+        """The type that the command line parses: int, float, bool, str or Path."""
+        plain = value_type(self.annotation)
         return plain if plain in (int, float, bool, Path) else str
 
     @property
     def unset(self) -> str | None:
-        """What help shows where the default is None, else None."""
+        """What the help shows for a default of None; None for any other default."""
         return (self.option.unset or self._unset() or "none") if self.default is None else None
 
     @property
     def metavar(self) -> str | None:
-        """The values as the help page shows them; None for a flag."""
+        """The values as shown in the help; None for a flag."""
         return None if self.kind is bool else self.option.metavar or self._metavar()
 
     def _unset(self) -> str:
-        """What None means: as the docstring says, or the field's own default where a named configuration decides."""
+        """The meaning of None: from the docstring, or the field's default if a named configuration may change it."""
         default = self.config.model_fields[self.field].default
         return field_docs(self.config)[self.field].none if default is None else str(default)
 
@@ -167,7 +168,7 @@ class Described:
         if self.choices:
             listed = "|".join(self.choices)
             return listed if len(listed) <= WIDEST else "CHOICE"
-        if _is_several(self.annotation):
+        if _is_tuple(self.annotation):
             return "A,B,..."
         name = {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}[self.kind]
         low, high = field_range(self.config, self.field) if self.field else (None, None)
@@ -177,21 +178,21 @@ class Described:
         return f"{name} {low:g}..{end}"
 
     def placed(self, value: Any) -> dict[str, Any]:
-        """The value where the configuration has it; nothing for a flag that is off, or for None by a named one."""
+        """The value nested at its path in the configuration; empty for a flag that is off and for an unset option."""
         if self.option.flag is not None:
             return self._at(self.option.flag) if value else {}
         if value is None and (self.in_named or self.default is None):
             return {}
-        if isinstance(value, str) and _is_several(self.annotation):
+        if isinstance(value, str) and _is_tuple(self.annotation):
             value = self._numbers(value)
-        if self.in_named and self.field:  # the named configuration is read later; a wrong value ends at once
+        if self.in_named and self.field:  # the named configuration is read later, but a wrong value is refused now
             check_field(self.config, self.field, value, f"--{self.name.replace('_', '-')}")
         return self._at(value)
 
     def _at(self, value: Any) -> dict[str, Any]:
         placed: dict[str, Any] = {}
         for path in (self.option.path, *self.option.also):
-            placed = merge(placed, nested(path, value))
+            placed = merge(placed, at_path(path, value))
         return placed
 
     def _numbers(self, text: str) -> list[float]:
@@ -202,55 +203,55 @@ class Described:
             raise UsageError(f"--{name} {text!r}: numbers separated by commas, as 1200,1200,960,540") from None
 
 
-WIDEST = 16  # columns of an option's values on the help page; more than that are named by the help itself
-SHOWN_UP_TO = 1e5  # ends of ranges beyond it only keep nonsense out: help does not show them
+WIDEST = 16  # columns for an option's values in the help; longer lists are named by the help text itself
+SHOWN_UP_TO = 1e5  # larger upper bounds only keep nonsense out and are not shown in the help
 
 
-def nested(path: str, value: Any) -> dict[str, Any]:
-    """`{"a": {"b": value}}` of "a.b"."""
+def at_path(path: str, value: Any) -> dict[str, Any]:
+    """`{"a": {"b": value}}` for the path "a.b"."""
     for part in reversed(path.split(".")):
         value = {part: value}
     return value
 
 
-def bare(annotation: Any) -> Any:
-    """A type without `| None` and without what is noted on it."""
-    annotation = _noted(annotation)
+def value_type(annotation: Any) -> Any:
+    """A type without `| None` and without `Annotated` metadata."""
+    annotation = _without_annotated(annotation)
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(one for one in get_args(annotation) if one is not types.NoneType)
-    return _noted(annotation)
+    return _without_annotated(annotation)
 
 
-def _noted(annotation: Any) -> Any:
+def _without_annotated(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def _config_in(annotation: Any) -> type[Config] | None:
-    """The configuration that a field holds, if it holds one."""
+    """The configuration class of a nested field; None for any other field."""
     for one in (annotation, *get_args(annotation)):
         if isinstance(one, type) and issubclass(one, Config):
             return one
     return None
 
 
-def _is_several(annotation: Any) -> bool:
-    return get_origin(bare(annotation)) is tuple
+def _is_tuple(annotation: Any) -> bool:
+    return get_origin(value_type(annotation)) is tuple
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What a function decorated by `takes` takes: its own parameters, and options of its configuration."""
+class FunctionOptions:
+    """The parameters of a function decorated by `with_options`: its own, and the options of its configuration."""
 
     own: list[inspect.Parameter]
-    """As they are annotated."""
-    options: dict[str, Described]
+    """With their annotations."""
+    options: dict[str, FieldOption]
 
 
 NAMED_BY = {"extract.features": "extract.extractor", "matcher": "matching", "pairs": "pairing"}
-"""Fields that name a configuration, and the field with what differs from it: with another name none of that holds."""
+"""Fields that name a configuration, and the field with changes to it. The changes are dropped if the name changes."""
 
 
-def takes(
+def with_options(
     config: type[Config] | None,
     settings_at: str = "",
     into: str = "config",
@@ -258,17 +259,16 @@ def takes(
     /,
     **options: Option,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a function parameters that are fields of `config`; it gets the whole as its parameter `into`.
+    """Give a function parameters that are fields of `config`, which it receives complete as its parameter `into`.
 
-    config: None for a function that has none. settings_at: where in it `settings` belong; "" for all of it. run_file:
-    the function's parameter that is a file of a saved run (`core.run_file`): what differs from the defaults of the
-    parameters goes over that. The
-    function's annotations say what the command line shows of its own parameters; a text is taken for a Path. The new
-    function raises UsageError for a value that its field refuses.
+    config: None for a function without configuration. settings_at: path in it that `settings` change; "": anything.
+    run_file: name of the parameter that is a saved run (`core.run_file`), whose values are overridden by parameters
+    that differ from their defaults. The function's annotations describe its own parameters for the command line; a
+    str is accepted for a Path. The new function raises UsageError for a value that its field refuses.
     """
 
     def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
-        described = {} if config is None else {n: Described.of(n, option, config) for n, option in options.items()}
+        described = {} if config is None else {n: FieldOption.of(n, option, config) for n, option in options.items()}
         hints = get_type_hints(function, include_extras=True)
         own = [
             parameter.replace(annotation=hints[parameter.name])
@@ -284,57 +284,61 @@ def takes(
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             given = bound.arguments
-            taken = {p.name: _as_paths(p.annotation, given[p.name]) for p in own}
+            arguments = {p.name: _with_paths(p.annotation, given[p.name]) for p in own}
             if config is None:
-                return function(**taken)
-            del taken["settings"]
+                return function(**arguments)
+            del arguments["settings"]
             values: dict[str, Any] = {}
-            saved = taken.get(run_file)
+            saved = arguments.get(run_file)
             if saved is not None:
                 found = read_run(saved, function.__name__)
                 values = found.values
-                if unknown := sorted(found.arguments.keys() - taken.keys()):
-                    known = ", ".join(name for name in taken if name != run_file)
+                if unknown := sorted(found.arguments.keys() - arguments.keys()):
+                    known = ", ".join(name for name in arguments if name != run_file)
                     raise BadInputError(f"{saved}: no argument is called {unknown[0]!r}; there are {known}")
-                taken |= {name: path for name, path in found.arguments.items() if taken.get(name, saved) is None}
+                arguments |= {
+                    name: path for name, path in found.arguments.items() if arguments.get(name, saved) is None
+                }
             for name, one in described.items():
                 if saved is None or given[name] != one.default:
-                    values = merge(_renamed(values, one, given[name]), one.placed(given[name]))
-            changes = changes_of(given["settings"])
-            values = merge(values, nested(settings_at, changes) if settings_at else changes)
-            made = _made(config, values, described, function.__name__.replace("_", " "))
-            return function(**taken, **{into: made})
+                    values = merge(_drop_replaced(values, one, given[name]), one.placed(given[name]))
+            changes = parse_settings(given["settings"])
+            values = merge(values, at_path(settings_at, changes) if settings_at else changes)
+            made = _make_config(config, values, described, function.__name__.replace("_", " "))
+            return function(**arguments, **{into: made})
 
         wrapped.__signature__ = signature  # type: ignore[attr-defined]
-        wrapped.__doc__ = f"{inspect.getdoc(function)}\n\n{_arguments(own, described)}"
-        wrapped.taken = Taken(own, described)  # type: ignore[attr-defined]
+        wrapped.__doc__ = f"{inspect.getdoc(function)}\n\n{_parameter_docs(own, described)}"
+        wrapped.declared = FunctionOptions(own, described)  # type: ignore[attr-defined]
         return wrapped
 
     return decorated
 
 
-def _renamed(values: dict[str, Any], option: Described, given: Any) -> dict[str, Any]:
-    """Saved values without what differed from a configuration that another name replaces."""
+def _drop_replaced(values: dict[str, Any], option: FieldOption, given: Any) -> dict[str, Any]:
+    """Saved values without the changes to a named configuration, if `given` names another one."""
     path = option.option.path
     below = NAMED_BY.get(path)
-    if below is None or not values or _at_path(values, path) in (None, given):
+    if below is None or not values or _value_at(values, path) in (None, given):
         return values
     *parents, leaf = below.split(".")
-    inner = _at_path(values, ".".join(parents)) if parents else values
+    inner = _value_at(values, ".".join(parents)) if parents else values
     kept = {name: value for name, value in (inner or {}).items() if name != leaf}
     if not parents:
         return kept
     return {**values, parents[0]: kept}
 
 
-def _at_path(values: Mapping[str, Any], path: str) -> Any:
+def _value_at(values: Mapping[str, Any], path: str) -> Any:
     for part in path.split("."):
         values = values.get(part) if isinstance(values, Mapping) else None  # type: ignore[assignment]
     return values
 
 
-def _made(config: type[Config], values: dict[str, Any], described: Mapping[str, Described], where: str) -> Config:
-    """The configuration. Raises UsageError that calls a field by its option where it has one."""
+def _make_config(
+    config: type[Config], values: dict[str, Any], described: Mapping[str, FieldOption], where: str
+) -> Config:
+    """Build the configuration. Raises UsageError that names the option instead of the field."""
     try:
         return make(config, values, where)
     except UsageError as error:
@@ -345,9 +349,9 @@ def _made(config: type[Config], values: dict[str, Any], described: Mapping[str, 
         raise UsageError(text) from None
 
 
-def _signature(own: Sequence[inspect.Parameter], described: Mapping[str, Described]) -> inspect.Signature:
-    """As Python shows it: plain types, the function's own parameters before those of the configuration."""
-    plain = [one.replace(annotation=_noted(one.annotation)) for one in own]
+def _signature(own: Sequence[inspect.Parameter], described: Mapping[str, FieldOption]) -> inspect.Signature:
+    """The Python signature: plain types, positional parameters, then options, then keyword parameters."""
+    plain = [one.replace(annotation=_without_annotated(one.annotation)) for one in own]
     added = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.annotation)
         for name, one in described.items()
@@ -356,28 +360,28 @@ def _signature(own: Sequence[inspect.Parameter], described: Mapping[str, Describ
     return inspect.Signature([*first, *added, *(p for p in plain if p.kind is inspect.Parameter.KEYWORD_ONLY)])
 
 
-def _arguments(own: Sequence[inspect.Parameter], described: Mapping[str, Described]) -> str:
-    """The lines of a docstring that say what each parameter is."""
-    lines = [(one.name, shown.help) for one in own if (shown := shown_of(one)) is not None]
+def _parameter_docs(own: Sequence[inspect.Parameter], described: Mapping[str, FieldOption]) -> str:
+    """Docstring lines that describe each parameter."""
+    lines = [(one.name, shown.help) for one in own if (shown := param_of(one)) is not None]
     lines += [(name, one.help) for name, one in described.items()]
     return "\n".join(f"{name}: {text}" for name, text in lines)
 
 
-def changes_of(settings: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
-    """Settings as nested values: of `["a.b=1"]`, or of a mapping, whose names may have dots."""
+def parse_settings(settings: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
+    """Settings as nested values, from `["a.b=1"]` or from a mapping whose names may contain dots."""
     if settings is None:
         return {}
     if not isinstance(settings, Mapping):
         return overrides(list(settings))
     values: dict[str, Any] = {}
     for name, value in settings.items():
-        values = merge(values, nested(name, value))
+        values = merge(values, at_path(name, value))
     return values
 
 
-def _as_paths(annotation: Any, value: Any) -> Any:
-    """The value, with texts as paths where the parameter is a Path, or several."""
-    plain = bare(annotation)
+def _with_paths(annotation: Any, value: Any) -> Any:
+    """The value, with str converted to Path where the annotation asks for one or several paths."""
+    plain = value_type(annotation)
     if plain is Path and isinstance(value, str):
         return Path(value)
     if get_args(plain)[:1] == (Path,) and value is not None:
@@ -385,8 +389,8 @@ def _as_paths(annotation: Any, value: Any) -> Any:
     return value
 
 
-def by_file(option: str, given: Mapping[str, str] | Sequence[str] | None, example: str) -> Mapping[str, str]:
-    """`["a=x"]` as values by file name. Raises UsageError, with the example."""
+def parse_by_file(option: str, given: Mapping[str, str] | Sequence[str] | None, example: str) -> Mapping[str, str]:
+    """Values by file name from `["a=x"]`. Raises UsageError, which shows the example."""
     if isinstance(given, Mapping):
         return given
     found = [text.partition("=") for text in given or []]
@@ -395,6 +399,6 @@ def by_file(option: str, given: Mapping[str, str] | Sequence[str] | None, exampl
     return {file: value for file, _, value in found}
 
 
-def addresses(urls: Mapping[str, str] | Sequence[str] | None) -> Mapping[str, str]:
-    """`["a=http://x"]` as addresses by file name. Raises UsageError."""
-    return by_file("--url", urls, "FILE=ADDRESS, as liberty=http://example.org/liberty.zip")
+def parse_urls(urls: Mapping[str, str] | Sequence[str] | None) -> Mapping[str, str]:
+    """URLs by file name from `["a=http://x"]`. Raises UsageError."""
+    return parse_by_file("--url", urls, "FILE=ADDRESS, as liberty=http://example.org/liberty.zip")

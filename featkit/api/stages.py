@@ -1,4 +1,4 @@
-"""From a video or photographs to verified matches: frames, extract, pairs, match, verify, and shards; of files."""
+"""The stages from a video or photographs to verified matches: frames, extract, pairs, match, verify; and shards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from featkit.api.options import CAMERAS, Device, GpsFile, Option, Out, Overwrite, Shown, takes
+from featkit.api.options import CAMERAS, Device, GpsFile, Option, Out, Overwrite, Param, with_options
 from featkit.core.errors import EmptyResultError, UsageError
 from featkit.core.registry import Method, resolve
 from featkit.engine import stages
@@ -18,20 +18,20 @@ from featkit.images import video as videos
 from featkit.io.features import open_features
 from featkit.io.lists import Spelling, read_pairs
 from featkit.io.matches import open_matches
-from featkit.mapping.cameras import check, check_photographs
+from featkit.mapping.cameras import check_camera_config, check_photographs
 from featkit.mapping.database import database_counts
 from featkit.mapping.verify import DatabaseConfig, build_database
 from featkit.matching.config import MatchWith, MutualConfig
 from featkit.pairing import stage as pairing
 from featkit.pairing.base import Sources
-from featkit.pairing.by_retrieval import given_retrieval
+from featkit.pairing.by_retrieval import retrieval_by_global_descriptors
 from featkit.pairing.stage import PairWith
 
 NAMED = "the configuration's"
 
 
 def extract_options(at: str = "") -> dict[str, Option]:
-    """The options of extraction; at: where a configuration holds its ExtractConfig, as "extract."."""
+    """Options of extraction. at: prefix of the ExtractConfig's fields in the configuration, such as "extract."."""
     return {
         "features": Option(f"{at}features"),
         "resize_max": Option(f"{at}decode.resize_max"),
@@ -49,7 +49,7 @@ def extract_options(at: str = "") -> dict[str, Option]:
         ),
         "masks": Option(f"{at}masks", metavar="DIR", unset="none"),
         "keypoints": Option(f"{at}keypoints", metavar="FILE"),
-        "ignore_alpha": Option(f"{at}decode.min_alpha", flag=0, help="Keypoints in transparent pixels too."),
+        "ignore_alpha": Option(f"{at}decode.min_alpha", flag=0, help="Detect keypoints in transparent pixels too."),
         "panoramas": Option(f"{at}panoramas"),
         "workers": Option(f"{at}workers"),
         "skip_broken": Option(f"{at}skip_broken"),
@@ -57,13 +57,13 @@ def extract_options(at: str = "") -> dict[str, Option]:
 
 
 def matcher_options(panel: str | None = None) -> dict[str, Option]:
-    """A matcher, and the ratio test that most have."""
+    """Options of matching: the matcher, and the ratio test that most matchers have."""
     ratio = Option("matching.ratio", of=MutualConfig, unset="the matcher's", panel=panel)
     return {"matcher": Option("matcher", panel=panel), "ratio": ratio}
 
 
 def camera_options(at: str) -> dict[str, Option]:
-    """The options of cameras; at: where a configuration holds its CameraConfig, as "map.camera."."""
+    """Options of cameras. at: prefix of the CameraConfig's fields in the configuration, such as "map.camera."."""
     return {
         "camera_model": Option(f"{at}model", panel=CAMERAS),
         "camera_params": Option(f"{at}params", panel=CAMERAS),
@@ -71,7 +71,7 @@ def camera_options(at: str) -> dict[str, Option]:
     }
 
 
-@takes(
+@with_options(
     videos.FramesConfig,
     "",
     overlap=Option("overlap"),
@@ -80,19 +80,19 @@ def camera_options(at: str) -> dict[str, Option]:
     resize_max=Option("resize_max"),
 )
 def frames(
-    video: Annotated[Path, Shown(help="The video: mp4, mov, avi, mkv, webm, ...")],
-    out: Annotated[Path, Shown("--out", "-o", help="Folder for the frames and frames.csv.")],
+    video: Annotated[Path, Param(help="The video: mp4, mov, avi, mkv, webm, ...")],
+    out: Annotated[Path, Param("--out", "-o", help="Folder for the frames and frames.csv.")],
     *,
     config: videos.FramesConfig,
     overwrite: Overwrite = False,
 ) -> videos.Frames:
-    """Write sharp frames of a video that overlap as a map needs. Raises featkit's errors."""
+    """Write sharp frames of a video with enough overlap for mapping. Raises featkit's errors."""
     return videos.run(config, video, out, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """A features file, and what it holds."""
+    """A features file and its counts."""
 
     out: Path
     images: int
@@ -100,9 +100,9 @@ class Extracted:
     features: str
 
 
-@takes(ExtractConfig, "extractor", **extract_options())
+@with_options(ExtractConfig, "extractor", **extract_options())
 def extract(
-    images: Annotated[Path, Shown(help="Folder of images (searched recursively).")],
+    images: Annotated[Path, Param(help="Folder of images (searched recursively).")],
     out: Out,
     *,
     config: ExtractConfig,
@@ -110,8 +110,10 @@ def extract(
     device: Device = "auto",
     engine: EngineConfig = LOCAL,
 ) -> Extracted:
-    """Extract local features of all images of a folder; what is done already is skipped. Raises featkit's errors."""
-    method = extraction.with_intensities(extraction.extraction(config, device=device), images, out, overwrite=overwrite)
+    """Extract local features of all images in a folder; finished images are skipped. Raises featkit's errors."""
+    method = extraction.with_intensity_range(
+        extraction.extraction_method(config, device=device), images, out, overwrite=overwrite
+    )
     stages.extract(method, images, out, overwrite=overwrite, engine=engine)
     with open_features(out) as store:
         counts = [store.count(name) for name in store.names()]
@@ -125,7 +127,7 @@ def extract(
 
 @dataclass(frozen=True)
 class Paired:
-    """A pairs file, how many pairs of how many images it holds, and how they were chosen."""
+    """A pairs file, its numbers of pairs and images, and the pairing method."""
 
     out: Path
     pairs: int
@@ -133,7 +135,7 @@ class Paired:
     method: str
 
 
-NUMBER_OF = {
+NUM_FIELDS = {
     "retrieval": "num_matched",
     "sequential": "overlap",
     "gps": "num_matched",
@@ -143,25 +145,27 @@ NUMBER_OF = {
 METHODS = "auto, exhaustive, sequential, retrieval, gps, poses or covisible."
 
 
-@takes(PairWith, "pairing", method=Option("pairs", help=METHODS), seed=Option("seed"))
+@with_options(PairWith, "pairing", method=Option("pairs", help=METHODS), seed=Option("seed"))
 def pairs(
-    source: Annotated[Path, Shown(help="Folder of images, or feats.h5.")],
+    source: Annotated[Path, Param(help="Folder of images, or feats.h5.")],
     out: Out,
     *,
     config: PairWith,
-    num: Annotated[int | None, Shown(help="Images each one is paired with.", unset="the configuration's")] = None,
+    num: Annotated[
+        int | None, Param(help="Number of images each image is paired with.", unset="the configuration's")
+    ] = None,
     retrieval: Annotated[
         list[Path] | None,
-        Shown(metavar="FILE", help="Global descriptors in hloc's layout; twice for two files."),
+        Param(metavar="FILE", help="Global descriptors in hloc's layout; repeat the option for two files."),
     ] = None,
     images: Annotated[
-        Path | None, Shown(metavar="DIR", help="gps: the photographs of feats.h5, for their EXIF.")
+        Path | None, Param(metavar="DIR", help="gps: the photographs of feats.h5, for their EXIF.")
     ] = None,
     gps_file: GpsFile = None,
     model: Annotated[
-        Path | None, Shown(metavar="DIR", help="poses, covisible: a COLMAP model or a mapped scene.")
+        Path | None, Param(metavar="DIR", help="poses, covisible: a COLMAP model or a mapped scene.")
     ] = None,
-    overwrite: Annotated[bool, Shown("--overwrite", help="Make the pairs anew in any case.")] = False,
+    overwrite: Annotated[bool, Param("--overwrite", help="Choose pairs again even if the file is up to date.")] = False,
     device: Device = "auto",
     engine: EngineConfig = LOCAL,
 ) -> Paired:
@@ -179,14 +183,14 @@ def pairs(
     method = "retrieval" if retrieval else method
     changes = dict(config.pairing) | ({} if gps_file is None else {"file": gps_file})
     if num is not None:
-        if method not in NUMBER_OF:
-            raise UsageError(f"--num goes with {' or '.join(NUMBER_OF)}, not with {method}")
-        changes[NUMBER_OF[method]] = num
+        if method not in NUM_FIELDS:
+            raise UsageError(f"--num goes with {' or '.join(NUM_FIELDS)}, not with {method}")
+        changes[NUM_FIELDS[method]] = num
     if method == "auto" and changes:
         raise UsageError("--set goes with a named --method")
     chosen: Method
     if retrieval:
-        chosen = given_retrieval(retrieval, changes)
+        chosen = retrieval_by_global_descriptors(retrieval, changes)
     else:
         count = len(pairing.image_names(source)) if method == "auto" else 0
         chosen = pairing.choose(method, count, changes, device, config.auto)
@@ -198,14 +202,14 @@ def pairs(
 
 @dataclass(frozen=True)
 class Matched:
-    """A matches file, and what it holds."""
+    """A matches file and its counts."""
 
     out: Path
     pairs: int
     matches: int
 
 
-@takes(
+@with_options(
     MatchWith,
     "matching",
     **matcher_options(),
@@ -217,8 +221,8 @@ class Matched:
     ),
 )
 def match(
-    features: Annotated[Path, Shown(help="The features file.")],
-    pairs: Annotated[Path, Shown(help="The pairs file.")],
+    features: Annotated[Path, Param(help="The features file.")],
+    pairs: Annotated[Path, Param(help="The pairs file.")],
     out: Out,
     *,
     config: MatchWith,
@@ -226,51 +230,54 @@ def match(
     device: Device = "auto",
     engine: EngineConfig = LOCAL,
 ) -> Matched:
-    """Match the features of image pairs; what is done already is skipped. Raises featkit's errors."""
+    """Match the features of image pairs; finished pairs are skipped. Raises featkit's errors."""
     method = resolve("matcher", config.matcher, config.matching, device).ready()
     stages.match(method, features, pairs, out, overwrite=overwrite, engine=engine)
     with open_matches(out) as store:
-        spelled = Spelling(lambda: _names(features))
+        spelled = Spelling(lambda: _stored_names(features))
         counts = [store.read(pair).count for pair in read_pairs(pairs, spelled=(spelled, spelled))]
     return Matched(out, len(counts), sum(counts))
 
 
-def _names(features: Path) -> list[str]:
+def _stored_names(features: Path) -> list[str]:
     with open_features(features) as store:
         return store.names()
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A COLMAP database, and its counts by name."""
+    """A COLMAP database and its counts by name."""
 
     out: Path
     counts: dict[str, int]
 
 
-@takes(DatabaseConfig, **camera_options("camera."), seed=Option("verify.seed"))
+@with_options(DatabaseConfig, **camera_options("camera."), seed=Option("verify.seed"))
 def verify(
-    images: Annotated[Path, Shown(help="Folder of the images, for their cameras.")],
-    features: Annotated[Path, Shown(help="The features file.")],
-    pairs: Annotated[Path, Shown(help="The pairs file.")],
-    matches: Annotated[Path, Shown(help="The matches file (.h5, or COLMAP's text as .txt).")],
+    images: Annotated[Path, Param(help="Folder of the images, from which cameras are read.")],
+    features: Annotated[Path, Param(help="The features file.")],
+    pairs: Annotated[Path, Param(help="The pairs file.")],
+    matches: Annotated[Path, Param(help="The matches file (.h5, or COLMAP's text format as .txt).")],
     out: Out,
     *,
     config: DatabaseConfig,
     overwrite: Overwrite = False,
     engine: EngineConfig = LOCAL,
 ) -> Verified:
-    """Verify matches geometrically, and write a COLMAP database that any mapper takes. Raises featkit's errors."""
-    check(config.camera)
-    check_photographs(config.camera, images, _names(features))
+    """Verify matches geometrically and write a COLMAP database for any mapper. Raises featkit's errors."""
+    check_camera_config(config.camera)
+    check_photographs(config.camera, images, _stored_names(features))
     verifier = stages.verifier(engine)
     build_database(config, images, features, pairs, matches, out, overwrite=overwrite, verifier=verifier)
     return Verified(out, database_counts(out))
 
 
 @dataclass(frozen=True)
-class Ran:
-    """A plan after shards of it ran. shard: the one that was asked for; out: the file of all, once they are joined."""
+class PlanProgress:
+    """State of a plan after running shards. shard: the requested one's file; out: the joined file, once there is one.
+
+    left: number of shards not run yet.
+    """
 
     shard: Path | None
     left: int
@@ -278,19 +285,19 @@ class Ran:
     out: Path | None
 
 
-@takes(None)
+@with_options(None)
 def run(
-    plan: Annotated[Path, Shown(help="The folder that featkit plan printed.")],
+    plan: Annotated[Path, Param(help="The folder that featkit plan printed.")],
     *,
     shard: Annotated[
-        int | None, Shown(help="Only this one, from 0.", low=0, unset="all that are left; then join")
+        int | None, Param(help="Run only this shard, from 0.", low=0, unset="all remaining; then join")
     ] = None,
-) -> Ran:
-    """Run shards of a plan: one, or all that are left, which are then joined. Raises featkit's errors."""
+) -> PlanProgress:
+    """Run one shard of a plan, or all remaining shards and join them. Raises featkit's errors."""
     read = read_plan(plan)
     if shard is not None:
         run_shard(read, shard)
-        return Ran(read.shard(shard), len(read.waiting()), len(read.sizes), None)
+        return PlanProgress(read.shard(shard), len(read.waiting()), len(read.sizes), None)
     for number in read.waiting():
         run_shard(read, number)
-    return Ran(None, 0, len(read.sizes), join(read))
+    return PlanProgress(None, 0, len(read.sizes), join(read))

@@ -1,4 +1,4 @@
-"""Features and matches files: checked, repaired and merged."""
+"""Check, repair and merge features and matches files."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from featkit.api.options import Out, Overwrite, Shown, takes
+from featkit.api.options import Out, Overwrite, Param, with_options
 from featkit.io import maintain
 from featkit.io.maintain import Checked
 
-StoreFile = Annotated[Path, Shown(help="A features or matches file.")]
+StoreFile = Annotated[Path, Param(help="A features or matches file.")]
 
 
-@takes(None)
+@with_options(None)
 def check_store(store: StoreFile) -> Checked:
-    """Read every item of a features or matches file. Raises BadInputError when it is neither."""
+    """Read every item of a features or matches file. Raises BadInputError if it is neither."""
     return maintain.check(store)
 
 
-@takes(None)
+@with_options(None)
 def repair_store(store: StoreFile) -> Checked:
-    """Leave out what is damaged or missing. Returns what was found before; raises BadInputError, NotWritableError."""
+    """Drop damaged and missing items. Returns the check before the repair; raises BadInputError, NotWritableError."""
     found = maintain.check(store)
     if found.broken:
         maintain.repair(store, found)
@@ -30,20 +30,20 @@ def repair_store(store: StoreFile) -> Checked:
 
 @dataclass(frozen=True)
 class MergedStores:
-    """One file of several. items: images or pairs in it. stores: how many files were given."""
+    """A merged file. items: number of images or pairs in it. stores: number of merged files."""
 
     out: Path
     items: int
     stores: int
 
 
-@takes(None)
+@with_options(None)
 def merge_stores(
-    stores: Annotated[list[Path], Shown(help="Files of one configuration, or an index.")],
+    stores: Annotated[list[Path], Param(help="Files made with one configuration, or an index.")],
     *,
     out: Out,
-    link: Annotated[bool, Shown("--link", help="An index that leads to them, which then must stay.")] = False,
+    link: Annotated[bool, Param("--link", help="Write an index that links to the files, which must be kept.")] = False,
     overwrite: Overwrite = False,
 ) -> MergedStores:
-    """Make one file of several of the same configuration. Raises featkit's errors."""
+    """Merge files made with the same configuration into one. Raises featkit's errors."""
     return MergedStores(out, maintain.merge(stores, out, link=link, overwrite=overwrite), len(stores))

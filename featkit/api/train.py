@@ -1,4 +1,4 @@
-"""Features trained: a patch descriptor from patches, SCFeat from posed pairs; and what a training learns from."""
+"""Train a patch descriptor from patches or SCFeat from posed pairs; measure which pairs are informative."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from featkit.api.options import Device, Option, Out, Overwrite, Shown, takes
+from featkit.api.options import Device, Option, Out, Overwrite, Param, with_options
 from featkit.core.config import Config, merge
 from featkit.core.errors import UsageError
 from featkit.core.registry import resolve
@@ -28,41 +28,39 @@ from featkit.training.scfeat_task import ScfeatTraining, photo_folders
 from featkit.training.task import seconds_of
 
 RECIPE = "the recipe's"
-RunFolder = Annotated[Path, Shown("--out", "-o", help="Folder of the run.")]
+RunFolder = Annotated[Path, Param("--out", "-o", help="Folder of the run.")]
 Devices = Annotated[
     int | None,
-    Shown(help="Processes on this machine, each with a device of its own.", low=1, unset="1, or torchrun's"),
+    Param(help="Number of processes on this machine, one device each.", low=1, unset="1, or torchrun's"),
 ]
 
 
 class PatchRecipe(Config):
-    """Which training of a patch descriptor."""
+    """How to train a patch descriptor."""
 
     config: str = "hynet"
     """Recipe by name, or a yaml file."""
     training: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the recipe."""
+    """Changes to the recipe."""
 
 
 class ScfeatRecipe(Config):
-    """Which training of SCFeat."""
+    """How to train SCFeat."""
 
     config: str = "scfeat-s"
     """Recipe by name, or a yaml file."""
     steps: int | None = Field(None, ge=1, le=10**9)
-    """Batches of description; others in proportion. None: the recipe's."""
+    """Training steps of the description stage; other stages in proportion. None: the recipe's."""
     training: dict[str, Any] = Field(default_factory=dict)
-    """What differs from the recipe."""
+    """Changes to the recipe."""
 
 
 def length_options(of: type[Config]) -> dict[str, Option]:
-    """The options of every training."""
-    precision = "fp32, bf16, or auto: bf16 where a short measurement says that it is faster."
-    kept = "the recipe's, else auto; of a run that goes on its own"
+    """Options shared by all trainings."""
+    precision = "fp32, bf16, or auto: bf16 if a short measurement shows that it is faster."
+    kept = "the recipe's, else auto; a resumed run keeps its own"
     return {
-        "budget": Option(
-            "training.budget", of=of, help="Length as a time: 90s, 30min, 2h.", unset="the recipe's steps"
-        ),
+        "budget": Option("training.budget", of=of, help="Training time: 90s, 30min, 2h.", unset="the recipe's steps"),
         "precision": Option("training.precision", of=of, help=precision, unset=kept),
         "seed": Option("training.seed", of=of),
     }
@@ -70,7 +68,7 @@ def length_options(of: type[Config]) -> dict[str, Option]:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training of patches came to. first: whether this process is the one that reports."""
+    """Result of training a patch descriptor. first: whether this process reports (rank 0)."""
 
     summary: dict[str, Any]
     out: Path
@@ -78,21 +76,21 @@ class Trained:
     first: bool
 
 
-@takes(
+@with_options(
     PatchRecipe,
     "training",
     "recipe",
     config=Option("config"),
     steps=Option("training.steps", of=PatchTraining, unset="the paper's"),
     batch_size=Option("training.batch_size", of=PatchTraining, unset=RECIPE),
-    start=Option("training.start", of=PatchTraining, unset="random numbers"),
+    start=Option("training.start", of=PatchTraining, unset="random initialisation"),
     **length_options(PatchTraining),
 )
 def train_patch(
     *,
     data: Annotated[
         list[Path],
-        Shown("--data", help="PhotoTour, HPatches or RomePatches folder, or a pack; several are joined.", unset=False),
+        Param("--data", help="PhotoTour, HPatches or RomePatches folder, or a pack; several are joined.", unset=False),
     ],
     out: RunFolder,
     recipe: PatchRecipe,
@@ -100,14 +98,14 @@ def train_patch(
     overwrite: Overwrite = False,
     device: Device = "auto",
 ) -> Trained:
-    """Train a patch descriptor; a run that was stopped goes on. Raises featkit's errors."""
+    """Train a patch descriptor; a run that was stopped is resumed. Raises featkit's errors."""
     if recipe.training.get("steps") is not None and recipe.training.get("budget"):
         raise UsageError("--steps and --budget: give one of them")
     training = resolve("task", recipe.config, recipe.training).own
     if not isinstance(training, PatchTraining):
-        raise UsageError(f"--config {recipe.config}: not the training of a patch descriptor")
+        raise UsageError(f"--config {recipe.config}: not a recipe for a patch descriptor")
     if training.budget:
-        seconds_of(training.budget)  # refused before anything is read
+        seconds_of(training.budget)  # refuse an invalid time before reading any data
     world = launch(device, devices, training.precision, training.timeout_s)
     with world.reported_once():
         patches = read_training_patches(data, training.data)
@@ -118,7 +116,7 @@ def train_patch(
 
 @dataclass(frozen=True)
 class TrainedStages:
-    """What the stages of SCFeat came to, by name. first: whether this process is the one that reports."""
+    """Results of SCFeat's training stages. summaries: by stage. first: whether this process reports (rank 0)."""
 
     summaries: dict[str, dict[str, Any]]
     out: Path
@@ -126,7 +124,7 @@ class TrainedStages:
     first: bool
 
 
-@takes(
+@with_options(
     ScfeatRecipe,
     "training",
     "recipe",
@@ -138,7 +136,7 @@ def train_scfeat(
     *,
     data: Annotated[
         Path,
-        Shown(
+        Param(
             "--data",
             help="Posed pairs: MegaDepth in CAPS's layout, with LoFTR's or glue-factory's scene_info or DISK's"
             " dataset.json, or a pack.",
@@ -149,27 +147,27 @@ def train_scfeat(
     recipe: ScfeatRecipe,
     photos: Annotated[
         list[Path] | None,
-        Shown(help="Photographs for the warm-up: folder or zip; repeatable.", unset="those of --data"),
+        Param(help="Photographs for the warm-up: folder or zip; repeatable.", unset="those of --data"),
     ] = None,
     teacher: Annotated[
         list[Path] | None,
-        Shown(help="features.h5 by a teacher of each --photos, in order (recipe scfeat-s-taught).", unset=False),
+        Param(help="A teacher's features.h5 for each --photos, in order (recipe scfeat-s-taught).", unset=False),
     ] = None,
     scenes: Annotated[
-        Path | None, Shown(metavar="FILE", help="Only these scenes of --data: one name a line.", unset="all")
+        Path | None, Param(metavar="FILE", help="Use only these scenes of --data: one name per line.", unset="all")
     ] = None,
     stage: Annotated[
         list[str] | None,
-        Shown(help="Only warm-up, description or detection; repeatable.", unset="all of the recipe"),
+        Param(help="Run only warm-up, description or detection; repeatable.", unset="all of the recipe"),
     ] = None,
     encoder_weights: Annotated[
-        Path | None, Shown(help="ImageNet checkpoint of the ResNet, .pth or .safetensors.", unset=False)
+        Path | None, Param(help="ImageNet checkpoint of the ResNet, .pth or .safetensors.", unset=False)
     ] = None,
     devices: Devices = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
 ) -> TrainedStages:
-    """Train SCFeat from camera poses; a run that was stopped goes on. Raises featkit's errors."""
+    """Train SCFeat from camera poses; a run that was stopped is resumed. Raises featkit's errors."""
     if recipe.steps is not None and recipe.training.get("budget"):
         raise UsageError("--steps and --budget: give one of them")
     unknown = sorted(set(stage or []) - set(STAGES))
@@ -178,9 +176,9 @@ def train_scfeat(
     listed = {} if scenes is None else {"data": {"scenes": read_scene_list(scenes)}}
     training = resolve("task", recipe.config, merge(listed, recipe.training)).own
     if not isinstance(training, ScfeatTraining):
-        raise UsageError(f"--config {recipe.config}: not a training of SCFeat")
+        raise UsageError(f"--config {recipe.config}: not a recipe for SCFeat")
     training = training if recipe.steps is None else training.scaled_to(recipe.steps)
-    ScfeatStages(training, device).configured()  # a budget too short for a stage is refused before anything is read
+    ScfeatStages(training, device).configured()  # refuse a budget too short for a stage before reading any data
     world = launch(device, devices, timeout_s=training.timeout_s)
     with world.reported_once():
         pairs = read_posed_pairs(data, training.data, training.seed)
@@ -199,17 +197,17 @@ def train_scfeat(
     return TrainedStages(summaries, out, report, world.is_first)
 
 
-@takes(InformativenessConfig, pairs=Option("measured"))
+@with_options(InformativenessConfig, pairs=Option("measured"))
 def informativeness(
     *,
-    of_run: Annotated[Path, Shown("--run", help="Folder of a training.", unset=False)],
-    data: Annotated[Path, Shown("--data", help="PhotoTour, HPatches or RomePatches folder, or a pack.", unset=False)],
+    of_run: Annotated[Path, Param("--run", help="Folder of a training.", unset=False)],
+    data: Annotated[Path, Param("--data", help="PhotoTour, HPatches or RomePatches folder, or a pack.", unset=False)],
     out: Out,
     config: InformativenessConfig,
     device: Device = "auto",
     seed: int = 0,
 ) -> tuple[Path, Any]:
-    """How well the distance within a pair tells what the pair would teach. Returns the report and its numbers."""
+    """Correlate the distance within a pair with the norm of its gradient. Returns the report and its numbers."""
     refuse_foreign(out)
     patches = read_training_patches([data])
     sample = sample_pairs(patches, config.pairs, np.random.default_rng(seed))

@@ -1,4 +1,4 @@
-"""A map looked at in a browser, on this machine or as a folder."""
+"""View a map in a browser, served on this machine or written as a folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import webbrowser
 from pathlib import Path
 from typing import Annotated
 
-from featkit.api.options import ModelNumber, Option, Shown, takes
+from featkit.api.options import ModelNumber, Option, Param, with_options
 from featkit.core.listening import LOOPBACK, address_of, listening
 from featkit.mapping.scene import find_model
 from featkit.viewer.scene import ViewConfig, ViewedScene
@@ -20,27 +20,27 @@ from featkit.viewer.server import ViewServer, write_folder
 LOGGER = logging.getLogger("featkit.view")
 
 
-@takes(ViewConfig, photograph_px=Option("photograph_px"))
+@with_options(ViewConfig, photograph_px=Option("photograph_px"))
 def view(
-    scene: Annotated[Path, Shown(help="A reconstructed scene, or a COLMAP or hloc model.")],
+    scene: Annotated[Path, Param(help="A reconstructed scene, or a COLMAP or hloc model.")],
     *,
     config: ViewConfig,
     images: Annotated[
         list[Path] | None,
-        Shown(metavar="DIR", help="The map's photographs; repeatable.", unset="found near the map"),
+        Param(metavar="DIR", help="The map's photographs; repeatable.", unset="found near the map"),
     ] = None,
     database: Annotated[
-        Path | None, Shown(metavar="FILE", help="COLMAP's database with the matches.", unset="found near the map")
+        Path | None, Param(metavar="FILE", help="COLMAP's database with the matches.", unset="found near the map")
     ] = None,
     out: Annotated[
         Path | None,
-        Shown("--out", "-o", metavar="DIR", help="Write the page as a folder and end.", unset="none"),
+        Param("--out", "-o", metavar="DIR", help="Write the page as a folder and exit.", unset="none"),
     ] = None,
-    host: Annotated[str, Shown(help="Address to listen on; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
-    port: Annotated[int, Shown(help="0: any that is free.", low=0, high=65535)] = 0,
-    no_browser: Annotated[bool, Shown("--no-browser", help="Open no browser, only print the address.")] = False,
+    host: Annotated[str, Param(help="Address to listen on; 0.0.0.0: all network interfaces.")] = "127.0.0.1",
+    port: Annotated[int, Param(help="Port to listen on; 0: any free port.", low=0, high=65535)] = 0,
+    no_browser: Annotated[bool, Param("--no-browser", help="Print the address without opening a browser.")] = False,
     number: ModelNumber = None,
-    overwrite: Annotated[bool, Shown("--overwrite", help="Replace a page that featkit wrote to --out.")] = False,
+    overwrite: Annotated[bool, Param("--overwrite", help="Replace a page that featkit wrote to --out.")] = False,
 ) -> str:
     """Show a map in a browser until Ctrl-C. Returns the address, or the page's file; raises featkit's errors."""
     folder = find_model(scene, number)
@@ -71,5 +71,5 @@ def _scene_of(folder: Path, config: ViewConfig, images: list[Path] | None, datab
 
 
 def _has_browser() -> bool:
-    """Whether there is a screen: over a plain terminal Python would start a browser of text in it."""
+    """Whether there is a screen. Without one Python would start a text-mode browser in the terminal."""
     return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

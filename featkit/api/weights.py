@@ -1,4 +1,4 @@
-"""Weights: what there is, fetched from their authors, imported, and exported for others."""
+"""List, fetch, import and export weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from featkit.api.options import Overwrite, Settings, Shown, addresses, by_file, changes_of, takes
+from featkit.api.options import Overwrite, Param, Settings, parse_by_file, parse_settings, parse_urls, with_options
 from featkit.core.errors import UsageError, blaming
 from featkit.data.fetch_weights import fetch_weights as fetched
 from featkit.features.listing import FeatureInfo, list_features, list_matchers
@@ -22,40 +22,40 @@ ARCHITECTURES = ("hardnet", "sosnet", "hynet")
 """Networks whose published checkpoints can be imported."""
 FORMATS = ("safetensors", "onnx")
 NETWORKS = ("best", "last")
-"""The two networks of a run."""
+"""The networks that a training run keeps."""
 
 
-def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise UsageError for any other value."""
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise UsageError unless `value` is one of `choices`."""
     if value not in choices:
         raise UsageError(f"{option} {value}: one of {', '.join(choices)}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What there is.
+# Available weights.
 
 
 @dataclass(frozen=True)
 class Available:
-    """shipped: featkit's own weights. published: networks of other authors, with where their weights are."""
+    """shipped: featkit's own weights. published: networks of other authors, with the location of their weights."""
 
     shipped: list[WeightInfo]
     published: list[dict[str, Any]]
 
 
-@takes(None)
+@with_options(None)
 def list_weights() -> Available:
-    """The weights that can be used by name."""
-    return Available(list_shipped(), [_published(name) for name in catalogue()])
+    """All weights that can be used by name."""
+    return Available(list_shipped(), [_published_row(name) for name in catalogue()])
 
 
-@takes(None)
+@with_options(None)
 def show_weights(
-    name: Annotated[str, Shown(metavar="NAME|FILE", help="Weights by name, or a safetensors file.")],
+    name: Annotated[str, Param(metavar="NAME|FILE", help="Weights by name, or a safetensors file.")],
 ) -> dict[str, Any]:
-    """All that is known about some weights. Raises UsageError for an unknown name, BadInputError for a broken file."""
+    """Describe weights. Raises UsageError for an unknown name, BadInputError for a damaged file."""
     if name in catalogue():
-        return _published(name)
+        return _published_row(name)
     path, row = find(name), listed(name)
     metadata: dict[str, Any] = dict(read_metadata_patch_files(path))
     if row is not None:
@@ -66,26 +66,26 @@ def show_weights(
     return {"path": str(path), "sha256": sha256_of(path), "bytes": path.stat().st_size, **metadata}
 
 
-def _published(name: str) -> dict[str, Any]:
-    """A row of the catalogue, and where its weights are ("" when they are not here)."""
+def _published_row(name: str) -> dict[str, Any]:
+    """A row of the catalogue and the location of its weights ("" if not downloaded)."""
     row, path = published_network(name), place(name)
     source = f"package {next(iter(row.files[0].packages), '')}" if path != cached_file(name) else "the cache"
     return {"name": name, "from": source if path else "", "path": str(path or ""), **row.result_fields()}
 
 
-@takes(None)
+@with_options(None)
 def list_methods() -> dict[str, list[FeatureInfo]]:
-    """What `features` and `matcher` can be: by "features" and "matchers"."""
+    """All local features and matchers, under "features" and "matchers"."""
     return {"features": list_features(), "matchers": list_matchers()}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Weights of other authors.
+# Published weights.
 
 
 @dataclass(frozen=True)
 class FetchedWeights:
-    """sha256, sources: by file of the authors. was_there: nothing was fetched."""
+    """Weights of a published network. sha256, sources: by file. was_there: they were already downloaded."""
 
     name: str
     path: Path
@@ -95,33 +95,35 @@ class FetchedWeights:
     network: PublishedNetwork
 
 
-@takes(None)
+@with_options(None)
 def fetch_weights(
-    name: Annotated[str, Shown(help="A published network; `featkit weights list` has them.")],
+    name: Annotated[str, Param(help="A published network; `featkit weights list` has them.")],
     *,
     sha256: Annotated[
         list[str] | None,
-        Shown(metavar="FILE=HEX", help="Of a file that the catalogue has none for; repeatable.", unset="none"),
+        Param(metavar="FILE=HEX", help="Checksum of a file that has none in the catalogue; repeatable.", unset="none"),
     ] = None,
     url: Annotated[
         list[str] | None,
-        Shown(metavar="FILE=ADDRESS", help="Another address of a file; repeatable.", unset="the authors'"),
+        Param(metavar="FILE=ADDRESS", help="Another URL for a file; repeatable.", unset="the authors'"),
     ] = None,
-    archive: Annotated[list[Path] | None, Shown(help="A file that is on the disk; repeatable.", unset="none")] = None,
+    archive: Annotated[
+        list[Path] | None, Param(help="A file that was downloaded already; repeatable.", unset="none")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> FetchedWeights:
-    """Download the weights of a published network, check and keep them. sha256, url: also as mappings.
+    """Download, check and cache the weights of a published network. sha256, url: may also be mappings.
 
     Raises featkit's errors.
     """
-    digests = by_file("--sha256", sha256, "FILE=HEX, the 64 digits that `sha256sum FILE` prints")
-    done = fetched(name, addresses(url), archive or [], digests, overwrite)
+    digests = parse_by_file("--sha256", sha256, "FILE=HEX, the 64 digits that `sha256sum FILE` prints")
+    done = fetched(name, parse_urls(url), archive or [], digests, overwrite)
     return FetchedWeights(name, done.path, done.sha256, done.sources, done.was_there, published_network(name))
 
 
 @dataclass(frozen=True)
 class ImportedWeights:
-    """A published checkpoint as safetensors. config: of the network. origin: the checkpoint's name and sha256."""
+    """An imported checkpoint. config: the network's configuration. origin: the checkpoint's name and sha256."""
 
     out: Path
     config: dict[str, Any]
@@ -129,18 +131,18 @@ class ImportedWeights:
     origin: dict[str, str]
 
 
-@takes(None)
+@with_options(None)
 def import_weights(
-    checkpoint: Annotated[Path, Shown(help="A .pth file.")],
+    checkpoint: Annotated[Path, Param(help="A .pth file.")],
     *,
     architecture: Annotated[
-        str | None, Shown(metavar="|".join(ARCHITECTURES), help="Its network.", unset="seen in the file")
+        str | None, Param(metavar="|".join(ARCHITECTURES), help="Network architecture.", unset="found from the file")
     ] = None,
-    out: Annotated[Path | None, Shown("--out", "-o", help="The file to write.", unset="next to the checkpoint")] = None,
+    out: Annotated[Path | None, Param("--out", "-o", help="The file to write.", unset="next to the checkpoint")] = None,
 ) -> ImportedWeights:
     """Turn a published HardNet, SOSNet or HyNet checkpoint into a safetensors file. Raises featkit's errors."""
     if architecture is not None:
-        _one_of("--architecture", architecture, ARCHITECTURES)
+        _check_choice("--architecture", architecture, ARCHITECTURES)
     network = import_checkpoint(checkpoint, architecture)
     path = out or checkpoint.with_suffix(".safetensors")
     origin = {"imported_from": checkpoint.name, "imported_sha256": sha256_of(checkpoint)}
@@ -149,12 +151,12 @@ def import_weights(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Weights for others.
+# Export.
 
 
 @dataclass(frozen=True)
 class ExportedWeights:
-    """What was written. row: of a manifest. manifest: where that row was added. onnx: `onnx.export`'s, of that form."""
+    """An exported file. row: its manifest row. manifest: where that row was added. onnx: result of an ONNX export."""
 
     out: Path
     row: WeightInfo | None = None
@@ -162,51 +164,51 @@ class ExportedWeights:
     onnx: Any = None
 
 
-@takes(None)
+@with_options(None)
 def export_weights(
     source: Annotated[
         str,
-        Shown(
+        Param(
             metavar="RUN|NAME",
-            help="Folder of a run, checkpoint.pt, or a weights file; for ONNX also a network's name.",
+            help="Folder of a training run, checkpoint.pt, or a weights file; for ONNX also a network's name.",
         ),
     ],
     *,
-    out: Annotated[Path, Shown("--out", "-o", help="The file to write.", unset=False)],
+    out: Annotated[Path, Param("--out", "-o", help="The file to write.", unset=False)],
     format: Annotated[
         str | None,
-        Shown(metavar="|".join(FORMATS), help="Kind of file.", unset="by --out: .onnx, else safetensors"),
+        Param(metavar="|".join(FORMATS), help="File format.", unset="by --out: .onnx, else safetensors"),
     ] = None,
-    name: Annotated[str, Shown(help="safetensors: what users will type.", unset=False)] = "",
+    name: Annotated[str, Param(help="Name of the weights, for safetensors.", unset=False)] = "",
     settings: Settings = None,
-    which: Annotated[str, Shown(metavar="|".join(NETWORKS), help="Which of the run's networks.")] = "best",
+    which: Annotated[str, Param(metavar="|".join(NETWORKS), help="Which of the run's networks.")] = "best",
     add_to_manifest: Annotated[
-        bool, Shown("--add-to-manifest", help="Write its row into manifest.json next to --out.")
+        bool, Param("--add-to-manifest", help="Add a row to manifest.json next to --out.")
     ] = False,
-    recipe: Annotated[str, Shown(help="How it was trained.", unset="the run's")] = "",
-    data: Annotated[str, Shown(help="What it was trained on.", unset="the run's")] = "",
-    licence: Annotated[str, Shown(help="Licence of the weights.", unset="none")] = "",
-    commit: Annotated[str, Shown(help="featkit's commit.", unset="none")] = "",
-    scores_json: Annotated[Path | None, Shown(help="Measured scores: a json object.", unset="none")] = None,
+    recipe: Annotated[str, Param(help="How it was trained.", unset="the run's")] = "",
+    data: Annotated[str, Param(help="What it was trained on.", unset="the run's")] = "",
+    licence: Annotated[str, Param(help="Licence of the weights.", unset="none")] = "",
+    commit: Annotated[str, Param(help="featkit's commit.", unset="none")] = "",
+    scores_json: Annotated[Path | None, Param(help="Measured scores: a json object.", unset="none")] = None,
     max_mb: Annotated[
         float | None,
-        Shown(
-            help="Largest file, MB; its largest matrices take 8 bits where need be.",
+        Param(
+            help="Maximum file size, MB; the largest matrices are stored in 8 bits if needed.",
             low=0,
             unset="3 for patches, 10 for SCFeat",
         ),
     ] = None,
 ) -> ExportedWeights:
     """Write the network of a training as safetensors, or any network as ONNX. Raises featkit's errors."""
-    _one_of("--which", which, NETWORKS)
+    _check_choice("--which", which, NETWORKS)
     if format is not None:
-        _one_of("--format", format, FORMATS)
+        _check_choice("--format", format, FORMATS)
     if format == "onnx" or (format is None and out.suffix.lower() == ".onnx"):
         unfit = {"--add-to-manifest": add_to_manifest, "--name": name, "--recipe": recipe, "--data": data}
         unfit |= {"--licence": licence, "--commit": commit, "--scores-json": scores_json, "--max-mb": max_mb}
-        _refuse("--format onnx", {**unfit, "--which last": which == "last"})
-        return ExportedWeights(out, onnx=export_onnx(source, out, changes_of(settings)))
-    _refuse("--format safetensors", {"--set": settings})
+        _refuse_options("--format onnx", {**unfit, "--which last": which == "last"})
+        return ExportedWeights(out, onnx=export_onnx(source, out, parse_settings(settings)))
+    _refuse_options("--format safetensors", {"--set": settings})
     if not name:
         raise UsageError("--name is missing: what users will type for these weights (a file .onnx takes none)")
     scores = {} if scores_json is None else read_scores(scores_json)
@@ -217,8 +219,8 @@ def export_weights(
     return ExportedWeights(out, row, add_row(row, out.parent) if add_to_manifest else None)
 
 
-def _refuse(form: str, options: dict[str, Any]) -> None:
-    """Raise UsageError for the first option that was given and that this form has no use for."""
+def _refuse_options(form: str, options: dict[str, Any]) -> None:
+    """Raise UsageError for the first of these options that was given."""
     for option, value in options.items():
         if value:
             raise UsageError(f"{option} has no meaning for {form}")

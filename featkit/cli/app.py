@@ -1,4 +1,4 @@
-"""What all verbs share: the common options, one-line errors with their exit codes, and results as text or json."""
+"""Shared by all commands: common options, one-line errors with exit codes, and results as text or json."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Annotated, Any, NoReturn, get_args
 
 import typer
 
-from featkit.api.options import MAPPING, Described, Option, shown_of
+from featkit.api.options import MAPPING, FieldOption, Option, param_of
 from featkit.core import log, runtime
 from featkit.core.config import Config, Seed, make
-from featkit.core.errors import FeatkitError, NotWritableError, ProcessLostError, one_line, printable, said
+from featkit.core.errors import FeatkitError, NotWritableError, ProcessLostError, message_of, one_line, printable
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options that every verb takes."""
+    """Options common to all commands."""
 
     json: bool
     verbose: int
@@ -35,7 +35,7 @@ class RunOptions:
 
 
 class Seeded(Config):
-    """What every verb's --seed may be."""
+    """Range and default of --seed."""
 
     seed: Seed = 0
     """Random seed."""
@@ -43,20 +43,20 @@ class Seeded(Config):
 
 @dataclass
 class Outcome:
-    """What a verb ends with: `data` for --json, `tables` and `lines` for people.
+    """Result of a command: `data` for --json, `tables` and `lines` as text.
 
-    error: said after all else, with its exit code.
+    error: reported after the rest; sets the exit code.
     """
 
     data: dict[str, Any]
     lines: list[str] = field(default_factory=list)
     tables: list[Any] = field(default_factory=list)  # featkit.core.content.Table
     error: FeatkitError | None = None
-    silent: bool = False  # another process shows it
+    silent: bool = False  # another process reports it
 
 
 ELSEWHERE = "choose a place you can write to"
-UNWRITABLE = {  # what the system says of a place, and what to do about it
+UNWRITABLE = {  # system error -> what to do about it
     errno.EACCES: ELSEWHERE,
     errno.EPERM: ELSEWHERE,
     errno.EROFS: ELSEWHERE,
@@ -66,8 +66,8 @@ UNWRITABLE = {  # what the system says of a place, and what to do about it
 }
 
 
-def option_of(one: Described) -> Any:
-    """An option that a field describes, as Typer takes it."""
+def typer_option(one: FieldOption) -> Any:
+    """The Typer annotation of an option made from a configuration field."""
     names = [f"--{one.name.replace('_', '-')}"] if one.kind is bool else []
     more: dict[str, Any] = {} if one.metavar is None else {"metavar": one.metavar}
     if one.unset is not None:
@@ -78,29 +78,29 @@ def option_of(one: Described) -> Any:
     return Annotated[kind, typer.Option(*names, help=one.help, rich_help_panel=one.option.panel, **more)]
 
 
-def parameter_of(one: inspect.Parameter) -> inspect.Parameter:
-    """A parameter of a function of featkit.api as Typer takes it."""
-    shown = shown_of(one)
-    assert shown is not None, f"{one.name}: the command line has no word for it"
+def typer_parameter(one: inspect.Parameter) -> inspect.Parameter:
+    """A parameter of a featkit.api function, annotated for Typer."""
+    shown = param_of(one)
+    assert shown is not None, f"{one.name}: not annotated with a Param"
     kind = list[str] | None if one.name == "settings" else get_args(one.annotation)[0]
-    told: dict[str, Any] = {"help": shown.help, "metavar": shown.metavar, "rich_help_panel": shown.panel}
+    described: dict[str, Any] = {"help": shown.help, "metavar": shown.metavar, "rich_help_panel": shown.panel}
     ends: dict[str, Any] = {"min": shown.low, "max": shown.high, "show_default": shown.unset}
     required = one.default is one.empty and one.kind is not one.KEYWORD_ONLY and not shown.names
     make_info: Any = typer.Argument if required else functools.partial(typer.Option, *shown.names, **ends)
-    info = make_info(**told)
+    info = make_info(**described)
     return one.replace(kind=one.KEYWORD_ONLY, annotation=Annotated[kind, info])
 
 
 def _completion(choices: Sequence[str]) -> Callable[[str], list[str]]:
-    """What a shell offers for a word that was begun."""
+    """Shell completion for a fixed set of choices."""
 
-    def beginning(incomplete: str) -> list[str]:
+    def matching(incomplete: str) -> list[str]:
         return [choice for choice in choices if choice.startswith(incomplete)]
 
-    return beginning
+    return matching
 
 
-WIDE = 200  # columns of a table that is written to a file
+WIDE = 200  # columns of a table that is not written to a terminal
 PANEL = "Common options"
 COMMON: dict[str, Any] = {
     "json": Annotated[bool, typer.Option("--json", help="Print one json object.", rich_help_panel=PANEL)],
@@ -109,14 +109,14 @@ COMMON: dict[str, Any] = {
     ],
     "quiet": Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel=PANEL)],
     "device": Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=PANEL)],
-    "seed": option_of(Described.of("seed", Option("seed", panel=PANEL), Seeded)),
+    "seed": typer_option(FieldOption.of("seed", Option("seed", panel=PANEL), Seeded)),
     "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=PANEL)],
 }
 DEFAULTS = RunOptions(json=False, verbose=0, quiet=False, device="auto", seed=Seeded().seed, debug=False)
 
 
 def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
-    """Make a Typer command of a function that takes `run: RunOptions` and returns an Outcome."""
+    """Make a Typer command from a function that takes `run: RunOptions` and returns an Outcome."""
     own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "run"]
     common = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=getattr(DEFAULTS, name))
@@ -128,7 +128,7 @@ def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
         run = RunOptions(**{name: kwargs.pop(name) for name in COMMON})
         _execute(functools.partial(function, *args, **kwargs, run=run), run)
 
-    del command.__wrapped__  # Typer would look through it for the signature
+    del command.__wrapped__  # Typer would take its signature instead
     command.__signature__ = inspect.Signature(own + common)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in own + common}
     return command
@@ -136,18 +136,18 @@ def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
 
 def _execute(function: Callable[[], Outcome], run: RunOptions) -> None:
     log.setup(-1 if run.quiet else run.verbose)
-    with runtime.stoppable(functools.partial(_report_the_end, run=run)) as request:
+    with runtime.stoppable(functools.partial(_report_stop, run=run)) as request:
         try:
             _ = make(Seeded, {"seed": run.seed}, where="--seed")
             outcome = function()
             _show(outcome, run)
-        except BrokenPipeError:  # whoever read the output has enough, as `head` does
+        except BrokenPipeError:  # the reader of the output has closed it, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except (Exception, KeyboardInterrupt) as error:
-            if request and not isinstance(error, runtime.Stopped | ProcessLostError):  # whatever the signal made of it
+            if request and not isinstance(error, runtime.Stopped | ProcessLostError):  # an error caused by the signal
                 message, code = runtime.STOPPED, request.exit_code
             else:
-                message, code = _message_of(error, run)
+                message, code = _message_and_code(error, run)
             request.reported = True
             if _reported_elsewhere(error, bool(request)):
                 raise typer.Exit(code) from None
@@ -158,8 +158,8 @@ def _execute(function: Callable[[], Outcome], run: RunOptions) -> None:
                 _end(str(outcome.error), outcome.error.exit_code)
 
 
-def _message_of(error: BaseException, run: RunOptions) -> tuple[str, int]:
-    """One line, and the exit code. Raises the error itself where its traceback is asked for."""
+def _message_and_code(error: BaseException, run: RunOptions) -> tuple[str, int]:
+    """A one-line message and the exit code. With --debug, raises an unexpected error for its traceback."""
     if isinstance(error, FeatkitError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
@@ -168,22 +168,22 @@ def _message_of(error: BaseException, run: RunOptions) -> tuple[str, int]:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; {UNWRITABLE[error.errno]}", NotWritableError.exit_code
     if isinstance(error, MemoryError):
-        return "out of memory; fewer --workers, or --resize-max, take less", 1
+        return "out of memory; use fewer --workers or a smaller --resize-max", 1
     if run.debug:
         raise error
-    what = f"{type(error).__name__}: {said(error) if str(error) else 'no message'}"
+    what = f"{type(error).__name__}: {message_of(error) if str(error) else 'no message'}"
     return f"unexpected {what}; run again with --debug for the traceback, and report it", 1
 
 
 def _reported_elsewhere(error: BaseException, stopped: bool) -> bool:
-    """Whether another process of the same training says it."""
+    """Whether another process of the same training reports the error."""
     if isinstance(error, FeatkitError) and error.reported is not None:
         return error.reported
     return (stopped or isinstance(error, FeatkitError | KeyboardInterrupt)) and not runtime.is_reporter()
 
 
-def _report_the_end(request: runtime.StopRequest, run: RunOptions) -> None:
-    """What is said when native code would not stop. The main thread may hold Python's own streams."""
+def _report_stop(request: runtime.StopRequest, run: RunOptions) -> None:
+    """Report the end if native code did not stop, by file descriptor: the main thread may hold Python's streams."""
     if not runtime.is_reporter():
         return
     if run.json:
@@ -194,7 +194,7 @@ def _report_the_end(request: runtime.StopRequest, run: RunOptions) -> None:
 
 
 def fail(error: FeatkitError) -> NoReturn:
-    """End the command with an error."""
+    """Exit the command with an error."""
     _end(str(error), error.exit_code)
 
 
@@ -209,12 +209,12 @@ def _fail(message: str, code: int, run: RunOptions) -> None:
 
 
 def report_as_json(message: str, code: int) -> None:
-    """Print an error as `--json` has it."""
+    """Print an error in the format of `--json`."""
     print(json.dumps({"error": one_line(message), "exit_code": code}, ensure_ascii=False))
 
 
 def _end(message: str, code: int) -> NoReturn:
-    with contextlib.suppress(OSError):  # nobody reads it, or its disk is full: the exit code says the same
+    with contextlib.suppress(OSError):  # stderr is closed or its disk is full: the exit code still reports the error
         print(f"featkit: {one_line(message)}", file=sys.stderr)
     raise typer.Exit(code)
 
@@ -240,7 +240,7 @@ def _plain(value: Any) -> Any:
 
 
 def print_table(content: Any) -> None:
-    """Print a report table to the terminal; numbers stand right."""
+    """Print a report table to the terminal, with numbers aligned right."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -252,7 +252,7 @@ def print_table(content: Any) -> None:
     for row in content.rows:
         table.add_row(*(escape(printable(cell_text(value), keep="\n")) for value in row))
     console = Console()
-    if not console.is_terminal:  # a file has no width: nothing is cut
+    if not console.is_terminal:  # a file has no width: cut nothing
         console = Console(width=WIDE)
     console.print(table)
     if content.note:
@@ -260,7 +260,7 @@ def print_table(content: Any) -> None:
 
 
 def cell_text(value: Any) -> str:
-    """A table's cell as text: four significant digits, "-" for nothing."""
+    """A table cell as text: floats with four significant digits, "-" for None and NaN."""
     if value is None or (isinstance(value, float) and value != value):
         return "-"
     if isinstance(value, float):
@@ -269,7 +269,7 @@ def cell_text(value: Any) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Options of the verbs that are not made of a function (`featkit.cli.command`).
+# Options of commands that are not generated from a function by `featkit.cli.command`.
 
 
 ResizeMax = Annotated[
@@ -278,8 +278,8 @@ ResizeMax = Annotated[
 MaxKeypoints = Annotated[
     int | None, typer.Option(help="Maximum keypoints per image.", min=1, show_default="the configuration's")
 ]
-Workers = Annotated[int, typer.Option(help="Processes that extract; 0: one per core.", min=0)]
-SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Pass over images that cannot be read.")]
+Workers = Annotated[int, typer.Option(help="Number of extraction processes; 0: one per core.", min=0)]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Skip images that cannot be read.")]
 Matcher = Annotated[str, typer.Option(help="Matcher by name, or a yaml file.", rich_help_panel=MAPPING)]
 Ratio = Annotated[
     float | None,
@@ -300,7 +300,9 @@ FeatureNames = Annotated[
 ]
 OneWeight = Annotated[
     str | None,
-    typer.Option(help="Trained weight by name, or a .safetensors file; for one --features.", show_default="its own"),
+    typer.Option(
+        help="Trained weights by name, or a .safetensors file; needs a single --features.", show_default="its own"
+    ),
 ]
 Setting = Annotated[str, typer.Option(help="Setting by name, or a yaml file.")]
 BenchmarkSettings = Annotated[
@@ -309,8 +311,3 @@ BenchmarkSettings = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard existing output.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The file to write.")]
-
-
-def given(**values: Any) -> dict[str, Any]:
-    """Only the options that were given: the others keep the configuration's defaults."""
-    return {name: value for name, value in values.items() if value is not None}

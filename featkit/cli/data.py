@@ -1,4 +1,4 @@
-"""`featkit data`: patches and posed pairs made, packed and fetched."""
+"""`featkit data`: make, pack and fetch patches and posed pairs."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from featkit.api import data as api
 from featkit.cli.app import Outcome
 from featkit.cli.command import command
 
-DATA_HELP = "Make, pack and fetch the data that descriptors are trained and tested on."
-PATCHES_HELP = """Cut patches of the same points out of photographs, in UBC PhotoTour's format.
+DATA_HELP = "Make, pack and fetch training and test data for descriptors."
+PATCHES_HELP = """Cut corresponding patches out of photographs, in UBC PhotoTour's format.
 
 Examples: `featkit data patches scenes/church scenes/bridge --out patches/buildings`,
 `featkit data patches photos --source homographies --out patches/warped`
 
---source says who decides what is the same point: tracks, the matches of the map; geometry, projection and visibility
-alone; homographies, views that are made of single photographs. A scene is a folder with images/ and a COLMAP model in
-sparse/, or one that `featkit reconstruct` has mapped. With the patches come test pairs, half of them matching."""
-POSED_HELP = """Make pairs of photographs with exact camera poses out of mapped scenes, in MegaDepth's layout.
+--source decides which patches correspond. tracks: by the map's feature tracks. geometry: by projection and visibility
+of its points alone. homographies: by synthetic views of single photographs. A scene is a folder with images/ and a
+COLMAP model in sparse/, or one mapped by `featkit reconstruct`. Test pairs are written too, half of them matching."""
+POSED_HELP = """Make pairs of photographs with camera poses from mapped scenes, in MegaDepth's layout.
 
 Example: `featkit data posed-pairs scenes/church scenes/bridge --out posed`
 
-A scene is what `featkit data patches` takes. Photographs are undistorted and reduced; pairs are chosen by shared
-points, angles and scale (--set choice.max_angle_deg=45 and the like). Stopped, the same command goes on."""
-PACK_HELP = """Pack folders of patches, or of posed pairs and photographs, into one small file that trains elsewhere.
+Scenes are as for `featkit data patches`. Photographs are undistorted and reduced; pairs are chosen by shared points,
+angles and scale (--set choice.max_angle_deg=45 and similar). If stopped, run the same command again to resume."""
+PACK_HELP = """Pack folders of patches, or of posed pairs and photographs, into one small file for training elsewhere.
 
 Examples: `featkit data pack patches/liberty patches/buildings --out patches.zip --max-mb 30`,
 `featkit data pack posed photos --out photographs.zip --max-mb 60`
 
-As many whole points, or photographs, as fit. Train with it as with a folder; one of its sets alone is
-`patches.zip/liberty`."""
+The file holds as many points (with all their patches) or photographs as fit. Use it as training data like a folder; a
+single set of it is `patches.zip/liberty`."""
 FETCH_HELP = """Download a benchmark: phototour, hpatches, hpatches-sequences, rome or aachen.
 
 Example: `featkit data fetch phototour --out data/phototour --only liberty`
 
-Stopped or cut off at any moment, the same command goes on. Archives are checked and unpacked into --out. A file that
-was got in another way is given with --archive, another address with --url."""
+If interrupted, run the same command again to resume. Archives are checked and unpacked into --out. --archive gives a
+file that was downloaded in another way, --url another address."""
 
 data_app = typer.Typer(help=DATA_HELP, no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -46,7 +46,7 @@ data_app = typer.Typer(help=DATA_HELP, no_args_is_help=True, rich_markup_mode="m
 def patches_command(done: api.MadeData) -> Outcome:
     summary, pairs = done.summary, done.summary["test_pairs"]
     lines = [
-        f"{name}: {counts['patches']:,} patches of {counts['classes']:,} points ({_origins(counts)})"
+        f"{name}: {counts['patches']:,} patches of {counts['classes']:,} points ({_patch_origins(counts)})"
         for name, counts in summary["scenes"].items()
     ]
     lines.append(
@@ -56,16 +56,16 @@ def patches_command(done: api.MadeData) -> Outcome:
     return Outcome({"out": str(done.out), **summary}, lines)
 
 
-def _origins(counts: dict[str, int]) -> str:
-    """Where the patches of a scene come from, by the counts of its source."""
+def _patch_origins(counts: dict[str, int]) -> str:
+    """Describe where the patches of a scene come from."""
     if "views" in counts:
         return f"in {counts['views']:,} views of {counts['photographs']:,} photographs"
     if "seeds" in counts:
         projected = counts["patches_projected"]
         return f"{counts['patches'] - projected:,} at detections, {projected:,} at jittered projections"
     return (
-        f"{counts['patches_matched']:,} where they were matched, {counts['patches_extra']:,} found again elsewhere,"
-        f" {counts['patches_dense']:,} of points between those of the map"
+        f"{counts['patches_matched']:,} at matched keypoints, {counts['patches_extra']:,} found in more photographs,"
+        f" {counts['patches_dense']:,} of points interpolated between those of the map"
     )
 
 
@@ -75,7 +75,7 @@ def posed_pairs_command(done: api.MadeData) -> Outcome:
     lines = [
         f"{name}: {c['pairs']:,} of {c['of_pairs']:,} pairs of {c['images']:,} photographs;"
         f" median {c['median_shared']:g} shared points, {c['median_angle_deg']:.1f} deg between rays,"
-        f" turned by {c['median_rotation_deg']:.0f} deg, scale {c['median_scale']:.2f}"
+        f" rotation {c['median_rotation_deg']:.0f} deg, scale {c['median_scale']:.2f}"
         for name, c in summary["scenes"].items()
     ]
     lines.append(f"{done.out}: {summary['pairs']:,} pairs of {summary['images']:,} photographs")
@@ -86,20 +86,20 @@ def posed_pairs_command(done: api.MadeData) -> Outcome:
 def pack_command(done: api.MadeData) -> Outcome:
     sets, size = done.summary["sets"], done.out.stat().st_size / 1e6
     of_patches = all("patches" in counts for counts in sets.values())
-    lines = [f"{name}: {_packed_patches(c) if of_patches else _packed_images(c)}" for name, c in sets.items()]
+    lines = [f"{name}: {_patch_pack_counts(c) if of_patches else _image_pack_counts(c)}" for name, c in sets.items()]
     total = f", {sum(c['patches'] for c in sets.values()):,} patches" if of_patches else ""
     lines.append(f"{done.out}: {size:.1f} MB{total}")
     return Outcome({"out": str(done.out), "megabytes": size, **done.summary}, lines)
 
 
-def _packed_patches(counts: dict[str, float]) -> str:
+def _patch_pack_counts(counts: dict[str, float]) -> str:
     return (
         f"{counts['patches']:,} of {counts['of_patches']:,} patches, {counts['classes']:,} points,"
-        f" {counts['test_pairs']:,} test pairs, wrong by {counts['mean_abs_error']:.2f} grey levels on average"
+        f" {counts['test_pairs']:,} test pairs, mean compression error {counts['mean_abs_error']:.2f} grey levels"
     )
 
 
-def _packed_images(counts: dict[str, float]) -> str:
+def _image_pack_counts(counts: dict[str, float]) -> str:
     pairs = f", {counts['pairs']:,} of {counts['of_pairs']:,} pairs" if "pairs" in counts else ""
     return f"{counts['images']:,} of {counts['of_images']:,} photographs{pairs}, {counts['megabytes']:.1f} MB"
 
@@ -107,7 +107,7 @@ def _packed_images(counts: dict[str, float]) -> str:
 @command(api.fetch_data)
 def fetch_command(done: api.FetchedData) -> Outcome:
     lines = [
-        f"{file.path}: {'was there' if file.was_there else f'{file.size / 1e6:,.1f} MB from {file.source}'}"
+        f"{file.path}: {'already present' if file.was_there else f'{file.size / 1e6:,.1f} MB from {file.source}'}"
         for file in done.files
     ]
     wanted = done.data_set

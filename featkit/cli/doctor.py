@@ -1,4 +1,4 @@
-"""`featkit doctor` and `info`: what is installed, what a file is. Loads nothing that may be missing."""
+"""`featkit doctor` and `info`: check the installation, describe a file. Loads nothing that may be missing."""
 
 from __future__ import annotations
 
@@ -24,52 +24,55 @@ from featkit.core.config import load_pipeline
 from featkit.core.errors import EmptyResultError, FeatkitError
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit doctor`: what is here, what is missing, and whether the main job runs.
+# `featkit doctor`: what is installed, what is missing, and whether the main job runs.
 
 
 DOCTOR_HELP = """Check the installation: what is missing and how to get it; then run the main job on a tiny scene.
 
 Example: `featkit doctor`
 
-Renders four small photographs into a temporary folder, extracts, matches and maps them. Ends with 0 when all four
-are in the map at their true places, else with 4."""
+Renders four small photographs into a temporary folder, extracts, matches and maps them. The exit code is 0 if all four
+are in the map at their true positions, else 4."""
 
 VIEWS = 4
 WIDTH_PX, HEIGHT_PX = 320, 240
-ARC_DEG = 30.0  # that the cameras stand on
-TEXEL_M = 0.03  # coarse textures are painted fast
+ARC_DEG = 30.0  # arc covered by the cameras
+TEXEL_M = 0.03  # coarse textures render fast
 KEYPOINTS = 500
-MAX_CENTRE_ERROR_M = 0.1  # of a scene of about 10 m; 0.007 is what comes out
+MAX_CENTRE_ERROR_M = 0.1  # for a scene of about 10 m; 0.007 is usual
 
 
 @verb
 def doctor_command(*, run: RunOptions) -> Outcome:
     from dataclasses import asdict
 
-    found = [*versions(), *machine(), *room(Path.cwd()), *extras(), *traps()]
+    found = [*versions(), *machine(), *disk_space(Path.cwd()), *extras(), *known_problems()]
     started = time.monotonic()
     if not run.verbose:
-        log.setup(-1)  # the tiny scene's own progress is nothing to read
+        log.setup(-1)  # hide the progress of the tiny scene
     try:
         job, error = _main_job(run.device), None
-    except Exception as problem:  # whatever stops the main job is what a doctor is asked for
-        job, error = {}, _what(problem)
+    except Exception as problem:  # any failure of the main job is a finding
+        job, error = {}, _error_text(problem)
     job["seconds"] = round(time.monotonic() - started, 2)
     data = {"works": error is None, "error": error, "main_job": job, "findings": [asdict(item) for item in found]}
-    lines = _lines(found)
+    lines = _format_findings(found)
     if error is None:
         ran = (
-            f"{job['registered']} views mapped, {job['points']} points, {1e3 * job['centre_max_m']:.0f} mm off at most"
+            f"{job['registered']} views mapped, {job['points']} points, errors up to {1e3 * job['centre_max_m']:.0f} mm"
         )
-        return Outcome(data, [*lines, _line("main job", "extract, match, map", "ok", f"{ran}, {job['seconds']:.1f} s")])
-    lines.append(_line("main job", "extract, match, map", "wrong", error))
+        return Outcome(
+            data, [*lines, _format_line("main job", "extract, match, map", "ok", f"{ran}, {job['seconds']:.1f} s")]
+        )
+    lines.append(_format_line("main job", "extract, match, map", "wrong", error))
     wrong = [f"{item.name}: {item.found}; {item.advice}" for item in found if item.state == "wrong"]
-    said = f"the main job does not run here: {wrong[0] if wrong else error}"
-    return Outcome(data, lines, error=EmptyResultError(said))
+    return Outcome(
+        data, lines, error=EmptyResultError(f"the main job does not run here: {wrong[0] if wrong else error}")
+    )
 
 
 def _main_job(device: str) -> dict[str, Any]:
-    """Map a rendered scene. Raises whatever a step raises, EmptyResultError for a map that is not the scene."""
+    """Map a rendered scene. Raises the error of any step, and EmptyResultError if the map is wrong."""
     from featkit.demo.scene import RenderedConfig, render_scene
 
     sfm = load_pipeline("sfm")
@@ -93,42 +96,47 @@ def _main_job(device: str) -> dict[str, Any]:
     worst = float(metrics["truth"]["centre_max"])
     if metrics["registered"] < VIEWS or worst > MAX_CENTRE_ERROR_M:
         raise EmptyResultError(
-            f"{metrics['registered']} of {VIEWS} views mapped, {worst:.2g} m from their true places; reinstall featkit"
+            f"{metrics['registered']} of {VIEWS} views mapped, errors up to {worst:.2g} m; reinstall featkit"
         )
     return {"registered": metrics["registered"], "points": metrics["points"], "centre_max_m": worst}
 
 
-def _what(problem: Exception) -> str:
-    said = str(problem).splitlines()[0] if str(problem) else "no message"
-    return said if isinstance(problem, FeatkitError) else f"{type(problem).__name__}: {said}"
+def _error_text(problem: Exception) -> str:
+    line = str(problem).splitlines()[0] if str(problem) else "no message"
+    return line if isinstance(problem, FeatkitError) else f"{type(problem).__name__}: {line}"
 
 
-def _lines(found: list[Any]) -> list[str]:
+def _format_findings(found: list[Any]) -> list[str]:
     lines, group = [], ""
     for item in found:
         advice = f" -> {item.advice}" if item.advice else ""
-        lines.append(_line(item.group if item.group != group else "", item.name, item.state, f"{item.found}{advice}"))
+        lines.append(
+            _format_line(item.group if item.group != group else "", item.name, item.state, f"{item.found}{advice}")
+        )
         group = item.group
     return lines
 
 
-def _line(group: str, name: str, state: str, text: str) -> str:
+def _format_line(group: str, name: str, state: str, text: str) -> str:
     return f"{group:9} {name:25} {state:8} {text}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What `featkit doctor` looks at. Only Python's own library is taken to be there.
+# The checks of `featkit doctor`, which rely on Python's standard library only.
 
 
 State = Literal["ok", "note", "missing", "wrong"]
 GIB = 2**30
-ROOM_GIB = 2.0  # less free disk than that is worth a word: 1,000 photographs take about as much
-MEMORY_GIB = 2.0  # likewise: a 24-megapixel photograph takes about 1 GiB while its features are found
+DISK_GIB = 2.0  # warn below this free space: 1,000 photographs take about as much
+MEMORY_GIB = 2.0  # warn below this free memory: extracting features of a 24-megapixel photograph takes about 1 GiB
 
 
 @dataclass(frozen=True)
 class Finding:
-    """state: "note" is worth knowing, "missing" is optional, "wrong" stops the main job or will. advice: what to do."""
+    """One line of the report. advice: what to do.
+
+    state: "note": worth knowing; "missing": something optional; "wrong": stops the main job, or will.
+    """
 
     group: str
     name: str
@@ -137,7 +145,7 @@ class Finding:
     advice: str = ""
 
 
-# distribution -> module, what it is for
+# distribution -> module, purpose
 NEEDED = {
     "numpy": ("numpy", "arrays"),
     "pillow": ("PIL", "headers of photographs, EXIF"),
@@ -156,24 +164,23 @@ NEEDED = {
     "lightning": ("lightning", "`featkit train`"),
     "tensorboardX": ("tensorboardX", "`featkit train`"),
 }
-# extra -> its modules, what it is for, how to get it
+# extra -> its modules, purpose, how to install it
 EXTRAS = {
     "faiss": (("faiss",), "faster retrieval in large collections", 'pip install "featkit[faiss]"'),
     "published": (("kornia",), "ALIKED, DISK, XFeat and others", 'pip install "featkit[published]"'),
     "onnx": (("onnx", "onnxruntime"), "networks for other runtimes", 'pip install "featkit[onnx]"'),
     "serve": (("fastapi", "uvicorn"), "`featkit serve`", 'pip install "featkit[serve]"'),
-    "hloc": (("hloc",), "featkit's features inside hloc", "python -m featkit.hloc says how"),
+    "hloc": (("hloc",), "featkit's features inside hloc", "see python -m featkit.hloc"),
 }
-LOCKING = "HDF5_USE_FILE_LOCKING"  # HDF5's switch
+LOCKING = "HDF5_USE_FILE_LOCKING"  # an environment variable of HDF5
 PYCOLMAP_TESTED = ("4.0.4", "4.1.1", "4.2.0", "4.2.1")
-PYCOLMAP_TRAPS = {
+PYCOLMAP_KNOWN_PROBLEMS = {
     "4.2.1": "drops two-view geometries without a `config`: featkit writes it, other programs (hloc) get 0 points"
 }
 
 
 def versions() -> list[Finding]:
-    """featkit, Python, and every library it needs: there, of a version that was tested, and importable."""
-
+    """featkit, Python, and every required library: whether it is installed, tested in its version, and importable."""
     place = str(Path(__file__).resolve().parents[1])
     found = [
         Finding("versions", "featkit", "ok", f"{__version__}, {place}"),
@@ -188,9 +195,9 @@ def _python() -> Finding:
 
 
 def _required_ranges() -> dict[str, str]:
-    """Versions that featkit asks for, by lower-case name (`torch`: `<2.14,>=2.6`); empty when it is not installed."""
+    """Version ranges that featkit requires, by lower-case name (`torch`: `<2.14,>=2.6`); empty if not installed."""
     ranges = {}
-    with contextlib.suppress(Exception):  # the package `packaging` is not featkit's own need
+    with contextlib.suppress(Exception):  # `packaging` is not a dependency of featkit
         from packaging.requirements import Requirement
 
         for text in importlib.metadata.requires("featkit") or []:
@@ -205,12 +212,14 @@ def _library(name: str, module: str, use: str, wanted: str) -> Finding:
     install = f'pip install "{name}{wanted}"'
     error = _import_error(module)
     if error is not None and version is None:
-        return Finding("versions", name, "wrong", f"not there ({use})", install)
+        return Finding("versions", name, "wrong", f"not installed ({use})", install)
     if error is not None:
-        return Finding("versions", name, "wrong", f"{version} does not load: {error}", f"{install} --force-reinstall")
-    if version is not None and wanted and not _within(version, wanted):
+        return Finding(
+            "versions", name, "wrong", f"{version} cannot be imported: {error}", f"{install} --force-reinstall"
+        )
+    if version is not None and wanted and not _satisfies(version, wanted):
         return Finding("versions", name, "note", f"{version}, not tested with it (tested: {wanted})", install)
-    return Finding("versions", name, "ok", version or "of unknown version")
+    return Finding("versions", name, "ok", version or "unknown version")
 
 
 def _version(name: str) -> str | None:
@@ -223,12 +232,12 @@ def _version(name: str) -> str | None:
 def _import_error(module: str) -> str | None:
     try:
         importlib.import_module(module)
-    except Exception as error:  # a broken library may raise anything while it is imported
+    except Exception as error:  # importing a broken library may raise anything
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
     return None
 
 
-def _within(version: str, wanted: str) -> bool:
+def _satisfies(version: str, wanted: str) -> bool:
     try:
         from packaging.specifiers import SpecifierSet
 
@@ -237,14 +246,14 @@ def _within(version: str, wanted: str) -> bool:
         return True
 
 
-def traps() -> list[Finding]:
-    """What is known to go wrong with what is installed."""
+def known_problems() -> list[Finding]:
+    """Known problems of the installed versions and of the environment."""
     found = []
     pycolmap = _version("pycolmap")
     if pycolmap is not None:
         tested = ", ".join(PYCOLMAP_TESTED)
-        if pycolmap in PYCOLMAP_TRAPS:
-            found.append(Finding("traps", f"pycolmap {pycolmap}", "note", PYCOLMAP_TRAPS[pycolmap]))
+        if pycolmap in PYCOLMAP_KNOWN_PROBLEMS:
+            found.append(Finding("traps", f"pycolmap {pycolmap}", "note", PYCOLMAP_KNOWN_PROBLEMS[pycolmap]))
         if pycolmap not in PYCOLMAP_TESTED:
             advice = f'pip install "pycolmap=={PYCOLMAP_TESTED[-1]}"'
             found.append(Finding("traps", f"pycolmap {pycolmap}", "note", f"not tested with it; {tested} are", advice))
@@ -253,9 +262,11 @@ def traps() -> list[Finding]:
     ]
     if both and _version("opencv-python-headless"):
         advice = f"pip uninstall {' '.join(both)}; pip install --force-reinstall opencv-python-headless"
-        found.append(Finding("traps", both[0], "note", "lies over opencv-python-headless: either may break", advice))
+        found.append(Finding("traps", both[0], "note", "overwrites opencv-python-headless: either may break", advice))
     if os.environ.get(LOCKING, "TRUE").upper() in ("FALSE", "0"):
-        found.append(Finding("traps", LOCKING, "note", "off: two processes can write one store", f"unset {LOCKING}"))
+        found.append(
+            Finding("traps", LOCKING, "note", "off: two processes could write to one store", f"unset {LOCKING}")
+        )
     return found
 
 
@@ -266,7 +277,7 @@ def machine() -> list[Finding]:
     if memory is not None:
         total, free = memory
         state: State = "ok" if free >= MEMORY_GIB else "note"
-        advice = "" if state == "ok" else "fewer --workers, or --resize-max, take less"
+        advice = "" if state == "ok" else "use fewer --workers or a smaller --resize-max"
         found.append(Finding("machine", "memory", state, f"{free:.1f} GiB free of {total:.1f}", advice))
     return [*found, _gpu()]
 
@@ -279,7 +290,7 @@ def _cores() -> int:
 
 
 def _memory_gib() -> tuple[float, float] | None:
-    """Total and available, a container's limit included; None where the system does not say."""
+    """Total and available memory, within a container's limit; None if unknown."""
     try:
         lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
         known = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
@@ -304,14 +315,14 @@ def _gpu() -> Finding:
             )
         built = torch.version.cuda
     except Exception as error:
-        return Finding("machine", "GPU", "note", f"torch cannot say ({type(error).__name__})")
-    why = f"torch is built for CUDA {built} and sees no device" if built else "torch is built for the CPU alone"
-    advice = "nvidia-smi says whether the driver is there" if built else "https://pytorch.org has the build with CUDA"
+        return Finding("machine", "GPU", "note", f"torch fails to report it ({type(error).__name__})")
+    why = f"torch is built for CUDA {built} and sees no device" if built else "torch is built for the CPU only"
+    advice = "check the driver with nvidia-smi" if built else "https://pytorch.org has builds with CUDA"
     return Finding("machine", "GPU", "missing", f"none: {why}; all of featkit runs on the CPU", advice)
 
 
-def room(folder: Path) -> list[Finding]:
-    """Disk where the command is run and where temporary files go; whether stores can be written and locked there."""
+def disk_space(folder: Path) -> list[Finding]:
+    """Free disk space in `folder` and for temporary files, and whether HDF5 files can be written and locked there."""
     found = []
     for name, place in (("disk here", folder), ("disk for temporary files", Path(tempfile.gettempdir()))):
         try:
@@ -319,12 +330,12 @@ def room(folder: Path) -> list[Finding]:
         except OSError as error:
             found.append(Finding("room", name, "wrong", f"{place}: {error.strerror}", "choose another folder"))
             continue
-        state: State = "ok" if free >= ROOM_GIB else "note"
+        state: State = "ok" if free >= DISK_GIB else "note"
         found.append(Finding("room", name, state, f"{free:.1f} GiB free in {place}", "free some" * (state != "ok")))
-    return [*found, _stores(folder)]
+    return [*found, _check_store_locking(folder)]
 
 
-def _stores(folder: Path) -> Finding:
+def _check_store_locking(folder: Path) -> Finding:
     try:
         with tempfile.TemporaryDirectory(prefix=".featkit-doctor-", dir=folder) as here:
             from featkit.io.atomic import probe
@@ -339,7 +350,7 @@ def _stores(folder: Path) -> Finding:
 
 
 def extras() -> list[Finding]:
-    """What is optional."""
+    """Optional dependencies."""
     found = []
     for name, (modules, use, how) in EXTRAS.items():
         absent = [module for module in modules if importlib.util.find_spec(module) is None]
@@ -353,15 +364,15 @@ def extras() -> list[Finding]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit info`: what a file or folder is.
+# `featkit info`: describe a file or folder.
 
 
-INFO_HELP = """Describe a file, folder or configuration: what it is, how much it holds, which configuration made it.
+INFO_HELP = """Describe a file, folder or configuration: its kind, its contents, and the configuration that made it.
 
 Example: `featkit info scene/featkit/features.h5`
 
-Takes a features or matches file, a pairs or poses file, a COLMAP model, a mapped scene, a folder of images, a weight, a
-yaml file, or the name of a configuration."""
+Takes a features or matches file, a pairs or poses file, a COLMAP model, a mapped scene, a folder of images, a weights
+file, a yaml file, or the name of a configuration."""
 
 
 @verb
@@ -370,7 +381,7 @@ def info_command(
     *,
     run: RunOptions,
 ) -> Outcome:
-    from featkit.report.describe import as_lines, describe
+    from featkit.report.describe import describe, description_lines
 
     found = describe(what)
-    return Outcome(found, as_lines(found))
+    return Outcome(found, description_lines(found))

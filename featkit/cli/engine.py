@@ -1,4 +1,4 @@
-"""Where a stage runs: the same options of every verb that an engine can take."""
+"""Options that choose where a stage runs, shared by all commands that an engine can run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from featkit.api.options import Described, Option
-from featkit.cli.app import Outcome, option_of
+from featkit.api.options import FieldOption, Option
+from featkit.cli.app import Outcome, typer_option
 from featkit.core.config import make
 from featkit.engine.plan import EngineConfig
 from featkit.engine.stages import Planned
@@ -17,7 +17,7 @@ ENGINE_PANEL = "Engine"
 
 
 OPTIONS = {
-    name: Described.of(name, option, EngineConfig)
+    name: FieldOption.of(name, option, EngineConfig)
     for name, option in {
         "engine": Option("name", panel=ENGINE_PANEL),
         "ray_address": Option("address", panel=ENGINE_PANEL, metavar="HOST:PORT"),
@@ -29,9 +29,9 @@ OPTIONS = {
 
 
 def with_engine(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
-    """Replace the parameter `engine` (an EngineConfig) of a verb by the options that make one.
+    """Replace a command's parameter `engine` (an EngineConfig) by options.
 
-    What is only planned is no error: the verb then ends with where the plan lies.
+    If the stage was only planned, the command succeeds and reports the plan's location.
     """
     parameters = inspect.signature(function, eval_str=False).parameters
     if "engine" not in parameters:
@@ -47,9 +47,9 @@ def with_engine(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
         except Planned as planned:
             return _planned_outcome(planned)
 
-    own = _evaluated(function)
+    own = _parameters_without_engine(function)
     added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=option_of(one), default=one.default)
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=typer_option(one), default=one.default)
         for name, one in OPTIONS.items()
     ]
     wrapped.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
@@ -57,8 +57,8 @@ def with_engine(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
     return wrapped
 
 
-def _evaluated(function: Callable[..., Outcome]) -> list[inspect.Parameter]:
-    """The function's parameters without `engine`, whose annotation may not be importable yet."""
+def _parameters_without_engine(function: Callable[..., Outcome]) -> list[inspect.Parameter]:
+    """The function's parameters except `engine`, whose annotation may not be importable yet."""
     if hasattr(function, "__signature__"):
         return [one for name, one in inspect.signature(function).parameters.items() if name != "engine"]
     plain = dict(function.__annotations__)

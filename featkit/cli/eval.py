@@ -1,6 +1,6 @@
-"""`featkit eval ...` and `featkit localize aachen`: features and descriptors on the field's benchmarks.
+"""`featkit eval ...` and `featkit localize aachen`: evaluate features and descriptors on standard benchmarks.
 
-One command for all of them: the options of a benchmark are the keyword arguments of its class, with its defaults.
+All commands are generated: a benchmark's options are the keyword arguments of its class, with its defaults.
 """
 
 from __future__ import annotations
@@ -25,81 +25,83 @@ from featkit.evaluation.localization import HeldOutConfig
 from featkit.evaluation.pose_pairs import PosePairsConfig
 from featkit.localization.stage import check_submission, file_name
 
-ALL_HELP = """Every benchmark that the available data allows, in one page.
+ALL_HELP = """Run every benchmark that the available data allow and report them on one page.
 
 Example: `featkit eval all --data data/ --features rootsift,dog+hynet,scfeat`
 
-Data sets are told by their layout, wherever they lie below --data. Each benchmark runs with its own defaults, as
-`featkit eval NAME` does, and writes its own OUT/NAME; OUT/report.html holds them all, OUT/results.json the numbers.
-Scenes and patches that a shipped weight was trained on are left out. A benchmark that fails is named, and the others
-go on."""
+Data sets are recognised by their layout, anywhere below --data. Each benchmark runs with its own defaults, like
+`featkit eval NAME`, and writes its own OUT/NAME; OUT/report.html shows all of them, OUT/results.json the numbers. Data
+that an evaluated shipped network was trained on are left out. A benchmark that fails is listed and the others
+continue."""
 HPATCHES_HELP = """Image matching: mean matching accuracy (MMA) at 1 to 10 px, MMAScore, homographies.
 
 Example: `featkit eval hpatches --root data/hpatches --features rootsift,scfeat`
 
-The root holds sequences of any length in HPatches' (also EVD's) or in the Oxford layout. D2-Net's protocol: mutual
-nearest neighbours, 108 sequences. Homographies: their AUC, and the share of the pairs in which one is found. Features
-and matches are kept in OUT/predictions, table and pictures are OUT/hpatches/report.html."""
+The root holds sequences of any length in HPatches' (also EVD's) or in Oxford's layout. D2-Net's protocol: mutual
+nearest neighbours, 108 sequences. For homographies: AUC of the corner error, and the share of pairs with an estimate.
+Features and matches are kept in OUT/predictions; tables and pictures are in OUT/hpatches/report.html."""
 OXFORD_HELP = """Matching mAP of descriptors by nearest neighbour, per sequence and mean (DOAP, Fig. 6).
 
 Example: `featkit eval oxford --root data/oxford-affine --features sift,rootsift,dog+hynet`
 
-The root holds sequences in the Oxford or in HPatches' layout. Features are kept in OUT/predictions, shared with
-`featkit eval hpatches`; the tables are OUT/oxford/report.html."""
+The root holds sequences in Oxford's or in HPatches' layout. Features are kept in OUT/predictions, shared with
+`featkit eval hpatches`; the tables are in OUT/oxford/report.html."""
 ETH_HELP = """\
-ETH local-feature benchmark: maps of its scenes from any features; registered images, points, tracks, errors.
+ETH local-feature benchmark: maps of its scenes; registered images, points, track lengths, errors.
 
 Example: `featkit eval eth --root data/eth --features rootsift,dog+hynet --setting eth-sdgmnet`
 
 The root holds scenes (fountain-P11, Herz-Jesu-P8, South-Building, Madrid_Metropolis, Gendarmenmarkt, Tower_of_London,
-Alamo, Roman_Forum, Cornell, or any folder asked for by --scenes), each with images/ and, where the truth is known,
+Alamo, Roman_Forum, Cornell, or any folder given by --scenes), each with images/ and, if the true poses are known,
 poses.txt and camera.txt. Settings: eth (the benchmark's), eth-scfeat-075, -080, -090, -092 (SCFeat, Table VII),
-eth-sdgmnet (no ratio test), eth-posfeat; SCFeat's and PoSFeat's with -side at the end read the NMS size as a side
-instead of a radius (docs/scfeat.md). Features and maps are kept in OUT/predictions; OUT/eth/report.html is the page."""
-POSE_HELP = """Relative pose AUC at 5, 10 and 20 degrees on pairs with known cameras, in the way of MegaDepth-1500.
+eth-sdgmnet (no ratio test), eth-posfeat; names of SCFeat's and PoSFeat's that end in -side take the NMS size as a side
+length instead of a radius (docs/scfeat.md). Features and maps are kept in OUT/predictions; the report is
+OUT/eth/report.html."""
+POSE_HELP = """Relative pose AUC at 5, 10 and 20 degrees on pairs with known cameras, as in MegaDepth-1500.
 
 Example: `featkit eval pose --root scenes/castle --root scenes/fountain --features rootsift,dog+hynet`
 
-A scene is images/ with true cameras beside it: sparse/ (any COLMAP model), poses.txt with camera.txt, or what
-MegaDepth-1500 comes with, pairs_calibrated.txt. Known poses count before those of a model. Pairs are drawn evenly over
-ranges of overlap (without a model: of viewing angle). Every pair is measured by two estimators, PoseLib and OpenCV,
-since the choice moves results: compare numbers of one only. Features and matches are kept in OUT/predictions; curves
-and pictures are OUT/pose/report.html."""
-LOCALIZATION_HELP = """Recall of localization: photographs of a scene, found in a map of the others.
+A scene is a folder with images/ and true cameras: sparse/ (any COLMAP model), poses.txt with camera.txt, or
+MegaDepth-1500's pairs_calibrated.txt. poses.txt takes precedence over a model. Pairs are drawn evenly over ranges of
+overlap (without a model: of viewing angle). Every pair is measured with two estimators, PoseLib and OpenCV; only
+compare results of the same estimator. Features and matches are kept in OUT/predictions; curves and pictures are in
+OUT/pose/report.html."""
+LOCALIZATION_HELP = """Localization recall: some photographs of a scene, localized in a map of the others.
 
 Example: `featkit eval localization --root castle-P19 --features rootsift,scfeat`
 
-A scene is a folder with images/, poses.txt (true poses) and camera.txt. All photographs but each fourth are mapped with
-their true poses, the others localized. Each map is kept in OUT/localization, with the report of its localization."""
+A scene is a folder with images/, poses.txt (true poses) and camera.txt. Every fourth photograph is a query; the others
+are mapped with their true poses. Each map is kept in OUT/localization, with the report of its localization."""
 UBC_HELP = """FPR95 on the test pairs of PhotoTour sets (UBC's own, or made with `featkit data patches`).
 
 Example: `featkit eval ubc --data patches/liberty --data patches/aerial --features rootsift,sdgmnet`
 
-With --runs, a folder of trainings SET/METHOD, every weight is tested on all sets but its own."""
+With --runs, a folder of training runs SET/METHOD, each network is tested on all sets except the one it was trained
+on."""
 PATCHES_HELP = """HPatches' three tasks: verification, matching, retrieval.
 
 Example: `featkit eval patches --root data/hpatches --split a --features rootsift,hynet`
 
-The official task files are used where they are found; otherwise tasks are drawn by the same rules. With --runs, a
-folder of trainings SET/METHOD, the best and the last weight of each has a row; a run that was trained on sequences of
-the test part is left out."""
-ROME_HELP = """Patch retrieval on RomePatches: mean AP of 1,000 queries, of the training set and of the test set.
+The official task files are used if found; otherwise tasks are drawn by the same rules. With --runs, a folder of
+training runs SET/METHOD, the best and the last network of each run are evaluated; runs trained on sequences of the test
+part are left out."""
+ROME_HELP = """Patch retrieval on RomePatches: mean AP of 1,000 queries, for the training set and the test set.
 
 Example: `featkit eval rome --root data/rome --features rootsift,doap`
 
-With --runs, a folder of trainings SET/METHOD, the best and the last weight of each has a row."""
+With --runs, a folder of training runs SET/METHOD, the best and the last network of each run are evaluated."""
 LOCALIZE_AACHEN_HELP = """\
-Aachen Day-Night, v1.1 or v1.0: its reference model triangulated with any features, and its queries' poses.
+Aachen Day-Night, v1.1 or v1.0: triangulate its reference model with any features and localize its queries.
 
 Example: `featkit localize aachen --root data/aachen --features scfeat --setting aachen-scfeat`
 
-The root is what `featkit data fetch aachen` leaves, or the published folders. --queries night: the local-feature
-challenge, whose list of pairs is matched when it is there; day-night: all queries, with hloc's lists. Without a list,
-images of the map are matched by shared points and queries by retrieval. Settings: aachen, aachen-scfeat (SCFeat, Tables
-IV and V), aachen-scfeat-n1-e100, -n3-e030, -n3-e050, -n5n3-e050 (the other rows of Table V), aachen-posfeat; each with
--side at its end reads the paper's NMS size as a side instead of a radius (docs/scfeat.md). Poses are by PnP, in the
-papers' settings by COLMAP's registration: --set poses_by=pnp or registration. Writes the submission for
-visuallocalization.net; --check FILE only says whether a submission is a valid one."""
+The root is the output of `featkit data fetch aachen`, or the published folders. --queries night: the local-feature
+challenge, with its list of pairs if present; day-night: all queries, with hloc's lists. Without a list, map images are
+paired by shared points and queries by retrieval. Settings: aachen, aachen-scfeat (SCFeat, Tables IV and V),
+aachen-scfeat-n1-e100, -n3-e030, -n3-e050, -n5n3-e050 (the other rows of Table V), aachen-posfeat; names that end in
+-side take the paper's NMS size as a side length instead of a radius (docs/scfeat.md). Poses are estimated by PnP, in
+the papers' settings by COLMAP's registration: --set poses_by=pnp or registration. Writes the submission for
+visuallocalization.net; --check FILE only validates a submission."""
 HELPS = {
     "hpatches": HPATCHES_HELP,
     "oxford": OXFORD_HELP,
@@ -115,7 +117,7 @@ HELPS = {
 # One benchmark.
 
 
-def command_of(name: str) -> Callable[..., Outcome]:
+def benchmark_command(name: str) -> Callable[..., Outcome]:
     """The function behind `featkit eval NAME`."""
     cls = BENCHMARKS[name]
 
@@ -137,7 +139,7 @@ def _with_parameters(
 
 
 def outcome_of(done: Evaluated) -> Outcome:
-    """What a benchmark's command ends with."""
+    """The Outcome of a benchmark."""
     return Outcome(done.numbers, done.lines, list(done.tables))
 
 
@@ -157,22 +159,22 @@ OPTIONS: dict[str, Any] = {
         typer.Option(help="Ratio test on both sides; 1: none.", min=0.01, max=1, show_default="the matcher's"),
     ],
     "sequences": Annotated[
-        str | None, typer.Option(help="Only these, comma-separated.", metavar="NAME,...", show_default="all")
+        str | None, typer.Option(help="Only these sequences, comma-separated.", metavar="NAME,...", show_default="all")
     ],
     "keypoints": Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Describe the keypoints of this features.h5 (featkit's or hloc's).",
-            show_default="the features' own",
+            help="Describe the keypoints in this features.h5 (featkit's or hloc's).",
+            show_default="detected",
         ),
     ],
     "all_sequences": Annotated[
-        bool, typer.Option("--all-sequences", help="Also HPatches' 8 that are left out as too large.")
+        bool, typer.Option("--all-sequences", help="Include HPatches' 8 sequences that are excluded as too large.")
     ],
     "scenes": Annotated[
         str | None,
-        typer.Option(help="Only these, comma-separated.", metavar="NAME,...", show_default="the benchmark's"),
+        typer.Option(help="Only these scenes, comma-separated.", metavar="NAME,...", show_default="the benchmark's"),
     ],
     "skip_broken": options.SkipBroken,
     "max_pairs": Annotated[
@@ -181,47 +183,48 @@ OPTIONS: dict[str, Any] = {
     ],
     "every": Annotated[
         int | None,
-        typer.Option(help="One photograph of so many is a query.", min=2, show_default=str(HeldOutConfig().every)),
+        typer.Option(help="Every N-th photograph is a query.", min=2, show_default=str(HeldOutConfig().every)),
     ],
-    "runs": Annotated[Path | None, typer.Option(help="Folder of trainings, SET/METHOD.", show_default="none")],
+    "runs": Annotated[Path | None, typer.Option(help="Folder of training runs, SET/METHOD.", show_default="none")],
     "split": Annotated[str, typer.Option(help="Split of splits.json (a, b, c, view, illum), or full.")],
     "splits": Annotated[Path | None, typer.Option(help="The splits.json.", show_default="found near --root")],
     "tasks": Annotated[Path | None, typer.Option(help="Folder of task files.", show_default="found near --root")],
     "write_tasks": Annotated[
-        Path | None, typer.Option(help="Write drawn tasks here, as the official files.", show_default="nowhere")
+        Path | None,
+        typer.Option(help="Write drawn tasks here, in the format of the official files.", show_default="not written"),
     ],
-    "published": Annotated[bool, typer.Option("--published", help="Show what papers print below.")],
-    "report": Annotated[Path | None, typer.Option(help="Write the page as html.", show_default="no file")],
+    "published": Annotated[bool, typer.Option("--published", help="Also show the figures published in papers.")],
+    "report": Annotated[Path | None, typer.Option(help="Write the report page (html).", show_default="no file")],
 }
 RATIO_OF_SETTING = Annotated[
     float | None, typer.Option(help="Ratio test on both sides; 1: none.", min=0.01, max=1, show_default="the setting's")
 ]
-# What differs in one benchmark.
-OWN: dict[tuple[str, str], Any] = {
+# Options that differ in one benchmark: (benchmark, option) -> annotation.
+OVERRIDES: dict[tuple[str, str], Any] = {
     ("pose", "pairs"): Annotated[
-        Path | None, typer.Option(help="Pairs file to measure, for one --root.", show_default="drawn")
+        Path | None, typer.Option(help="Pairs file to evaluate; needs a single --root.", show_default="drawn")
     ],
     ("pose", "resize_max"): Annotated[
-        int | None, typer.Option(help="Longer side after resizing, px; thresholds are in these pixels.", min=16)
+        int | None, typer.Option(help="Longer side after resizing, px; thresholds are in pixels of this size.", min=16)
     ],
     ("eth", "ratio"): RATIO_OF_SETTING,
-    ("aachen", "version"): Annotated[str, typer.Option(help="Of the data set: 1.1 or 1.0.")],
+    ("aachen", "version"): Annotated[str, typer.Option(help="Version of the data set: 1.1 or 1.0.")],
     ("aachen", "queries"): Annotated[str, typer.Option(help="night or day-night.")],
     ("aachen", "db_pairs"): Annotated[
-        Path | None, typer.Option(help="Pairs of images of the map.", show_default="the published list")
+        Path | None, typer.Option(help="Pairs file of map images.", show_default="the published list")
     ],
     ("aachen", "query_pairs"): Annotated[
-        Path | None, typer.Option(help="Pairs: query, image of the map.", show_default="the published list")
+        Path | None, typer.Option(help="Pairs file: query, map image.", show_default="the published list")
     ],
     ("aachen", "retrieval"): Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Pair queries by global descriptors, hloc's layout; twice: map's, queries'.",
+            help="Pair queries by global descriptors in hloc's layout; given twice: the map's and the queries'.",
             show_default="the published list",
         ),
     ],
-    ("aachen", "truth"): Annotated[Path | None, typer.Option(help="True poses of the queries: prints the recall.")],
+    ("aachen", "truth"): Annotated[Path | None, typer.Option(help="True poses of the queries, to compute the recall.")],
     ("aachen", "ratio"): RATIO_OF_SETTING,
     ("aachen", "out"): Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of features and results.", show_default="ROOT/featkit")
@@ -231,11 +234,11 @@ OWN: dict[tuple[str, str], Any] = {
     ],
     ("ubc", "pairs"): Annotated[
         str | None,
-        typer.Option(help="Name of the file of test pairs in each folder.", show_default="the largest m50_*"),
+        typer.Option(help="Name of the test pairs file in each folder.", show_default="the largest m50_*"),
     ],
 }
 DEFAULT_DATA = {"aachen": Path("data/aachen")}
-DATA = {
+DATA_HELPS = {
     "aachen": "Folder of the data set.",
     "hpatches": "Folder of sequences.",
     "oxford": "Folder of sequences.",
@@ -249,9 +252,9 @@ DATA = {
 
 
 def _parameters(cls: type[Benchmark[Any, Any]]) -> Iterator[inspect.Parameter]:
-    """The options of a benchmark's command, in the order of its help."""
+    """The options of a benchmark's command, in the order of the help."""
     own = cls.options()
-    where = typer.Option(help=DATA[cls.name], show_default=cls.name in DEFAULT_DATA)
+    where = typer.Option(help=DATA_HELPS[cls.name], show_default=cls.name in DEFAULT_DATA)
     folders = Annotated[list[Path], where] if cls.several else Annotated[Path, where]
     first = DEFAULT_DATA.get(cls.name, inspect.Parameter.empty)
     yield inspect.Parameter(cls.data_option, inspect.Parameter.KEYWORD_ONLY, annotation=folders, default=first)
@@ -272,12 +275,12 @@ def _parameters(cls: type[Benchmark[Any, Any]]) -> Iterator[inspect.Parameter]:
         out = typer.Option("--out", "-o", help="Write the results as json.", show_default="no file")
         annotations = {**OPTIONS, "features": Annotated[str, names], "out": Annotated[Path | None, out]}
     for name, default in defaults.items():
-        annotation = OWN[cls.name, name] if (cls.name, name) in OWN else annotations[name]
+        annotation = OVERRIDES[cls.name, name] if (cls.name, name) in OVERRIDES else annotations[name]
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit eval all`: every benchmark that the available data allows, in one page.
+# `featkit eval all`: every benchmark that the available data allow, on one page.
 
 
 @command(evaluate_all)
@@ -285,22 +288,22 @@ def all_command(done: Evaluated) -> Outcome:
     return outcome_of(done)
 
 
-EVAL_HELP = "Evaluate features and descriptors on the field's benchmarks: matching, maps, poses, patches."
+EVAL_HELP = "Evaluate features and descriptors on standard benchmarks: matching, maps, poses, patches."
 eval_app = typer.Typer(help=EVAL_HELP, no_args_is_help=True, rich_markup_mode="markdown")
 eval_app.command("all", help=ALL_HELP, no_args_is_help=True)(all_command)
 for name, text in HELPS.items():
-    eval_app.command(name, help=text, no_args_is_help=True)(verb(with_engine(command_of(name))))
+    eval_app.command(name, help=text, no_args_is_help=True)(verb(with_engine(benchmark_command(name))))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit localize aachen`: the same for poses of Aachen Day-Night's queries; and a submission checked.
+# `featkit localize aachen`: localize Aachen Day-Night's queries, or check a submission.
 
 
 def _aachen_command() -> Callable[..., Outcome]:
-    made = command_of("aachen")
+    made = benchmark_command("aachen")
 
     def measure_or_check(*, check: Path | None, **given: Any) -> Outcome:
-        return made(**given) if check is None else _check(given["root"], given["version"], check)
+        return made(**given) if check is None else _check_submission(given["root"], given["version"], check)
 
     kind = Annotated[Path | None, typer.Option(help="Only check this submission.", show_default="none")]
     own = [one for one in inspect.signature(made).parameters.values() if one.name not in ("run", "engine")]
@@ -308,8 +311,8 @@ def _aachen_command() -> Callable[..., Outcome]:
     return _with_parameters(measure_or_check, "aachen", [*own, only_check])
 
 
-def _check(root: Path, version: str, path: Path) -> Outcome:
-    """Whether a submission names queries only, each once, with poses that are poses."""
+def _check_submission(root: Path, version: str, path: Path) -> Outcome:
+    """Check that a submission contains only queries, each once, with valid poses."""
     conditions = query_names(root, version)
     checked = check_submission(path, [name for names in conditions.values() for name in names])
     checked.raise_problems()
@@ -317,7 +320,7 @@ def _check(root: Path, version: str, path: Path) -> Outcome:
         condition: {"queries": len(names), "localized": sum(file_name(name) in checked.poses for name in names)}
         for condition, names in conditions.items()
     }
-    shares = ", ".join(f"{c['localized']} of {c['queries']} of the {name}" for name, c in counts.items())
+    shares = ", ".join(f"{c['localized']} of {c['queries']} {name} queries" for name, c in counts.items())
     return Outcome({"valid": True, "conditions": counts}, [f"{path}: a valid submission; poses of {shares}"])
 
 

@@ -1,4 +1,4 @@
-"""`featkit localize` and `serve`: photographs found in a map."""
+"""`featkit localize` and `serve`: localize photographs in a map."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Example: `featkit localize scene/ --queries new_photographs/`
 Writes poses.txt (`name qw qx qy qz tx ty tz`, world to camera; only queries that were localized) and poses.json
 (inliers, uncertainty, and the reason of every failure).
 
-Benchmarks by name, with options of their own: `featkit localize aachen --help` (a map in a folder of that name is
-./aachen)."""
+The Aachen Day-Night benchmark is a command of its own: `featkit localize aachen --help` (for a map in a folder named
+aachen, write ./aachen)."""
 BENCHMARKS = ("aachen",)
 
 
 class LocalizeCommand(TyperCommand):
-    """`localize MAP ...`; where the first word is the name of a benchmark, that one's command takes the rest."""
+    """`localize MAP ...`; if the first argument is a benchmark's name, its command handles the rest."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         if not args or args[0] not in BENCHMARKS:
@@ -56,22 +56,22 @@ def localize_command(result: Any) -> Outcome:
     lines += [f"in another model: {name}: {folder / 'poses.txt'}" for name, folder in in_others.items()]
     summary = f"{result.output / 'poses.txt'}: {result.metrics['localized']} of {result.metrics['queries']} queries"
     if result.metrics["uncertain"]:
-        summary += f", {len(result.metrics['uncertain'])} of them uncertain"
+        summary += f", {len(result.metrics['uncertain'])} uncertain"
     return Outcome(result.metrics, [*lines, summary, f"report: {result.report}"], tables)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit serve`: a map that answers photographs over HTTP.
+# `featkit serve`: localize photographs over HTTP.
 
 
 SERVE_HELP = """Localize photographs over HTTP: POST one to /localize, get its pose, inliers and uncertainty as json.
 
 Example: `featkit serve scene/`, then `curl -F image=@photo.jpg http://127.0.0.1:8000/localize`
 
-With `?intrinsics=MODEL width height params...` (URL-encoded) the photograph's camera is known. A photograph that cannot
-be localized is answered with the reason (status 200); one that cannot be read with 400, a too large one with 413.
-/healthz says that the map is loaded, /openapi.json describes everything. There is no password: it listens on this
-machine only, unless --host says otherwise. Needs `pip install "featkit[serve]"`."""
+`?intrinsics=MODEL width height params...` (URL-encoded) gives the photograph's camera. The answer for a photograph that
+cannot be localized is the reason (status 200); for one that cannot be read the status is 400, for one that is too large
+413. /healthz reports that the map is loaded, /openapi.json describes the interface. There is no password: the server
+listens on this machine only, unless --host is given. Needs `pip install "featkit[serve]"`."""
 
 
 @command(api.serve)

@@ -1,6 +1,6 @@
-"""The `featkit` command, and the one place where code is loaded late: a verb's module comes when the verb is called.
+"""The `featkit` command. A subcommand's module is imported only when it is called.
 
-`featkit --help` lists the verbs by the lines below, in half a second. With a module come pycolmap, torch and more.
+`featkit --help` lists the commands from the table below in half a second; the modules import pycolmap, torch and more.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb by the names of its function (or of its Typer app of several), and its help's first line.
+    """A command: its module, the name of its function (or Typer app), and the first line of its help.
 
-    settings, cls: names of what Typer takes as `context_settings` and `cls`. bare: runs without arguments.
+    help: name of the help text in the module. settings, cls: names of Typer's `context_settings` and `cls` in the
+    module. bare: runs without arguments.
     """
 
     module: str
@@ -39,14 +40,14 @@ class Verb:
     help: str | None = None
     settings: str | None = None
     cls: str | None = None
-    bare: bool = False
+    value_type: bool = False
 
 
 VERBS = {
     "reconstruct": Verb(
         "maps",
         "reconstruct_command",
-        "Make a map of a folder of photographs: features, pairs, matches, verified geometry, 3D model, report.",
+        "Build a map from a folder of photographs: features, pairs, matches, verified geometry, 3D model, report.",
         "RECONSTRUCT_HELP",
     ),
     "localize": Verb(
@@ -59,19 +60,19 @@ VERBS = {
     "extend": Verb(
         "maps",
         "extend_command",
-        "Register new photographs in a map that is there; its frame and its ids stay.",
+        "Register new photographs in an existing map; its coordinate frame and ids are kept.",
         "EXTEND_HELP",
     ),
     "merge": Verb(
         "maps",
         "merge_command",
-        "Make one map of two that show parts of one place, in the frame of the first.",
+        "Merge two maps of overlapping parts of a place, in the coordinate frame of the first.",
         "MERGE_HELP",
     ),
     "align": Verb(
         "maps",
         "align_command",
-        "Give a map its metric scale and orientation: the whole model moved by one similarity.",
+        "Give a map its metric scale and orientation by one similarity transform.",
         "ALIGN_HELP",
     ),
     "frames": Verb(
@@ -81,25 +82,25 @@ VERBS = {
     "features": Verb(
         "weights",
         "features_command",
-        "List the local features and matchers: what each is, its data, licence, weights, measured speed and score.",
+        "List the local features and matchers: method, training data, licence, weights, measured speed and score.",
         "FEATURES_HELP",
-        bare=True,
+        value_type=True,
     ),
     "pairs": Verb("stages", "pairs_command", "Choose which images to match.", "PAIRS_HELP"),
     "match": Verb("stages", "match_command", "Match the features of image pairs.", "MATCH_HELP"),
     "verify": Verb(
         "stages",
         "verify_command",
-        "Verify matches geometrically, and write a COLMAP database that any mapper takes.",
+        "Verify matches geometrically and write a COLMAP database for any mapper.",
         "VERIFY_HELP",
     ),
     "view": Verb(
         "view",
         "view_command",
-        "Look at a map in a browser: points, cameras, photographs, matches and tracks.",
+        "View a map in a browser: points, cameras, photographs, matches and tracks.",
         "VIEW_HELP",
     ),
-    "export": Verb("maps", "export_command", "Write a map for another program.", "EXPORT_HELP"),
+    "export": Verb("maps", "export_command", "Export a map for another program.", "EXPORT_HELP"),
     "serve": Verb(
         "localize",
         "serve_command",
@@ -109,13 +110,13 @@ VERBS = {
     "run": Verb(
         "stages",
         "run_command",
-        "Run shards of a plan: one, or all that are left, which are then joined.",
+        "Run one shard of a plan, or all remaining shards and join them.",
         "RUN_HELP",
     ),
     "info": Verb(
         "doctor",
         "info_command",
-        "Describe a file, folder or configuration: what it is, how much it holds, which configuration made it.",
+        "Describe a file, folder or configuration: its kind, its contents, and the configuration that made it.",
         "INFO_HELP",
     ),
     "doctor": Verb(
@@ -123,57 +124,57 @@ VERBS = {
         "doctor_command",
         "Check the installation: what is missing and how to get it; then run the main job on a tiny scene.",
         "DOCTOR_HELP",
-        bare=True,
+        value_type=True,
     ),
     "demo": Verb(
         "maps",
         "demo_command",
         "Render a small 3D scene with exact cameras, map it, localize queries in it, and compare with the truth.",
         "DEMO_HELP",
-        bare=True,
+        value_type=True,
     ),
     "plan": Verb(
         "stages",
         "plan_command",
-        "Cut a stage into shards that any machine can run: extract, pairs, match or verify, each with its own options.",
+        "Split a stage into shards that any machine can run: extract, pairs, match or verify, with its own options.",
         "PLAN_HELP",
         settings="PLAN_SETTINGS",
     ),
     "store": Verb("stores", "store_app", "Check, repair and merge features and matches files."),
-    "data": Verb("data", "data_app", "Make, pack and fetch the data that descriptors are trained and tested on."),
+    "data": Verb("data", "data_app", "Make, pack and fetch training and test data for descriptors."),
     "train": Verb("train", "train_app", "Train features."),
-    "inspect": Verb("train", "inspect_app", "Inspect what was trained."),
+    "inspect": Verb("train", "inspect_app", "Inspect a training run."),
     "eval": Verb(
         "eval",
         "eval_app",
-        "Evaluate features and descriptors on the field's benchmarks: matching, maps, poses, patches.",
+        "Evaluate features and descriptors on standard benchmarks: matching, maps, poses, patches.",
     ),
     "weights": Verb(
         "weights",
         "weights_app",
-        "List trained weights, fetch and import published ones, export a training's, or any as ONNX.",
+        "List trained weights, fetch and import published ones, export a training run's, or any network as ONNX.",
     ),
 }
 
 
-class LateCommand(TyperCommand):
-    """A verb as the list shows it; what it takes and does is loaded when it is called."""
+class LazyCommand(TyperCommand):
+    """A command in the list; its options and code are loaded when it is called."""
 
     def __init__(self, name: str, verb: Verb):
         super().__init__(name, help=verb.line, add_help_option=False)
         self.verb = verb
 
     def load(self) -> Any:
-        """The command, or the group of commands, itself."""
-        return _loaded(str(self.name), self.verb)
+        """The real command, or group of commands."""
+        return _load_verb(str(self.name), self.verb)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         return self.load().make_context(info_name, args, parent, **extra)
 
 
 @functools.cache
-def _loaded(name: str, verb: Verb) -> Any:
-    module = _imported(f"featkit.cli.{verb.module}")
+def _load_verb(name: str, verb: Verb) -> Any:
+    module = _import_module(f"featkit.cli.{verb.module}")
     found = getattr(module, verb.function)
     if isinstance(found, typer.Typer):
         group = typer.main.get_group(found)
@@ -183,12 +184,12 @@ def _loaded(name: str, verb: Verb) -> Any:
     settings = getattr(module, verb.settings) if verb.settings else None
     cls = getattr(module, verb.cls) if verb.cls else None
     text = getattr(module, str(verb.help))
-    single.command(name, cls=cls, help=text, no_args_is_help=not verb.bare, context_settings=settings)(found)
+    single.command(name, cls=cls, help=text, no_args_is_help=not verb.value_type, context_settings=settings)(found)
     return typer.main.get_command(single)
 
 
-def _imported(module: str) -> Any:
-    """The module. A signal that comes meanwhile ends the command with one line, as at any later moment."""
+def _import_module(module: str) -> Any:
+    """Import a module. A signal during the import ends the command with one line, as it does later."""
     with runtime.stoppable(lambda request: None) as request:
         try:
             return importlib.import_module(module)
@@ -199,18 +200,18 @@ def _imported(module: str) -> Any:
             raise typer.Exit(request.exit_code) from None
 
 
-class Verbs(TyperGroup):
-    """All verbs, none of them loaded."""
+class LazyGroup(TyperGroup):
+    """All commands, loaded on use."""
 
     def __init__(self, **given: Any):
         super().__init__(**given)
-        self.commands = {name: LateCommand(name, verb) for name, verb in VERBS.items()}
+        self.commands = {name: LazyCommand(name, verb) for name, verb in VERBS.items()}
 
 
 app = typer.Typer(
-    cls=Verbs,
+    cls=LazyGroup,
     name="featkit",
-    help="From photographs to a map and to poses: local features run, trained and proven.",
+    help="From photographs to maps and camera poses: run, train and evaluate local features.",
     epilog="Exit codes: 0 done, 2 usage, 3 bad input, 4 empty result, 5 not writable, 130 or 143 stopped.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -235,19 +236,19 @@ def _root(
 
 
 def main() -> None:
-    """The `featkit` command; `featkit.__main__` starts it."""
+    """Entry point of the `featkit` command."""
     _open_streams()
     try:
         code = typer.main.get_command(app).main(standalone_mode=False)
     except typer.Abort:
         code = 1
-    except ClickException as error:  # of click, or of Typer's own copy of it: a wrong option, a missing argument
+    except ClickException as error:  # from click, or from Typer's copy of it: a wrong option, a missing argument
         code = _usage_error(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _usage_error(error: Any) -> int:
-    """Show what is wrong with the command line, as json too where that is asked for; the exit code."""
+    """Report a usage error, with --json also as json. Returns the exit code."""
     words = sys.argv[1:]
     if "--json" in (words[: words.index("--")] if "--" in words else words):
         print(json.dumps({"error": one_line(error.format_message()), "exit_code": error.exit_code}))
@@ -259,15 +260,15 @@ def _usage_error(error: Any) -> int:
 
 
 def _open_streams() -> None:
-    """Where the shell has closed a standard stream (`2>&-`), what is written to it goes nowhere.
+    """Connect standard streams that the shell has closed (`2>&-`) to the null device.
 
-    Otherwise the next file that is opened would get its number, and the system's libraries would write into that.
+    Otherwise the next opened file would get the stream's number, and system libraries would write into that file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
         if getattr(sys, name) is None:
-            stream = open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115 for good
+            stream = open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115 stays open
             setattr(sys, name, stream)

@@ -1,4 +1,4 @@
-"""`featkit reconstruct`, `extend`, `merge`, `align`, `export`, `demo`: maps made, grown, merged, placed, handed on."""
+"""`featkit reconstruct`, `extend`, `merge`, `align`, `export` and `demo`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from featkit.mapping.metric import Alignment
 from featkit.report.maps import alignment_lines, alignment_table, map_tables, truth_table
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit reconstruct`: a folder of photographs -> a map.
+# `featkit reconstruct`: photographs -> map.
 
 
 RECONSTRUCT_HELP = """\
-Make a map of a folder of photographs: features, pairs, matches, verified geometry, 3D model, report.
+Build a map from a folder of photographs: features, pairs, matches, verified geometry, 3D model, report.
 
 Example: `featkit reconstruct scene/ --camera-mode single`
 
-Photographs lie in `scene/images/` or in `scene/` itself; everything is written to `scene/featkit/`. Stopped at any
-moment, it goes on where it was when the same command is run again."""
+Photographs are in `scene/images/` or in `scene/` itself; everything is written to `scene/featkit/`. If stopped, run the
+same command again to resume."""
 
 
 @command(api.reconstruct)
@@ -32,18 +32,18 @@ def reconstruct_command(result: Any) -> Outcome:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit extend`: a map and new photographs -> a larger map in the same frame.
+# `featkit extend`: map + new photographs -> larger map in the same coordinate frame.
 
 
-EXTEND_HELP = """Register new photographs in a map that is there; its frame and its ids stay.
+EXTEND_HELP = """Register new photographs in an existing map; its coordinate frame and ids are kept.
 
 Example: `featkit extend scene/ new_photographs/ --out scene/extended`
 
-The map is featkit's, COLMAP's or hloc's; it stays as it is, and the grown one is written to --out. New photographs are
-matched with the most similar ones of the map and with each other, registered, triangulated, and what is around them is
-adjusted. `--fixed` leaves the old cameras exactly as they are, `--prune` takes out photographs that are not in the
-folder any more. What could not be registered is named with the reason. Photographs of the map that lie in the folder
-too are passed over, so that the folder may be the scene's own."""
+The map may be featkit's, COLMAP's or hloc's; it is not changed, and the extended map is written to --out. New
+photographs are matched with the most similar ones of the map and with each other, registered and triangulated, followed
+by local bundle adjustment. `--fixed` keeps the old cameras exactly as they are, `--prune` removes photographs that are
+no longer in the folder. Photographs that could not be registered are listed with the reason. Photographs that are in
+the map already are skipped, so the folder may be the scene's own."""
 
 
 @command(api.extend)
@@ -52,17 +52,17 @@ def extend_command(result: Any) -> Outcome:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit merge`: two maps -> one.
+# `featkit merge`: two maps -> one map.
 
 
-MERGE_HELP = """Make one map of two that show parts of one place, in the frame of the first.
+MERGE_HELP = """Merge two maps of overlapping parts of a place, in the coordinate frame of the first.
 
 Example: `featkit merge scene/featkit/sparse/0 scene/featkit/sparse/1 --out scene/merged`
 
-Each photograph of the second map is matched with the most similar ones of the first. By the points that these matches
-and common photographs give both maps the second is moved onto the first, robustly; then the whole is adjusted. Both are
-featkit's, with features of one kind; several models of one run are such maps. They stay as they are, and where they
-have too little in common one line says how much."""
+Each photograph of the second map is matched with the most similar ones of the first. From the points that the maps then
+share, a robust similarity transform moves the second map onto the first, followed by bundle adjustment of the merged
+model. Both maps must be made by featkit with the same features, such as several models of one run. They are not
+changed. If they have too few points in common, the command reports how many and fails."""
 
 
 @command(api.merge)
@@ -71,18 +71,17 @@ def merge_command(result: Any) -> Outcome:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit align`: a model in metres, by GPS, by known camera centres, or by one distance.
+# `featkit align`: a model in metres, from GPS, known camera centres, or one distance.
 
 
-ALIGN_HELP = """Give a map its metric scale and orientation: the whole model moved by one similarity.
+ALIGN_HELP = """Give a map its metric scale and orientation by one similarity transform.
 
 Example: `featkit align scene/ --gps --out scene/metric`
 
-`--gps`: x east, y north, z up in metres, from the photographs' EXIF or a csv. `--references FILE`: onto known camera
-centres, `name x y z` a line. `--distance IMG_A IMG_B METRES`: only scaled, so that the two cameras are so far apart.
-GPS errs most in height: `--level` does without, for a survey flown at one height. Positions that do not fit the model's
-shape are found and left out; every residual is printed, and written with the origin to alignment.json beside the
-model."""
+`--gps`: x east, y north, z up in metres, from the photographs' EXIF or a csv. `--references FILE`: align to known
+camera centres, `name x y z` per line. `--distance IMG_A IMG_B METRES`: scale only, given the distance between two
+cameras. GPS is least accurate in height: `--level` ignores it, for a survey flown at constant height. Outlier positions
+are detected and ignored; all residuals are printed, and written with the origin to alignment.json next to the model."""
 
 
 @command(api.align)
@@ -96,16 +95,16 @@ def align_command(done: tuple[Path, Alignment]) -> Outcome:
 # `featkit export`: a map in the formats of other programs.
 
 
-EXPORT_HELP = """Write a map for another program.
+EXPORT_HELP = """Export a map for another program.
 
 Example: `featkit export scene/ --format gaussian-splatting --out scene/splats`
 
-`gaussian-splatting`: undistorted photographs and a model of pinhole cameras in sparse/0, as 3DGS, gsplat and OpenMVS
-read them; what masks or transparency hide is transparent. `nerfstudio`: transforms.json and the points; the photographs
-as they are, or undistorted (--undistort). `dense`: COLMAP's workspace for dense stereo, with masks for fusion. `ply`:
-the points with their colours. `text`: COLMAP's text model. `hloc`: the model, pairs by covisibility, the cameras as
-hloc's list of queries, and the poses; features.h5 and matches.h5 of the map are in hloc's layout as they are.
-Every photograph is looked for before anything is written. The frame stays the map's, and alignment.json comes along."""
+`gaussian-splatting`: undistorted photographs and a model of pinhole cameras in sparse/0, as read by 3DGS, gsplat and
+OpenMVS; masked and transparent pixels are transparent. `nerfstudio`: transforms.json and the points; the photographs as
+they are, or undistorted (--undistort). `dense`: COLMAP's workspace for dense stereo, with masks for fusion. `ply`: the
+points with their colours. `text`: COLMAP's text model. `hloc`: the model, pairs by covisibility, the cameras as hloc's
+list of queries, and the poses; the map's features.h5 and matches.h5 are in hloc's layout already.
+All photographs are located before anything is written. The coordinate frame is the map's; alignment.json is copied."""
 
 
 @command(api.export)
@@ -120,7 +119,7 @@ def export_command(result: tuple[Path, str, Exported]) -> Outcome:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit demo`: the whole flow on a rendered scene, against the exact truth.
+# `featkit demo`: the complete pipeline on a rendered scene with exact ground truth.
 
 
 DEMO_HELP = """Render a small 3D scene with exact cameras, map it, localize queries in it, and compare with the truth.

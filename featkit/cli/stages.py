@@ -1,4 +1,4 @@
-"""`featkit frames`, `extract`, `pairs`, `match`, `verify`, and the same in shards: `plan` and `run`."""
+"""`featkit frames`, `extract`, `pairs`, `match` and `verify`; `plan` and `run` do the same in shards."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ FRAMES_HELP = """Take sharp frames with a target overlap out of a video.
 
 Example: `featkit frames walk.mp4 --out scene/images`
 
-The motion of the picture is followed from frame to frame; when the overlap with the frame kept before has fallen to
---overlap, the sharpest of the frames around is kept. Where the camera stands still nothing is kept, where it is fast
-more. --fps takes the sharpest frame by time instead. frames.csv lists names, times in seconds, frame numbers, sharpness
-and overlap. The rotation that phones record is applied. A file that is cut off gives the frames that can be read.
+Image motion is tracked from frame to frame. When the overlap with the previous kept frame falls to --overlap, the
+sharpest frame nearby is kept: none while the camera stands still, more while it moves fast. With --fps, the sharpest
+frame of each time interval is kept instead. frames.csv lists names, times in seconds, frame numbers, sharpness and
+overlap. The rotation that phones record is applied. From a truncated file the readable frames are used.
 Then map them: `featkit reconstruct scene/ --pairs sequential`."""
 
 
@@ -43,8 +43,7 @@ EXTRACT_HELP = """Extract local features of all images of a folder.
 
 Example: `featkit extract images/ --out feats.h5 --features rootsift --resize-max 1600`
 
-Pixels that are masked (--masks) or transparent have no keypoints. Stopped at any moment, it goes on where it was when
-the same command is run again."""
+There are no keypoints in masked (--masks) or transparent pixels. If stopped, run the same command again to resume."""
 
 
 @command(api.extract)
@@ -61,14 +60,14 @@ PAIRS_HELP = """Choose which images to match.
 
 Example: `featkit pairs feats.h5 --method retrieval --num 20 --out pairs.txt`
 
-`retrieval` compares the descriptors in feats.h5 (VLAD); all others also take a folder of images. `gps` pairs
-photographs taken near each other, by their EXIF or a csv of `name,lat,lon[,alt]`; one without a position is paired with
-all. `poses` pairs cameras of a COLMAP model that stand near each other and look the same way, `covisible` those that
-see the most points in common. `sequential` pairs each image with the next ones in name order; with
-`--set loop_closure=5` (feats.h5) also with similar ones of other times, with `--set across_cameras=true` across the
+`retrieval` compares the descriptors in feats.h5 (VLAD); all other methods also take a folder of images. `gps` pairs
+photographs taken near each other, by their EXIF or a csv of `name,lat,lon[,alt]`; a photograph without a position is
+paired with all. `poses` pairs cameras of a COLMAP model that are close to each other and look in similar directions,
+`covisible` those with the most points in common. `sequential` pairs each image with the next ones in name order; with
+`--set loop_closure=5` (feats.h5) also with similar images from other times, with `--set across_cameras=true` across the
 cameras of a rig (cam0/0001.jpg, cam1/0001.jpg).
-With --retrieval FILE images are compared by anybody's global descriptors: an h5 file with a group per image that holds
-`global_descriptor`, as hloc writes for NetVLAD and others."""
+With --retrieval FILE images are compared by precomputed global descriptors: an h5 file with a group per image that
+holds `global_descriptor`, as hloc writes for NetVLAD and others."""
 
 
 @command(api.pairs)
@@ -85,7 +84,7 @@ MATCH_HELP = """Match the features of image pairs.
 
 Example: `featkit match feats.h5 pairs.txt --out matches.h5 --ratio 0.8`
 
-Stopped at any moment, it goes on where it was when the same command is run again."""
+If stopped, run the same command again to resume."""
 
 
 @command(api.match)
@@ -98,13 +97,13 @@ def match_command(done: api.Matched) -> Outcome:
 # `featkit verify`: features and matches -> a COLMAP database with two-view geometries.
 
 
-VERIFY_HELP = """Verify matches geometrically, and write a COLMAP database that any mapper takes.
+VERIFY_HELP = """Verify matches geometrically and write a COLMAP database for any mapper.
 
 Example: `featkit verify images/ feats.h5 pairs.txt matches.h5 --out database.db --camera-mode single`
 
-Features and matches may be of other programs: hloc's, also without descriptors, or COLMAP's text of matches (a .txt:
-two names, a line per match with both indices, an empty line). Indices are checked against the keypoints.
-Stopped at any moment, it goes on where it was when the same command is run again."""
+Features and matches may come from other programs: hloc's, also without descriptors, or COLMAP's text format of matches
+(a .txt: two names, a line per match with both indices, an empty line). Indices are checked against the keypoints.
+If stopped, run the same command again to resume."""
 
 
 @command(api.verify)
@@ -114,17 +113,17 @@ def verify_command(done: api.Verified) -> Outcome:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit plan`: a stage cut into shards for a job array.
+# `featkit plan`: split a stage into shards for a job array.
 
 
 PLAN_HELP = """\
-Cut a stage into shards that any machine can run: extract, pairs, match or verify, each with its own options.
+Split a stage into shards that any machine can run: extract, pairs, match or verify, with its own options.
 
 Example: `featkit plan --shards 64 extract images/ --out feats.h5 --features scfeat`
 
-Run one with `featkit run PLAN --shard I` (of SLURM: `sbatch --array=0-63`, I = `$SLURM_ARRAY_TASK_ID`). The planned
-command, run again without `plan`, or `featkit run PLAN`, joins them. All machines must see the same files."""
-PLAN_SETTINGS = {"ignore_unknown_options": True, "allow_interspersed_args": False}  # what follows is the stage's own
+Run a shard with `featkit run PLAN --shard I` (with SLURM: `sbatch --array=0-63`, I = `$SLURM_ARRAY_TASK_ID`). Then
+`featkit run PLAN`, or the command without `plan`, joins the shards. All machines must see the same files."""
+PLAN_SETTINGS = {"ignore_unknown_options": True, "allow_interspersed_args": False}  # the stage's options follow
 STAGES = ("extract", "pairs", "match", "verify")
 
 
@@ -134,7 +133,7 @@ def plan_command(
         list[str],
         typer.Argument(metavar="STAGE ARGUMENTS...", help="extract, pairs, match or verify, and its arguments."),
     ],
-    shards: Annotated[int, typer.Option(help="How many; 0: by their size.", min=0)] = 0,
+    shards: Annotated[int, typer.Option(help="Number of shards; 0: chosen by their size.", min=0)] = 0,
 ) -> None:
     stage, *rest = arguments
     if stage not in STAGES:
@@ -147,18 +146,18 @@ def plan_command(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit run`: shards of a plan.
+# `featkit run`: run shards of a plan.
 
 
-RUN_HELP = """Run shards of a plan: one, or all that are left, which are then joined.
+RUN_HELP = """Run one shard of a plan, or all remaining shards and join them.
 
 Example: `featkit run feats.h5.shards/1c9d0a7e5b3f2468 --shard 3`
 
-A shard that is there is not worked again. One that is stopped leaves nothing half-written."""
+Finished shards are skipped. A shard that is stopped leaves no incomplete file."""
 
 
 @command(api.run)
-def run_command(done: api.Ran) -> Outcome:
+def run_command(done: api.PlanProgress) -> Outcome:
     if done.shard is not None:
         line = f"{done.shard}: done; {done.left} of {done.shards} shards are left"
         return Outcome({"shard": str(done.shard), "left": done.left}, [line])

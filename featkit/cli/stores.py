@@ -1,4 +1,4 @@
-"""`featkit store`: features and matches files checked, repaired and merged."""
+"""`featkit store`: check, repair and merge features and matches files."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from featkit.core.errors import BadInputError
 from featkit.io.maintain import Checked
 
 STORE_HELP = "Check, repair and merge features and matches files."
-CHECK_HELP = """Read every item of a features or matches file, and list the damaged ones.
+CHECK_HELP = """Read every item of a features or matches file and list the damaged ones.
 
 Example: `featkit store check feats.h5`
 
-Ends with exit code 3 when one is."""
-REPAIR_HELP = """Leave out what is damaged or missing; the command that made the file then makes it again.
+The exit code is 3 if any item is damaged."""
+REPAIR_HELP = """Drop damaged and missing items; the command that made the file then makes only these again.
 
 Example: `featkit store repair feats.h5`"""
-MERGE_HELP = """Make one file of several of the same configuration, such as the shards of an index.
+MERGE_HELP = """Merge files made with the same configuration into one, such as the shards of an index.
 
 Example: `featkit store merge feats.h5 --out whole.h5`"""
-NAMED = 5  # broken items that are printed
+NAMED = 5  # maximum number of broken items to print
 
 store_app = typer.Typer(help=STORE_HELP, no_args_is_help=True, rich_markup_mode="markdown")
 

@@ -13,27 +13,27 @@ from featkit.cli.command import command
 from featkit.report.training import informativeness_table, training_table
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit train`: patches -> a patch descriptor; posed pairs of images -> SCFeat.
+# `featkit train`: patches -> patch descriptor; posed image pairs -> SCFeat.
 
 
 TRAIN_HELP = "Train features."
-PATCH_HELP = """Train a patch descriptor: hardnet, hardnet-frn, hynet, sdgmnet, adasample, doap or doap-binary; for
-HPatches adasample-hpatches, doap-hpatches and doap-hpatches-lm, for RomePatches doap-rome and doap-binary-rome.
+PATCH_HELP = """Train a patch descriptor: hardnet, hardnet-frn, hynet, sdgmnet, adasample, doap or doap-binary; on
+HPatches adasample-hpatches, doap-hpatches and doap-hpatches-lm, on RomePatches doap-rome and doap-binary-rome.
 
 Example: `featkit train patch --config hynet --data patches/liberty --out runs/hynet --budget 30min`
 
-`--data` is told by its files: PhotoTour's format, a pack, hpatches-release, RomePatches. Of HPatches the training part
-of split a is taken (`--set data.hpatches_split=b`).
+The format of `--data` is detected: PhotoTour's, a pack, hpatches-release, RomePatches. For HPatches, the training part
+of split a is used (`--set data.hpatches_split=b`).
 
-The paper's schedule is fitted to --steps or --budget. Stopped at any moment, also by SIGKILL, the same command goes on
-where the last checkpoint was. The run's folder holds best.safetensors, last.safetensors, metrics.csv, report.html."""
+The paper's schedule is scaled to --steps or --budget. If stopped, even by SIGKILL, run the same command again to resume
+from the last checkpoint. The run's folder holds best.safetensors, last.safetensors, metrics.csv and report.html."""
 
-SCFEAT_HELP = """Train SCFeat from camera poses: description, then detection; a warm-up first where asked.
+SCFEAT_HELP = """Train SCFeat from camera poses: description, then detection; with some recipes a warm-up first.
 
 Example: `featkit train scfeat --data posed/mine --out runs/mine --budget 2h`
 
-Recipes: scfeat-s (ResNet-18, with a warm-up), scfeat-paper (ResNet-50, from --encoder-weights). Stopped at any moment,
-the same command goes on. The run's folder holds best.safetensors, report.html and a folder for each stage."""
+Recipes: scfeat-s (ResNet-18, with a warm-up), scfeat-paper (ResNet-50, from --encoder-weights). If stopped, run the
+same command again to resume. The run's folder holds best.safetensors, report.html and a folder for each stage."""
 
 train_app = typer.Typer(help=TRAIN_HELP, no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -60,15 +60,15 @@ train_app.command("patch", help=PATCH_HELP, no_args_is_help=True)(patch)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# `featkit inspect informativeness`: what a training's networks would learn from.
+# `featkit inspect informativeness`: which pairs a network would learn from.
 
 
-INSPECT_HELP = "Inspect what was trained."
-INFORMATIVENESS_HELP = """How well the distance within a pair tells what the pair would teach (AdaSample, figure 3).
+INSPECT_HELP = "Inspect a training run."
+INFORMATIVENESS_HELP = """Test whether the distance within a pair predicts its gradient (AdaSample, figure 3).
 
 Example: `featkit inspect informativeness --run runs/adasample --data patches/liberty --out informativeness.html`
 
-For every network in the run's folder: the correlation, over pairs, of matching distance and norm of the gradient."""
+For every network in the run's folder: the correlation over pairs of matching distance and gradient norm."""
 
 inspect_app = typer.Typer(help=INSPECT_HELP, no_args_is_help=True, rich_markup_mode="markdown")
 

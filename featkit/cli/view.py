@@ -1,4 +1,4 @@
-"""`featkit view`: a map in a browser."""
+"""`featkit view`: view a map in a browser."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from featkit.api import view as api
 from featkit.cli.app import Outcome
 from featkit.cli.command import command
 
-VIEW_HELP = """Look at a map in a browser: points, cameras, photographs, matches and tracks.
+VIEW_HELP = """View a map in a browser: points, cameras, photographs, matches and tracks.
 
-Example: `featkit view scene/`, then open the address that it prints; Ctrl-C ends it
+Example: `featkit view scene/`, then open the address that it prints; Ctrl-C stops it
 
-A click on a camera shows its photograph, its keypoints and the pairs it matched with their inliers; on a pair both
-photographs with lines between their matches; on a point its track. Takes what `featkit reconstruct` wrote, and models
-of COLMAP and hloc; what is not there (photographs, database.db) is named and left out. Nothing is loaded from the
-network, no file is changed, and only this machine can open the page, unless --host says otherwise. With --out the page
-is written as a folder: index.html opens without a server."""
+A click on a camera shows its photograph, keypoints and matched pairs with their inliers; on a pair both photographs
+with their matches as lines; on a point its track. Takes the output of `featkit reconstruct`, and models of COLMAP and
+hloc; missing parts (photographs, database.db) are reported and left out. Nothing is loaded from the network, no file is
+changed, and only this machine can open the page, unless --host is given. With --out the page is written as a folder:
+index.html opens without a server."""
 
 
 @command(api.view)

@@ -90,7 +90,7 @@ def one_line(text: str) -> str:
     return printable(text)
 
 
-def said(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """An error's message on one line."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
@@ -120,8 +120,8 @@ def blaming(path: Path | str, what: str, remedy: str) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EINVAL:  # an OSError about the content: a seek before the start, from a truncated file
             raise BadInputError(f"{path}: not {what} (it is cut off or damaged); {remedy}") from error
-        raise BadInputError(f"{path}: cannot be read ({error.strerror or said(error)})") from error
+        raise BadInputError(f"{path}: cannot be read ({error.strerror or message_of(error)})") from error
     except MemoryError as error:
         raise BadInputError(f"{path}: not {what}: it asks for more memory than there is; {remedy}") from error
     except Exception as error:
-        raise BadInputError(f"{path}: not {what} ({said(error)[:200]}); {remedy}") from error
+        raise BadInputError(f"{path}: not {what} ({message_of(error)[:200]}); {remedy}") from error

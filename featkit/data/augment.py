@@ -1,4 +1,4 @@
-"""Patch augmentation for training: rotation, crop, resize, flip and degradation, for a whole batch at once.
+"""Patch augmentation for training: rotation, crop, resize, flip and degradation of a complete batch.
 
 Each patch is resampled with one affine transform from output to input, in the coordinates of `grid_sample` with
 align_corners=False: the patch spans [-1, 1] in x and y. Without augmentation the transform is the identity, and the
@@ -32,11 +32,11 @@ class AugmentConfig(Config):
     crop_area_min: PositiveShare = 1.0
     """Smallest fraction of the area that a random crop keeps. SDGMNet's and HardNet's code: 0.9."""
     crop_ratio_max: Factor = Field(1.0, ge=1)
-    """Largest aspect ratio (width / height) of a crop; the smallest is its inverse. Same code: 1.1 and 0.9."""
+    """Largest aspect ratio (width / height) of a crop; the smallest is its inverse. SDGMNet's code: 1.1 and 0.9."""
     fill: Literal["zeros", "border"] = "zeros"
     """Fill outside the patch when it is rotated: zeros (black), as in the authors' code, or border (repeated)."""
     quarter_turns: Share = 0.0
-    """Probability of a rotation by 90, 180 or 270 degrees (a third of it each). SDGMNet: 0.75; HyNet: 0.5."""
+    """Probability of a rotation by 90, 180 or 270 degrees, equally likely. SDGMNet: 0.75; HyNet: 0.5."""
     flip_horizontal: Share = 0.0
     """Probability of a left-right flip. SDGMNet: 1/3; HardNet+: 0.5."""
     flip_vertical: Share = 0.0
@@ -58,7 +58,7 @@ def draw_transforms(
     filled: Bool[np.ndarray, " m"] | None = None,
     filled_rotation_deg: float = 0.0,
 ) -> Float[np.ndarray, "m 2 3"]:
-    """The transform of every patch. labels: patches of one class share quarter turns and flips.
+    """Draw the transform of every patch. labels: patches of one class share quarter turns and flips.
 
     filled: patches whose largest rotation is increased by `filled_rotation_deg`.
     """
@@ -66,20 +66,20 @@ def draw_transforms(
     largest = np.full(count, config.rotation_deg)
     if filled is not None:
         largest = largest + filled * filled_rotation_deg
-    rotation = _rotations(np.deg2rad(largest * generator.uniform(-1, 1, count)))
-    side, middle = _crops(config, count, generator)
+    rotation = _rotation_matrices(np.deg2rad(largest * generator.uniform(-1, 1, count)))
+    side, middle = _random_crops(config, count, generator)
     _, first, group = np.unique(labels, return_index=True, return_inverse=True)
     shared = _turns_and_flips(config, len(first), generator)[group]
     linear = rotation @ (side[:, :, None] * shared)
     return np.concatenate([linear, rotation @ middle[:, :, None]], axis=2).astype(np.float32)
 
 
-def _rotations(angle: Float[np.ndarray, " m"]) -> Float[np.ndarray, "m 2 2"]:
+def _rotation_matrices(angle: Float[np.ndarray, " m"]) -> Float[np.ndarray, "m 2 2"]:
     cos, sin = np.cos(angle), np.sin(angle)
     return np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
 
 
-def _crops(
+def _random_crops(
     config: AugmentConfig, count: int, generator: np.random.Generator
 ) -> tuple[Float[np.ndarray, "m 2"], Float[np.ndarray, "m 2"]]:
     """Sides (as a fraction of the patch's side) and centres of random crops; sides are at most that of the patch."""
@@ -94,7 +94,7 @@ def _turns_and_flips(config: AugmentConfig, count: int, generator: np.random.Gen
     chance = generator.random((count, 3))
     third = config.quarter_turns / 3
     turns = np.zeros(count) if third == 0 else np.minimum(3, np.ceil((config.quarter_turns - chance[:, 0]) / third))
-    matrix = np.rint(_rotations(np.maximum(turns, 0) * (np.pi / 2)))
+    matrix = np.rint(_rotation_matrices(np.maximum(turns, 0) * (np.pi / 2)))
     horizontal = chance[:, 1] < config.flip_horizontal
     vertical = ~horizontal & (chance[:, 1] < config.flip_horizontal + config.flip_vertical)
     matrix[horizontal, :, 0] *= -1
@@ -121,14 +121,15 @@ def warp_patches(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Blur and noise, which differ between two photographs of the same place.
+# Blur and noise, as differences between two photographs of the same place.
 
 
 @dataclass(frozen=True)
 class Degradations:
-    """blur_px: standard deviation per patch, 0 for a patch that stays sharp. noise: the same, of intensities in [0, 1].
+    """Degradations of a batch. blur_px: standard deviation of the blur per patch; 0: none. noise: standard deviation of
+    the noise per patch, for intensities in [0, 1].
 
-    seed: of the noise itself.
+    seed: random seed of the noise.
     """
 
     blur_px: Float[np.ndarray, " m"]
@@ -145,15 +146,15 @@ def draw_degradations(config: AugmentConfig, count: int, generator: np.random.Ge
     return Degradations(config.blur_px * blur, config.noise * noise, int(generator.integers(2**31)))
 
 
-def degraded(patches: Float[Tensor, "p 1 s s"], by: Degradations, rows: slice) -> Float[Tensor, "p 1 s s"]:
-    """Patches in [0, 1] with blur, then noise. rows: their rows in the batch for which `by` was drawn."""
+def degrade_patches(patches: Float[Tensor, "p 1 s s"], by: Degradations, rows: slice) -> Float[Tensor, "p 1 s s"]:
+    """Blur patches in [0, 1], then add noise. rows: their rows in the batch for which `by` was drawn."""
     blur = torch.from_numpy(by.blur_px[rows]).to(patches)
-    generator = torch.Generator().manual_seed(by.seed)  # for the whole batch: independent of its split
+    generator = torch.Generator().manual_seed(by.seed)  # for the complete batch: independent of how it is split
     noise = torch.randn((len(by.noise), *patches.shape[1:]), generator=generator)[rows].to(patches)
-    return blurred(patches, blur) + noise * torch.from_numpy(by.noise[rows]).to(patches)[:, None, None, None]
+    return blur_patches(patches, blur) + noise * torch.from_numpy(by.noise[rows]).to(patches)[:, None, None, None]
 
 
-def blurred(patches: Float[Tensor, "p 1 s s"], sigma_px: Float[Tensor, " p"]) -> Float[Tensor, "p 1 s s"]:
+def blur_patches(patches: Float[Tensor, "p 1 s s"], sigma_px: Float[Tensor, " p"]) -> Float[Tensor, "p 1 s s"]:
     """Convolve each patch with its own Gaussian, with repeated borders. Sigma 0 changes nothing."""
     reach = max(1, int(np.ceil(KERNEL_SIGMAS * float(sigma_px.max()))))
     offsets = torch.arange(-reach, reach + 1, device=patches.device, dtype=patches.dtype)

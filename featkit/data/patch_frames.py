@@ -21,7 +21,7 @@ from featkit.core.runtime import capped
 from featkit.core.types import Features
 from featkit.data.keypoint_classes import Detections
 from featkit.data.scene_classes import SceneClasses
-from featkit.features.stage import ExtractConfig, extraction, workers
+from featkit.features.stage import ExtractConfig, extraction_method, workers
 from featkit.images.read import DecodeConfig, DecodedImage, decode
 from featkit.io.artifact import inside
 from featkit.io.features import open_features
@@ -216,7 +216,7 @@ def _dog(
 ) -> Iterator[Features]:
     changes = {"max_num_features": config.max_num_features, "peak_threshold": config.peak_threshold}
     stage = ExtractConfig(features="rootsift", decode=DecodeConfig(resize_max=resize_max))
-    method = extraction(stage, changes, "cpu")
+    method = extraction_method(stage, changes, "cpu")
     count = capped(count)
     with workers(method, count, names) as pool:
         waiting: deque = deque()

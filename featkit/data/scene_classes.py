@@ -265,14 +265,14 @@ def visible_in(
     with np.errstate(invalid="ignore"):
         inside = (views.xy >= 0).all(axis=1) & (views.xy <= (width - 1, height - 1)).all(axis=1)
     chosen = np.flatnonzero(inside)
-    chosen = chosen[_like_direction(tracks, points[chosen], views.directions[chosen], config)]
+    chosen = chosen[_seen_from_similar_direction(tracks, points[chosen], views.directions[chosen], config)]
     visible = np.zeros(len(points), bool)
     chosen = chosen[_at_seen_depth(tracks, image, views, chosen, config)]
     visible[chosen] = True
     return visible
 
 
-def _like_direction(
+def _seen_from_similar_direction(
     tracks: SceneTracks, points: Int[np.ndarray, " n"], directions: Float[np.ndarray, "n 3"], config: ClassesConfig
 ) -> Bool[np.ndarray, " n"]:
     """Whether some image observed the point from a similar direction."""

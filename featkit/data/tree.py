@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from featkit.core.errors import BadInputError, said
+from featkit.core.errors import BadInputError, message_of
 from featkit.images.listing import SUFFIXES
 from featkit.images.read import DecodeConfig, decode
 from featkit.io.artifact import inside
@@ -56,7 +56,9 @@ class FileTree:
         except BadInputError:
             raise
         except Exception as error:  # zipfile and its decompressors raise various errors for a damaged member
-            raise BadInputError(f"{self.where(name)}: cannot be read ({said(error)}); copy the zip again") from None
+            raise BadInputError(
+                f"{self.where(name)}: cannot be read ({message_of(error)}); copy the zip again"
+            ) from None
 
     def text(self, name: str) -> str:
         """A UTF-8 text file. Raises BadInputError."""

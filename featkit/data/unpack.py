@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from featkit.core.config import Bytes, Config, Count, Factor, Runtime
-from featkit.core.errors import BadInputError, FeatkitError, said
+from featkit.core.errors import BadInputError, FeatkitError, message_of
 from featkit.io.artifact import explained, inside, making
 
 CHUNK = 1 << 20
@@ -106,7 +106,9 @@ def _explained(archive: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:  # a disk error; those of gzip and bz2 have no errno
             raise
-        raise BadInputError(f"{archive}: not a complete zip or tar archive ({said(error)}); fetch it again") from None
+        raise BadInputError(
+            f"{archive}: not a complete zip or tar archive ({message_of(error)}); fetch it again"
+        ) from None
 
 
 class _Bounded(io.RawIOBase):

@@ -38,7 +38,7 @@ from featkit.io.atomic import read_json
 from featkit.io.features import open_features
 from featkit.io.foreign_arrays import read_npz
 from featkit.io.shards import write_index
-from featkit.mapping.verify import VerifyConfig, collect, verify_shard
+from featkit.mapping.verify import VerifyConfig, collect_shards, verify_shard
 from featkit.matching import stage as matching
 from featkit.retrieval.retrieve import described
 from featkit.retrieval.vlad import Codebook, VladConfig
@@ -259,7 +259,7 @@ class ExtractTask(Config):
 
     def work(self, items: list[str], output: Path) -> None:
         """See `engine.plan.Task`. If no image can be used, where that is allowed, the shard is an empty store."""
-        method = extraction.extraction(self.config, device=self.device)
+        method = extraction.extraction_method(self.config, device=self.device)
         masks = {} if self.config.masks is None else masks_of(self.config.masks, items)
         with contextlib.suppress(EmptyResultError):
             extraction.run(method, self.images, output, items, masks=masks)
@@ -393,4 +393,4 @@ class VerifyTask(Config):
 
     def join(self, shards: list[Path], output: Path) -> None:
         """Write the pairs of all shards to the database from which they were read."""
-        collect(shards, output)
+        collect_shards(shards, output)

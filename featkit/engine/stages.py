@@ -34,7 +34,7 @@ from featkit.engine.plan import (
 from featkit.engine.ray import run_on_ray
 from featkit.features import stage as extraction
 from featkit.features.base import Extractor
-from featkit.features.stage import ExtractConfig, of_photographs
+from featkit.features.stage import ExtractConfig, with_stage_config
 from featkit.images.listing import list_images
 from featkit.io.artifact import locked
 from featkit.io.features import FeatureStore, open_features
@@ -76,10 +76,10 @@ def extract(
     """
     if engine.name == "local":
         return extraction.run(method, images, output, names, overwrite)
-    method = method if method.stage else of_photographs(method, ExtractConfig())
+    method = method if method.stage else with_stage_config(method, ExtractConfig())
     wanted = extraction.usable_names(method, list_images(images) if names is None else names)
     with locked(output):
-        todo = extraction.waiting(method, images, output, wanted, overwrite)
+        todo = extraction.images_to_extract(method, images, output, wanted, overwrite)
         config = method.config.model_copy(update={"workers": max(1, int(engine.cpus))})
         _run(engine, ExtractTask(config=config, images=images, device=method.device), todo, len(wanted), output)
     with open_features(output) as store:

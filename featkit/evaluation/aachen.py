@@ -24,7 +24,7 @@ from featkit.evaluation.metrics import THRESHOLDS, LocalizationScore, score_loca
 from featkit.evaluation.pictures import seconds_table
 from featkit.evaluation.published import published
 from featkit.features.base import Extractor
-from featkit.features.stage import source_digest
+from featkit.features.stage import file_digest
 from featkit.io.artifact import artifact
 from featkit.io.lists import read_poses, write_pairs
 from featkit.localization.registration import RegistrationConfig
@@ -230,7 +230,7 @@ def read_aachen_tracks(files: AachenFiles) -> Tracks:
 def covisible_list(files: AachenFiles, config: CovisibleConfig, output: Path) -> Path:
     """Write the image pairs of the reference model that share the most points, unless the list is up to date."""
     sources = sorted(files.model.glob("*.bin")) if files.model is not None else [files.nvm]
-    inputs = digest(*(f"{p.name} {source_digest(p)}" for p in sources if p is not None))
+    inputs = digest(*(f"{p.name} {file_digest(p)}" for p in sources if p is not None))
     if artifact(output, config, inputs).up_to_date:
         LOGGER.info("covisible pairs: done already")
         return output

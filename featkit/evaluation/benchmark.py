@@ -28,7 +28,7 @@ from featkit.core.types import Pair
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig
 from featkit.features.base import Extractor
-from featkit.features.stage import ExtractConfig, extraction
+from featkit.features.stage import ExtractConfig, extraction_method
 from featkit.io.lists import write_pairs
 from featkit.matching.stage import Matcher
 
@@ -300,7 +300,7 @@ class ImageBenchmark(Benchmark[Data, Any]):
         Raises UsageError for an unknown name or field.
         """
         stage = ExtractConfig(features=name, **reading)
-        return replace(extraction(stage, changes or {}, self.device), name=label or name)
+        return replace(extraction_method(stage, changes or {}, self.device), name=label or name)
 
     def methods(
         self,

@@ -64,7 +64,7 @@ class Correspondences:
     index1: Int[np.ndarray, " k"]
     error: Float[np.ndarray, " k"]
 
-    def to_be_found(self, rule: MatchingRule) -> int:
+    def num_correspondences(self, rule: MatchingRule) -> int:
         """Maximum number of correct matches under a rule, at which recall is 1.
 
         nearest: features of image 0 with a correct partner. one_to_one: pairs chosen greedily in order of their error,
@@ -133,21 +133,21 @@ def _one_to_one(rows0: torch.Tensor, rows1: torch.Tensor) -> tuple[np.ndarray, n
 
 
 def average_precision_of_matches(
-    distances: Float[np.ndarray, " m"], right: Bool[np.ndarray, " m"], to_be_found: int
+    distances: Float[np.ndarray, " m"], right: Bool[np.ndarray, " m"], num_correspondences: int
 ) -> float:
-    """Area in [0, 1] under the precision-recall curve of matches ranked by distance; 0 if `to_be_found` is 0.
+    """Area in [0, 1] under the precision-recall curve of matches ranked by distance; 0 if `num_correspondences` is 0.
 
     Linear interpolation between the points of the curve, starting at (recall 0, precision 1) (vl_pr's `auc`). Matches
     of equal distance form one step, so that their order does not matter: binary descriptors have many.
     """
-    if to_be_found == 0 or len(distances) == 0:
+    if num_correspondences == 0 or len(distances) == 0:
         return 0.0
     order = np.argsort(distances, kind="stable")
     distances, right = distances[order], np.asarray(right, bool)[order]
     last = np.flatnonzero(np.append(distances[1:] != distances[:-1], True))
     true = np.cumsum(right)[last]
     precision = np.concatenate([[1.0], true / (last + 1)])
-    recall = np.concatenate([[0.0], true / to_be_found])
+    recall = np.concatenate([[0.0], true / num_correspondences])
     return float(np.sum(np.diff(recall) * (precision[1:] + precision[:-1]) / 2))
 
 
@@ -298,7 +298,7 @@ def precision_of_pair(pair: SequencePair, store: FeatureStore, config: OxfordCon
     if first.scales is not None and second.scales is not None:
         judged = {"overlap": by_overlap(first, second, back, config), **judged}
     right = {rule: found.hold(ranking) for rule, found in judged.items()}
-    totals = {rule: found.to_be_found(config.matching) for rule, found in judged.items()}
+    totals = {rule: found.num_correspondences(config.matching) for rule, found in judged.items()}
     return PairPrecision(
         sequence=pair.sequence.name,
         image=pair.number,

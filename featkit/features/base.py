@@ -23,29 +23,29 @@ class Extractor(Protocol):
 
     Config: ClassVar[type[Config]]
     colour: ClassVar[bool]
-    """Whether it takes RGB (h, w, 3) instead of grey (h, w) pixels."""
+    """Whether it needs RGB pixels (h, w, 3) instead of grey ones (h, w)."""
     holds_gil: bool
-    """Whether it holds the GIL while it computes, so that running in parallel needs several processes."""
+    """Whether it holds the GIL while it computes, so that parallel extraction needs several processes."""
     weights_sha256: str
     """SHA-256 of the weights file; "" if there is none."""
 
     def extract(self, pixels: UInt8[np.ndarray, "h w *c"]) -> Features:
-        """Features in the frame of `pixels`: keypoints float32 (n, 2), descriptors (n, d) with unit rows.
+        """Features in the pixels of `pixels`: keypoints float32 (n, 2), descriptors (n, d) with unit rows.
 
         Binary descriptors are packed bits, uint8 (n, bits / 8). `image_size` is the size of `pixels`. An image without
-        texture gives n = 0 with the right d.
+        texture gives n = 0, with the same d.
         """
         ...
 
 
 class TwoSteps(Extractor, Protocol):
-    """An extractor whose first step runs best in many processes and whose second step runs on one device.
+    """An extractor in two steps: detection, which may run in many processes, and description, on one device.
 
     extract(pixels) equals describe(detect(pixels)). The result of `detect` can be pickled.
     """
 
     two_steps: bool
-    """Whether to run the steps separately on the device it was built for."""
+    """Whether to run the steps separately, given the device it was built for."""
 
     def detect(self, pixels: UInt8[np.ndarray, "h w *c"]) -> Any: ...
 
@@ -56,21 +56,21 @@ class DescribesPoints(Extractor, Protocol):
     """An extractor that can describe any detector's keypoints."""
 
     def describe_points(self, pixels: UInt8[np.ndarray, "h w *c"], points: Features) -> Features:
-        """`points` with descriptors, all of them in their order; none for an image that it cannot describe.
+        """Describe given keypoints, in their order. Returns no features for an image that cannot be described.
 
-        points: in the frame of `pixels`, scales and orientations possibly None, descriptors ignored. With its own
-        keypoints it equals `extract`.
+        points: in the pixels of `pixels`; scales and orientations may be None, descriptors are ignored. With the
+        extractor's own keypoints the result equals that of `extract`.
         """
         ...
 
 
 def describes_points(extractor: type[Extractor]) -> bool:
-    """Whether a class of extractors is a `DescribesPoints`."""
+    """Whether an extractor class implements `DescribesPoints`."""
     return hasattr(extractor, "describe_points")
 
 
 def takes_two_steps(extractor: Extractor) -> bool:
-    """Whether one process should describe what others detect."""
+    """Whether detection and description should run separately; see `TwoSteps`."""
     return bool(getattr(extractor, "two_steps", False))
 
 
@@ -78,7 +78,7 @@ def takes_two_steps(extractor: Extractor) -> bool:
 # Binary descriptors: bits packed 8 to a byte, the first one highest (np.packbits), compared by Hamming distance.
 #
 # The product of rows of -1 and +1 counts equal minus unequal bits: distance = (bits - product) / 2, exact in float32.
-# Matrix products are what a CPU and a GPU do fastest, so this beats counting bits without a dedicated kernel.
+# Matrix products are fast on CPUs and GPUs: without a dedicated kernel, counting bits would be slower.
 
 
 BYTE = 8
@@ -95,7 +95,7 @@ def pack_bits(bits: Bool[np.ndarray, "n b"]) -> UInt8[np.ndarray, "n b/8"]:
 
 
 def unpack_signs(packed: UInt8[np.ndarray, "n k"]) -> Float32[np.ndarray, "n 8*k"]:
-    """+1 where a bit is set, -1 where not."""
+    """+1 for bits that are set, -1 for the others."""
     signs = np.unpackbits(packed, axis=1).astype(np.float32)
     signs *= 2.0
     signs -= 1.0

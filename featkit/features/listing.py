@@ -16,7 +16,8 @@ MEASURED = Path(__file__).with_name("measured.yaml")
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """One name. weights: "none needed", "shipped", "here", or how to get them. data: its training data.
+    """Description of one feature or matcher. data: training data. weights: "none needed", "shipped", "here", or the
+    command that fetches them.
 
     measured: by unit, as in measured.yaml; empty if not measured.
     """
@@ -37,7 +38,7 @@ def list_features() -> list[FeatureInfo]:
 
 
 def list_matchers() -> list[FeatureInfo]:
-    """All matchers by name; one with weights for several features has a row for each of them."""
+    """All matchers by name; a matcher with weights for several features has a row for each."""
     rows = []
     for name in config_names("matcher"):
         values: dict[str, Any] = named_config(name)

@@ -38,16 +38,16 @@ class PatchesConfig(Config):
     weights: str = "sdgmnet"
     """Name of weights in weights/manifest.json, or the path of a safetensors file."""
     detector: SiftConfig = SiftConfig()
-    """COLMAP's SIFT options for detection. `upright` skips the orientation; `normalization` has no effect here."""
+    """COLMAP's SIFT options for detection. `upright` skips orientation estimation; `normalization` has no effect."""
     max_keypoints: Count | None = None
-    """Maximum keypoints per image, and the detector's budget. None: the detector's own budget."""
+    """Maximum keypoints per image, which is also the detector's budget. None: the detector's own budget."""
     magnification: Factor = 12.0
     """Side of a patch divided by the keypoint's scale: SIFT's 4 x 4 cells of 3 scales each (Lowe 2004; VLFeat)."""
     cut_px: int = Field(64, ge=0, le=1024)
     """Side of the cropped patches, px, before resizing to the network's input; 0: crop at the network's input size."""
     unscaled_side_px: Later[Pixels] = 64.0
-    """Side of the patch of a given keypoint that has no scale, px of the resized image; upright without an orientation.
-    64 px are cropped as they are."""
+    """Side of the patch of a given keypoint without scale, px of the resized image. Keypoints without orientation have
+    upright patches; upright patches of 64 px are cropped without resampling."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Precision of the network's activations. Half precision needs a GPU, or a CPU that supports it natively."""
     batch_size: Runtime[int] = Field(0, ge=0, le=10**6)
@@ -100,7 +100,7 @@ class Patches:
     def describe(self, detected: DetectedKeypoints) -> Features:
         """Describe detected keypoints."""
 
-        network = self._loaded()
+        network = self._load_network()
         found = detected.keypoints
         assert found.scales is not None
         assert found.oris is not None
@@ -114,9 +114,9 @@ class Patches:
         return replace(found, descriptors=descriptors)
 
     def describe_points(self, pixels: UInt8[np.ndarray, "h w"], points: Features) -> Features:
-        """Given keypoints, described by patches of their scale and orientation; see `DescribesPoints`.
+        """Describe given keypoints by patches with their scales and orientations; see `DescribesPoints`.
 
-        Without scales a patch has `unscaled_side_px`, without orientations it is upright.
+        Without scales the side of a patch is `unscaled_side_px`; without orientations patches are upright.
         """
         ones = np.ones(len(points), np.float32)
         side = self.config.unscaled_side_px / self.config.magnification
@@ -125,7 +125,7 @@ class Patches:
         framed = replace(points, scales=scales, oris=oris)
         return replace(points, descriptors=self.describe(DetectedKeypoints(pixels, framed)).descriptors)
 
-    def _loaded(self) -> FrozenNetwork:
+    def _load_network(self) -> FrozenNetwork:
         with self._loading:
             if self._network is None:
                 device = torch_device(self._device_name)
@@ -135,16 +135,16 @@ class Patches:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Patches -> descriptors: resizing as in training and tests, and the network in batches that fit the cache.
+# Patches -> descriptors: resizing as in training and tests, and the network in batches that fit into the cache.
 
 
-BATCH_SIZES = {"cpu": 32, "cuda": 2048}  # on the CPU the largest map of a batch (4 MB) stays in the cache
+BATCH_SIZES = {"cpu": 32, "cuda": 2048}  # on a CPU, the largest map of a batch (4 MB) fits into the cache
 
 AnyPatches: TypeAlias = PatchArray | KeypointPatches | Tensor
 
 
 def resize_patches(patches: Shaped[Tensor, "n s s"], out_px: int) -> Float[Tensor, "n out out"]:
-    """Patches in [0, 1] at another size, bilinear with half-pixel centres: 64 -> 32 is the mean of 2 x 2 pixels.
+    """Resize patches to [0, 1] values, bilinear with half-pixel centres: 64 -> 32 is the mean of 2 x 2 pixels.
 
     patches: uint8, or floating point in [0, 1].
     """
@@ -163,12 +163,12 @@ def describe_patches(
     batch_size: int = 0,
     precision: Precision = "fp32",
 ) -> Float[np.ndarray, "n d"] | UInt8[np.ndarray, "n d/8"]:
-    """Descriptors of patches (n, s, s): uint8 (memory-mapped too), or floating point in [0, 1].
+    """Descriptors of patches (n, s, s): uint8 (possibly memory-mapped), or floating point in [0, 1].
 
-    Returns float32 with unit rows, or the packed bits (np.packbits) of a binary descriptor: 1 where raw is above 0.
+    Returns float32 with unit rows, or the packed bits (np.packbits) of a binary descriptor: 1 for raw values above 0.
     network: not modified; a FrozenNetwork determines device and precision itself. batch_size: 0 for the default. Every
-    batch is full (the last one is padded with zeros), so on the CPU a patch's descriptor is bit-identical whatever
-    the other patches are; another batch size changes it by rounding (1e-6), as BLAS does.
+    batch is full (the last one is padded with zeros), so on the CPU a patch's descriptor does not depend on the other
+    patches, bit by bit; another batch size changes it by rounding (1e-6) in BLAS.
     """
     if not isinstance(network, FrozenNetwork):
         device = torch_device(device) if isinstance(device, str) else device
@@ -178,15 +178,15 @@ def describe_patches(
     width, kind = (network.dimension // BYTE, np.uint8) if network.is_binary else (network.dimension, np.float32)
     found = np.empty((len(patches), width), kind)
 
-    def work(index: np.ndarray) -> None:
+    def describe(index: np.ndarray) -> None:
         found[index] = _describe_batch(network, patches, index, size)
 
     if network.device.type != "cpu":
         for index in batches:
-            work(index)
+            describe(index)
         return found
-    with _one_batch_per_core(len(batches)) as pool:
-        list(pool.map(work, batches))
+    with _single_core_threads(len(batches)) as pool:
+        list(pool.map(describe, batches))
     return found
 
 
@@ -203,8 +203,8 @@ def _describe_batch(network: FrozenNetwork, patches: AnyPatches, index: np.ndarr
 
 
 @contextmanager
-def _one_batch_per_core(batches: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that each describe one batch on one core: several cores on one batch would wait for each other."""
+def _single_core_threads(batches: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads that use one core each: faster than several cores on one batch, which wait for each other."""
     cores = torch.get_num_threads()
     threads = max(1, min(cores, batches))
     torch.set_num_threads(1)
@@ -216,11 +216,11 @@ def _one_batch_per_core(batches: int) -> Iterator[ThreadPoolExecutor]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A trained patch network for inference: the same function in fewer passes over memory.
+# A trained patch network for inference: the same function with fewer passes over memory.
 #
-# BatchNorm is folded into the convolutions, the last 8x8 convolution is one matrix product, FRN and TLU work in place.
-# Everything is channels-last. On the CPU the maps of a batch of 32 patches stay in the cache, so the convolutions'
-# arithmetic takes nearly all of the time.
+# BatchNorm is folded into the convolutions, the last 8x8 convolution is one matrix product, and FRN and TLU are
+# computed in place. All maps are channels-last. On the CPU the maps of a batch of 32 patches fit into the cache, so
+# nearly all of the time is spent on the arithmetic of the convolutions.
 
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -237,15 +237,15 @@ class ResponseNorm:
     eps: float
 
     def __call__(self, maps: Float[Tensor, "b p c"]) -> Float[Tensor, "b p c"]:
-        """maps: p positions of c channels, contiguous; overwritten and returned."""
+        """Normalise in place. maps: p positions with c channels, contiguous."""
         factor = self.scale * torch.rsqrt(_mean_square(maps) + self.eps)
-        torch.addcmul(self.bias, maps, factor, out=maps)  # computed in float32 and rounded once, whatever maps holds
+        torch.addcmul(self.bias, maps, factor, out=maps)  # computed in float32 and rounded once, for any dtype of maps
         return torch.maximum(maps, self.tau, out=maps)
 
 
 def _mean_square(maps: Float[Tensor, "b p c"]) -> Float[Tensor, "b 1 c"]:
     """Mean over the positions, in float32."""
-    if maps.device.type == "cpu":  # where reducing along a stride is slow, and adding whole rows is not
+    if maps.device.type == "cpu":  # strided reductions are slow on a CPU, adding complete rows is not
         x = maps.float()
         return torch.mul(x, x).sum(1, keepdim=True) / maps.shape[1]
     norm = torch.linalg.vector_norm(maps, dim=1, keepdim=True, dtype=torch.float32)
@@ -274,7 +274,7 @@ class Convolution:
 class FrozenNetwork:
     """A PatchNetwork in eval mode on one device, with a copy of its weights.
 
-    precision: of the maps between layers; a GPU computes float32 convolutions as torch is configured (TF32).
+    precision: of the maps between layers. Float32 convolutions on a GPU follow torch's settings (TF32).
     """
 
     def __init__(self, network: PatchNetwork, device: torch.device, precision: Precision = "fp32"):
@@ -282,7 +282,7 @@ class FrozenNetwork:
         self.is_binary = network.is_binary
         self.device, self.dtype = device, DTYPES[precision]
         self._transformer: nn.Module | None = None
-        if network.transformer is not None:  # 1 % of the arithmetic: kept unchanged, in float32
+        if network.transformer is not None:  # only 1 % of the arithmetic: used as it is, in float32
             self._transformer = copy.deepcopy(network.transformer).to(device).eval()
         self._first: ResponseNorm | None = None
         with torch.no_grad():
@@ -296,7 +296,10 @@ class FrozenNetwork:
             self._last = weight.permute(0, 2, 3, 1).flatten(1).to(device, self.dtype), bias.to(device, self.dtype)
 
     def __call__(self, patches: Float[Tensor, "b s s"]) -> Float[Tensor, "b d"]:
-        """patches: in [0, 1], s = `input_px`. Unit rows; raw values of a binary descriptor (bit: above 0). float32."""
+        """Descriptors with unit rows, or raw values of a binary descriptor (bit: above 0), float32.
+
+        patches: in [0, 1], s = `input_px`.
+        """
         maps = patches[:, None].to(self.device, torch.float32)
         if self._transformer is not None:
             maps = self._transformer(maps)
@@ -316,7 +319,7 @@ class FrozenNetwork:
         convolutions = [layer for layer in trunk.features if isinstance(layer, nn.Conv2d)]
         norms = [layer for layer in trunk.features if isinstance(layer, nn.BatchNorm2d)]
         *parts, last = [
-            (*folded(convolution, norm), convolution.stride[0])
+            (*fold_batch_norm(convolution, norm), convolution.stride[0])
             for convolution, norm in zip(convolutions, norms, strict=True)
         ]
         return [self._convolution(*part, None) for part in parts], last[:2]
@@ -329,7 +332,7 @@ class FrozenNetwork:
             assert convolution.bias is not None
             response_norm = self._response_norm(activation)
             parts.append(self._convolution(convolution.weight, convolution.bias, convolution.stride[0], response_norm))
-        return parts, folded(trunk.last, trunk.norm)
+        return parts, fold_batch_norm(trunk.last, trunk.norm)
 
     def _convolution(self, weight: Tensor, bias: Tensor, stride: int, activation: ResponseNorm | None) -> Convolution:
         copied = weight.to(self.device, self.dtype, copy=True, memory_format=torch.channels_last)
@@ -340,7 +343,9 @@ class FrozenNetwork:
         return ResponseNorm(scale, bias, tau, layer.eps)
 
 
-def folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Float[Tensor, "o i k k"], Float[Tensor, " o"]]:
+def fold_batch_norm(
+    convolution: nn.Conv2d, norm: nn.BatchNorm2d
+) -> tuple[Float[Tensor, "o i k k"], Float[Tensor, " o"]]:
     """Weight and bias equivalent to a bias-free convolution followed by a BatchNorm without affine parameters."""
     assert norm.running_mean is not None
     assert norm.running_var is not None

@@ -1,8 +1,8 @@
 """Published features by other authors: kornia's networks with the authors' weights (weights/catalogue.yaml).
 
-Each class is a configuration, the call of kornia's network, and the conversion from kornia's pixel frame to featkit's.
-kornia keeps only strict maxima of the score map; the best `max_keypoints` of them are kept, as in benchmarks.
-One thread runs the network for all callers; on a GPU, waiting images of the same size form one batch.
+Each class consists of a configuration, the call of kornia's network, and the conversion from kornia's pixel convention
+to featkit's. kornia keeps only strict maxima of the score map; the best `max_keypoints` of them are kept, as in
+benchmarks. One thread runs the network for all callers; on a GPU, waiting images of the same size form one batch.
 
 Papers, licences and training data: weights/catalogue.yaml.
 """
@@ -28,9 +28,9 @@ from featkit.core.errors import BadInputError, UsageError
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features
 from featkit.features.patches import FrozenNetwork, Patches, PatchesConfig
-from featkit.features.published_cpu import CpuAliked, CpuDisk, Found, faster_xfeat
+from featkit.features.published_cpu import CpuAliked, CpuDisk, Found, optimise_xfeat
 from featkit.features.published_networks import kornia_feature, load_network
-from featkit.features.scfeat import OneThread
+from featkit.features.scfeat import NetworkThread
 from featkit.weights.catalogue import load_published, weights_sha256
 from featkit.weights.exchange import published_patch_network
 
@@ -51,7 +51,7 @@ class PublishedConfig(Config):
     precision: Literal["fp32", "fp16"] = "fp32"
     """Precision of the network's convolutions; fp16 needs a GPU (kornia samples wrongly in half precision on CPUs)."""
     max_pixels: Runtime[int] = Field(6_000_000, ge=MIN_SIDE_PX**2, le=10**9)
-    """Maximum pixels of an image; a larger one is refused, because it would take many GB of memory: resize it."""
+    """Maximum pixels of an image. Larger images are refused, because they would take many GB of memory."""
     batch_size: Runtime[int] = Field(8, ge=1, le=10**6)
     """Maximum images of one size per GPU batch, within max_pixels. Changes results only by rounding."""
 
@@ -68,9 +68,9 @@ class PublishedExtractor(ABC):
     def __init__(self, config: Any, device: str = "auto"):
         self.config, self._device_name = config, device
         self._loading = threading.Lock()
-        self._thread: OneThread[np.ndarray] | None = None
+        self._thread: NetworkThread[np.ndarray] | None = None
         self._network: Any = None
-        self._on_cpu: Any = None
+        self._cpu_network: Any = None
         """CPU replacement of kornia's network, with the same results."""
         self._sha256 = ""
         self._device: torch.device | None = None
@@ -84,8 +84,8 @@ class PublishedExtractor(ABC):
         """Arguments of kornia's network."""
         return {}
 
-    def _for_cpu(self) -> Any:
-        """See `_on_cpu`; None to run kornia's network."""
+    def _make_cpu_network(self) -> Any:
+        """The value of `_cpu_network`; None to run kornia's network."""
         return None
 
     @abstractmethod
@@ -111,13 +111,14 @@ class PublishedExtractor(ABC):
 
     def extract_batch(self, images: Sequence[UInt8[np.ndarray, "h w *c"]]) -> list[Features]:
         """Features of several images; consecutive images of the same size are batched on a GPU."""
-        thread = self._ready()
-        waiting = {index: thread.submit(image) for index, image in enumerate(images) if self._usable(image)}
+        thread = self._start_thread()
+        waiting = {index: thread.submit(image) for index, image in enumerate(images) if self._is_usable(image)}
         return [
-            waiting[index].result() if index in waiting else self._none(image) for index, image in enumerate(images)
+            waiting[index].result() if index in waiting else self._no_features(image)
+            for index, image in enumerate(images)
         ]
 
-    def _usable(self, image: np.ndarray) -> bool:
+    def _is_usable(self, image: np.ndarray) -> bool:
         height, width = image.shape[:2]
         if min(height, width) < MIN_SIDE_PX:
             LOGGER.warning(
@@ -132,7 +133,7 @@ class PublishedExtractor(ABC):
             )
         return bool((image != image[0, 0]).any())
 
-    def _none(self, image: np.ndarray) -> Features:
+    def _no_features(self, image: np.ndarray) -> Features:
         height, width = image.shape[:2]
         nothing = np.zeros((0, 2), np.float32), np.zeros((0, self.dimension), np.float32), np.zeros(0, np.float32)
         return self._features(nothing, (width, height))
@@ -149,7 +150,7 @@ class PublishedExtractor(ABC):
                 self._network = load_network(self.network_name, weights, **self._options())
                 self._sha256 = weights.sha256
 
-    def _ready(self) -> OneThread[np.ndarray]:
+    def _start_thread(self) -> NetworkThread[np.ndarray]:
         """The thread that runs the network on its device."""
 
         config = self.config
@@ -160,13 +161,13 @@ class PublishedExtractor(ABC):
                 if config.precision == "fp16" and self._device.type == "cpu":
                     raise UsageError(f"{self.network_name}: precision fp16 is for a GPU; use fp32 with --device cpu")
                 self._network.to(self._device)
-                self._on_cpu = self._for_cpu() if self._device.type == "cpu" else None
+                self._cpu_network = self._make_cpu_network() if self._device.type == "cpu" else None
                 at_once = config.batch_size if self._device.type != "cpu" else 1
-                self._thread = OneThread(self._run, at_once, config.max_pixels)
+                self._thread = NetworkThread(self._run_batch, at_once, config.max_pixels)
             return self._thread
 
-    def _run(self, images: list[np.ndarray]) -> list[Features]:
-        """Images of one size, in the network's thread."""
+    def _run_batch(self, images: list[np.ndarray]) -> list[Features]:
+        """Features of images of one size. Runs in the network's thread."""
 
         assert self._device is not None
         height, width = images[0].shape[:2]
@@ -174,7 +175,7 @@ class PublishedExtractor(ABC):
             pixels = torch.from_numpy(np.stack(images)).to(self._device)
             pixels = pixels.permute(0, 3, 1, 2) if self.colour else pixels[:, None]
             found = self._detect(pixels.float().contiguous() / 255)
-        return [self._features((_array(a), _array(b), _array(c)), (width, height)) for a, b, c in found]
+        return [self._features((_to_numpy(a), _to_numpy(b), _to_numpy(c)), (width, height)) for a, b, c in found]
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         assert self._device is not None
@@ -187,7 +188,7 @@ class AlikedConfig(PublishedConfig):
     network: Literal["aliked-n16", "aliked-n16rot", "aliked-n32", "aliked-t16"] = "aliked-n16"
     """Network: n16, n32: 16 or 32 sampling positions per descriptor; n16rot: for rotated images; t16: smallest."""
     threshold: Share = Field(0.0, lt=1)
-    """Minimum score; 0: the best `max_keypoints`, whatever their score. Authors: 0.2, and at most 5,000 keypoints."""
+    """Minimum score; 0: the best `max_keypoints`, regardless of score. Authors: 0.2, and at most 5,000 keypoints."""
     nms_radius: int = Field(2, ge=1, le=1023)
     """Radius of non-maximum suppression, px (authors' code: 2)."""
 
@@ -215,12 +216,12 @@ class Aliked(PublishedExtractor):
             "nms_radius": config.nms_radius,
         }
 
-    def _for_cpu(self) -> CpuAliked:
+    def _make_cpu_network(self) -> CpuAliked:
         return CpuAliked(self._network)
 
     def _detect(self, images: Tensor) -> list[Found]:
-        if self._on_cpu is not None:
-            return [self._on_cpu(image[None]) for image in images]
+        if self._cpu_network is not None:
+            return [self._cpu_network(image[None]) for image in images]
         return [(one.keypoints, one.descriptors, one.keypoint_scores) for one in self._network(images)]
 
 
@@ -228,7 +229,7 @@ class DiskConfig(PublishedConfig):
     """DISK (Tyszkiewicz et al. 2020), with the weights trained with depth supervision."""
 
     threshold: Number = 0.0
-    """Minimum score, a logit. Authors: none; the best of the maxima above 0 are kept here, as in kornia and hloc."""
+    """Minimum score (a logit). Authors: none; here the best maxima above 0 are kept, as in kornia and hloc."""
     nms_radius: int = Field(2, ge=1, le=1023)
     """Radius of non-maximum suppression, px (authors: a window of 5 px)."""
 
@@ -239,14 +240,14 @@ class Disk(PublishedExtractor):
     Config: ClassVar[type[Config]] = DiskConfig
     network_name = "disk"
 
-    def _for_cpu(self) -> CpuDisk:
+    def _make_cpu_network(self) -> CpuDisk:
         return CpuDisk(self._network)
 
     def _detect(self, images: Tensor) -> list[Found]:
         config = self.config
-        if self._on_cpu is not None:
+        if self._cpu_network is not None:
             limits = config.max_keypoints, config.nms_radius, config.threshold
-            return [self._on_cpu(image[None], *limits) for image in images]
+            return [self._cpu_network(image[None], *limits) for image in images]
         found = self._network(
             images,
             n=config.max_keypoints,
@@ -261,7 +262,7 @@ class XfeatConfig(PublishedConfig):
     """XFeat (Potje et al. 2024). Non-maximum suppression uses a fixed window of 5 x 5 px."""
 
     threshold: Share = Field(0.05, lt=1)
-    """Minimum value of the keypoint map (authors' code: 0.05, and the best 4096)."""
+    """Minimum value in the keypoint map (authors' code: 0.05, and the best 4096)."""
 
 
 class Xfeat(PublishedExtractor):
@@ -274,8 +275,8 @@ class Xfeat(PublishedExtractor):
     def _options(self) -> dict[str, Any]:
         return {"top_k": self.config.max_keypoints, "detection_threshold": self.config.threshold}
 
-    def _for_cpu(self) -> None:
-        faster_xfeat(self._network)
+    def _make_cpu_network(self) -> None:
+        optimise_xfeat(self._network)
 
     def _detect(self, images: Tensor) -> list[Found]:
         scale = images.new_tensor([max(1.0, side // 32) * 32 / side for side in (images.shape[3], images.shape[2])])
@@ -287,7 +288,7 @@ class Xfeat(PublishedExtractor):
 class DedodeConfig(PublishedConfig):
     """DeDoDe (Edstedt et al. 2024), detector L of the second version, descriptor B.
 
-    It has neither a threshold nor non-maximum suppression: the authors take the best pixels of a density-equalised map.
+    There is no threshold and no non-maximum suppression: the authors take the best pixels of a density-equalised map.
     """
 
 
@@ -337,9 +338,9 @@ class KeynetHardnet(PublishedExtractor):
         filled = feature.laf_is_filled(frames)[0]
         frames = frames[:, filled]
         scales = feature.get_laf_scale(frames)[0, :, 0, 0]
-        turns = -torch.deg2rad(feature.get_laf_orientation(frames)[0, :, 0])  # kornia counts counter-clockwise
+        oris = -torch.deg2rad(feature.get_laf_orientation(frames)[0, :, 0])  # kornia's are counter-clockwise
         corner = 0.5 * scales / KEYNET_SCALE - 0.5  # kornia scales a level's pixel indices, not pixel centres
-        keypoints = torch.cat([frames[0, :, :, 2] + corner[:, None], scales[:, None], turns[:, None]], dim=1)
+        keypoints = torch.cat([frames[0, :, :, 2] + corner[:, None], scales[:, None], oris[:, None]], dim=1)
         return keypoints, descriptors[0, filled], responses[0, filled]
 
     def _features(self, arrays: tuple[np.ndarray, np.ndarray, np.ndarray], image_size: tuple[int, int]) -> Features:
@@ -370,7 +371,7 @@ class DogHardnet(Patches):
 
         return weights_sha256(self.network_name, self.config.weights)
 
-    def _loaded(self) -> FrozenNetwork:
+    def _load_network(self) -> FrozenNetwork:
         with self._loading:
             if self._network is None:
                 device = torch_device(self._device_name)
@@ -382,11 +383,11 @@ class DogHardnet(Patches):
 
 @contextlib.contextmanager
 def _exact_float32() -> Iterator[None]:
-    """Full float32 convolutions: cuDNN uses TF32 (10-bit mantissa) otherwise."""
+    """Convolutions in full float32; cuDNN would use TF32 (10-bit mantissa) otherwise."""
 
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
 
 
-def _array(values: Tensor) -> np.ndarray:
+def _to_numpy(values: Tensor) -> np.ndarray:
     return values.float().cpu().numpy()

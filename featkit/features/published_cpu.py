@@ -1,4 +1,4 @@
-"""ALIKED, DISK and XFeat on a CPU: the results of kornia's networks to rounding, in a third of the time or less.
+"""ALIKED, DISK and XFeat on a CPU: the results of kornia's networks up to rounding, in at most a third of the time.
 
 Nothing is approximated. Descriptors are computed only at keypoints (for DISK, that avoids four fifths of the
 arithmetic); maps are channels-last, so that a pixel is one row of memory and bilinear sampling is a weighted
@@ -27,19 +27,19 @@ class CpuAliked:
 
     def __init__(self, network: Any):
         blocks = (network.block1, network.block2, network.block3, network.block4)
-        self._blocks = [[_fused(b.conv1, b.bn1), _fused(b.conv2, b.bn2)] for b in blocks]
-        self._shortcuts = [_last(block.downsample) for block in blocks[1:]]
+        self._blocks = [[_fold_batch_norm(b.conv1, b.bn1), _fold_batch_norm(b.conv2, b.bn2)] for b in blocks]
+        self._shortcuts = [_channels_last(block.downsample) for block in blocks[1:]]
         convs = (network.conv1, network.conv2, network.conv3, network.conv4)
-        self._levels = [_as_rows(conv.weight) for conv in convs]
+        self._levels = [_weight_rows(conv.weight) for conv in convs]
         first, *rest = [layer for layer in network.score_head if isinstance(layer, nn.Conv2d)]
-        self._score_parts = _as_rows(first.weight).split(self._levels[0].shape[1])
-        self._score_rest = [_last(conv) for conv in rest]
+        self._score_parts = _weight_rows(first.weight).split(self._levels[0].shape[1])
+        self._score_rest = [_channels_last(conv) for conv in rest]
         self._keypoints = network.dkd
         head = network.desc_head
         offsets, _, self._offset_last = head.offset_conv
-        self._offset_weight, self._offset_bias = _as_rows(offsets.weight), offsets.bias.detach()
+        self._offset_weight, self._offset_bias = _weight_rows(offsets.weight), offsets.bias.detach()
         self._window, self._positions = offsets.kernel_size[0], head.n_pos
-        self._sample_weight = _as_rows(head.sf_conv.weight)
+        self._sample_weight = _weight_rows(head.sf_conv.weight)
         self._gathering = head.agg_weights.detach().flatten(0, 1)
 
     def __call__(self, image: Float[Tensor, "1 3 h w"]) -> Found:
@@ -48,13 +48,13 @@ class CpuAliked:
         down, across = -height % self.STRIDE_PX, -width % self.STRIDE_PX
         top, left = down // 2, across // 2
         padding = (left, across - left, top, down - top)
-        levels = self._pyramid(_last(F.pad(image, padding, mode="replicate")))
+        levels = self._pyramid(_channels_last(F.pad(image, padding, mode="replicate")))
         scores = self._scores(levels)[top : top + height, left : left + width].contiguous()
         keypoints, values = self._detect(scores)
         return keypoints, self._describe(UnitMap(levels, (top, left, height, width)), keypoints), values
 
     def _pyramid(self, image: Float[Tensor, "1 3 h w"]) -> list[Float[Tensor, "1 c h2 w2"]]:
-        """A quarter of the feature map's channels each, at 1, 1/2, 1/8 and 1/32 of the resolution."""
+        """Four maps with a quarter of the channels each, at 1, 1/2, 1/8 and 1/32 of the resolution."""
         first, second = self._blocks[0]
         x = F.selu_(second(F.selu_(first(image))))
         levels = [F.selu_(_pointwise(x, self._levels[0]))]
@@ -70,25 +70,25 @@ class CpuAliked:
         parts = [_pointwise(level, weight) for level, weight in zip(levels, self._score_parts, strict=True)]
         logits = parts[0]
         for part in parts[1:]:
-            logits += _enlarged(part, logits.shape[2] // part.shape[2])
+            logits += _upsample(part, logits.shape[2] // part.shape[2])
         for conv in self._score_rest:
             logits = conv(F.selu_(logits))
         return logits[0, 0].sigmoid_()
 
     def _detect(self, scores: Float[Tensor, "h w"]) -> tuple[Float[Tensor, "n 2"], Float[Tensor, " n"]]:
-        """Soft maxima around the strict maxima, best first without a threshold (kornia's DKD)."""
+        """Soft maxima around the strict maxima (kornia's DKD); best first if there is no threshold."""
         radius, width = self._keypoints.radius, scores.shape[1]
         index = torch.nonzero(strict_maxima(scores, radius).flatten())[:, 0]
-        index = self._chosen(scores, index)
+        index = self._select(scores, index)
         pixels = torch.stack([index % width, index // width], dim=1)
         grid = self._keypoints.hw_grid
         steps = (grid[:, 1] * width + grid[:, 0]).long()
         patches = scores.flatten()[index[:, None] + steps]
         weights = ((patches - patches.amax(1, keepdim=True)) / self._keypoints.temperature).exp_()
         points = pixels + weights @ grid / weights.sum(1, keepdim=True)
-        return points, sampled(scores[..., None], points)[:, 0]
+        return points, sample_bilinear(scores[..., None], points)[:, 0]
 
-    def _chosen(self, scores: Float[Tensor, "h w"], maxima: Int[Tensor, " m"]) -> Int[Tensor, " n"]:
+    def _select(self, scores: Float[Tensor, "h w"], maxima: Int[Tensor, " m"]) -> Int[Tensor, " n"]:
         """The best maxima above the threshold, if one is set (above the mean if none exceeds the threshold)."""
         keypoints, values = self._keypoints, scores.flatten()[maxima]
         if keypoints.top_k > 0:
@@ -105,18 +105,20 @@ class CpuAliked:
         """The descriptor head (SDDH): each keypoint's sampling positions, then a weighted sum over them."""
         height, width = features.height, features.width
         last = points.new_tensor([width - 1, height - 1])
-        points = ((points / last * 2 - 1) / 2 + 0.5) * last  # rounded as in kornia: a patch's corner may depend on it
+        points = (
+            (points / last * 2 - 1) / 2 + 0.5
+        ) * last  # same rounding as kornia: a patch's corner may depend on it
         patches = self._patches(features, points.long())
         offsets = torch.addmm(self._offset_bias, patches, self._offset_weight)
         offsets = self._offset_last(F.selu_(offsets)[:, :, None, None])[:, :, 0, 0]
         reach = max(height, width) / 4
         offsets = offsets.clamp_(-reach, reach).view(-1, 2, self._positions).transpose(1, 2)
-        found = features.at(*corners((points[:, None] + offsets).reshape(-1, 2), height, width))
+        found = features.at(*bilinear_corners((points[:, None] + offsets).reshape(-1, 2), height, width))
         found = F.selu_(found @ self._sample_weight)
         return F.normalize(found.view(len(points), self._positions * features.dimension) @ self._gathering, dim=1)
 
     def _patches(self, features: UnitMap, pixels: Int[Tensor, "n 2"]) -> Float[Tensor, "n k*k*d"]:
-        """Squares of k x k pixels, shifted inside the map (kornia leaves out the last row and column)."""
+        """Squares of k x k pixels, shifted to be inside the map (kornia excludes the last row and column)."""
         size = self._window
         corner = (pixels - size / 2 + 1).long()
         steps = torch.arange(size)
@@ -141,9 +143,9 @@ class UnitMap:
         self._lines, self._places = [], []
         squares = torch.zeros((full_height, self._full_width))
         for level in levels:
-            lines = _enlarged_across(level, self._full_width)
+            lines = _upsample_horizontally(level, self._full_width)
             own = torch.linalg.vector_norm(lines, dim=2).square_()
-            low, share = self._between(len(lines), full_height)
+            low, share = self._line_positions(len(lines), full_height)
             high = (low + 1).clamp_max_(len(lines) - 1)
             if len(lines) == full_height:
                 squares += own
@@ -171,7 +173,7 @@ class UnitMap:
         return torch.cat(found, dim=1)
 
     @staticmethod
-    def _between(lines: int, height: int) -> tuple[Int[Tensor, " h"], Float[Tensor, " h"]]:
+    def _line_positions(lines: int, height: int) -> tuple[Int[Tensor, " h"], Float[Tensor, " h"]]:
         """Index of the line above each of `height` rows, and the row's distance below it."""
         if lines == height:
             return torch.arange(height), torch.zeros(height)
@@ -180,7 +182,7 @@ class UnitMap:
         return low, place - low
 
 
-def _enlarged_across(level: Float[Tensor, "1 c h w"], width: int) -> Float[Tensor, "h w2 c"]:
+def _upsample_horizontally(level: Float[Tensor, "1 c h w"], width: int) -> Float[Tensor, "h w2 c"]:
     if level.shape[3] == width:
         return level[0].permute(1, 2, 0)
     wide = F.interpolate(level, size=(level.shape[2], width), mode="bilinear", align_corners=True)
@@ -193,12 +195,12 @@ LEAST_NORM = 1e-12
 
 
 class DeformableConv:
-    """A convolution whose taps are displaced by offsets from another convolution (Dai et al. 2017; v1, unmodulated)."""
+    """A convolution with taps displaced by offsets from another convolution (Dai et al. 2017; v1, unmodulated)."""
 
     def __init__(self, conv: Any, norm: nn.Module):
         fused = fuse_conv_bn_eval(conv.regular_conv, norm)
-        self._offsets, self._kernel = _last(conv.offset_conv), fused.kernel_size[0]
-        self._weight, self._bias = _as_rows(fused.weight), fused.bias.detach()
+        self._offsets, self._kernel = _channels_last(conv.offset_conv), fused.kernel_size[0]
+        self._weight, self._bias = _weight_rows(fused.weight), fused.bias.detach()
 
     def __call__(self, maps: Float[Tensor, "1 i h w"]) -> Float[Tensor, "1 o h w"]:
         height, width = maps.shape[2:]
@@ -209,7 +211,7 @@ class DeformableConv:
         taps = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).view(-1, 2)
         own = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), dim=-1)
         points = own[:, :, None] + taps + offsets
-        values = sampled(maps[0].permute(1, 2, 0).contiguous(), points.view(-1, 2))
+        values = sample_bilinear(maps[0].permute(1, 2, 0).contiguous(), points.view(-1, 2))
         found = torch.addmm(self._bias, values.view(height * width, -1), self._weight)
         return found.view(1, height, width, -1).permute(0, 3, 1, 2)
 
@@ -220,26 +222,26 @@ class CpuDisk:
     STRIDE_PX = 16
 
     def __init__(self, network: Any):
-        self._down = [(_norm(block[1]), block[1][3]) for block in network.unet.path_down]
+        self._down = [(_norm_and_activation(block[1]), block[1][3]) for block in network.unet.path_down]
         ups = [block.conv for block in network.unet.path_up]
-        self._up = [(_norm(block), block[3]) for block in ups[:-1]]
-        self._last_norm, last = _norm(ups[-1]), ups[-1][3]
+        self._up = [(_norm_and_activation(block), block[3]) for block in ups[:-1]]
+        self._last_norm, last = _norm_and_activation(ups[-1]), ups[-1][3]
         self._dimension, self._kernel = network.desc_dim, last.kernel_size[0]
         for _, conv in (*self._down, *self._up):
-            _last(conv)
+            _channels_last(conv)
         weight, bias = last.weight.detach(), last.bias.detach()
-        self._weight, self._bias = _as_rows(weight[: self._dimension]), bias[: self._dimension]
+        self._weight, self._bias = _weight_rows(weight[: self._dimension]), bias[: self._dimension]
         self._heat_weight = weight[self._dimension].flatten(1).contiguous()  # (i, k * k)
         self._heat_bias = bias[self._dimension]
 
     def __call__(self, image: Float[Tensor, "1 3 h w"], count: int, radius: int, threshold: float) -> Found:
-        """Keypoints at whole pixels in row-major order, descriptors with unit rows, scores (logits).
+        """Keypoints at integer pixels in row-major order, descriptors with unit rows, scores (logits).
 
-        count: maximum keypoints, the best ones. radius: of the window in which a keypoint is the strict maximum, px.
+        count: maximum number of keypoints. radius: of the window in which a keypoint is the strict maximum, px.
         """
         height, width = image.shape[2:]
         down, across = -height % self.STRIDE_PX, -width % self.STRIDE_PX
-        rows = self._rows(_last(F.pad(image, (0, across, 0, down))))
+        rows = self._rows(_channels_last(F.pad(image, (0, across, 0, down))))
         heat = self._heat(rows)[:height, :width]
         index = torch.nonzero((strict_maxima(heat, radius) & (heat > threshold)).flatten())[:, 0]
         values = heat.flatten()[index]
@@ -256,11 +258,11 @@ class CpuDisk:
             maps.append(conv(norm(given)))
         x, *sides = maps[::-1]
         for (norm, conv), side in zip(self._up, sides, strict=False):
-            x = conv(norm(torch.cat([_doubled(x), side], dim=1)))
-        return self._last_norm(torch.cat([_doubled(x), sides[len(self._up)]], dim=1))[0].permute(1, 2, 0)
+            x = conv(norm(torch.cat([_upsample_twice(x), side], dim=1)))
+        return self._last_norm(torch.cat([_upsample_twice(x), sides[len(self._up)]], dim=1))[0].permute(1, 2, 0)
 
     def _heat(self, rows: Float[Tensor, "h w c"]) -> Float[Tensor, "h w"]:
-        """The score channel of the last convolution: all taps of a pixel by one product, then shifted and summed."""
+        """The score channel of the last convolution: one product for all taps, then a sum of shifted maps."""
         height, width, _ = rows.shape
         margin = self._kernel // 2
         heat = rows.new_full((height + 2 * margin, width + 2 * margin), float(self._heat_bias))
@@ -285,7 +287,7 @@ class CpuDisk:
         return F.normalize(torch.addmm(self._bias, patches.view(len(pixels), len(self._weight)), self._weight), dim=1)
 
 
-def faster_xfeat(network: Any) -> None:
+def optimise_xfeat(network: Any) -> None:
     """Fold the batch norms of kornia's `XFeat` into its convolutions, in place, and use channels-last maps."""
     for module in network.net.modules():
         layers = getattr(module, "layer", None)
@@ -298,14 +300,14 @@ def faster_xfeat(network: Any) -> None:
 # Shared helpers.
 
 
-def sampled(rows: Float[Tensor, "h w c"], points: Float[Tensor, "n 2"]) -> Float[Tensor, "n c"]:
+def sample_bilinear(rows: Float[Tensor, "h w c"], points: Float[Tensor, "n 2"]) -> Float[Tensor, "n c"]:
     """Bilinear values of a map at points (x, y) in pixels, zero outside it."""
     height, width, _ = rows.shape
-    x, y, weights = corners(points, height, width)
+    x, y, weights = bilinear_corners(points, height, width)
     return F.embedding_bag(y * width + x, rows.flatten(0, 1), per_sample_weights=weights, mode="sum")
 
 
-def corners(
+def bilinear_corners(
     points: Float[Tensor, "n 2"], height: int, width: int
 ) -> tuple[Int[Tensor, "n 4"], Int[Tensor, "n 4"], Float[Tensor, "n 4"]]:
     """x, y and bilinear weights of the four pixels around each point; pixels outside the map have weight 0."""
@@ -344,21 +346,21 @@ def strict_maxima(scores: Float[Tensor, "h w"], radius: int) -> Bool[Tensor, "h 
     return found
 
 
-def _last(module: Any) -> Any:
+def _channels_last(module: Any) -> Any:
     """A tensor or a module in channels-last layout."""
     if isinstance(module, Tensor):
         return module.contiguous(memory_format=torch.channels_last)
     return module.to(memory_format=torch.channels_last)
 
 
-def _fused(conv: Any, norm: nn.Module) -> Any:
+def _fold_batch_norm(conv: Any, norm: nn.Module) -> Any:
     """A convolution with its batch norm folded in, in float32."""
     if hasattr(conv, "offset_conv"):
         return DeformableConv(conv, norm)
-    return _last(fuse_conv_bn_eval(conv, norm))
+    return _channels_last(fuse_conv_bn_eval(conv, norm))
 
 
-def _as_rows(weight: Float[Tensor, "o i k k"]) -> Float[Tensor, "k*k*i o"]:
+def _weight_rows(weight: Float[Tensor, "o i k k"]) -> Float[Tensor, "k*k*i o"]:
     """Weights of a convolution, for products with channels-last patches."""
     return weight.detach().permute(2, 3, 1, 0).flatten(0, 2).contiguous()
 
@@ -371,16 +373,16 @@ def _pointwise(maps: Float[Tensor, "1 i h w"], weight: Float[Tensor, "i o"]) -> 
     )
 
 
-def _enlarged(maps: Float[Tensor, "1 c h w"], factor: int) -> Float[Tensor, "1 c h2 w2"]:
+def _upsample(maps: Float[Tensor, "1 c h w"], factor: int) -> Float[Tensor, "1 c h2 w2"]:
     """Bilinear upsampling with aligned corners."""
     return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=True)
 
 
-def _doubled(maps: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 c 2*h 2*w"]:
+def _upsample_twice(maps: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 c 2*h 2*w"]:
     return F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
 
 
-def _norm(block: Any) -> Any:
+def _norm_and_activation(block: Any) -> Any:
     """Instance norm and PReLU of a block of DISK, in place; a no-op for its first block."""
     norm, gate = block[0], block[1]
     if not isinstance(norm, nn.InstanceNorm2d):

@@ -1,4 +1,4 @@
-"""Published networks as implemented in kornia: built without its downloads, loaded with checked tensors.
+"""Published networks as implemented in kornia, built without downloads and loaded with checked tensors.
 
 `load_network(name)` loads a network of the catalogue (weights/catalogue.yaml) with exactly its tensors.
 """
@@ -17,7 +17,7 @@ from featkit.weights.catalogue import PublishedWeights
 from featkit.weights.files import fill
 
 CONSTANTS = ("dkd.hw_grid", "confidence_thresholds")
-"""Buffers of kornia's that a file may lack: they do not depend on training."""
+"""Buffers that a weights file may lack, since they do not depend on training."""
 ALIKED_NETWORKS = ("aliked-n16", "aliked-n16rot", "aliked-n32", "aliked-t16")
 LIGHTGLUE_NETWORKS = {
     "aliked-lightglue": "aliked",
@@ -26,7 +26,7 @@ LIGHTGLUE_NETWORKS = {
     "sift-lightglue": "sift",
     "doghardnet-lightglue": "doghardnet",
 }
-"""Matchers, and the row of kornia's table (`LightGlue.features`) with the settings for each."""
+"""Matchers, with the row of kornia's table (`LightGlue.features`) that has their settings."""
 KORNIA_NAMES = {
     **dict.fromkeys(ALIKED_NETWORKS, "ALIKED"),
     **dict.fromkeys(LIGHTGLUE_NETWORKS, "LightGlue"),
@@ -36,7 +36,7 @@ KORNIA_NAMES = {
     "keynet-hardnet": "KeyNetDetector",
     "doghardnet": "HardNet",
 }
-"""kornia's name for each."""
+"""kornia's class names."""
 
 
 def load_network(name: str, weights: PublishedWeights, **options: Any) -> nn.Module:
@@ -45,7 +45,7 @@ def load_network(name: str, weights: PublishedWeights, **options: Any) -> nn.Mod
     Raises UsageError without kornia, BadInputError for missing, unexpected, misshapen or non-finite tensors.
     """
 
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, then replaced
+    with torch.random.fork_rng(devices=[]):  # initial weights are random, then replaced
         network = build(name, **options)
     inner = network.net if name == "xfeat" else network  # the module whose tensors are in the authors' file
     own = inner.state_dict()
@@ -56,7 +56,7 @@ def load_network(name: str, weights: PublishedWeights, **options: Any) -> nn.Mod
 
 
 def build(name: str, **options: Any) -> nn.Module:
-    """kornia's network with random weights. options: of kornia's class, if it has any. Raises UsageError."""
+    """kornia's network with random weights. options: arguments of kornia's class. Raises UsageError."""
     feature = kornia_feature(KORNIA_NAMES[name])
     if name in ALIKED_NETWORKS:
         return feature.ALIKED(name, **options)
@@ -79,13 +79,13 @@ def kornia_feature(*names: str) -> Any:
         raise UsageError(f"published networks run on kornia ({error}); pip install 'featkit[published]'") from None
     if lacking := [name for name in names if not hasattr(module, name)]:
         raise UsageError(
-            f"this kornia has no {lacking[0]}; it takes kornia 0.9 and Python 3.11: pip install 'featkit[published]'"
+            f"this kornia has no {lacking[0]}; kornia 0.9 and Python 3.11 are needed: pip install 'featkit[published]'"
         )
     return module
 
 
 def _dedode(feature: Any, half: bool = False) -> nn.Module:
-    """Built without its initial weights: kornia also draws VGG's classifier, 124 million values, and discards them."""
+    """DeDoDe without random initial weights: kornia also draws, and drops, 124 million values of VGG's classifier."""
     from kornia.enhance import Normalize
 
     precision = torch.float16 if half else torch.float32
@@ -101,14 +101,14 @@ def _dedode(feature: Any, half: bool = False) -> nn.Module:
 
 
 def _keynet_hardnet(feature: Any, num_features: int = 2048, score_threshold: float = 0.0) -> nn.Module:
-    """kornia's KeyNetHardNet, whose constructor downloads."""
+    """kornia's KeyNetHardNet without its constructor, which downloads weights."""
     orienter = feature.LAFOrienter(angle_detector=feature.OriNet(pretrained=False))
     detector = feature.KeyNetDetector(False, num_features, ori_module=orienter, score_threshold=score_threshold)
     return feature.LocalFeature(detector, feature.LAFDescriptor(feature.HardNet(pretrained=False)))
 
 
 def _lightglue(feature: Any, row: str) -> nn.Module:
-    """kornia's LightGlue with the settings of a row of its table. The global kernel setting it changes is restored."""
+    """kornia's LightGlue with the settings of a row of its table. Restores the global kernel setting it changes."""
     settings = {key: value for key, value in feature.LightGlue.features[row].items() if key != "weights"}
     before = torch.backends.cuda.flash_sdp_enabled()
     network = feature.LightGlue(features=None, flash=False, **settings)
@@ -117,8 +117,8 @@ def _lightglue(feature: Any, row: str) -> nn.Module:
 
 
 def _lightglue_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename to kornia's names. Older files number the blocks of each kind; DISK's has an unused number per layer,
-    `r`; XFeat's contains the extractor as well."""
+    """Rename tensors as in kornia. Older files number the blocks of each kind; DISK's has an unused `r` per layer;
+    XFeat's contains the extractor too."""
     matcher = {key.removeprefix("matcher."): value for key, value in tensors.items() if key.startswith("matcher.")}
     block = re.compile(r"^(self_attn|cross_attn)\.(\d+)\.")
     renamed = {block.sub(r"transformers.\2.\1.", key): value for key, value in (matcher or tensors).items()}

@@ -1,7 +1,7 @@
 """SCFeat (Sun, Zhu, Ji 2022): keypoints and descriptors from one network (section III-E).
 
-An image is padded to multiples of 16 px by repeating its last column and row; keypoints are detected only inside the
-image. Other detectors' keypoints are described from the same dense map. One thread runs the network for all callers,
+Images are padded to multiples of 16 px by repeating the last column and row; keypoints are detected only inside the
+image. Keypoints of other detectors are described from the same dense map. One thread runs the network for all callers,
 with all cores or the GPU; on a GPU, waiting images of the same size form one batch.
 """
 
@@ -48,24 +48,26 @@ class ScfeatConfig(Config):
     threshold: FactorOrZero = 1.0
     """Minimum score, eps_s (IV-B: 1.0; 0.5 for night queries)."""
     nms_window: int = Field(3, ge=1, le=1023)
-    """Side of the non-maximum suppression window, px, odd; 1: no suppression. The paper's N x N read as a
-    radius is 2 N + 1 (1 on HPatches: 3); as a side it is N: docs/scfeat.md."""
+    """Side of the non-maximum suppression window, px, odd; 1: no suppression. If the paper's N x N means a radius, this
+    is 2 N + 1 (3 for its 1 on HPatches); if it means a side, N: docs/scfeat.md."""
     border_px: int = Field(1, ge=0, le=2**16)
     """Width of the image border without keypoints, px (authors' code)."""
     min_keypoints: CountOrZero = 0
-    """Minimum keypoints, filled up with the best maxima below the threshold (authors' code: 128; paper: none)."""
+    """Minimum keypoints, reached by adding the best maxima below the threshold (authors' code: 128; paper: none)."""
     refine: bool = True
-    """Refine keypoints to subpixel positions: the mean of 3 x 3 px weighted by their scores (authors' code)."""
+    """Refine keypoints to subpixel positions by the score-weighted mean of 3 x 3 px (authors' code)."""
     descriptor_map: Literal["fused", "normalised"] = "fused"
-    """Map to sample: fused: before the bridge, "w/ pruning" (III-E); normalised: after it, "w/o pruning" (Tab. III)."""
+    """Map that descriptors are sampled from: fused: before the bridge, "w/ pruning" (III-E); normalised: after it,
+    "w/o pruning" (Tab. III)."""
     normalisation: Literal["l2", "fusion"] = "l2"
-    """Descriptor normalisation: eq. 22, or eq. 25 with m = 4 (one more value, so that rows have length 1)."""
+    """Descriptor normalisation: l2: eq. 22; fusion: eq. 25 with m = 4, plus one value, so that rows have length 1."""
     turns: Literal[1, 4] = 1
-    """Rotations to describe; 4: 0, 90, 180 and 270 degrees, concatenated in one row, of which the matcher finds the
-    rotation between two images: for images that are not all upright, in four times the time."""
+    """Number of image rotations to describe; 4: 0, 90, 180 and 270 degrees, concatenated in one row, from which the
+    matcher finds the rotation between two images. For images that are not all upright; takes four times as long."""
     scales: Later[tuple[Annotated[float, Field(ge=0.05, le=4)], ...]] = Field((1.0,), min_length=1, max_length=16)
-    """Sizes at which an image is searched and described, as fractions of its own; the best keypoints of all are kept.
-    Several, as (1, 0.71, 0.5): for photographs from different distances. Every size has a different value."""
+    """Image scales at which keypoints are detected and described, as fractions of the image's size; the best keypoints
+    of all scales are kept. Several different scales, such as (1, 0.71, 0.5), help with photographs from different
+    distances."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the network's activations. Half precision needs a GPU, or a CPU that supports it natively."""
     max_pixels: Runtime[int] = Field(6_000_000, ge=512 * 512, le=10**9)
@@ -77,21 +79,21 @@ class ScfeatConfig(Config):
 
     @field_validator("scales")
     @classmethod
-    def _different(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+    def _check_scales_differ(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if len(set(value)) < len(value):
             raise ValueError("each scale once")
         return value
 
     @field_validator("nms_window")
     @classmethod
-    def _odd(cls, value: int) -> int:
+    def _check_odd(cls, value: int) -> int:
         if value % 2 == 0:
             raise ValueError("must be odd")
         return value
 
 
 class Scfeat:
-    """SCFeat keypoints, descriptors float16 with unit rows. Scores are the detector's, > threshold."""
+    """SCFeat keypoints with float16 descriptors of length 1. Scores are the detector's, above the threshold."""
 
     Config: ClassVar[type[Config]] = ScfeatConfig
     colour: ClassVar[bool] = True
@@ -101,7 +103,7 @@ class Scfeat:
         self.config, self._device_name = config, device
         self._loading = threading.Lock()
         self._network: FrozenSCFeat | None = None
-        self._thread: OneThread[Asked] | None = None
+        self._thread: NetworkThread[Request] | None = None
 
     @property
     def weights_sha256(self) -> str:
@@ -118,23 +120,25 @@ class Scfeat:
 
     def extract_batch(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Features]:
         """Features of several images; consecutive images of the same size are batched on a GPU."""
-        thread = self._ready()
+        thread = self._start_thread()
         waiting = [
-            [thread.submit(Asked(resized(image, s))) for s in self._scales(image)] if self._usable(image) else []
+            [thread.submit(Request(resize_image(image, s))) for s in self._scales(image)]
+            if self._is_usable(image)
+            else []
             for image in images
         ]
         return [
-            self._best([part.result() for part in parts], image) if parts else self._none(image)
+            self._merge_scales([part.result() for part in parts], image) if parts else self._no_features(image)
             for parts, image in zip(waiting, images, strict=True)
         ]
 
     def _scales(self, image: np.ndarray) -> list[float]:
-        """Those at which the image is large enough for the network; its own size, where no other is."""
+        """The scales at which the image is large enough for the network; 1 if there is none."""
         side = min(image.shape[:2])
         return [scale for scale in self.config.scales if round(scale * side) >= MIN_SIDE_PX] or [1.0]
 
-    def _best(self, parts: list[Features], image: np.ndarray) -> Features:
-        """The best features of an image and its resized copies, in pixels of the image."""
+    def _merge_scales(self, parts: list[Features], image: np.ndarray) -> Features:
+        """Merge the features of an image and its resized copies: the best ones, in pixels of the image."""
         if self.config.scales == (1.0,):
             return parts[0]
         height, width = image.shape[:2]
@@ -154,15 +158,16 @@ class Scfeat:
         return joined.select(np.argsort(-joined.scores, kind="stable")[: self.config.max_keypoints])
 
     def describe_points(self, pixels: UInt8[np.ndarray, "h w 3"], points: Features) -> Features:
-        """Given keypoints, described from the network's map; see `DescribesPoints`. Orientations change nothing.
+        """Describe given keypoints from the network's map; see `DescribesPoints`. Orientations are ignored.
 
-        With several `scales`, each keypoint is described in the resized copy whose pixels, in pixels of the image, are
-        nearest to its scale (1 if it has none). An image in which `extract` finds no features has none here either.
+        With several `scales`, each keypoint is described in the resized copy whose pixel size, in pixels of the image,
+        is closest to the keypoint's scale (1 if it has none). If `extract` finds no features in an image because of its
+        size or content, none are returned here either.
         """
-        if not self._usable(pixels):
-            return self._none(pixels)
-        thread, size = self._ready(), (pixels.shape[1], pixels.shape[0])
-        copies = [resized(pixels, scale) for scale in self._scales(pixels)]
+        if not self._is_usable(pixels):
+            return self._no_features(pixels)
+        thread, size = self._start_thread(), (pixels.shape[1], pixels.shape[0])
+        copies = [resize_image(pixels, scale) for scale in self._scales(pixels)]
         own = np.ones(len(points), np.float32) if points.scales is None else points.scales
         of_copies = np.log([size[0] / copy.shape[1] for copy in copies])
         chosen = np.abs(np.log(own)[:, None] - of_copies).argmin(axis=1)
@@ -173,21 +178,21 @@ class Scfeat:
             moved = apply_affine(
                 resize_affine(size, (copy.shape[1], copy.shape[0])), there.keypoints.astype(np.float64)
             )
-            waiting.append(thread.submit(Asked(copy, replace(there, keypoints=moved.astype(np.float32)))))
+            waiting.append(thread.submit(Request(copy, replace(there, keypoints=moved.astype(np.float32)))))
         rows = np.concatenate([part.result().descriptors for part in waiting])
         descriptors = np.empty_like(rows)
         descriptors[np.concatenate(parts)] = rows
         return replace(points, descriptors=descriptors, turns=self.config.turns)
 
-    def _usable(self, image: np.ndarray) -> bool:
+    def _is_usable(self, image: np.ndarray) -> bool:
         height, width = image.shape[:2]
         if min(height, width) < MIN_SIDE_PX:
             LOGGER.warning("an image of %d x %d px is too small for SCFeat (64 px): no features", width, height)
             return False
         return bool((image != image[0, 0]).any())
 
-    def _none(self, image: np.ndarray) -> Features:
-        self._ready()
+    def _no_features(self, image: np.ndarray) -> Features:
+        self._start_thread()
         assert self._network is not None
         dimension = (self._network.dimension + (self.config.normalisation == "fusion")) * self.config.turns
         height, width = image.shape[:2]
@@ -195,7 +200,7 @@ class Scfeat:
         scales = None if self.config.scales == (1.0,) else np.zeros(0, np.float32)
         return Features(*nothing, image_size=(width, height), scales=scales, turns=self.config.turns)
 
-    def _ready(self) -> OneThread[Asked]:
+    def _start_thread(self) -> NetworkThread[Request]:
         """The thread that runs the network; the network is loaded on the first call."""
 
         config = self.config
@@ -207,39 +212,39 @@ class Scfeat:
                     network, device, config.precision, config.descriptor_map, config.max_pixels, config.compile
                 )
                 at_once = config.batch_size if device.type != "cpu" else 1
-                self._thread = OneThread(self._run, at_once, config.max_pixels)
+                self._thread = NetworkThread(self._run_batch, at_once, config.max_pixels)
             return self._thread
 
-    def _run(self, asked: list[Asked]) -> list[Features]:
-        """Images of one size, in the network's thread."""
+    def _run_batch(self, requests: list[Request]) -> list[Features]:
+        """Features of images of one size. Runs in the network's thread."""
 
-        images = [one.pixels for one in asked]
+        images = [one.pixels for one in requests]
         height, width = images[0].shape[:2]
         maps, scores = self._dense(images)
         found = [
-            self._keypoints(of_image) if one.points is None else given_points(one.points, of_image.device)
-            for one, of_image in zip(asked, scores[:, 0], strict=True)
+            self._keypoints(of_image) if one.points is None else as_scored_points(one.points, of_image.device)
+            for one, of_image in zip(requests, scores[:, 0], strict=True)
         ]
         rows = [[self._rows(values, keypoints.points)] for values, keypoints in zip(maps, found, strict=True)]
         for turn in range(1, self.config.turns):
             maps, _ = self._dense([np.rot90(image, turn) for image in images])
             for values, keypoints, of_image in zip(maps, found, rows, strict=True):
-                of_image.append(self._rows(values, turned(keypoints.points, (height, width), turn)))
+                of_image.append(self._rows(values, rotate_points(keypoints.points, (height, width), turn)))
         return [
             Features(
                 keypoints.points.float().cpu().numpy(),
-                concatenated(of_image),
+                concatenate_rotations(of_image),
                 keypoints.scores.float().cpu().numpy(),
                 image_size=(width, height),
                 scales=None if one.points is None else one.points.scales,
                 oris=None if one.points is None else one.points.oris,
                 turns=self.config.turns,
             )
-            for one, keypoints, of_image in zip(asked, found, rows, strict=True)
+            for one, keypoints, of_image in zip(requests, found, rows, strict=True)
         ]
 
     def _dense(self, images: list[np.ndarray]) -> DenseFeatures:
-        """Descriptor maps of the padded images, scores of the images."""
+        """Descriptor maps of the padded images, and scores cropped to the images."""
 
         assert self._network is not None
         height, width = images[0].shape[:2]
@@ -261,7 +266,7 @@ class Scfeat:
         )
 
     def _rows(self, maps: Float[Tensor, "d h/4 w/4"], points: Float[Tensor, "n 2"]) -> Float[np.ndarray, "n d2"]:
-        """Descriptors, rows of length 1. maps: of the padded image."""
+        """Descriptors with rows of length 1. maps: of the padded image."""
 
         padded_size = (maps.shape[2] * SCALE, maps.shape[1] * SCALE)
         with torch.inference_mode():
@@ -269,8 +274,8 @@ class Scfeat:
             return normalised_rows(vectors, self.config.normalisation).cpu().numpy()
 
 
-def resized(image: UInt8[np.ndarray, "h w c"], scale: float) -> UInt8[np.ndarray, "h2 w2 c"]:
-    """An image of `scale` times the size."""
+def resize_image(image: UInt8[np.ndarray, "h w c"], scale: float) -> UInt8[np.ndarray, "h2 w2 c"]:
+    """Resize an image by a factor."""
     if scale == 1:
         return image
     size = round(scale * image.shape[1]), round(scale * image.shape[0])
@@ -285,7 +290,7 @@ REFINE_PX = 3
 
 
 class ScoredPoints(NamedTuple):
-    """In pixels of the score map, best first. scores: at the pixel."""
+    """Keypoints in pixels of the score map, best first. scores: at the unrefined pixel."""
 
     points: Float[Tensor, "n 2"]
     scores: Float[Tensor, " n"]
@@ -302,12 +307,12 @@ def find_keypoints(
 ) -> ScoredPoints:
     """Local maxima with a score above `threshold`; ties in row-major order.
 
-    nms_window: side of the square in which a pixel is the maximum, odd. border_px: width of the image border that is
-    skipped. min_keypoints: filled up with the best maxima below the threshold. refine: see `refined`; excludes
-    a border of at least one pixel.
+    nms_window: side of the square in which a pixel must be the maximum, odd. border_px: width of the image border that
+    is skipped. min_keypoints: reached by adding the best maxima below the threshold. refine: see `refine_positions`;
+    excludes a border of at least one pixel.
     """
     border_px = max(border_px, REFINE_PX // 2) if refine else border_px
-    allowed = local_maxima(scores, nms_window) & _within(scores, border_px)
+    allowed = local_maxima(scores, nms_window) & _inside_border(scores, border_px)
     if min_keypoints == 0:
         allowed &= scores > threshold
     index = torch.nonzero(allowed.flatten())[:, 0]
@@ -315,16 +320,16 @@ def find_keypoints(
     count = min(max(int((values > threshold).sum()), min_keypoints), max_keypoints)
     index, values = index[order[:count]], values[:count]
     pixels = torch.stack([index % scores.shape[1], index // scores.shape[1]], dim=1)
-    return ScoredPoints(refined(scores, pixels) if refine else pixels.to(scores.dtype), values)
+    return ScoredPoints(refine_positions(scores, pixels) if refine else pixels.to(scores.dtype), values)
 
 
-def given_points(points: Features, device: torch.device) -> ScoredPoints:
-    """Another detector's keypoints, in their order."""
+def as_scored_points(points: Features, device: torch.device) -> ScoredPoints:
+    """Given keypoints of another detector, in their order."""
     return ScoredPoints(torch.from_numpy(points.keypoints).to(device), torch.from_numpy(points.scores).to(device))
 
 
 def local_maxima(scores: Float[Tensor, "h w"], window: int) -> Bool[Tensor, "h w"]:
-    """Pixels that are the maximum of the window around them; of equal ones the first counts."""
+    """Pixels that are the maximum of the window around them; among equal ones only the first."""
     if window == 1:
         return torch.ones_like(scores, dtype=torch.bool)
     _, first = F.max_pool2d(scores[None, None], window, stride=1, padding=window // 2, return_indices=True)
@@ -332,7 +337,7 @@ def local_maxima(scores: Float[Tensor, "h w"], window: int) -> Bool[Tensor, "h w
     return first[0, 0] == own
 
 
-def refined(scores: Float[Tensor, "h w"], pixels: Int[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+def refine_positions(scores: Float[Tensor, "h w"], pixels: Int[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
     """Score-weighted mean position in the 3x3 pixels around each (authors' code). No pixel may be at the edge."""
     steps = torch.arange(REFINE_PX, device=scores.device) - REFINE_PX // 2
     rows = pixels[:, 1, None, None] + steps[:, None]
@@ -343,7 +348,7 @@ def refined(scores: Float[Tensor, "h w"], pixels: Int[Tensor, "n 2"]) -> Float[T
     return pixels + offsets
 
 
-def _within(scores: Float[Tensor, "h w"], border_px: int) -> Bool[Tensor, "h w"]:
+def _inside_border(scores: Float[Tensor, "h w"], border_px: int) -> Bool[Tensor, "h w"]:
     inside = torch.zeros_like(scores, dtype=torch.bool)
     height, width = scores.shape
     inside[border_px : max(height - border_px, 0), border_px : max(width - border_px, 0)] = True
@@ -363,27 +368,27 @@ LIFT_RADIUS = 8.0
 
 
 def normalised_rows(vectors: Float[Tensor, "n d"], normalisation: Normalisation) -> Float[Tensor, "n d2"]:
-    """l2: d2 = d. fusion: d2 = d + 1, see `lifted`."""
+    """Normalise rows to length 1. l2: d2 = d. fusion: d2 = d + 1, see `lift_to_unit`."""
     if normalisation == "l2":
         return F.normalize(vectors, dim=1)
-    return lifted(fusion(vectors))
+    return lift_to_unit(fusion(vectors))
 
 
 def fusion(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Eq. 25: the mean of the vectors over their L_1 to L_4 norms, weighted by 1 to 4. Not of unit length.
+    """Eq. 25: mean of the vectors divided by their L_1 to L_4 norms, weighted by 1 to 4. Not of unit length.
 
-    The norms are those of the absolute values: the paper's formula has roots of negative numbers for odd p.
+    Norms use absolute values: the paper's formula has roots of negative numbers for odd p.
     """
     orders = range(1, FUSED_NORMS + 1)
     scale = sum(p / torch.linalg.vector_norm(vectors, p, dim=1, keepdim=True).clamp_min(LEAST_NORM) for p in orders)
     return vectors * scale / sum(orders)
 
 
-def lifted(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d+1"]:
-    """Vectors of any length as unit vectors with one more value that preserves the order of distances.
+def lift_to_unit(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d+1"]:
+    """Turn vectors of any length into unit vectors by adding one value, nearly preserving the order of distances.
 
-    Matchers take unit rows. (v, sqrt(R^2 - |v|^2)) / R has length 1, and the squared distance of two of them is
-    (|a - b|^2 + e) / R^2, where e, at most ((|a|^2 - |b|^2) / (2 R))^2 or so, is a hundredth of |a - b|^2 at R = 8.
+    Matchers need unit rows. (v, sqrt(R^2 - |v|^2)) / R has length 1, and the squared distance of two such vectors is
+    (|a - b|^2 + e) / R^2. The error e, about ((|a|^2 - |b|^2) / (2 R))^2 or less, is 1 % of |a - b|^2 for R = 8.
     """
     height = torch.sqrt(LIFT_RADIUS**2 - vectors.square().sum(dim=1, keepdim=True))
     return torch.cat([vectors, height], dim=1) / LIFT_RADIUS
@@ -397,8 +402,8 @@ def lifted(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d+1"]:
 # (`matching/nearest.py`). The paper does not address rotation.
 
 
-def turned(points: Float[Tensor, "n 2"], shape: tuple[int, int], quarters: int) -> Float[Tensor, "n 2"]:
-    """Positions of an image's points in `np.rot90(image, quarters)`. shape: height and width of the image."""
+def rotate_points(points: Float[Tensor, "n 2"], shape: tuple[int, int], quarters: int) -> Float[Tensor, "n 2"]:
+    """Positions of points in `np.rot90(image, quarters)`. shape: height and width of the image before rotation."""
     height, width = shape
     for _ in range(quarters):
         points = torch.stack([points[:, 1], width - 1 - points[:, 0]], dim=1)
@@ -406,42 +411,45 @@ def turned(points: Float[Tensor, "n 2"], shape: tuple[int, int], quarters: int) 
     return points
 
 
-def concatenated(rows: Sequence[Float[np.ndarray, "n d"]]) -> Float[np.ndarray, "n k*d"]:
-    """Unit rows of k rotations -> unit rows, float16."""
+def concatenate_rotations(rows: Sequence[Float[np.ndarray, "n d"]]) -> Float[np.ndarray, "n k*d"]:
+    """Concatenate unit rows of k rotations to unit rows, float16."""
     return (np.concatenate(rows, axis=1) / len(rows) ** 0.5).astype(np.float16)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # One thread runs a network on the images of many threads, in order of arrival, batched where possible.
 #
-# A network on the CPU uses all cores: two threads at once would only get in each other's way (and OpenMP
-# keeps a thread pool for each of them). A GPU processes several images in little more time than one.
+# A network on the CPU uses all cores: two threads at once would only slow each other down (and OpenMP keeps a thread
+# pool for each of them). A GPU processes several images in little more time than one.
 
 
-class Sized(Protocol):
-    """What a network is run on: pixels (h, w, c), alone or with more."""
+class HasShape(Protocol):
+    """Input of a network: pixels (h, w, c), possibly with additional data."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
 
-AnImage = TypeVar("AnImage", bound=Sized)
+AnImage = TypeVar("AnImage", bound=HasShape)
 
 
-class Asked(NamedTuple):
-    """An image, with the keypoints to describe; None: those that the network finds."""
+class Request(NamedTuple):
+    """An image, with the keypoints to describe; None: detect keypoints."""
 
     pixels: UInt8[np.ndarray, "h w c"]
     points: Features | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the pixels."""
+        """Shape of the pixels."""
         return self.pixels.shape
 
 
-class OneThread(Generic[AnImage]):
-    """Calls `work` with images of one size: at most `at_once`, and at most one beyond `most_pixels` in total."""
+class NetworkThread(Generic[AnImage]):
+    """Calls `work` in one thread, with batches of images of one size.
+
+    at_once: maximum images per batch. most_pixels: maximum pixels per batch; a larger image forms a batch of its own.
+    """
 
     def __init__(self, work: Callable[[list[AnImage]], list[Features]], at_once: int, most_pixels: int):
         self._work, self._at_once, self._most_pixels = work, at_once, most_pixels

@@ -1,9 +1,9 @@
 """DoG keypoints with SIFT (Lowe 2004) or RootSIFT (Arandjelovic and Zisserman 2012) descriptors, by pycolmap.
 
 COLMAP fills its feature budget from coarse scales first and drops the finest ones. The finest octave (the doubled
-image) takes four fifths of the time and of the memory. So on large images the coarser octaves are
-computed first, and the finest one only if budget remains, tile by tile: the same kind of features, a
-fraction of the time and memory if the budget is filled, and bounded memory if it is not.
+image) takes four fifths of the time and memory. So on large images the coarser octaves are computed first,
+and the finest one only if budget remains, tile by tile: the same kind of features in a fraction of the time
+and memory if the budget is filled, and in bounded memory if it is not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SiftConfig(Config):
     normalization: Literal["l1_root", "l2"] = "l1_root"
     """Descriptor normalization: l1_root: RootSIFT; l2: plain SIFT."""
     max_num_features: Count = 8192
-    """Feature budget as COLMAP counts it: complete scale-space levels, coarse first, until it is exceeded."""
+    """Feature budget as in COLMAP: complete scale-space levels are kept, coarse first, until it is exceeded."""
     max_keypoints: Count | None = None
     """Maximum keypoints per image (largest scales kept); if set, also the budget. None: only the budget applies."""
     first_octave: int = Field(-1, ge=-2, le=8)
@@ -56,7 +56,7 @@ class SiftConfig(Config):
 
 
 class Sift:
-    """SIFT on the CPU. Scores are scales: larger structures are more repeatable, and COLMAP keeps them."""
+    """SIFT on the CPU. Scores are the scales: larger structures are more repeatable, and COLMAP prefers them."""
 
     Config: ClassVar[type[Config]] = SiftConfig
     colour: ClassVar[bool] = False
@@ -75,7 +75,7 @@ class Sift:
         if config.first_octave >= 0 or not large or config.num_octaves < 2:
             rows, descriptors = self._detect(pixels, config.first_octave, config.num_octaves, budget)
         else:
-            rows, descriptors = self._coarse_first(pixels, budget)
+            rows, descriptors = self._detect_coarse_first(pixels, budget)
         if config.max_keypoints is not None and len(rows) > config.max_keypoints:
             keep = np.sort(np.argsort(-rows[:, 2], kind="stable")[: config.max_keypoints])
             rows, descriptors = rows[keep], descriptors[keep]
@@ -88,7 +88,7 @@ class Sift:
             oris=rows[:, 3].copy(),
         )
 
-    def _coarse_first(self, pixels: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
+    def _detect_coarse_first(self, pixels: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
         config = self.config
         rows, descriptors = self._detect(pixels, config.first_octave + 1, config.num_octaves - 1, budget)
         found = _num_keypoints(rows)
@@ -97,7 +97,7 @@ class Sift:
         fine = [self._fine_tile(pixels, *tile) for tile in self._tiles(pixels.shape[1], pixels.shape[0])]
         fine_rows = np.concatenate([part[0] for part in fine])
         fine_descriptors = np.concatenate([part[1] for part in fine])
-        keep = self._whole_levels(fine_rows, budget - found)
+        keep = self._complete_levels(fine_rows, budget - found)
         return (
             np.concatenate([fine_rows[keep], rows]),
             np.concatenate([fine_descriptors[keep], descriptors]),
@@ -126,7 +126,7 @@ class Sift:
         inside = (rows[:, 0] >= x0) & (rows[:, 0] < x1) & (rows[:, 1] >= y0) & (rows[:, 1] < y1)
         return rows[inside], descriptors[inside]
 
-    def _whole_levels(self, rows: Float[np.ndarray, "n 4"], budget: int) -> np.ndarray:
+    def _complete_levels(self, rows: Float[np.ndarray, "n 4"], budget: int) -> np.ndarray:
         """Indices of the finest octave's features on its coarsest levels, level by level until `budget` is exceeded."""
         resolution = self.config.octave_resolution
         base = BASE_SIGMA * 2.0 ** (self.config.first_octave + 1.0 / resolution)
@@ -142,7 +142,9 @@ class Sift:
         self, pixels: np.ndarray, first_octave: int, num_octaves: int, budget: int
     ) -> tuple[Float[np.ndarray, "n 4"], UInt8[np.ndarray, "n 128"]]:
         """Rows (x, y, scale, orientation) in COLMAP pixels, and descriptors."""
-        keypoints, descriptors = self._create(first_octave, num_octaves, budget).extract_from_uint8_array(pixels)
+        keypoints, descriptors = self._create_extractor(first_octave, num_octaves, budget).extract_from_uint8_array(
+            pixels
+        )
         if len(keypoints) == 0:
             return np.zeros((0, 4), np.float32), np.zeros((0, DIMENSION), np.uint8)
         import pycolmap
@@ -150,11 +152,11 @@ class Sift:
         rows = np.asarray(pycolmap.keypoints_to_matrix(keypoints), dtype=np.float32)
         return rows, np.asarray(descriptors.data)
 
-    def _create(self, first_octave: int, num_octaves: int, budget: int) -> Any:
-        """A new pycolmap extractor for every call.
+    def _create_extractor(self, first_octave: int, num_octaves: int, budget: int) -> Any:
+        """Create a pycolmap extractor, a new one for every call.
 
-        A reused extractor, for an image of the same size, keeps the gradients of the last octave in which it found
-        a keypoint and computes the next image's descriptors of that octave from them (VLFeat's `grad_o` is not reset).
+        A reused extractor keeps the gradients of the last octave with a keypoint, and would compute descriptors of that
+        octave from them for the next image of the same size (VLFeat's `grad_o` is not reset).
         """
         import pycolmap
 
@@ -177,5 +179,5 @@ class Sift:
 
 
 def _num_keypoints(rows: Float[np.ndarray, "n 4"]) -> int:
-    """Keypoints as COLMAP counts them for its budget: a keypoint with two orientations counts once."""
+    """Number of keypoints as COLMAP counts them for its budget: a keypoint with two orientations counts once."""
     return len(np.unique(rows[:, :3], axis=0))

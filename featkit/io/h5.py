@@ -21,7 +21,7 @@ import numpy as np
 
 from featkit import __version__
 from featkit.core.config import Config, differences
-from featkit.core.errors import BadInputError, NotWritableError, refuse_pipe, said
+from featkit.core.errors import BadInputError, NotWritableError, message_of, refuse_pipe
 from featkit.core.runtime import finish_first
 from featkit.io import journal
 from featkit.io.artifact import discard, locked, new_part, part_of, remove
@@ -231,7 +231,7 @@ def write_item(
         if refused_by_disk(error) is not None:  # `appending` explains it
             raise
         raise BadInputError(
-            f"{path}: {key!r} cannot be written ({said(error)}); use --overwrite to discard it"
+            f"{path}: {key!r} cannot be written ({message_of(error)}); use --overwrite to discard it"
         ) from error
 
 

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 import h5py
 
-from featkit.core.errors import BadInputError, FeatkitError, NotWritableError, said
+from featkit.core.errors import BadInputError, FeatkitError, NotWritableError, message_of
 from featkit.core.runtime import finish_first
 from featkit.core.types import Pair
 from featkit.io.artifact import no_links
@@ -361,7 +361,7 @@ def explains_damage(method: ReadT) -> ReadT:
             what = arguments[0] if arguments else "all items"
             which = f"{what.name0!r} and {what.name1!r}" if isinstance(what, Pair) else repr(what)
             raise BadInputError(
-                f"{self.path}: {self.holds} of {which} are damaged ({said(error)}); make them again (--overwrite)"
+                f"{self.path}: {self.holds} of {which} are damaged ({message_of(error)}); make them again (--overwrite)"
             ) from error
 
     return reading_method  # type: ignore[return-value]
@@ -387,4 +387,4 @@ def explained(path: Path) -> Iterator[None]:
             f"{path}: not a complete HDF5 file (truncated, or another format); move it away or use --overwrite"
         ) from None
     except DAMAGE as error:
-        raise BadInputError(f"{path}: damaged ({said(error)}); move it away or use --overwrite") from error
+        raise BadInputError(f"{path}: damaged ({message_of(error)}); move it away or use --overwrite") from error

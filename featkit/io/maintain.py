@@ -129,7 +129,7 @@ def merge(
         first = opened[stores[0]]
         for path, file in opened.items():
             links.check_alike(first, file, path)
-        owners = links.owners_of(opened, same)
+        owners = links.store_of_each_item(opened, same)
         stack.enter_context(explained_by_disk(output))
         part = stack.enter_context(writing(output))
         require_space(output, sum(path.stat().st_size for path in stores))

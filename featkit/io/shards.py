@@ -86,7 +86,7 @@ def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | No
         origin = stack.enter_context(h5.reading(output)) if output.exists() else opened[shards[0]]
         for path, file in opened.items():
             check_alike(origin, file, path)
-        owners = {name: path for name, path in owners_of(opened).items() if only is None or name in only}
+        owners = {name: path for name, path in store_of_each_item(opened).items() if only is None or name in only}
         before = stack.enter_context(h5.reading(output)) if output.exists() else None
         part = Path(stack.enter_context(writing(output)).name)
         with h5py.File(part, "w") as index:
@@ -101,7 +101,7 @@ def write_index(output: Path, shards: Sequence[Path], only: Collection[str] | No
     return len(owners)
 
 
-def owners_of(opened: dict[Path, h5py.File], same: Collection[str] = ()) -> dict[str, Path]:
+def store_of_each_item(opened: dict[Path, h5py.File], same: Collection[str] = ()) -> dict[str, Path]:
     """The store that contains each complete item; for names in `same` the first of several.
 
     Raises BadInputError for any other item that is in two stores.

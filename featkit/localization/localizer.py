@@ -26,16 +26,15 @@ from featkit.core.registry import resolve
 from featkit.core.runtime import torch_device
 from featkit.core.types import Features, Matches, Pair
 from featkit.features.base import is_packed
-from featkit.features.panoramas import seen_features
-from featkit.features.stage import extract_one, extraction, in_file, same_extraction
+from featkit.features.panoramas import extract_decoded
+from featkit.features.stage import config_of_features, extract_one, extraction_method, to_file_pixels
 from featkit.images.read import DecodedImage, decode, from_pixels
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.lists import Intrinsics, parse_intrinsics
 from featkit.localization.absolute_pose import MapPoints
 from featkit.localization.queries import QueryCamera, camera_of_pixels, query_camera
 from featkit.localization.stage import LocalizeConfig, QueryResult, localize_query
-from featkit.mapping.cameras import SPHERE
-from featkit.mapping.cameras import check as check_camera
+from featkit.mapping.cameras import SPHERE, check_camera_config
 from featkit.mapping.model import read_model
 from featkit.mapping.scene import find_map
 from featkit.matching.config import MatchWith
@@ -110,10 +109,10 @@ class Localizer:
         UsageError like `featkit localize`.
         """
         self.config = config or LocalizerConfig()
-        check_camera(self.config.localize.camera)
+        check_camera_config(self.config.localize.camera)
         found = find_map(Path(map_folder), None if features is None else Path(features), number)
         self._device = device
-        self._method = extraction(same_extraction(found.features, workers=1), device=device)
+        self._method = extraction_method(config_of_features(found.features, workers=1), device=device)
         self._matcher: Matcher = resolve("matcher", self.config.matcher, self.config.matching, device).built
         self._turn = threading.Lock()
         with ExitStack() as stack:
@@ -169,7 +168,7 @@ class Localizer:
             raise UsageError(f"an image is a path or a numpy array, not a {type(image).__name__}")
         if decoded is not None:
             is_panorama = camera.camera.model_name == SPHERE
-            features = in_file(self._method, decoded, seen_features(self._method, decoded, is_panorama))
+            features = to_file_pixels(self._method, decoded, extract_decoded(self._method, decoded, is_panorama))
         assert features is not None
         with self._turn:  # torch's thread count and the open file are shared
             partners = self._retrieve(name, features)

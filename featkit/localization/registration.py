@@ -36,9 +36,9 @@ from featkit.localization.stage import (
     write_results,
 )
 from featkit.mapping import database as db
-from featkit.mapping.grow import write_base
+from featkit.mapping.grow import write_model_images
 from featkit.mapping.model import poses_digest, read_model
-from featkit.mapping.verify import VerifyConfig, journals_of, verify_pairs
+from featkit.mapping.verify import VerifyConfig, sqlite_side_files, verify_pairs
 
 LOGGER = logging.getLogger(__name__)
 
@@ -149,10 +149,10 @@ def _database(
     with locked(output), explained_by_disk(output), scratch(output.with_name(f".{output.name}.work")) as work:
         part = work / output.name
         with pycolmap.Database.open(str(part)) as database:
-            write_base(database, model)
+            write_model_images(database, model)
             _write_queries(database, model, queries, features)
         verify_pairs(config.verify, part, matches, pairs)
-        made.replace(part, journals_of(output), kind="database")
+        made.replace(part, sqlite_side_files(output), kind="database")
     return output
 
 

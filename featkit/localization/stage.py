@@ -32,7 +32,7 @@ from featkit.localization.absolute_pose import MapPoints, MatchSource, PoseConfi
 from featkit.localization.queries import QueryCamera, query_camera
 from featkit.mapping.cameras import CameraConfig, to_intrinsics
 from featkit.mapping.model import poses_digest, read_model
-from featkit.mapping.outcome import stronger, warn_of_few
+from featkit.mapping.outcome import stronger_features, warn_if_few
 
 LOGGER = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def run(
     write_results(results, config, model, output)
     if not may_fail:
         refuse_none(results, images, output, map_features)
-        warn_of_few("localize", sum(result.pose is not None for result in results), len(results), extractor)
+        warn_if_few("localize", sum(result.pose is not None for result in results), len(results), extractor)
     return results
 
 
@@ -117,7 +117,7 @@ def refuse_none(results: Sequence[QueryResult], images: Path, output: Path, map_
     if all(result.pose is None for result in results):
         with open_features(map_features) as store:
             extractor = store.extractor
-        other = f"; a map with {stronger(extractor)} may help" if stronger(extractor) else ""
+        other = f"; a map with {stronger_features(extractor)} may help" if stronger_features(extractor) else ""
         raise EmptyResultError(
             f"{images}: none of {len(results)} queries localized; reasons: {output}/poses.json{other}"
         )

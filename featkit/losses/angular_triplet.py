@@ -71,8 +71,8 @@ class AngularTripletLoss(HingeLoss):
         positive = squared_distance(paired_similarity(batch.anchor, batch.positive), config)
         negative = squared_distance(hardest.similarity, config)
         losses = (config.margin + positive - negative).clamp(min=0.0) * hardest.found  # eq. 14
-        self.remember(losses)  # L_avg
-        weighted = losses * self.weights_of(batch)
+        self.update_average(losses)  # L_avg
+        weighted = losses * self.pair_factors(batch)
         statistics = {
             "positive_distance": positive.detach().sqrt().mean(),
             "negative_distance": mean_where(negative.detach().sqrt(), hardest.found),

@@ -11,8 +11,8 @@ minus the mean over all patches.
     AP = 1/|S+| sum_k h+_k (H+_{k-1} + H+_k + 1) / (H_{k-1} + H_k + 1),   H, H+: cumulated h, h+
 
 The last line is the closed form for ties, relaxed to any h >= 0, of He, Cakir, Bargal, Sclaroff: Hashing as tie-aware
-learning to rank (CVPR 2018), which section 3.2 builds on: the precision expected at the middle rank of those tied in
-bin k. With at most one item to a bin it is eq. 2 itself.
+learning to rank (CVPR 2018), which section 3.2 builds on: the expected precision at the middle rank of the items tied
+in bin k. With at most one item per bin it equals eq. 2.
 
 He, Lu, Sclaroff: Local descriptors optimized for average precision (CVPR 2018), section 3.2 and appendix A.
 Shapes: descriptors (m, d), labels (m,), ignored (m, m) -> a scalar. Memory grows with m x m and m x bins.

@@ -1,4 +1,4 @@
-"""What the losses on patch descriptors share: their input, distances, hardest negatives."""
+"""Shared by the losses on patch descriptors: input, distances, hardest negatives."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Total = Callable[[Tensor], Tensor]
 """Sums values, without gradient, over the processes that each have a part of the batch."""
 
 
-def alone(values: Tensor) -> Tensor:
-    """The `Total` of a single process with the complete batch."""
+def local_total(values: Tensor) -> Tensor:
+    """The `Total` of a single process, which has the complete batch."""
     return values
 
 
@@ -46,7 +46,7 @@ class GroupBatch:
     """m patches in complete groups: two patches match if their labels are equal.
 
     descriptors: unit rows, or rows of tanh in (-1, 1) for a binary descriptor.
-    ignored: pairs that count neither as match nor as non-match (not the diagonal: it never counts).
+    ignored: pairs that count neither as match nor as non-match (the diagonal never counts).
     """
 
     descriptors: Float[Tensor, "m d"]
@@ -63,10 +63,10 @@ class LossResult:
 
 
 class PatchLoss(nn.Module):
-    """Base of the losses: built as `cls(config)`; running statistics are buffers, so that checkpoints hold them.
+    """Base of the losses, built as `cls(config)`. Running statistics are buffers, so that they are in checkpoints.
 
     A subclass declares `Config` and `batch_kind`, and defines `forward(batch, progress) -> LossResult`, where
-    `progress` in [0, 1) is the share of the training that is done (for warm-up).
+    `progress` in [0, 1) is the completed share of the training (for warm-up).
     """
 
     Config: ClassVar[type[Config]]
@@ -106,13 +106,13 @@ class HingeLoss(PatchLoss):
         start = config.margin if config.average_start is None else config.average_start
         self.register_buffer("average_loss", torch.tensor(start, dtype=torch.float32))
 
-    def remember(self, losses: Float[Tensor, " n"]) -> None:
+    def update_average(self, losses: Float[Tensor, " n"]) -> None:
         """Update L_avg with the unweighted mean of a batch's losses; only in training mode."""
         if self.training:
             self.average_loss.mul_(self._memory).add_((1.0 - self._memory) * losses.detach().mean())
 
-    def weights_of(self, batch: PairBatch) -> Float[Tensor, " n"] | float:
-        """The factor of each pair's loss."""
+    def pair_factors(self, batch: PairBatch) -> Float[Tensor, " n"] | float:
+        """Factor of each pair's loss."""
         if batch.weights is None:
             return 1.0
         return batch.weights / batch.weights.mean() if self._scale_weights else batch.weights
@@ -200,14 +200,14 @@ def hardest_negatives(batch: PairBatch, candidates: Candidates, below: float) ->
     """The most similar candidate of each pair with a similarity less than `below`.
 
     Only the n selected products are differentiated, not the n x n matrices they are selected from.
-        Raises ValueError for a batch of fewer than two pairs, which has no negatives.
+    Raises ValueError for a batch of fewer than two pairs, which has no negatives.
     """
     n = len(batch.anchor)
     if n < 2:
         raise ValueError(f"a batch of {n} pair(s) has no negatives; give at least 2 pairs of different classes")
     sides = (batch.anchor, batch.positive)
     with torch.no_grad():
-        best = [_best(sides[first], sides[second], below) for first, second in SIDES[candidates]]
+        best = [_most_similar(sides[first], sides[second], below) for first, second in SIDES[candidates]]
         values, which = torch.stack([value for value, _ in best]).max(0)
         partners = torch.stack([partner for _, partner in best]).gather(0, which[None])[0]
         found = values > NONE
@@ -218,7 +218,7 @@ def hardest_negatives(batch: PairBatch, candidates: Candidates, below: float) ->
     return HardNegatives(torch.where(found, similarity, torch.zeros_like(similarity)), found, ends)
 
 
-def _best(
+def _most_similar(
     rows: Float[Tensor, "n d"], columns: Float[Tensor, "n d"], below: float
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
     """Per row, the largest similarity to another pair's column, and that pair's index."""

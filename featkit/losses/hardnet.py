@@ -1,14 +1,14 @@
 """HardNet: triplet margin loss with the hardest negative in the batch.
 
-In words: a pair's patches should be nearer to each other, by a margin, than either is to the nearest patch of any
-other pair in the batch; the loss is the mean shortfall.
+In words: a pair's patches should be closer to each other, by a margin, than either of them is to the closest patch of
+any other pair in the batch; the loss is the mean violation.
 
     L = 1/n sum_i max(0, 1 + d(a_i, p_i) - min(d(a_i, p_jmin), d(a_kmin, p_i))),    d(a, p) = sqrt(2 - 2 a.p)
 
 with j, k != i the nearest in row i and column i of the n x n matrix of anchor-positive distances.
 
-With AdaSample's sampler each hinge is weighted by its pair's weight, and the loss keeps the average that the sampler
-uses (`HingeLoss`): its table 1 has HardNet on generated positives.
+With AdaSample's sampler each hinge is multiplied by its pair's weight, and the loss keeps the average that the sampler
+uses (`HingeLoss`): AdaSample's table 1 has HardNet on generated positives.
 
 Mishchuk, Mishkin, Radenovic, Matas: Working hard to know your neighbor's margins (NeurIPS 2017), section 3.1 and its
 loss, the paper's only one. Shapes: anchor, positive (n, d) with unit rows -> a scalar.
@@ -65,7 +65,7 @@ class HardNetLoss(HingeLoss):
         positive = euclidean(paired_similarity(batch.anchor, batch.positive), config.epsilon)
         negative = euclidean(hardest.similarity, config.epsilon)
         hinge = (config.margin + positive - negative).clamp(min=0.0) * hardest.found  # the paper's L
-        self.remember(hinge)
+        self.update_average(hinge)
         statistics = {
             "positive_distance": positive.detach().mean(),
             "negative_distance": mean_where(negative, hardest.found),
@@ -73,4 +73,4 @@ class HardNetLoss(HingeLoss):
             "average_loss": self.average_loss.detach().clone(),
             "negatives_found": hardest.share,
         }
-        return LossResult((self.weights_of(batch) * hinge).mean(), statistics)
+        return LossResult((self.pair_factors(batch) * hinge).mean(), statistics)

@@ -1,8 +1,8 @@
 """HyNet: triplet loss on a hybrid of Euclidean distance and inner product, with a penalty on unequal norms in a pair.
 
 In words: the compared distance is the Euclidean distance plus alpha times one minus the inner product, so that the
-gradient neither vanishes for near pairs (as with the inner product) nor is flat (as with the distance). In addition the
-two descriptors of a pair should have the same norm before normalisation, whatever the contrast of their patches.
+gradient neither vanishes for close pairs (as with the inner product) nor is flat (as with the distance). In addition,
+the two descriptors of a pair should have the same norm before normalisation, regardless of their patches' contrast.
 
     s   = (d + alpha (1 - x.y)) / Z = (d + alpha d^2 / 2) / Z          hybrid similarity measure
     L_T = 1/n sum_i max(0, m + s(a_i, p_i) - s_i^-)                    s_i^-: of the hardest negative

@@ -28,7 +28,7 @@ from torch import Tensor
 from featkit.core.config import Config, Factor, FactorOrZero, Pixels, PositiveShare, Side
 from featkit.geometry.batched import clip_to_image, epipolar_lines, point_line_distance, sample_map
 from featkit.losses.base import LossResult, Total, full_precision
-from featkit.losses.two_views import Draws, LossContext, TwoViews, inside, mask_at, query_points, uniform
+from featkit.losses.two_views import Draws, LossContext, TwoViews, draw_uniform, inside_image, mask_at, query_points
 
 # ----------------------------------------------------------------------------------------------------------------------
 # SCFeat's line-to-window search: locates a query point in the other image, given only its epipolar line.
@@ -92,7 +92,7 @@ def search_line_to_window(
             centres = best + _jitter(points0.shape[:2], size, config, draws, best)
             offsets = _window_offsets(size, map1.shape[2:], config, best)
         positions, deviation = _expectation(similarity, centres, offsets, size, config, views.valid1)
-    return WindowMatches(positions, deviation, on_line & inside(centres, size), lines)
+    return WindowMatches(positions, deviation, on_line & inside_image(centres, size), lines)
 
 
 def _similarities(
@@ -138,7 +138,7 @@ def _jitter(
     like: Tensor,
 ) -> Float[Tensor, "b n 2"]:
     """Uniform shifts within +-jitter of half the window, along both axes independently, in pixels."""
-    moves = 2 * uniform((*shape, 2), draws, like.device).to(like.dtype) - 1
+    moves = 2 * draw_uniform((*shape, 2), draws, like.device).to(like.dtype) - 1
     return config.jitter * _half_window(image_size, config, like) * moves
 
 
@@ -208,12 +208,12 @@ def description_loss(views: TwoViews, config: DescriptionLossConfig, context: Lo
 
     Without any counted match the loss and its gradient are 0.
     """
-    there = one_way(views, config, context)
-    back = one_way(views.transposed, config, context)
+    there = one_way_loss(views, config, context)
+    back = one_way_loss(views.transposed, config, context)
     return LossResult(there.loss + back.loss, _statistics(there, back, total=context.total))
 
 
-def one_way(views: TwoViews, config: DescriptionLossConfig, context: LossContext) -> OneWay:
+def one_way_loss(views: TwoViews, config: DescriptionLossConfig, context: LossContext) -> OneWay:
     """Query points of image 0, their matches in image 1, and eq. 14 (for a part of a batch: its contribution)."""
     map0, size = views.map0, views.image_size
     points0 = query_points(len(map0), size, config.cell_px, context.draws, map0.device)

@@ -1,7 +1,7 @@
 """SCFeat's detection loss: policy gradient that rewards keypoints that match well.
 
-In words: sample keypoints in both images, match them by their descriptors, and make keypoints whose matches agree with
-the poses more probable, the others less.
+In words: sample keypoints in both images, match them by their descriptors, and increase the probability of keypoints
+whose matches agree with the poses; decrease that of the others.
 
     L_kp = - 1 / (|Q_0| + |Q_1|) * ( sum_ij p_ij r_ij log(P_kp(x_i) P_kp(y_j))
                                      + lambda L_fme (sum_i log P_kp(x_i) + sum_j log P_kp(y_j)) )           (eq. 21)
@@ -9,8 +9,8 @@ the poses more probable, the others less.
     Q, P_kp  keypoints of an image and their probabilities, see GridPolicyConfig
     p_ij     probability that x_i and y_j match: softmax over row i times softmax over column j of -60 (1 - cos_ij)
     r_ij     reward of the pair (eq. 20), from the match matrix (eq. 16 to 18) and L_fme (eq. 19)
-    lambda   -0.001: a small price of every keypoint; tanh L_fme stands for L_fme there (rewards.py), and 1 where it is
-             not defined or not used
+    lambda   -0.001: a small cost of every keypoint. Its factor is tanh L_fme instead of L_fme (see RewardConfig), and 1
+             if L_fme is not defined or not used
 
 The paper leaves the sign and p_ij to PoSFeat: minus, since the loss is minimised, and the sum weighted by p_ij, through
 which no gradient flows. Descriptors have no gradient either: their network is frozen.
@@ -31,9 +31,9 @@ from torch import Tensor
 
 from featkit.core.config import Config, Factor, Number, Pixels, Side
 from featkit.geometry.batched import distances_to_lines, epipolar_lines
-from featkit.losses.base import LossResult, Total, alone, full_precision
+from featkit.losses.base import LossResult, Total, full_precision, local_total
 from featkit.losses.scfeat_fundamental import FundamentalError, FundamentalErrorConfig, fundamental_error
-from featkit.losses.two_views import Draws, LossContext, TwoViews, descriptors_at, mask_at, uniform
+from featkit.losses.two_views import Draws, LossContext, TwoViews, descriptors_at, draw_uniform, mask_at
 
 # ----------------------------------------------------------------------------------------------------------------------
 # SCFeat's keypoint policy: at most one keypoint in every cell of the score map, drawn from the scores.
@@ -76,7 +76,7 @@ def sample_keypoints(
     logits, corners = _cells(full_precision(scores), config.cell_px)
     with torch.no_grad():
         heights = logits.softmax(2).cumsum(2)
-        u = uniform((*logits.shape[:2], 2), generator, scores.device).to(logits.dtype)
+        u = draw_uniform((*logits.shape[:2], 2), generator, scores.device).to(logits.dtype)
         proposed = (heights <= u[..., :1] * heights[..., -1:]).sum(2).clamp(max=logits.shape[2] - 1)
         within = torch.stack([proposed % config.cell_px, proposed // config.cell_px], dim=2)
         points = (corners + within).to(logits.dtype)
@@ -99,7 +99,7 @@ def _cells(scores: Float[Tensor, "b 1 h w"], cell_px: int) -> tuple[Float[Tensor
     return cells.flatten(3).flatten(1, 2), cell_px * torch.stack([x, y], dim=2).view(-1, 2)
 
 
-def accepted_first(sample: KeypointSample) -> KeypointSample:
+def sort_accepted_first(sample: KeypointSample) -> KeypointSample:
     """The sample with keypoints first, in their order, truncated to the largest number of keypoints of an image."""
     order = sample.accepted.int().argsort(dim=1, descending=True, stable=True)
     order = order[:, : max(1, int(sample.accepted.sum(1).max()))]
@@ -118,17 +118,17 @@ def accepted_first(sample: KeypointSample) -> KeypointSample:
 # Taken literally, the last factor is minus P_m: bad pairs earn 0 and good ones exactly 1, since L_fme cancels. So -P_m
 # is interpreted as "not P_m", as in the authors' code:
 #
-#     good pair (P_m true):    1 - tanh L_fme        the better the matches determine F, the nearer to 1
-#     bad pair  (P_m false):     - tanh L_fme        the worse they do, the more a bad pair costs
+#     good pair (P_m true):    1 - tanh L_fme        closer to 1 the better the matches determine F
+#     bad pair  (P_m false):     - tanh L_fme        more costly the worse they determine F
 #
 # That is r = P_m - tanh L_fme: the error is a baseline, the reward that a pair must exceed to be encouraged. L_fme:
 # scfeat_fundamental.py, the same for all pairs of keypoints of two images. Where it is not defined, or without the
 # error factor (the paper's ablation), the constants `good` and `bad`: PoSFeat's +1 and -0.25.
 #
-# Where L_fme is next to 0 (about 1e-5 with the pairs and the scale of algorithm 1) this is the reward 1 or 0 and no
-# regulariser, which `error_factor: false, good: 1, bad: 0` with a regulariser of 0 gives exactly: that is the control
-# of benchmarks/scfeat_ablation.py, beside which an effect of the factor has to show. "Without the error factor" alone
-# changes two more things, -0.25 for bad pairs and a regulariser of -0.001.
+# If L_fme is nearly 0 (about 1e-5 with the pairs and the scale of algorithm 1), the reward is 1 or 0 and there is no
+# regulariser. `error_factor: false, good: 1, bad: 0` with a regulariser of 0 gives exactly this: it is the control of
+# benchmarks/scfeat_ablation.py, with which an effect of the factor must be compared. "Without the error factor" alone
+# changes two more things: -0.25 for bad pairs, and a regulariser of -0.001.
 #
 # Sun, Zhu, Ji: Shared Coupling-bridge for Weakly Supervised Local Feature Learning, III-D (2).
 # Shapes: P_m (b, n, m), L_fme (b,) -> (b, n, m). No gradients.
@@ -173,7 +173,7 @@ class DetectionLossConfig(Config):
     policy: GridPolicyConfig = GridPolicyConfig()
     """How keypoints are sampled."""
     epsilon_px: Pixels = 2.0
-    """Good pairs are nearer than this to their epipolar lines in both images, pixels (paper, eq. 18)."""
+    """Good pairs are closer than this to their epipolar lines in both images, pixels (paper, eq. 18)."""
     temperature: Factor = 60.0
     """Inverse temperature of the cosines in the match probabilities (authors' code)."""
     error: FundamentalErrorConfig = FundamentalErrorConfig()
@@ -213,11 +213,11 @@ def detection_loss(
     size = views.image_size
     if tuple(scores0.shape[2:]) != size[::-1] or scores0.shape != scores1.shape:
         raise ValueError(f"scores of {tuple(scores0.shape)} and {tuple(scores1.shape)} for images of {size}")
-    sample0 = accepted_first(sample_keypoints(scores0, config.policy, context.draws, views.valid0))
-    sample1 = accepted_first(sample_keypoints(scores1, config.policy, context.draws, views.valid1))
+    sample0 = sort_accepted_first(sample_keypoints(scores0, config.policy, context.draws, views.valid0))
+    sample1 = sort_accepted_first(sample_keypoints(scores1, config.policy, context.draws, views.valid1))
     with torch.no_grad(), torch.autocast(scores0.device.type, enabled=False):
-        matches = matched(sample0, sample1, views, config)
-        candidates = drawn_from(matches, config.error)
+        matches = match_keypoints(sample0, sample1, views, config)
+        candidates = candidate_pairs(matches, config.error)
         points = (sample0.points, sample1.points)
         error = fundamental_error(*points, candidates, views.geometry01, size, config.error, context)
         gain = matches.probability * rewards(matches.good, error, config.reward)
@@ -232,7 +232,7 @@ def policy_loss(
     gain: Float[Tensor, "b n m"],
     factor: Float[Tensor, " b"],
     config: DetectionLossConfig,
-    total: Total = alone,
+    total: Total = local_total,
 ) -> Float[Tensor, ""]:
     """Eq. 21 with gain_ij = p_ij r_ij and factor = L_fme; the gradient reaches the scores only through log P_kp."""
     log0 = torch.where(sample0.accepted, sample0.log_probability, 0.0)
@@ -245,7 +245,9 @@ def policy_loss(
     return -each.sum() / total(torch.ones_like(each).sum())
 
 
-def matched(sample0: KeypointSample, sample1: KeypointSample, views: TwoViews, config: DetectionLossConfig) -> Matches:
+def match_keypoints(
+    sample0: KeypointSample, sample1: KeypointSample, views: TwoViews, config: DetectionLossConfig
+) -> Matches:
     """Matches of the sampled keypoints, by descriptors and by poses."""
     drawn = sample0.accepted[:, :, None] & sample1.accepted[:, None]
     good = match_matrix(sample0.points, sample1.points, views.geometry01, config.epsilon_px) & drawn
@@ -255,7 +257,7 @@ def matched(sample0: KeypointSample, sample1: KeypointSample, views: TwoViews, c
     return Matches(drawn, good, _mutual(cosine, drawn), match_probability(cosine, drawn, config.temperature))
 
 
-def drawn_from(matches: Matches, config: FundamentalErrorConfig) -> Bool[Tensor, "b n m"] | Float[Tensor, "b n m"]:
+def candidate_pairs(matches: Matches, config: FundamentalErrorConfig) -> Bool[Tensor, "b n m"] | Float[Tensor, "b n m"]:
     """The pairs from which L_fme samples its sets of eight."""
     if config.pairs == "mutual":
         return matches.mutual
@@ -301,7 +303,7 @@ def _mutual(cosine: Float[Tensor, "b n m"], drawn: Bool[Tensor, "b n m"]) -> Boo
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Which pairs of keypoints agree with the camera poses: both points near the line of the other.
+# The match matrix: pairs of keypoints that agree with the camera poses, each near the epipolar line of the other.
 #
 #     E_1(y_j, x_i) = dist(y_j, F x_i)  in image 1       E_0(x_i, y_j) = dist(x_i, F^T y_j)  in image 0     (eq. 16, 17)
 #     P_m = (E_1 < epsilon) & (E_0^T < epsilon),  epsilon = 2 px                                           (eq. 18)
@@ -327,6 +329,6 @@ def match_matrix(
     fundamental01: Float[Tensor, "b 3 3"],
     epsilon_px: float,
 ) -> Bool[Tensor, "b n m"]:
-    """P_m above: nearer than epsilon_px in both images."""
+    """P_m above: closer than epsilon_px to the epipolar line in both images."""
     in_image0, in_image1 = two_way_distances(points0, points1, fundamental01)
     return (in_image0 < epsilon_px) & (in_image1 < epsilon_px)

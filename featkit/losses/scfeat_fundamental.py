@@ -8,20 +8,20 @@ truth, keep the smallest error.
     F_hat  normalised eight-point algorithm, rank 2, Frobenius norm 1, its sign that of the truth F
     SmoothL1(a, b)  mean of  d^2 / (2 beta) where d = |a - b| < beta,  d - beta / 2 beyond
 
-What the paper leaves open decides whether L_fme does anything (`python benchmarks/reward_effect.py`, table in
-docs/scfeat.md):
+Two details that the paper leaves open decide whether L_fme has any effect (`python benchmarks/reward_effect.py`, table
+in docs/scfeat.md):
 
-    which pairs  "good" pairs (P_m, algorithm 1) agree with the poses already, so of 100 draws the best F_hat is nearly
-                 exact whatever the descriptors: L_fme is about 1e-5 and eq. 20 becomes a reward of 1 or 0.
-                 "likely", the default, draws pairs as the loss weighs them, by their match probability p_ij, whether
-                 they agree or not. Then L_fme is what a robust estimator of F would reach on these matches, and it
-                 tells good matches from bad ones: the paper's "could also reflect current matching error".
-    which scale  "lines", the default: d is how far the epipolar lines of F_hat lie from the true ones, over a tolerance
-                 (the comparison of two fundamental matrices in Zhang, IJCV 1998). In the entries of matrices of norm 1
-                 the mean is at most 1/9, so tanh L_fme never comes near 1.
+    which pairs  "good" pairs (P_m, algorithm 1) already agree with the poses, so the best F_hat of 100 draws is nearly
+                 exact for any descriptors: L_fme is about 1e-5 and eq. 20 becomes a reward of 1 or 0. "likely", the
+                 default, draws pairs with the weights of the loss, their match probabilities p_ij, whether they agree
+                 with the poses or not. Then L_fme is the error that a robust estimator of F would reach on these
+                 matches, and it depends on their quality: the paper's "could also reflect current matching error".
+    which scale  "lines", the default: d is the distance of the epipolar lines of F_hat from the true ones, divided by a
+                 tolerance (comparison of two fundamental matrices: Zhang, IJCV 1998). For the entries of matrices of
+                 norm 1 the mean is at most 1/9, so tanh L_fme is never close to 1.
 
-One set of indices serves both images: the paper's two independent sets pair unrelated points, so that L_fme depends on
-nothing but chance (`pairs: independent`).
+The same indices are used for both images: the paper's two independent sets pair unrelated points, so that L_fme is pure
+chance (`pairs: independent`).
 
 Sun, Zhu, Ji: Shared Coupling-bridge for Weakly Supervised Local Feature Learning, III-D (2).
 Shapes: pairs (b, n, m), points (b, n, 2) and (b, m, 2) in pixels, F (b, 3, 3) -> (b,). No gradients.
@@ -40,7 +40,7 @@ from torch import Tensor
 
 from featkit.core.config import Config, Factor, Share, Trials
 from featkit.geometry.batched import PAIRS, clip_to_image, epipolar_lines, fundamental_of_eight, unit_norm
-from featkit.losses.two_views import Draws, LossContext, uniform
+from featkit.losses.two_views import Draws, LossContext, draw_uniform
 
 Scale = Literal["lines", "image", "pixels", "authors"]
 Pairs = Literal["mutual", "likely", "good", "independent"]
@@ -57,14 +57,14 @@ class FundamentalErrorConfig(Config):
     1."""
     quantile: Share = 0.0
     """Quantile of the samples' errors used as L_fme: 0 is the smallest (algorithm 1); 0.5 the median, which is larger
-    and says less about the matches."""
+    and less informative about the matches."""
     scale: Scale = "lines"
     """How matrices are compared. lines: distance of epipolar lines over tolerance_share. image, pixels: entries of F
     with norm 1, in these units. authors: unnormalised points in pixels, F divided by F[2, 2]."""
     tolerance_share: Factor = 0.3
     """Distance between lines that corresponds to d = 1, as a share of the image's longer side (scale: lines). Measured,
     not from the paper: at 0.1 tanh L_fme exceeds the share of good matches, so that matches have negative rewards on
-    average (eq. 20) and the gradient turns by more than 90 degrees; at 0.5 the factor changes a tenth of it."""
+    average (eq. 20) and the gradient rotates by more than 90 degrees; at 0.5 the factor changes a tenth of it."""
     lines_side: int = Field(5, ge=1, le=1000)
     """Points per side of the grid in each image whose epipolar lines are compared (scale: lines)."""
     beta: Factor = 1.0
@@ -100,7 +100,7 @@ def fundamental_error(
     if config.pairs == "independent":
         other, _ = draw(pairs, config.draws, context.draws)
         chosen = torch.stack([chosen[..., 0], other[..., 1]], dim=-1)
-    sets0, sets1 = (_picked(points, chosen[..., side]) for side, points in enumerate((points0, points1)))
+    sets0, sets1 = (_gather_points(points, chosen[..., side]) for side, points in enumerate((points0, points1)))
     errors = set_errors(sets0, sets1, fundamental01, image_size, config)
     unusable = ~errors.isfinite() | _has_repeated(chosen)
     value = errors.masked_fill(unusable, torch.nan).nanquantile(config.quantile, dim=1).to(points0.dtype)
@@ -109,7 +109,7 @@ def fundamental_error(
     return FundamentalError(context.total(value.sum()).expand_as(value) if config.over == "batch" else value, defined)
 
 
-def _picked(points: Float[Tensor, "b n 2"], which: Int[Tensor, "b draws 8"]) -> Float[Tensor, "b draws 8 2"]:
+def _gather_points(points: Float[Tensor, "b n 2"], which: Int[Tensor, "b draws 8"]) -> Float[Tensor, "b draws 8 2"]:
     found = points.gather(1, which.flatten(1)[..., None].expand(-1, -1, 2))
     return found.unflatten(1, which.shape[1:])
 
@@ -152,10 +152,10 @@ def set_errors(
 def line_distances(
     found: Float[Tensor, "b draws 3 3"], truth: Float[Tensor, "b 3 3"], image_size: tuple[int, int], side: int
 ) -> Float[Tensor, "b draws k"]:
-    """Distance in pixels of the true epipolar lines' ends from the lines of the estimated matrices; NaN without a line.
+    """Distances of the ends of true epipolar lines from the estimated lines, pixels; NaN without a line.
 
-    For a grid of side x side points in each image; the ends are where the true line leaves the other image. At most the
-    image's diagonal. k = 4 side^2.
+    For a grid of side x side points in each image. The ends are the intersections of the true line with the border of
+    the other image. Distances are clamped to the image's diagonal. k = 4 side^2.
     """
     along = (torch.arange(side, device=truth.device, dtype=truth.dtype) + 0.5) / side
     y, x = torch.meshgrid(along, along, indexing="ij")
@@ -193,7 +193,7 @@ def draw_sets(
         return empty, torch.zeros(len(good), dtype=torch.bool, device=good.device)
     before = F.pad(good.sum(2).cumsum(1), (1, 0))  # good pairs in the rows above each
     counts = before[:, -1]
-    numbers = _subsets(counts, draws, generator).flatten(1)
+    numbers = _random_subsets(counts, draws, generator).flatten(1)
     rows = (torch.searchsorted(before, numbers, right=True) - 1).clamp(max=good.shape[1] - 1)
     in_row = numbers - before.gather(1, rows)
     found = good[torch.arange(len(good), device=good.device)[:, None], rows].cumsum(2, dtype=torch.int32)
@@ -212,7 +212,7 @@ def draw_likely_sets(
     if not weights[0].numel():
         empty = torch.zeros((b, draws, PAIRS, 2), dtype=torch.long, device=weights.device)
         return empty, torch.zeros(b, dtype=torch.bool, device=weights.device)
-    u = uniform((b, draws * PAIRS, 2), generator, weights.device).double()
+    u = draw_uniform((b, draws * PAIRS, 2), generator, weights.device).double()
     heights = weights.sum(2, dtype=torch.float64).cumsum(1)
     rows = torch.searchsorted(heights, u[..., 0] * heights[:, -1:], right=True).clamp(max=n - 1)
     within = weights[torch.arange(b, device=weights.device)[:, None], rows].cumsum(2, dtype=torch.float64)
@@ -221,9 +221,9 @@ def draw_likely_sets(
     return torch.stack([rows, columns], dim=-1).unflatten(1, (draws, PAIRS)), enough
 
 
-def _subsets(counts: Int[Tensor, " b"], draws: int, generator: Draws) -> Int[Tensor, "b draws 8"]:
+def _random_subsets(counts: Int[Tensor, " b"], draws: int, generator: Draws) -> Int[Tensor, "b draws 8"]:
     """Eight distinct numbers below each count, by Floyd's algorithm: any up to the k-th of the last 8, or that one."""
-    u = uniform((len(counts), draws, PAIRS), generator, counts.device).double()
+    u = draw_uniform((len(counts), draws, PAIRS), generator, counts.device).double()
     last = (counts[:, None] - PAIRS + torch.arange(PAIRS, device=counts.device)).clamp(min=0)  # (b, 8)
     found = (u * (last + 1)[:, None]).long().clamp(max=last[:, None])
     for k in range(1, PAIRS):

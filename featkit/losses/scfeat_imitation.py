@@ -27,7 +27,7 @@ from torch import Tensor
 
 from featkit.core.config import Config, Factor, FactorOrZero
 from featkit.geometry.batched import sample_map
-from featkit.losses.base import LossResult, Total, alone, full_precision
+from featkit.losses.base import LossResult, Total, full_precision, local_total
 from featkit.losses.two_views import descriptors_at
 
 
@@ -43,7 +43,7 @@ class ImitationConfig(Config):
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeacherKeypoints:
     """The teacher's keypoints in pixels of the images; padding rows are not `shown`."""
 
     points: Float[Tensor, "b n 2"]
@@ -54,10 +54,10 @@ class Lesson:
 
 def imitation_loss(
     maps: Float[Tensor, "b c h w"],
-    lesson: Lesson,
+    lesson: TeacherKeypoints,
     image_size: tuple[int, int],
     config: ImitationConfig,
-    total: Total = alone,
+    total: Total = local_total,
 ) -> LossResult:
     """The first two terms of L; 0 without any keypoint. total: as in the other losses."""
     with torch.autocast(maps.device.type, enabled=False):
@@ -66,12 +66,12 @@ def imitation_loss(
         cosine = (found * given).sum(2)
         number = total(lesson.shown.sum().float()).clamp(min=1)
         apart = torch.where(lesson.shown, 1 - cosine, 0.0).sum() / number
-        relation = _relation(found, given, lesson.shown, config.temperature).sum() / number
+        relation = _relation_divergence(found, given, lesson.shown, config.temperature).sum() / number
     loss = config.descriptor * apart + config.similarity * relation
     return LossResult(loss, {"teacher_distance": apart.detach(), "teacher_relation": relation.detach()})
 
 
-def _relation(
+def _relation_divergence(
     found: Float[Tensor, "b n c"], given: Float[Tensor, "b n c"], shown: Bool[Tensor, "b n"], temperature: float
 ) -> Float[Tensor, "b n"]:
     """The divergence of each shown keypoint's similarities from the teacher's; 0 for the others."""
@@ -87,10 +87,10 @@ def _relation(
 
 def score_loss(
     scores: Float[Tensor, "b 1 h w"],
-    lesson: Lesson,
+    lesson: TeacherKeypoints,
     valid: Bool[Tensor, "b 1 h w"],
     weight: float,
-    total: Total = alone,
+    total: Total = local_total,
 ) -> LossResult:
     """The last term of L times its weight: the mean over the images that show a teacher keypoint."""
     with torch.autocast(scores.device.type, enabled=False):

@@ -24,7 +24,7 @@ from torch import Tensor
 from featkit.core.config import Config, Factor, PixelsOrZero, Side
 from featkit.geometry.batched import homogeneous
 from featkit.losses.base import LossResult
-from featkit.losses.two_views import LossContext, TwoViews, descriptors_at, inside, mask_at, query_points
+from featkit.losses.two_views import LossContext, TwoViews, descriptors_at, inside_image, mask_at, query_points
 
 NO_CANDIDATE = -1e4  # logit of a point that is not in N_i
 
@@ -46,13 +46,13 @@ def contrastive_loss(views: TwoViews, config: ContrastiveLossConfig, context: Lo
     """
     size, device = views.image_size, views.map0.device
     points0 = query_points(len(views.map0), size, config.cell_px, context.draws, device)
-    points1, front = mapped_points(views.geometry01, points0)
-    shown = front & inside(points1, size) & mask_at(views.valid0, points0) & mask_at(views.valid1, points1)
+    points1, front = map_points(views.geometry01, points0)
+    shown = front & inside_image(points1, size) & mask_at(views.valid0, points0) & mask_at(views.valid1, points1)
     points1 = torch.where(shown[..., None], points1, points0)  # somewhere finite
     with torch.autocast(device.type, enabled=False):
         cosine = descriptors_at(views.map0, points0, size) @ descriptors_at(views.map1, points1, size).mT
-        rows, row_hits = _one_way(cosine, points1, shown, config)
-        columns, column_hits = _one_way(cosine.mT, points0, shown, config)
+        rows, row_hits = _one_way_loss(cosine, points1, shown, config)
+        columns, column_hits = _one_way_loss(cosine.mT, points0, shown, config)
     points, all_points = context.total(torch.stack([shown.sum(), torch.ones_like(shown).sum()]))
     number = points.clamp(min=1)
     own = torch.where(shown, cosine.detach().diagonal(dim1=1, dim2=2), 0.0).sum()
@@ -64,7 +64,7 @@ def contrastive_loss(views: TwoViews, config: ContrastiveLossConfig, context: Lo
     return LossResult((rows / number + columns / number) / 2, statistics)
 
 
-def mapped_points(
+def map_points(
     homography01: Float[Tensor, "b 3 3"], points0: Float[Tensor, "b n 2"]
 ) -> tuple[Float[Tensor, "b n 2"], Bool[Tensor, "b n"]]:
     """Points of image 0 mapped to image 1 (computed in float64), and which of them have positive depth."""
@@ -73,7 +73,7 @@ def mapped_points(
     return (moved[..., :2] / torch.where(front, moved[..., 2], 1.0)[..., None]).to(points0.dtype), front
 
 
-def _one_way(
+def _one_way_loss(
     cosine: Float[Tensor, "b n n"],
     targets: Float[Tensor, "b n 2"],
     shown: Bool[Tensor, "b n"],

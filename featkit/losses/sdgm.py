@@ -1,9 +1,9 @@
 """SDGMNet: every pair's gradient is weighted by its angle relative to running statistics of all angles.
 
-In words: the gradients on the angles are designed directly, not derived from a loss. A pair counts most if its angle is
-typical (auto-focus), a triplet counts more the harder it is and not at all among the easiest 60 % (probabilistic
-margin), and the total weights of positives and negatives have the ratio 0.9 to 1 (power adjustment). Running means and
-standard deviations define what is typical.
+In words: the gradients on the angles are designed directly, not derived from a loss. A pair has the largest weight if
+its angle is typical (auto-focus), a triplet has a larger weight the harder it is and none among the easiest 60 %
+(probabilistic margin), and the total weights of positives and negatives have the ratio 0.9 to 1 (power adjustment).
+Running means and standard deviations define what is typical.
 
     theta = acos(x.y),  theta^r = theta^+ - theta^-                                      eq. 3
     w_s^+ = exp(-(theta^+ - E[theta^+])^2 / (2 (pi/6 + Std[theta^+])^2)),  w_s^- alike   eq. 9, 10
@@ -135,19 +135,19 @@ class SdgmLoss(PatchLoss):
         positive = angle(paired_similarity(batch.anchor, batch.positive), config.similarity_limit)  # eq. 3
         negative = angle(hardest.similarity, config.similarity_limit)
         with torch.no_grad():
-            statistics = self._updated_angles(positive, negative, hardest.found)
+            statistics = self._update_angle_statistics(positive, negative, hardest.found)
             weights = self._weights(positive, negative, statistics, progress < config.warm_up_share)
             weights = weights * hardest.found * pair_weights(batch)
-            powers = self._updated_powers(weights.sum(1), hardest.found.any())  # eq. 12
+            powers = self._update_powers(weights.sum(1), hardest.found.any())  # eq. 12
             factors = self._factors(weights, powers)
         loss = (factors[0] * positive).sum() - (factors[1] * negative).sum()  # eq. 15
-        return LossResult(loss, self._named(statistics, powers) | {"negatives_found": hardest.share})
+        return LossResult(loss, self._statistics_by_name(statistics, powers) | {"negatives_found": hardest.share})
 
     def _noise_similarity(self, progress: float) -> float:
         config = self.config
         return config.similarity_limit if progress < config.noise_start_share else math.cos(config.noise_angle_rad)
 
-    def _updated_angles(
+    def _update_angle_statistics(
         self, positive: Float[Tensor, " n"], negative: Float[Tensor, " n"], found: Bool[Tensor, " n"]
     ) -> Float[Tensor, "6"]:
         """The running statistics after this batch, stored in training mode; unchanged by a batch without negatives."""
@@ -180,9 +180,9 @@ class SdgmLoss(PatchLoss):
             mean, deviation = statistics[2::2, None], statistics[3::2, None]
             radius = self.config.auto_focus_radius_rad + deviation
             weights = weights * torch.exp(-(angles - mean).square() / (2.0 * radius.square()))  # eq. 9, 10
-        return weights * self._coupled(positive - negative, statistics[0], statistics[1])
+        return weights * self._coupled_weights(positive - negative, statistics[0], statistics[1])
 
-    def _coupled(
+    def _coupled_weights(
         self, relative: Float[Tensor, " n"], mean: Float[Tensor, ""], deviation: Float[Tensor, ""]
     ) -> Float[Tensor, " n"]:
         standard = (relative - mean) / deviation.clamp(min=SMALLEST_DEVIATION_RAD)
@@ -190,7 +190,7 @@ class SdgmLoss(PatchLoss):
         weight = share if self.config.coupled_weight == "paper" else torch.ones_like(share)
         return torch.where(share > self.config.hard_margin, weight, torch.zeros_like(share))  # eq. 11
 
-    def _updated_powers(self, batch: Float[Tensor, "2"], usable: Bool[Tensor, ""]) -> Float[Tensor, "2"]:
+    def _update_powers(self, batch: Float[Tensor, "2"], usable: Bool[Tensor, ""]) -> Float[Tensor, "2"]:
         memory = self.config.statistics_memory
         old = self.powers.to(batch.dtype)
         new = torch.where(usable, memory * old + (1.0 - memory) * batch, old)  # eq. 14
@@ -205,7 +205,7 @@ class SdgmLoss(PatchLoss):
         attenuation = torch.tensor([self.config.attenuation, 1.0], dtype=weights.dtype, device=weights.device)
         return weights * (attenuation / powers)[:, None]  # eq. 13
 
-    def _named(self, angles: Float[Tensor, "6"], powers: Float[Tensor, "2"]) -> dict[str, Tensor]:
+    def _statistics_by_name(self, angles: Float[Tensor, "6"], powers: Float[Tensor, "2"]) -> dict[str, Tensor]:
         return dict(zip(TABLE_ROWS, torch.cat([angles, powers]), strict=True))
 
 

@@ -36,7 +36,7 @@ def second_order_term(
     """R above. neighbours: the number k of nearest neighbours (paper: 8), at most all others.
 
     neighbourhood: "authors" adds the nearest across the sides (a_i to p_j and p_i to a_j), as in their code.
-        reduction: the paper's mean, or the sum of their code. Raises ValueError for fewer than two pairs.
+    reduction: the paper's mean, or the sum of their code. Raises ValueError for fewer than two pairs.
     """
     n = len(batch.anchor)
     if n < 2:

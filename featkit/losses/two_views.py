@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from featkit.geometry.batched import sample_map
-from featkit.losses.base import Total, alone, full_precision
+from featkit.losses.base import Total, full_precision, local_total
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,16 @@ class LossContext:
     losses and statistics of all parts then add up to those of the complete batch."""
 
     draws: Draws
-    total: Total = alone
+    total: Total = local_total
 
 
-def uniform(shape: tuple[int, ...], draws: Draws, device: torch.device | str) -> Float[Tensor, "..."]:
+def draw_uniform(shape: tuple[int, ...], draws: Draws, device: torch.device | str) -> Float[Tensor, "..."]:
     """Uniform numbers in [0, 1), drawn on the generator's device: a CPU generator gives every device the same numbers.
 
     The first axis is the batch.
     """
     if isinstance(draws, PartOfDraws):
-        return uniform((draws.count, *shape[1:]), draws.generator, device)[draws.rows]
+        return draw_uniform((draws.count, *shape[1:]), draws.generator, device)[draws.rows]
     return torch.rand(shape, generator=draws, device=draws.device).to(device)
 
 
@@ -91,11 +91,11 @@ def query_points(
         )
     y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
     corners = cell * torch.stack([x, y], dim=-1).view(1, -1, 2)
-    within = (cell * uniform((b, rows * columns, 2), generator, device)).floor().clamp(max=cell - 1)
+    within = (cell * draw_uniform((b, rows * columns, 2), generator, device)).floor().clamp(max=cell - 1)
     return corners + within
 
 
-def inside(points: Float[Tensor, "*b 2"], image_size: tuple[int, int]) -> Bool[Tensor, "*b"]:
+def inside_image(points: Float[Tensor, "*b 2"], image_size: tuple[int, int]) -> Bool[Tensor, "*b"]:
     """Which points are between the centres of the first and the last pixels."""
     width, height = image_size
     x, y = points[..., 0], points[..., 1]

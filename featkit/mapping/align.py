@@ -57,11 +57,11 @@ def compare_with_truth(model: pycolmap.Reconstruction, truth: dict[str, Pose], a
 
 
 def similarity_to_truth(model: pycolmap.Reconstruction, truth: dict[str, Pose]) -> Float[np.ndarray, "3 4"]:
-    """`truth_from_map` if enough images of the map have a ground-truth pose, else the identity (with a warning)."""
+    """`truth_from_map` if enough images of the map have a ground-truth pose, else the identity with a warning."""
     common = sum(image.has_pose and image.name in truth for image in model.images.values())
     if common >= MIN_COMMON:
         return truth_from_map(model, truth)
-    LOGGER.warning("the truth names %d images of the map: its frame and scale are taken to be the truth's", common)
+    LOGGER.warning("the truth has only %d images of the map: the map is not aligned to it", common)
     return np.eye(3, 4)
 
 
@@ -149,21 +149,21 @@ def fit_similarity(
     """
     if len(source) < MIN_POSITIONS:
         raise BadInputError(f"{len(source)} positions; {MIN_POSITIONS} that are not on one line are needed")
-    _refuse_a_line(source, target, config)
+    _refuse_collinear(source, target, config)
     if config.max_error_m is not None:
-        used = _by_ransac(source, target, config.max_error_m, config.min_share, seed)
+        used = _inliers_by_ransac(source, target, config.max_error_m, config.min_share, seed)
     else:
-        used = _by_least_median(source, target, config, np.random.default_rng(seed))
+        used = _inliers_by_least_median(source, target, config, np.random.default_rng(seed))
     if used.sum() < max(MIN_POSITIONS, config.min_share * len(used)):
         raise EmptyResultError(
             f"only {used.sum()} of {len(used)} positions agree with the model's shape"
             + (f" within {config.max_error_m:g} m; a larger --max-error" if config.max_error_m is not None else "")
-            + "; see whether names and positions belong together"
+            + "; check that names and positions belong together"
         )
-    _refuse_a_line(source[used], target[used], config)
-    similarity = _least_squares(source[used], target[used])
+    _refuse_collinear(source[used], target[used], config)
+    similarity = _fit_least_squares(source[used], target[used])
     if similarity is None:
-        raise BadInputError("the positions are on one line; the turn about it is not determined")
+        raise BadInputError("the positions are on one line, so the rotation about it is not determined")
     offsets = _offsets(similarity, source, target)
     return SimilarityFit(similarity, offsets, used, *_uncertainty(similarity, source[used], offsets[used]))
 
@@ -173,7 +173,7 @@ def scale_of(similarity: Float[np.ndarray, "3 4"]) -> float:
     return float(np.cbrt(np.linalg.det(similarity[:, :3])))
 
 
-def _by_ransac(
+def _inliers_by_ransac(
     source: np.ndarray, target: np.ndarray, max_error: float, min_share: float, seed: int
 ) -> Bool[np.ndarray, " n"]:
     options = pycolmap.RANSACOptions()
@@ -183,17 +183,17 @@ def _by_ransac(
     if found is None:
         return np.zeros(len(source), bool)
     similarity = found["tgt_from_src"] if isinstance(found, dict) else found  # the stubs declare only the similarity
-    return _settled(source, target, np.asarray(similarity.matrix()), lambda residuals: max_error)
+    return _refine_inliers(source, target, np.asarray(similarity.matrix()), lambda residuals: max_error)
 
 
-def _by_least_median(
+def _inliers_by_least_median(
     source: np.ndarray, target: np.ndarray, config: SimilarityConfig, generator: np.random.Generator
 ) -> Bool[np.ndarray, " n"]:
     number = len(source)
     order = min(number // 2 + 2, number) - 1  # floor(n / 2) + floor((p + 1) / 2) residuals are minimised, p = 3
     best, best_similarity = np.inf, None
-    for triple in _triples(number, config.max_samples, generator):
-        similarity = _least_squares(source[triple], target[triple])
+    for triple in _sample_triples(number, config.max_samples, generator):
+        similarity = _fit_least_squares(source[triple], target[triple])
         if similarity is None:
             continue
         residual = float(np.partition(_residuals(similarity, source, target), order)[order])
@@ -207,17 +207,17 @@ def _by_least_median(
     def bound(residuals: np.ndarray) -> float:
         return max(factor * float(np.partition(residuals, order)[order]), rounding)
 
-    return _settled(source, target, best_similarity, bound)
+    return _refine_inliers(source, target, best_similarity, bound)
 
 
-def _settled(
+def _refine_inliers(
     source: np.ndarray, target: np.ndarray, similarity: np.ndarray, bound: Callable[[np.ndarray], float]
 ) -> Bool[np.ndarray, " n"]:
     """Fit to the positions within the bound and classify all of them again, until the set no longer changes."""
     residuals = _residuals(similarity, source, target)
     used = residuals <= bound(residuals)
     for _ in range(MAX_ROUNDS):
-        refined = _least_squares(source[used], target[used]) if used.sum() >= MIN_POSITIONS else None
+        refined = _fit_least_squares(source[used], target[used]) if used.sum() >= MIN_POSITIONS else None
         if refined is None:
             break
         residuals = _residuals(refined, source, target)
@@ -228,15 +228,15 @@ def _settled(
     return used
 
 
-def _triples(number: int, most: int, generator: np.random.Generator) -> Iterable[list[int]]:
+def _sample_triples(number: int, most: int, generator: np.random.Generator) -> Iterable[list[int]]:
     """All triples of indices, or `most` random ones if there are more."""
     if comb(number, MIN_POSITIONS) <= most:
         return (list(triple) for triple in combinations(range(number), MIN_POSITIONS))
     return (generator.choice(number, MIN_POSITIONS, replace=False).tolist() for _ in range(most))
 
 
-def _least_squares(source: np.ndarray, target: np.ndarray) -> Float[np.ndarray, "3 4"] | None:
-    """None for collinear positions."""
+def _fit_least_squares(source: np.ndarray, target: np.ndarray) -> Float[np.ndarray, "3 4"] | None:
+    """The least-squares similarity; None for collinear positions."""
     found = pycolmap.estimate_sim3d(source, target)
     matrix = None if found is None else np.asarray(found.matrix())
     return matrix if matrix is not None and np.all(np.isfinite(matrix)) and scale_of(matrix) > 0 else None
@@ -255,12 +255,12 @@ def _extents(positions: np.ndarray) -> Float[np.ndarray, "3"]:
     return np.linalg.svd(positions - positions.mean(axis=0), compute_uv=False)
 
 
-def _refuse_a_line(source: np.ndarray, target: np.ndarray, config: SimilarityConfig) -> None:
+def _refuse_collinear(source: np.ndarray, target: np.ndarray, config: SimilarityConfig) -> None:
     for positions, whose in ((source, "the model's camera centres"), (target, "the given positions")):
         first, second, _ = _extents(positions)
         if second <= config.min_width * first:
-            where = "at one place" if first == 0 else "on one line, so the turn about it is not determined"
-            raise BadInputError(f"{whose} of the {len(positions)} images are {where}; more images, off that line")
+            where = "at one place" if first == 0 else "on one line, so the rotation about it is not determined"
+            raise BadInputError(f"{whose} of the {len(positions)} images are {where}; add images off that line")
 
 
 def _uncertainty(similarity: np.ndarray, source: np.ndarray, offsets: np.ndarray) -> tuple[float, float]:

@@ -25,7 +25,7 @@ from featkit.io.lists import Intrinsics, read_intrinsics_list, respelled
 
 LOGGER = logging.getLogger(__name__)
 CameraMode = Literal["auto", "single", "per-folder", "per-image"]
-Group = tuple[Any, Intrinsics | None]  # identifies the images that share a camera
+CameraKey = tuple[Any, Intrinsics | None]  # identifies the images that share a camera
 DEFAULT_MODEL, FOUR_NUMBERS, SPHERE = "SIMPLE_RADIAL", "PINHOLE", "EQUIRECTANGULAR"
 
 
@@ -49,7 +49,9 @@ class CameraConfig(Config):
     default_focal_factor: float = Field(1.2, ge=0.01, le=100)
     """Guessed focal length without EXIF, as a multiple of the longer side (COLMAP's guess)."""
     fisheye_focal_factor: float = Field(1 / math.pi, ge=0.01, le=100)
-    """The same for fisheye models: 1 / pi is an equidistant lens with a 180-degree view along the longer side."""
+    """Guessed focal length of fisheye models without EXIF, as a multiple of the longer side. 1 / pi is an equidistant
+    lens with a 180-degree view along the longer side.
+    """
     sensor_width_mm: Factor | None = None
     """Longer side of the sensor, mm, for photographs whose EXIF gives a focal length in mm but no sensor size."""
     refine: bool = True
@@ -68,7 +70,7 @@ class CameraConfig(Config):
         return fields
 
 
-def check(config: CameraConfig) -> None:
+def check_camera_config(config: CameraConfig) -> None:
     """Raise UsageError for an unknown model or parameters that do not fit it."""
     models, params = camera_models(), config.params
     if config.given_model not in models:
@@ -79,8 +81,8 @@ def check(config: CameraConfig) -> None:
     if config.model is None and (len(params) != 4 or abs(params[3]) < 1):
         fitting = [name for name, model in models.items() if len(model.params) == len(params)]
         raise UsageError(
-            f"--camera-params: only fx,fy,cx,cy can do without --camera-model, and {_list(params)} are no such numbers;"
-            f" name the model ({', '.join(fitting) or f'none takes {len(params)}'})"
+            f"--camera-params: without --camera-model only fx,fy,cx,cy are accepted, not {_format_params(params)};"
+            f" give the model ({', '.join(fitting) or f'none takes {len(params)}'})"
         )
     model = models[config.given_model]
     if len(params) != len(model.params):
@@ -92,7 +94,7 @@ def check(config: CameraConfig) -> None:
         raise UsageError(f"--camera-params: {fault}; {model.name} takes {','.join(model.params)}")
 
 
-def _list(params: Sequence[float]) -> str:
+def _format_params(params: Sequence[float]) -> str:
     return ",".join(f"{value:g}" for value in params)
 
 
@@ -110,7 +112,7 @@ def check_photographs(
     of different sizes that are to share a camera, for a listed camera of another size, and for panoramas that cannot be
     mapped.
     """
-    check(config)
+    check_camera_config(config)
     known = listed or {}
     with ThreadPoolExecutor(usable_cores()) as pool:
         headers = zip(names, pool.map(lambda name: taken_with(images / name), names), strict=True)
@@ -124,14 +126,14 @@ def check_photographs(
         if fault := camera_fault(model, found.size, config.params or ()):
             raise UsageError(f"--camera-params: {fault}, as {name!r} is; {model.name} takes {','.join(model.params)}")
     _check_panoramas(config, model, inferred)
-    groups: dict[Group, list[str]] = {}
+    groups: dict[CameraKey, list[str]] = {}
     for name, found in taken.items():
-        groups.setdefault((_group(name, config.mode, found, sharing), known.get(name)), []).append(name)
+        groups.setdefault((_camera_key(name, config.mode, found, sharing), known.get(name)), []).append(name)
     for (_, given), one_camera in groups.items():
         if given is None:
             on_rig = sharing is not None and one_camera[0] in sharing
-            why = "they are of one camera of a rig" if on_rig else f"--camera-mode {config.mode}"
-            _check_sharing(why, {name: taken[name] for name in one_camera})
+            why = "one camera of a rig" if on_rig else f"--camera-mode {config.mode}"
+            _check_shared_camera(why, {name: taken[name] for name in one_camera})
 
 
 def _check_panoramas(config: CameraConfig, model: CameraModel, taken: Mapping[str, Taken]) -> None:
@@ -146,26 +148,26 @@ def _check_panoramas(config: CameraConfig, model: CameraModel, taken: Mapping[st
                 )
     elif panoramas and (config.model is not None or config.params is not None):
         LOGGER.warning(
-            "%d photographs are panoramas of 360 degrees by their metadata, which %s cannot describe: %s",
+            "%d photographs are 360-degree panoramas according to their metadata, which %s cannot describe: %s",
             *(len(panoramas), model.name, some_names(panoramas)),
         )
     elif panoramas:
         if SPHERE not in camera_models():
             raise BadInputError(
-                f"{panoramas[0]!r} is a panorama of 360 degrees, which this pycolmap cannot map; pip install"
-                " 'pycolmap>=4.2', or cut it into pictures of ordinary cameras"
+                f"{panoramas[0]!r} is a 360-degree panorama, which this pycolmap cannot map; pip install"
+                " 'pycolmap>=4.2', or cut it into perspective images"
             )
         for name in panoramas:
             width, height = taken[name].size
             if taken[name].is_part or not is_whole_sphere((width, height)):
                 raise BadInputError(
-                    f"{name!r} is a part of a panorama ({width} x {height}); only whole ones of 360 by 180 degrees can"
-                    " be mapped: leave it out, or name a --camera-model"
+                    f"{name!r} is a partial panorama ({width} x {height}); only complete ones of 360 by 180 degrees can"
+                    " be mapped: leave it out, or give a --camera-model"
                 )
         LOGGER.info("cameras: %d of %d photographs are panoramas (GPano): %s", len(panoramas), len(taken), SPHERE)
 
 
-def _check_sharing(why: str, sharing: Mapping[str, Taken]) -> None:
+def _check_shared_camera(why: str, sharing: Mapping[str, Taken]) -> None:
     """Photographs that share a camera must have one size (BadInputError) and should have one lens (else a warning)."""
     first = next(iter(sharing))
     width, height = sharing[first].size
@@ -180,7 +182,7 @@ def _check_sharing(why: str, sharing: Mapping[str, Taken]) -> None:
     if len(lenses) > 1:
         named = "; ".join(f"{lens}: {names[0]} and {len(names) - 1} more" for lens, names in list(lenses.items())[:4])
         LOGGER.warning(
-            "%s: %d cameras, lenses or focal lengths are to share one camera (%s)"
+            "%s: photographs with %d different cameras, lenses or focal lengths share one camera (%s)"
             + ("; use auto" if why.startswith("--") else ""),
             *(why, len(lenses), named),
         )
@@ -194,15 +196,15 @@ def infer_camera(path: Path, config: CameraConfig) -> pycolmap.Camera:
     model = camera_models()[config.given_model]
     options = pycolmap.ImageReaderOptions()
     options.camera_model = DEFAULT_MODEL if model.is_spherical else model.name
-    options.default_focal_length_factor = _guess(config, model)
+    options.default_focal_length_factor = _focal_factor(config, model)
     try:
         camera = pycolmap.infer_camera_from_image(str(path), options)
     except Exception as error:  # pycolmap raises any of RuntimeError, ValueError and InvalidArgument
-        camera = _without_colmap(path, config, model, error)
+        camera = _guess_without_colmap(path, config, model, error)
     size = (camera.width, camera.height)
     if config.params is not None:
         if fault := camera_fault(model, size, config.params):
-            raise BadInputError(f"{path}: the given camera cannot be its own: {fault}")
+            raise BadInputError(f"{path}: the given camera does not fit: {fault}")
         return to_camera(Intrinsics(model.name, *size, config.params))
     if model.is_spherical or (config.model is None and _is_panorama(path, size)):
         return to_camera(Intrinsics(SPHERE, *size, tuple(map(float, size))))
@@ -214,24 +216,24 @@ def infer_camera(path: Path, config: CameraConfig) -> pycolmap.Camera:
     return camera
 
 
-def _without_colmap(path: Path, config: CameraConfig, model: CameraModel, error: Exception) -> pycolmap.Camera:
+def _guess_without_colmap(path: Path, config: CameraConfig, model: CameraModel, error: Exception) -> pycolmap.Camera:
     """The guessed camera of a photograph in a format that COLMAP cannot read (HEIC, AVIF, GIF, JPEG 2000)."""
     try:
         size = stored_size(path)
     except BadInputError:
-        raise BadInputError(f"{path}: no camera can be made from it ({str(error).splitlines()[0]})") from None
+        raise BadInputError(f"{path}: its camera cannot be read ({str(error).splitlines()[0]})") from None
     return guessed_camera(config, size)
 
 
 def guessed_camera(config: CameraConfig, size: tuple[int, int]) -> pycolmap.Camera:
     """Guessed camera of an image of this size (width, height), without other information."""
     model = camera_models()[config.given_model]
-    camera = pycolmap.Camera.create_from_model_name(1, model.name, _guess(config, model) * max(size), *size)
+    camera = pycolmap.Camera.create_from_model_name(1, model.name, _focal_factor(config, model) * max(size), *size)
     camera.has_prior_focal_length = model.is_spherical
     return camera
 
 
-def _guess(config: CameraConfig, model: CameraModel) -> float:
+def _focal_factor(config: CameraConfig, model: CameraModel) -> float:
     return config.fisheye_focal_factor if model.is_fisheye else config.default_focal_factor
 
 
@@ -243,12 +245,12 @@ def _is_panorama(path: Path, size: tuple[int, int]) -> bool:
 
 
 def listed_intrinsics(path: Path, names: Sequence[str]) -> dict[str, Intrinsics]:
-    """Intrinsics of the images that are in a list. Raises BadInputError when none is."""
+    """Intrinsics of the images that are in a list. Raises BadInputError if none of them is."""
     listed = respelled(read_intrinsics_list(path), lambda: names)
     found = {name: listed[name] for name in names if name in listed}
     if not found:
         raise BadInputError(
-            f"{path}: names none of the images, such as {names[0]!r}; names are relative to their folder"
+            f"{path}: lists none of the images, such as {names[0]!r}; names are relative to their folder"
         )
     if len(found) < len(names):
         missing = len(names) - len(found)
@@ -270,14 +272,14 @@ def cameras_of_images(
     listed: known intrinsics; images that would share a camera do so only if their listed intrinsics are equal.
     guess_fisheye: treat guessed focal lengths of fisheye models as known (`has_prior_focal_length`): otherwise COLMAP
     verifies their pairs in pixels, as if from pinhole cameras, and hardly any passes.
-    sharing: by name of an image the key of its camera, whatever the mode says; others have none.
+    sharing: by image name, the key of its camera, regardless of the mode; other images are not in it.
     Raises BadInputError when known intrinsics do not match the image's size.
     """
-    check(config)
+    check_camera_config(config)
     known = listed or {}
     taken = {name: taken_with(images / name) for name in names} if config.mode == "auto" else {}
-    groups = {name: (_group(name, config.mode, taken.get(name), sharing), known.get(name)) for name in names}
-    first: dict[Group, str] = {}
+    groups = {name: (_camera_key(name, config.mode, taken.get(name), sharing), known.get(name)) for name in names}
+    first: dict[CameraKey, str] = {}
     for name, group in groups.items():
         first.setdefault(group, name)
 
@@ -288,7 +290,7 @@ def cameras_of_images(
         list(pool.map(lambda name: _check_listed(stored_size(images / name), name, known[name]), known))
         inferred = list(pool.map(camera_of, first.values()))
     cameras: dict[int, pycolmap.Camera] = {}
-    ids: dict[Group, int] = {}
+    ids: dict[CameraKey, int] = {}
     for camera_id, (group, camera) in enumerate(zip(first, inferred, strict=True), start=1):
         camera.camera_id = camera_id
         if guess_fisheye and not camera.has_prior_focal_length and camera_models()[camera.model_name].is_fisheye:
@@ -301,11 +303,11 @@ def _check_listed(size: tuple[int, int], name: str, intrinsics: Intrinsics) -> N
     if size != (intrinsics.width, intrinsics.height):
         raise BadInputError(
             f"{name!r} is {size[0]} x {size[1]} as stored,"
-            f" its intrinsics are for {intrinsics.width} x {intrinsics.height}; correct the list"
+            f" but its intrinsics are for {intrinsics.width} x {intrinsics.height}; correct the list"
         )
 
 
-def _group(name: str, mode: CameraMode, taken: Taken | None, sharing: Mapping[str, str] | None = None) -> Any:
+def _camera_key(name: str, mode: CameraMode, taken: Taken | None, sharing: Mapping[str, str] | None = None) -> Any:
     """Key of the photographs that share a camera. taken: from the header; None for an unreadable file."""
     if sharing is not None and name in sharing:
         return "rig", sharing[name]
@@ -323,7 +325,7 @@ def check_sizes(
         camera = cameras[camera_ids[name]]
         if size != (0, 0) and size != (camera.width, camera.height):
             raise BadInputError(
-                f"{name!r} is {size[0]} x {size[1]}, its camera {camera.width} x {camera.height};"
+                f"{name!r} is {size[0]} x {size[1]}, but its camera {camera.width} x {camera.height};"
                 " use --camera-mode auto or per-image, or extract its features again if the image was replaced"
             )
 

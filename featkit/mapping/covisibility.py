@@ -21,7 +21,7 @@ from featkit.mapping.scene import image_folder, models_in
 
 
 class CovisibleConfig(Config):
-    """Which images of a model are paired."""
+    """How images of a model are paired by shared points."""
 
     num_matched: Count = 20
     """Number of images that each image is paired with (hloc: 20)."""
@@ -29,7 +29,7 @@ class CovisibleConfig(Config):
 
 @dataclass(frozen=True)
 class Tracks:
-    """The images that see each point. images: indices into `names`; point i's are starts[i] up to starts[i + 1]."""
+    """The images that see each point: indices into `names`; those of point i are images[starts[i] : starts[i + 1]]."""
 
     names: tuple[str, ...]
     starts: Int[np.ndarray, " m1"]
@@ -43,13 +43,13 @@ def covisible_pairs(tracks: Tracks, num: int) -> list[Pair]:
     observation while they are sorted), plus those of one image at a time.
     """
     total = len(tracks.names)
-    points, images, starts = _each_once(tracks)
+    points, images, starts = _unique_observations(tracks)
     by_image = np.argsort(images, kind="stable")
     first = np.searchsorted(images[by_image], np.arange(total + 1))
     found: dict[tuple[int, int], Pair] = {}
     for index in range(total):
         seen = points[by_image[first[index] : first[index + 1]]]
-        shared = np.bincount(images[_ranges(starts[seen], starts[seen + 1])], minlength=total)
+        shared = np.bincount(images[_concatenate_ranges(starts[seen], starts[seen + 1])], minlength=total)
         shared[index] = 0
         for other in np.argsort(-shared, kind="stable")[:num].tolist():
             if shared[other] == 0:
@@ -69,7 +69,7 @@ def tracks_of_images(tracks: Tracks, names: Sequence[str]) -> Tracks:
     return Tracks(tuple(names), before[tracks.starts], place[tracks.images[kept]])
 
 
-def _each_once(tracks: Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _unique_observations(tracks: Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Point and image of every observation, without duplicates; and where each point's observations start."""
     total, count = len(tracks.names), len(tracks.starts) - 1
     points = np.repeat(np.arange(count, dtype=np.int64), np.diff(tracks.starts))
@@ -78,7 +78,7 @@ def _each_once(tracks: Tracks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return points, images, np.searchsorted(points, np.arange(count + 1))
 
 
-def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def _concatenate_ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """All integers from starts[i] up to ends[i], ranges concatenated."""
     lengths = ends - starts
     before = np.cumsum(lengths) - lengths
@@ -119,15 +119,13 @@ class CameraProjector:
         return np.concatenate([plane, np.ones((len(plane), 1))], axis=1)
 
 
-def find_models(scene: Path) -> list[Path]:
-    """The model of a scene, or all of sparse/manhattan: MegaDepth has one per connected component of a scene.
+def model_components(scene: Path) -> list[Path]:
+    """The model of a scene, or all models in sparse/manhattan: MegaDepth has one per connected component of a scene.
 
     Raises BadInputError.
     """
     if not scene.is_dir():
-        raise BadInputError(
-            f"{scene}: {'is a file, not the folder of a scene' if scene.exists() else 'no such folder'}"
-        )
+        raise BadInputError(f"{scene}: {'is a file, not a scene folder' if scene.exists() else 'no such folder'}")
     if models := models_in(scene):
         return models[:1]
     parts = [part for part in sorted((scene / "sparse" / "manhattan").glob("*")) if is_model(part)]
@@ -139,26 +137,26 @@ def find_models(scene: Path) -> list[Path]:
 def mapped_scenes(
     scenes: Sequence[Path], licence: str | None = None, keypoints: Sequence[Path] | None = None
 ) -> list[Scene]:
-    """Scenes to take patches from. licence: of all photographs; None: from each scene's licence file.
+    """Scenes to extract patches from. licence: of all photographs; None: from each scene's licence file.
 
     The components of a MegaDepth scene are named 0001, 0001.1 and so on. If there are several scenes, those with one
-    image or without points are skipped with a warning. keypoints: one features.h5 per scene, replaces a detector.
-    Raises BadInputError; UsageError for two scenes of one name or the wrong number of keypoint files.
+    image or without points are skipped with a warning. keypoints: one features.h5 per scene, used instead of a
+    detector. Raises BadInputError; UsageError for two scenes of one name or the wrong number of keypoint files.
     """
-    names = _different_names(scenes)
+    names = _unique_scene_names(scenes)
     if keypoints and len(keypoints) != len(scenes):
         raise UsageError(f"--keypoints: {len(keypoints)} files for {len(scenes)} scenes; give one for each, in order")
     files: Sequence[Path | None] = keypoints or [None] * len(scenes)
     models = [
         (scene, model, name if model.name == "0" or number == 0 else f"{name}.{model.name}", file)
         for scene, name, file in zip(scenes, names, files, strict=True)
-        for number, model in enumerate(find_models(scene))
+        for number, model in enumerate(model_components(scene))
     ]
     found: list[Scene] = []
 
     def read(one: tuple[Path, Path, str, Path | None]) -> None:
         scene, model, name, file = one
-        found.append(Scene(read_tracks(model, name), image_folder(scene), licence or _licence_of(scene), file))
+        found.append(Scene(read_tracks(model, name), image_folder(scene), licence or _read_licence(scene), file))
 
     kept_of(models, read)
     return found
@@ -166,23 +164,23 @@ def mapped_scenes(
 
 def photograph_folders(folders: Sequence[Path], licence: str | None = None) -> list[Photographs]:
     """Folders of single photographs; for a scene, those in its images/. Raises the same errors as `mapped_scenes`."""
-    names = _different_names(folders)
+    names = _unique_scene_names(folders)
     images = [image_folder(folder) for folder in folders]
     return [
-        Photographs(name, where, tuple(list_images(where)), licence or _licence_of(folder))
+        Photographs(name, where, tuple(list_images(where)), licence or _read_licence(folder))
         for name, where, folder in zip(names, images, folders, strict=True)
     ]
 
 
-def _different_names(folders: Sequence[Path]) -> list[str]:
+def _unique_scene_names(folders: Sequence[Path]) -> list[str]:
     names = [folder.resolve().name for folder in folders]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"two scenes are named {twice!r}; rename the folder of one")
+        raise UsageError(f"two scenes are named {twice!r}; rename one of the folders")
     return names
 
 
-def _licence_of(scene: Path) -> str:
+def _read_licence(scene: Path) -> str:
     for path in sorted(scene.iterdir()):
         if path.is_file() and path.stem.lower() in {"licence", "license", "copying"}:
             return path.read_text(encoding="utf-8", errors="replace")

@@ -34,7 +34,7 @@ def write_images(
 ) -> None:
     """Write cameras, rigs, frames, images and keypoints, in batches of images per transaction; image ids count from 1.
 
-    Outside of `rigs` each camera is its own rig and each image its own frame, as COLMAP does for photographs without a
+    Cameras and images that are not in `rigs` become a rig and a frame each, as COLMAP does for photographs without a
     rig. The database is complete only when this returns.
     """
     on_rigs = {name for rig in rigs for frame in rig.frames for name in frame.values()}
@@ -118,8 +118,8 @@ def write_matches(
             counts = [database.num_keypoints_for_image(image_id) for image_id in both]
             if (found.max(axis=0, initial=-1) >= counts).any():  # native code would read beyond the keypoints
                 raise BadInputError(
-                    f"{matches.path}: the matches of {pair.name0!r} and {pair.name1!r} name keypoints beyond their"
-                    f" {counts[0]:,} and {counts[1]:,}; match these features again"
+                    f"{matches.path}: the matches of {pair.name0!r} and {pair.name1!r} have indices beyond their"
+                    f" {counts[0]:,} and {counts[1]:,} keypoints; match these features again"
                 )
             if len(found) and not database.exists_matches(*both):
                 database.write_matches(*both, found.astype(np.uint32))
@@ -173,12 +173,12 @@ def database_counts(path: Path) -> dict[str, int]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Looking into a database without changing it: pycolmap opens one to write, and rewrites its header.
+# Reading a database without changing it: pycolmap opens databases for writing, and rewrites their header.
 
 
 @dataclass(frozen=True)
 class PairLines:
-    """All matches of two images: ends in COLMAP pixels, and which of them verification kept."""
+    """All matches of two images: keypoints in COLMAP pixels, and which matches verification kept."""
 
     points0: Float[np.ndarray, "m 2"]
     points1: Float[np.ndarray, "m 2"]
@@ -186,14 +186,14 @@ class PairLines:
 
 
 class ReadOnlyDatabase:
-    """The pairs and keypoints of a COLMAP database, whose file stays as it is, byte for byte.
+    """Reads pairs and keypoints of a COLMAP database without changing a byte of its file.
 
-    counts: matches and inliers of every pair that has a match, by the names of its images in order. partners: the same
-    by either name, then by the other. Every call opens the file by itself, so that threads can share one.
+    counts: numbers of matches and inliers of every pair with matches, by its image names in order. partners: the same
+    by one image name, then by the other. Every call opens the file separately, so that threads can share an instance.
     """
 
     def __init__(self, path: Path):
-        """Raises BadInputError for a file that is no COLMAP database."""
+        """Raises BadInputError if the file is not a COLMAP database."""
         self.path = path
         with self._open() as rows:
             self.ids = {name: number for number, name in rows.execute("SELECT image_id, name FROM images")}
@@ -212,7 +212,7 @@ class ReadOnlyDatabase:
                 self.partners.setdefault(names[second], {})[names[first]] = counts
 
     def keypoints(self, name: str) -> Float[np.ndarray, "n 2"]:
-        """Keypoints of an image, COLMAP pixels; none for an image that the database does not have."""
+        """Keypoints of an image in COLMAP pixels; empty for an image that is not in the database."""
         with self._open() as rows:
             return self._table(rows, "keypoints", "image_id", self.ids.get(name, -1), np.float32)[:, :2]
 
@@ -233,13 +233,14 @@ class ReadOnlyDatabase:
         every = np.concatenate([found, kept[is_new]])
         if (every.max(axis=0, initial=-1) >= [len(points[0]), len(points[1])]).any():
             raise BadInputError(
-                f"{self.path}: matches of {pair.name0!r} and {pair.name1!r} name keypoints beyond theirs; match again"
+                f"{self.path}: matches of {pair.name0!r} and {pair.name1!r} have indices beyond their keypoints;"
+                " match again"
             )
         inlier = np.isin(every @ [stride, 1], kept @ [stride, 1])
         return PairLines(points[0][every[:, 0]], points[1][every[:, 1]], inlier)
 
     def _table(self, rows: sqlite3.Connection, table: str, key: str, number: int, kind: type) -> np.ndarray:
-        """The array (rows, cols) of one row of a table; (0, 2) where there is none."""
+        """The array (rows, cols) stored in one row of a table; shape (0, 2) if there is no such row."""
         query = f"SELECT rows, cols, data FROM {table} WHERE {key} = ?"
         count, width, data = rows.execute(query, (number,)).fetchone() or (0, 2, b"")
         if not count:
@@ -251,7 +252,7 @@ class ReadOnlyDatabase:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """A connection that writes nothing: no locks or logs beside the file, unless another program writes it now."""
+        """A connection that writes nothing, not even locks or logs, unless another program is writing the database."""
         log = self.path.with_name(f"{self.path.name}-wal")
         busy = log.is_file() and log.stat().st_size > 0
         address = f"{self.path.resolve().as_uri()}?{'mode=ro' if busy else 'immutable=1'}"

@@ -23,7 +23,7 @@ from featkit.io.atomic import is_stamped, read_stamp, refuse_foreign
 from featkit.io.lists import format_pairs, write_ply, write_poses
 from featkit.mapping.cameras import to_intrinsics, to_pose
 from featkit.mapping.covisibility import CovisibleConfig, Tracks, covisible_pairs
-from featkit.mapping.model import MODEL_FILES, beside_model, read_model, write_whole
+from featkit.mapping.model import MODEL_FILES, alignment_files, read_model, write_checked
 from featkit.mapping.photographs import (
     PictureConfig,
     Pictures,
@@ -58,7 +58,7 @@ class ExportConfig(Config):
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. notes: remarks for the user.
+    """A finished export. notes: remarks for the user.
 
     residual_px: median reprojection error, px, read back from undistorted exports.
     """
@@ -72,7 +72,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: a model, its folder, and the files of its photographs and masks, by name."""
+    """What to export: a model, its folder, and the files of its photographs and masks by name."""
 
     model: pycolmap.Reconstruction
     folder: Path
@@ -87,7 +87,7 @@ class Source:
 
 
 @dataclass
-class Told:
+class WriterResult:
     """What a format's writer returns besides its files."""
 
     notes: list[str] = field(default_factory=list)
@@ -108,9 +108,9 @@ def export(
     """Write the model in `folder` as one of FORMATS to `output`: a folder, or a file that ends in .ply.
 
     images: folders of the photographs, for formats that need them; by default one near the model. masks: folder of
-    their masks. The map's frame is kept, and the alignment.json of an aligned map is copied. Raises UsageError;
-    BadInputError (also for photographs that are missing or of another size); EmptyResultError for a map without images
-    or points; NotWritableError.
+    their masks. The map's coordinate frame is kept, and the alignment.json of an aligned map is copied. Raises
+    UsageError; BadInputError (also for photographs that are missing or of another size); EmptyResultError for a map
+    without images or points; NotWritableError.
     """
     if form not in FORMATS:
         raise UsageError(f"--format {form}: there is {', '.join(FORMATS)}")
@@ -127,25 +127,27 @@ def export(
     hidden_by = {} if masks is None else find_masks(masks, files[names[0]].parent, names)
     source = Source(model, folder, config, files, hidden_by)
     if form == "ply":
-        return _ply(source, output, overwrite)
+        return _write_ply(source, output, overwrite)
     if output.exists() and not output.is_dir():
         raise NotWritableError(f"{output}: is a file; choose a folder with --out")
     with scratch(part_of(output)) as part:
-        told = FOLDERS[form](source, part, output)
-        for name, text in beside_model(folder).items():
+        result = FOLDERS[form](source, part, output)
+        for name, text in alignment_files(folder).items():
             write_text(part / name, text)
         written = place_files(part, output, overwrite=overwrite, kind="export", format=form)
     with explained(output):
-        for name in told.empty_folders:
+        for name in result.empty_folders:
             inside(output, name).mkdir(parents=True, exist_ok=True)
-    return Exported([output / name for name in written], len(names), model.num_points3D(), told.notes, told.residual_px)
+    return Exported(
+        [output / name for name in written], len(names), model.num_points3D(), result.notes, result.residual_px
+    )
 
 
-def _ply(source: Source, output: Path, overwrite: bool) -> Exported:
+def _write_ply(source: Source, output: Path, overwrite: bool) -> Exported:
     refuse_foreign(output)
     points, colours = coloured_points(source.model)
     if len(points) == 0:
-        raise EmptyResultError(f"{source.folder}: there is no point in this model")
+        raise EmptyResultError(f"{source.folder}: this model has no points")
     if output.exists() and not overwrite:
         raise BadInputError(f"{output}: exists already; --overwrite replaces it, or choose another --out")
     return Exported([write_ply(output, points, colours)], len(source.registered), len(points))
@@ -158,116 +160,120 @@ def coloured_points(model: pycolmap.Reconstruction) -> tuple[Float[np.ndarray, "
     return xyz, np.array([point.color for point in points], dtype=np.uint8).reshape(-1, 3)
 
 
-def _nerfstudio(source: Source, part: Path, output: Path) -> Told:
+def _write_nerfstudio(source: Source, part: Path, output: Path) -> WriterResult:
     """transforms.json and the points in its world frame, with undistorted photographs or paths of the originals."""
     points, colours = coloured_points(source.model)
     if source.config.undistort:
-        made, told = _undistorted(source, part)
+        made, result = _write_undistorted(source, part)
         model = made.model
-        paths = {name: inside(Path(IMAGES), name).as_posix() for name in _names(model)}
-        told.residual_px = check_projections(source.model, model)
+        paths = {name: inside(Path(IMAGES), name).as_posix() for name in _posed_image_names(model)}
+        result.residual_px = check_projections(source.model, model)
     else:
-        model, told = source.model, Told()
+        model, result = source.model, WriterResult()
         paths = {
             name: Path(os.path.relpath(p.resolve(), output.resolve())).as_posix() for name, p in source.files.items()
         }
         for name, mask in source.masks.items():
             write_mask(source.files[name], mask, inside(part / MASKS, f"{name}.png"))
-    masks = {name: f"{MASKS}/{name}.png" for name in _names(model) if inside(part / MASKS, f"{name}.png").is_file()}
+    masks = {
+        name: f"{MASKS}/{name}.png"
+        for name in _posed_image_names(model)
+        if inside(part / MASKS, f"{name}.png").is_file()
+    }
     ply_file = POINTS if len(points) else None
     content = transforms(model, paths, ply_file, masks)
     if ply_file is not None:
-        write_ply(part / ply_file, in_saved_world(points), colours)
+        write_ply(part / ply_file, to_nerfstudio_world(points), colours)
     write_text(part / TRANSFORMS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    return told
+    return result
 
 
-def _names(model: pycolmap.Reconstruction) -> list[str]:
+def _posed_image_names(model: pycolmap.Reconstruction) -> list[str]:
     return sorted(image.name for image in model.images.values() if image.has_pose)
 
 
-def _undistorted(
+def _write_undistorted(
     source: Source, part: Path, *, flat: bool = False, with_alpha: bool = False
-) -> tuple[Undistorted, Told]:
+) -> tuple[Undistorted, WriterResult]:
     """Write undistorted photographs to images/ (and masks/); returns the notes and the undistorted map."""
     made = undistort(source.model, source.config.pictures, flat=flat)
     pictures = Pictures(source.files, part / IMAGES, part / MASKS, source.masks, with_alpha)
     hidden = write_pictures(source.model, made, pictures, source.config.pictures)
-    told = Told()
-    renamed = [name for name in _names(made.model) if made.old_names[name] != name]
+    result = WriterResult()
+    renamed = [name for name in _posed_image_names(made.model) if made.old_names[name] != name]
     if renamed:
-        told.notes.append(
-            f"{len(renamed)} photographs got names that this format can hold, such as {renamed[0]!r} for"
-            f" {made.old_names[renamed[0]]!r}"
+        result.notes.append(
+            f"{len(renamed)} photographs were renamed for this format, such as {made.old_names[renamed[0]]!r} to"
+            f" {renamed[0]!r}"
         )
     if hidden:
-        where = "transparent" if with_alpha else f"in {MASKS}/"
-        told.notes.append(f"what masks or transparency hide of {len(hidden)} photographs is {where}")
-    return made, told
+        where = "transparent" if with_alpha else f"marked in {MASKS}/"
+        result.notes.append(f"hidden pixels of {len(hidden)} photographs are {where}")
+    return made, result
 
 
-def _written(source: Source, made: pycolmap.Reconstruction, folder: Path) -> float:
-    """Write a model of pinhole cameras and read it back: the median reprojection error of what was written, px."""
+def _write_and_check_model(source: Source, made: pycolmap.Reconstruction, folder: Path) -> float:
+    """Write a model of pinhole cameras, read it back, and return its median reprojection error, px."""
     folder.mkdir(parents=True)
-    write_whole(made, folder)
+    write_checked(made, folder)
     return check_projections(source.model, read_model(folder))
 
 
-def _gaussian_splatting(source: Source, part: Path, output: Path) -> Told:
+def _write_gaussian_splatting(source: Source, part: Path, output: Path) -> WriterResult:
     """images/ and sparse/0, as read by 3DGS, gsplat and OpenMVS. Names are flat, because 3DGS drops folders."""
     if source.model.num_points3D() == 0:
-        raise EmptyResultError(f"{source.folder}: there is no point in this model, and Gaussians begin at points")
-    made, told = _undistorted(source, part, flat=True, with_alpha=True)
-    told.residual_px = _written(source, made.model, part / SPARSE / "0")
-    return told
+        raise EmptyResultError(f"{source.folder}: this model has no points, which Gaussian splatting starts from")
+    made, result = _write_undistorted(source, part, flat=True, with_alpha=True)
+    result.residual_px = _write_and_check_model(source, made.model, part / SPARSE / "0")
+    return result
 
 
-def _dense(source: Source, part: Path, output: Path) -> Told:
+def _write_dense(source: Source, part: Path, output: Path) -> WriterResult:
     """COLMAP's dense workspace: images/, sparse/, and stereo/ with the lists of source images and of fused images."""
     if source.model.num_points3D() == 0:
-        raise EmptyResultError(f"{source.folder}: there is no point in this model, and stereo pairs images by points")
-    made, told = _undistorted(source, part)
-    told.residual_px = _written(source, made.model, part / SPARSE)
-    names = _names(made.model)
+        raise EmptyResultError(f"{source.folder}: this model has no points, by which stereo pairs images")
+    made, result = _write_undistorted(source, part)
+    result.residual_px = _write_and_check_model(source, made.model, part / SPARSE)
+    names = _posed_image_names(made.model)
     compared = f"__auto__, {source.config.stereo_sources}"
     write_text(part / STEREO / "patch-match.cfg", "".join(f"{name}\n{compared}\n" for name in names))
     write_text(part / STEREO / "fusion.cfg", "".join(f"{name}\n" for name in names))
     above = {Path(name).parent.as_posix() for name in names}
-    told.empty_folders = [f"{STEREO}/{kind}/{folder}" for kind in STEREO_FOLDERS for folder in sorted(above)]
-    told.notes.append(
+    result.empty_folders = [f"{STEREO}/{kind}/{folder}" for kind in STEREO_FOLDERS for folder in sorted(above)]
+    result.notes.append(
         f"on a machine with CUDA: colmap patch_match_stereo --workspace_path {output}, then stereo_fusion"
     )
-    return told
+    return result
 
 
-def _text(source: Source, part: Path, output: Path) -> Told:
+def _write_text_model(source: Source, part: Path, output: Path) -> WriterResult:
     """COLMAP's text model."""
     if any((output / f"{name}.bin").exists() for name in MODEL_FILES):
-        raise BadInputError(f"{output}: holds a binary model, which COLMAP would read instead; choose another --out")
+        raise BadInputError(f"{output}: contains a binary model, which COLMAP would read instead; choose another --out")
     source.model.write_text(str(part))
-    return Told()
+    return WriterResult()
 
 
-def _hloc(source: Source, part: Path, output: Path) -> Told:
+def _write_hloc(source: Source, part: Path, output: Path) -> WriterResult:
     """The model, plus pairs by covisibility, the cameras as a query list, and the poses as results."""
     images = source.registered
     spaced = next((image.name for image in images if len(image.name.split()) != 1), None)
     if spaced is not None:
-        raise BadInputError(f"{spaced!r}: hloc parts names at spaces and cannot read this one; rename the photograph")
+        raise BadInputError(f"{spaced!r}: hloc cannot read names with spaces; rename the photograph")
     (part / SFM).mkdir()
-    write_whole(source.model, part / SFM)
+    write_checked(source.model, part / SFM)
     cameras = {image.name: to_intrinsics(source.model.cameras[image.camera_id]) for image in images}
     lines = [f"{name} {c.model} {c.width} {c.height} {' '.join(map(repr, c.params))}\n" for name, c in cameras.items()]
     write_text(part / INTRINSICS, "".join(lines))
     write_poses(part / POSES, {image.name: to_pose(image.cam_from_world()) for image in images})
-    pairs = covisible_pairs(tracks_of(source.model), source.config.pairs.num_matched)
+    pairs = covisible_pairs(model_tracks(source.model), source.config.pairs.num_matched)
     if not pairs:
-        return Told([f"no {PAIRS}: no two images of this model see a point in common"])
+        return WriterResult([f"no {PAIRS}: no two images of this model see a point in common"])
     write_text(part / PAIRS, format_pairs(pairs))
-    return Told()
+    return WriterResult()
 
 
-def tracks_of(model: pycolmap.Reconstruction) -> Tracks:
+def model_tracks(model: pycolmap.Reconstruction) -> Tracks:
     """The images that see each point; images with a pose, by name."""
     images = sorted((image.name, image_id) for image_id, image in model.images.items() if image.has_pose)
     place = {image_id: index for index, (_, image_id) in enumerate(images)}
@@ -279,13 +285,13 @@ def tracks_of(model: pycolmap.Reconstruction) -> Tracks:
     return Tracks(tuple(name for name, _ in images), starts, np.array([i for s in seen for i in s], dtype=np.int32))
 
 
-Writer = Callable[[Source, Path, Path], Told]
+Writer = Callable[[Source, Path, Path], WriterResult]
 FOLDERS: dict[str, Writer] = {
-    "gaussian-splatting": _gaussian_splatting,
-    "nerfstudio": _nerfstudio,
-    "dense": _dense,
-    "text": _text,
-    "hloc": _hloc,
+    "gaussian-splatting": _write_gaussian_splatting,
+    "nerfstudio": _write_nerfstudio,
+    "dense": _write_dense,
+    "text": _write_text_model,
+    "hloc": _write_hloc,
 }
 FORMATS = ("gaussian-splatting", "nerfstudio", "dense", "ply", "text", "hloc")
 UNDISTORTED = ("gaussian-splatting", "dense")  # always
@@ -333,12 +339,12 @@ def transforms(
     """
     images = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
     used = {image.camera_id: image.name for image in reversed(images)}
-    lenses = {camera_id: lens(model.cameras[camera_id], name) for camera_id, name in used.items()}
+    lenses = {camera_id: nerfstudio_camera(model.cameras[camera_id], name) for camera_id, name in used.items()}
     kinds = {fields["camera_model"]: used[camera_id] for camera_id, fields in lenses.items()}
     if len(kinds) > 1:
         raise BadInputError(
-            f"{kinds[FISHEYE]!r} is of a fisheye lens and {kinds[PERSPECTIVE]!r} is not: nerfstudio takes one kind of"
-            " lens in a scene; --undistort makes pinholes of both"
+            f"{kinds[FISHEYE]!r} has a fisheye lens and {kinds[PERSPECTIVE]!r} has not: nerfstudio supports one kind of"
+            " lens per scene; --undistort converts both to pinhole cameras"
         )
     shared = len(lenses) == 1
     top = next(iter(lenses.values())) if shared else {"camera_model": next(iter(kinds))}
@@ -368,17 +374,17 @@ def world_from_camera(cam_from_world: Float[np.ndarray, "3 4"]) -> Float[np.ndar
     return matrix
 
 
-def in_saved_world(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-    """Points of the map after `applied_transform`."""
+def to_nerfstudio_world(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+    """Points of the map in nerfstudio's world frame, after `applied_transform`."""
     return points @ APPLIED_TRANSFORM[:, :3].T
 
 
-def lens(camera: pycolmap.Camera, image_name: str) -> dict[str, Any]:
-    """nerfstudio's fields of a camera. image_name: for the error. Raises BadInputError for an unsupported lens."""
+def nerfstudio_camera(camera: pycolmap.Camera, image_name: str) -> dict[str, Any]:
+    """A camera as fields of transforms.json. image_name: for errors. Raises BadInputError for an unsupported lens."""
     if camera.model_name not in LENSES:
         raise BadInputError(
-            f"{image_name!r} has a {camera.model_name} camera, which nerfstudio cannot hold ({', '.join(LENSES)});"
-            " --undistort makes a pinhole of it"
+            f"{image_name!r} has a {camera.model_name} camera, which nerfstudio does not support ({', '.join(LENSES)});"
+            " --undistort converts it to a pinhole camera"
         )
     kind, names = LENSES[camera.model_name]
     values = dict(zip(names, (float(value) for value in camera.params), strict=True))
@@ -419,12 +425,12 @@ def count_dense_points(config: DenseConfig, images: Path, model: Path, output: P
     for image in read_model(model).images.values():
         inside(output, image.name)  # COLMAP writes the undistorted photographs under these names
     with making(output) as new:
-        points = _fused(config, images, model, new)
+        points = _fuse_points(config, images, model, new)
         write_stamp(new / stamp.name, config, inputs, kind="dense", points=points)
     return points
 
 
-def _fused(config: DenseConfig, images: Path, model: Path, output: Path) -> int:
+def _fuse_points(config: DenseConfig, images: Path, model: Path, output: Path) -> int:
     undistorted = pycolmap.UndistortCameraOptions()
     undistorted.max_image_size = config.max_image_size
     stereo = pycolmap.PatchMatchOptions()
@@ -432,7 +438,7 @@ def _fused(config: DenseConfig, images: Path, model: Path, output: Path) -> int:
     fusion = pycolmap.StereoFusionOptions()
     fusion.min_num_pixels = config.min_fused_pixels
     try:
-        LOGGER.info("dense: stereo at work, minutes to hours")
+        LOGGER.info("dense: running stereo; this takes minutes to hours")
         pycolmap.undistort_images(str(output), str(model), str(images), undistort_options=undistorted)
         pycolmap.patch_match_stereo(str(output), options=stereo)
         kind = "geometric" if config.geometric_consistency else "photometric"

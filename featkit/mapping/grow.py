@@ -1,4 +1,4 @@
-"""Incremental map growth: registers new photographs in an existing model, in its frame and keeping its ids.
+"""Extends a map: registers new photographs in an existing model, keeping its coordinate frame and ids.
 
 The steps are those of COLMAP's incremental mapper: register the photograph that sees the most points, triangulate, run
 local bundle adjustment. Old images keep their ids, keypoints and tracks. The mapper's database holds only the pairs of
@@ -29,11 +29,11 @@ from featkit.io.matches import MatchStore
 from featkit.mapping import database as db
 from featkit.mapping.cameras import CameraConfig, cameras_of_images, to_pose
 from featkit.mapping.stage import MapConfig, incremental_options
-from featkit.mapping.verify import by_poses, by_ransac
+from featkit.mapping.verify import verify_by_poses, verify_by_ransac
 
 LOGGER = logging.getLogger(__name__)
-MADE_WITH = "made_with"  # in the stamp of a grown map: the configuration of the map that it was
-MAX_KEYPOINT_SHIFT_PX = 0.1  # between a model's keypoints and those of its features: both are float32
+MADE_WITH = "made_with"  # key in the stamp of an extended map: the configuration of the original map
+MAX_KEYPOINT_SHIFT_PX = 0.1  # between the keypoints of a model and of its features, which are both float32
 
 
 class GrowConfig(Config):
@@ -49,9 +49,9 @@ class GrowConfig(Config):
 
 @dataclass(frozen=True)
 class NewImages:
-    """Photographs to register: the folder their names are relative to, and for each the map's camera that took it.
+    """Photographs to register, with names relative to `folder`.
 
-    shared: id of the map's only camera, where it is theirs too; else cameras are made by `config`.
+    shared: id of the map's only camera, if it took these too; None: their cameras are inferred with `config`.
     """
 
     names: list[str]
@@ -62,7 +62,9 @@ class NewImages:
 
 @dataclass
 class Grown:
-    """A map after it grew. left_out: reason by name. moved: of old camera centres, median and largest, map units."""
+    """An extended map. left_out: reasons by image name. moved: median and largest motion of old camera centres, map
+    units.
+    """
 
     model: pycolmap.Reconstruction
     registered: list[str] = field(default_factory=list)
@@ -70,16 +72,16 @@ class Grown:
     moved: tuple[float, float] = (0.0, 0.0)
 
 
-def as_made(folder: Path, model: pycolmap.Reconstruction, changes: Mapping[str, Any]) -> MapConfig:
-    """The configuration that made the model in a folder, with changes; where nothing says so the defaults.
+def original_config(folder: Path, model: pycolmap.Reconstruction, changes: Mapping[str, Any]) -> MapConfig:
+    """The configuration that made the model in a folder, with `changes`; the defaults if it is not recorded.
 
-    Raises UsageError for changes that are none.
+    Raises UsageError for invalid changes.
     """
     stamp = read_stamp(folder.parent.with_name(f"{folder.parent.name}.json")) or {}
     stored = stamp.get(MADE_WITH, stamp.get("config")) if stamp.get("kind") == "map" else None
     try:
         values = MapConfig(**stored).model_dump() if isinstance(stored, dict) else None
-    except ValueError:  # of another version
+    except ValueError:  # recorded by another version
         values = None
     values = values or {"camera": {"model": _most_used_camera(model)}}
     return make(MapConfig, merge(values, dict(changes)), where="--set map")
@@ -90,10 +92,10 @@ def _most_used_camera(model: pycolmap.Reconstruction) -> str:
     return max(sorted(set(names)), key=names.count)
 
 
-def prune(model: pycolmap.Reconstruction, gone: Collection[str], where: Path) -> list[str]:
-    """Take images out of a model, with the points that fewer than two others see; returns the names that were.
+def remove_images(model: pycolmap.Reconstruction, gone: Collection[str], where: Path) -> list[str]:
+    """Remove images from a model, and the points that then have fewer than two observations. Returns their names.
 
-    Images of a rig that were taken together leave together. Raises EmptyResultError when fewer than two are left.
+    Images of a rig frame are only removed together. Raises EmptyResultError if fewer than two images would be left.
     """
     removed = []
     for frame in list(model.frames.values()):
@@ -103,12 +105,12 @@ def prune(model: pycolmap.Reconstruction, gone: Collection[str], where: Path) ->
             removed += names
     if model.num_reg_images() < 2:
         raise EmptyResultError(f"{where}: --prune would leave {model.num_reg_images()} photographs of this map")
-    model.tear_down()  # what is not registered goes
+    model.tear_down()  # drops everything that is not registered
     return sorted(removed)
 
 
-def has_keypoints_of(model: pycolmap.Reconstruction, features: FeatureStore) -> bool:
-    """Whether a model's images have the keypoints of their features, one by one."""
+def has_same_keypoints(model: pycolmap.Reconstruction, features: FeatureStore) -> bool:
+    """Whether a model's images have exactly the keypoints in `features`; positions are compared for some images."""
     for image in model.images.values():
         if not features.has(image.name) or features.count(image.name) != image.num_points2D():
             return False
@@ -122,9 +124,9 @@ def has_keypoints_of(model: pycolmap.Reconstruction, features: FeatureStore) -> 
 
 
 def add_keypoints(model: pycolmap.Reconstruction, features: FeatureStore) -> dict[str, int]:
-    """Append other features' keypoints to those of a model's images; how many each had before, by name.
+    """Append keypoints of other features to those of a model's images; returns the previous counts by name.
 
-    Tracks and ids of the points stay.
+    Tracks and ids of the points are kept.
     """
     points = {
         point_id: (point.xyz.copy(), point.color.copy(), [(e.image_id, e.point2D_idx) for e in point.track.elements])
@@ -147,10 +149,10 @@ def add_keypoints(model: pycolmap.Reconstruction, features: FeatureStore) -> dic
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The database of a growing map: the model's images under its ids, the new ones behind them, and pairs to verify.
+# The database of an extended map: the model's images under their ids, then the new images, and the pairs to verify.
 
 
-def write_base(database: pycolmap.Database, model: pycolmap.Reconstruction) -> None:
+def write_model_images(database: pycolmap.Database, model: pycolmap.Reconstruction) -> None:
     """Write a model's cameras, rigs, images, frames and keypoints under its ids."""
     with pycolmap.DatabaseTransaction(database):
         for camera in model.cameras.values():
@@ -170,10 +172,10 @@ def write_base(database: pycolmap.Database, model: pycolmap.Reconstruction) -> N
             database.write_frame(plain_frame, use_frame_id=True)
 
 
-def write_new(
+def write_new_images(
     database: pycolmap.Database, model: pycolmap.Reconstruction, new: NewImages, features: FeatureStore
 ) -> None:
-    """Write new images behind those of the model: cameras, rigs, frames and images get the next free ids."""
+    """Write new images after those of the model: cameras, rigs, frames and images get the next free ids."""
     names = [name for name in new.names if features.has(name)]
     if new.shared is not None:
         cameras, camera_ids = {}, dict.fromkeys(names, new.shared)
@@ -189,20 +191,20 @@ def write_new(
         image_id = max([*model.images, *model.frames], default=0)
         for name in names:
             image_id += 1
-            rig_id = camera_ids[name] if new.shared is None else rig_of(model, new.shared)
+            rig_id = camera_ids[name] if new.shared is None else rig_of_camera(model, new.shared)
             db.write_image(
                 database, image_id, name, camera_ids[name], to_colmap(features.keypoints(name)), rig_id=rig_id
             )
 
 
-def rig_of(model: pycolmap.Reconstruction, camera_id: int) -> int:
-    """The rig that has a camera of the model."""
+def rig_of_camera(model: pycolmap.Reconstruction, camera_id: int) -> int:
+    """Id of the rig that a camera of the model is on."""
     sensor = model.cameras[camera_id].sensor_id
     return next(rig_id for rig_id, rig in sorted(model.rigs.items()) if rig.has_sensor(sensor))
 
 
 def shared_camera(model: pycolmap.Reconstruction, sizes: Collection[tuple[int, int]]) -> int | None:
-    """The id of the camera that took all of a map's photographs, and seems to have taken others of these sizes too."""
+    """Id of a map's only camera if other photographs of these sizes may be from it too; else None."""
     if len(model.cameras) != 1 or model.num_reg_images() < 2 or len(model.rigs) != 1:
         return None
     [(camera_id, camera)], [rig] = model.cameras.items(), model.rigs.values()
@@ -210,7 +212,7 @@ def shared_camera(model: pycolmap.Reconstruction, sizes: Collection[tuple[int, i
     return camera_id if alone and set(sizes) == {(camera.width, camera.height)} else None
 
 
-def verify_new(
+def verify_new_pairs(
     config: MapConfig,
     path: Path,
     model: pycolmap.Reconstruction,
@@ -219,9 +221,9 @@ def verify_new(
     matches: MatchStore,
     before: Mapping[str, int],
 ) -> None:
-    """Write and verify the matches of pairs: by RANSAC, or by the poses where both are in the map already.
+    """Write and verify the matches of pairs: by RANSAC, or by their poses if both images are in the map already.
 
-    before: keypoints that images had besides those of the features (`add_keypoints`).
+    before: numbers of keypoints that precede those of the features (`add_keypoints`).
     """
     poses = {image.name: to_pose(image.cam_from_world()) for image in model.images.values() if image.has_pose}
     with pycolmap.Database.open(str(path)) as database:
@@ -229,8 +231,8 @@ def verify_new(
         usable = [pair for pair in pairs if pair.name0 in there and pair.name1 in there]
         fresh = db.write_matches(database, matches, usable, before)
         known = [pair for pair in fresh if pair.name0 in poses and pair.name1 in poses]
-        by_poses(database, known, features, poses, config.verify)
-    by_ransac(path, config.verify, [pair for pair in fresh if pair not in set(known)])
+        verify_by_poses(database, known, features, poses, config.verify)
+    verify_by_ransac(path, config.verify, [pair for pair in fresh if pair not in set(known)])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -238,7 +240,7 @@ def verify_new(
 
 
 class Growth:
-    """COLMAP's incremental mapper on a model that is there, and the options it was made with."""
+    """COLMAP's incremental mapper on an existing model, with the options the model was made with."""
 
     def __init__(
         self,
@@ -249,13 +251,13 @@ class Growth:
         fixed: bool,
         anchors: Collection[int] | None = None,
     ):
-        """database: of the model's images and others; its pairs are what the map may grow by.
+        """database: has the model's images, the new ones, and the verified pairs to extend the map with.
 
-        anchors: ids of the images that hold the frame; None: all that are registered.
+        anchors: ids of the images that define the coordinate frame; None: all registered images.
         """
         self.model = model
         cached = pycolmap.DatabaseCacheOptions()
-        cached.load_all_images = True  # also those without a match: the model has them
+        cached.load_all_images = True  # also images without matches, since the model has them
         with pycolmap.Database.open(str(database)) as opened:
             self._cache = pycolmap.DatabaseCache.create(opened, cached)
         self._old_cameras, self._old_points = set(model.cameras), set(model.points3D)
@@ -268,7 +270,7 @@ class Growth:
         options.ba_global_function_tolerance = max(
             options.ba_global_function_tolerance, config.global_adjustment_tolerance
         )
-        # The relation of cameras on a rig is known from the whole map, better than a part of it could tell.
+        # The relation of cameras on a rig is known from the complete map, better than from a part of it.
         options.constant_rigs = {rig_id for rig_id, rig in model.rigs.items() if rig.num_sensors() > 1}
         self._options, self._mapping = options, options.get_mapper()
         self._triangulation = options.get_triangulation()
@@ -284,14 +286,14 @@ class Growth:
         self._mapper.begin_reconstruction(model)
 
     def triangulate(self, names: Collection[str]) -> None:
-        """Points of registered images by the pairs that the database has."""
+        """Triangulate points of registered images from the database's pairs."""
         for image_id, image in sorted(self.model.images.items()):
             if image.has_pose and image.name in names:
                 self._mapper.triangulate_image(self._triangulation, image_id)
         self._mapper.complete_and_merge_tracks(self._triangulation)
 
     def register_all(self, waiting: int) -> list[int]:
-        """Register images until none sees enough points; their ids, in the order that they came in."""
+        """Register images until none sees enough points; returns their ids in order of registration."""
         registered: list[int] = []
         with progress("extend", waiting, "images") as advance:
             while (image_id := self._register_one()) is not None:
@@ -312,29 +314,29 @@ class Growth:
         return None
 
     def visible_points(self, image_id: int) -> int:
-        """Points of the map that an image's matches lead to."""
+        """Number of points in the map that an image sees according to its matches."""
         return int(self._mapper.observation_manager.num_visible_points3D(image_id))
 
     @property
     def min_inliers(self) -> int:
-        """Points that an image must see to be registered."""
+        """Minimum number of inliers for an image to be registered."""
         return int(self._mapping.abs_pose_min_num_inliers)
 
-    def adjust_whole(self) -> None:
-        """Adjust all of the map, in the frame it had: by the least squares of the old camera centres."""
+    def adjust_all(self) -> None:
+        """Bundle-adjust the complete map, then restore its frame by a least-squares fit to the old camera centres."""
         self._mapper.iterative_global_refinement(
             self._options.ba_global_max_refinements, self._options.ba_global_max_refinement_change,
             self._mapping, self._global, self._triangulation, False,
         )  # fmt: skip
         self._whole = True
         if not self._fixed:
-            keep_frame(self.model, self._old)
+            restore_frame(self.model, self._old)
 
     def finish(self) -> tuple[float, float]:
-        """Leave the mapper; how far old camera centres moved: median and largest, map units.
+        """End the mapping; returns the median and largest motion of the old camera centres, map units.
 
-        Points that project too far from their keypoints go; where not the whole was adjusted, only new ones and those
-        that new images see.
+        Points with large reprojection errors are removed. If only parts of the map were adjusted, this concerns only
+        new points and those seen by new images.
         """
         self._mapper.complete_and_merge_tracks(self._triangulation)
         if self._whole:
@@ -352,10 +354,10 @@ class Growth:
         return (float(np.median(moved)), float(np.max(moved))) if moved else (0.0, 0.0)
 
 
-def keep_frame(model: pycolmap.Reconstruction, old: Mapping[int, Float[np.ndarray, "3"]]) -> None:
-    """Move a model by the similarity that takes its camera centres to where they were, in the least squares.
+def restore_frame(model: pycolmap.Reconstruction, old: Mapping[int, Float[np.ndarray, "3"]]) -> None:
+    """Move a model by the similarity that best maps its camera centres to their old positions (least squares).
 
-    Where their centres are on one line the bundle adjustment's own gauge has to do.
+    For collinear centres the model is left as it is, in the frame kept by the bundle adjustment's own gauge.
     """
     kept = [image_id for image_id in old if image_id in model.images and model.images[image_id].has_pose]
     now = np.array([model.images[image_id].projection_center() for image_id in kept]).reshape(-1, 3)
@@ -380,36 +382,38 @@ def grow(
     *,
     photographs: Mapping[str, Path] | None = None,
 ) -> Grown:
-    """Register new photographs in a model, which changes; triangulate and adjust. The frame and old ids stay.
+    """Register new photographs in a model, triangulate and adjust; modifies the model, but keeps its frame and ids.
 
-    features: of all images; those of the map's own may be other keypoints than the model's, which are then added to
-    them. pairs: with `matches`, of new images with the map's and with each other (and of the map's, for other
-    features). work: a folder for the database. photographs: files of the map's images, for the colours of their points.
+    features: of all images. If they differ from the model's keypoints, they are added to these. pairs: with `matches`,
+    of new images with the map's and with each other; with different features also of the map's images. work: folder for
+    the database. photographs: files of the map's images, for the colours of new points.
     """
     old = [image.name for image in model.images.values() if image.has_pose]
-    own = has_keypoints_of(model, features)
+    own = has_same_keypoints(model, features)
     before = {} if own else add_keypoints(model, features)
     path = work / "database.db"
     with pycolmap.Database.open(str(path)) as database:
-        write_base(database, model)
-        write_new(database, model, new, features)
-    verify_new(made_with, path, model, pairs, features, matches, before)
+        write_model_images(database, model)
+        write_new_images(database, model, new, features)
+    verify_new_pairs(made_with, path, model, pairs, features, matches, before)
     growth = Growth(made_with, model, path, fixed=config.fixed)
     if not own:
         growth.triangulate(old)
     registered = growth.register_all(len(new.names))
-    left_out = _reasons(growth, new.names, features, path)
+    left_out = _failure_reasons(growth, new.names, features, path)
     if len(registered) > config.whole_above * len(old):
-        growth.adjust_whole()
+        growth.adjust_all()
     names = [model.images[image_id].name for image_id in registered]
     moved = growth.finish()
     if made_with.extract_colors:
-        _colour(model, new.folder, names, {} if own else photographs or {})
+        _colour_new_points(model, new.folder, names, {} if own else photographs or {})
     return Grown(model, [name for name in new.names if name in set(names)], left_out, moved)
 
 
-def _colour(model: pycolmap.Reconstruction, folder: Path, names: Iterable[str], more: Mapping[str, Path]) -> None:
-    """Colours of the points that have none, from new photographs (and old ones, where these have new points)."""
+def _colour_new_points(
+    model: pycolmap.Reconstruction, folder: Path, names: Iterable[str], more: Mapping[str, Path]
+) -> None:
+    """Colour the points without colours from the new photographs, and from old ones if these have new points."""
     by_name = {image.name: image.image_id for image in model.images.values()}
     for name in names:
         model.extract_colors_for_image(by_name[name], str(folder))
@@ -418,8 +422,8 @@ def _colour(model: pycolmap.Reconstruction, folder: Path, names: Iterable[str], 
             model.extract_colors_for_image(by_name[name], str(path.parents[name.count("/")]))
 
 
-def _reasons(growth: Growth, names: Sequence[str], features: FeatureStore, database: Path) -> dict[str, str]:
-    """Why images are not in the map."""
+def _failure_reasons(growth: Growth, names: Sequence[str], features: FeatureStore, database: Path) -> dict[str, str]:
+    """The reasons why images are not in the map, by name."""
     by_name = {image.name: image for image in growth.model.images.values()}
     verified: dict[str, int] = {}
     for pair, _ in db.verified_pairs(database):
@@ -438,14 +442,14 @@ def _reasons(growth: Growth, names: Sequence[str], features: FeatureStore, datab
         else:
             seen = growth.visible_points(by_name[name].image_id)
             reasons[name] = (
-                f"it sees {seen} points of the map, by {verified[name]} verified pairs; {growth.min_inliers} that agree"
+                f"it sees {seen} points of the map, from {verified[name]} verified pairs; {growth.min_inliers} inliers"
                 " are needed"
             )
     return reasons
 
 
 def refuse_no_growth(grown: Grown, photographs: Path) -> None:
-    """Raise EmptyResultError when not one photograph was registered."""
+    """Raise EmptyResultError if no photograph was registered."""
     if grown.left_out and not grown.registered:
         first = next(iter(grown.left_out))
         raise EmptyResultError(

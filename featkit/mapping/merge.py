@@ -1,9 +1,9 @@
-"""Two maps made one: the second moved onto the first by points that both have, then adjusted as a whole.
+"""Merges two maps: a similarity from shared points moves the second onto the first, then all is bundle-adjusted.
 
-Which points are the same is told by verified matches between a photograph of each map, and by photographs that are in
-both. The similarity is found by RANSAC over triples of such points (three that are not on one line give it: Umeyama,
-PAMI 1991, by pycolmap). A point agrees when each map's version of it projects near its keypoint in a photograph of the
-other: that needs no threshold in the unit of either map. The frame and the ids are the first map's.
+Shared points come from verified matches between photographs of the two maps, and from photographs that are in both.
+The similarity is estimated by RANSAC over triples of shared points (Umeyama, PAMI 1991, by pycolmap). A shared point is
+an inlier if each map's version of it projects near its keypoint in a photograph of the other map, so that no threshold
+in map units is needed. The coordinate frame and the ids are the first map's.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from featkit.geometry.pixels import to_colmap
 from featkit.io.features import FeatureStore
 from featkit.io.matches import MatchStore
 from featkit.mapping import database as db
-from featkit.mapping.grow import Growth, rig_of, write_base
+from featkit.mapping.grow import Growth, rig_of_camera, write_model_images
 from featkit.mapping.model import point_ids
 from featkit.mapping.stage import MapConfig
-from featkit.mapping.verify import by_ransac
+from featkit.mapping.verify import verify_by_ransac
 
 LOGGER = logging.getLogger(__name__)
 SAMPLE = 3
-SAME_CAMERA = 1e-9  # relative difference of the parameters of one calibration
+SAME_CAMERA = 1e-9  # largest relative difference of the parameters of identical cameras
 
 
 class MergeConfig(Config):
-    """When two maps are merged."""
+    """How two maps are merged."""
 
     max_error_px: Pixels = 8.0
     """Maximum reprojection error of a point of one map in a photograph of the other, px (COLMAP: 8)."""
     min_points: Count = 20
-    """Minimum number of shared points that agree; with fewer the maps are not merged."""
+    """Minimum number of shared points that must be inliers; with fewer the maps are not merged."""
     max_trials: Trials = 5000
     """Maximum number of triples tried by RANSAC; with 10 % inliers, 5,000 fail once in 150."""
     confidence: Confidence = 0.9999
@@ -52,9 +52,9 @@ class MergeConfig(Config):
 
 @dataclass(frozen=True)
 class SharedPoints:
-    """Candidate point correspondences, one row each: ids in both maps, and an observation in each.
+    """Candidate point correspondences, one row each: ids in both maps, and an observation in each map.
 
-    Rays are keypoints on the plane at depth 1 of the camera, limits how far from them a projection may fall there.
+    rays: keypoints on the plane at depth 1 in the camera frame. limits: inlier thresholds on that plane.
     """
 
     ids: Int[np.ndarray, "n 2"]
@@ -66,7 +66,11 @@ class SharedPoints:
 
 @dataclass(frozen=True)
 class Merged:
-    """common: photographs of both. verified: pairs between them. points: that agree, of `candidates`."""
+    """A merged map. common: photographs in both maps. verified: number of verified pairs between the maps.
+
+    points, candidates: numbers of inliers and of all shared points. moved: median and largest motion of the first map's
+    camera centres, map units.
+    """
 
     model: pycolmap.Reconstruction
     common: list[str]
@@ -77,10 +81,10 @@ class Merged:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the second map's items go in the first one's numbers. rigs: those of several cameras.
+class IdMap:
+    """Ids of the second map's items in the merged map. rigs: those with several cameras.
 
-    frames: of the second map's new images; of each the rig, and its images in both maps' numbers (second, first).
+    frames: frames with new images: id of the rig, and the images' ids in the second and in the merged map.
     """
 
     images: dict[int, int]
@@ -101,49 +105,50 @@ def merge_maps(
     work: Path,
     names: tuple[object, object] = ("the first map", "the second map"),
 ) -> Merged:
-    """Add the second map to the first, which changes. pairs: with `matches`, of photographs of both.
+    """Add the second map to the first, which is modified. pairs: with `matches`, between photographs of the two maps.
 
-    features: of all images, the keypoints of both models. Images of one name are one photograph. work: a folder for
-    the database. names: of the maps, for the error. Raises EmptyResultError when they have too little in common; the
-    first map is then as it was.
+    features: of all images, with the keypoints of both models. Images with the same name are the same photograph. work:
+    folder for the database. names: names of the maps for the error. Raises EmptyResultError if the maps have too little
+    in common, and then leaves the first map unchanged.
     """
     by_name = {image.name: image_id for image_id, image in first.images.items()}
     common = sorted(image.name for image in second.images.values() if image.name in by_name)
-    places = _places(first, second, by_name)
+    places = _map_ids(first, second, by_name)
     path = work / "database.db"
     with pycolmap.Database.open(str(path)) as database:
-        write_base(database, first)
-        _write_second(database, second, places, features)
+        write_model_images(database, first)
+        _write_second_map(database, second, places, features)
         fresh = db.write_matches(database, matches, pairs)
-    by_ransac(path, made_with.verify, fresh)
-    same = shared_points(first, second, places, path, config.max_error_px)
+    verify_by_ransac(path, made_with.verify, fresh)
+    same = find_shared_points(first, second, places, path, config.max_error_px)
     verified = sum(1 for pair, _ in db.verified_pairs(path))
     found = find_similarity(same, config)
     if found is None or len(np.unique(same.ids[found[1], 0])) < config.min_points:
         agree = 0 if found is None else len(np.unique(same.ids[found[1], 0]))
         raise EmptyResultError(
-            f"{names[0]} and {names[1]} have too little in common to be one map: {len(common)} photographs, {verified}"
-            f" verified pairs, {agree} points that agree ({config.min_points} are needed); photographs that show parts"
-            " of both would join them (`featkit extend`, then merge)"
+            f"{names[0]} and {names[1]} have too little in common to be merged: {len(common)} photographs, {verified}"
+            f" verified pairs, {agree} consistent points ({config.min_points} are needed); add photographs that show"
+            " parts of both (`featkit extend`), then merge"
         )
     similarity, inlier = found
     own = [image_id for image_id, image in first.images.items() if image.has_pose]
     second.transform(pycolmap.Sim3d(similarity))
-    _add(first, second, places, same.ids[inlier])
+    _add_second_map(first, second, places, same.ids[inlier])
     growth = Growth(made_with, first, path, fixed=False, anchors=own)
     growth.triangulate({name for pair in fresh for name in (pair.name0, pair.name1)})
-    growth.adjust_whole()
+    growth.adjust_all()
     moved = growth.finish()
     return Merged(first, common, verified, len(np.unique(same.ids[inlier, 0])), len(np.unique(same.ids[:, 0])), moved)
 
 
-# ---- numbers ---------------------------------------------------------------------------------------------------------
+# ---- ids -------------------------------------------------------------------------------------------------------------
 
 
-def _places(first: pycolmap.Reconstruction, second: pycolmap.Reconstruction, by_name: Mapping[str, int]) -> Places:
-    """New images get the next free ids, unless their own are free; cameras likewise, or those they are equal to.
+def _map_ids(first: pycolmap.Reconstruction, second: pycolmap.Reconstruction, by_name: Mapping[str, int]) -> IdMap:
+    """Map the second map's ids: new images keep their ids if these are free, else get the next free ones.
 
-    Rigs of several cameras come along as they are, with cameras of their own.
+    Cameras likewise, unless the first map has an identical camera. Rigs of several cameras are copied with their
+    cameras.
     """
     images, taken = {}, set(first.images) | set(first.frames)
     for image_id, image in sorted(second.images.items()):
@@ -165,17 +170,17 @@ def _places(first: pycolmap.Reconstruction, second: pycolmap.Reconstruction, by_
             taken.add(equal)
         cameras[camera_id] = equal
     rigs = {rig_id: cameras[second.rigs[rig_id].ref_sensor_id.id] for rig_id in several}
-    return Places(images, cameras, new, rigs, _frames(first, second, images, cameras, rigs))
+    return IdMap(images, cameras, new, rigs, _new_frames(first, second, images, cameras, rigs))
 
 
-def _frames(
+def _new_frames(
     first: pycolmap.Reconstruction,
     second: pycolmap.Reconstruction,
     images: Mapping[int, int],
     cameras: Mapping[int, int],
     rigs: Mapping[int, int],
 ) -> list[tuple[int, list[tuple[int, int]]]]:
-    """Frames of the new images: together where their rig comes along, else each by itself."""
+    """Frames of the new images: those of a copied rig stay together, other images get a frame each."""
     found = []
     for frame in second.frames.values():
         new = sorted((d.id, images[d.id]) for d in frame.image_ids if images[d.id] not in first.images)
@@ -184,7 +189,7 @@ def _frames(
             continue
         for both in new:
             camera_id = cameras[second.images[both[0]].camera_id]
-            found.append((rig_of(first, camera_id) if camera_id in first.cameras else camera_id, [both]))
+            found.append((rig_of_camera(first, camera_id) if camera_id in first.cameras else camera_id, [both]))
     return found
 
 
@@ -199,25 +204,25 @@ def _equal_camera(model: pycolmap.Reconstruction, camera: pycolmap.Camera) -> in
     return None
 
 
-def _renumbered(camera: pycolmap.Camera, camera_id: int) -> pycolmap.Camera:
+def _camera_with_id(camera: pycolmap.Camera, camera_id: int) -> pycolmap.Camera:
     copy = pycolmap.Camera(camera.todict())
     copy.camera_id = camera_id
     return copy
 
 
-def _write_second(
-    database: pycolmap.Database, second: pycolmap.Reconstruction, places: Places, features: FeatureStore
+def _write_second_map(
+    database: pycolmap.Database, second: pycolmap.Reconstruction, places: IdMap, features: FeatureStore
 ) -> None:
     rigs = _new_rigs(second, places)
     on_rigs = {sensor.id for rig in rigs for sensor in rig.sensor_ids()}
     with pycolmap.DatabaseTransaction(database):
         for camera_id in sorted(places.new_cameras):
             number = places.cameras[camera_id]
-            db.write_camera(database, _renumbered(second.cameras[camera_id], number), alone=number not in on_rigs)
+            db.write_camera(database, _camera_with_id(second.cameras[camera_id], number), alone=number not in on_rigs)
         for rig in rigs:
             database.write_rig(rig, use_rig_id=True)
         for rig_id, images in places.frames:
-            frame = _frame(second, places, rig_id, images)
+            frame = _new_frame(second, places, rig_id, images)
             for image_id, new_id in images:
                 name = second.images[image_id].name
                 camera_id, keypoints = places.cameras[second.images[image_id].camera_id], features.keypoints(name)
@@ -225,41 +230,41 @@ def _write_second(
             database.write_frame(frame, use_frame_id=True)
 
 
-def _new_rigs(second: pycolmap.Reconstruction, places: Places) -> list[pycolmap.Rig]:
-    """Rigs of several new cameras, in the first map's numbers and in the scale that the second map has now."""
+def _new_rigs(second: pycolmap.Reconstruction, places: IdMap) -> list[pycolmap.Rig]:
+    """Rigs of several new cameras, with ids of the merged map and in the second map's current scale."""
     rigs = []
     for old_id, rig_id in sorted(places.rigs.items()):
         old = second.rigs[old_id]
         rig = pycolmap.Rig(rig_id=rig_id)
-        rig.add_ref_sensor(_sensor(places, old.ref_sensor_id))
+        rig.add_ref_sensor(_mapped_sensor(places, old.ref_sensor_id))
         for sensor, relation in sorted(old.non_ref_sensors.items(), key=lambda item: item[0].id):
-            rig.add_sensor(_sensor(places, sensor), relation)
+            rig.add_sensor(_mapped_sensor(places, sensor), relation)
         rigs.append(rig)
     return rigs
 
 
-def _sensor(places: Places, old: pycolmap.sensor_t) -> pycolmap.sensor_t:
+def _mapped_sensor(places: IdMap, old: pycolmap.sensor_t) -> pycolmap.sensor_t:
     return pycolmap.sensor_t(pycolmap.SensorType.CAMERA, places.cameras[old.id])
 
 
-def _frame(
-    second: pycolmap.Reconstruction, places: Places, rig_id: int, images: Sequence[tuple[int, int]]
+def _new_frame(
+    second: pycolmap.Reconstruction, places: IdMap, rig_id: int, images: Sequence[tuple[int, int]]
 ) -> pycolmap.Frame:
-    """A frame of new images, without a pose, under the smallest of their numbers."""
+    """A frame of new images, without a pose; its id is the smallest of their ids."""
     frame = pycolmap.Frame()
     frame.frame_id, frame.rig_id = min(new_id for _, new_id in images), rig_id
     for image_id, new_id in images:
-        frame.add_data_id(pycolmap.data_t(_sensor(places, second.images[image_id].data_id.sensor_id), new_id))
+        frame.add_data_id(pycolmap.data_t(_mapped_sensor(places, second.images[image_id].data_id.sensor_id), new_id))
     return frame
 
 
-# ---- points of both --------------------------------------------------------------------------------------------------
+# ---- shared points ---------------------------------------------------------------------------------------------------
 
 
-def shared_points(
-    first: pycolmap.Reconstruction, second: pycolmap.Reconstruction, places: Places, database: Path, max_error_px: float
+def find_shared_points(
+    first: pycolmap.Reconstruction, second: pycolmap.Reconstruction, places: IdMap, database: Path, max_error_px: float
 ) -> SharedPoints:
-    """Points of both maps, by verified matches between their photographs and by photographs that are in both."""
+    """Points that both maps have, from verified matches between their photographs and from common photographs."""
     back = {new: old for old, new in places.images.items()}
     of_first = {image_id: point_ids(image) for image_id, image in first.images.items()}
     of_second = {image_id: point_ids(image) for image_id, image in second.images.items()}
@@ -267,7 +272,7 @@ def shared_points(
     for image_id, other in back.items():
         if image_id in first.images:
             index = np.arange(len(of_first[image_id]))
-            rows.append(_rows(image_id, index, other, index))
+            rows.append(_observation_rows(image_id, index, other, index))
     with pycolmap.Database.open(str(database)) as opened:
         numbers, geometries = opened.read_two_view_geometries()
     for number, geometry in zip(numbers, geometries, strict=True):
@@ -275,7 +280,7 @@ def shared_points(
         matched = np.asarray(geometry.inlier_matches, np.int64).reshape(-1, 2)
         for one, two, columns in ((a, b, matched), (b, a, matched[:, ::-1])):
             if one in first.images and two in back:
-                rows.append(_rows(one, columns[:, 0], back[two], columns[:, 1]))
+                rows.append(_observation_rows(one, columns[:, 0], back[two], columns[:, 1]))
     every = np.concatenate(rows) if rows else np.zeros((0, 4), np.int64)
     ids = np.array([(of_first[i][k], of_second[j][m]) for i, k, j, m in every.tolist()], np.int64).reshape(-1, 2)
     seen = (ids >= 0).all(axis=1)
@@ -283,20 +288,21 @@ def shared_points(
     _, once = np.unique(ids, axis=0, return_index=True)
     ids, every = ids[once], every[once]
     sides = [
-        _seen_by(model, ids[:, side], every[:, 2 * side :], max_error_px) for side, model in enumerate((first, second))
+        _point_observations(model, ids[:, side], every[:, 2 * side :], max_error_px)
+        for side, model in enumerate((first, second))
     ]
     xyz, poses, rays, limits = (np.stack(parts) for parts in zip(*sides, strict=True))
     return SharedPoints(ids, xyz, poses, rays, limits)
 
 
-def _rows(image: int, keypoints: np.ndarray, other: int, others: np.ndarray) -> Int[np.ndarray, "n 4"]:
+def _observation_rows(image: int, keypoints: np.ndarray, other: int, others: np.ndarray) -> Int[np.ndarray, "n 4"]:
     return np.stack([np.full(len(keypoints), image), keypoints, np.full(len(others), other), others], axis=1)
 
 
-def _seen_by(
+def _point_observations(
     model: pycolmap.Reconstruction, ids: np.ndarray, seen: np.ndarray, max_error_px: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of points: coordinates, and of the photograph that shows each one: pose, ray, limit."""
+    """Coordinates of points, and pose, ray and inlier threshold of the photograph that sees each point."""
     xyz = np.array([model.points3D[i].xyz for i in ids.tolist()]).reshape(-1, 3)
     poses, rays, limits = np.zeros((len(ids), 3, 4)), np.zeros((len(ids), 2)), np.zeros(len(ids))
     for image_id in np.unique(seen[:, 0]).tolist():
@@ -316,34 +322,34 @@ def _seen_by(
 def find_similarity(
     same: SharedPoints, config: MergeConfig
 ) -> tuple[Float[np.ndarray, "3 4"], Bool[np.ndarray, " n"]] | None:
-    """s R | t that takes the second map to the first, and the rows that agree with it; None without three of them."""
+    """The similarity s R | t from the second map to the first, and its inlier rows; None with fewer than three."""
     number, generator = len(same.ids), np.random.default_rng(config.seed)
     best, best_count = None, SAMPLE - 1
     trials, needed = 0, float(config.max_trials)
     while number >= SAMPLE and trials < min(needed, config.max_trials):
         trials += 1
-        similarity = _fitted(same, generator.choice(number, SAMPLE, replace=False))
+        similarity = _fit_similarity(same, generator.choice(number, SAMPLE, replace=False))
         if similarity is None:
             continue
-        count = int(agreeing(same, similarity).sum())
+        count = int(similarity_inliers(same, similarity).sum())
         if count > best_count:
             best, best_count = similarity, count
             right = (count / number) ** SAMPLE
             needed = np.log(1 - config.confidence) / np.log(1 - right) if right < 1 else 0
     if best is None:
         return None
-    for _ in range(10):  # by all that agree, until they are the same
-        inlier = agreeing(same, best)
-        refined = _fitted(same, np.flatnonzero(inlier))
-        if refined is None or agreeing(same, refined).sum() < inlier.sum():
+    for _ in range(10):  # refit to all inliers until these no longer change
+        inlier = similarity_inliers(same, best)
+        refined = _fit_similarity(same, np.flatnonzero(inlier))
+        if refined is None or similarity_inliers(same, refined).sum() < inlier.sum():
             break
         best, before = refined, inlier
-        if np.array_equal(agreeing(same, best), before):
+        if np.array_equal(similarity_inliers(same, best), before):
             break
-    return best, agreeing(same, best)
+    return best, similarity_inliers(same, best)
 
 
-def _fitted(same: SharedPoints, rows: np.ndarray) -> Float[np.ndarray, "3 4"] | None:
+def _fit_similarity(same: SharedPoints, rows: np.ndarray) -> Float[np.ndarray, "3 4"] | None:
     if len(rows) < SAMPLE:
         return None
     found = pycolmap.estimate_sim3d(same.xyz[1, rows], same.xyz[0, rows])
@@ -351,8 +357,8 @@ def _fitted(same: SharedPoints, rows: np.ndarray) -> Float[np.ndarray, "3 4"] | 
     return matrix if matrix is not None and np.isfinite(matrix).all() and np.linalg.det(matrix[:, :3]) > 0 else None
 
 
-def agreeing(same: SharedPoints, first_from_second: Float[np.ndarray, "3 4"]) -> Bool[np.ndarray, " n"]:
-    """Rows whose point of each map projects near its keypoint in the photograph of the other map."""
+def similarity_inliers(same: SharedPoints, first_from_second: Float[np.ndarray, "3 4"]) -> Bool[np.ndarray, " n"]:
+    """Rows whose points project near their keypoints in the photographs of the other map, in both directions."""
     linear, offset = first_from_second[:, :3], first_from_second[:, 3]
     in_first = same.xyz[1] @ linear.T + offset
     in_second = (same.xyz[0] - offset) @ np.linalg.inv(linear).T
@@ -369,17 +375,17 @@ def agreeing(same: SharedPoints, first_from_second: Float[np.ndarray, "3 4"]) ->
 # ---- one model -------------------------------------------------------------------------------------------------------
 
 
-def _add(
+def _add_second_map(
     first: pycolmap.Reconstruction,
     second: pycolmap.Reconstruction,
-    places: Places,
+    places: IdMap,
     same: Int[np.ndarray, "n 2"],
 ) -> None:
-    """Add the second model, in the first one's frame. same: points of both; theirs become one, under the first's id."""
+    """Add the second model, already in the first one's frame. same: shared points, merged under the first map's id."""
     rigs = _new_rigs(second, places)
     on_rigs = {sensor.id for rig in rigs for sensor in rig.sensor_ids()}
     for camera_id in sorted(places.new_cameras):
-        camera = _renumbered(second.cameras[camera_id], places.cameras[camera_id])
+        camera = _camera_with_id(second.cameras[camera_id], places.cameras[camera_id])
         if camera.camera_id in on_rigs:
             first.add_camera(camera)
         else:
@@ -390,7 +396,7 @@ def _add(
         posed = [(image_id, new_id) for image_id, new_id in images if second.images[image_id].has_pose]
         if not posed:
             continue
-        frame = _frame(second, places, rig_id, images)
+        frame = _new_frame(second, places, rig_id, images)
         first.add_frame(frame)
         shown = second.images[posed[0][0]]
         first.frame(frame.frame_id).set_cam_from_world(places.cameras[shown.camera_id], shown.cam_from_world())

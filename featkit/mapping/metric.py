@@ -1,6 +1,6 @@
-"""A model in metres: moved by one similarity onto GPS positions or known camera centres, or scaled by one distance.
+"""Gives a model metric scale: aligned to GPS positions or known camera centres, or scaled by one known distance.
 
-The moved model is written with alignment.json beside its files: what was done, the origin, and every residual.
+The aligned model is written together with alignment.json: the transform, its origin, and all residuals.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from featkit.images.exif import locate, some_names
 from featkit.io.atomic import is_foreign, is_own_json
 from featkit.io.lists import read_references, respelled
 from featkit.mapping.align import MIN_POSITIONS, SimilarityConfig, SimilarityFit, fit_similarity, scale_of
-from featkit.mapping.model import read_model, replaceable, write_model
-from featkit.mapping.scene import find_model, images_beside
+from featkit.mapping.model import is_replaceable_model, read_model, write_model
+from featkit.mapping.scene import find_image_folder, find_model
 
 LOGGER = logging.getLogger(__name__)
 WRITTEN = "alignment.json"
-UNSURE_DEG = 5.0  # a standard deviation of the orientation that is warned of
-SAME_PLACE = 1e-9  # of the model's extent: two cameras nearer than this stand at one place
+UNSURE_DEG = 5.0  # warn if the standard deviation of the orientation is larger
+SAME_PLACE = 1e-9  # cameras closer than this share of the model's extent are at the same place
 
 
 @dataclass(frozen=True)
 class GpsTarget:
-    """East, north, up at `origin` (None: the middle of the positions). images: None for those beside the model.
+    """Align to GPS: axes east, north, up at `origin` (None: median of the positions).
 
-    level: altitudes are not used, all cameras are taken to be at one height (the origin's).
+    images: folder of the photographs; None: found near the model. file: a csv of positions. level: ignore altitudes and
+    assume that all cameras are at the origin's height.
     """
 
     images: Path | None = None
@@ -49,14 +50,14 @@ class GpsTarget:
 
 @dataclass(frozen=True)
 class ReferencesTarget:
-    """The frame of a list `name x y z`."""
+    """Align to the camera centres in a file, `name x y z` per line."""
 
     file: Path
 
 
 @dataclass(frozen=True)
 class DistanceTarget:
-    """The distance of two camera centres, metres. Neither turned nor moved."""
+    """Scale to a known distance between two camera centres, metres, without rotation or translation."""
 
     name0: str
     name1: str
@@ -68,9 +69,9 @@ Target = GpsTarget | ReferencesTarget | DistanceTarget
 
 @dataclass(frozen=True)
 class Alignment:
-    """What was done to a model. names: of the images with a known position, beside the rows of `fit` (None: distance).
+    """The alignment of a model. names: images with a known position, in the order of `fit` (None: scaled by distance).
 
-    without: registered images that have no known position.
+    without: registered images without a known position.
     """
 
     method: str
@@ -82,11 +83,11 @@ class Alignment:
 
     @property
     def scale(self) -> float:
-        """Metres per unit of the model."""
+        """Metres per model unit."""
         return scale_of(self.metric_from_model)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values: lengths in metres, offsets of the moved camera centres from the given positions."""
+        """Plain values: lengths in metres; offsets are aligned camera centres minus given positions."""
         found: dict[str, Any] = {
             "method": self.method,
             "scale": self.scale,
@@ -128,22 +129,22 @@ def align(
     overwrite: bool = False,
     number: int | None = None,
 ) -> Alignment:
-    """Write the model to the folder `output` in metres, with alignment.json; whole or not at all.
+    """Write the model in metres to the folder `output`, with alignment.json. The write is atomic.
 
-    model: a COLMAP model's folder, or a mapped scene. number: which of its models. overwrite: also over another of
-    featkit's. Raises BadInputError, UsageError (a distance that is none, GPS without a source), EmptyResultError when
+    model: a COLMAP model's folder, or a mapped scene. number: which of its models. overwrite: replace another model
+    made by featkit. Raises BadInputError, UsageError (an invalid distance, GPS without a source), EmptyResultError if
     the positions do not fit, NotWritableError.
     """
     folder = find_model(model, number)
     refuse_output(output, folder, overwrite)
     reconstruction = read_model(folder)
-    centres = _centres(reconstruction, folder)
+    centres = _camera_centres(reconstruction, folder)
     if isinstance(target, DistanceTarget):
-        found = by_distance(centres, target, folder)
+        found = scale_to_distance(centres, target, folder)
     elif isinstance(target, ReferencesTarget):
-        found = by_references(centres, target, config, seed)
+        found = align_to_references(centres, target, config, seed)
     else:
-        found = by_gps(centres, target, folder, config, seed)
+        found = align_to_gps(centres, target, folder, config, seed)
     reconstruction.transform(pycolmap.Sim3d(found.metric_from_model))
     described = {"kind": "alignment", "featkit_version": __version__, "model": folder.name, "seed": seed}
     described |= {"config": config.result_fields(), **found.as_json()}
@@ -152,29 +153,29 @@ def align(
 
 
 def refuse_output(output: Path, model: Path, overwrite: bool) -> None:
-    """Raise BadInputError when `output` holds something that must not be replaced."""
+    """Raise BadInputError if `output` contains something that must not be replaced."""
     if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
         return
-    is_own = replaceable(output, (WRITTEN,)) and not is_foreign(output)
+    is_own = is_replaceable_model(output, (WRITTEN,)) and not is_foreign(output)
     if is_own and (overwrite or is_own_json(output / WRITTEN)):
         return
-    what = "is the model itself" if output.resolve() == model.resolve() else "holds something else already"
+    what = "is the model itself" if output.resolve() == model.resolve() else "is not empty"
     if not is_own:
-        what += ", which featkit did not make"
+        what += ", and not made by featkit"
     raise BadInputError(f"{output}: {what}; {'--overwrite, or another --out' if is_own else 'choose another --out'}")
 
 
-def by_gps(
+def align_to_gps(
     centres: Mapping[str, np.ndarray], target: GpsTarget, model: Path, config: SimilarityConfig, seed: int
 ) -> Alignment:
-    """East, north and up in metres from GPS positions. Raises as `align` does."""
-    images = target.images or (images_beside(model) if target.file is None else None)
+    """Align to east, north and up in metres from GPS positions. Raises the errors of `align`."""
+    images = target.images or (find_image_folder(model) if target.file is None else None)
     located = locate(list(centres), images, target.file)
     positions, without = dict(located.positions), list(located.without)
     flat = [name for name, position in positions.items() if position.altitude_m is None]
     level = target.level or len(flat) == len(positions)
     if level and not target.level:
-        LOGGER.warning("align: no position has an altitude; all cameras are taken to be at one height")
+        LOGGER.warning("align: no position has an altitude; all cameras are assumed to be at one height")
     if not level:
         positions = {name: position for name, position in positions.items() if name not in flat}
         without = [name for name in centres if name not in positions]
@@ -182,7 +183,7 @@ def by_gps(
     if level:
         positions = {name: replace(p, altitude_m=origin.altitude_m) for name, p in positions.items()}
     known = dict(zip(positions, enu(list(positions.values()), origin), strict=True))
-    found = _by_positions("gps", centres, known, located.source, config, seed, tuple(without), origin)
+    found = _align_to_positions("gps", centres, known, located.source, config, seed, tuple(without), origin)
     if without:
         LOGGER.warning(
             "align: %d of %d registered images have no GPS position%s and are not used: %s",
@@ -194,23 +195,23 @@ def by_gps(
     return found
 
 
-def by_references(
+def align_to_references(
     centres: Mapping[str, np.ndarray], target: ReferencesTarget, config: SimilarityConfig, seed: int
 ) -> Alignment:
-    """Onto known camera centres; those of images that the model does not have are named in one warning."""
+    """Align to known camera centres. Warns of centres of images that are not in the model."""
     listed = respelled(read_references(target.file), lambda: centres)
     known = {name: listed[name] for name in centres if name in listed}
     unknown = [name for name in listed if name not in centres]
     if len(known) < MIN_POSITIONS:
         raise BadInputError(
-            f"{target.file}: {len(known)} of its {len(listed)} names are registered images of the model;"
+            f"{target.file}: {len(known)} of its {len(listed)} images are registered in the model;"
             f" {MIN_POSITIONS} are needed" + (f" (not in the model: {some_names(unknown)})" if unknown else "")
         )
     without = tuple(name for name in centres if name not in known)
-    found = _by_positions("references", centres, known, target.file, config, seed, without, None)
+    found = _align_to_positions("references", centres, known, target.file, config, seed, without, None)
     if unknown:
         LOGGER.warning(
-            "align: %d of %d references are not registered in the model and not used: %s",
+            "align: %d of %d references are not registered in the model and are ignored: %s",
             len(unknown),
             len(listed),
             some_names(unknown),
@@ -218,10 +219,10 @@ def by_references(
     return found
 
 
-def by_distance(centres: Mapping[str, np.ndarray], target: DistanceTarget, model: Path) -> Alignment:
-    """Scaled so that two camera centres are so far apart; the frame's axes and origin stay."""
+def scale_to_distance(centres: Mapping[str, np.ndarray], target: DistanceTarget, model: Path) -> Alignment:
+    """Scale the model to a known distance between two camera centres; its axes and origin are kept."""
     if not (np.isfinite(target.metres) and target.metres > 0):
-        raise UsageError(f"--distance {target.metres:g}: a distance in metres is more than 0")
+        raise UsageError(f"--distance {target.metres:g}: the distance in metres must be more than 0")
     for name in (target.name0, target.name1):
         if name not in centres:
             near = difflib.get_close_matches(name, centres, n=1)
@@ -232,11 +233,11 @@ def by_distance(centres: Mapping[str, np.ndarray], target: DistanceTarget, model
     apart = float(np.linalg.norm(centres[target.name0] - centres[target.name1]))
     every = np.array(list(centres.values()))
     if apart <= SAME_PLACE * float(np.linalg.norm(np.ptp(every, axis=0))):
-        raise BadInputError(f"{target.name0!r} and {target.name1!r} stand at one place in the model; take two others")
+        raise BadInputError(f"{target.name0!r} and {target.name1!r} are at one place in the model; choose two others")
     return Alignment("distance", np.eye(3, 4) * (target.metres / apart))
 
 
-def _by_positions(
+def _align_to_positions(
     method: str,
     centres: Mapping[str, np.ndarray],
     known: Mapping[str, np.ndarray],
@@ -252,15 +253,15 @@ def _by_positions(
         raise type(error)(f"{source}: {error}") from None
     if fit.orientation_std_deg > UNSURE_DEG:
         LOGGER.warning(
-            "align: the orientation is unsure by %.1f degrees (one standard deviation): the cameras stand almost on one"
-            " line, or the positions are poor for so small a scene",
+            "align: the orientation is uncertain by %.1f degrees (one standard deviation): the cameras are almost"
+            " collinear, or the positions are too inaccurate for such a small scene",
             fit.orientation_std_deg,
         )
     return Alignment(method, fit.target_from_source, tuple(known), fit, without, origin)
 
 
-def _centres(model: pycolmap.Reconstruction, folder: Path) -> dict[str, Float[np.ndarray, "3"]]:
-    """Camera centres of the registered images, by name, in the order of the names."""
+def _camera_centres(model: pycolmap.Reconstruction, folder: Path) -> dict[str, Float[np.ndarray, "3"]]:
+    """Camera centres of the registered images by name, sorted by name."""
     found = {image.name: image.projection_center() for image in model.images.values() if image.has_pose}
     if not found:
         raise BadInputError(f"{folder}: no image of this model has a pose")

@@ -1,4 +1,4 @@
-"""COLMAP models on disk: found, read with clear errors, written largest first."""
+"""COLMAP models on disk: find, check, read and write them; statistics."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from featkit.core.errors import BadInputError, NotWritableError
 from featkit.io.artifact import making, write_text
 from featkit.io.atomic import FOREIGN, refuse_foreign
 
-Model: TypeAlias = pycolmap.Reconstruction  # so that other rooms can name it without importing pycolmap
+Model: TypeAlias = pycolmap.Reconstruction  # so that other packages need not import pycolmap for it
 MODEL_FILES = ("cameras", "images", "points3D")
-UNIT_TOLERANCE = 0.01  # of a quaternion's length
-ALIGNED = ("alignment.json",)  # what `featkit align` adds to a model
+UNIT_TOLERANCE = 0.01  # largest deviation of a quaternion's length from 1
+ALIGNED = ("alignment.json",)  # files that `featkit align` adds to a model
 
 
 def is_model(folder: Path) -> bool:
@@ -32,7 +32,7 @@ def is_model(folder: Path) -> bool:
 
 
 def is_binary(folder: Path) -> bool:
-    """Whether a folder holds a COLMAP model in binary files (which count before text beside them)."""
+    """Whether a folder holds a COLMAP model in binary files, which take precedence over text files."""
     return all((folder / f"{name}.bin").is_file() for name in MODEL_FILES)
 
 
@@ -40,10 +40,10 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
     """Read a COLMAP model. Raises BadInputError."""
     if not is_model(folder):
         raise BadInputError(f"{folder}: no COLMAP model here (cameras, images and points3D as .bin or .txt)")
-    check_whole(folder)
+    check_complete(folder)
     try:
         model = pycolmap.Reconstruction(str(folder))
-    except Exception as error:  # pycolmap's own exception types differ from one version to the next
+    except Exception as error:  # pycolmap's exception types differ between versions
         raise BadInputError(f"{folder}: the model cannot be read ({str(error).splitlines()[0]})") from None
     if not (folder / "points3D.bin").is_file():
         check_count(folder / "points3D.txt", model.num_points3D())
@@ -53,7 +53,7 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
 
 
 def _check_names(model: pycolmap.Reconstruction, folder: Path) -> None:
-    """Raise BadInputError for a name that is not UTF-8, which no text file of featkit's could hold."""
+    """Raise BadInputError for a name that is not UTF-8, as featkit's text files are UTF-8."""
     for number, image in model.images.items():
         try:
             _ = image.name
@@ -62,7 +62,7 @@ def _check_names(model: pycolmap.Reconstruction, folder: Path) -> None:
 
 
 def not_utf8(path: Path, number: int, name: bytes) -> str:
-    """What is wrong with the name of an image, and what to do."""
+    """Error message for an image name that is not UTF-8."""
     shown = name.decode("utf-8", "backslashreplace")
     return (
         f"{path}: the name of image {number}, '{shown}', is not UTF-8; rename the photograph and make the model again"
@@ -70,7 +70,7 @@ def not_utf8(path: Path, number: int, name: bytes) -> str:
 
 
 def _check_values(model: pycolmap.Reconstruction, folder: Path) -> None:
-    """Raise BadInputError for cameras and poses that are none: COLMAP itself does not look at all of them."""
+    """Raise BadInputError for invalid cameras and poses, of which COLMAP checks only some."""
     for number, camera in model.cameras.items():
         focal = [camera.params[index] for index in camera.focal_length_idxs()]
         if not (np.isfinite(camera.params).all() and min(focal, default=1) > 0 < min(camera.width, camera.height)):
@@ -82,13 +82,13 @@ def _check_values(model: pycolmap.Reconstruction, folder: Path) -> None:
         length = float(np.linalg.norm(pose.rotation.quat))
         if not (abs(length - 1) < UNIT_TOLERANCE and np.isfinite(pose.translation).all()):
             raise BadInputError(
-                f"{folder}: the pose of image {model.images[number].name!r} has a rotation of length {length:.3g}, NaN"
-                " or infinity in it; make the model again"
+                f"{folder}: the pose of image {model.images[number].name!r} is invalid (quaternion of length"
+                f" {length:.3g}, NaN or infinity); make the model again"
             )
 
 
 def poses_digest(folder: Path) -> str:
-    """16 hex digits of the images and poses of a model: what was placed in its frame is as old as these."""
+    """Digest (16 hex digits) of a model's images and poses, to detect results that depend on an older model."""
     path = folder / ("images.bin" if is_binary(folder) else "images.txt")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -105,117 +105,119 @@ def write_models(
     named: Callable[[], object] | None = None,
     beside: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write models as folder/0, folder/1, ..., whole or not at all. named: see `artifact.making`.
+    """Write models as folder/0, folder/1, ... in one atomic write. named: see `artifact.making`.
 
-    beside: small text files, by name, that go to the first model.
-    Raises BadInputError for a folder that holds anything but featkit's models, NotWritableError.
+    beside: small text files, by name, that are added to the first model.
+    Raises BadInputError for a folder that contains anything but featkit's models, NotWritableError.
     """
     refuse_other_models(folder)
     with making(folder, named=named) as new:
         for number, model in enumerate(models):
             (new / str(number)).mkdir()
-            write_whole(model, new / str(number))
+            write_checked(model, new / str(number))
         for name, text in (beside or {}).items():
             write_text(new / "0" / name, text)
     return folder
 
 
-def beside_model(folder: Path) -> dict[str, str]:
-    """What `featkit align` wrote beside a model: what goes with its frame, by file name."""
+def alignment_files(folder: Path) -> dict[str, str]:
+    """Contents of the files that `featkit align` added to a model, by file name."""
     return {name: (folder / name).read_text(encoding="utf-8") for name in ALIGNED if (folder / name).is_file()}
 
 
 def refuse_other_models(folder: Path) -> None:
-    """Raise BadInputError where models are to be written and there is anything but models that featkit wrote."""
+    """Raise BadInputError if a folder contains anything but models written by featkit."""
     refuse_foreign(folder)
     for one in folder.iterdir() if folder.is_dir() else ():
-        if not (one.name.isdecimal() and one.is_dir() and not one.is_symlink() and replaceable(one, ALIGNED)):
+        if not (one.name.isdecimal() and one.is_dir() and not one.is_symlink() and is_replaceable_model(one, ALIGNED)):
             raise BadInputError(f"{one}: {FOREIGN}")
 
 
-def replaceable(folder: Path, more: Collection[str] = ()) -> bool:
-    """Whether a folder holds a COLMAP model and nothing else (besides files named `more`)."""
+def is_replaceable_model(folder: Path, more: Collection[str] = ()) -> bool:
+    """Whether a folder contains a COLMAP model and nothing else, except files named in `more`."""
     known = {f"{name}{suffix}" for name in (*MODEL_FILES, "rigs", "frames") for suffix in (".bin", ".txt", ".ply")}
     known |= {"project.ini", *more}
     return is_model(folder) and all(path.is_file() and path.name in known for path in folder.iterdir())
 
 
 def write_model(model: pycolmap.Reconstruction, folder: Path, beside: Mapping[str, str]) -> Path:
-    """Write one model and small text files (by name) as a folder, whole or not at all; one of featkit's is replaced.
+    """Write one model and small text files (by name) to a folder atomically; replaces a model made by featkit.
 
-    Raises BadInputError for a folder that featkit did not make, NotWritableError.
+    Raises BadInputError for a folder that was not made by featkit, NotWritableError.
     """
     with making(folder) as new:
         for name, text in beside.items():
             write_text(new / name, text)
-        write_whole(model, new)
+        write_checked(model, new)
     return folder
 
 
-def write_whole(model: pycolmap.Reconstruction, folder: Path) -> None:
-    """Write a model to a folder that is there. Raises NotWritableError, also for a full disk, which COLMAP ignores."""
+def write_checked(model: pycolmap.Reconstruction, folder: Path) -> None:
+    """Write a model to an existing folder and check it. Raises NotWritableError, also for a full disk, which COLMAP
+    ignores.
+    """
     try:
         model.write(str(folder))
-        check_whole(folder)
+        check_complete(folder)
     except BadInputError:
         raise NotWritableError(
             f"{folder}: cannot be written (no space left); free some and run the same command again"
         ) from None
-    except Exception as error:  # pycolmap's own exception types differ from one version to the next
+    except Exception as error:  # pycolmap's exception types differ between versions
         raise NotWritableError(f"{folder}: cannot be written ({str(error).splitlines()[0]})") from None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Whether the .bin files of a COLMAP model are as long as they say: pycolmap does not come back from one that was cut.
+# Completeness of a COLMAP model's files: pycolmap crashes or hangs on truncated .bin files.
 #
-# Counts and lengths are followed from the first byte to the last, nothing else is read. Text files say in a comment how
-# many lines they have, which pycolmap passes over. The layout is COLMAP's (its documentation, "Output Format", binary;
-# rigs and frames since 3.12).
+# Counts and lengths are followed from the first byte to the last; nothing else is read. Text files announce their
+# number of lines in a comment, which pycolmap ignores. The layout is COLMAP's (its documentation, "Output Format",
+# binary; rigs and frames since 3.12).
 
 
 COUNT = struct.Struct("<Q")
 SHORT_COUNT = struct.Struct("<I")
 CAMERA = struct.Struct("<IiQQ")  # id, model, width, height; then the model's parameters, 8 bytes each
-IMAGE_BYTES = 64  # id, quaternion, translation, camera's id; then the name and a zero byte, and the keypoints
+IMAGE_BYTES = 64  # id, quaternion, translation, camera id; then the name, a zero byte, and the keypoints
 KEYPOINT_BYTES = 24
-POINT_BYTES = 43  # id, xyz, colour, error; then the length of its track
+POINT_BYTES = 43  # id, xyz, colour, error; then the length of the track
 POINT = struct.Struct("<Q3d3Bd")
 KEYPOINT = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
 SEEN_BYTES = 8
 SENSOR_BYTES = 8  # type, id
 POSE_BYTES = 56
-FRAME_BYTES = 64  # id, rig's id, pose; then the number of its images
+FRAME_BYTES = 64  # id, rig id, pose; then the number of images
 DATA_BYTES = 16
 ANNOUNCED = re.compile(r"#\s*Number of \w+: (\d+)")  # in a text file
 
 
-class _Cut(Exception):
-    """The file ends before what it announces."""
+class _TruncatedError(Exception):
+    """The file is shorter than it announces."""
 
 
-class _Broken(Exception):
-    """A number that is NaN or infinity."""
+class _NotFiniteError(Exception):
+    """A value is NaN or infinity."""
 
 
-def check_whole(folder: Path) -> None:
-    """Follow a model folder's .bin files to their ends. Raises BadInputError for one that is cut off or is none."""
+def check_complete(folder: Path) -> None:
+    """Check that a model's .bin files are complete. Raises BadInputError for a truncated or invalid file."""
     for name, length_of in ITEMS.items():
         path = folder / f"{name}.bin"
         if path.is_file():
             try:
-                _follow(path, length_of)
+                _check_file_length(path, length_of)
             except OSError as error:
                 raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
-            except _Broken as error:
+            except _NotFiniteError as error:
                 raise BadInputError(f"{path}: {error}: NaN or infinity; make or copy the model again") from None
-            except (_Cut, struct.error, ValueError, IndexError):
+            except (_TruncatedError, struct.error, ValueError, IndexError):
                 raise BadInputError(
                     f"{path}: cut off, or not a file of a COLMAP model; make or copy the model again"
                 ) from None
 
 
 def check_count(path: Path, found: int) -> None:
-    """Compare what a text file of a model announces with what was found in it. Raises BadInputError."""
+    """Compare the count announced in a model's text file with the number found. Raises BadInputError."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if not line.startswith("#"):
@@ -227,44 +229,44 @@ def check_count(path: Path, found: int) -> None:
                 )
 
 
-def _follow(path: Path, length_of: Callable[[mmap.mmap, int], int]) -> None:
+def _check_file_length(path: Path, length_of: Callable[[mmap.mmap, int], int]) -> None:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         position, size = COUNT.size, len(data)
         for _ in range(COUNT.unpack_from(data)[0]):
             position += length_of(data, position)
             if position > size:
-                raise _Cut
+                raise _TruncatedError
 
 
-def _camera(data: mmap.mmap, start: int) -> int:
-    model = pycolmap.CameraModelId(CAMERA.unpack_from(data, start)[1])  # ValueError for a number that is none
+def _camera_length(data: mmap.mmap, start: int) -> int:
+    model = pycolmap.CameraModelId(CAMERA.unpack_from(data, start)[1])  # ValueError for an unknown model
     return CAMERA.size + 8 * len(pycolmap.Camera.create_from_model_id(1, model, 1.0, 1, 1).params)
 
 
-def _image(data: mmap.mmap, start: int) -> int:
+def _image_length(data: mmap.mmap, start: int) -> int:
     end = data.find(b"\0", start + IMAGE_BYTES)
     if end < 0:
-        raise _Cut
+        raise _TruncatedError
     (keypoints,) = COUNT.unpack_from(data, end + 1)
     first = end + 1 + COUNT.size
     if first + keypoints * KEYPOINT_BYTES > len(data):
-        raise _Cut
+        raise _TruncatedError
     if not np.isfinite(np.frombuffer(data[first : first + keypoints * KEYPOINT_BYTES], KEYPOINT)["xy"]).all():
-        raise _Broken(f"the keypoints of image {data[start + IMAGE_BYTES : end]!r}")
+        raise _NotFiniteError(f"the keypoints of image {data[start + IMAGE_BYTES : end]!r}")
     return int(first + keypoints * KEYPOINT_BYTES - start)
 
 
-def _point(data: mmap.mmap, start: int) -> int:
+def _point_length(data: mmap.mmap, start: int) -> int:
     number, x, y, z, *_, error = POINT.unpack_from(data, start)
     (seen,) = COUNT.unpack_from(data, start + POINT_BYTES)
     if start + POINT_BYTES + COUNT.size + seen * SEEN_BYTES > len(data):
-        raise _Cut
+        raise _TruncatedError
     if not math.isfinite(x + y + z + error):
-        raise _Broken(f"point {number}")
+        raise _NotFiniteError(f"point {number}")
     return int(POINT_BYTES + COUNT.size + seen * SEEN_BYTES)
 
 
-def _rig(data: mmap.mmap, start: int) -> int:
+def _rig_length(data: mmap.mmap, start: int) -> int:
     (sensors,) = SHORT_COUNT.unpack_from(data, start + 4)
     length = 8 + (SENSOR_BYTES if sensors else 0)
     for _ in range(1, sensors):
@@ -273,21 +275,27 @@ def _rig(data: mmap.mmap, start: int) -> int:
     return length
 
 
-def _frame(data: mmap.mmap, start: int) -> int:
+def _frame_length(data: mmap.mmap, start: int) -> int:
     (images,) = SHORT_COUNT.unpack_from(data, start + FRAME_BYTES)
     return int(FRAME_BYTES + SHORT_COUNT.size + images * DATA_BYTES)
 
 
-ITEMS = {"cameras": _camera, "images": _image, "points3D": _point, "rigs": _rig, "frames": _frame}
+ITEMS = {
+    "cameras": _camera_length,
+    "images": _image_length,
+    "points3D": _point_length,
+    "rigs": _rig_length,
+    "frames": _frame_length,
+}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What a map holds, in numbers: the columns of the ETH local-feature benchmark, and one row per image.
+# Statistics of a map: the columns of the ETH local-feature benchmark, and one row per image.
 
 
 @dataclass(frozen=True)
 class MapStatistics:
-    """track_length: observations per point. reprojection_px: mean error over all points, px."""
+    """Statistics of a model. track_length: observations per point. reprojection_px: mean error over all points, px."""
 
     images: int
     registered: int
@@ -300,7 +308,9 @@ class MapStatistics:
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """One registered image: keypoints, how many see a point of the map, and the mean error of those points, px."""
+    """Statistics of a registered image. observations: keypoints that see a point. error_px: mean error of these
+    points.
+    """
 
     name: str
     camera_id: int
@@ -311,7 +321,7 @@ class ImageStatistics:
 
 
 def map_statistics(model: pycolmap.Reconstruction, images: int) -> MapStatistics:
-    """Statistics of a model of a scene with that many images."""
+    """Statistics of a model. images: number of images of the scene."""
     return MapStatistics(
         images=images,
         registered=model.num_reg_images(),
@@ -324,7 +334,7 @@ def map_statistics(model: pycolmap.Reconstruction, images: int) -> MapStatistics
 
 
 def registered_names(model: pycolmap.Reconstruction) -> set[str]:
-    """The images of a model that have a pose."""
+    """Names of the images of a model that have a pose."""
     return {model.images[image_id].name for image_id in model.reg_image_ids()}
 
 
@@ -342,7 +352,7 @@ def image_statistics(model: pycolmap.Reconstruction) -> list[ImageStatistics]:
 
 
 def point_ids(image: pycolmap.Image) -> Int[np.ndarray, " n"]:
-    """For every keypoint of an image the id of the map's point it sees, or -1."""
+    """For every keypoint of an image, the id of the 3D point it sees, or -1."""
     return np.array([p.point3D_id if p.has_point3D() else -1 for p in image.points2D], dtype=np.int64)
 
 

@@ -18,20 +18,20 @@ from featkit.images.exif import some_names
 from featkit.mapping.model import registered_names
 
 LOGGER = logging.getLogger(__name__)
-FEW = 0.8
-"""Fraction of the images registered or localized below which other features are suggested."""
-WITHOUT_LEARNING = ("rootsift", "sift")
-STRONGER = "--features aliked-n16 --matcher lightglue"
+FEW_SHARE = 0.8
+"""Other features are suggested if fewer than this fraction of the images are registered or localized."""
+HANDCRAFTED = ("rootsift", "sift")
+STRONGER_FEATURES = "--features aliked-n16 --matcher lightglue"
 """Suggested options for images that SIFT cannot match."""
 FOCAL_SHARES = np.geomspace(0.3, 4.0, 40)
 """Focal lengths tried, as multiples of the image's longer side: fields of view of about 120 to 14 degrees."""
 MAX_TURN_ERROR = (0.003, 0.2)
-"""How far the normalised homography of a camera that only turns may be from a rotation (Frobenius norm): so much, and
-this share of the rotation's angle. A camera that moves along a plane is at 0.7 of the angle."""
+"""Threshold for a camera that only rotates: largest distance (Frobenius norm) of its normalised homography from a
+rotation, as a constant plus a share of the rotation angle. A camera that moves along a plane is at 0.7 of the angle."""
 MAX_STILL_RAD = 0.005
-"""A turn smaller than this between all photographs: the camera did not move at all."""
+"""Rotations below this angle count as no motion."""
 SURE_SHARE = 0.9
-"""Share of the verified pairs that must agree for a reason to be given."""
+"""Share of the verified pairs that must agree before a reason is reported."""
 HOMOGRAPHIES = {
     int(getattr(pycolmap.TwoViewGeometryConfiguration, kind)) for kind in ("PLANAR", "PANORAMIC", "PLANAR_OR_PANORAMIC")
 }
@@ -39,7 +39,7 @@ SAMPLED_POINTS = 2000
 
 
 class KeepConfig(Config):
-    """What a model needs to be kept: with less it is a coincidence of a few matches."""
+    """Requirements for a model to be kept; models below them come from a few accidental matches."""
 
     min_points_per_image: float = Field(default=10.0, ge=0, le=1e6)
     """Minimum mean number of observations per image of a model."""
@@ -62,10 +62,10 @@ def parallax_deg(model: pycolmap.Reconstruction) -> float:
     return float(np.degrees(np.arccos(np.clip(np.median(angles), -1, 1)))) if angles else 0.0
 
 
-def kept(
+def models_to_keep(
     models: Sequence[pycolmap.Reconstruction], config: KeepConfig, min_images: int = 2
 ) -> list[pycolmap.Reconstruction]:
-    """The models that are maps, in the given order (the largest first): none of them wholly inside an earlier one."""
+    """The models that meet the requirements, in the given order (largest first), without subsets of earlier ones."""
     chosen: list[pycolmap.Reconstruction] = []
     names: list[set[str]] = []
     for model in models:
@@ -83,7 +83,7 @@ def kept(
 
 @dataclass(frozen=True)
 class CameraMotion:
-    """What the verified pairs of a scene say: how many; in how many the camera only turned, or stood still."""
+    """Numbers of verified pairs of a scene: all, with pure rotation of the camera, and without motion."""
 
     pairs: int
     turned: int
@@ -91,7 +91,7 @@ class CameraMotion:
 
     @property
     def only_turned(self) -> bool:
-        """Whether no depth can come of nearly all pairs."""
+        """Whether nearly all pairs show pure rotation, so that depths cannot be estimated."""
         return self.pairs > 0 and self.turned >= SURE_SHARE * self.pairs
 
     @property
@@ -101,10 +101,10 @@ class CameraMotion:
 
 
 def camera_motion(database: Path) -> CameraMotion:
-    """Of how many verified pairs the homography is a rotation of the camera: K1^-1 H K0 ~ R for one focal length.
+    """Count the verified pairs whose homography is a camera rotation: K1^-1 H K0 ~ R for one common focal length.
 
-    Hartley and Zisserman, Multiple View Geometry, 8.4.2. A plane seen by a camera that moves gives homographies too,
-    but no focal length makes them all rotations.
+    Hartley and Zisserman, Multiple View Geometry, 8.4.2. A plane seen by a moving camera gives homographies too, but
+    no focal length makes all of them rotations.
     """
     with pycolmap.Database.open(str(database)) as opened:
         cameras = {camera.camera_id: camera for camera in opened.read_all_cameras()}
@@ -122,7 +122,10 @@ def camera_motion(database: Path) -> CameraMotion:
             found.append((homography, *both))
     if len(found) < SURE_SHARE * verified or not found:
         return CameraMotion(verified, 0, 0)
-    turns = [[_turn(homography, first, second, share) for share in FOCAL_SHARES] for homography, first, second in found]
+    turns = [
+        [_rotation_error(homography, first, second, share) for share in FOCAL_SHARES]
+        for homography, first, second in found
+    ]
     errors = np.array([[error for error, _ in row] for row in turns])
     best = int(np.median(errors, axis=0).argmin())
     angles = np.array([row[best][1] for row in turns])
@@ -130,10 +133,10 @@ def camera_motion(database: Path) -> CameraMotion:
     return CameraMotion(verified, int(turned.sum()), int((turned & (angles < MAX_STILL_RAD)).sum()))
 
 
-def _turn(
+def _rotation_error(
     homography: Float[np.ndarray, "3 3"], first: pycolmap.Camera, second: pycolmap.Camera, share: float
 ) -> tuple[float, float]:
-    """How far K1^-1 H K0 is from the nearest rotation, and that rotation's angle in radians."""
+    """Distance of K1^-1 H K0 from the nearest rotation (Frobenius norm), and the angle of that rotation, radians."""
     normalised = np.linalg.inv(_calibration(second, share)) @ homography @ _calibration(first, share)
     determinant = float(np.linalg.det(normalised))
     if abs(determinant) < 1e-12:
@@ -151,27 +154,30 @@ def _calibration(camera: pycolmap.Camera, share: float) -> Float[np.ndarray, "3 
 
 
 def no_model_reason(motion: CameraMotion) -> str:
-    """Why there is no model, and what may help."""
+    """The likely reason why there is no model, with advice."""
     if motion.pairs == 0:
         return (
-            "no pair of photographs was verified; are they of one scene? (more keypoints, --pairs exhaustive,"
-            f" {STRONGER})"
+            "no pair of photographs was verified; do they show the same scene? (try more keypoints, --pairs exhaustive,"
+            f" {STRONGER_FEATURES})"
         )
     if motion.did_not_move:
         return (
             f"the camera did not move: in {motion.still} of {motion.pairs} verified pairs both photographs show the"
-            " same view; take some from other places"
+            " same view; take photographs from other positions"
         )
     if motion.only_turned:
         return (
-            f"the camera only turned: {motion.turned} of {motion.pairs} verified pairs were taken from one spot, which"
-            " shows no depth; take photographs from places that are some steps apart"
+            f"the camera only rotated: {motion.turned} of {motion.pairs} verified pairs were taken from one position,"
+            " which gives no depth; take photographs from positions a few steps apart"
         )
-    return f"no model came out; the pairs may see too little in common (more keypoints, --pairs exhaustive, {STRONGER})"
+    return (
+        "mapping gave no model; the pairs may have too little in common (try more keypoints, --pairs exhaustive,"
+        f" {STRONGER_FEATURES})"
+    )
 
 
-def _offer(models: Sequence[set[str]], pairs: Sequence[Pair], sparse: Path | None) -> str:
-    """What the largest model shares with each other one, and how they may become one."""
+def _merge_suggestion(models: Sequence[set[str]], pairs: Sequence[Pair], sparse: Path | None) -> str:
+    """How much the largest model shares with the others, and the command that may merge them."""
     shares = []
     for number, own in enumerate(models[1:], start=1):
         common = len(own & models[0])
@@ -193,10 +199,10 @@ def map_warnings(
     sparse: Path | None = None,
     pairs: Sequence[Pair] = (),
 ) -> list[str]:
-    """What a user should know of a map.
+    """Warnings about a map for the user.
 
-    models: the images of each, the largest first. names: of the photographs that were mapped. without_pose: of those
-    that a reference has no pose of. sparse: the folder of the models. pairs: that were verified.
+    models: image names of each model, largest first. names: the mapped photographs. without_pose: photographs without a
+    pose in the reference. sparse: folder of the models. pairs: verified pairs.
     """
     warnings = []
     if without_pose:
@@ -207,31 +213,30 @@ def map_warnings(
     left_out = sorted(set(names) - models[0])
     if left_out:
         warnings.append(
-            f"{len(left_out)} of {len(names)} photographs are not in the map: {some_names(left_out)}; they share too"
-            " little with it:"
-            " take some in between, or pair all with all (--pairs exhaustive)"
+            f"{len(left_out)} of {len(names)} photographs are not in the map: {some_names(left_out)}; they have too"
+            " little in common with it: add photographs in between, or match all pairs (--pairs exhaustive)"
         )
     if len(models) > 1:
         sizes = ", ".join(str(len(images)) for images in models[1:])
         warnings.append(
-            f"the map is split into {len(models)} models: besides the largest there are models of {sizes}"
-            f" images in sparse/1, ...; {_offer(models, pairs, sparse)}, and photographs that show parts of both would"
+            f"the map is split into {len(models)} models: the largest, and models of {sizes} images in sparse/1, ...;"
+            f" {_merge_suggestion(models, pairs, sparse)}, or add photographs that show parts of both"
         )
     if motion.only_turned:
         warnings.append(
-            f"in {motion.turned} of {motion.pairs} verified pairs the camera only turned: depths are not to be trusted;"
-            " take photographs from places that are some steps apart"
+            f"in {motion.turned} of {motion.pairs} verified pairs the camera only rotated: depths are unreliable;"
+            " take photographs from positions a few steps apart"
         )
     return warnings
 
 
-def stronger(extractor: str) -> str:
+def stronger_features(extractor: str) -> str:
     """Options to suggest when an extractor (`Features.extractor`) yields too few matches; "" for learned ones."""
-    return STRONGER if extractor in WITHOUT_LEARNING else ""
+    return STRONGER_FEATURES if extractor in HANDCRAFTED else ""
 
 
-def warn_of_few(what: str, found: int, total: int, extractor: str) -> None:
-    """Suggest other features if few images were registered or localized. what: "map" or "localize"."""
-    if found < FEW * total and stronger(extractor):
+def warn_if_few(what: str, found: int, total: int, extractor: str) -> None:
+    """Suggest other features if few of the images were registered or localized. what: "map" or "localize"."""
+    if found < FEW_SHARE * total and stronger_features(extractor):
         again = "reconstruct" if what == "map" else "make the map and localize again"
-        LOGGER.warning("%s: only %d of %d images; %s with %s", what, found, total, again, stronger(extractor))
+        LOGGER.warning("%s: only %d of %d images; %s with %s", what, found, total, again, stronger_features(extractor))

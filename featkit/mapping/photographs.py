@@ -1,4 +1,4 @@
-"""The photographs of a map: found, checked against its cameras, and undistorted together with their masks."""
+"""The photographs of a map: find them, check them against its cameras, undistort them and their masks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from featkit.images.masks import masked
 from featkit.images.read import DecodeConfig, alpha_channel, as_stored, decode, stored_size
 from featkit.io.artifact import inside, write_bytes
 
-NEAR = 4  # folders above a model that its photographs are looked for in: scene/featkit/sparse/0
+NEAR = 4  # levels above a model that are searched for its photographs, as in scene/featkit/sparse/0
 PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE")
-KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # of written photographs; all others become .png
+KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # formats kept by undistortion; all others become .png
 OPAQUE = 255
 FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")  # Unicode, composed and decomposed
 MAX_RESIDUAL_GROWTH, RESIDUAL_SLACK_PX = 2.0, 0.1
-"""How far the median residual of an exported image may exceed the map's own: undistortion stretches the border."""
+"""Largest median residual of an exported image: factor of the map's own, plus px, as undistortion stretches borders."""
 
 
 class PictureConfig(Config):
@@ -42,14 +42,14 @@ class PictureConfig(Config):
 
 
 def find_photographs(model_folder: Path, names: Sequence[str], folders: Sequence[Path] = ()) -> dict[str, Path]:
-    """The file of every image, by its name relative to one of `folders`, or to a folder near the model.
+    """The file of every image. Names are relative to one of `folders`, or to a folder near the model.
 
-    Raises BadInputError, which names the images whose files are not there.
+    Raises BadInputError that lists images without a file.
     """
-    found = photographs_there(model_folder, names, folders)
+    found = existing_photographs(model_folder, names, folders)
     if not found and not folders:
         raise BadInputError(
-            f"{model_folder}: its {len(names)} photographs, such as {names[0]!r}, were not found near it; name their"
+            f"{model_folder}: its {len(names)} photographs, such as {names[0]!r}, were not found near it; give their"
             " folder with --images"
         )
     missing = [name for name in names if name not in found]
@@ -57,23 +57,23 @@ def find_photographs(model_folder: Path, names: Sequence[str], folders: Sequence
         where = ", ".join(map(str, folders)) or str(next(iter(found.values())).parent)
         raise BadInputError(
             f"{where}: {len(missing)} of the map's {len(names)} photographs are missing: {some_names(missing)}; put"
-            " them back, or name their folder with --images"
+            " them back, or give their folder with --images"
         )
     return {name: found[name] for name in names}
 
 
-def photographs_there(model_folder: Path, names: Sequence[str], folders: Sequence[Path] = ()) -> dict[str, Path]:
-    """As `find_photographs`, only those whose files are there. Raises BadInputError for a name that leads elsewhere."""
+def existing_photographs(model_folder: Path, names: Sequence[str], folders: Sequence[Path] = ()) -> dict[str, Path]:
+    """Like `find_photographs`, without missing files. Raises BadInputError for a name that leaves the folder."""
     found: dict[str, Path] = {}
     if folders:
         for folder in reversed(folders):
-            found |= _in_folder(folder, names)
+            found |= _files_in_folder(folder, names)
         return found
     near = [model_folder.resolve(), *model_folder.resolve().parents[:NEAR]]
-    return max((_in_folder(folder, names) for base in near for folder in (base / "images", base)), key=len)
+    return max((_files_in_folder(folder, names) for base in near for folder in (base / "images", base)), key=len)
 
 
-def _in_folder(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+def _files_in_folder(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """The files of the names that are there, also under the other Unicode form of a name (macOS decomposes letters)."""
     found = {}
     for name in names:
@@ -84,8 +84,8 @@ def _in_folder(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def by_folder(files: Mapping[str, Path]) -> dict[Path, list[str]]:
-    """The folders that names are relative to, and the names of each in order."""
+def names_by_folder(files: Mapping[str, Path]) -> dict[Path, list[str]]:
+    """Sorted image names, grouped by the folder they are relative to."""
     found: dict[Path, list[str]] = {}
     for name, path in sorted(files.items()):
         found.setdefault(path.parents[name.count("/")], []).append(name)
@@ -93,53 +93,53 @@ def by_folder(files: Mapping[str, Path]) -> dict[Path, list[str]]:
 
 
 def check_sizes(model: pycolmap.Reconstruction, files: Mapping[str, Path]) -> None:
-    """Raise BadInputError for a photograph that is broken, or not of its camera's size: points would miss it."""
+    """Raise BadInputError for a photograph that is damaged or does not have its camera's size."""
     for image in model.images.values():
         if image.name in files:
             size, camera = stored_size(files[image.name]), model.cameras[image.camera_id]
             if size != (camera.width, camera.height):
                 raise BadInputError(
-                    f"{files[image.name]}: is {size[0]} x {size[1]}, the map's photograph {camera.width} x"
-                    f" {camera.height}; put that one back, or name the right folder with --images"
+                    f"{files[image.name]}: is {size[0]} x {size[1]}, but {camera.width} x {camera.height} in the map;"
+                    " put the original back, or give the right folder with --images"
                 )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# A model of pinhole cameras, and the photographs that they would have taken (COLMAP's undistortion, by pycolmap).
+# A model with pinhole cameras, and the photographs undistorted for them (COLMAP's undistortion, by pycolmap).
 
 
 @dataclass(frozen=True)
 class Undistorted:
-    """A map of pinhole cameras in the same frame, its images by their new names, and the old name of each."""
+    """A map with pinhole cameras in the same coordinate frame. old_names: by the new image names."""
 
     model: pycolmap.Reconstruction
     old_names: dict[str, str]
 
 
 def undistort_options(config: PictureConfig) -> pycolmap.UndistortCameraOptions:
-    """pycolmap's options: no pixel of a picture is blank."""
+    """pycolmap's options, by which undistorted images have no blank pixels."""
     options = pycolmap.UndistortCameraOptions()
     options.max_image_size = -1 if config.resize_max is None else config.resize_max
     return options
 
 
 def undistort(model: pycolmap.Reconstruction, config: PictureConfig, *, flat: bool = False) -> Undistorted:
-    """The map with pinhole cameras: keypoints moved, poses, points and ids as they were.
+    """The map with pinhole cameras and undistorted keypoints; poses, points and ids are unchanged.
 
     flat: names without folders, `a/b.jpg` becomes `a_b.jpg`. Only images with a pose are in the result. Raises
-    BadInputError when two images would get one name, or for a lens that cannot be undone.
+    BadInputError if two images would get the same name, or for a distortion that cannot be inverted.
     """
     made = pycolmap.Reconstruction(model)
     options = undistort_options(config)
     for camera_id, camera in model.cameras.items():
-        if not _stays(camera, config):
-            _replace(made.cameras[camera_id], pycolmap.undistort_camera(options, camera))
+        if not _is_unchanged(camera, config):
+            _replace_camera(made.cameras[camera_id], pycolmap.undistort_camera(options, camera))
     old_names: dict[str, str] = {}
     for image_id in sorted(made.images):
         image, old = made.images[image_id], model.images[image_id]
         if not image.has_pose:
             continue
-        image.name = _new_name(old.name, flat)
+        image.name = _exported_name(old.name, flat)
         if image.name in old_names:
             raise BadInputError(
                 f"{old_names[image.name]!r} and {old.name!r} would both be written as {image.name!r}; rename one"
@@ -149,16 +149,16 @@ def undistort(model: pycolmap.Reconstruction, config: PictureConfig, *, flat: bo
     return Undistorted(made, old_names)
 
 
-def _stays(camera: pycolmap.Camera, config: PictureConfig) -> bool:
+def _is_unchanged(camera: pycolmap.Camera, config: PictureConfig) -> bool:
     fits = config.resize_max is None or max(camera.width, camera.height) <= config.resize_max
     return fits and camera.model_name in PINHOLES
 
 
-def _replace(camera: pycolmap.Camera, new: pycolmap.Camera) -> None:
+def _replace_camera(camera: pycolmap.Camera, new: pycolmap.Camera) -> None:
     camera.model, camera.params, camera.width, camera.height = new.model, new.params, new.width, new.height
 
 
-def _new_name(name: str, flat: bool) -> str:
+def _exported_name(name: str, flat: bool) -> str:
     path = PurePosixPath(name.replace("/", "_") if flat else name)
     return str(path if path.suffix.lower() in KEPT_SUFFIXES else path.with_suffix(".png"))
 
@@ -174,8 +174,8 @@ def _move_keypoints(image: pycolmap.Image, old: pycolmap.Camera, new: pycolmap.C
             point.xy = there
 
 
-def residuals(model: pycolmap.Reconstruction, image: pycolmap.Image) -> Float[np.ndarray, " n"]:
-    """Distances, px, between the keypoints of an image and the projections of their points."""
+def reprojection_errors(model: pycolmap.Reconstruction, image: pycolmap.Image) -> Float[np.ndarray, " n"]:
+    """Distances between the keypoints of an image and the projections of their points, px."""
     seen = [point for point in image.points2D if point.has_point3D()]
     if not seen:
         return np.zeros(0)
@@ -186,36 +186,36 @@ def residuals(model: pycolmap.Reconstruction, image: pycolmap.Image) -> Float[np
 
 
 def check_projections(model: pycolmap.Reconstruction, exported: pycolmap.Reconstruction) -> float:
-    """Median residual of an exported map, px. Raises BadInputError where its points miss an image's keypoints.
+    """Median residual of an exported map, px. Raises BadInputError if an image's points miss its keypoints.
 
-    The images of both have the same ids.
+    Both models have the same image ids.
     """
     every = []
     for image_id, image in exported.images.items():
-        own = residuals(model, model.images[image_id])
-        new = residuals(exported, image)
+        own = reprojection_errors(model, model.images[image_id])
+        new = reprojection_errors(exported, image)
         every.append(new)
         if len(new) and not np.median(new) <= MAX_RESIDUAL_GROWTH * np.median(own) + RESIDUAL_SLACK_PX:
             camera = model.cameras[model.images[image_id].camera_id]
             raise BadInputError(
                 f"{image.name!r}: after undistortion its points are {np.median(new):.2f} px from its keypoints"
-                f" (before, {np.median(own):.2f}); the lens ({camera.model_name}) of this map is implausible: map it"
-                " with another --camera-model"
+                f" (before: {np.median(own):.2f}); the distortion ({camera.model_name}) of this map is implausible: map"
+                " again with another --camera-model"
             )
     joined = np.concatenate(every) if every else np.zeros(0)
     return float(np.median(joined)) if len(joined) else 0.0
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Their files.
+# Files of undistorted photographs.
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Where undistorted photographs come from and go to. masks: files that hide parts of them, by the old name.
+    """Input and output files of undistortion. files, masks: photographs and their masks, by the old names.
 
-    with_alpha: what is hidden becomes transparent in the picture itself (a .png); else it goes to a file of its own in
-    `mask_folder`, zero where hidden, `a/b.jpg.png` of `a/b.jpg`.
+    with_alpha: hidden pixels become transparent in the picture itself (a .png); otherwise a mask that is zero in hidden
+    pixels is written to `mask_folder`, as `a/b.jpg.png` for `a/b.jpg`.
     """
 
     files: Mapping[str, Path]
@@ -228,16 +228,16 @@ class Pictures:
 def write_pictures(
     model: pycolmap.Reconstruction, undistorted: Undistorted, pictures: Pictures, config: PictureConfig
 ) -> list[str]:
-    """Write the photographs that the pinhole cameras see, and their masks; returns the names of those with a mask.
+    """Write undistorted photographs and their masks; returns the names of photographs with hidden pixels.
 
-    A file that needs no change is copied as it is. with_alpha renames images of `undistorted` that become .png. Raises
+    A file that needs no change is copied. with_alpha renames images of `undistorted` that become .png. Raises
     BadInputError for a photograph or a mask that cannot be read, NotWritableError.
     """
     images = sorted((image for image in undistorted.model.images.values() if image.has_pose), key=lambda i: i.name)
 
     def write(image: pycolmap.Image) -> tuple[pycolmap.Image, str, bool]:
         camera = model.cameras[model.images[image.image_id].camera_id]
-        return image, *_write_one(image.name, undistorted.old_names[image.name], camera, pictures, config)
+        return image, *_write_picture(image.name, undistorted.old_names[image.name], camera, pictures, config)
 
     hidden = []
     with (
@@ -249,69 +249,77 @@ def write_pictures(
             hidden += [name] if is_hidden else []
             advance(1)
     if len({image.name for image in images}) < len(images):
-        raise BadInputError("two photographs whose names differ in their ending alone are masked; rename one")
+        raise BadInputError("the names of two masked photographs differ only in their suffix; rename one")
     return hidden
 
 
-def _write_one(
+def _write_picture(
     name: str, old_name: str, camera: pycolmap.Camera, pictures: Pictures, config: PictureConfig
 ) -> tuple[str, bool]:
-    """The name it got in the end, and whether parts of it are hidden."""
+    """Write one photograph; returns its final name, and whether pixels are hidden."""
     path = pictures.files[old_name]
-    opacity = opacity_of(path, pictures.masks.get(old_name))
+    opacity = read_opacity(path, pictures.masks.get(old_name))
     is_hidden = opacity is not None
     if opacity is not None and not pictures.with_alpha:
-        hidden_in = _undistorted(opacity, camera, config)
-        write_bytes(inside(pictures.mask_folder, f"{name}.png"), _encoded(hidden_in, ".png", config, path))
-    if _stays(camera, config) and path.suffix.lower() in KEPT_SUFFIXES and not (is_hidden and pictures.with_alpha):
+        hidden_in = _undistort_pixels(opacity, camera, config)
+        write_bytes(inside(pictures.mask_folder, f"{name}.png"), _encode_picture(hidden_in, ".png", config, path))
+    if (
+        _is_unchanged(camera, config)
+        and path.suffix.lower() in KEPT_SUFFIXES
+        and not (is_hidden and pictures.with_alpha)
+    ):
         image = decode(path, DecodeConfig(min_alpha=0))
         if image.orientation in (0, 1):
             write_bytes(inside(pictures.folder, name), path.read_bytes())
             return name, is_hidden
     image = decode(path, DecodeConfig(min_alpha=0), colour=True)
-    pixels = _undistorted(as_stored(image.pixels, image.orientation), camera, config)[..., ::-1]
+    pixels = _undistort_pixels(as_stored(image.pixels, image.orientation), camera, config)[..., ::-1]
     if opacity is not None and pictures.with_alpha:
         name = str(PurePosixPath(name).with_suffix(".png"))
-        pixels = np.dstack([pixels, _undistorted(opacity, camera, config)])
-    data = _encoded(np.ascontiguousarray(pixels), PurePosixPath(name).suffix, config, path)
+        pixels = np.dstack([pixels, _undistort_pixels(opacity, camera, config)])
+    data = _encode_picture(np.ascontiguousarray(pixels), PurePosixPath(name).suffix, config, path)
     write_bytes(inside(pictures.folder, name), data)
     return name, is_hidden
 
 
-def opacity_of(path: Path, mask: Path | None) -> UInt8[np.ndarray, "h w"] | None:
-    """How opaque each pixel of a photograph's file is, 0 where its mask hides it; None when all of it counts.
+def read_opacity(path: Path, mask: Path | None) -> UInt8[np.ndarray, "h w"] | None:
+    """Opacity of each pixel of a photograph's file, 0 where masked; None if all pixels are opaque.
 
     Raises BadInputError.
     """
     opacity = alpha_channel(path)
     if mask is not None:
-        kept = _kept_by(path, mask)
+        kept = _read_mask(path, mask)
         opacity = np.where(kept, OPAQUE if opacity is None else opacity, 0).astype(np.uint8)
     return None if opacity is None or (opacity == OPAQUE).all() else opacity
 
 
 def write_mask(path: Path, mask: Path, output: Path) -> None:
-    """Write what a mask keeps of a photograph, pixel by pixel of its file: 255, and 0 where it hides."""
-    write_bytes(output, _encoded(_kept_by(path, mask).astype(np.uint8) * OPAQUE, ".png", PictureConfig(), mask))
+    """Write a photograph's mask in the pixels of its file: 255, and 0 where hidden."""
+    write_bytes(
+        output, _encode_picture(_read_mask(path, mask).astype(np.uint8) * OPAQUE, ".png", PictureConfig(), mask)
+    )
 
 
-def _kept_by(path: Path, mask: Path) -> Bool[np.ndarray, "h w"]:
+def _read_mask(path: Path, mask: Path) -> Bool[np.ndarray, "h w"]:
     config = DecodeConfig(min_alpha=0)
     kept = masked(decode(path, config), mask, config).usable
     assert kept is not None
     return kept
 
 
-def _undistorted(pixels: UInt8[np.ndarray, "h w *c"], camera: pycolmap.Camera, config: PictureConfig) -> np.ndarray:
-    """Pixels as the pinhole camera sees them; as they are where it is the same camera."""
-    if _stays(camera, config):
+def _undistort_pixels(
+    pixels: UInt8[np.ndarray, "h w *c"], camera: pycolmap.Camera, config: PictureConfig
+) -> np.ndarray:
+    """Undistort an image; unchanged if its camera is a pinhole camera already."""
+    if _is_unchanged(camera, config):
         return pixels
     bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(pixels))
     return pycolmap.undistort_image(undistort_options(config), bitmap, camera)[0].to_array()
 
 
-def _encoded(pixels: np.ndarray, suffix: str, config: PictureConfig, path: Path) -> bytes:
-    """pixels: grey, BGR or BGRA."""
+def _encode_picture(pixels: np.ndarray, suffix: str, config: PictureConfig, path: Path) -> bytes:
+    """Encode an image. pixels: grey, BGR or BGRA."""
     more = [] if suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality]
     done, data = cv2.imencode(suffix.lower(), pixels, more)
     if not done:

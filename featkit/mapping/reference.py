@@ -27,20 +27,20 @@ from featkit.mapping.model import is_binary, not_utf8, read_model
 
 @dataclass(frozen=True)
 class Reference:
-    """World-to-camera poses by image name; cameras by id, and each image's camera id (None: to be inferred)."""
+    """World-to-camera poses by image name; cameras by id, and each image's camera id (None: inferred later)."""
 
     poses: dict[str, Pose]
     cameras: dict[int, pycolmap.Camera] | None
     camera_ids: dict[str, int] | None
 
     def spelled_as(self, names: Sequence[str]) -> Reference:
-        """The same under these images' own names, where only the Unicode form differs."""
+        """The same with names spelled as in `names`, if they differ only in Unicode normalization."""
         ids = None if self.camera_ids is None else respelled(self.camera_ids, lambda: names)
         return Reference(respelled(self.poses, lambda: names), self.cameras, ids)
 
 
 def read_reference(path: Path, config: CameraConfig) -> Reference:
-    """Read a COLMAP model folder, or a poses.txt whose camera is `config.params` or camera.txt beside it.
+    """Read a COLMAP model folder, or a poses.txt whose camera is `config.params` or in a camera.txt next to it.
 
     Raises BadInputError.
     """
@@ -57,36 +57,35 @@ def read_reference(path: Path, config: CameraConfig) -> Reference:
     poses = read_poses(path)
     beside = path.with_name("camera.txt")
     if config.params is None and beside.is_file():
-        return _one_camera(poses, read_camera(beside))
+        return _single_camera_reference(poses, read_camera(beside))
     return Reference(poses, None, None)
 
 
-def _one_camera(poses: dict[str, Pose], intrinsics: Intrinsics) -> Reference:
+def _single_camera_reference(poses: dict[str, Pose], intrinsics: Intrinsics) -> Reference:
     return Reference(poses, {1: to_camera(intrinsics, 1)}, dict.fromkeys(poses, 1))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What a COLMAP model says without its keypoints, from its .bin files: poses and cameras, or who sees which point.
+# Reading a COLMAP model's .bin files without keypoints: poses and cameras, or tracks.
 #
-# pycolmap reads a model whole; a reference model of thousands of images has tens of millions of keypoints, which
-# nothing here needs. They are passed over on the disk. The layout is COLMAP's (its documentation, "Output Format",
-# binary).
+# pycolmap reads complete models; a reference model of thousands of images has tens of millions of keypoints, which are
+# not needed here and are skipped in the file. The layout is COLMAP's (its documentation, "Output Format", binary).
 
 
 COUNT = struct.Struct("<Q")
 CAMERA = struct.Struct("<IiQQ")  # id, model, width, height; then the model's parameters
-IMAGE = struct.Struct("<I7dI")  # id, quaternion w x y z, translation, camera's id; then the name and a zero byte
-KEYPOINT_BYTES = 24  # x, y, id of its point
+IMAGE = struct.Struct("<I7dI")  # id, quaternion w x y z, translation, camera id; then the name and a zero byte
+KEYPOINT_BYTES = 24  # x, y, point id
 POINT = struct.Struct("<Q3d3BdQ")  # id, xyz, colour, error, length of its track
 SEEN = np.dtype([("image", "<u4"), ("keypoint", "<u4")])
 
 
 def read_light_reference(folder: Path) -> Reference:
-    """Poses and cameras of cameras.bin and images.bin. Raises BadInputError for a file that is cut off or is none."""
-    cameras = _cameras(folder / "cameras.bin")
+    """Read poses and cameras from cameras.bin and images.bin. Raises BadInputError for a truncated or invalid file."""
+    cameras = _read_cameras(folder / "cameras.bin")
     poses: dict[str, Pose] = {}
     ids: dict[str, int] = {}
-    for _, name, pose, camera_id in _images(folder / "images.bin"):
+    for _, name, pose, camera_id in _read_images(folder / "images.bin"):
         if camera_id not in cameras:
             raise BadInputError(
                 f"{folder / 'images.bin'}: {name!r} has camera {camera_id}, which is not in cameras.bin"
@@ -98,16 +97,16 @@ def read_light_reference(folder: Path) -> Reference:
 
 
 def read_light_tracks(folder: Path) -> Tracks:
-    """Who sees which point, of images.bin and points3D.bin; names in their order. Raises BadInputError."""
-    by_name = sorted((name, image_id) for image_id, name, _, _ in _images(folder / "images.bin"))
+    """Read tracks from images.bin and points3D.bin; sorted names. Raises BadInputError."""
+    by_name = sorted((name, image_id) for image_id, name, _, _ in _read_images(folder / "images.bin"))
     place = {image_id: index for index, (_, image_id) in enumerate(by_name)}
     images, lengths = array("i"), array("q", [0])
-    with _opened_binary(folder / "points3D.bin") as file:
-        (total,) = COUNT.unpack(_take(file, COUNT.size))
+    with _open_binary(folder / "points3D.bin") as file:
+        (total,) = COUNT.unpack(_read_bytes(file, COUNT.size))
         with progress("read model", total, "points") as advance:
             for _ in range(total):
-                length = POINT.unpack(_take(file, POINT.size))[-1]
-                track = np.frombuffer(_take(file, length * SEEN.itemsize), SEEN)["image"].tolist()
+                length = POINT.unpack(_read_bytes(file, POINT.size))[-1]
+                track = np.frombuffer(_read_bytes(file, length * SEEN.itemsize), SEEN)["image"].tolist()
                 seen = [place[image_id] for image_id in track if image_id in place]
                 images.extend(seen)
                 lengths.append(len(seen))
@@ -115,72 +114,72 @@ def read_light_tracks(folder: Path) -> Tracks:
     return Tracks(tuple(name for name, _ in by_name), np.cumsum(np.array(lengths)), np.array(images, np.int32))
 
 
-def _cameras(path: Path) -> dict[int, pycolmap.Camera]:
+def _read_cameras(path: Path) -> dict[int, pycolmap.Camera]:
     found = {}
-    with _opened_binary(path) as file:
-        for _ in range(COUNT.unpack(_take(file, COUNT.size))[0]):
-            camera_id, model, width, height = CAMERA.unpack(_take(file, CAMERA.size))
+    with _open_binary(path) as file:
+        for _ in range(COUNT.unpack(_read_bytes(file, COUNT.size))[0]):
+            camera_id, model, width, height = CAMERA.unpack(_read_bytes(file, CAMERA.size))
             name = _model_name(model)
             if name not in camera_models():
-                raise BadInputError(f"{path}: camera {camera_id} is of the unknown model {model}")
+                raise BadInputError(f"{path}: camera {camera_id} has the unknown model {model}")
             number = len(camera_models()[name].params)
-            params = struct.unpack(f"<{number}d", _take(file, 8 * number))
+            params = struct.unpack(f"<{number}d", _read_bytes(file, 8 * number))
             found[camera_id] = to_camera(Intrinsics(name, width, height, params), camera_id)
     return found
 
 
 def _model_name(model: int) -> str:
-    """Empty for a number that is no model's."""
+    """Name of a camera model; empty for an unknown number."""
     try:
         return str(pycolmap.CameraModelId(model).name)
     except (TypeError, ValueError):
         return ""
 
 
-def _images(path: Path) -> Iterator[tuple[int, str, Pose, int]]:
-    """Id, name, pose and camera's id of every image."""
-    with _opened_binary(path) as file:
-        for _ in range(COUNT.unpack(_take(file, COUNT.size))[0]):
-            image_id, *numbers, camera_id = IMAGE.unpack(_take(file, IMAGE.size))
+def _read_images(path: Path) -> Iterator[tuple[int, str, Pose, int]]:
+    """Id, name, pose and camera id of every image."""
+    with _open_binary(path) as file:
+        for _ in range(COUNT.unpack(_read_bytes(file, COUNT.size))[0]):
+            image_id, *numbers, camera_id = IMAGE.unpack(_read_bytes(file, IMAGE.size))
             try:
-                name = _name(file)
+                name = _read_name(file)
             except UnicodeDecodeError as error:
                 raise BadInputError(not_utf8(path, image_id, error.object)) from None
             pose, length = np.array(numbers), float(np.linalg.norm(numbers[:4]))
             if not (np.all(np.isfinite(pose)) and 0.5 < length < 2.0):
-                raise BadInputError(f"{path}: the pose of {name!r} is none")
-            (keypoints,) = COUNT.unpack(_take(file, COUNT.size))
-            _pass(file, keypoints * KEYPOINT_BYTES)
+                raise BadInputError(f"{path}: the pose of {name!r} is invalid")
+            (keypoints,) = COUNT.unpack(_read_bytes(file, COUNT.size))
+            _skip_bytes(file, keypoints * KEYPOINT_BYTES)
             yield image_id, name, Pose(pose[:4] / length, pose[4:]), camera_id
 
 
-def _name(file: BinaryIO) -> str:
+def _read_name(file: BinaryIO) -> str:
     letters = bytearray()
-    while (letter := _take(file, 1)) != b"\0":
+    while (letter := _read_bytes(file, 1)) != b"\0":
         letters += letter
     return letters.decode("utf-8")
 
 
-def _take(file: BinaryIO, size: int) -> bytes:
-    data = file.read(size) if size <= _left(file) else b""
+def _read_bytes(file: BinaryIO, size: int) -> bytes:
+    data = file.read(size) if size <= _bytes_left(file) else b""
     if len(data) < size:
         raise EOFError
     return data
 
 
-def _pass(file: BinaryIO, size: int) -> None:
-    if size > _left(file):
+def _skip_bytes(file: BinaryIO, size: int) -> None:
+    if size > _bytes_left(file):
         raise EOFError
     file.seek(size, os.SEEK_CUR)
 
 
-def _left(file: BinaryIO) -> int:
+def _bytes_left(file: BinaryIO) -> int:
     return os.fstat(file.fileno()).st_size - file.tell()
 
 
 @contextmanager
-def _opened_binary(path: Path) -> Iterator[BinaryIO]:
-    """An open file; errors inside the block become BadInputError."""
+def _open_binary(path: Path) -> Iterator[BinaryIO]:
+    """Open a file; errors inside the block become BadInputError."""
     try:
         with path.open("rb") as file:
             yield file
@@ -193,7 +192,7 @@ def _opened_binary(path: Path) -> Iterator[BinaryIO]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Poses, or who sees which point, of a COLMAP model; one in binary files is read without its keypoints.
+# Poses or tracks of a COLMAP model; binary files are read without keypoints.
 
 
 def poses_of_model(folder: Path) -> dict[str, Pose]:
@@ -203,7 +202,7 @@ def poses_of_model(folder: Path) -> dict[str, Pose]:
 
 
 def tracks_of_model(folder: Path) -> Tracks:
-    """Who sees which point; names in their order. Raises BadInputError."""
+    """The images that see each point; sorted names. Raises BadInputError."""
     if is_binary(folder):
         return read_light_tracks(folder)
     model = read_model(folder)
@@ -219,7 +218,7 @@ def tracks_of_model(folder: Path) -> Tracks:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Models in VisualSFM's format NVM_V3: poses by image name, and which images see each point.
+# Models in VisualSFM's format NVM_V3: poses by image name, and the images that see each point.
 #
 #     NVM_V3 [anything]
 #     <number of cameras>
@@ -227,29 +226,29 @@ def tracks_of_model(folder: Path) -> Tracks:
 #     <number of points>
 #     <x y z> <r g b> <n> n times: <camera> <feature> <x> <y>                   one line each
 #
-# A line has a rotation from world to camera and the camera's CENTRE, so that t = -R c. Focal length and distortion are
-# in VisualSFM's own model (the distortion takes measured points to ideal ones), and measurements are relative to the
-# principal point: none of them is read here; cameras come from a list of intrinsics. A file may hold further models,
-# smaller than the first; they are not read.
+# A camera line has the rotation from world to camera and the camera CENTRE, so that t = -R c. Focal length and
+# distortion are those of VisualSFM's model (distortion maps measured points to ideal ones), and measurements are
+# relative to the principal point. They are not read here: cameras come from a list of intrinsics. Further models in the
+# file, smaller than the first, are not read.
 
 
 HEADER = "NVM_V3"
-CAMERA_FIELDS = 10  # numbers behind an image's name
-POINT_FIELDS, SEEN_FIELDS = 7, 4  # of a point, and of each observation of it
-MAX_COUNT = 100_000_000  # more cameras or points than that is no count
+CAMERA_FIELDS = 10  # numbers after an image's name
+POINT_FIELDS, SEEN_FIELDS = 7, 4  # numbers of a point, and of each of its observations
+MAX_COUNT = 100_000_000  # larger numbers of cameras or points are invalid
 
 
 @dataclass(frozen=True)
 class NvmModel:
-    """World-to-camera poses by name, in the order of the file. tracks: None when points were not read."""
+    """World-to-camera poses by name, in the order of the file. tracks: None if points were not read."""
 
     poses: dict[str, Pose]
     tracks: Tracks | None
 
 
 def read_nvm(path: Path, with_points: bool = True) -> NvmModel:
-    """Read the first model of an NVM file, a line at a time. Raises BadInputError that names the line."""
-    with _opened_text(path) as lines:
+    """Read the first model of an NVM file, line by line. Raises BadInputError with the line number."""
+    with _open_text(path) as lines:
         number, header = lines.next("the header")
         if header.split()[0] != HEADER:
             raise BadInputError(
@@ -259,17 +258,17 @@ def read_nvm(path: Path, with_points: bool = True) -> NvmModel:
         cameras = lines.count("the number of cameras")
         for index in range(cameras):
             number, line = lines.next(f"camera {index + 1} of {cameras}")
-            name, pose = _camera(line, f"{path}:{number}")
+            name, pose = _parse_nvm_camera(line, f"{path}:{number}")
             if name in poses:
-                raise BadInputError(f"{path}:{number}: {name!r} is in it twice")
+                raise BadInputError(f"{path}:{number}: {name!r} is listed twice")
             poses[name] = pose
-        return NvmModel(poses, _tracks(lines, tuple(poses)) if with_points else None)
+        return NvmModel(poses, _read_nvm_tracks(lines, tuple(poses)) if with_points else None)
 
 
 def read_nvm_reference(path: Path, intrinsics: Path) -> Reference:
-    """Poses of an NVM file with the cameras of a list (`name MODEL width height params...`), one camera per image.
+    """Poses of an NVM file, with cameras from a list (`name MODEL width height params...`), one camera per image.
 
-    Raises BadInputError, also for an image of the model that the list does not have.
+    Raises BadInputError, also for an image of the model that is not in the list.
     """
     poses = read_nvm(path, with_points=False).poses
     listed = read_intrinsics_list(intrinsics)
@@ -281,8 +280,8 @@ def read_nvm_reference(path: Path, intrinsics: Path) -> Reference:
     return Reference(poses, {number: to_camera(listed[name], number) for name, number in ids.items()}, ids)
 
 
-class _Lines:
-    """The lines of a file that are not empty, with their numbers."""
+class _NumberedLines:
+    """Non-empty lines of a file, with their numbers."""
 
     def __init__(self, path: Path, lines: Iterator[str]):
         self.path = path
@@ -310,7 +309,7 @@ class _Lines:
 
 
 @contextmanager
-def _opened_text(path: Path) -> Iterator[_Lines]:
+def _open_text(path: Path) -> Iterator[_NumberedLines]:
     try:
         file = path.open(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -318,17 +317,17 @@ def _opened_text(path: Path) -> Iterator[_Lines]:
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read ({error.strerror})") from None
     with file:
-        yield _Lines(path, file)
+        yield _NumberedLines(path, file)
 
 
-def _camera(line: str, where: str) -> tuple[str, Pose]:
+def _parse_nvm_camera(line: str, where: str) -> tuple[str, Pose]:
     fields = line.rsplit(maxsplit=CAMERA_FIELDS)
     if len(fields) != CAMERA_FIELDS + 1:
         raise BadInputError(f"{where}: expected `name focal qw qx qy qz cx cy cz radial 0`")
     try:
         values = np.array([float(field) for field in fields[1:]])
     except ValueError:
-        raise BadInputError(f"{where}: expected {CAMERA_FIELDS} numbers behind the name of the image") from None
+        raise BadInputError(f"{where}: expected {CAMERA_FIELDS} numbers after the image name") from None
     if not np.all(np.isfinite(values)):
         raise BadInputError(f"{where}: a number is not finite")
     qvec, centre = values[1:5], values[5:8]
@@ -338,21 +337,21 @@ def _camera(line: str, where: str) -> tuple[str, Pose]:
     return fields[0].strip(), Pose(qvec / length, -rotation_matrix(qvec) @ centre)
 
 
-def _tracks(lines: _Lines, names: tuple[str, ...]) -> Tracks:
+def _read_nvm_tracks(lines: _NumberedLines, names: tuple[str, ...]) -> Tracks:
     total = lines.count("the number of points")
     images, lengths = array("i"), array("i", [0])
     with progress("read model", total, "points") as advance:
         for index in range(total):
             number, line = lines.next(f"point {index + 1} of {total}")
-            seen = _seen_by(line.split(), len(names), f"{lines.path}:{number}")
+            seen = _parse_nvm_observations(line.split(), len(names), f"{lines.path}:{number}")
             images.extend(seen)
             lengths.append(len(seen))
             advance(1)
     return Tracks(names, np.cumsum(np.array(lengths, np.int64)), np.array(images, np.int32))
 
 
-def _seen_by(fields: list[str], cameras: int, where: str) -> list[int]:
-    """Cameras that see a point. Raises BadInputError."""
+def _parse_nvm_observations(fields: list[str], cameras: int, where: str) -> list[int]:
+    """Indices of the cameras that see a point. Raises BadInputError."""
     try:
         count = int(fields[POINT_FIELDS - 1])
         seen = [int(field) for field in fields[POINT_FIELDS::SEEN_FIELDS]]

@@ -1,7 +1,7 @@
-"""Rigs in COLMAP's database, and the relation of their cameras estimated from a map that was made without the rig.
+"""Rigs in COLMAP's database, and the relative poses of their cameras, estimated from a map made without the rig.
 
-Rotations are averaged and positions are medians over the frames, as COLMAP does with means (its documentation, "Rig
-Support": reconstruct without rigs, derive them, reconstruct with them).
+As in COLMAP's documentation ("Rig Support": reconstruct without rigs, derive them, reconstruct with them), but robust:
+rotations are averaged over consistent frames, and positions are medians.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from featkit.mapping.rigs import Rig, RigConfig
 LOGGER = logging.getLogger(__name__)
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Rigs in a database. A rig has the id of its reference camera, a frame that of its first image, as those of one camera.
+# Rigs in a database. A rig has the id of its reference camera, a frame that of its first image.
 
 
 def write_rigs(
     database: pycolmap.Database, rigs: Sequence[Rig], camera_ids: Mapping[str, int], image_ids: Mapping[str, int]
 ) -> None:
-    """Write rigs of several cameras and their frames, where cameras and images are there without."""
+    """Write rigs of several cameras and their frames. Cameras and images must be in the database, without rigs."""
     with pycolmap.DatabaseTransaction(database):
         for rig in rigs:
             ids = [_camera_id(rig, place, camera_ids) for place in range(len(rig.cameras))]
@@ -53,8 +53,8 @@ def _sensor(camera_id: int) -> pycolmap.sensor_t:
     return pycolmap.sensor_t(pycolmap.SensorType.CAMERA, camera_id)
 
 
-def known_and_unknown(database: Path) -> tuple[list[pycolmap.Rig], list[pycolmap.Rig]]:
-    """Rigs of several cameras whose relation the database has, and those without."""
+def split_by_known_relation(database: Path) -> tuple[list[pycolmap.Rig], list[pycolmap.Rig]]:
+    """Rigs of several cameras: those with known relative poses, and the others."""
     known: list[pycolmap.Rig] = []
     unknown: list[pycolmap.Rig] = []
     with pycolmap.Database.open(str(database)) as opened:
@@ -64,8 +64,8 @@ def known_and_unknown(database: Path) -> tuple[list[pycolmap.Rig], list[pycolmap
     return known, unknown
 
 
-def without_rigs(database: Path, rigs: Sequence[pycolmap.Rig], output: Path) -> Path:
-    """A copy of a database in which the images of these rigs are independent; ids of cameras and images stay."""
+def copy_without_rigs(database: Path, rigs: Sequence[pycolmap.Rig], output: Path) -> Path:
+    """Copy a database without these rigs, so that their images are independent; ids of cameras and images are kept."""
     shutil.copyfile(database, output)
     gone = {rig.rig_id for rig in rigs}
     with pycolmap.Database.open(str(output)) as opened, pycolmap.DatabaseTransaction(opened):
@@ -81,7 +81,7 @@ def without_rigs(database: Path, rigs: Sequence[pycolmap.Rig], output: Path) -> 
                 opened.write_rig(alone, use_rig_id=True)
         for frame in frames:
             if frame.rig_id not in gone:
-                opened.write_frame(_plain(frame), use_frame_id=True)
+                opened.write_frame(_frame_without_pose(frame), use_frame_id=True)
                 continue
             for data in frame.data_ids:
                 single = pycolmap.Frame()
@@ -91,7 +91,7 @@ def without_rigs(database: Path, rigs: Sequence[pycolmap.Rig], output: Path) -> 
     return output
 
 
-def _plain(frame: pycolmap.Frame) -> pycolmap.Frame:
+def _frame_without_pose(frame: pycolmap.Frame) -> pycolmap.Frame:
     copy = pycolmap.Frame()
     copy.frame_id, copy.rig_id = frame.frame_id, frame.rig_id
     for data in frame.data_ids:
@@ -100,16 +100,16 @@ def _plain(frame: pycolmap.Frame) -> pycolmap.Frame:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The relation of a rig's cameras, from a map in which they were independent.
+# Relative poses of a rig's cameras, from a map in which they were independent.
 
 
-def with_relations(
+def copy_with_relations(
     database: Path, rigs: Sequence[pycolmap.Rig], model: pycolmap.Reconstruction, config: RigConfig, output: Path
 ) -> Path:
-    """A copy of a database that has the rigs' relations as a model shows them (its images are the database's).
+    """Copy a database with the relative poses of these rigs, estimated from a model of the same images.
 
-    Raises EmptyResultError for a camera that no frame of the model shows together with the reference; BadInputError
-    for cameras that move against each other.
+    Raises EmptyResultError if no frame of the model has a camera together with the reference; BadInputError for cameras
+    that move relative to each other.
     """
     shutil.copyfile(database, output)
     with pycolmap.Database.open(str(output)) as opened:
@@ -119,41 +119,43 @@ def with_relations(
             own = [{d.sensor_id.id: d.id for d in frame.data_ids} for frame in frames if frame.rig_id == rig.rig_id]
             for sensor in rig.non_ref_sensors:
                 both = labels[rig.ref_sensor_id.id], labels[sensor.id]
-                poses = _relative(model, own, rig.ref_sensor_id.id, sensor.id)
+                poses = _relative_poses(model, own, rig.ref_sensor_id.id, sensor.id)
                 if not poses:
                     raise EmptyResultError(
-                        f"rig: the map without it has no frame with both {both[0]!r} and {both[1]!r}, so that their"
-                        " relation cannot be estimated; give it in a rig.json"
+                        f"rig: the map without it has no frame with both {both[0]!r} and {both[1]!r}, so their"
+                        " relative pose cannot be estimated; give it in a rig.json"
                     )
-                rig.set_sensor_from_rig(sensor, _mean(poses, _extent(model, own, rig.ref_sensor_id.id), both, config))
+                rig.set_sensor_from_rig(
+                    sensor, _mean_relation(poses, _extent(model, own, rig.ref_sensor_id.id), both, config)
+                )
             opened.update_rig(rig)
     return output
 
 
-def _relative(
+def _relative_poses(
     model: pycolmap.Reconstruction, frames: Sequence[Mapping[int, int]], reference: int, camera: int
 ) -> list[pycolmap.Rigid3d]:
-    """cam_from_rig in every frame whose two photographs the model has."""
-    pairs = [(_posed(model, frame.get(reference)), _posed(model, frame.get(camera))) for frame in frames]
+    """cam_from_rig in every frame whose two photographs are in the model."""
+    pairs = [(_posed_image(model, frame.get(reference)), _posed_image(model, frame.get(camera))) for frame in frames]
     return [b.cam_from_world() * a.cam_from_world().inverse() for a, b in pairs if a is not None and b is not None]
 
 
-def _posed(model: pycolmap.Reconstruction, image_id: int | None) -> pycolmap.Image | None:
-    """An image of a model that has a pose."""
+def _posed_image(model: pycolmap.Reconstruction, image_id: int | None) -> pycolmap.Image | None:
+    """An image of a model, or None if it has no pose."""
     return model.images[image_id] if image_id in model.images and model.images[image_id].has_pose else None
 
 
 def _extent(model: pycolmap.Reconstruction, frames: Sequence[Mapping[int, int]], reference: int) -> float:
     """Median distance of the reference camera's centres from their median."""
-    images = [_posed(model, frame.get(reference)) for frame in frames]
+    images = [_posed_image(model, frame.get(reference)) for frame in frames]
     centres = np.array([image.projection_center() for image in images if image is not None])
     return float(np.median(np.linalg.norm(centres - np.median(centres, axis=0), axis=1)))
 
 
-def _mean(
+def _mean_relation(
     poses: Sequence[pycolmap.Rigid3d], extent: float, names: tuple[str, str], config: RigConfig
 ) -> pycolmap.Rigid3d:
-    """The mean rotation of the frames that agree, and the median position. names: of both cameras."""
+    """Mean rotation of the consistent frames, and median position. names: both cameras' names, for messages."""
     rotations = np.array([pose.rotation.matrix() for pose in poses])
     centres = np.array([pose.inverse().translation for pose in poses])
     angles = _angles_deg(rotations)
@@ -165,10 +167,10 @@ def _mean(
     if turn > config.max_turn_deg or shift > config.max_shift:
         raise BadInputError(
             f"rig: {names[1]!r} is not fixed to {names[0]!r}: over {len(poses)} frames its rotation varies by"
-            f" {turn:.2g} degrees and its position by {100 * shift:.2g} % of the path; are the names of a frame equal?"
+            f" {turn:.2g} degrees and its position by {100 * shift:.2g} % of the path; check the names within a frame"
         )
     LOGGER.info(
-        "rig: relation of %r to %r from %d frames: rotation varies by %.2g degrees, position by %.2g %% of the path",
+        "rig: pose of %r relative to %r from %d frames: rotation varies by %.2g degrees, position by %.2g %% of path",
         *(names[1], names[0], len(poses), turn, 100 * shift),
     )
     mean = pycolmap.average_quaternions(

@@ -1,7 +1,8 @@
-"""Several cameras on one rig: given by a file in COLMAP's format or found in the folders; relation known or estimated.
+"""Camera rigs: read from a file in COLMAP's format or found from folders; relative poses given or estimated.
 
-A rig is a reference camera and others fixed to it; a frame is what they took at one time. Names of a camera's
-photographs begin with its prefix, and what follows is equal in one frame: cam0/0001.jpg, cam1/0001.jpg.
+A rig is a reference camera and others fixed to it; a frame is the photographs they took at the same time. Names of a
+camera's photographs start with its prefix, and the rest of the name is equal within a frame: cam0/0001.jpg,
+cam1/0001.jpg.
 """
 
 from __future__ import annotations
@@ -29,31 +30,33 @@ from featkit.io.lists import Intrinsics
 
 LOGGER = logging.getLogger(__name__)
 FOLDERS = "folders"
-"""Value of `--rig` that stands for sibling folders with equal names, instead of a file."""
+"""Value of `--rig` for sibling folders with equal names, instead of a file."""
 RIG_KEY = "rig_config"
-"""Of metrics.json: the rigs of a map in COLMAP's format, so that it may be given as a rig file."""
+"""Key in metrics.json: a map's rigs in COLMAP's format, so that metrics.json can be used as a rig file."""
 STAMP_DIGITS = 10
-"""Names of so many digits or more are times: seconds since 1970 have ten."""
+"""Names of at least this many digits are time stamps: seconds since 1970 have ten."""
 
 
 class RigConfig(Config):
     """Cameras on rigs."""
 
     refine: bool = False
-    """Let the mapper refine a given relation too; one that was estimated always is."""
+    """Let the mapper refine given relative poses of a rig's cameras too; estimated ones are always refined."""
     max_time_share: Share = 0.25
-    """Largest difference of the time stamps of one frame, as a share of the reference camera's median interval."""
+    """Maximum difference of the time stamps in a frame, as a fraction of the reference camera's median interval."""
     max_turn_deg: Degrees = 5.0
-    """Largest median deviation of a camera's rotation in its rig, over the frames of the map that it is estimated from,
-    degrees; with more the cameras are not on one rig.
+    """Maximum median deviation of a camera's rotation relative to its rig over the frames it is estimated from,
+    degrees. If it is larger, the cameras are not on one rig.
     """
     max_shift: Share = 0.1
-    """The same of its position, as a share of the median distance of the rig from the middle of its path."""
+    """Maximum median deviation of a camera's position relative to its rig, as a fraction of the median distance of the
+    rig from the centre of its path.
+    """
 
 
 @dataclass(frozen=True)
 class RigCamera:
-    """prefix: with which the names of its photographs begin. cam_from_rig: None for the reference, or if unknown.
+    """A camera of a rig. prefix: start of its photographs' names. cam_from_rig: None for the reference, or if unknown.
 
     intrinsics: COLMAP's model and its parameters, if the file gives them.
     """
@@ -65,52 +68,52 @@ class RigCamera:
 
 @dataclass(frozen=True)
 class Rig:
-    """The reference camera is the first. frames: of each the photographs, by the camera's place."""
+    """A rig, whose first camera is the reference. frames: photographs of each frame, by index of the camera."""
 
     cameras: tuple[RigCamera, ...]
     frames: tuple[Mapping[int, str], ...]
 
     @property
     def is_known(self) -> bool:
-        """Whether the relation of all its cameras is given."""
+        """Whether the relative poses of all cameras are given."""
         return all(camera.cam_from_rig is not None for camera in self.cameras[1:])
 
 
 def read_rigs(given: str, names: Sequence[str], config: RigConfig) -> tuple[Rig, ...]:
     """The rigs of a scene. given: a rig file, the metrics.json of a map with rigs, or "folders".
 
-    names: of the photographs. Reports photographs outside of all rigs and incomplete frames. Raises BadInputError.
+    names: the photographs. Reports photographs that are on no rig, and incomplete frames. Raises BadInputError.
     """
     if given == FOLDERS:
-        rigs, where = _of_folders(names, config), "--rig folders"
+        rigs, where = _rigs_from_folders(names, config), "--rig folders"
     else:
-        rigs, where = _of_file(Path(given), names, config), given
+        rigs, where = _read_rig_file(Path(given), names, config), given
     taken = {name for rig in rigs for frame in rig.frames for name in frame.values()}
     outside = [name for name in names if name not in taken]
     if outside:
-        LOGGER.warning("rig: %d photographs are on no rig, each is by itself: %s", len(outside), some_names(outside))
+        LOGGER.warning("rig: %d photographs are on no rig: %s", len(outside), some_names(outside))
     for number, rig in enumerate(rigs):
         prefixes = ", ".join(camera.prefix for camera in rig.cameras)
         gaps = [frame for frame in rig.frames if len(frame) < len(rig.cameras)]
         if len(rig.cameras) > 1 and not any(len(frame) > 1 for frame in rig.frames):
             raise BadInputError(
-                f"{where}: no two cameras of the rig ({prefixes}) have a photograph of one time: what follows the"
-                f" prefix must be equal, or times that are close; there is {next(iter(rig.frames[0].values()))!r}"
+                f"{where}: no two cameras of the rig ({prefixes}) have photographs of the same time: names after the"
+                f" prefix must be equal, or close time stamps; one name is {next(iter(rig.frames[0].values()))!r}"
             )
         LOGGER.info("rig: %d cameras (%s), %d frames", len(rig.cameras), prefixes, len(rig.frames))
         if gaps:
             first = [next(iter(frame.values())) for frame in gaps]
             LOGGER.warning(
-                "rig %d: in %d of %d frames a camera's photograph is missing; there are only: %s",
+                "rig %d: %d of %d frames are incomplete, such as those of %s",
                 *(number + 1, len(gaps), len(rig.frames), some_names(first)),
             )
     return rigs
 
 
 def usable_rigs(rigs: Sequence[Rig], names: Collection[str]) -> tuple[Rig, ...]:
-    """The rigs without photographs that could not be read, and without cameras that have none left.
+    """The rigs restricted to the photographs in `names`, without cameras that have no photograph left.
 
-    Raises BadInputError where a rig's reference camera has none left.
+    Raises BadInputError if a rig's reference camera has no photograph left.
     """
     found = []
     for rig in rigs:
@@ -124,8 +127,8 @@ def usable_rigs(rigs: Sequence[Rig], names: Collection[str]) -> tuple[Rig, ...]:
     return tuple(found)
 
 
-def described(rigs: Sequence[Rig]) -> str:
-    """All that decides a result, every digit of it."""
+def describe_rigs(rigs: Sequence[Rig]) -> str:
+    """Everything about rigs that affects a result, in full precision, for a digest."""
     return repr(
         [
             (
@@ -140,15 +143,15 @@ def described(rigs: Sequence[Rig]) -> str:
     )
 
 
-def sharing(rigs: Sequence[Rig]) -> dict[str, str]:
-    """By photograph its rig camera's prefix: photographs that share a camera."""
+def shared_camera_keys(rigs: Sequence[Rig]) -> dict[str, str]:
+    """The prefix of each photograph's rig camera, by photograph: photographs with equal prefixes share a camera."""
     return {name: rig.cameras[place].prefix for rig in rigs for frame in rig.frames for place, name in frame.items()}
 
 
-def with_intrinsics(
+def add_rig_intrinsics(
     rigs: Sequence[Rig], images: Path, listed: Mapping[str, Intrinsics] | None
 ) -> dict[str, Intrinsics] | None:
-    """Known cameras by photograph: those listed, and those of the rig file. Raises BadInputError where they differ."""
+    """Known intrinsics by photograph: those listed, and those of the rig file. Raises BadInputError for conflicts."""
     found = dict(listed or {})
     for rig in rigs:
         for frame in rig.frames:
@@ -157,26 +160,24 @@ def with_intrinsics(
                 if camera.intrinsics is None:
                     continue
                 if name in found:
-                    raise BadInputError(f"{name!r}: the rig file and --intrinsics both give its camera; leave out one")
+                    raise BadInputError(f"{name!r}: both the rig file and --intrinsics give its camera; leave out one")
                 model, params = camera.intrinsics
                 size = stored_size(images / name)
                 if fault := camera_fault(camera_models()[model], size, params):
-                    raise BadInputError(
-                        f"the rig file's camera of {camera.prefix!r} cannot be that of {name!r}: {fault}"
-                    )
+                    raise BadInputError(f"the rig file's camera for {camera.prefix!r} does not fit {name!r}: {fault}")
                 found[name] = Intrinsics(model, *size, params)
-    for prefix, names in _by_prefix(rigs).items():
+    for prefix, names in _names_by_prefix(rigs).items():
         if len({found.get(name) for name in names}) > 1:
             raise BadInputError(
-                f"--intrinsics: the photographs of {prefix!r} are of one camera of a rig, and their cameras differ or"
-                " some are missing; give all of them the same"
+                f"--intrinsics: the photographs of {prefix!r} are from one camera of a rig, but their intrinsics differ"
+                " or are missing; give all of them the same"
             )
     return found or None
 
 
-def _by_prefix(rigs: Sequence[Rig]) -> dict[str, list[str]]:
+def _names_by_prefix(rigs: Sequence[Rig]) -> dict[str, list[str]]:
     grouped: dict[str, list[str]] = {}
-    for name, prefix in sharing(rigs).items():
+    for name, prefix in shared_camera_keys(rigs).items():
         grouped.setdefault(prefix, []).append(name)
     return grouped
 
@@ -189,33 +190,33 @@ class CameraEntry(Config):
     """One camera of a rig file."""
 
     image_prefix: str = Field(min_length=1)
-    """With which the names of its photographs begin."""
+    """Start of the names of the camera's photographs."""
     ref_sensor: bool = False
-    """Whether it is the rig's reference camera; one of them is."""
+    """Whether it is the rig's reference camera; exactly one camera is."""
     cam_from_rig_rotation: tuple[Number, Number, Number, Number] | None = None
     """Quaternion w, x, y, z of the rotation from the reference camera's frame to its own; None if unknown."""
     cam_from_rig_translation: tuple[Number, Number, Number] | None = None
-    """The translation that belongs to it, in units of the map."""
+    """Translation from the reference camera's frame to its own, in map units; None if unknown."""
     camera_model_name: str | None = None
-    """COLMAP's name of its camera model, with camera_params."""
+    """COLMAP camera model; requires camera_params."""
     camera_params: tuple[Number, ...] | None = None
-    """The model's parameters in COLMAP's order, pixels."""
+    """Parameters of the camera model in COLMAP's order, px."""
 
 
 class RigEntry(Config):
     """One rig of a rig file."""
 
     cameras: tuple[CameraEntry, ...] = Field(min_length=1)
-    """Its cameras, in any order."""
+    """The rig's cameras, in any order."""
 
 
-def _of_file(path: Path, names: Sequence[str], config: RigConfig) -> tuple[Rig, ...]:
-    content = read_json(path, "a rig file", "write it as COLMAP's rig_config.json, or say --rig folders")
+def _read_rig_file(path: Path, names: Sequence[str], config: RigConfig) -> tuple[Rig, ...]:
+    content = read_json(path, "a rig file", "write it as COLMAP's rig_config.json, or use --rig folders")
     if isinstance(content, dict):
         content = content.get(RIG_KEY)
     if not isinstance(content, list) or not content:
         raise BadInputError(f"{path}: a rig file is a list of rigs, each with `cameras`")
-    rigs = [_checked(entry, f"{path}: rig {number}") for number, entry in enumerate(content, start=1)]
+    rigs = [_parse_rig(entry, f"{path}: rig {number}") for number, entry in enumerate(content, start=1)]
     prefixes = [camera.prefix for cameras in rigs for camera in cameras]
     for prefix, count in Counter(prefixes).items():
         if count > 1:
@@ -228,16 +229,17 @@ def _of_file(path: Path, names: Sequence[str], config: RigConfig) -> tuple[Rig, 
     for prefix, own in under.items():
         if not own:
             raise BadInputError(
-                f"{path}: no photograph's name begins with {prefix!r}; names are relative to their folder, such as"
+                f"{path}: no photograph's name starts with {prefix!r}; names are relative to their folder, such as"
                 f" {names[0]!r}"
             )
     return tuple(
-        Rig(cameras, _frames([_keyed(one.prefix, under[one.prefix]) for one in cameras], config)) for cameras in rigs
+        Rig(cameras, _match_frames([_names_by_frame(one.prefix, under[one.prefix]) for one in cameras], config))
+        for cameras in rigs
     )
 
 
-def _checked(entry: Any, where: str) -> tuple[RigCamera, ...]:
-    """The cameras of one rig, its reference first."""
+def _parse_rig(entry: Any, where: str) -> tuple[RigCamera, ...]:
+    """Parse the cameras of one rig; the reference comes first."""
     try:
         cameras = make(RigEntry, entry if isinstance(entry, dict) else {"cameras": entry}, where).cameras
     except UsageError as error:
@@ -245,30 +247,31 @@ def _checked(entry: Any, where: str) -> tuple[RigCamera, ...]:
     references = [one.image_prefix for one in cameras if one.ref_sensor]
     if len(references) != 1:
         found = f"has {len(references)} reference sensors ({', '.join(references)})" if references else "has none"
-        raise BadInputError(f'{where} {found}; exactly one camera says "ref_sensor": true')
+        raise BadInputError(f'{where} {found}; exactly one camera must have "ref_sensor": true')
     checked = [
-        _camera(one, f"{where}: {one.image_prefix!r}") for one in sorted(cameras, key=lambda c: not c.ref_sensor)
+        _parse_rig_camera(one, f"{where}: {one.image_prefix!r}")
+        for one in sorted(cameras, key=lambda c: not c.ref_sensor)
     ]
     unknown = [one.prefix for one in checked[1:] if one.cam_from_rig is None]
     if 0 < len(unknown) < len(checked) - 1:
         raise BadInputError(
-            f"{where} gives the relation of some cameras, but not of {', '.join(unknown)}; give all, or none to have"
+            f"{where} gives the poses of some cameras, but not of {', '.join(unknown)}; give all, or none to have"
             " them estimated"
         )
     return tuple(checked)
 
 
-def _camera(entry: CameraEntry, where: str) -> RigCamera:
+def _parse_rig_camera(entry: CameraEntry, where: str) -> RigCamera:
     rotation, translation = entry.cam_from_rig_rotation, entry.cam_from_rig_translation
     if (rotation is None) != (translation is None):
         raise BadInputError(f"{where} has only one of cam_from_rig_rotation and cam_from_rig_translation")
     if entry.ref_sensor and rotation is not None:
-        raise BadInputError(f"{where} is the reference sensor, which has no cam_from_rig_rotation and translation")
+        raise BadInputError(f"{where} is the reference sensor, which must not have a cam_from_rig_rotation")
     pose = None
     if rotation is not None and translation is not None:
         length = float(np.linalg.norm(rotation))
         if not 0.5 < length < 2.0:
-            raise BadInputError(f"{where}: cam_from_rig_rotation has length {length:.3g}, a quaternion has 1")
+            raise BadInputError(f"{where}: cam_from_rig_rotation has length {length:.3g}, but a quaternion has 1")
         pose = Pose(np.array(rotation) / length, np.array(translation))
     name, params = entry.camera_model_name, entry.camera_params
     if (name is None) != (params is None):
@@ -284,28 +287,28 @@ def _camera(entry: CameraEntry, where: str) -> RigCamera:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Rigs of folders, and what was taken at one time.
+# Rigs found from folders, and frames found from names or time stamps.
 
 
-def _of_folders(names: Sequence[str], config: RigConfig) -> tuple[Rig, ...]:
-    """Folders next to each other, half of whose photographs or more have a counterpart in another."""
-    rigs = tuple(_siblings("", list(names), config))
+def _rigs_from_folders(names: Sequence[str], config: RigConfig) -> tuple[Rig, ...]:
+    """Rigs of sibling folders in which at least half of the photographs have a counterpart in another folder."""
+    rigs = tuple(_sibling_rigs("", list(names), config))
     if not rigs:
         raise BadInputError(
-            "--rig folders: no folders next to each other have photographs of equal names or times, as cam0/0001.jpg"
-            " and cam1/0001.jpg; describe the rig in a rig.json"
+            "--rig folders: no sibling folders have photographs with equal names or times, such as cam0/0001.jpg and"
+            " cam1/0001.jpg; describe the rig in a rig.json"
         )
     return rigs
 
 
-def _siblings(above: str, names: Sequence[str], config: RigConfig) -> Iterator[Rig]:
+def _sibling_rigs(above: str, names: Sequence[str], config: RigConfig) -> Iterator[Rig]:
     below: dict[str, list[str]] = {}
     for name in names:
         folder, slash, _ = name[len(above) :].partition("/")
         if slash:
             below.setdefault(f"{above}{folder}/", []).append(name)
     folders = sorted(below, key=lambda folder: (-len(below[folder]), folder))  # the first is the reference
-    frames = _frames([_keyed(folder, below[folder]) for folder in folders], config)
+    frames = _match_frames([_names_by_frame(folder, below[folder]) for folder in folders], config)
     with_others = [sum(1 for frame in frames if place in frame and len(frame) > 1) for place in range(len(folders))]
     chosen = [
         folder for folder, count in zip(folders, with_others, strict=True) if 2 * count >= len(below[folder]) and count
@@ -314,14 +317,14 @@ def _siblings(above: str, names: Sequence[str], config: RigConfig) -> Iterator[R
         chosen.sort(key=lambda folder: (-len(below[folder]), folder))
         yield Rig(
             tuple(RigCamera(folder) for folder in chosen),
-            _frames([_keyed(folder, below[folder]) for folder in chosen], config),
+            _match_frames([_names_by_frame(folder, below[folder]) for folder in chosen], config),
         )
     for folder in sorted(set(below) - set(chosen if len(chosen) > 1 else ())):
-        yield from _siblings(folder, below[folder], config)
+        yield from _sibling_rigs(folder, below[folder], config)
 
 
-def _keyed(prefix: str, names: Sequence[str]) -> dict[str, str]:
-    """Names by what tells their frame: what follows the prefix, without the ending and without the folder's name."""
+def _names_by_frame(prefix: str, names: Sequence[str]) -> dict[str, str]:
+    """Image names by their frame key: the name after the prefix, without suffix and without the folder's name."""
     folder = os.path.basename(prefix.rstrip("/"))
     keyed: dict[str, str] = {}
     for name in names:
@@ -331,17 +334,17 @@ def _keyed(prefix: str, names: Sequence[str]) -> dict[str, str]:
     return keyed
 
 
-def _frames(cameras: Sequence[Mapping[str, str]], config: RigConfig) -> tuple[Mapping[int, str], ...]:
-    """Frames in the order of their keys. cameras: of each its photographs by key; the first is the reference."""
+def _match_frames(cameras: Sequence[Mapping[str, str]], config: RigConfig) -> tuple[Mapping[int, str], ...]:
+    """Frames sorted by key. cameras: each camera's photographs by frame key; the first is the reference."""
     if not cameras:
         return ()
-    aligned = [cameras[0], *(_near_in_time(cameras[0], other, config.max_time_share) for other in cameras[1:])]
+    aligned = [cameras[0], *(_match_by_time(cameras[0], other, config.max_time_share) for other in cameras[1:])]
     keys = sorted({key for keyed in aligned for key in keyed})
     return tuple({place: keyed[key] for place, keyed in enumerate(aligned) if key in keyed} for key in keys)
 
 
-def _near_in_time(reference: Mapping[str, str], other: Mapping[str, str], max_share: float) -> Mapping[str, str]:
-    """The other camera's photographs under the reference's keys, where these are times and one of them is near."""
+def _match_by_time(reference: Mapping[str, str], other: Mapping[str, str], max_share: float) -> Mapping[str, str]:
+    """Another camera's photographs under the reference's keys, matched by nearest time if the keys are time stamps."""
     stamps = {key: int(key[1:]) for key in (*reference, *other) if key[1:].isascii() and key[1:].isdigit()}
     is_time = all(key in stamps and len(key) > STAMP_DIGITS for key in (*reference, *other))
     if not is_time or len(reference) < 2 or 2 * len(reference.keys() & other.keys()) >= len(other):
@@ -370,9 +373,9 @@ def _near_in_time(reference: Mapping[str, str], other: Mapping[str, str], max_sh
 def rig_metrics(model: pycolmap.Reconstruction, rigs: Sequence[Rig]) -> dict[str, Any]:
     """Number of rigs of several cameras and of their registered frames, and the rigs in COLMAP's format.
 
-    Nothing for a model without such rigs. rigs: as they were given, for the prefixes.
+    Empty for a model without such rigs. rigs: the given rigs, for their prefixes.
     """
-    prefix_of = sharing(rigs)
+    prefix_of = shared_camera_keys(rigs)
     several = [rig for _, rig in sorted(model.rigs.items()) if rig.num_sensors() > 1]
     if not several:
         return {}

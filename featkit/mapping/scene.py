@@ -1,4 +1,4 @@
-"""Where things lie: photographs and outputs of a scene, and the parts of a map that was made before."""
+"""Folder layout: photographs and outputs of a scene, and the files of an existing map."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from featkit.io.lists import Spelling
 from featkit.mapping.model import is_model
 
 LOGGER = logging.getLogger(__name__)
-OUTPUT = "featkit"  # name of the folder that everything is written to
+OUTPUT = "featkit"  # name of a scene's output folder
 
 
 @dataclass(frozen=True)
 class MapFiles:
-    """A map: the folder it was written to, one of its models (the largest), and the features it was made from."""
+    """A map: its output folder, one of its models, and the features it was made from."""
 
     folder: Path
     model: Path
@@ -26,7 +26,7 @@ class MapFiles:
 
 
 def image_folder(scene: Path) -> Path:
-    """scene/images when it is there, else the scene itself. Raises BadInputError when it is no folder."""
+    """scene/images if it exists, else the scene itself. Raises BadInputError if the scene is not a folder."""
     if not scene.is_dir():
         kind = "is a file; give the folder of the photographs" if scene.exists() else "no such folder"
         raise BadInputError(f"{scene}: {kind}")
@@ -34,7 +34,7 @@ def image_folder(scene: Path) -> Path:
 
 
 def output_folder(scene: Path, output: Path | None) -> Path:
-    """Where a scene's results go. Raises NotWritableError when it cannot be made."""
+    """Create and return the folder for a scene's results. Raises NotWritableError."""
     folder = output or scene / OUTPUT
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,9 +46,9 @@ def output_folder(scene: Path, output: Path | None) -> Path:
 
 
 def usable_images(images: Path, only: Collection[str] | None) -> tuple[list[str], list[str]]:
-    """Names of the images of a folder: all, or those that `only` has; and the others.
+    """Names of the images in a folder, split into those in `only` (None: all) and the others.
 
-    Raises BadInputError when none is left.
+    Raises BadInputError if none is in `only`.
     """
     names = list_images(images)
     if only is None:
@@ -56,74 +56,74 @@ def usable_images(images: Path, only: Collection[str] | None) -> tuple[list[str]
     only = {*map(Spelling(lambda: names), only)}
     kept = [name for name in names if name in only]
     if not kept:
-        raise BadInputError(f"{images}: the given list names none of its images; names are relative to it")
+        raise BadInputError(f"{images}: the given list contains none of its images; names are relative to this folder")
     return kept, [name for name in names if name not in only]
 
 
 def find_map(folder: Path, features: Path | None = None, number: int | None = None) -> MapFiles:
-    """The parts of a map, given the scene, its featkit/ folder, sparse/ or sparse/0. Raises BadInputError.
+    """The files of a map, given the scene, its featkit/ folder, sparse/ or sparse/0. Raises BadInputError.
 
-    number: of the model, where there are several; None: the largest, and a line says so.
+    number: which of several models; None: the largest, with a log message.
     """
     if not folder.is_dir():
         raise BadInputError(f"{folder}: no such folder; give a scene that `featkit reconstruct` has mapped")
     models = models_in(folder)
-    for model in models:  # a scene may bring a model of its own, without features
-        found = _with_features(model, features)
+    for model in models:  # a scene may contain a foreign model, without features
+        found = _map_with_features(model, features)
         if found is not None:
-            return replace(found, model=_numbered(found.model, number))
+            return replace(found, model=_select_model(found.model, number))
     if models:
-        raise BadInputError(f"{models[0]}: the features.h5 it was made from is not beside it; name it with --features")
+        raise BadInputError(f"{models[0]}: no features.h5 of this model found near it; give it with --features")
     if (folder / OUTPUT).is_dir() or (folder / "features.h5").is_file():
-        raise EmptyResultError(f"{folder}: there is no finished map in it; run `featkit reconstruct` to its end")
+        raise EmptyResultError(f"{folder}: its map is not finished; run `featkit reconstruct` again")
     raise BadInputError(f"{folder}: no map here; run `featkit reconstruct {folder}` first")
 
 
 def find_model(folder: Path, number: int | None = None) -> Path:
-    """A COLMAP model's folder, given itself, sparse/, featkit/ or the scene. Raises BadInputError.
+    """A COLMAP model's folder, given that folder, sparse/, featkit/ or the scene. Raises BadInputError.
 
-    number: as of `find_map`. What `featkit reconstruct` made counts before a model that the scene brings along.
+    number: see `find_map`. Models made by `featkit reconstruct` take precedence over others in the scene.
     """
     if not folder.is_dir():
         kind = "is a file; give the folder of the model" if folder.exists() else "no such folder"
         raise BadInputError(f"{folder}: {kind}")
     models = models_in(folder)
     if len({*models} - {folder}) > 1 and number is None:
-        LOGGER.info("%s: the model %s is used, not %s", folder, models[0], models[1])
+        LOGGER.info("%s: using the model %s, not %s", folder, models[0], models[1])
     if not models:
         raise BadInputError(f"{folder}: no COLMAP model here (cameras, images and points3D as .bin or .txt)")
-    return models[0] if folder == models[0] and number is None else _numbered(models[0], number)
+    return models[0] if folder == models[0] and number is None else _select_model(models[0], number)
 
 
 def numbered_models(model: Path) -> dict[int, Path]:
-    """The models beside a model that are named by numbers, as mappers leave them in sparse/; itself among them."""
+    """The numbered models in a model's parent folder (sparse/0, sparse/1, ...), including the model itself."""
     return {int(path.name): path for path in model.parent.iterdir() if path.name.isdigit() and is_model(path)}
 
 
-def _numbered(model: Path, number: int | None) -> Path:
-    """Of the models in a sparse/ folder the one of that number."""
+def _select_model(model: Path, number: int | None) -> Path:
+    """The model with this number in a sparse/ folder; None: the given one."""
     found = numbered_models(model)
     if number is None:
         if len(found) > 1 and model.name == "0":
             others = ", ".join(str(key) for key in sorted(found) if key)
-            LOGGER.warning("%s: the largest of %d models; take another by --model (%s)", model, len(found), others)
+            LOGGER.warning("%s: the largest of %d models; choose another with --model (%s)", model, len(found), others)
         return model
     if model.name.isdigit() and number in found:
         return found[number]
     if number == 0 and not model.name.isdigit():
         return model
-    there = f"its models are {', '.join(map(str, sorted(found)))}" if found else "there is one model"
+    there = f"its models are {', '.join(map(str, sorted(found)))}" if found else "there is only one model"
     raise BadInputError(f"{model.parent}: no model {number} here; {there}")
 
 
-def images_beside(model: Path) -> Path | None:
-    """The folder images/ of the scene that a model lies in; None when there is none up to four folders above it."""
+def find_image_folder(model: Path) -> Path | None:
+    """The images/ folder of a model's scene, up to four levels above the model; None if there is none."""
     above = [model.resolve(), *model.resolve().parents[:4]]
     return next((folder / "images" for folder in above if (folder / "images").is_dir()), None)
 
 
 def models_in(folder: Path) -> list[Path]:
-    """COLMAP models of a scene, the one to take first: what `featkit reconstruct` made, then what it brings along."""
+    """COLMAP models of a scene in order of precedence: those made by `featkit reconstruct`, then others."""
     return [
         model
         for base in (folder / OUTPUT, folder)
@@ -133,12 +133,12 @@ def models_in(folder: Path) -> list[Path]:
 
 
 def find_features(model: Path) -> Path | None:
-    """The features.h5 that a model was made from: in its folder, or up to two above it; None when it is not there."""
-    found = _with_features(model, None)
+    """The features.h5 of a model: in its folder or up to two levels above it; None if there is none."""
+    found = _map_with_features(model, None)
     return None if found is None else found.features
 
 
-def _with_features(model: Path, features: Path | None) -> MapFiles | None:
+def _map_with_features(model: Path, features: Path | None) -> MapFiles | None:
     if features is not None:
         if not features.is_file():
             raise BadInputError(f"{features}: no such features file")

@@ -1,4 +1,4 @@
-"""The map stage: database.db -> sparse/. It is skipped only if its stamp is up to date."""
+"""The map stage: database.db -> sparse/. Skipped only if its stamp is up to date."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from featkit.io.artifact import artifact, locked, scratch
 from featkit.io.atomic import explained_by_disk, read_stamp
 from featkit.mapping.cameras import to_rigid
 from featkit.mapping.model import largest_first, read_model, refuse_other_models, write_models
-from featkit.mapping.outcome import KeepConfig, camera_motion, kept, no_model_reason
+from featkit.mapping.outcome import KeepConfig, camera_motion, models_to_keep, no_model_reason
 from featkit.mapping.reference import Reference
-from featkit.mapping.relations import known_and_unknown, with_relations, without_rigs
+from featkit.mapping.relations import copy_with_relations, copy_without_rigs, split_by_known_relation
 from featkit.mapping.rigs import RigConfig
 from featkit.mapping.verify import DatabaseConfig
 
@@ -118,16 +118,16 @@ def build_map(
 ) -> Path:
     """Map a verified database (or triangulate it with the reference's poses) into output/0, output/1, ...
 
-    Where the database has rigs of several cameras whose relation it lacks, a first map shows it, and a second has it.
-    All models that come out are kept, the largest first. Raises EmptyResultError when there is none, or no point,
-    NotWritableError without space or while another process writes them.
+    If the relative poses of a rig's cameras are unknown, they are estimated from a first map, and a second map uses
+    them. All valid models are kept, largest first. Raises EmptyResultError if there is no model or no point,
+    NotWritableError without disk space or while another process writes the output.
     """
     refuse_other_models(output)
     with locked(output), explained_by_disk(output):
-        return _build(config, images, database, output, reference, overwrite)
+        return _build_map(config, images, database, output, reference, overwrite)
 
 
-def _build(
+def _build_map(
     config: MapConfig, images: Path, database: Path, output: Path, reference: Reference | None, overwrite: bool
 ) -> Path:
     made_by = read_stamp(database.with_suffix(".json")) or {}
@@ -141,11 +141,11 @@ def _build(
     pycolmap.set_random_seed(config.seed)
     with scratch(output.with_name(f".{output.name}.work")) as work:
         if reference is None:
-            models = _mapped_with_rigs(config, images, database, work)
+            models = _map_with_rigs(config, images, database, work)
         else:
             models = [_triangulate(config, images, database, work, reference)]
     if reference is None:
-        models = kept(largest_first(models), config.keep, _least_images(config, database))
+        models = models_to_keep(largest_first(models), config.keep, _min_images(config, database))
     if not any(model.num_points3D() > 0 for model in models):
         raise EmptyResultError(f"{images}: {no_model_reason(camera_motion(database))}")
     return write_models(models, output, lambda: made.write_stamp(kind="map", models=len(models)))
@@ -156,66 +156,66 @@ def read_largest(sparse: Path) -> pycolmap.Reconstruction:
     return read_model(sparse / "0")
 
 
-def _mapped_with_rigs(config: MapConfig, images: Path, database: Path, work: Path) -> list[pycolmap.Reconstruction]:
-    """A map by the chosen mapper; relations of rigs that the database lacks come from a map without them."""
+def _map_with_rigs(config: MapConfig, images: Path, database: Path, work: Path) -> list[pycolmap.Reconstruction]:
+    """Run the chosen mapper; unknown relative poses of rigs are first estimated from a map without these rigs."""
 
     def mapper(*given: Any) -> list[pycolmap.Reconstruction]:
         models = MAPPERS[config.mapper](*given)
-        for model in models if held else ():
-            _adjust_scale(config, model, held)
+        for model in models if fixed_rigs else ():
+            _adjust_scale(config, model, fixed_rigs)
         return models
 
-    known, unknown = known_and_unknown(database)
-    held = set() if config.rigs.refine else {rig.rig_id for rig in known}
+    known, unknown = split_by_known_relation(database)
+    fixed_rigs = set() if config.rigs.refine else {rig.rig_id for rig in known}
     if not unknown:
-        return mapper(config, images, database, work, held)
-    LOGGER.info("map: the relation of the cameras on a rig is not known: first a map without it, to estimate it from")
-    models = mapper(config, images, without_rigs(database, unknown, work / "without.db"), work, held)
-    first = kept(largest_first(models), config.keep, _least_images(config, database))
+        return mapper(config, images, database, work, fixed_rigs)
+    LOGGER.info("map: the poses of the cameras on a rig are unknown and are estimated from a first map without the rig")
+    models = mapper(config, images, copy_without_rigs(database, unknown, work / "without.db"), work, fixed_rigs)
+    first = models_to_keep(largest_first(models), config.keep, _min_images(config, database))
     if not first:
         return []
-    related = with_relations(database, unknown, first[0], config.rigs, work / "related.db")
+    related = copy_with_relations(database, unknown, first[0], config.rigs, work / "related.db")
     pycolmap.set_random_seed(config.seed)
-    return mapper(config, images, related, work, held)
+    return mapper(config, images, related, work, fixed_rigs)
 
 
-def _adjust_scale(config: MapConfig, model: pycolmap.Reconstruction, held: set[int]) -> None:
-    """Bundle-adjust a map with rigs whose relation is fixed, without fixing the distance of two cameras.
+def _adjust_scale(config: MapConfig, model: pycolmap.Reconstruction, fixed_rigs: set[int]) -> None:
+    """Bundle-adjust a map with fixed rigs without fixing the distance between two cameras.
 
-    COLMAP fixes that distance in all its adjustments, as the scale of a map is free without a rig. With one it is not:
-    the map would keep the scale of its first pair, however wrong.
+    COLMAP fixes that distance in all its adjustments, because the scale of a map without rigs is arbitrary. Fixed rigs
+    determine the scale, but the map would keep the scale of its first pair.
     """
     adjusted = pycolmap.BundleAdjustmentConfig()
     for image_id in model.reg_image_ids():
         adjusted.add_image(image_id)
-    for rig_id in held & set(model.rigs):
+    for rig_id in fixed_rigs & set(model.rigs):
         for sensor in model.rig(rig_id).non_ref_sensors:
             adjusted.set_constant_sensor_from_rig_pose(sensor)
-    options = _whole_adjustment(config, model.num_reg_images())
+    options = _adjustment_options(config, model.num_reg_images())
     pycolmap.create_default_bundle_adjuster(options, adjusted, model).solve()
     model.update_point_3d_errors()
 
 
-def _incremental(
-    config: MapConfig, images: Path, database: Path, work: Path, held: set[int]
+def _map_incrementally(
+    config: MapConfig, images: Path, database: Path, work: Path, fixed_rigs: set[int]
 ) -> list[pycolmap.Reconstruction]:
     options = incremental_options(config, _num_images(database))
-    options.constant_rigs = held
-    models = _mapped(options, images, database, work)
-    if not kept(models, config.keep, _least_images(config, database)):
+    options.constant_rigs = fixed_rigs
+    models = _run_incremental_mapper(options, images, database, work)
+    if not models_to_keep(models, config.keep, _min_images(config, database)):
         start = config.start
         LOGGER.info(
-            "map: no map from COLMAP's own choice of a first pair; again from pairs that see their points under %g"
-            " degrees or more, moved forward too",
+            "map: no map from COLMAP's initial pair; trying again with initial pairs with a triangulation angle of %g"
+            " degrees or more, also in forward motion",
             start.min_angle_deg,
         )
         options.mapper.init_min_tri_angle = start.min_angle_deg
         options.mapper.init_max_forward_motion = start.max_forward_motion
-        models = _mapped(options, images, database, work)
+        models = _run_incremental_mapper(options, images, database, work)
     return models
 
 
-def _mapped(
+def _run_incremental_mapper(
     options: pycolmap.IncrementalPipelineOptions, images: Path, database: Path, work: Path
 ) -> list[pycolmap.Reconstruction]:
     with pycolmap.Database.open(str(database)) as opened:
@@ -237,30 +237,30 @@ def _num_images(database: Path) -> int:
         return int(opened.num_images())
 
 
-def _least_images(config: MapConfig, database: Path) -> int:
-    """Of a model that is kept: pycolmap returns a smaller one too when it is the only one."""
+def _min_images(config: MapConfig, database: Path) -> int:
+    """Minimum number of images of a model. pycolmap itself returns a smaller model if it is the only one."""
     return min(config.min_model_size, _num_images(database))
 
 
-def _threads(config: MapConfig, images: int) -> int:
+def _num_threads(config: MapConfig, images: int) -> int:
     asked = config.threads or (1 if images <= config.single_thread_images else -1)
     return min(asked, usable_cores())
 
 
-def _tolerance(config: MapConfig, images: int) -> float:
+def _adjustment_tolerance(config: MapConfig, images: int) -> float:
     return 0.0 if images <= config.single_thread_images else config.global_adjustment_tolerance
 
 
 def incremental_options(config: MapConfig, images: int) -> pycolmap.IncrementalPipelineOptions:
-    """pycolmap's options of the incremental mapper and the triangulator, for a scene of that many images."""
+    """pycolmap's options for the incremental mapper and the triangulator. images: number of images of the scene."""
     options = pycolmap.IncrementalPipelineOptions()
     options.min_model_size = config.min_model_size
     options.min_num_matches = config.min_num_matches
     options.extract_colors = config.extract_colors
     options.ba_global_frames_ratio = options.ba_global_points_ratio = config.global_adjustment_growth
-    options.ba_global_function_tolerance = _tolerance(config, images)
+    options.ba_global_function_tolerance = _adjustment_tolerance(config, images)
     options.ba_local_function_tolerance = config.local_adjustment_tolerance
-    options.num_threads = _threads(config, images)
+    options.num_threads = _num_threads(config, images)
     options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = config.seed
     options.ba_refine_focal_length = config.camera.refine
     options.ba_refine_extra_params = config.camera.refine
@@ -269,19 +269,19 @@ def incremental_options(config: MapConfig, images: int) -> pycolmap.IncrementalP
     return options
 
 
-def _global(
-    config: MapConfig, images: Path, database: Path, work: Path, held: set[int]
+def _map_globally(
+    config: MapConfig, images: Path, database: Path, work: Path, fixed_rigs: set[int]
 ) -> list[pycolmap.Reconstruction]:
     options = pycolmap.GlobalPipelineOptions()
     options.min_num_matches = config.min_num_matches
     options.min_model_size = config.min_model_size
-    options.num_threads = options.mapper.num_threads = _threads(config, _num_images(database))
+    options.num_threads = options.mapper.num_threads = _num_threads(config, _num_images(database))
     options.random_seed = options.mapper.random_seed = config.seed
     options.mapper.bundle_adjustment.refine_focal_length = config.camera.refine
     options.mapper.bundle_adjustment.refine_extra_params = config.camera.refine
-    options.mapper.refine_sensor_from_rig = not held
-    LOGGER.info("map: global mapper at work")
-    database = _calibrated(database, work)
+    options.mapper.refine_sensor_from_rig = not fixed_rigs
+    LOGGER.info("map: running the global mapper")
+    database = _calibrate_focal_lengths(database, work)
     models = pycolmap.global_mapping(str(database), str(images), str(work), options=options)
     for model in models.values():
         if config.extract_colors:
@@ -289,10 +289,11 @@ def _global(
     return list(models.values())
 
 
-def _calibrated(database: Path, work: Path) -> Path:
-    """A copy whose guessed focal lengths are estimated from the fundamental matrices; the database if none is guessed.
+def _calibrate_focal_lengths(database: Path, work: Path) -> Path:
+    """Copy a database with guessed focal lengths replaced by estimates from the fundamental matrices.
 
-    The global mapper takes focal lengths as they are until its bundle adjustment.
+    Returns the database itself if no focal length is guessed. The global mapper keeps focal lengths fixed until its
+    bundle adjustment.
     """
     with pycolmap.Database.open(str(database)) as opened:
         if all(camera.has_prior_focal_length for camera in opened.read_all_cameras()):
@@ -300,15 +301,15 @@ def _calibrated(database: Path, work: Path) -> Path:
     copy = work / f"calibrated-{database.name}"
     shutil.copyfile(database, copy)
     if not pycolmap.calibrate_view_graph(str(copy)):
-        LOGGER.warning("map: focal lengths could not be estimated from the pairs; the guesses are used")
+        LOGGER.warning("map: focal lengths could not be estimated from the pairs; using the guesses")
         return database
     return copy
 
 
 def hierarchical_options(config: MapConfig, images: int) -> pycolmap.HierarchicalPipelineOptions:
-    """pycolmap's options of the hierarchical mapper, for a scene of that many images."""
+    """pycolmap's options for the hierarchical mapper. images: number of images of the scene."""
     options = pycolmap.HierarchicalPipelineOptions()
-    options.num_threads = _threads(config, images)
+    options.num_threads = _num_threads(config, images)
     options.num_workers = min(config.clusters.workers, usable_cores()) or options.num_threads
     options.clustering_options.leaf_max_num_images = config.clusters.leaf_max_images
     options.clustering_options.image_overlap = config.clusters.overlap
@@ -318,40 +319,42 @@ def hierarchical_options(config: MapConfig, images: int) -> pycolmap.Hierarchica
     return options
 
 
-def _hierarchical(
-    config: MapConfig, images: Path, database: Path, work: Path, held: set[int]
+def _map_hierarchically(
+    config: MapConfig, images: Path, database: Path, work: Path, fixed_rigs: set[int]
 ) -> list[pycolmap.Reconstruction]:
     total = _num_images(database)
     options = hierarchical_options(config, total)
-    options.incremental_options.constant_rigs = held
-    LOGGER.info("map: hierarchical mapper at work, clusters of up to %d images", config.clusters.leaf_max_images)
+    options.incremental_options.constant_rigs = fixed_rigs
+    LOGGER.info("map: running the hierarchical mapper, clusters of up to %d images", config.clusters.leaf_max_images)
     models = list(pycolmap.hierarchical_mapping(str(database), str(images), str(work), options=options).values())
     if total > config.clusters.leaf_max_images and config.clusters.adjust_merged:
-        LOGGER.info("map: adjusting what was merged")
+        LOGGER.info("map: bundle adjustment of the merged model")
         for model in models:
-            pycolmap.bundle_adjustment(model, _whole_adjustment(config, total, bool(held)))
+            pycolmap.bundle_adjustment(model, _adjustment_options(config, total, bool(fixed_rigs)))
             model.update_point_3d_errors()
     return models
 
 
-def _whole_adjustment(config: MapConfig, images: int, rigs_held: bool = False) -> pycolmap.BundleAdjustmentOptions:
+def _adjustment_options(
+    config: MapConfig, images: int, rigs_are_fixed: bool = False
+) -> pycolmap.BundleAdjustmentOptions:
     options = pycolmap.BundleAdjustmentOptions()
-    options.refine_sensor_from_rig = not rigs_held
+    options.refine_sensor_from_rig = not rigs_are_fixed
     options.refine_focal_length = options.refine_extra_params = config.camera.refine
     solver = getattr(options, "ceres", options).solver_options  # pycolmap moved it within 4.x
-    solver.num_threads = _threads(config, images)
-    solver.function_tolerance = _tolerance(config, images)
+    solver.num_threads = _num_threads(config, images)
+    solver.function_tolerance = _adjustment_tolerance(config, images)
     options.print_summary = False
     return options
 
 
-MAPPERS = {"incremental": _incremental, "global": _global, "hierarchical": _hierarchical}
+MAPPERS = {"incremental": _map_incrementally, "global": _map_globally, "hierarchical": _map_hierarchically}
 
 
 def _triangulate(
     config: MapConfig, images: Path, database: Path, work: Path, reference: Reference
 ) -> pycolmap.Reconstruction:
-    """Points from known poses and cameras, which stay as they are."""
+    """Triangulate points from known poses and cameras, which are not changed."""
     empty = pycolmap.Reconstruction()
     with pycolmap.Database.open(str(database)) as opened:
         for camera in opened.read_all_cameras():

@@ -23,7 +23,7 @@ from featkit.io.matches import MatchStore, open_matches
 from featkit.mapping import database as db
 from featkit.mapping.cameras import CameraConfig, cameras_of_images, check_sizes, to_rigid
 from featkit.mapping.reference import Reference
-from featkit.mapping.rigs import Rig, described, sharing, usable_rigs
+from featkit.mapping.rigs import Rig, describe_rigs, shared_camera_keys, usable_rigs
 
 LOGGER = logging.getLogger(__name__)
 
@@ -43,12 +43,12 @@ class VerifyConfig(Config):
     """Random seed of RANSAC."""
 
 
-def by_ransac(path: Path, config: VerifyConfig, pairs: Collection[Pair] | None = None) -> None:
+def verify_by_ransac(path: Path, config: VerifyConfig, pairs: Collection[Pair] | None = None) -> None:
     """Verify matches of a database that are not verified yet (E, F or H by LO-RANSAC; pycolmap).
 
-    pairs: only these. Without them pycolmap looks at every pair of the database, verified or not; so it does for names
-    with a space, which its list of pairs cannot hold. The result is the same, whatever the order within a pair: RANSAC
-    draws otherwise when two images change places, so the one with the lower id always comes first.
+    pairs: only these; None: pycolmap checks every pair of the database. It also does so if any name contains a space,
+    which its list of pairs does not allow. RANSAC's draws depend on the order of the two images, so the one with the
+    lower id always comes first: the result does not depend on the order within a pair.
     """
     options = pycolmap.TwoViewGeometryOptions()
     options.min_num_inliers = config.min_inliers
@@ -68,7 +68,7 @@ def by_ransac(path: Path, config: VerifyConfig, pairs: Collection[Pair] | None =
             pycolmap.verify_matches(str(path), str(listed), options)
 
 
-def by_poses(
+def verify_by_poses(
     database: pycolmap.Database,
     pairs: Iterable[Pair],
     features: FeatureStore,
@@ -92,12 +92,14 @@ def by_poses(
             pose0, pose1 = poses[names[0]], poses[names[1]]
             essential = essential_matrix(pose0, pose1)
             inlier = epipolar_inliers(essential, points[0], points[1], thresholds[0], thresholds[1])
-            geometry = _known_geometry(pose0, pose1, essential, matches[inlier])
+            geometry = _calibrated_geometry(pose0, pose1, essential, matches[inlier])
             database.write_two_view_geometry(*ids, geometry)
 
 
-def _known_geometry(pose0: Pose, pose1: Pose, essential: np.ndarray, inliers: np.ndarray) -> pycolmap.TwoViewGeometry:
-    """A calibrated two-view geometry; without `config` the triangulator of pycolmap 4.2.1 would drop it in silence."""
+def _calibrated_geometry(
+    pose0: Pose, pose1: Pose, essential: np.ndarray, inliers: np.ndarray
+) -> pycolmap.TwoViewGeometry:
+    """A calibrated two-view geometry. pycolmap 4.2.1's triangulator silently drops geometries without `config`."""
     geometry = pycolmap.TwoViewGeometry()
     geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
     geometry.inlier_matches = inliers
@@ -112,11 +114,11 @@ def _known_geometry(pose0: Pose, pose1: Pose, essential: np.ndarray, inliers: np
 # It is skipped only if its stamp is up to date; an interrupted verification is resumed.
 
 
-MIN_CHUNK, MAX_CHUNKS = 64, 50  # pairs verified before the next word of progress, and such words at most
+MIN_CHUNK, MAX_CHUNKS = 64, 50  # minimum pairs verified at once, maximum number of chunks (progress steps)
 
 
 Verifier = Callable[[VerifyConfig, Path, Path, list[Pair]], None]
-"""Fills in the two-view geometries of a database: (how, the database, matches, the pairs)."""
+"""Computes the two-view geometries of a database: (config, database, matches, pairs)."""
 
 
 class DatabaseConfig(Config):
@@ -145,21 +147,21 @@ def build_database(
 ) -> Path:
     """Write cameras, keypoints, matches and verified two-view geometries to a COLMAP database, and return it.
 
-    names: only these images. With a reference only its images are used, with its cameras, and matches are verified
-    against its poses. intrinsics: known cameras of images, by name. rigs: of these images. verifier: does elsewhere
-    what RANSAC would do here.
-    Raises BadInputError for images without features, EmptyResultError when no pair could be verified,
-    NotWritableError without space or while another process writes it.
+    names: only these images. With a reference, only its images are used, with its cameras, and matches are verified
+    against its poses. intrinsics: known cameras by image name. rigs: rigs of these images. verifier: replaces the local
+    RANSAC, for example to run it on several machines.
+    Raises BadInputError for images without features, EmptyResultError if no pair could be verified, NotWritableError
+    without disk space or while another process writes the output.
     """
     refuse_foreign(output)
     refuse_folder(output)
     with locked(output), explained_by_disk(output):
-        return _build(
+        return _build_database(
             config, images, features, pairs, matches, output, names, reference, intrinsics, rigs, overwrite, verifier
         )
 
 
-def _build(
+def _build_database(
     config: DatabaseConfig,
     images: Path,
     features: Path,
@@ -185,7 +187,7 @@ def _build(
         listed = read_pairs(pairs, spelled=(spelled, spelled))
         listed = [pair for pair in listed if pair.name0 in known and pair.name1 in known]
         given = {name: intrinsics[name] for name in names if name in intrinsics} if intrinsics else {}
-        inputs = _inputs(store, found.identity(listed), names, listed, reference, given, rigs)
+        inputs = _inputs_digest(store, found.identity(listed), names, listed, reference, given, rigs)
         made = artifact(output, config, inputs)
         if made.up_to_date and not overwrite:
             LOGGER.info("database: done already")
@@ -193,16 +195,16 @@ def _build(
         part = part_of(output)
         part_stamp = part.with_name(f"{part.name}.json")
         if not (is_left(part) and is_stamped(part_stamp, config, inputs)) or overwrite:
-            cameras, camera_ids = _cameras(config.camera, images, names, reference, given, rigs)
+            cameras, camera_ids = _assign_cameras(config.camera, images, names, reference, given, rigs)
             check_sizes(cameras, camera_ids, {name: store.image_size(name) for name in names})
             with explained(output):
                 output.parent.mkdir(parents=True, exist_ok=True)
-                for path in (part_stamp, *journals_of(part)):
+                for path in (part_stamp, *sqlite_side_files(part)):
                     discard(path)
                 new_part(output)
             with pycolmap.Database.open(str(part)) as database:
                 db.write_images(database, cameras, camera_ids, store, names, rigs)
-            write_stamp(part_stamp, config, inputs)  # from here on it goes on where it was stopped
+            write_stamp(part_stamp, config, inputs)  # from here on, an interrupted run can be resumed
         if verifier is not None and reference is None:
             found.refuse_others(listed)
             verifier(config.verify, part, matches, listed)
@@ -212,13 +214,13 @@ def _build(
     LOGGER.info("verify: %d of %d pairs verified, %d inlier matches", verified, len(listed), inliers)
     if verified == 0:
         raise EmptyResultError(
-            f"{images}: no two of {len(names)} images match; are they of one scene"
-            + (", and the reference's poses theirs?" if reference else "? (try --ratio 0.9)")
+            f"{images}: no two of {len(names)} images match; do they show the same scene"
+            + (", and are the reference's poses theirs?" if reference else "? (try --ratio 0.9)")
         )
     with explained(output):
-        # Killed between the stamp and the name, the next run finds the part and has nothing left to verify.
+        # If killed between writing the stamp and renaming, the next run finds the part with nothing left to verify.
         more = {"kind": "database", "verified_pairs": verified, "inlier_matches": inliers}
-        made.replace(part, journals_of(output), **more)
+        made.replace(part, sqlite_side_files(output), **more)
         part_stamp.unlink()
     return output
 
@@ -231,29 +233,29 @@ def verify_pairs(
     features: FeatureStore | None = None,
     reference: Reference | None = None,
 ) -> None:
-    """Write matches of pairs into a database that has their images, and verify those that are not verified yet.
+    """Write matches of pairs to a database that has their images, and verify those that are not verified yet.
 
-    By RANSAC; with the features and a reference of all images by its poses.
+    They are verified by RANSAC; with `features` and a reference of all images, against its poses.
     """
     with progress("verify", len(pairs), "pairs") as advance:
         for chunk in _chunks(pairs):
             with pycolmap.Database.open(str(part)) as database:
                 fresh = db.write_matches(database, matches, chunk)
                 if reference is not None and features is not None:
-                    by_poses(database, fresh, features, reference.poses, config)
+                    verify_by_poses(database, fresh, features, reference.poses, config)
             if reference is None:
-                by_ransac(part, config, fresh)
+                verify_by_ransac(part, config, fresh)
             advance(len(chunk))
 
 
 def _chunks(pairs: list[Pair]) -> Iterator[list[Pair]]:
-    """Runs of pairs that are written and verified together: pycolmap says nothing until it is done with all it has."""
+    """Split pairs into chunks that are verified together: pycolmap reports no progress within a chunk."""
     size = max(MIN_CHUNK, -(-len(pairs) // MAX_CHUNKS))
     for start in range(0, len(pairs), size):
         yield pairs[start : start + size]
 
 
-def _inputs(
+def _inputs_digest(
     store: FeatureStore,
     matches: str,
     names: Sequence[str],
@@ -264,14 +266,14 @@ def _inputs(
 ) -> str:
     counts = [f"{name} {store.digest(name)}" for name in names]
     origin = [str(store.attributes().get("fingerprint")), matches]
-    known = [] if reference is None else [_described(reference, names)]
+    known = [] if reference is None else [_describe_reference(reference, names)]
     known += [repr(sorted(intrinsics.items()))] if intrinsics else []
-    known += [described(rigs)] if rigs else []
+    known += [describe_rigs(rigs)] if rigs else []
     return digest(*origin, *counts, *(f"{p.name0}\t{p.name1}" for p in pairs), *known)
 
 
-def _described(reference: Reference, names: Sequence[str]) -> str:
-    """Poses and cameras of a reference, every digit of them."""
+def _describe_reference(reference: Reference, names: Sequence[str]) -> str:
+    """Poses and cameras of a reference in full precision, for a digest."""
     poses = [(name, reference.poses[name].qvec.tolist(), reference.poses[name].tvec.tolist()) for name in names]
     if reference.cameras is None or reference.camera_ids is None:
         return repr(poses)
@@ -279,12 +281,12 @@ def _described(reference: Reference, names: Sequence[str]) -> str:
     return repr((poses, [(c.camera_id, c.model_name, c.width, c.height, c.params.tolist()) for c in used]))
 
 
-def journals_of(database: Path) -> list[Path]:
-    """What SQLite leaves beside a database when it is killed: replayed into another one it would be wrong."""
+def sqlite_side_files(database: Path) -> list[Path]:
+    """Files that a killed SQLite leaves next to a database, which must not be replayed into another one."""
     return [database.with_name(database.name + end) for end in ("-wal", "-shm", "-journal")]
 
 
-def _cameras(
+def _assign_cameras(
     config: CameraConfig,
     images: Path,
     names: Sequence[str],
@@ -297,28 +299,28 @@ def _cameras(
         kept = {camera_id: camera for camera_id, camera in reference.cameras.items() if camera_id in used}
         return kept, {name: reference.camera_ids[name] for name in names}
     cameras, camera_ids = cameras_of_images(
-        images, names, config, intrinsics, guess_fisheye=reference is None, sharing=sharing(rigs)
+        images, names, config, intrinsics, guess_fisheye=reference is None, sharing=shared_camera_keys(rigs)
     )
     guessed = [name for name in names if not cameras[camera_ids[name]].has_prior_focal_length]
     if reference is not None and guessed:
         raise BadInputError(
-            f"{images / guessed[0]}: its focal length is not known, and known poses leave nothing to guess;"
-            " give --camera-params or --intrinsics, or put a camera.txt beside the poses"
+            f"{images / guessed[0]}: its focal length is unknown, and triangulation with known poses needs it;"
+            " give --camera-params or --intrinsics, or put a camera.txt next to the poses"
         )
     return cameras, camera_ids
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Pairs verified apart from the database they belong to, and brought back to it.
+# Pairs verified in shards, and the results collected.
 #
-# A shard is a database of its own with the cameras, images and keypoints that its pairs need, under the same ids:
-# pycolmap verifies it as it would the whole, pair by pair with the same seed, and what comes out is the same.
+# A shard is a separate database with the cameras, images and keypoints that its pairs need, under the same ids.
+# pycolmap verifies pairs independently with the same seed, so the results are the same as in one database.
 
 
 def verify_shard(config: VerifyConfig, database: Path, matches: Path, pairs: Sequence[Pair], output: Path) -> None:
-    """Verify some pairs of a database into a new one. database: with cameras, images and keypoints; only read.
+    """Verify some pairs of a database in a new one. database: with cameras, images and keypoints; read only.
 
-    Raises BadInputError when it is missing or `matches` lacks a pair.
+    Raises BadInputError if it is missing or `matches` lacks a pair.
     """
     if not database.is_file():
         raise BadInputError(f"{database}: no such database; plan the verification again")
@@ -329,18 +331,18 @@ def verify_shard(config: VerifyConfig, database: Path, matches: Path, pairs: Seq
     ):
         db.copy_images(whole, shard, sorted({name for pair in pairs for name in (pair.name0, pair.name1)}))
         db.write_matches(shard, found, pairs)
-    by_ransac(output, config)
+    verify_by_ransac(output, config)
 
 
-def collect(shards: Sequence[Path], database: Path) -> None:
-    """Write matches and two-view geometries of shards into a database that has their images; a transaction a shard."""
+def collect_shards(shards: Sequence[Path], database: Path) -> None:
+    """Copy matches and two-view geometries of shards to a database with their images, in one transaction per shard."""
     with pycolmap.Database.open(str(database)) as whole:
         for path in shards:
             with pycolmap.Database.open(str(path)) as shard, pycolmap.DatabaseTransaction(whole):
-                _collect(shard, whole)
+                _copy_results(shard, whole)
 
 
-def _collect(shard: pycolmap.Database, whole: pycolmap.Database) -> None:
+def _copy_results(shard: pycolmap.Database, whole: pycolmap.Database) -> None:
     for pair_id, matches in zip(*shard.read_all_matches(), strict=True):
         ids = pycolmap.pair_id_to_image_pair(pair_id)
         if not whole.exists_matches(*ids):

@@ -22,7 +22,7 @@ InputNorm = Literal["standard_deviation", "variance"]
 L2NET_CHANNELS = ((1, 32, 1), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1))
 """Input channels, output channels and stride of the six 3x3 convolutions."""
 LAST_PX = 8
-"""Side of the maps that reach the last convolution, which sees all of them."""
+"""Side of the maps before the last convolution, which covers them completely."""
 
 
 class L2Net(nn.Module):
@@ -151,7 +151,7 @@ class PatchNetwork(nn.Module):
         return self.described(self.trunk(patches))
 
     def described(self, raw: Float[Tensor, "b d"]) -> PatchDescription:
-        """Descriptors of the trunk's vectors."""
+        """Turn the trunk's vectors into descriptors."""
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         if self.is_binary:
             return PatchDescription(raw, torch.tanh(raw))
@@ -193,7 +193,7 @@ def initialise(network: PatchNetwork, generator: torch.Generator | None) -> None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# HyNet's network (Tian et al. 2020), SDGMNet's too: L2-Net with FRN and TLU (Singh and Krishnan 2020) between.
+# The network of HyNet (Tian et al. 2020) and SDGMNet: L2-Net with FRN and TLU (Singh and Krishnan 2020).
 
 
 class HyNet(nn.Module):
@@ -218,15 +218,15 @@ class HyNet(nn.Module):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Filter response normalisation with a thresholded linear unit (Singh and Krishnan 2020, section 3), in few passes.
+# Filter response normalisation with a thresholded linear unit (Singh and Krishnan 2020, section 3), memory-efficient.
 #
 # Per map of h x w values and per channel:
 #
 #     s = 1 / sqrt(mean of x^2 over the map + eps),   y = max(scale * s * x + bias, tau)
 #
-# Written as a plain formula in PyTorch this takes more training time than all convolutions of HyNet: a dozen passes
-# over maps that do not fit the cache, each allocating memory. Here forward and backward process parts of the batch that
-# do fit, and save only x, y (which the next convolution keeps anyway) and s.
+# As a plain PyTorch formula this takes more training time than all convolutions of HyNet: a dozen passes over maps that
+# do not fit into the cache, each allocating memory. Here forward and backward process parts of the batch that do fit,
+# and save only x, y (which the next convolution keeps anyway) and s.
 
 
 PART_BYTES = 2**20
@@ -258,7 +258,7 @@ def frn_tlu(
     eps: float,
 ) -> Float[Tensor, "b c h w"]:
     """The formula above, directly."""
-    x = maps.to(_precise(maps))
+    x = maps.to(_compute_dtype(maps))
     s = torch.rsqrt(x.square().mean(dim=(2, 3), keepdim=True) + eps)
     return torch.maximum(_per_channel(scale) * s * x + _per_channel(bias), _per_channel(tau)).to(maps.dtype)
 
@@ -273,9 +273,9 @@ class _FrnTlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, scale: Tensor, bias: Tensor, tau: Tensor, eps: float) -> Tensor:
         out = torch.empty_like(maps)
-        inverse = torch.empty((*maps.shape[:2], 1, 1), dtype=_precise(maps), device=maps.device)
+        inverse = torch.empty((*maps.shape[:2], 1, 1), dtype=_compute_dtype(maps), device=maps.device)
         size = maps.shape[2] * maps.shape[3]
-        for x, y, s in _parts(maps, out, inverse):
+        for x, y, s in _cache_sized_parts(maps, out, inverse):
             x = x.to(s.dtype)
             mean_square = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True).square_().div_(size)
             torch.rsqrt(mean_square.add_(eps), out=s)
@@ -295,7 +295,7 @@ class _FrnTlu(torch.autograd.Function):
         grads = inverse.new_zeros((3, len(scale)))  # of scale, bias and tau
         size = maps.shape[2] * maps.shape[3]
         threshold = _per_channel(tau).to(out.dtype)  # as `out` was rounded
-        for x, y, s, gy, gx in _parts(maps, out, inverse, grad_out, grad_in):
+        for x, y, s, gy, gx in _cache_sized_parts(maps, out, inverse, grad_out, grad_in):
             x, gy = x.to(s.dtype), gy.to(s.dtype)
             g = gy * (y > threshold).to(s.dtype)
             along = (g * x).sum(dim=(2, 3), keepdim=True)
@@ -307,7 +307,7 @@ class _FrnTlu(torch.autograd.Function):
         return grad_in, *grads.to(scale.dtype).unbind(), None
 
 
-def _precise(maps: Tensor) -> torch.dtype:
+def _compute_dtype(maps: Tensor) -> torch.dtype:
     return torch.promote_types(maps.dtype, torch.float32)
 
 
@@ -315,8 +315,8 @@ def _per_channel(values: Float[Tensor, " c"]) -> Float[Tensor, "c 1 1"]:
     return values[:, None, None]
 
 
-def _parts(maps: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Corresponding parts of all tensors that fit the cache; on a GPU a single part."""
+def _cache_sized_parts(maps: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Split all tensors into corresponding parts that fit into the cache; on a GPU one part."""
     count = len(maps)
     if maps.device.type == "cpu" and count > 0:
         count = max(1, PART_BYTES // (maps[0].numel() * maps.element_size()))

@@ -124,7 +124,7 @@ def load_encoder_weights(network: nn.Module, file: Path) -> None:
     encoder = next((module for module in network.modules() if isinstance(module, ResNetEncoder)), None)
     if encoder is None:
         raise ValueError("the network has no ResNet encoder")
-    given = {_plain_name(name): tensor for name, tensor in _tensors(file).items()}
+    given = {_without_prefixes(name): tensor for name, tensor in _read_tensors(file).items()}
     given = {name: tensor for name, tensor in given.items() if not name.startswith(UNUSED)}
     wanted = encoder.state_dict()
     missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
@@ -138,11 +138,11 @@ def load_encoder_weights(network: nn.Module, file: Path) -> None:
         raise BadInputError(f"{file}: a ResNet, but not {encoder.depth} (they differ at {first!r})")
     for name, tensor in given.items():
         if name in wanted and not bool(torch.isfinite(tensor).all()):
-            raise BadInputError(f"{file}: {name!r} holds values that are no numbers; it is of no use")
+            raise BadInputError(f"{file}: {name!r} contains NaN or infinity; the file cannot be used")
     encoder.load_state_dict({name: given.get(name, wanted[name]) for name in wanted})
 
 
-def _plain_name(name: str) -> str:
+def _without_prefixes(name: str) -> str:
     shortened = True
     while shortened:
         shortened = False
@@ -152,7 +152,7 @@ def _plain_name(name: str) -> str:
     return name
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def _read_tensors(file: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors or torch.save file. Raises BadInputError."""
     if not file.is_file():
         raise BadInputError(f"{file}: no such file")
@@ -172,10 +172,10 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         ) from None
     except Exception as error:  # torch and zipfile raise various exceptions for a damaged file
         what = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadInputError(f"{file}: not a checkpoint of PyTorch ({what[:100]})") from None
+        raise BadInputError(f"{file}: not a PyTorch checkpoint ({what[:100]})") from None
     for key in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise BadInputError(f"{file}: holds no tensors by name: not the weights of a network")
+        raise BadInputError(f"{file}: not the weights of a network (no named tensors)")
     return content

@@ -237,24 +237,24 @@ class F2RBackbone(nn.Module):
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> BackboneMaps:
         """images: h and w multiples of 16."""
         encoded = self.encoder(images)
-        eighth = self.up3(doubled(encoded.layer3))
+        eighth = self.up3(upsample_twice(encoded.layer3))
         eighth = self.join3(torch.cat([encoded.layer2, eighth], dim=1))
-        quarter = self.up2(doubled(eighth))
+        quarter = self.up2(upsample_twice(eighth))
         quarter = self.join2(torch.cat([encoded.layer1, quarter], dim=1))
         sides = [
             self.side0(quarter),
-            self.side1(enlarged(eighth, 2)),
-            self.side2(enlarged(encoded.layer3, 4)),
+            self.side1(upsample(eighth, 2)),
+            self.side2(upsample(encoded.layer3, 4)),
         ]
         return BackboneMaps(self.fuse(torch.cat(sides, dim=1)), encoded.shallow)
 
 
-def doubled(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
+def upsample_twice(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
     """Bilinear upsampling with align_corners=True (authors' code)."""
     return F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=True)
 
 
-def enlarged(maps: Float[Tensor, "b c h w"], factor: int) -> Float[Tensor, "b c factor*h factor*w"]:
+def upsample(maps: Float[Tensor, "b c h w"], factor: int) -> Float[Tensor, "b c factor*h factor*w"]:
     """Bilinear upsampling with align_corners=False."""
     return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)
 
@@ -265,9 +265,9 @@ def enlarged(maps: Float[Tensor, "b c h w"], factor: int) -> Float[Tensor, "b c 
 #     D^ = w_s * (gamma * (D - mu_s) / sqrt(sigma_s^2 + eps) + beta) + w_c * (D - mu_c) / sqrt(sigma_c^2 + eps)
 #
 # D: (b c h w). mu_s, sigma_s: of a pixel's channels. mu_c, sigma_c: of a channel's pixels. gamma and beta are one value
-# a pixel, each a 7x7 convolution of the map of mu_s. The paper leaves gamma, beta and w open; the authors' code settles
-# them: unbiased sigma_s, biased sigma_c, no affine map on the channel side, (w_s, w_c) = (a, b) / (a + b) with a and b
-# learned from 0.7 and 0.3. 102 parameters.
+# per pixel, each a 7x7 convolution of the map of mu_s. The paper leaves gamma, beta and w open; from the authors' code:
+# unbiased sigma_s, biased sigma_c, no affine map on the channel side, (w_s, w_c) = (a, b) / (a + b) with learned a and
+# b, initially 0.7 and 0.3. 102 parameters.
 
 
 CROSS_NORM_KERNEL_PX = 7
@@ -277,7 +277,7 @@ EPS = 1e-5
 
 
 class CrossNorm(nn.Module):
-    """Eq. 3: the descriptor map before the bridge -> the map after it, of the same shape. Its vectors are not unit."""
+    """Eq. 3: descriptor map before the bridge -> map after it, with the same shape; vectors are not of unit length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -351,12 +351,12 @@ class Detector(nn.Module):
         feature_peaks, image_peaks = peakiness(maps), peakiness(images)
         feature = self.activation(instance_norm(self.feature(feature_peaks * maps)))
         image = self.activation(instance_norm(self.image(image_peaks * images)))
-        return enlarged(feature_peaks, SCALE) * image_peaks * self._merged(feature, image)
+        return upsample(feature_peaks, SCALE) * image_peaks * self._merged(feature, image)
 
     def _merged(
         self, feature: Float[Tensor, "b f h/4 w/4"], image: Float[Tensor, "b i h w"]
     ) -> Float[Tensor, "b 1 h w"]:
-        both = torch.cat([enlarged(feature, SCALE), image], dim=1)
+        both = torch.cat([upsample(feature, SCALE), image], dim=1)
         merged = self.activation(instance_norm(self.merge(both)))
         return F.softplus(instance_norm(self.last(merged)))
 
@@ -367,14 +367,14 @@ def instance_norm(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# How much a pixel stands out, among its neighbours and among its channels (SCFeat III-C (2), eq. 4 to 6).
+# Peakiness: how much a pixel exceeds its neighbours, and a channel the others (SCFeat III-C (2), eq. 4 to 6).
 #
 #     eta  = softplus(y - mean of y over the channels)          one per channel and pixel
 #     zeta = softplus(y - mean of y over the 3x3 neighbours)    one per channel and pixel, the border mirrored
 #     S    = max over the channels of zeta * eta                (b 1 h w)
 #
 # y: a map (b c h w) divided by its maximum over all channels and pixels of the image. This scaling is not in the paper
-# but in the authors' code, which assumes a positive maximum; a dark image has none, hence the lower bound `floor`.
+# but in the authors' code, which assumes a positive maximum; a dark image may have none, hence the lower bound `floor`.
 
 
 PEAKINESS_KERNEL_PX = 3
@@ -384,11 +384,11 @@ FLOOR = 0.1
 
 def peakiness(maps: Float[Tensor, "b c h w"], floor: float = FLOOR) -> Float[Tensor, "b 1 h w"]:
     """Eq. 6 of maps scaled by their own maximum."""
-    return peakiness_of_scaled(maps / largest(maps, floor))
+    return peakiness_of_scaled(maps / largest_value(maps, floor))
 
 
-def largest(maps: Float[Tensor, "b c h w"], floor: float = FLOOR) -> Float[Tensor, "b 1 1 1"]:
-    """The divisor of maps."""
+def largest_value(maps: Float[Tensor, "b c h w"], floor: float = FLOOR) -> Float[Tensor, "b 1 1 1"]:
+    """Largest value of each map, with a lower bound: the divisor of `peakiness`."""
     return maps.amax(dim=(1, 2, 3), keepdim=True).clamp_min(floor)
 
 

@@ -133,7 +133,7 @@ class GivenRetrieval:
         return [Pair(listed[a], listed[b]) for a, b in each_once(best).tolist()]
 
 
-def given_retrieval(files: Sequence[Path], changes: dict[str, Any] | None = None) -> Method[Any]:
+def retrieval_by_global_descriptors(files: Sequence[Path], changes: dict[str, Any] | None = None) -> Method[Any]:
     """The pairing with the descriptors in `files`. Raises BadInputError and UsageError."""
     check_files(files)
     values = {**(changes or {}), "files": tuple(files), "content": files_digest(files)}

@@ -18,16 +18,16 @@ from featkit.report.tables import decimals_for, format_cell
 
 
 @dataclass(frozen=True)
-class Written:
+class BenchmarkFiles:
     """Output files of one benchmark, or of all; None: not requested."""
 
     numbers: Path | None
     report: Path | None
 
     @staticmethod
-    def of(folder: Path) -> Written:
-        """Both, in a folder."""
-        return Written(folder / "results.json", folder / "report.html")
+    def in_folder(folder: Path) -> BenchmarkFiles:
+        """Both files, in a folder."""
+        return BenchmarkFiles(folder / "results.json", folder / "report.html")
 
     def refuse_foreign(self) -> None:
         """Raises BadInputError, before any work, if a foreign file would be replaced."""
@@ -56,18 +56,18 @@ def ranking_table(ranking: Sequence[Ranked], methods: Sequence[str]) -> Table:
     """Rows in the order of `methods`, columns in the order of appearance; ties are all marked."""
     kinds = {one.measure: one.better for one in ranking}
     values = {(one.method, one.measure): one.value for one in ranking}
-    columns = [[_known(values.get((method, measure))) for method in methods] for measure in kinds]
-    marked = [_marked(column, better) for column, better in zip(columns, kinds.values(), strict=True)]
+    columns = [[_number_or_none(values.get((method, measure))) for method in methods] for measure in kinds]
+    marked = [_with_best_marked(column, better) for column, better in zip(columns, kinds.values(), strict=True)]
     rows: list[list[Cell]] = [[method, *(column[row] for column in marked)] for row, method in enumerate(methods)]
     heads = [f"{measure} {ARROWS[better]}" for measure, better in kinds.items()]
-    return Table("All benchmarks", ["method", *heads], rows, "↑ higher is better, ↓ lower; * the best of its column.")
+    return Table("All benchmarks", ["method", *heads], rows, "↑ higher is better, ↓ lower is better; * best in column.")
 
 
-def _known(value: float | None) -> float | None:
+def _number_or_none(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def _marked(column: Sequence[float | None], better: str) -> list[Cell]:
+def _with_best_marked(column: Sequence[float | None], better: str) -> list[Cell]:
     """The column with the best value marked; unchanged if there is nothing to compare."""
     known = [value for value in column if value is not None]
     if len(known) < 2:
@@ -82,18 +82,20 @@ def _marked(column: Sequence[float | None], better: str) -> list[Cell]:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One benchmark of the page. address: of its own page, relative to this page."""
+class PagePart:
+    """One benchmark on the page. address: link to its own page, relative to this page."""
 
     title: str
     result: Result
     address: str
 
 
-def all_report(summary: Table, shown: Sequence[Part], failed: Mapping[str, str], methods: Mapping[str, Any]) -> Report:
+def all_report(
+    summary: Table, shown: Sequence[PagePart], failed: Mapping[str, str], methods: Mapping[str, Any]
+) -> Report:
     """One page for all benchmarks. failed: messages by benchmark. methods: their configurations by name."""
     links: list[list[Cell]] = [[Link(one.title, one.address)] for one in shown]
-    overview: list[Item] = [summary, Table("", ["benchmark, with its own page"], links)]
+    overview: list[Item] = [summary, Table("", ["pages of the benchmarks"], links)]
     if failed:
         overview.append(failed_table(failed))
     return Report(
@@ -108,9 +110,9 @@ def all_report(summary: Table, shown: Sequence[Part], failed: Mapping[str, str],
 
 
 def failed_table(failed: Mapping[str, str]) -> Table:
-    """The benchmarks that failed, and why."""
+    """The benchmarks that failed, with their error messages."""
     rows = [[name, message] for name, message in failed.items()]
-    return Table("Failed", ["benchmark", "because"], rows, highlight=set(range(len(rows))))
+    return Table("Failed", ["benchmark", "error"], rows, highlight=set(range(len(rows))))
 
 
 def _items(result: Result) -> list[Item]:

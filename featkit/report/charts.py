@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from featkit.core.content import Bars, Curve, Curves, Histogram
-from featkit.report.scene3d import GROUP_COLOURS, NEUTRAL, OTHER_COLOURS, Figure, packed
-from featkit.report.tables import for_plotly, format_cell, format_integer
+from featkit.report.scene3d import GROUP_COLOURS, NEUTRAL, OTHER_COLOURS, Figure, base64_array
+from featkit.report.tables import format_cell, format_integer, plotly_text
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Curves over a common axis as a plotly line chart.
@@ -22,9 +22,9 @@ COLOURS = (*GROUP_COLOURS.values(), *OTHER_COLOURS)
 def curves_figure(curves: Curves) -> Figure:
     """One line per curve, without NaN or infinite values. Raises ValueError for arrays of unequal length."""
     layout: dict[str, Any] = {
-        "xaxis": {"title": {"text": for_plotly(curves.x_label)}, "zeroline": False},
+        "xaxis": {"title": {"text": plotly_text(curves.x_label)}, "zeroline": False},
         "yaxis": {
-            "title": {"text": for_plotly(curves.y_label)},
+            "title": {"text": plotly_text(curves.y_label)},
             "type": "log" if curves.log_y else "linear",
             "zeroline": False,
         },
@@ -37,49 +37,49 @@ def curves_figure(curves: Curves) -> Figure:
     data: list[dict[str, Any]] = []
     heights: list[np.ndarray] = []
     faint = [curve for curve in curves.curves if curve.faint]
-    for curve in faint:  # plotly draws the last one on top; one entry of the legend stands for all of these
-        x, y = _shown(curve, curves.log_y)
+    for curve in faint:  # first, since plotly draws later curves on top; they share one legend entry
+        x, y = _drawn_points(curve, curves.log_y)
         entry = curve.name if len(faint) == 1 else f"{len(faint)} others, thin and grey"
         line = _line(curve, x, y, {"color": NEUTRAL, "width": 1})
-        data.append(line | {"name": for_plotly(entry), "legendgroup": "faint", "showlegend": curve is faint[0]})
+        data.append(line | {"name": plotly_text(entry), "legendgroup": "faint", "showlegend": curve is faint[0]})
         heights.append(y)
     for number, curve in enumerate(curve for curve in curves.curves if not curve.faint):
-        x, y = _shown(curve, curves.log_y)
+        x, y = _drawn_points(curve, curves.log_y)
         data.append(_line(curve, x, y, {"color": COLOURS[number % len(COLOURS)], "width": 2}))
         heights.append(y)
-    level = _level(heights)
+    level = _constant_value(heights)
     if level is not None:
-        layout["yaxis"] |= _around(level, curves.log_y)
+        layout["yaxis"] |= _axis_around(level, curves.log_y)
     return Figure(data, layout, _curves_caption(curves))
 
 
 def _line(curve: Curve, x: Float[np.ndarray, " k"], y: Float[np.ndarray, " k"], pen: dict[str, Any]) -> dict[str, Any]:
-    name = for_plotly(curve.name)
+    name = plotly_text(curve.name)
     return {
         "type": "scatter",
         "mode": "lines+markers" if len(x) <= 30 and not curve.faint else "lines",
         "name": name,
         "line": pen,
         "hovertemplate": f"%{{x}}, %{{y}}<extra>{name}</extra>",
-        "x": packed(x),
-        "y": packed(y),
+        "x": base64_array(x),
+        "y": base64_array(y),
     }
 
 
-def _level(heights: list[np.ndarray]) -> float | None:
-    """The one value of curves that are constant and equal; else None."""
+def _constant_value(heights: list[np.ndarray]) -> float | None:
+    """The value of the curves if all are constant and equal; else None."""
     joined = np.concatenate(heights) if heights else np.zeros(0)
     return float(joined[0]) if len(joined) and np.ptp(joined) <= 1e-9 * abs(float(joined[0])) else None
 
 
-def _around(level: float, log: bool) -> dict[str, Any]:
-    """A range with a constant line in its middle, and its value as the only tick."""
+def _axis_around(level: float, log: bool) -> dict[str, Any]:
+    """An axis with a constant line in its middle, and its value as the only tick."""
     reach = 0.5 * abs(level) or 1.0
     ends = [float(np.log10(level / 2)), float(np.log10(level * 2))] if log else [level - reach, level + reach]
     return {"range": ends, "tickvals": [level], "ticktext": [format_cell(level)]}
 
 
-def _shown(curve: Curve, positive: bool) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+def _drawn_points(curve: Curve, positive: bool) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """The drawn points of a curve: finite (and positive, on a logarithmic axis), at most `MOST_POINTS`."""
     x, y = np.asarray(curve.x, np.float64), np.asarray(curve.y, np.float64)
     if x.shape != y.shape or x.ndim != 1:
@@ -111,10 +111,10 @@ def _curves_caption(curves: Curves) -> str:
 
 def bars_figure(bars: Bars) -> Figure:
     """NaN and infinite values have no bar. Raises ValueError for a series with a wrong number of values."""
-    groups = [for_plotly(group) for group in bars.groups]
+    groups = [plotly_text(group) for group in bars.groups]
     layout = {
         "xaxis": {"type": "category"},
-        "yaxis": {"title": {"text": for_plotly(bars.y_label)}, "rangemode": "tozero", "zeroline": False},
+        "yaxis": {"title": {"text": plotly_text(bars.y_label)}, "rangemode": "tozero", "zeroline": False},
         "margin": {"l": 56, "r": 12, "t": 8, "b": 48},
         "barmode": "group",
         "legend": {"orientation": "h", "y": 1.12},
@@ -130,10 +130,10 @@ def bars_figure(bars: Bars) -> Figure:
         data.append(
             {
                 "type": "bar",
-                "name": for_plotly(name),
+                "name": plotly_text(name),
                 "marker": colour,
                 "x": groups,
-                "y": packed(np.nan_to_num(heights)),
+                "y": base64_array(np.nan_to_num(heights)),
             }
         )
     means = [
@@ -148,7 +148,7 @@ def bars_figure(bars: Bars) -> Figure:
 # A histogram as a plotly bar chart.
 
 
-ROOM = 6  # widths of a single bar that the axis reaches to its left and right
+SINGLE_BAR_MARGIN = 6  # bar widths that the axis extends to either side of a single bar
 
 
 def histogram_figure(histogram: Histogram) -> Figure:
@@ -156,7 +156,7 @@ def histogram_figure(histogram: Histogram) -> Figure:
     values = np.asarray(histogram.values, dtype=np.float64).ravel()
     finite = values[np.isfinite(values)]
     layout: dict[str, Any] = {
-        "xaxis": {"title": {"text": for_plotly(histogram.x_label)}, "zeroline": False},
+        "xaxis": {"title": {"text": plotly_text(histogram.x_label)}, "zeroline": False},
         "yaxis": {"title": {"text": "count"}, "rangemode": "tozero", "zeroline": False},
         "margin": {"l": 56, "r": 12, "t": 8, "b": 48},
         "bargap": 0.04,
@@ -167,17 +167,17 @@ def histogram_figure(histogram: Histogram) -> Figure:
     if len(finite):
         counts, edges = np.histogram(finite, bins=_edges(finite, max(histogram.bins, 1)))
         labels = [
-            f"{_span(float(low), float(high))}: {format_integer(int(count))}"
+            f"{_bin_label(float(low), float(high))}: {format_integer(int(count))}"
             for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
         ]
         bar: dict[str, Any] = {"type": "bar", "hoverinfo": "text", "hovertext": labels, "textposition": "none"}
-        if len(counts) == 1:  # one bar, with its value below it, not a chart that is filled by it
+        if len(counts) == 1:  # keep a single bar from filling the chart, and put its value below it
             middle, width = 0.5 * float(edges[0] + edges[1]), float(edges[1] - edges[0])
             value = float(finite[0]) if np.ptp(finite) == 0 else middle
-            ends = [middle - ROOM * width, middle + ROOM * width]
+            ends = [middle - SINGLE_BAR_MARGIN * width, middle + SINGLE_BAR_MARGIN * width]
             layout["xaxis"] |= {"range": ends, "tickvals": [middle], "ticktext": [format_cell(value)]}
             bar["width"] = [width]
-        data.append(bar | {"x": packed(0.5 * (edges[:-1] + edges[1:])), "y": packed(counts)})
+        data.append(bar | {"x": base64_array(0.5 * (edges[:-1] + edges[1:])), "y": base64_array(counts)})
     return Figure(data, layout, _histogram_caption(finite, len(values) - len(finite)))
 
 
@@ -194,7 +194,7 @@ def _edges(finite: Float[np.ndarray, " n"], bins: int) -> Float[np.ndarray, " e"
     return np.histogram_bin_edges(finite, bins=bins)
 
 
-def _span(low: float, high: float) -> str:
+def _bin_label(low: float, high: float) -> str:
     return format_cell(low + 0.5) if high - low == 1.0 else f"{format_cell(low)} to {format_cell(high)}"
 
 

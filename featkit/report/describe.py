@@ -23,27 +23,27 @@ from featkit.mapping.database import database_counts
 from featkit.mapping.model import is_model, map_statistics, read_model
 from featkit.mapping.scene import find_map
 
-Described = dict[str, Any]
+Description = dict[str, Any]
 
 
-def describe(what: str) -> Described:
-    """What `what` is: `kind`, counts, and the configuration that made it. Raises BadInputError or UsageError."""
+def describe(what: str) -> Description:
+    """Describe a path or configuration: `kind`, counts, configuration. Raises BadInputError or UsageError."""
     path = Path(what)
     if path.is_dir():
-        return _folder(path)
+        return _describe_folder(path)
     if not path.exists():
         if path.suffix or len(path.parts) > 1:
             raise BadInputError(f"{path}: no such file or folder")
-        return _configuration(what)
-    readers: dict[str, Callable[[Path], Described]] = {
-        ".h5": _store,
-        ".hdf5": _store,
-        ".txt": _text,
-        ".yaml": lambda p: _configuration(str(p)),
-        ".yml": lambda p: _configuration(str(p)),
-        ".safetensors": _weights,
-        ".json": _json,
-        ".db": _database,
+        return _describe_configuration(what)
+    readers: dict[str, Callable[[Path], Description]] = {
+        ".h5": _describe_store,
+        ".hdf5": _describe_store,
+        ".txt": _describe_text,
+        ".yaml": lambda p: _describe_configuration(str(p)),
+        ".yml": lambda p: _describe_configuration(str(p)),
+        ".safetensors": _describe_weights,
+        ".json": _describe_json,
+        ".db": _describe_database,
     }
     if path.suffix.lower() in readers:
         return readers[path.suffix.lower()](path)
@@ -51,7 +51,7 @@ def describe(what: str) -> Described:
     return {"kind": "image", "path": str(path), "width": width, "height": height}
 
 
-def _store(path: Path) -> Described:
+def _describe_store(path: Path) -> Description:
     with h5.reading(path) as file:
         attributes = h5.root_attributes(file)
         is_matches = attributes.get("kind") == "matches" or bool(h5.groups_with(file, "matches0"))
@@ -76,7 +76,7 @@ def _store(path: Path) -> Described:
 
 
 def _match_counts(path: Path) -> list[int]:
-    """Matches of every pair. The names of hloc's groups are ambiguous, but are not needed here."""
+    """Number of matches of every pair. hloc's group names are ambiguous, but are not needed here."""
     with open_matches(path) as matches:
         made_here = "format" in matches.attributes()
         if made_here:
@@ -86,8 +86,8 @@ def _match_counts(path: Path) -> list[int]:
         return [int((array_of(group, "matches0") >= 0).sum()) for group in groups]
 
 
-def _text(path: Path) -> Described:
-    """pairs, poses or intrinsics: the first reader that accepts every line."""
+def _describe_text(path: Path) -> Description:
+    """Describe a list of poses, intrinsics or pairs by the first reader that accepts every line."""
     problems = []
     for kind, reader in (("poses", read_poses), ("intrinsics", read_intrinsics_list), ("pairs", read_pairs)):
         try:
@@ -95,45 +95,45 @@ def _text(path: Path) -> Described:
         except BadInputError as error:
             problems.append(str(error))
             continue
-        described: Described = {"kind": kind, "path": str(path), kind: len(found)}
+        described: Description = {"kind": kind, "path": str(path), kind: len(found)}
         if kind == "pairs":
             names = {name for pair in read_pairs(path) for name in (pair.name0, pair.name1)}
-            described |= {"images": len(names), **_origin(describe_pairs(path))}
+            described |= {"images": len(names), **_recorded_origin(describe_pairs(path))}
         if kind == "poses":
-            described |= _localization(path, len(found))
+            described |= _localization_summary(path, len(found))
         return described
-    raise BadInputError(f"{problems[-1]} (nor is it a list of poses or of intrinsics)")
+    raise BadInputError(f"{problems[-1]} (and it is not a list of poses or intrinsics)")
 
 
-def _localization(path: Path, poses: int) -> Described:
+def _localization_summary(path: Path, poses: int) -> Description:
     """Contents of poses.json next to poses.txt, if it belongs to these poses."""
     stamp = read_stamp(path.with_suffix(".json"))
     if stamp is None or stamp.get("localized") != poses:
         return {}
-    return {key: stamp[key] for key in ("localized", "queries") if key in stamp} | _origin(stamp)
+    return {key: stamp[key] for key in ("localized", "queries") if key in stamp} | _recorded_origin(stamp)
 
 
-def _origin(stamp: dict[str, Any] | None) -> Described:
+def _recorded_origin(stamp: dict[str, Any] | None) -> Description:
     keys = ("fingerprint", "featkit_version", "method", "config")
     return {} if stamp is None else {key: stamp[key] for key in keys if key in stamp}
 
 
-def _folder(path: Path) -> Described:
+def _describe_folder(path: Path) -> Description:
     if is_model(path):
         sparse = path.resolve().parent
-        return _model(path) | _origin(read_stamp(sparse.with_name(f"{sparse.name}.json")))
+        return _describe_model(path) | _recorded_origin(read_stamp(sparse.with_name(f"{sparse.name}.json")))
     try:
         found = find_map(path)
     except FeatkitError:
         names = list_images(path)
         return {"kind": "images", "path": str(path), "images": len(names)}
-    described: Described = {"kind": "map", "path": str(found.folder), "features": str(found.features)}
+    described: Description = {"kind": "map", "path": str(found.folder), "features": str(found.features)}
     models = found.model.parent
-    described["models"] = [_model(folder) for folder in sorted(models.iterdir()) if is_model(folder)]
-    return described | _origin(read_stamp(found.folder / "sparse.json"))
+    described["models"] = [_describe_model(folder) for folder in sorted(models.iterdir()) if is_model(folder)]
+    return described | _recorded_origin(read_stamp(found.folder / "sparse.json"))
 
 
-def _model(path: Path) -> Described:
+def _describe_model(path: Path) -> Description:
     model = read_model(path)
     cameras = sorted({camera.model_name for camera in model.cameras.values()})
     return {
@@ -145,16 +145,16 @@ def _model(path: Path) -> Described:
     }
 
 
-def _database(path: Path) -> Described:
+def _describe_database(path: Path) -> Description:
     return {
         "kind": "database",
         "path": str(path),
         **database_counts(path),
-        **_origin(read_stamp(path.with_suffix(".json"))),
+        **_recorded_origin(read_stamp(path.with_suffix(".json"))),
     }
 
 
-def _configuration(name: str) -> Described:
+def _describe_configuration(name: str) -> Description:
     values = named_config(name)
     for kind in KINDS:
         if kind in values:
@@ -169,18 +169,18 @@ def _configuration(name: str) -> Described:
     return {"kind": "configuration", "name": name, "config": values}
 
 
-def _weights(path: Path) -> Described:
+def _describe_weights(path: Path) -> Description:
     from safetensors import safe_open
 
     with blaming(path, "a safetensors file", "copy it again"), safe_open(path, framework="numpy") as file:
         shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata() or {}
-    described: Described = {"kind": "weights", "path": str(path), "tensors": len(shapes), "metadata": metadata}
-    listed = _listed_weights(path.name)
+    described: Description = {"kind": "weights", "path": str(path), "tensors": len(shapes), "metadata": metadata}
+    listed = _manifest_entry(path.name)
     return described if listed is None else described | {"manifest": listed}
 
 
-def _listed_weights(file_name: str) -> Described | None:
+def _manifest_entry(file_name: str) -> Description | None:
     """The manifest entry of featkit's own weights with this file name, or None."""
     try:
         manifest = json.loads((resource_dir("weights") / "manifest.json").read_text(encoding="utf-8"))
@@ -189,30 +189,30 @@ def _listed_weights(file_name: str) -> Described | None:
         return None
 
 
-def _json(path: Path) -> Described:
+def _describe_json(path: Path) -> Description:
     content = read_json(path, "a json file", "give another file")
     if not isinstance(content, dict):
-        raise BadInputError(f"{path}: no file of featkit's")
+        raise BadInputError(f"{path}: not a file made by featkit")
     plain = {key: value for key, value in content.items() if not isinstance(value, list | dict) or key == "config"}
     return {"path": str(path), **plain, "kind": content.get("kind", "json")}
 
 
-def as_lines(described: Described, indent: str = "") -> list[str]:
+def description_lines(described: Description, indent: str = "") -> list[str]:
     """The description as text, one value per line."""
     lines = []
     for key, value in described.items():
         if isinstance(value, dict) and value:
-            lines += [f"{indent}{key}:", *as_lines(value, indent + "  ")]
+            lines += [f"{indent}{key}:", *description_lines(value, indent + "  ")]
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             lines.append(f"{indent}{key}:")
             for item in value:
-                lines += [*as_lines(item, indent + "  "), ""]
+                lines += [*description_lines(item, indent + "  "), ""]
         elif value is not None:
-            lines.append(f"{indent}{key}: {_text_of(value)}")
+            lines.append(f"{indent}{key}: {_format_value(value)}")
     return lines
 
 
-def _text_of(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):

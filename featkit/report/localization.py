@@ -37,7 +37,7 @@ from featkit.mapping.align import transform_pose
 from featkit.mapping.cameras import to_camera
 from featkit.mapping.database import count_verified
 from featkit.mapping.model import Model, map_statistics, point_ids, read_model
-from featkit.mapping.photographs import photographs_there
+from featkit.mapping.photographs import existing_photographs
 from featkit.mapping.scene import MapFiles
 from featkit.report.maps import configuration, localization_metrics, recall_table
 from featkit.report.page import write_report
@@ -58,17 +58,18 @@ def localization_report(
     truth_from_map: Float[np.ndarray, "3 4"] | None = None,
     title: str | None = None,
     first: Sequence[Item] = (),
-    matched: Matched | None = None,
+    matched: MatchFiles | None = None,
 ) -> Path:
     """Write report.html of a localization and return it.
 
-    truth: true poses, drawn beside the estimated ones. truth_from_map: similarity that everything is drawn after.
-    title: instead of the queries' folder. first: items above the recall. matched: shows queries beside map images.
+    truth: true poses, drawn in addition to the estimated ones. truth_from_map: similarity transform applied to the 3D
+    scene. title: replaces the name of the queries' folder. first: items above the recall. matched: files needed to show
+    queries with the map images they matched.
     """
     tables: list[Item] = [*first, *([recall_table(metrics)] if "recall" in metrics else [])]
     model = read_model(found.model)
     sections = [
-        Section("3D", items=[_scene(model, results, truth, truth_from_map)]),
+        Section("3D", items=[_localization_scene(model, results, truth, truth_from_map)]),
         Section("Queries", items=[_query_table(metrics, results)]),
     ]
     if matched is not None:
@@ -76,7 +77,7 @@ def localization_report(
         sections.append(Section("Queries and the map images they matched", ABOUT_PICTURES, pictures))
     sections += [
         Section("Result", items=[*tables, seconds_table(metrics)]),
-        Section("Made by", items=[configuration(config)]),
+        Section("Configuration", items=[configuration(config)]),
     ]
     headlines = [Headline("Localized", f"{metrics['localized']} / {metrics['queries']}", hint="queries")]
     if "recall" in metrics:
@@ -92,7 +93,7 @@ def localization_report(
     return write_report(report, output)
 
 
-def _scene(
+def _localization_scene(
     model: Model, results: list[QueryResult], truth: dict[str, Pose] | None, truth_from_map: np.ndarray | None
 ) -> Scene3D:
     similarity = np.eye(3, 4) if truth_from_map is None else truth_from_map
@@ -110,21 +111,21 @@ def _scene(
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Each query beside the map images it was matched with.
+# Each query next to the map images it was matched with.
 
 
 ABOUT_PICTURES = (
-    "Left the query, then the map images that gave it most inliers. Dots are its matches with points of the map: those "
-    "that fit the pose, and those that do not."
+    "On the left the query, then the map images with the most inliers. Dots are matches with points of the map: "
+    "inliers and outliers of the estimated pose."
 )
-MOST_QUERIES = 24  # that are shown, those that failed or are uncertain before the others
-PARTNERS = 5  # map images beside a query
+MOST_QUERIES = 24  # maximum number of queries shown; failed and uncertain ones first
+PARTNERS = 5  # map images shown per query
 THUMBNAIL_PX = 280  # longer side
 
 
 @dataclass(frozen=True)
-class Matched:
-    """What a query was matched with: files of its features, of the pairs and of the matches."""
+class MatchFiles:
+    """Files with the queries' features, their pairs with map images, and the matches."""
 
     features: Path
     pairs: Path
@@ -132,14 +133,14 @@ class Matched:
 
 
 def query_pictures(
-    model: Model, results: Sequence[QueryResult], found: MapFiles, queries: Path, matched: Matched
+    model: Model, results: Sequence[QueryResult], found: MapFiles, queries: Path, matched: MatchFiles
 ) -> list[Item]:
-    """One row per query: itself and the map images with most inliers; photographs that are not there are left out."""
+    """One row per query: the query and the map images with the most inliers. Missing photographs are left out."""
     partners: dict[str, list[str]] = {}
     for pair in read_pairs(matched.pairs, directed=True):
         partners.setdefault(pair.name0, []).append(pair.name1)
     images = {image.name: image for image in model.images.values() if image.has_pose}
-    near = photographs_there(found.model, sorted(images))
+    near = existing_photographs(found.model, sorted(images))
     doubtful = [r for r in results if r.keypoints and (r.pose is None or r.uncertain)]
     others = [r for r in results if r.pose is not None and not r.uncertain]
     left = max(MOST_QUERIES // 2, MOST_QUERIES - len(others))
@@ -173,10 +174,12 @@ def _query_row(
     flags = [np.array([(int(k), int(point)) in inliers for k, point in row.seen], bool) for row in rows]
     keypoints, grey_range = query_store.keypoints(result.name), map_store.intensity_range
     caption = f"{len(inliers)} inliers of {len(every)} matches" if not result.reason else f"failed: {result.reason}"
-    own = _marked(queries / result.name, keypoints[every[:, 0]], kept, caption, grey_range, bool(result.reason))
+    own = _match_thumbnail(
+        queries / result.name, keypoints[every[:, 0]], kept, caption, grey_range, bool(result.reason)
+    )
     best = sorted(range(len(rows)), key=lambda i: (-int(flags[i].sum()), i))
     others = [
-        _marked(
+        _match_thumbnail(
             near[rows[i].name],
             map_store.keypoints(rows[i].name)[rows[i].of_map],
             flags[i],
@@ -190,7 +193,7 @@ def _query_row(
     return Gallery(result.name, [one for one in (own, *others) if one is not None], note)
 
 
-def _marked(
+def _match_thumbnail(
     path: Path,
     points: Float[np.ndarray, "m 2"],
     inlier: Bool[np.ndarray, " m"],
@@ -198,7 +201,7 @@ def _marked(
     grey_range: tuple[float, float] | None,
     highlight: bool = False,
 ) -> Thumbnail | None:
-    """A photograph with its matches; None for one that cannot be read any more."""
+    """A photograph with its matches; None if it can no longer be read."""
     try:
         image = thumbnail(path, THUMBNAIL_PX, grey_range)
     except BadInputError:
@@ -226,7 +229,7 @@ def _query_table(metrics: dict[str, Any], results: list[QueryResult]) -> Table:
         columns += ["error m", "error deg"]
     reasons = [result.reason or (f"uncertain: {result.uncertain}" if result.uncertain else "") for result in results]
     if any(reasons):
-        columns.append("failed or uncertain because")
+        columns.append("reason for failure or uncertainty")
     rows: list[list[Cell]] = []
     for result, reason in zip(results, reasons, strict=True):
         estimate = result.estimate if result.pose is not None else None
@@ -265,7 +268,7 @@ def aachen_metrics(
     reconstruction = read_model(model)
     verified, inliers = count_verified(database)
     localized = {result.name for result in results if result.pose is not None}
-    apart = {}
+    by_condition = {}
     for condition, names in conditions.items():
         counted: dict[str, Any] = {"queries": len(names), "localized": sum(name in localized for name in names)}
         if condition in scores:
@@ -276,10 +279,10 @@ def aachen_metrics(
                 "median_m": found.median_m if found.localized else None,
                 "median_deg": found.median_deg if found.localized else None,
             }
-        apart[condition] = counted
+        by_condition[condition] = counted
     return {
         **localization_metrics(results, score, seconds),
-        "conditions": apart,
+        "conditions": by_condition,
         "map": {
             **asdict(map_statistics(reconstruction, reconstruction.num_images())),
             "verified_pairs": verified,

@@ -58,7 +58,7 @@ from featkit.report.tables import spread
 # The report of a map: 3D scene, match pictures, tables per image and stage, histograms, configuration.
 
 
-MOST_PHOTOGRAPHS = 120  # in the grid
+MOST_PHOTOGRAPHS = 120  # maximum in the grid
 THUMBNAIL_PX = 240  # longer side
 
 
@@ -80,7 +80,7 @@ def reconstruction_report(
                 Histogram("Reprojection error", "px, mean of a point's observations", errors),
             ],
         ),
-        Section("Made by", items=[configuration(config)]),
+        Section("Configuration", items=[configuration(config)]),
     ]
     title = (images.parent if images.name == "images" else images).resolve().name
     subtitle = f"Map by featkit {metrics['featkit_version']}"
@@ -125,7 +125,7 @@ def _image_table(model: Model, features: Path) -> Table:
 
 
 def photograph_grid(model: Model, images: Path, features: Path) -> Gallery:
-    """The photographs, small, with how many points each sees; those that are not in the model are marked."""
+    """Thumbnails with the number of points each photograph sees; photographs outside the model are highlighted."""
     seen = {row.name: row.observations for row in image_statistics(model)}
     with open_features(features) as store:
         names, grey_range = sorted({*seen, *store.names()}), store.intensity_range
@@ -176,14 +176,14 @@ def map_table(metrics: dict[str, Any]) -> Table:
 
 
 def map_tables(metrics: dict[str, Any]) -> list[Table]:
-    """The models, and the cameras of its rigs where it has some."""
+    """The models, and the cameras of rigs if there are any."""
     return [map_table(metrics), *([rig_table(metrics)] if RIG_KEY in metrics else [])]
 
 
 def rig_table(metrics: dict[str, Any]) -> Table:
-    """Every camera of a rig relative to its reference: rotation angle, and the camera's place in the reference's axes.
+    """Every camera of a rig relative to the reference camera: rotation angle, and position in the reference's axes.
 
-    Lengths are in the map's unit.
+    Lengths are in the map's units.
     """
     rows: list[list[Cell]] = []
     for number, rig in enumerate(metrics[RIG_KEY], start=1):
@@ -195,12 +195,12 @@ def rig_table(metrics: dict[str, Any]) -> Table:
             place = -rotation.T @ np.array(camera["cam_from_rig_translation"])
             angle = rotation_angle_deg(np.eye(3), rotation)
             rows.append([number, camera["image_prefix"], angle, *map(float, place)])
-    note = f"{metrics['frames']} frames are in the largest model. x right, y down, z ahead of the reference camera."
+    note = f"{metrics['frames']} frames in the largest model. x right, y down, z forward of the reference camera."
     return Table("Cameras on rigs", ["rig", "camera", "rotation deg", "x", "y", "z"], rows, note)
 
 
 def recall_table(metrics: dict[str, Any]) -> Table:
-    """Recall at the thresholds, and medians."""
+    """Recall at the thresholds, and median errors."""
     columns = ["queries", "localized", *metrics["recall"], "median m", "median deg"]
     shares = [f"{100 * share:.1f} %" for share in metrics["recall"].values()]
     row: list[Cell] = [
@@ -210,7 +210,7 @@ def recall_table(metrics: dict[str, Any]) -> Table:
         metrics["median_m"],
         metrics["median_deg"],
     ]
-    return Table("Localization against the truth", columns, [row])
+    return Table("Localization compared with the truth", columns, [row])
 
 
 def camera_error_table(truth: dict[str, Any]) -> Table:
@@ -218,7 +218,7 @@ def camera_error_table(truth: dict[str, Any]) -> Table:
     rows: list[list[Cell]] = [
         [name, 1e3 * error["centre"], error["rotation_deg"]] for name, error in truth["per_image"].items()
     ]
-    return Table("Cameras against the truth", ["image", "centre error mm", "rotation error deg"], rows)
+    return Table("Cameras compared with the truth", ["image", "centre error mm", "rotation error deg"], rows)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -234,10 +234,10 @@ def map_metrics(
     without_pose: Sequence[str] = (),
     rigs: Sequence[Rig] = (),
 ) -> dict[str, Any]:
-    """Statistics of every model, the largest first; camera errors of the largest when the truth is known.
+    """Statistics of every model, largest first; camera errors of the largest if the ground truth is known.
 
-    names: the photographs that were mapped. align: whether the map is moved onto the truth by a similarity first.
-    without_pose: other photographs of the scene, which the reference has no pose of. rigs: as they were given.
+    names: the photographs that were mapped. align: whether to align the map to the truth by a similarity transform
+    first. without_pose: other photographs of the scene, which have no pose in the reference. rigs: the given rigs.
     """
     folders = sorted((path for path in sparse.iterdir() if path.is_dir()), key=lambda path: int(path.name))
     largest = read_model(folders[0])
@@ -344,7 +344,7 @@ def alignment_table(found: Alignment) -> Table:
         )
     ]
     left_out = frozenset(index for index, used in enumerate(found.fit.used) if not used)
-    return Table("Cameras against the given positions", columns, rows, highlight=left_out)
+    return Table("Cameras compared with the given positions", columns, rows, highlight=left_out)
 
 
 def alignment_lines(found: Alignment) -> list[str]:
@@ -385,8 +385,8 @@ def truth_table(metrics: dict[str, Any]) -> Table:
         ["query centres, largest error", f"{1e3 * max((e['m'] for e in errors), default=float('nan')):.2f} mm"],
         ["query rotations, largest error", f"{max((e['deg'] for e in errors), default=float('nan')):.4f} deg"],
     ]
-    note = "The scene is about 11 m wide; the map is moved onto the truth by one similarity."
-    return Table("featkit against the exact truth", ["", "result"], rows, note)
+    note = "The scene is about 11 m wide; the map is aligned to the truth by one similarity transform."
+    return Table("featkit compared with the exact truth", ["", "result"], rows, note)
 
 
 def demo_report(
@@ -398,8 +398,8 @@ def demo_report(
     truth_from_map: np.ndarray,
     distances: np.ndarray,
 ) -> Path:
-    """Write the demo's report next to its images and return it. folder: of the map."""
-    scene = _scene(config.scene, folder, results, truth_from_map)  # type: ignore[attr-defined]
+    """Write the demo's report next to its images and return it. folder: the map's folder."""
+    scene = _demo_scene(config.scene, folder, results, truth_from_map)  # type: ignore[attr-defined]
     pictures = match_pictures(images, folder / "features.h5", folder / "database.db")
     sections = [
         Section("3D", "The map and the localized queries, in metres, with the true cameras.", [scene]),
@@ -408,9 +408,9 @@ def demo_report(
         Section("Matches", items=pictures),
         Section(
             "Points",
-            items=[Histogram("Distance to the true surface", "mm; 50: all beyond", np.minimum(1e3 * distances, 50))],
+            items=[Histogram("Distance to the true surface", "mm; 50: and more", np.minimum(1e3 * distances, 50))],
         ),
-        Section("Made by", items=[configuration(config)]),
+        Section("Configuration", items=[configuration(config)]),
     ]
     return write_report(
         Report("featkit demo", "Rendered, mapped and localized by one command", _demo_headlines(metrics), sections),
@@ -429,7 +429,9 @@ def _demo_headlines(metrics: dict[str, Any]) -> list[Headline]:
     ]
 
 
-def _scene(config: RenderedConfig, folder: Path, results: list[QueryResult], truth_from_map: np.ndarray) -> Scene3D:
+def _demo_scene(
+    config: RenderedConfig, folder: Path, results: list[QueryResult], truth_from_map: np.ndarray
+) -> Scene3D:
     scene = moved_scene(read_model(folder / "sparse" / "0"), truth_from_map)
     camera = to_camera(intrinsics(config))
     cameras = list(scene.cameras)

@@ -38,11 +38,11 @@ from featkit.report.tables import (
     LEVELS,
     Detail,
     ShownTable,
+    encodable,
     format_headline,
     format_integer,
     shown_table,
     spread,
-    writable,
 )
 
 LIMIT_BYTES = 10_000_000  # accepted by most mail and chat programs; nearly half of it is plotly's script
@@ -51,8 +51,8 @@ LIMIT_BYTES = 10_000_000  # accepted by most mail and chat programs; nearly half
 def write_report(report: Report, path: Path, limit_bytes: int = LIMIT_BYTES) -> Path:
     """Write the page, with less detail if it would otherwise exceed `limit_bytes`.
 
-    Raises NotWritableError when even the least detail is too large or the file cannot be written, ValueError when
-    an item's arrays do not belong together. The same report gives the same bytes.
+    Raises NotWritableError if the page is too large even with the least detail or the file cannot be written,
+    ValueError if an item's arrays are inconsistent. The same report gives the same bytes.
     """
     for detail in LEVELS:
         page = render(report, detail)
@@ -60,7 +60,7 @@ def write_report(report: Report, path: Path, limit_bytes: int = LIMIT_BYTES) -> 
         if size <= limit_bytes:
             return write_text(path, page)
     raise NotWritableError(
-        f"{path}: the report takes {size / 1e6:.1f} MB at the least detail, more than {limit_bytes / 1e6:.1f} MB; "
+        f"{path}: the report takes {size / 1e6:.1f} MB with the least detail, more than {limit_bytes / 1e6:.1f} MB; "
         "leave out sections"
     )
 
@@ -70,7 +70,7 @@ def render(report: Report, detail: Detail) -> str:
     views = Views(detail)
     shown = [[views.of(item) for item in section.items] for section in report.sections]
     page = _templates().get_template("page.html")
-    return writable(page.render(report=report, shown=shown, plotly=_plotly_script() if views.figures else ""))
+    return encodable(page.render(report=report, shown=shown, plotly=_plotly_script() if views.figures else ""))
 
 
 @functools.cache
@@ -215,9 +215,9 @@ OUTLIER_RGB = (255, 96, 60)
 LINE_OPACITY = 0.55
 GAP_PX = 6
 GAP_RGB = (128, 128, 128)
-SUBPIXEL_BITS = 4  # cv2 draws at coordinates of 1/16 px
+SUBPIXEL_BITS = 4  # cv2 draws with coordinates in units of 1/16 px
 DOT_PX = 1  # radius of a point on a thumbnail
-FARTHEST_PX = 20_000.0  # a point farther off than this would overflow cv2's fixed-point numbers
+FARTHEST_PX = 20_000.0  # points beyond this would overflow cv2's fixed-point numbers
 
 
 def match_jpeg(picture: MatchPicture, detail: Detail) -> bytes:
@@ -244,7 +244,7 @@ def thumbnail_jpeg(thumbnail: Thumbnail, detail: Detail) -> bytes:
         points = apply_affine(resize_affine((width, height), size), points)
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     drawn, inlier = image.copy(), np.asarray(thumbnail.inlier, dtype=bool)
-    order = np.argsort(inlier, kind="stable")  # inliers last, so that they are seen
+    order = np.argsort(inlier, kind="stable")  # inliers last, so that they are on top
     for x, y, good in zip(*points[order].T.tolist(), inlier[order].tolist(), strict=True):
         if -FARTHEST_PX < x < FARTHEST_PX and -FARTHEST_PX < y < FARTHEST_PX:
             at = (round(x * 2**SUBPIXEL_BITS), round(y * 2**SUBPIXEL_BITS))

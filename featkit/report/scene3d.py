@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from featkit.core.content import Camera3D, Scene3D
-from featkit.report.tables import Detail, for_plotly, format_float, format_integer, spread
+from featkit.report.tables import Detail, format_float, format_integer, plotly_text, spread
 
 # Readable on light and dark backgrounds, and distinguishable for most colour-blind readers.
 GROUP_COLOURS = {"map": "#2f7ed8", "query": "#e8701a", "truth": "#2a9d6f"}
@@ -28,7 +28,7 @@ class Figure:
     caption: str
 
 
-def packed(values: np.ndarray) -> dict[str, str]:
+def base64_array(values: np.ndarray) -> dict[str, str]:
     """A 1-D float array as plotly's base64 typed array; float32 is precise enough for any screen."""
     little = np.ascontiguousarray(values, dtype="<f4")
     return {"dtype": "f4", "bdata": base64.b64encode(little.tobytes()).decode("ascii")}
@@ -37,13 +37,13 @@ def packed(values: np.ndarray) -> dict[str, str]:
 def scene_figure(scene: Scene3D, detail: Detail) -> Figure:
     """The scene with at most `detail.points` points; the same input gives the same figure.
 
-    Everything is turned upright (see `scene3d.upright`) and moved to the middle of the view, which also keeps
-    float32 exact for georeferenced worlds. Raises ValueError on arrays of wrong shape.
+    Everything is rotated upright (see `upright_rotation`) and centred, which also keeps float32 precise for
+    georeferenced worlds. Raises ValueError for arrays of wrong shape.
     """
     cameras = [camera for camera in scene.cameras if _drawable(camera)]
     points, colours = _finite(scene)
-    turn = upright(cameras)
-    centres = np.array([centre_of(camera) for camera in cameras]).reshape(-1, 3)
+    turn = upright_rotation(cameras)
+    centres = np.array([camera_centre(camera) for camera in cameras]).reshape(-1, 3)
     points = points @ turn.T
     box = view_box(points, centres @ turn.T)
     shown_points, shown_colours = _visible(points, colours, box, detail.points)
@@ -52,7 +52,7 @@ def scene_figure(scene: Scene3D, detail: Detail) -> Figure:
     depth = frustum_depth(centres, box)
     data += _camera_traces(shown, turn, box, depth)
     caption = _caption(len(scene.points), len(shown_points), len(scene.cameras), len(shown))
-    drawn = [np.vstack([frustum_corners(camera, depth), centre_of(camera)]) for camera in shown]
+    drawn = [np.vstack([frustum_corners(camera, depth), camera_centre(camera)]) for camera in shown]
     views = first_views(shown_points, np.concatenate([np.zeros((0, 3)), *drawn]) @ turn.T, box)
     return Figure(data, _layout(box, views), caption)
 
@@ -87,7 +87,7 @@ def _point_traces(points: Float[np.ndarray, "k 3"], colours: UInt8[np.ndarray, "
     trace = common | {"marker": marker, "showlegend": False} | _xyz(points)
     if (colours == colours[0]).all():
         marker["color"] = NEUTRAL
-    else:  # three bytes a point; the page's script makes plotly's colours of them
+    else:  # three bytes per point, which the page's script turns into plotly's colours
         trace["meta"] = {"rgb": base64.b64encode(np.ascontiguousarray(colours).tobytes()).decode("ascii")}
     stand_in: dict[str, Any] = {"marker": {"color": NEUTRAL, "size": 4}, "x": [None], "y": [None], "z": [None]}
     return [trace, common | stand_in]
@@ -106,9 +106,9 @@ def _camera_traces(
             others += 1
         members = [camera for camera in cameras if camera.group == group]
         lines = np.concatenate([frustum_path(camera, depth) for camera in members]) @ turn.T - box.middle
-        centres = np.array([centre_of(camera) for camera in members]) @ turn.T - box.middle
-        common: dict[str, Any] = {"type": "scatter3d", "legendgroup": for_plotly(group)}
-        common |= {"name": f"{for_plotly(group)} cameras ({len(members)})"}
+        centres = np.array([camera_centre(camera) for camera in members]) @ turn.T - box.middle
+        common: dict[str, Any] = {"type": "scatter3d", "legendgroup": plotly_text(group)}
+        common |= {"name": f"{plotly_text(group)} cameras ({len(members)})"}
         pen = {"mode": "lines", "hoverinfo": "skip", "line": {"color": colour, "width": 2.5}}
         dots: dict[str, Any] = {"mode": "markers", "hoverinfo": "text", "showlegend": False}
         dots |= {"hovertext": [_hover(camera) for camera in members]}
@@ -118,23 +118,23 @@ def _camera_traces(
 
 
 def _xyz(points: Float[np.ndarray, "n 3"]) -> dict[str, Any]:
-    return {axis: packed(points[:, i]) for i, axis in enumerate("xyz")}
+    return {axis: base64_array(points[:, i]) for i, axis in enumerate("xyz")}
 
 
 def _hover(camera: Camera3D) -> str:
-    x, y, z = (format_float(float(value), 3) for value in centre_of(camera))
+    x, y, z = (format_float(float(value), 3) for value in camera_centre(camera))
     return (
-        f"<b>{for_plotly(camera.name)}</b><br>{for_plotly(camera.group)}, {camera.width} × {camera.height} px, "
+        f"<b>{plotly_text(camera.name)}</b><br>{plotly_text(camera.group)}, {camera.width} × {camera.height} px, "
         f"f = {format_float(camera.focal_px, 1)} px<br>centre {x}, {y}, {z}"
     )
 
 
-def _xyz_of(place: Float[np.ndarray, "3"]) -> dict[str, float]:
+def _xyz_dict(place: Float[np.ndarray, "3"]) -> dict[str, float]:
     return {axis: round(float(value), 5) for axis, value in zip("xyz", place, strict=True)}
 
 
 def _layout(box: ViewBox, views: Sequence[FirstView]) -> dict[str, Any]:
-    """Opened with the view of a card of the usual shape; the page's script takes the one for its own from `meta`."""
+    """Opens with the view for the usual aspect ratio; `meta` holds all views, from which the page's script chooses."""
     reach = 0.5 * box.side
     usual = min(views, key=lambda view: abs(view.aspect - USUAL_ASPECT))
     axis = {"visible": False, "range": [-reach, reach], "autorange": False}
@@ -144,20 +144,20 @@ def _layout(box: ViewBox, views: Sequence[FirstView]) -> dict[str, Any]:
         "zaxis": dict(axis),
         "aspectmode": "cube",  # the ranges are equal; "data" would take the aspect from what the traces extend to
         "dragmode": "turntable",
-        "camera": {"eye": _xyz_of(usual.eye), "up": {"x": 0, "y": 0, "z": 1}, "center": _xyz_of(usual.centre)},
+        "camera": {"eye": _xyz_dict(usual.eye), "up": {"x": 0, "y": 0, "z": 1}, "center": _xyz_dict(usual.centre)},
     }
     legend = {"x": 0.01, "y": 0.99, "xanchor": "left", "yanchor": "top", "itemsizing": "constant"}
     margin = {"l": 0, "r": 0, "t": 0, "b": 0}
-    meta = {"views": [{"aspect": v.aspect, "eye": _xyz_of(v.eye), "center": _xyz_of(v.centre)} for v in views]}
+    meta = {"views": [{"aspect": v.aspect, "eye": _xyz_dict(v.eye), "center": _xyz_dict(v.centre)} for v in views]}
     return {"scene": scene, "legend": legend, "showlegend": True, "margin": margin, "meta": meta}
 
 
 def _caption(points: int, shown_points: int, cameras: int, shown_cameras: int) -> str:
-    parts = [_shown(points, shown_points, "points"), _shown(cameras, shown_cameras, "cameras")]
+    parts = [_count_text(points, shown_points, "points"), _count_text(cameras, shown_cameras, "cameras")]
     return "; ".join(parts) + ". Drag to turn, scroll to zoom, click the legend to hide a group."
 
 
-def _shown(total: int, shown: int, what: str) -> str:
+def _count_text(total: int, shown: int, what: str) -> str:
     if total == 0:
         return f"No {what}"
     if shown == total:
@@ -173,18 +173,18 @@ CANCELLED = 0.2  # a mean of unit vectors shorter than this has no meaningful di
 POINT_PERCENTILES = (1.0, 99.0)
 ENOUGH_POINTS = 200_000  # maximum for the percentiles: more would take seconds and change nothing
 MARGIN = 1.2  # factor of the box, so that frusta at its border are complete
-FAR_CAMERA = 5.0  # a camera this many times farther out than the median camera is left out of the box
+FAR_CAMERA = 5.0  # cameras this many times farther out than the median camera do not enlarge the box
 # The view a scene opens with, in plotly's units: the box is a cube of side 1 around the origin.
-LOOKING = (0.0, 0.85, -0.53)  # from behind the cameras and above them
+VIEW_DIRECTION = (0.0, 0.85, -0.53)  # from behind and above the cameras
 FIELD_OF_VIEW_DEG = 45.0  # vertical; plotly's own
-ASPECTS = (0.45, 0.6, 0.75, 0.9, 1.1, 1.35, 1.6, 1.9, 2.3, 3.0)  # width / height of a scene, telephone to desktop
+ASPECTS = (0.45, 0.6, 0.75, 0.9, 1.1, 1.35, 1.6, 1.9, 2.3, 3.0)  # width / height of the view, phone to desktop
 USUAL_ASPECT = 1.6
-FILL = (0.94, 0.9)  # share of the picture's width and height that the visible content fills at most
-NEAREST = 0.3  # of the eye to what it looks at, in sides of the box
-ENOUGH_SEEN = 2000  # points the view is fitted to
+FILL = (0.94, 0.9)  # largest share of the view's width and height filled by the content
+NEAREST = 0.3  # smallest distance from the eye to the centre of the view, in sides of the box
+ENOUGH_SEEN = 2000  # number of points the view is fitted to
 
 
-def centre_of(camera: Camera3D) -> Float[np.ndarray, "3"]:
+def camera_centre(camera: Camera3D) -> Float[np.ndarray, "3"]:
     """Camera centre in world units: -R^T t."""
     rotation = np.asarray(camera.rotation, dtype=np.float64)
     return -rotation.T @ np.asarray(camera.translation, dtype=np.float64)
@@ -194,7 +194,7 @@ def frustum_corners(camera: Camera3D, depth: float) -> Float[np.ndarray, "4 3"]:
     """World points at `depth` (world units along the axis) seen in the image's corners.
 
     Order: top left, top right, bottom right, bottom left. The corners of a w x h image are (-0.5, -0.5) and
-    (w - 0.5, h - 0.5) in pixels, so they lie w / 2 and h / 2 from the principal point in its middle.
+    (w - 0.5, h - 0.5) in pixels, so they are w / 2 and h / 2 from the principal point in its middle.
     """
     half_width = 0.5 * camera.width / camera.focal_px
     half_height = 0.5 * camera.height / camera.focal_px
@@ -207,16 +207,16 @@ def frustum_corners(camera: Camera3D, depth: float) -> Float[np.ndarray, "4 3"]:
 def frustum_path(camera: Camera3D, depth: float) -> Float[np.ndarray, "12 3"]:
     """All eight edges of a frustum as one line, with a row of NaN at every break."""
     a, b, c, d = frustum_corners(camera, depth)
-    tip = centre_of(camera)
+    tip = camera_centre(camera)
     gap = np.full(3, np.nan)
     return np.stack([a, b, c, d, a, tip, b, gap, c, tip, d, gap])
 
 
-def upright(cameras: Sequence[Camera3D]) -> Float[np.ndarray, "3 3"]:
+def upright_rotation(cameras: Sequence[Camera3D]) -> Float[np.ndarray, "3 3"]:
     """Rotation world -> display, where z is up and y is where the cameras look; identity without cameras.
 
-    Up is the mean of the cameras' -y axes. When these cancel out (a drone looking straight down while turning),
-    the opposite of the mean viewing direction takes their place.
+    Up is the mean of the cameras' -y axes. If these cancel out (a drone looking straight down while turning), up is
+    the opposite of the mean viewing direction.
     """
     if not cameras:
         return np.eye(3)
@@ -249,9 +249,9 @@ class ViewBox:
 
 
 def view_box(points: Float[np.ndarray, "n 3"], centres: Float[np.ndarray, "c 3"]) -> ViewBox:
-    """The cube with nearly all points and all cameras that are not far away. All coordinates must be finite.
+    """A cube that contains nearly all points and all cameras that are not far away. Coordinates must be finite.
 
-    A cube, because then one unit is equally long on all axes and a flat scene does not degenerate. z is up.
+    In a cube, units are equally long on all axes and flat scenes do not degenerate. z is up.
     """
     corners: list[np.ndarray] = []
     if len(points):
@@ -272,7 +272,7 @@ def view_box(points: Float[np.ndarray, "n 3"], centres: Float[np.ndarray, "c 3"]
 
 @dataclass(frozen=True)
 class FirstView:
-    """Where plotly's camera is when a scene of this width / height opens, and what it looks at, in sides of the box."""
+    """Initial position of plotly's camera for an aspect ratio, and the point it looks at, in sides of the box."""
 
     aspect: float
     eye: Float[np.ndarray, "3"]
@@ -280,18 +280,18 @@ class FirstView:
 
 
 def first_views(points: Float[np.ndarray, "n 3"], frusta: Float[np.ndarray, "f 3"], box: ViewBox) -> list[FirstView]:
-    """For each of `ASPECTS`, the nearest view with all points and frusta in it that are inside the box.
+    """For each of `ASPECTS`, the closest view that shows all points and frusta inside the box.
 
     frusta: their centres and corners.
     """
     seen = np.concatenate([points[spread(len(points), ENOUGH_SEEN)], frusta])
     seen = (seen[box.contains(seen)] - box.middle) / box.side
-    return [_fitted(seen if len(seen) else np.zeros((1, 3)), aspect) for aspect in ASPECTS]
+    return [_fit_view(seen if len(seen) else np.zeros((1, 3)), aspect) for aspect in ASPECTS]
 
 
-def _fitted(seen: Float[np.ndarray, "m 3"], aspect: float) -> FirstView:
-    """Centre what is seen, then come as near as it allows, in turns."""
-    forward, right, up = _looking()
+def _fit_view(seen: Float[np.ndarray, "m 3"], aspect: float) -> FirstView:
+    """Alternately centre the content and move as close as possible."""
+    forward, right, up = _view_axes()
     half = np.tan(np.radians(0.5 * FIELD_OF_VIEW_DEG))
     slopes = np.array([FILL[0] * aspect * half, FILL[1] * half])
     centre, distance = np.zeros(3), 2.0
@@ -305,9 +305,9 @@ def _fitted(seen: Float[np.ndarray, "m 3"], aspect: float) -> FirstView:
     return FirstView(aspect, last - distance * forward, last)
 
 
-def _looking() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit vectors of the first view: forward, right, up."""
-    forward = np.array(LOOKING) / np.linalg.norm(LOOKING)
+def _view_axes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit vectors of the initial view: forward, right, up."""
+    forward = np.array(VIEW_DIRECTION) / np.linalg.norm(VIEW_DIRECTION)
     right = np.cross(forward, [0.0, 0.0, 1.0])
     right = right / np.linalg.norm(right)
     return forward, right, np.cross(right, forward)
@@ -317,7 +317,7 @@ def frustum_depth(centres: Float[np.ndarray, "c 3"], box: ViewBox) -> float:
     """Depth at which frusta are drawn: about the spacing of the cameras, between 1.5 % and 6 % of the box."""
     if len(centres) < 2:
         return 0.06 * box.side
-    some = centres[:300]  # the spacing need not be exact, and all distances of a large model are too many
+    some = centres[:300]  # an approximate spacing is enough; a large model has too many distances
     distance = np.linalg.norm(some[:, None] - some[None], axis=2)
     np.fill_diagonal(distance, np.inf)
     return float(np.clip(0.6 * np.median(distance.min(axis=1)), 0.015 * box.side, 0.06 * box.side))

@@ -22,8 +22,8 @@ from featkit.core.content import Cell, Link, Table
 
 @dataclass(frozen=True)
 class ShownCell:
-    """A cell. sort: the full number for the page's script, "" for a gap (which comes last), None for text, which sorts
-    by what is shown. address: percent-encoded, of a cell that leads somewhere."""
+    """A cell. sort: the full number for the page's script, "" for a gap (sorted last), None for text, which is sorted
+    as shown. address: percent-encoded target of a link."""
 
     text: str
     sort: str | None
@@ -50,7 +50,7 @@ def shown_table(table: Table, detail: Detail) -> ShownTable:
             raise ValueError(f"{table.title}: a row of {len(row)} cells under {len(table.columns)} columns")
     columns = [[row[i] for row in table.rows] for i in range(len(table.columns))]
     numeric, decimals = [_numeric(cells) for cells in columns], [decimals_for(cells) for cells in columns]
-    rows = [list(map(_shown, row, numeric, decimals)) for row in table.rows[: detail.rows]]
+    rows = [list(map(_shown_cell, row, numeric, decimals)) for row in table.rows[: detail.rows]]
     notes = [table.note] if table.note else []
     if len(table.rows) > detail.rows:
         notes.append(f"The first {format_integer(detail.rows)} of {format_integer(len(table.rows))} rows are shown.")
@@ -60,10 +60,10 @@ def shown_table(table: Table, detail: Detail) -> ShownTable:
 def _numeric(column: Sequence[Cell]) -> bool:
     """Whether a column holds only numbers, percentages or gaps."""
     known = [cell for cell in column if cell is not None]
-    return bool(known) and all(number_in(cell) is not None for cell in known)
+    return bool(known) and all(cell_number(cell) is not None for cell in known)
 
 
-def _shown(cell: Cell, numeric: bool, decimals: int) -> ShownCell:
+def _shown_cell(cell: Cell, numeric: bool, decimals: int) -> ShownCell:
     sort = _sort_key(cell) if numeric or not isinstance(cell, str) else None
     return ShownCell(format_cell(cell, decimals), sort, quote(cell.address) if isinstance(cell, Link) else "")
 
@@ -71,7 +71,7 @@ def _shown(cell: Cell, numeric: bool, decimals: int) -> ShownCell:
 def _sort_key(cell: Cell) -> str | None:
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
-    value = number_in(cell)
+    value = cell_number(cell)
     if value is None:
         return None
     return str(int(value)) if value.is_integer() else repr(value).replace("inf", "Infinity")
@@ -81,18 +81,18 @@ def _sort_key(cell: Cell) -> str | None:
 # Readable numbers: few digits, the same number of decimals in a column.
 
 
-NOTHING = "–"
-PLAIN_BELOW = 1e7  # floats from here on are written with an exponent
+MISSING = "–"
+PLAIN_BELOW = 1e7  # larger floats are written with an exponent
 
 SIGNED = re.compile(r"[-−]?\d[\d,]*(\.\d+)?\s?[%*]", re.ASCII)
 
 
 def is_number(cell: Cell) -> bool:
-    """True of ints and floats (numpy's too), not of booleans."""
+    """True for ints and floats (also numpy's), False for booleans."""
     return isinstance(cell, numbers.Real) and not isinstance(cell, bool)
 
 
-def number_in(cell: Cell) -> float | None:
+def cell_number(cell: Cell) -> float | None:
     """The number of a cell: itself, or the number in a text like "93.3 %" or "93.3 *"; else None."""
     if isinstance(cell, str):
         text = cell.strip()
@@ -101,7 +101,7 @@ def number_in(cell: Cell) -> float | None:
 
 
 def decimals_for(values: Iterable[Cell]) -> int:
-    """Decimals that give the largest of the floats about four digits."""
+    """Number of decimals that gives the largest float about four digits."""
     largest = 0.0
     for value in values:
         if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
@@ -118,9 +118,9 @@ def format_integer(value: int) -> str:
 
 
 def format_float(value: float, decimals: int) -> str:
-    """A float with `decimals` decimals; one that would round to zero, or is huge, gets an exponent or more digits."""
+    """A float with `decimals` decimals; one that is huge or would round to zero gets an exponent or more digits."""
     if math.isnan(value):
-        return NOTHING
+        return MISSING
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     size = abs(value)
@@ -135,24 +135,24 @@ def format_float(value: float, decimals: int) -> str:
 
 def format_headline(value: str | int | float) -> str:
     """A number displayed alone in large type: one digit less than in a table."""
-    return format_cell(value, max(decimals_for([value]) - 1, 1) if not _whole(value) else None)
+    return format_cell(value, max(decimals_for([value]) - 1, 1) if not _is_integral(value) else None)
 
 
 def format_cell(cell: Cell, decimals: int | None = None) -> str:
-    """A cell as text (not escaped). decimals: of its column; by default chosen for this number."""
+    """A cell as text (not escaped). decimals: the column's; by default chosen for this number."""
     if cell is None:
-        return NOTHING
+        return MISSING
     if isinstance(cell, numbers.Integral) and not isinstance(cell, bool):
         return format_integer(int(cell))
     if isinstance(cell, numbers.Real) and not isinstance(cell, bool):
-        if decimals is None and _whole(cell):
+        if decimals is None and _is_integral(cell):
             return format_integer(int(cell))
         return format_float(float(cell), decimals_for([cell]) if decimals is None else decimals)
     return str(cell)
 
 
-def _whole(cell: Cell) -> bool:
-    """Whether a number has no fraction and is short enough to be written out."""
+def _is_integral(cell: Cell) -> bool:
+    """Whether a number is an integer and short enough to be written without an exponent."""
     if not isinstance(cell, numbers.Real) or isinstance(cell, bool):
         return False
     value = float(cell)
@@ -162,17 +162,17 @@ def _whole(cell: Cell) -> bool:
 # ----------------------------------------------------------------------------------------------------------------------
 # Escaping of user text in plotly's labels; the template engine escapes everything else.
 #
-# Image names are file names: they may hold markup, quotes, or bytes that were no UTF-8 (lone surrogates in Python).
+# Image names are file names: they may contain markup, quotes, or bytes that are not UTF-8 (lone surrogates in Python).
 
 
-def writable(text: str) -> str:
+def encodable(text: str) -> str:
     """The text with every character that UTF-8 cannot encode replaced by a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def for_plotly(text: str) -> str:
+def plotly_text(text: str) -> str:
     """Text for a plotly label, which understands a few tags and entities."""
-    return html.escape(writable(text), quote=False)
+    return html.escape(encodable(text), quote=False)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def for_plotly(text: str) -> str:
 
 @dataclass(frozen=True)
 class Detail:
-    """Upper bounds. Points, cameras: per scene; lines: per picture; pictures, thumbnails: on the whole page."""
+    """Upper bounds. points, cameras: per scene; lines: per picture; pictures, thumbnails: on the complete page."""
 
     points: int
     cameras: int

@@ -47,20 +47,20 @@ class Records:
 
 
 def read_records(run: Path) -> Records:
-    """Raises BadInputError for a folder that holds no finished training."""
+    """Read the records of a training. Raises BadInputError if the folder does not hold a finished training."""
     folder = RunFolder(run)
     if not folder.summary.is_file():
         raise BadInputError(
-            f"{run}: not the folder of a finished training (no {folder.summary.name}); train it to its end"
+            f"{run}: not the folder of a finished training (no {folder.summary.name}); finish the training"
         )
-    with blaming(run, "the folder of a finished training", "train it to its end"):
+    with blaming(run, "the folder of a finished training", "finish the training"):
         summary = json.loads(folder.summary.read_text(encoding="utf-8"))
         configuration = (run / "config.yaml").read_text(encoding="utf-8")
         return Records(summary, read_metrics(folder.metrics), configuration, sorted(folder.pictures.glob("*.jpg")))
 
 
 def training_report(run: Path) -> Path:
-    """Write report.html of a run's folder and return it. Raises BadInputError for a folder that holds no run."""
+    """Write report.html of a training and return it. Raises BadInputError if the folder does not hold one."""
     records = read_records(run)
     summary = records.summary
     data, unit = summary["data"], summary["unit"]
@@ -68,13 +68,13 @@ def training_report(run: Path) -> Path:
         title=f"Training: {summary['recipe'] or summary['task']}",
         subtitle=f"{data['name']}: {data[unit]:,} {unit} of {len(data['scenes'])} scenes",
         headlines=headlines(summary),
-        sections=sections_of(records),
+        sections=training_sections(records),
     )
     return write_report(report, RunFolder(run).report)
 
 
 def stages_report(run: Path, stages: Sequence[str]) -> Path:
-    """Write report.html of a training in stages, each in its own folder, with the stages that exist."""
+    """Write report.html of a training in stages, each in its own folder; stages that were not run are left out."""
     found = {stage: read_records(run / stage) for stage in stages if RunFolder(run / stage).summary.is_file()}
     if not found:
         raise BadInputError(f"{run}: not the folder of a finished training (none of {', '.join(stages)} is there)")
@@ -86,7 +86,7 @@ def stages_report(run: Path, stages: Sequence[str]) -> Path:
         title=f"Training: {last['recipe'] or last['task']}",
         subtitle="; ".join(parts),
         headlines=headlines(last),
-        sections=[section for stage, records in found.items() for section in sections_of(records, f"{stage}: ")],
+        sections=[section for stage, records in found.items() for section in training_sections(records, f"{stage}: ")],
     )
     return write_report(report, RunFolder(run).report)
 
@@ -103,12 +103,12 @@ def headlines(summary: dict[str, Any]) -> list[Headline]:
     ]
 
 
-def sections_of(records: Records, prefix: str = "") -> list[Section]:
-    """Networks, curves, statistics, pictures and configuration of one training. prefix: before every heading."""
+def training_sections(records: Records, prefix: str = "") -> list[Section]:
+    """Networks, curves, statistics, pictures and configuration of one training. prefix: start of every heading."""
     summary, rows = records.summary, records.rows
     sections = [
         Section("Networks", items=[training_table(summary)]),
-        Section("Curves", items=curves_of(rows, summary["score"], summary["unit"])),
+        Section("Curves", items=metric_curves(rows, summary["score"], summary["unit"])),
         *statistics_sections(rows, {summary["score"]["name"], f"{summary['unit']}_per_s"}),
     ]
     if records.pictures:
@@ -132,11 +132,11 @@ def training_table(summary: dict[str, Any]) -> Table:
     rows: list[list[Cell]] = [
         [which, summary[which]["step"], score["factor"] * summary[which][score["name"]]] for which in ("last", "best")
     ]
-    note = "On what was held out of the training data; the best step was chosen on it."
+    note = "On the validation set, which also selected the best step."
     return Table("Training", ["network", "step", f"{score['label']} {score['unit']}"], rows, note=note)
 
 
-def curves_of(rows: list[Row], score: dict[str, Any], unit: str) -> list[Item]:
+def metric_curves(rows: list[Row], score: dict[str, Any], unit: str) -> list[Item]:
     """Loss, score, learning rate, gradient, speed and waiting over the steps."""
     found = [
         _chart(rows, "Loss", "loss", {"loss": "loss"}),
@@ -156,7 +156,7 @@ def curves_of(rows: list[Row], score: dict[str, Any], unit: str) -> list[Item]:
 
 
 def statistics_sections(rows: list[Row], shown_already: set[str]) -> list[Section]:
-    """Statistics of the loss: SDGMNet's as in its tables, AdaSample's average loss."""
+    """Statistics of the loss: SDGMNet's as in the paper's tables, AdaSample's average loss."""
     names = list(dict.fromkeys(key for row in rows for key in row if key not in {*FIRST_COLUMNS, *shown_already}))
     items: list[Item | None] = []
     if set(names) >= set(ANGLE_STATISTICS):
@@ -170,14 +170,14 @@ def statistics_sections(rows: list[Row], shown_already: set[str]) -> list[Sectio
 
 
 def statistics_table(rows: list[Row]) -> Table:
-    """SDGMNet's statistics at the shares of the training that its tables II to IV show."""
+    """SDGMNet's statistics at the same fractions of the training as in the paper's tables II to IV."""
     steps = np.array([row["step"] for row in rows])
     at = [rows[int(np.abs(steps - share * steps[-1]).argmin())] for share in SHARES]
     body: list[list[Cell]] = [
         [symbol, *(row[name] for row in at)] for name, symbol in {**ANGLE_STATISTICS, **POWER_STATISTICS}.items()
     ]
     columns = ["statistic", *(f"step {int(row['step']):,}" for row in at)]
-    return Table("Statistics along the training", columns, body, note="Angles in rad; SDGMNet, tables II to IV.")
+    return Table("Statistics during training", columns, body, note="Angles in rad; SDGMNet, tables II to IV.")
 
 
 def _chart(
@@ -197,16 +197,16 @@ def _chart(
 # The report of `featkit inspect informativeness`: AdaSample's figure 3 for any training run.
 
 
-Along = Sequence[tuple[Snapshot, Informativeness]]
-GROUPS = 32  # number of groups in which neighbouring pairs are averaged: a curve of single pairs is too noisy
+Snapshots = Sequence[tuple[Snapshot, Informativeness]]
+GROUPS = 32  # number of groups of neighbouring pairs; single pairs are too noisy for a curve
 PUBLISHED = 0.8  # figure 3, right: "consistently greater"
 
-ABOUT = """Informativeness of a pair: the norm of the gradient of its angular hinge triplet loss over all parameters.
-AdaSample draws pairs by their matching distance instead, which is cheap; the correlation says how good a stand-in it
-is. The paper finds it above 0.8 along the whole training."""
+ABOUT = """The informativeness of a pair is the norm of the gradient of its angular hinge triplet loss over all
+parameters. AdaSample draws pairs by their matching distance instead, which is cheap; the correlation shows how well the
+distance replaces the gradient norm. In the paper it stays above 0.8 during the whole training."""
 
 
-def informativeness_report(along: Along, config: InformativenessConfig, run: Path, data: str, path: Path) -> Path:
+def informativeness_report(along: Snapshots, config: InformativenessConfig, run: Path, data: str, path: Path) -> Path:
     """Write the page and return it. along: networks of one training, in order."""
     snapshot, last = along[-1]
     report = Report(
@@ -214,16 +214,16 @@ def informativeness_report(along: Along, config: InformativenessConfig, run: Pat
         subtitle=f"{run}, on {len(last.distances):,} pairs of {data}",
         headlines=[
             Headline("Correlation", round(last.pearson, 3), hint=f"{snapshot.name}; paper: above {PUBLISHED}"),
-            Headline("of ranks", round(last.spearman, 3), hint="Spearman"),
+            Headline("Rank correlation", round(last.spearman, 3), hint="Spearman"),
             Headline("Pairs with a gradient", round(100 * last.active_share, 1), "%"),
         ],
         sections=[
-            Section("Along the training", ABOUT, [*_curve(along), informativeness_table(along)]),
+            Section("During training", ABOUT, [*_correlation_curves(along), informativeness_table(along)]),
             Section(
                 f"Pairs ({snapshot.name})",
-                "Pairs in the order of their matching distance: what share of all draws would fall to a pair if it "
-                "were drawn by its distance, and by the norm of its gradient.",
-                [probabilities(last)],
+                "Pairs sorted by their matching distance: the probability of drawing a pair if pairs are drawn by "
+                "distance, and if they are drawn by gradient norm.",
+                [draw_probabilities(last)],
             ),
             Section(
                 "Distributions",
@@ -238,7 +238,7 @@ def informativeness_report(along: Along, config: InformativenessConfig, run: Pat
     return write_report(report, path)
 
 
-def informativeness_table(along: Along) -> Table:
+def informativeness_table(along: Snapshots) -> Table:
     """Correlation, distances and norms by step."""
     rows: list[list[Cell]] = [
         [
@@ -257,7 +257,7 @@ def informativeness_table(along: Along) -> Table:
     return Table("Correlation", columns, rows, note)
 
 
-def _curve(along: Along) -> list[Curves]:
+def _correlation_curves(along: Snapshots) -> list[Curves]:
     """Pearson and Spearman correlation over the steps (figure 3, right); empty for fewer than two steps."""
     known = [(snapshot.step, found) for snapshot, found in along if snapshot.step is not None]
     if len(known) < 2:
@@ -270,8 +270,8 @@ def _curve(along: Along) -> list[Curves]:
     return [Curves("Distance and informativeness", "step", "correlation", curves)]
 
 
-def probabilities(found: Informativeness) -> Curves:
-    """Probabilities induced by distance and by informativeness (figure 3, left), in groups of neighbours."""
+def draw_probabilities(found: Informativeness) -> Curves:
+    """Probability of drawing a pair by distance and by informativeness (figure 3, left), averaged in groups."""
     order = np.argsort(found.distances, kind="stable")
     groups = np.array_split(order, min(GROUPS, len(order)))
     ends = np.cumsum([len(group) for group in groups])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.runtime import torch_device
-from featkit.data.augment import degraded, warp_patches
+from featkit.data.augment import degrade_patches, warp_patches
 from featkit.data.label_mining import MinedLabels, mine_labels
 from featkit.data.patch_set import ClassIndex, PatchSet
 from featkit.data.samplers import (
@@ -248,7 +248,7 @@ class PatchTask:
         part = self._part(fed.plan)
         transforms = torch.from_numpy(fed.transforms[part]).to(self.world.device)
         patches = warp_patches(fed.pixels, transforms, self.network.input_px, self.config.augmentation.fill)
-        return patches if fed.degradations is None else degraded(patches, fed.degradations, part)
+        return patches if fed.degradations is None else degrade_patches(patches, fed.degradations, part)
 
     def _loss_of(
         self, features: Float[Tensor, "m f"], plan: BatchPlan, weights: Tensor | None, share: float
@@ -392,9 +392,9 @@ def validation_pairs(data: PatchSet, index: ClassIndex, config: HeldOut, seed: i
             config.max_shared,
             generator,
         )
-        found = _up_to(config.pairs, (ImagePair(members[p.rows0], members[p.rows1]) for p in of_images))
+        found = _truncate_pairs(config.pairs, (ImagePair(members[p.rows0], members[p.rows1]) for p in of_images))
     if not found:
-        found = _up_to(config.pairs, _made_up(data, index, config, generator))
+        found = _truncate_pairs(config.pairs, _made_up(data, index, config, generator))
     rows0, rows1 = (np.concatenate([getattr(pair, name) for pair in found]) for name in ("rows0", "rows1"))
     sizes = np.array([len(pair) for pair in found])
     first, size = np.repeat(np.cumsum(sizes) - sizes, sizes), np.repeat(sizes, sizes)
@@ -404,7 +404,7 @@ def validation_pairs(data: PatchSet, index: ClassIndex, config: HeldOut, seed: i
     return ValidationPairs(pixels, len(rows0) + others, np.cumsum(sizes))
 
 
-def _up_to(most: int, pairs: Iterator[ImagePair]) -> list[ImagePair]:
+def _truncate_pairs(most: int, pairs: Iterator[ImagePair]) -> list[ImagePair]:
     """Image pairs, the last one truncated, up to `most` patch pairs in total; at least two patch pairs each."""
     found: list[ImagePair] = []
     for pair in pairs:

@@ -18,9 +18,9 @@ from featkit.data.posed_samples import HomographyBatch, HomographyPairs, PosedBa
 from featkit.data.teacher import Teacher
 from featkit.data.views import PhotometricConfig
 from featkit.losses.base import LossResult
-from featkit.losses.scfeat_description import description_loss, one_way
+from featkit.losses.scfeat_description import description_loss, one_way_loss
 from featkit.losses.scfeat_detection import detection_loss
-from featkit.losses.scfeat_imitation import Lesson, imitation_loss, score_loss
+from featkit.losses.scfeat_imitation import TeacherKeypoints, imitation_loss, score_loss
 from featkit.losses.scfeat_warm_up import contrastive_loss
 from featkit.losses.two_views import LossContext
 from featkit.models.scfeat import DenseMaps, SCFeatNetwork
@@ -109,7 +109,7 @@ class DescriptionTask(DenseTask[PosedBatch]):
         batch = self.held_out_batches[0]
         maps = self.describe(self.images(torch.cat([batch.images0, batch.images1])))
         views = self.views(maps.normalised, batch.fundamentals01, batch)
-        found = one_way(views, self.config.loss, LossContext(torch.Generator().manual_seed(PICTURE_SEED)))
+        found = one_way_loss(views, self.config.loss, LossContext(torch.Generator().manual_seed(PICTURE_SEED)))
         return {
             "matches": line_picture(
                 batch.images0[0].numpy(),
@@ -255,7 +255,9 @@ class WarmUpTask(DenseTask[HomographyBatch]):
     ) -> list[LossResult]:
         """The imitation losses of both views."""
         assert batch.taught is not None
-        lesson = Lesson(*(torch.from_numpy(getattr(batch.taught, f.name)).to(self.device) for f in fields(Lesson)))
+        lesson = TeacherKeypoints(
+            *(torch.from_numpy(getattr(batch.taught, f.name)).to(self.device) for f in fields(TeacherKeypoints))
+        )
         size = batch.images0.shape[2], batch.images0.shape[1]
         results = [imitation_loss(self._compared(maps), lesson, size, config, self.world.total)]
         if config.score > 0:
@@ -264,7 +266,7 @@ class WarmUpTask(DenseTask[HomographyBatch]):
             with self.world.autocast():
                 scores = self.network.detect(images[:count], some).float()
             valid = torch.cat([batch.valid0, batch.valid1])[:count, None].to(self.device)
-            few = Lesson(*(getattr(lesson, f.name)[:count] for f in fields(Lesson)))
+            few = TeacherKeypoints(*(getattr(lesson, f.name)[:count] for f in fields(TeacherKeypoints)))
             results.append(score_loss(scores, few, valid, config.score, self.world.total))
         return results
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from featkit.data.posed_samples import HomographyBatch, PosedBatch
 from featkit.geometry.batched import epipolar_lines, point_line_distance, sample_map
-from featkit.losses.two_views import inside, mask_at
+from featkit.losses.two_views import inside_image, mask_at
 
 GRID_PX = 8  # between query points
 TOLERANCE_PX = 4.0  # one cell of the maps
@@ -28,7 +28,7 @@ def wrong_share(maps: Float[Tensor, "2 c h w"], batch: HomographyBatch) -> float
     points, found = nearest_neighbours(maps, size)
     moved = torch.cat([points, torch.ones_like(points[..., :1])], -1) @ batch.homographies01[0].to(points).T
     true = moved[..., :2] / moved[..., 2:]
-    seen = mask_at(batch.valid0[:, None].to(points.device), points) & inside(true, size) & (moved[..., 2] > 0)
+    seen = mask_at(batch.valid0[:, None].to(points.device), points) & inside_image(true, size) & (moved[..., 2] > 0)
     seen &= mask_at(batch.valid1[:, None].to(points.device), true)
     wrong = (found - true).norm(dim=-1) > TOLERANCE_PX
     return _share(wrong, seen)

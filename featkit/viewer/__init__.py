@@ -1,4 +1,4 @@
-"""A map to look at in a browser: what its page asks for, the page, and the server that hands out both.
+"""The browser view of a map: its data, its page, and a server for both.
 
-Nothing here decides a result, and nothing is loaded from a network. `three.min.js` is three.js (MIT): see its header.
+Nothing here affects results, and nothing is loaded from a network. `three.min.js` is three.js (MIT): see its header.
 """

@@ -1,12 +1,12 @@
-"""What the page of `featkit view` shows of a map, as the bytes that it asks for.
+"""The data of a map that the page of `featkit view` requests.
 
-Paths are of numbers alone: images by their place among the sorted names, points by their place among the sorted ids, so
-no name of a file ever comes from the browser. All pixels are those of the upright photograph as it is decoded (the
-centre of the top-left pixel is (0, 0)). Numbers in binary answers are little-endian, one array behind the other:
+Requests contain only numbers: images by index among the sorted names, points by index among the sorted ids. So the
+browser never sends a file name. Pixels are those of the upright, decoded photograph (the centre of the top-left pixel
+is (0, 0)). Binary responses are little-endian arrays, one after the other:
 
-    points.bin        xyz float32 (n, 3) after `middle` is subtracted, RGB uint8 (n, 3)
-    image/I.bin       keypoints float32 (k, 2), the point that each sees int32 (k,), -1: none
-    pair/I-J.bin      matches x0 y0 x1 y1 float32 (m, 4), whether an inlier uint8 (m,)
+    points.bin        xyz float32 (n, 3) minus `middle`, RGB uint8 (n, 3)
+    image/I.bin       keypoints float32 (k, 2), index of the point that each sees int32 (k,), -1: none
+    pair/I-J.bin      matches x0 y0 x1 y1 float32 (m, 4), inlier flags uint8 (m,)
     tracks/C.json     points 1000 C .. 1000 C + 999: id, error in px, (image, x, y) of every observation
     scene.json, image/I.json, thumb/I.jpg, photo/I.jpg
 """
@@ -37,15 +37,15 @@ from featkit.io.features import open_features
 from featkit.mapping.cameras import to_pose
 from featkit.mapping.database import PairLines, ReadOnlyDatabase
 from featkit.mapping.model import point_ids, read_model
-from featkit.mapping.photographs import photographs_there
+from featkit.mapping.photographs import existing_photographs
 from featkit.mapping.scene import find_features
-from featkit.report.scene3d import centre_of, frustum_depth, upright, view_box
+from featkit.report.scene3d import camera_centre, frustum_depth, upright_rotation, view_box
 
-CHUNK = 1000  # points in one answer about tracks
+CHUNK = 1000  # number of points per response with tracks
 DATABASE = "database.db"
 FARTHEST = 1e15  # coordinate that a point is drawn at; the squares of larger ones leave float32
-OVERHEAD = 64  # bytes of a small object in memory, about
-NEAR = 2  # folders above a model that its database is looked for in: scene/featkit/sparse/0
+OVERHEAD = 64  # approximate size of a small object in memory, bytes
+NEAR = 2  # levels above a model that are searched for its database, as in scene/featkit/sparse/0
 NUMBER = "([0-9]{1,9})"
 ROUTE = re.compile(
     rf"(scene\.json|points\.bin)|(tracks|image|thumb|photo)/{NUMBER}\.(json|bin|jpg)|pair/{NUMBER}-{NUMBER}\.bin"
@@ -53,27 +53,30 @@ ROUTE = re.compile(
 
 
 class ViewConfig(Config):
-    """What a page shows of photographs."""
+    """Size and quality of the photographs on the page."""
 
     thumbnail_px: Longer = 320
     """Longer side of thumbnails, px."""
     photograph_px: Longer = 1600
     """Longer side of photographs, px; keypoints and matches are drawn on these."""
     jpeg_quality: Quality = 85
-    """JPEG quality of both, 1 to 100."""
+    """JPEG quality of thumbnails and photographs, 1 to 100."""
     cache_mb: Megabytes = 128
-    """Memory for photographs that were shown already, MB (10^6 bytes)."""
+    """Memory for caching photographs, MB (10^6 bytes)."""
 
 
 class Answer(NamedTuple):
-    """The bytes of one address, and their type."""
+    """The response to one request. kind: content type."""
 
     kind: str
     data: bytes
 
 
-class Seen(NamedTuple):
-    """A photograph's upright size, px, and the map from its camera's pixels to those. There: whether it has a file."""
+class PhotographView(NamedTuple):
+    """Geometry of an upright photograph. size: px. from_camera: affine map from its camera's pixels to its own.
+
+    there: whether the photograph's file exists.
+    """
 
     size: tuple[int, int]
     from_camera: Float[np.ndarray, "2 3"]
@@ -81,10 +84,10 @@ class Seen(NamedTuple):
 
 
 class ViewedScene:
-    """A map, its photographs and its matches, ready to be asked. Its files stay as they are.
+    """A map with its photographs and matches, which answers the page's requests. Files are only read.
 
-    `missing` says in sentences what was not found. Raises BadInputError for a model that cannot be read or names files
-    outside the folder of the photographs, EmptyResultError for one without a posed image.
+    `missing` describes what was not found. Raises BadInputError for a model that cannot be read or has image names that
+    leave the photographs' folder, EmptyResultError for a model without a posed image.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class ViewedScene:
         images: Sequence[Path] = (),
         database: Path | None = None,
     ):
-        """folder: of a COLMAP model. images: folders of its photographs. database: COLMAP's; by default near it."""
+        """folder: a COLMAP model. images: folders of its photographs. database: COLMAP's; by default found near it."""
         self.folder, self.config = folder, config or ViewConfig()
         self.model = read_model(folder)
         self.images = sorted((i for i in self.model.images.values() if i.has_pose), key=lambda image: image.name)
@@ -105,16 +108,16 @@ class ViewedScene:
         self.by_name = {name: index for index, name in enumerate(self.names)}
         self.place = {image.image_id: index for index, image in enumerate(self.images)}
         self.point_ids = np.array(sorted(self.model.points3D), dtype=np.int64)
-        self.files = photographs_there(folder, self.names, images)
+        self.files = existing_photographs(folder, self.names, images)
         self.database = self._database(database)
         self.verified = self.database is not None and any(kept for _, kept in self.database.counts.values())
         self.features = find_features(folder)
         self._range = self._intensity_range()
-        self._kept = _Cache(int(self.config.cache_mb * 1e6))
-        self._lay_out()
+        self._cache = _Cache(int(self.config.cache_mb * 1e6))
+        self._prepare_geometry()
 
-    def _lay_out(self) -> None:
-        """Points and cameras in the frame that is drawn: around the middle, so that float32 holds a place on earth."""
+    def _prepare_geometry(self) -> None:
+        """Points and cameras relative to the middle of the map, so that float32 is precise for georeferenced maps."""
         points = [self.model.points3D[int(number)] for number in self.point_ids]
         xyz = np.array([point.xyz for point in points], dtype=np.float64).reshape(-1, 3)
         self.xyz = xyz.clip(-FARTHEST, FARTHEST)
@@ -124,8 +127,8 @@ class ViewedScene:
             posed_camera(image.name, to_pose(image.cam_from_world()), self.model.cameras[image.camera_id], "map")
             for image in self.images
         ]
-        self.turn = upright(self.cameras)
-        centres = np.array([centre_of(camera) for camera in self.cameras])
+        self.turn = upright_rotation(self.cameras)
+        centres = np.array([camera_centre(camera) for camera in self.cameras])
         box = view_box(self.xyz @ self.turn.T, centres @ self.turn.T)
         self.middle, self.side = self.turn.T @ box.middle, box.side
         self.depth = frustum_depth(centres, box)
@@ -136,7 +139,7 @@ class ViewedScene:
         found = None if path is None else ReadOnlyDatabase(path)
         if found is not None and not found.ids.keys() & self.by_name.keys():
             if given is not None:
-                raise BadInputError(f"{given}: has no image of the map {self.folder}; name the map's own database")
+                raise BadInputError(f"{given}: has no image of the map {self.folder}; give the map's own database")
             return None
         return found
 
@@ -146,22 +149,22 @@ class ViewedScene:
         try:
             with open_features(self.features) as store:
                 return store.intensity_range
-        except BadInputError:  # a damaged store is no reason to show nothing
+        except BadInputError:  # show the map without a damaged store
             self.features = None
             return None
 
     @property
     def missing(self) -> list[str]:
-        """Sentences about the parts that were not found."""
+        """Sentences that describe what was not found."""
         found = []
         left = len(self.images) - len(self.files)
         if left:
             which = "None" if not self.files else f"{len(self.files)}"
-            found.append(f"{which} of the {len(self.images)} photographs were found; name their folder with --images.")
+            found.append(f"{which} of the {len(self.images)} photographs were found; give their folder with --images.")
         if self.database is None:
-            found.append("No database.db is near the model: pairs are of images that see common points.")
+            found.append("No database.db was found near the model: pairs are images with common points.")
         elif not self.verified:
-            found.append(f"{self.database.path.name} has no verified pair: pairs are of images that see common points.")
+            found.append(f"{self.database.path.name} has no verified pair: pairs are images with common points.")
         unposed = len(self.model.images) - len(self.images)
         if unposed:
             found.append(f"{unposed} images of the model have no pose and are not shown.")
@@ -172,7 +175,7 @@ class ViewedScene:
     # ---- answers ----------------------------------------------------------------------------------------------------
 
     def answer(self, path: str) -> Answer | None:
-        """The bytes of an address without its leading slash; None for one that there is not.
+        """The response to a path without its leading slash; None for an unknown path.
 
         Raises BadInputError for a photograph that cannot be decoded.
         """
@@ -197,7 +200,7 @@ class ViewedScene:
         return make(int(number))
 
     def paths(self) -> Iterator[str]:
-        """Every address that the page may ask for."""
+        """All paths that the page may request."""
         yield from ("scene.json", "points.bin")
         yield from (f"tracks/{chunk}.json" for chunk in range(-(-len(self.point_ids) // CHUNK)))
         for index, name in enumerate(self.names):
@@ -211,7 +214,7 @@ class ViewedScene:
             {
                 "name": camera.name,
                 "rotation": camera.rotation.ravel().tolist(),
-                "centre": (centre_of(camera) - self.middle).tolist(),
+                "centre": (camera_centre(camera) - self.middle).tolist(),
                 "width": camera.width,
                 "height": camera.height,
                 "focal": camera.focal_px,
@@ -244,33 +247,33 @@ class ViewedScene:
     def _image(self, index: int) -> Answer:
         image = self.images[index]
         camera = self.model.cameras[image.camera_id]
-        seen, (points, of_point) = self.seen(index), self.keypoints(index)
+        seen, (points, of_point) = self.view_of(index), self.keypoints(index)
         of_seen = of_point[of_point >= 0]
         return _json(
             {
                 "size": seen.size,
-                "uv": _corners(seen, camera.width, camera.height),
+                "uv": _image_corners_uv(seen, camera.width, camera.height),
                 "camera": camera.model_name,
                 "camera_size": [camera.width, camera.height],
                 "params": [float(value) for value in camera.params],
                 "keypoints": len(points),
                 "observations": len(of_seen),
-                "error_px": _known(self.errors_px[of_seen].mean()) if len(of_seen) else None,
+                "error_px": _known_error(self.errors_px[of_seen].mean()) if len(of_seen) else None,
                 "pairs": self.pairs_of(index),
             }
         )
 
     def _keypoints_answer(self, index: int) -> Answer:
         points, of_point = self.keypoints(index)
-        upright_points = apply_affine(self.seen(index).from_camera, points).astype("<f4")
+        upright_points = apply_affine(self.view_of(index).from_camera, points).astype("<f4")
         return Answer("application/octet-stream", upright_points.tobytes() + of_point.astype("<i4").tobytes())
 
     def _pair(self, first: int, second: int) -> Answer | None:
         if max(first, second) >= len(self.images) or first == second:
             return None
-        lines = self.lines(first, second)
+        lines = self.match_lines(first, second)
         ends = [
-            apply_affine(self.seen(index).from_camera, from_colmap(points.astype(np.float64)))
+            apply_affine(self.view_of(index).from_camera, from_colmap(points.astype(np.float64)))
             for index, points in ((first, lines.points0), (second, lines.points1))
         ]
         data = np.column_stack(ends).astype("<f4").tobytes() + lines.inlier.astype(np.uint8).tobytes()
@@ -286,11 +289,11 @@ class ViewedScene:
                 if one.image_id in self.place
             ]
             track = [[index, *self._upright(index, xy)] for index, xy in sorted(seen_by, key=lambda one: one[0])]
-            rows.append({"id": int(number), "error": _known(point.error), "track": track})
+            rows.append({"id": int(number), "error": _known_error(point.error), "track": track})
         return _json(rows)
 
     def _upright(self, index: int, xy: Float[np.ndarray, "2"]) -> list[float]:
-        (moved,) = apply_affine(self.seen(index).from_camera, from_colmap(np.asarray(xy, np.float64)[None]))
+        (moved,) = apply_affine(self.view_of(index).from_camera, from_colmap(np.asarray(xy, np.float64)[None]))
         return [round(float(value), 3) for value in moved]
 
     def _thumbnail(self, index: int) -> Answer:
@@ -302,15 +305,15 @@ class ViewedScene:
     def _picture(self, kind: str, index: int, side: int) -> Answer:
         path = self.files[self.names[index]]
         make = lambda: jpeg(thumbnail(path, side, self._range).pixels, self.config.jpeg_quality)  # noqa: E731
-        return Answer("image/jpeg", self._kept.get((kind, index), make))
+        return Answer("image/jpeg", self._cache.get((kind, index), make))
 
     # ---- parts of a map ---------------------------------------------------------------------------------------------
 
-    def seen(self, index: int) -> Seen:
-        """An image as its photograph shows it; as its camera describes it where there is no photograph."""
-        return self._kept.get(("seen", index), lambda: self._seen(index))
+    def view_of(self, index: int) -> PhotographView:
+        """Geometry of an image's photograph; if there is no photograph, that of its camera."""
+        return self._cache.get(("seen", index), lambda: self._view_of(index))
 
-    def _seen(self, index: int) -> Seen:
+    def _view_of(self, index: int) -> PhotographView:
         camera = self.model.cameras[self.images[index].camera_id]
         size = (camera.width, camera.height)
         path = self.files.get(self.names[index])
@@ -319,19 +322,19 @@ class ViewedScene:
         except BadInputError:
             header = None
         if header is None:
-            return Seen(size, np.eye(2, 3), False)
+            return PhotographView(size, np.eye(2, 3), False)
         back = np.vstack([stored_from_upright(header.size, header.orientation), [0, 0, 1]])
         to_upright = np.linalg.inv(back)[:2]
         turned = abs(to_upright[0, 0]) < 0.5
         shown = header.size[::-1] if turned else header.size
-        return Seen(shown, compose(to_upright, resize_affine(size, header.size)), True)
+        return PhotographView(shown, compose(to_upright, resize_affine(size, header.size)), True)
 
     def keypoints(self, index: int) -> tuple[Float[np.ndarray, "k 2"], Int[np.ndarray, " k"]]:
-        """Keypoints of an image, pixels of its camera, and the point (by its place) that each sees, or -1.
+        """Keypoints of an image in its camera's pixels, and the index of the point that each sees, or -1.
 
-        Of a model that has only those that see points, others come from the database or the features.
+        If the model only has keypoints that see points, the others are read from the database or the features.
         """
-        return self._kept.get(("keypoints", index), lambda: self._keypoints(index))
+        return self._cache.get(("keypoints", index), lambda: self._keypoints(index))
 
     def _keypoints(self, index: int) -> tuple[Float[np.ndarray, "k 2"], Int[np.ndarray, " k"]]:
         image = self.images[index]
@@ -339,14 +342,14 @@ class ViewedScene:
         points = from_colmap(np.array([point.xy for point in image.points2D], dtype=np.float64).reshape(-1, 2))
         of_point = np.where(ids < 0, -1, np.searchsorted(self.point_ids, ids)).astype(np.int64)
         if (ids >= 0).all():
-            others = self._detected(image.name)
+            others = self._all_keypoints(image.name)
             if len(others) > len(points):
                 points = np.concatenate([points, others])
                 of_point = np.concatenate([of_point, np.full(len(others), -1)])
         return points, of_point
 
-    def _detected(self, name: str) -> Float[np.ndarray, "n 2"]:
-        """All keypoints of an image by the database, else by the features; none where neither has it."""
+    def _all_keypoints(self, name: str) -> Float[np.ndarray, "n 2"]:
+        """All keypoints of an image from the database, else from the features; empty if neither has it."""
         if self.database is not None and name in self.database.ids:
             return from_colmap(self.database.keypoints(name).astype(np.float64))
         if self.features is None:
@@ -355,10 +358,10 @@ class ViewedScene:
             return store.keypoints(name).astype(np.float64) if store.has(name) else np.zeros((0, 2))
 
     def pairs_of(self, index: int) -> list[tuple[int, int, int]]:
-        """The images matched with one: place, inliers, matches; most inliers first. Without a verified pair in a
-        database: images that see common points, and their number for both."""
+        """Images matched with an image: index, inliers, matches; most inliers first. Without a database with verified
+        pairs: images with common points, and their number for both."""
         if not self.verified:
-            return [(other, count, count) for other, count in self._common(index)]
+            return [(other, count, count) for other, count in self._images_with_common_points(index)]
         name = self.names[index]
         assert self.database is not None
         found = [
@@ -368,8 +371,8 @@ class ViewedScene:
         ]
         return sorted(found, key=lambda row: (-row[1], -row[2], row[0]))
 
-    def _common(self, index: int) -> list[tuple[int, int]]:
-        """The other images that see points of an image, and how many; most first."""
+    def _images_with_common_points(self, index: int) -> list[tuple[int, int]]:
+        """Other images that see points of an image, and the number of common points; most first."""
         is_seen = np.zeros(len(self.point_ids), bool)
         is_seen[self._points_seen[index]] = True
         counts = [int(is_seen[of_it].sum()) for of_it in self._points_seen]
@@ -378,7 +381,7 @@ class ViewedScene:
 
     @cached_property
     def _points_seen(self) -> list[Int[np.ndarray, " k"]]:
-        """By image, the points that it sees, each once."""
+        """Indices of the points that each image sees, without duplicates."""
         found = []
         for image in self.images:
             points = image.points2D
@@ -386,8 +389,8 @@ class ViewedScene:
             found.append(np.unique(np.searchsorted(self.point_ids, np.array(ids, np.int64))))
         return found
 
-    def lines(self, first: int, second: int) -> PairLines:
-        """Matches of two images, COLMAP pixels. Without a verified pair in a database: their common points."""
+    def match_lines(self, first: int, second: int) -> PairLines:
+        """Matches of two images in COLMAP pixels. Without a database with verified pairs: their common points."""
         if self.verified:
             assert self.database is not None
             return self.database.lines(Pair(self.names[first], self.names[second]))
@@ -399,7 +402,7 @@ class ViewedScene:
 
 
 class _Cache:
-    """What was made last, by key, at most so many bytes of it. Threads may share it."""
+    """A thread-safe cache of the most recently used values, limited in bytes."""
 
     def __init__(self, limit: int):
         self._limit, self._total = limit, 0
@@ -407,7 +410,7 @@ class _Cache:
         self._lock = threading.Lock()
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        """The value of a key, made where it is not there."""
+        """The value of a key, made if it is not cached."""
         with self._lock:
             if key in self._items:
                 self._items.move_to_end(key)
@@ -423,18 +426,18 @@ class _Cache:
         return value
 
 
-def _corners(seen: Seen, width: int, height: int) -> list[float]:
-    """Where the corners of a camera's image are on its upright photograph: u to the right, v up, each 0 to 1.
+def _image_corners_uv(seen: PhotographView, width: int, height: int) -> list[float]:
+    """Corners of a camera's image on its upright photograph: u to the right, v up, each 0 to 1.
 
-    Order: top left, top right, bottom right, bottom left, of the image as its camera sees it.
+    Order: top left, top right, bottom right, bottom left of the camera's image.
     """
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]]) - 0.5
     shown = (apply_affine(seen.from_camera, corners) + 0.5) / np.array(seen.size)
     return np.round(np.column_stack([shown[:, 0], 1 - shown[:, 1]]), 6).ravel().tolist()
 
 
-def _known(error: float) -> float | None:
-    """A point's error, px; COLMAP notes -1 where it was not measured."""
+def _known_error(error: float) -> float | None:
+    """A point's error, px; None if it was not computed, for which COLMAP stores -1."""
     return float(error) if np.isfinite(error) and error >= 0 else None
 
 
@@ -443,6 +446,6 @@ def _json(value: Any) -> Answer:
 
 
 def _title(folder: Path) -> str:
-    """The scene's own name: of scene/featkit/sparse/0 "scene"."""
+    """The scene's name: "scene" for scene/featkit/sparse/0."""
     plain = [part for part in folder.resolve().parts if part not in {"featkit", "sparse"} and not part.isdigit()]
     return plain[-1] if plain else folder.name

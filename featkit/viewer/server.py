@@ -1,8 +1,8 @@
-"""The page of `featkit view` on this machine: a small HTTP server of the standard library, and the page as a folder.
+"""The page of `featkit view`, served by the standard library's HTTP server or written as a folder.
 
-Only GET, only the addresses that `ViewedScene` knows and the page's own files; the page loads nothing from elsewhere.
-On a loopback address, requests under another host's name are refused: a page of the network that has its name resolved
-to this machine could otherwise read them.
+The server answers only GET requests for the paths of `ViewedScene` and the page's own files; the page loads nothing
+else. On a loopback address, requests with another host name are refused, against DNS rebinding: a web page whose host
+name resolves to this machine could otherwise read the answers.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from featkit.io.artifact import inside, part_of, place_files, scratch, write_byt
 from featkit.viewer.scene import Answer, ViewedScene
 
 LOGGER = logging.getLogger(__name__)
-IDLE_S = 60  # after which a silent connection is closed
+IDLE_S = 60  # idle connections are closed after this time
 PAGE = "index.html"
-OWN = {
+PAGE_FILES = {
     PAGE: "text/html; charset=utf-8",
     "view.css": "text/css; charset=utf-8",
     "view.js": "text/javascript; charset=utf-8",
@@ -40,13 +40,13 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",  # another scene may be at this address next
+    "Cache-Control": "no-store",  # the next scene may be served at the same address
 }
-ICON = "favicon.ico"  # which browsers ask for on their own
+ICON = "favicon.ico"  # requested by browsers automatically
 
 
 @functools.cache
-def own_file(name: str) -> bytes:
+def page_file(name: str) -> bytes:
     """One of the page's own files."""
     return files("featkit.viewer").joinpath(name).read_bytes()
 
@@ -66,7 +66,7 @@ class ViewServer(ThreadingHTTPServer):
         self.hosts = {host, f"[{host}]", "localhost"} if host.startswith(LOOPBACK) else None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that goes away in the middle of an answer is nothing to report."""
+        """Log closed connections only for debugging: browsers may close them during a response."""
         LOGGER.debug("%s: the connection ended", client_address, exc_info=True)
 
 
@@ -83,12 +83,12 @@ class Handler(BaseHTTPRequestHandler):
         host = (self.headers.get("Host") or "").lower()
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if self.server.hosts is not None and name not in self.server.hosts:
-            return self._refuse(403, "this page is for this machine alone")
+            return self._refuse(403, "this page is for this machine only")
         path = urlsplit(self.path).path.removeprefix("/") or PAGE
         if path == ICON:
             return self._send(204, Answer("image/x-icon", b""))
-        if path in OWN:
-            return self._send(200, Answer(OWN[path], own_file(path)))
+        if path in PAGE_FILES:
+            return self._send(200, Answer(PAGE_FILES[path], page_file(path)))
         try:
             answer = self.server.scene.answer(path)
         except FeatkitError as error:
@@ -117,37 +117,37 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.data)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are of interest to nobody but with -v."""
+        """Log requests only with -v."""
         LOGGER.debug(format, *args)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The same page as a folder, to open from a disk. A browser reads no other file for a page from a disk but pictures and
-# scripts, so everything else is a script that hands over its bytes.
+# The same page as a folder, to be opened from disk. For such a page a browser only loads pictures and scripts, so all
+# other data are written as scripts.
 
 
 def write_folder(scene: ViewedScene, folder: Path, *, overwrite: bool = False) -> Path:
-    """Write the page with everything it may ask for; returns the page. What was exported before goes with overwrite.
+    """Write the page with all data it may request; returns the page. overwrite: replace an earlier export.
 
-    Raises BadInputError, also for files that featkit did not write there, and NotWritableError.
+    Raises BadInputError, also for files in the folder that featkit did not write, and NotWritableError.
     """
     with scratch(part_of(folder)) as part:
-        for name in OWN:
-            data = own_file(name)
+        for name in PAGE_FILES:
+            data = page_file(name)
             if name == PAGE:
                 data = data.replace(b"<html ", b"<html data-folder ", 1)
             write_bytes(part / name, data)
-        for path, data in _exported(scene):
+        for path, data in _folder_files(scene):
             write_bytes(inside(part, path), data)
         place_files(part, folder, overwrite=overwrite, kind="view")
     return folder / PAGE
 
 
-def _exported(scene: ViewedScene) -> Iterator[tuple[str, bytes]]:
+def _folder_files(scene: ViewedScene) -> Iterator[tuple[str, bytes]]:
     for path in scene.paths():
         try:
             answer = scene.answer(path)
-        except FeatkitError as error:  # one broken photograph: the page shows its place empty
+        except FeatkitError as error:  # a damaged photograph: the page shows it empty
             LOGGER.warning("%s", error)
             continue
         if answer is None:

@@ -1,4 +1,4 @@
-"""What every registered extractor promises; see featkit/features/base.py."""
+"""Contract of all registered extractors; see featkit/features/base.py."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,10 +20,10 @@ from featkit.weights.catalogue import catalogue
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PATCH_NETWORKS = {"dog+sdgmnet": {"architecture": "hynet"}, "dog+doap-binary": {"architecture": "l2net", "bits": 256}}
-"""Patch descriptors run with an untrained network; the others differ from one of these in their weight alone."""
+"""Patch descriptors tested with untrained networks; the others differ from these only in their weights."""
 DENSE_NETWORKS = {"scfeat": {"encoder": "resnet18"}}
 UNTRAINED_PUBLISHED = ("dedode-b", "keynet-hardnet", "doghardnet")
-"""Published networks whose weights no package has: they run with untrained ones. The others need their package."""
+"""Published networks whose weights are in no package, tested with random weights. The others need their package."""
 
 
 def _extractors() -> list[str]:
@@ -50,7 +50,7 @@ def extractor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def _untrained(name: str, folder: Path) -> str:
-    """Weights of the network behind a configuration, as drawn, in a file."""
+    """A file with random weights for a configuration's network."""
     import torch
 
     from featkit.models.patch import PatchNetwork, PatchNetworkConfig
@@ -62,7 +62,7 @@ def _untrained(name: str, folder: Path) -> str:
 
 
 def _untrained_dense(name: str, folder: Path) -> str:
-    """The same of a dense network. Its detector goes by the image more than by features that nobody has trained."""
+    """The same for a dense network, with a detector that depends more on the image than on the untrained features."""
     import torch
 
     from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
@@ -76,7 +76,7 @@ def _untrained_dense(name: str, folder: Path) -> str:
 
 
 def _published(name: str, folder: Path) -> dict[str, Any]:
-    """A published network, fewer keypoints. The test is skipped without kornia 0.9, or the package with its weights."""
+    """A published network with few keypoints. Skipped without kornia 0.9 or the package with its weights."""
     if name not in UNTRAINED_PUBLISHED:
         needs_package(name)
         return {"max_keypoints": 500}
@@ -92,8 +92,8 @@ def image(extractor: Extractor, seed: int = 0, width: int = 220, height: int = 1
     return np.clip(128 + 50 * noise / noise.std(), 0, 255).astype(np.uint8)
 
 
-def spared(extractor: Any) -> None:
-    """Skip what would take a minute, and is the same code for every published network."""
+def skip_if_slow(extractor: Any) -> None:
+    """Skip slow networks, whose code is the same for all published networks."""
     if isinstance(extractor, Dedode):
         pytest.skip("two VGG-19 on a CPU, untrained: the other published networks stand for it")
 
@@ -141,7 +141,7 @@ def test_shapes_and_types(extractor: Any) -> None:
     assert found.uncertainty_px > 0
 
 
-def test_keypoints_lie_in_the_image(extractor: Any) -> None:
+def test_keypoints_are_inside_the_image(extractor: Any) -> None:
     for width, height in [(220, 160), (97, 131)]:
         found = extractor.extract(image(extractor, 1, width, height))
         assert (found.keypoints >= -0.5).all()
@@ -164,14 +164,14 @@ def test_a_read_only_image(extractor: Any) -> None:
     assert len(extractor.extract(pixels)) > 0
 
 
-def test_a_view_of_an_image(extractor: Any) -> None:
-    """Rows need not lie behind each other."""
+def test_a_strided_view_of_an_image(extractor: Any) -> None:
+    """Rows need not be contiguous."""
     wide = image(extractor, 2, 300, 160)
     view = wide[:, 40:260]
     assert_same(extractor.extract(view), extractor.extract(np.ascontiguousarray(view)))
 
 
-def test_no_texture(extractor: Any) -> None:
+def test_an_image_without_texture_has_no_features(extractor: Any) -> None:
     found = extractor.extract(np.full_like(image(extractor), 77))
     assert len(found) == 0
     assert found.keypoints.shape == (0, 2)
@@ -187,8 +187,8 @@ def test_small_images(extractor: Any) -> None:
         assert found.image_size == (width, height)
 
 
-def test_threads(extractor: Any) -> None:
-    spared(extractor)
+def test_extraction_is_thread_safe(extractor: Any) -> None:
+    skip_if_slow(extractor)
     images = [image(extractor, seed, 200 + 8 * seed, 150) for seed in range(4)]
     alone = [extractor.extract(pixels) for pixels in images]
     with ThreadPoolExecutor(4) as pool:
@@ -198,8 +198,8 @@ def test_threads(extractor: Any) -> None:
 
 
 def test_a_shifted_image_shifts_its_keypoints(extractor: Any) -> None:
-    """Most keypoints away from the border are found again, where they belong, in a crop by whole pixels."""
-    spared(extractor)
+    """In a crop at integer pixels, most keypoints away from the border are found again at the shifted positions."""
+    skip_if_slow(extractor)
     if getattr(extractor.config, "scales", (1.0,)) != (1.0,):
         pytest.skip("a shift by whole pixels is none in the resized images")
     pixels = image(extractor, 4, 320, 256)  # multiples of 32, before and after: XFeat resizes others

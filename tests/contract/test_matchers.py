@@ -1,4 +1,4 @@
-"""What every registered matcher promises; see featkit/matching/stage.py."""
+"""Contract of all registered matchers; see featkit/matching/stage.py."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,7 +35,7 @@ def matcher(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def views(request: pytest.FixtureRequest) -> Views:
-    """Two images (n, m, seed, type of the descriptors) that the matcher can match."""
+    """A function (n, m, seed, dtype) that makes two images the matcher can match."""
     return learned_views if request.node.callspec.params["matcher"] in LEARNED else drawn_views
 
 
@@ -49,7 +49,7 @@ def found_in_noise(seed: int) -> Features:
 
 
 def learned_views(n: int, m: int, seed: int, dtype: type = np.float16) -> tuple[Features, Features]:
-    """Two images whose first keypoints show the same things, moved a little; the others do not."""
+    """Two images whose first keypoints correspond, slightly moved; the others do not."""
     rng = np.random.default_rng(seed)
     picture, other = found_in_noise(0), found_in_noise(1)
     start, shared = int(rng.integers(0, 320 - max(n, m))), min(n, m) // 2
@@ -66,7 +66,7 @@ def learned_views(n: int, m: int, seed: int, dtype: type = np.float16) -> tuple[
 
 
 def drawn_views(n: int, m: int, seed: int, dtype: type = np.float16) -> tuple[Features, Features]:
-    """Two images with some descriptors in common, up to noise."""
+    """Two images with some equal descriptors, up to noise."""
     rng = np.random.default_rng(seed)
     rows = [rng.normal(size=(count, DIMENSION)) for count in (n, m)]
     shared = min(n, m) // 2
@@ -106,7 +106,7 @@ def test_shapes_and_types(matcher: Any, views: Views, dtype: type) -> None:
     assert right.mean() > 0.9
 
 
-def test_a_batch_changes_nothing(matcher: Any, views: Views) -> None:
+def test_batching_does_not_change_results(matcher: Any, views: Views) -> None:
     pairs = [views(100, 120, 1), views(33, 7, 2), views(64, 64, 3)]
     together = matcher.match(pairs)
     assert len(together) == 3
@@ -117,7 +117,7 @@ def test_a_batch_changes_nothing(matcher: Any, views: Views) -> None:
     assert matcher.match([]) == []
 
 
-def test_nothing_is_changed(matcher: Any, views: Views) -> None:
+def test_inputs_are_not_modified(matcher: Any, views: Views) -> None:
     a, b = views(90, 80, 4)
     copies = [a.descriptors.copy(), b.descriptors.copy(), a.keypoints.copy(), b.keypoints.copy()]
     for array in (a.descriptors, b.descriptors, a.keypoints, b.keypoints):
@@ -137,7 +137,7 @@ def test_few_or_no_features(matcher: Any, views: Views, n: int, m: int) -> None:
         assert found.count == 0
 
 
-def test_symmetry(matcher: Any, views: Views, request: pytest.FixtureRequest) -> None:
+def test_swapping_the_images_swaps_the_matches(matcher: Any, views: Views, request: pytest.FixtureRequest) -> None:
     name = request.node.callspec.params["matcher"]
     if name not in SYMMETRIC:
         pytest.skip(f"{name} does not promise it")

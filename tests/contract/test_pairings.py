@@ -1,4 +1,4 @@
-"""What every registered pairing promises; see featkit/pairing/base.py."""
+"""Contract of all registered pairings; see featkit/pairing/base.py."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeatureStore]:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
-    """Photographs with positions and a model of them, for those that read such things."""
+    """Photographs with positions, and a model of them, for pairings that use these."""
     folder = tmp_path_factory.mktemp("sources")
     centres = {name: np.array([5.0 * number, 0, 50]) for number, name in enumerate(NAMES)}
     for number, name in enumerate(NAMES):
@@ -73,7 +73,7 @@ def test_each_pair_once_and_none_with_itself(method: Any, store: FeatureStore) -
     assert {name for pair in found for name in pair.key()} == set(NAMES)
 
 
-def test_only_the_names_asked_for(method: Any, store: FeatureStore) -> None:
+def test_only_given_names_are_paired(method: Any, store: FeatureStore) -> None:
     some = NAMES[:5]
     assert {name for pair in pairs(method, store, some) for name in pair.key()} <= set(some)
 
@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_pairs(method: Any, store: FeatureStore) ->
     assert pairs(method, store, NAMES, 7) == first
 
 
-def test_two_images_are_one_pair(method: Any, store: FeatureStore) -> None:
+def test_two_images_give_one_pair(method: Any, store: FeatureStore) -> None:
     assert [pair.key() for pair in pairs(method, store, NAMES[:2])] == [Pair(*NAMES[:2]).key()]
 
 
@@ -94,7 +94,7 @@ def test_a_name_given_twice_counts_once(method: Any, store: FeatureStore) -> Non
     assert {p.key() for p in pairs(method, store, NAMES + NAMES[:3])} == {p.key() for p in pairs(method, store, NAMES)}
 
 
-def test_what_else_is_read_is_told_apart(method: Any) -> None:
+def test_other_inputs_change_the_fingerprint(method: Any) -> None:
     if not isinstance(method, ReadsSources):
         return
     first = method.digest(NAMES)
@@ -106,7 +106,7 @@ def test_what_else_is_read_is_told_apart(method: Any) -> None:
         type(method)(method.config, "cpu").digest(NAMES)
 
 
-def test_features_are_asked_for_when_needed(method: Any) -> None:
+def test_features_are_required_when_needed(method: Any) -> None:
     if not method.needs_features:
         assert method.pairs(NAMES, None, np.random.default_rng(0))
         return

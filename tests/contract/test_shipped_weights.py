@@ -1,4 +1,4 @@
-"""What stands in weights/: whole, small, described, and usable by name."""
+"""The files in weights/ are intact, small, documented, and usable by name."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ PATCH_NETWORKS = ("adasample", "doap", "doap-binary", "hardnet", "hynet", "sdgmn
 MOST_BYTES, MOST_IN_ALL = {"patch": 3e6, "scfeat": 10e6}, 16e6
 
 
-def test_every_recipe_has_its_weight() -> None:
+def test_every_recipe_has_weights() -> None:
     shipped = {row.name for row in list_weights()}
     assert shipped >= {*PATCH_NETWORKS, "scfeat-s"}
     files = {path.name for path in resource_dir("weights").glob("*.safetensors")}
     assert files == {row.file for row in list_weights()}, "files and manifest.json name the same weights"
 
 
-def test_they_are_small() -> None:
+def test_weights_are_small() -> None:
     rows = list_weights()
     assert all(row.bytes <= MOST_BYTES[row.kind] for row in rows)
     assert sum(row.bytes for row in rows) <= MOST_IN_ALL
 
 
 @pytest.mark.parametrize("name", [row.name for row in list_weights()])
-def test_its_row_says_where_it_comes_from(name: str) -> None:
+def test_manifest_row_records_the_origin(name: str) -> None:
     row = next(row for row in list_weights() if row.name == name)
     path = find(name)
     assert sha256_of(path) == row.sha256
@@ -45,8 +45,8 @@ def test_its_row_says_where_it_comes_from(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PATCH_NETWORKS)
-def test_a_patch_network_tells_places_apart(name: str) -> None:
-    """Places of a texture, found again where it is dimmed, noisy and seen a little larger and from another side."""
+def test_patch_networks_distinguish_places(name: str) -> None:
+    """Patches of a texture match those of a darker, noisy, slightly larger and tilted view."""
     rng = np.random.default_rng(0)
     texture = cv2.GaussianBlur(rng.normal(size=(400, 400)).astype(np.float32), (0, 0), 2.5)
     texture = 128 + 40 * texture / texture.std()
@@ -64,8 +64,8 @@ def test_a_patch_network_tells_places_apart(name: str) -> None:
     assert (matches == np.arange(200)).mean() > 0.9
 
 
-def test_scfeat_finds_places_again() -> None:
-    """Its own keypoints, in a texture and in the same dimmed, noisy and seen from another side."""
+def test_scfeat_matches_a_changed_view() -> None:
+    """Its keypoints in a texture match those in a darker, noisy and tilted view."""
     rng = np.random.default_rng(1)
     fine, coarse = (cv2.GaussianBlur(rng.normal(size=(360, 360)), (0, 0), sigma) for sigma in (1.5, 6))
     texture = np.clip(128 + 30 * fine / fine.std() + 20 * coarse / coarse.std(), 0, 255).astype(np.uint8)

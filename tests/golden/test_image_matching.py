@@ -17,7 +17,7 @@ from featkit.evaluation.metrics import mma_score, reprojection_errors
 from featkit.evaluation.oxford import MethodPrecision, OxfordConfig, evaluate_precision
 from featkit.evaluation.published import published
 from featkit.evaluation.sequences import Sequence, SequenceSet, read_sequences
-from featkit.features.stage import ExtractConfig, extraction
+from featkit.features.stage import ExtractConfig, extraction_method
 from featkit.io.features import FeatureStore, open_features
 from featkit.io.matches import open_matches
 
@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> SequenceSet:
 @pytest.fixture(scope="module")
 def predictions(data: SequenceSet, tmp_path_factory: pytest.TempPathFactory) -> Predictions:
     config = ExtractConfig(features="rootsift", workers=1)
-    method = extraction(config, {"max_keypoints": KEYPOINTS}, "cpu")
+    method = extraction_method(config, {"max_keypoints": KEYPOINTS}, "cpu")
     pairs = [pair.pair for pair in data.pairs()]
     matcher = resolve("matcher", "mutual-nn", device="cpu")
     return predict(method, data.root, data.image_names(), tmp_path_factory.mktemp("out"), matcher, pairs)

@@ -181,7 +181,7 @@ def test_a_stopped_verification_goes_on(scene: Scene, tmp_path: Path, monkeypatc
     """The chunks that were done are neither written nor verified again, and the outcome is that of one run."""
     whole = verified(scene, tmp_path / "whole", None)
     monkeypatch.setattr(verify, "MIN_CHUNK", 7)
-    by_ransac, by_then = verify.by_ransac, []
+    by_ransac, by_then = verify.verify_by_ransac, []
 
     def stop_at_the_third(path: Path, config: VerifyConfig, pairs: list[Pair]) -> None:
         by_then.append(path)
@@ -189,7 +189,7 @@ def test_a_stopped_verification_goes_on(scene: Scene, tmp_path: Path, monkeypatc
             raise KeyboardInterrupt
         by_ransac(path, config, pairs)
 
-    monkeypatch.setattr(verify, "by_ransac", stop_at_the_third)
+    monkeypatch.setattr(verify, "verify_by_ransac", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         verified(scene, tmp_path / "stopped", None)
     with pycolmap.Database.open(str(by_then[-1])) as database:
@@ -197,7 +197,7 @@ def test_a_stopped_verification_goes_on(scene: Scene, tmp_path: Path, monkeypatc
         assert len(database.read_two_view_geometries()[0]) == 14
     assert not (tmp_path / "stopped" / "database.db").exists()
     written = []
-    monkeypatch.setattr(verify, "by_ransac", by_ransac)
+    monkeypatch.setattr(verify, "verify_by_ransac", by_ransac)
     monkeypatch.setattr(verify.db, "write_images", lambda *args: written.append(args))
     assert verified(scene, tmp_path / "stopped", None) == whole
     assert not written, "the images were there already"

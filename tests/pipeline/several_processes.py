@@ -1,4 +1,4 @@
-"""What each of several processes runs in test_torchrun.py: `torchrun several_processes.py FOLDER`.
+"""Program that each process of test_torchrun.py runs: `torchrun several_processes.py FOLDER`.
 
 All trainings happen in one world, since starting processes takes most of the time. The same functions are run by the
 test itself, in one process.
@@ -75,7 +75,7 @@ def train(name: str, data: PatchSet, output: Path, **changes: Any) -> None:
 
 
 def train_and_stop(name: str, data: PatchSet, output: Path) -> None:
-    """As `train`, but the first process is told to stop in the midst of it."""
+    """Like `train`, but the first process receives a stop signal during training."""
     plain = PatchTask.step
 
     def step_and_stop(task: PatchTask, share: float) -> Any:
@@ -95,7 +95,7 @@ def train_and_stop(name: str, data: PatchSet, output: Path) -> None:
 
 
 class InFloat64:
-    """Inside, SCFeat's network and losses compute in float64.
+    """Context in which SCFeat's network and losses compute in float64.
 
     In float32 a difference of 1e-7 in the start of one process grows to 1e-2 of a loss within 15 steps: line searches,
     and weights that are one over a deviation, enlarge what rounding makes of two sums instead of one.

@@ -1,4 +1,4 @@
-"""`featkit align` and `featkit pairs --method gps|poses|covisible` as people run them, with their wrong turns."""
+"""The commands `featkit align` and `featkit pairs --method gps|poses|covisible`, and their usage errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WRONG = "05.jpg"
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
-    """images/ with positions in EXIF, and a model in a frame of its own in featkit/sparse/0."""
+    """images/ with positions in EXIF, and a model in an arbitrary frame in featkit/sparse/0."""
     folder = tmp_path / "a scene"
     for name, place in zip(NAMES, geodetic(np.array(list(CENTRES.values()))), strict=True):
         photograph(folder / "images" / name, place)
@@ -36,8 +36,8 @@ def centres(model: Path) -> dict[str, np.ndarray]:
     return {image.name: image.projection_center() for image in read_model(model).images.values()}
 
 
-def apart(model: Path, expected: dict[str, np.ndarray]) -> float:
-    """Largest distance of a camera from where it is expected."""
+def largest_distance(model: Path, expected: dict[str, np.ndarray]) -> float:
+    """Largest distance of a camera from its expected position."""
     found = centres(model)
     assert found.keys() == expected.keys()
     return max(float(np.linalg.norm(found[name] - expected[name])) for name in expected)
@@ -57,8 +57,8 @@ def test_by_gps_in_exif(scene: Path, featkit_command: Command) -> None:
     out = scene / "metric"
     ran = featkit_command("align", scene, "--gps", "--origin", origin_of(ORIGIN), "--out", out)
     assert ran.code == 0, ran.err
-    assert apart(out, CENTRES) < 1e-3
-    assert "Cameras against the given positions" in ran.out
+    assert largest_distance(out, CENTRES) < 1e-3
+    assert "Cameras compared with the given positions" in ran.out
     assert all(name in ran.out for name in NAMES)
     assert "origin: latitude 47.3769000, longitude 8.5417000, altitude 408 m" in ran.out
     written = json.loads((out / "alignment.json").read_text())
@@ -72,7 +72,7 @@ def test_by_gps_in_exif(scene: Path, featkit_command: Command) -> None:
     assert np.array(looking) == pytest.approx(np.tile([0, 0, -1.0], (12, 1)), abs=1e-6), "down is down"
 
 
-def test_the_origin_is_the_positions_middle(scene: Path) -> None:
+def test_default_origin_is_the_median_position(scene: Path) -> None:
     found = results("align", scene / "featkit" / "sparse", "--gps", "-o", scene / "metric")
     middle = np.median(geodetic(np.array(list(CENTRES.values()))), axis=0)
     assert list(found["origin"].values()) == pytest.approx(middle.tolist(), abs=1e-3)
@@ -93,7 +93,7 @@ def test_by_a_csv_with_a_wrong_position(scene: Path) -> None:
     assert left_out["name"] == WRONG
     assert left_out["residual_m"] == pytest.approx(111.2, abs=0.1)
     assert left_out["offset_m"] == pytest.approx([0, -111.2, 0], abs=0.1)
-    assert apart(scene / "metric", CENTRES) < 1e-3
+    assert largest_distance(scene / "metric", CENTRES) < 1e-3
 
 
 def test_some_without_position_or_height(scene: Path) -> None:
@@ -101,7 +101,7 @@ def test_some_without_position_or_height(scene: Path) -> None:
     ran = run("align", scene, "--gps", "--origin", origin_of(ORIGIN), "-o", scene / "metric", "--quiet")
     assert ran.exit_code == 0, ran.output
     assert ran.stderr == "align: 1 of 12 registered images have no GPS position and are not used: 00.jpg\n"
-    assert apart(scene / "metric", CENTRES) < 1e-3
+    assert largest_distance(scene / "metric", CENTRES) < 1e-3
     places = geodetic(np.array(list(CENTRES.values())))
     photograph(scene / "images" / "01.jpg", places[1, :2])
     ran = run("align", scene, "--gps", "-o", scene / "metric", "--quiet")
@@ -111,11 +111,11 @@ def test_some_without_position_or_height(scene: Path) -> None:
     ran = run("align", scene, "--gps", "--origin", origin_of(ORIGIN), "-o", scene / "metric", "--quiet")
     assert "no position has an altitude" in ran.stderr
     level = {name: centre * [1, 1, 0] for name, centre in CENTRES.items()}
-    assert apart(scene / "metric", level) < 4, "heights differ by 3 m"
+    assert largest_distance(scene / "metric", level) < 4, "heights differ by 3 m"
 
 
-def test_altitudes_that_drift(scene: Path) -> None:
-    """Of a level flight whose altitudes climb by 110 m the horizontal positions still say everything."""
+def test_level_ignores_drifting_altitudes(scene: Path) -> None:
+    """For a level flight whose recorded altitudes rise by 110 m, the horizontal positions are sufficient."""
     level = {name: centre * [1, 1, 0] for name, centre in CENTRES.items()}
     places = geodetic(np.array(list(level.values())))
     for number, (name, place) in enumerate(zip(NAMES, places, strict=True)):
@@ -123,7 +123,7 @@ def test_altitudes_that_drift(scene: Path) -> None:
     command = ("align", scene, "--gps", "--origin", origin_of(ORIGIN), "-o", scene / "metric")
     assert results(*command)["residual_m"]["rms"] > 5
     assert results(*command, "--level")["residual_m"]["rms"] < 3, "heights differ by 3 m"
-    assert apart(scene / "metric", level) < 4
+    assert largest_distance(scene / "metric", level) < 4
 
 
 def test_by_references(scene: Path) -> None:
@@ -131,7 +131,7 @@ def test_by_references(scene: Path) -> None:
     listed = references(scene / "refs.txt", {WRONG: [0.0, 0.0, 900.0], "elsewhere.jpg": [1.0, 2.0, 3.0]})
     ran = run("align", model, "--references", listed, "-o", out)
     assert ran.exit_code == 0, ran.output
-    assert apart(out, CENTRES) < 1e-6
+    assert largest_distance(out, CENTRES) < 1e-6
     assert "1 of 13 references are not registered in the model and not used: elsewhere.jpg" in ran.stderr
     assert "over 11 of 12 positions" in ran.stdout
     found = results("align", model, "--references", references(scene / "refs.txt"), "--max-error", "0.1", "-o", out)
@@ -144,23 +144,23 @@ def test_by_a_distance(scene: Path) -> None:
     before, metres = centres(model), float(np.linalg.norm(CENTRES["00.jpg"] - CENTRES["07.jpg"]))
     found = results("align", model, "--distance", "00.jpg", "07.jpg", metres, "-o", out)
     assert found["scale"] == pytest.approx(20)
-    assert apart(out, {name: 20 * centre for name, centre in before.items()}) < 1e-9
+    assert largest_distance(out, {name: 20 * centre for name, centre in before.items()}) < 1e-9
 
 
 def test_an_aligned_map_localizes_in_metres(scene: Path) -> None:
-    """The rest of featkit takes the folder for a model."""
+    """Other commands accept the folder as a model."""
     results("align", scene, "--gps", "-o", scene / "metric")
     found = results("info", scene / "metric")
     assert (found["kind"], found["registered"], found["points"]) == ("model", 12, 10)
 
 
-def test_what_is_not_replaced(scene: Path) -> None:
+def test_existing_output_is_not_replaced(scene: Path) -> None:
     model = scene / "featkit" / "sparse" / "0"
     command = ("align", model, "--distance", "00.jpg", "07.jpg", "5", "--quiet", "-o")
     refused(run(*command, model, "--overwrite"), 3, "is the model itself", "did not make")
     (scene / "featkit" / "sparse.json").write_text('{"featkit_version": "0.1.0", "kind": "map"}')  # now it is featkit's
     refused(run(*command, model), 3, "is the model itself", "--overwrite")
-    refused(run(*command, scene), 3, "holds something else", "choose another --out")
+    refused(run(*command, scene), 3, "is not empty", "choose another --out")
     refused(run(*command, scene, "--overwrite"), 3, "choose another --out")
     (scene / "file").write_text("")
     refused(run(*command, scene / "file"), 3, "file")
@@ -171,7 +171,7 @@ def test_what_is_not_replaced(scene: Path) -> None:
     results(*command[:-2], "-o", model, "--overwrite")
     before = centres(model)
     results(*command[:-2], "-o", model)  # an alignment of its own: done again, from where it is
-    assert apart(model, before) < 1e-9
+    assert largest_distance(model, before) < 1e-9
     assert {path.name for path in scene.iterdir()} == {"images", "featkit", "file", "other"}
 
 
@@ -202,7 +202,7 @@ def test_what_is_not_replaced(scene: Path) -> None:
         (("--gps-file", "bad.csv"), 3, ["bad.csv:2", "not a number"]),
     ],
 )
-def test_wrong_turns(
+def test_usage_errors(
     scene: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], code: int, words: list[str]
 ) -> None:
     monkeypatch.chdir(scene)
@@ -224,7 +224,7 @@ def test_wrong_turns(
     assert not list(scene.glob(".*"))
 
 
-def test_no_model(scene: Path) -> None:
+def test_missing_and_damaged_models(scene: Path) -> None:
     for given, word in ((scene / "images", "no COLMAP model"), (scene / "nowhere", "no such folder")):
         refused(run("align", given, "--gps", "-o", scene / "out", "--quiet"), 3, word)
     broken = scene / "featkit" / "sparse" / "0" / "images.bin"
@@ -257,7 +257,7 @@ def test_pairs_by_every_method(scene: Path) -> None:
         (("--method", "gsp"), 2, ["did you mean 'gps'"]),
     ],
 )
-def test_wrong_turns_of_pairs(
+def test_usage_errors_of_pairs(
     scene: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], code: int, words: list[str]
 ) -> None:
     monkeypatch.chdir(scene)
@@ -265,7 +265,7 @@ def test_wrong_turns_of_pairs(
     assert not (scene / "pairs.txt").exists()
 
 
-def test_nothing_has_a_position(scene: Path) -> None:
+def test_no_image_has_a_position(scene: Path) -> None:
     for name in NAMES:
         photograph(scene / "images" / name)
     command = ("pairs", scene / "images", "--method", "gps", "--out", scene / "pairs.txt", "--quiet")

@@ -1,4 +1,4 @@
-"""Photographs and names as people have them, on the real commands: each is worked on rightly or refused in one line.
+"""Unusual photographs and names with the real commands: each is processed correctly or refused with one line.
 
 docs/robustness.md is the table of all of them.
 """
@@ -40,10 +40,8 @@ def test_an_empty_file(tmp_path: Path) -> None:
     refused(run("extract", tmp_path / "images", "-o", tmp_path / "f.h5", "-q"), 3, "empty.jpg", "an empty file")
 
 
-def test_a_png_that_unfolds_to_twenty_thousand_by_twenty_thousand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Refused by its header: nothing is decoded."""
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused because of its header; nothing is decoded."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -62,8 +60,8 @@ def test_a_png_that_unfolds_to_twenty_thousand_by_twenty_thousand(
     refused(ran, 3, "bomb.png", "20000 x 20000", "250 megapixels", "scale it down")
 
 
-def test_kinds_of_pixels(tmp_path: Path) -> None:
-    """Grey, colour, alpha, 16 bits and CMYK of one picture have the features of the grey one."""
+def test_pixel_formats(tmp_path: Path) -> None:
+    """Grey, colour, alpha, 16-bit and CMYK versions of a picture have the same features."""
     folder = tmp_path / "images"
     folder.mkdir()
     grey = Image.fromarray(GREY)
@@ -87,7 +85,7 @@ def test_kinds_of_pixels(tmp_path: Path) -> None:
 
 
 def test_exif_orientations(tmp_path: Path) -> None:
-    """Found upright, as Pillow turns them, and mapped back to the pixels of the file."""
+    """Features are found in the upright image, as rotated by Pillow, and mapped back to pixels of the file."""
     turned, upright = tmp_path / "turned", tmp_path / "upright"
     turned.mkdir()
     upright.mkdir()
@@ -119,8 +117,8 @@ def test_exif_orientations(tmp_path: Path) -> None:
     assert found["6.png"].image_size == (GREY.shape[1], GREY.shape[0])
 
 
-def test_a_turned_copy_of_a_scene_maps_as_well(mapped_scene: Any, tmp_path: Path) -> None:
-    """Every photograph stored on its side or head and upright only by its EXIF: the same camera centres."""
+def test_a_rotated_copy_of_a_scene_gives_the_same_map(mapped_scene: Any, tmp_path: Path) -> None:
+    """Every photograph is stored rotated, with the EXIF tag that makes it upright: the camera centres are the same."""
     images = tmp_path / "images"
     images.mkdir()
     for number, path in enumerate(sorted((mapped_scene.folder / "images").iterdir())):
@@ -142,8 +140,8 @@ def test_a_turned_copy_of_a_scene_maps_as_well(mapped_scene: Any, tmp_path: Path
 NAMES = ["a picture.jpg", "Übersicht 図.jpg", "-dash.jpg", "deep/er/two words.jpg", "deep/-x.jpg", "ends in dots...jpg"]
 
 
-def test_names(mapped_scene: Any, tmp_path: Path) -> None:
-    """Spaces, unicode, leading dashes and nested folders, from the photograph to the pose."""
+def test_unusual_file_names(mapped_scene: Any, tmp_path: Path) -> None:
+    """Spaces, Unicode, leading dashes and nested folders, from the photograph to the pose."""
     scene = tmp_path / "my scene"
     for name, path in zip(NAMES, sorted((mapped_scene.folder / "images").iterdir()), strict=True):
         place = scene / "images" / name
@@ -164,7 +162,7 @@ def test_names(mapped_scene: Any, tmp_path: Path) -> None:
     assert set(read_poses(out / "poses.txt")) == {"-a query ü.jpg"}
 
 
-def test_names_that_share_a_key(tmp_path: Path) -> None:
+def test_names_with_the_same_matches_key_are_refused(tmp_path: Path) -> None:
     """hloc's matches file has one place for `a/b-c` and `a-b/c`."""
     for name in ("a/b-c.png", "a-b/c.png"):
         path = tmp_path / "images" / name
@@ -176,13 +174,13 @@ def test_names_that_share_a_key(tmp_path: Path) -> None:
     refused(ran, 3, "'a/b-c.png'", "'a-b/c.png'", "rename one")
 
 
-def test_an_image_without_a_keypoint(mapped_scene: Any, tmp_path: Path) -> None:
-    """It is said, and the others are mapped; of nothing but such images nothing comes out."""
+def test_images_without_keypoints(mapped_scene: Any, tmp_path: Path) -> None:
+    """They are reported and the others are mapped; with only such images there is no result."""
     images = Path(shutil.copytree(mapped_scene.folder / "images", tmp_path / "images"))
     Image.fromarray(np.full((300, 400), 128, np.uint8)).save(images / "flat.png")
     ran = run("reconstruct", images, "--out", tmp_path / "map", *mapped_scene.options, "--workers", 1, "--json")
     assert ran.exit_code == 0, ran.output
-    assert "flat.png: no keypoint found; it will match nothing" in ran.stderr
+    assert "flat.png: no keypoints found; it will not match any image" in ran.stderr
     found = json.loads(ran.stdout)
     assert (found["images"], found["registered"]) == (7, 6)
     bare = tmp_path / "bare"
@@ -195,8 +193,8 @@ def test_an_image_without_a_keypoint(mapped_scene: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "none" / "database.db").exists()
 
 
-def test_two_scenes_mixed(mapped_scene: Any, tmp_path: Path) -> None:
-    """Two models, largest first; no image of one scene stands in the other's."""
+def test_two_scenes_in_one_folder_give_two_models(mapped_scene: Any, tmp_path: Path) -> None:
+    """Two models, largest first; no image is in the model of the other scene."""
     from featkit.demo.scene import RenderedConfig, render_scene
 
     other = render_scene(

@@ -1,4 +1,4 @@
-"""HDF5 files of others, damaged ones and huge ones, on the real commands; docs/robustness.md is the table."""
+"""Foreign, damaged and huge HDF5 files with the real commands; the table is in docs/robustness.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from featkit.io.matches import open_matches
 
 
 class ByHand(Config):
-    """What made the features of these tests."""
+    """Configuration of the features of these tests."""
 
     source: str = "by hand"
 
@@ -46,8 +46,8 @@ def listed(path: Path, *pairs: tuple[str, str]) -> Path:
     return path
 
 
-def test_a_descriptor_that_is_no_number(tmp_path: Path) -> None:
-    """It matches nothing, nothing else changes, and retrieval of its image works."""
+def test_nan_descriptors_match_nothing(tmp_path: Path) -> None:
+    """They match nothing, other matches do not change, and retrieval of their image works."""
     rng = np.random.default_rng(0)
     rows = unit_rows(rng, 40)
     whole = {"a.jpg": features_of(rows, rng), "b.jpg": features_of(rows[::-1].copy(), rng)}
@@ -71,7 +71,7 @@ def test_a_descriptor_that_is_no_number(tmp_path: Path) -> None:
     assert "unexpected" not in ran.stderr
 
 
-def test_a_features_file_of_hloc(tmp_path: Path) -> None:
+def test_a_features_file_by_hloc(tmp_path: Path) -> None:
     """float16 keypoints and no `complete`: paired, matched and mapped from, but nothing is added to it."""
     rng = np.random.default_rng(0)
     rows = unit_rows(rng, 60)
@@ -106,7 +106,7 @@ def test_a_foreign_hdf5_file(tmp_path: Path) -> None:
     assert not (tmp_path / "m.h5").exists()
 
 
-def test_forty_thousand_keypoints(tmp_path: Path) -> None:
+def test_more_than_32767_keypoints(tmp_path: Path) -> None:
     """Indices beyond 32,767 in both columns, from features.h5 to matches.h5."""
     rng = np.random.default_rng(0)
     many, few = unit_rows(rng, 40_000), 500
@@ -122,8 +122,8 @@ def test_forty_thousand_keypoints(tmp_path: Path) -> None:
     assert back.tolist() == [[40_000 - few + i, i] for i in range(few)]
 
 
-def test_features_of_other_images(mapped_scene: Any, tmp_path: Path) -> None:
-    """A map's features are its own: by name, by number of keypoints and by where these are."""
+def test_features_of_other_images_are_refused(mapped_scene: Any, tmp_path: Path) -> None:
+    """A map's features must have its image names, numbers of keypoints, and keypoint positions."""
     whole = mapped_scene.output / "features.h5"
     queries = mapped_scene.folder / "queries"
     with open_features(whole) as store:
@@ -152,7 +152,7 @@ def test_features_of_other_images(mapped_scene: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cameras", "images", "points3D"])
-def test_a_model_that_is_cut_off(name: str, mapped_copy: Any, tmp_path: Path) -> None:
+def test_a_truncated_model_is_refused(name: str, mapped_copy: Any, tmp_path: Path) -> None:
     file = mapped_copy.output / "sparse" / "0" / f"{name}.bin"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     refused(run("info", mapped_copy.output / "sparse" / "0", "-q"), 3, f"{name}.bin", "cut off")

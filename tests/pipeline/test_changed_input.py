@@ -1,4 +1,4 @@
-"""What was made from older photographs, other images or another list is never taken for the present one."""
+"""Results of older photographs, other images or another list are never used as current ones."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from featkit.core.registry import resolve
 from featkit.core.types import Pair
 from featkit.demo.scene import RenderedConfig, render_scene
 from featkit.features import stage as extract
-from featkit.features.stage import ExtractConfig, extraction
+from featkit.features.stage import ExtractConfig, extraction_method
 from featkit.io.features import open_features
 from featkit.io.lists import write_pairs
 from featkit.io.matches import open_matches
@@ -39,12 +39,12 @@ def texture(path: Path, seed: int) -> None:
 
 
 def extracted(folder: Path) -> Path:
-    method = extraction(ExtractConfig(workers=1), CAPPED)
+    method = extraction_method(ExtractConfig(workers=1), CAPPED)
     return extract.run(method, folder / "images", folder / "features.h5")
 
 
 def test_a_replaced_photograph_is_extracted_and_matched_again(tmp_path: Path) -> None:
-    """Even when neither the file's size nor the number of keypoints changes (BMP, and a hard limit)."""
+    """Even if neither the file size nor the number of keypoints changes (BMP, and a fixed limit)."""
     (tmp_path / "images").mkdir()
     for name, seed in (("a.bmp", 0), ("b.bmp", 0)):
         texture(tmp_path / "images" / name, seed)
@@ -78,7 +78,7 @@ def test_a_removed_photograph_leaves_the_map(rendered: Path, tmp_path: Path) -> 
     assert "0004.jpg" not in (tmp_path / "featkit" / "pairs.txt").read_text()
 
 
-def test_poses_of_an_earlier_map_are_called_so(
+def test_poses_of_an_earlier_map_are_reported_as_outdated(
     rendered: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
@@ -94,14 +94,14 @@ def test_poses_of_an_earlier_map_are_called_so(
     assert "localize/poses.txt is of an earlier map, in another frame; localize again" in caplog.text
 
 
-def test_the_configuration_that_ran_is_in_metrics(rendered: Path) -> None:
+def test_metrics_contain_the_configuration(rendered: Path) -> None:
     sfm = load_pipeline("sfm")
     config = sfm.run(sfm.SfmConfig(), rendered).metrics["config"]
     assert config["extract"]["extractor"]["normalization"] == "l1_root"
     assert config["matching"]["ratio"] == 0.8
 
 
-def test_a_scene_with_a_model_of_its_own_is_localized_in_ours(rendered: Path, tmp_path: Path) -> None:
+def test_featkits_map_takes_precedence_over_a_foreign_model(rendered: Path, tmp_path: Path) -> None:
     sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
     scene = tmp_path / "scene"
     shutil.copytree(rendered / "images", scene / "images")
@@ -112,8 +112,8 @@ def test_a_scene_with_a_model_of_its_own_is_localized_in_ours(rendered: Path, tm
     assert found.output == scene / "featkit" / "localize"
 
 
-def test_every_listed_query_has_its_reason(rendered: Path, tmp_path: Path) -> None:
-    """One that cannot be read, and one that is not there, fail alone; both count in the recall."""
+def test_every_failed_query_has_a_reason(rendered: Path, tmp_path: Path) -> None:
+    """An unreadable and a missing query fail without affecting others; both count in the recall."""
     sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
     sfm.run(sfm.SfmConfig(), rendered)
     queries = tmp_path / "queries"
@@ -139,7 +139,7 @@ def test_every_listed_query_has_its_reason(rendered: Path, tmp_path: Path) -> No
     assert list(result.metrics["recall"].values()) == pytest.approx([1 / 3] * 3)
 
 
-def test_given_pairs_with_a_query_that_cannot_be_read(rendered: Path, tmp_path: Path) -> None:
+def test_given_pairs_with_an_unreadable_query(rendered: Path, tmp_path: Path) -> None:
     sfm, localize = load_pipeline("sfm"), load_pipeline("localize")
     sfm.run(sfm.SfmConfig(), rendered)
     queries = tmp_path / "queries"
@@ -155,13 +155,13 @@ def test_given_pairs_with_a_query_that_cannot_be_read(rendered: Path, tmp_path: 
 def test_known_poses_without_intrinsics_are_refused(rendered: Path, tmp_path: Path) -> None:
     sfm = load_pipeline("sfm")
     poses = shutil.copy(rendered / "truth" / "poses.txt", tmp_path / "poses.txt")
-    with pytest.raises(BadInputError, match=r"focal length is not known.*--camera-params"):
+    with pytest.raises(BadInputError, match=r"focal length is unknown.*--camera-params"):
         sfm.run(sfm.SfmConfig(), rendered, tmp_path / "out", reference=Path(poses))
 
 
-def test_overwrite_does_not_cost_a_photograph(rendered: Path, tmp_path: Path) -> None:
+def test_overwrite_keeps_all_photographs(rendered: Path, tmp_path: Path) -> None:
     photograph = shutil.copy(rendered / "images" / "0000.jpg", tmp_path / "precious.jpg")
-    method = extraction(ExtractConfig(workers=1), CAPPED)
+    method = extraction_method(ExtractConfig(workers=1), CAPPED)
     before = Path(photograph).read_bytes()
     with pytest.raises(BadInputError, match="not made by featkit, so it is not replaced"):
         extract.run(method, rendered / "images", Path(photograph), overwrite=True)

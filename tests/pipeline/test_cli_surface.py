@@ -1,4 +1,4 @@
-"""What the command line says and ends with: help, info of every kind of thing, and one line for every mistake."""
+"""Output and exit codes of the command line: help, info of every kind of input, and one-line errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMON = ("--json", "--verbose", "--quiet", "--device", "--seed", "--debug", "--
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two small photographs of nothing in common."""
+    """Two small photographs that have nothing in common."""
     import cv2
 
     folder = tmp_path_factory.mktemp("pictures")
@@ -46,8 +46,8 @@ def refused(ran: Any, code: int, *words: str) -> None:
         assert word in lines[0]
 
 
-def test_torch_is_not_loaded_to_name_a_matcher() -> None:
-    """A run with nothing left to match resolves it all the same."""
+def test_torch_is_not_loaded_to_resolve_a_matcher() -> None:
+    """Even a run with nothing left to match resolves the matcher."""
     script = (
         "import sys; from featkit.core.registry import resolve\n"
         "resolve('matcher', 'mutual', device='cpu').ready().fingerprint\n"
@@ -70,7 +70,7 @@ def test_help_of_every_verb(featkit_here: Command) -> None:
     assert "Exit codes" in root.out
 
 
-def test_help_is_light() -> None:
+def test_help_loads_no_heavy_modules() -> None:
     script = (
         "import sys, time; started = time.perf_counter(); sys.argv = ['featkit', '--help']\n"
         "from featkit.cli.main import main\n"
@@ -86,8 +86,8 @@ def test_help_is_light() -> None:
 
 
 @pytest.mark.parametrize("verb", ["reconstruct", "localize", "extend", "extract", "pairs", "match", "verify", "export"])
-def test_torch_is_not_loaded_to_start(verb: str) -> None:
-    """torch takes longer to load than the rest together."""
+def test_commands_start_without_loading_torch(verb: str) -> None:
+    """torch takes longer to load than everything else together."""
     script = (
         f"import sys; sys.argv = ['featkit', '{verb}', '--help']\n"
         "from featkit.cli.main import main\n"
@@ -112,7 +112,7 @@ def test_version_and_completion(featkit_command: Command) -> None:
     assert CliRunner().invoke(app, [], prog_name="featkit", env=words).output.split() == ["reconstruct"]
 
 
-def test_info_of_everything(mapped_scene: Any, featkit_here: Command, tmp_path: Path) -> None:
+def test_info_of_every_kind_of_input(mapped_scene: Any, featkit_here: Command, tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     out, truth = mapped_scene.output, mapped_scene.folder / "truth"
@@ -138,13 +138,13 @@ def test_info_of_everything(mapped_scene: Any, featkit_here: Command, tmp_path: 
         "retrieval": {"kind": "pairing configuration"},
         tmp_path / "w.safetensors": {"kind": "weights", "tensors": 1, "metadata": {"recipe": "by hand"}},
     }
-    from featkit.report.describe import as_lines, describe
+    from featkit.report.describe import describe, description_lines
 
     for what, facts in expected.items():
         found = describe(str(what))
         assert facts.items() <= found.items(), what
         json.dumps(found)
-        assert as_lines(found)
+        assert description_lines(found)
     for what in (mapped_scene.folder, out / "features.h5", "rootsift"):
         ran = featkit_here("info", what, "--json")
         assert ran.code == 0, ran.err
@@ -169,10 +169,10 @@ def test_broken_images(featkit_command: Command, small_rendered: Any, pictures: 
     ran = featkit_command("extract", images, "-o", tmp_path / "f.h5", "--skip-broken", "--json")
     assert ran.code == 0, ran.err
     assert ran.json()["images"] == 2
-    assert ran.err.count("passed over") == 2
+    assert ran.err.count("skipped: ") == 2
 
 
-def test_bad_folders_and_places(featkit_here: Command, pictures: Path, tmp_path: Path) -> None:
+def test_bad_input_and_output_paths(featkit_here: Command, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "readonly").mkdir(mode=0o555)
@@ -195,13 +195,13 @@ def test_bad_folders_and_places(featkit_here: Command, pictures: Path, tmp_path:
     assert not target.exists()
 
 
-def test_bad_names_and_numbers(featkit_here: Command, pictures: Path, tmp_path: Path) -> None:
+def test_bad_option_values(featkit_here: Command, pictures: Path, tmp_path: Path) -> None:
     target = tmp_path / "f.h5"
     refused(featkit_here("extract", pictures, "-o", target, "--features", "rootsif", "-q"), 2, "'rootsift'")
     refused(featkit_here("extract", pictures, "-o", target, "--set", "max_keypoint=3", "-q"), 2, "'max_keypoints'")
     scene = ("reconstruct", pictures, "--out", tmp_path / "out", "-q")
     refused(featkit_here(*scene, "--camera-params", "1,x"), 2, "--camera-params")
-    refused(featkit_here(*scene, "--camera-params", "1,2"), 2, "name the model")
+    refused(featkit_here(*scene, "--camera-params", "1,2"), 2, "give the model")
     refused(featkit_here(*scene, "--camera-model", "SIMPLE_PINHOL"), 2, "SIMPLE_PINHOLE")
     refused(featkit_here(*scene, "--mapper", "incrementel"), 2, "mapper")
     assert featkit_here("extract", pictures).code == 2

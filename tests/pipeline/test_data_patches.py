@@ -1,4 +1,4 @@
-"""`featkit data patches` and `featkit data pack` as people run them: from a map of one's own to a file that trains."""
+"""The commands `featkit data patches` and `featkit data pack`: from a map to a training file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def patches(mapped_scene: Any, featkit_command: Command, tmp_path_factory: pytes
     return out, featkit_command("data", "patches", mapped_scene.folder, "--out", out, "--licence", "CC0", "--json")
 
 
-def test_from_a_map_to_patches(patches: tuple[Path, Any]) -> None:
+def test_patches_from_a_map(patches: tuple[Path, Any]) -> None:
     out, ran = patches
     assert ran.code == 0, ran.err
     summary = ran.json()
@@ -33,18 +33,18 @@ def test_from_a_map_to_patches(patches: tuple[Path, Any]) -> None:
     assert "cut scene" in ran.err
 
 
-def test_from_patches_to_a_pack(patches: tuple[Path, Any], tmp_path: Path, featkit_command: Command) -> None:
+def test_pack_of_patches(patches: tuple[Path, Any], tmp_path: Path, featkit_command: Command) -> None:
     out, _ = patches
     ran = featkit_command("data", "pack", out, "--out", tmp_path / "p.zip", "--max-mb", 0.3)
     assert ran.code == 0, ran.err
-    assert "grey levels on average" in ran.out
+    assert "mean compression error" in ran.out
     assert (tmp_path / "p.zip").stat().st_size <= 0.3e6
     packed, pairs = read_patch_data(tmp_path / "p.zip"), read_test_pairs(tmp_path / "p.zip")
     assert 100 < len(packed) <= len(read_phototour(out))
     np.testing.assert_array_equal(packed.classes[pairs.index0] == packed.classes[pairs.index1], pairs.match)
 
 
-def test_by_geometry_with_keypoints_of_a_file(mapped_scene: Any, tmp_path: Path, featkit_command: Command) -> None:
+def test_patches_by_geometry_with_given_keypoints(mapped_scene: Any, tmp_path: Path, featkit_command: Command) -> None:
     out, features = tmp_path / "geometry", mapped_scene.output / "features.h5"
     arguments = ("data", "patches", mapped_scene.folder, "--out", out, "--source", "geometry", "--keypoints", features)
     ran = featkit_command(*arguments, "--json")
@@ -56,7 +56,7 @@ def test_by_geometry_with_keypoints_of_a_file(mapped_scene: Any, tmp_path: Path,
     assert f"{counts['patches_projected']:,} at jittered projections" in shown.out
 
 
-def test_homographies_of_photographs(mapped_scene: Any, tmp_path: Path, featkit_command: Command) -> None:
+def test_patches_by_homographies(mapped_scene: Any, tmp_path: Path, featkit_command: Command) -> None:
     out = tmp_path / "warped"
     arguments = ("data", "patches", mapped_scene.folder, "--out", out, "--source", "homographies")
     ran = featkit_command(*arguments, "--set", "homographies.keypoints=40", "--set", "detector.kind=opencv-dog")
@@ -68,7 +68,7 @@ def test_homographies_of_photographs(mapped_scene: Any, tmp_path: Path, featkit_
     assert "detector.kind" in wrong.err
 
 
-def test_wrong_turns(patches: tuple[Path, Any], mapped_scene: Any, tmp_path: Path, featkit_here: Command) -> None:
+def test_usage_errors(patches: tuple[Path, Any], mapped_scene: Any, tmp_path: Path, featkit_here: Command) -> None:
     out, _ = patches
     wrong = {
         ("patches", tmp_path, "--out", tmp_path / "x"): (3, "no COLMAP model"),

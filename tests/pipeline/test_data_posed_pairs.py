@@ -1,4 +1,4 @@
-"""`featkit data posed-pairs` and packs of them as people run them, on a map of one's own and on real scenes."""
+"""The command `featkit data posed-pairs`, and packs of posed pairs, on a rendered map and on real scenes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Command = Callable[..., Any]
 
 
 def largest_distance(pairs: PosedPairs, scene: Path) -> float:
-    """Of the map's own points to their lines, px, over all pairs of the first scene."""
+    """Largest distance of the map's points from their epipolar lines, px, over all pairs of the first scene."""
     tracks, cameras = read_tracks(find_model(scene)), pairs.scenes[0]
     worst = 0.0
     for index, (number, *images) in enumerate(pairs.pairs):
@@ -47,7 +47,7 @@ def posed(mapped_scene: Any, featkit_command: Command, tmp_path_factory: pytest.
     return out, featkit_command("data", "posed-pairs", mapped_scene.folder, "--out", out, *options)
 
 
-def test_from_a_map_to_pairs(posed: tuple[Path, Any], mapped_scene: Any) -> None:
+def test_pairs_from_a_map(posed: tuple[Path, Any], mapped_scene: Any) -> None:
     out, ran = posed
     assert ran.code == 0, ran.err
     summary = ran.json()
@@ -59,7 +59,7 @@ def test_from_a_map_to_pairs(posed: tuple[Path, Any], mapped_scene: Any) -> None
     assert largest_distance(pairs, mapped_scene.folder) < 1e-3
 
 
-def test_again_nothing_is_done(posed: tuple[Path, Any], mapped_scene: Any, featkit_command: Command) -> None:
+def test_second_run_does_nothing(posed: tuple[Path, Any], mapped_scene: Any, featkit_command: Command) -> None:
     out, first = posed
     before = {path: path.stat().st_mtime_ns for path in (out / "scene").rglob("*")}
     ran = featkit_command(
@@ -70,7 +70,7 @@ def test_again_nothing_is_done(posed: tuple[Path, Any], mapped_scene: Any, featk
     assert before == {path: path.stat().st_mtime_ns for path in (out / "scene").rglob("*")}
 
 
-def test_from_pairs_to_a_pack(
+def test_pack_of_posed_pairs(
     posed: tuple[Path, Any], mapped_scene: Any, tmp_path: Path, featkit_command: Command
 ) -> None:
     out, _ = posed
@@ -84,7 +84,7 @@ def test_from_pairs_to_a_pack(
     assert largest_distance(pairs, mapped_scene.folder) < 1e-3
 
 
-def test_wrong_turns(posed: tuple[Path, Any], mapped_scene: Any, tmp_path: Path, featkit_here: Command) -> None:
+def test_usage_errors(posed: tuple[Path, Any], mapped_scene: Any, tmp_path: Path, featkit_here: Command) -> None:
     out, scene = posed[0], mapped_scene.folder
     alone = tmp_path / "alone"
     (alone / "sparse").mkdir(parents=True)
@@ -100,7 +100,7 @@ def test_wrong_turns(posed: tuple[Path, Any], mapped_scene: Any, tmp_path: Path,
         ("posed-pairs", scene, "--out", tmp_path / "x", "--set", "choice.min_shard=1"): (2, "min_shared"),
         ("posed-pairs", scene, "--out", tmp_path / "x", "--set", "choice.min_shared=99999"): (3, "no two images share"),
         ("pack", out, "--out", tmp_path / "p.zip", "--side", 64): (2, "side"),
-        ("pack", out, tmp_path / "gone", "--out", tmp_path / "p.zip"): (2, "packs of their own"),
+        ("pack", out, tmp_path / "gone", "--out", tmp_path / "p.zip"): (2, "pack patches and photographs separately"),
     }
     for arguments, (code, says) in wrong.items():
         ran = featkit_here("data", *arguments)
@@ -110,7 +110,7 @@ def test_wrong_turns(posed: tuple[Path, Any], mapped_scene: Any, tmp_path: Path,
 
 @pytest.mark.parametrize("name", ["chair", "boruszyn"])
 def test_real_scenes(name: str, shared_data: Path, tmp_path: Path) -> None:
-    """Six photographs of a scene, each with a lens of its own; the points are the map's."""
+    """Six photographs of a scene, each with its own lens distortion; points are the map's."""
     from featkit.data.make_posed_pairs import PosedPairsConfig, make_posed_pairs
     from featkit.mapping.covisibility import mapped_scenes
 

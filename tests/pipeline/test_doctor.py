@@ -1,4 +1,4 @@
-"""`featkit doctor`: 0 where the main job runs, 4 and the reason where it does not."""
+"""`featkit doctor`: exit code 0 if the main job runs, else 4 and the reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def examined(featkit_command: Callable[..., Any]) -> Any:
     return featkit_command("doctor", "--json", "-q")
 
 
-def test_the_main_job_runs_here(examined: Any) -> None:
+def test_main_job_succeeds(examined: Any) -> None:
     assert examined.code == 0, examined.out + examined.err
     said = examined.json()
     assert said["works"] is True
@@ -39,15 +39,15 @@ def test_the_main_job_runs_here(examined: Any) -> None:
     assert all(item["advice"] for item in said["findings"] if item["state"] in ("missing", "wrong"))
 
 
-def test_it_leaves_nothing_behind(featkit_command: Callable[..., Any], tmp_path: Path) -> None:
+def test_no_files_are_left_behind(featkit_command: Callable[..., Any], tmp_path: Path) -> None:
     before = set(tmp_path.iterdir())
-    assert look.room(tmp_path)[-1].state == "ok"
+    assert look.disk_space(tmp_path)[-1].state == "ok"
     assert set(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("module", ["pycolmap", "plotly"])
-def test_a_library_that_does_not_load(module: str, tmp_path: Path) -> None:
-    """The doctor is for machines where something is broken: it says what, how to get it, and ends with 4."""
+def test_a_library_that_cannot_be_imported(module: str, tmp_path: Path) -> None:
+    """The doctor reports a broken library, how to install it, and exits with 4."""
     (tmp_path / f"{module}.py").write_text("raise ImportError('libsomething.so.7: cannot open shared object file')\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     command = [sys.executable, "-m", "featkit", "doctor"]
@@ -64,14 +64,14 @@ def test_a_library_that_does_not_load(module: str, tmp_path: Path) -> None:
     assert "main job" in ran.stdout
 
 
-def test_findings_of_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_about_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {"pycolmap": "4.2.1", "opencv-python": "4.10", "opencv-python-headless": "4.10"}
     monkeypatch.setattr(look, "_version", installed.get)
     monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "FALSE")
-    names = [finding.name for finding in look.traps()]
+    names = [finding.name for finding in look.known_problems()]
     assert names == ["pycolmap 4.2.1", "opencv-python", "HDF5_USE_FILE_LOCKING"]
     installed |= {"pycolmap": "5.0"}
-    (untested, *_) = look.traps()
+    (untested, *_) = look.known_problems()
     assert "not tested" in untested.found
     assert "4.2.1" in untested.advice
     absent = look._library("nothing-of-that-name", "nothing_of_that_name", "tests", ">=1,<2")
@@ -81,9 +81,9 @@ def test_findings_of_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     assert look._library("h5py", "h5py", "stores", "<3").state == "ok"
 
 
-def test_findings_of_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(look, "ROOM_GIB", 1e9)
-    assert [finding.state for finding in look.room(tmp_path)] == ["note", "note", "ok"]
-    states = [finding.state for finding in look.room(tmp_path / "nowhere")]
+def test_findings_about_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(look, "DISK_GIB", 1e9)
+    assert [finding.state for finding in look.disk_space(tmp_path)] == ["note", "note", "ok"]
+    states = [finding.state for finding in look.disk_space(tmp_path / "nowhere")]
     assert states == ["wrong", "note", "note"]
     assert look._memory_gib() is None or 0 <= look._memory_gib()[1] <= look._memory_gib()[0]

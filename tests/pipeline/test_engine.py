@@ -1,4 +1,4 @@
-"""Stages in shards, by hand and on a Ray cluster of two nodes: the same results as in one process, nothing lost."""
+"""Stages in shards, run by hand and on a Ray cluster of two nodes: the same results as in one process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ITEMS = 6  # photographs of the scene
 
 @pytest.fixture(scope="module")
 def local(small_rendered: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process makes of the scene: images/, feats.h5, pairs.txt, matches.h5, database.db."""
+    """Results of one process: images/, feats.h5, pairs.txt, matches.h5, database.db."""
     folder = tmp_path_factory.mktemp("local")
     shutil.copytree(small_rendered.images, folder / "images")
     results("extract", folder / "images", "--out", folder / "feats.h5")
@@ -44,14 +44,14 @@ def verify(images: Path, stores: Path, out: Path, *options: object, planned: tup
 
 @pytest.fixture
 def folder(local: Path, tmp_path: Path) -> Path:
-    """A folder of one's own with the photographs and pairs."""
+    """A separate folder with the photographs and pairs."""
     shutil.copytree(local / "images", tmp_path / "images")
     shutil.copy(local / "pairs.txt", tmp_path / "pairs.txt")
     return tmp_path
 
 
 def geometries(database: Path) -> dict[str, Any]:
-    """Everything that a mapper reads of a database."""
+    """Everything that a mapper reads from a database."""
     with pycolmap.Database.open(str(database)) as opened:
         images = {image.image_id: (image.name, image.camera_id) for image in opened.read_all_images()}
         found: dict[str, Any] = {"images": images}
@@ -71,7 +71,7 @@ def plan_folder(output: Path) -> Path:
     return found
 
 
-def test_a_job_array_gives_what_one_process_gives(local: Path, folder: Path) -> None:
+def test_job_array_equals_one_process(local: Path, folder: Path) -> None:
     feats, matches, database = folder / "feats.h5", folder / "matches.h5", folder / "database.db"
     planned = results("plan", "--shards", "4", "extract", folder / "images", "--out", feats)
     assert (planned["shards"], planned["items"]) == (4, ITEMS)
@@ -97,7 +97,7 @@ def test_a_job_array_gives_what_one_process_gives(local: Path, folder: Path) -> 
     assert not Path(planned["plan"]).exists()  # what was collected is not kept twice
 
 
-def test_a_second_run_adds_what_is_new_alone(folder: Path) -> None:
+def test_second_run_adds_only_new_items(folder: Path) -> None:
     feats, images = folder / "feats.h5", folder / "images"
     late = sorted(images.iterdir())[-1]
     late.rename(folder / late.name)
@@ -113,7 +113,7 @@ def test_a_second_run_adds_what_is_new_alone(folder: Path) -> None:
     assert "plan" not in results(*command)  # nothing is left to plan
 
 
-def test_pairs_are_those_of_one_process(local: Path, folder: Path) -> None:
+def test_sharded_pairs_equal_one_process(local: Path, folder: Path) -> None:
     command = ("pairs", local / "feats.h5", "--method", "retrieval", "--num", "2", "--out")
     results(*command, folder / "one.txt")
     planned = results("plan", "--shards", "2", *command, folder / "many.txt")
@@ -125,7 +125,7 @@ def test_pairs_are_those_of_one_process(local: Path, folder: Path) -> None:
     assert not (folder / "many.txt.shards").exists()
 
 
-def test_an_index_is_one_file_to_whoever_reads_by_name(local: Path, folder: Path) -> None:
+def test_an_index_of_shards_reads_like_one_file(local: Path, folder: Path) -> None:
     feats = folder / "feats.h5"
     results("run", results("plan", "--shards", "3", "extract", folder / "images", "--out", feats)["plan"])
     with h5py.File(feats, "r") as index, h5py.File(local / "feats.h5", "r") as plain:
@@ -138,7 +138,7 @@ def test_an_index_is_one_file_to_whoever_reads_by_name(local: Path, folder: Path
     assert results("store", "check", moved / "feats.h5")["whole"] == ITEMS
 
 
-def test_a_shard_that_is_missing_or_damaged(folder: Path) -> None:
+def test_missing_or_damaged_shards(folder: Path) -> None:
     feats = folder / "feats.h5"
     command = ("extract", folder / "images", "--out", feats, "--engine", "plan", "--shards", "3")
     place = Path(results(*command)["plan"])
@@ -160,7 +160,7 @@ def test_a_shard_that_is_missing_or_damaged(folder: Path) -> None:
     assert results("store", "check", feats) == {"kind": "features", "whole": 6, "broken": {}, "shards": 4}
 
 
-def test_two_runs_on_one_output_in_shards(folder: Path) -> None:
+def test_two_sharded_runs_on_one_output(folder: Path) -> None:
     feats = folder / "feats.h5"
     command = ("extract", folder / "images", "--out", feats, "--engine", "plan")
     with locked(feats):
@@ -169,7 +169,7 @@ def test_two_runs_on_one_output_in_shards(folder: Path) -> None:
     assert results(*command)["items"] == ITEMS
 
 
-def test_machines_that_do_not_fit(folder: Path) -> None:
+def test_machines_with_other_versions_or_files_are_refused(folder: Path) -> None:
     place = Path(results("plan", "extract", folder / "images", "--out", folder / "feats.h5")["plan"])
     described = json.loads((place / "plan.json").read_text())
     (place / "plan.json").write_text(json.dumps({**described, "cwd": str(folder / "not-here")}))
@@ -178,7 +178,7 @@ def test_machines_that_do_not_fit(folder: Path) -> None:
     refused(run("run", place), 3, "0.0.1", "same version")
     refused(run("run", folder), 3, "no plan here")
     refused(run("plan", "localize", folder), 2, "cannot be planned")
-    refused(run("reconstruct", folder, "--engine", "plan"), 2, "one stage at a time")
+    refused(run("reconstruct", folder, "--engine", "plan"), 2, "works on single stages")
 
 
 ray = pytest.importorskip("ray")
@@ -186,7 +186,7 @@ ray = pytest.importorskip("ray")
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
-    """A head that takes no work, and two nodes of one core."""
+    """A head node that runs no tasks, and two nodes with one core each."""
     from ray.cluster_utils import Cluster
 
     started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -215,7 +215,7 @@ def shards_done(output: Path) -> list[Path]:
     return sorted(output.with_name(f"{output.name}.shards").glob("*/[0-9]*.h5"))
 
 
-def test_two_nodes_and_one_is_killed(cluster: Any, local: Path, folder: Path) -> None:
+def test_killing_one_of_two_nodes_loses_nothing(cluster: Any, local: Path, folder: Path) -> None:
     feats = folder / "feats.h5"
     options = ("--engine", "ray", "--ray-address", cluster.address)
     running = begin("extract", folder / "images", "--out", feats, *options, "--shards", ITEMS)
@@ -233,7 +233,7 @@ def test_two_nodes_and_one_is_killed(cluster: Any, local: Path, folder: Path) ->
     assert_same(local / "matches.h5", folder / "matches.h5")
 
 
-def test_what_a_cluster_cannot_do(cluster: Any, folder: Path) -> None:
+def test_resources_a_cluster_lacks(cluster: Any, folder: Path) -> None:
     command = ("extract", folder / "images", "--out", folder / "feats.h5", "--engine", "ray", "--ray-address")
     for options, code, words in (
         (("--task-gpus", "1"), 2, ("--task-gpus 1", "has 0 GPUs")),
@@ -256,7 +256,7 @@ def test_what_a_cluster_cannot_do(cluster: Any, folder: Path) -> None:
     assert (ended.returncode, err) == (0, "")
 
 
-def test_a_head_that_dies(cluster: Any, folder: Path) -> None:
+def test_a_dead_head_node_is_reported(cluster: Any, folder: Path) -> None:
     feats = folder / "feats.h5"
     command = ("extract", folder / "images", "--out", feats, "--shards", ITEMS, "-q")
     running = begin(*command, "--engine", "ray", "--ray-address", cluster.address)

@@ -1,4 +1,4 @@
-"""`featkit eval all`: finds the data, runs what they allow, and puts it all in one page."""
+"""`featkit eval all`: finds the data, runs the benchmarks they allow, and reports them on one page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAST = ("--workers", 1, "--max-keypoints", 400, "--device", "cpu")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sequences, a scene with true poses, and a set of patches, as somebody may keep them. Never written to."""
+    """Two sequences, a scene with true poses, and a set of patches in one folder. Never written to."""
     folder = tmp_path_factory.mktemp("data")
     write_sequence(folder / "warped", "stone", seed=1)
     config = RenderedConfig(num_map=8, num_queries=0, width=320, height=240, texel_m=0.02, supersampling=1)
@@ -35,7 +35,7 @@ def results(*arguments: object) -> dict[str, Any]:
     return in_process.results("eval", "all", *arguments)
 
 
-def test_all_that_the_data_allow_in_one_page(data: Path, tmp_path: Path) -> None:
+def test_all_available_benchmarks_on_one_page(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ("--data", data, "--features", "rootsift,sift", "--out", out, *FAST)
     found = results(*arguments)
@@ -62,7 +62,7 @@ def test_all_that_the_data_allow_in_one_page(data: Path, tmp_path: Path) -> None
     assert "localization" not in json.loads((out / "results.json").read_text())["benchmarks"]
 
 
-def test_one_that_fails_is_named_and_the_others_go_on(
+def test_a_failed_benchmark_is_listed_and_the_others_continue(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From another folder, with relative paths."""
@@ -78,7 +78,7 @@ def test_one_that_fails_is_named_and_the_others_go_on(
     assert "H1to3p" in ran.stderr
 
 
-def test_what_is_refused(data: Path, tmp_path: Path) -> None:
+def test_usage_errors(data: Path, tmp_path: Path) -> None:
     arguments = ("eval", "all", "--out", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     refused(in_process.run(*arguments, "--data", tmp_path / "empty"), 3, "nothing in it that a benchmark runs on")

@@ -1,4 +1,4 @@
-"""`featkit eval eth` as people run it, on a rendered scene with exact cameras: what is kept, made anew, and refused."""
+"""The command `featkit eval eth` on a rendered scene with exact cameras: results, reuse, and errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def root(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """Two methods in one folder of results. Never written to: see `test_what_is_done_is_kept`."""
+    """Two methods in one folder of results. Never written to."""
     out = tmp_path_factory.mktemp("out")
     return out, run("--root", made, "--features", "rootsift,sift", "--out", out, *FAST)
 
@@ -83,7 +83,9 @@ def test_maps_of_two_methods_are_exact(measured: tuple[Path, Result]) -> None:
     assert page.count("data:image/jpeg") == 4
 
 
-def test_what_is_done_is_kept_and_nothing_is_mixed(root: Path, measured: tuple[Path, Result], tmp_path: Path) -> None:
+def test_results_are_reused_and_methods_kept_separate(
+    root: Path, measured: tuple[Path, Result], tmp_path: Path
+) -> None:
     out = Path(shutil.copytree(measured[0], tmp_path / "out"))
     before = json.loads((out / "eth" / "results.json").read_text())["rows"][0]
     arguments = ("--root", root, "--out", out, *FAST)
@@ -118,8 +120,8 @@ def test_what_is_done_is_kept_and_nothing_is_mixed(root: Path, measured: tuple[P
     assert len(list(features.glob("rootsift-*"))) == 2
 
 
-def test_images_that_do_not_fit(root: Path, tmp_path: Path) -> None:
-    """Two photographs of something else: they are not in the map, and their pairs have failed."""
+def test_unrelated_images_are_not_registered(root: Path, tmp_path: Path) -> None:
+    """Two unrelated photographs are not in the map, and their pairs fail."""
     noise = np.random.default_rng(0)
     for name in ("0001.jpg", "0004.jpg"):
         cv2.imwrite(str(root / SCENE / "images" / name), noise.integers(0, 256, (300, 400, 3), dtype=np.uint8))
@@ -130,8 +132,8 @@ def test_images_that_do_not_fit(root: Path, tmp_path: Path) -> None:
     assert sum(error is None for _, _, error in row["pair_errors_deg"]) == 9
 
 
-def test_nothing_in_the_map(root: Path, tmp_path: Path) -> None:
-    """Alone it is exit 4; beside a scene that can be mapped it is a row of zeros."""
+def test_a_scene_that_cannot_be_mapped(root: Path, tmp_path: Path) -> None:
+    """Alone it gives exit code 4; together with a scene that can be mapped, a row of zeros."""
     blank = root / "blank" / "images"
     blank.mkdir(parents=True)
     for number in range(3):
@@ -153,7 +155,7 @@ def test_nothing_in_the_map(root: Path, tmp_path: Path) -> None:
     assert "Nothing came out" in (tmp_path / "out" / "eth" / "report.html").read_text()
 
 
-def test_mistakes_have_one_line(root: Path, tmp_path: Path) -> None:
+def test_errors_are_one_line(root: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out", "--quiet")
     refused(run("--root", tmp_path / "none", *out), 3, "no such folder", "Strecha-Fountain.zip")
     refused(run("--root", root, "--scenes", "Alamo,x", *out), 3, "'Alamo', 'x'", "images.Alamo.tar", f"are: {SCENE}")

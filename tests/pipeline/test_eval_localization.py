@@ -1,4 +1,4 @@
-"""`featkit eval localization` on a rendered scene with exact poses: errors, what is kept, what is refused."""
+"""`featkit eval localization` on a rendered scene with exact poses: accuracy, reuse, and usage errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAST = ("--workers", 1, "--max-keypoints", 600, "--device", "cpu")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A scene as the benchmark takes it: images/, poses.txt, camera.txt. Never written to: see `scene`."""
+    """A scene in the benchmark's layout: images/, poses.txt, camera.txt. Never written to: see `scene`."""
     folder = tmp_path_factory.mktemp("held_out") / "wall"
     config = RenderedConfig(num_map=8, num_queries=0, width=320, height=240, texel_m=0.02, supersampling=1)
     rendered = render_scene(config, folder)
@@ -38,7 +38,7 @@ def results(*arguments: object) -> dict[str, Any]:
     return in_process.results("eval", "localization", *arguments)
 
 
-def test_photographs_that_were_left_out_are_found(scene: Path, tmp_path: Path) -> None:
+def test_held_out_photographs_are_localized(scene: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ("--root", scene, "--out", out, "--features", "rootsift,sift", *FAST)
     found = results(*arguments)
@@ -62,10 +62,10 @@ def test_photographs_that_were_left_out_are_found(scene: Path, tmp_path: Path) -
     assert len(list((out / "localization" / "wall").glob("rootsift-*"))) == 2
 
 
-def test_the_map_has_the_true_poses_and_queries_do_not_count_in_it(
+def test_the_map_uses_true_poses_and_ignores_queries(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A query whose true pose is wrong is far off, and nothing else changes. From another folder, by default paths."""
+    """A wrong true pose of a query changes only its error. Run from another folder, with default paths."""
     monkeypatch.chdir(tmp_path)
     poses = read_poses(scene / "poses.txt")
     names = sorted(poses)
@@ -81,7 +81,7 @@ def test_the_map_has_the_true_poses_and_queries_do_not_count_in_it(
     assert row["errors"][names[7]]["m"] < 0.02
 
 
-def test_what_is_refused(scene: Path, tmp_path: Path) -> None:
+def test_usage_errors(scene: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     poses = read_poses(scene / "poses.txt")
     few = {name: poses[name] for name in sorted(poses)[:3]}

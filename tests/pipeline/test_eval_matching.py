@@ -1,4 +1,4 @@
-"""`featkit eval hpatches` and `oxford` as people run them: tables, pages, what is kept, what is made anew, mistakes."""
+"""The commands `featkit eval hpatches` and `oxford`: tables, reports, reuse, and errors."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_hpatches_from_images_to_a_page(root: Path, tmp_path: Path) -> None:
     assert not any(path.suffix in {".png", ".ppm"} for path in out.rglob("*"))  # images are read where they lie
 
 
-def test_predictions_are_kept_and_never_stale(root: Path, tmp_path: Path) -> None:
+def test_predictions_are_reused_unless_outdated(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ("hpatches", "--root", root, "--out", out, *FAST)
     first = results(*arguments)
@@ -107,7 +107,7 @@ def test_predictions_are_kept_and_never_stale(root: Path, tmp_path: Path) -> Non
     assert changed[9]["mma"][9] < 0.3
 
 
-def test_oxford_shares_the_features(root: Path, tmp_path: Path) -> None:
+def test_oxford_reuses_the_features(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     results("hpatches", "--root", root, "--sequences", "stone", "--out", out, *FAST)
     ran = run("oxford", "--root", root, "--features", "rootsift", "--out", out, *FAST)
@@ -127,7 +127,7 @@ def test_oxford_shares_the_features(root: Path, tmp_path: Path) -> None:
 
 
 def test_sequences_of_two_three_and_six_images(tmp_path: Path) -> None:
-    """EVD's kind of data: the share of the pairs whose homography is found, whatever the length."""
+    """Data like EVD: the share of pairs whose homography is found, for sequences of any length."""
     root = tmp_path / "root"
     for name, images in (("adam", 2), ("cafe", 3), ("graf", 6)):
         write_sequence(root, name, seed=images, oxford=False, strength=0.5, images=images)
@@ -154,7 +154,7 @@ def test_sequences_of_two_three_and_six_images(tmp_path: Path) -> None:
     assert oxford["methods"][0]["sequences"]["adam"]["distance"] > 0.5
 
 
-def test_hpatches_own_layout_has_groups(tmp_path: Path) -> None:
+def test_hpatches_layout_has_groups(tmp_path: Path) -> None:
     write_sequence(tmp_path / "root", "v_stone", seed=1, oxford=False)
     write_sequence(tmp_path / "root", "i_dome", seed=2, oxford=False, strength=0.3)
     shutil.copytree(tmp_path / "root" / "i_dome", tmp_path / "root" / "i_dc")
@@ -169,7 +169,7 @@ def test_hpatches_own_layout_has_groups(tmp_path: Path) -> None:
         assert f"MMA, {group}" in page
 
 
-def test_published_curves_stand_behind_ours() -> None:
+def test_published_curves_are_drawn_behind_ours() -> None:
     from featkit.core.content import Curve, Curves
     from featkit.report.charts import COLOURS, curves_figure
 
@@ -198,7 +198,7 @@ def test_images_without_texture(root: Path, tmp_path: Path) -> None:
         assert (score["mma_score"] if benchmark == "hpatches" else score["overlap"]) == 0
 
 
-def test_mistakes_have_one_line(root: Path, tmp_path: Path) -> None:
+def test_errors_are_one_line(root: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out")
     for benchmark in ("hpatches", "oxford"):
         refused(run(benchmark, "--root", tmp_path / "none", *out), 3, "no such folder", "featkit data fetch")
@@ -217,8 +217,8 @@ def test_mistakes_have_one_line(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_an_image_cut_off_in_the_middle(root: Path, tmp_path: Path) -> None:
-    """Its header is whole, so it is found when it is decoded; what was extracted before is kept."""
+def test_a_truncated_image(root: Path, tmp_path: Path) -> None:
+    """Its header is complete, so the error is found when decoding; earlier extracted features are kept."""
     path = root / "wood" / "img4.png"
     path.write_bytes(path.read_bytes()[:3000])
     ran = run("hpatches", "--root", root, "--out", tmp_path / "out", "--quiet", *FAST)

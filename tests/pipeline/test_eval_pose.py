@@ -1,4 +1,4 @@
-"""`featkit eval pose` as people run it: tables, pages, what is kept, what is made anew, mistakes."""
+"""The command `featkit eval pose`: tables, reports, reuse, and errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def results(*arguments: object) -> dict[str, Any]:
 
 
 def as_megadepth(rendered: Any, root: Path) -> Path:
-    """Three pairs of the rendered scene as MegaDepth-1500 is laid out by glue-factory."""
+    """Three pairs of the rendered scene in glue-factory's layout of MegaDepth-1500."""
     shutil.copytree(rendered.images, root / "images")
     focal, _, cx, cy = rendered.intrinsics.params
     k = f"{focal} 0 {cx} 0 {focal} {cy} 0 0 1"
@@ -83,7 +83,7 @@ def test_from_images_to_a_page(rendered_copy: Path, small_rendered: Any, tmp_pat
     assert not any(path.suffix == ".jpg" for path in out.rglob("*"))  # images are read where they lie
 
 
-def test_predictions_are_kept_and_never_stale(rendered_copy: Path, tmp_path: Path) -> None:
+def test_predictions_are_reused_unless_outdated(rendered_copy: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ("--root", rendered_copy, "--out", out, "--max-pairs", 3, *FAST)
     first = results(*arguments)
@@ -109,7 +109,7 @@ def test_predictions_are_kept_and_never_stale(rendered_copy: Path, tmp_path: Pat
         assert set(store.names()) == images
 
 
-def test_own_pairs_and_blank_images(rendered_copy: Path, tmp_path: Path) -> None:
+def test_given_pairs_and_blank_images(rendered_copy: Path, tmp_path: Path) -> None:
     import cv2
 
     names = sorted(path.name for path in (rendered_copy / "images").iterdir())
@@ -129,7 +129,7 @@ def test_own_pairs_and_blank_images(rendered_copy: Path, tmp_path: Path) -> None
         assert max(score["auc"]) <= 0.5
 
 
-def test_mistakes_have_one_line(rendered_copy: Path, tmp_path: Path) -> None:
+def test_errors_are_one_line(rendered_copy: Path, tmp_path: Path) -> None:
     root, out = ("--root", rendered_copy), ("--out", tmp_path / "out")
     refused(run("--root", tmp_path / "none", *out), 3, "no such folder")
     refused(run(*root, "--features", "rootsfit", *out), 2, "did you mean 'rootsift'")

@@ -1,4 +1,4 @@
-"""`featkit export` on a mapped scene: every format by the command line, and one line for every mistake."""
+"""`featkit export` on a mapped scene: every format, and one-line errors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from featkit.io.features import open_features
 from featkit.mapping.model import read_model
 
 
-def test_nerfstudio_sees_what_the_photographs_saw(mapped_scene: Any, tmp_path: Path) -> None:
-    """Map points through the exported cameras fall onto their keypoints in features.h5 (half a pixel from COLMAP's)."""
+def test_points_project_onto_keypoints_in_nerfstudio_cameras(mapped_scene: Any, tmp_path: Path) -> None:
+    """Points projected by the exported cameras are at their keypoints in features.h5 (COLMAP's minus half a pixel)."""
     done = results("export", mapped_scene.folder, "--format", "nerfstudio", "-o", tmp_path / "nerf")
     assert done["images"] == 6
     assert done["notes"] == []
@@ -64,7 +64,7 @@ def test_every_format(mapped_scene: Any, tmp_path: Path) -> None:
     assert localized["localized"] > 0
 
 
-def test_again_and_over(mapped_scene: Any, tmp_path: Path) -> None:
+def test_second_export_needs_overwrite(mapped_scene: Any, tmp_path: Path) -> None:
     command = ("export", mapped_scene.folder, "-q", "--format")
     for form, out, first in (("text", "text", "cameras.txt"), ("ply", "a.ply", "a.ply")):
         assert run(*command, form, "-o", tmp_path / out).exit_code == 0
@@ -72,7 +72,7 @@ def test_again_and_over(mapped_scene: Any, tmp_path: Path) -> None:
         assert run(*command, form, "-o", tmp_path / out, "--overwrite").exit_code == 0
 
 
-def test_mistakes(mapped_scene: Any, tmp_path: Path) -> None:
+def test_usage_errors(mapped_scene: Any, tmp_path: Path) -> None:
     scene, out = mapped_scene.folder, tmp_path / "out"
     command = ("export", scene, "-q", "-o", out, "--format")
     refused(run(*command, "colmap"), 2, "--format colmap", "gaussian-splatting, nerfstudio, dense, ply, text, hloc")

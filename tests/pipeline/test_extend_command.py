@@ -1,4 +1,4 @@
-"""`featkit extend` on the rendered scene, against its exact truth; and one line for every mistake."""
+"""`featkit extend` on the rendered scene, compared with its exact truth; and one-line errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from featkit.mapping.model import read_model
 
 @pytest.fixture(scope="module")
 def extended(mapped_scene: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The map of six, and the two queries, another photograph that shows nothing of it, and a broken one."""
+    """The map of six photographs, and new ones: two queries, an unrelated photograph, and a broken one."""
     folder = tmp_path_factory.mktemp("extended")
     shutil.copytree(mapped_scene.folder / "queries", folder / "new")
     noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
@@ -33,7 +33,7 @@ def true_poses(scene: Any) -> dict[str, Any]:
     return poses | dict(scene.rendered.query_poses)
 
 
-def test_photographs_come_in_where_they_were_taken(mapped_scene: Any, extended: Any) -> None:
+def test_new_photographs_are_at_their_true_poses(mapped_scene: Any, extended: Any) -> None:
     folder, found = extended
     queries = sorted(path.name for path in (mapped_scene.folder / "queries").iterdir())
     assert found["registered"] == queries
@@ -55,8 +55,8 @@ def test_photographs_come_in_where_they_were_taken(mapped_scene: Any, extended: 
     assert all(point.color.any() for point in list(new.points3D.values())[:100])
 
 
-def test_the_grown_map_is_a_map(mapped_scene: Any, extended: Any, tmp_path: Path) -> None:
-    """Done already; localized in; extended again with nothing to do; exported from two folders of photographs."""
+def test_the_extended_map_works_like_any_map(mapped_scene: Any, extended: Any, tmp_path: Path) -> None:
+    """It is up to date, localizes queries, is extended again without work, and exported from two photograph folders."""
     folder, found = extended
     command = ("extend", mapped_scene.folder, folder / "new", "-o", folder / "out", "--workers", 1)
     stamp = (folder / "out" / "sparse.json").stat().st_mtime_ns
@@ -74,7 +74,7 @@ def test_the_grown_map_is_a_map(mapped_scene: Any, extended: Any, tmp_path: Path
 
 
 def test_fixed_and_pruned(mapped_scene: Any, tmp_path: Path) -> None:
-    """The scene's own folder: one photograph gone, one new; old cameras exactly as they are."""
+    """With the scene's own folder: one photograph is removed, one is new; old cameras do not change."""
     images = tmp_path / "images"
     shutil.copytree(mapped_scene.folder / "images", images)
     (images / "0001.jpg").unlink()
@@ -98,7 +98,7 @@ def test_fixed_and_pruned(mapped_scene: Any, tmp_path: Path) -> None:
 
 
 def test_a_map_of_another_program(mapped_scene: Any, tmp_path: Path) -> None:
-    """A COLMAP model alone: its photographs are looked for, and featkit's features come beside its keypoints."""
+    """A COLMAP model only: its photographs are found, and featkit's features are added to its keypoints."""
     scene = tmp_path / "scene"
     shutil.copytree(mapped_scene.folder / "images", scene / "images")
     shutil.copytree(mapped_scene.output / "sparse" / "0", scene / "sparse" / "0")
@@ -117,7 +117,7 @@ def test_a_map_of_another_program(mapped_scene: Any, tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_mistakes_lose_nothing(mapped_scene: Any, tmp_path: Path) -> None:
+def test_failed_runs_keep_existing_files(mapped_scene: Any, tmp_path: Path) -> None:
     scene, queries, out = mapped_scene.folder, mapped_scene.folder / "queries", tmp_path / "out"
     command = ("extend", scene, "-q", "-o", out)
     refused(run(*command, tmp_path / "nowhere"), 3, "nowhere", "no such folder")

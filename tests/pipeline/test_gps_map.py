@@ -1,4 +1,4 @@
-"""From photographs with GPS positions to a map in metres: pairs by GPS, the map, its alignment, against the truth."""
+"""From photographs with GPS positions to a map in metres: pairs by GPS, map, alignment, compared with the truth."""
 
 from __future__ import annotations
 

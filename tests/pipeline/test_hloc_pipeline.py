@@ -1,4 +1,4 @@
-"""hloc's own Aachen v1.1 pipeline, its files untouched, with featkit's features and matches. On the real hloc only."""
+"""hloc's unmodified Aachen v1.1 pipeline with featkit's features and matches. Needs the real hloc."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RETRIEVAL = "hloc.extractors.thumbnail"
 
 
 def layout(scene: Any, dataset: Path) -> None:
-    """A mapped scene as Aachen v1.1 lies: images_upright/, 3D-models/aachen_v_1_1, lists of queries."""
+    """A mapped scene in the layout of Aachen v1.1: images_upright/, 3D-models/aachen_v_1_1, lists of queries."""
     shutil.copytree(scene.folder / "images", dataset / "images_upright")
     shutil.copytree(scene.folder / "queries", dataset / "images_upright" / "query")
     shutil.copytree(scene.output / "sparse" / "0", dataset / "3D-models" / "aachen_v_1_1")
@@ -40,7 +40,7 @@ def layout(scene: Any, dataset: Path) -> None:
 
 
 def register_thumbnails() -> None:
-    """In the place of NetVLAD, whose weights are a download: the image made very small."""
+    """Replaces NetVLAD, whose weights would be downloaded: the image reduced to a very small size."""
     import torch
 
     base = importlib.import_module("hloc.utils.base_model").BaseModel

@@ -1,4 +1,4 @@
-"""`featkit inspect informativeness` as people run it, with its wrong turns."""
+"""The command `featkit inspect informativeness`, and its usage errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def a_run(folder: Path, **network: object) -> Path:
     return folder
 
 
-def test_from_a_run_to_a_page(patches: Path, tmp_path: Path, featkit_command: Command) -> None:
+def test_report_of_a_training_run(patches: Path, tmp_path: Path, featkit_command: Command) -> None:
     run, page = a_run(tmp_path / "run"), tmp_path / "page.html"
     command = ("inspect", "informativeness", "--run", run, "--data", patches, "--out", page, "--device", "cpu")
     done = featkit_command(*command, "--pairs", 6, "--json")
@@ -42,7 +42,7 @@ def test_from_a_run_to_a_page(patches: Path, tmp_path: Path, featkit_command: Co
     assert found["pairs"] == 6
     assert [(row["network"], row["step"]) for row in found["networks"]] == [("untrained", 0), ("last", 10)]
     assert all(-1 <= row["pearson"] <= 1 for row in found["networks"])
-    assert "Along the training" in page.read_text(encoding="utf-8")
+    assert "During training" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_from_a_run_to_a_page(patches: Path, tmp_path: Path, featkit_command: Co
         ("whole", ("--set", "pears=3"), 2, "did you mean 'pairs'"),
     ],
 )
-def test_wrong_turns(
+def test_usage_errors(
     what: str,
     options: tuple[str, ...],
     code: int,

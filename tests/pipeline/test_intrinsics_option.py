@@ -21,7 +21,7 @@ def listed(path: Path, scene: Path, focal_px: float | None = None, separator: st
 
 
 def test_the_map_has_the_listed_cameras(mapped_copy: Any, tmp_path: Path) -> None:
-    """Features and matches stay; the database and the map are made anew when the list changes."""
+    """If the list changes, features and matches are kept, and database and map are made again."""
     scene = mapped_copy.folder
     command = (
         "reconstruct",
@@ -49,12 +49,12 @@ def test_the_map_has_the_listed_cameras(mapped_copy: Any, tmp_path: Path) -> Non
     assert longer["truth"]["centre_max"] > 5 * data["truth"]["centre_max"]
 
 
-def test_mistakes(mapped_copy: Any, tmp_path: Path) -> None:
+def test_usage_errors(mapped_copy: Any, tmp_path: Path) -> None:
     scene, path = mapped_copy.folder, tmp_path / "list.txt"
     command = ("reconstruct", scene, *mapped_copy.options, "-q", "--intrinsics")
     refused(run(*command, tmp_path / "nowhere.txt"), 3, "nowhere.txt", "no such file")
     path.write_text("elsewhere.jpg PINHOLE 400 300 360 360 200 150\n")
-    refused(run(*command, path), 3, "names none of the images", "0000.jpg")
+    refused(run(*command, path), 3, "lists none of the images", "0000.jpg")
     path.write_text("0000.jpg PINHOLE 400 300 360 360 200\n")
     refused(run(*command, path), 3, "list.txt:1", "PINHOLE takes")
     path.write_text("0000.jpg PINHOLE 300 400 360 360 150 200\n")

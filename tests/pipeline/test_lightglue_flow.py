@@ -1,4 +1,4 @@
-"""ALIKED and LightGlue through the commands: a map, poses, shards of a plan; what cannot be matched is refused."""
+"""ALIKED and LightGlue with all commands: a map, poses, shards of a plan; unsupported features are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ KEYPOINTS = 350
 
 @pytest.fixture(scope="module")
 def scene(small_rendered: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Mapped by `featkit reconstruct`. Never written to, but for localize/."""
+    """A scene mapped by `featkit reconstruct`. Never written to, except for localize/."""
     needs_package("aliked-n16")
     needs_package("aliked-lightglue")
     folder = tmp_path_factory.mktemp("learned")
@@ -40,7 +40,7 @@ def scene(small_rendered: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def test_the_matches_say_which_weights(scene: Path) -> None:
+def test_matches_record_the_weights(scene: Path) -> None:
     sha256 = published_network("aliked-lightglue").files[0].sha256
     with open_matches(scene / "featkit" / "matches.h5") as store:
         assert store.attributes()["weights_sha256"] == sha256
@@ -49,7 +49,7 @@ def test_the_matches_say_which_weights(scene: Path) -> None:
 
 
 def test_queries_are_localized(scene: Path, small_rendered: Any) -> None:
-    """By the command, and by a map kept in memory, alike."""
+    """With the command and with a map in memory."""
     queries, out = scene / "scene" / "queries", scene / "localize"
     found = results("localize", scene / "featkit", "--queries", queries, "--out", out, "--matcher", "lightglue")
     assert found["localized"] == found["queries"] == 2
@@ -73,8 +73,8 @@ def test_shards_of_a_plan(scene: Path, tmp_path: Path) -> None:
     assert_same(scene / "featkit" / "matches.h5", tmp_path / "matches.h5")
 
 
-def test_a_turned_and_resized_photograph(scene: Path, small_rendered: Any, tmp_path: Path) -> None:
-    """The network sees it upright: stored on its side, with EXIF's tag, it has the matches it has upright."""
+def test_rotated_and_resized_photographs_match(scene: Path, small_rendered: Any, tmp_path: Path) -> None:
+    """The network sees it upright: stored rotated with an EXIF tag, it has the same matches as upright."""
     names = sorted(path.name for path in (scene / "scene" / "images").iterdir())[:2]
     counts = {}
     for kind in ("upright", "on its side"):
@@ -139,7 +139,7 @@ def test_features_without_weights_are_refused_before_anything_is_written(scene: 
     assert not out.exists()
 
 
-def test_few_images_are_told_what_to_try(scene: Path, tmp_path: Path) -> None:
+def test_a_map_of_few_images_suggests_options(scene: Path, tmp_path: Path) -> None:
     """Three photographs of the scene, three of noise: SIFT's map has half of them."""
     (tmp_path / "images").mkdir()
     rng = np.random.default_rng(0)

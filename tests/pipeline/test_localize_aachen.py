@@ -1,4 +1,4 @@
-"""`featkit localize aachen` as people run it, on a rendered scene in the benchmark's layout with exact truth."""
+"""The command `featkit localize aachen` on a rendered scene in the benchmark's layout with exact truth."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def world(small_rendered: Any) -> World:
 
 @pytest.fixture(scope="module")
 def made(world: World, tmp_path_factory: pytest.TempPathFactory) -> Miniature:
-    """v1.1, whole. Never written to."""
+    """v1.1, complete. Never written to."""
     return write_miniature(tmp_path_factory.mktemp("aachen"), world)
 
 
 @pytest.fixture(scope="module")
 def truth(made: Miniature, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """True poses, names as the submission has them."""
+    """True poses by the names in the submission."""
     poses = {name.rpartition("/")[2]: pose for name, pose in made.truth.items()}
     return write_poses(tmp_path_factory.mktemp("truth") / "poses.txt", poses)
 
 
 @pytest.fixture(scope="module")
 def localized(made: Miniature, truth: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """hloc's setting. Never written to."""
+    """Results with hloc's setting. Never written to."""
     out = tmp_path_factory.mktemp("out")
     ran = run("--root", made.root, "--queries", "day-night", "--truth", truth, "--out", out, *FAST)
     return out, ran
@@ -64,7 +64,7 @@ def only(folder: Path, pattern: str) -> Path:
     return found
 
 
-def test_day_and_night_are_found(made: Miniature, localized: tuple[Path, Result]) -> None:
+def test_day_and_night_queries_are_localized(made: Miniature, localized: tuple[Path, Result]) -> None:
     out, ran = localized
     assert ran.exit_code == 0, ran.output
     for words in ("Localized queries", "SCFeat, Table IV", "74.3", "they do not compare", "to upload"):
@@ -90,8 +90,8 @@ def test_day_and_night_are_found(made: Miniature, localized: tuple[Path, Result]
     assert "Day and night" in (place / "report.html").read_text()
 
 
-def test_the_map_stands_where_the_reference_does(made: Miniature, localized: tuple[Path, Result]) -> None:
-    """Poses are the reference's, and the given intrinsics stay as they are."""
+def test_the_map_has_the_references_poses(made: Miniature, localized: tuple[Path, Result]) -> None:
+    """Its poses are the reference's, and the given intrinsics are not changed."""
     from featkit.mapping.cameras import to_pose
 
     model = read_model(only(localized[0], "1.1-day-night/rootsift-*/sparse/0"))
@@ -104,7 +104,7 @@ def test_the_map_stands_where_the_reference_does(made: Miniature, localized: tup
 def test_queries_registered_by_colmap(
     made: Miniature, truth: Path, localized: tuple[Path, Result], tmp_path: Path
 ) -> None:
-    """As the challenge has it: the poses are true, and those of PnP; features and matches are shared by both."""
+    """As in the challenge: poses are near the truth and those of PnP; both use the same features and matches."""
     out = Path(shutil.copytree(localized[0], tmp_path / "out"))
     ask = ("--root", made.root, "--queries", "day-night", "--truth", truth, "--out", out, *FAST)
     ask = (*ask, "--set", "poses_by=registration")
@@ -146,7 +146,7 @@ def test_queries_registered_by_colmap(
     assert all("10000 that agree are needed" in reason for reason in reasons)
 
 
-def test_nvm_and_colmap_give_one_reference(made: Miniature) -> None:
+def test_nvm_and_colmap_give_the_same_reference(made: Miniature) -> None:
     files = find_aachen(made.root, "1.1", "night")
     assert files.model is not None
     first, second = read_aachen_reference(files), read_aachen_reference(replace(files, model=None))
@@ -163,9 +163,7 @@ def test_nvm_and_colmap_give_one_reference(made: Miniature) -> None:
     assert 6 <= len(by_name[0]) <= 15
 
 
-def test_the_submission_is_as_the_benchmark_wants_it(
-    made: Miniature, localized: tuple[Path, Result], tmp_path: Path
-) -> None:
+def test_submission_format(made: Miniature, localized: tuple[Path, Result], tmp_path: Path) -> None:
     submission = only(localized[0], "1.1-day-night/*/Aachen_v1_1_eval_*.txt")
     assert submission.name == "Aachen_v1_1_eval_[featkit-rootsift].txt"
     lines = submission.read_text().splitlines()
@@ -173,7 +171,7 @@ def test_the_submission_is_as_the_benchmark_wants_it(
     assert {len(line.split()) for line in lines} == {8}
     checked = run("--root", made.root, "--check", submission)
     assert checked.exit_code == 0, checked.output
-    assert "2 of 2 of the day, 2 of 2 of the night" in checked.stdout
+    assert "2 of 2 day queries, 2 of 2 night queries" in checked.stdout
     damaged = tmp_path / "damaged.txt"
     damaged.write_text("\n".join([*lines, lines[0], f"query/{lines[1]}"]))
     refused(run("--root", made.root, "--check", damaged), 3, "line 5", "twice", "line 6", "has a folder")
@@ -182,7 +180,7 @@ def test_the_submission_is_as_the_benchmark_wants_it(
 
 
 def test_a_second_run_does_nothing(made: Miniature, localized: tuple[Path, Result], tmp_path: Path) -> None:
-    """And another choice of queries takes features and matches as they are."""
+    """Another choice of queries reuses features and matches."""
     out = Path(shutil.copytree(localized[0], tmp_path / "out"))
     arguments = ("--root", made.root, "--out", out, *FAST)
     again = run(*arguments, "--queries", "day-night")
@@ -205,7 +203,7 @@ def test_a_second_run_does_nothing(made: Miniature, localized: tuple[Path, Resul
     assert row["pairs"]["queries"].endswith("image_pairs_to_match_v1_1.txt")
 
 
-def test_descriptors_of_others_and_broken_photographs(made: Miniature, tmp_path: Path) -> None:
+def test_given_global_descriptors_and_broken_photographs(made: Miniature, tmp_path: Path) -> None:
     """--retrieval; a query that cannot be read has a reason and no line. --skip-broken is for those of the map."""
     import h5py
 
@@ -230,7 +228,7 @@ def test_descriptors_of_others_and_broken_photographs(made: Miniature, tmp_path:
     refused(run(*ask, "--query-pairs", root / "image_pairs_to_match_v1_1.txt", "-q"), 2, "--query-pairs")
 
 
-def test_without_lists_and_with_the_archives_side_by_side(
+def test_without_pair_lists_and_with_separate_archives(
     world: World, localized: tuple[Path, Result], tmp_path: Path
 ) -> None:
     """v1.0 in NVM, as `data fetch` leaves it, v1.1's photographs in a folder of their own; pairs are made."""
@@ -256,7 +254,7 @@ def test_without_lists_and_with_the_archives_side_by_side(
         assert words in again.stderr
 
 
-def test_version_1_0_leaves_out_what_it_does_not_have(world: World, tmp_path: Path) -> None:
+def test_version_1_0_lacks_some_images(world: World, tmp_path: Path) -> None:
     made = write_miniature(tmp_path / "aachen", world, version="1.0")
     listed = made.root / "queries" / "night_time_queries_with_intrinsics.txt"
     line = listed.read_text().splitlines()[0]
@@ -267,7 +265,7 @@ def test_version_1_0_leaves_out_what_it_does_not_have(world: World, tmp_path: Pa
     assert only(tmp_path / "out", "1.0-night/*/Aachen_eval_*.txt").read_text().count("\n") == 2
 
 
-def test_what_is_missing_is_named(made: Miniature, tmp_path: Path) -> None:
+def test_missing_files_are_reported(made: Miniature, tmp_path: Path) -> None:
     root = Path(shutil.copytree(made.root, tmp_path / "aachen"))
     ask = ("--root", root, "--out", tmp_path / "out", "-q", *FAST)
     refused(run(*ask, "--version", "1.0"), 3, "aachen_cvpr2018_db.nvm", "database_intrinsics.txt", "data fetch aachen")
@@ -285,12 +283,12 @@ def test_what_is_missing_is_named(made: Miniature, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_default_place_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     refused(run(), 3, "data/aachen: no such folder; `featkit data fetch aachen --out data/aachen` makes it")
 
 
-def test_a_map_in_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_in_a_folder_named_aachen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "aachen").mkdir()
     monkeypatch.chdir(tmp_path)
     for name in ("./aachen", "aachen/"):

@@ -1,4 +1,4 @@
-"""featkit.Localizer against `featkit localize` on the same photographs, and what it does with those that fail."""
+"""featkit.Localizer compared with `featkit localize` on the same photographs, and failed queries."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def by_command(
     return {entry["name"]: entry for entry in json.loads((out / "poses.json").read_text())["results"]}
 
 
-def test_the_same_as_featkit_localize(
+def test_results_equal_those_of_featkit_localize(
     localizer: featkit.Localizer, queries: list[Path], by_command: dict[str, Any]
 ) -> None:
-    """Every number that poses.json gives, bit for bit: pose, inliers, matches, uncertainty, camera."""
+    """All numbers in poses.json are equal bit for bit: pose, inliers, matches, uncertainty, camera."""
     assert len(queries) == len(by_command) == 2
     for path in queries:
         assert json.loads(json.dumps(describe(localizer.localize(path)))) == by_command[path.name]
@@ -58,7 +58,7 @@ def test_the_same_as_featkit_localize(
     assert describe(again) == {**by_command[queries[0].name], "name": "other"}
 
 
-def test_near_the_truth(localizer: featkit.Localizer, queries: list[Path], mapped_scene: Any) -> None:
+def test_poses_are_near_the_truth(localizer: featkit.Localizer, queries: list[Path], mapped_scene: Any) -> None:
     similarity = truth_from_map(read_model(mapped_scene.output / "sparse" / "0"), mapped_scene.rendered.poses)
     for path in queries:
         pose = localizer.localize(path).pose
@@ -69,7 +69,7 @@ def test_near_the_truth(localizer: featkit.Localizer, queries: list[Path], mappe
 
 
 def test_pixels_instead_of_a_file(localizer: featkit.Localizer, queries: list[Path]) -> None:
-    """Grey as the decoder gives it: the same bit for bit. RGB: other weights of the colours, the same to noise."""
+    """Decoded grey pixels give identical results. RGB pixels are converted differently: equal up to noise."""
     from_file = localizer.localize(queries[0])
     assert from_file.pose is not None
     flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
@@ -84,7 +84,7 @@ def test_pixels_instead_of_a_file(localizer: featkit.Localizer, queries: list[Pa
     assert np.allclose(coloured.pose.qvec, from_file.pose.qvec, atol=1e-2)
 
 
-def test_threads_do_not_disturb_each_other(localizer: featkit.Localizer, queries: list[Path]) -> None:
+def test_localizing_in_threads(localizer: featkit.Localizer, queries: list[Path]) -> None:
     alone = [describe(localizer.localize(path)) for path in queries]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda path: describe(localizer.localize(path)), queries * 4))
@@ -118,7 +118,7 @@ def test_pixels_of_another_size_have_a_guessed_camera(localizer: featkit.Localiz
     assert (result.intrinsics.model, result.intrinsics.width, result.intrinsics.height) == ("SIMPLE_RADIAL", 300, 225)
 
 
-def test_what_cannot_be_localized_has_a_reason(localizer: featkit.Localizer, tmp_path: Path) -> None:
+def test_failed_queries_have_a_reason(localizer: featkit.Localizer, tmp_path: Path) -> None:
     nothing = localizer.localize(np.full((300, 400), 128, np.uint8))
     assert (nothing.pose, nothing.keypoints, nothing.reason) == (None, 0, "no keypoint found in the image")
     noise = np.random.default_rng(0).integers(0, 255, (300, 400), np.uint8)
@@ -137,16 +137,14 @@ def test_what_cannot_be_localized_has_a_reason(localizer: featkit.Localizer, tmp
             localizer.localize(image)
 
 
-def test_defaults_are_the_recipes() -> None:
-    """Two places hold the fields; neither may drift."""
+def test_defaults_equal_the_pipelines() -> None:
+    """The fields are defined in two places, which must agree."""
     recipe = load_pipeline("localize").LocalizationConfig().result_fields()
     assert LocalizerConfig().result_fields() == {**recipe, "points_only": False}
 
 
-def test_points_only_finds_the_same_places(
-    localizer: featkit.Localizer, queries: list[Path], mapped_scene: Any
-) -> None:
-    """One look of each point may miss some of what another would match; the pose stays within its noise."""
+def test_points_only_gives_the_same_poses(localizer: featkit.Localizer, queries: list[Path], mapped_scene: Any) -> None:
+    """One descriptor per point may miss some matches; the pose stays within its noise."""
     with featkit.Localizer(mapped_scene.folder, LocalizerConfig(points_only=True), device="cpu") as quick:
         for path in queries:
             found, expected = quick.localize(path), localizer.localize(path)
@@ -159,8 +157,8 @@ def test_points_only_finds_the_same_places(
             assert rotation < 6 * expected.estimate.rotation_std_deg
 
 
-def test_each_point_once() -> None:
-    """Of three images, the first of which shows points 7 and 5, the second 5 and 9, the third nothing new."""
+def test_points_only_uses_each_point_once() -> None:
+    """Three images: the first sees points 7 and 5, the second 5 and 9, the third no new ones."""
 
     def image(index: list[int], point_ids: list[int], look: float) -> WarmImage:
         rows = np.array([[point, look] for point in point_ids], np.float32)

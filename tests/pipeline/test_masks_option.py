@@ -1,4 +1,4 @@
-"""`--masks`: no keypoint in a masked pixel with any extractor, and a changed mask is not passed over."""
+"""`--masks`: no extractor has keypoints in masked pixels, and changed masks are detected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from in_process import refused, results, run
 from PIL import Image
 
-from featkit.features.stage import ExtractConfig, describe_one, detect_one, extract_one, extraction
+from featkit.features.stage import ExtractConfig, describe_one, detect_one, extract_one, extraction_method
 from featkit.images.read import as_stored
 from featkit.io.features import open_features
 
@@ -22,7 +22,7 @@ TAG = 6  # the second photograph is stored turned
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """images/plain.png, and the same stored turned as images/sub/turned.png."""
+    """images/plain.png, and the same image stored rotated as images/sub/turned.png."""
     folder = tmp_path_factory.mktemp("pictures") / "images"
     (folder / "sub").mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -35,7 +35,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mask_of(name: str) -> np.ndarray:
-    """Of the upright photograph: True is kept."""
+    """Mask of the upright photograph; True: kept."""
     kept = np.ones((150, 200), bool)
     kept[40:110, 30:90] = False
     kept[:, 150:] = name == "plain.png"
@@ -77,9 +77,9 @@ def test_no_keypoint_in_a_masked_pixel(features: str, upright_masks: bool, pictu
             assert found.image_size == whole.image_size
 
 
-def test_in_two_steps(pictures: Path, tmp_path: Path) -> None:
+def test_masks_with_a_two_step_extractor(pictures: Path, tmp_path: Path) -> None:
     """As on a GPU, where one process describes what others detect."""
-    method = extraction(ExtractConfig(features="dog+hynet"), {"max_keypoints": 60}, "cpu")
+    method = extraction_method(ExtractConfig(features="dog+hynet"), {"max_keypoints": 60}, "cpu")
     mask = write_masks(tmp_path / "masks") / "sub" / "turned.png.png"
     path = pictures / "sub" / "turned.png"
     alone, finished = extract_one(method, path, mask), describe_one(method, detect_one(method, path, mask))
@@ -87,8 +87,8 @@ def test_in_two_steps(pictures: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(finished.keypoints, alone.keypoints)
 
 
-def test_a_changed_mask_is_seen(pictures: Path, tmp_path: Path) -> None:
-    """Only what a mask changed for is extracted again; without masks all is as if there had been none."""
+def test_changed_masks_are_detected(pictures: Path, tmp_path: Path) -> None:
+    """Only images with changed masks are extracted again; without --masks results are as if there had been no masks."""
     masks, out = write_masks(tmp_path / "masks"), tmp_path / "f.h5"
     command = ("extract", pictures, "-o", out, "--workers", 1)
     results(*command)
@@ -127,7 +127,7 @@ def test_transparent_pixels(pictures: Path, tmp_path: Path) -> None:
     refused(run(*command, tmp_path / "f.h5", "--ignore-alpha", "-q"), 3, "decode.min_alpha: 1 -> 0", "--overwrite")
 
 
-def test_worker_processes_mask_too(pictures: Path, tmp_path: Path) -> None:
+def test_masks_in_worker_processes(pictures: Path, tmp_path: Path) -> None:
     images = Path(shutil.copytree(pictures, tmp_path / "images"))
     masks = write_masks(tmp_path / "masks")
     for copy in ("p1.png", "p2.png"):
@@ -166,7 +166,7 @@ def test_a_map_of_masked_photographs(rendered_copy: Path, small_rendered: object
     assert json.loads((rendered_copy / "featkit" / "metrics.json").read_text())["registered"] == data["registered"]
 
 
-def test_mistakes(pictures: Path, tmp_path: Path) -> None:
+def test_usage_errors(pictures: Path, tmp_path: Path) -> None:
     command = ("extract", pictures, "-o", tmp_path / "f.h5", "-q", "--workers", 1, "--masks")
     (tmp_path / "empty").mkdir()
     refused(run(*command, tmp_path / "nowhere"), 3, "nowhere", "no such folder")

@@ -1,4 +1,4 @@
-"""`featkit merge` on the rendered scene's map, cut in two: against its exact truth; and one line for every mistake."""
+"""`featkit merge` on two parts of the rendered scene's map, compared with its exact truth; and one-line errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from in_process import refused, results, run
 
 from featkit.io.lists import read_poses
 from featkit.mapping.align import compare_with_truth
-from featkit.mapping.grow import prune
+from featkit.mapping.grow import remove_images
 from featkit.mapping.model import read_model
 
 NAMES = [f"000{number}.jpg" for number in range(6)]
@@ -22,12 +22,12 @@ NAMES = [f"000{number}.jpg" for number in range(6)]
 
 @pytest.fixture(scope="module")
 def halves(mapped_scene: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A scene whose sparse/ has a model of 0 to 3 and one of 2 to 5, in another frame; and that one alone elsewhere."""
+    """A scene with models of photographs 0 to 3 and, in another frame, 2 to 5; and the latter alone as another map."""
     folder = Path(shutil.copytree(mapped_scene.folder, tmp_path_factory.mktemp("halves") / "scene"))
     sparse = folder / "featkit" / "sparse"
     for number, gone in ((1, NAMES[:2]), (0, NAMES[4:])):
         model = read_model(mapped_scene.output / "sparse" / "0")
-        prune(model, set(gone), folder)
+        remove_images(model, set(gone), folder)
         if number:
             turn = pycolmap.Rotation3d(np.array([0.5, 1.0, -0.2])).matrix()
             model.transform(pycolmap.Sim3d(np.column_stack([0.3 * turn, [5.0, -2.0, 1.0]])))
@@ -42,8 +42,8 @@ def halves(mapped_scene: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("second", ["scene/featkit/sparse/1", "other"])
-def test_the_whole_is_where_it_truly_is(mapped_scene: Any, halves: Path, second: str, tmp_path: Path) -> None:
-    """Two models of one run, and maps of two runs; the frame is the first one's."""
+def test_merged_cameras_are_at_their_true_poses(mapped_scene: Any, halves: Path, second: str, tmp_path: Path) -> None:
+    """Two models of one run, and maps of two runs, merged in the frame of the first."""
     first = halves / "featkit" / "sparse" / "0"
     command = ("merge", first, halves.parent / second, "-o", tmp_path / "merged", "--fix-intrinsics")
     found = results(*command)
@@ -65,12 +65,12 @@ def test_the_whole_is_where_it_truly_is(mapped_scene: Any, halves: Path, second:
     assert (tmp_path / "merged" / "sparse.json").stat().st_mtime_ns == stamp
 
 
-def test_mistakes_lose_nothing(halves: Path, tmp_path: Path) -> None:
+def test_failed_runs_keep_existing_files(halves: Path, tmp_path: Path) -> None:
     scene, out = halves / "featkit", tmp_path / "out"
     first, second = scene / "sparse" / "0", scene / "sparse" / "1"
     before = {path: path.read_bytes() for path in scene.rglob("*.bin")}
     ran = run("merge", first, second, "-q", "-o", out, "--min-points", 100_000)
-    refused(ran, 4, "too little in common to be one map: 2 photographs", "points that agree (100000 are needed)")
+    refused(ran, 4, "too little in common to be merged: 2 photographs", "consistent points (100000 are needed)")
     assert not (out / "sparse").exists()
     refused(run("merge", first, first, "-q", "-o", out), 3, "is the same model")
     refused(run("merge", first, second, "-q", "-o", scene), 3, "is one of the maps")

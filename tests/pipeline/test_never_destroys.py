@@ -1,4 +1,4 @@
-"""What featkit did not make stays as it is, whatever command is given its place, with or without --overwrite.
+"""Files and folders that featkit did not make are never changed by any command, with or without --overwrite.
 
 Every command that writes, and every name it writes, against a foreign file, a foreign folder and a symbolic link there;
 links where its temporary files, locks and journals belong; and names in models and archives that lead elsewhere.
@@ -216,14 +216,14 @@ def out_of(command: Command, folder: Path) -> Path:
 
 
 def place_of(out: Path, output: str) -> Path:
-    """Where an output lies; its folder is made."""
+    """Path of an output; its folder is created."""
     place = Path(os.path.normpath(out / output)) if output else out
     place.parent.mkdir(parents=True, exist_ok=True)
     return place
 
 
 def tree(folder: Path) -> dict[str, bytes | str]:
-    """Everything below a folder: the bytes of files, the targets of links."""
+    """Contents of a folder: bytes of files, targets of links."""
     found: dict[str, bytes | str] = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
@@ -235,7 +235,7 @@ def tree(folder: Path) -> dict[str, bytes | str]:
 
 
 def refuses(command: Command, world: World, out: Path, place: Path, *more: str) -> None:
-    """One line that names the place and what to do, and nothing below the folder of the output is changed."""
+    """The error is one line with the path and what to do, and nothing in the output's folder has changed."""
     before = tree(out.parent)
     ran = run(*command.words(world, out), *QUIET, *(more if command.overwrite else ()))
     assert ran.exit_code in (2, 3, 5), (ran.exit_code, ran.output)
@@ -304,8 +304,8 @@ LEFT = [(name, left) for name, names in TEMPORARY.items() for left in names]
 
 @pytest.mark.parametrize("kind", ["link", "folder", "second name"])
 @pytest.mark.parametrize(("name", "left"), LEFT, ids=[f"{name}: {left}" for name, left in LEFT])
-def test_where_temporary_files_belong(name: str, left: str, kind: str, world: World, tmp_path: Path) -> None:
-    """Nothing is written through a link, into another's folder or into a file with a second name."""
+def test_foreign_files_under_temporary_names(name: str, left: str, kind: str, world: World, tmp_path: Path) -> None:
+    """Nothing is written through a symbolic link, into a foreign folder or into a hard-linked file."""
     precious = tmp_path / "elsewhere" / "summer.jpg"
     precious.parent.mkdir()
     precious.write_bytes(PRECIOUS)
@@ -333,7 +333,7 @@ def test_where_temporary_files_belong(name: str, left: str, kind: str, world: Wo
 
 
 def test_info_follows_no_link_to_a_journal(mapped_copy: Any, tmp_path: Path) -> None:
-    """Reading a store looks for what a killed writer left."""
+    """Reading a store looks for the journal of a killed writer."""
     store, precious = mapped_copy.output / "features.h5", tmp_path / "summer.jpg"
     for command in (("info", store), ("store", "check", store), ("pairs", store, "-o", tmp_path / "p.txt")):
         precious.write_bytes(PRECIOUS)
@@ -349,7 +349,7 @@ def test_info_follows_no_link_to_a_journal(mapped_copy: Any, tmp_path: Path) -> 
     results("info", store)
 
 
-def test_a_folder_of_work_in_the_way(mapped_copy: Any) -> None:
+def test_foreign_work_folders_are_kept(mapped_copy: Any) -> None:
     """The mapper's temporary folder, and that of the finished map."""
     output = mapped_copy.output
     for name in (".sparse.work", ".sparse.part"):
@@ -365,7 +365,7 @@ def test_a_folder_of_work_in_the_way(mapped_copy: Any) -> None:
     assert run(*asked, "-q").exit_code == 0
 
 
-def test_a_project_of_colmap_stays(mapped_scene: Any, tmp_path: Path) -> None:
+def test_a_colmap_project_is_kept(mapped_scene: Any, tmp_path: Path) -> None:
     """images/, database.db and sparse/0 as COLMAP lays them out, mapped in place."""
     project = tmp_path / "project"
     shutil.copytree(mapped_scene.folder / "images", project / "images")
@@ -383,8 +383,8 @@ def test_a_project_of_colmap_stays(mapped_scene: Any, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_what_a_user_adds_to_featkits_own_stays(mapped_copy: Any) -> None:
-    """Photographs in sparse/, and a list of pairs in place of featkit's."""
+def test_files_added_by_the_user_are_kept(mapped_copy: Any) -> None:
+    """Photographs in sparse/, and a list of pairs that replaces featkit's."""
     output = mapped_copy.output
     asked = ("reconstruct", mapped_copy.folder, *mapped_copy.options, "--workers", 1, "--overwrite", "-q")
     (output / "sparse" / "summer.jpg").write_bytes(PRECIOUS)
@@ -398,7 +398,7 @@ def test_what_a_user_adds_to_featkits_own_stays(mapped_copy: Any) -> None:
 
 
 def test_overwrite_replaces_featkits_own(world: World, tmp_path: Path) -> None:
-    """Without which the rest would be met by refusing everything."""
+    """Otherwise refusing everything would pass the other tests."""
     for name in ("extract", "match", "pairs", "verify", "export ply", "export text", "align", "weights export"):
         command = COMMANDS[name]
         out = out_of(command, tmp_path / name.replace(" ", "-"))
@@ -411,7 +411,7 @@ def test_overwrite_replaces_featkits_own(world: World, tmp_path: Path) -> None:
         assert tree(out.parent).keys() == first.keys()
 
 
-def test_an_archive_fetched_stays_with_what_was_added(world: World, tmp_path: Path) -> None:
+def test_files_added_to_fetched_data_are_kept(world: World, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(*fetch(world, out), *QUIET).exit_code == 0
     (out / "liberty" / "summer.jpg").write_bytes(PRECIOUS)
@@ -428,8 +428,8 @@ ESCAPING = ["../../escaped.jpg", "/{}/escaped.jpg", "a/../../../escaped.jpg"]
 
 @pytest.mark.parametrize("name", ESCAPING)
 @pytest.mark.parametrize("command", ["posed-pairs", "patches", "export nerfstudio", "export dense"])
-def test_a_name_in_a_model_that_leads_elsewhere(name: str, command: str, mapped_scene: Any, tmp_path: Path) -> None:
-    """The photograph is where the name says, so that nothing but the name is wrong."""
+def test_escaping_names_in_a_model_are_refused(name: str, command: str, mapped_scene: Any, tmp_path: Path) -> None:
+    """The photograph exists at the escaping path, so that only the name is wrong."""
     import pycolmap
 
     scene = tmp_path / "deep" / "down" / "scene"
@@ -456,7 +456,7 @@ def test_a_name_in_a_model_that_leads_elsewhere(name: str, command: str, mapped_
 
 
 @pytest.mark.parametrize("name", ["../escaped.txt", "/tmp/featkit-escaped.txt", "a\\..\\..\\escaped.txt"])
-def test_a_name_in_an_archive_that_leads_elsewhere(name: str, tmp_path: Path) -> None:
+def test_escaping_names_in_an_archive_are_refused(name: str, tmp_path: Path) -> None:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("liberty/info.txt", "0 0\n")
@@ -470,7 +470,7 @@ def test_a_name_in_an_archive_that_leads_elsewhere(name: str, tmp_path: Path) ->
     assert not Path("/tmp/featkit-escaped.txt").exists()
 
 
-def test_a_name_in_the_manifest_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_escaping_names_in_the_weights_manifest_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from featkit.weights import manifest
 
     row = {"name": "evil", "file": "../elsewhere.safetensors", "sha256": "0" * 64, "bytes": 1, "config": {}}
@@ -481,7 +481,7 @@ def test_a_name_in_the_manifest_of_weights(tmp_path: Path, monkeypatch: pytest.M
         manifest.find("evil")
 
 
-def test_a_model_of_ones_own_is_not_aligned_over(tmp_path: Path) -> None:
+def test_align_does_not_replace_a_foreign_model(tmp_path: Path) -> None:
     centres = {f"{i}.jpg": np.array([i, 0.1 * i * i, 3.0]) for i in range(4)}
     poses = {name: look_at(c, c - [0, 0, 1.0], np.array([0, 1.0, 0])) for name, c in centres.items()}
     model = write_made(made_model(poses), tmp_path / "model")
@@ -493,7 +493,7 @@ def test_a_model_of_ones_own_is_not_aligned_over(tmp_path: Path) -> None:
     assert tree(other) == before
 
 
-def test_inside_is_inside() -> None:
+def test_inside_refuses_escaping_names() -> None:
     folder = Path("folder")
     assert inside(folder, "a/b c.jpg") == folder / "a" / "b c.jpg"
     assert inside(folder, "..a/b..jpg") == folder / "..a" / "b..jpg"

@@ -1,4 +1,4 @@
-"""Panoramas of 360 degrees, and fisheye photographs without parameters: a painted room, rendered with exact rays."""
+"""360-degree panoramas, and fisheye photographs without parameters: a painted room, rendered with exact rays."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def centre_errors(found: dict[str, Pose], model: Path, truth: dict[str, Pose]) -
 
 
 def test_panoramas_are_mapped_and_localized(poses: dict[str, Pose], featkit_command: Command, tmp_path: Path) -> None:
-    """By their metadata alone. The truth: where the rays were cast from."""
+    """Recognised by metadata only. The truth is the origin of the rendered rays."""
     known = {name: pose for name, pose in poses.items() if name != "2.jpg"}
     write(tmp_path / "scene" / "images", known, sphere(800), xmp=GPANO)
     write(tmp_path / "queries", {"2.jpg": poses["2.jpg"]}, sphere(800), xmp=GPANO)
@@ -61,11 +61,11 @@ def test_panoramas_are_mapped_and_localized(poses: dict[str, Pose], featkit_comm
     assert located.json()["uncertain"] == {}
     exported = featkit_command("export", tmp_path / "scene", "--format", "nerfstudio", "-o", tmp_path / "export")
     assert exported.code == 3
-    assert "EQUIRECTANGULAR camera, which nerfstudio cannot hold" in exported.err
+    assert "EQUIRECTANGULAR camera, which nerfstudio does not support" in exported.err
 
 
 def test_a_fisheye_lens_without_parameters(poses: dict[str, Pose], featkit_command: Command, tmp_path: Path) -> None:
-    """A lens that is a tenth shorter than the guess."""
+    """The focal length is a tenth shorter than the guess."""
     images = write(tmp_path / "images", poses, equidistant(640, 480, 640 / np.pi * 0.9))
     write_poses(tmp_path / "truth.txt", poses)
     made = featkit_command(

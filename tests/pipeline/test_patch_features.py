@@ -1,4 +1,4 @@
-"""Patch descriptors, real-valued and binary, from photographs to a map, by `--features dog+NAME`."""
+"""Maps from real-valued and binary patch descriptors with `--features dog+NAME`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from featkit.weights.files import save_patch_network
 
 
 def untrained(path: Path, **config: Any) -> Path:
-    """Weights as drawn: already they tell the texture of a rendered scene apart."""
+    """Random weights, which are sufficient for the texture of a rendered scene."""
     draw = torch.Generator().manual_seed(0)
     network = PatchNetwork(PatchNetworkConfig(**config), draw).train()
     for layer in network.modules():
@@ -26,7 +26,7 @@ def untrained(path: Path, **config: Any) -> Path:
 
 
 @pytest.mark.parametrize(("features", "bits", "kind"), [("dog+hynet", 0, "float16"), ("dog+doap-binary", 256, "uint8")])
-def test_a_map_from_patches(
+def test_a_map_with_patch_descriptors(
     rendered_copy: Path, small_rendered: Any, featkit_command: Callable[..., Any], features: str, bits: int, kind: str
 ) -> None:
     weight = untrained(rendered_copy / "weight.safetensors", architecture="hynet", bits=bits)

@@ -1,4 +1,4 @@
-"""Published features by the command line: listed, fetched, extracted, and refused in one line."""
+"""Published features on the command line: list, fetch, extract, and one-line errors."""
 
 import hashlib
 import pickle
@@ -78,7 +78,7 @@ def test_lists() -> None:
 
 
 def test_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Into an empty cache, of a network that no package has."""
+    """Into an empty cache, for a network that is in no package."""
     monkeypatch.setenv("FEATKIT_WEIGHTS", str(tmp_path / "cache"))
     content = b"no network's weights"
     with serving(Faults({"w.pth": content})) as address:
@@ -98,10 +98,10 @@ def test_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "from " in done.stdout
     assert (tmp_path / "cache" / f"{NAME}.safetensors").is_file()
-    assert "was there" in run("weights", "fetch", NAME).stdout
+    assert "already present" in run("weights", "fetch", NAME).stdout
 
 
-def test_names_of_one_kind(pictures: Path, tmp_path: Path) -> None:
+def test_error_suggests_names_of_the_right_kind(pictures: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "x.h5")
     ran = run("extract", pictures, *out, "--features", "aliked")
     refused(ran, 2, "no extractor named 'aliked'", "did you mean 'aliked-")
@@ -110,7 +110,7 @@ def test_names_of_one_kind(pictures: Path, tmp_path: Path) -> None:
     assert "mutual" not in ran.stderr
 
 
-def test_weights_that_are_not_here(pictures: Path, tmp_path: Path) -> None:
+def test_missing_weights(pictures: Path, tmp_path: Path) -> None:
     ran = run("extract", pictures, "--out", tmp_path / "x.h5", "--features", "dedode-b")
     refused(
         ran,
@@ -124,7 +124,7 @@ class _Code:
         return (print, ("was run",))
 
 
-def test_weights_that_are_wrong(pictures: Path, tmp_path: Path) -> None:
+def test_invalid_weights(pictures: Path, tmp_path: Path) -> None:
     (file,) = packaged_files(NAME) or []
     cases = {"cut.pth": (file.read_bytes()[:200_000], "not a checkpoint of PyTorch")}
     cases["code.pth"] = (pickle.dumps({"conv1.weight": _Code()}, 2), "could run code")

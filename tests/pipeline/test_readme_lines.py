@@ -1,4 +1,4 @@
-"""The README's commands and its Python, run as they are written, in a folder that has what they name.
+"""The README's commands and Python code, run as written in a folder with the files they use.
 
 The only change: a training of two hours is one of two small steps.
 """
@@ -48,7 +48,7 @@ def folder(small_rendered: Any, mapped_scene: Any, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_every_line_of_the_readme(
+def test_every_command_of_the_readme(
     folder: Path, featkit_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)

@@ -1,4 +1,4 @@
-"""Small versions of real scenes with known cameras: mapped, and localized in."""
+"""Mapping and localization in small versions of real scenes with known cameras."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_scene_with_surveyed_cameras(
     assert metrics["truth"]["rotation_deg_max"] < rotation_deg
 
 
-def test_left_out_photographs_are_localized(shared_data: Path, featkit_command: Command, tmp_path: Path) -> None:
+def test_held_out_photographs_are_localized(shared_data: Path, featkit_command: Command, tmp_path: Path) -> None:
     castle = shared_data / "posed" / "castle-P19"
     lines = [line for line in (castle / "poses.txt").read_text().splitlines() if line and line[0] != "#"]
     left_out = {line.split()[0] for line in lines[1::4]}
@@ -84,8 +84,8 @@ def test_left_out_photographs_are_localized(shared_data: Path, featkit_command: 
     assert all(result["inliers"] >= 30 for result in found["results"])
 
 
-def test_tourists_with_ten_cameras(shared_data: Path, featkit_command: Command, tmp_path: Path) -> None:
-    """No truth: what holds is that one model has (nearly) all of them, with cameras of a sane focal length."""
+def test_internet_photographs_from_ten_cameras(shared_data: Path, featkit_command: Command, tmp_path: Path) -> None:
+    """Without ground truth: one model must have (nearly) all photographs, with plausible focal lengths."""
     ran = featkit_command(
         "reconstruct", shared_data / "sacre_coeur", "--out", tmp_path, "--resize-max", 800, "--max-keypoints", 4000,
         "--json", "-q",

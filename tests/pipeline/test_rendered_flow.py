@@ -1,4 +1,4 @@
-"""The whole flow by the command line on a rendered scene, against its exact truth."""
+"""The complete pipeline on the command line with a rendered scene, compared with its exact truth."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def model_poses(sparse: Path) -> dict[str, Any]:
 
 
 def contents(folder: Path) -> dict[str, tuple[str, int]]:
-    """Hash and time of change of every file. Opening a store or database may set its time, and SQLite's counters."""
+    """Hash and modification time of every file. Opening a store or database may change times and SQLite counters."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_file():
@@ -45,7 +45,7 @@ def contents(folder: Path) -> dict[str, tuple[str, int]]:
 
 
 def forget_map(output: Path) -> None:
-    """Leave features, pairs and matches only."""
+    """Delete everything except features, pairs and matches."""
     shutil.rmtree(output / "sparse")
     for name in ("sparse.json", "database.db", "database.json", "metrics.json", "report.html"):
         (output / name).unlink()
@@ -59,7 +59,7 @@ def worst_errors(sparse: Path, truth: dict[str, Any]) -> tuple[float, float]:
     return max(e[0] for e in errors), max(e[1] for e in errors)
 
 
-def test_the_map_is_exact_and_whole(mapped_scene: Any) -> None:
+def test_the_map_is_exact_and_complete(mapped_scene: Any) -> None:
     metrics = json.loads((mapped_scene.output / "metrics.json").read_text())
     assert metrics == mapped_scene.ran.json()
     assert metrics["registered"] == metrics["images"] == 6
@@ -75,7 +75,7 @@ def test_the_map_is_exact_and_whole(mapped_scene: Any) -> None:
     assert {path.name for path in mapped_scene.folder.iterdir()} == {"images", "queries", "truth", "featkit"}
 
 
-def test_verb_by_verb_gives_what_reconstruct_gives(mapped_scene: Any, featkit_command: Command, tmp_path: Path) -> None:
+def test_separate_commands_equal_reconstruct(mapped_scene: Any, featkit_command: Command, tmp_path: Path) -> None:
     images = mapped_scene.folder / "images"
     features, pairs, matches = tmp_path / "new" / "f.h5", tmp_path / "p.txt", tmp_path / "m.h5"
     done = featkit_command("extract", images, "--out", features, "--max-keypoints", 1500, "--json")
@@ -161,7 +161,7 @@ def test_other_pairs(method: str, mapped_copy: Any, featkit_command: Command, tm
         assert listed.read_text().count("\n") == 9
 
 
-def test_true_poses_are_kept_and_a_query_is_found_in_their_frame(
+def test_reference_poses_are_kept_and_queries_are_in_their_frame(
     mapped_copy: Any, featkit_command: Command, tmp_path: Path
 ) -> None:
     """--reference; then --truth of localize prints the recall, and a query named as a map image is no trouble."""
@@ -213,8 +213,8 @@ def test_true_poses_are_kept_and_a_query_is_found_in_their_frame(
     assert metrics["failed"].keys() == {"elsewhere.png"}
 
 
-def test_queries_in_a_free_map(mapped_scene: Any, featkit_command: Command, tmp_path: Path) -> None:
-    """Localized in the map's own frame, they stand at the truth after the map's similarity. Twice: the same poses."""
+def test_queries_in_an_unaligned_map(mapped_scene: Any, featkit_command: Command, tmp_path: Path) -> None:
+    """Localized in the map's frame, they are at their true poses after its alignment. Two runs give the same poses."""
     runs = []
     for out in (tmp_path / "a", tmp_path / "b"):
         ran = featkit_command(
@@ -237,8 +237,8 @@ def test_queries_in_a_free_map(mapped_scene: Any, featkit_command: Command, tmp_
     assert names < {path.name for path in (tmp_path / "a").iterdir()}
 
 
-def test_what_fails_in_one_model_is_looked_for_in_the_others(mapped_copy: Any, featkit_command: Command) -> None:
-    """The first model has cameras and hardly any points; the second is whole, in a frame of its own."""
+def test_failed_queries_are_tried_in_the_other_models(mapped_copy: Any, featkit_command: Command) -> None:
+    """The first model has cameras but few points; the second is complete, in another frame."""
     sparse, queries = mapped_copy.output / "sparse", mapped_copy.folder / "queries"
     model = read_model(sparse / "0")
     model.transform(pycolmap.Sim3d(2.0, pycolmap.Rotation3d(np.array([0.0, 0.0, 0.6, 0.8])), np.array([5.0, 0.0, 1.0])))
@@ -249,7 +249,7 @@ def test_what_fails_in_one_model_is_looked_for_in_the_others(mapped_copy: Any, f
     model.write(sparse / "0")
     ran = featkit_command("localize", mapped_copy.folder, "--queries", queries)
     assert ran.code == 0, ran.err
-    assert "the largest of 2 models; take another by --model (1)" in ran.err
+    assert "the largest of 2 models; choose another with --model (1)" in ran.err
     where = mapped_copy.output / "localize" / "model-1" / "poses.txt"
     names = sorted(mapped_copy.rendered.query_poses)
     assert [line for line in ran.out.splitlines() if "another model" in line] == [
@@ -281,7 +281,9 @@ def test_only_listed_queries_are_localized(mapped_scene: Any, featkit_command: C
     assert result["camera"] == ["PINHOLE", 400, 300, *mapped_scene.rendered.intrinsics.params]
 
 
-def test_queries_paired_by_descriptors_of_others(mapped_scene: Any, featkit_command: Command, tmp_path: Path) -> None:
+def test_queries_paired_by_given_global_descriptors(
+    mapped_scene: Any, featkit_command: Command, tmp_path: Path
+) -> None:
     """--retrieval: each query's images by the given vectors; other vectors or none at all choose other images."""
     queries, images = sorted(mapped_scene.rendered.query_poses), sorted(mapped_scene.rendered.poses)
     folder, out, described = mapped_scene.folder / "queries", tmp_path / "out", tmp_path / "global.h5"
@@ -310,7 +312,7 @@ def test_queries_paired_by_descriptors_of_others(mapped_scene: Any, featkit_comm
 def test_camera_modes_and_a_plain_folder_of_folders(
     mode: str, cameras: int, mapped_copy: Any, featkit_command: Command, tmp_path: Path
 ) -> None:
-    """No images/: the scene is the folder of the photographs itself, with two folders in it."""
+    """Without images/: the scene is the folder of the photographs itself, with two subfolders."""
     plain = tmp_path / "plain"
     for index, path in enumerate(sorted((mapped_copy.folder / "images").iterdir())):
         folder = plain / ("left" if index < 3 else "right")

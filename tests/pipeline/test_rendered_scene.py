@@ -1,4 +1,4 @@
-"""A rendered scene in a folder where other things are: what is not of a scene is never rendered over."""
+"""Rendering a scene into a folder with other files: foreign files are never overwritten."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def config(**changes: object) -> RenderedConfig:
 
 
 def interrupt(folder: Path) -> None:
-    """What a run leaves that was killed: its pictures, and a record without sizes."""
+    """The files of a killed run: its pictures, and a record without sizes."""
     record = json.loads((folder / "truth" / "scene.json").read_text())
     record |= {"fingerprint": "", "bytes": dict.fromkeys(record["bytes"], -1)}
     (folder / "truth" / "scene.json").write_text(json.dumps(record))
@@ -32,7 +32,7 @@ def interrupt(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("image_format", ["jpg", "png"])
-def test_a_mark_changes_no_pixel(image_format: str) -> None:
+def test_the_stamp_changes_no_pixel(image_format: str) -> None:
     image = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
     encoded = cv2.imencode(f".{image_format}", image)[1].tobytes()
     found = cv2.imdecode(np.frombuffer(marked(encoded), np.uint8), cv2.IMREAD_COLOR)
@@ -42,7 +42,7 @@ def test_a_mark_changes_no_pixel(image_format: str) -> None:
 
 @pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("image_format", ["jpg", "png"])
-def test_a_photograph_under_a_scenes_name_stays(killed: bool, image_format: str, tmp_path: Path) -> None:
+def test_foreign_photographs_are_kept(killed: bool, image_format: str, tmp_path: Path) -> None:
     render_scene(config(image_format=image_format), tmp_path)
     if killed:
         interrupt(tmp_path)
@@ -57,7 +57,7 @@ def test_a_photograph_under_a_scenes_name_stays(killed: bool, image_format: str,
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_an_own_scene_is_replaced_by_another(killed: bool, tmp_path: Path) -> None:
+def test_a_rendered_scene_is_replaced_by_another(killed: bool, tmp_path: Path) -> None:
     render_scene(config(num_map=3), tmp_path)
     if killed:
         interrupt(tmp_path)

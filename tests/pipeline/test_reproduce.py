@@ -1,4 +1,4 @@
-"""The commands of docs/reproduce.md: all parse, and each runs on a small stand-in of the real layout."""
+"""The commands in docs/reproduce.md: all parse, and each runs on small data in the real layout."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Command(NamedTuple):
 
     @property
     def is_run(self) -> bool:
-        """Whether it is in the turn of its loops that is run."""
+        """Whether the command is in the loop iteration that the test runs."""
         return all(
             name not in ONE_TURN or place in (ONE_TURN[name], ONE_TURN[name] + count)
             for name, (place, count) in self.turn.items()
@@ -90,7 +90,7 @@ class Command(NamedTuple):
 
 
 def commands_of(text: str) -> list[Command]:
-    """The commands of a page's blocks, `for` loops of bash turn by turn."""
+    """The commands in a page's code blocks, with bash's `for` loops unrolled."""
     found = []
     for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         loops: list[tuple[str, list[str]]] = []
@@ -151,7 +151,7 @@ def test_every_paper_and_every_recipe_of_a_patch_descriptor_has_a_command() -> N
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory, small_rendered: Any) -> Path:
-    """A folder in which the page's paths lead to something small."""
+    """A folder in which the page's paths exist, with small data."""
     root = tmp_path_factory.mktemp("reproduce")
     data = root / "data"
     for seed, name in enumerate(("liberty", "notredame", "yosemite")):
@@ -212,7 +212,7 @@ def test_every_command_runs(paper: str, workplace: Path, monkeypatch: pytest.Mon
 
 
 def _small(command: Command) -> list[str]:
-    """What makes it small: options that come later replace the page's own."""
+    """Options that reduce the work; later options override those of the page."""
     if command.verb != "train patch":
         scenes = ["--scenes", "Madrid_Metropolis"] if "--scenes" in command.words else []
         herz_jesu = ["--scenes", "Herz-Jesu-P8"] if command.verb == "eval eth" and not scenes else []

@@ -1,4 +1,4 @@
-"""`featkit reconstruct --rig`: cameras on one rig in a painted room with exact truth; what goes on with such a map."""
+"""`featkit reconstruct --rig`: cameras on one rig in a painted room with exact truth; other commands on such a map."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ YAWS = (-25, 10, 30, -5, -30, 20)
 
 
 def walk() -> dict[str, Pose]:
-    """Walking ahead and turning: a rig that only moves straight ahead shows no scale where its cameras see apart."""
+    """Walk forward and turn: without rotation, the scale of a rig whose cameras do not overlap is undetermined."""
     poses = {}
     for number, (centre, yaw) in enumerate(zip(np.array(CENTRES), np.radians(YAWS), strict=True)):
         ahead = np.array([np.cos(yaw), np.sin(yaw), 0.05 * number - 0.1])
@@ -37,7 +37,7 @@ def walk() -> dict[str, Pose]:
 
 
 def turned(degrees: float, *centre: float) -> Pose:
-    """cam_from_rig of a camera turned about the vertical, at a place in the reference's axes, m."""
+    """cam_from_rig of a camera rotated about the vertical, at a position in the reference's axes, m."""
     rotation = cv2.Rodrigues(np.array([0.0, np.radians(degrees), 0.0]))[0]
     return Pose(quaternion(rotation), -rotation @ np.array(centre))
 
@@ -54,7 +54,7 @@ def joined(cam_from_rig: Pose, rig_from_world: Pose) -> Pose:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three cameras of one rig: two look ahead, one back. truth.txt: where all of them are."""
+    """Three cameras on one rig: two look forward, one back. truth.txt: their true poses."""
     folder = tmp_path_factory.mktemp("rig")
     truth = {f"front/{name}": pose for name, pose in walk().items()}
     for prefix, relation in RELATIONS.items():
@@ -65,7 +65,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def part(scene: Path, folder: Path, *prefixes: str) -> Path:
-    """A scene of some of the cameras."""
+    """A scene with some of the cameras."""
     for prefix in prefixes:
         shutil.copytree(scene / "images" / prefix, folder / "images" / prefix)
     shutil.copy(scene / "truth.txt", folder)
@@ -73,7 +73,7 @@ def part(scene: Path, folder: Path, *prefixes: str) -> Path:
 
 
 def rig_file(path: Path, *prefixes: str, **changes: Any) -> Path:
-    """The true rig. changes: of the last camera."""
+    """Write the true rig. changes: fields of the last camera."""
     cameras: list[dict[str, Any]] = []
     for prefix in prefixes:
         camera: dict[str, Any] = {"image_prefix": prefix}
@@ -90,14 +90,14 @@ def rig_file(path: Path, *prefixes: str, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def mapped(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The two that look ahead, their relation found."""
+    """The two forward cameras, mapped with estimated relative poses."""
     folder = part(scene, tmp_path_factory.mktemp("mapped"), *FRONT)
     results("reconstruct", folder, *OPTIONS, "--rig", "folders", "--truth", folder / "truth.txt", "--save-config")
     return folder
 
 
-def test_folders_whose_relation_is_found(mapped: Path, tmp_path: Path) -> None:
-    """Its direction to 2 degrees, rotation to 0.3 degrees; the cameras are where they would be without, or nearer."""
+def test_relative_poses_of_sibling_folders_are_estimated(mapped: Path, tmp_path: Path) -> None:
+    """Direction within 2 degrees, rotation within 0.3 degrees; cameras are at least as accurate as without the rig."""
     found = json.loads((mapped / "featkit" / "metrics.json").read_text())
     assert (found["registered"], found["rigs"], found["frames"]) == (12, 1, 6)
     assert found["truth"]["centre_mean"] < 0.02
@@ -118,7 +118,7 @@ def test_folders_whose_relation_is_found(mapped: Path, tmp_path: Path) -> None:
     assert found["truth"]["centre_mean"] <= plain["truth"]["centre_mean"]
 
 
-def test_what_is_done_is_seen_and_another_rig_is_mapped_again(mapped: Path, tmp_path: Path) -> None:
+def test_second_run_does_nothing_and_another_rig_maps_again(mapped: Path, tmp_path: Path) -> None:
     shutil.copytree(mapped, tmp_path / "scene")
     scene, stamp = tmp_path / "scene", tmp_path / "scene" / "featkit" / "sparse.json"
     before = stamp.stat().st_mtime_ns
@@ -133,8 +133,8 @@ def test_what_is_done_is_seen_and_another_rig_is_mapped_again(mapped: Path, tmp_
         assert found["cam_from_rig_translation"] == pytest.approx(given["cam_from_rig_translation"], abs=1e-12)
 
 
-def test_a_given_rig_joins_cameras_that_see_nothing_in_common(scene: Path, tmp_path: Path) -> None:
-    """One map, in metres, by the true rig alone; without it each camera has a map of its own."""
+def test_a_given_rig_joins_cameras_without_common_points(scene: Path, tmp_path: Path) -> None:
+    """One map, in metres, only from the true rig; without it each camera has a separate map."""
     folder = part(scene, tmp_path / "scene", "front/", "back/")
     rig = rig_file(tmp_path / "rig.json", "front/", "back/")
     found = results("reconstruct", folder, *OPTIONS, "--rig", rig, "--truth", folder / "truth.txt")
@@ -154,8 +154,8 @@ def test_a_given_rig_joins_cameras_that_see_nothing_in_common(scene: Path, tmp_p
     refused(ended, 4, "no frame with both 'back' and 'front'", "rig.json")
 
 
-def test_a_map_with_a_rig_is_gone_on_with(mapped: Path, tmp_path: Path) -> None:
-    """Exported, moved to metres with its rig, localized in, grown."""
+def test_a_map_with_a_rig_is_exported_aligned_localized_and_extended(mapped: Path, tmp_path: Path) -> None:
+    """The map with its rig is exported, aligned to metres, used for localization, and extended."""
     scene = Path(shutil.copytree(mapped, tmp_path / "scene"))
     for kind in ("nerfstudio", "gaussian-splatting", "text"):
         exported = run("export", scene, "--format", kind, "-o", tmp_path / kind, "-q")
@@ -203,7 +203,7 @@ def test_a_map_with_a_rig_is_gone_on_with(mapped: Path, tmp_path: Path) -> None:
         ),
         (
             [{"cameras": [{"image_prefix": "front/", "ref_sensor": True}, {"image_prefix": "left/"}]}],
-            ("no photograph's name begins with 'left/'", "such as 'front/0.jpg'"),
+            ("no photograph's name starts with 'left/'", "such as 'front/0.jpg'"),
         ),
         ([{"cameras": [{"image_prefix": "front/", "ref_sensor": True}] * 2}], ("2 reference sensors",)),
         (
@@ -212,7 +212,7 @@ def test_a_map_with_a_rig_is_gone_on_with(mapped: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_rig_files_that_are_none(content: Any, words: tuple[str, ...], mapped: Path, tmp_path: Path) -> None:
+def test_invalid_rig_files(content: Any, words: tuple[str, ...], mapped: Path, tmp_path: Path) -> None:
     path = tmp_path / "rig.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     refused(run("reconstruct", mapped, "-q", "--rig", path, "-o", tmp_path / "out"), 3, *words)
@@ -229,23 +229,23 @@ def test_rig_files_that_are_none(content: Any, words: tuple[str, ...], mapped: P
         ({"camera_params": None}, ("only one of camera_model_name",)),
         ({"camera_model_name": "PINHOLES"}, ("no camera model 'PINHOLES'",)),
         ({"camera_params": [200.0]}, ("PINHOLE takes fx,fy,cx,cy, 1 numbers are given",)),
-        ({"camera_params": [-1, 200, 160, 120]}, ("'side/' cannot be that of 'side/0.jpg'", "must be positive")),
+        ({"camera_params": [-1, 200, 160, 120]}, ("camera for 'side/' does not fit 'side/0.jpg'", "must be positive")),
     ],
 )
-def test_cameras_of_a_rig_file_that_are_none(
+def test_invalid_cameras_in_a_rig_file(
     changes: dict[str, Any], words: tuple[str, ...], mapped: Path, tmp_path: Path
 ) -> None:
     path = rig_file(tmp_path / "rig.json", *FRONT, **changes)
     refused(run("reconstruct", mapped, "-q", "--rig", path, "-o", tmp_path / "out"), 3, *words)
 
 
-def test_other_mistakes(mapped: Path, scene: Path, tmp_path: Path) -> None:
+def test_other_usage_errors(mapped: Path, scene: Path, tmp_path: Path) -> None:
     def tried(*arguments: object, images: Path = mapped) -> Any:
         return run("reconstruct", images, "-q", *arguments, "-o", tmp_path / "out")
 
     refused(tried("--rig", tmp_path / "gone.json"), 3, "gone.json: no such file")
     refused(tried("--rig", "folders", "--reference", mapped / "featkit" / "sparse" / "0"), 2, "--rig", "--reference")
-    refused(tried("--rig", "folders", images=mapped / "images" / "front"), 3, "no folders next to each other")
+    refused(tried("--rig", "folders", images=mapped / "images" / "front"), 3, "no sibling folders")
     entry = json.loads(rig_file(tmp_path / "rig.json", "front/", "side/", "back/").read_text())
     for key in ("cam_from_rig_rotation", "cam_from_rig_translation"):
         del entry[0]["cameras"][1][key]
@@ -253,7 +253,7 @@ def test_other_mistakes(mapped: Path, scene: Path, tmp_path: Path) -> None:
     refused(tried("--rig", tmp_path / "rig.json", images=scene), 3, "but not of side/; give all, or none")
     intrinsics = tmp_path / "list.txt"
     intrinsics.write_text(f"front/0.jpg PINHOLE {WIDTH} {HEIGHT} {' '.join(map(str, PARAMS))}\n")
-    refused(tried("--rig", "folders", "--intrinsics", intrinsics), 3, "'front/'", "are of one camera")
+    refused(tried("--rig", "folders", "--intrinsics", intrinsics), 3, "'front/'", "are from one camera")
     rig = rig_file(tmp_path / "rig.json", *FRONT)
     refused(tried("--rig", rig, "--intrinsics", intrinsics), 3, "'front/0.jpg'", "leave out one")
     other = part(scene, tmp_path / "sizes", *FRONT)

@@ -1,4 +1,4 @@
-"""`featkit reconstruct --save-config` and `--config`: a run in one file, run again elsewhere to the same bytes."""
+"""`featkit reconstruct --save-config` and `--config`: a saved run gives the same bytes in another folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODEL = ("cameras.bin", "images.bin", "points3D.bin")
 
 @pytest.fixture(scope="module")
 def ran(small_rendered: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A scene mapped with options of every kind, and its run.yaml."""
+    """A scene mapped with many options, and its run.yaml."""
     scene = Path(shutil.copytree(small_rendered.images.parent, tmp_path_factory.mktemp("run") / "scene"))
     results(
         "reconstruct", scene, "--max-keypoints", 700, "--ratio", 0.9, "--seed", 3, "--camera-mode", "single",
@@ -25,7 +25,7 @@ def ran(small_rendered: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scene
 
 
-def test_the_same_bytes_elsewhere(ran: Path, tmp_path: Path) -> None:
+def test_same_bytes_in_another_folder(ran: Path, tmp_path: Path) -> None:
     saved = ran / "featkit" / "run.yaml"
     content = yaml.safe_load(saved.read_text())
     assert content["arguments"] == {"truth": "../truth/poses.txt"}
@@ -39,7 +39,7 @@ def test_the_same_bytes_elsewhere(ran: Path, tmp_path: Path) -> None:
     assert found["truth"]["cameras"] == 6
 
 
-def test_what_is_done_is_seen_and_options_go_over_it(ran: Path) -> None:
+def test_second_run_does_nothing_and_options_override(ran: Path) -> None:
     output = ran / "featkit"
     before = {path: path.stat().st_mtime_ns for path in (output / "database.db", output / "sparse.json")}
     results("reconstruct", ran, "--config", output / "run.yaml", "--save-config")
@@ -53,7 +53,7 @@ def test_what_is_done_is_seen_and_options_go_over_it(ran: Path) -> None:
     assert config["extract"]["extractor"]["max_keypoints"] == 700
 
 
-def test_a_plain_configuration_and_mistakes(ran: Path, tmp_path: Path) -> None:
+def test_a_handwritten_configuration_and_errors(ran: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain.yaml"
     command = ("reconstruct", ran, "-q", "-o", tmp_path / "out", "--config", plain)
     refused(run(*command), 3, "plain.yaml: no such configuration file")

@@ -1,4 +1,4 @@
-"""SCFeat from a map of one's own to a weight that maps another scene, by the command line."""
+"""SCFeat on the command line: from a map to trained weights that map another scene."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LAST = "detection"
 
 
 class Learned(NamedTuple):
-    """run: the training's folder. trained, untrained: weights of one network. other: a scene it has not seen."""
+    """run: the training's folder. trained, untrained: weights of the same network. other: an unseen scene."""
 
     run: Path
     trained: Path
@@ -47,7 +47,7 @@ class Learned(NamedTuple):
 
 @pytest.fixture(scope="module")
 def learned(featkit_command: Command, tmp_path_factory: pytest.TempPathFactory) -> Learned:
-    """One scene with exact poses, triangulated, made into pairs and learned from."""
+    """A scene with exact poses is triangulated, turned into pairs, and trained on."""
     folder = tmp_path_factory.mktemp("scfeat")
     small = {"width": 400, "height": 300, "num_queries": 0, "texel_m": 0.012}
     scene = render_scene(make(RenderedConfig, {**small, "num_map": 10}), folder / "learned")
@@ -80,22 +80,22 @@ def learned(featkit_command: Command, tmp_path_factory: pytest.TempPathFactory) 
     return Learned(folder / "run", folder / "run" / "best.safetensors", untrained, other)
 
 
-def features_of(weight: Path, folder: Path) -> Path:
-    """What extracts with a weight: so short a training leaves no scores above the threshold that a long one is for."""
+def features_config(weight: Path, folder: Path) -> Path:
+    """Write a configuration with these weights. After a short training few scores exceed the default threshold."""
     path = folder / f"{weight.stem}.yaml"
     path.write_text(f"extractor: scfeat\nweights: {weight}\nthreshold: 0\n")
     return path
 
 
-def test_it_learns(learned: Learned) -> None:
-    """Less loss in the stages that have one; the detector has a reward instead."""
+def test_losses_decrease(learned: Learned) -> None:
+    """In the stages with a loss; the detector has a reward instead."""
     for stage in ("warm-up", "description"):
         losses = [row["loss"] for row in read_metrics(learned.run / stage / "metrics.csv") if "loss" in row]
         fifth = max(1, len(losses) // 5)
         assert np.mean(losses[-fifth:]) < 0.9 * np.mean(losses[:fifth]), (stage, losses)
 
 
-def test_it_matches_what_it_has_not_seen(learned: Learned, featkit_command: Command, tmp_path: Path) -> None:
+def test_trained_weights_match_an_unseen_scene(learned: Learned, featkit_command: Command, tmp_path: Path) -> None:
     for name, photograph in zip(("a", "b"), sorted(learned.other.images.iterdir()), strict=False):
         folder = tmp_path / "sequences" / name
         folder.mkdir(parents=True)
@@ -107,7 +107,7 @@ def test_it_matches_what_it_has_not_seen(learned: Learned, featkit_command: Comm
     score = {}
     for weight in (learned.untrained, learned.trained):
         ran = featkit_command(
-            "eval", "hpatches", "--root", tmp_path / "sequences", "--features", features_of(weight, tmp_path),
+            "eval", "hpatches", "--root", tmp_path / "sequences", "--features", features_config(weight, tmp_path),
             "--out", tmp_path / weight.stem, "--max-keypoints", 300, "--device", "cpu", "--json", "-q",
         )  # fmt: skip
         assert ran.code == 0, ran.err
@@ -115,11 +115,11 @@ def test_it_matches_what_it_has_not_seen(learned: Learned, featkit_command: Comm
     assert score["best"] > score["untrained"] + 0.05, score
 
 
-def test_it_maps_what_it_has_not_seen(learned: Learned, featkit_command: Command, tmp_path: Path) -> None:
+def test_trained_weights_map_an_unseen_scene(learned: Learned, featkit_command: Command, tmp_path: Path) -> None:
     root = learned.other.images.parent
     params = ",".join(map(str, learned.other.intrinsics.params))
     ran = featkit_command(
-        "reconstruct", root, "--features", features_of(learned.trained, tmp_path), "--max-keypoints", 2000,
+        "reconstruct", root, "--features", features_config(learned.trained, tmp_path), "--max-keypoints", 2000,
         "--camera-model", "PINHOLE", "--camera-params", params, "--camera-mode", "single", "--fix-intrinsics",
         "--truth", root / "truth" / "poses.txt", "--device", "cpu", "--json", "-q",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`featkit serve` as a process, on a mapped scene: the pose is the one `featkit.Localizer` finds."""
+"""`featkit serve` as a process on a mapped scene: poses equal those of `featkit.Localizer`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 @contextmanager
 def serving(folder: Path, log: Path, *more: str) -> Iterator[str]:
-    """The address of a server, which is stopped at the end."""
+    """Start a server and yield its address; stop it at the end."""
     command = [sys.executable, "-m", "featkit", "serve", folder, "--port", "0", "--device", "cpu", *more]
     with log.open("w") as errors:
         process = subprocess.Popen(
@@ -71,7 +71,7 @@ def post(address: str, data: bytes, query: str = "") -> tuple[int, dict[str, Any
         return error.code, json.load(error)
 
 
-def test_poses_are_the_localizers(address: str, mapped_scene: Any) -> None:
+def test_poses_equal_those_of_the_localizer(address: str, mapped_scene: Any) -> None:
     check_poses(address, mapped_scene.folder, LocalizerConfig())
 
 
@@ -81,7 +81,7 @@ def test_points_only(mapped_scene: Any, tmp_path: Path) -> None:
 
 
 def check_poses(address: str, scene: Path, config: LocalizerConfig) -> None:
-    """What the server answers is what a localizer of that configuration finds."""
+    """The server's answers equal the results of a localizer with this configuration."""
     queries = sorted((scene / "queries").iterdir())
     with ThreadPoolExecutor(2) as pool:  # two at once
         answers = list(pool.map(lambda path: post(address, path.read_bytes(), f"?name={path.name}"), queries))
@@ -95,7 +95,7 @@ def check_poses(address: str, scene: Path, config: LocalizerConfig) -> None:
             assert 0 < answer["centre_std"] < 0.1
 
 
-def test_an_image_of_nothing_is_answered_with_the_reason(address: str) -> None:
+def test_an_image_without_texture_gets_a_reason(address: str) -> None:
     grey = cv2.imencode(".png", np.full((300, 400), 128, np.uint8))[1].tobytes()
     status, answer = post(address, grey)
     assert status == 200
@@ -111,7 +111,7 @@ def test_bad_input(address: str, mapped_scene: Any) -> None:
         assert json.load(answer)["status"] == "ok"
 
 
-def test_a_port_that_is_taken(address: str, mapped_scene: Any, featkit_command: Callable[..., Any]) -> None:
+def test_a_port_in_use(address: str, mapped_scene: Any, featkit_command: Callable[..., Any]) -> None:
     port = address.rpartition(":")[2]
     ran = featkit_command("serve", mapped_scene.folder, "--port", port, "-q")
     assert ran.code == 2
@@ -119,7 +119,7 @@ def test_a_port_that_is_taken(address: str, mapped_scene: Any, featkit_command: 
     assert len(ran.err.strip().splitlines()) == 1
 
 
-def test_without_the_extra(mapped_scene: Any, tmp_path: Path) -> None:
+def test_missing_serve_extra(mapped_scene: Any, tmp_path: Path) -> None:
     """One line that says what to install."""
     (tmp_path / "fastapi.py").write_text("raise ModuleNotFoundError(\"No module named 'fastapi'\", name='fastapi')\n")
     ran = subprocess.run(
@@ -131,7 +131,7 @@ def test_without_the_extra(mapped_scene: Any, tmp_path: Path) -> None:
     assert ran.stderr.strip() == 'featkit: featkit serve needs fastapi; pip install "featkit[serve]"'
 
 
-def test_no_map(tmp_path: Path, featkit_command: Callable[..., Any]) -> None:
+def test_missing_map(tmp_path: Path, featkit_command: Callable[..., Any]) -> None:
     ran = featkit_command("serve", tmp_path, "--port", "0", "-q")
     assert ran.code == 3
     assert "no map here" in ran.err

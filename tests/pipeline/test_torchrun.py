@@ -1,4 +1,4 @@
-"""Several processes by torchrun: losses and weights of one process, resumed on any number, and none that hangs."""
+"""Several processes with torchrun: same losses and weights as one process, resuming with any number, no hangs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """one/ and two/: the same trainings in one process (this one) and in two; and two that changed in between."""
+    """one/ and two/: the same trainings in one process (this one) and in two; and runs resumed with another number."""
     folder = tmp_path_factory.mktemp("processes")
     make_scene(folder / "posed", images=5)
     write_phototour(folder / "patches", textured_patches(60, views=2))
@@ -75,7 +75,7 @@ def state_of(run: Path) -> dict[str, Any]:
 
 
 def moved(run: Path) -> torch.Tensor:
-    """All parameters of the network, in one row."""
+    """All parameters of the network as one vector."""
     return in_a_row(state_of(run)["modules"]["network"])
 
 
@@ -86,7 +86,7 @@ def in_a_row(network: dict[str, torch.Tensor]) -> torch.Tensor:
 @pytest.mark.parametrize(
     "run", ["hynet", "hardnet", "scfeat/warm-up", "scfeat/description", "scfeat/detection"]
 )  # fmt: skip
-def test_two_processes_learn_as_one_with_the_whole_batch(run: str, done: Path) -> None:
+def test_two_processes_equal_one_with_the_complete_batch(run: str, done: Path) -> None:
     one, two = done / "one" / run, done / "two" / run
     assert len(losses(one)) == {"scfeat/warm-up": 6, "scfeat/detection": 10}.get(run, work.STEPS)
     assert losses(two)[:FIRST] == pytest.approx(losses(one)[:FIRST], abs=SAME_LOSS)
@@ -103,7 +103,7 @@ def test_two_processes_learn_as_one_with_the_whole_batch(run: str, done: Path) -
 
 
 def start_of(run: str, done: Path) -> torch.Tensor:
-    """The same, before the first step."""
+    """The parameters before the first step."""
     from featkit.core.config import make
     from featkit.training.patch import PatchTask
     from featkit.training.scfeat import TASKS, ScfeatStages
@@ -121,7 +121,7 @@ def start_of(run: str, done: Path) -> torch.Tensor:
     return in_a_row(network.state_dict())
 
 
-def test_statistics_are_those_of_the_whole_batch(done: Path) -> None:
+def test_statistics_of_the_complete_batch(done: Path) -> None:
     for stage in ("warm-up", "description", "detection"):
         one, two = (read_metrics(done / kind / "scfeat" / stage / "metrics.csv")[1] for kind in ("one", "two"))
         times = {"pairs_per_s", "photographs_per_s", "wait_share"}
@@ -131,14 +131,14 @@ def test_statistics_are_those_of_the_whole_batch(done: Path) -> None:
 
 
 @pytest.mark.parametrize("run", ["one-then-two", "two-then-one"])
-def test_a_run_goes_on_with_another_number_of_processes(run: str, done: Path) -> None:
+def test_resuming_with_another_number_of_processes(run: str, done: Path) -> None:
     assert losses(done / run)[:FIRST] == pytest.approx(losses(done / "one" / "hynet")[:FIRST], abs=SAME_LOSS)
     assert losses(done / run) == pytest.approx(losses(done / "one" / "hynet"), abs=DRIFT)
     assert state_of(done / run)["progress"]["step"] == work.STEPS
 
 
 def command(done: Path, run: Path, *options: str) -> list[str]:
-    """What `work.train("hynet", ...)` does, as people type it."""
+    """The command line equivalent to `work.train("hynet", ...)`."""
     plain = [f"optimiser.{key}={'null' if value is None else value}" for key, value in work.PLAIN.items()]
     settings = ["log_every=1", "held_out.every=0.5", "held_out.pairs=10", "save_every=1", *plain]
     data = ["--config", "hynet", "--data", str(done / "patches"), "--out", str(run), "--device", "cpu"]
@@ -161,7 +161,7 @@ def wait_until(true: Callable[[], bool], *processes: subprocess.Popen[str], seco
 
 @contextmanager
 def two_by_hand(arguments: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes that nobody watches, as on two nodes."""
+    """Two unsupervised processes, as on two nodes."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
     processes = [
         subprocess.Popen(
@@ -180,7 +180,7 @@ def two_by_hand(arguments: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
             process.communicate()
 
 
-def test_a_process_that_is_killed_or_silent_ends_the_other_and_one_goes_on(done: Path, tmp_path: Path) -> None:
+def test_a_lost_process_ends_the_other_and_the_run_resumes(done: Path, tmp_path: Path) -> None:
     for number, step in ((signal.SIGKILL, 3), (signal.SIGSTOP, 7)):
         with two_by_hand(command(done, tmp_path, "--set", "timeout_s=5")) as processes:
             wait_until(lambda step=step: steps_saved(tmp_path) >= step, *processes)
@@ -195,12 +195,12 @@ def test_a_process_that_is_killed_or_silent_ends_the_other_and_one_goes_on(done:
     assert losses(tmp_path) == pytest.approx(losses(done / "one" / "hynet"), abs=DRIFT)
 
 
-def said_by_featkit(stderr: str) -> list[str]:
-    """torchrun has a page of its own to say when something fails."""
+def featkit_lines(stderr: str) -> list[str]:
+    """Lines written by featkit; torchrun adds a long report to errors."""
     return [line for line in stderr.splitlines() if line.startswith("featkit: ")]
 
 
-def test_an_error_of_all_is_said_once(done: Path, tmp_path: Path) -> None:
+def test_an_error_in_all_processes_is_reported_once(done: Path, tmp_path: Path) -> None:
     with two_by_hand(command(done, tmp_path / "run", "--batch-size", "7")) as processes:
         ended = [process.communicate(timeout=200)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
@@ -208,13 +208,13 @@ def test_an_error_of_all_is_said_once(done: Path, tmp_path: Path) -> None:
     assert "batch_size: 7 pairs cannot be split equally among 2 processes; take 8" in said
 
 
-def test_sigterm_to_torchrun_leaves_a_whole_checkpoint(done: Path, tmp_path: Path) -> None:
+def test_sigterm_to_torchrun_leaves_a_complete_checkpoint(done: Path, tmp_path: Path) -> None:
     arguments = [*TORCHRUN, free_port(), "-m", *command(done, tmp_path, "--set", "save_every=3")]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment()) as process:
         wait_until(lambda: steps_saved(tmp_path) >= 3, process)
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=END_S)
-    (said,) = said_by_featkit(stderr)
+    (said,) = featkit_lines(stderr)
     at = steps_saved(tmp_path)
     assert f"stopped at step {at} of {work.STEPS}, all is saved" in said
     assert losses(tmp_path)[:at] == pytest.approx(losses(done / "one" / "hynet")[:at], abs=SAME_LOSS)

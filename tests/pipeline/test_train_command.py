@@ -1,4 +1,4 @@
-"""`featkit train patch` as people run it: from a folder of patches to weights that describe, with its wrong turns."""
+"""The command `featkit train patch`: from a folder of patches to usable weights, and usage errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_from_patches_to_weights(patches: Path, tmp_path: Path, featkit_command: Command) -> None:
+def test_weights_from_patches(patches: Path, tmp_path: Path, featkit_command: Command) -> None:
     from featkit.weights.files import load_patch_network
 
     run = tmp_path / "run"
@@ -39,7 +39,7 @@ def test_from_patches_to_weights(patches: Path, tmp_path: Path, featkit_command:
     assert network.dimension == 128
 
 
-def test_a_budget_becomes_steps_and_the_same_budget_goes_on(
+def test_a_budget_sets_the_steps_and_a_second_run_resumes(
     patches: Path, tmp_path: Path, featkit_command: Command
 ) -> None:
     run = tmp_path / "run"
@@ -72,7 +72,7 @@ def test_a_budget_becomes_steps_and_the_same_budget_goes_on(
     ],
     ids=str,
 )
-def test_wrong_turns(
+def test_usage_errors(
     options: tuple, code: int, says: str, patches: Path, tmp_path: Path, featkit_here: Command
 ) -> None:
     done = featkit_here("train", "patch", "--data", patches, "--out", tmp_path / "run", *SHORT, *options)

@@ -1,4 +1,4 @@
-"""A scene and a copy that only EXIF keeps upright are one map, with the same camera centres."""
+"""A scene and a copy that is upright only by EXIF give the same map, with the same camera centres."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.mark.parametrize("turn_deg", [90, 180])
-def test_turned_by_exif(turn_deg: int, small_rendered: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_photographs_rotated_by_exif(
+    turn_deg: int, small_rendered: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     orientations = importlib.import_module("orientations")
     scene, work = tmp_path / "scene", tmp_path / "work"

@@ -1,4 +1,4 @@
-"""`featkit view` as a process: it says where its page is, answers, and ends with Ctrl-C; and its mistakes."""
+"""`featkit view` as a process: it prints its address, serves the page and stops with Ctrl-C; and errors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_as_a_folder_and_as_a_function(made: MadeView, featkit_here: Command, tm
     assert featkit.view(made.scene, out=tmp_path / "other") == str(tmp_path / "other" / "index.html")
 
 
-def test_mistakes_are_one_line(made: MadeView, featkit_here: Command, tmp_path: Path) -> None:
+def test_errors_are_one_line(made: MadeView, featkit_here: Command, tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

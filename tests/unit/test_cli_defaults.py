@@ -19,7 +19,7 @@ from pydantic import Field
 from typer.testing import CliRunner
 
 import featkit
-from featkit.api.options import Described, Option, Shown, takes
+from featkit.api.options import FieldOption, Option, Param, with_options
 from featkit.cli.app import COMMON, Seeded
 from featkit.cli.engine import OPTIONS
 from featkit.cli.main import VERBS, app
@@ -64,18 +64,18 @@ def parameters(verb: str) -> dict[str, Any]:
     return {one.name: one for one in command.params if one.name != "help"}
 
 
-def generated() -> Iterator[tuple[str, Described]]:
+def generated() -> Iterator[tuple[str, FieldOption]]:
     for verb, name in COMMANDS.items():
-        yield from ((verb, one) for one in getattr(featkit, name).taken.options.values() if one.name != "seed")
+        yield from ((verb, one) for one in getattr(featkit, name).declared.options.values() if one.name != "seed")
     yield from (("extract", one) for one in OPTIONS.values())
-    yield "extract", Described.of("seed", Option("seed"), Seeded)
+    yield "extract", FieldOption.of("seed", Option("seed"), Seeded)
 
 
 GENERATED = list(generated())
 
 
 @pytest.mark.parametrize(("verb", "option"), GENERATED, ids=lambda one: getattr(one, "name", one))
-def test_default_help_and_range_are_the_fields(verb: str, option: Described) -> None:
+def test_default_help_and_range_are_the_fields(verb: str, option: FieldOption) -> None:
     """By a way of its own: from pydantic's table of the class that the option names."""
     shown = parameters(verb)[option.name]
     if not option.field:  # inside changes to a named configuration of any class
@@ -174,7 +174,7 @@ class Whole(Config):
     """Of all draws."""
 
 
-@takes(
+@with_options(
     Whole,
     "changes",
     share=Option("inner.share"),
@@ -183,7 +183,7 @@ class Whole(Config):
     other=Option("changes.share", of=Inner),
     seed=Option("seed", also=("inner.draws",)),
 )
-def made(place: Annotated[Path, Shown(help="Where.")], *, config: Whole) -> tuple[Path, Whole]:
+def made(place: Annotated[Path, Param(help="Where.")], *, config: Whole) -> tuple[Path, Whole]:
     """Hand back what came."""
     return place, config
 
@@ -207,7 +207,7 @@ def test_a_function_names_the_option_that_is_wrong() -> None:
 
 
 def test_help_says_what_none_means() -> None:
-    options = made.taken.options  # type: ignore[attr-defined]
+    options = made.declared.options  # type: ignore[attr-defined]
     assert options["share"].help == "How much of it."
     assert options["draws"].unset == "as many as there are"
     assert options["other"].unset == "0.25"

@@ -18,7 +18,7 @@ from featkit.core.config import Config, Seed, load_pipeline, make, merge, overri
 from featkit.core.errors import UsageError
 from featkit.core.runtime import capped, usable_cores
 from featkit.features.sift import SiftConfig
-from featkit.mapping.stage import ClusterConfig, MapConfig, _threads, hierarchical_options
+from featkit.mapping.stage import ClusterConfig, MapConfig, _num_threads, hierarchical_options
 
 ENDLESS = {("AdaSample", "strength"): (math.inf, 1e300)}  # a field that has a meaning for infinity, and says which
 PIPELINES = ("sfm", "localize", "demo", "aachen")
@@ -183,9 +183,9 @@ def test_workers_and_threads_are_never_more_than_the_cores() -> None:
     cores = usable_cores()
     assert [capped(0), capped(1), capped(cores), capped(1000)] == [cores, 1, cores, cores]
     many = MapConfig(threads=1000, clusters=ClusterConfig(workers=1000))
-    assert _threads(many, 10) == cores
+    assert _num_threads(many, 10) == cores
     assert hierarchical_options(many, 10).num_workers == cores
-    assert _threads(MapConfig(threads=-1), 10) == -1  # COLMAP's word for all cores
+    assert _num_threads(MapConfig(threads=-1), 10) == -1  # COLMAP's word for all cores
 
 
 def test_a_number_without_a_range_is_finite_all_the_same() -> None:

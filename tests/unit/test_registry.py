@@ -13,7 +13,7 @@ from featkit.core.errors import UsageError
 from featkit.core.registry import Method, resolve, setting_of
 from featkit.features import stage as extract
 from featkit.features.sift import Sift
-from featkit.features.stage import ExtractConfig, extraction, of_photographs
+from featkit.features.stage import ExtractConfig, extraction_method, with_stage_config
 from featkit.images.read import DecodeConfig
 from featkit.io.features import open_features
 
@@ -112,16 +112,16 @@ def test_fingerprints_stay(kind: str, name: str, fingerprint: str) -> None:
 
 def test_the_fingerprint_of_a_store_stays() -> None:
     changes = {"max_keypoints": 500}
-    assert extraction(ExtractConfig(features="rootsift"), changes).config.fingerprint() == "2d97ff6f743e993a"
+    assert extraction_method(ExtractConfig(features="rootsift"), changes).config.fingerprint() == "2d97ff6f743e993a"
     other = ExtractConfig(features="rootsift", decode=DecodeConfig(resize_max=800))
-    assert extraction(other, changes).config.fingerprint() != "2d97ff6f743e993a"
+    assert extraction_method(other, changes).config.fingerprint() != "2d97ff6f743e993a"
 
 
 def test_a_store_names_the_class_as_the_yaml_does() -> None:
-    assert extraction(ExtractConfig(features="rootsift")).config.extractor["extractor"] == "sift"
-    by_hand = of_photographs(Method("mine", Sift, Sift.Config()), ExtractConfig())
+    assert extraction_method(ExtractConfig(features="rootsift")).config.extractor["extractor"] == "sift"
+    by_hand = with_stage_config(Method("mine", Sift, Sift.Config()), ExtractConfig())
     assert by_hand.config.extractor["extractor"] == "featkit.features.sift:Sift"
-    assert extraction(by_hand.config).cls is Sift
+    assert extraction_method(by_hand.config).cls is Sift
 
 
 def test_a_plain_extractor_is_run_with_the_default_way_of_decoding(tmp_path: Path) -> None:
@@ -130,10 +130,12 @@ def test_a_plain_extractor_is_run_with_the_default_way_of_decoding(tmp_path: Pat
     method = resolve("extractor", "rootsift", {"max_keypoints": 20}, "cpu")
     output = extract.run(method, tmp_path, tmp_path / "features.h5")
     with open_features(output) as store:
-        expected = of_photographs(method, ExtractConfig())
+        expected = with_stage_config(method, ExtractConfig())
         assert store.attributes()["fingerprint"] == expected.config.fingerprint()
         assert 0 < store.count("a.png") <= 20
     assert expected.config.extractor["extractor"] == "sift"
-    complete = extraction(expected.config, device="cpu")  # as a worker of a plan, or `localize`, reads it from a file
+    complete = extraction_method(
+        expected.config, device="cpu"
+    )  # as a worker of a plan, or `localize`, reads it from a file
     assert complete.own == method.own
-    assert extract.waiting(complete, tmp_path, output, ["a.png"], overwrite=False) == []
+    assert extract.images_to_extract(complete, tmp_path, output, ["a.png"], overwrite=False) == []

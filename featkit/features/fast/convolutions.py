@@ -27,7 +27,7 @@ class Convolution(Protocol):
 
 def convolution(weight: Float[Tensor, "o i k k"], bias: Float[Tensor, " o"], stride: int = 1) -> Convolution:
     """The convolution of these weights."""
-    if weight.device.type == "cpu" and is_faster(weight, stride):
+    if weight.device.type == "cpu" and winograd_is_faster(weight, stride):
         return WinogradConv(weight, bias)
     if weight.shape[2:] == (1, 1) and stride == 1:
         return PointwiseConv(weight, bias)
@@ -65,7 +65,7 @@ class PointwiseConv:
         return found.view(1, *maps[0].shape[2:], -1).permute(0, 3, 1, 2)
 
 
-def folded(conv: nn.Conv2d, norm: nn.Module) -> Convolution:
+def fold_batch_norm(conv: nn.Conv2d, norm: nn.Module) -> Convolution:
     """A bias-free convolution and the BatchNorm after it, in eval mode, as one convolution."""
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
@@ -76,7 +76,7 @@ def folded(conv: nn.Conv2d, norm: nn.Module) -> Convolution:
     return convolution(weight.float(), bias.float(), conv.stride[0])
 
 
-def copied(conv: nn.Conv2d) -> Convolution:
+def copy_convolution(conv: nn.Conv2d) -> Convolution:
     """A convolution with a bias."""
     assert conv.bias is not None
     return convolution(conv.weight.detach().clone(), conv.bias.detach().clone(), conv.stride[0])
@@ -85,21 +85,21 @@ def copied(conv: nn.Conv2d) -> Convolution:
 # ----------------------------------------------------------------------------------------------------------------------
 # 3x3 convolutions with 4 of 9 multiplications per value (Winograd's F(4x4, 3x3); Lavin and Gray 2016).
 #
-# A tile of 6x6 values gives 4x4 of the result: both are transformed by small matrices, and between them every channel
-# of the 36 transformed values is multiplied as by a 1x1 convolution. It rounds about twice as much as a plain
-# convolution of few channels (1e-6 of the result's deviation), and no more with many. With few channels the transforms
+# A tile of 6x6 values gives 4x4 values of the result. Both are transformed by small matrices; in between, each of the
+# 36 transformed values is multiplied like in a 1x1 convolution. Rounding errors are about twice those of a plain
+# convolution with few channels (1e-6 of the result's deviation), and equal with many. With few channels the transforms
 # cost more than they save.
 
 
 OUT, TILE = 4, 6
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
-"""Evaluation points of the polynomials, in addition to infinity. The usual 0, 1, -1, 2, -2 round twice as much."""
+"""Evaluation points of the polynomials, besides infinity. The usual 0, 1, -1, 2, -2 have twice the rounding error."""
 LEAST_CHANNELS = (64, 128)
 """Minimum of the smaller and of the larger of the input and output channel counts."""
-TILES_AT_ONCE = 320  # the transformed values of a batch stay in the cache
+TILES_AT_ONCE = 320  # so that the transformed values fit into the cache
 
 
-def is_faster(weight: Float[Tensor, "o i k k"], stride: int) -> bool:
+def winograd_is_faster(weight: Float[Tensor, "o i k k"], stride: int) -> bool:
     """Whether Winograd's algorithm is faster for a convolution on a CPU."""
     channels = sorted(weight.shape[:2])
     enough = channels[0] >= LEAST_CHANNELS[0] and channels[1] >= LEAST_CHANNELS[1]
@@ -125,10 +125,10 @@ class WinogradConv:
         at_once = max(1, TILES_AT_ONCE // across)
         for first in range(0, down, at_once):
             last = min(first + at_once, down)
-            self._some(padded[OUT * first : OUT * last + 2], result[OUT * first : OUT * last])
+            self._convolve_tile_rows(padded[OUT * first : OUT * last + 2], result[OUT * first : OUT * last])
         return result[:height, :width].permute(2, 0, 1)[None]
 
-    def _some(self, padded: Float[Tensor, "h+2 w+2 i"], result: Float[Tensor, "h w o"]) -> None:
+    def _convolve_tile_rows(self, padded: Float[Tensor, "h+2 w+2 i"], result: Float[Tensor, "h w o"]) -> None:
         """Write the result of complete rows of tiles."""
         down, across = result.shape[0] // OUT, result.shape[1] // OUT
         inputs, outputs = self._weight.shape[1:]
@@ -140,7 +140,7 @@ class WinogradConv:
 
 
 def _padded(maps: tuple[Tensor, ...], height: int, width: int, above: int) -> Float[Tensor, "height width i"]:
-    """All channels, with one column of zeros on the left, `above` rows above, and zeros up to the requested size."""
+    """All channels with zero padding: one column on the left, `above` rows above, and the rest right and below."""
     rows, columns = maps[0].shape[2:]
     padded = maps[0].new_empty((height, width, sum(values.shape[1] for values in maps)))
     for edge in (padded[:above], padded[above + rows :], padded[:, :1], padded[:, columns + 1 :]):
@@ -163,8 +163,8 @@ def _tiles(rows: Float[Tensor, "h w c"], down: int, across: int) -> Float[Tensor
 def transforms() -> tuple[Float[Tensor, "6 6"], Float[Tensor, "6 3"], Float[Tensor, "4 6"]]:
     """Matrices for the tile, the kernel and the result (float64): correlation = back @ ((kernel @ g) * (into @ d)).
 
-    The result's matrix evaluates a polynomial of 4 coefficients at the points, the kernel's one of 3, divided by the
-    product of each point's distances to the others (Lagrange); the tile's is then given by what both must yield.
+    The result's matrix evaluates a polynomial with 4 coefficients at the points; the kernel's one with 3, divided by
+    the product of each point's distances to the others (Lagrange). These determine the tile's matrix.
     """
     points = np.array(POINTS)
     distances = np.array([np.prod([p - q for q in points if q != p]) for p in points])
@@ -179,13 +179,13 @@ def transforms() -> tuple[Float[Tensor, "6 6"], Float[Tensor, "6 3"], Float[Tens
 # ----------------------------------------------------------------------------------------------------------------------
 # A 3x3 convolution of bilinearly upsampled maps, computed before upsampling: exact, with 4 to 16 times less arithmetic.
 #
-# Upsampling mixes pixels, a tap of the convolution mixes channels, and the two commute:
+# Upsampling mixes pixels and a tap of the convolution mixes channels, so the two commute:
 #
 #     conv3x3(up(x)) = sum over the 9 taps of shift(up(tap * x))
 #
-# So each tap is a 1x1 convolution at the low resolution, and shifting and upsampling are one linear map of the columns
-# and one of the rows. Both are banded: a block of the result needs a few columns (rows) of x only. The border is that
-# of the convolution: zeros around the upsampled maps.
+# So each tap is a 1x1 convolution at low resolution, and shifting and upsampling are one linear map of the columns and
+# one of the rows. Both are banded: a block of the result needs only a few columns (rows) of x. The border is that of
+# the convolution: zeros around the upsampled maps.
 
 
 BLOCK = 32
@@ -204,7 +204,7 @@ class Resampling(NamedTuple):
 
 
 class UpsampledConv:
-    """The convolution of maps upsampled by `factor`; aligned: with aligned corners."""
+    """A 3x3 convolution of maps upsampled by `factor`. aligned: align corners."""
 
     def __init__(
         self, weight: Float[Tensor, "o i 3 3"], bias: Float[Tensor, " o"] | None, factor: int, aligned: bool = False
@@ -220,15 +220,15 @@ class UpsampledConv:
         """window: position of `maps` in the full maps, in their pixels; None: they are the full maps."""
         height, width = maps.shape[2:]
         rows, columns = window or Window.whole(height, width)
-        wide = self.widened(maps, columns)
+        wide = self.upsample_columns(maps, columns)
         result = maps.new_empty((self._factor * height, wide.shape[2], self._channels))
         result.copy_(torch.zeros_like(result[0, 0]) if self._bias is None else self._bias)
         for block in resampling(rows, self._factor, self._aligned):
-            self.heightened(wide, block, result[block.first : block.last])
+            self.add_upsampled_rows(wide, block, result[block.first : block.last])
         return result.permute(2, 0, 1)[None]
 
-    def widened(self, maps: Float[Tensor, "1 i h w"], columns: Span) -> Float[Tensor, "3 h factor*w o"]:
-        """Columns upsampled and their taps summed, for each tap of the rows."""
+    def upsample_columns(self, maps: Float[Tensor, "1 i h w"], columns: Span) -> Float[Tensor, "3 h factor*w o"]:
+        """Upsample columns and sum their taps, for each tap of the rows."""
         _, channels, height, width = maps.shape
         flat = maps.permute(0, 2, 3, 1).reshape(height * width, channels)
         mixed = maps.new_empty((TAPS, height * width, TAPS * self._channels))
@@ -242,8 +242,10 @@ class UpsampledConv:
             wide[:, block.first : block.last] = torch.bmm(weights, part)
         return wide.view(TAPS, height, -1, self._channels)
 
-    def heightened(self, wide: Float[Tensor, "3 h w o"], block: Resampling, result: Float[Tensor, "rows w o"]) -> None:
-        """Add the rows of a block, upsampled with their taps summed, to `result`, which is contiguous."""
+    def add_upsampled_rows(
+        self, wide: Float[Tensor, "3 h w o"], block: Resampling, result: Float[Tensor, "rows w o"]
+    ) -> None:
+        """Upsample the rows of a block, sum their taps and add them to `result`, which is contiguous."""
         weights = block.weights.to(wide.device).transpose(1, 2).flatten(1)
         taps = wide[:, block.low : block.high].reshape(weights.shape[1], -1)
         result.view(len(result), -1).addmm_(weights, taps)
@@ -251,7 +253,7 @@ class UpsampledConv:
 
 @lru_cache(maxsize=256)
 def resampling(span: Span, factor: int, aligned: bool, block: int = BLOCK) -> tuple[Resampling, ...]:
-    """Blocks of the axis upsampled by `factor`, and the input each needs."""
+    """Blocks of an axis upsampled by `factor`, with the input that each needs."""
     count, offset = factor * span.length, factor * span.start
     firsts = range(0, count, block)
     return tuple(_block(span, factor, aligned, offset, first, min(first + block, count)) for first in firsts)
@@ -259,7 +261,7 @@ def resampling(span: Span, factor: int, aligned: bool, block: int = BLOCK) -> tu
 
 def _block(span: Span, factor: int, aligned: bool, offset: int, first: int, last: int) -> Resampling:
     total = factor * span.total
-    place = offset + np.arange(first, last)[:, None] + np.arange(TAPS) - TAPS // 2  # of the enlarged whole, per tap
+    place = offset + np.arange(first, last)[:, None] + np.arange(TAPS) - TAPS // 2  # in the upsampled axis, per tap
     if aligned:
         source = place * ((span.total - 1) / max(total - 1, 1))
     else:

@@ -17,11 +17,11 @@ from featkit.features.fast.convolutions import (
     Convolution,
     UpsampledConv,
     convolution,
-    copied,
-    folded,
+    copy_convolution,
+    fold_batch_norm,
     resampling,
 )
-from featkit.features.fast.tiles import Moments, Statistics, Tile, TiledImage, WholeImage, Window, over_tiles, tiles
+from featkit.features.fast.tiles import Moments, Statistics, Tile, TiledImage, WholeImage, Window, process_tiles, tiles
 from featkit.models.resnet import BasicBlock, Bottleneck, EncoderMaps, ResNetEncoder
 from featkit.models.scfeat import (
     EPS,
@@ -34,19 +34,19 @@ from featkit.models.scfeat import (
     Detector,
     F2RBackbone,
     SCFeatNetwork,
-    enlarged,
+    upsample,
 )
 
 Precision = Literal["fp32", "bf16"]
 DescriptorMap = Literal["fused", "normalised"]
 BACKBONE_MARGIN_PX = 192
-"""Receptive field of the fused map to each side: 187 px with ResNet-50, 159 px with ResNet-18."""
+"""Margin for the fused map, whose receptive field to each side is 187 px with ResNet-50, 159 px with ResNet-18."""
 DETECTOR_MARGIN_PX = 32
-"""Receptive field of a score in the fused map to each side: 25 px."""
+"""Margin for scores, whose receptive field in the fused map is 25 px to each side."""
 
 
 class DenseFeatures(NamedTuple):
-    """descriptors: not normalised. scores: > 0. float32."""
+    """Dense output, float32. descriptors: not normalised. scores: > 0."""
 
     descriptors: Float[Tensor, "b d h/4 w/4"]
     scores: Float[Tensor, "b 1 h w"]
@@ -55,8 +55,8 @@ class DenseFeatures(NamedTuple):
 class FrozenSCFeat:
     """An SCFeatNetwork in eval mode on one device, with a copy of its weights.
 
-    descriptor_map: where descriptors are sampled. max_pixels: of one forward pass; a larger image is computed
-    in tiles, in float32, with the same result (up to rounding; about ten times slower). fast: use the optimised
+    descriptor_map: map that descriptors are sampled from. max_pixels: of one forward pass; larger images are computed
+    in tiles, in float32, with the same result up to rounding (about ten times slower). fast: use the optimised
     implementation, one image at a time and in float32; None: on the CPU only.
     """
 
@@ -94,9 +94,9 @@ class FrozenSCFeat:
         given = images.to(self.device).permute(0, 3, 1, 2)
         height, width = given.shape[2:]
         if height * width > self.max_pixels:
-            return _stacked([self._in_tiles(image[None]) for image in given])
+            return _stack_features([self._in_tiles(image[None]) for image in given])
         if self._is_fast:
-            return _stacked([self._fast(image[None]) for image in given])
+            return _stack_features([self._fast(image[None]) for image in given])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             maps, scores = self._forward(given.float().div_(255))
         chosen = maps.normalised if self._map == "normalised" else maps.descriptors
@@ -116,14 +116,16 @@ class FrozenSCFeat:
         scores = fused.new_empty((1, 1, height, width))
 
         def compute(tile: Tile, statistics: TiledImage) -> Tensor:
-            pixels = self._normalised(_part(image, tile.window))
-            normalised = self._bridge(_part(fused, tile.window.at(SCALE)), statistics)
-            return self._detector(pixels, normalised, _part(shallow, tile.window.at(SCALE)), tile.window, statistics)
+            pixels = self._normalised(_crop_contiguous(image, tile.window))
+            normalised = self._bridge(_crop_contiguous(fused, tile.window.at(SCALE)), statistics)
+            return self._detector(
+                pixels, normalised, _crop_contiguous(shallow, tile.window.at(SCALE)), tile.window, statistics
+            )
 
         def deliver(tile: Tile, found: Tensor) -> None:
-            _view(scores, tile.core).copy_(tile.cropped(found))
+            _crop_view(scores, tile.core).copy_(tile.cropped(found))
 
-        over_tiles(tiles(height, width, DETECTOR_MARGIN_PX, self.max_pixels), compute, deliver)
+        process_tiles(tiles(height, width, DETECTOR_MARGIN_PX, self.max_pixels), compute, deliver)
         return DenseFeatures(self._bridge(fused, WholeImage()) if self._map == "normalised" else fused, scores)
 
     def _maps_in_tiles(self, image: UInt8[Tensor, "1 3 h w"]) -> BackboneMaps:
@@ -137,13 +139,13 @@ class FrozenSCFeat:
         )
 
         def compute(tile: Tile, statistics: TiledImage) -> BackboneMaps:
-            return self._backbone(self._normalised(_part(image, tile.window)), tile.window, statistics)
+            return self._backbone(self._normalised(_crop_contiguous(image, tile.window)), tile.window, statistics)
 
         def deliver(tile: Tile, found: BackboneMaps) -> None:
             for maps, part in zip(whole, found, strict=True):
-                _view(maps, tile.core.at(SCALE)).copy_(tile.cropped(part))
+                _crop_view(maps, tile.core.at(SCALE)).copy_(tile.cropped(part))
 
-        over_tiles(tiles(height, width, BACKBONE_MARGIN_PX, self.max_pixels), compute, deliver)
+        process_tiles(tiles(height, width, BACKBONE_MARGIN_PX, self.max_pixels), compute, deliver)
         return whole
 
     def _normalised(self, image: UInt8[Tensor, "1 3 h w"]) -> Float[Tensor, "1 3 h w"]:
@@ -151,16 +153,16 @@ class FrozenSCFeat:
         return scaled.sub_(self._network.mean).div_(self._network.std)
 
 
-def _view(maps: Tensor, window: Window) -> Tensor:
+def _crop_view(maps: Tensor, window: Window) -> Tensor:
     (_, top, rows), (_, left, columns) = window
     return maps[:, :, top : top + rows, left : left + columns]
 
 
-def _part(maps: Tensor, window: Window) -> Tensor:
-    return _view(maps, window).contiguous(memory_format=torch.channels_last)
+def _crop_contiguous(maps: Tensor, window: Window) -> Tensor:
+    return _crop_view(maps, window).contiguous(memory_format=torch.channels_last)
 
 
-def _stacked(found: list[DenseFeatures]) -> DenseFeatures:
+def _stack_features(found: list[DenseFeatures]) -> DenseFeatures:
     return found[0] if len(found) == 1 else DenseFeatures(*(torch.cat(maps) for maps in zip(*found, strict=True)))
 
 
@@ -173,18 +175,19 @@ class FastBackbone:
 
     def __init__(self, backbone: F2RBackbone):
         self._encoder = FastEncoder(backbone.encoder)
-        self._up3 = _upsampled(backbone.up3, factor=2, aligned=True)
-        self._up2 = _upsampled(backbone.up2, factor=2, aligned=True)
-        self._side1 = _upsampled(backbone.side1, factor=2, aligned=False)
-        self._side2 = _upsampled(backbone.side2, factor=4, aligned=False)
+        self._up3 = _upsampled_conv(backbone.up3, factor=2, aligned=True)
+        self._up2 = _upsampled_conv(backbone.up2, factor=2, aligned=True)
+        self._side1 = _upsampled_conv(backbone.side1, factor=2, aligned=False)
+        self._side2 = _upsampled_conv(backbone.side2, factor=4, aligned=False)
         self._join3, self._join2, self._side0, self._fuse = (
-            copied(conv) for conv in (backbone.join3.conv, backbone.join2.conv, backbone.side0.conv, backbone.fuse)
+            copy_convolution(conv)
+            for conv in (backbone.join3.conv, backbone.join2.conv, backbone.side0.conv, backbone.fuse)
         )
         names = ("up3", "join3", "up2", "join2", "side0", "side1", "side2")
         self._activations = {name: _NormElu(cast(Block, getattr(backbone, name)).norm) for name in names}
 
     def __call__(self, images: Float[Tensor, "1 3 h w"], window: Window, statistics: Statistics) -> BackboneMaps:
-        """images: normalised content of `window`, with sides that are multiples of 16. Raises NotYetKnown."""
+        """images: normalised content of `window`, with sides that are multiples of 16. Raises StatisticsPending."""
         encoded = self._encoder(images)
         eighth = self._activated(statistics, up3=self._up3(encoded.layer3, window.at(16)))[0]
         eighth = self._activated(statistics, join3=self._join3(encoded.layer2, eighth))[0]
@@ -219,7 +222,7 @@ class _NormElu:
         return maps
 
 
-def _upsampled(block: Block, factor: int, aligned: bool) -> UpsampledConv:
+def _upsampled_conv(block: Block, factor: int, aligned: bool) -> UpsampledConv:
     assert block.conv.bias is not None
     return UpsampledConv(block.conv.weight.detach(), block.conv.bias.detach().clone(), factor, aligned)
 
@@ -242,7 +245,7 @@ class FastBridge:
         self._bridge = copy.deepcopy(bridge) if isinstance(bridge, CrossNorm) else None
 
     def __call__(self, fused: Float[Tensor, "1 d h w"], statistics: Statistics) -> Float[Tensor, "1 d h w"]:
-        """The descriptor map after the bridge. Raises NotYetKnown."""
+        """The descriptor map after the bridge. Raises StatisticsPending."""
         if self._bridge is None:
             return fused
         channel_scale, channel_shift = statistics.moments(bridge=fused)["bridge"].affine(EPS)
@@ -263,7 +266,7 @@ class FastDetector:
 
     def __init__(self, detector: Detector):
         self._head, self._slope = detector.head, float(detector.activation.weight)
-        self._feature = copied(detector.feature)
+        self._feature = copy_convolution(detector.feature)
         self._image_weight, self._image_bias = detector.image.weight.detach().clone(), _bias(detector.image)
         features, merge = detector.feature.out_channels, detector.merge.weight.detach()
         self._merge_feature = UpsampledConv(merge[:, :features], None, SCALE)
@@ -278,7 +281,7 @@ class FastDetector:
         window: Window,
         statistics: Statistics,
     ) -> Float[Tensor, "1 1 h w"]:
-        """Scores. images: normalised content of `window`. Raises NotYetKnown."""
+        """Scores. images: normalised content of `window`. Raises StatisticsPending."""
         given = torch.cat([normalised.permute(0, 2, 3, 1), shallow.permute(0, 2, 3, 1)], dim=3).permute(0, 3, 1, 2)
         peaks = None
         if self._head == "scfeat":
@@ -286,7 +289,7 @@ class FastDetector:
             feature_peak = fast_peakiness(given, largest["feature_peak"])
             image_peak = fast_peakiness(images, largest["image_peak"])
             given, images = given.mul_(feature_peak), images * image_peak
-            peaks = enlarged(feature_peak, SCALE).mul_(image_peak)
+            peaks = upsample(feature_peak, SCALE).mul_(image_peak)
         feature = self._feature(given)
         moments = statistics.moments(feature=feature, image=self._image_bands(images, None))
         feature = self._normed(feature, moments["feature"])
@@ -333,9 +336,9 @@ class FastDetector:
         image_bands = self._image_bands(images, image_moments, margin=1)
         for (first, image), block in zip(image_bands, resampling(coarse.rows, SCALE, False, BLOCK), strict=True):
             merged = self._merge_image(image, margin=True)
-            wide = self._merge_feature.widened(feature[:, :, block.low : block.high], coarse.columns)
+            wide = self._merge_feature.upsample_columns(feature[:, :, block.low : block.high], coarse.columns)
             shifted = block._replace(low=0, high=block.high - block.low)
-            self._merge_feature.heightened(wide, shifted, merged[0].permute(1, 2, 0))
+            self._merge_feature.add_upsampled_rows(wide, shifted, merged[0].permute(1, 2, 0))
             yield first, merged
 
     def _image_bands(
@@ -379,14 +382,14 @@ def _bias(conv: nn.Conv2d) -> Float[Tensor, " o"]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The ResNet encoder for inference: the same maps in fewer passes over memory.
+# The ResNet encoder for inference: the same maps with fewer passes over memory.
 
 
 class FastEncoder:
     """A ResNetEncoder in eval mode for one image, with a copy of its weights."""
 
     def __init__(self, encoder: ResNetEncoder):
-        self._stem = folded(encoder.conv1, encoder.bn1)
+        self._stem = fold_batch_norm(encoder.conv1, encoder.bn1)
         self._maxpool = encoder.maxpool
         layers = (encoder.layer1, encoder.layer2, encoder.layer3)
         self._layers = [[_Residual(cast(BasicBlock | Bottleneck, block)) for block in layer] for layer in layers]
@@ -407,10 +410,10 @@ class _Residual:
         pairs: list[tuple[nn.Conv2d, nn.Module]] = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
         if isinstance(block, Bottleneck):
             pairs.append((block.conv3, block.bn3))
-        *self._inner, self._last = [folded(conv, norm) for conv, norm in pairs]
+        *self._inner, self._last = [fold_batch_norm(conv, norm) for conv, norm in pairs]
         self._shortcut: Convolution | None = None
         if block.downsample is not None:
-            self._shortcut = folded(cast(nn.Conv2d, block.downsample[0]), block.downsample[1])
+            self._shortcut = fold_batch_norm(cast(nn.Conv2d, block.downsample[0]), block.downsample[1])
 
     def __call__(self, x: Float[Tensor, "1 i h w"]) -> Float[Tensor, "1 o h2 w2"]:
         kept = x if self._shortcut is None else self._shortcut(x)
@@ -425,11 +428,11 @@ class _Residual:
 
 CHUNK_VALUES = 1 << 18  # 1 MB
 FEW_CHANNELS = 8
-"""Up to this many channels, sums are faster with each channel contiguous."""
+"""Up to this number of channels, sums are faster with each channel contiguous."""
 
 
 def fast_peakiness(maps: Float[Tensor, "1 c h w"], largest: float) -> Float[Tensor, "1 1 h w"]:
-    """largest: the maps' maximum over the whole image."""
+    """Peakiness of maps. largest: the maps' maximum over the complete image."""
     _, channels, height, width = maps.shape
     mirrored = torch.arange(-1, height + 1, device=maps.device).abs()
     mirrored[-1] = height - 2
@@ -446,7 +449,7 @@ def fast_peakiness(maps: Float[Tensor, "1 c h w"], largest: float) -> Float[Tens
 
 
 def _rows(maps: Float[Tensor, "1 c h w"], index: Int[Tensor, " n"]) -> Float[Tensor, "1 c n w"]:
-    """Copies of rows, in the memory layout that is faster here."""
+    """Copies of rows, in the faster memory layout for the number of channels."""
     if maps.shape[1] <= FEW_CHANNELS:
         return maps.index_select(2, index).contiguous()
     return maps[0].permute(1, 2, 0)[index].permute(2, 0, 1)[None]

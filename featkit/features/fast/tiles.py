@@ -1,9 +1,9 @@
 """Tiled computation of an image in bounded memory, with the result of the full image up to rounding.
 
-A tile's map differs from the full image's in two ways. Convolutions see its edge: it gets a margin as wide as the
-receptive field, and only its core is kept. Norms need statistics of all pixels: all tiles are processed once per
-level of norms (below), each time starting from the image, since keeping maps would take the memory that tiles
-save. Statistics are exact, not those of a smaller image: descriptors and scores must not depend on the memory.
+A tile's map differs from the full image's in two ways. Convolutions see its edge, so it gets a margin as wide as the
+receptive field, and only its core is kept. Norms need statistics of all pixels, so all tiles are processed once per
+level of norms (below), each time starting from the image, since keeping maps would take the memory that tiles save.
+Statistics are exact, not those of a smaller image: descriptors and scores must not depend on the available memory.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from torch import Tensor
 #
 # A normalisation requests them by its name. For an undivided image they are those of the given map. For a tiled
 # image a map is only a part: its core (without the tile's margin) is accumulated, and the tile is abandoned with
-# `NotYetKnown`. After a pass over all tiles the statistics are those of the full image, and the next pass gets further.
+# `StatisticsPending`. After a pass over all tiles the statistics are those of the full image, and the next pass can
+# continue past this normalisation.
 
 
-CHUNK_VALUES = 1 << 18  # 1 MB: what is added up at once stays in the cache
+CHUNK_VALUES = 1 << 18  # 1 MB, which fits into the cache
 WIDE = 12
 """Number of channels from which PyTorch's own kernel is faster."""
 
@@ -41,11 +42,11 @@ class Moments:
 
     @staticmethod
     def of(maps: Float[Tensor, "1 c h w"]) -> Moments:
-        """Computed in float32 in chunks that stay in the cache, combined in float64."""
+        """Compute moments in float32, in chunks that fit into the cache, and combine them in float64."""
         channels = maps.shape[1]
         rows = maps.permute(0, 2, 3, 1).reshape(-1, channels)
         parts = rows.split(max(1, CHUNK_VALUES // channels))
-        of_part = _of_narrow_rows if channels < WIDE else _of_wide_rows
+        of_part = _moments_of_narrow_rows if channels < WIDE else _moments_of_wide_rows
         means, squares = (torch.stack(values) for values in zip(*map(of_part, parts), strict=True))
         counts = torch.tensor([[len(part)] for part in parts], dtype=torch.float64, device=maps.device)
         mean = (counts * means).sum(0) / len(rows)
@@ -53,9 +54,9 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         count = self.count + other.count
-        apart = other.mean - self.mean
-        mean = self.mean + apart * (other.count / count)
-        squares = self.squares + other.squares + apart.square() * (self.count * other.count / count)
+        difference = other.mean - self.mean
+        mean = self.mean + difference * (other.count / count)
+        squares = self.squares + other.squares + difference.square() * (self.count * other.count / count)
         return Moments(count, mean, squares)
 
     @property
@@ -86,14 +87,14 @@ class Moments:
         return scale.float(), shift.float()
 
 
-def _of_wide_rows(rows: Float[Tensor, "n c"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+def _moments_of_wide_rows(rows: Float[Tensor, "n c"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
     """Means and sums of squared deviations, float64."""
     mean, variance = torch.batch_norm_update_stats(rows, None, None, 0.0)  # the biased variance
     return mean.double(), variance.double() * len(rows)
 
 
-def _of_narrow_rows(rows: Float[Tensor, "n c"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-    """The same around a first estimate of the mean, to avoid cancellation."""
+def _moments_of_narrow_rows(rows: Float[Tensor, "n c"]) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+    """Means and sums of squared deviations, computed around a first estimate of the mean to avoid cancellation."""
     guess = rows[:: max(1, len(rows) // 256)].mean(0)
     deviation = rows - guess
     ones = rows.new_ones((1, len(rows)))
@@ -106,7 +107,7 @@ Bands: TypeAlias = Iterable[tuple[int, Tensor]]
 """Maps at full image resolution, a few rows (1 c rows w) at a time, each with the index of its first row."""
 
 
-class NotYetKnown(Exception):
+class StatisticsPending(Exception):
     """Not an error: the statistics that a tile needs next are being accumulated, and its pass ends here."""
 
 
@@ -114,11 +115,11 @@ class Statistics(Protocol):
     """Source of the full-image statistics that a normalisation needs."""
 
     def moments(self, **maps: Tensor | Bands) -> dict[str, Moments]:
-        """By the name of the normalisation. maps: (1 c h w). Raises NotYetKnown."""
+        """By the name of the normalisation. maps: (1 c h w). Raises StatisticsPending."""
         ...
 
     def maxima(self, **maps: Float[Tensor, "1 c h w"]) -> dict[str, float]:
-        """Largest value over channels and pixels. Raises NotYetKnown."""
+        """Largest value over channels and pixels. Raises StatisticsPending."""
         ...
 
 
@@ -189,12 +190,12 @@ class Tile(NamedTuple):
         first_row: of a full-resolution band, which has fewer rows than the window.
         """
         scale = self.window.columns.length // maps.shape[3]
-        (low, high), (left, right) = (_inside(*axes, scale) for axes in zip(self.window, self.core, strict=True))
+        (low, high), (left, right) = (_core_range(*axes, scale) for axes in zip(self.window, self.core, strict=True))
         low, high = max(low - first_row, 0), max(min(high - first_row, maps.shape[2]), 0)
         return maps[:, :, low:high, left:right]
 
 
-def _inside(window: Span, core: Span, scale: int) -> tuple[int, int]:
+def _core_range(window: Span, core: Span, scale: int) -> tuple[int, int]:
     first = (core.start - window.start) // scale
     return first, first + core.length // scale
 
@@ -206,10 +207,10 @@ def tiles(height: int, width: int, margin: int, max_pixels: int) -> list[Tile]:
     """
     grids = []
     for count in range(1, min(height // MULTIPLE_PX, MOST_ROWS_OF_TILES) + 1):
-        rows = _cut(height, margin, _rounded_up(-(-height // count)))
+        rows = _split_axis(height, margin, _rounded_up(-(-height // count)))
         most = max_pixels // max(window.length for window, _ in rows)
         core = width if width <= most else max(MULTIPLE_PX, (most - 2 * margin) // MULTIPLE_PX * MULTIPLE_PX)
-        columns = _cut(width, margin, core)
+        columns = _split_axis(width, margin, core)
         grid = [Tile(Window(r[0], c[0]), Window(r[1], c[1])) for r in rows for c in columns]
         largest = max(tile.window.rows.length * tile.window.columns.length for tile in grid)
         total = sum(tile.window.rows.length * tile.window.columns.length for tile in grid)
@@ -219,7 +220,7 @@ def tiles(height: int, width: int, margin: int, max_pixels: int) -> list[Tile]:
     return min(grids, key=lambda entry: entry[:2])[2]
 
 
-def _cut(size: int, margin: int, core: int) -> list[tuple[Span, Span]]:
+def _split_axis(size: int, margin: int, core: int) -> list[tuple[Span, Span]]:
     """An axis as (window, core) pairs."""
     parts = []
     for start in range(0, size, core):
@@ -249,7 +250,7 @@ class TiledImage:
                 parts = [self.tile.cropped(values)] if isinstance(values, Tensor) else self._cropped_bands(values)
                 for part in parts:
                     self._add(name, Moments.of(part))
-            raise NotYetKnown
+            raise StatisticsPending
         return {name: self._known[name] for name in maps}  # type: ignore[misc]
 
     def maxima(self, **maps: Float[Tensor, "1 c h w"]) -> dict[str, float]:
@@ -257,7 +258,7 @@ class TiledImage:
             for name, values in maps.items():
                 found = float(self.tile.cropped(values).amax())
                 self._gathered[name] = max(found, self._gathered.get(name, found))  # type: ignore[type-var]
-            raise NotYetKnown
+            raise StatisticsPending
         return {name: self._known[name] for name in maps}  # type: ignore[misc]
 
     def end_pass(self) -> bool:
@@ -275,7 +276,9 @@ class TiledImage:
         self._gathered[name] = before + moments if isinstance(before, Moments) else moments
 
 
-def over_tiles(parts: list[Tile], compute: Callable[[Tile, TiledImage], T], deliver: Callable[[Tile, T], None]) -> None:
+def process_tiles(
+    parts: list[Tile], compute: Callable[[Tile, TiledImage], T], deliver: Callable[[Tile, T], None]
+) -> None:
     """Process the tiles until `compute` completes on each; `deliver` receives its results."""
     statistics = TiledImage(parts[0])
     unfinished = True
@@ -284,7 +287,7 @@ def over_tiles(parts: list[Tile], compute: Callable[[Tile, TiledImage], T], deli
             statistics.tile = tile
             try:
                 found = compute(tile, statistics)
-            except NotYetKnown:
+            except StatisticsPending:
                 continue
             deliver(tile, found)
         unfinished = statistics.end_pass()

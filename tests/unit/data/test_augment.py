@@ -11,8 +11,8 @@ from scipy.ndimage import gaussian_filter
 from featkit.data.augment import (
     AugmentConfig,
     Degradations,
-    blurred,
-    degraded,
+    blur_patches,
+    degrade_patches,
     draw_degradations,
     draw_transforms,
     warp_patches,
@@ -161,7 +161,7 @@ def test_the_same_generator_draws_the_same_transforms() -> None:
 def test_blur_is_a_gaussian_of_each_patchs_own_width() -> None:
     some = patches(4, 32)[:, None].float() / 255
     sigma = [0.0, 0.5, 1.0, 2.0]
-    found = blurred(some, torch.tensor(sigma))
+    found = blur_patches(some, torch.tensor(sigma))
     for patch, result, width in zip(some, found, sigma, strict=True):
         expected = gaussian_filter(patch[0].double().numpy(), width, mode="nearest", radius=6) if width else patch[0]
         np.testing.assert_allclose(result[0], expected, atol=1e-5)
@@ -187,8 +187,8 @@ def test_nothing_is_drawn_where_nothing_is_degraded() -> None:
 def test_noise_is_that_of_the_complete_batch() -> None:
     some = patches(6, 16)[:, None].float() / 255
     by = Degradations(np.zeros(6), np.array([0, 0.02, 0.02, 0.1, 0.1, 0.1]), seed=3)
-    whole = degraded(some, by, slice(0, 6))
-    parts = torch.cat([degraded(some[rows], by, rows) for rows in (slice(0, 2), slice(2, 6))])
+    whole = degrade_patches(some, by, slice(0, 6))
+    parts = torch.cat([degrade_patches(some[rows], by, rows) for rows in (slice(0, 2), slice(2, 6))])
     assert torch.equal(parts, whole)
     added = whole - some
     assert float(added[0].abs().max()) == 0

@@ -28,8 +28,8 @@ from featkit.data.posed_samples import (
 from featkit.data.views import CanvasConfig, JitterConfig, ViewConfig, draw_view
 from featkit.geometry.epipolar import epipolar_distances
 from featkit.geometry.pixels import apply_homography
-from featkit.losses.scfeat_warm_up import mapped_points
-from featkit.losses.two_views import inside
+from featkit.losses.scfeat_warm_up import map_points
+from featkit.losses.two_views import inside_image
 
 CANVAS = CanvasConfig(width=128, height=96)
 STRONG = ViewConfig(rotation_deg=40, scale_max=1.6, perspective=0.25)
@@ -190,8 +190,8 @@ def test_what_both_views_see_is_in_front_and_nothing_else(photographs: Path, mon
         np.testing.assert_array_equal(shown[sure], depth[sure] > 0)
         expected = cv2.perspectiveTransform(points[None], drawn[1])[0]
         np.testing.assert_allclose(there[shown], expected[shown], atol=1e-6)
-        found, front = mapped_points(torch.from_numpy(sample.homography01)[None], torch.from_numpy(pixels)[None])
-        np.testing.assert_array_equal((front & inside(found, (128, 96)))[0].numpy(), shown)
+        found, front = map_points(torch.from_numpy(sample.homography01)[None], torch.from_numpy(pixels)[None])
+        np.testing.assert_array_equal((front & inside_image(found, (128, 96)))[0].numpy(), shown)
         beyond += bool(sample.homography01[2, 2] < 0 and shown.any())
     assert beyond >= len(BEYOND_THE_HORIZON)
 

@@ -8,7 +8,7 @@ import pytest
 
 from featkit.core.errors import BadInputError
 from featkit.evaluation.datasets import available_data, not_learned_from, patch_method, scene_names
-from featkit.features.stage import ExtractConfig, extraction
+from featkit.features.stage import ExtractConfig, extraction_method
 from featkit.weights.manifest import list_weights
 
 TREE = {
@@ -70,7 +70,7 @@ def test_what_a_shipped_weight_was_trained_on_is_left_out(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("name", "expected"), [("sift", "sift"), ("dog+hynet", "hynet"), ("scfeat", None)])
 def test_what_describes_the_patches_of_features(name: str, expected: str | None) -> None:
-    assert patch_method(extraction(ExtractConfig(features=name), device="cpu")) == expected
+    assert patch_method(extraction_method(ExtractConfig(features=name), device="cpu")) == expected
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import typer
 
-from featkit.api.evaluation import BENCHMARKS, OF_ALL
+from featkit.api.evaluation import ALL_BENCHMARKS, BENCHMARKS
 from featkit.cli.eval import eval_app
 from featkit.core.config import Config
 from featkit.core.content import Configuration, Table
 from featkit.core.errors import UsageError
 from featkit.evaluation.benchmark import Benchmark, Plain, Ranked, Result, Work, evaluate, plain
-from featkit.report.benchmarks import Written
+from featkit.report.benchmarks import BenchmarkFiles
 
 
 @dataclass(frozen=True)
@@ -94,18 +94,18 @@ def test_one_result_has_json_tables_and_page(tmp_path: Path) -> None:
     assert numbers["letters"] == {"ab": 12, "c": 6}
     last = result.page().sections[-1]
     assert [item.title for item in last.items if isinstance(item, Configuration)] == ["benchmark", "ab", "c"]
-    lines = Written.of(tmp_path / "out").write(numbers, result.page())
+    lines = BenchmarkFiles.in_folder(tmp_path / "out").write(numbers, result.page())
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == numbers
     assert "<td>ab</td>" in (tmp_path / "out" / "report.html").read_text()
     assert [line.split(": ")[1] for line in lines] == ["all numbers", "curves and pictures"]
-    assert Written(None, None).write(numbers, result.page()) == []
+    assert BenchmarkFiles(None, None).write(numbers, result.page()) == []
     with pytest.raises(UsageError, match="comma-separated names"):
         evaluate(benchmark, [tmp_path], " ,", Work(tmp_path))
     with pytest.raises(UsageError, match="did you mean 'factor'"):
         Lengths.configured({"facto": 1})
 
 
-@pytest.mark.parametrize("name", OF_ALL)
+@pytest.mark.parametrize("name", ALL_BENCHMARKS)
 def test_a_command_has_the_options_of_its_class(name: str) -> None:
     command = typer.main.get_command(eval_app).commands[name]  # type: ignore[attr-defined]
     options = {one.name: one.default for one in command.params}

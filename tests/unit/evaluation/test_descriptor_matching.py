@@ -112,10 +112,10 @@ def test_average_precision_at_its_ends() -> None:
 
 def test_what_is_to_be_found() -> None:
     found = Correspondences(np.array([0, 0, 1, 2, 2]), np.array([4, 5, 4, 6, 7]), np.array([0.1, 0.4, 0.2, 0.3, 0.3]))
-    assert found.to_be_found("nearest") == 3
-    assert found.to_be_found("one_to_one") == 2  # 0-4 takes what 1 would need; 2-6
+    assert found.num_correspondences("nearest") == 3
+    assert found.num_correspondences("one_to_one") == 2  # 0-4 takes what 1 would need; 2-6
     nothing = Correspondences(np.zeros(0, int), np.zeros(0, int), np.zeros(0))
-    assert nothing.to_be_found("nearest") == nothing.to_be_found("one_to_one") == 0
+    assert nothing.num_correspondences("nearest") == nothing.num_correspondences("one_to_one") == 0
     ranking = Ranking(np.array([0, 1, 2, 3]), np.array([5, 5, 6, 4]), np.zeros(4))
     assert found.hold(ranking).tolist() == [True, False, True, False]
     assert nothing.hold(ranking).tolist() == [False] * 4

@@ -23,7 +23,7 @@ from featkit.core.errors import BadInputError
 from featkit.core.types import Features
 from featkit.features import stage as extract
 from featkit.features.patches import Patches
-from featkit.features.stage import ExtractConfig, extraction, same_extraction
+from featkit.features.stage import ExtractConfig, config_of_features, extraction_method
 from featkit.images.read import as_stored
 from featkit.io.features import append_features, open_features, points_digest
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
@@ -220,7 +220,7 @@ def test_the_file_decides_what_may_be_gone_on_with(images: Path, weights: dict[s
     sizes = (SIZE, SIZE[::-1])
     points = {name: drawn(20, size, seed) for seed, (name, size) in enumerate(zip(NAMES, sizes, strict=True))}
     file, out = write_points(tmp_path / "p.h5", points), tmp_path / "f.h5"
-    method = extraction(
+    method = extraction_method(
         ExtractConfig(features="scfeat", keypoints=file), {"weights": str(weights["scfeat"])}, device="cpu"
     )
     extract.run(method, images, out, [NAMES[0]])
@@ -241,10 +241,10 @@ def test_the_file_decides_what_may_be_gone_on_with(images: Path, weights: dict[s
         refused(run(*ask, "--keypoints", other), 3, "f.h5", "keypoints_digest", "--overwrite")
     refused(run(*ask), 3, "keypoints_digest")
     with pytest.raises(BadInputError, match="--keypoints FILE"):
-        same_extraction(out)
-    again_at = extraction(same_extraction(out, keypoints=same), device="cpu")
+        config_of_features(out)
+    again_at = extraction_method(config_of_features(out, keypoints=same), device="cpu")
     assert again_at.config.fingerprint() == method.config.fingerprint()
-    at_others = extraction(same_extraction(out, keypoints=other), device="cpu").config
+    at_others = extraction_method(config_of_features(out, keypoints=other), device="cpu").config
     assert at_others.extractor == method.config.extractor
     assert at_others.keypoints_digest != method.config.keypoints_digest
 
@@ -281,7 +281,7 @@ def test_several_workers(
     for name, workers in (("one", 1), ("many", 2)):
         config = ExtractConfig(features="dog+hynet", workers=workers, keypoints=points)
         extract.run(
-            extraction(config, {"weights": str(weights["dog+hynet"])}, "cpu"), tmp_path, tmp_path / f"{name}.h5"
+            extraction_method(config, {"weights": str(weights["dog+hynet"])}, "cpu"), tmp_path, tmp_path / f"{name}.h5"
         )
     one, many = read(tmp_path / "one.h5"), read(tmp_path / "many.h5")
     assert one.keys() == many.keys() == {f"{index}.png" for index in range(4)}

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from featkit.core.types import Features
-from featkit.features.stage import ExtractConfig, extract_one, extraction
+from featkit.features.stage import ExtractConfig, extract_one, extraction_method
 from featkit.geometry.poses import look_at
 from featkit.images.panoramas import in_panorama, views_of
 from featkit.images.read import DecodeConfig, decode
@@ -32,7 +32,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def extracted(path: Path, **fields: object) -> Features:
     config = ExtractConfig(features="rootsift", extractor={"max_keypoints": LIMIT}, workers=1, **fields)
-    return extract_one(extraction(config), path)
+    return extract_one(extraction_method(config), path)
 
 
 def same(a: Features, b: Features) -> bool:
@@ -51,7 +51,7 @@ def test_which_photographs_are_cut_into_views(photographs: Path) -> None:
 
 def test_features_of_views_are_those_of_the_views(photographs: Path) -> None:
     found = extracted(photographs / "marked.jpg")
-    extractor = extraction(ExtractConfig(extractor={"max_keypoints": LIMIT})).built
+    extractor = extraction_method(ExtractConfig(extractor={"max_keypoints": LIMIT})).built
     pixels = decode(photographs / "marked.jpg", DecodeConfig()).pixels
     own = [extractor.extract(view.cut(pixels)) for view in views_of(640, 320)]
     assert same(found, in_panorama(own, 640, 320, LIMIT))

@@ -17,7 +17,7 @@ from featkit.features import stage as extract
 from featkit.features.base import unpack_signs
 from featkit.features.patches import Patches, PatchesConfig, resize_patches
 from featkit.features.sift import Sift, SiftConfig
-from featkit.features.stage import ExtractConfig, extraction
+from featkit.features.stage import ExtractConfig, extraction_method
 from featkit.images.patches import cut_patches
 from featkit.io.features import open_features
 from featkit.matching.mutual import MutualConfig, MutualMatcher
@@ -148,7 +148,7 @@ def test_the_hash_of_the_weight(make: Make) -> None:
 
 def test_a_missing_weight_is_one_clear_error(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), image())
-    method = extraction(ExtractConfig(features="dog+sdgmnet"), {"weights": "no-such-weight"}, "cpu")
+    method = extraction_method(ExtractConfig(features="dog+sdgmnet"), {"weights": "no-such-weight"}, "cpu")
     with pytest.raises(UsageError, match="no-such-weight"):
         extract.run(method, tmp_path, tmp_path / "features.h5")
     assert not (tmp_path / "features.h5").exists()
@@ -156,7 +156,7 @@ def test_a_missing_weight_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_a_weight_of_ones_own(weight: Callable[..., Path]) -> None:
     """`--weights FILE`, with any of the configurations."""
-    method = extraction(ExtractConfig(features="dog+hardnet"), {"weights": str(weight())}, "cpu")
+    method = extraction_method(ExtractConfig(features="dog+hardnet"), {"weights": str(weight())}, "cpu")
     assert len(method.built.extract(image())) > 50
     assert method.config.extractor["weights"] == str(weight())
 
@@ -190,7 +190,7 @@ def test_several_processes_give_what_one_gives(
         if workers == 2:
             monkeypatch.setattr(Patches, "two_steps", two_steps)
             finished.clear()
-        method = extraction(ExtractConfig(features="dog+hynet", workers=workers), changes, "cpu")
+        method = extraction_method(ExtractConfig(features="dog+hynet", workers=workers), changes, "cpu")
         extract.run(method, tmp_path, tmp_path / f"{name}.h5")
     assert len(finished) == (4 if two_steps else 0), "described by this process"
     with open_features(tmp_path / "one.h5") as one, open_features(tmp_path / "many.h5") as many:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from published_weights import untrained
 from torch import Tensor
 
-from featkit.features.published_cpu import CpuAliked, CpuDisk, DeformableConv, UnitMap, sampled, strict_maxima
+from featkit.features.published_cpu import CpuAliked, CpuDisk, DeformableConv, UnitMap, sample_bilinear, strict_maxima
 
 feature = pytest.importorskip("kornia.feature")
 
@@ -49,7 +49,7 @@ def test_sampling_is_bilinear_and_zero_beyond() -> None:
     rows, points = draw(9, 12, 5), 8 * draw(300, 2, seed=1) + 4
     grid = 2 * points / torch.tensor([11, 8]) - 1
     expected = F.grid_sample(rows.permute(2, 0, 1)[None], grid[None, None], align_corners=True)[0, :, 0].T
-    torch.testing.assert_close(sampled(rows, points), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(sample_bilinear(rows, points), expected, rtol=0, atol=1e-5)
     assert (expected == 0).all(dim=1).any(), "points beyond"
 
 

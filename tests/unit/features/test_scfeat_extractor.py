@@ -17,8 +17,8 @@ from featkit.core.errors import BadInputError, UsageError
 from featkit.core.types import Features
 from featkit.features import stage as extract
 from featkit.features.fast.scfeat import FrozenSCFeat
-from featkit.features.scfeat import Asked, OneThread, Scfeat, ScfeatConfig
-from featkit.features.stage import ExtractConfig, extraction
+from featkit.features.scfeat import NetworkThread, Request, Scfeat, ScfeatConfig
+from featkit.features.stage import ExtractConfig, extraction_method
 from featkit.io.features import open_features
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
@@ -137,7 +137,7 @@ def test_batches_through_the_network(weight: Path, monkeypatch: pytest.MonkeyPat
     plain = FrozenSCFeat(load_scfeat_network(weight), torch.device("cpu"), fast=False)
     monkeypatch.setattr(scfeat, "_network", plain)
     monkeypatch.setattr(plain, "_forward", lambda given: seen.append(len(given)) or plain._network(given))
-    batch = scfeat._run([Asked(image(seed), alone[seed] if seed == 2 else None) for seed in range(5)])
+    batch = scfeat._run_batch([Request(image(seed), alone[seed] if seed == 2 else None) for seed in range(5)])
     assert seen == [5]
     for found, expected in zip(batch, alone, strict=True):
         assert len(found) == len(expected)
@@ -157,7 +157,7 @@ def test_one_thread_serves_those_who_wait_together() -> None:
             raise ValueError("unlucky")
         return [img.shape for img in images]
 
-    thread = OneThread(work, at_once=3, most_pixels=100)
+    thread = NetworkThread(work, at_once=3, most_pixels=100)
     sizes = [(1, 1), (4, 4), (4, 4), (4, 4), (4, 4), (6, 6), (6, 6), (6, 6), (40, 40), (4, 4), (1, 13)]
     waiting = [thread.submit(np.zeros((1, 1, 3)))]
     assert begun.wait(20)
@@ -218,7 +218,7 @@ def test_by_name_through_the_stage(weight: Path, tmp_path: Path) -> None:
     folder.mkdir()
     for seed in range(3):
         cv2.imwrite(str(folder / f"{seed}.png"), image(seed)[..., ::-1])
-    method = extraction(ExtractConfig(features="scfeat"), {"weights": str(weight), "threshold": 0.5}, "cpu")
+    method = extraction_method(ExtractConfig(features="scfeat"), {"weights": str(weight), "threshold": 0.5}, "cpu")
     output = extract.run(method, folder, tmp_path / "features.h5")
     with open_features(output) as store:
         assert store.names() == ["0.png", "1.png", "2.png"]

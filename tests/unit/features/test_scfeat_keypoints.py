@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from featkit.features.scfeat import LIFT_RADIUS, find_keypoints, fusion, lifted, local_maxima, normalised_rows, refined
+from featkit.features.scfeat import (
+    LIFT_RADIUS,
+    find_keypoints,
+    fusion,
+    lift_to_unit,
+    local_maxima,
+    normalised_rows,
+    refine_positions,
+)
 
 Scores = torch.Tensor
 
@@ -77,7 +85,7 @@ def test_refinement_finds_a_peak_between_pixels() -> None:
     ys, xs = torch.meshgrid(torch.arange(11.0), torch.arange(11.0), indexing="ij")
     for x, y in ((5.0, 5.0), (5.3, 4.8)):
         values = torch.exp(-((xs - x) ** 2 + (ys - y) ** 2))
-        found = refined(values, torch.tensor([[5, 5]]))[0]
+        found = refine_positions(values, torch.tensor([[5, 5]]))[0]
         assert torch.sign((found - 5).round(decimals=4)).tolist() == [np.sign(x - 5), np.sign(round(y - 5, 4))]
 
 
@@ -103,7 +111,7 @@ def test_fusion_is_equation_25() -> None:
 def test_lifted_rows_order_pairs_by_distance() -> None:
     """What a matcher of unit rows sees of vectors of several lengths."""
     given = fusion(vectors())
-    rows = lifted(given)
+    rows = lift_to_unit(given)
     assert rows.shape == (200, 129)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(200))
     apart = torch.cdist(given.double(), given.double())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from featkit.core.types import Features
-from featkit.features.scfeat import Scfeat, ScfeatConfig, turned
+from featkit.features.scfeat import Scfeat, ScfeatConfig, rotate_points
 from featkit.io.features import append_features, open_features
 from featkit.matching.mutual import MutualConfig, MutualMatcher
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
@@ -42,7 +42,7 @@ def in_rows(features: Features) -> Features:
 def test_points_go_where_their_pixels_go(quarters: int) -> None:
     image = np.arange(35).reshape(5, 7)
     rows, columns = np.mgrid[:5, :7].reshape(2, -1)
-    points = turned(torch.from_numpy(np.stack([columns, rows], axis=1)), image.shape, quarters).numpy()
+    points = rotate_points(torch.from_numpy(np.stack([columns, rows], axis=1)), image.shape, quarters).numpy()
     np.testing.assert_array_equal(np.rot90(image, quarters)[points[:, 1], points[:, 0]], np.arange(35))
 
 
@@ -61,7 +61,7 @@ def test_a_turned_photograph_matches_pixel_by_pixel(weight: Path, pixels: np.nda
     for turns in (1, 4):
         a, b = extracted(weight, pixels, turns), extracted(weight, np.rot90(pixels, quarters), turns)
         matches = MutualMatcher(MutualConfig(ratio=None), "cpu").match([(a, b)])[0].as_index_pairs()
-        expected = turned(torch.from_numpy(a.keypoints[matches[:, 0]]), pixels.shape[:2], quarters).numpy()
+        expected = rotate_points(torch.from_numpy(a.keypoints[matches[:, 0]]), pixels.shape[:2], quarters).numpy()
         right[turns] = (b.keypoints[matches[:, 1]] == expected).all(axis=1).sum() / len(a)
     assert right[4] > 0.9
     assert right[1] < 0.1

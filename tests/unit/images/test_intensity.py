@@ -13,7 +13,7 @@ from PIL import Image
 from featkit.core.config import make
 from featkit.core.errors import UsageError
 from featkit.features import stage
-from featkit.features.stage import ExtractConfig, extraction, with_intensities
+from featkit.features.stage import ExtractConfig, extraction_method, with_intensity_range
 from featkit.images.intensity import found_range, is_deep
 from featkit.images.read import DecodeConfig, decode
 from featkit.io.features import open_features
@@ -91,11 +91,11 @@ def test_a_features_file_keeps_its_range(tmp_path: Path, caplog: pytest.LogCaptu
     eight = tmp_path / "eight"
     eight.mkdir()
     cv2.imwrite(str(eight / "a.png"), (255 * blots(0)).round().astype(np.uint8))
-    plain = extraction(ExtractConfig(workers=1))
+    plain = extraction_method(ExtractConfig(workers=1))
     stage.run(plain, eight, tmp_path / "8.h5")
     stage.run(plain, images, tmp_path / "blind.h5")
     with caplog.at_level(logging.INFO, "featkit"):
-        method = with_intensities(plain, images, out)
+        method = with_intensity_range(plain, images, out)
     assert "3 photographs of 16 bits use" in caplog.text
     stage.run(method, images, out)
     with (
@@ -108,11 +108,11 @@ def test_a_features_file_keeps_its_range(tmp_path: Path, caplog: pytest.LogCaptu
         assert store.count("a.png") == pytest.approx(like.count("a.png"), rel=0.1)
         assert no.count("a.png") < 0.5 * like.count("a.png")
     cv2.imwrite(str(images / "d.png"), (65535 * blots(4)).astype(np.uint16))
-    again = with_intensities(plain, images, out)
+    again = with_intensity_range(plain, images, out)
     assert again.fingerprint == method.fingerprint
     stage.run(again, images, out)
-    assert stage.same_extraction(out).decode == method.config.decode
-    assert with_intensities(plain, images, out, overwrite=True).fingerprint == plain.fingerprint
+    assert stage.config_of_features(out).decode == method.config.decode
+    assert with_intensity_range(plain, images, out, overwrite=True).fingerprint == plain.fingerprint
 
 
 def test_files_made_before_keep_their_fingerprint() -> None:

@@ -24,7 +24,7 @@ from featkit.core.registry import resolve
 from featkit.core.types import Features, Matches, Pair
 from featkit.features import stage as extract
 from featkit.features.base import pack_bits
-from featkit.features.stage import ExtractConfig, extraction
+from featkit.features.stage import ExtractConfig, extraction_method
 from featkit.hloc import features_of, matches_as_hloc, pixels_of, prediction_of
 from featkit.images.read import DecodeConfig
 from featkit.io.features import open_features
@@ -108,7 +108,7 @@ def test_features_by_hloc_are_featkits(hloc: str, name: str, images: Path, tmp_p
     changes = untrained(tmp_path) if name == "scfeat" else {}
     conf = conf_of(f"featkit-{name}")
     theirs = extracted({**conf, "model": {**conf["model"], "changes": changes}}, images, tmp_path / "out1")
-    method = extraction(ExtractConfig(features=name, workers=1), changes)
+    method = extraction_method(ExtractConfig(features=name, workers=1), changes)
     ours = extract.run(method, images, tmp_path / "ours.h5")
     with open_features(theirs) as a, open_features(ours) as b:
         assert a.names() == b.names() == NAMES
@@ -140,7 +140,7 @@ def test_pixels_of_a_resized_image(hloc: str, tmp_path: Path) -> None:
         distance = np.linalg.norm(found.keypoints - centre, axis=1)
         assert distance.min() < 0.1
         assert found.scales[distance.argmin()] == pytest.approx(8.0, rel=0.25), "scale, in pixels of the file"
-    method = extraction(ExtractConfig(features="rootsift", decode=DecodeConfig(resize_max=160), workers=1))
+    method = extraction_method(ExtractConfig(features="rootsift", decode=DecodeConfig(resize_max=160), workers=1))
     ours = extract.extract_one(method, tmp_path / "images" / "blobs.png")
     for centre in centres:
         nearest = [f.keypoints[np.linalg.norm(f.keypoints - centre, axis=1).argmin()] for f in (ours, found)]

@@ -65,7 +65,7 @@ def test_lists_of_names(scene: tuple[Path, list[str]], listed: Form, tmp_path: P
 @both
 def test_given_pairs_are_matched(scene: tuple[Path, list[str]], listed: Form, tmp_path: Path) -> None:
     images, names = scene
-    features = extraction.run(extraction.extraction(ExtractConfig(workers=1)), images, tmp_path / "f.h5")
+    features = extraction.run(extraction.extraction_method(ExtractConfig(workers=1)), images, tmp_path / "f.h5")
     pairs = write_pairs(
         tmp_path / "pairs.txt", [Pair(listed(NAMES[0]), listed(NAMES[1])), Pair("a.jpg", listed(NAMES[0]))]
     )

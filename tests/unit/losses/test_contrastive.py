@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from featkit.geometry.batched import sample_map
-from featkit.losses.scfeat_warm_up import ContrastiveLossConfig, contrastive_loss, mapped_points
+from featkit.losses.scfeat_warm_up import ContrastiveLossConfig, contrastive_loss, map_points
 from featkit.losses.two_views import LossContext, TwoViews, query_points
 
 SIZE = (64, 48)
@@ -76,16 +76,16 @@ def test_against_loops(masked: bool, exclusion_px: float) -> None:
 
 def test_points_against_opencv() -> None:
     points = query_points(1, SIZE, 8, generator()).double()
-    found, front = mapped_points(TILTED, points)
+    found, front = map_points(TILTED, points)
     np.testing.assert_allclose(found.numpy(), cv2.perspectiveTransform(points.numpy(), TILTED[0].numpy()), atol=1e-9)
     assert front.all()
-    assert not mapped_points(-TILTED, points)[1].any()
+    assert not map_points(-TILTED, points)[1].any()
 
 
 def test_points_behind_do_not_count() -> None:
     behind = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [-1 / 32, 0, 1]]])  # what lies right of x = 32 is behind
     points = torch.tensor([[[10.0, 10.0], [50.0, 10.0], [32.0, 10.0]]])
-    found, front = mapped_points(behind, points)
+    found, front = map_points(behind, points)
     assert front.tolist() == [[True, False, False]]
     assert found.isfinite().all()
     map0, map1 = (m.float()[:1] for m in maps())

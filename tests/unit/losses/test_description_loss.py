@@ -5,7 +5,12 @@ import torch
 from pydantic import ValidationError
 from synthetic_views import two_views
 
-from featkit.losses.scfeat_description import DescriptionLossConfig, description_loss, one_way, search_line_to_window
+from featkit.losses.scfeat_description import (
+    DescriptionLossConfig,
+    description_loss,
+    one_way_loss,
+    search_line_to_window,
+)
 from featkit.losses.two_views import LossContext, TwoViews, query_points
 
 SIZE = (64, 48)
@@ -73,7 +78,7 @@ def test_weights_have_no_gradient() -> None:
     """With equal distances the weighted mean is the same for all weights, so they must not be pushed."""
     map0, map1, fundamental = maps_and_geometry()
     map1.requires_grad_()
-    way = one_way(TwoViews(map0, map1, fundamental, SIZE), SMALL, LossContext(generator()))
+    way = one_way_loss(TwoViews(map0, map1, fundamental, SIZE), SMALL, LossContext(generator()))
     weight = torch.where(way.counted, 1 / way.matches.deviation, 0.0)
     lines = way.matches.lines
     distance = ((way.matches.positions * lines[..., :2]).sum(-1) + lines[..., 2]).abs()

@@ -11,7 +11,7 @@ from synthetic_views import two_views
 
 from featkit.losses.scfeat_fundamental import (
     FundamentalErrorConfig,
-    _subsets,
+    _random_subsets,
     draw_likely_sets,
     draw_sets,
     fundamental_error,
@@ -310,7 +310,7 @@ def test_numbers_become_places_as_in_a_list_of_all(shape: tuple[int, int, int], 
     good = torch.rand(shape, generator=generator(2)) < share
     good[-1, :, shape[2] // 2 :] &= share == 1.0
     listed = [one.nonzero() for one in good]
-    numbers = _subsets(torch.tensor([len(one) for one in listed]), 20, generator(3))
+    numbers = _random_subsets(torch.tensor([len(one) for one in listed]), 20, generator(3))
     somewhere = torch.cat([good.flatten()[:3], good.flatten()])[3:].view(shape)
     for same in (good, somewhere, good.mT.contiguous().mT):
         sets, enough = draw_sets(same, 20, generator(3))

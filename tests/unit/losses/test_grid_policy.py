@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from featkit.losses.scfeat_detection import GridPolicyConfig, KeypointSample, accepted_first, sample_keypoints
+from featkit.losses.scfeat_detection import GridPolicyConfig, KeypointSample, sample_keypoints, sort_accepted_first
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -94,12 +94,12 @@ def test_accepted_first_keeps_what_was_accepted() -> None:
         torch.arange(10.0).view(2, 5),
         torch.tensor([[False, True, False, False, True], [False, False, False, True, False]]),
     )
-    found = accepted_first(sample)
+    found = sort_accepted_first(sample)
     assert found.accepted.tolist() == [[True, True], [True, False]]
     assert found.log_probability[0].tolist() == [1.0, 4.0]
     assert found.log_probability[1, 0] == 8.0
     assert found.points[0].tolist() == [[2.0, 3.0], [8.0, 9.0]]
-    nothing = accepted_first(KeypointSample(sample.points, sample.log_probability, sample.accepted & False))
+    nothing = sort_accepted_first(KeypointSample(sample.points, sample.log_probability, sample.accepted & False))
     assert nothing.accepted.tolist() == [[False], [False]]
 
 

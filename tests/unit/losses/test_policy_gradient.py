@@ -15,10 +15,10 @@ from featkit.losses.scfeat_detection import (
     GridPolicyConfig,
     KeypointSample,
     RewardConfig,
-    accepted_first,
     detection_loss,
     match_probability,
     sample_keypoints,
+    sort_accepted_first,
 )
 from featkit.losses.scfeat_fundamental import FundamentalError, FundamentalErrorConfig, fundamental_error
 from featkit.losses.two_views import LossContext, TwoViews
@@ -131,7 +131,7 @@ def test_against_loops(reward: RewardConfig, pairs: Literal["mutual", "likely", 
     scores, maps, fundamental = batch()
     result = detection_loss(*scores, TwoViews(*maps, fundamental, SIZE), config, LossContext(generator()))
     draw = generator()
-    samples = [accepted_first(sample_keypoints(s, config.policy, draw)) for s in scores]
+    samples = [sort_accepted_first(sample_keypoints(s, config.policy, draw)) for s in scores]
     matches = loop_matches(samples, maps, fundamental, config)
     points = [s.points for s in samples]
     error = fundamental_error(*points, matches[pairs], fundamental, SIZE, config.error, LossContext(draw))

@@ -6,21 +6,21 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from featkit.losses.scfeat_imitation import ImitationConfig, Lesson, imitation_loss, score_loss
+from featkit.losses.scfeat_imitation import ImitationConfig, TeacherKeypoints, imitation_loss, score_loss
 
 SIZE = (32, 24)
 
 
-def lesson(seed: int, count: int = 6, images: int = 2, shown: tuple[int, ...] = (6, 4)) -> Lesson:
+def lesson(seed: int, count: int = 6, images: int = 2, shown: tuple[int, ...] = (6, 4)) -> TeacherKeypoints:
     generator = torch.Generator().manual_seed(seed)
     points = (torch.rand(images, count, 2, generator=generator) * torch.tensor([31.0, 23.0])).round()
     descriptors = normalize(torch.randn(images, count, 5, generator=generator), dim=2)
     scores = torch.rand(images, count, generator=generator) + 0.1
     visible = torch.arange(count)[None] < torch.tensor(shown)[:, None]
-    return Lesson(points, descriptors, scores, visible)
+    return TeacherKeypoints(points, descriptors, scores, visible)
 
 
-def maps_of(given: Lesson, seed: int) -> torch.Tensor:
+def maps_of(given: TeacherKeypoints, seed: int) -> torch.Tensor:
     """Maps at full resolution, so that an integer point reads one pixel."""
     return torch.randn(2, 5, SIZE[1], SIZE[0], generator=torch.Generator().manual_seed(seed))
 
@@ -66,13 +66,13 @@ def test_a_student_that_agrees_has_no_loss_and_a_turned_space_costs_only_the_fir
 
 def test_rows_that_are_not_shown_count_for_nothing() -> None:
     given, maps = lesson(3), maps_of(lesson(3), 4)
-    other = Lesson(given.points.clone(), given.descriptors.clone(), given.scores.clone(), given.shown)
+    other = TeacherKeypoints(given.points.clone(), given.descriptors.clone(), given.scores.clone(), given.shown)
     other.points[1, 4:], other.descriptors[1, 4:], other.scores[1, 4:] = 7.0, 1.0, 99.0
     config, valid = ImitationConfig(), torch.ones(2, 1, SIZE[1], SIZE[0], dtype=torch.bool)
     assert torch.equal(imitation_loss(maps, given, SIZE, config).loss, imitation_loss(maps, other, SIZE, config).loss)
     scores = maps[:, :1].exp()
     assert torch.equal(score_loss(scores, given, valid, 1.0).loss, score_loss(scores, other, valid, 1.0).loss)
-    none = Lesson(given.points, given.descriptors, given.scores, torch.zeros_like(given.shown))
+    none = TeacherKeypoints(given.points, given.descriptors, given.scores, torch.zeros_like(given.shown))
     maps.requires_grad_()
     loss = imitation_loss(maps, none, SIZE, config).loss + score_loss(maps[:, :1].exp(), none, valid, 1.0).loss
     loss.backward()

@@ -13,7 +13,7 @@ from featkit.io.lists import Intrinsics
 from featkit.mapping.cameras import (
     CameraConfig,
     cameras_of_images,
-    check,
+    check_camera_config,
     check_photographs,
     check_sizes,
     infer_camera,
@@ -44,8 +44,8 @@ def photo(
     return name
 
 
-def test_the_focal_length_stands_in_exif(tmp_path: Path) -> None:
-    """Equivalent to 35 mm film, whose diagonal is 43.27 mm."""
+def test_focal_length_from_exif(tmp_path: Path) -> None:
+    """35 mm equivalent: the diagonal of the film is 43.27 mm."""
     photo(tmp_path, "a.jpg", focal_35mm=28)
     camera = infer_camera(tmp_path / "a.jpg", CameraConfig())
     assert camera.has_prior_focal_length
@@ -54,7 +54,7 @@ def test_the_focal_length_stands_in_exif(tmp_path: Path) -> None:
     assert list(camera.params[1:3]) == [300, 200]
 
 
-def test_without_exif_it_is_guessed(tmp_path: Path) -> None:
+def test_focal_length_is_guessed_without_exif(tmp_path: Path) -> None:
     photo(tmp_path, "a.jpg")
     camera = infer_camera(tmp_path / "a.jpg", CameraConfig(default_focal_factor=1.5))
     assert not camera.has_prior_focal_length
@@ -76,15 +76,15 @@ def test_given_parameters(tmp_path: Path) -> None:
     [
         ("PINHOLE", (1, 2, 3), r"PINHOLE takes 4 numbers \(fx,fy,cx,cy\), 3 are given"),
         ("PINHOL", None, "--camera-model PINHOL: there is .*OPENCV_FISHEYE"),
-        (None, (500, 300, 200, 0.01), r"name the model \(.*SIMPLE_RADIAL"),
-        (None, (500, 500, 300, 200, 0), r"name the model \(RADIAL, .*FOV"),
+        (None, (500, 300, 200, 0.01), r"give the model \(.*SIMPLE_RADIAL"),
+        (None, (500, 500, 300, 200, 0), r"give the model \(RADIAL, .*FOV"),
         ("SIMPLE_RADIAL", (500, 502, 300, 200), "k = 200 is not a plausible distortion"),
         ("PINHOLE", (500, -500, 300, 200), "fy = -500 must be positive"),
     ],
 )
-def test_parameters_that_are_no_cameras(model: str | None, params: tuple[float, ...] | None, message: str) -> None:
+def test_invalid_parameters_are_refused(model: str | None, params: tuple[float, ...] | None, message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
-        check(CameraConfig(model=model, params=params))
+        check_camera_config(CameraConfig(model=model, params=params))
     assert "\n" not in str(error.value)
 
 
@@ -95,20 +95,20 @@ def test_parameters_that_are_no_cameras(model: str | None, params: tuple[float, 
         ((500, 500, 700, 200), r"principal point cx,cy = 700,200 is outside an image of 600 x 400"),
     ],
 )
-def test_parameters_of_another_size_are_refused_before_the_work(
+def test_parameters_for_another_image_size_are_refused_early(
     params: tuple[float, ...], message: str, tmp_path: Path
 ) -> None:
     names = [photo(tmp_path, "a.jpg")]
     config = CameraConfig(params=params)
-    check(config)
+    check_camera_config(config)
     with pytest.raises(UsageError, match=message):
         check_photographs(config, tmp_path, names)
-    with pytest.raises(BadInputError, match=r"a\.jpg: the given camera cannot be its own"):
+    with pytest.raises(BadInputError, match=r"a\.jpg: the given camera does not fit"):
         infer_camera(tmp_path / "a.jpg", config)
 
 
-def test_the_fingerprint_is_that_of_the_model_in_use() -> None:
-    """Maps made before the model could be left out are up to date."""
+def test_fingerprint_depends_on_the_effective_model() -> None:
+    """So that maps made when the model had to be given stay up to date."""
     named = CameraConfig(model="SIMPLE_RADIAL")
     assert CameraConfig().fingerprint() == named.fingerprint()
     assert set(named.result_fields()) == {
@@ -118,9 +118,9 @@ def test_the_fingerprint_is_that_of_the_model_in_use() -> None:
     assert fisheye.fingerprint() != CameraConfig(model="OPENCV_FISHEYE", fisheye_focal_factor=0.5).fingerprint()
 
 
-def test_a_file_that_is_no_image(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("text")
-    with pytest.raises(BadInputError, match=r"a\.jpg: no camera"):
+    with pytest.raises(BadInputError, match=r"a\.jpg: its camera cannot be read"):
         infer_camera(tmp_path / "a.jpg", CameraConfig())
 
 
@@ -136,7 +136,7 @@ def test_which_images_share_a_camera(tmp_path: Path, mode: str, groups: list[int
     assert all(camera.camera_id == number for number, camera in cameras.items())
 
 
-def test_auto_groups_by_what_the_photographs_say(tmp_path: Path) -> None:
+def test_auto_groups_by_size_lens_and_folder(tmp_path: Path) -> None:
     photos = {
         "a/1.jpg": {"focal_35mm": 28, "lens": "zoom"},
         "a/2.jpg": {"focal_35mm": 28, "lens": "zoom"},
@@ -154,7 +154,7 @@ def test_auto_groups_by_what_the_photographs_say(tmp_path: Path) -> None:
     check_photographs(CameraConfig(mode="auto"), tmp_path, names)
 
 
-def test_one_camera_for_different_lenses_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_warning_for_one_camera_with_different_lenses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     wide = [photo(tmp_path, name, focal_35mm=28) for name in ("1.jpg", "2.jpg")]
     names = [*wide, photo(tmp_path, "3.jpg", focal_35mm=70)]
     with caplog.at_level(logging.WARNING, "featkit"):
@@ -165,14 +165,14 @@ def test_one_camera_for_different_lenses_is_warned_of(tmp_path: Path, caplog: py
     assert "28 mm: 1.jpg and 1 more; 70 mm: 3.jpg and 0 more" in caplog.text
 
 
-def test_portrait_beside_landscape_is_refused_before_the_work(tmp_path: Path) -> None:
+def test_portrait_and_landscape_with_one_camera_are_refused_early(tmp_path: Path) -> None:
     names = [photo(tmp_path, "a/1.jpg"), photo(tmp_path, "b/2.jpg", (400, 600))]
     with pytest.raises(BadInputError, match=r"'b/2\.jpg' is 400 x 600, 'a/1\.jpg' 600 x 400.*use auto or per-image"):
         check_photographs(CameraConfig(mode="single"), tmp_path, names)
     check_photographs(CameraConfig(mode="per-folder"), tmp_path, names)
 
 
-def test_a_fisheye_without_parameters(tmp_path: Path) -> None:
+def test_fisheye_camera_without_parameters(tmp_path: Path) -> None:
     """An equidistant lens of 180 degrees along the longer side; known, so that pairs are verified by rays."""
     names = [photo(tmp_path, "1.jpg"), photo(tmp_path, "2.jpg", focal_35mm=8)]
     config = CameraConfig(model="OPENCV_FISHEYE")
@@ -194,9 +194,9 @@ def test_panoramas_are_recognised(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     named = CameraConfig(model="EQUIRECTANGULAR")
     assert {c.model_name for c in cameras_of_images(tmp_path, names, named)[0].values()} == {"EQUIRECTANGULAR"}
     check_photographs(CameraConfig(model="OPENCV"), tmp_path, names)
-    assert "panoramas of 360 degrees by their metadata, which OPENCV cannot describe: 1.jpg" in caplog.text
+    assert "360-degree panoramas according to their metadata, which OPENCV cannot describe: 1.jpg" in caplog.text
     names = [photo(tmp_path, "part.jpg", panorama=True)]
-    with pytest.raises(BadInputError, match=r"'part\.jpg' is a part of a panorama \(600 x 400\)"):
+    with pytest.raises(BadInputError, match=r"'part\.jpg' is a partial panorama \(600 x 400\)"):
         check_photographs(CameraConfig(), tmp_path, names)
     with pytest.raises(BadInputError, match=r"'part\.jpg' is 600 x 400.*twice as wide as high"):
         check_photographs(named, tmp_path, names)
@@ -211,41 +211,41 @@ def test_panoramas_are_recognised(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         assert model == ("SIMPLE_RADIAL" if is_part else "EQUIRECTANGULAR")
 
 
-def test_panoramas_with_a_pycolmap_that_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_panoramas_with_an_old_pycolmap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without = {name: model for name, model in camera_models().items() if not model.is_spherical}
     monkeypatch.setattr("featkit.mapping.cameras.camera_models", lambda: without)
     names = [photo(tmp_path, "1.jpg", (800, 400), panorama=True)]
     with pytest.raises(BadInputError, match=r"pip install 'pycolmap>=4\.2'"):
         check_photographs(CameraConfig(), tmp_path, names)
     with pytest.raises(UsageError, match=r"EQUIRECTANGULAR: there is .*pycolmap>=4\.2"):
-        check(CameraConfig(model="EQUIRECTANGULAR"))
+        check_camera_config(CameraConfig(model="EQUIRECTANGULAR"))
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".jp2", ".avif"])
-def test_formats_that_colmap_does_not_read(suffix: str, tmp_path: Path) -> None:
+def test_image_formats_colmap_cannot_read(suffix: str, tmp_path: Path) -> None:
     Image.new("RGB", (600, 400)).save(tmp_path / f"a{suffix}")
     camera = infer_camera(tmp_path / f"a{suffix}", CameraConfig())
     assert (camera.width, camera.height, camera.params[0]) == (600, 400, 720)
 
 
-def test_images_of_different_sizes_cannot_share_one(tmp_path: Path) -> None:
+def test_images_of_different_sizes_cannot_share_a_camera(tmp_path: Path) -> None:
     names = [photo(tmp_path, "1.jpg", (600, 400)), photo(tmp_path, "2.jpg", (400, 600))]
     sizes = {"1.jpg": (600, 400), "2.jpg": (400, 600)}
     cameras, ids = cameras_of_images(tmp_path, names, CameraConfig(mode="single"))
-    with pytest.raises(BadInputError, match=r"'2\.jpg' is 400 x 600, its camera 600 x 400"):
+    with pytest.raises(BadInputError, match=r"'2\.jpg' is 400 x 600, but its camera 600 x 400"):
         check_sizes(cameras, ids, sizes)
     check_sizes(*cameras_of_images(tmp_path, names, CameraConfig()), sizes)
     check_sizes(cameras, ids, {"1.jpg": (600, 400), "2.jpg": (0, 0)})  # hloc's files do not say
 
 
-def test_intrinsics_there_and_back() -> None:
+def test_intrinsics_round_trip() -> None:
     given = Intrinsics("OPENCV", 800, 600, (700.0, 690.0, 400.0, 300.0, -0.1, 0.01, 0.0, 0.001))
     camera = to_camera(given, 7)
     assert to_intrinsics(camera) == given
     assert (camera.camera_id, camera.has_prior_focal_length) == (7, True)
 
 
-def test_listed_intrinsics_are_the_images_own(tmp_path: Path) -> None:
+def test_listed_intrinsics_are_used(tmp_path: Path) -> None:
     names = [photo(tmp_path, name, focal_35mm=28) for name in ("1.jpg", "2.jpg", "3.jpg", "4.jpg")]
     one, other = (Intrinsics("PINHOLE", 600, 400, (focal, focal, 300.0, 200.0)) for focal in (500.0, 510.0))
     listed = {"1.jpg": one, "2.jpg": other, "3.jpg": one}
@@ -257,5 +257,5 @@ def test_listed_intrinsics_are_the_images_own(tmp_path: Path) -> None:
     apart = cameras_of_images(tmp_path, names, CameraConfig(), listed)[1]
     assert len(set(apart.values())) == 4
     turned = {"2.jpg": Intrinsics("PINHOLE", 400, 600, (500.0, 500.0, 200.0, 300.0))}
-    with pytest.raises(BadInputError, match=r"'2\.jpg' is 600 x 400 as stored, its intrinsics are for 400 x 600"):
+    with pytest.raises(BadInputError, match=r"'2\.jpg' is 600 x 400 as stored, but its intrinsics are for 400 x 600"):
         cameras_of_images(tmp_path, names, CameraConfig(), turned)

@@ -15,7 +15,7 @@ def tracks_of(seen: list[list[int]], images: int) -> Tracks:
     return Tracks(tuple(f"{i}.jpg" for i in range(images)), starts, flat)
 
 
-def by_counting(seen: list[list[int]], images: int, num: int) -> list[Pair]:
+def pairs_by_counting(seen: list[list[int]], images: int, num: int) -> list[Pair]:
     shared = np.zeros((images, images), int)
     for track in seen:
         for a in set(track):
@@ -31,12 +31,12 @@ def by_counting(seen: list[list[int]], images: int, num: int) -> list[Pair]:
 
 
 @pytest.mark.parametrize("num", [1, 2, 5, 50])
-def test_as_by_counting(num: int) -> None:
+def test_pairs_equal_slow_counting(num: int) -> None:
     rng = np.random.default_rng(num)
     seen = [rng.integers(0, 8, rng.integers(0, 6)).tolist() for _ in range(60)]  # empty ones and repeats among them
-    assert covisible_pairs(tracks_of(seen, 9), num) == by_counting(seen, 9, num)  # nobody's image: the ninth
+    assert covisible_pairs(tracks_of(seen, 9), num) == pairs_by_counting(seen, 9, num)  # nobody's image: the ninth
 
 
-def test_nothing_is_shared() -> None:
+def test_no_pairs_without_shared_points() -> None:
     assert covisible_pairs(tracks_of([[0], [1, 1], []], 3), 5) == []
     assert covisible_pairs(tracks_of([], 0), 5) == []

@@ -1,4 +1,4 @@
-"""Dense points around the one step that takes CUDA: a stand-in writes its depth maps, all else is COLMAP's."""
+"""Dense points without CUDA: the stereo step is replaced by known depth maps, the rest is COLMAP's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def flat_depths(calls: list[Any], workspace: str, options: Any) -> None:
             path.write_bytes(header + values.astype(np.float32).tobytes())
 
 
-def test_points_are_counted_once(mapped_scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_are_computed_once(mapped_scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(export.pycolmap, "patch_match_stereo", lambda path, options: flat_depths(calls, path, options))
     config = DenseConfig(max_image_size=SIZE, min_fused_pixels=1)
@@ -51,7 +51,7 @@ def test_points_are_counted_once(mapped_scene: Any, tmp_path: Path, monkeypatch:
     assert len(calls) == 3
 
 
-def test_without_cuda_it_says_so(mapped_scene: Any, tmp_path: Path) -> None:
+def test_without_cuda_the_error_says_so(mapped_scene: Any, tmp_path: Path) -> None:
     if export.dense_is_possible():
         pytest.skip("this pycolmap has CUDA")
     places = (mapped_scene.folder / "images", mapped_scene.output / "sparse" / "0", tmp_path / "dense")

@@ -1,4 +1,4 @@
-"""Exported cameras and points project where the map's do, read by slow readers that know only the other's rules."""
+"""Exported cameras and points project like the map's, checked by simple readers of the other programs' formats."""
 
 import json
 import math
@@ -35,7 +35,7 @@ UNKNOWN = {
 
 
 def scene(model: str, params: list[float], rigs: int = 1) -> pycolmap.Reconstruction:
-    """One camera per rig, so many images each, points with colours."""
+    """A synthetic model with one camera per rig, several images each, and coloured points."""
     options = pycolmap.SyntheticDatasetOptions()
     options.num_rigs, options.num_frames_per_rig, options.num_points3D = rigs, 3, 40
     options.num_points2D_without_point3D = 3
@@ -47,8 +47,8 @@ def scene(model: str, params: list[float], rigs: int = 1) -> pycolmap.Reconstruc
     return made
 
 
-def saved(model: pycolmap.Reconstruction, folder: Path) -> Path:
-    """The model's files, and blank photographs in images/ beside it."""
+def save_with_photographs(model: pycolmap.Reconstruction, folder: Path) -> Path:
+    """Write the model, and blank photographs in images/ next to it."""
     folder.mkdir(parents=True)
     model.write(str(folder))
     for image in model.images.values():
@@ -62,7 +62,7 @@ def photograph(path: Path, size: tuple[int, int] = (1024, 768)) -> None:
 
 
 def ply_points(path: Path) -> list[tuple[float, float, float, int, int, int]]:
-    """Vertices of a binary ply of doubles and bytes, one after the other."""
+    """Vertices of a binary ply file of doubles and bytes."""
     head, _, data = path.read_bytes().partition(b"end_header\n")
     lines = [line for line in head.decode().splitlines() if not line.startswith("comment ")]
     assert lines[:2] == ["ply", "format binary_little_endian 1.0"]
@@ -75,7 +75,7 @@ def ply_points(path: Path) -> list[tuple[float, float, float, int, int, int]]:
 
 
 def distorted(kind: str, lens: dict[str, Any], x: float, y: float) -> tuple[float, float]:
-    """Of the plane at depth 1, y down. As nerfstudio's documentation names the coefficients, which are OpenCV's."""
+    """Distort a point of the plane at depth 1 (y down) with nerfstudio's coefficients, which are OpenCV's."""
     radius = math.hypot(x, y)
     if kind == "OPENCV_FISHEYE":
         angle = math.atan(radius)
@@ -90,8 +90,8 @@ def distorted(kind: str, lens: dict[str, Any], x: float, y: float) -> tuple[floa
     )
 
 
-def seen_at(content: dict[str, Any], frame: dict[str, Any], point: np.ndarray) -> tuple[float, float]:
-    """Pixel of a point of the saved world: nerfstudio's cameras look along -z, y is up."""
+def project_as_nerfstudio(content: dict[str, Any], frame: dict[str, Any], point: np.ndarray) -> tuple[float, float]:
+    """Pixel of a point of the exported world: nerfstudio's cameras look along -z, y is up."""
     lens = {**content, **frame}
     x, y, z, one = np.linalg.solve(np.array(frame["transform_matrix"]), [*point, 1.0])
     assert one == 1
@@ -102,10 +102,10 @@ def seen_at(content: dict[str, Any], frame: dict[str, Any], point: np.ndarray) -
 
 @pytest.mark.parametrize("rigs", [1, 2])
 @pytest.mark.parametrize("model", CAMERAS)
-def test_points_through_nerfstudios_cameras(model: str, rigs: int, tmp_path: Path) -> None:
+def test_points_project_correctly_in_nerfstudio_cameras(model: str, rigs: int, tmp_path: Path) -> None:
     made = scene(model, CAMERAS[model], rigs)
     out = tmp_path / "out"
-    done = export("nerfstudio", saved(made, tmp_path / "sparse"), out)
+    done = export("nerfstudio", save_with_photographs(made, tmp_path / "sparse"), out)
     assert done.files == [out / "sparse_pc.ply", out / "transforms.json"]
     content = json.loads((out / "transforms.json").read_text())
     assert ("fl_x" in content) == (rigs == 1)
@@ -128,30 +128,32 @@ def test_points_through_nerfstudios_cameras(model: str, rigs: int, tmp_path: Pat
             assert vertex[3:] == tuple(point.color)
             expected = image.project_point(point.xyz)
             if expected is not None and 0 <= expected[0] <= 1024 and 0 <= expected[1] <= 768:
-                np.testing.assert_allclose(seen_at(content, frame, np.array(vertex[:3])), expected, atol=1e-6)
+                np.testing.assert_allclose(
+                    project_as_nerfstudio(content, frame, np.array(vertex[:3])), expected, atol=1e-6
+                )
                 checked += 1
     assert checked > 20 * len(frames)
 
 
 @pytest.mark.parametrize("model", UNKNOWN)
-def test_lenses_that_nerfstudio_has_not(model: str, tmp_path: Path) -> None:
-    folder = saved(scene(model, UNKNOWN[model]), tmp_path / "sparse")
-    with pytest.raises(BadInputError, match=rf"has a {model} camera, which nerfstudio cannot hold.*--undistort"):
+def test_lenses_unsupported_by_nerfstudio_are_refused(model: str, tmp_path: Path) -> None:
+    folder = save_with_photographs(scene(model, UNKNOWN[model]), tmp_path / "sparse")
+    with pytest.raises(BadInputError, match=rf"has a {model} camera, which nerfstudio does not support.*--undistort"):
         export("nerfstudio", folder, tmp_path / "out")
     assert not list(tmp_path.glob("out*")) + list(tmp_path.glob(".out*"))
     assert export("ply", folder, tmp_path / "points.ply").points == 40  # a cloud has no lens
 
 
-def test_one_kind_of_lens(tmp_path: Path) -> None:
+def test_mixed_lenses_are_refused_for_nerfstudio(tmp_path: Path) -> None:
     made = scene("OPENCV", CAMERAS["OPENCV"], 2)
     second = made.cameras[2]
     second.model, second.params = pycolmap.CameraModelId.OPENCV_FISHEYE, CAMERAS["OPENCV_FISHEYE"]
     with pytest.raises(BadInputError, match="one kind of lens"):
-        export("nerfstudio", saved(made, tmp_path / "sparse"), tmp_path / "out")
+        export("nerfstudio", save_with_photographs(made, tmp_path / "sparse"), tmp_path / "out")
 
 
-def test_where_the_photographs_are(tmp_path: Path) -> None:
-    """Near the map, or in the folders of --images; those that are missing are named, and nothing is written."""
+def test_photographs_are_found_near_the_map_or_by_option(tmp_path: Path) -> None:
+    """Near the map, or in the folders of --images. Missing ones are reported, and nothing is written."""
     made = scene("PINHOLE", CAMERAS["PINHOLE"])
     folder = tmp_path / "scene" / "featkit" / "sparse" / "0"
     folder.mkdir(parents=True)
@@ -179,7 +181,7 @@ def test_where_the_photographs_are(tmp_path: Path) -> None:
     photograph(tmp_path / "third" / names[1])
     assert tmp_path / "third" / names[1] in paths(tmp_path / "d", elsewhere, tmp_path / "third")
     photograph(near / names[1], (768, 1024))
-    with pytest.raises(BadInputError, match=rf"{names[1]}: is 768 x 1024, the map's photograph 1024 x 768"):
+    with pytest.raises(BadInputError, match=rf"{names[1]}: is 768 x 1024, but 1024 x 768 in the map"):
         paths(tmp_path / "c")
     assert not list(tmp_path.glob("c*")) + list(tmp_path.glob(".c*"))
 
@@ -202,9 +204,9 @@ def test_names_that_macos_has_decomposed(form: Literal["NFC", "NFD"], tmp_path: 
     assert all((tmp_path / "out" / frame["file_path"]).is_file() for frame in frames)
 
 
-def test_colmaps_text_is_the_same_model(tmp_path: Path) -> None:
+def test_text_export_is_the_same_model(tmp_path: Path) -> None:
     made = scene("OPENCV", CAMERAS["OPENCV"], 2)
-    export("text", saved(made, tmp_path / "sparse"), tmp_path / "text")
+    export("text", save_with_photographs(made, tmp_path / "sparse"), tmp_path / "text")
     read = pycolmap.Reconstruction(str(tmp_path / "text"))
     assert not list((tmp_path / "text").glob("*.bin"))
     assert (read.num_reg_images(), read.num_points3D()) == (made.num_reg_images(), made.num_points3D())
@@ -217,10 +219,15 @@ def test_colmaps_text_is_the_same_model(tmp_path: Path) -> None:
         np.testing.assert_allclose(read.points3D[point_id].xyz, point.xyz)
 
 
-def test_what_hloc_takes(tmp_path: Path) -> None:
+def test_hloc_export_is_read_by_hloc(tmp_path: Path) -> None:
     made = scene("OPENCV", CAMERAS["OPENCV"], 2)
     out = tmp_path / "hloc"
-    export("hloc", saved(made, tmp_path / "sparse"), out, config=ExportConfig(pairs=CovisibleConfig(num_matched=2)))
+    export(
+        "hloc",
+        save_with_photographs(made, tmp_path / "sparse"),
+        out,
+        config=ExportConfig(pairs=CovisibleConfig(num_matched=2)),
+    )
     assert pycolmap.Reconstruction(str(out / "sfm")).num_points3D() == made.num_points3D()
     images = {image.name: image for image in made.images.values()}
     cameras = read_intrinsics_list(out / "queries_with_intrinsics.txt")
@@ -240,30 +247,30 @@ def test_what_hloc_takes(tmp_path: Path) -> None:
         assert sorted(own, reverse=True)[:2] == most
 
 
-def test_a_name_that_hloc_cannot_read(tmp_path: Path) -> None:
+def test_a_name_with_spaces_is_refused_for_hloc(tmp_path: Path) -> None:
     made = scene("PINHOLE", CAMERAS["PINHOLE"])
     next(iter(made.images.values())).name = "a photograph.jpg"
-    with pytest.raises(BadInputError, match=r"'a photograph\.jpg': hloc parts names at spaces"):
-        export("hloc", saved(made, tmp_path / "sparse"), tmp_path / "out")
+    with pytest.raises(BadInputError, match=r"'a photograph\.jpg': hloc cannot read names with spaces"):
+        export("hloc", save_with_photographs(made, tmp_path / "sparse"), tmp_path / "out")
 
 
-def test_maps_with_nothing_in_them(tmp_path: Path) -> None:
+def test_empty_maps_are_refused(tmp_path: Path) -> None:
     made = scene("PINHOLE", CAMERAS["PINHOLE"])
     for point_id in list(made.points3D):
         made.delete_point3D(point_id)
-    folder = saved(made, tmp_path / "no points")
+    folder = save_with_photographs(made, tmp_path / "no points")
     with pytest.raises(EmptyResultError, match="no point"):
         export("ply", folder, tmp_path / "a.ply")
-    with pytest.raises(EmptyResultError, match="stereo pairs images by points"):
+    with pytest.raises(EmptyResultError, match="by which stereo pairs images"):
         export("dense", folder, tmp_path / "dense")
     export("nerfstudio", folder, tmp_path / "nerf")
     assert "ply_file_path" not in json.loads((tmp_path / "nerf" / "transforms.json").read_text())
     assert "no pairs-covisible.txt" in export("hloc", folder, tmp_path / "hloc").notes[0]
     with pytest.raises(EmptyResultError, match="no image of this model has a pose"):
-        export("text", saved(pycolmap.Reconstruction(), tmp_path / "empty"), tmp_path / "text")
+        export("text", save_with_photographs(pycolmap.Reconstruction(), tmp_path / "empty"), tmp_path / "text")
 
 
-def test_a_cloud_far_from_its_origin(tmp_path: Path) -> None:
+def test_point_coordinates_far_from_the_origin_are_exact(tmp_path: Path) -> None:
     points = np.array([[4.5e6 + 0.001, -1.0, 2.0]])
     (vertex,) = ply_points(write_ply(tmp_path / "a.ply", points, np.array([[1, 2, 3]], np.uint8)))
     assert vertex == (4.5e6 + 0.001, -1.0, 2.0, 1, 2, 3)

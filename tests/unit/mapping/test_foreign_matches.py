@@ -1,4 +1,4 @@
-"""`featkit verify` with features and matches of other programs: the same database, and the same checks of indices."""
+"""`featkit verify` with features and matches of other programs: same database, same index checks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def matches(scene: Written) -> Matches0:
 
 @pytest.fixture(scope="module")
 def features(scene: Written, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same keypoints, as a matcher without detector leaves them in hloc's layout: no descriptors, no sizes."""
+    """The same keypoints in hloc's layout for detector-free matchers: no descriptors, no sizes."""
     path = tmp_path_factory.mktemp("hloc") / "features.h5"
     with open_features(scene.features) as store, h5py.File(path, "w", libver="latest") as file:
         for name in store.names():
@@ -52,7 +52,7 @@ def as_hloc(path: Path, matches: Matches0) -> Path:
 
 
 def as_text(path: Path, matches: Matches0) -> Path:
-    """As COLMAP's matches_importer takes them; the second name first in every other pair."""
+    """Write matches for COLMAP's matches_importer, with swapped names in every other pair."""
     blocks = []
     for number, ((name0, name1), matches0) in enumerate(matches.items()):
         rows = [(index, match) for index, match in enumerate(matches0.tolist()) if match >= 0]
@@ -80,7 +80,7 @@ def verify(scene: Written, features: Path, matches: Path, out: Path, *options: o
 
 
 @pytest.mark.parametrize("write", [as_hloc, as_text])
-def test_the_database_is_that_of_featkits_own_files(
+def test_database_equals_that_of_featkits_own_files(
     scene: Written, features: Path, matches: Matches0, tmp_path: Path, write: Callable[[Path, Matches0], Path]
 ) -> None:
     own = verify(scene, scene.features, scene.matches, tmp_path / "own.db")
@@ -96,10 +96,10 @@ def test_the_database_is_that_of_featkits_own_files(
 
 
 @pytest.mark.parametrize("write", [as_hloc, as_text])
-def test_other_matches_are_verified_anew(
+def test_changed_matches_are_verified_again(
     scene: Written, features: Path, matches: Matches0, tmp_path: Path, write: Callable[[Path, Matches0], Path]
 ) -> None:
-    """Another program's file says nothing of itself; its matches themselves are compared."""
+    """Files of other programs have no stamp, so their matches are compared."""
     path, out = tmp_path / ("m.h5" if write is as_hloc else "m.txt"), tmp_path / "database.db"
     first = verify(scene, features, write(path, matches), out)
     ask = ("verify", scene.images, features, scene.pairs, path, "--out", out, *CAMERA)
@@ -115,7 +115,7 @@ def test_other_matches_are_verified_anew(
 def test_indices_beyond_the_keypoints_are_refused(
     scene: Written, features: Path, matches: Matches0, tmp_path: Path
 ) -> None:
-    """Of either image; in one run and in a shard, whose checks are the database's."""
+    """For either image, in one run and in shards."""
     (names, matches0), *_ = matches.items()
     with open_features(features) as store:
         counts = [store.count(name) for name in names]
@@ -149,7 +149,7 @@ WRITERS = ((as_hloc, ".h5"), (as_text, ".txt"))
         ("0.png 1.png\n0 1\n", ("m.txt", "no matches of '0.png' and '2.png'")),
     ],
 )
-def test_a_text_that_is_no_list_of_matches(
+def test_invalid_match_list_is_refused(
     scene: Written, features: Path, tmp_path: Path, text: str, words: tuple[str, ...]
 ) -> None:
     path = tmp_path / "m.txt"

@@ -1,4 +1,4 @@
-"""Photographs registered in a map that is there: exact keypoints and matches, so every camera is where it truly is."""
+"""Photographs registered in an existing map, with exact keypoints and matches: cameras are at their true positions."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from featkit.mapping.grow import (
     GrowConfig,
     Grown,
     NewImages,
-    as_made,
     grow,
-    has_keypoints_of,
-    keep_frame,
-    prune,
+    has_same_keypoints,
+    original_config,
+    remove_images,
+    restore_frame,
     shared_camera,
 )
 from featkit.mapping.model import read_model
@@ -47,7 +47,7 @@ class Base:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    """A map of six of eight photographs, moved to the frame of the truth."""
+    """A map of six of eight photographs, aligned to the truth."""
     folder = tmp_path_factory.mktemp("base")
     scene = write_scene(folder)
     files = (scene.images, scene.features, scene.pairs, scene.matches)
@@ -71,9 +71,7 @@ def grown(base: Base, work: Path, model: pycolmap.Reconstruction, names: Sequenc
 
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("whole_above", [0.0, 1.0])
-def test_new_photographs_in_the_frame_and_under_the_ids(
-    base: Base, fixed: bool, whole_above: float, tmp_path: Path
-) -> None:
+def test_new_photographs_keep_frame_and_ids(base: Base, fixed: bool, whole_above: float, tmp_path: Path) -> None:
     old, model = read_model(base.sparse), read_model(base.sparse)
     done = grown(base, tmp_path / "work", model, NEW, fixed=fixed, whole_above=whole_above)
     assert done.registered == NEW
@@ -100,7 +98,7 @@ def test_new_photographs_in_the_frame_and_under_the_ids(
 
 
 @pytest.mark.parametrize("whole_above", [0.0, 1.0])
-def test_a_camera_that_is_wrong_stays_so_only_where_it_is_fixed(base: Base, whole_above: float, tmp_path: Path) -> None:
+def test_fixed_keeps_old_cameras_even_if_wrong(base: Base, whole_above: float, tmp_path: Path) -> None:
     moved = {}
     for fixed in (False, True):
         model = read_model(base.sparse)
@@ -114,15 +112,15 @@ def test_a_camera_that_is_wrong_stays_so_only_where_it_is_fixed(base: Base, whol
     assert moved[False] > 1e-3
 
 
-def test_a_model_of_other_keypoints_gets_those_too(base: Base, tmp_path: Path) -> None:
-    """As of COLMAP or hloc: its own keypoints and tracks stay, the features' come behind them."""
+def test_keypoints_of_other_features_are_added(base: Base, tmp_path: Path) -> None:
+    """For a model by COLMAP or hloc: its keypoints and tracks are kept, the features' keypoints follow them."""
     model, old = read_model(base.sparse), read_model(base.sparse)
     for image in model.images.values():  # the same points at other keypoints: every second one of the features
         for point in image.points2D:
             point.xy = point.xy + 0.5
     with open_features(base.scene.features) as features:
-        assert has_keypoints_of(old, features)
-        assert not has_keypoints_of(model, features)
+        assert has_same_keypoints(old, features)
+        assert not has_same_keypoints(model, features)
     done = grown(base, tmp_path / "work", model, NEW, own=False, fixed=True)
     assert done.registered == NEW
     errors = compare_with_truth(model, base.scene.poses, align=False)
@@ -136,8 +134,8 @@ def test_a_model_of_other_keypoints_gets_those_too(base: Base, tmp_path: Path) -
     assert set(old.points3D) < set(model.points3D)
 
 
-def test_what_cannot_be_registered_is_named(base: Base, tmp_path: Path) -> None:
-    """One without keypoints, one that matches nothing; the others come in all the same."""
+def test_unregistered_photographs_have_a_reason(base: Base, tmp_path: Path) -> None:
+    """One has no keypoints, one matches nothing; the others are registered."""
     scene = base.scene
     features = tmp_path / "features.h5"
     with open_features(scene.features) as stored, append_features(features, Exact()) as more:
@@ -165,9 +163,9 @@ def test_what_cannot_be_registered_is_named(base: Base, tmp_path: Path) -> None:
     assert {image.name for image in model.images.values()} == {*OLD, "6.png"}
 
 
-def test_photographs_taken_out(base: Base) -> None:
+def test_removing_photographs(base: Base) -> None:
     model, old = read_model(base.sparse), read_model(base.sparse)
-    assert prune(model, {"1.png", "4.png", "unknown.png"}, Path("map")) == ["1.png", "4.png"]
+    assert remove_images(model, {"1.png", "4.png", "unknown.png"}, Path("map")) == ["1.png", "4.png"]
     assert {image.name for image in model.images.values()} == {"0.png", "2.png", "3.png", "5.png"}
     for point_id, point in model.points3D.items():
         assert point.track.length() >= 2
@@ -175,30 +173,30 @@ def test_photographs_taken_out(base: Base) -> None:
     for image_id, image in model.images.items():
         assert np.array_equal(image.cam_from_world().matrix(), old.images[image_id].cam_from_world().matrix())
     with pytest.raises(EmptyResultError, match="would leave 1 photographs"):
-        prune(model, {"0.png", "2.png", "3.png"}, Path("map"))
+        remove_images(model, {"0.png", "2.png", "3.png"}, Path("map"))
 
 
-def test_the_frame_is_that_of_the_old_cameras(base: Base) -> None:
-    """A map that drifted as a whole comes back; one whose cameras are on one line is left to its adjustment."""
+def test_restore_frame_aligns_to_old_cameras(base: Base) -> None:
+    """A transformed map is moved back; a map with collinear cameras is not changed."""
     model, old = read_model(base.sparse), read_model(base.sparse)
     centres = {image_id: image.projection_center() for image_id, image in old.images.items()}
     turn = pycolmap.Rotation3d(np.array([0.01, 0.02, -0.01])).matrix()
     drift = pycolmap.Sim3d(np.column_stack([1.02 * turn, [0.1, 0.2, 0.3]]))
     model.transform(drift)
-    keep_frame(model, centres)
+    restore_frame(model, centres)
     for image_id, image in old.images.items():
         same = model.images[image_id].cam_from_world().matrix()
         np.testing.assert_allclose(same, image.cam_from_world().matrix(), atol=1e-9)
     model.transform(drift)
     moved = {image_id: image.projection_center() for image_id, image in model.images.items()}
     two = dict(list(centres.items())[:2])
-    keep_frame(model, two)
+    restore_frame(model, two)
     assert all(np.array_equal(image.projection_center(), moved[i]) for i, image in model.images.items())
 
 
-def test_the_configuration_that_made_the_map(base: Base, tmp_path: Path) -> None:
+def test_original_configuration_is_used(base: Base, tmp_path: Path) -> None:
     model = read_model(base.sparse)
-    assert as_made(base.sparse, model, {}) == CONFIG
-    assert as_made(base.sparse, model, {"camera": {"refine": True}}).camera.refine
-    assert as_made(tmp_path, model, {}) == MapConfig(camera=CameraConfig(model="PINHOLE"))
+    assert original_config(base.sparse, model, {}) == CONFIG
+    assert original_config(base.sparse, model, {"camera": {"refine": True}}).camera.refine
+    assert original_config(tmp_path, model, {}) == MapConfig(camera=CameraConfig(model="PINHOLE"))
     assert shared_camera(model, {SIZE, (10, 10)}) is None

@@ -1,4 +1,4 @@
-"""Models read without their keypoints, against pycolmap that reads them whole."""
+"""Models read without their keypoints, compared with pycolmap's complete reading."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_as_pycolmap_reads_it(folder: Path) -> None:
+def test_same_content_as_pycolmap(folder: Path) -> None:
     ours, whole = read_light_reference(folder), read_reference(folder, CameraConfig())
     assert ours.poses.keys() == whole.poses.keys()
     assert len(ours.poses) == 9
@@ -54,7 +54,7 @@ def test_as_pycolmap_reads_it(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cameras.bin", "images.bin", "points3D.bin"])
-def test_a_file_that_is_cut_off(name: str, folder: Path, tmp_path: Path) -> None:
+def test_truncated_files_are_refused(name: str, folder: Path, tmp_path: Path) -> None:
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     whole = (folder / name).read_bytes()
@@ -73,7 +73,7 @@ def test_a_file_that_is_cut_off(name: str, folder: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("form", ["bin", "txt"])
 def test_a_name_that_is_not_utf_8(form: str, folder: Path, tmp_path: Path) -> None:
-    """Latin 1, as an old camera's or an archive's names are."""
+    """Latin-1, as in names from old cameras or archives."""
     model = read_model(folder)
     (model.write if form == "bin" else model.write_text)(str(tmp_path))
     name, path = model.images[1].name, tmp_path / f"images.{form}"

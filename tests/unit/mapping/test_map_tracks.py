@@ -1,4 +1,4 @@
-"""A COLMAP model as tracks: what pycolmap says of the same model, lenses included."""
+"""Tracks of a COLMAP model compared with pycolmap's model, with lens distortion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from featkit.core.errors import BadInputError, UsageError
 from featkit.data.tracks import NO_LICENCE
-from featkit.mapping.covisibility import CameraProjector, find_models, mapped_scenes, read_tracks
+from featkit.mapping.covisibility import CameraProjector, mapped_scenes, model_components, read_tracks
 
 
 def synthetic(folder: Path, frames: int = 5, points: int = 60, radial: float = -0.08) -> pycolmap.Reconstruction:
@@ -34,7 +34,7 @@ def scene(tmp_path: Path) -> Path:
     return tmp_path / "church"
 
 
-def test_observations_are_those_of_the_model(scene: Path) -> None:
+def test_observations_equal_those_of_the_model(scene: Path) -> None:
     model = pycolmap.Reconstruction(str(scene / "sparse"))
     tracks = read_tracks(scene / "sparse", "church")
     assert tracks.name == "church"
@@ -53,7 +53,7 @@ def test_observations_are_those_of_the_model(scene: Path) -> None:
     assert (np.diff(tracks.observed_points) >= 0).all()
 
 
-def test_projection_is_pycolmaps_with_the_half_pixel_taken_away(scene: Path) -> None:
+def test_projection_equals_pycolmaps_minus_half_a_pixel(scene: Path) -> None:
     model = pycolmap.Reconstruction(str(scene / "sparse"))
     tracks = read_tracks(scene / "sparse")
     for number, name in enumerate(tracks.image_names):
@@ -69,15 +69,15 @@ def test_projection_is_pycolmaps_with_the_half_pixel_taken_away(scene: Path) -> 
         np.testing.assert_array_equal(tracks.image_sizes[number], (1024, 768))
 
 
-def test_rays_undo_the_lens(scene: Path) -> None:
+def test_rays_invert_projection(scene: Path) -> None:
     tracks = read_tracks(scene / "sparse")
     index = tracks.observed_points[tracks.observed_images == 2]
     views = tracks.views(2, index)
     np.testing.assert_allclose(tracks.back_projected(2, views.xy, views.depth), tracks.points[index], atol=1e-6)
 
 
-def test_a_lens_that_folds_shows_nothing_beyond_the_fold() -> None:
-    """r (1 - 0.3 r^2) grows up to r = 1.05 and then comes back into the image."""
+def test_points_beyond_the_fold_of_a_distortion_are_nan() -> None:
+    """r (1 - 0.3 r^2) increases up to r = 1.05, then decreases, so that points project into the image again."""
     camera = pycolmap.Camera(model="SIMPLE_RADIAL", width=1000, height=800, params=[500.0, 500, 400, -0.3])
     slope = np.array([0.2, 0.8, 1.6])
     points = np.stack([slope, 0 * slope, np.ones(3)], axis=1)
@@ -89,20 +89,20 @@ def test_a_lens_that_folds_shows_nothing_beyond_the_fold() -> None:
     assert np.isnan(CameraProjector(camera).project(-points)).all()
 
 
-def test_a_model_is_found_where_scenes_and_featkit_put_it(tmp_path: Path) -> None:
+def test_models_are_found_in_all_layouts(tmp_path: Path) -> None:
     for place in ("a/sparse", "b/sparse/0", "c/featkit/sparse/0", "d"):
         synthetic(tmp_path / place)
-        assert find_models(tmp_path / place.split("/")[0]) == [tmp_path / place]
+        assert model_components(tmp_path / place.split("/")[0]) == [tmp_path / place]
     (tmp_path / "e").mkdir()
     (tmp_path / "f").touch()
     for name, message in (("e", "no COLMAP model"), ("f", "is a file"), ("g", "no such folder")):
         with pytest.raises(BadInputError, match=message):
-            find_models(tmp_path / name)
+            model_components(tmp_path / name)
 
 
 @pytest.mark.parametrize("form", ["binary", "text"])
-def test_megadepth_as_it_is_published(tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture) -> None:
-    """0001/sparse/manhattan/0 and further parts beside 0001/images; a part of one image is passed over."""
+def test_megadepth_layout(tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture) -> None:
+    """0001/sparse/manhattan/0 and other components, and 0001/images; a component with one image is skipped."""
     scene = tmp_path / "MegaDepth_v1_SfM" / "0001"
     (scene / "images").mkdir(parents=True)
     models = {}
@@ -118,7 +118,7 @@ def test_megadepth_as_it_is_published(tmp_path: Path, form: str, caplog: pytest.
         for newer in ("rigs", "frames"):  # which COLMAP did not write then
             for suffix in (".bin", ".txt"):
                 (folder / f"{newer}{suffix}").unlink(missing_ok=True)
-    assert find_models(scene)[0] == scene / "sparse" / "manhattan" / "0"
+    assert model_components(scene)[0] == scene / "sparse" / "manhattan" / "0"
     with caplog.at_level("WARNING", "featkit"):
         found = mapped_scenes([scene])
     assert [(one.tracks.name, one.images) for one in found] == [
@@ -139,7 +139,7 @@ def test_megadepth_as_it_is_published(tmp_path: Path, form: str, caplog: pytest.
         )
 
 
-def test_scenes_bring_their_licence(scene: Path) -> None:
+def test_licence_file_of_a_scene_is_read(scene: Path) -> None:
     (found,) = mapped_scenes([scene])
     assert (found.tracks.name, found.images, found.licence) == ("church", scene / "images", NO_LICENCE)
     (scene / "LICENSE.md").write_text("CC0")

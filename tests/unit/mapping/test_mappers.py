@@ -1,4 +1,4 @@
-"""The three mappers on an analytic survey: all cameras come out where they are."""
+"""The three mappers on a synthetic aerial survey: all cameras are at their true positions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from featkit.mapping.cameras import CameraConfig
 from featkit.mapping.stage import (
     ClusterConfig,
     MapConfig,
-    _whole_adjustment,
+    _adjustment_options,
     build_map,
     database_config,
     hierarchical_options,
     incremental_options,
     read_largest,
 )
-from featkit.mapping.verify import VerifyConfig, build_database, by_ransac
+from featkit.mapping.verify import VerifyConfig, build_database, verify_by_ransac
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 IMAGES = 30
@@ -46,7 +46,7 @@ def survey_module():
 
 @pytest.fixture(scope="module")
 def scene(survey_module, tmp_path_factory) -> Path:
-    """A verified database of matches that are right but for misplaced keypoints."""
+    """A verified database with correct matches, except for some misplaced keypoints."""
     folder = tmp_path_factory.mktemp("survey")
     made = survey_module.make_survey(survey_module.SurveyConfig(images=IMAGES, points_per_image=250, dims=4))
     survey_module.write_survey(made, folder)
@@ -74,7 +74,7 @@ def config(survey_module, **changes) -> MapConfig:
 
 
 @pytest.mark.parametrize("mapper", ["incremental", "global", "hierarchical"])
-def test_cameras_are_where_they_are(scene, survey_module, mapper) -> None:
+def test_cameras_are_at_their_true_positions(scene, survey_module, mapper) -> None:
     clusters = ClusterConfig(leaf_max_images=CLUSTER, overlap=8)
     chosen = config(survey_module, mapper=mapper, clusters=clusters)
     sparse = build_map(chosen, scene / "images", scene / "database.db", scene / mapper)
@@ -86,8 +86,8 @@ def test_cameras_are_where_they_are(scene, survey_module, mapper) -> None:
     assert np.median(errors.rotation_deg) < 0.1
 
 
-def test_clusters_are_mapped_apart(scene, survey_module, monkeypatch) -> None:
-    """Two clusters share images, so together they have more than there are; one bundle adjustment joins them."""
+def test_clusters_are_mapped_separately_and_merged(scene, survey_module, monkeypatch) -> None:
+    """Two overlapping clusters have more images in total than the scene; one bundle adjustment follows the merge."""
     adjusted = []
     whole = pycolmap.bundle_adjustment
     monkeypatch.setattr(pycolmap, "bundle_adjustment", lambda *given: (adjusted.append(1), whole(*given)))
@@ -97,8 +97,8 @@ def test_clusters_are_mapped_apart(scene, survey_module, monkeypatch) -> None:
         assert len(adjusted) == expected
 
 
-def test_listed_pairs_are_verified_as_all_are(scene, tmp_path) -> None:
-    """A portion of the pairs, then all the others: the same geometries as in one go."""
+def test_verifying_pairs_in_parts_gives_the_same_result(scene, tmp_path) -> None:
+    """Some pairs, then all others: the same geometries as in one run."""
     database = tmp_path / "database.db"
     shutil.copyfile(scene / "database.db", database)
     known, ids = geometries(database)
@@ -106,10 +106,10 @@ def test_listed_pairs_are_verified_as_all_are(scene, tmp_path) -> None:
     with pycolmap.Database.open(str(database)) as opened:
         for pair in some:
             opened.delete_two_view_geometry(*ids[pair])
-    by_ransac(database, VerifyConfig(), some[:7])
+    verify_by_ransac(database, VerifyConfig(), some[:7])
     assert len(geometries(database)[0]) == len(known) - len(some) + 7
     spaced = [Pair("no such.png", "other.png")]  # a name that pycolmap's list of pairs cannot hold
-    by_ransac(database, VerifyConfig(), spaced)
+    verify_by_ransac(database, VerifyConfig(), spaced)
     again = geometries(database)[0]
     assert again.keys() == known.keys()
     assert all(again[pair][0] == known[pair][0] for pair in some)
@@ -117,7 +117,7 @@ def test_listed_pairs_are_verified_as_all_are(scene, tmp_path) -> None:
 
 
 def geometries(database: Path) -> tuple[dict, dict]:
-    """Kind and inliers of every two-view geometry by pair of names, and the ids of the images."""
+    """Kind and inliers of every two-view geometry by image names, and the image ids."""
     with pycolmap.Database.open(str(database)) as opened:
         names = {image.image_id: image.name for image in opened.read_all_images()}
         ids = [pycolmap.pair_id_to_image_pair(one) for one in opened.read_two_view_geometry_num_inliers()[0]]
@@ -126,7 +126,7 @@ def geometries(database: Path) -> tuple[dict, dict]:
     return kinds, dict(zip(found, ids, strict=True))
 
 
-def test_fields_reach_the_mapper() -> None:
+def test_config_fields_reach_the_mapper() -> None:
     clusters = ClusterConfig(leaf_max_images=70, overlap=9, branching=3, strongest_pairs=11, workers=1)
     options = hierarchical_options(MapConfig(clusters=clusters, global_adjustment_growth=1.4), 1000)
     cut = options.clustering_options
@@ -138,17 +138,17 @@ def test_fields_reach_the_mapper() -> None:
 
 
 @pytest.mark.parametrize(("images", "expected"), [(200, 0.0), (201, 1e-5)])
-def test_adjustments_of_large_maps_end_early(images: int, expected: float) -> None:
+def test_adjustment_tolerance_depends_on_map_size(images: int, expected: float) -> None:
     chosen = MapConfig(global_adjustment_tolerance=1e-5, local_adjustment_tolerance=1e-3)
     assert incremental_options(chosen, images).ba_global_function_tolerance == expected
     assert incremental_options(chosen, images).ba_local_function_tolerance == 1e-3
     assert hierarchical_options(chosen, images).incremental_options.ba_global_function_tolerance == expected
-    whole = _whole_adjustment(chosen, images)
+    whole = _adjustment_options(chosen, images)
     assert getattr(whole, "ceres", whole).solver_options.function_tolerance == expected
 
 
-def test_the_survey_is_exact(scene, survey_module) -> None:
-    """Keypoints lie within their noise of what pycolmap's camera says, but for the share that is misplaced."""
+def test_synthetic_keypoints_agree_with_the_cameras(scene, survey_module) -> None:
+    """Keypoints are within their noise of pycolmap's projections, except for the misplaced share."""
     made = survey_module.make_survey(survey_module.SurveyConfig(images=IMAGES, points_per_image=250, dims=4))
     camera = pycolmap.Camera(model="PINHOLE", width=1600, height=1200, params=survey_module.PARAMS)
     name = list(made.poses)[7]

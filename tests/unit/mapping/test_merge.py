@@ -1,4 +1,4 @@
-"""Two maps of one exact scene made one: every camera is where it truly is, in the frame of the first map."""
+"""Merging two maps of an exact scene: every camera is at its true position, in the frame of the first map."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from featkit.io.lists import read_pairs
 from featkit.io.matches import open_matches
 from featkit.mapping.align import compare_with_truth, truth_from_map
 from featkit.mapping.cameras import CameraConfig
-from featkit.mapping.merge import MergeConfig, SharedPoints, agreeing, find_similarity, merge_maps
+from featkit.mapping.merge import MergeConfig, SharedPoints, find_similarity, merge_maps, similarity_inliers
 from featkit.mapping.model import read_model
 from featkit.mapping.rigs import RigConfig, read_rigs
 from featkit.mapping.stage import MapConfig, build_map, database_config
@@ -35,7 +35,7 @@ class Parts:
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    """Maps of photographs 0 to 3 (in the frame of the truth), 4 to 7 and 2 to 7, each in a frame of its own."""
+    """Maps of photographs 0 to 3 (aligned to the truth), 4 to 7 and 2 to 7, each in its own frame."""
     folder = tmp_path_factory.mktemp("parts")
     scene = write_scene(folder)
     files = (scene.images, scene.features, scene.pairs, scene.matches)
@@ -66,8 +66,8 @@ def merged(parts: Parts, second: str, work: Path, pairs: list[Pair] | None = Non
 
 
 @pytest.mark.parametrize("second", ["second", "overlapping"])
-def test_two_maps_become_one(parts: Parts, second: str, tmp_path: Path) -> None:
-    """By matches between photographs alone, and by common photographs too."""
+def test_two_maps_are_merged(parts: Parts, second: str, tmp_path: Path) -> None:
+    """By matches between photographs only, and with common photographs too."""
     before = read_model(parts.models["first"])
     model, done = merged(parts, second, tmp_path)
     assert done.common == ([] if second == "second" else ["2.png", "3.png"])
@@ -89,19 +89,19 @@ def test_two_maps_become_one(parts: Parts, second: str, tmp_path: Path) -> None:
     assert read.compute_mean_reprojection_error() < 0.01
 
 
-def test_by_common_photographs_alone(parts: Parts, tmp_path: Path) -> None:
+def test_merge_by_common_photographs_only(parts: Parts, tmp_path: Path) -> None:
     model, done = merged(parts, "overlapping", tmp_path, pairs=[])
     assert done.verified == 0
     assert compare_with_truth(model, parts.scene.poses, align=False).centre.max() < 1e-4
 
 
-def test_disjoint_maps_stay_two(parts: Parts, tmp_path: Path) -> None:
+def test_disjoint_maps_are_refused(parts: Parts, tmp_path: Path) -> None:
     with pytest.raises(EmptyResultError, match=r"A and B have too little in common.*: 0 photographs, 0 verified pairs"):
         merged(parts, "second", tmp_path, pairs=[])
 
 
-def test_maps_with_rigs_become_one(tmp_path: Path) -> None:
-    """Two rigs afterwards, the second in the scale of the first map, each frame with both of its photographs."""
+def test_maps_with_rigs_are_merged(tmp_path: Path) -> None:
+    """The result has two rigs, the second in the first map's scale, and frames with both photographs."""
     scene = write_scene(tmp_path, cameras=2)
     files = (scene.images, scene.features, scene.pairs, scene.matches)
     models = []
@@ -127,8 +127,8 @@ def test_maps_with_rigs_become_one(tmp_path: Path) -> None:
     assert read_model(tmp_path).num_reg_images() == 16
 
 
-def test_wrong_points_are_found() -> None:
-    """40 % of the pairs of points are strangers; the similarity is that of the others."""
+def test_outlier_points_are_rejected() -> None:
+    """40 % of the point pairs are wrong; the similarity is that of the others."""
     generator = np.random.default_rng(3)
     number, wrong = 200, 80
     linear = 2.5 * pycolmap.Rotation3d(np.array([0.3, -0.8, 0.4])).matrix()
@@ -152,6 +152,6 @@ def test_wrong_points_are_found() -> None:
     assert np.allclose(similarity[:, 3], offset, atol=1e-6)
     assert inlier[wrong:].all()
     assert inlier[:wrong].sum() < 10
-    assert not agreeing(same, np.column_stack([-linear, offset])).any()
+    assert not similarity_inliers(same, np.column_stack([-linear, offset])).any()
     few = SharedPoints(ids[:2], *(part[:, :2] for part in (same.xyz, poses, rays, same.limits)))
     assert find_similarity(few, MergeConfig()) is None

@@ -1,4 +1,4 @@
-"""Parts of models, binary and text; models written with files beside, whole or not at all."""
+"""Poses and tracks of models, binary and text; finding models; atomic writes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from featkit.core.errors import BadInputError, NotWritableError
 from featkit.geometry.poses import camera_centre
 from featkit.io import artifact
 from featkit.mapping import model as models
-from featkit.mapping.covisibility import Tracks, find_models, tracks_of_images
-from featkit.mapping.model import read_model, replaceable, write_model
+from featkit.mapping.covisibility import Tracks, model_components, tracks_of_images
+from featkit.mapping.model import is_replaceable_model, read_model, write_model
 from featkit.mapping.reference import poses_of_model, tracks_of_model
-from featkit.mapping.scene import find_map, find_model, images_beside
+from featkit.mapping.scene import find_image_folder, find_map, find_model
 
 CENTRES = survey(6)
 SEEN = [["00.jpg", "03.jpg"], ["01.jpg", "00.jpg", "05.jpg"], ["02.jpg"]]
@@ -43,14 +43,14 @@ def test_tracks_of_some_images() -> None:
     assert tracks_of_images(tracks, []).starts.tolist() == [0, 0, 0, 0]
 
 
-def test_where_a_model_is_found(tmp_path: Path) -> None:
+def test_models_are_found_in_all_layouts(tmp_path: Path) -> None:
     scene = tmp_path / "scene"
     (scene / "images").mkdir(parents=True)
     model = write_made(made_model(downward(CENTRES)), scene / "featkit" / "sparse" / "0")
     for given in (scene, scene / "featkit", scene / "featkit" / "sparse", model):
         assert find_model(given) == model
-        assert images_beside(find_model(given)) == scene.resolve() / "images"
-    assert images_beside(tmp_path) is None
+        assert find_image_folder(find_model(given)) == scene.resolve() / "images"
+    assert find_image_folder(tmp_path) is None
     with pytest.raises(BadInputError, match="no such folder"):
         find_model(tmp_path / "nowhere")
     with pytest.raises(BadInputError, match="is a file"):
@@ -59,7 +59,7 @@ def test_where_a_model_is_found(tmp_path: Path) -> None:
         find_model(scene / "images")
 
 
-def test_one_of_several_models(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_selecting_one_of_several_models(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     scene = tmp_path / "scene"
     sparse = scene / "featkit" / "sparse"
     for number in range(3):
@@ -67,7 +67,7 @@ def test_one_of_several_models(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     (scene / "featkit" / "features.h5").touch()
     with caplog.at_level("WARNING", "featkit"):
         assert find_model(scene) == sparse / "0"
-    assert "the largest of 3 models; take another by --model (1, 2)" in caplog.text
+    assert "the largest of 3 models; choose another with --model (1, 2)" in caplog.text
     for given in (scene, sparse, sparse / "0", sparse / "2"):
         assert find_model(given, 1) == sparse / "1"
         assert find_map(given, number=2).model == sparse / "2"
@@ -76,30 +76,30 @@ def test_one_of_several_models(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         find_model(scene, 3)
     own = write_made(made_model(downward(CENTRES)), tmp_path / "own" / "sparse")
     assert find_model(tmp_path / "own", 0) == own
-    with pytest.raises(BadInputError, match="no model 1 here; there is one model"):
+    with pytest.raises(BadInputError, match="no model 1 here; there is only one model"):
         find_model(tmp_path / "own", 1)
 
 
-def test_what_reconstruct_made_counts_before_what_a_scene_brings(tmp_path: Path) -> None:
+def test_maps_by_reconstruct_take_precedence(tmp_path: Path) -> None:
     write_made(made_model(downward(CENTRES)), tmp_path / "sparse")
     made = write_made(made_model(downward(CENTRES)), tmp_path / "featkit" / "sparse" / "0")
     assert find_model(tmp_path) == made
-    assert find_models(tmp_path) == [made]
+    assert model_components(tmp_path) == [made]
 
 
-def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = made_model(downward(CENTRES), SEEN), made_model(downward(survey(4)))
     note = '{"featkit_version": "0.1.0"}'
     out = write_model(first, tmp_path / "out", {"alignment.json": note})
     assert (out / "alignment.json").read_text() == note
-    assert replaceable(out, ("alignment.json",))
-    assert not replaceable(out)
+    assert is_replaceable_model(out, ("alignment.json",))
+    assert not is_replaceable_model(out)
     (tmp_path / ".out.part" / "new").mkdir(parents=True)  # left by a killed run
     (tmp_path / ".out.part" / "new" / "images.bin").write_bytes(b"half")
     with pytest.raises(BadInputError, match=r"\.out\.part: .* remove it yourself"):  # or by somebody else
         write_model(second, out, {})
     (tmp_path / ".out.part" / artifact.MARK).touch()
-    plain = models.write_whole
+    plain = models.write_checked
 
     def cut_off(model: object, folder: Path) -> None:
         """As on a full disk, of which pycolmap says nothing."""
@@ -115,7 +115,7 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
         plain(Wrote(), folder)
 
-    monkeypatch.setattr(models, "write_whole", cut_off)
+    monkeypatch.setattr(models, "write_checked", cut_off)
     with pytest.raises(NotWritableError, match="cannot be written"):
         write_model(second, out, {})
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,4 +1,4 @@
-"""A synthetic model: alignment, statistics and reading against what is known of it."""
+"""Alignment, statistics and reading of a synthetic model, compared with its known contents."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def random_similarity(seed: int) -> pycolmap.Sim3d:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_similarity_is_undone(model: pycolmap.Reconstruction, seed: int) -> None:
+def test_alignment_undoes_a_similarity(model: pycolmap.Reconstruction, seed: int) -> None:
     truth = poses_of(model)
     similarity = random_similarity(seed)
     model.transform(similarity)
@@ -68,8 +68,8 @@ def test_a_similarity_is_undone(model: pycolmap.Reconstruction, seed: int) -> No
         assert rotation_angle_deg(rotation_matrix(back.qvec), rotation_matrix(truth[name].qvec)) < 1e-9
 
 
-def test_errors_are_in_the_unit_of_the_truth(model: pycolmap.Reconstruction) -> None:
-    """One true camera moved and turned: without alignment just that one is wrong, by just that much."""
+def test_errors_are_in_the_truths_units(model: pycolmap.Reconstruction) -> None:
+    """One true camera is moved and rotated: without alignment only this one has errors, of exactly this size."""
     truth = poses_of(model)
     name = sorted(truth)[2]
     turn = pycolmap.Rotation3d(np.radians([0, 3.0, 0])).matrix()
@@ -94,7 +94,7 @@ def test_too_few_or_collinear_cameras(model: pycolmap.Reconstruction) -> None:
         compare_with_truth(straight, line)
 
 
-def test_statistics_against_loops(model: pycolmap.Reconstruction) -> None:
+def test_map_statistics_equal_slow_loops(model: pycolmap.Reconstruction) -> None:
     observations = sum(p.has_point3D() for image in model.images.values() for p in image.points2D)
     found = map_statistics(model, 9)
     assert (found.images, found.registered, found.points) == (9, 6, 50)
@@ -106,7 +106,7 @@ def test_statistics_against_loops(model: pycolmap.Reconstruction) -> None:
     assert found.reprojection_px == pytest.approx(errors.mean())
 
 
-def test_image_statistics_against_loops(model: pycolmap.Reconstruction) -> None:
+def test_image_statistics_equal_slow_loops(model: pycolmap.Reconstruction) -> None:
     for number, point in enumerate(model.points3D.values()):
         point.error = 0.1 * number
     rows = image_statistics(model)
@@ -127,7 +127,7 @@ def test_largest_first() -> None:
     assert [m.num_points3D() for m in largest_first([small, large, dense])] == [20, 80, 60]
 
 
-def test_models_on_disk(tmp_path: Path, model: pycolmap.Reconstruction) -> None:
+def test_write_and_read_models(tmp_path: Path, model: pycolmap.Reconstruction) -> None:
     write_models([model, synthetic(4)], tmp_path / "sparse")
     with pytest.raises(BadInputError, match="was not made by featkit"):
         write_models([model], tmp_path / "sparse")
@@ -142,8 +142,8 @@ def test_models_on_disk(tmp_path: Path, model: pycolmap.Reconstruction) -> None:
 
 
 @pytest.mark.parametrize("name", ["cameras", "images", "points3D", "rigs", "frames"])
-def test_a_cut_off_model(tmp_path: Path, model: pycolmap.Reconstruction, name: str) -> None:
-    """At any byte: pycolmap alone does not come back from some of them."""
+def test_truncated_models_are_refused(tmp_path: Path, model: pycolmap.Reconstruction, name: str) -> None:
+    """Truncated at any byte; pycolmap alone hangs or crashes on some of them."""
     folder = write_models([model], tmp_path / "sparse") / "0"
     assert read_model(folder).num_points3D() == 50
     file = folder / f"{name}.bin"
@@ -159,8 +159,8 @@ def test_a_cut_off_model(tmp_path: Path, model: pycolmap.Reconstruction, name: s
             read_model(folder)
 
 
-def test_a_text_model_without_its_last_lines(tmp_path: Path, model: pycolmap.Reconstruction) -> None:
-    """pycolmap alone takes it, with fewer points."""
+def test_truncated_text_models_are_refused(tmp_path: Path, model: pycolmap.Reconstruction) -> None:
+    """pycolmap alone accepts it, with fewer points."""
     model.write_text(str(tmp_path))
     assert read_model(tmp_path).num_points3D() == 50
     lines = (tmp_path / "points3D.txt").read_text().splitlines(keepends=True)
@@ -170,13 +170,13 @@ def test_a_text_model_without_its_last_lines(tmp_path: Path, model: pycolmap.Rec
         read_model(tmp_path)
 
 
-def test_rigid_there_and_back(model: pycolmap.Reconstruction) -> None:
+def test_rigid_round_trip(model: pycolmap.Reconstruction) -> None:
     for image in model.images.values():
         rigid = image.cam_from_world()
         assert to_rigid(to_pose(rigid)).matrix() == pytest.approx(rigid.matrix(), abs=1e-12)
 
 
-def test_references(tmp_path: Path, model: pycolmap.Reconstruction) -> None:
+def test_reading_references(tmp_path: Path, model: pycolmap.Reconstruction) -> None:
     write_models([model], tmp_path / "sparse")
     known = read_reference(tmp_path / "sparse" / "0", CameraConfig())
     truth = poses_of(model)
@@ -231,10 +231,10 @@ def break_one(model: pycolmap.Reconstruction, what: str, field: str, value: floa
 
 @pytest.mark.parametrize(("what", "field", "value"), BROKEN)
 @pytest.mark.parametrize("form", ["binary", "text"])
-def test_numbers_that_are_none(
+def test_nan_infinity_and_zero_are_refused(
     model: pycolmap.Reconstruction, tmp_path: Path, form: str, what: str, field: str, value: float
 ) -> None:
-    """NaN, infinity or zero: it would go into poses, and into json as a number that json does not have."""
+    """They would spread to poses, and to json, which has no such numbers."""
     write = model.write_binary if form == "binary" else model.write_text
     write(str(tmp_path))
     assert read_model(tmp_path).num_reg_images() == 6

@@ -1,4 +1,4 @@
-"""NVM files against exact synthetic models: poses, tracks, and a line number for everything that is wrong."""
+"""NVM files compared with exact synthetic models: poses and tracks; errors have line numbers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def synthetic(seed: int) -> pycolmap.Reconstruction:
 
 
 def as_nvm(model: pycolmap.Reconstruction) -> str:
-    """By the format's description; centres are solved for, not computed as the reader does it backwards."""
+    """Write a model as NVM. Centres are solved for, not computed by inverting the reader's formula."""
     images = sorted(model.images.values(), key=lambda image: image.name)
     place = {image.image_id: index for index, image in enumerate(images)}
     lines = ["NVM_V3", "", str(len(images))]
@@ -61,8 +61,8 @@ def as_nvm(model: pycolmap.Reconstruction) -> str:
     return "\n".join([*lines, "", "0", ""])
 
 
-def test_a_file_by_hand(tmp_path: Path) -> None:
-    """Name with a space, tab, empty lines, a quaternion that is not normalised, centre to translation."""
+def test_a_handwritten_file(tmp_path: Path) -> None:
+    """A name with a space, a tab, empty lines, a quaternion that is not normalised; centre to translation."""
     read = read_nvm(write(tmp_path, GOOD))
     assert list(read.poses) == ["db/a b.jpg", "db/2.jpg"]
     pose = read.poses["db/a b.jpg"]
@@ -78,7 +78,7 @@ def test_a_file_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_same_reference_as_from_the_colmap_model(seed: int, tmp_path: Path) -> None:
+def test_reference_equals_that_of_the_colmap_model(seed: int, tmp_path: Path) -> None:
     model = synthetic(seed)
     (tmp_path / "colmap").mkdir()
     model.write(str(tmp_path / "colmap"))
@@ -119,7 +119,7 @@ def test_the_same_reference_as_from_the_colmap_model(seed: int, tmp_path: Path) 
         ("800.5 0.6", "800.5 O.6", "model.nvm:4: expected 10 numbers"),
         ("800.5 0.6", "800.5 nan", "model.nvm:4: a number is not finite"),
         ("0.6 0.0 0.8", "0 0.0 0", "model.nvm:4: the quaternion of 'db/a b.jpg' has length 0"),
-        ("db/2.jpg", "db/a b.jpg", "model.nvm:6: 'db/a b.jpg' is in it twice"),
+        ("db/2.jpg", "db/a b.jpg", "model.nvm:6: 'db/a b.jpg' is listed twice"),
         (" 2 0 7", " 3 0 7", "model.nvm:9: a point with 3 observations has 19 fields, there are 15"),
         (" 2 0 7", " 2 2 7", "model.nvm:9: seen by camera 2, there are 2"),
         (" 2 0 7", " 2 -1 7", "model.nvm:9: seen by camera -1"),
@@ -127,7 +127,7 @@ def test_the_same_reference_as_from_the_colmap_model(seed: int, tmp_path: Path) 
         ("0.1 0.2 6 0 0 0 1 1 3 0 0\n\n\n0\n", "", "model.nvm:9: the file ends before point 2 of 2"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(old: str, new: str, words: str, tmp_path: Path) -> None:
+def test_errors_name_the_line(old: str, new: str, words: str, tmp_path: Path) -> None:
     assert old in GOOD
     with pytest.raises(BadInputError) as refused:
         read_nvm(write(tmp_path, GOOD.replace(old, new, 1)))
@@ -135,7 +135,7 @@ def test_what_is_wrong_is_named_with_its_line(old: str, new: str, words: str, tm
     assert "\n" not in str(refused.value)
 
 
-def test_other_files_and_lists(tmp_path: Path) -> None:
+def test_wrong_files_and_incomplete_lists(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="no such file"):
         read_nvm(tmp_path / "none.nvm")
     with pytest.raises(BadInputError, match="ends before the header"):

@@ -1,4 +1,4 @@
-"""Which models are kept, and what the pairs say of how the camera moved, on exact synthetic geometry."""
+"""Models to keep, and the camera's motion from verified pairs, on exact synthetic geometry."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from featkit.mapping.outcome import (
     CameraMotion,
     KeepConfig,
     camera_motion,
-    kept,
     map_warnings,
+    models_to_keep,
     no_model_reason,
     parallax_deg,
 )
 from featkit.mapping.stage import MapConfig, build_map, incremental_options
-from featkit.mapping.verify import VerifyConfig, by_ransac
+from featkit.mapping.verify import VerifyConfig, verify_by_ransac
 
 WIDTH, HEIGHT, FOCAL = 640, 480, 700.0
 K = np.array([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
 
 
 def plane_homography(rotation: Rotation, moved: np.ndarray) -> np.ndarray:
-    """From the first image to the second, of a plane 3 units in front of the first camera, tilted a little."""
+    """Homography between two images of a slightly tilted plane, 3 units in front of the first camera."""
     normal = np.array([0.3, 0.1, -1.0]) / np.linalg.norm([0.3, 0.1, -1.0])
     return K @ (rotation.as_matrix() - np.outer(moved, normal) / -3.0) @ np.linalg.inv(K)
 
 
 def database(path: Path, homographies: list[np.ndarray], known_focal: bool, kind: str = "PLANAR_OR_PANORAMIC") -> Path:
-    """Image 1 with every other one."""
+    """A database with pairs of image 1 with every other image."""
     with pycolmap.Database.open(str(path)) as opened:
         camera = pycolmap.Camera.create_from_model_name(1, "PINHOLE", FOCAL if known_focal else 500.0, WIDTH, HEIGHT)
         camera.has_prior_focal_length = known_focal
@@ -57,21 +57,21 @@ def turns(*degrees: float) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("known_focal", [True, False])
-def test_a_camera_that_turns(known_focal: bool, tmp_path: Path) -> None:
+def test_rotating_camera_is_detected(known_focal: bool, tmp_path: Path) -> None:
     motion = camera_motion(database(tmp_path / "turns.db", turns(4, 9, -7, 15, 22), known_focal))
     assert (motion.pairs, motion.turned, motion.still) == (5, 5, 0)
     assert motion.only_turned
-    assert "the camera only turned: 5 of 5" in no_model_reason(motion)
+    assert "the camera only rotated: 5 of 5" in no_model_reason(motion)
 
 
-def test_a_camera_that_stands(tmp_path: Path) -> None:
+def test_static_camera_is_detected(tmp_path: Path) -> None:
     motion = camera_motion(database(tmp_path / "still.db", [2.0 * np.eye(3)] * 4, known_focal=False))
     assert motion.did_not_move
     assert "the camera did not move: in 4 of 4" in no_model_reason(motion)
 
 
 @pytest.mark.parametrize("known_focal", [True, False])
-def test_a_plane_seen_by_a_camera_that_moves(known_focal: bool, tmp_path: Path) -> None:
+def test_moving_camera_in_front_of_a_plane_is_not_a_rotation(known_focal: bool, tmp_path: Path) -> None:
     steps = [(5, [0.6, 0, 0]), (-8, [0.9, 0.2, 0]), (12, [-1.2, 0, 0.3]), (3, [0, 0.8, 0.2])]
     views = [plane_homography(Rotation.from_euler("y", a, degrees=True), np.array(m)) for a, m in steps]
     motion = camera_motion(database(tmp_path / "plane.db", views, known_focal))
@@ -79,8 +79,8 @@ def test_a_plane_seen_by_a_camera_that_moves(known_focal: bool, tmp_path: Path) 
     assert "too little in common" in no_model_reason(motion)
 
 
-def test_a_camera_that_flies_along_a_plane(tmp_path: Path) -> None:
-    """Small steps above flat ground look much like a camera that pans."""
+def test_flight_over_flat_ground_is_not_a_rotation(tmp_path: Path) -> None:
+    """Small steps above flat ground look similar to a panning camera."""
     steps = [np.array([x, y, 0.0]) for x, y in ((0.2, 0), (0.4, 0.1), (0, 0.3), (-0.3, 0.2))]
     views = [K @ (np.eye(3) + np.outer(step, [0, 0, 1 / 3.0])) @ np.linalg.inv(K) for step in steps]
     for known_focal in (True, False):
@@ -88,7 +88,7 @@ def test_a_camera_that_flies_along_a_plane(tmp_path: Path) -> None:
         assert (motion.pairs, motion.turned) == (4, 0)
 
 
-def test_pairs_with_depth_and_none(tmp_path: Path) -> None:
+def test_pairs_with_and_without_depth(tmp_path: Path) -> None:
     motion = camera_motion(database(tmp_path / "depth.db", turns(4, 9), known_focal=True, kind="CALIBRATED"))
     assert (motion.pairs, motion.turned) == (2, 0)
     assert "no pair of photographs was verified" in no_model_reason(
@@ -96,7 +96,7 @@ def test_pairs_with_depth_and_none(tmp_path: Path) -> None:
     )
 
 
-def test_parallax_is_the_angle_between_two_rays() -> None:
+def test_parallax_and_models_to_keep() -> None:
     model = pycolmap.Reconstruction()
     camera = pycolmap.Camera.create_from_model_name(1, "PINHOLE", FOCAL, WIDTH, HEIGHT)
     model.add_camera_with_trivial_rig(camera)
@@ -109,10 +109,12 @@ def test_parallax_is_the_angle_between_two_rays() -> None:
         track.add_element(number, 0)
     model.add_point3D(np.array([0, 0, 10.0]), track)
     assert parallax_deg(model) == pytest.approx(2 * np.degrees(np.arctan(0.1)))
-    assert kept([model], KeepConfig(min_points_per_image=1, min_parallax_deg=11.0)) == [model]
-    assert kept([model], KeepConfig(min_points_per_image=1, min_parallax_deg=12.0)) == []
-    assert kept([model], KeepConfig(min_points_per_image=2, min_parallax_deg=1.0)) == []
-    assert kept([model, model], KeepConfig(min_points_per_image=1)) == [model], "the second is inside the first"
+    assert models_to_keep([model], KeepConfig(min_points_per_image=1, min_parallax_deg=11.0)) == [model]
+    assert models_to_keep([model], KeepConfig(min_points_per_image=1, min_parallax_deg=12.0)) == []
+    assert models_to_keep([model], KeepConfig(min_points_per_image=2, min_parallax_deg=1.0)) == []
+    assert models_to_keep([model, model], KeepConfig(min_points_per_image=1)) == [model], (
+        "the second is inside the first"
+    )
 
 
 def test_warnings() -> None:
@@ -121,13 +123,13 @@ def test_warnings() -> None:
     (one,) = map_warnings([{"a", "b"}], ["a", "b", "c"], still)
     assert one.startswith("1 of 3 photographs are not in the map: c; ")
     _, models = map_warnings([{"a", "b"}, {"c", "d", "e"}], list("abcde"), still)
-    assert "2 models: besides the largest there are models of 3 images in sparse/1" in models
+    assert "2 models: the largest, and models of 3 images in sparse/1" in models
     split, pairs = [{"a", "b", "c"}, {"c", "d"}], [Pair("a", "b"), Pair("d", "a"), Pair("b", "d"), Pair("c", "d")]
     (models,) = map_warnings(split, list("abcd"), still, sparse=Path("scene/sparse"), pairs=pairs)[1:]
     assert "sparse/1 shares 1 photographs and 3 verified pairs with sparse/0" in models
     assert "`featkit merge scene/sparse/0 scene/sparse/1 --out scene/merged`" in models
     (turned,) = map_warnings([{"a"}], ["a"], CameraMotion(10, 9, 0))
-    assert "in 9 of 10 verified pairs the camera only turned" in turned
+    assert "in 9 of 10 verified pairs the camera only rotated" in turned
 
 
 def drive(path: Path, step: float, images: int = 8, points: int = 600) -> Path:
@@ -158,19 +160,19 @@ def drive(path: Path, step: float, images: int = 8, points: int = 600) -> Path:
             for second in range(first + 1, min(images, first + 4)):
                 _, left, right = np.intersect1d(seen[first], seen[second], return_indices=True)
                 opened.write_matches(first + 1, second + 1, np.stack([left, right], 1).astype(np.uint32))
-    by_ransac(path, VerifyConfig())
+    verify_by_ransac(path, VerifyConfig())
     return path
 
 
-def test_a_drive_is_started_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Where COLMAP's limits leave no pair to start from, smaller angles and forward motion do."""
+def test_forward_motion_gets_a_second_attempt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """If COLMAP's limits allow no initial pair, smaller angles and forward motion are allowed."""
     found = drive(tmp_path / "database.db", step=1.0)
     config = MapConfig(extract_colors=False)
     (tmp_path / "plain").mkdir()
     options = incremental_options(config, 8)
     plain = pycolmap.incremental_mapping(str(found), str(tmp_path), str(tmp_path / "plain"), options=options)
-    assert not kept(list(plain.values()), config.keep, 3)
+    assert not models_to_keep(list(plain.values()), config.keep, 3)
     with caplog.at_level(logging.INFO, "featkit"):
         sparse = build_map(config, tmp_path, found, tmp_path / "sparse")
-    assert "again from pairs that see their points under 4 degrees" in caplog.text
+    assert "initial pairs with a triangulation angle of 4 degrees" in caplog.text
     assert read_model(sparse / "0").num_reg_images() == 8

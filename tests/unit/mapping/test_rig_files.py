@@ -1,4 +1,4 @@
-"""Rigs as files and folders say them: frames by equal names and near times, against what is plain to see."""
+"""Rigs from files and folders: frames by equal names and close time stamps, compared with frames listed by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from featkit.core.errors import BadInputError
 from featkit.core.types import Pose
 from featkit.geometry.poses import rotation_matrix
-from featkit.mapping.rigs import RigConfig, described, read_rigs, sharing, usable_rigs
+from featkit.mapping.rigs import RigConfig, describe_rigs, read_rigs, shared_camera_keys, usable_rigs
 
 CONFIG = RigConfig()
 
@@ -39,7 +39,7 @@ def test_sibling_folders_with_equal_names() -> None:
     ]
 
 
-def test_folders_named_in_the_names_and_folders_below() -> None:
+def test_folder_names_in_file_names_and_nested_folders() -> None:
     names = [f"{camera}/{day}/{camera}_{k}.jpg" for camera in ("left", "right") for day in ("a", "b") for k in (1, 2)]
     [(prefixes, found)] = frames("folders", names)
     assert prefixes == ["left/", "right/"]
@@ -47,32 +47,32 @@ def test_folders_named_in_the_names_and_folders_below() -> None:
     assert len(found) == 4
 
 
-def test_a_rig_for_every_session() -> None:
+def test_one_rig_per_session() -> None:
     names = [f"s{s}/{camera}/{k}{s}.jpg" for s in (1, 2) for camera in ("x", "y") for k in (1, 2)]
     found = frames("folders", [*names, "alone/9.jpg"])
     assert [prefixes for prefixes, _ in found] == [["s1/x/", "s1/y/"], ["s2/x/", "s2/y/"]]
 
 
 def test_the_folder_with_the_most_photographs_is_the_reference(caplog: pytest.LogCaptureFixture) -> None:
-    """What has no counterpart is named, and so is what is on no rig."""
+    """Photographs without a counterpart and photographs on no rig are reported."""
     names = ["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg", "b/3.jpg", "c/7.jpg", "8.jpg"]
     with caplog.at_level(logging.WARNING, "featkit"):
         [(prefixes, found)] = frames("folders", names)
     assert prefixes == ["b/", "a/"]
     assert found[2] == {"b/3.jpg"}
-    assert "2 photographs are on no rig, each is by itself: c/7.jpg, 8.jpg" in caplog.text
-    assert "in 1 of 3 frames a camera's photograph is missing; there are only: b/3.jpg" in caplog.text
+    assert "2 photographs are on no rig: c/7.jpg, 8.jpg" in caplog.text
+    assert "1 of 3 frames are incomplete, such as those of b/3.jpg" in caplog.text
 
 
-def test_folders_that_are_no_rig() -> None:
-    with pytest.raises(BadInputError, match="no folders next to each other"):
+def test_folders_without_a_rig_are_refused() -> None:
+    with pytest.raises(BadInputError, match="no sibling folders"):
         frames("folders", ["a/1.jpg", "a/2.jpg", "b/3.jpg", "b/4.jpg"])
-    with pytest.raises(BadInputError, match="no folders next to each other"):
+    with pytest.raises(BadInputError, match="no sibling folders"):
         frames("folders", ["1.jpg", "2.jpg"])
 
 
-def test_times_that_are_near() -> None:
-    """Nanoseconds at 20 Hz: 2 ms later is one frame, 20 ms is none (limit: a quarter of 50 ms)."""
+def test_frames_by_nearest_time_stamp() -> None:
+    """Nanoseconds at 20 Hz: a difference of 2 ms is one frame, 20 ms is not (limit: a quarter of 50 ms)."""
     start, step = 1403636579763555584, 50_000_000
     left = [f"left/{start + k * step}.png" for k in range(4)]
     late = [2_000_000, -3_000_000, 20_000_000, 1_000_000]
@@ -84,11 +84,11 @@ def test_times_that_are_near() -> None:
     strict = CONFIG.model_copy(update={"max_time_share": 0.03})
     [(_, some)] = frames("folders", left + right, CONFIG.model_copy(update={"max_time_share": 0.05}))
     assert sum(len(frame) == 2 for frame in some) == 2
-    with pytest.raises(BadInputError, match="no folders"):
+    with pytest.raises(BadInputError, match="no sibling folders"):
         frames("folders", left + right, strict)
 
 
-def test_two_photographs_near_one_time_are_not_both_of_it() -> None:
+def test_only_the_nearest_photograph_joins_a_frame() -> None:
     left = [f"l/{1000000000 + 100 * k}.png" for k in range(3)]
     right = ["r/1000000009.png", "r/1000000003.png", "r/1000000103.png"]
     [(_, found)] = frames("folders", left + right)
@@ -96,8 +96,8 @@ def test_two_photographs_near_one_time_are_not_both_of_it() -> None:
     assert {right[0]} in found
 
 
-def test_a_file_as_colmap_reads_it(tmp_path: Path) -> None:
-    """Rotations w x y z; the longest prefix that fits counts."""
+def test_rig_file_in_colmaps_format(tmp_path: Path) -> None:
+    """Quaternions are w x y z; the longest matching prefix is used."""
     quarter = [np.sqrt(0.5), 0, np.sqrt(0.5), 0]
     cameras = [
         {"image_prefix": "cam1", "cam_from_rig_rotation": quarter, "cam_from_rig_translation": [1, 2, 3]},
@@ -115,7 +115,7 @@ def test_a_file_as_colmap_reads_it(tmp_path: Path) -> None:
     [rig] = read_rigs(str(path), names, CONFIG)
     assert [camera.prefix for camera in rig.cameras] == ["cam2/", "cam1", "cam10"]
     assert rig.is_known
-    assert sharing([rig]) == {"cam1/1.jpg": "cam1", "cam10/1.jpg": "cam10", "cam2/1.jpg": "cam2/"}
+    assert shared_camera_keys([rig]) == {"cam1/1.jpg": "cam1", "cam10/1.jpg": "cam10", "cam2/1.jpg": "cam2/"}
     [read] = pycolmap.read_rig_config(path)
     for mine in rig.cameras[1:]:
         theirs = next(camera for camera in read.cameras if camera.image_prefix == mine.prefix).cam_from_rig
@@ -124,10 +124,10 @@ def test_a_file_as_colmap_reads_it(tmp_path: Path) -> None:
         assert mine.cam_from_rig.tvec == pytest.approx(theirs.translation)
     assert rig.cameras[0].intrinsics == ("SIMPLE_PINHOLE", (9.0, 5.0, 4.0))
     (tmp_path / "metrics.json").write_text(json.dumps({"registered": 3, "rig_config": [{"cameras": cameras}]}))
-    assert described(read_rigs(str(tmp_path / "metrics.json"), names, CONFIG)) == described([rig])
+    assert describe_rigs(read_rigs(str(tmp_path / "metrics.json"), names, CONFIG)) == describe_rigs([rig])
 
 
-def test_photographs_that_cannot_be_read_leave_their_rig() -> None:
+def test_usable_rigs_drop_unreadable_photographs() -> None:
     names = [f"{camera}/{k}.jpg" for camera in ("a", "b", "c") for k in (1, 2)]
     rigs = read_rigs("folders", names, CONFIG)
     assert usable_rigs(rigs, names) == rigs
@@ -138,15 +138,18 @@ def test_photographs_that_cannot_be_read_leave_their_rig() -> None:
         usable_rigs(rigs, ["b/1.jpg", "c/1.jpg"])
 
 
-def test_every_number_is_part_of_the_description(tmp_path: Path) -> None:
+def test_description_contains_every_number(tmp_path: Path) -> None:
     names = ["a/1.jpg", "b/1.jpg"]
     plain = write(tmp_path / "plain.json", "a/", "b/")
-    seen = {described(read_rigs(plain, names, CONFIG)), described(read_rigs(plain, [*names, "a/2.jpg"], CONFIG))}
+    seen = {
+        describe_rigs(read_rigs(plain, names, CONFIG)),
+        describe_rigs(read_rigs(plain, [*names, "a/2.jpg"], CONFIG)),
+    }
     for shift in (0.0, 1e-12):
         rig = json.loads(Path(plain).read_text())
         rig[0]["cameras"][1] |= {"cam_from_rig_rotation": [1, 0, 0, 0], "cam_from_rig_translation": [1 + shift, 0, 0]}
         (tmp_path / "other.json").write_text(json.dumps(rig))
-        seen.add(described(read_rigs(str(tmp_path / "other.json"), names, CONFIG)))
+        seen.add(describe_rigs(read_rigs(str(tmp_path / "other.json"), names, CONFIG)))
     assert len(seen) == 4
 
 

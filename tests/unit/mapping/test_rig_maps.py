@@ -1,4 +1,4 @@
-"""Maps of rigs whose truth is pycolmap's own synthetic scene: relation estimated, given and kept, or refined."""
+"""Maps with rigs of pycolmap's synthetic scenes: relative poses are estimated, given and kept, or refined."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featkit.geometry.poses import camera_centre, rotation_angle_deg
 from featkit.mapping.align import compare_with_truth
 from featkit.mapping.cameras import CameraConfig, to_pose
 from featkit.mapping.model import read_model
-from featkit.mapping.relations import known_and_unknown, with_relations, without_rigs
+from featkit.mapping.relations import copy_with_relations, copy_without_rigs, split_by_known_relation
 from featkit.mapping.rigs import RigConfig, rig_metrics
 from featkit.mapping.stage import MapConfig, build_map
 
@@ -25,7 +25,7 @@ CONFIG = MapConfig(extract_colors=False, camera=CameraConfig(refine=False))
 
 
 def scene(folder: Path, known: bool, noise_px: float = 0.3) -> tuple[Path, pycolmap.Reconstruction]:
-    """A verified database of one rig, with or without its relation, and the true map."""
+    """A verified database of one rig, with or without relative poses, and the true map."""
     pycolmap.set_random_seed(1)
     options = pycolmap.SyntheticDatasetOptions()
     options.num_rigs, options.num_cameras_per_rig, options.num_frames_per_rig = 1, CAMERAS, FRAMES
@@ -61,7 +61,7 @@ def relations(model: pycolmap.Reconstruction) -> dict[int, pycolmap.Rigid3d]:
 
 
 def relation_errors(model: pycolmap.Reconstruction, truth: pycolmap.Reconstruction) -> tuple[float, float]:
-    """Largest error of a rotation, degrees, and of a position after scaling, as a share of the longest baseline."""
+    """Largest rotation error, degrees, and largest position error after scaling, as a share of the longest baseline."""
     found, true = relations(model), relations(truth)
     turns = [rotation_angle_deg(found[i].rotation.matrix(), true[i].rotation.matrix()) for i in true]
     mine, exact = (np.array([r[i].inverse().translation for i in true]) for r in (found, true))
@@ -70,7 +70,7 @@ def relation_errors(model: pycolmap.Reconstruction, truth: pycolmap.Reconstructi
 
 
 @pytest.mark.parametrize("mapper", ["incremental", "global", "hierarchical"])
-def test_an_unknown_relation_is_estimated(mapper: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_relative_poses_are_estimated(mapper: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     database, truth = scene(tmp_path, known=False)
     config = CONFIG.model_copy(update={"mapper": mapper})
     with caplog.at_level(logging.INFO, "featkit"):
@@ -84,15 +84,15 @@ def test_an_unknown_relation_is_estimated(mapper: str, tmp_path: Path, caplog: p
     assert turn < 0.05
     assert share < 0.005
     joined = compare_with_truth(model, poses(truth))
-    alone = without_rigs(database, known_and_unknown(database)[1], tmp_path / "alone.db")
+    alone = copy_without_rigs(database, split_by_known_relation(database)[1], tmp_path / "alone.db")
     apart = compare_with_truth(read_model(build_map(config, tmp_path, alone, tmp_path / "apart") / "0"), poses(truth))
     assert joined.centre.mean() <= apart.centre.mean()
 
 
-def test_an_estimate_from_independent_images_passes_over_a_wrong_one(tmp_path: Path) -> None:
-    """Exact poses, but for one photograph of the last camera that is turned by 40 degrees and moved."""
+def test_estimated_relative_poses_are_robust(tmp_path: Path) -> None:
+    """Poses are exact, except for one photograph of the last camera that is rotated by 40 degrees and moved."""
     database, truth = scene(tmp_path, known=False)
-    _, [rig] = known_and_unknown(database)
+    _, [rig] = split_by_known_relation(database)
     model, last = pycolmap.Reconstruction(), max(image.camera_id for image in truth.images.values())
     for camera in truth.cameras.values():
         model.add_camera_with_trivial_rig(camera)
@@ -103,8 +103,8 @@ def test_an_estimate_from_independent_images_passes_over_a_wrong_one(tmp_path: P
             pose = pycolmap.Rigid3d(pycolmap.Rotation3d(np.array([0, 0.7, 0])), np.array([2.0, 0, 1])) * pose
         alone = pycolmap.Image(name=image.name, camera_id=image.camera_id, image_id=image_id)
         model.add_image_with_trivial_frame(alone, pose)
-    related = with_relations(database, [rig], model, RigConfig(), tmp_path / "related.db")
-    [[found], none] = known_and_unknown(related)
+    related = copy_with_relations(database, [rig], model, RigConfig(), tmp_path / "related.db")
+    [[found], none] = split_by_known_relation(related)
     assert none == []
     for sensor, relation in found.non_ref_sensors.items():
         assert relation.matrix() == pytest.approx(relations(truth)[sensor.id].matrix(), abs=1e-6)
@@ -112,7 +112,7 @@ def test_an_estimate_from_independent_images_passes_over_a_wrong_one(tmp_path: P
 
 @pytest.mark.parametrize("mapper", ["incremental", "global"])
 @pytest.mark.parametrize("refine", [False, True])
-def test_a_given_relation_stays_unless_it_may_be_refined(mapper: str, refine: bool, tmp_path: Path) -> None:
+def test_given_relative_poses_are_kept_or_refined(mapper: str, refine: bool, tmp_path: Path) -> None:
     database, truth = scene(tmp_path, known=True)
     config = CONFIG.model_copy(update={"mapper": mapper, "rigs": RigConfig(refine=refine)})
     model = read_model(build_map(config, tmp_path, database, tmp_path / "sparse") / "0")
@@ -129,10 +129,10 @@ def distance(found: list[Pose]) -> float:
     return float(np.linalg.norm(centres - centres.mean(axis=0), axis=1).mean())
 
 
-def test_cameras_that_move_against_each_other_are_refused(tmp_path: Path) -> None:
-    """Every frame has the photograph that one camera took in the next one."""
+def test_cameras_that_are_not_rigid_are_refused(tmp_path: Path) -> None:
+    """In every frame, one camera's photograph is that of the next frame."""
     database, truth = scene(tmp_path, known=False)
-    _, [rig] = known_and_unknown(database)
+    _, [rig] = split_by_known_relation(database)
     with pycolmap.Database.open(str(database)) as opened:
         frames = opened.read_all_frames()
         sensor = next(iter(rig.non_ref_sensors))
@@ -146,19 +146,19 @@ def test_cameras_that_move_against_each_other_are_refused(tmp_path: Path) -> Non
                 frame.add_data_id(one)
             opened.write_frame(frame, use_frame_id=True)
     with pytest.raises(BadInputError, match=r"is not fixed to .* over 6 frames its rotation varies by"):
-        with_relations(database, [rig], truth, RigConfig(), tmp_path / "related.db")
+        copy_with_relations(database, [rig], truth, RigConfig(), tmp_path / "related.db")
 
 
-def test_a_camera_never_seen_with_the_reference(tmp_path: Path) -> None:
+def test_a_camera_without_common_frames_is_refused(tmp_path: Path) -> None:
     database, truth = scene(tmp_path, known=False)
-    _, [rig] = known_and_unknown(database)
+    _, [rig] = split_by_known_relation(database)
     for frame in list(truth.frames.values()):
         truth.deregister_frame(frame.frame_id)
     with pytest.raises(EmptyResultError, match=r"no frame with both .* give it in a rig\.json"):
-        with_relations(database, [rig], truth, RigConfig(), tmp_path / "related.db")
+        copy_with_relations(database, [rig], truth, RigConfig(), tmp_path / "related.db")
 
 
-def test_metrics_are_a_rig_file_that_colmap_reads(tmp_path: Path) -> None:
+def test_rig_metrics_are_a_valid_colmap_rig_file(tmp_path: Path) -> None:
     _, truth = scene(tmp_path, known=True)
     found = rig_metrics(truth, [])
     assert (found["rigs"], found["frames"]) == (1, FRAMES)

@@ -1,4 +1,4 @@
-"""Similarities from positions of which some are wrong: exact worlds, and known noise."""
+"""Similarities from positions with outliers: exact positions, and known noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONFIG = SimilarityConfig()
 
 
 def world(number: int, seed: int, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions in a frame of their own, in metres (with noise), and the truth, metric from own."""
+    """Positions in a local frame, the same in metres (with noise), and the true similarity."""
     rng = np.random.default_rng(seed)
     metric = rng.uniform(-50, 50, (number, 3)) * [1, 1, 0.2] + [4e5, 5e6, 300]  # as far from 0 as UTM coordinates
     own_from_metric = turned(seed)
@@ -24,7 +24,7 @@ def world(number: int, seed: int, noise: float = 0.0) -> tuple[np.ndarray, np.nd
 
 @pytest.mark.parametrize("number", [3, 4, 7, 40])
 @pytest.mark.parametrize("max_error", [None, 0.5])
-def test_exact(number: int, max_error: float | None) -> None:
+def test_exact_positions(number: int, max_error: float | None) -> None:
     source, metric, truth = world(number, number)
     fit = fit_similarity(source, metric, SimilarityConfig(max_error_m=max_error), 0)
     assert fit.used.all()
@@ -36,7 +36,7 @@ def test_exact(number: int, max_error: float | None) -> None:
 
 @pytest.mark.parametrize("max_error", [None, 4.0])
 @pytest.mark.parametrize(("number", "wrong"), [(8, 2), (30, 10), (60, 24)])
-def test_wrong_positions_are_found(number: int, wrong: int, max_error: float | None) -> None:
+def test_outlier_positions_are_found(number: int, wrong: int, max_error: float | None) -> None:
     source, metric, truth = world(number, wrong, noise=0.5)
     rng = np.random.default_rng(1)
     bad = rng.choice(number, wrong, replace=False)
@@ -59,8 +59,8 @@ def test_the_same_seed_gives_the_same_fit() -> None:
     assert np.array_equal(first.target_from_source, second.target_from_source)
 
 
-def test_how_sure_it_is_by_simulation() -> None:
-    """The stated standard deviations are those of the results' scatter, along a flight that is long and narrow."""
+def test_standard_deviations_agree_with_simulation() -> None:
+    """The stated standard deviations equal the scatter of results, for a long and narrow flight."""
     rng = np.random.default_rng(0)
     metric = rng.uniform(-1, 1, (25, 3)) * [60, 8, 2]
     angles, scales, stated = [], [], []
@@ -74,7 +74,7 @@ def test_how_sure_it_is_by_simulation() -> None:
     assert np.std(scales) == pytest.approx(np.mean(stated, axis=0)[1], rel=0.2)
 
 
-def test_too_few_or_on_one_line() -> None:
+def test_too_few_or_collinear_positions_are_refused() -> None:
     source, metric, _ = world(5, 0)
     with pytest.raises(BadInputError, match="2 positions; 3"):
         fit_similarity(source[:2], metric[:2], CONFIG, 0)
@@ -87,8 +87,8 @@ def test_too_few_or_on_one_line() -> None:
         fit_similarity(source, np.ones((5, 3)), CONFIG, 0)
 
 
-def test_on_one_line_but_for_a_wrong_one() -> None:
-    """What is off the line is the position that is wrong: the rest does not determine the turn about the line."""
+def test_collinear_inliers_are_refused() -> None:
+    """Only the outlier is off the line: the inliers do not determine the rotation about it."""
     line = np.outer(np.arange(9.0), [1, 2, 3])
     source, target = line.copy(), line.copy()
     source[4] += [0, 5, 0]
@@ -97,7 +97,7 @@ def test_on_one_line_but_for_a_wrong_one() -> None:
         fit_similarity(source, target, CONFIG, 0)
 
 
-def test_positions_that_do_not_belong_together() -> None:
+def test_unrelated_positions_are_refused() -> None:
     source, metric, _ = world(30, 2)
     with pytest.raises(EmptyResultError, match=r"only \d+ of 30 .* within 1 m"):
         fit_similarity(source, metric[::-1], SimilarityConfig(max_error_m=1.0), 0)

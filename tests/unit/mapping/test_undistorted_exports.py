@@ -33,7 +33,7 @@ DOT_SIGMA_PX, APART_PX, MARGIN_PX = 1.5, 16, 10
 
 
 def make_scene(folder: Path, lens: str = "OPENCV", nested: bool = False) -> Path:
-    """A map of four photographs in folder/sparse, dotted photographs in folder/images."""
+    """A map of four photographs in folder/sparse, and photographs with a dot at each point in folder/images."""
     options = pycolmap.SyntheticDatasetOptions()
     options.num_rigs, options.num_frames_per_rig, options.num_points3D = 1, 4, 30
     options.num_points2D_without_point3D = 2
@@ -52,7 +52,7 @@ def make_scene(folder: Path, lens: str = "OPENCV", nested: bool = False) -> Path
 
 
 def dotted(points: list[np.ndarray]) -> np.ndarray:
-    """COLMAP's pixels: the centre of the first one is at (0.5, 0.5)."""
+    """Draw dots at COLMAP pixels: the centre of the first pixel is at (0.5, 0.5)."""
     x, y = np.arange(SIZE[0]) + 0.5, np.arange(SIZE[1]) + 0.5
     picture = np.zeros((SIZE[1], SIZE[0]))
     for u, v in points:
@@ -75,7 +75,7 @@ class Read:
 
 
 def read_as_gaussian_splatting(folder: Path) -> tuple[list[Read], np.ndarray]:
-    """Cameras by sparse/0/*.bin, of which only SIMPLE_PINHOLE and PINHOLE are taken, and the points."""
+    """Cameras and points from sparse/0/*.bin, like 3DGS, which supports only SIMPLE_PINHOLE and PINHOLE."""
     cameras = {}
     data = (folder / "sparse" / "0" / "cameras.bin").read_bytes()
     at, (count,) = 8, struct.unpack_from("<Q", data)
@@ -119,7 +119,7 @@ def rotation(qvec: np.ndarray) -> np.ndarray:
 
 
 def dot_errors(picture: np.ndarray, projected: np.ndarray) -> list[float]:
-    """Distances of the dots' centroids from where the points project; those near others or the border are left out."""
+    """Distances of the dots' centroids from the projected points, except for dots near others or the border."""
     height, width = picture.shape
     errors = []
     for index, (u, v) in enumerate(projected):
@@ -136,7 +136,7 @@ def dot_errors(picture: np.ndarray, projected: np.ndarray) -> list[float]:
 
 
 @pytest.mark.parametrize("lens", LENSES)
-def test_gaussian_splatting_sees_points_where_the_photographs_show_them(lens: str, tmp_path: Path) -> None:
+def test_gaussian_splatting_projects_points_onto_the_photographs(lens: str, tmp_path: Path) -> None:
     model = pycolmap.Reconstruction(str(make_scene(tmp_path, lens)))
     done = export("gaussian-splatting", tmp_path / "sparse", tmp_path / "out")
     assert done.residual_px is not None
@@ -158,19 +158,19 @@ def test_gaussian_splatting_sees_points_where_the_photographs_show_them(lens: st
     assert np.mean(errors) < 0.08
 
 
-def test_names_have_no_folders_and_sizes_are_bounded(tmp_path: Path) -> None:
+def test_names_are_flat_and_sizes_are_bounded(tmp_path: Path) -> None:
     make_scene(tmp_path, nested=True)
     config = ExportConfig(pictures=PictureConfig(resize_max=320))
     done = export("gaussian-splatting", tmp_path / "sparse", tmp_path / "out", config=config)
     images, _ = read_as_gaussian_splatting(tmp_path / "out")
     assert sorted(image.name for image in images) == ["0.png", "east_1.png", "east_2.png", "east_3.png"]
-    assert "'east_1.png' for 'east/1.png'" in done.notes[0]
+    assert "'east/1.png' to 'east_1.png'" in done.notes[0]
     for image in images:
         assert max(image.size) <= 320
         assert Image.open(tmp_path / "out" / "images" / image.name).size == image.size
 
 
-def test_colmaps_dense_workspace(tmp_path: Path) -> None:
+def test_dense_workspace_for_colmap(tmp_path: Path) -> None:
     make_scene(tmp_path, nested=True)
     masks = tmp_path / "masks"
     masks.mkdir()
@@ -199,8 +199,8 @@ def test_colmaps_dense_workspace(tmp_path: Path) -> None:
     assert not hidden[:, width // 2 + 20 :].any()
 
 
-def test_what_is_hidden_is_transparent_for_gaussian_splatting(tmp_path: Path) -> None:
-    """A mask over one photograph, another one that is transparent itself."""
+def test_hidden_pixels_are_transparent_for_gaussian_splatting(tmp_path: Path) -> None:
+    """One photograph has a mask, another is partly transparent itself."""
     make_scene(tmp_path)
     (tmp_path / "masks").mkdir()
     hidden = np.full((480, 640), 255, np.uint8)
@@ -212,7 +212,7 @@ def test_what_is_hidden_is_transparent_for_gaussian_splatting(tmp_path: Path) ->
     picture.putalpha(Image.fromarray(alpha))
     picture.save(tmp_path / "images" / "1.png")
     done = export("gaussian-splatting", tmp_path / "sparse", tmp_path / "out", masks=tmp_path / "masks")
-    assert "2 photographs is transparent" in done.notes[0]
+    assert "2 photographs are transparent" in done.notes[0]
     read = [Image.open(tmp_path / "out" / "images" / f"{number}.png") for number in range(4)]
     assert [image.mode for image in read] == ["RGBA", "RGBA", "RGB", "RGB"]
     mask = np.asarray(read[0].getchannel("A"))
@@ -223,7 +223,7 @@ def test_what_is_hidden_is_transparent_for_gaussian_splatting(tmp_path: Path) ->
 
 
 def test_nerfstudio_undistorted_with_masks(tmp_path: Path) -> None:
-    """FULL_OPENCV, which nerfstudio has not; and masks of photographs as they are."""
+    """For FULL_OPENCV, which nerfstudio does not support; and masks of photographs that are not undistorted."""
     make_scene(tmp_path, "FULL_OPENCV")
     (tmp_path / "masks").mkdir()
     Image.new("L", SIZE, 255).save(tmp_path / "masks" / "3.png.png")
@@ -259,7 +259,7 @@ def test_an_aligned_map_keeps_its_origin(tmp_path: Path) -> None:
 
 @contextmanager
 def full_disk(limit: int) -> Iterator[None]:
-    """No file may grow beyond the limit: the system's own error, as of a full disk."""
+    """Limit the size of files, which gives the same kind of error as a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -268,7 +268,7 @@ def full_disk(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_mistakes_lose_nothing(tmp_path: Path) -> None:
+def test_failed_exports_keep_existing_files(tmp_path: Path) -> None:
     folder = make_scene(tmp_path)
     out = tmp_path / "out"
     for form in ("gaussian-splatting", "hloc"):  # the photographs do not fit, or the model
@@ -290,5 +290,5 @@ def test_mistakes_lose_nothing(tmp_path: Path) -> None:
     for point_id in list(model.points3D):
         model.delete_point3D(point_id)
     model.write(str(folder))
-    with pytest.raises(EmptyResultError, match="Gaussians begin at points"):
+    with pytest.raises(EmptyResultError, match="Gaussian splatting starts from"):
         export("gaussian-splatting", folder, out)

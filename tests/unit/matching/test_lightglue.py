@@ -17,7 +17,7 @@ from torch import Tensor
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.registry import resolve
 from featkit.core.types import Features, Matches
-from featkit.features.stage import ExtractConfig, extract_one, extraction
+from featkit.features.stage import ExtractConfig, extract_one, extraction_method
 from featkit.images.read import DecodeConfig, decode
 from featkit.matching.lightglue import TILE, assigned
 from featkit.weights.catalogue import packaged_files, published_network
@@ -44,7 +44,7 @@ def extracted(shared_data: Path) -> Callable[..., Features]:
             needs_package(name)
             needs_package(NETWORKS[name][0])
             config = ExtractConfig(features=name, decode=DecodeConfig(resize_max=SIDE_PX))
-            method = extraction(config, {"max_keypoints": KEYPOINTS}, "cpu")
+            method = extraction_method(config, {"max_keypoints": KEYPOINTS}, "cpu")
             found[name, photo] = extract_one(method, shared_data / "oxford-affine" / photo)
         return found[name, photo]
 

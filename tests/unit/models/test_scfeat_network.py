@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from featkit.models.scfeat import F2RBackbone, SCFeatNetwork, SCFeatNetworkConfig, doubled, enlarged
+from featkit.models.scfeat import F2RBackbone, SCFeatNetwork, SCFeatNetworkConfig, upsample, upsample_twice
 
 
 def make(**config: Any) -> SCFeatNetwork:
@@ -151,10 +151,10 @@ def test_the_backbone_is_equation_1(small: SCFeatNetwork) -> None:
 
     with torch.no_grad():
         _, layer1, layer2, layer3 = backbone.encoder(images)
-        eighth = block(backbone.join3, torch.cat([layer2, block(backbone.up3, doubled(layer3))], 1))
-        quarter = block(backbone.join2, torch.cat([layer1, block(backbone.up2, doubled(eighth))], 1))
-        sides = block(backbone.side0, quarter), block(backbone.side1, enlarged(eighth, 2))
-        all_sides = torch.cat([*sides, block(backbone.side2, enlarged(layer3, 4))], 1)
+        eighth = block(backbone.join3, torch.cat([layer2, block(backbone.up3, upsample_twice(layer3))], 1))
+        quarter = block(backbone.join2, torch.cat([layer1, block(backbone.up2, upsample_twice(eighth))], 1))
+        sides = block(backbone.side0, quarter), block(backbone.side1, upsample(eighth, 2))
+        all_sides = torch.cat([*sides, block(backbone.side2, upsample(layer3, 4))], 1)
         expected = torch.einsum("oi,bihw->bohw", backbone.fuse.weight[:, :, 0, 0], all_sides)
         found = backbone(images).descriptors
     torch.testing.assert_close(found, expected + backbone.fuse.bias.view(1, -1, 1, 1))
@@ -163,6 +163,6 @@ def test_the_backbone_is_equation_1(small: SCFeatNetwork) -> None:
 
 def test_the_two_ways_of_enlarging() -> None:
     line = torch.arange(4.0).expand(1, 1, 4, 4)
-    assert doubled(line)[0, 0, 0].tolist() == pytest.approx([3 * i / 7 for i in range(8)]), "the end points stay"
+    assert upsample_twice(line)[0, 0, 0].tolist() == pytest.approx([3 * i / 7 for i in range(8)]), "the end points stay"
     expected = [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
-    assert enlarged(line, 2)[0, 0, 0].tolist() == pytest.approx(expected), "pixels cover the image corner to corner"
+    assert upsample(line, 2)[0, 0, 0].tolist() == pytest.approx(expected), "pixels cover the image corner to corner"

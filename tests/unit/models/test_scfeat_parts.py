@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from featkit.models.scfeat import FLOOR, CrossNorm, Detector, largest, peakiness
+from featkit.models.scfeat import FLOOR, CrossNorm, Detector, largest_value, peakiness
 
 
 def maps(*shape: int, seed: int = 0) -> Tensor:
@@ -108,7 +108,7 @@ def test_a_dark_image_keeps_its_peaks() -> None:
     """All values negative: dividing by the maximum would turn them round."""
     x = torch.full((1, 3, 9, 9), -2.0)
     x[0, :, 4, 4] = -1.9
-    assert largest(x).item() == pytest.approx(FLOOR)
+    assert largest_value(x).item() == pytest.approx(FLOOR)
     assert peakiness(x)[0, 0].argmax() == 4 * 9 + 4
     torch.testing.assert_close(peakiness(x.double()), slow_peakiness(x.double(), FLOOR))
 

@@ -103,9 +103,9 @@ def test_other_files_are_refused(small_state: State, tmp_path: Path) -> None:
         (narrow, "a ResNet, but not resnet18"),
         ({"features.0.weight": torch.rand(3)}, "not the weights of a ResNet"),
         ({}, "not the weights of a ResNet"),
-        ({"a": 3}, "no tensors by name"),
-        (torch.rand(3), "no tensors by name"),
-        ({**small_state, "bn1.weight": torch.full((64,), torch.nan)}, "no numbers"),
+        ({"a": 3}, "no named tensors"),
+        (torch.rand(3), "no named tensors"),
+        ({**small_state, "bn1.weight": torch.full((64,), torch.nan)}, "NaN or infinity"),
         (print, "refused"),
     ):
         torch.save(content, path)

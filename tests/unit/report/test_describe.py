@@ -15,7 +15,7 @@ from featkit.core.types import Pose
 from featkit.io.artifact import write_stamp
 from featkit.io.lists import write_poses
 from featkit.report import describe as module
-from featkit.report.describe import as_lines, describe
+from featkit.report.describe import describe, description_lines
 
 
 class Made(Config):
@@ -73,4 +73,4 @@ def test_weights_with_their_entry_in_the_manifest(tmp_path: Path, monkeypatch: p
     (folder / "manifest.json").write_text(json.dumps({"weights": [{"file": "other.safetensors"}, entry]}))
     found = describe(str(tmp_path / "net.safetensors"))
     assert found["manifest"] == entry
-    assert "  licence: Apache-2.0" in as_lines(found)
+    assert "  licence: Apache-2.0" in description_lines(found)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from featkit.core.content import Curves
-from featkit.report.training import informativeness_report, informativeness_table, probabilities
+from featkit.report.training import draw_probabilities, informativeness_report, informativeness_table
 from featkit.training.informativeness import Informativeness, InformativenessConfig, Snapshot
 
 
@@ -32,13 +32,13 @@ def test_table_has_a_row_per_network() -> None:
 
 
 def test_probabilities_sum_to_one_and_agree_when_proportional() -> None:
-    chart = probabilities(found(0.0))
+    chart = draw_probabilities(found(0.0))
     assert isinstance(chart, Curves)
     by_distance, by_norm = chart.curves
     np.testing.assert_allclose(by_distance.y, by_norm.y)
     assert by_distance.y.mean() == pytest.approx(1000 / 96)  # groups of three of 96 pairs
     assert (np.diff(by_distance.y) > 0).all()
-    assert not np.allclose(probabilities(found(0.5)).curves[1].y, by_norm.y)
+    assert not np.allclose(draw_probabilities(found(0.5)).curves[1].y, by_norm.y)
 
 
 def test_pairs_without_any_gradient_have_a_page_too(tmp_path: Path) -> None:
@@ -53,5 +53,5 @@ def test_pairs_without_any_gradient_have_a_page_too(tmp_path: Path) -> None:
 def test_page_says_what_was_measured(tmp_path: Path) -> None:
     page = informativeness_report(ALONG, InformativenessConfig(), Path("runs/x"), "textures", tmp_path / "r.html")
     text = page.read_text(encoding="utf-8")
-    for words in ("runs/x", "96 pairs of textures", "Along the training", "untrained", "paper: above 0.8", "1000"):
+    for words in ("runs/x", "96 pairs of textures", "During training", "untrained", "paper: above 0.8", "1000"):
         assert words in text

@@ -23,7 +23,7 @@ from featkit.core.content import (
 )
 from featkit.report.charts import curves_figure, histogram_figure
 from featkit.report.page import INLIER_RGB, OUTLIER_RGB, match_caption, match_jpeg, render, thumbnail_jpeg
-from featkit.report.tables import LEVELS, Detail, decimals_for, format_cell, format_headline, number_in
+from featkit.report.tables import LEVELS, Detail, cell_number, decimals_for, format_cell, format_headline
 
 
 def table_html(table: Table, detail: Detail = LEVELS[0]) -> str:
@@ -103,7 +103,7 @@ def test_percentages_stand_and_sort_as_numbers() -> None:
     + [(text, None) for text in ("%", "a %", "5 px", "5", "1 % of 3", "٣ %", "")],
 )
 def test_what_number_a_cell_stands_for(cell: object, number: float | None) -> None:
-    assert number_in(cell) == number  # type: ignore[arg-type]
+    assert cell_number(cell) == number  # type: ignore[arg-type]
 
 
 def test_table_edges() -> None:

@@ -17,13 +17,13 @@ from featkit.report.scene3d import (
     FIELD_OF_VIEW_DEG,
     FILL,
     FirstView,
-    centre_of,
+    camera_centre,
     first_views,
     frustum_corners,
     frustum_depth,
     frustum_path,
     scene_figure,
-    upright,
+    upright_rotation,
     view_box,
 )
 from featkit.report.tables import LEVELS, spread
@@ -39,8 +39,8 @@ def camera(
     return Camera3D(name, rotation_matrix(pose.qvec), pose.tvec, 640, 480, 700.0, group)
 
 
-def unpack(packed: dict[str, str]) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(packed["bdata"]), dtype=packed["dtype"])
+def unpack(base64_array: dict[str, str]) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(base64_array["bdata"]), dtype=base64_array["dtype"])
 
 
 def xyz(trace: dict) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_frustum_corners_project_to_the_image_corners(depth: float) -> None:
 def test_frustum_path_draws_all_eight_edges_once() -> None:
     view = camera((1.0, 2.0, 0.5))
     path = frustum_path(view, 1.0)
-    vertices = np.vstack([frustum_corners(view, 1.0), centre_of(view)])
+    vertices = np.vstack([frustum_corners(view, 1.0), camera_centre(view)])
     drawn = []
     for start, end in pairwise(path):
         if np.isfinite(start).all() and np.isfinite(end).all():
@@ -81,8 +81,8 @@ def test_upright_turns_up_to_z_and_the_view_to_y() -> None:
     views = [camera((x, -5.0, 0.0), target=(x, 5.0, 0.0)) for x in (-1.0, 0.0, 1.0)]
     tilt = rotation_matrix(np.array([0.9, 0.3, -0.2, 0.1]))  # the world lies askew
     views = [replace(view, rotation=view.rotation @ tilt.T) for view in views]
-    np.testing.assert_allclose(upright(views) @ tilt @ [0, 0, 1], [0, 0, 1], atol=1e-12)
-    np.testing.assert_allclose(upright(views) @ tilt @ [0, 1, 0], [0, 1, 0], atol=1e-12)
+    np.testing.assert_allclose(upright_rotation(views) @ tilt @ [0, 0, 1], [0, 0, 1], atol=1e-12)
+    np.testing.assert_allclose(upright_rotation(views) @ tilt @ [0, 1, 0], [0, 1, 0], atol=1e-12)
 
 
 @pytest.mark.parametrize("angles", [[0, 90, 180, 270], [0, 180], [0]], ids=["all around", "opposite", "one camera"])
@@ -94,7 +94,7 @@ def test_upright_is_a_rotation_when_directions_cancel(angles: list[int], nadir: 
         rotation = np.array([[x, y, 0], [y, -x, 0], [0, 0, -1.0]]) if nadir else None
         view = camera((5 * x, 5 * y, 0.0))
         views.append(view if rotation is None else replace(view, rotation=rotation))
-    turn = upright(views)
+    turn = upright_rotation(views)
     np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
     assert np.linalg.det(turn) == pytest.approx(1.0)
     if len(angles) > 1:

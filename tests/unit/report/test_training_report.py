@@ -13,7 +13,7 @@ from featkit.core.content import Bars, Curve, Curves
 from featkit.core.errors import BadInputError
 from featkit.losses.sdgm import TABLE_ROWS
 from featkit.report.charts import MOST_POINTS, bars_figure, curves_figure
-from featkit.report.training import curves_of, statistics_sections, statistics_table, training_report
+from featkit.report.training import metric_curves, statistics_sections, statistics_table, training_report
 from featkit.training.run_folder import Row, RunFolder
 
 SCORE = {"name": "validation_fpr95", "label": "held-out FPR95", "factor": 100.0, "unit": "%"}
@@ -69,7 +69,7 @@ def test_the_page_shows_curves_and_statistics(tmp_path: Path) -> None:
         "config.yaml",
     ):
         assert text in page
-    assert "Statistics along the training" in page
+    assert "Statistics during training" in page
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_other_losses_have_a_curve_for_each_statistic() -> None:
     (section,) = statistics_sections(rows_of(10, ("average_loss", "exponent")), SHOWN)
     assert [item.title for item in section.items] == ["average loss", "exponent"]  # type: ignore[union-attr]
     assert statistics_sections(rows_of(10), SHOWN) == []
-    assert [item.title for item in curves_of(rows_of(10), SCORE, "patches")] == [
+    assert [item.title for item in metric_curves(rows_of(10), SCORE, "patches")] == [
         "Loss",
         "Held-out FPR95",
         "Learning rate",

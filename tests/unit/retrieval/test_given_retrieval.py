@@ -19,7 +19,7 @@ from featkit.io.features import append_features, read_global_descriptors
 from featkit.io.lists import read_pairs
 from featkit.localization.queries import pair_queries_given
 from featkit.mapping.scene import MapFiles
-from featkit.pairing.by_retrieval import given_retrieval
+from featkit.pairing.by_retrieval import retrieval_by_global_descriptors
 from featkit.retrieval import retrieve
 from featkit.retrieval.retrieve import most_similar_rows, retrieve_given
 
@@ -114,12 +114,12 @@ def test_errors_name_the_images(vectors: dict[str, np.ndarray], tmp_path: Path) 
 
 def test_pairs_of_one_collection(vectors: dict[str, np.ndarray], tmp_path: Path) -> None:
     path = written(tmp_path / "g.h5", vectors)
-    found = given_retrieval([path], {"num_matched": 2}).built.pairs(MAP, None, np.random.default_rng(0))
+    found = retrieval_by_global_descriptors([path], {"num_matched": 2}).built.pairs(MAP, None, np.random.default_rng(0))
     expected = {pair.key() for pair in by_loop(vectors, MAP, MAP, 2)}
     assert {pair.key() for pair in found} == expected
     assert len(found) == len(expected)
     with pytest.raises(UsageError, match="num_match"):
-        given_retrieval([path], {"num_match": 2})
+        retrieval_by_global_descriptors([path], {"num_match": 2})
 
 
 def test_the_pairs_verb(vectors: dict[str, np.ndarray], tmp_path: Path) -> None:

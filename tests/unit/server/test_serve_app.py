@@ -187,7 +187,7 @@ def test_two_at_once_and_too_many() -> None:
     app = create_app(StandIn(meet), ServeConfig(threads=2, max_waiting=1))
     answers = asyncio.run(together(app, "a", "b", "c", "d"))
     assert [answer.status_code for answer in answers[:3]] == [200, 200, 200]
-    refused(answers[3], 503, "3 photographs are waiting")
+    refused(answers[3], 503, "3 photographs are already waiting")
     assert answers[3].headers["retry-after"] == "1"
 
 

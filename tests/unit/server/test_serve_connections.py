@@ -162,7 +162,7 @@ def test_the_queue_is_asked_before_a_body_is_read() -> None:
         with connected(port) as client:
             client.sendall(announced)
             began = time.monotonic()
-            is_refusal(answer := answer_of(client), 503, "3 photographs are waiting")
+            is_refusal(answer := answer_of(client), 503, "3 photographs are already waiting")
             assert answer[2]["retry-after"] == "1"
             assert time.monotonic() - began < 5
             client.sendall(bytes(30_000_000))  # what comes all the same is passed over, and the connection goes on
@@ -209,7 +209,7 @@ def test_a_limit_of_connections() -> None:
         held = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
         time.sleep(0.3)
         with connected(port) as client:
-            is_refusal(answer_of(client), 503, "3 connections are open")
+            is_refusal(answer_of(client), 503, "3 connections are already open")
         held.pop().close()
         time.sleep(0.3)
         assert request(port, "/healthz", method="GET")[0] == 200
@@ -219,16 +219,16 @@ def test_a_limit_of_connections() -> None:
 
 def test_errors_of_the_protocol_and_of_addresses() -> None:
     with serving(StandIn()) as port:
-        is_refusal(request(port, "/nothing", method="GET"), 404, "there are POST /localize")
+        is_refusal(request(port, "/nothing", method="GET"), 404, "available: POST /localize")
         is_refusal(answer := request(port, "/localize", method="GET"), 405, "GET /localize: Method Not Allowed")
         assert answer[2]["allow"] == "POST"
         for nonsense in (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"):
             with connected(port) as client:
                 client.sendall(nonsense)
-                is_refusal(answer_of(client), 400, "not a request of HTTP/1.1")
+                is_refusal(answer_of(client), 400, "not an HTTP/1.1 request")
         with connected(port) as client:
             client.sendall(b"GET / HTTP/1.1\r\nx: " + b"x" * 200_000)
-            is_refusal(answer_of(client), 400, "not a request of HTTP/1.1")
+            is_refusal(answer_of(client), 400, "not an HTTP/1.1 request")
 
 
 def form(*parts: tuple[str, bytes]) -> tuple[bytes, str]:

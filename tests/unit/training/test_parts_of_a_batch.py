@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featkit.losses.two_views import PartOfDraws, uniform
+from featkit.losses.two_views import PartOfDraws, draw_uniform
 from featkit.training.whole_batch import PartOfDropout, SharedBatchNorm, share_batch_norms
 
 PARTS = (slice(0, 3), slice(3, 5), slice(5, 9))
@@ -103,9 +103,9 @@ def test_draws_of_parts_are_those_of_the_whole_batch() -> None:
         return torch.Generator().manual_seed(4)
 
     whole = generator()
-    expected = [uniform((9, 7, 2), whole, "cpu"), uniform((9, 5), whole, "cpu")]
+    expected = [draw_uniform((9, 7, 2), whole, "cpu"), draw_uniform((9, 5), whole, "cpu")]
     for rows in PARTS:
         draws = PartOfDraws(generator(), rows, 9)
         count = rows.stop - rows.start
         for shape, one in zip(((count, 7, 2), (count, 5)), expected, strict=True):
-            assert torch.equal(uniform(shape, draws, "cpu"), one[rows])
+            assert torch.equal(draw_uniform(shape, draws, "cpu"), one[rows])

@@ -182,8 +182,8 @@ def test_without_a_database_pairs_see_common_points(
     shutil.copytree(made.model, tmp_path / "alone")
     scene = ViewedScene(tmp_path / "alone")
     assert scene.missing == [
-        "None of the 5 photographs were found; name their folder with --images.",
-        "No database.db is near the model: pairs are of images that see common points.",
+        "None of the 5 photographs were found; give their folder with --images.",
+        "No database.db was found near the model: pairs are images with common points.",
     ]
     assert scene.answer("thumb/0.jpg") is None
     names = made.names()
@@ -206,7 +206,7 @@ def test_photographs_by_their_folder(made: MadeView, tmp_path: Path) -> None:
     shutil.copytree(made.scene / "images", photographs)
     (photographs / made.names()[1]).unlink()
     scene = ViewedScene(tmp_path / "alone", images=[photographs])
-    assert scene.missing[0] == "4 of the 5 photographs were found; name their folder with --images."
+    assert scene.missing[0] == "4 of the 5 photographs were found; give their folder with --images."
     assert [image["photo"] for image in told(scene, "scene.json")["images"]] == [True, False, True, True, True]
 
 

@@ -17,7 +17,7 @@ from synthetic_view import MadeView, make_view
 from featkit.core.errors import BadInputError, UsageError
 from featkit.core.listening import listening
 from featkit.viewer.scene import ViewedScene
-from featkit.viewer.server import OWN, PAGE, ViewServer, own_file, write_folder
+from featkit.viewer.server import PAGE, PAGE_FILES, ViewServer, page_file, write_folder
 
 SECRET = b"nobody may read this"
 
@@ -62,10 +62,10 @@ def ask(
 
 
 def test_the_page_and_what_it_asks_for(port: int, scene: ViewedScene) -> None:
-    assert ask(port, "/")[:2] == ask(port, f"/{PAGE}")[:2] == (200, own_file(PAGE))
-    for name, kind in OWN.items():
+    assert ask(port, "/")[:2] == ask(port, f"/{PAGE}")[:2] == (200, page_file(PAGE))
+    for name, kind in PAGE_FILES.items():
         status, data, headers = ask(port, f"/{name}")
-        assert (status, data, headers["content-type"]) == (200, own_file(name), kind)
+        assert (status, data, headers["content-type"]) == (200, page_file(name), kind)
     for path in scene.paths():
         answer = scene.answer(path)
         assert answer is not None
@@ -79,10 +79,10 @@ def test_the_page_and_what_it_asks_for(port: int, scene: ViewedScene) -> None:
 
 def test_the_page_loads_nothing_from_elsewhere() -> None:
     for name in ("index.html", "view.css", "view.js", "map.js"):
-        text = own_file(name).decode()
+        text = page_file(name).decode()
         assert not re.search(r"https?://|//[a-z]+\.|@import|import\(", text), name
-    scripts = re.findall(r'(?:src|href)="([^"]+)"', own_file(PAGE).decode())
-    assert {one for one in scripts if not one.startswith("data:")} == OWN.keys() - {PAGE}
+    scripts = re.findall(r'(?:src|href)="([^"]+)"', page_file(PAGE).decode())
+    assert {one for one in scripts if not one.startswith("data:")} == PAGE_FILES.keys() - {PAGE}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_only_this_machine_by_its_own_name(port: int) -> None:
         assert ask(port, "/scene.json", host=host)[0] == 200
     for host in ("example.org", f"example.org:{port}", "127.0.0.1.example.org", ""):
         status, data, _ = ask(port, "/scene.json", host=host)
-        assert (status, json.loads(data)["error"]) == (403, "this page is for this machine alone")
+        assert (status, json.loads(data)["error"]) == (403, "this page is for this machine only")
 
 
 def test_nothing_but_get(port: int) -> None:
