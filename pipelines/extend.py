@@ -255,7 +255,7 @@ def _refuse_other_features(wanted: ExtractConfig, features: Path) -> None:
     """Raise UsageError where other features are named than the map's, which new photographs get in any case."""
     if wanted.features == ExtractConfig().features:
         return
-    named = extractor_name((wanted).config.result_fields())
+    named = extractor_name(extraction.extraction_method(wanted).config.result_fields())
     with open_features(features) as store:
         if named != store.extractor:
             raise UsageError(
