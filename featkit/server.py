@@ -47,6 +47,7 @@ MB = 1e6
 CLIENT_GONE = 499  # never received by the client, only logged
 KEEP_ALIVE_S = 5
 LONGEST_NAME, LONGEST_CAMERA = 255, 500  # characters
+MOST_PARTS, LONGEST_HEAD = 16, 4096  # of a form; the latter in bytes
 FIELD = re.compile(r'(\w+)="([^"]*)"')  # parameters of a part of a form: name, filename
 BOUNDARY = re.compile(r'boundary="?([^";]{1,70})"?')
 FORM = "multipart/form-data"
@@ -338,12 +339,17 @@ def _unpack_form(path: Path, content_type: str) -> dict[str, str]:
         raise RefusedError(400, "a form without a boundary; POST the bytes of a photograph")
     data, photograph = path.read_bytes(), None
     fields: dict[str, str] = {}
-    between = b"--" + boundary[1].encode()
-    for part in (b"\r\n" + data).split(b"\r\n" + between)[1:]:
+    between = b"\r\n--" + boundary[1].encode()
+    parts = (b"\r\n" + data).split(between, MOST_PARTS + 1)[1:]
+    if len(parts) > MOST_PARTS:
+        raise RefusedError(400, f"a form of more than {MOST_PARTS} parts; curl -F image=@photo.jpg")
+    for part in parts:
         head, empty, content = part.partition(b"\r\n\r\n")
-        parameters = dict(FIELD.findall(head.decode("utf-8", "replace")))
+        if empty and len(head) > LONGEST_HEAD:
+            raise RefusedError(400, f"a part of the form has a head of more than {LONGEST_HEAD} bytes")
         if not empty:  # the line at the end
             continue
+        parameters = dict(FIELD.findall(head.decode("utf-8", "replace")))
         if "filename" in parameters:
             if photograph is None:
                 photograph = content

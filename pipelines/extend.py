@@ -31,7 +31,7 @@ from featkit.images.listing import list_images
 from featkit.images.read import stored_size
 from featkit.io.artifact import artifact, locked, scratch, write_text
 from featkit.io.atomic import explained_by_disk, read_stamp, refuse_foreign
-from featkit.io.features import FeatureStore, open_features
+from featkit.io.features import FeatureStore, extractor_name, open_features
 from featkit.io.lists import read_pairs, write_pairs
 from featkit.io.maintain import merge as merge_stores
 from featkit.io.matches import open_matches
@@ -285,9 +285,23 @@ def _own_features(folder: Path) -> Path | None:
         return found if isinstance(store.attributes().get("config"), dict) else None
 
 
+def _refuse_other_features(wanted: ExtractConfig, features: Path) -> None:
+    """Raise UsageError where other features are named than the map's, which new photographs get in any case."""
+    if wanted.features == ExtractConfig().features:
+        return
+    named = extractor_name(extraction.extraction_method(wanted).config.result_fields())
+    with open_features(features) as store:
+        if named != store.extractor:
+            raise UsageError(
+                f"--features {wanted.features}: the map's are {store.extractor}, and new photographs get the same;"
+                " leave it out"
+            )
+
+
 def _extract(config: ExtendConfig, work: Work, photographs: Path, output: Path, device: str, overwrite: bool) -> Path:
     """Features of the map's images and of the new ones, in one store."""
     if work.features is not None:
+        _refuse_other_features(config.extract, work.features)
         if overwrite or not output.exists():
             merge_stores([work.features], output, overwrite=overwrite)
         method = _as_the_map(config.extract, work, output, device)

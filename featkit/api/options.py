@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from featkit.core.config import Config, check_field, field_docs, field_range, make, merge, overrides
-from featkit.core.errors import UsageError
+from featkit.core.errors import BadInputError, UsageError
 from featkit.core.run_file import read_run
 
 CAMERAS, MAPPING = "Cameras", "Mapping"  # panels of the help page
@@ -293,6 +293,9 @@ def with_options(
             if saved is not None:
                 found = read_run(saved, function.__name__)
                 values = found.values
+                if unknown := sorted(found.arguments.keys() - arguments.keys()):
+                    known = ", ".join(name for name in arguments if name != run_file)
+                    raise BadInputError(f"{saved}: no argument is called {unknown[0]!r}; there are {known}")
                 arguments |= {
                     name: path for name, path in found.arguments.items() if arguments.get(name, saved) is None
                 }

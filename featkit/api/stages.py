@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from featkit.api.options import CAMERAS, Device, GpsFile, Option, Out, Overwrite, Param, with_options
-from featkit.core.errors import UsageError
+from featkit.core.errors import EmptyResultError, UsageError
 from featkit.core.registry import Method, resolve
 from featkit.engine import stages
 from featkit.engine.plan import LOCAL, EngineConfig, join, read_plan, run_shard
@@ -117,6 +117,11 @@ def extract(
     stages.extract(method, images, out, overwrite=overwrite, engine=engine)
     with open_features(out) as store:
         counts = [store.count(name) for name in store.names()]
+    if not any(counts):
+        source = (
+            "no texture, or all of it masked" if config.keypoints is None else f"{config.keypoints} has none inside"
+        )
+        raise EmptyResultError(f"{images}: not one keypoint in {len(counts)} images ({source})")
     return Extracted(out, len(counts), sum(counts), config.features)
 
 

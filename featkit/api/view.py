@@ -45,15 +45,13 @@ def view(
     """Show a map in a browser until Ctrl-C. Returns the address, or the page's file; raises featkit's errors."""
     folder = find_model(scene, number)
     if out is not None:
-        shown = ViewedScene(folder, config, images=images or (), database=database)
+        shown = _scene_of(folder, config, images, database)
         return str(write_folder(shown, out, overwrite=overwrite))
     with listening(host, port) as bound:
         where = address_of(bound)
         if not host.startswith(LOOPBACK):
             LOGGER.warning("%s: whoever can reach this machine can see the photographs; there is no password", where)
-        shown = ViewedScene(folder, config, images=images or (), database=database)
-        for sentence in shown.missing:
-            LOGGER.warning("%s", sentence)
+        shown = _scene_of(folder, config, images, database)
         server = ViewServer(bound, shown)
         counts = f"{len(shown.images):,} images, {len(shown.point_ids):,} points"
         LOGGER.info("%s: %s (%s); Ctrl-C stops", folder, where, counts)
@@ -62,6 +60,14 @@ def view(
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
         return where
+
+
+def _scene_of(folder: Path, config: ViewConfig, images: list[Path] | None, database: Path | None) -> ViewedScene:
+    """The scene; what of it was not found is said."""
+    shown = ViewedScene(folder, config, images=images or (), database=database)
+    for sentence in shown.missing:
+        LOGGER.warning("%s", sentence)
+    return shown
 
 
 def _has_browser() -> bool:

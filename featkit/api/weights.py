@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from featkit.api.options import Overwrite, Param, Settings, parse_by_file, parse_settings, parse_urls, with_options
-from featkit.core.errors import UsageError
+from featkit.core.errors import UsageError, blaming
 from featkit.data.fetch_weights import fetch_weights as fetched
 from featkit.features.listing import FeatureInfo, list_features, list_matchers
 from featkit.onnx.export import export_onnx
@@ -61,7 +61,8 @@ def show_weights(
     if row is not None:
         return {"path": str(path), **row.result_fields(), "whole": sha256_of(path) == row.sha256}
     if "config" in metadata:
-        metadata["config"] = json.loads(metadata["config"])
+        with blaming(path, "a weights file", "its metadata do not describe the network; make it again"):
+            metadata["config"] = json.loads(metadata["config"])
     return {"path": str(path), "sha256": sha256_of(path), "bytes": path.stat().st_size, **metadata}
 
 

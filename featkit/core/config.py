@@ -29,6 +29,8 @@ from featkit.core.errors import BadInputError, UsageError
 
 T = TypeVar("T")
 LARGEST_YAML = 1 << 22  # bytes
+MOST_VALUES = 100_000  # in a yaml file, each as often as its aliases repeat it
+DEEPEST = 100  # values inside each other in a yaml file
 ConfigT = TypeVar("ConfigT", bound="Config")
 
 
@@ -261,14 +263,17 @@ def _configs_in(annotation: Any) -> list[type[Config]]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A yaml file as a dict (an empty file is an empty dict). Raises BadInputError."""
-    if path.is_file() and path.stat().st_size > LARGEST_YAML:
-        raise BadInputError(f"{path}: larger than {LARGEST_YAML >> 20} MiB; no configuration is that large")
     try:
-        loaded = _parse_yaml(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(LARGEST_YAML + 1)  # a device has no size, and no end
+        if len(content) > LARGEST_YAML:
+            raise BadInputError(f"{path}: larger than {LARGEST_YAML >> 20} MiB; no configuration is that large")
+        loaded = _parse_yaml(content.decode("utf-8"))
     except FileNotFoundError:
         raise BadInputError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{path}: cannot be read ({error})") from None
+        why = getattr(error, "strerror", None) or error
+        raise BadInputError(f"{path}: cannot be read ({why})") from None
     except ValueError as error:
         raise BadInputError(f"{path}: not a yaml file ({error}); fix the line it names") from None
     if loaded is None:
@@ -278,10 +283,42 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
+class _BoundedLoader(yaml.SafeLoader):
+    """Safe yaml that is as large as it looks: not deep, and without aliases that contain or multiply themselves."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError("nested too deeply")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        _count_values(node, {})
+        return node
+
+
+def _count_values(node: Any, known: dict[int, int]) -> int:
+    """The number of values below a yaml node, those of an alias each time. Raises YAMLError for too many."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES  # what it counts as inside itself
+        inner = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_count_values(one, known) for one in inner)
+    if known[id(node)] > MOST_VALUES:
+        raise yaml.YAMLError(f"more than {MOST_VALUES:,} values, or an alias inside of itself")
+    return known[id(node)]
+
+
 def _parse_yaml(text: str) -> Any:
     """Parse yaml text. Raises ValueError with a one-line message."""
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _BoundedLoader)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except Exception as error:  # besides YAMLError: an impossible date, `!!int` of nothing, `!!bool x`

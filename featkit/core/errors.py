@@ -6,6 +6,7 @@ A message has one line and says what is wrong, where, and what to do about it.
 from __future__ import annotations
 
 import errno
+import stat
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,6 +93,15 @@ def one_line(text: str) -> str:
 def message_of(error: BaseException) -> str:
     """An error's message on one line."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def refuse_pipe(path: Path) -> None:
+    """Raise BadInputError for a pipe or a device, which would be waited for or has no end; OSError for a missing file.
+
+    For what is read by seeking, more than once or as a whole; lists are read as they come.
+    """
+    if not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
+        raise BadInputError(f"{path}: not a file but a pipe or a device; give the file itself")
 
 
 @contextmanager

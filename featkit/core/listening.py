@@ -17,8 +17,9 @@ def listening(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except OSError as error:
-        raise UsageError(f"--host {host} --port {port}: {error.strerror}; choose another port or address") from None
+    except (OSError, UnicodeError) as error:  # the latter of a name that can be no host's
+        why = getattr(error, "strerror", None) or "not the name of a host"
+        raise UsageError(f"--host {host} --port {port}: {why}; choose another port or address") from None
     return bound
 
 

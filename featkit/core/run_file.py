@@ -65,6 +65,9 @@ def read_run(path: Path, command: str) -> SavedRun:
     values, arguments = content["config"], content.get("arguments") or {}
     if not isinstance(values, dict) or not isinstance(arguments, dict):
         raise BadInputError(f"{path}: its `config` and `arguments` are mappings of names to values; write it again")
+    for name, given in arguments.items():
+        if not isinstance(given, str) or not given or "\0" in given:
+            raise BadInputError(f"{path}: {name} is a path under `arguments`, not {str(given)[:40]!r}; write it again")
     if content.get(VERSION, __version__) != __version__:
         LOGGER.warning("%s: written by featkit %s, run by %s", path, content[VERSION], __version__)
     return SavedRun(values, {str(name): path.resolve().parent / str(argument) for name, argument in arguments.items()})

@@ -120,7 +120,7 @@ def _make_scene(config: PosedPairsConfig, scene: Scene, out: Path, seed: int, ov
     target, part = out / name, out / f".{name}.part"
     if is_stamped(target / MADE, config, inputs):
         LOGGER.info("%s: up to date in %s", name, target)
-        return (read_stamp(target / MADE) or {})["counts"]
+        return _made_counts(target)
     refuse_foreign(target)
     for path in target.iterdir() if target.is_dir() else ():
         if path.name not in (DENSE, MADE):
@@ -145,7 +145,15 @@ def _make_scene(config: PosedPairsConfig, scene: Scene, out: Path, seed: int, ov
         if target.exists():
             target.rename(aside / name)
         part.rename(target)
-    return (read_stamp(target / MADE) or {})["counts"]
+    return _made_counts(target)
+
+
+def _made_counts(target: Path) -> dict[str, Any]:
+    """What a scene's made.json says was made. Raises BadInputError where it has been changed."""
+    counts = (read_stamp(target / MADE) or {}).get("counts")
+    if not isinstance(counts, dict):
+        raise BadInputError(f"{target / MADE}: says nothing of what was made; remove {target} and make it again")
+    return counts
 
 
 def _remove_partial_scene(part: Path) -> None:

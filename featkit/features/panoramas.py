@@ -36,7 +36,7 @@ def is_panorama(method: Method[Extractor], path: Path) -> bool:
     if method.config.panoramas == "whole" or method.config.all_panoramas:
         return bool(method.config.all_panoramas)
     taken = taken_with(path)
-    return taken is not None and taken.is_panorama
+    return taken is not None and taken.is_panorama and not taken.is_part
 
 
 def merge_view_features(method: Method[Extractor], image: DecodedImage, found: Sequence[Features]) -> Features:

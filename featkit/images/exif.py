@@ -84,6 +84,8 @@ def _positive_number(value: Any) -> float | None:
 
 
 MAKER, CAMERA_NAME, LENS_NAME = 0x010F, 0x0110, 0xA434
+CROPPED, FULL = b"CroppedAreaImage", b"FullPano"
+AREA = re.compile(rb"GPano:(CroppedAreaImage|FullPano)(Width|Height)Pixels\s*(?:=\s*[\"']|>)\s*(\d{1,9})(?!\d)")
 EQUIRECTANGULAR = re.compile(rb"GPano:ProjectionType\s*(=\s*[\"']|>)\s*equirectangular", re.IGNORECASE)
 
 
@@ -102,11 +104,15 @@ class Lens:
 
 @dataclass(frozen=True)
 class Taken:
-    """size: width, height as stored. is_panorama: whether its metadata (GPano) mark it as a spherical panorama."""
+    """size: width, height as stored. is_panorama: whether its metadata (GPano) mark it as a spherical panorama.
+
+    is_part: whether they say that the picture is only a part of the panorama.
+    """
 
     size: tuple[int, int]
     lens: Lens
     is_panorama: bool
+    is_part: bool = False
 
 
 def taken_with(path: Path) -> Taken | None:
@@ -117,9 +123,16 @@ def taken_with(path: Path) -> Taken | None:
             metadata = header.info.get("xmp", b"")
             metadata = metadata.encode() if isinstance(metadata, str) else metadata
             is_panorama = isinstance(metadata, bytes) and EQUIRECTANGULAR.search(metadata) is not None
-            return Taken(size, _read_lens(header), is_panorama)
+            return Taken(size, _read_lens(header), is_panorama, is_panorama and _is_part(metadata))
     except UNREADABLE:
         return None
+
+
+def _is_part(metadata: bytes) -> bool:
+    """Whether GPano's area is smaller than its whole panorama; False where it does not say, or contradicts itself."""
+    sides: dict[tuple[bytes, bytes], int] = {(part, side): int(value) for part, side, value in AREA.findall(metadata)}
+    pairs = [(sides.get((CROPPED, side), 0), sides.get((FULL, side), 0)) for side in (b"Width", b"Height")]
+    return any(0 < cropped < full for cropped, full in pairs)
 
 
 def _read_lens(header: Image.Image) -> Lens:

@@ -12,18 +12,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from featkit.core.log import progress
 from featkit.core.runtime import usable_cores
-from featkit.images.read import UNREADABLE, open_header
+from featkit.images.read import BY_PILLOW, DEEP_MODE, UNREADABLE, decoded, open_header
 
 LOGGER = logging.getLogger(__name__)
 PNG, PNG_DEPTH_AT = b"\x89PNG\r\n\x1a\n", 24
 PNM = re.compile(rb"P[56](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d+)\s")
 BITS_PER_SAMPLE = 258  # a TIFF tag
-DEEP_SUFFIXES = {".png", ".tif", ".tiff", ".pgm", ".ppm", ".pnm"}
+DEEP_SUFFIXES = {".png", ".tif", ".tiff", ".pgm", ".ppm", ".pnm", ".jp2", ".j2k"}
 HEAD = 512  # bytes at the beginning of a PNG or PNM file that contain its bit depth
 SAMPLED_FILES = 48  # spread over the folder
 PIXEL_STEP = 3  # step of rows and columns: uses a ninth of the pixels
@@ -43,6 +42,8 @@ def is_deep(path: Path) -> bool:
         if found := PNM.match(head):
             return int(found[1]) > 255
         with open_header(path) as header:
+            if header.format in BY_PILLOW:
+                return header.mode.startswith(DEEP_MODE)
             if header.format != "TIFF":
                 return False
             bits = header.tag_v2.get(BITS_PER_SAMPLE, 1)  # type: ignore[attr-defined]
@@ -88,9 +89,10 @@ def found_range(images: Path, names: Sequence[str]) -> tuple[float, float] | Non
 def _value_range(path: Path) -> tuple[float, float] | None:
     """The range of a file's values without outliers; None if it cannot be read or has 8 bits."""
     try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-        pixels = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
-    except (OSError, cv2.error):
+        with open_header(path) as header:
+            form = header.format
+        pixels = decoded(path.read_bytes(), form, colour=False, any_depth=True)
+    except UNREADABLE:
         return None
     if pixels is None or pixels.dtype == np.uint8:
         return None

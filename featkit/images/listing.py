@@ -12,7 +12,7 @@ from pathlib import Path
 from featkit.core.errors import BadInputError
 from featkit.images.exif import some_names
 from featkit.images.read import HEIF_SUFFIXES, reads_heif
-from featkit.io.atomic import STAMP, STAMPS, is_own_json, read_stamp
+from featkit.io.atomic import STAMP, STAMPS, is_own_json, read_stamp, stamped_files
 
 LOGGER = logging.getLogger(__name__)
 DIGITS = re.compile(r"([0-9]+)")  # not \d: int() of some other digits would order them with these
@@ -129,8 +129,7 @@ def _reason_folder_skipped(where: Path, folders: Collection[str], files: Collect
 
 def _exported_files(folder: Path) -> set[Path]:
     """Files that featkit exported for another program into a folder that may contain other files."""
-    files = (read_stamp(folder / STAMP) or {}).get("files")
-    return {folder / name for name in files} if isinstance(files, dict) else set()
+    return {folder / name for name in stamped_files(folder / STAMP)}
 
 
 def _is_drawn_by_featkit(path: Path) -> bool:

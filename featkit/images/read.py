@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 
 from featkit.core.config import Config, Factor, Later, Number
-from featkit.core.errors import BadInputError
+from featkit.core.errors import BadInputError, refuse_pipe
 from featkit.core.types import Features, turned
 from featkit.geometry.pixels import COLMAP_ORIGIN, apply_affine, compose, resize_affine
 
@@ -52,6 +52,7 @@ UNREADABLE = (
 )
 """Errors that Pillow raises for files that it cannot read, or that have invalid metadata."""
 BY_PILLOW = {"GIF", "AVIF", "HEIF", "JPEG2000"}
+DEEP_MODE = "I"  # how Pillow's modes of 16-bit grey begin
 """Formats decoded by Pillow, as not every build of OpenCV supports them."""
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
@@ -156,14 +157,7 @@ def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedIma
     if header.form == "TIFF" and tag != 1:  # OpenCV's and Pillow's TIFF decoders rotate the pixels on their own
         data = with_tiff_tag_1(data)
     usable = _opaque_pixels(data, config.min_alpha) if header.has_alpha and config.min_alpha > 0 else None
-    flags = (cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
-    flags |= 0 if config.intensity_range is None else cv2.IMREAD_ANYDEPTH
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if header.form not in BY_PILLOW else None
-    except cv2.error:
-        pixels = None
-    if header.form in BY_PILLOW:
-        pixels = _decode_with_pillow(data, colour)
+    pixels = decoded(data, header.form, colour, any_depth=config.intensity_range is not None)
     if pixels is None or (pixels.shape[1], pixels.shape[0]) != stored_size:
         raise BadInputError(f"{path}: cannot be decoded as an image; remove or replace it")
     if pixels.dtype != np.uint8 and config.intensity_range is not None:
@@ -175,6 +169,20 @@ def decode(path: Path, config: DecodeConfig, colour: bool = False) -> DecodedIma
     return _resize(DecodedImage(pixels, stored_size, stored_from_pixels, usable, tag), config.resize_max)
 
 
+def decoded(data: bytes, form: str | None, colour: bool, any_depth: bool) -> Shaped[np.ndarray, "h w *c"] | None:
+    """Pixels as stored, BGR or grey; None for a file that is damaged. form: Pillow's name of the format.
+
+    any_depth: values of more than 8 bits as they are; otherwise their upper 8 bits.
+    """
+    if form in BY_PILLOW:
+        return _decode_with_pillow(data, colour, any_depth)
+    flags = (cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags | (cv2.IMREAD_ANYDEPTH if any_depth else 0))
+    except cv2.error:
+        return None
+
+
 def _stretch_to_8_bits(pixels: np.ndarray, ends: tuple[float, float]) -> UInt8[np.ndarray, "h w *c"]:
     """Map the range `ends` of values of any type to 8 bits; NaN is black."""
     low, high = ends
@@ -182,12 +190,13 @@ def _stretch_to_8_bits(pixels: np.ndarray, ends: tuple[float, float]) -> UInt8[n
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
-def _decode_with_pillow(data: bytes, colour: bool) -> UInt8[np.ndarray, "h w *c"] | None:
+def _decode_with_pillow(data: bytes, colour: bool, any_depth: bool) -> Shaped[np.ndarray, "h w *c"] | None:
     """Pixels as OpenCV would return them (BGR, or grey with its weights); for an animation the first frame."""
     try:
         with open_header(BytesIO(data)) as image:
-            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-                pixels = cv2.cvtColor((np.asarray(image) >> 8).astype(np.uint8), cv2.COLOR_GRAY2BGR)
+            if image.mode.startswith(DEEP_MODE):  # which Pillow would clip at 255
+                values = np.asarray(image).astype(np.uint16)
+                pixels = cv2.cvtColor(values if any_depth else (values >> 8).astype(np.uint8), cv2.COLOR_GRAY2BGR)
             else:
                 pixels = cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
     except UNREADABLE:
@@ -285,6 +294,7 @@ def reads_heif() -> bool:
 def read_file(path: Path) -> bytes:
     """The content of an image file. Raises BadInputError if it is missing, unreadable or empty."""
     try:
+        refuse_pipe(path)
         data = path.read_bytes()
     except FileNotFoundError:
         raise BadInputError(f"{path}: no such image") from None

@@ -28,20 +28,22 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from featkit.core.config import Config, Count, PositiveShare, differences
-from featkit.core.errors import BadInputError, EmptyResultError, blaming
+from featkit.core.errors import BadInputError, EmptyResultError, blaming, refuse_pipe
 from featkit.core.log import progress
 from featkit.images.listing import SUFFIXES
 from featkit.images.motion import Follower, Motion, MotionConfig, sharpness_of
 from featkit.io.artifact import part_of, place_files, refuse_foreign, scratch, write_bytes, write_text
-from featkit.io.atomic import FOREIGN, is_stamped, read_stamp
+from featkit.io.atomic import FOREIGN, is_stamped, read_stamp, stamped_files
 
 LOGGER = logging.getLogger(__name__)
 LIST, STAMP = "frames.csv", "frames.json"
 WRITTEN = re.compile(r"frame_\d{6,}\.(jpg|png)")
 COLUMNS = ("name", "time_s", "frame", "sharpness", "overlap")
+COUNTED = ("frames", "read", "duration_s", "is_cut_off")  # of frames.json, fields of Frames
+COUNTS = TypeAdapter(tuple[int, int, float, bool])
 HALVINGS = 12  # of the range in which a smaller overlap or rate is looked for
 STILL = SUFFIXES - {".gif", ".webp", ".avif"}  # names of files that hold one picture
 RATE_AND_COUNT = (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT)
@@ -125,9 +127,13 @@ def _read_finished(output: Path, config: FramesConfig, inputs: str) -> Frames | 
         changes = differences(json.dumps(stamp.get("config", {})), config)
         what = f"by another configuration ({changes})" if stamp.get("inputs") == inputs else "of another video"
         raise BadInputError(f"{output}: holds frames {what}; --overwrite replaces them, or choose another --out")
-    if not all((output / name).is_file() for name in stamp["files"]):
+    files = stamped_files(output / STAMP)
+    if not files or not all((output / name).is_file() for name in files):
         return None  # a run was killed here
-    return Frames(output, stamp["frames"], stamp["read"], stamp["duration_s"], stamp["is_cut_off"])
+    try:
+        return Frames(output, *COUNTS.validate_python([stamp.get(name) for name in COUNTED]))
+    except ValidationError:
+        return None  # changed by hand
 
 
 def _check_output(output: Path) -> None:
@@ -135,7 +141,7 @@ def _check_output(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise BadInputError(f"{output}: is a file; give a folder for the frames with --out")
     refuse_foreign(output / STAMP, output / LIST)
-    listed_files = (read_stamp(output / STAMP) or {}).get("files", {})
+    listed_files = stamped_files(output / STAMP)
     for path in sorted(output.glob("frame_*")):
         if WRITTEN.fullmatch(path.name) and path.name not in listed_files:
             raise BadInputError(f"{path}: {FOREIGN}")
@@ -149,8 +155,10 @@ def _check_is_video(video: Path) -> None:
     """Raise BadInputError for what cannot be a video, with what it is."""
     if video.is_dir():
         raise BadInputError(f"{video}: is a folder; give one video file")
-    with blaming(video, "a video", REMEDY), video.open("rb") as file:
-        head = file.read(HEAD)
+    with blaming(video, "a video", REMEDY):
+        refuse_pipe(video)
+        with video.open("rb") as file:
+            head = file.read(HEAD)
     if not head:
         raise BadInputError(f"{video}: is an empty file, not a video")
     if video.suffix.lower() in STILL:

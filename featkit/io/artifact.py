@@ -25,7 +25,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -37,10 +36,10 @@ from typing import Any, BinaryIO
 from featkit import __version__
 from featkit.core.config import Config
 from featkit.core.errors import BadInputError, NotWritableError
-from featkit.io.atomic import FOREIGN, STAMP, VERSION, is_foreign, is_stamped, read_stamp, refuse_foreign
+from featkit.io import atomic
+from featkit.io.atomic import FOREIGN, STAMP, VERSION, is_foreign, is_stamped, refuse_foreign, with_a_name
 
 MARK = "made-by-featkit"  # file that marks a temporary folder
-DRIVE = re.compile(r"^[A-Za-z]:")
 OPENED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no links, no waiting for pipes; not on Windows
 
 
@@ -49,9 +48,7 @@ OPENED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no links
 
 def inside(folder: Path, name: str) -> Path:
     """`folder / name`, for a name that was read from a file. Raises BadInputError for a name that leads outside."""
-    plain = name.replace("\\", "/")
-    parts = plain.split("/")
-    if not plain or plain.startswith("/") or DRIVE.match(plain) or ".." in parts or "\0" in plain:
+    if atomic.leads_outside(name):
         raise BadInputError(f"{folder}: the name {name!r} leads outside the folder; rename it where it was made")
     return folder.joinpath(*PurePosixPath(name).parts)
 
@@ -74,7 +71,8 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def part_of(path: Path) -> Path:
-    """The temporary path at which an output is written."""
+    """The temporary path at which an output is written. Raises BadInputError for the root of a disk."""
+    path = with_a_name(path)
     return path.with_name(f".{path.name}.part")
 
 
@@ -138,6 +136,7 @@ def write_described(path: Path, text: str, described: dict[str, Any]) -> Path:
     The old list is removed, then the json is written, then the list: a list is never next to the description of another
     one, and the json shows that an interrupted output is featkit's. Raises as `write_text` does.
     """
+    atomic.refuse_folder(path)
     data, json_path = _encode(path, text), path.with_suffix(".json")
     if json_path == path:
         raise BadInputError(f"{path}: its description would be written to the same file; choose another --out")
@@ -346,7 +345,7 @@ def place_files(
         names = sorted(path.relative_to(new) for path in new.rglob("*") if path.is_file())
         stamp = stamp or folder / STAMP
         refuse_foreign(stamp)
-        recorded = (read_stamp(stamp) or {}).get("files", {})
+        recorded = atomic.stamped_files(stamp)
         existing = [name for name in names if os.path.lexists(folder / name)]
         for above in {folder / above for name in names for above in name.parents if above.name}:
             _refuse_links(above)
@@ -362,9 +361,9 @@ def place_files(
         for name in existing:
             (folder / name).unlink()
         if only:
-            for name in recorded.keys() - {name.as_posix() for name in names}:
-                if _sha256_of_file(inside(folder, name)) == recorded[name]:
-                    (folder / name).unlink()
+            for old in recorded.keys() - {name.as_posix() for name in names}:
+                if _sha256_of_file(inside(folder, old)) == recorded[old]:
+                    (folder / old).unlink()
         still_recorded = {name: value for name, value in recorded.items() if (folder / name).is_file() and not only}
         files = {**still_recorded, **{name.as_posix(): _sha256_of_file(new / name) for name in names}}
         text = json.dumps({VERSION: __version__, **described, "files": files}, indent=1, ensure_ascii=False)
@@ -391,6 +390,7 @@ def locked(output: Path, lock: Path | None = None) -> Iterator[None]:
     Raises NotWritableError if another process holds the lock, or the folder cannot be written to; BadInputError if
     something else has the name of the lock file.
     """
+    output = with_a_name(output)
     lock = (lock or output.with_name(f".{output.name}.lock")).absolute()  # the current folder may change
     with explained(output):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -479,6 +479,7 @@ def artifact(output: Path, config: Config, inputs: str, stamp: Path | None = Non
 
     Raises BadInputError if a file that featkit did not make is in its place, or in that of the stamp.
     """
+    output = with_a_name(output)
     stamp = stamp or (output.with_suffix(".json") if output.suffix else output.with_name(f"{output.name}.json"))
     if stamp == output:
         raise BadInputError(f"{output}: its description would be written to the same file; choose another --out")

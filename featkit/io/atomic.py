@@ -59,9 +59,41 @@ def read_lines(path: Path, empty: bool = False) -> Iterator[tuple[int, str]]:
 def read_json(path: Path, what: str, remedy: str) -> Any:
     """The value in a json file. what, remedy: see `errors.blaming`. Raises BadInputError."""
     with blaming(path, what, remedy):
-        if path.stat().st_size > LARGEST:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)  # a device has no size, and no end
+        if len(content) > LARGEST:
             raise BadInputError(f"{path}: larger than {LARGEST >> 20} MiB, so not {what}; {remedy}")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(content.decode("utf-8"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Names: of files in folders, and of outputs.
+
+
+DRIVE = re.compile(r"^[A-Za-z]:")
+
+
+def leads_outside(name: str) -> bool:
+    """Whether a name that was read from a file leads out of the folder that it is joined to."""
+    plain = name.replace("\\", "/")
+    return not plain or plain.startswith("/") or bool(DRIVE.match(plain)) or ".." in plain.split("/") or "\0" in plain
+
+
+def with_a_name(path: Path) -> Path:
+    """The path of an output, of which `.` and `..` get their folder's own name, for files beside it.
+
+    Raises BadInputError for the root of a disk, which has none.
+    """
+    named = path if path.name not in ("", "..") else path.resolve()
+    if not named.name:
+        raise BadInputError(f"{path}: is the root of a disk; choose another --out")
+    return named
+
+
+def refuse_folder(path: Path) -> None:
+    """Raise BadInputError for a folder where a file is to be written, also an empty one, `.` and `..`."""
+    if path.is_dir():
+        raise BadInputError(f"{path}: is a folder; name the file to write with --out")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -100,6 +132,14 @@ def read_stamp(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return described if isinstance(described, dict) else None
+
+
+def stamped_files(stamp: Path) -> dict[str, str]:
+    """The files that a stamp lists, and their checksums. Names that lead outside of its folder are passed over."""
+    files = (read_stamp(stamp) or {}).get("files")
+    if not isinstance(files, dict):
+        return {}
+    return {name: value for name, value in files.items() if isinstance(value, str) and not leads_outside(name)}
 
 
 def is_stamped(path: Path, config: Config, inputs: str) -> bool:

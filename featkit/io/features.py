@@ -26,6 +26,8 @@ from featkit.io.h5 import attribute
 from featkit.io.h5_items import array_of, dataset_of, find, has
 from featkit.io.journal import DAMAGE, explains_damage
 
+LARGEST_PX = 1e5
+"""Largest scale and uncertainty of keypoints that others made, px: the side of the largest photograph."""
 FROM_SEEN = "from_seen"
 """Keypoint attribute for a photograph that was resized or rotated: `Features.from_seen`, row by row."""
 
@@ -85,7 +87,7 @@ class FeatureStore:
     def read_points(self, name: str) -> Features:
         """Keypoints, scores, scales and orientations of one image, without its descriptors (n, 0).
 
-        Raises BadInputError when they are missing or damaged, or scales are not positive.
+        Raises BadInputError when they are missing or damaged, or scales are none that a photograph can have.
         """
         points = self._read_points(name)
         numbers = [part for part in (points.scores, points.scales, points.oris) if part is not None]
@@ -93,6 +95,10 @@ class FeatureStore:
             raise BadInputError(f"{self.path}: {name!r} has scores, scales or angles that are not finite")
         if points.scales is not None and (points.scales <= 0).any():
             raise BadInputError(f"{self.path}: {name!r} has keypoints with a scale of 0 or less")
+        if points.scales is not None and (points.scales > LARGEST_PX).any():
+            raise BadInputError(f"{self.path}: {name!r} has keypoints with a scale of {points.scales.max():.3g} px")
+        if not 0 < points.uncertainty_px <= LARGEST_PX:
+            raise BadInputError(f"{self.path}: {name!r} has an uncertainty of {points.uncertainty_px} px")
         return points
 
     def _read_points(self, name: str) -> Features:

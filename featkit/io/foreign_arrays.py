@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from featkit.core.errors import BadInputError, blaming
-from featkit.io.h5_items import array_of, dataset_of, refuse_pipe
+from featkit.core.errors import BadInputError, blaming, refuse_pipe
+from featkit.io.h5_items import array_of, dataset_of
 
 MAX_BYTES = 1 << 31  # limit of one array, so that a crafted file cannot exhaust the memory
 PLAIN_TYPE = re.compile(r"[?]|b1|[iu][1248]|f[248]|[US]\d{1,5}")

@@ -21,13 +21,13 @@ import numpy as np
 
 from featkit import __version__
 from featkit.core.config import Config, differences
-from featkit.core.errors import BadInputError, NotWritableError, message_of
+from featkit.core.errors import BadInputError, NotWritableError, message_of, refuse_pipe
 from featkit.core.runtime import finish_first
 from featkit.io import journal
 from featkit.io.artifact import discard, locked, new_part, part_of, remove
 from featkit.io.artifact import explained as writes_explained
-from featkit.io.atomic import is_foreign, refuse_foreign, refused_by_disk, require_space
-from featkit.io.h5_items import ESCAPED, LINKED, check_item, find, refuse_pipe, walk
+from featkit.io.atomic import is_foreign, refuse_folder, refuse_foreign, refused_by_disk, require_space
+from featkit.io.h5_items import ESCAPED, LINKED, check_item, find, walk
 from featkit.io.journal import DAMAGE, JournalledStore, explained, in_place, is_in_use, journalled, raising_refusal
 
 LOGGER = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ def appending(path: Path, kind: str, config: Config, extra: dict[str, str], over
     cannot be written.
     """
     _refuse_foreign(path)
+    refuse_folder(path)
     with locked(path, lock=path.with_name(f".{path.name}.writer")):
         if overwrite and path.exists():
             _check_replaceable(path, kind)

@@ -8,7 +8,6 @@ resolved here link by link, and a dataset is inspected before it is read.
 from __future__ import annotations
 
 import functools
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,6 @@ MAX_RATIO = 200
 FLOOR_BYTES = 64 << 20
 """Array size, bytes, up to which the ratio is not checked: small arrays may compress well, or have missing chunks."""
 KINDS = {"b": "truth values", "i": "whole numbers", "u": "whole numbers", "f": "numbers"}
-
-
-def refuse_pipe(path: Path) -> None:
-    """Raise BadInputError for a pipe or a device, for which HDF5 would wait; OSError if the path does not exist."""
-    if not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
-        raise BadInputError(f"{path}: not a file but a pipe or a device; give the file itself")
 
 
 def find(file: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:

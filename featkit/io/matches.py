@@ -9,6 +9,7 @@ COLMAP's text of matches is read as well.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -272,13 +273,13 @@ def read_match_list(path: Path) -> dict[Pair, Int32[np.ndarray, "m 2"]]:
     """Index pairs of each pair of images; see `TextMatches`. Raises BadInputError that names the line."""
     matches: dict[Pair, Int32[np.ndarray, "m 2"]] = {}
     pair: Pair | None = None
-    rows: list[int] = []
+    rows = array("i")  # a file may have millions
     for number, line in chain(read_lines(path, empty=True), [(0, "")]):
         if pair is None and line:
             names = [name.strip() for name in (line.split("\t") if "\t" in line else line.split())]
             if len(names) != 2 or not all(names):
                 raise BadInputError(f"{path}:{number}: two image names expected, and an empty line after each pair")
-            pair, rows = Pair(*names), []
+            pair, rows = Pair(*names), array("i")
             if pair in matches or Pair(pair.name1, pair.name0) in matches or pair.name0 == pair.name1:
                 raise BadInputError(f"{path}:{number}: {pair.name0!r} and {pair.name1!r}: twice in it, or one image")
         elif line:
@@ -287,7 +288,7 @@ def read_match_list(path: Path) -> dict[Pair, Int32[np.ndarray, "m 2"]]:
                 len(field) < 10 and field.isascii() and field.isdigit() for field in indices
             ):
                 raise BadInputError(f"{path}:{number}: expected the indices of two keypoints, from 0")
-            rows += map(int, indices)
+            rows.extend(map(int, indices))
         elif pair is not None:
             matches[pair] = np.array(rows, np.int32).reshape(-1, 2)
             if len(np.unique(matches[pair][:, 0])) < len(matches[pair]):

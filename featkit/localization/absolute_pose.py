@@ -12,7 +12,7 @@ import pycolmap
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
-from featkit.core.config import Confidence, Config, Factor, Pixels, Seed, Trials
+from featkit.core.config import Confidence, Config, Factor, Later, Pixels, Seed, Trials
 from featkit.core.errors import BadInputError
 from featkit.core.types import Matches, Pair, Pose
 from featkit.geometry.pixels import to_colmap
@@ -40,9 +40,13 @@ class PoseConfig(Config):
     """Maximum number of RANSAC iterations."""
     seed: Seed = 0
     """Random seed of RANSAC."""
-    uncertain_ratio: Factor = 2.0
+    uncertain_ratio: Factor = 3.0
     """Ratio of median inlier residuals, query over map, above which a pose is marked uncertain. Large residuals are a
-    sign of wrong intrinsics or of a similar-looking place."""
+    sign of wrong intrinsics or of a similar-looking place. Those of a map are smaller than those of the best query,
+    because its points were fitted to them: with the right camera the ratio is 0.9 to 2.2 (docs/localization.md)."""
+    focal_ratio: Later[Factor] = 1.25
+    """Ratio of median inlier residuals, with the given focal length over with a refined one, above which a pose is
+    marked uncertain: the focal length is wrong. It is at most 1.1 with the right one."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ class PoseEstimate:
     """centre_std: standard deviation of the camera centre, in map units (square root of the covariance's trace).
 
     rotation_std_deg: the same for the rotation vector, degrees. Both are computed from the inliers' residuals.
-    residual_px: RMS residual per coordinate; median_px: median distance.
+    residual_px: RMS residual per coordinate; median_px: median distance. refined_px: the same with the focal length
+    refined together with the pose, and refined_focal_px: that focal length; both as they were where it was refined
+    anyway, or is none.
     """
 
     pose: Pose
@@ -60,6 +66,8 @@ class PoseEstimate:
     centre_std: float
     rotation_std_deg: float
     camera: pycolmap.Camera
+    refined_px: float
+    refined_focal_px: float
 
 
 def estimate_pose(
@@ -100,10 +108,32 @@ def assess_pose(
     freedom = max(1, 2 * len(squared) - 6)  # six parameters of the pose
     residual = float(np.sqrt(squared.sum() / freedom))
     noise = _effective_noise_px(squared, refinement.loss_function_scale)
+    is_free = refinement.refine_focal_length or not has_focal(camera)
     covariance = _covariance(rigid, points2d, points3d, inlier, camera, refinement)
     centre_std, rotation_std = _uncertainty(pose, covariance, noise)
     median = float(np.sqrt(np.median(squared))) if len(squared) else float("inf")
-    return PoseEstimate(pose, inlier, residual, median, centre_std, rotation_std, camera)
+    given = (median, camera.mean_focal_length() if has_focal(camera) else 0.0)
+    refined = given if is_free or not len(squared) else _with_focal_refined(rigid, camera, points2d, points3d, inlier)
+    return PoseEstimate(pose, inlier, residual, median, centre_std, rotation_std, camera, *(refined or given))
+
+
+def has_focal(camera: pycolmap.Camera) -> bool:
+    """Whether a camera has a focal length: a panorama has none."""
+    return not camera_models()[camera.model_name].is_spherical
+
+
+def _with_focal_refined(
+    rigid: pycolmap.Rigid3d, camera: pycolmap.Camera, points2d: np.ndarray, points3d: np.ndarray, inlier: np.ndarray
+) -> tuple[float, float] | None:
+    """Median residual of the inliers and focal length, px, when that is refined with the pose; None: it fails."""
+    camera, options = pycolmap.Camera(camera.todict()), pycolmap.AbsolutePoseRefinementOptions()
+    options.refine_focal_length = True
+    answer = pycolmap.refine_absolute_pose(rigid, points2d, points3d, inlier, camera, options)
+    if answer is None:
+        return None
+    squared = squared_residuals(answer["cam_from_world"], camera, points2d[inlier], points3d[inlier])
+    found = (float(np.sqrt(np.median(squared))), float(camera.mean_focal_length()))
+    return found if np.isfinite(found).all() else None
 
 
 def squared_residuals(
@@ -197,15 +227,21 @@ class MapPoints:
         """3D point id of each keypoint of a registered image, or -1."""
         return self._points_of(name)
 
-    def uncertain(self, estimate: PoseEstimate, ratio: float) -> str:
-        """Why a pose is unreliable; empty if its residuals are similar to the map's.
+    def uncertain(self, estimate: PoseEstimate, config: PoseConfig) -> str:
+        """Why a pose is unreliable; empty if its residuals are similar to the map's, and its focal length fits.
 
-        ratio: largest allowed ratio between them; scaled up for a query larger than the map's images, whose keypoints
-        are less precise in pixels.
+        config: the largest allowed ratios. That to the map is scaled up for a query larger than the map's images, whose
+        keypoints are less precise in pixels.
         """
+        if estimate.median_px > config.focal_ratio * max(estimate.refined_px, SMALLEST_PX):
+            return (
+                f"its points have a median residual of {estimate.median_px:.2f} px, and {estimate.refined_px:.2f} px"
+                f" with a focal length of {estimate.refined_focal_px:.0f} px instead of"
+                f" {estimate.camera.mean_focal_length():.0f} px; are its intrinsics correct?"
+            )
         median_px, longer = self.reprojection
         larger = max(1.0, max(estimate.camera.width, estimate.camera.height) / longer)
-        limit = ratio * larger * max(median_px, SMALLEST_PX)
+        limit = config.uncertain_ratio * larger * max(median_px, SMALLEST_PX)
         if estimate.median_px <= limit:
             return ""
         return (

@@ -82,7 +82,7 @@ def run(
 ) -> list[QueryResult]:
     """Register queries, write output/poses.txt and poses.json, and return every query's result; see `stage.run`.
 
-    localize: of it `camera` and `pose.uncertain_ratio`. output/queries.db, a COLMAP database of map and queries with
+    localize: of it `camera` and of `pose` its ratios. output/queries.db, a COLMAP database of map and queries with
     the verified pairs of queries, is kept and used again while it is up to date.
     """
     reconstruction = read_model(model)
@@ -253,5 +253,5 @@ def _query_result(
             f" agree are needed, and {config.min_inlier_ratio:.0%} of them"
         )
         return QueryResult(reason=reason, **facts)
-    uncertain = points.uncertain(registration.estimate, localize.pose.uncertain_ratio)
+    uncertain = points.uncertain(registration.estimate, localize.pose)
     return QueryResult(reason="", estimate=registration.estimate, uncertain=uncertain, **facts)

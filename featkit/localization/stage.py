@@ -201,7 +201,7 @@ def _estimate_from_matches(
     if inliers < config.min_inliers:
         reason = f"{inliers} inliers of {len(index)} matches, {config.min_inliers} are needed"
         return QueryResult(reason=reason, estimate=estimate, **facts)
-    uncertain = points.uncertain(estimate, config.uncertain_ratio)
+    uncertain = points.uncertain(estimate, config)
     return QueryResult(reason="", estimate=estimate, uncertain=uncertain, **facts)
 
 

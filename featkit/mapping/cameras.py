@@ -160,7 +160,7 @@ def _check_panoramas(config: CameraConfig, model: CameraModel, taken: Mapping[st
             )
         for name in panoramas:
             width, height = taken[name].size
-            if not is_whole_sphere((width, height)):
+            if taken[name].is_part or not is_whole_sphere((width, height)):
                 raise BadInputError(
                     f"{name!r} is a partial panorama ({width} x {height}); only complete ones of 360 by 180 degrees can"
                     " be mapped: leave it out, or give a --camera-model"
@@ -242,7 +242,7 @@ def _is_panorama(path: Path, size: tuple[int, int]) -> bool:
     if SPHERE not in camera_models() or not is_whole_sphere(size):
         return False
     found = taken_with(path)
-    return found is not None and found.is_panorama
+    return found is not None and found.is_panorama and not found.is_part
 
 
 def listed_intrinsics(path: Path, names: Sequence[str]) -> dict[str, Intrinsics]:

@@ -230,6 +230,8 @@ def _write_gaussian_splatting(source: Source, part: Path, output: Path) -> Write
 
 def _write_dense(source: Source, part: Path, output: Path) -> WriterResult:
     """COLMAP's dense workspace: images/, sparse/, and stereo/ with the lists of source images and of fused images."""
+    if source.model.num_points3D() == 0:
+        raise EmptyResultError(f"{source.folder}: this model has no points, by which stereo pairs images")
     made, result = _write_undistorted(source, part)
     result.residual_px = _write_and_check_model(source, made.model, part / SPARSE)
     names = _posed_image_names(made.model)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -25,6 +27,7 @@ NEAR = 4  # levels above a model that are searched for its photographs, as in sc
 PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE")
 KEPT_SUFFIXES = (".jpg", ".jpeg", ".png")  # formats kept by undistortion; all others become .png
 OPAQUE = 255
+FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")  # Unicode, composed and decomposed
 MAX_RESIDUAL_GROWTH, RESIDUAL_SLACK_PX = 2.0, 0.1
 """Largest median residual of an exported image: factor of the map's own, plus px, as undistortion stretches borders."""
 
@@ -71,7 +74,14 @@ def existing_photographs(model_folder: Path, names: Sequence[str], folders: Sequ
 
 
 def _files_in_folder(folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    return {name: path for name in names if (path := inside(folder, name)).is_file()}
+    """The files of the names that are there, also under the other Unicode form of a name (macOS decomposes letters)."""
+    found = {}
+    for name in names:
+        spellings = [name] if name.isascii() else [name, *(unicodedata.normalize(form, name) for form in FORMS)]
+        path = next((path for one in spellings if (path := inside(folder, one)).is_file()), None)
+        if path is not None:
+            found[name] = path
+    return found
 
 
 def names_by_folder(files: Mapping[str, Path]) -> dict[Path, list[str]]:

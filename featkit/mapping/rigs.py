@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,8 +229,8 @@ def _read_rig_file(path: Path, names: Sequence[str], config: RigConfig) -> tuple
         raise BadInputError(f"{path}: a rig file is a list of rigs, each with `cameras`")
     rigs = [_parse_rig(entry, f"{path}: rig {number}") for number, entry in enumerate(content, start=1)]
     prefixes = [camera.prefix for cameras in rigs for camera in cameras]
-    for prefix in prefixes:
-        if prefixes.count(prefix) > 1:
+    for prefix, count in Counter(prefixes).items():
+        if count > 1:
             raise BadInputError(f"{path}: two cameras have the image_prefix {prefix!r}")
     under: dict[str, list[str]] = {prefix: [] for prefix in prefixes}
     for name in names:

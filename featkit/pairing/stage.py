@@ -20,7 +20,7 @@ from featkit.core.config import Config, Seed, differences
 from featkit.core.errors import BadInputError, EmptyResultError, NotWritableError
 from featkit.core.registry import Method, resolve
 from featkit.images.listing import list_images
-from featkit.io.atomic import refuse_foreign
+from featkit.io.atomic import refuse_folder, refuse_foreign
 from featkit.io.features import open_features
 from featkit.io.lists import describe_pairs, write_pairs
 from featkit.pairing.base import Describes, FollowsRigs, Pairing, ReadsSources, Sources
@@ -86,6 +86,7 @@ def run(
     Raises UsageError for an unknown method, BadInputError for fewer than two images, a folder where features are
     needed, or an `output` that featkit did not make; EmptyResultError if no pair was found.
     """
+    refuse_folder(output)
     with ExitStack() as stack:
         features = None if source.is_dir() else stack.enter_context(open_features(source))
         names = _choose_names(list_images(source) if features is None else features.names(), names, source)

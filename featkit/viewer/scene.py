@@ -43,6 +43,7 @@ from featkit.report.scene3d import camera_centre, frustum_depth, upright_rotatio
 
 CHUNK = 1000  # number of points per response with tracks
 DATABASE = "database.db"
+FARTHEST = 1e15  # coordinate that a point is drawn at; the squares of larger ones leave float32
 OVERHEAD = 64  # approximate size of a small object in memory, bytes
 NEAR = 2  # levels above a model that are searched for its database, as in scene/featkit/sparse/0
 NUMBER = "([0-9]{1,9})"
@@ -118,7 +119,8 @@ class ViewedScene:
     def _prepare_geometry(self) -> None:
         """Points and cameras relative to the middle of the map, so that float32 is precise for georeferenced maps."""
         points = [self.model.points3D[int(number)] for number in self.point_ids]
-        self.xyz = np.array([point.xyz for point in points], dtype=np.float64).reshape(-1, 3)
+        xyz = np.array([point.xyz for point in points], dtype=np.float64).reshape(-1, 3)
+        self.xyz = xyz.clip(-FARTHEST, FARTHEST)
         self.rgb = np.array([point.color for point in points], dtype=np.uint8).reshape(-1, 3)
         self.errors_px = np.array([point.error for point in points], dtype=np.float64)
         self.cameras = [

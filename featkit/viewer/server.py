@@ -13,6 +13,7 @@ import json
 import logging
 import socket
 from collections.abc import Iterator
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
@@ -96,16 +97,24 @@ class Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "there is nothing at this address")
         return self._send(200, answer)
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What http.server refuses on its own (other methods, what is no HTTP), in the form of all other errors."""
+        self.close_connection = True  # what follows of the request is not read as another one
+        self._refuse(int(code), message or HTTPStatus(code).phrase)
+
     def _refuse(self, status: int, message: str) -> None:
         self._send(status, Answer("application/json", json.dumps({"error": one_line(message)}).encode()))
 
     def _send(self, status: int, answer: Answer) -> None:
         self.send_response(status)
         headers = {"Content-Type": answer.kind, "Content-Length": str(len(answer.data)), **HEADERS}
+        if self.close_connection:
+            headers["Connection"] = "close"
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(answer.data)
+        if self.command != "HEAD":
+            self.wfile.write(answer.data)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log requests only with -v."""

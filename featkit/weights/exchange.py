@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from featkit import __version__
 from featkit.core.config import Config, make
-from featkit.core.errors import BadInputError, UsageError
+from featkit.core.errors import BadInputError, UsageError, refuse_pipe
 from featkit.io.atomic import read_json
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.models.scfeat import SCFeatNetwork, SCFeatNetworkConfig
@@ -108,11 +109,15 @@ def from_training(path: Path, which: str) -> tuple[PatchNetwork | SCFeatNetwork,
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A dict written by torch.save, on the CPU. Raises BadInputError for anything else."""
-
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        refuse_pipe(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's on pickles of another protocol, which are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise BadInputError(f"{path}: no such file") from None
+    except BadInputError:
+        raise
     except pickle.UnpicklingError:
         raise BadInputError(
             f"{path}: a pickle that is not tensors alone; loading it could run code, so it is refused"
@@ -135,8 +140,9 @@ def state_dict_of(path: Path) -> dict[str, Tensor]:
             break
     state = {}
     for name, value in content.items():
-        if not isinstance(value, torch.Tensor):
-            raise BadInputError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor: not a state dict")
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor)):
+            what = f"is a {type(value).__name__}, not a tensor" if isinstance(name, str) else "is no name of a tensor"
+            raise BadInputError(f"{path}: {name!r} {what}: not a state dict")
         for wrapper in WRAPPERS:
             name = name.removeprefix(wrapper)
         state[name] = value.detach()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from featkit.core.config import Config, make
-from featkit.core.errors import BadInputError, UsageError, blaming
+from featkit.core.errors import BadInputError, UsageError, blaming, refuse_pipe
 from featkit.io.artifact import write_bytes
 from featkit.io.atomic import refuse_foreign
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
@@ -57,21 +57,25 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata, and the tensors in float32. Raises BadInputError."""
-    from safetensors import safe_open
-
     with (
         blaming(path, "a safetensors file", "a published .pth becomes one with `featkit weights import`"),
-        safe_open(path, framework="pt") as file,
+        _opened(path) as file,
     ):
         return file.metadata() or {}, _to_float32({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a file, without its tensors. Raises BadInputError."""
+    with blaming(path, "a safetensors file", "copy it again"), _opened(path) as file:
+        return file.metadata() or {}
+
+
+def _opened(path: Path) -> Any:
+    """The file by safetensors' own reader, which would wait for a pipe."""
     from safetensors import safe_open
 
-    with blaming(path, "a safetensors file", "copy it again"), safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
+    refuse_pipe(path)
+    return safe_open(path, framework="pt")
 
 
 def find_verified(name_or_path: str | Path) -> Path:

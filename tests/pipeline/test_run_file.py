@@ -65,6 +65,13 @@ def test_a_handwritten_configuration_and_errors(ran: Path, tmp_path: Path) -> No
     refused(run(*command), 3, "is a run of `featkit localize`, not of `featkit reconstruct`")
     plain.write_text("command: reconstruct\nconfig: []\n")
     refused(run(*command), 3, "are mappings of names to values")
+    for arguments, words in (
+        ('truth: "a\\0b"', "truth is a path"),
+        ("truth: 5", "truth is a path"),
+        ("trth: a", "'trth'"),
+    ):
+        plain.write_text(f"command: reconstruct\nconfig: {{}}\narguments: {{{arguments}}}\n")
+        refused(run(*command), 3, "plain.yaml", words)
     plain.write_text("command: reconstruct\nconfig: {}\narguments: {truth: gone.txt}\n")
     refused(run(*command), 3, "gone.txt: no such file")
     assert not (tmp_path / "out" / "sparse").exists()

@@ -206,3 +206,20 @@ def test_nested_too_deeply(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     refused(lambda: read_json(tmp_path / "x.json", "a plan", "make it again"), "x.json: not a plan")
     refused(lambda: read_yaml(tmp_path / "x.yaml"), "x.yaml: not a yaml file")
+
+
+def test_aliases_that_multiply_or_contain_themselves(tmp_path: Path) -> None:
+    """400 bytes of yaml that stand for 9^9 values, as a list and as merged keys; a list inside of itself."""
+    lists = "x: [&a0 [1,1,1,1,1,1,1,1,1]" + "".join(f", &a{n} [{','.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10))
+    keys = "a: &a0 {x: 1}\n" + "".join(f"b: &a{n} {{<<: [{','.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 10))
+    for text in (f"{lists}]\nfeatures: *a9\n", keys, "features: &a [*a]\n", "&a\nextract: *a\n"):
+        (tmp_path / "x.yaml").write_text(text)
+        refused(lambda: read_yaml(tmp_path / "x.yaml"), "x.yaml: not a yaml file (more than 100,000 values")
+    (tmp_path / "x.yaml").write_text("a: &a {b: [1, 2]}\nc: {<<: *a, d: 3}\n")
+    assert read_yaml(tmp_path / "x.yaml") == {"a": {"b": [1, 2]}, "c": {"b": [1, 2], "d": 3}}
+
+
+def test_devices_have_no_end() -> None:
+    endless = Path("/dev/zero")
+    refused(lambda: read_yaml(endless), "/dev/zero: larger than 4 MiB")
+    refused(lambda: read_json(endless, "a rig file", "write it"), "/dev/zero: larger than 256 MiB")

@@ -299,6 +299,10 @@ def test_what_is_refused(images: Path, weights: dict[str, Path], tmp_path: Path)
             ({"b.png": good}, ("no keypoints of the 2 images", "a.png")),
             ({NAMES[0]: good, NAMES[1]: good}, ("176 x 112", "sub/turned.png has 112 x 176")),
             ({NAMES[1]: good, NAMES[0]: {**good, "scales": np.zeros(9, np.float32)}}, ("a.png", "scale of 0 or less")),
+            (
+                {NAMES[1]: good, NAMES[0]: {**good, "scales": np.full(9, 1e30, np.float32)}},
+                ("a.png", "scale of 1e+30"),
+            ),
             ({NAMES[1]: good, NAMES[0]: {**good, "oris": np.full(9, np.nan, np.float32)}}, ("a.png", "not finite")),
             (
                 {NAMES[1]: good, NAMES[0]: {**good, "scores": np.ones(8, np.float32)}},
@@ -308,6 +312,14 @@ def test_what_is_refused(images: Path, weights: dict[str, Path], tmp_path: Path)
     ):
         refused(run(*ask, write_points(tmp_path / f"{number}.h5", points)), 3, f"{number}.h5", *words)
     refused(run(*ask, tmp_path / "no.h5"), 3, "no.h5: no such file")
+    file = write_points(tmp_path / "odd.h5", {NAMES[0]: good})
+    with h5py.File(file, "a") as points:
+        points[NAMES[0]]["keypoints"].attrs["uncertainty"] = np.nan
+    refused(run(*ask, file), 3, "odd.h5", "a.png", "an uncertainty of nan px")
+    file = write_points(tmp_path / "far.h5", {NAMES[0]: {**good, "keypoints": np.full((9, 2), 1e6, np.float32)}})
+    ran = run(*ask, file, "--overwrite")
+    assert ran.exit_code == 4, ran.output
+    assert "far.h5 has none inside" in ran.stderr.splitlines()[-1]
     file = write_points(tmp_path / "good.h5", {NAMES[0]: good})
     refused(run(*ask, file, "--max-keypoints", 5), 2, "max_keypoints", "--keypoints")
     refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import struct
 import sys
 from pathlib import Path
@@ -124,3 +125,10 @@ def test_the_odd_orientations_are_read_as_such(smooth: np.ndarray, tmp_path: Pat
     """The bytes above are where a reader looks: with a sound value they turn the photograph."""
     Image.fromarray(smooth).save(tmp_path / "a.jpg", exif=orientation(3, 1, struct.pack("<H", 6)), quality=97)
     assert decode(tmp_path / "a.jpg", CONFIG).size == (48, 64)
+
+
+def test_a_pipe_is_no_photograph(tmp_path: Path) -> None:
+    """Nobody writes to it, and it would be waited for."""
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(BadInputError, match=r"a\.jpg: not a file but a pipe or a device"):
+        decode(tmp_path / "a.jpg", DecodeConfig())

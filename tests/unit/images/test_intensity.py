@@ -70,6 +70,21 @@ def test_jpeg_2000_of_16_bits(tmp_path: Path) -> None:
     assert np.abs(decode(tmp_path / "a.jp2", DecodeConfig()).pixels.astype(int) - values // 256).max() <= 1
 
 
+def test_jpeg_2000_that_uses_12_of_16_bits(tmp_path: Path) -> None:
+    values = (4095 * blots(0)).round().astype(np.uint16)
+    for name in ("a.jp2", "b.png"):
+        Image.fromarray(values).save(tmp_path / name)
+    Image.fromarray((255 * blots(0)).round().astype(np.uint8)).save(tmp_path / "8.jp2")
+    assert [is_deep(tmp_path / name) for name in ("a.jp2", "8.jp2")] == [True, False]
+    found = found_range(tmp_path, ["a.jp2"])
+    assert found == found_range(tmp_path, ["b.png"])
+    config = DecodeConfig(intensity_range=found)
+    for colour in (False, True):
+        one, other = (decode(tmp_path / name, config, colour).pixels for name in ("a.jp2", "b.png"))
+        assert np.abs(one.astype(int) - other).max() <= 1
+    assert found_range(tmp_path, ["8.jp2"]) is None
+
+
 def test_a_features_file_keeps_its_range(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Photographs that are added later, and queries, are stretched as the first ones were."""
     images, out = folder(tmp_path / "images", 0, 4095), tmp_path / "f.h5"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +219,7 @@ def test_what_is_no_video(tmp_path: Path, featkit_command: Callable[..., Any]) -
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(20_000))
     cv2.imwrite(str(tmp_path / "photo.jpg"), texture(64, 48))
+    os.mkfifo(tmp_path / "pipe.mp4")
     for path, words in (
         (tmp_path / "nowhere.mp4", "no such file"),
         (tmp_path, "is a folder"),
@@ -226,6 +229,8 @@ def test_what_is_no_video(tmp_path: Path, featkit_command: Callable[..., Any]) -
         (tmp_path / "noise.mp4", "cannot be decoded|can be decoded"),
         (tmp_path / "photo.jpg", "a photograph"),
         (cut_off(whole, 0.6), "cut off before its index"),
+        (tmp_path / "pipe.mp4", "a pipe or a device"),
+        (Path("/dev/zero"), "a pipe or a device"),
     ):
         with pytest.raises(BadInputError, match=words) as error:
             run(FramesConfig(), path, tmp_path / "out")
@@ -314,3 +319,25 @@ def test_command_and_function(pan: Path, tmp_path: Path, featkit_here: Callable[
     assert "times in frames.csv" in featkit_here("frames", pan, "-o", tmp_path / "a", "--overlap", 0.7).out
     with pytest.raises(UsageError, match="--max-frames"):
         featkit.frames(pan, tmp_path / "c", max_frames=0)
+
+
+@pytest.mark.parametrize("change", [{"files": 5}, {"files": None}, {"frames": None}, {"is_cut_off": [1]}])
+def test_a_list_of_frames_changed_by_hand_is_made_again(change: dict[str, Any], tmp_path: Path) -> None:
+    video, out = write_video(tmp_path / "v.avi", panned(np.arange(0, 60, 4.0))), tmp_path / "out"
+    whole = run(FramesConfig(), video, out)
+    stamp = json.loads((out / "frames.json").read_text())
+    if "files" in change:  # frames that are in no list are somebody's
+        for path in out.glob("frame_*"):
+            path.unlink()
+        (out / "frames.csv").unlink()
+    (out / "frames.json").write_text(json.dumps(stamp | change))
+    assert run(FramesConfig(), video, out) == whole
+    assert len(listed(out)) == whole.frames
+
+
+def test_the_current_folder_as_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video, out = write_video(tmp_path / "v.avi", panned(np.arange(0, 60, 4.0))), tmp_path / "out"
+    out.mkdir()
+    monkeypatch.chdir(out)
+    assert run(FramesConfig(), video, Path()).frames == len(listed(out))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from killed_writes import Made, features_of, written
 
+from featkit.core.config import Config
 from featkit.core.errors import BadInputError, NotWritableError
 from featkit.io import artifact
 from featkit.io.artifact import (
@@ -430,3 +431,31 @@ def test_a_store_whose_part_has_its_name_already(tmp_path: Path) -> None:
     with append_features(path, Made()) as store:
         store.write("a/0.jpg", features_of("a/0.jpg"))
     assert [one.name for one in tmp_path.iterdir()] == ["features.h5"]
+
+
+@pytest.mark.parametrize("files", [5, None, ["a.txt"], {"a.txt": 5}, {"../mine.txt": "ba7816bf"}, {"/etc/passwd": "1"}])
+def test_a_stamp_changed_by_hand(files: object, tmp_path: Path) -> None:
+    """It lists nothing that can be used, so nothing is featkit's, and names outside of the folder are nobody's."""
+    out = tmp_path / "out"
+    (tmp_path / "mine.txt").write_text("abc")
+    an_export(out, "first")
+    written = contents(out)
+    described = json.loads((out / STAMP).read_text())
+    (out / STAMP).write_text(json.dumps(described | {"files": files}))
+    with pytest.raises(BadInputError, match="was not made by featkit"):
+        an_export(out, "second")
+    assert {**contents(out), STAMP: ""} == {**written, STAMP: ""}
+    assert (tmp_path / "mine.txt").read_text() == "abc"
+
+
+@pytest.mark.parametrize("place", [".", "sub/..", "../here"])
+def test_the_current_folder_by_any_name(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    (here / "sub").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    an_export(Path(place), "text")
+    assert contents(here)["a.txt"] == "text"
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    for write in (lambda: write_described(Path(place), "a b", {}), lambda: artifact.artifact(Path("/"), Config(), "")):
+        with pytest.raises(BadInputError, match=r"is a folder|is the root of a disk"):
+            write()

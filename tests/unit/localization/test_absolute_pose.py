@@ -1,5 +1,7 @@
 """Pose of one query: exact on exact data, and its stated uncertainty is the scatter one sees."""
 
+import re
+
 import numpy as np
 import pycolmap
 import pytest
@@ -171,18 +173,23 @@ def test_the_maps_own_residual(noisy_map: MapPoints) -> None:
 
 
 def test_a_pose_by_a_wrong_camera_is_uncertain(noisy_map: MapPoints) -> None:
+    """A wrong focal length by what it becomes when it is free, also a little wrong; anything else by the map."""
     image = next(iter(noisy_map.model.images.values()))
     seen = [point for point in image.points2D if point.has_point3D()]
     points2d = np.array([point.xy for point in seen])
     points3d = noisy_map.xyz(np.array([point.point3D_id for point in seen]))
+    blurred = points2d + np.random.default_rng(0).normal(0, 4, points2d.shape)
 
-    def reason(focal: float, size: tuple[int, int] = (1024, 768)) -> str:
-        own = pycolmap.Camera(model="SIMPLE_PINHOLE", width=size[0], height=size[1], params=[focal, 512, 384])
-        estimate = estimate_pose(points2d, points3d, own, CONFIG)
+    def reason(points: np.ndarray, focal: float = 1280, side: int = 1024, config: PoseConfig = CONFIG) -> str:
+        own = pycolmap.Camera(model="SIMPLE_PINHOLE", width=side, height=side, params=[focal, 512, 384])
+        estimate = estimate_pose(points, points3d, own, config)
         assert estimate is not None
-        assert estimate.inlier.sum() >= CONFIG.min_inliers
-        return noisy_map.uncertain(estimate, CONFIG.uncertain_ratio)
+        assert estimate.inlier.sum() >= config.min_inliers
+        return noisy_map.uncertain(estimate, config)
 
-    assert reason(1280) == ""
-    assert "px, those of the map 0." in reason(1000)
-    assert reason(1000, (102400, 76800)) == ""  # a hundred times as large, keypoints may be as much coarser
+    assert reason(points2d) == ""
+    assert re.search(r"length of 12[6-9]\d px instead of 1000 px", reason(points2d, 1000))
+    assert "px instead of 1200 px" in reason(points2d, 1200)
+    assert reason(points2d, 1200, config=CONFIG.model_copy(update={"focal_ratio": 1e6})) == "", "the map would not do"
+    assert "px, those of the map 0." in reason(blurred)
+    assert reason(blurred, side=102400) == "", "a hundred times as large, keypoints may be as much coarser"

@@ -200,6 +200,15 @@ def test_panoramas_are_recognised(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         check_photographs(CameraConfig(), tmp_path, names)
     with pytest.raises(BadInputError, match=r"'part\.jpg' is 600 x 400.*twice as wide as high"):
         check_photographs(named, tmp_path, names)
+    sides = ' GPano:CroppedAreaImageWidthPixels="800" GPano:FullPanoWidthPixels="{}"'
+    for full, is_part in ((4000, True), (800, False), (100, False)):  # the last contradicts itself
+        more = GPANO.replace(b" GPano:", sides.format(full).encode() + b" GPano:", 1)
+        Image.new("RGB", (800, 400)).save(tmp_path / "cut.jpg", xmp=more)
+        if is_part:
+            with pytest.raises(BadInputError, match=r"'cut\.jpg' is a part of a panorama"):
+                check_photographs(CameraConfig(), tmp_path, ["cut.jpg"])
+        model = infer_camera(tmp_path / "cut.jpg", CameraConfig()).model_name
+        assert model == ("SIMPLE_RADIAL" if is_part else "EQUIRECTANGULAR")
 
 
 def test_panoramas_with_an_old_pycolmap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

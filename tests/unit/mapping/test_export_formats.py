@@ -3,8 +3,9 @@
 import json
 import math
 import struct
+import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pycolmap
@@ -185,6 +186,24 @@ def test_photographs_are_found_near_the_map_or_by_option(tmp_path: Path) -> None
     assert not list(tmp_path.glob("c*")) + list(tmp_path.glob(".c*"))
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_that_macos_has_decomposed(form: Literal["NFC", "NFD"], tmp_path: Path) -> None:
+    """On the disk in one Unicode form, in the model in the other."""
+    made, other = scene("PINHOLE", CAMERAS["PINHOLE"]), {"NFC": "NFD", "NFD": "NFC"}[form]
+    for number, image in enumerate(made.images.values()):
+        image.name = unicodedata.normalize(form, f"\u00e9t\u00e9/{number}\u00fc.png")
+    folder = saved(made, tmp_path / "sparse")
+    images = (tmp_path / "images").rename(tmp_path / "before")
+    for path in images.rglob("*.png"):
+        target = tmp_path / "images" / unicodedata.normalize(other, path.relative_to(images).as_posix())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    export("nerfstudio", folder, tmp_path / "out")
+    frames = json.loads((tmp_path / "out" / "transforms.json").read_text())["frames"]
+    assert len(frames) == 3
+    assert all((tmp_path / "out" / frame["file_path"]).is_file() for frame in frames)
+
+
 def test_text_export_is_the_same_model(tmp_path: Path) -> None:
     made = scene("OPENCV", CAMERAS["OPENCV"], 2)
     export("text", save_with_photographs(made, tmp_path / "sparse"), tmp_path / "text")
@@ -242,6 +261,8 @@ def test_empty_maps_are_refused(tmp_path: Path) -> None:
     folder = save_with_photographs(made, tmp_path / "no points")
     with pytest.raises(EmptyResultError, match="no point"):
         export("ply", folder, tmp_path / "a.ply")
+    with pytest.raises(EmptyResultError, match="by which stereo pairs images"):
+        export("dense", folder, tmp_path / "dense")
     export("nerfstudio", folder, tmp_path / "nerf")
     assert "ply_file_path" not in json.loads((tmp_path / "nerf" / "transforms.json").read_text())
     assert "no pairs-covisible.txt" in export("hloc", folder, tmp_path / "hloc").notes[0]

@@ -270,3 +270,18 @@ def test_docs_need_no_network() -> None:
     assert "centre_std" in page
     assert "src=" not in page
     assert "://" not in page
+
+
+def test_forms_of_millions_of_parts_and_endless_heads() -> None:
+    """Refused before anything is looked for in them: a regular expression over 20 MB holds Python's lock."""
+    head, kind = form()
+    line = head[: head.index(b"\r\n") - 2]
+    with serving(StandIn()) as port:
+        for body, words in (
+            (line + (b"\r\n" + line) * 500_000, "more than 16 parts"),
+            (line + b"\r\n" + b"a" * 20_000_000, "without a file"),
+            (line + b"\r\n" + b"a" * 20_000_000 + b"\r\n\r\nx\r\n" + head, "a head of more than 4096 bytes"),
+        ):
+            started = time.monotonic()
+            is_refusal(request(port, body=body, content_type=kind), 400, words)
+            assert time.monotonic() - started < 10

@@ -244,6 +244,15 @@ def test_a_place_on_earth_keeps_its_detail(made: MadeView, truth: pycolmap.Recon
     np.testing.assert_allclose(xyz, expected, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_point_out_of_all_reach(made: MadeView, tmp_path: Path) -> None:
+    far = pycolmap.Reconstruction(str(made.model))
+    far.points3D[min(far.points3D)].xyz = np.array([1e200, 0, 0])
+    far.write(str(Path(shutil.copytree(made.model, tmp_path / "far"))))
+    xyz = np.frombuffer(data(ViewedScene(tmp_path / "far"), "points.bin"), "<f4", 3 * 60)
+    assert np.isfinite(xyz).all()
+
+
 @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "a/../../b.jpg", "..\\secret.jpg", "C:\\a.jpg"])
 def test_names_that_lead_elsewhere_are_refused(made: MadeView, tmp_path: Path, name: str) -> None:
     model = pycolmap.Reconstruction(str(made.model))

@@ -116,7 +116,15 @@ def test_only_this_machine_by_its_own_name(port: int) -> None:
 
 def test_nothing_but_get(port: int) -> None:
     for method in ("POST", "PUT", "DELETE", "HEAD"):
-        assert ask(port, "/scene.json", method)[0] == 501
+        status, data, headers = ask(port, "/scene.json", method)
+        assert (status, headers["Connection"]) == (501, "close")
+        assert method == "HEAD" or json.loads(data)["error"].startswith("Unsupported method")
+    for request in (b"\x16\x03\x01 nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+            client.sendall(request)
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+        assert b"<" not in answer, "the page of another program"
+        assert b'{"error": "' in answer
 
 
 def test_a_broken_photograph_is_an_error_of_one_line(made: MadeView, tmp_path: Path) -> None:
@@ -143,6 +151,8 @@ def test_a_client_that_goes_away(port: int) -> None:
 def test_a_port_in_use(port: int) -> None:
     with pytest.raises(UsageError, match=rf"--port {port}: Address already in use; choose another"):
         listening("127.0.0.1", port)
+    with pytest.raises(UsageError, match="not the name of a host"):
+        listening("a" * 300, 0)
 
 
 def test_the_page_as_a_folder(scene: ViewedScene, tmp_path: Path) -> None:

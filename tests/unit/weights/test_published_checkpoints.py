@@ -1,5 +1,6 @@
 """Published checkpoints: kornia's HardNet, SOSNet and HyNet with the same tensors describe alike."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def test_damaged_states_are_refused(name: str, tmp_path: Path) -> None:
         ({**whole, first: torch.zeros(32, 3, 3, 3)}, r"shape \(32, 3, 3, 3\), not \(32, 1, 3, 3\)"),
         ({**whole, last: whole[last] * float("nan")}, "NaN or infinity"),
         ({**whole, "epoch": 7}, "'epoch' is a int, not a tensor"),
+        ({**whole, 1: torch.zeros(2)}, "1 is no name of a tensor"),
     ):
         with pytest.raises(BadInputError, match=problem):
             import_checkpoint(saved(tmp_path / "w.pth", state))
@@ -128,6 +130,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         with pytest.raises(BadInputError, match=f"{name}: ") as caught:
             import_checkpoint(tmp_path / name)
         assert "\n" not in str(caught.value)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadInputError, match="a pipe or a device"):
+        import_checkpoint(tmp_path / "pipe")
     for path, problem in (
         (tmp_path / "none.pth", "no such file"),
         (tmp_path, "not a checkpoint"),

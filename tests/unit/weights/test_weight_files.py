@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from featkit.api.weights import show_weights
 from featkit.core.errors import BadInputError, NotWritableError, UsageError
 from featkit.models.patch import PatchNetwork, PatchNetworkConfig
 from featkit.weights import manifest
@@ -243,3 +244,9 @@ def test_safetensors_of_something_else(tmp_path: Path) -> None:
             load_patch_network(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_metadata_that_are_no_json_are_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "w.safetensors", {"format": "x", "config": "{"})
+    with pytest.raises(BadInputError, match=r"w\.safetensors: not a weights file .* make it again"):
+        show_weights(str(tmp_path / "w.safetensors"))
