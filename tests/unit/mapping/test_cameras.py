@@ -205,7 +205,7 @@ def test_panoramas_are_recognised(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         more = GPANO.replace(b" GPano:", sides.format(full).encode() + b" GPano:", 1)
         Image.new("RGB", (800, 400)).save(tmp_path / "cut.jpg", xmp=more)
         if is_part:
-            with pytest.raises(BadInputError, match=r"'cut\.jpg' is a part of a panorama"):
+            with pytest.raises(BadInputError, match=r"'cut\.jpg' is a partial panorama"):
                 check_photographs(CameraConfig(), tmp_path, ["cut.jpg"])
         model = infer_camera(tmp_path / "cut.jpg", CameraConfig()).model_name
         assert model == ("SIMPLE_RADIAL" if is_part else "EQUIRECTANGULAR")

@@ -192,7 +192,7 @@ def test_names_that_macos_has_decomposed(form: Literal["NFC", "NFD"], tmp_path: 
     made, other = scene("PINHOLE", CAMERAS["PINHOLE"]), {"NFC": "NFD", "NFD": "NFC"}[form]
     for number, image in enumerate(made.images.values()):
         image.name = unicodedata.normalize(form, f"\u00e9t\u00e9/{number}\u00fc.png")
-    folder = saved(made, tmp_path / "sparse")
+    folder = save_with_photographs(made, tmp_path / "sparse")
     images = (tmp_path / "images").rename(tmp_path / "before")
     for path in images.rglob("*.png"):
         target = tmp_path / "images" / unicodedata.normalize(other, path.relative_to(images).as_posix())
